@@ -1,0 +1,20 @@
+"""What every test stands on: no network, few threads, shapes and types checked.
+
+Order matters. The environment is set before torch is imported, and the import hook is installed before any module of
+`masp` is, because it rewrites them while they load.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    MPLBACKEND="Agg",
+    TOKENIZERS_PARALLELISM="false",
+    TRANSFORMERS_OFFLINE="1",
+)
+
+from jaxtyping import install_import_hook
+
+install_import_hook("masp", "beartype.beartype")
