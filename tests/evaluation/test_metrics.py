@@ -1,0 +1,95 @@
+"""Figures against numbers worked out by hand."""
+
+import math
+
+import pytest
+
+from masp.evaluation import metrics
+
+LABELS = ("joy", "fear", "awe")
+#          joy    joy    joy     joy   fear    fear   awe
+TRUTH = ["joy", "joy", "joy", "joy", "fear", "fear", "awe"]
+GUESS = ["joy", "joy", "fear", None, "fear", "joy", "awe"]
+
+
+def test_wilson_interval_is_the_published_one():
+    found = metrics.share(81, 263)  # Newcombe 1998, table I: 0.3080, score interval 0.2553 to 0.3662
+    assert (round(found.value, 4), round(found.low, 4), round(found.high, 4)) == (0.3080, 0.2553, 0.3662)
+    assert metrics.share(0, 5).low == 0.0 and metrics.share(5, 5).high == 1.0
+    assert round(metrics.share(0, 20).high, 4) == 0.1611
+
+
+@pytest.mark.parametrize(("correct", "total"), [(0, 0), (3, 2), (-1, 2)])
+def test_a_share_of_nothing_is_refused(correct, total):
+    with pytest.raises(ValueError, match="share"):
+        metrics.share(correct, total)
+
+
+def test_an_unreadable_answer_counts_as_wrong():
+    assert metrics.accuracy(TRUTH, GUESS).value == 4 / 7
+    assert metrics.majority_accuracy(TRUTH).value == 4 / 7
+    assert metrics.majority_accuracy(["joy", "fear", "awe", "awe", "awe"]).value == 3 / 5
+
+
+def test_confusion_has_a_column_for_answers_without_a_label():
+    assert metrics.confusion(TRUTH, GUESS, LABELS) == [[2, 1, 0, 1], [1, 1, 0, 0], [0, 0, 1, 0]]
+
+
+def test_precision_recall_and_f1_by_hand():
+    joy, fear, awe = metrics.per_class(TRUTH, GUESS, LABELS)
+    assert (joy.precision, joy.recall, joy.support) == (2 / 3, 2 / 4, 4)
+    assert joy.f1 == pytest.approx(4 / 7)
+    assert (fear.precision, fear.recall, fear.f1) == (1 / 2, 1 / 2, 1 / 2)
+    assert (awe.precision, awe.recall, awe.f1) == (1.0, 1.0, 1.0)
+    assert metrics.macro_f1(TRUTH, GUESS, LABELS) == pytest.approx((4 / 7 + 1 / 2 + 1) / 3)
+
+
+def test_macro_f1_leaves_out_labels_that_never_occur_but_not_those_only_predicted():
+    assert metrics.macro_f1(["joy"], ["joy"], LABELS) == 1.0
+    assert metrics.macro_f1(["joy", "joy"], ["joy", "fear"], LABELS) == pytest.approx((2 / 3 + 0) / 2)
+
+
+def test_calibration_error_by_hand():
+    # bin [0.8, 1]: 0.9 right, 0.8 wrong, gap |0.85 - 0.5| of 2; bin [0.4, 0.6): 0.5 right, gap 0.5 of 1; over 3
+    assert metrics.calibration_error([0.9, 0.8, 0.5], [True, False, True], bins=5) == pytest.approx((0.7 + 0.5) / 3)
+    assert metrics.calibration_error([1.0, 1.0], [True, True]) == 0.0
+    assert metrics.calibration_error([], []) == 0.0
+
+
+def test_negative_log_likelihood_by_hand():
+    found = metrics.negative_log_likelihood([{"joy": 0.5, "fear": 0.5}, {"joy": 0.75, "fear": 0.25}], ["joy", "fear"])
+    assert found == pytest.approx((math.log(2) + math.log(4)) / 2)
+    assert math.isfinite(metrics.negative_log_likelihood([{"joy": 1.0, "fear": 0.0}], ["fear"]))
+
+
+def test_mcnemar_is_the_exact_binomial():
+    assert metrics.mcnemar(0, 5) == pytest.approx(2 / 32)
+    assert metrics.mcnemar(1, 6) == pytest.approx(2 * (1 + 7) / 128)
+    assert metrics.mcnemar(4, 4) == 1.0
+    assert metrics.mcnemar(0, 0) == 1.0
+
+
+def test_compare_counts_the_examples_on_which_two_systems_differ():
+    truth = ["joy"] * 100
+    first = ["joy"] * 50 + ["awe"] * 50
+    second = ["awe"] * 5 + ["joy"] * 75 + [None] * 20
+    found = metrics.compare(truth, first, second, seed=3)
+    assert (found.only_first, found.only_second) == (5, 30)
+    assert found.difference == pytest.approx(0.25)
+    # the standard error of the mean of 30 ones, 5 minus ones and 65 zeros is sqrt((0.35 - 0.0625) / 100) = 0.0536
+    assert found.low == pytest.approx(0.25 - 1.96 * 0.0536, abs=0.015)
+    assert found.high == pytest.approx(0.25 + 1.96 * 0.0536, abs=0.015)
+    assert found == metrics.compare(truth, first, second, seed=3)
+    assert found.p_value < 1e-4
+
+
+def test_compare_is_antisymmetric_and_zero_for_twins():
+    same = metrics.compare(TRUTH, GUESS, GUESS)
+    assert (same.difference, same.low, same.high, same.p_value) == (0, 0, 0, 1)
+    there = metrics.compare(TRUTH, GUESS, ["joy"] * 7).difference
+    assert there == -metrics.compare(TRUTH, ["joy"] * 7, GUESS).difference
+
+
+def test_texts_carry_units():
+    assert metrics.share(81, 263).percent() == "30.8 % [25.5, 36.6]"
+    assert metrics.Paired(0.031, -0.01, 0.052, 0.2, 3, 5).points() == "+3.1 points [-1.0, +5.2]"
