@@ -1,0 +1,76 @@
+# The two commands of the README are `make demo` and `make test`; `make help` lists the rest.
+# Nothing here is needed to use the package: `pip install masp` knows nothing of this file.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO_OUT ?= masp-demo
+WHEEL_DIR := build/wheel
+TORCH := $(shell grep -i '^torch==' constraints.txt)
+PIP_FLAGS := --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow coverage lint format types docs wheel-test lock clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## create .venv with the pinned versions (the other targets do it for you)
+
+# torch first and by its exact version: where a CPU build lies at hand pip takes it, and nothing later replaces it.
+$(READY): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name it with make PYTHON=...")'
+	@echo "setting up $(VENV) (once; some minutes)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install $(PIP_FLAGS) $(TORCH)
+	@$(BIN)/python -m pip install $(PIP_FLAGS) hatchling editables
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --no-build-isolation --editable '.[dev]'
+	@touch $(READY)
+
+demo: $(READY) ## the whole method on the embedded backbone, with an HTML report (six minutes on two cores)
+	$(BIN)/masp demo --out $(DEMO_OUT)
+
+test: $(READY) ## the default tests (under five minutes)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-slow: $(READY) ## the tests of reliability that take longer: kill points, fuzzing
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+coverage: $(READY) ## the default tests, and at least 90 % of src/ run by them
+	$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS)
+
+lint: $(READY) ## formatting and lint rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(READY) ## put formatting and import order right
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: $(READY) ## static types
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: $(READY) ## write the generated parts of README and docs again
+	$(BIN)/python scripts/update_readme.py
+	$(BIN)/python scripts/update_configuration_doc.py
+
+# From the source archive, so that a file missing there is noticed; run elsewhere, so that src/ is not what is imported.
+wheel-test: $(READY) ## build the wheel, install it into an empty environment, and use it there
+	rm -rf $(WHEEL_DIR)
+	$(BIN)/python -m build --no-isolation --outdir $(WHEEL_DIR) . > /dev/null
+	$(PYTHON) -m venv $(WHEEL_DIR)/venv
+	$(WHEEL_DIR)/venv/bin/python -m pip install $(PIP_FLAGS) $(TORCH)
+	$(WHEEL_DIR)/venv/bin/python -m pip install $(PIP_FLAGS) $(WHEEL_DIR)/*.whl
+	cd $(WHEEL_DIR) && venv/bin/python $(CURDIR)/scripts/check_installed.py
+
+lock: ## resolve pyproject.toml's ranges afresh into constraints.txt
+	rm -rf build/lock
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet --upgrade $(TORCH)
+	build/lock/bin/python -m pip install --quiet hatchling editables
+	build/lock/bin/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
+	build/lock/bin/python scripts/lock.py
+
+clean: ## remove what the targets above made
+	rm -rf $(VENV) build dist .coverage htmlcov .pytest_cache .ruff_cache
