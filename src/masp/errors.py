@@ -1,0 +1,87 @@
+"""The one small tree of errors for mistakes a user can correct.
+
+Each says what was found, what was expected and what to do next, on one line. Mistakes of our own are assertions, not these.
+"""
+
+import difflib
+import os
+from collections.abc import Iterable
+
+
+class MaspError(Exception):
+    """A mistake a user can correct.
+
+    The message reads "<got>; expected <expected>. <todo>"; empty parts are left out, and line breaks become blanks.
+
+    Args:
+        got: what was found, with its subject: "the adapter has hidden size 64".
+        expected: what would have been right: "3584, the hidden size of the backbone".
+        todo: the next step, as a sentence.
+    """
+
+    def __init__(self, got: str, expected: str = "", todo: str = "") -> None:
+        super().__init__(got, expected, todo)
+        self.got = got
+        self.expected = expected
+        self.todo = todo
+
+    def __str__(self) -> str:
+        text = " ".join(self.got.split())
+        if self.expected:
+            text += "; expected " + " ".join(self.expected.split())
+        if self.todo:
+            text = text.rstrip(".") + ". " + " ".join(self.todo.split())
+        return text
+
+
+class ConfigError(MaspError):
+    """A configuration file or an override is wrong."""
+
+
+class DataError(MaspError):
+    """A data set, an annotation or an input is wrong."""
+
+
+class ImageError(DataError):
+    """One image cannot be used.
+
+    Args:
+        path: the image, as the user named it.
+        reason: why it cannot be used.
+        todo: the next step, as a sentence.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], reason: str, todo: str = "") -> None:
+        super().__init__(f"image {os.fspath(path)!s}: {reason}", "", todo)
+        self.args = (path, reason, todo)
+        self.path = path
+        self.reason = reason
+
+
+class BackboneError(MaspError):
+    """A backbone cannot be loaded or does not fit."""
+
+
+class AdapterError(MaspError):
+    """An adapter cannot be saved or loaded, or belongs to something else."""
+
+
+class CheckpointError(MaspError):
+    """A training run cannot be resumed or its state cannot be written."""
+
+
+class UsageError(MaspError):
+    """A command or a function was called in a way that makes no sense."""
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """A hint that ends an error message: "Did you mean 'x'?", or the list of what is known when nothing is near."""
+    known = [str(option) for option in options]
+    folded = {option.casefold(): option for option in known}
+    near = difflib.get_close_matches(str(word).casefold(), folded, n=1, cutoff=0.6)
+    if near:
+        return f"Did you mean '{folded[near[0]]}'?"
+    if not known:
+        return ""
+    shown = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
+    return f"Known: {shown}."
