@@ -1,6 +1,6 @@
 """The one small tree of errors for mistakes a user can correct.
 
-Each says what was found, what was expected and what to do next, on one line. Mistakes of our own are assertions, not these.
+Each says on one line what was found, what was expected and what to do next. Mistakes of our own are assertions instead.
 """
 
 import difflib
@@ -74,13 +74,19 @@ class UsageError(MaspError):
     """A command or a function was called in a way that makes no sense."""
 
 
+def nearest(word: str, options: Iterable[str]) -> str | None:
+    """The option that is spelt most like the word, or None when none is near."""
+    folded = {option.casefold(): option for option in options}
+    near = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.6)
+    return folded[near[0]] if near else None
+
+
 def did_you_mean(word: str, options: Iterable[str]) -> str:
     """A hint that ends an error message: "Did you mean 'x'?", or the list of what is known when nothing is near."""
-    known = [str(option) for option in options]
-    folded = {option.casefold(): option for option in known}
-    near = difflib.get_close_matches(str(word).casefold(), folded, n=1, cutoff=0.6)
-    if near:
-        return f"Did you mean '{folded[near[0]]}'?"
+    known = list(options)
+    near = nearest(word, known)
+    if near is not None:
+        return f"Did you mean '{near}'?"
     if not known:
         return ""
     shown = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")

@@ -1,0 +1,268 @@
+"""Reading settings: one YAML file, changed from the command line, checked at the door and frozen.
+
+The only file that reads YAML. What the settings are stands in `masp.settings`; import them from here.
+"""
+
+import hashlib
+import json
+import re
+import reprlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from masp.errors import ConfigError, did_you_mean, nearest
+from masp.settings import (
+    FREE,
+    AspectTraining,
+    BackboneConfig,
+    DataConfig,
+    MethodConfig,
+    PromptInit,
+    PromptTraining,
+    RunConfig,
+    SplitConfig,
+    Stage,
+    TrainConfig,
+    is_section,
+)
+
+__all__ = [
+    "AspectTraining",
+    "BackboneConfig",
+    "DataConfig",
+    "MethodConfig",
+    "PromptInit",
+    "PromptTraining",
+    "RunConfig",
+    "SplitConfig",
+    "Stage",
+    "TrainConfig",
+    "config_hash",
+    "load_config",
+    "with_overrides",
+]
+
+_COMMAND_LINE = "the command line"
+_LARGEST_FILE = 262_144
+_SCIENTIFIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+_TAG = "tag:yaml.org,2002:"
+
+
+def load_config(file: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The settings of a file, changed by overrides such as "prompt.learning_rate=0.01".
+
+    Args:
+        file: YAML; without one, the defaults.
+        overrides: "section.key=value", the value written as in YAML; the last one wins.
+
+    Raises:
+        ConfigError: the file cannot be read; an unknown key, a wrong type, a value out of range or a contradiction. It
+            names the key, the nearest valid name, and the file or the command line.
+    """
+    content = _read(Path(file)) if file is not None else {}
+    return _changed(content, overrides, str(file) if file is not None else "the settings")
+
+
+def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """The same settings with a few changed, checked as `load_config` does (for sweeps).
+
+    Raises:
+        ConfigError: as for `load_config`.
+    """
+    return _changed(config.model_dump(mode="json"), overrides, "the settings")
+
+
+def _changed(content: dict[str, object], overrides: Sequence[str], file: str) -> RunConfig:
+    changes = [_parsed_override(text) for text in overrides]
+    for key, value in changes:
+        content = _with(content, key.split("."), value, key)
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        raise _explained(error, file, [key for key, _ in changes]) from None
+
+
+def config_hash(config: RunConfig, stage: Stage | None = None) -> str:
+    """What must be the same for a run to be resumed, as 64 hexadecimal digits.
+
+    Left out: settings marked as free (device, workers, logs, checkpoints, the place of the data) and, when a stage is
+    named, the settings of the other one. A questions file counts with its content, not its place. Nulls of the method
+    count as what the variant says.
+    """
+    content = _identity(config)
+    content["method"] = _identity(config.method.resolved())
+    content["questions"] = _file_digest(config.questions)
+    if stage is not None:
+        del content["prompt" if stage == "aspects" else "aspects"]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def _identity(settings: BaseModel) -> dict[str, object]:
+    kept: dict[str, object] = {}
+    for name, field in type(settings).model_fields.items():
+        if field.json_schema_extra == FREE:
+            continue
+        value = getattr(settings, name)
+        kept[name] = _identity(value) if isinstance(value, BaseModel) else value
+    return kept
+
+
+def _file_digest(file: Path | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(f"questions: {file} cannot be read ({error.strerror})", "", "Check the path.") from None
+
+
+def _read(file: Path) -> dict[str, object]:
+    try:
+        raw = file.read_bytes()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the configuration {file} cannot be read ({error})", "", "Check the path.") from None
+    if len(raw) > _LARGEST_FILE:
+        raise ConfigError(f"the configuration {file} has {len(raw)} bytes", f"at most {_LARGEST_FILE}", "Shorten it.")
+    try:
+        content = _yaml(raw.decode("utf-8-sig"), str(file))
+    except UnicodeDecodeError:
+        raise ConfigError(f"the configuration {file} is not text", "YAML in UTF-8", "Save it as UTF-8.") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"the configuration {file} holds {reprlib.repr(content)}", "sections such as 'prompt:'", "Correct the file."
+        )
+    return content
+
+
+def _yaml(text: str, source: str) -> object:
+    """The value of a YAML text, safely: plain values only, no key twice, no anchors, 1e-4 is a number."""
+    loader = None
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_nodes(node, source, set())
+        return loader.construct_document(node)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{source} is not valid YAML ({_yaml_problem(error)})", "", _yaml_advice(error)) from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _yaml_problem(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
+def _yaml_advice(error: Exception) -> str:
+    if "'\\t'" in str(error):
+        return "Replace tabs by blanks."
+    return "Correct it, or put the value in quotation marks."
+
+
+def _check_nodes(node: yaml.Node, source: str, seen: set[int]) -> None:
+    if id(node) in seen:
+        raise ConfigError(f"{source} uses an anchor (&, *)", "every value written out", "Repeat the value.")
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        keys: set[str] = set()
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag != _TAG + "str":
+                where = f"{source}, line {key.start_mark.line + 1}"
+                raise ConfigError(f"{where}: {key.value!r:.60} is not the name of a setting", "a name", "Correct it.")
+            if key.value in keys:
+                where = f"{source}, line {key.start_mark.line + 1}"
+                raise ConfigError(f"{where}: the key '{key.value}' is there twice", "each key once", "Remove one.")
+            keys.add(key.value)
+            _check_nodes(value, source, seen)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _check_nodes(value, source, seen)
+    elif (
+        isinstance(node, yaml.ScalarNode)
+        and node.tag == _TAG + "str"
+        and node.style is None
+        and _SCIENTIFIC.fullmatch(node.value)
+    ):
+        node.tag = _TAG + "float"  # YAML 1.1 takes 1e-4 for a text
+
+
+def _parsed_override(text: str) -> tuple[str, object]:
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not all(key.split(".")):
+        raise ConfigError(
+            f"{_COMMAND_LINE}: {text!r:.80} is not an override", "section.key=value", "Example: prompt.epochs=5."
+        )
+    return key, _yaml(value, f"{_COMMAND_LINE}: the value of {key}")
+
+
+def _with(content: dict[str, object], path: Sequence[str], value: object, key: str) -> dict[str, object]:
+    """The content with one more value, without touching what was given."""
+    if len(path) == 1:
+        return {**content, path[0]: value}
+    inner = content.get(path[0])
+    if inner is not None and not isinstance(inner, dict):
+        raise ConfigError(
+            f"{_COMMAND_LINE}: {key} lies inside '{path[0]}', which is {reprlib.repr(inner)}",
+            "a section",
+            "Remove one.",
+        )
+    return {**content, path[0]: _with(inner or {}, path[1:], value, key)}
+
+
+def _explained(error: ValidationError, file: str, overridden: Sequence[str]) -> ConfigError:
+    """The first problem pydantic found, in our words."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    path = [str(part) for part in first["loc"]]
+    key = ".".join(path) or "settings"
+    near = (f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.") for other in overridden)
+    where = _COMMAND_LINE if any(near) else file
+    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
+    value, message = reprlib.repr(first["input"]), first["msg"]
+    if first["type"] == "extra_forbidden":
+        return ConfigError(f"{where}: unknown setting '{key}'{more}", "", _nearest(path))
+    if first["type"] == "value_error":
+        return ConfigError(f"{where}: {key}{more}: {message.removeprefix('Value error, ')}")
+    expected = message.removeprefix("Input should be ")
+    if first["type"].startswith(("model", "dict")):
+        expected = "a section with settings of its own"
+    options = re.findall(r"'([^']+)'", expected) if first["type"] == "literal_error" else []
+    todo = did_you_mean(first["input"], options) if options and isinstance(first["input"], str) else f"Correct {key}."
+    return ConfigError(f"{where}: {key} is {value}{more}", expected, todo)
+
+
+def _nearest(path: Sequence[str]) -> str:
+    """A hint for an unknown key: a neighbour with a similar name, else the same name elsewhere."""
+    section: type[BaseModel] = RunConfig
+    for part in path[:-1]:
+        section = section.model_fields[part].annotation  # pyright: ignore[reportAssignmentType]  (only sections)
+    before = "".join(f"{part}." for part in path[:-1])
+    neighbour = nearest(path[-1], section.model_fields)
+    if neighbour is not None:
+        return f"Did you mean '{before}{neighbour}'?"
+    elsewhere = [key for key in _all_keys(RunConfig, "") if key.rpartition(".")[2] == path[-1]]
+    if elsewhere:
+        return "Did you mean " + " or ".join(f"'{key}'" for key in elsewhere) + "?"
+    return f"Known: {', '.join(before + name for name in section.model_fields)}."
+
+
+def _all_keys(section: type[BaseModel], before: str) -> list[str]:
+    keys: list[str] = []
+    for name, field in section.model_fields.items():
+        if is_section(field.annotation):
+            keys += _all_keys(field.annotation, f"{before}{name}.")  # pyright: ignore[reportArgumentType]
+        else:
+            keys.append(before + name)
+    return keys

@@ -1,0 +1,296 @@
+"""The settings of a run and what each of them means. Read and changed through `masp.config`.
+
+Every setting has a description; the reference pages are generated from it.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
+
+from masp.aspects import ASPECTS
+from masp.errors import ConfigError, did_you_mean
+
+Stage = Literal["aspects", "prompt"]
+Variant = Literal["paper", "released"]
+
+FREE = {"may_change_on_resume": True}
+"""Mark of a setting that changes neither the result nor the state of a run: a resumed run may have another value."""
+
+Text = Annotated[str, Strict()]
+Switch = Annotated[bool, Strict()]
+Count = Annotated[int, Strict(), Field(ge=0)]
+Positive = Annotated[int, Strict(), Field(ge=1)]
+Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+Share = Annotated[float, Strict(), Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+def _as_path(value: object) -> Path:
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("a path is needed")
+    return Path(value)
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _in_order(aspects: object) -> object:
+    """Aspect names in the one order of Z."""
+    names = _as_tuple(aspects)
+    if not isinstance(names, tuple):
+        raise ValueError("a list of aspects is needed, like [scene, object]")
+    for name in names:
+        if name not in ASPECTS:
+            raise ValueError(f"unknown aspect {name!r:.60}. {did_you_mean(str(name), ASPECTS)}")
+    if len(set(names)) != len(names):
+        raise ValueError("an aspect is named twice")
+    return tuple(name for name in ASPECTS if name in names)
+
+
+FilePath = Annotated[Path, BeforeValidator(_as_path)]
+AspectNames = Annotated[tuple[str, ...], BeforeValidator(_in_order)]
+Tracker = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
+
+
+class Settings(BaseModel):
+    """What all sections share: frozen, no unknown keys, defaults checked like given values."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_section_is_defaults(cls, content: object) -> object:
+        """A section whose lines are all commented out reads as null; it then has its defaults."""
+        if not isinstance(content, dict):
+            return content
+        sections = {name for name, field in cls.model_fields.items() if is_section(field.annotation)}
+        return {key: value for key, value in content.items() if value is not None or key not in sections}
+
+
+def is_section(annotation: object) -> bool:
+    """Whether a setting is a group of settings."""
+    return isinstance(annotation, type) and issubclass(annotation, Settings)
+
+
+class MethodConfig(Settings):
+    """What is computed. Settings left at null take the value of the variant."""
+
+    variant: Variant = Field(
+        default="paper", description="The method of the paper, or what the authors' code computes."
+    )
+    queries: Positive | None = Field(default=None, description="Queries per aspect; null: 1 in paper, 5 in released.")
+    prompt_length: Count = Field(default=32, description="Vectors in the soft prompt.")
+    attention: Literal["single", "multihead"] | None = Field(
+        default=None,
+        description="single: no query or output projection (paper); multihead: all four projections (released).",
+    )
+    prompt_places: Literal["after_image", "both"] | None = Field(
+        default=None, description="Where the soft prompt stands: after the image (paper), or also before it (released)."
+    )
+    positions: Literal["native", "sequential"] | None = Field(
+        default=None, description="The backbone's own position scheme (paper), or 0, 1, 2 … for every token (released)."
+    )
+    supervised: Literal["answer_end", "newline_answer"] | None = Field(
+        default=None,
+        description="Tokens in the loss: answer and end of turn (paper), or newline and answer (released).",
+    )
+    label_list: Literal["comma", "python"] | None = Field(
+        default=None, description="Labels in the question: 'joy, anger' (paper), or a printed Python list (released)."
+    )
+
+    def resolved(self) -> Self:
+        """The same settings with every null replaced by what the variant says."""
+        given = {name: value for name, value in self.model_dump().items() if value is not None}
+        return type(self).model_validate(_VARIANTS[self.variant] | given)
+
+
+_VARIANTS: dict[str, dict[str, object]] = {
+    "paper": {
+        "queries": 1,
+        "attention": "single",
+        "prompt_places": "after_image",
+        "positions": "native",
+        "supervised": "answer_end",
+        "label_list": "comma",
+    },
+    "released": {
+        "queries": 5,
+        "attention": "multihead",
+        "prompt_places": "both",
+        "positions": "sequential",
+        "supervised": "newline_answer",
+        "label_list": "python",
+    },
+}
+
+
+class PromptInit(Settings):
+    """How the soft prompt starts."""
+
+    kind: Literal["random", "vocabulary", "text"] = Field(
+        default="random",
+        description="Normal noise as wide as the embedding rows, rows of random words, or rows of a text.",
+    )
+    text: Text | None = Field(default=None, description="The text, for kind text.")
+
+    @model_validator(mode="after")
+    def _text_belongs_to_kind(self) -> Self:
+        if self.kind == "text" and not (self.text or "").strip():
+            raise ValueError("kind is text, but there is no text: set text, or another kind")
+        if self.kind != "text" and self.text is not None:
+            raise ValueError(f"there is a text, but kind is {self.kind}: set kind to text, or remove the text")
+        return self
+
+
+class BackboneConfig(Settings):
+    """The frozen vision-language model."""
+
+    id: Text = Field(
+        default="embedded", min_length=1, description="A model's name on the hub, a folder, or 'embedded'."
+    )
+    revision: Text | None = Field(default=None, description="Commit, tag or branch on the hub; null: the newest.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="Number format of the frozen weights; auto: what the device does well."
+    )
+    device: Text = Field(
+        default="auto", min_length=1, description="auto, cpu, cuda, cuda:1, mps …", json_schema_extra={**FREE}
+    )
+
+
+class TrainConfig(Settings):
+    """What both stages of training share."""
+
+    learning_rate: Number = Field(default=1e-4, gt=0, le=10, description="Peak learning rate (the paper's: 1e-4).")
+    epochs: Positive = Field(default=3, description="Passes over the training images.")
+    max_steps: Positive | None = Field(default=None, description="Stop after this many steps; null: after the epochs.")
+    batch_size: Positive = Field(default=8, description="Examples per step.")
+    warmup: Share = Field(default=0.03, description="Share of the steps during which the learning rate rises.")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="How the learning rate falls."
+    )
+    weight_decay: Number = Field(default=0.0, ge=0, le=1, description="Decay of the trained tensors.")
+    seed: Annotated[int, Strict(), Field(ge=0, lt=2**32)] = Field(
+        default=0, description="Seed of start values and order."
+    )
+    class_weights: Literal["none", "balanced"] = Field(
+        default="none", description="balanced: examples of rare labels count more, so that every label counts the same."
+    )
+    patience: Positive | None = Field(
+        default=None, description="Stop after this many epochs without a better result on the split val; null: never."
+    )
+    evaluate_every: Count = Field(default=1, description="Epochs between evaluations on the split val; 0: never.")
+    checkpoint_every: Positive = Field(
+        default=200, description="Steps between checkpoints.", json_schema_extra={**FREE}
+    )
+    keep_checkpoints: Positive = Field(
+        default=2, description="Newest checkpoints that are kept.", json_schema_extra={**FREE}
+    )
+    log_every: Positive = Field(default=10, description="Steps between lines in the log.", json_schema_extra={**FREE})
+    trackers: Annotated[tuple[Tracker, ...], BeforeValidator(_as_tuple)] = Field(
+        default=(), description="Trackers that accelerate reports to.", json_schema_extra={**FREE}
+    )
+    feature_memory_gb: Number = Field(
+        default=4.0,
+        ge=0,
+        description="Memory for visual tokens that are kept between epochs.",
+        json_schema_extra={**FREE},
+    )
+    strict: Switch = Field(default=False, description="Stop at the first unreadable image.", json_schema_extra={**FREE})
+    aspects: AspectNames = Field(default=ASPECTS, description="Aspects that take part.")
+
+    @model_validator(mode="after")
+    def _patience_needs_evaluation(self) -> Self:
+        if self.patience is not None and self.evaluate_every == 0:
+            raise ValueError("patience needs evaluations: set evaluate_every, or patience to null")
+        return self
+
+
+class AspectTraining(TrainConfig):
+    """Stage 1: one module per aspect learns to name its aspect."""
+
+    @model_validator(mode="after")
+    def _has_aspects_and_no_labels(self) -> Self:
+        if not self.aspects:
+            raise ValueError("aspects is empty: name at least one aspect to train")
+        if self.class_weights != "none":
+            raise ValueError("class_weights is balanced, but stage 1 learns no labels: set it to none")
+        return self
+
+
+class PromptTraining(TrainConfig):
+    """Stage 2: the soft prompt learns the emotion, with the aspects above in front of the image."""
+
+    init: PromptInit = Field(default_factory=PromptInit, description="How the soft prompt starts.")
+
+
+class SplitConfig(Settings):
+    """How images are divided into train, val and test."""
+
+    kind: Literal["auto", "content", "paper-like"] = Field(
+        default="auto",
+        description="auto: the published split, else by content; content: always by a hash of the files; "
+        "paper-like: by content, with the test share that the paper's figures imply.",
+    )
+    train: Share = Field(default=0.8, description="Share for training.")
+    val: Share = Field(default=0.05, description="Share for choosing when to stop.")
+    test: Share = Field(default=0.15, description="Share for the final figures.")
+    seed: Count = Field(default=0, description="Another seed is another split.")
+
+    @model_validator(mode="after")
+    def _shares_make_one(self) -> Self:
+        if abs(self.train + self.val + self.test - 1) > 1e-6:
+            raise ValueError(f"train, val and test make {self.train + self.val + self.test:.6g}: they must make 1")
+        if self.train == 0:
+            raise ValueError("train is 0: leave something to train on")
+        return self
+
+
+class DataConfig(Settings):
+    """The images."""
+
+    path: FilePath | None = Field(
+        default=None, description="Folder of the data set, seen from the current folder.", json_schema_extra={**FREE}
+    )
+    layout: Literal["auto", "folder", "emoset", "emotion6"] = Field(
+        default="auto", description="How the folder is arranged."
+    )
+    label_from: Literal["folder", "majority"] = Field(
+        default="folder",
+        description="Emotion6: the folder (a search word, as in the paper), or the majority of the votes.",
+    )
+    splits: SplitConfig = Field(default_factory=SplitConfig, description="Division into train, val and test.")
+    longest_side: Positive | None = Field(
+        default=1024,
+        description="Images with a longer side are shrunk to this many pixels before anything else; null: never.",
+    )
+    workers: Annotated[int, Strict(), Field(ge=0, le=256)] = Field(
+        default=2, description="Threads that read images ahead; 0: none.", json_schema_extra={**FREE}
+    )
+
+
+class RunConfig(Settings):
+    """Everything a run depends on."""
+
+    method: MethodConfig = Field(default_factory=MethodConfig, description="What is computed.")
+    backbone: BackboneConfig = Field(default_factory=BackboneConfig, description="The frozen model.")
+    aspects: AspectTraining = Field(default_factory=AspectTraining, description="Stage 1.")
+    prompt: PromptTraining = Field(default_factory=PromptTraining, description="Stage 2.")
+    data: DataConfig = Field(default_factory=DataConfig, description="The images.")
+    questions: FilePath | None = Field(default=None, description="A file of questions; null: the package's own.")
+
+    def ready_for(self, stage: Stage) -> Self:
+        """These settings, once it is certain that the stage can be trained with them.
+
+        Raises:
+            ConfigError: no data, or no soft prompt to train.
+        """
+        if self.data.path is None:
+            raise ConfigError("data.path is not set", "the folder of a data set", "Add data.path=FOLDER.")
+        if stage == "prompt" and self.method.prompt_length == 0:
+            raise ConfigError(
+                "method.prompt_length is 0, so there is no soft prompt to train", "1 or more", "The paper uses 32."
+            )
+        return self
