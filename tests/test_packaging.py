@@ -1,0 +1,125 @@
+"""What the package says it needs and what it carries. The install itself is tested by `make wheel-test`."""
+
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+import masp
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+FLOORS = {"torch": "2.10", "transformers": "5.5", "Pillow": "13.0", "safetensors": "0.8", "PyYAML": "6.0.2"}
+
+
+def documented(text: str) -> dict[str, str]:
+    """Package to floor, from the rows of every table of `docs/dependencies.md`."""
+    rows = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \| .+ \| .+ \|$", text, flags=re.MULTILINE)
+    return dict(rows)
+
+
+def declared(lines: list[str]) -> dict[str, str]:
+    """Package to floor, from requirements that name nothing but a floor."""
+    floors = {}
+    for requirement in map(Requirement, lines):
+        (bound,) = requirement.specifier
+        assert bound.operator == ">=", f"{requirement} is not a floor"
+        floors[requirement.name] = bound.version
+    return floors
+
+
+def normal(name: str) -> str:
+    """A project's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pinned() -> dict[str, Version]:
+    """Package to version, from the constraints file."""
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    return {normal(line.partition("==")[0]): Version(line.partition("==")[2]) for line in lines}
+
+
+def test_documentation_and_metadata_agree() -> None:
+    every = declared([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]])
+    assert documented((ROOT / "docs" / "dependencies.md").read_text()) == every
+
+
+def test_a_floor_that_is_only_documented_is_noticed() -> None:
+    assert documented("| torch | 2.10 | tensors | flaws |\n| package | floor | what | why |") == {"torch": "2.10"}
+    with pytest.raises(AssertionError, match="not a floor"):
+        declared(["torch==2.10"])
+
+
+def test_promised_floors() -> None:
+    floors = declared(PROJECT["dependencies"])
+    assert {name: floors[name] for name in FLOORS} == FLOORS
+
+
+def test_constraints_hold_every_dependency_at_an_exact_version() -> None:
+    every = declared([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]])
+    pins = pinned()
+    for name, floor in every.items():
+        assert pins[normal(name)] >= Version(floor), f"{name} is pinned below its floor {floor}"
+
+
+def test_constraints_resolve_anywhere() -> None:
+    """No local versions (an index has none of them), no addresses, nothing but pins."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    odd = [line for line in lines if not re.fullmatch(r"#.*|[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line)]
+    assert not odd
+    assert "masp" not in pinned()
+
+
+def test_version_is_the_package_s() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+([a-z]+\d+)?", masp.__version__)
+    assert PROJECT["dynamic"] == ["version"]
+
+
+def test_changelog_has_a_place_for_what_is_new() -> None:
+    assert re.search(r"^## Unreleased\n\n- \S", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the source archive, and the wheel built from that archive."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def carried(folder: Path) -> set[str]:
+    """Every file of `src/masp` that a user needs, as a path below `masp/`."""
+    source = folder / "src"
+    return {
+        path.relative_to(source).as_posix()
+        for path in (source / "masp").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def test_the_wheel_carries_code_data_and_licence(archives: Path) -> None:
+    (wheel,) = archives.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert carried(ROOT) <= names
+    assert {"masp/py.typed", "masp/questions.json", "masp/data/emoji/assets/atlas.png"} <= names
+    assert any(name.startswith("masp/templates/") for name in names)
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert any("OFL" in name for name in names)
+    assert not [name for name in names if name.startswith(("tests/", "scripts/")) or "__pycache__" in name]
+
+
+def test_the_source_archive_can_test_itself(archives: Path) -> None:
+    (archive,) = archives.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        names = {name.partition("/")[2] for name in opened.getnames()}
+    assert {"Makefile", "constraints.txt", "pyproject.toml", "LICENSE", "README.md", "tests/conftest.py"} <= names
+    assert not [name for name in names if name.startswith((".venv", "build/"))]
