@@ -1,0 +1,136 @@
+"""Reading answers: the probability of every label, or greedy text (paper, Algorithm 1)."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from masp.errors import UsageError
+from masp.model import MaspModel, Use
+from masp.questions import Questions
+from masp.types import Assembled, VisualTokens
+
+
+@torch.no_grad()
+def score(
+    model: MaspModel, visual: VisualTokens, question: str, labels: Sequence[str], use: Use | None = None
+) -> Float[Tensor, "batch labels"]:
+    """Log-probabilities of the labels for every image, normalised over the label set; fp32.
+
+    A label's own log-probability is the sum over its tokens and the end-of-turn token, so that a label that begins like
+    another one has no advantage.
+
+    Raises:
+        UsageError: no labels, or one twice.
+    """
+    return _score(model, model.assemble(visual, [question] * len(visual), use=use), labels)
+
+
+@torch.no_grad()
+def score_aspect(
+    model: MaspModel, visual: VisualTokens, aspect: str, question: str, labels: Sequence[str]
+) -> Float[Tensor, "batch labels"]:
+    """As `score`, but the language model sees the tokens of one aspect instead of the image (as in stage 1)."""
+    tokens = model.aspect_module()(visual, [aspect]).tokens
+    return _score(model, model.assembler([question] * len(visual), aspects=tokens), labels)
+
+
+@torch.no_grad()
+def generate(
+    model: MaspModel, visual: VisualTokens, question: str, use: Use | None = None, max_new_tokens: int = 16
+) -> list[str]:
+    """The greedy answer for every image, up to the end of its turn, without special tokens."""
+    return _generate(model, model.assemble(visual, [question] * len(visual), use=use), max_new_tokens)
+
+
+@torch.no_grad()
+def describe_aspects(
+    model: MaspModel, visual: VisualTokens, questions: Questions, max_new_tokens: int = 16
+) -> list[dict[str, str]]:
+    """What each aspect module has read from each image, in words.
+
+    This is the greedy answer to the aspect's first question from the aspect's tokens alone, as in stage 1. All aspects
+    of all images are one batch.
+    """
+    read = model.aspect_module()(visual)
+    rows = read.tokens.flatten(0, 1)[:, None]  # (b·a, 1, n, d)
+    asked = [questions.aspect(name)[0] for name in read.aspects] * len(visual)
+    answers = iter(_generate(model, model.assembler(asked, aspects=rows), max_new_tokens))
+    return [{name: next(answers) for name in read.aspects} for _ in range(len(visual))]
+
+
+def last_real(assembled: Assembled) -> Int[Tensor, " batch"]:
+    """The last real column of every row."""
+    columns = torch.arange(assembled.mask.shape[1], device=assembled.mask.device)
+    return (columns * assembled.mask).amax(1)
+
+
+def _score(model: MaspModel, assembled: Assembled, labels: Sequence[str]) -> Float[Tensor, "batch labels"]:
+    """One pass over every prompt with all labels behind it, each label a branch that sees the prompt and itself."""
+    if not labels or len(set(labels)) < len(labels):
+        raise UsageError(f"the labels are {', '.join(labels) or 'empty'}", "at least one label, each once")
+    backbone, device = model.backbone, assembled.mask.device
+    answers = [backbone.answer_ids(label, end=True) for label in labels]
+    fed = [answer[:-1] for answer in answers]  # the end of turn is predicted, never fed
+    branch = torch.tensor([b for b, ids in enumerate(fed, 1) for _ in ids], dtype=torch.long, device=device)
+    offset = torch.tensor([o for ids in fed for o, _ in enumerate(ids, 1)], dtype=torch.long, device=device)
+    batch, prompt = assembled.mask.shape
+    row, last = torch.arange(batch, device=device), last_real(assembled)
+    words = torch.tensor([i for ids in fed for i in ids], dtype=torch.long, device=device)
+    tails = backbone.embed(words).expand(batch, -1, -1)
+    positions = assembled.positions[:, row, last, None] + offset  # (axes, b, branch columns)
+    run = backbone.run(
+        torch.cat([assembled.embeddings, tails], dim=1),
+        torch.cat([assembled.positions, positions], dim=2),
+        torch.cat([assembled.mask, assembled.mask.new_ones(batch, len(branch))], dim=1),
+        branches=torch.cat([branch.new_zeros(prompt), branch]),
+    )
+    read = torch.cat([run.hidden[row, last][:, None], run.hidden[:, prompt:]], dim=1)
+    log_p = backbone.logits(read).float().log_softmax(-1)
+    sums = [_branch_sum(log_p, answer, start) for answer, start in zip(answers, _starts(fed), strict=True)]
+    return torch.stack(sums, dim=1).log_softmax(-1)
+
+
+def _starts(fed: Sequence[Sequence[int]]) -> list[int]:
+    """Where each branch begins among the columns that are read; column 0 is the end of the prompt."""
+    starts = [1]
+    for ids in fed[:-1]:
+        starts.append(starts[-1] + len(ids))
+    return starts
+
+
+def _branch_sum(
+    log_p: Float[Tensor, "batch read vocabulary"], answer: Sequence[int], start: int
+) -> Float[Tensor, " batch"]:
+    """Sum of an answer's log-probabilities: its first token after the prompt, the others along the branch."""
+    columns = [0, *range(start, start + len(answer) - 1)]
+    return log_p[:, columns, list(answer)].sum(1)
+
+
+def _generate(model: MaspModel, assembled: Assembled, limit: int) -> list[str]:
+    backbone = model.backbone
+    batch = len(assembled.mask)
+    row, last = torch.arange(batch, device=assembled.mask.device), last_real(assembled)
+    mask, position = assembled.mask, assembled.positions[:, row, last, None]
+    run = backbone.run(assembled.embeddings, assembled.positions, mask)
+    hidden = run.hidden[row, last]
+    done = torch.zeros_like(mask[:, 0])
+    words: list[Int[Tensor, " batch"]] = []
+    for step in range(1, limit + 1):
+        word = backbone.logits(hidden).argmax(-1).masked_fill(done, backbone.end_of_turn)
+        words.append(word)
+        done = done | (word == backbone.end_of_turn)
+        if step == limit or bool(done.all()):
+            break
+        position = position + 1
+        mask = torch.cat([mask, mask.new_ones(batch, 1)], dim=1)
+        run = backbone.run(backbone.embed(word)[:, None], position, mask, run.cache)
+        hidden = run.hidden[:, 0]
+    return [_text(model, ids) for ids in torch.stack(words, dim=1).tolist()] if words else [""] * batch
+
+
+def _text(model: MaspModel, ids: list[int]) -> str:
+    """The text before the end of turn."""
+    end = model.backbone.end_of_turn
+    return model.backbone.decode(ids[: ids.index(end)] if end in ids else ids)

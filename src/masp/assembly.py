@@ -1,0 +1,251 @@
+"""Assembly: splicing text, aspect tokens, visual tokens and soft prompt into one sequence (paper, Eq. 4).
+
+A family gives the whole chat turn with placeholders; the other parts are spliced in by index. Rows are planned once per
+(question, answer, image grid) on small integer arrays and gathered from one table of vectors per batch.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from masp.backbones.base import Backbone
+from masp.config import MethodConfig
+from masp.errors import UsageError
+from masp.types import IGNORED, Assembled, Template, VisualTokens
+
+TEXT, ASPECT, VISUAL, PROMPT = range(4)  # what a column holds
+PLANS_KEPT = 8192
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things stand; every variant is a choice of these.
+
+    Attributes:
+        prompt_places: the soft prompt stands after the image, or also before it.
+        native: the backbone's own positions, otherwise 0, 1, 2 … for every token.
+        supervised: the answer with its end, or the newline before it and the answer.
+    """
+
+    prompt_places: Literal["after_image", "both"] = "after_image"
+    native: bool = True
+    supervised: Literal["answer_end", "newline_answer"] = "answer_end"
+
+    @staticmethod
+    def of(method: MethodConfig) -> "Layout":
+        """The layout that a method asks for."""
+        resolved = method.resolved()
+        assert resolved.prompt_places is not None
+        assert resolved.supervised is not None
+        return Layout(resolved.prompt_places, resolved.positions == "native", resolved.supervised)
+
+
+@dataclass(frozen=True)
+class Spliced:
+    """What is spliced into a chat turn, as counts.
+
+    Attributes:
+        visual: visual tokens; 0 when the aspect tokens stand in for the image.
+        grid: rows and columns of the visual tokens.
+        aspects: aspects.
+        queries: tokens of one aspect.
+        prompt: vectors of the soft prompt.
+    """
+
+    visual: int
+    grid: tuple[int, int] | None
+    aspects: int
+    queries: int
+    prompt: int
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """One row as integers, column by column.
+
+    Attributes:
+        kind: TEXT, ASPECT, VISUAL or PROMPT.
+        value: token id of a text column, number within its kind of another.
+        positions: positions along each axis.
+        targets: supervised token at this column, or IGNORED.
+        prefix: number of columns before the first trainable one.
+    """
+
+    kind: NDArray[np.int64]
+    value: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    prefix: int
+
+
+class Assembler:
+    """Assembles batches for one backbone in one layout.
+
+    Args:
+        backbone: gives templates, embeddings and positions.
+        layout: where things stand.
+    """
+
+    def __init__(self, backbone: Backbone, layout: Layout) -> None:
+        self.backbone = backbone
+        self.layout = layout
+        self._plan = functools.lru_cache(PLANS_KEPT)(self._plan_row)
+
+    def __call__(
+        self,
+        questions: Sequence[str],
+        answers: Sequence[str] | None = None,
+        visual: VisualTokens | None = None,
+        aspects: Float[Tensor, "batch aspects queries dim"] | None = None,
+        prompt: Float[Tensor, "prompt dim"] | None = None,
+    ) -> Assembled:
+        """One row per question: [system, user, ⟨vision start⟩ Z V ⟨vision end⟩ P question, assistant, answer].
+
+        Args:
+            questions: text of the user turn, one per row.
+            answers: supervised answers; None leaves the rows open after the generation prompt.
+            visual: V; without it the aspect tokens stand in for the image, and they count as the trainable part.
+            aspects: Z.
+            prompt: P, the same vectors for every row.
+
+        Raises:
+            UsageError: neither visual nor aspect tokens, or a supervised newline that the family's template lacks.
+        """
+        if visual is None and aspects is None:
+            raise UsageError("there is nothing to look at", "visual tokens, aspect tokens or both")
+        a, n = aspects.shape[1:3] if aspects is not None else (0, 0)
+        p = 0 if prompt is None else len(prompt)
+        counts = visual.counts if visual is not None else [0] * len(questions)
+        grids = [None] * len(questions) if visual is None or visual.grid is None else map(tuple, visual.grid.tolist())
+        texts = [None] * len(questions) if answers is None else answers
+        rows = [
+            self._plan(question, answer, Spliced(count, grid, a, n, p))
+            for question, answer, count, grid in zip(questions, texts, counts, grids, strict=True)
+        ]
+        return self._gather(rows, visual, aspects, prompt)
+
+    def _plan_row(self, question: str, answer: str | None, spliced: Spliced) -> RowPlan:
+        template = self.backbone.template(question, spliced.visual)
+        ends = self.layout.supervised == "answer_end"
+        answer_ids = [] if answer is None else self.backbone.answer_ids(answer, end=ends)
+        kind, value = self._columns(template, answer_ids, spliced)
+        visual_start = int(np.argmax(kind == VISUAL)) if spliced.visual else 0
+        positions = self.backbone.positions(len(kind), visual_start, spliced.grid, spliced.visual, self.layout.native)
+        targets = np.full(len(kind), IGNORED, dtype=np.int64)
+        supervised = len(answer_ids)
+        if answer is not None and not ends:
+            if template.newline_after_assistant != len(template.ids) - 1:
+                raise UsageError(
+                    "the backbone's chat template has no newline after 'assistant'", "", "Use supervised: answer_end."
+                )
+            supervised += 1
+        if supervised:
+            targets[-supervised:] = value[-supervised:]
+        trainable = kind == (PROMPT if spliced.prompt else ASPECT)
+        fallback = template.vision_close + spliced.aspects * spliced.queries
+        prefix = int(np.argmax(trainable)) if spliced.prompt or not spliced.visual else fallback
+        return RowPlan(kind, value, positions.numpy(), targets, prefix)
+
+    def _columns(
+        self, template: Template, answer_ids: list[int], spliced: Spliced
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Kind and value of every column."""
+        first = spliced.prompt if self.layout.prompt_places == "both" else 0
+        ids = template.ids
+        parts = [
+            (TEXT, ids[: template.vision_open]),
+            (PROMPT, range(first)),
+            (TEXT, ids[template.vision_open : template.visual_start]),
+            (ASPECT, range(spliced.aspects * spliced.queries)),
+            (VISUAL, range(spliced.visual)),
+            (TEXT, ids[template.visual_stop : template.vision_close]),
+            (PROMPT, range(spliced.prompt)),
+            (TEXT, ids[template.vision_close :]),
+            (TEXT, answer_ids),
+        ]
+        kind = np.concatenate([np.full(len(values), kind, dtype=np.int64) for kind, values in parts])
+        value = np.concatenate([np.asarray(values, dtype=np.int64) for _, values in parts])
+        return kind, value
+
+    def _gather(
+        self,
+        rows: list[RowPlan],
+        visual: VisualTokens | None,
+        aspects: Float[Tensor, "batch aspects queries dim"] | None,
+        prompt: Float[Tensor, "prompt dim"] | None,
+    ) -> Assembled:
+        grid = padded(rows)
+        backbone, row = self.backbone, np.arange(len(rows))[:, None]
+        text = grid.kind == TEXT
+        words, word = np.unique(grid.value[text], return_inverse=True)
+        index = np.zeros_like(grid.value)  # 0 is the padding row of the table
+        index[text] = word + 1
+        tables = [
+            torch.zeros(1, backbone.dim, dtype=backbone.dtype, device=backbone.device),
+            backbone.embed(torch.from_numpy(words).to(backbone.device)),
+        ]
+        start = 1 + len(words)
+        queries = 0
+        for kind, part in ((ASPECT, aspects), (VISUAL, None if visual is None else visual.tokens), (PROMPT, prompt)):
+            if part is None:
+                continue
+            own = 0 if kind == PROMPT else int(np.prod(part.shape[1:-1]))  # vectors per row; P is shared
+            queries = part.shape[2] if kind == ASPECT else queries
+            index = np.where(grid.kind == kind, start + row * own + grid.value, index)
+            tables.append(part.reshape(-1, backbone.dim).to(backbone.device, backbone.dtype))
+            start += len(tables[-1])
+        table = torch.cat(tables)
+        move = functools.partial(_tensor, device=backbone.device)
+        aspect_of = np.where(grid.kind == ASPECT, grid.value // max(queries, 1), -1)
+        return Assembled(
+            embeddings=functional.embedding(move(index), table),
+            positions=move(grid.positions),
+            mask=move(grid.kind != PADDING),
+            prefix_end=grid.prefix,
+            targets=move(grid.targets),
+            aspect_columns=move(grid.kind == ASPECT),
+            visual_columns=move(grid.kind == VISUAL),
+            prompt_columns=move(grid.kind == PROMPT),
+            aspect_of=move(aspect_of),
+            common_prefix=_is_common(grid),
+        )
+
+
+PADDING = -1
+
+
+def padded(rows: Sequence[RowPlan]) -> RowPlan:
+    """The rows as one plan with a leading batch axis: prefixes end in one column, padding has kind PADDING."""
+    prefix = max(row.prefix for row in rows)
+    length = prefix + max(len(row.kind) - row.prefix for row in rows)
+    fill = {"kind": PADDING, "value": 0, "positions": 0, "targets": IGNORED}
+    axes = rows[0].positions.shape[0]
+    shapes = {"positions": (axes, len(rows), length)}
+    columns = {
+        name: np.full(shapes.get(name, (len(rows), length)), value, dtype=np.int64) for name, value in fill.items()
+    }
+    for number, row in enumerate(rows):
+        span = slice(prefix - row.prefix, prefix - row.prefix + len(row.kind))
+        columns["kind"][number, span] = row.kind
+        columns["value"][number, span] = row.value
+        columns["positions"][:, number, span] = row.positions
+        columns["targets"][number, span] = row.targets
+    return RowPlan(**columns, prefix=prefix)
+
+
+def _is_common(grid: RowPlan) -> bool:
+    """Whether every row's prefix is the same text."""
+    kind, value = grid.kind[:, : grid.prefix], grid.value[:, : grid.prefix]
+    return bool((kind == TEXT).all() and (value == value[:1]).all())
+
+
+def _tensor(values: NDArray[np.generic], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)

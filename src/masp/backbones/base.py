@@ -1,0 +1,112 @@
+"""The interface between the method and a backbone; a family file fits one kind of backbone to it."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from masp.types import Assembled, KeyValues, Pixels, Run, Template, VisualTokens
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A frozen vision-language model in evaluation mode.
+
+    Attributes:
+        name: hub id, folder or "embedded", as the user asked for it.
+        revision: commit of the weights on the hub; None for a folder.
+        family: name of the family that serves it.
+        dim: width of the language model.
+        dtype: dtype of its weights and of everything it returns.
+        device: where it lives.
+        end_of_turn: id of the token that ends an answer.
+        image_transform: what happens to an image on its way to the vision tower, for the record.
+    """
+
+    name: str
+    revision: str | None
+    family: str
+    dim: int
+    dtype: torch.dtype
+    device: torch.device
+    end_of_turn: int
+    image_transform: dict[str, Any]
+
+    def fingerprint(self) -> str:
+        """Hash of configuration and weights as stored; does not depend on the dtype or device they were loaded to."""
+        ...
+
+    def preprocess(self, images: Sequence[Any]) -> Pixels:
+        """Pixels of RGB images (PIL), on the CPU; safe to call from several threads."""
+        ...
+
+    def visual_tokens(self, pixels: Pixels) -> VisualTokens:
+        """Visual tokens of a batch, without gradients."""
+        ...
+
+    def template(self, question: str, visual: int) -> Template:
+        """The chat turn with a question about an image of `visual` tokens; special tokens in the question are text."""
+        ...
+
+    def answer_ids(self, answer: str, end: bool) -> list[int]:
+        """Token ids of an answer, closed by the end-of-turn token if `end`; special tokens in `answer` are text."""
+        ...
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of plain text; special tokens in it are text."""
+        ...
+
+    def embed(self, ids: Int[Tensor, "..."]) -> Float[Tensor, "... dim"]:
+        """Input embeddings of token ids."""
+        ...
+
+    def embedding_rows(self) -> Float[Tensor, "vocabulary dim"]:
+        """The input embedding matrix, one row per token of the vocabulary; not to be written to."""
+        ...
+
+    def embedding_std(self) -> float:
+        """Standard deviation of all numbers in the embedding matrix."""
+        ...
+
+    def positions(
+        self, length: int, visual_start: int, grid: tuple[int, int] | None, visual_count: int, native: bool
+    ) -> Int[Tensor, "axes length"]:
+        """Positions of one sequence of `length` columns, `visual_count` of them visual tokens from `visual_start` on.
+
+        `native` gives the backbone's own scheme (rows and columns of `grid` for M-RoPE), otherwise 0, 1, 2 … for all.
+        """
+        ...
+
+    def run(
+        self,
+        embeddings: Float[Tensor, "batch sequence dim"],
+        positions: Int[Tensor, "axes batch sequence"],
+        mask: Bool[Tensor, "batch total"],
+        cache: KeyValues | None = None,
+        branches: Int[Tensor, " total"] | None = None,
+    ) -> Run:
+        """The language model over new columns.
+
+        Args:
+            embeddings: vectors of the new columns.
+            positions: their positions.
+            mask: which columns are real, those in `cache` first, then the new ones.
+            cache: keys and values of the columns before; they are read, never changed.
+            branches: a number for every column of `mask`; a column sees column 0-branches and its own branch only, so
+                that several continuations of one prompt share one pass. None: one continuation.
+        """
+        ...
+
+    def logits(self, hidden: Float[Tensor, "... dim"]) -> Float[Tensor, "... vocabulary"]:
+        """The output head."""
+        ...
+
+    def last_attention(self, assembled: Assembled, start: int) -> Float[Tensor, "batch heads rest sequence"]:
+        """Attention weights of the final layer from the columns `start` … to all columns, fp32, without gradients."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        ...

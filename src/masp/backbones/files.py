@@ -1,0 +1,136 @@
+"""The files of a backbone: where they are, what they hash to. No model library is imported here."""
+
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from masp.errors import BackboneError
+
+EMBEDDED = "embedded"
+WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # no pickles and no code
+UNHASHED = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}
+HASHED_WHOLE = 64 * 2**20  # a larger weights file is hashed in evenly spaced blocks
+BLOCKS, BLOCK = 2048, 4096
+
+
+@dataclass(frozen=True)
+class BackboneFiles:
+    """A checkpoint on this machine.
+
+    Attributes:
+        name: hub id, folder or "embedded", as asked for.
+        folder: where its files lie.
+        revision: commit on the hub; None for a folder.
+        model_type: what its configuration calls its kind.
+    """
+
+    name: str
+    folder: Path
+    revision: str | None
+    model_type: str
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the configuration and the stored weights (header and evenly spaced blocks of large files)."""
+        digest = hashlib.sha256()
+        config = {key: value for key, value in read_json(self.folder / "config.json").items() if key not in UNHASHED}
+        digest.update(json.dumps(config, sort_keys=True).encode())
+        for path in sorted(self.folder.glob("*.safetensors")):
+            _hash_weights(path, digest)
+        return digest.hexdigest()
+
+
+def _hash_weights(path: Path, digest: Any) -> None:
+    size = path.stat().st_size
+    digest.update(f"{path.name} {size}".encode())
+    with path.open("rb") as file:
+        if size <= HASHED_WHOLE:
+            digest.update(file.read())
+            return
+        for block in range(BLOCKS):
+            file.seek((size - BLOCK) * block // (BLOCKS - 1))
+            digest.update(file.read(BLOCK))
+
+
+def find(name: str, revision: str | None = None) -> BackboneFiles:
+    """The files of a folder, of the packaged backbone ("embedded") or of a hub id, fetched if they are not here yet.
+
+    Raises:
+        BackboneError: nothing there, nothing reachable, or not a checkpoint with safetensors weights.
+    """
+    if name == EMBEDDED:
+        folder, commit = Path(__file__).parent / "embedded", None
+    elif Path(name).is_dir():
+        folder, commit = Path(name), None
+    else:
+        folder, commit = _from_hub(name, revision)
+    config_file = folder / "config.json"
+    if not config_file.is_file() or not list(folder.glob("*.safetensors")):
+        raise BackboneError(
+            f"the backbone '{name}' has no config.json with safetensors weights in its folder",
+            "config.json, *.safetensors, tokenizer.json and preprocessor_config.json",
+            "Reinstall masp." if name == EMBEDDED else "Check the folder, or save the model with safetensors.",
+        )
+    return BackboneFiles(name, folder, commit, str(read_json(config_file).get("model_type")))
+
+
+def _from_hub(name: str, revision: str | None) -> tuple[Path, str]:
+    """The folder of a hub id in the local cache and its commit."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    download = f"hf download {name}" + (f" --revision {revision}" if revision else "")
+    todo = f"Check the name; without a network, fetch it first where there is one ('{download}') and copy the folder."
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=WANTED))
+    except HFValidationError:
+        raise BackboneError(
+            f"'{name}' is neither a folder nor the id of a model",
+            "a folder with a checkpoint, 'embedded', or an id such as Qwen/Qwen2-VL-7B-Instruct",
+        ) from None
+    except LocalEntryNotFoundError:
+        raise BackboneError(
+            f"the backbone '{name}' is not on this machine and the hub is not reachable", "", todo
+        ) from None
+    except HfHubHTTPError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BackboneError(f"the hub does not give the backbone '{name}': {reason}", "", todo) from None
+    except OSError as error:
+        raise BackboneError(f"the backbone '{name}' could not be fetched: {error}", "", todo) from None
+    return folder, folder.name
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint.
+
+    Raises:
+        BackboneError: not JSON, or no object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"{path.name} of the backbone cannot be read: {error}", "a JSON object") from None
+    if not isinstance(content, dict):
+        raise BackboneError(f"{path.name} of the backbone holds {type(content).__name__}", "a JSON object")
+    return content
+
+
+def chat_template(files: BackboneFiles, found: str | None) -> str:
+    """The chat template: what the tokenizer found, otherwise the one in the older chat_template.json.
+
+    Raises:
+        BackboneError: there is none.
+    """
+    if found:
+        return found
+    older = files.folder / "chat_template.json"
+    if older.is_file() and isinstance(template := read_json(older).get("chat_template"), str):
+        return template
+    raise BackboneError(
+        f"the backbone '{files.name}' has no chat template",
+        "one in tokenizer_config.json, chat_template.jinja or chat_template.json",
+        "Copy the template of the original checkpoint into the folder.",
+    )

@@ -1,0 +1,96 @@
+"""Loading a backbone by name: which family serves it, in which dtype, on which device."""
+
+import logging
+from collections.abc import Mapping
+from importlib import import_module
+from types import MappingProxyType
+
+import torch
+
+from masp.backbones.base import Backbone
+from masp.backbones.files import find
+from masp.config import BackboneConfig
+from masp.errors import BackboneError, did_you_mean
+
+FAMILIES: Mapping[str, str] = MappingProxyType(
+    {
+        "qwen2_vl": "masp.backbones.qwen2_vl:QwenVLBackbone",
+        "qwen2_5_vl": "masp.backbones.qwen2_vl:QwenVLBackbone",
+    }
+)
+"""model_type of a checkpoint's config.json → module and class that serve it, imported when needed."""
+
+DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
+    {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+)
+_LOG = logging.getLogger(__name__)
+
+
+def load_backbone(
+    config: BackboneConfig | str, revision: str | None = None, dtype: str = "auto", device: str = "auto"
+) -> Backbone:
+    """A frozen backbone.
+
+    Args:
+        config: what to load, or only its name: hub id, folder, or "embedded" for the small one in this package.
+            Settings carry the three other arguments themselves, which then do not count.
+        revision: commit, tag or branch on the hub.
+        dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 where the device computes in it, otherwise float32.
+        device: a torch device, or "auto": the GPU if there is one.
+
+    Raises:
+        BackboneError: not found, not reachable, not a supported family, or an unknown dtype or device.
+    """
+    if isinstance(config, BackboneConfig):
+        name, revision, dtype, device = config.id, config.revision, config.dtype, config.device
+    else:
+        name = config
+    files = find(name, revision)
+    if files.model_type not in FAMILIES:
+        raise BackboneError(
+            f"the backbone '{name}' is of the family '{files.model_type}'",
+            f"one of {', '.join(FAMILIES)}",
+            did_you_mean(files.model_type, FAMILIES),
+        )
+    where = choose_device(device)
+    kind = choose_dtype(dtype, where)
+    module, _, family = FAMILIES[files.model_type].partition(":")
+    _LOG.info("loading backbone %s (%s, %s, %s)", name, files.model_type, kind, where)
+    try:
+        return getattr(import_module(module), family).load(files, kind, where)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise BackboneError(
+            f"the backbone '{name}' cannot be loaded: {error}", "", "Check that its files are whole."
+        ) from error
+
+
+def choose_device(device: str) -> torch.device:
+    """The device of this name; "auto" is the GPU if there is one.
+
+    Raises:
+        BackboneError: no such device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise BackboneError(
+            f"the device '{device}' cannot be used: {str(error).splitlines()[0]}", "cpu, cuda or auto"
+        ) from None
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The dtype of this name.
+
+    "auto" is bfloat16, except on a CPU that has no bfloat16 arithmetic and would be slower in it than in float32.
+
+    Raises:
+        BackboneError: unknown name.
+    """
+    if dtype == "auto":
+        native = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if native else torch.float32
+    if dtype not in DTYPES:
+        raise BackboneError(f"unknown dtype '{dtype}'", f"auto, {', '.join(DTYPES)}", did_you_mean(dtype, DTYPES))
+    return DTYPES[dtype]

@@ -1,0 +1,189 @@
+"""The method around a frozen backbone: what is trained in which stage, and the two losses (paper, section 3)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from masp.aspects import ASPECTS
+from masp.assembly import Assembler, Layout
+from masp.backbones.base import Backbone
+from masp.config import MethodConfig, PromptInit
+from masp.errors import UsageError, did_you_mean
+from masp.modules.aspect_attention import AspectModules
+from masp.modules.soft_prompt import SoftPrompt, random_start, text_start, vocabulary_start
+from masp.types import IGNORED, Assembled, Run, VisualTokens
+
+
+@dataclass(frozen=True)
+class Use:
+    """Which parts of a model take part; parts that the model does not have are left out without a word.
+
+    Attributes:
+        aspects: aspects whose tokens are spliced in; their order is the model's.
+        prompt: whether the soft prompt is spliced in.
+
+    Raises:
+        UsageError: an aspect that does not exist.
+    """
+
+    aspects: tuple[str, ...] = ASPECTS
+    prompt: bool = True
+
+    def __post_init__(self) -> None:
+        for name in self.aspects:
+            if name not in ASPECTS:
+                raise UsageError(f"unknown aspect '{name}'", "", did_you_mean(name, ASPECTS))
+
+
+class MaspModel(nn.Module):
+    """A frozen backbone with aspect modules and a soft prompt; both may be missing.
+
+    Only the modules are parameters of this object: the backbone is held, not owned, so that nothing trains, saves or
+    moves it by accident.
+
+    Args:
+        backbone: the frozen vision-language model.
+        method: what is computed; nulls mean what the variant says.
+        aspects: the modules of stage 1.
+        prompt: the soft prompt of stage 2.
+
+    Raises:
+        UsageError: a module of another width than the backbone.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        method: MethodConfig,
+        aspects: AspectModules | None = None,
+        prompt: SoftPrompt | None = None,
+    ) -> None:
+        super().__init__()
+        widths = {"aspects": aspects and aspects.dim, "soft prompt": prompt and prompt.vectors.shape[1]}
+        for part, width in widths.items():
+            if width is not None and width != backbone.dim:
+                raise UsageError(f"the {part} has width {width}", f"{backbone.dim}, the width of {backbone.name}")
+        self.backbone = backbone
+        self.method = method.resolved()
+        self.assembler = Assembler(backbone, Layout.of(method))
+        self.aspects = None if aspects is None else aspects.to(backbone.device)
+        self.prompt = None if prompt is None else prompt.to(backbone.device)
+
+    def aspect_module(self) -> AspectModules:
+        """The modules of stage 1.
+
+        Raises:
+            UsageError: the model has none.
+        """
+        if self.aspects is None:
+            raise UsageError(
+                "this model has no aspects", "an aspect adapter", "Train stage 1, or load an adapter with aspects."
+            )
+        return self.aspects
+
+    def assemble(
+        self,
+        visual: VisualTokens,
+        questions: Sequence[str],
+        answers: Sequence[str] | None = None,
+        use: Use | None = None,
+    ) -> Assembled:
+        """Sequences of stage 2, one question per image; gradients flow to the soft prompt only."""
+        chosen = Use() if use is None else use
+        tokens = None
+        names = [name for name in self.aspects.aspects if name in chosen.aspects] if self.aspects is not None else []
+        if self.aspects is not None and names:
+            with torch.no_grad():
+                tokens = self.aspects(visual, names).tokens
+        prompt = self.prompt() if self.prompt is not None and chosen.prompt and self.prompt.length else None
+        return self.assembler(questions, answers, visual, tokens, prompt)
+
+    def aspect_loss(
+        self,
+        visual: VisualTokens,
+        aspect_index: Int[Tensor, " batch"],
+        questions: Sequence[str],
+        answers: Sequence[str],
+    ) -> Float[Tensor, " batch"]:
+        """Stage 1: mean cross-entropy over the supervised tokens of each example's aspect answer.
+
+        The language model sees the tokens of one aspect and that aspect's question, nothing else of the image. Only the
+        modules of the aspects that occur get a gradient, each from its own examples.
+
+        Args:
+            visual: one image per example.
+            aspect_index: which aspect, counted in the order of the aspect modules.
+            questions: question about the aspect.
+            answers: its answer.
+        """
+        tokens, _ = self.aspect_module().per_example(visual, aspect_index)
+        return self.loss(self.assembler(questions, answers, aspects=tokens[:, None]))
+
+    def prompt_loss(
+        self, visual: VisualTokens, questions: Sequence[str], answers: Sequence[str], use: Use | None = None
+    ) -> Float[Tensor, " batch"]:
+        """Stage 2: mean cross-entropy over the supervised tokens of each example's label."""
+        return self.loss(self.assemble(visual, questions, answers, use))
+
+    def loss(self, assembled: Assembled) -> Float[Tensor, " batch"]:
+        """Mean cross-entropy of each row over its supervised tokens.
+
+        Nothing trainable stands in the prefix, so its states are computed without a graph and the backward pass runs
+        over the suffix alone; this is exact. Only places before supervised tokens reach the output head.
+        """
+        start = assembled.prefix_end
+        targets = assembled.targets[:, start:]
+        rows, columns = (targets != IGNORED).nonzero(as_tuple=True)
+        # The last column is only ever a target: nothing is predicted from it.
+        hidden = self._suffix_states(assembled, end=assembled.mask.shape[1] - 1)[rows, columns - 1]
+        wanted = targets[rows, columns]
+        losses = functional.cross_entropy(self.backbone.logits(hidden).float(), wanted, reduction="none")
+        sums = losses.new_zeros(len(targets)).index_add(0, rows, losses)
+        return sums / torch.bincount(rows, minlength=len(targets))
+
+    def _suffix_states(self, assembled: Assembled, end: int) -> Float[Tensor, "batch suffix dim"]:
+        """Final hidden states of the columns from the end of the prefix to `end`."""
+        start = assembled.prefix_end
+        cache = None
+        if start:
+            with torch.no_grad():
+                cache = self._prefix(assembled).cache
+        return self.backbone.run(
+            assembled.embeddings[:, start:end], assembled.positions[:, :, start:end], assembled.mask[:, :end], cache
+        ).hidden
+
+    def _prefix(self, assembled: Assembled) -> Run:
+        """The pass over the prefix; one row stands for all where they are the same text."""
+        rows = slice(0, 1) if assembled.common_prefix else slice(None)
+        columns = slice(0, assembled.prefix_end)
+        run = self.backbone.run(
+            assembled.embeddings[rows, columns].detach(),
+            assembled.positions[:, rows, columns],
+            assembled.mask[rows, columns],
+        )
+        return Run(run.hidden, run.cache.expand(len(assembled.mask))) if assembled.common_prefix else run
+
+
+def start_prompt(
+    init: PromptInit, length: int, backbone: Backbone, generator: torch.Generator | None = None
+) -> SoftPrompt:
+    """An untrained soft prompt for a backbone.
+
+    Args:
+        init: normal noise with the spread of the backbone's embedding rows, rows of random words, or rows of a text.
+        length: number of vectors.
+        backbone: gives width and embedding rows.
+        generator: source of randomness; the same seed gives the same vectors.
+    """
+    if init.kind == "vocabulary":
+        vectors = vocabulary_start(backbone.embedding_rows(), length, generator)
+    elif init.kind == "text":
+        ids = torch.tensor(backbone.text_ids(init.text or ""), dtype=torch.long, device=backbone.device)
+        vectors = text_start(backbone.embed(ids), length)
+    else:
+        vectors = random_start(length, backbone.dim, backbone.embedding_std(), generator)
+    return SoftPrompt(length, backbone.dim, vectors)

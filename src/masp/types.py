@@ -1,0 +1,200 @@
+"""What crosses a file boundary: tensors with their meaning, as frozen dataclasses.
+
+Axis words in the shapes of this package: ``batch`` examples, ``visual`` visual tokens (padded right to the longest of
+the batch), ``aspects``, ``queries`` tokens of one aspect, ``prompt`` vectors of the soft prompt, ``sequence`` columns
+of the language model's input, ``dim`` width of the language model, ``axes`` axes of a position (3 for M-RoPE).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+IGNORED = -100  # in Assembled.targets: this place is not supervised
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Preprocessed images of one batch, in the form the family's vision tower takes; may be made in a loader thread.
+
+    Attributes:
+        values: flattened patches of all images, one after the other.
+        grid: patches per image along time, height and width.
+    """
+
+    values: Float[Tensor, "patches values"]
+    grid: Int[Tensor, "batch 3"]
+
+    def __len__(self) -> int:
+        return self.grid.shape[0]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same pixels on another device."""
+        return replace(self, values=self.values.to(device), grid=self.grid.to(device))
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """The images of a batch as features in language-model space (V of the paper, Eq. 1).
+
+    Attributes:
+        tokens: features; rows beyond an image's own count are zero.
+        mask: which tokens are real; the real ones stand on the left.
+        boxes: place of each token on its image as (x0, y0, x1, y1), fractions of width and height; None if unknown.
+        grid: rows and columns in which an image's tokens are laid out, row by row; None if they are not a grid.
+    """
+
+    tokens: Float[Tensor, "batch visual dim"]
+    mask: Bool[Tensor, "batch visual"]
+    boxes: Float[Tensor, "batch visual 4"] | None = None
+    grid: Int[Tensor, "batch 2"] | None = None
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    @property
+    def counts(self) -> list[int]:
+        """Number of real visual tokens of each image."""
+        return self.mask.sum(1).tolist()
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """The same visual tokens on another device; `dtype` changes the tokens only."""
+        return replace(
+            self,
+            tokens=self.tokens.to(device=device, dtype=dtype),
+            mask=self.mask.to(device=device),
+            boxes=None if self.boxes is None else self.boxes.to(device=device),
+            grid=None if self.grid is None else self.grid.to(device=device),
+        )
+
+    def select(self, indices: Sequence[int] | Int[Tensor, " chosen"]) -> Self:
+        """The images at `indices`, in that order, repeated if an index repeats; surplus padding is cut off."""
+        index = torch.as_tensor(indices, dtype=torch.long, device=self.mask.device)
+        mask = self.mask[index]
+        width = int(mask.sum(1).max()) if len(index) else 0
+        return replace(
+            self,
+            tokens=self.tokens[index, :width],
+            mask=mask[:, :width],
+            boxes=None if self.boxes is None else self.boxes[index, :width],
+            grid=None if self.grid is None else self.grid[index],
+        )
+
+    @staticmethod
+    def stack(parts: "Sequence[VisualTokens]") -> "VisualTokens":
+        """One batch of all images of `parts`; boxes and grid survive if all parts have them."""
+        width = max(part.tokens.shape[1] for part in parts)
+        grids = [part.grid for part in parts if part.grid is not None]
+        boxes = [_pad(part.boxes, width) for part in parts if part.boxes is not None]
+        return VisualTokens(
+            tokens=torch.cat([_pad(part.tokens, width) for part in parts]),
+            mask=torch.cat([_pad(part.mask, width) for part in parts]),
+            boxes=torch.cat(boxes) if len(boxes) == len(parts) else None,
+            grid=torch.cat(grids) if len(grids) == len(parts) else None,
+        )
+
+
+def _pad(values: Tensor, width: int) -> Tensor:
+    """`values` with zeros (False) appended along its second axis up to `width`."""
+    missing = width - values.shape[1]
+    if missing == 0:
+        return values
+    return torch.cat([values, values.new_zeros(values.shape[0], missing, *values.shape[2:])], dim=1)
+
+
+@dataclass(frozen=True)
+class AspectTokens:
+    """What the aspect queries read from the visual tokens (Z of the paper, Eq. 2).
+
+    Attributes:
+        tokens: aspect tokens, fp32.
+        weights: attention of each query over the visual tokens; every row sums to 1, padding gets 0.
+        aspects: the name of each aspect, in order.
+    """
+
+    tokens: Float[Tensor, "batch aspects queries dim"]
+    weights: Float[Tensor, "batch aspects queries visual"]
+    aspects: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Template:
+    """A chat turn of a family around one image and one question, as token ids with the visual placeholders in place.
+
+    Attributes:
+        ids: the whole turn, up to and including the generation prompt.
+        vision_open: where the image's part begins (its opening mark, if the family has one).
+        visual_start: first visual placeholder; aspect tokens stand directly before it.
+        visual_stop: one past the last visual placeholder.
+        vision_close: one past the image's part; the question's text follows.
+        newline_after_assistant: where the newline of the generation prompt stands; None if the family has none.
+    """
+
+    ids: tuple[int, ...]
+    vision_open: int
+    visual_start: int
+    visual_stop: int
+    vision_close: int
+    newline_after_assistant: int | None = None
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A batch ready for the language model: prefixes padded left up to one common column, suffixes padded right.
+
+    Attributes:
+        embeddings: input vectors in the backbone's dtype; padding is zero.
+        positions: positions for the rotary embedding; padding is 0.
+        mask: which columns are real.
+        prefix_end: first column of the suffix; no trainable tensor stands before it.
+        targets: the token that stands at this place, to be predicted from the place before; IGNORED elsewhere.
+        aspect_columns: which columns hold aspect tokens.
+        visual_columns: which columns hold visual tokens.
+        prompt_columns: which columns hold the soft prompt.
+        aspect_of: number of the aspect a column belongs to, in splicing order; -1 elsewhere.
+        common_prefix: whether the prefix is the same text in every row, so that one row can stand for all.
+    """
+
+    embeddings: Float[Tensor, "batch sequence dim"]
+    positions: Int[Tensor, "axes batch sequence"]
+    mask: Bool[Tensor, "batch sequence"]
+    prefix_end: int
+    targets: Int[Tensor, "batch sequence"]
+    aspect_columns: Bool[Tensor, "batch sequence"]
+    visual_columns: Bool[Tensor, "batch sequence"]
+    prompt_columns: Bool[Tensor, "batch sequence"]
+    aspect_of: Int[Tensor, "batch sequence"]
+    common_prefix: bool = False
+
+
+@dataclass(frozen=True)
+class KeyValues:
+    """Keys and values of every layer for the columns seen so far. Immutable: each use wraps them in a fresh cache.
+
+    Attributes:
+        layers: for every layer its keys and values.
+    """
+
+    layers: tuple[tuple[Float[Tensor, "batch heads past head_dim"], Float[Tensor, "batch heads past head_dim"]], ...]
+
+    def expand(self, batch: int) -> Self:
+        """The one row of this object standing for `batch` rows, without a copy."""
+        return replace(
+            self, layers=tuple((k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)) for k, v in self.layers)
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a pass through the language model leaves.
+
+    Attributes:
+        hidden: final hidden states (normalised) of the columns that were run.
+        cache: keys and values of these columns and all before them.
+    """
+
+    hidden: Float[Tensor, "batch sequence dim"]
+    cache: KeyValues
