@@ -1,0 +1,22 @@
+"""Adapters: what training leaves, as a folder of trained tensors, their description, and a card for readers.
+
+`weights.safetensors` holds the aspect modules (`aspects.<aspect>.<tensor>`), the soft prompt (`prompt.vectors`), or
+both; `adapter.json` is `AdapterInfo`; `README.md` is generated from it. The same content gives the same bytes: there
+is no date and no path in them. Only this package reads or writes adapter weights.
+"""
+
+from masp.adapters.info import AdapterInfo, BackboneRecord, DataRecord, library_versions, read_info, resolve
+from masp.adapters.store import Adapter, load_adapter, save_adapter, tensors_sha256
+
+__all__ = [
+    "Adapter",
+    "AdapterInfo",
+    "BackboneRecord",
+    "DataRecord",
+    "library_versions",
+    "load_adapter",
+    "read_info",
+    "resolve",
+    "save_adapter",
+    "tensors_sha256",
+]

@@ -1,0 +1,253 @@
+"""Saving and loading adapters; everything that does not fit is refused before it can do harm."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from masp.adapters.card import card
+from masp.adapters.info import AGAIN, CARD, INFO, WEIGHTS, AdapterInfo, read_info, resolve
+from masp.backbones.base import Backbone
+from masp.errors import AdapterError
+from masp.modules.aspect_attention import AspectModules
+from masp.modules.soft_prompt import SoftPrompt
+from masp.storage import write_folder
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A loaded adapter, on the backbone's device: its description and its trained modules."""
+
+    info: AdapterInfo
+    aspects: AspectModules | None
+    prompt: SoftPrompt | None
+
+
+def save_adapter(
+    folder: Path,
+    info: AdapterInfo,
+    aspects: AspectModules | None = None,
+    prompt: SoftPrompt | None = None,
+    include_aspects: bool = True,
+    aspects_dtype: torch.dtype = torch.float32,
+) -> AdapterInfo:
+    """Write an adapter, whole or not at all, in the place of what was there.
+
+    Args:
+        folder: where.
+        info: its description; what follows from the modules (parts, hashes, lengths) is filled in here.
+        aspects: modules of exactly `info.aspects`; needed for their hashes even where they are not included.
+        prompt: the soft prompt.
+        include_aspects: whether the folder holds the aspects, or only names them by their hashes.
+        aspects_dtype: float32, or bfloat16 for half the size.
+
+    Returns:
+        The description as written.
+
+    Raises:
+        AdapterError: nothing to save, a value that is not finite, or a disk that refuses to be written.
+    """
+    tensors: dict[str, Tensor] = {}
+    parts: list[Literal["aspects", "prompt"]] = []
+    hashes: dict[str, str] = {}
+    if aspects is not None:
+        modules = _aspect_tensors(aspects, info.aspects, aspects_dtype)
+        hashes = {name: tensors_sha256(group) for name, group in modules.items()}
+        if include_aspects:
+            parts.append("aspects")
+            tensors |= {
+                f"aspects.{name}.{key}": value for name, group in modules.items() for key, value in group.items()
+            }
+    if prompt is not None:
+        parts.append("prompt")
+        tensors["prompt.vectors"] = prompt.vectors.detach().float().cpu().contiguous()
+    if not parts:
+        raise AdapterError("there is nothing to save", "aspect modules, a soft prompt, or both")
+    length = prompt.length if prompt is not None else 0
+    update = {"parts": tuple(parts), "aspects_sha256": hashes, "prompt_length": length}
+    info = AdapterInfo.model_validate(info.model_dump() | update)
+    _check_finite(tensors, folder)
+
+    def fill(partial: Path) -> None:
+        save_file(tensors, partial / WEIGHTS)
+        (partial / INFO).write_text(_as_json(info), encoding="utf-8")
+        (partial / CARD).write_text(card(info, tensors), encoding="utf-8")
+
+    try:
+        write_folder(folder, fill)
+    except (OSError, SafetensorError) as error:
+        todo = "Free some space or make the folder writable, then save again."
+        raise AdapterError(
+            f"writing the adapter {folder} failed: {error}", "a folder that can be written", todo
+        ) from error
+    return info
+
+
+def load_adapter(folder: str | Path, backbone: Backbone, aspects: str | Path | None = None) -> Adapter:
+    """An adapter for this backbone.
+
+    Args:
+        folder: the adapter, or the run that made it.
+        backbone: what it has to fit.
+        aspects: for a prompt that only names its aspects, the adapter that holds them.
+
+    Raises:
+        AdapterError: it is damaged, belongs to another backbone, or needs aspects that were not given or are others.
+    """
+    path, info = resolve(folder), read_info(folder)
+    _check_backbone(info, backbone, path)
+    tensors = _read_tensors(path, _skeleton(info))
+    prompt = None
+    if "prompt" in info.parts:
+        prompt = SoftPrompt(info.prompt_length, backbone.dim, tensors["prompt.vectors"]).to(backbone.device)
+    modules = None
+    if "aspects" in info.parts:
+        modules = _filled(info, tensors).to(backbone.device)
+        _check_hashes(info, modules, f"the adapter {path} itself")
+    elif info.aspects:
+        modules = _borrowed(info, backbone, path, aspects)
+    return Adapter(info, modules, prompt)
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and fp32 values; the same for a module in fp32 and its exact copy in bf16."""
+    state = hashlib.sha256()
+    for name in sorted(tensors):
+        values = tensors[name].detach().float().cpu().contiguous()
+        state.update(json.dumps([name, list(values.shape)]).encode())
+        state.update(values.numpy().tobytes())
+    return state.hexdigest()
+
+
+def _as_json(info: AdapterInfo) -> str:
+    return json.dumps(info.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _aspect_tensors(
+    aspects: AspectModules, names: Sequence[str], dtype: torch.dtype = torch.float32
+) -> dict[str, dict[str, Tensor]]:
+    """Tensors of each aspect's module by their own names, on the CPU."""
+    return {
+        name: {
+            key: value.detach().to("cpu", dtype).contiguous()
+            for key, value in aspects.module(name).state_dict().items()
+        }
+        for name in names
+    }
+
+
+def _skeleton(info: AdapterInfo) -> dict[str, nn.Parameter]:
+    """The tensors that the folder should hold, with their shapes but no memory."""
+    expected: dict[str, nn.Parameter] = {}
+    with torch.device("meta"):
+        if "aspects" in info.parts:
+            modules = _modules(info)
+            for name in info.aspects:
+                expected |= {f"aspects.{name}.{key}": value for key, value in modules.module(name).named_parameters()}
+        if "prompt" in info.parts:
+            expected["prompt.vectors"] = SoftPrompt(info.prompt_length, info.backbone.dim).vectors
+    return expected
+
+
+def _modules(info: AdapterInfo) -> AspectModules:
+    method = info.method.resolved()
+    assert method.queries is not None
+    assert method.attention is not None
+    return AspectModules(info.backbone.dim, info.aspects, method.queries, method.attention)
+
+
+def _filled(info: AdapterInfo, tensors: Mapping[str, Tensor]) -> AspectModules:
+    """Aspect modules with the values of a file, in fp32."""
+    with torch.device("meta"):
+        modules = _modules(info)
+    for name in info.aspects:
+        module, prefix = modules.module(name), f"aspects.{name}."
+        values = {key: tensors[prefix + key].float() for key in module.state_dict()}
+        module.load_state_dict(values, assign=True)
+    return modules
+
+
+def _read_tensors(path: Path, expected: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The weights file, once it is certain that it holds exactly the expected tensors.
+
+    Raises:
+        AdapterError: it cannot be read; a tensor is missing, left over, or of the wrong shape, dtype or value.
+    """
+    file, todo = path / WEIGHTS, AGAIN
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise AdapterError(f"{file} cannot be read: {error}", "a safetensors file", todo) from None
+    for what, names in (("lacks", expected.keys() - tensors), ("has the unknown", tensors.keys() - expected)):
+        if names:
+            shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise AdapterError(f"{file} {what} tensor {shown}", f"the {len(expected)} tensors of {INFO}", todo)
+    for name, tensor in tensors.items():
+        shape, wanted = tuple(tensor.shape), tuple(expected[name].shape)
+        if shape != wanted:
+            raise AdapterError(f"{file}: {name} has the shape {shape}", f"{wanted}", todo)
+        kinds = (torch.float32, torch.bfloat16) if name.startswith("aspects.") else (torch.float32,)
+        if tensor.dtype not in kinds:
+            raise AdapterError(f"{file}: {name} is {tensor.dtype}", " or ".join(map(str, kinds)), todo)
+    _check_finite(tensors, file)
+    return tensors
+
+
+def _borrowed(info: AdapterInfo, backbone: Backbone, path: Path, aspects: str | Path | None) -> AspectModules:
+    """The aspects that a prompt names, from another adapter.
+
+    Raises:
+        AdapterError: none was given, or it holds others.
+    """
+    if aspects is None:
+        todo = "Name the aspects adapter it was trained with (--aspects DIR)."
+        raise AdapterError(f"the prompt {path} does not hold its aspects", "a copy of them, or their folder", todo)
+    other = load_adapter(aspects, backbone)
+    missing = [name for name in info.aspects if other.aspects is None or name not in other.aspects.aspects]
+    if other.aspects is None or missing:
+        raise AdapterError(f"{aspects} holds no aspect modules for {', '.join(missing)}", "the aspects of the prompt")
+    _check_hashes(info, other.aspects, f"{aspects}")
+    tensors = _aspect_tensors(other.aspects, info.aspects)
+    return _filled(
+        info, {f"aspects.{n}.{key}": value for n, group in tensors.items() for key, value in group.items()}
+    ).to(backbone.device)
+
+
+def _check_hashes(info: AdapterInfo, modules: AspectModules, where: str) -> None:
+    for name, tensors in _aspect_tensors(modules, info.aspects).items():
+        if tensors_sha256(tensors) != info.aspects_sha256[name]:
+            raise AdapterError(
+                f"the aspect {name} in {where} is not the one that the prompt was trained with",
+                f"SHA-256 {info.aspects_sha256[name][:12]}…",
+                "Name the aspects adapter of that run, or train the prompt again.",
+            )
+
+
+def _check_backbone(info: AdapterInfo, backbone: Backbone, path: Path) -> None:
+    known = info.backbone
+    todo = f"Name that backbone (--backbone {known.name}), or train an adapter for this one."
+    if known.dim != backbone.dim:
+        raise AdapterError(
+            f"the adapter {path} has hidden size {known.dim} (backbone {known.name})",
+            f"{backbone.dim}, the hidden size of {backbone.name}",
+            todo,
+        )
+    if known.fingerprint != backbone.fingerprint():
+        raise AdapterError(
+            f"the adapter {path} was trained on {known.name} ({known.family}, {known.fingerprint[:12]}…)",
+            f"{backbone.name} ({backbone.family}, {backbone.fingerprint()[:12]}…)",
+            todo,
+        )
+
+
+def _check_finite(tensors: Mapping[str, Tensor], where: Path) -> None:
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise AdapterError(f"{where}: {name} holds values that are not finite", "numbers", "Train it again.")

@@ -1,0 +1,54 @@
+"""SIGTERM and Ctrl-C during a run: finish the step, write a checkpoint, leave."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+from masp.errors import MaspError
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupted(MaspError):
+    """The run was asked to stop; what it had done so far is in its checkpoint."""
+
+
+class StopRequest:
+    """While this context is open, the first signal is only remembered; a second Ctrl-C aborts at once.
+
+    Outside the main thread Python allows no handlers: then nothing is caught, and the caller's own handling applies.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._before: dict[signal.Signals, object] = {}
+
+    def check(self) -> None:
+        """Call this between steps.
+
+        Raises:
+            Interrupted: a signal has arrived.
+        """
+        if self.received is not None:
+            raise Interrupted(
+                got=f"the run was interrupted by {self.received}",
+                expected="a run that goes to its end",
+                todo="give the same command again: it goes on from the checkpoint",
+            )
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+        self._before = {}

@@ -1,0 +1,151 @@
+"""The folder of one run: what lies where, who may write in it, and whether it may be gone on with."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from masp.adapters import library_versions
+from masp.errors import CheckpointError, UsageError
+from masp.storage import remove_leftovers, write_file
+from masp.training.checkpoints import unwritable
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run leaves: the adapter's folder, validation metrics, and how fast it went."""
+
+    adapter: Path
+    metrics: dict[str, float]
+    steps: int
+    seconds: float
+    examples_per_second: float
+
+
+class RunFolder:
+    """`out`: adapter/, checkpoints/, metrics.jsonl, run.json, quarantine.jsonl, splits.json.
+
+    `identity` in run.json is everything that decides the result, as a flat table; a folder is gone on with only where
+    all of it is equal.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.adapter = out / "adapter"
+        self.checkpoints = out / "checkpoints"
+        self.metrics = out / "metrics.jsonl"
+        self.description = out / "run.json"
+        self.quarantine = out / "quarantine.jsonl"
+        self.splits = out / "splits.json"
+
+    @contextmanager
+    def opened(self, identity: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[TrainResult | None]:
+        """Hold the folder for this process: make it, lock it, clear what a killed run left, compare the identity.
+
+        Yields:
+            The result, where the same run has already finished here.
+
+        Raises:
+            CheckpointError: the folder cannot be written, or another process is using it.
+            UsageError: the folder belongs to a run that differs from this one, or to something else.
+        """
+        self._make()
+        lock = os.open(self.out, os.O_RDONLY)
+        try:
+            self._lock(lock)
+            remove_leftovers(self.out)
+            before = self._before()
+            if before is None:
+                self._write({"format": FORMAT, "identity": dict(identity), "config": dict(config), "result": None})
+                yield None
+            else:
+                compare(before["identity"], identity, self.out)
+                yield self._result(before["result"])
+        finally:
+            os.close(lock)
+
+    def finish(self, result: TrainResult) -> None:
+        """Record in run.json that the run came to its end."""
+        description = json.loads(self.description.read_text(encoding="utf-8"))
+        values = asdict(result)
+        del values["adapter"]
+        self._write({**description, "result": values})
+
+    def _make(self) -> None:
+        if self.out.exists() and not self.out.is_dir():
+            raise UsageError(got=f"--out {self.out} is a file", expected="a folder", todo="name another place")
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(error, self.out) from error
+
+    def _lock(self, handle: int) -> None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(
+                got=f"another run is writing into {self.out}",
+                expected="one run in a folder at a time",
+                todo="wait for it, or name another --out",
+            ) from error
+
+    def _before(self) -> dict[str, Any] | None:
+        """What run.json says, or None in a folder that no run has used.
+
+        Raises:
+            UsageError: run.json cannot be read, or the folder holds an adapter or checkpoints of unknown origin.
+        """
+        if not self.description.exists():
+            foreign = [path.name for path in (self.adapter, self.checkpoints) if path.exists()]
+            if foreign:
+                raise UsageError(
+                    got=f"{self.out} holds {' and '.join(foreign)}, but no run.json that says where they come from",
+                    expected="an empty folder, or one of the same run",
+                    todo="name another --out",
+                )
+            return None
+        try:
+            found = json.loads(self.description.read_text(encoding="utf-8"))
+            if found["format"] != FORMAT:
+                raise ValueError(f"format {found['format']} is not {FORMAT}")
+            return {"identity": dict(found["identity"]), "result": found["result"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                got=f"{self.description} cannot be read: {error}",
+                expected="the description of a run, as this version writes it",
+                todo="name another --out, or remove the folder",
+            ) from error
+
+    def _result(self, values: Mapping[str, Any] | None) -> TrainResult | None:
+        if values is None or not (self.adapter / "adapter.json").is_file():
+            return None
+        return TrainResult(adapter=self.adapter, **values)
+
+    def _write(self, description: Mapping[str, Any]) -> None:
+        content = {**description, "versions": library_versions()}
+        try:
+            write_file(self.description, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+        except OSError as error:
+            raise unwritable(error, self.description) from error
+
+
+def compare(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
+    """Make sure that two runs are the same one.
+
+    Raises:
+        UsageError: they differ; it names each difference.
+    """
+    keys = sorted(before.keys() | now.keys())
+    changes = [f"{key}: {before.get(key)} there, {now.get(key)} now" for key in keys if before.get(key) != now.get(key)]
+    if changes:
+        raise UsageError(
+            got=f"{out} belongs to a run with another configuration ({'; '.join(changes)})",
+            expected="the same configuration, to go on with that run",
+            todo="name another --out, or change it back",
+        )

@@ -1,0 +1,176 @@
+"""The loop itself: order, resumption to the bit, early stopping, weights, and what it says when things go wrong."""
+
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.training.toy import SETTINGS, ToyStage, batches, numbers, train
+
+from masp.errors import CheckpointError, MaspError
+from masp.training.interrupts import Interrupted, StopRequest
+from masp.training.schedule import rate_factor
+
+
+def whole(tmp_path: Path) -> tuple[list[float], list[tuple[int, tuple[int, ...]]]]:
+    stage = ToyStage()
+    torch.manual_seed(3)
+    train(tmp_path / "whole", stage)
+    return numbers(stage), stage.seen
+
+
+class Died(Exception):
+    """Stands for kill -9 in this process: nothing gets to clean up but what Python itself unwinds."""
+
+
+def die_at(step: int):
+    def before_step(now: int) -> None:
+        if now == step:
+            raise Died
+
+    return before_step
+
+
+@pytest.mark.parametrize("step", [0, 1, 3, 4, 7, 19])
+def test_a_run_that_died_ends_with_the_same_bits(tmp_path, step):
+    expected, order = whole(tmp_path)
+    torch.manual_seed(3)
+    with pytest.raises(Died):
+        train(tmp_path / "cut", ToyStage(die_at(step)))
+    torch.manual_seed(4 if step >= 3 else 3)  # a later start must not depend on the seed of its own process
+    stage = ToyStage()
+    fit = train(tmp_path / "cut", stage)
+    assert numbers(stage) == expected
+    assert stage.seen == order[step - step % 3 :]  # it went on exactly behind the last checkpoint
+    assert fit.steps == 20
+    assert fit.examples == 55
+
+
+def test_every_example_is_seen_once_per_epoch(tmp_path):
+    _, order = whole(tmp_path)
+    for epoch in range(5):
+        seen = [example for step, examples in order if step // 4 == epoch for example in examples]
+        assert sorted(seen) == list(range(11))
+
+
+def test_the_metrics_file_is_cut_back_to_the_checkpoint(tmp_path):
+    with pytest.raises(Died):
+        train(tmp_path, ToyStage(die_at(8)))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "step", "st')  # a line that was being written
+    train(tmp_path, ToyStage())
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["event"] == "step"] == [3, 6, 9, 12, 15, 18, 20]
+    assert [line["step"] for line in lines if line["event"] == "validation"] == [5, 10, 15, 20]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(tmp_path, name):
+    expected, order = whole(tmp_path)
+    torch.manual_seed(3)
+    stage = ToyStage(lambda step: signal.raise_signal(signal.Signals[name]) if step == 7 else None)
+    with pytest.raises(Interrupted, match=name):
+        train(tmp_path / "cut", stage)
+    assert len(stage.seen) == 8
+    again = ToyStage()
+    train(tmp_path / "cut", again)
+    assert stage.seen + again.seen == order
+    assert numbers(again) == expected
+
+
+def test_a_second_interrupt_aborts_at_once():
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.received == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_signal_during_validation_is_not_lost(tmp_path):
+    class Slow(ToyStage):
+        def validate(self, stop):
+            signal.raise_signal(signal.SIGTERM)
+            return super().validate(stop)
+
+    expected, _ = whole(tmp_path)
+    torch.manual_seed(3)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "cut", Slow())
+    stage = ToyStage()
+    train(tmp_path / "cut", stage)
+    lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["event"] == "validation"] == [5, 10, 15, 20]
+    assert numbers(stage) == expected
+
+
+def test_the_best_state_is_kept_not_the_last(tmp_path):
+    class Worsening(ToyStage):
+        def validate(self, stop):
+            self.rounds = getattr(self, "rounds", 0) + 1
+            self.kept = numbers(self) if self.rounds == 2 else getattr(self, "kept", None)
+            return {"negative_error": {1: 1.0, 2: 5.0}.get(self.rounds, 2.0)}
+
+    stage = Worsening()
+    fit = train(tmp_path, stage)
+    assert stage.kept == numbers(stage)
+    assert fit.metrics == {"negative_error": 5.0}
+    assert fit.steps == 20
+
+
+def test_patience_ends_the_run_early_and_a_rerun_does_not_go_on(tmp_path):
+    class Flat(ToyStage):
+        def validate(self, stop):
+            return {"negative_error": 1.0}
+
+    settings = replace(SETTINGS, patience=2)
+    assert train(tmp_path, Flat(), settings).steps == 15
+    again = Flat()
+    assert train(tmp_path, again, settings).steps == 15
+    assert again.seen == []
+
+
+def test_weights_multiply_the_losses(tmp_path):
+    weights = torch.zeros(11)
+    weights[4] = 11.0
+    stage = ToyStage(weights=weights)
+    train(tmp_path, stage, replace(SETTINGS, steps=4, checkpoint_every=100))
+    step = next(step for step, examples in stage.seen if 4 in examples)
+    unmoved = ToyStage(weights=weights)
+    train(tmp_path / "unmoved", unmoved, replace(SETTINGS, steps=max(step, 1), schedule="constant", warmup=0.0))
+    assert numbers(stage) != [0.0] * 6
+    assert (numbers(unmoved) == [0.0] * 6) == (step > 0)
+
+
+def test_a_loss_that_is_no_number_is_an_error_and_not_a_checkpoint(tmp_path):
+    class Broken(ToyStage):
+        def losses(self, share):
+            return super().losses(share) * (float("nan") if share.step == 7 else 1.0)
+
+    with pytest.raises(MaspError, match="the loss became nan"):
+        train(tmp_path, Broken())
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000003", "step-00000006"]
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
+    train(tmp_path, ToyStage())
+    with pytest.raises(CheckpointError, match="another configuration"):
+        train(tmp_path, ToyStage(), replace(SETTINGS, identity="other"))
+
+
+def test_the_schedule_rises_falls_and_never_starts_at_zero():
+    cosine = [rate_factor(step, 100, 0.1, "cosine") for step in range(100)]
+    assert cosine[0] == pytest.approx(1 / 11)
+    assert max(cosine) == cosine[10] == 1.0
+    assert cosine[:11] == sorted(cosine[:11])
+    assert cosine[10:] == sorted(cosine[10:], reverse=True)
+    assert cosine[55] == pytest.approx(0.5)
+    assert [rate_factor(step, 4, 0.0, "linear") for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
+    assert {rate_factor(step, 7, 0.0, "constant") for step in range(7)} == {1.0}
+
+
+def test_the_toy_order_is_what_the_tests_take_it_for():
+    assert batches(0, 0) != batches(1, 0)
+    assert batches(2, 1) == batches(2, 0)[1:]
