@@ -17,4 +17,4 @@ os.environ.update(
 
 from jaxtyping import install_import_hook
 
-install_import_hook("masp", "beartype.beartype")
+install_import_hook("masp", "typechecking.checked")

@@ -1,0 +1,59 @@
+"""Write the generated parts of README.md: the rooms of the house and the measured results (`make docs`).
+
+A result is a JSON file in benchmarks/results/ that a command wrote. The README shows its `title`, its `table` (`head`
+and `rows`), its `note` if it has one, and the `command` that wrote it; everything else in it is for machines.
+"""
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+from generated import ROOT, table, update
+
+DOCUMENT = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+PACKAGE = ROOT / "src" / "masp"
+SCRIPT = "scripts/update_readme.py"
+NOTHING = "No results are committed yet. Numbers appear here only from files that a command wrote."
+
+
+def results(folder: Path = RESULTS) -> str:
+    """The table of every result file, in the order of the files' names."""
+    parts = [_result(path) for path in sorted(folder.glob("*.json"))]
+    return "\n\n".join(filter(None, parts)) or NOTHING
+
+
+def _result(path: Path) -> str:
+    """One result; a file without a table is not for the README."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if "table" not in content:
+        return ""
+    head, rows = content["table"]["head"], content["table"]["rows"]
+    shown = table(tuple(head), [tuple(str(cell) for cell in row) for row in rows])
+    place = f"benchmarks/results/{path.name}"
+    note = f"{content['note']} " if content.get("note") else ""
+    return f"**{content['title']}**\n\n{shown}\n\n{note}Written by `{content['command']}` to [{place}]({place})."
+
+
+def rooms(package: Path = PACKAGE) -> str:
+    """One line per file or folder at the top of the package: the first sentence of its docstring."""
+    files = [path for path in package.glob("*.py") if not path.stem.startswith("__")]
+    folders = [path / "__init__.py" for path in package.iterdir() if (path / "__init__.py").is_file()]
+    rows = [(f"`{_shown(path, package)}`", _first_line(path)) for path in sorted([*files, *folders])]
+    return table(("where", "what"), rows)
+
+
+def _shown(path: Path, package: Path) -> str:
+    inside = path.relative_to(package)
+    return f"{inside.parent}/" if path.name == "__init__.py" else str(inside)
+
+
+def _first_line(path: Path) -> str:
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0].replace("``", "`")
+
+
+if __name__ == "__main__":
+    changed = [update(DOCUMENT, "rooms", SCRIPT, rooms()), update(DOCUMENT, "results", SCRIPT, results())]
+    print("README.md", "written" if any(changed) else "was current")

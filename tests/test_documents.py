@@ -1,0 +1,70 @@
+"""The documents are true: generated tables are current, links lead somewhere, named files and commands exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import generated
+import update_configuration_doc as configuration
+from masp.config import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+
+def links(document: str) -> list[str]:
+    """Targets of Markdown links that are files here."""
+    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document)
+    return [target for target in targets if not target.startswith(("http", "mailto:"))]
+
+
+def paths_in(document: str) -> set[str]:
+    """Files of the repository that a document names in code marks, such as `src/masp/model.py`."""
+    return set(re.findall(r"`((?:src|tests|docs|scripts|configs|benchmarks|\.ci)/[\w./-]+)`", document))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("variants", configuration.variants()), ("settings", configuration.content())]
+)
+def test_configuration_tables_are_current(name: str, content: str) -> None:
+    document = configuration.DOCUMENT.read_text(encoding="utf-8")
+    assert generated.replaced(document, name, configuration.SCRIPT, content) == document, "run `make docs`"
+
+
+def test_the_example_of_an_override_is_accepted() -> None:
+    (line,) = re.findall(r"--out runs/a (.+)", configuration.DOCUMENT.read_text())
+    assert load_config(None, line.split()).prompt.seed == 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_somewhere(name: str) -> None:
+    document = ROOT / name
+    broken = [target for target in links(document.read_text()) if not (document.parent / target).exists()]
+    assert not broken
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_named_files_exist(name: str) -> None:
+    missing = [path for path in sorted(paths_in((ROOT / name).read_text())) if not (ROOT / path).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_named_make_targets_exist(name: str) -> None:
+    targets = set(re.findall(r"`make ((?:[a-z-]+ ?)+)`", (ROOT / name).read_text()))
+    named = {word for words in targets for word in words.split()}
+    assert named <= set(re.findall(r"^([a-z-]+):", MAKEFILE, flags=re.MULTILINE))
+
+
+def test_what_the_checks_look_for() -> None:
+    assert links("[a](b.md) [c](https://x.y) [d](e/f.md#g)") == ["b.md", "e/f.md"]
+    assert paths_in("see `src/masp/model.py`, not `model.py`") == {"src/masp/model.py"}
+    assert len(DOCUMENTS) > 10
+
+
+def test_decisions_are_numbered_without_gaps() -> None:
+    numbers = [int(path.name[:4]) for path in sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))]
+    assert numbers == list(range(1, len(numbers) + 1))
