@@ -6,6 +6,7 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import masp
+from architecture import imported_names, read_sources
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -46,6 +48,10 @@ def pinned() -> dict[str, Version]:
     return {normal(line.partition("==")[0]): Version(line.partition("==")[2]) for line in lines}
 
 
+DECLARED = {normal(name) for name in declared(PROJECT["dependencies"])}
+PACKAGE = read_sources(ROOT / "src" / "masp", "masp")
+
+
 def test_documentation_and_metadata_agree() -> None:
     every = declared([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]])
     assert documented((ROOT / "docs" / "dependencies.md").read_text()) == every
@@ -60,6 +66,21 @@ def test_a_floor_that_is_only_documented_is_noticed() -> None:
 def test_promised_floors() -> None:
     floors = declared(PROJECT["dependencies"])
     assert {name: floors[name] for name in FLOORS} == FLOORS
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    names = {name.partition(".")[0] for source in PACKAGE for name in imported_names(source)}
+    foreign = names - {"masp", *sys.stdlib_module_names}
+    homes = packages_distributions()
+    undeclared = {name for name in foreign if not {normal(home) for home in homes[name]} & DECLARED}
+    assert not undeclared
+    assert {"torch", "PIL", "yaml"} <= foreign
+
+
+def test_every_declared_package_is_imported() -> None:
+    names = {name.partition(".")[0] for source in PACKAGE for name in imported_names(source)}
+    used = {normal(home) for name in names for home in packages_distributions().get(name, [])}
+    assert used >= DECLARED
 
 
 def test_constraints_hold_every_dependency_at_an_exact_version() -> None:
