@@ -1,0 +1,112 @@
+"""EmoSet as it is published: lists of rows for the splits, one annotation file and one picture per row."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from masp.data.annotations import read_annotation
+from masp.data.quarantine import Quarantine
+from masp.data.reading import Reading, exists, inside, label_of
+from masp.data.records import Record, read_json
+from masp.errors import DataError
+from masp.labels import LABEL_SETS
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+
+
+def is_published(root: Path) -> bool:
+    """Whether a folder holds the lists of the published layout."""
+    return any((root / f"{name}.json").is_file() for name in SPLITS)
+
+
+def read_emoset(root: Path, strict: bool = False) -> Reading:
+    """Records of the published layout.
+
+    A row is [label, id, picture, annotation] or [label, picture, annotation]; the label is a number in the order of
+    info.json, or a name. The annotation may be null, and a data set without the folder `annotation` has none.
+
+    Raises:
+        DataError: no list can be read, or too many rows cannot be used.
+    """
+    labels = _labels(root / "info.json")
+    account = Quarantine(strict)
+    has_notes = (root / "annotation").is_dir()
+    splits: dict[str, list[Record]] = {}
+    for name in SPLITS:
+        file = root / f"{name}.json"
+        if not file.is_file():
+            continue
+        rows = read_json(file, largest=None)
+        if not isinstance(rows, list):
+            raise DataError(f"{file} holds {type(rows).__name__}", "a list of rows", "Copy it again from its source.")
+        splits[name] = []
+        for number, row in enumerate(rows):
+            try:
+                record = _record(root, row, labels, has_notes)
+            except DataError as error:
+                account.reject(file, f"row {number}: {error}")
+                continue
+            splits[name].append(record)
+            account.accept()
+    account.finish()
+    return Reading("emoset", labels, splits, account)
+
+
+def _record(root: Path, row: object, labels: tuple[str, ...], has_notes: bool) -> Record:
+    if not isinstance(row, list) or len(row) not in (3, 4):
+        shapes = "[label, id, picture, annotation] or [label, picture, annotation]"
+        raise DataError(f"the row is {row!r:.60}", shapes, "Correct the list.")
+    label, picture, note = row[0], row[-2], row[-1]
+    if not isinstance(picture, str) or not isinstance(note, str | None):
+        raise DataError(f"the row is {row!r:.60}", "paths as text", "Correct the list.")
+    path = inside(root, picture)
+    file = inside(root, note) if note and note.strip() and has_notes else None
+    annotations, extra = read_annotation(file) if file is not None and exists(file) else ({}, {})
+    return Record(path, _label(label, labels), annotations, extra=extra)
+
+
+def _label(value: object, labels: tuple[str, ...]) -> str:
+    if isinstance(value, str) and label_of(value.strip()) in labels:
+        return label_of(value.strip())
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = int(value.strip()[:9])
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(labels):
+        return labels[value]
+    raise DataError(
+        f"the label is {value!r:.60}", f"0 to {len(labels) - 1}, or one of {', '.join(labels)}", "Correct the list."
+    )
+
+
+def _labels(file: Path) -> tuple[str, ...]:
+    """Labels in the order of info.json; EmoSet's own order where it does not say."""
+    known = LABEL_SETS["emoset"]
+    if not file.is_file():
+        log.warning("%s is missing; labels are numbered as in EmoSet: %s", file, ", ".join(known))
+        return known
+    content = read_json(file)
+    homes = [content.get("emotion"), content] if isinstance(content, dict) else []
+    for home in homes:
+        labels = _order(home)
+        if labels:
+            return labels
+    log.warning("%s names no labels; they are numbered as in EmoSet: %s", file, ", ".join(known))
+    return known
+
+
+def _order(home: object) -> tuple[str, ...]:
+    """Labels from a list, or from one of the tables name → number and number → name."""
+    if isinstance(home, list):
+        return tuple(label_of(name) for name in home) if all(isinstance(name, str) for name in home) else ()
+    if not isinstance(home, Mapping):
+        return ()
+    table = home.get("label2idx")
+    if not isinstance(table, Mapping) and isinstance(home.get("idx2label"), Mapping):
+        table = {name: number for number, name in home["idx2label"].items() if isinstance(name, str)}
+    if not isinstance(table, Mapping):
+        return _order(home["labels"]) if isinstance(home.get("labels"), list) else ()
+    numbered = {str(number).strip(): str(name) for name, number in table.items()}
+    if not numbered or set(numbered) != {str(number) for number in range(len(table))}:
+        return ()
+    return tuple(label_of(numbered[str(number)]) for number in range(len(table)))

@@ -1,0 +1,159 @@
+"""Opening pictures that nobody vouches for: every file becomes an RGB image or an `ImageError`, nothing else."""
+
+import io
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from masp.errors import ImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+"""What is read, told by the content of a file; of an animation, the first frame."""
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"})
+"""Names under which pictures are looked for in folders."""
+
+MAX_PIXELS = 50_000_000
+MAX_BYTES = 268_435_456
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
+_SAVE_AGAIN = "Save the picture again as JPEG or PNG."
+
+
+def open_image(path: str | os.PathLike[str], longest_side: int | None = None) -> Image.Image:
+    """The picture in a file: upright, RGB uint8, without metadata.
+
+    Transparent parts become white; 16-bit greys are scaled to 8 bits.
+
+    Args:
+        path: a JPEG, PNG, WebP, GIF or BMP file of at most 50 million pixels, whatever its suffix.
+        longest_side: shrink (Lanczos) so that the longer side has at most this many pixels.
+
+    Raises:
+        ImageError: anything at all is wrong with the file.
+    """
+    return decode_image(_content(path), path, longest_side)
+
+
+def decode_image(content: bytes, name: str | os.PathLike[str], longest_side: int | None = None) -> Image.Image:
+    """As `open_image`, for a file that is already in memory; `name` is for the messages."""
+    _check_pixels(name, _webp_size(content))
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            _check_pixels(name, image.size)
+            image.load()
+            return shrink(to_rgb(image), longest_side)
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(name, f"not a {', '.join(FORMATS)} file", _SAVE_AGAIN) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise _too_many_pixels(name, "far more than the allowed number of") from None
+    except MemoryError:
+        raise ImageError(name, "too large for the memory of this machine", "Make it smaller.") from None
+    except Exception as error:  # decoders raise anything on damaged files: SyntaxError, struct.error, IndexError …
+        raise ImageError(name, f"damaged ({_short(error)})", "Copy it again from its source, or remove it.") from None
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def _content(path: str | os.PathLike[str]) -> bytes:
+    try:
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(path, "not a file", "Name a picture.")
+        if status.st_size > MAX_BYTES:
+            reason = f"has {status.st_size:,} bytes, at most {MAX_BYTES:,} are read"
+            raise ImageError(path, reason, "Save it with stronger compression.")
+        content = Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a name no file can have
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ImageError(path, f"cannot be read ({reason})", "Check the path and the rights.") from None
+    except MemoryError:
+        raise ImageError(path, "too large for the memory of this machine", "Make it smaller.") from None
+    if not content:
+        raise ImageError(path, "the file is empty", "Copy it again from its source, or remove it.")
+    return content
+
+
+def _check_pixels(name: str | os.PathLike[str], size: tuple[int, int] | None) -> None:
+    if size is not None and size[0] * size[1] > MAX_PIXELS:
+        raise _too_many_pixels(name, f"{size[0]} × {size[1]}")
+
+
+def _too_many_pixels(name: str | os.PathLike[str], amount: str) -> ImageError:
+    return ImageError(name, f"{amount} pixels, at most {MAX_PIXELS:,} are read", "Make the picture smaller.")
+
+
+def _webp_size(content: bytes) -> tuple[int, int] | None:
+    """Width and height that a WebP header claims, read before its decoder sets the memory for them aside."""
+    if content[:4] != b"RIFF" or content[8:12] != b"WEBP" or len(content) < 30:
+        return None
+    kind = content[12:16]
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(content[24:27], "little"), 1 + int.from_bytes(content[27:30], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(content[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    return int.from_bytes(content[26:28], "little") & 0x3FFF, int.from_bytes(content[28:30], "little") & 0x3FFF
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode as upright RGB uint8: transparency on white, 16-bit greys scaled, metadata left out."""
+    turned = _upright(image)
+    if turned.mode.startswith("I"):
+        return _grey_to_rgb(turned)
+    if turned.mode in _ALPHA or "transparency" in turned.info:
+        layer = turned.convert("RGBA")  # the transparent colour of modes without alpha becomes an alpha channel
+        page = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(page, layer).convert("RGB")
+    plain = turned.convert("RGB")
+    plain.info = {}
+    return plain
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # metadata that cannot be read says nothing about the picture
+        return image
+    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+def _grey_to_rgb(image: Image.Image) -> Image.Image:
+    """Greys of 16 bits, 0…65535 to 0…255, rounded; a transparent grey becomes white.
+
+    Mode I has 32 bits and no fixed range: where no value is above 255, the values are taken as they are.
+    """
+    greys = np.asarray(image).astype(np.int64)
+    eight_bits = image.mode == "I" and greys.max() <= 255
+    scaled = np.clip(greys if eight_bits else (greys * 255 + 32767) // 65535, 0, 255)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        scaled[greys == transparent] = 255
+    return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
+
+
+def shrink(image: Image.Image, longest_side: int | None) -> Image.Image:
+    """The picture, no longer than `longest_side` pixels on its longer side (Lanczos, as the authors' code does)."""
+    if longest_side is None or max(image.size) <= longest_side:
+        return image
+    scale = longest_side / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)

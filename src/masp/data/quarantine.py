@@ -1,0 +1,103 @@
+"""The account of files that could not be read."""
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from masp.errors import DataError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A file that was left out, and why."""
+
+    path: Path
+    reason: str
+
+
+class Quarantine:
+    """The account of a pass over files: read = used + quarantined, exactly.
+
+    Stops the pass when more than `share` of at least `patience` files were bad, or `patience` in a row, or, if
+    `strict`, at the first one.
+
+    Attributes:
+        used: files that were good.
+        rejected: files that were not, with their reasons.
+    """
+
+    def __init__(self, strict: bool = False, share: float = 0.01, patience: int = 100) -> None:
+        self.strict = strict
+        self.share = share
+        self.patience = patience
+        self.used = 0
+        self.rejected: list[Rejected] = []
+        self._in_a_row = 0
+
+    @property
+    def read(self) -> int:
+        """Files that were looked at."""
+        return self.used + len(self.rejected)
+
+    def accept(self, count: int = 1) -> None:
+        """Count good files.
+
+        Raises:
+            DataError: too many of those before were bad.
+        """
+        if count:
+            self._in_a_row = 0
+        self.used += count
+        self._check_share()
+
+    def reject(self, path: Path, reason: str) -> None:
+        """Count a bad file.
+
+        Raises:
+            DataError: too many were bad, or `strict` is set.
+        """
+        self.rejected.append(Rejected(path, reason))
+        self._in_a_row += 1
+        log.warning("left out %s: %s", path, reason)
+        if self.strict:
+            raise DataError(f"{path} cannot be used: {reason}", "", "Repair or remove it, or turn strict off.")
+        if self._in_a_row >= self.patience:
+            raise DataError(
+                f"{self._in_a_row} files in a row cannot be used, the last is {path}: {reason}",
+                "files that can be read",
+                "Check that the data set is complete.",
+            )
+        self._check_share()
+
+    def _check_share(self) -> None:
+        bad = len(self.rejected)
+        if self.read >= self.patience and bad > self.share * self.read:
+            last = self.rejected[-1]
+            raise DataError(
+                f"{bad} of {self.read} files cannot be used, the last is {last.path}: {last.reason}",
+                f"at most {self.share:.0%}",
+                "Repair or remove them.",
+            )
+
+    def finish(self) -> None:
+        """Close the account.
+
+        Raises:
+            DataError: files were read and none was good.
+        """
+        if self.rejected and not self.used:
+            last = self.rejected[-1]
+            raise DataError(
+                f"none of {self.read} files can be used, the last is {last.path}: {last.reason}",
+                "files that can be read",
+                "Check that the data set is complete.",
+            )
+
+    def summary(self) -> str:
+        """One line for the log and the result: what was read, used and left out, and the commonest reasons."""
+        reasons = Counter(rejected.reason for rejected in self.rejected).most_common(3)
+        why = "".join(f"; {count} × {reason}" for reason, count in reasons)
+        return f"{self.read} read = {self.used} used + {len(self.rejected)} quarantined{why}"
