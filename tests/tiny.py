@@ -1,7 +1,7 @@
 """Tiny random checkpoints of every family, written as the folders a user would have; nothing is downloaded.
 
-Widths are odd or prime where the architecture allows it, so that a swapped axis does not pass unnoticed. A folder is made
-once per test run and removed at its end.
+Widths are odd or prime where the architecture allows it, so that a swapped axis does not pass unnoticed. A folder is
+made once per test run and removed at its end.
 """
 
 import atexit
@@ -9,6 +9,7 @@ import functools
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -20,6 +21,7 @@ from transformers import (
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
 )
+from transformers.utils import logging
 
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
@@ -41,7 +43,8 @@ WORDS = """You are a helpful assistant. Which emotion does this picture evoke? P
 contentment, disgust, excitement, fear, sadness, joy, surprise. What does the face express, where was it taken, what do
 people do, how bright and how colorful is it: very low, low, moderate, high, very high. system user assistant"""
 PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
@@ -96,6 +99,7 @@ def write_checkpoint(folder: Path, family: str, seed: int = 0) -> None:
         for name, parameter in model.named_parameters():
             if "norm" not in name and "ln_q" not in name:
                 parameter.normal_(0, 0.23, generator=generator)
+    logging.disable_progress_bar()
     model.save_pretrained(folder)
 
 
@@ -115,7 +119,11 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator([WORDS] * 3, trainer)
-    marks = {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>", "additional_special_tokens": list(MARKS[1:])}
+    marks: dict[str, Any] = {
+        "pad_token": "<|endoftext|>",
+        "eos_token": "<|im_end|>",
+        "additional_special_tokens": list(MARKS[1:]),
+    }
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=TEMPLATE, **marks)
 
 
@@ -123,7 +131,7 @@ def tiny_model(
     family: str, tokenizer: PreTrainedTokenizerFast
 ) -> Qwen2VLForConditionalGeneration | Qwen2_5_VLForConditionalGeneration:
     """A model of the family with random weights."""
-    text = {
+    text: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": DIM,
         "intermediate_size": 43,
@@ -132,8 +140,10 @@ def tiny_model(
         "num_key_value_heads": 1,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 2, 2]},
         "use_sliding_window": False,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>"),
     }
-    marks = {
+    marks: dict[str, Any] = {
         name: tokenizer.convert_tokens_to_ids(mark)
         for name, mark in (
             ("image_token_id", "<|image_pad|>"),
@@ -142,10 +152,16 @@ def tiny_model(
             ("vision_end_token_id", "<|vision_end|>"),
         )
     }
-    vision = {"depth": 2, "num_heads": 2, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    vision: dict[str, Any] = {
+        "depth": 2,
+        "num_heads": 2,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
     if family == "qwen2_vl":
-        own = {"embed_dim": 24, "hidden_size": DIM, "mlp_ratio": 3}
+        own: dict[str, Any] = {"embed_dim": 24, "hidden_size": DIM, "mlp_ratio": 3}
         return Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision | own, **marks))
-    own = {"hidden_size": 24, "intermediate_size": 29, "out_hidden_size": DIM, "window_size": 56}
+    own: dict[str, Any] = {"hidden_size": 24, "intermediate_size": 29, "out_hidden_size": DIM, "window_size": 56}
     own["fullatt_block_indexes"] = [1]
     return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision | own, **marks))
