@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from masp.adapters.info import AdapterInfo
+from masp.adapters.info import AdapterInfo, DataRecord
 
 
 def card(info: AdapterInfo, tensors: Mapping[str, Tensor]) -> str:
@@ -44,8 +44,7 @@ def _use(info: AdapterInfo) -> str:
 
 
 def _trained(info: AdapterInfo) -> str:
-    method, data = info.method, info.data
-    splits = ", ".join(f"{count:,} {name}" for name, count in sorted(info.data.images.items()))
+    method = info.method
     rows = {
         "backbone": f"{info.backbone.name} ({info.backbone.family}, width {info.backbone.dim})",
         "backbone fingerprint": info.backbone.fingerprint,
@@ -55,8 +54,7 @@ def _trained(info: AdapterInfo) -> str:
         "soft prompt": f"{info.prompt_length} vectors, {method.prompt_places}" if info.prompt_length else None,
         "positions": method.positions,
         "supervised": method.supervised,
-        "data": f"{data.name}: {splits} images",
-        "data fingerprint": data.fingerprint,
+        **{f"data of stage {stage}": _data(record) for stage, record in sorted(info.data.items())},
         "seeds": ", ".join(f"{stage} {seed}" for stage, seed in sorted(info.seeds.items())),
         "versions": ", ".join(f"{name} {number}" for name, number in sorted(info.versions.items())),
     }
@@ -78,6 +76,11 @@ def _limits(info: AdapterInfo) -> str:
     if "prompt" in info.parts and info.method.supervised == "newline_answer":
         lines.append("The end of the answer was not trained (variant `released`), so label scores rank it untrained.")
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _data(record: DataRecord) -> str:
+    splits = ", ".join(f"{count:,} {name}" for name, count in sorted(record.images.items()))
+    return f"{record.name}, {splits} images, fingerprint {record.fingerprint}"
 
 
 def _rows(rows: Mapping[str, object]) -> str:

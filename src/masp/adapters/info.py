@@ -60,9 +60,10 @@ class AdapterInfo(_Record):
         labels: what the prompt chooses from, in the order of the question; empty without a prompt.
         image_transform: what the backbone does to an image before its vision tower.
         longest_side: images with a longer side were shrunk to it before anything else; None: never.
+        data: the data set of each stage.
         questions: the text that is asked at evaluation, for each aspect and for the emotion.
         seeds: seed of each stage.
-        metrics: on the validation split.
+        metrics: on the validation split, as "stage/measure".
     """
 
     format_version: Literal[1] = FORMAT
@@ -71,12 +72,12 @@ class AdapterInfo(_Record):
     method: MethodConfig
     aspects: tuple[str, ...]
     aspects_sha256: dict[str, str] = {}
-    prompt_length: int = Field(0, ge=0)
+    prompt_length: int = Field(default=0, ge=0)
     labels: tuple[str, ...] = ()
     image_transform: dict[str, Any] = {}
     longest_side: int | None = None
     questions: dict[str, str]
-    data: DataRecord
+    data: dict[str, DataRecord]
     seeds: dict[str, int] = {}
     versions: dict[str, str] = Field(default_factory=library_versions)
     metrics: dict[str, float] = {}

@@ -51,6 +51,7 @@ class Share:
     """One step's examples for this process: their numbers, and what the stage loaded for them."""
 
     step: int
+    epoch: int
     examples: tuple[int, ...]
     total: int  # examples of all processes
     loaded: Any = None
@@ -62,11 +63,11 @@ class Stage(Protocol):
 
     Attributes:
         name: what is trained, for the progress bar.
-        score: the validation metric that decides which state is kept; more is better.
+        score: the validation metrics that decide which state is kept, the most important first; more is better.
     """
 
     name: str
-    score: str
+    score: tuple[str, ...]
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trainable tensors by name; nothing else changes during a run."""
@@ -172,7 +173,7 @@ class Trainer:
             if step == start or first == 0:
                 batches = iter(self.settings.batches(epoch, first))
             examples = tuple(next(batches))
-            yield Share(step, examples[rank::world], len(examples))
+            yield Share(step, epoch, examples[rank::world], len(examples))
 
     def _step(self, share: Share) -> None:
         """One step of the optimizer."""
@@ -243,13 +244,14 @@ class Trainer:
             return
         log.info("step %d: %s", self.at.step, ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
         self._record("validation", metrics)
-        if metrics[self.stage.score] > self.at.best_metrics.get(self.stage.score, -math.inf):
+        best = [self.at.best_metrics.get(name, -math.inf) for name in self.stage.score]
+        if [metrics[name] for name in self.stage.score] > best:
             self.at.best_step, self.at.best_metrics, self.at.stale = self.at.step, metrics, 0
             self.best = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
             return
         self.at.stale += 1
         if self.settings.patience is not None and self.at.stale >= self.settings.patience:
-            log.info("no better %s since step %d: stopping early", self.stage.score, self.at.best_step)
+            log.info("no better %s since step %d: stopping early", self.stage.score[0], self.at.best_step)
             self.at.stopped = True
 
     def _log(self) -> None:

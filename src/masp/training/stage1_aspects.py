@@ -1,0 +1,208 @@
+"""Stage 1: aspect modules learn to say what they read, one image–aspect pair per example (paper, section 3.2)."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from masp.adapters import AdapterInfo
+from masp.answers import describe_aspects
+from masp.backbones.base import Backbone
+from masp.config import RunConfig
+from masp.data.records import Dataset, Record
+from masp.errors import DataError
+from masp.labels import normalise_answer
+from masp.model import MaspModel
+from masp.modules.aspect_attention import AspectModules
+from masp.questions import Questions, load_questions
+from masp.training.features import VisualTokenStore
+from masp.training.interrupts import StopRequest
+from masp.training.loop import Share
+from masp.training.recipe import Outcome, Run, run_stage
+from masp.training.runs import TrainResult
+
+log = logging.getLogger(__name__)
+
+VALIDATED = 256  # images of the validation split whose aspects are put into words at each validation
+TOGETHER = 32  # images put into words at once
+
+
+@dataclass(frozen=True)
+class AspectExample:
+    """One image–aspect pair: number of the image, number of the aspect, the annotated answer."""
+
+    image: int
+    aspect: int
+    answer: str
+
+
+class AspectStage:
+    """What stage 1 trains and measures.
+
+    Args:
+        model: with the aspect modules to train.
+        store: visual tokens of all images.
+        examples: the pairs to learn.
+        validation: image numbers and annotations to measure on.
+        questions: several texts per aspect; training takes them in turn, validation the first.
+    """
+
+    name: str = "aspects"
+    score: tuple[str, ...] = ("score",)
+
+    def __init__(
+        self,
+        model: MaspModel,
+        store: VisualTokenStore,
+        examples: Sequence[AspectExample],
+        validation: Sequence[tuple[int, Record]],
+        questions: Questions,
+    ) -> None:
+        self.model, self.store, self.examples, self.validation = model, store, examples, validation
+        self.questions = questions
+        self.aspects = model.aspect_module().aspects
+        self.texts = [questions.aspect(name) for name in self.aspects]
+        self.aspect_of = torch.tensor([example.aspect for example in examples])
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The tensors of all aspect modules."""
+        return dict(self.model.aspect_module().named_parameters())
+
+    def weights(self) -> Float[Tensor, " examples"] | None:
+        """Every pair counts the same."""
+        return None
+
+    def load(self, shares: Iterable[Share]) -> Iterator[Share]:
+        """Adds the visual tokens of each pair's image."""
+        stream = self.store.stream(shares, lambda share: [self.examples[number].image for number in share.examples])
+        return (replace(share, loaded=visual) for share, visual in stream)
+
+    def losses(self, share: Share) -> Float[Tensor, " batch"]:
+        """Cross-entropy of each pair's answer; only the module of its aspect gets a gradient from it."""
+        chosen = [self.examples[number] for number in share.examples]
+        turns = zip(share.examples, chosen, strict=True)
+        asked = [_in_turn(self.texts[example.aspect], number + share.epoch) for number, example in turns]
+        index = self.aspect_of[list(share.examples)]
+        return self.model.aspect_loss(share.loaded, index, asked, [example.answer for example in chosen])
+
+    def validate(self, stop: StopRequest) -> dict[str, float]:
+        """Share of exactly right answers per aspect, F1 of the object lists, and `score`, the mean over the aspects.
+
+        The answers are generated from the aspect tokens alone. In `score`, objects count with their F1.
+        """
+        pairs: list[tuple[str, str, str]] = []
+        for start in range(0, len(self.validation), TOGETHER):
+            stop.check()
+            group = self.validation[start : start + TOGETHER]
+            said = describe_aspects(self.model, self.store.visual([image for image, _ in group]), self.questions)
+            for answers, (_, record) in zip(said, group, strict=True):
+                pairs += [
+                    (name, answers[name], record.annotations[name])
+                    for name in self.aspects
+                    if name in record.annotations
+                ]
+        return measured(pairs)
+
+
+def measured(pairs: Sequence[tuple[str, str, str]]) -> dict[str, float]:
+    """Metrics of (aspect, answer, annotation): exact accuracies, F1 of object lists over all images, and their mean."""
+    metrics: dict[str, float] = {}
+    parts: list[float] = []
+    for name in dict.fromkeys(aspect for aspect, _, _ in pairs):
+        own = [(said, wanted) for aspect, said, wanted in pairs if aspect == name]
+        metrics[f"accuracy/{name}"] = sum(normalise_answer(a) == normalise_answer(b) for a, b in own) / len(own)
+        if name == "object":
+            metrics["f1/object"] = list_f1(own)
+        parts.append(metrics["f1/object" if name == "object" else f"accuracy/{name}"])
+    return {**metrics, "score": sum(parts) / len(parts)} if parts else {}
+
+
+def list_f1(pairs: Sequence[tuple[str, str]]) -> float:
+    """F1 of comma-separated lists, counted over all items of all pairs; order does not matter, repetition does."""
+    hits = said = wanted = 0
+    for answer, truth in pairs:
+        left, right = _items(answer), _items(truth)
+        hits += (left & right).total()
+        said += left.total()
+        wanted += right.total()
+    return 2 * hits / (said + wanted) if said + wanted else 1.0
+
+
+def train_aspects(config: RunConfig, dataset: Dataset, backbone: Backbone, out: Path) -> TrainResult:
+    """Train one module per aspect on the annotations of a data set, or go on with an interrupted run.
+
+    Args:
+        config: `config.aspects` is this stage's part.
+        dataset: with annotated images in its split "train"; "val", if there is one, decides which state is kept.
+        backbone: stays frozen.
+        out: folder of the run.
+
+    Raises:
+        DataError: no picture is annotated with one of the aspects, or too many pictures are bad.
+        UsageError: `out` belongs to another run.
+        CheckpointError: the disk refuses to be written.
+        Interrupted: a signal arrived; the checkpoint is written.
+    """
+    return run_stage(config, config.aspects, "aspects", dataset, backbone, out, _prepare)
+
+
+def _prepare(run: Run) -> Outcome:
+    names, method = run.settings.aspects, run.method
+    assert method.queries is not None
+    assert method.attention is not None
+    generator = torch.Generator().manual_seed(run.settings.seed)
+    modules = AspectModules(run.backbone.dim, names, method.queries, method.attention, generator)
+    questions = load_questions(run.config.questions)
+    train = [record for record in run.dataset.split("train") if any(name in record.annotations for name in names)]
+    held = [record for record in run.dataset.splits.get("val", ()) if any(name in record.annotations for name in names)]
+    _check_annotated(train, names, run.dataset)
+    store, numbers = run.store({"train": train, "val": held[:VALIDATED]})
+    examples = [
+        AspectExample(number, aspect, record.annotations[name])
+        for number, record in numbers["train"]
+        for aspect, name in enumerate(names)
+        if name in record.annotations
+    ]
+    model = MaspModel(run.backbone, method, modules)
+    stage = AspectStage(model, store, examples, numbers["val"], questions)
+    info = AdapterInfo(
+        backbone=run.backbone_record(),
+        method=method,
+        aspects=names,
+        image_transform=run.backbone.image_transform,
+        longest_side=run.config.data.longest_side,
+        questions=run.first_questions(questions),
+        data={"aspects": run.data_record(numbers)},
+        seeds={"aspects": run.settings.seed},
+    )
+    return Outcome(stage, len(examples), info, modules, None)
+
+
+def _check_annotated(records: Sequence[Record], names: Sequence[str], dataset: Dataset) -> None:
+    """Report how many pictures show each aspect.
+
+    Raises:
+        DataError: none shows one of them.
+    """
+    counts = Counter(name for record in records for name in record.annotations)
+    missing = [name for name in names if not counts[name]]
+    if missing:
+        raise DataError(
+            f"no training picture of {dataset.name} is annotated with {', '.join(missing)}",
+            "annotations to learn each aspect from, as in EmoSet",
+            "Use an annotated data set, or name the aspects it has: aspects.aspects=[scene, object].",
+        )
+    log.info("annotated pictures: %s", ", ".join(f"{name} {counts[name]:,}" for name in names))
+
+
+def _in_turn(texts: Sequence[str], turn: int) -> str:
+    return texts[turn % len(texts)]
+
+
+def _items(text: str) -> Counter[str]:
+    return Counter(item for item in map(normalise_answer, text.split(",")) if item)

@@ -1,0 +1,241 @@
+"""Stage 2: the soft prompt learns the emotion, with frozen aspect modules or without (paper, section 3.3)."""
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from masp.adapters import Adapter, AdapterInfo, load_adapter
+from masp.answers import score
+from masp.aspects import ASPECTS
+from masp.backbones.base import Backbone
+from masp.config import RunConfig
+from masp.data.balance import class_balance
+from masp.data.records import Dataset, Record
+from masp.errors import AdapterError
+from masp.labels import LabelStyle, render_labels
+from masp.model import MaspModel, Use, start_prompt
+from masp.questions import Questions, load_questions
+from masp.training.features import VisualTokenStore
+from masp.training.interrupts import StopRequest
+from masp.training.loop import Share
+from masp.training.recipe import Outcome, Run, run_stage
+from masp.training.runs import TrainResult
+
+log = logging.getLogger(__name__)
+
+TOGETHER = 64  # images scored at once
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How the emotion is asked for.
+
+    Attributes:
+        questions: several texts; training takes them in turn, validation the first.
+        labels: what to choose from, in the order of the question at evaluation.
+        style: how the list of labels is printed.
+        shuffled: whether training shuffles the list (variant `released`).
+        seed: decides the shuffles.
+    """
+
+    questions: Questions
+    labels: tuple[str, ...]
+    style: LabelStyle
+    shuffled: bool
+    seed: int
+
+    def evaluation(self) -> str:
+        """The question of every evaluation."""
+        return self.questions.ask_emotion(render_labels(self.labels, self.style))
+
+    def training(self, example: int, epoch: int) -> str:
+        """The question for one example in one epoch."""
+        labels = self.labels
+        if self.shuffled:
+            labels = tuple(sorted(labels, key=lambda label: _digest(f"{self.seed}:{epoch}:{example}:{label}")))
+        turn = (example + epoch) % len(self.questions.emotion)
+        return self.questions.ask_emotion(render_labels(labels, self.style), turn)
+
+
+class PromptStage:
+    """What stage 2 trains and measures.
+
+    Args:
+        model: with the soft prompt to train, and with aspect modules if `use` has aspects.
+        store: visual tokens of all images.
+        examples: image numbers and labels to learn.
+        validation: image numbers and labels to measure on.
+        asking: how the emotion is asked for.
+        use: what stands in the sequence.
+        example_weights: what each example's loss is multiplied with.
+    """
+
+    name: str = "prompt"
+    score: tuple[str, ...] = ("accuracy", "log_likelihood")
+
+    def __init__(
+        self,
+        model: MaspModel,
+        store: VisualTokenStore,
+        examples: Sequence[tuple[int, str]],
+        validation: Sequence[tuple[int, str]],
+        asking: Asking,
+        use: Use,
+        example_weights: Float[Tensor, " examples"] | None = None,
+    ) -> None:
+        self.model, self.store, self.examples, self.validation = model, store, examples, validation
+        self.asking, self.use, self.example_weights = asking, use, example_weights
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The soft prompt."""
+        assert self.model.prompt is not None
+        return {"vectors": self.model.prompt.vectors}
+
+    def weights(self) -> Float[Tensor, " examples"] | None:
+        """Balanced weights of the labels, if asked for."""
+        return self.example_weights
+
+    def load(self, shares: Iterable[Share]) -> Iterator[Share]:
+        """Adds the visual tokens of each image."""
+        stream = self.store.stream(shares, lambda share: [self.examples[number][0] for number in share.examples])
+        return (replace(share, loaded=visual) for share, visual in stream)
+
+    def losses(self, share: Share) -> Float[Tensor, " batch"]:
+        """Cross-entropy of each image's label."""
+        asked = [self.asking.training(number, share.epoch) for number in share.examples]
+        return self.model.prompt_loss(
+            share.loaded, asked, [self.examples[number][1] for number in share.examples], self.use
+        )
+
+    def validate(self, stop: StopRequest) -> dict[str, float]:
+        """Accuracy by label scores, and the mean log-likelihood of the right label, which decides between equals."""
+        right, likelihood = 0, 0.0
+        question, labels = self.asking.evaluation(), self.asking.labels
+        for start in range(0, len(self.validation), TOGETHER):
+            stop.check()
+            group = self.validation[start : start + TOGETHER]
+            visual = self.store.visual([image for image, _ in group])
+            scores = score(self.model, visual, question, labels, self.use)
+            truth = torch.tensor([labels.index(label) for _, label in group], device=scores.device)
+            right += int((scores.argmax(1) == truth).sum())
+            likelihood += float(scores.gather(1, truth[:, None]).double().sum())
+        count = len(self.validation)
+        return {"accuracy": right / count, "log_likelihood": likelihood / count} if count else {}
+
+
+def train_prompt(
+    config: RunConfig,
+    dataset: Dataset,
+    backbone: Backbone,
+    aspects: Path | None,
+    out: Path,
+    include_aspects: bool = True,
+) -> TrainResult:
+    """Train a soft prompt on a labelled data set, or go on with an interrupted run.
+
+    Args:
+        config: `config.prompt` is this stage's part.
+        dataset: with labelled images in its split "train"; "val", if there is one, decides which state is kept.
+        backbone: stays frozen.
+        aspects: an aspects adapter, or the run that made it; None trains without aspects (V+S).
+        out: folder of the run.
+        include_aspects: whether the adapter holds a copy of the aspects, or only names them by their hashes.
+
+    Raises:
+        AdapterError: the aspects do not fit the backbone, or lack one that `config.prompt.aspects` names.
+        DataError: no picture has a label, or too many pictures are bad.
+        UsageError: `out` belongs to another run.
+        CheckpointError: the disk refuses to be written.
+        Interrupted: a signal arrived; the checkpoint is written.
+    """
+    config = config.ready_for("prompt") if config.method.prompt_length == 0 else config
+    adapter = None if aspects is None or not config.prompt.aspects else load_adapter(aspects, backbone)
+    if adapter is None:
+        log.info("training without aspects (V+S): the model sees the image and the soft prompt only")
+    else:
+        config = _with_method_of(adapter, config, str(aspects))
+        log.info("training with the aspects %s", ", ".join(_used(adapter, config)))
+    hashes = {} if adapter is None else {name: adapter.info.aspects_sha256[name] for name in _used(adapter, config)}
+    extra = {"aspects_sha256": hashes, "include_aspects": include_aspects}
+    prepare = partial(_prepare, adapter=adapter)
+    return run_stage(config, config.prompt, "prompt", dataset, backbone, out, prepare, extra, include_aspects)
+
+
+def _with_method_of(adapter: Adapter, config: RunConfig, where: str) -> RunConfig:
+    """The settings with queries and attention as the aspect modules have them.
+
+    Raises:
+        AdapterError: a wanted aspect is not in the adapter.
+    """
+    if adapter.aspects is None:
+        raise AdapterError(f"{where} holds no aspect modules", "an aspects adapter", "Name one, or --aspects none.")
+    wanted = config.prompt.aspects
+    missing = [name for name in wanted if name not in adapter.aspects.aspects]
+    if missing and wanted != ASPECTS:  # by default all that are there take part
+        raise AdapterError(
+            f"{where} has no module for {', '.join(missing)}",
+            f"some of {', '.join(adapter.aspects.aspects)}",
+            "Correct prompt.aspects, or train these aspects.",
+        )
+    own = {"queries": adapter.aspects.queries, "attention": adapter.aspects.attention}
+    return config.model_copy(update={"method": config.method.resolved().model_copy(update=own)})
+
+
+def _used(adapter: Adapter, config: RunConfig) -> tuple[str, ...]:
+    """The aspects that take part, in the order of the adapter."""
+    assert adapter.aspects is not None
+    return tuple(name for name in adapter.aspects.aspects if name in config.prompt.aspects)
+
+
+def _prepare(run: Run, adapter: Adapter | None) -> Outcome:
+    settings, method, labels = run.config.prompt, run.method, run.dataset.labels
+    used = () if adapter is None else _used(adapter, run.config)
+    train = [record for record in run.dataset.split("train") if record.label is not None]
+    held = [record for record in run.dataset.splits.get("val", ()) if record.label is not None]
+    store, numbers = run.store({"train": train, "val": held})
+    balance = class_balance([record for _, record in numbers["train"]], labels)
+    log.info("labels of the training images:\n%s", balance.text())
+    weights = None
+    if settings.class_weights == "balanced":
+        weights = torch.tensor([balance.weights[record.label or ""] for _, record in numbers["train"]])
+    questions = load_questions(run.config.questions)
+    assert method.label_list is not None
+    asking = Asking(questions, labels, method.label_list, method.variant == "released", settings.seed)
+    generator = torch.Generator().manual_seed(settings.seed)
+    prompt = start_prompt(settings.init, method.prompt_length, run.backbone, generator)
+    modules = None if adapter is None else adapter.aspects
+    if modules is not None:
+        modules.requires_grad_(False)
+    model = MaspModel(run.backbone, method, modules, prompt)
+    stage = PromptStage(
+        model, store, _labelled(numbers["train"]), _labelled(numbers["val"]), asking, Use(used), weights
+    )
+    before = adapter.info if adapter is not None else None
+    info = AdapterInfo(
+        backbone=run.backbone_record(),
+        method=method,
+        aspects=used,
+        labels=labels,
+        image_transform=run.backbone.image_transform,
+        longest_side=run.config.data.longest_side,
+        questions=run.first_questions(questions),
+        data={**(before.data if before else {}), "prompt": run.data_record(numbers)},
+        seeds={**(before.seeds if before else {}), "prompt": settings.seed},
+        metrics=dict(before.metrics) if before else {},
+    )
+    return Outcome(stage, len(stage.examples), info, modules, model.prompt)
+
+
+def _labelled(numbers: Sequence[tuple[int, Record]]) -> list[tuple[int, str]]:
+    return [(number, record.label or "") for number, record in numbers]
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
