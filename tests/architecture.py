@@ -272,6 +272,8 @@ def _public(body: ast.AST, home: str) -> Iterator[tuple[str, ast.FunctionDef | a
     """Public functions, classes and their methods with their full names; what is inside functions is private."""
     for node in ast.iter_child_nodes(body):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            if any(ast.unparse(decorator).endswith("overload") for decorator in node.decorator_list):
+                continue  # a type of the function that follows, which has the docstring
             yield f"{home}:{node.name}", node
             if isinstance(node, ast.ClassDef):
                 yield from _public(node, f"{home}:{node.name}")

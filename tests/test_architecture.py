@@ -45,14 +45,14 @@ def test_the_checks_read_the_package() -> None:
 
 PROBE = """
 import json, sys, time
-begin = time.perf_counter()
+begin = time.process_time()
 import {module}
-print(json.dumps([time.perf_counter() - begin, sorted({{name.partition(".")[0] for name in sys.modules}})]))
+print(json.dumps([time.process_time() - begin, sorted({{name.partition(".")[0] for name in sys.modules}})]))
 """
 
 
 def probe(module: str) -> tuple[float, set[str]]:
-    """Seconds that importing a module took in a fresh interpreter, and every package that was then loaded."""
+    """Processor seconds that importing a module took in a fresh interpreter, and every package that was then loaded."""
     done = subprocess.run(
         [sys.executable, "-c", PROBE.format(module=module)], capture_output=True, text=True, check=True
     )
