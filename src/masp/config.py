@@ -47,6 +47,7 @@ __all__ = [
 
 _COMMAND_LINE = "the command line"
 _LARGEST_FILE = 262_144
+_DEEPEST = 16
 _SCIENTIFIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 _TAG = "tag:yaml.org,2002:"
 
@@ -143,13 +144,14 @@ def _yaml(text: str, source: str) -> object:
     """The value of a YAML text, safely: plain values only, no key twice, no anchors, 1e-4 is a number."""
     loader = None
     try:
+        _check_events(text, source)
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None
-        _check_nodes(node, source, set())
+        _check_nodes(node, source)
         return loader.construct_document(node)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{source} is not valid YAML ({_yaml_problem(error)})", "", _yaml_advice(error)) from None
     finally:
         if loader is not None:
@@ -157,8 +159,6 @@ def _yaml(text: str, source: str) -> object:
 
 
 def _yaml_problem(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"line {error.problem_mark.line + 1}: {error.problem}"
     return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
@@ -170,10 +170,19 @@ def _yaml_advice(error: Exception) -> str:
     return "Correct it, or put the value in quotation marks."
 
 
-def _check_nodes(node: yaml.Node, source: str, seen: set[int]) -> None:
-    if id(node) in seen:
-        raise ConfigError(f"{source} uses an anchor (&, *)", "every value written out", "Repeat the value.")
-    seen.add(id(node))
+def _check_events(text: str, source: str) -> None:
+    """Refuse what could grow without bounds before anything is built from it: repeats and deep nesting."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ConfigError(f"{source} uses an anchor (&, *)", "every value written out", "Repeat the value.")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ConfigError(f"{source} is nested too deeply", f"at most {_DEEPEST} levels", "Correct the file.")
+
+
+def _check_nodes(node: yaml.Node, source: str) -> None:
+    """Refuse keys that are not names or stand there twice; make numbers of texts like 1e-4."""
     if isinstance(node, yaml.MappingNode):
         keys: set[str] = set()
         for key, value in node.value:
@@ -184,10 +193,10 @@ def _check_nodes(node: yaml.Node, source: str, seen: set[int]) -> None:
                 where = f"{source}, line {key.start_mark.line + 1}"
                 raise ConfigError(f"{where}: the key '{key.value}' is there twice", "each key once", "Remove one.")
             keys.add(key.value)
-            _check_nodes(value, source, seen)
+            _check_nodes(value, source)
     elif isinstance(node, yaml.SequenceNode):
         for value in node.value:
-            _check_nodes(value, source, seen)
+            _check_nodes(value, source)
     elif (
         isinstance(node, yaml.ScalarNode)
         and node.tag == _TAG + "str"

@@ -51,7 +51,7 @@ def validate_labels(labels: Iterable[str]) -> tuple[str, ...]:
     """The labels as a tuple, once it is certain that each can be told from the others in an answer.
 
     Raises:
-        DataError: fewer than two labels; a label that is not text, is empty, has a line break or a control character,
+        DataError: fewer than two labels; a label that is empty, has a line break or a control character,
             or cannot be told from another one after normalisation.
     """
     checked = tuple(labels)
@@ -72,8 +72,6 @@ def validate_labels(labels: Iterable[str]) -> tuple[str, ...]:
 
 
 def _checked_name(label: str) -> str:
-    if not isinstance(label, str):
-        raise DataError(f"the label {label!r:.60} is not text", "a text", "Put the label in quotation marks.")
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in label):
         raise DataError(
             f"the label {label!r:.60} holds a line break or a control character", "one line of text", "Rename it."
@@ -86,8 +84,4 @@ def _checked_name(label: str) -> str:
 
 def render_labels(labels: Sequence[str], style: LabelStyle = "comma") -> str:
     """The list as it stands in a question: "joy, anger" (`comma`) or the printed form of a Python list (`python`)."""
-    if style == "python":
-        return str(list(labels))
-    if style == "comma":
-        return ", ".join(labels)
-    raise DataError(f"unknown label style {style!r:.60}", "'comma' or 'python'", "Correct method.label_list.")
+    return str(list(labels)) if style == "python" else ", ".join(labels)
