@@ -1,0 +1,132 @@
+"""One picture on the page: embedded, with its labels in order, and what each aspect saw drawn over it."""
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageStat
+
+from masp.data.images import open_image
+from masp.errors import ImageError
+from masp.plots import attention_veil, cell_lines
+from masp.predictor import Prediction
+from masp.report.words import decisive, share, verdict
+from masp.report_data import Sample, Sight
+
+LONG_SIDE = 560
+"""Longest side of an embedded picture, in pixels; larger ones are reduced."""
+LOSSLESS_SIDE = 256
+"""Up to this side a picture is embedded without loss."""
+DARK = 60
+"""Mean grey level, of 255, below which a picture counts as dark."""
+
+
+@dataclass(frozen=True)
+class PictureView:
+    """An embedded picture: a data URI (None where it could not be read), size in pixels, and whether it is dark."""
+
+    uri: str | None = None
+    width: int = 1
+    height: int = 1
+    dark: bool = False
+
+
+@dataclass(frozen=True)
+class SightView:
+    """A sight, drawn: whether it decided, the length of its bar in [0, 0.5], the veil, the cells, the peak in words."""
+
+    sight: Sight
+    decided: bool
+    reach: float
+    veil: str | None = None
+    cells: str = ""
+    peak: str = ""
+
+
+@dataclass(frozen=True)
+class Look:
+    """The soft prompt's attention to one aspect: of all its attention, and its share among the aspects."""
+
+    aspect: str
+    raw: float
+    share: float
+
+
+@dataclass(frozen=True)
+class SampleView:
+    """A sample, drawn; labels from the most probable to the least."""
+
+    index: int
+    sample: Sample
+    verdict: str
+    ranked: list[tuple[str, float]]
+    sights: list[SightView]
+    looks: list[Look]
+    picture: PictureView
+
+
+def sample_of(prediction: Prediction, picture: Path | Image.Image, truth: str | None = None) -> Sample:
+    """What the page shows of one prediction."""
+    readings = prediction.aspects.items()
+    looks = prediction.prompt_attention
+    return Sample(
+        name=prediction.image,
+        picture=picture,
+        label=prediction.label,
+        probabilities=prediction.probabilities,
+        sights=tuple(Sight(aspect, seen.answer, seen.effect, seen.attention) for aspect, seen in readings),
+        answer=prediction.answer,
+        truth=truth,
+        prompt_attention=looks.raw if looks else None,
+    )
+
+
+def sample_view(index: int, sample: Sample) -> SampleView:
+    """A sample as the page shows it; `index` makes its anchors unique."""
+    picture, first = _embedded(sample.picture), decisive(sample)
+    longest = max([abs(sight.effect or 0.0) for sight in sample.sights] + [0.5])
+    raw = sample.prompt_attention or {}
+    total = sum(raw.values()) or 1.0
+    return SampleView(
+        index=index,
+        sample=sample,
+        verdict=verdict(sample),
+        ranked=sorted(sample.probabilities.items(), key=lambda item: -item[1]),
+        sights=[_sight_view(sight, sight is first, longest, picture) for sight in sample.sights],
+        looks=[Look(aspect, value, value / total) for aspect, value in raw.items()],
+        picture=picture,
+    )
+
+
+def _sight_view(sight: Sight, decided: bool, longest: float, picture: PictureView) -> SightView:
+    reach = 0.5 * abs(sight.effect or 0.0) / longest
+    if not sight.attention:
+        return SightView(sight, decided, reach)
+    rows, columns = len(sight.attention), len(sight.attention[0])
+    weights = [
+        (weight, row, column) for row, line in enumerate(sight.attention, 1) for column, weight in enumerate(line, 1)
+    ]
+    weight, row, column = max(weights, key=lambda cell: cell[0])
+    peak = f"strongest in row {row} of {rows}, column {column} of {columns}, with {share(weight)} % of the attention"
+    veil = _uri(attention_veil(sight.attention, picture.dark), "png")
+    return SightView(sight, decided, reach, veil, cell_lines(rows, columns, picture.width, picture.height), peak)
+
+
+def _embedded(source: Path | Image.Image) -> PictureView:
+    """The picture, reduced and embedded: without loss where it is small, as JPEG where it is a photograph's size."""
+    try:
+        image = source if isinstance(source, Image.Image) else open_image(source, LONG_SIDE)
+    except ImageError:
+        return PictureView()
+    image = image.convert("RGB")
+    image.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.LANCZOS)
+    kind = "png" if max(image.size) <= LOSSLESS_SIDE else "jpeg"
+    buffer = io.BytesIO()
+    image.save(buffer, kind, optimize=True, quality=88)
+    dark = ImageStat.Stat(image.convert("L")).mean[0] < DARK
+    return PictureView(_uri(buffer.getvalue(), kind), *image.size, dark)
+
+
+def _uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
