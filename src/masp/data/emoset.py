@@ -13,7 +13,7 @@ from masp.labels import LABEL_SETS
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test", "shifted")  # EmoSet has the first three; emoji scenes a shifted test as well
 
 
 def is_published(root: Path) -> bool:
