@@ -1,6 +1,6 @@
 """Figures about predicted labels. Plain Python and NumPy: nothing here knows of images or models.
 
-A predicted label may be ``None`` (an answer that names no label): it is counted as wrong, never dropped.
+A predicted label may be `None` (an answer that names no label): it is counted as wrong, never dropped.
 """
 
 import math
@@ -23,13 +23,13 @@ class Interval:
     high: float
 
     def percent(self) -> str:
-        """Text such as ``71.3 % [69.2, 73.2]``."""
+        """Text such as `71.3 % [69.2, 73.2]`."""
         return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
 @dataclass(frozen=True)
 class ClassFigures:
-    """Precision, recall and F1 of one label; ``support`` counts the examples that truly have it."""
+    """Precision, recall and F1 of one label; `support` counts the examples that truly have it."""
 
     label: str
     precision: float
@@ -40,7 +40,7 @@ class ClassFigures:
 
 @dataclass(frozen=True)
 class Paired:
-    """``second`` minus ``first`` on the same examples: accuracy difference, its 95 % bootstrap interval, McNemar's p."""
+    """Accuracy of `second` minus that of `first` on the same examples: 95 % bootstrap interval and McNemar's p."""
 
     difference: float
     low: float
@@ -50,12 +50,12 @@ class Paired:
     only_second: int
 
     def points(self) -> str:
-        """Text such as ``+3.1 points [+1.0, +5.2]``."""
+        """Text such as `+3.1 points [+1.0, +5.2]`."""
         return f"{100 * self.difference:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
 
 
 def share(correct: int, total: int) -> Interval:
-    """``correct / total`` with Wilson's score interval, which stays inside [0, 1] and is honest for small sets.
+    """`correct / total` with Wilson's score interval, which stays inside [0, 1] and is honest for small sets.
 
     Raises:
         ValueError: There is nothing to count.
@@ -74,12 +74,12 @@ def accuracy(truth: Sequence[str], predicted: Sequence[str | None]) -> Interval:
 
 
 def majority_accuracy(truth: Sequence[str]) -> Interval:
-    """Accuracy of always answering the label that is most frequent among ``truth``."""
+    """Accuracy of always answering the label that is most frequent among `truth`."""
     return share(max(Counter(truth).values(), default=0), len(truth))
 
 
 def confusion(truth: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str]) -> list[list[int]]:
-    """Counts, one row for each true label; columns are the labels in order and, last, answers that name none of them."""
+    """Counts, one row for each true label; columns are the labels in order and, last, answers without one."""
     place = {label: index for index, label in enumerate(labels)}
     table = [[0] * (len(labels) + 1) for _ in labels]
     for true, answer in zip(truth, predicted, strict=True):
@@ -88,7 +88,7 @@ def confusion(truth: Sequence[str], predicted: Sequence[str | None], labels: Seq
 
 
 def per_class(truth: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str]) -> list[ClassFigures]:
-    """Figures of every label, in the order of ``labels``; a ratio with nothing below the line is 0."""
+    """Figures of every label, in the order of `labels`; a ratio with nothing below the line is 0."""
     table = confusion(truth, predicted, labels)
     figures = []
     for index, label in enumerate(labels):

@@ -1,0 +1,77 @@
+"""The command's entrance: its subcommands, its log, and the boundary that ends every exception."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from masp import __version__
+from masp.cli import demo, evaluate, predict, train
+from masp.cli.boundary import guarded
+from masp.cli.make_data import data_app
+
+app = typer.Typer(
+    name="masp",
+    help="Recognise the emotion a picture evokes with a frozen vision-language model, and see which cues decided.",
+    epilog="Start with: masp demo",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(data_app, name="data")
+app.command()(demo.demo)
+app.command(no_args_is_help=True, epilog=train.EXAMPLES)(train.train)
+app.command(no_args_is_help=True, epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command(no_args_is_help=True, epilog=predict.EXAMPLES)(predict.predict)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"masp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show stack traces and the full log (also MASP_DEBUG=1).")
+    ] = False,
+) -> None:
+    """Options that every command understands; `main` reads `--debug` itself, wherever it stands."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command and exits with its code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = _take_debug(given)
+    _set_up_log(debug)
+    command = typer.main.get_command(app)
+    sys.exit(guarded(lambda: command(args=given, prog_name="masp"), debug))
+
+
+def _take_debug(arguments: list[str]) -> bool:
+    """Removes `--debug` from the arguments before `--`; true where it was there or the environment asks for it."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    kept = [word for word in arguments[:end] if word != "--debug"]
+    found = len(kept) < end
+    arguments[:end] = kept
+    return found or os.environ.get("MASP_DEBUG", "") not in ("", "0")
+
+
+def _set_up_log(debug: bool) -> None:
+    """Our own log to stderr, short; that of the libraries only when debugging. stdout is for results."""
+    logging.basicConfig(
+        stream=sys.stderr, format="%(name)s: %(message)s", level=logging.DEBUG if debug else logging.WARNING
+    )
+    logging.getLogger("masp").setLevel(logging.DEBUG if debug else logging.INFO)
+    if not debug:
+        warnings.simplefilter("ignore")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -1,0 +1,29 @@
+"""`masp data`: data sets made on the spot."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+
+
+@data_app.callback()
+def data() -> None:
+    """Make data sets."""
+
+
+@data_app.command(no_args_is_help=True, epilog="Example: `masp data make scenes --images 500 --seed 7`")
+def make(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write it; a folder that is new or empty.")],
+    images: Annotated[int, typer.Option(min=1, help="How many pictures, all splits together.")],
+    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same pictures, byte for byte.")] = 0,
+) -> None:
+    """Write emoji scenes in EmoSet's published layout: pictures, labels, annotations, and what caused each label."""
+    from masp.cli.show import counting, say
+    from masp.data.emoji.dataset import write_dataset
+    from masp.training.progress import Bar
+
+    with Bar("pictures", images) as bar:
+        write_dataset(folder, images=images, seed=seed, progress=counting(bar))
+    say(f"{images} pictures in {folder}")

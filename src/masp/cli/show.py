@@ -1,0 +1,133 @@
+"""What a person sees in the terminal: results on stdout, everything else on stderr."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from masp.evaluation.runner import Evaluation
+    from masp.explain import AspectReading
+    from masp.predictor import Prediction
+    from masp.training.progress import Bar
+
+BAR = 24
+"""Width in characters of a full probability bar."""
+
+EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+def say(line: str) -> None:
+    """A line for the person at the terminal, on stderr."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(line))
+
+
+def counting(bar: "Bar") -> Callable[[int], None]:
+    """A function that moves a bar on by the number it is given."""
+    done = 0
+
+    def advance(steps: int) -> None:
+        nonlocal done
+        done += steps
+        bar.show(done)
+
+    return advance
+
+
+def results() -> Console:
+    """Where results go: stdout, with colours and boxes only as far as it can show them."""
+    return Console(file=sys.stdout, highlight=False)
+
+
+def prediction_panel(prediction: "Prediction") -> Panel:
+    """One image: its label, the probability of every label, and what each aspect contributed."""
+    parts: list[RenderableType] = [probability_bars(prediction.probabilities, prediction.label)]
+    if prediction.aspects:
+        parts += [Text(), aspect_table(prediction.label, prediction.aspects, _shares(prediction))]
+    if prediction.answer is not None and prediction.answer != prediction.label:
+        parts += [Text(), Text(f"In its own words: {prediction.answer or '(nothing)'}", style="italic")]
+    sure = prediction.probabilities[prediction.label]
+    title = Text.assemble((prediction.label, "bold green"), f"  {sure:.0%}  ", (prediction.image, "dim"))
+    return Panel(Group(*parts), title=title, title_align="left", padding=(1, 2))
+
+
+def probability_bars(probabilities: Mapping[str, float], label: str) -> Table:
+    """A horizontal bar for every label, the most probable one first."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(justify="right")
+    table.add_column(min_width=BAR)
+    table.add_column(justify="right")
+    for name, share in sorted(probabilities.items(), key=lambda item: -item[1]):
+        style = "bold green" if name == label else "none"
+        table.add_row(Text(name, style=style), Text(bar(share), style=style), Text(f"{100 * share:.1f} %", style=style))
+    return table
+
+
+def bar(share: float, width: int = BAR) -> str:
+    """A bar in eighths of a character; a full one is `width` characters long."""
+    eighths = round(max(0.0, min(1.0, share)) * width * 8)
+    return "█" * (eighths // 8) + (EIGHTHS[eighths % 8] if eighths % 8 else "")
+
+
+def aspect_table(label: str, aspects: "Mapping[str, AspectReading]", shares: Mapping[str, float]) -> Table:
+    """What each aspect saw, where it looked, what it did to the label, and the prompt's attention to it."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("aspect", "saw", "looked at", f"effect on {label}", "prompt's attention"):
+        table.add_column(heading, overflow="fold")
+    strongest = max([abs(reading.effect) for reading in aspects.values()] + [0.05])
+    for name, reading in aspects.items():
+        style = "green" if reading.effect > 0.05 else "red" if reading.effect < -0.05 else "none"
+        length = bar(abs(reading.effect) / strongest, 8)
+        table.add_row(
+            Text(name.replace("_", " ")),
+            Text(reading.answer or "(nothing)"),
+            Text(place_in_words(reading.attention)),
+            Text(f"{reading.effect:+.2f} {length}", style=style),
+            Text(f"{100 * shares[name]:.0f} %" if name in shares else ""),
+        )
+    return table
+
+
+def place_in_words(attention: Sequence[Sequence[float]] | None) -> str:
+    """Where a heatmap is highest, on a grid of three by three: "upper left", "centre", "right"."""
+    if attention is None:
+        return ""
+    rows, columns = len(attention), len(attention[0])
+    row, column = max(((r, c) for r in range(rows) for c in range(columns)), key=lambda at: attention[at[0]][at[1]])
+    vertical = ("upper", "", "lower")[3 * (2 * row + 1) // (2 * rows)]
+    horizontal = ("left", "", "right")[3 * (2 * column + 1) // (2 * columns)]
+    return f"{vertical} {horizontal or 'middle' * bool(vertical)}".strip() or "centre"
+
+
+def evaluation_tables(found: "Evaluation") -> Group:
+    """Figures of an evaluation, then those of every label."""
+    figures = Table.grid(padding=(0, 2))
+    rows = [
+        ("accuracy", found.accuracy.percent()),
+        ("macro F1", f"{100 * found.macro_f1:.1f} %"),
+        ("always the most frequent label", found.majority.percent()),
+    ]
+    if found.calibration_error is not None and found.negative_log_likelihood is not None:
+        rows.append(("expected calibration error", f"{100 * found.calibration_error:.1f} %"))
+        rows.append(("negative log-likelihood", f"{found.negative_log_likelihood:.3f} nats"))
+    rows.append(("images", f"{found.used} used, {len(found.quarantined)} unreadable"))
+    if found.unparsed:
+        rows.append(("answers that name no label", str(found.unparsed)))
+    for name, value in rows:
+        figures.add_row(name, Text(value, style="bold"))
+    classes = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("label", "precision", "recall", "F1", "images"):
+        classes.add_column(heading, justify="left" if heading == "label" else "right")
+    for entry in found.classes:
+        ratios = (f"{100 * value:.1f} %" for value in (entry.precision, entry.recall, entry.f1))
+        classes.add_row(entry.label, *ratios, str(entry.support))
+    title = Text(f"{found.dataset}, split {found.split}, read by {found.mode}; intervals hold 95 %", style="dim")
+    return Group(title, Text(), figures, Text(), classes)
+
+
+def _shares(prediction: "Prediction") -> Mapping[str, float]:
+    return prediction.prompt_attention.normalised if prediction.prompt_attention else {}

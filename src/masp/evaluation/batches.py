@@ -1,0 +1,65 @@
+"""Labelled images on their way to a measurement: read ahead, counted once, the unreadable ones set aside."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from masp.backbones.base import Backbone
+from masp.data.loading import prefetch
+from masp.data.quarantine import Quarantine
+from masp.data.records import Record
+from masp.errors import DataError, did_you_mean
+from masp.types import VisualTokens
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How images are read for a measurement.
+
+    Attributes:
+        batch_size: images that go through the model together.
+        workers: threads that read ahead.
+        longest_side: images with a longer side are shrunk to it first; None: never.
+        progress: is told how many images each batch had.
+    """
+
+    batch_size: int = 32
+    workers: int = 2
+    longest_side: int | None = None
+    progress: Callable[[int], object] | None = None
+
+
+def visual_batches(
+    backbone: Backbone, records: Sequence[Record], batching: Batching, account: Quarantine
+) -> Iterator[tuple[list[Record], VisualTokens]]:
+    """The readable records with their visual tokens, batch by batch in order; the others go to the account.
+
+    Raises:
+        DataError: too many images cannot be read, or none can.
+    """
+    paths = [record.path for record in records]
+    loaded = prefetch(
+        paths, backbone.preprocess, batching.batch_size, batching.workers, batching.longest_side, quarantine=account
+    )
+    for batch in loaded:
+        if batch.indices:
+            yield [records[index] for index in batch.indices], backbone.visual_tokens(batch.pixels.to(backbone.device))
+        if batching.progress is not None:
+            batching.progress(len(batch.indices) + len(batch.failures))
+    account.finish()
+
+
+def labelled(records: Sequence[Record], labels: Sequence[str]) -> list[Record]:
+    """The records that have a label.
+
+    Raises:
+        DataError: none has one, or one has a label that the model does not choose from.
+    """
+    known = [record for record in records if record.label is not None]
+    if not known:
+        raise DataError("no image has a label", "labelled images", "Check the layout of the data set.")
+    for record in known:
+        if record.label not in labels:
+            expected = f"the labels of the adapter: {', '.join(labels)}"
+            todo = did_you_mean(record.label or "", labels)
+            raise DataError(f"the data set has the label '{record.label}'", expected, todo if "Did" in todo else "")
+    return known

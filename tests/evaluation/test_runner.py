@@ -1,0 +1,107 @@
+"""A split is measured once per image, and what was measured can be found again in files."""
+
+import json
+
+import pytest
+
+from masp.data.records import Dataset, Record
+from masp.errors import DataError
+from masp.evaluation import runner
+from masp.evaluation.batches import Batching
+from masp.evaluation.runner import evaluate
+from masp.predictor import Masp
+from small_adapters import LABELS, write_adapter
+from small_scenes import write_scenes
+
+
+@pytest.fixture(scope="module")
+def masp(tmp_path_factory):
+    return Masp.from_pretrained(write_adapter(tmp_path_factory.mktemp("a") / "adapter"), dtype="float32")
+
+
+def with_records(dataset, *more):
+    return Dataset(dataset.name, dataset.root, dataset.labels, {"test": (*dataset.splits["test"], *more)}, "folder")
+
+
+def test_scores_agree_with_predict(masp, tmp_path):
+    dataset = write_scenes(tmp_path)
+    found = evaluate(masp, dataset, batching=Batching(3))
+    single = [masp.predict(record.path, explain=False) for record in dataset.splits["test"]]
+    assert [a.predicted for a in found.answers] == [one.label for one in single]
+    for answer, one in zip(found.answers, single, strict=True):
+        assert answer.probabilities == pytest.approx(one.probabilities, abs=1e-5)
+        assert sum(one.probabilities.values()) == pytest.approx(1)
+    right = sum(a.truth == a.predicted for a in found.answers)
+    assert found.accuracy.value == right / 7
+    assert found.majority.value == 3 / 7
+    assert sum(map(sum, found.confusion)) == found.used == 7
+    assert found.unparsed == 0
+    assert found.negative_log_likelihood is not None
+    assert found.negative_log_likelihood > 0
+
+
+def test_generated_answers_are_read_as_labels_or_counted_as_wrong(masp, tmp_path, monkeypatch):
+    texts = iter(["Joy.", "fear\nand more", "nothing", "awe", "fear", "joy or fear", "joy"])
+    monkeypatch.setattr(runner, "generate", lambda model, visual, *rest: [next(texts) for _ in range(len(visual))])
+    found = evaluate(masp, write_scenes(tmp_path), mode="generate", batching=Batching(3))
+    assert [a.predicted for a in found.answers] == ["joy", "fear", None, "awe", "fear", None, "joy"]
+    assert found.unparsed == 2
+    assert found.accuracy.value == 4 / 7
+    assert found.calibration_error is None
+    assert found.answers[2].answer == "nothing"
+    assert [row[-1] for row in found.confusion] == [0, 0, 2]  # both unreadable answers were to "awe"
+
+
+def test_generate_runs_without_a_mock(masp, tmp_path):
+    found = evaluate(masp, write_scenes(tmp_path, count=2), mode="generate")
+    assert found.unparsed == 2  # a random model names no label
+    assert found.accuracy.value == 0.0
+
+
+def test_unreadable_and_unlabelled_images_are_listed_not_counted(masp, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    dataset = write_scenes(tmp_path)
+    found = evaluate(masp, with_records(dataset, Record(broken, "joy"), Record(dataset.root / "0.png")))
+    assert (found.used, found.unlabelled) == (7, 1)
+    assert [bad.path.name for bad in found.quarantined] == ["broken.png"]
+    assert len(found.answers) == 7
+
+
+def test_an_unknown_label_is_named_with_its_neighbour(masp, tmp_path):
+    dataset = with_records(write_scenes(tmp_path), Record(tmp_path / "0.png", "jooy"))
+    with pytest.raises(DataError, match=r"label 'jooy'; expected the labels of the adapter: joy, fear, awe.*'joy'\?"):
+        evaluate(masp, dataset)
+
+
+def test_a_split_without_labels_or_pictures_is_refused(masp, tmp_path):
+    dataset = Dataset("d", tmp_path, LABELS, {"test": (Record(tmp_path / "a.png"),)}, "folder")
+    with pytest.raises(DataError, match="no image has a label"):
+        evaluate(masp, dataset)
+    with pytest.raises(DataError, match=r"no split 'tset'.*'test'"):
+        evaluate(masp, dataset, "tset")
+
+
+def test_files_hold_predictions_figures_and_provenance(masp, tmp_path):
+    seen = []
+    dataset = write_scenes(tmp_path / "data")
+    found = evaluate(masp, dataset, batching=Batching(3, progress=seen.append), out=tmp_path / "out")
+    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert [line["image"] for line in lines] == [str(record.path) for record in dataset.splits["test"]]
+    assert lines[4]["probabilities"] == found.answers[4].probabilities
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["accuracy"]["value"] == found.accuracy.value
+    known = summary["provenance"]
+    assert known["data"]["fingerprint"] == dataset.fingerprint()
+    assert known["backbone"]["fingerprint"] == masp.backbone.fingerprint()
+    assert known["versions"].keys() >= {"masp", "torch", "transformers"}
+    assert known["adapter"]["seeds"] == {"prompt": 0}
+    assert known["batch_size"] == 3
+    assert seen == [3, 3, 1]
+
+
+def test_another_adapter_has_another_fingerprint(masp, tmp_path):
+    other = Masp.from_pretrained(write_adapter(tmp_path / "b", seed=1), masp.backbone)
+    same = Masp.from_pretrained(write_adapter(tmp_path / "c"), masp.backbone)
+    prints = [runner.provenance(one)["adapter"]["tensors_sha256"] for one in (masp, other, same)]
+    assert prints[0] == prints[2] != prints[1]

@@ -1,0 +1,221 @@
+"""The library's front door: one image or many, paths or pictures, with reasons or without."""
+
+import itertools
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+import masp.predictor as predictor
+import tiny
+from masp.errors import AdapterError, BackboneError, DataError, ImageError, MaspError, UsageError
+from masp.predictor import Failure, Masp, Prediction
+from small_adapters import LABELS, write_adapter
+
+
+@pytest.fixture(scope="module")
+def masp(tmp_path_factory):
+    return Masp.from_pretrained(write_adapter(tmp_path_factory.mktemp("a") / "adapter"), dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    paths = [folder / f"{number}.png" for number in range(5)]
+    for number, path in enumerate(paths):
+        tiny.picture(84 + 28 * (number % 3), 112, seed=number).save(path)
+    return paths
+
+
+def test_a_prediction_says_everything(masp, pictures):
+    found = masp.predict(pictures[0])
+    assert isinstance(found, Prediction)
+    assert tuple(found.probabilities) == masp.labels == LABELS
+    assert sum(found.probabilities.values()) == pytest.approx(1)
+    assert found.label == max(LABELS, key=lambda label: found.probabilities[label])
+    assert isinstance(found.answer, str)
+    assert len(found.aspects) == 6
+    assert found.prompt_attention is not None
+    for reading in found.aspects.values():
+        assert reading.attention is not None
+        assert sum(map(sum, reading.attention)) == pytest.approx(1)
+    assert found.image == str(pictures[0])
+    assert found.backbone == str(tiny.checkpoint())
+
+
+def test_the_effect_is_that_on_the_predicted_label(masp, pictures):
+    found = masp.predict(pictures[0])
+    other = tuple(name for name in found.aspects if name != "object")
+    model, task = masp.model, predictor.replace(masp.task, use=predictor.Use(other))
+    without = Masp(model, task, "no object").predict(pictures[0], explain=False)
+    gap = torch.tensor([found.probabilities[found.label], without.probabilities[found.label]]).log()
+    assert found.aspects["object"].effect == pytest.approx(float(gap[0] - gap[1]), abs=1e-5)
+    assert abs(found.aspects["object"].effect) > 1e-4
+
+
+def test_json_has_exactly_the_promised_keys(masp, pictures):
+    content = json.loads(json.dumps(masp.predict(pictures[0]).to_json()))
+    expected = "image label probabilities answer aspects prompt_attention adapter backbone"
+    assert list(content) == expected.split()
+    assert list(content["aspects"]["scene"]) == ["answer", "attention", "effect"]
+    assert len(content["aspects"]["scene"]["attention"]) == 4  # rows of a picture 112 pixels high
+    assert list(content["prompt_attention"]) == ["raw", "normalised"]
+    assert Failure("a.png", "broken").to_json() == {"image": "a.png", "error": "broken"}
+
+
+def test_a_list_gives_a_list_in_its_order_whatever_the_batches(masp, pictures):
+    singles = [masp.predict(path) for path in pictures]
+    for size in (1, 3, 16):
+        together = masp.predict(pictures, batch_size=size)
+        assert [one.image for one in together] == [str(path) for path in pictures]
+        for one, single in zip(together, singles, strict=True):
+            assert one.label == single.label
+            assert one.probabilities == pytest.approx(single.probabilities, abs=1e-5)
+            assert one.answer == single.answer
+            for name, reading in one.aspects.items():
+                assert reading.effect == pytest.approx(single.aspects[name].effect, abs=1e-4)
+                assert reading.answer == single.aspects[name].answer
+    assert masp.predict([]) == []
+
+
+def test_pictures_in_memory_are_as_good_as_files(masp, pictures):
+    with Image.open(pictures[1]) as opened:
+        found = masp.predict(opened)
+    assert found.probabilities == masp.predict(str(pictures[1])).probabilities
+    assert found.image == "(image in memory)"
+    with_alpha = Image.new("RGBA", (84, 84), (255, 0, 0, 0))
+    assert masp.predict(with_alpha).probabilities == masp.predict(Image.new("RGB", (84, 84), "white")).probabilities
+
+
+def test_without_explanations_only_labels_are_scored(masp, pictures, monkeypatch):
+    full = masp.predict(pictures[0])
+    for name in ("generate", "leave_one_out", "read_aspects", "attention_to_aspects"):
+        monkeypatch.setattr(predictor, name, lambda *_: pytest.fail("not needed"))
+    found = masp.predict(pictures[0], explain=False)
+    assert found.probabilities == full.probabilities
+    assert (found.answer, found.aspects, found.prompt_attention) == (None, {}, None)
+
+
+def test_an_adapter_without_aspects_gives_no_reasons(pictures, tmp_path):
+    found = Masp.from_pretrained(write_adapter(tmp_path / "a", aspects=()), tiny.backbone()).predict(pictures[0])
+    assert (found.aspects, found.prompt_attention) == ({}, None)
+    assert found.answer is not None
+
+
+def test_a_part_of_the_aspects_is_enough(pictures, tmp_path):
+    folder = write_adapter(tmp_path / "a", aspects=("object", "brightness"))
+    found = Masp.from_pretrained(folder, tiny.backbone()).predict(pictures[0])
+    assert tuple(found.aspects) == ("object", "brightness")
+    assert found.prompt_attention is not None
+    assert tuple(found.prompt_attention.raw) == ("object", "brightness")
+
+
+def test_aspects_alone_need_labels(pictures, tmp_path):
+    folder = write_adapter(tmp_path / "a", prompt=False)
+    with pytest.raises(AdapterError, match="has no labels"):
+        Masp.from_pretrained(folder, tiny.backbone())
+    found = Masp.from_pretrained(folder, tiny.backbone(), labels=("calm", "wild")).predict(pictures[0])
+    assert tuple(found.probabilities) == ("calm", "wild")
+    assert len(found.aspects) == 6
+    assert found.prompt_attention is None
+    with pytest.raises(DataError, match="too few labels"):
+        Masp.from_pretrained(folder, tiny.backbone(), labels=("calm",))
+
+
+def test_aspects_may_live_elsewhere(pictures, tmp_path):
+    whole = write_adapter(tmp_path / "whole")
+    light = write_adapter(tmp_path / "light", include_aspects=False)
+    found = Masp.from_pretrained(light, tiny.backbone(), aspects=whole).predict(pictures[0])
+    assert found.probabilities == Masp.from_pretrained(whole, tiny.backbone()).predict(pictures[0]).probabilities
+    with pytest.raises(AdapterError, match="does not hold its aspects"):
+        Masp.from_pretrained(light, tiny.backbone())
+
+
+def test_the_adapter_names_its_backbone_and_refuses_others(tmp_path):
+    folder = write_adapter(tmp_path / "a")
+    assert Masp.from_pretrained(folder).backbone.name == str(tiny.checkpoint())
+    for other in (str(tiny.checkpoint("qwen2_5_vl")), tiny.backbone("qwen2_5_vl")):
+        with pytest.raises(AdapterError, match="was trained on"):
+            Masp.from_pretrained(folder, other)
+    with pytest.raises(BackboneError):
+        Masp.from_pretrained(folder, str(tmp_path / "nowhere"))
+
+
+def test_images_are_shrunk_as_in_training(masp, tmp_path):
+    tiny.picture(560, 280).save(tmp_path / "a.png")
+    smaller = Masp(masp.model, predictor.replace(masp.task, longest_side=112), "small")
+    shapes = []
+    for one in (masp, smaller):
+        (streamed,) = one.predict_stream([tmp_path / "a.png"])
+        single = one.predict(tmp_path / "a.png")
+        assert streamed == single
+        attention = single.aspects["scene"].attention
+        shapes.append((len(attention), len(attention[0])))
+    assert shapes == [(3, 6), (2, 4)]  # at most 24 tokens; 112 x 56 pixels
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n then nothing"])
+def test_a_bad_image_is_an_error_alone_and_a_failure_in_a_stream(masp, pictures, tmp_path, content):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(content)
+    with pytest.raises(ImageError, match=r"bad\.png"):
+        masp.predict(bad)
+    with pytest.raises(ImageError):
+        masp.predict([pictures[0], bad])
+    found = list(masp.predict_stream([pictures[0], bad, tmp_path / "missing.png", pictures[1]], batch_size=3))
+    assert [type(one) for one in found] == [Prediction, Failure, Failure, Prediction]
+    assert found[1].image == str(bad)
+    assert found[1].error
+    assert str(tmp_path) not in found[1].error  # the path is said once, in its own field
+
+
+def test_a_shape_that_no_backbone_takes_is_a_bad_image(masp, tmp_path):
+    thin = tmp_path / "thin.png"
+    Image.new("RGB", (1, 900)).save(thin)
+    with pytest.raises(ImageError, match="ratio"):
+        masp.predict(thin)
+    (found,) = masp.predict_stream([thin])
+    assert isinstance(found, Failure)
+
+
+def test_a_stream_is_endless_and_keeps_little(masp, pictures):
+    asked = []
+
+    def endless():
+        for path in itertools.cycle(pictures):
+            asked.append(path)
+            yield path
+
+    stream = masp.predict_stream(endless(), batch_size=2, explain=False)
+    found = [next(stream) for _ in range(7)]
+    stream.close()
+    expected = [*pictures, *pictures][:7]
+    assert [one.image for one in found] == [str(path) for path in expected]
+    assert len(asked) <= 7 + 2 * 5
+    assert found[5].probabilities == pytest.approx(found[0].probabilities, abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_an_impossible_batch_size_is_refused(masp, pictures, size):
+    with pytest.raises(UsageError, match="batch_size"):
+        masp.predict(pictures, batch_size=size)
+    with pytest.raises(UsageError, match="batch_size"):
+        list(masp.predict_stream(pictures, batch_size=size))
+
+
+def test_a_missing_adapter_says_where_it_was_looked_for(tmp_path):
+    with pytest.raises(MaspError, match="nowhere does not exist"):
+        Masp.from_pretrained(tmp_path / "nowhere")
+
+
+def test_without_a_shipped_adapter_the_user_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(predictor.resources, "files", lambda _: tmp_path)
+    with pytest.raises(AdapterError, match="--adapter DIR"):
+        Masp.from_pretrained()
+
+
+def test_the_shipped_adapter_is_used_by_default(monkeypatch, tmp_path, pictures):
+    write_adapter(tmp_path / "embedded_adapter")
+    monkeypatch.setattr(predictor.resources, "files", lambda _: tmp_path)
+    assert Masp.from_pretrained().predict(pictures[0], explain=False).adapter == "embedded"
