@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from tests.tiny import picture
+
 from masp.aspects import ASPECTS
 from masp.config import RunConfig, load_config
 from masp.data.records import Dataset, Record
-from tests.tiny import picture
 
 LABELS = ("joy", "fear", "disgust")
 ANSWERS = {"scene": ("beach", "city"), "object": ("cat, dog", "cup"), "brightness": ("low", "very high")}

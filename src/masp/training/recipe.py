@@ -25,7 +25,7 @@ from masp.questions import EMOTION, Questions, load_questions
 from masp.settings import FREE, Settings, TrainConfig
 from masp.storage import write_file
 from masp.training.checkpoints import CheckpointStore, unwritable
-from masp.training.features import GIGA, Loading, VisualTokenStore, account_lines
+from masp.training.features import GIGA, Reading, VisualTokenStore, account_lines
 from masp.training.interrupts import StopRequest
 from masp.training.loop import LoopSettings, Stage, Trainer
 from masp.training.runs import RunFolder, TrainResult
@@ -72,7 +72,7 @@ class Run:
             DataError: too many images are bad, or none is left to train on.
         """
         records = [(name, record) for name, chosen in splits.items() for record in chosen]
-        store = VisualTokenStore(self.backbone, [record.path for _, record in records], self._loading())
+        store = VisualTokenStore(self.backbone, [record.path for _, record in records], self._reading())
         account = store.fill(self.stop)
         log.info("images: %s", account.summary())
         try:
@@ -87,9 +87,9 @@ class Run:
             log.warning("there is no validation split: the last state is kept, and nothing is measured")
         return store, numbers
 
-    def _loading(self) -> Loading:
+    def _reading(self) -> Reading:
         budget = int(self.settings.feature_memory_gb * GIGA)
-        return Loading(self.config.data.longest_side, self.config.data.workers, budget, self.settings.strict)
+        return Reading(self.config.data.longest_side, self.config.data.workers, budget, self.settings.strict)
 
     def backbone_record(self) -> BackboneRecord:
         """The backbone as an adapter names it."""

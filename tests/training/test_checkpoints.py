@@ -1,0 +1,146 @@
+"""Only a complete checkpoint is ever loaded, and a disk that refuses costs nothing that was saved before."""
+
+import errno
+import json
+import logging
+import os
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+
+from masp import storage
+from masp.errors import CheckpointError
+from masp.training.checkpoints import Checkpoint, CheckpointStore
+
+
+def checkpoint(step: int) -> Checkpoint:
+    tensors = {"a": torch.full((3, 5), float(step)), "b": torch.arange(7, dtype=torch.uint8)}
+    return Checkpoint(step, tensors, {"step": step, "third": 1 / 3, "list": [1, [2, None]]})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(tmp_path / "checkpoints", keep=2)
+
+
+def names(store: CheckpointStore) -> list[str]:
+    return sorted(path.name for path in store.folder.iterdir())
+
+
+def test_what_is_saved_is_loaded(store):
+    assert store.latest() is None
+    store.save(checkpoint(12))
+    found = store.latest()
+    assert found is not None
+    assert found.step == 12
+    assert found.state == checkpoint(12).state
+    assert {name: tensor.dtype for name, tensor in found.tensors.items()} == {"a": torch.float32, "b": torch.uint8}
+    assert torch.equal(found.tensors["a"], checkpoint(12).tensors["a"])
+
+
+def test_the_last_ones_are_kept_and_found_by_number(store):
+    for step in (2, 9, 10, 100_000_001):
+        store.save(checkpoint(step))
+    assert names(store) == ["step-00000010", "step-100000001"]
+    assert store.latest().step == 100_000_001
+
+
+def test_a_folder_without_manifest_is_ignored(store, caplog):
+    store.save(checkpoint(1))
+    store.save(checkpoint(2))
+    (store.folder / "step-00000002" / "manifest.json").unlink()
+    with caplog.at_level(logging.WARNING):
+        assert store.latest().step == 1
+    assert "step-00000002 is passed over: it is incomplete" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "remove"])
+def test_a_damaged_checkpoint_is_ignored_with_a_warning(store, caplog, name, damage):
+    store.save(checkpoint(1))
+    store.save(checkpoint(2))
+    path = store.folder / "step-00000002" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    changed = {"flip": bytes(content), "cut": path.read_bytes()[:-3], "empty": b"", "remove": None}[damage]
+    if changed is None:
+        path.unlink()
+    else:
+        path.write_bytes(changed)
+    with caplog.at_level(logging.WARNING):
+        assert store.latest().step == 1
+    assert "passed over" in caplog.text
+
+
+def test_an_unknown_format_is_ignored(store):
+    folder = store.save(checkpoint(1))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 2}))
+    assert store.latest() is None
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "mkdir"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_a_refusing_disk_is_a_clear_error_and_costs_nothing(store, monkeypatch, call, number):
+    store.save(checkpoint(1))
+
+    def refuse(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os if call == "fsync" else Path, call, refuse)
+        with pytest.raises(CheckpointError) as caught:
+            store.save(checkpoint(2))
+    assert os.strerror(number) in str(caught.value)
+    assert "give the same command again" in str(caught.value)
+    store.clean()
+    assert store.latest().step == 1
+    assert names(store) == ["step-00000001"]
+
+
+@pytest.mark.parametrize("limit", [0, 300, 4096, 30_000])
+def test_a_disk_that_fills_up_while_writing(store, limit):
+    store.save(checkpoint(1))
+    large = Checkpoint(2, {"a": torch.zeros(11, 1013)}, {})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))  # Python turns the signal into an OSError
+    try:
+        with pytest.raises(CheckpointError, match="File too large"):
+            store.save(large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    store.clean()
+    assert store.latest().step == 1
+    assert names(store) == ["step-00000001"]
+    store.save(large)
+    assert store.latest().step == 2
+
+
+def test_leftovers_go_and_what_was_only_moved_aside_comes_back(tmp_path):
+    (tmp_path / f"{storage.TEMPORARY}step-00000003").mkdir()
+    (tmp_path / f"{storage.TEMPORARY}run.json").write_text("half")
+    aside = tmp_path / f"{storage.ASIDE}adapter"
+    aside.mkdir()
+    (aside / "adapter.json").write_text("{}")
+    (tmp_path / "mine.txt").write_text("stays")
+    storage.remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "mine.txt"]
+    assert (tmp_path / "adapter" / "adapter.json").read_text() == "{}"
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "adapter"
+    storage.write_folder(target, lambda folder: (folder / "one").write_text("1") and None)
+    storage.write_folder(target, lambda folder: (folder / "two").write_text("2") and None)
+    assert [path.name for path in target.iterdir()] == ["two"]
+
+    def fail(folder: Path) -> None:
+        (folder / "three").write_text("3")
+        raise OSError(errno.ENOSPC, "full")
+
+    with pytest.raises(OSError, match="full"):
+        storage.write_folder(target, fail)
+    assert [path.name for path in target.iterdir()] == ["two"]
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]

@@ -1,0 +1,350 @@
+"""Both stages on a tiny random backbone: what moves, what does not, what is written, and what is refused."""
+
+import json
+import logging
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from tests import tiny
+from tests.training import small
+
+from masp.adapters import load_adapter, read_info
+from masp.aspects import ASPECTS
+from masp.config import MethodConfig
+from masp.errors import AdapterError, CheckpointError, ConfigError, DataError, MaspError, UsageError
+from masp.model import MaspModel
+from masp.modules.aspect_attention import AspectModules
+from masp.questions import load_questions
+from masp.training import Interrupted, train_aspects, train_prompt
+from masp.training.features import Reading, VisualTokenStore
+from masp.training.interrupts import StopRequest
+from masp.training.loop import Share
+from masp.training.stage1_aspects import AspectExample, AspectStage, list_f1, measured
+
+PROMPT = ("prompt.max_steps=3", "aspects.max_steps=3")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return small.write_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def aspects(tmp_path_factory, dataset) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "aspects"
+    train_aspects(small.config(*PROMPT), dataset, tiny.backbone(), out)
+    return out
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_stage_1_leaves_a_run_folder_and_an_adapter(aspects, dataset):
+    assert {path.name for path in aspects.iterdir()} == {
+        "adapter",
+        "checkpoints",
+        "metrics.jsonl",
+        "quarantine.jsonl",
+        "run.json",
+        "splits.json",
+    }
+    info = read_info(aspects)  # a run folder stands for its adapter
+    assert info.parts == ("aspects",)
+    assert info.aspects == ASPECTS
+    assert info.data["aspects"].images == {"train": 13, "val": 5}
+    assert info.metrics.keys() >= {"aspects/score", "aspects/accuracy/scene", "aspects/f1/object"}
+    assert lines(aspects / "quarantine.jsonl") == [{"read": 18, "used": 18, "quarantined": 0}]
+    run = json.loads((aspects / "run.json").read_text())
+    assert run["result"]["steps"] == 3
+    assert run["identity"]["aspects.learning_rate"] == 0.01
+
+
+def test_stage_1_moves_every_aspect(tmp_path, dataset):
+    trained, start = (
+        load_adapter(
+            train_aspects(
+                small.config(
+                    "aspects.max_steps=3", "aspects.batch_size=40", "aspects.epochs=3", f"aspects.learning_rate={rate}"
+                ),
+                dataset,
+                tiny.backbone(),
+                tmp_path / str(rate),
+            ).adapter,
+            tiny.backbone(),
+        ).aspects
+        for rate in (1e-2, 1e-9)
+    )
+    for name in ASPECTS:
+        change = (trained.module(name).queries - start.module(name).queries).abs().max()
+        assert change > 1e-3, name
+
+
+def test_only_the_modules_of_a_batch_get_gradients(dataset):
+    backbone = tiny.backbone()
+    records = dataset.split("train")
+    store = VisualTokenStore(backbone, [record.path for record in records], Reading(workers=0))
+    store.fill(StopRequest())
+    model = MaspModel(backbone, MethodConfig(), AspectModules(backbone.dim, ASPECTS, 1))
+    examples = [AspectExample(4, ASPECTS.index(name), "low") for name in ("scene", "brightness", "scene")]
+    stage = AspectStage(model, store, examples, [], load_questions())
+    share = next(stage.load([Share(0, 0, (0, 2), 2)]))
+    losses = stage.losses(share)
+    assert losses.shape == (2,)
+    losses.sum().backward()
+    touched = {name.split(".")[1] for name, parameter in stage.parameters().items() if parameter.grad is not None}
+    assert touched == {"scene"}
+    assert stage.parameters().keys() == {
+        f"by_aspect.{name}.{key}" for name in ASPECTS for key in ("queries", "key", "value")
+    }
+
+
+def test_an_untrained_subset_of_aspects_is_not_in_the_adapter(dataset, tmp_path):
+    config = small.config("aspects.aspects=[scene, brightness]", *PROMPT)
+    train_aspects(config, dataset, tiny.backbone(), tmp_path / "two")
+    assert read_info(tmp_path / "two").aspects == ("scene", "brightness")
+
+
+def test_the_prompt_holds_a_copy_of_its_aspects_or_names_them(tmp_path, aspects, dataset):
+    backbone = tiny.backbone()
+    with_copy = train_prompt(small.config(*PROMPT), dataset, backbone, aspects, tmp_path / "both").adapter
+    without = train_prompt(
+        small.config(*PROMPT), dataset, backbone, aspects, tmp_path / "only", include_aspects=False
+    ).adapter
+    assert read_info(with_copy).parts == ("aspects", "prompt")
+    assert read_info(without).parts == ("prompt",)
+    one, two = load_adapter(with_copy, backbone), load_adapter(without, backbone, aspects=aspects)
+    assert torch.equal(one.prompt.vectors, two.prompt.vectors)
+    original = load_adapter(aspects, backbone).aspects.state_dict()
+    for name, value in original.items():
+        assert torch.equal(one.aspects.state_dict()[name], value)
+        assert torch.equal(two.aspects.state_dict()[name], value)
+    assert read_info(with_copy).seeds == {"aspects": 0, "prompt": 0}
+    assert read_info(with_copy).metrics.keys() > read_info(aspects).metrics.keys()
+    with pytest.raises(AdapterError, match="does not hold its aspects"):
+        load_adapter(without, backbone)
+
+
+def test_without_aspects_the_run_and_the_adapter_say_so(tmp_path, dataset, caplog):
+    with caplog.at_level(logging.INFO):
+        result = train_prompt(small.config(*PROMPT), dataset, tiny.backbone(), None, tmp_path / "vs")
+    assert "training without aspects (V+S)" in caplog.text
+    assert "largest : smallest = 1.25" in caplog.text  # the imbalance of the labels
+    info = read_info(result.adapter)
+    assert info.aspects == ()
+    assert info.parts == ("prompt",)
+    assert "without aspects (V+S)" in (result.adapter / "README.md").read_text()
+
+
+def test_a_prompt_may_use_some_of_the_aspects(tmp_path, aspects, dataset):
+    config = small.config(*PROMPT, "prompt.aspects=[scene, object]")
+    result = train_prompt(config, dataset, tiny.backbone(), aspects, tmp_path / "some")
+    assert load_adapter(result.adapter, tiny.backbone()).aspects.aspects == ("object", "scene")
+
+
+def test_queries_and_attention_come_from_the_aspects(tmp_path, dataset):
+    config = small.config(*PROMPT, "method.variant=released", "aspects.aspects=[scene]")
+    train_aspects(config, dataset, tiny.backbone(), tmp_path / "a")
+    result = train_prompt(small.config(*PROMPT), dataset, tiny.backbone(), tmp_path / "a", tmp_path / "p")
+    method = read_info(result.adapter).method
+    assert (method.variant, method.queries, method.attention) == ("paper", 5, "multihead")
+
+
+def test_kept_and_recomputed_visual_tokens_train_alike(tmp_path, dataset):
+    results = []
+    for memory in ("4", "0"):
+        config = small.config(*PROMPT, f"prompt.feature_memory_gb={memory}", "prompt.batch_size=3")
+        out = tmp_path / memory
+        results.append(load_adapter(train_prompt(config, dataset, tiny.backbone(), None, out).adapter, tiny.backbone()))
+    first, second = (result.prompt.vectors for result in results)
+    assert (first - second).abs().max() < 2e-3
+    start = small.config("prompt.max_steps=1", "prompt.learning_rate=1e-9")
+    begun = load_adapter(train_prompt(start, dataset, tiny.backbone(), None, tmp_path / "s").adapter, tiny.backbone())
+    assert (first - begun.prompt.vectors).abs().max() > 1e-2
+
+
+def test_balanced_weights_change_what_is_learned(tmp_path, dataset):
+    vectors = []
+    for weights in ("none", "balanced"):
+        config = small.config(*PROMPT, f"prompt.class_weights={weights}", "prompt.batch_size=7")
+        result = train_prompt(config, dataset, tiny.backbone(), None, tmp_path / weights)
+        vectors.append(load_adapter(result.adapter, tiny.backbone()).prompt.vectors)
+    assert not torch.equal(*vectors)
+
+
+def test_a_finished_run_is_not_trained_again(aspects, dataset, monkeypatch, caplog):
+    before = {path: path.stat().st_mtime_ns for path in aspects.rglob("*")}
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *args: pytest.fail("it trains"))
+    with caplog.at_level(logging.INFO):
+        result = train_aspects(small.config(*PROMPT), dataset, tiny.backbone(), aspects)
+    assert "finished already" in caplog.text
+    assert result.steps == 3
+    assert {path: path.stat().st_mtime_ns for path in aspects.rglob("*")} == before
+
+
+def test_another_configuration_in_the_same_folder_names_what_differs(aspects, dataset):
+    config = small.config(*PROMPT, "aspects.learning_rate=0.02", "aspects.seed=5", "aspects.log_every=3")
+    with pytest.raises(UsageError) as caught:
+        train_aspects(config, dataset, tiny.backbone(), aspects)
+    assert "aspects.learning_rate: 0.01 there, 0.02 now; aspects.seed: 0 there, 5 now" in str(caught.value)
+    assert "log_every" not in str(caught.value)  # it changes nothing about the result
+
+
+def test_other_data_or_another_backbone_in_the_same_folder_is_refused(aspects, dataset, tmp_path):
+    with pytest.raises(UsageError, match="data: "):
+        train_aspects(small.config(*PROMPT), small.write_dataset(tmp_path / "d", 10), tiny.backbone(), aspects)
+    with pytest.raises(UsageError, match="backbone: "):
+        train_aspects(small.config(*PROMPT), dataset, tiny.backbone(seed=1), aspects)
+
+
+@pytest.mark.parametrize("name", ["adapter", "checkpoints"])
+def test_a_folder_of_unknown_origin_is_left_alone(tmp_path, dataset, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(UsageError, match=f"holds {name}, but no run.json"):
+        train_prompt(small.config(*PROMPT), dataset, tiny.backbone(), None, tmp_path)
+
+
+def test_out_that_is_a_file_is_refused(tmp_path, dataset):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(UsageError, match="is a file"):
+        train_prompt(small.config(*PROMPT), dataset, tiny.backbone(), None, tmp_path / "out")
+
+
+def test_an_unreadable_run_description_is_refused(tmp_path, dataset):
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UsageError, match=r"run.json cannot be read"):
+        train_prompt(small.config(*PROMPT), dataset, tiny.backbone(), None, tmp_path)
+
+
+def test_two_runs_cannot_share_a_folder(tmp_path, dataset, monkeypatch):
+    from masp.training.runs import RunFolder
+
+    with RunFolder(tmp_path).opened({}, {}), pytest.raises(CheckpointError, match="another run is writing"):
+        train_prompt(small.config(*PROMPT), dataset, tiny.backbone(), None, tmp_path)
+
+
+def test_a_signal_while_images_are_read_ends_the_run(tmp_path, dataset, monkeypatch):
+    backbone = tiny.backbone()
+    compute = type(backbone).visual_tokens
+
+    def interrupted(self, pixels):
+        signal.raise_signal(signal.SIGTERM)
+        return compute(self, pixels)
+
+    monkeypatch.setattr(type(backbone), "visual_tokens", interrupted)
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        train_prompt(small.config(*PROMPT), dataset, backbone, None, tmp_path)
+
+
+def test_bad_images_are_left_out_and_accounted_for(tmp_path):
+    dataset = small.write_dataset(tmp_path / "data")
+    for number in (2, 15):
+        (tmp_path / "data" / f"{number:03}.png").write_bytes(b"no image")
+    result = train_prompt(small.config(*PROMPT), dataset, tiny.backbone(), None, tmp_path / "out")
+    *bad, total = lines(tmp_path / "out" / "quarantine.jsonl")
+    assert [Path(row["path"]).name for row in bad] == ["002.png", "015.png"]
+    assert all(row["reason"] for row in bad)
+    assert total == {"read": 18, "used": 16, "quarantined": 2}
+    assert read_info(result.adapter).data["prompt"].images == {"train": 12, "val": 4}
+    with pytest.raises(DataError, match=r"002\.png cannot be used"):
+        train_prompt(small.config(*PROMPT, "prompt.strict=true"), dataset, tiny.backbone(), None, tmp_path / "strict")
+
+
+def test_an_image_that_breaks_during_training_stops_it(tmp_path):
+    dataset = small.write_dataset(tmp_path / "data")
+    config = small.config(*PROMPT, "prompt.feature_memory_gb=0", "data.workers=0", "prompt.epochs=3")
+    backbone = tiny.backbone()
+    out = tmp_path / "out"
+
+    from masp.training import stage2_prompt
+
+    class Breaking(stage2_prompt.PromptStage):
+        def losses(self, share):
+            for path in (tmp_path / "data").iterdir():
+                path.write_bytes(b"broken")
+            return super().losses(share)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage2_prompt, "PromptStage", Breaking)
+        with pytest.raises(DataError, match="could be read before and cannot now"):
+            train_prompt(config, dataset, backbone, None, out)
+
+
+def test_stage_1_needs_annotations(tmp_path):
+    dataset = small.write_dataset(tmp_path / "data", train=1, val=1)
+    with pytest.raises(DataError, match="is annotated with"):
+        train_aspects(small.config(*PROMPT), dataset, tiny.backbone(), tmp_path / "out")
+
+
+def test_without_a_validation_split_the_last_state_is_kept(tmp_path, caplog):
+    dataset = small.write_dataset(tmp_path / "data", val=0)
+    result = train_prompt(small.config(*PROMPT), dataset, tiny.backbone(), None, tmp_path / "out")
+    assert result.metrics == {}
+    assert "there is no validation split" in caplog.text
+
+
+def test_a_prompt_of_length_0_is_refused(tmp_path, dataset):
+    with pytest.raises(ConfigError, match="prompt_length is 0"):
+        train_prompt(small.config("method.prompt_length=0"), dataset, tiny.backbone(), None, tmp_path)
+
+
+def test_a_prompt_adapter_is_no_aspects_adapter(tmp_path, dataset):
+    result = train_prompt(small.config(*PROMPT), dataset, tiny.backbone(), None, tmp_path / "vs")
+    with pytest.raises(AdapterError, match="holds no aspect modules"):
+        train_prompt(small.config(*PROMPT), dataset, tiny.backbone(), result.adapter, tmp_path / "p")
+
+
+def test_an_aspect_that_was_not_trained_cannot_be_used(tmp_path, dataset):
+    config = small.config(*PROMPT, "aspects.aspects=[scene]")
+    train_aspects(config, dataset, tiny.backbone(), tmp_path / "a")
+    with pytest.raises(AdapterError, match="no module for object"):
+        train_prompt(
+            small.config(*PROMPT, "prompt.aspects=[scene, object]"), dataset, tiny.backbone(), tmp_path / "a", tmp_path
+        )
+
+
+def test_a_tracker_that_is_not_installed_is_an_error(tmp_path, dataset):
+    from accelerate.tracking import get_available_trackers
+
+    missing = next(name for name in ("aim", "swanlab", "clearml") if name not in map(str, get_available_trackers()))
+    with pytest.raises(ConfigError, match=f"prompt.trackers names {missing}"):
+        train_prompt(small.config(f"prompt.trackers=[{missing}]"), dataset, tiny.backbone(), None, tmp_path)
+
+
+@pytest.mark.parametrize("full", ["metrics.jsonl", "adapter", "run.json"])
+def test_a_full_disk_is_one_clear_error_and_the_same_command_goes_on(tmp_path, dataset, monkeypatch, full):
+    expected = train_prompt(small.config(*PROMPT), dataset, tiny.backbone(), None, tmp_path / "whole").adapter
+    out = tmp_path / "cut"
+    replace = Path.replace
+
+    def refuse(self, target):
+        if Path(target).name == full and (full != "run.json" or (out / "adapter").exists()):
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    def refuse_writing(self, event, values):
+        raise CheckpointError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", refuse)
+        if full == "metrics.jsonl":
+            patch.setattr("masp.training.progress.MetricsFile.write", refuse_writing)
+        with pytest.raises(MaspError, match="No space left on device"):
+            train_prompt(small.config(*PROMPT), dataset, tiny.backbone(), None, out)
+    result = train_prompt(small.config(*PROMPT), dataset, tiny.backbone(), None, out)
+    assert not list(out.rglob(".masp*"))
+    for path in expected.iterdir():
+        assert path.read_bytes() == (result.adapter / path.name).read_bytes(), path.name
+
+
+def test_measures_of_stage_1():
+    pairs = [("scene", " Beach.", "beach"), ("scene", "city", "beach"), ("object", "dog, cat", "cat, dog, cup")]
+    found = measured(pairs)
+    assert found["accuracy/scene"] == 0.5
+    assert found["accuracy/object"] == 0.0
+    assert found["f1/object"] == pytest.approx(2 * 2 / (2 + 3))
+    assert found["score"] == pytest.approx((0.5 + 0.8) / 2)
+    assert measured([]) == {}
+    assert list_f1([("cat, cat", "cat"), ("", "cup")]) == pytest.approx(2 / (2 + 2))
