@@ -53,7 +53,6 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "argparse": (),
     "click": ("masp.cli",),
     "jinja2": ("masp.report",),
-    "markupsafe": ("masp.report",),
     "matplotlib": ("masp.plots", "masp.report"),
     "huggingface_hub": ("masp.backbones",),
     "pickle": (),

@@ -50,6 +50,8 @@ def pinned() -> dict[str, Version]:
 
 DECLARED = {normal(name) for name in declared(PROJECT["dependencies"])}
 PACKAGE = read_sources(ROOT / "src" / "masp", "masp")
+IMPORTED = {name.partition(".")[0] for source in PACKAGE for name in imported_names(source)}
+HOMES = packages_distributions()
 
 
 def test_documentation_and_metadata_agree() -> None:
@@ -69,17 +71,14 @@ def test_promised_floors() -> None:
 
 
 def test_every_package_that_is_imported_is_declared() -> None:
-    names = {name.partition(".")[0] for source in PACKAGE for name in imported_names(source)}
-    foreign = names - {"masp", *sys.stdlib_module_names}
-    homes = packages_distributions()
-    undeclared = {name for name in foreign if not {normal(home) for home in homes[name]} & DECLARED}
+    foreign = IMPORTED - {"masp", *sys.stdlib_module_names}
+    undeclared = {name for name in foreign if not {normal(home) for home in HOMES[name]} & DECLARED}
     assert not undeclared
     assert {"torch", "PIL", "yaml"} <= foreign
 
 
 def test_every_declared_package_is_imported() -> None:
-    names = {name.partition(".")[0] for source in PACKAGE for name in imported_names(source)}
-    used = {normal(home) for name in names for home in packages_distributions().get(name, [])}
+    used = {normal(home) for name in IMPORTED for home in HOMES.get(name, [])}
     assert used >= DECLARED
 
 
