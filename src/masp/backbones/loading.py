@@ -6,6 +6,7 @@ from importlib import import_module
 from types import MappingProxyType
 
 import torch
+from safetensors import SafetensorError
 
 from masp.backbones.base import Backbone
 from masp.backbones.files import find
@@ -58,7 +59,7 @@ def load_backbone(
     _LOG.info("loading backbone %s (%s, %s, %s)", name, files.model_type, kind, where)
     try:
         return getattr(import_module(module), family).load(files, kind, where)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BackboneError(
             f"the backbone '{name}' cannot be loaded: {error}", "", "Check that its files are whole."
         ) from error

@@ -69,8 +69,19 @@ class QwenVLBackbone:
     def load(cls, files: BackboneFiles, dtype: torch.dtype, device: torch.device) -> Self:
         """The model of a folder, frozen; only safetensors weights are read, and no code of the checkpoint is run."""
         with quiet_loading():
-            model = MODELS[files.model_type].from_pretrained(
-                files.folder, dtype=dtype, use_safetensors=True, attn_implementation="sdpa", local_files_only=True
+            model, found = MODELS[files.model_type].from_pretrained(
+                files.folder,
+                dtype=dtype,
+                use_safetensors=True,
+                attn_implementation="sdpa",
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        if absent := sorted(found["missing_keys"]):
+            raise BackboneError(
+                f"the weights of {files.name} lack {len(absent)} tensors, {absent[0]} among them",
+                "a whole checkpoint",
+                "Fetch it again.",
             )
         tokenizer = AutoTokenizer.from_pretrained(files.folder, local_files_only=True)
         tokenizer.chat_template = chat_template(files, tokenizer.chat_template)

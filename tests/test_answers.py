@@ -1,0 +1,172 @@
+"""Reading answers against plain loops: each label by passes of its own, each word by a pass over all before it."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+from masp.answers import describe_aspects, generate, last_real, score, score_aspect
+from masp.aspects import ASPECTS
+from masp.errors import UsageError
+from masp.model import MaspModel, Use
+from masp.questions import load_questions
+from masp.types import Assembled
+from small_models import QUESTIONS, full_model, parts, visual_tokens
+
+LABELS = ["sad", "sadness", "amusement", "awe", "a long label of many words"]
+VARIANTS = pytest.mark.parametrize("variant", ["paper", "released"])
+
+
+@torch.no_grad()
+def next_log_p(model: MaspModel, assembled: Assembled, row: int, words: list[int]) -> Tensor:
+    """Log-probabilities of the next word after a row's prompt and `words`, by one plain pass without padding."""
+    real = assembled.mask[row]
+    vectors = torch.cat([assembled.embeddings[row, real], model.backbone.embed(torch.tensor(words, dtype=torch.long))])
+    known = assembled.positions[:, row, real]
+    rest = known[:, -1:] + torch.arange(1, len(words) + 1)
+    positions = torch.cat([known, rest], dim=1)[:, None]
+    hidden = model.backbone.run(vectors[None], positions, torch.ones(1, len(vectors)).bool()).hidden
+    return model.backbone.logits(hidden[0, -1]).float().log_softmax(-1)
+
+
+def plain_score(model: MaspModel, assembled: Assembled, row: int, labels: list[str]) -> Tensor:
+    sums = []
+    for label in labels:
+        ids = model.backbone.answer_ids(label, end=True)
+        sums.append(sum(next_log_p(model, assembled, row, ids[:place])[ids[place]] for place in range(len(ids))))
+    return torch.tensor(sums).log_softmax(-1)
+
+
+def plain_greedy(model: MaspModel, assembled: Assembled, row: int, limit: int) -> list[int]:
+    words: list[int] = []
+    while len(words) < limit:
+        words.append(int(next_log_p(model, assembled, row, words).argmax()))
+        if words[-1] == model.backbone.end_of_turn:
+            break
+    return words
+
+
+@VARIANTS
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_score_equals_one_pass_per_label(family: str, variant: str) -> None:
+    model = full_model(family, variant=variant)
+    visual = visual_tokens(model)
+    found = score(model, visual, QUESTIONS[0], LABELS)
+    assembled = model.assemble(visual, [QUESTIONS[0]] * 3)
+    for row in range(3):
+        assert (found[row] - plain_score(model, assembled, row, LABELS)).abs().max() <= 1e-4
+    assert torch.allclose(found.exp().sum(1), torch.ones(3))
+    assert found.std() > 0.1
+
+
+def test_score_does_not_depend_on_the_batch_or_on_the_order_of_labels() -> None:
+    model = full_model()
+    visual = visual_tokens(model)
+    found = score(model, visual, QUESTIONS[0], LABELS)
+    for rows in ([0], [2, 1], [1, 0, 2, 2]):
+        again = score(model, visual.select(rows), QUESTIONS[0], LABELS)
+        assert (again - found[rows]).abs().max() <= 1e-4
+        assert torch.equal(again.argmax(1), found[rows].argmax(1))
+    order = [3, 0, 4, 2, 1]
+    turned = score(model, visual, QUESTIONS[0], [LABELS[place] for place in order])
+    assert (turned - found[:, order]).abs().max() <= 1e-4
+
+
+def test_score_of_labels_of_one_token() -> None:
+    model = full_model()
+    visual = visual_tokens(model)
+    labels = [word for word in ("fear", "joy", "e", "a", "s") if len(model.backbone.text_ids(word)) == 1]
+    assert len(labels) >= 3
+    found = score(model, visual, QUESTIONS[1], labels)
+    assembled = model.assemble(visual, [QUESTIONS[1]] * 3)
+    assert (found[1] - plain_score(model, assembled, 1, labels)).abs().max() <= 1e-4
+
+
+def test_one_label_is_certain() -> None:
+    model = full_model()
+    assert torch.equal(score(model, visual_tokens(model), QUESTIONS[0], ["awe"]), torch.zeros(3, 1))
+
+
+@pytest.mark.parametrize("labels", [[], ["awe", "joy", "awe"]])
+def test_no_labels_or_a_label_twice_are_refused(labels: list[str]) -> None:
+    model = full_model()
+    with pytest.raises(UsageError, match="at least one label"):
+        score(model, visual_tokens(model), QUESTIONS[0], labels)
+
+
+def test_parts_that_are_off_change_the_score() -> None:
+    model = full_model()
+    visual = visual_tokens(model)
+    scores = [score(model, visual, QUESTIONS[0], LABELS, use) for use in (Use(), Use(ASPECTS[1:]), Use((), False))]
+    assert (scores[0] - scores[1]).abs().max() > 1e-3
+    assert (scores[0] - scores[2]).abs().max() > 1e-3
+
+
+@VARIANTS
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_generate_equals_a_loop_without_cache(family: str, variant: str) -> None:
+    model = full_model(family, variant=variant)
+    visual = visual_tokens(model)
+    found = generate(model, visual, QUESTIONS[2], max_new_tokens=5)
+    assembled = model.assemble(visual, [QUESTIONS[2]] * 3)
+    assert found == [model.backbone.decode(plain_greedy(model, assembled, row, 5)) for row in range(3)]
+    assert len(set(found)) > 1
+
+
+def test_generation_stops_at_the_end_of_the_turn_row_by_row() -> None:
+    """Another word is declared the end of the turn: one that not all rows say, or not at the same time."""
+    model = full_model.__wrapped__()
+    visual = visual_tokens(model)
+    assembled = model.assemble(visual, [QUESTIONS[2]] * 3)
+    said = [plain_greedy(model, assembled, row, 5) for row in range(3)]
+    end = next(
+        word
+        for word in said[0]
+        if [ids.index(word) if word in ids else -1 for ids in said] != [said[0].index(word)] * 3
+    )
+
+    class Ends:
+        """The backbone with another end of turn."""
+
+        end_of_turn = end
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(original, name)
+
+    original, model.backbone = model.backbone, Ends()  # pyright: ignore[reportAttributeAccessIssue]
+    kept = [ids[: ids.index(end)] if end in ids else ids for ids in said]
+    assert len({len(ids) for ids in kept}) > 1
+    assert generate(model, visual, QUESTIONS[2], max_new_tokens=5) == [original.decode(ids) for ids in kept]
+
+
+def test_generating_nothing_gives_nothing() -> None:
+    model = full_model()
+    assert generate(model, visual_tokens(model), QUESTIONS[0], max_new_tokens=0) == ["", "", ""]
+
+
+def test_descriptions_come_from_the_aspect_tokens_alone() -> None:
+    model = full_model()
+    visual, questions = visual_tokens(model), load_questions()
+    found = describe_aspects(model, visual, questions, max_new_tokens=3)
+    assert [tuple(row) for row in found] == [ASPECTS] * 3
+    for name in ("scene", "brightness"):
+        tokens = parts(model)[0](visual, [name]).tokens
+        assembled = model.assembler([questions.aspect(name)[0]] * 3, aspects=tokens)
+        said = [plain_greedy(model, assembled, row, 3) for row in range(3)]
+        assert [row[name] for row in found] == [model.backbone.decode(words) for words in said]
+
+
+def test_score_of_an_aspect_reads_its_tokens_alone() -> None:
+    model = full_model()
+    visual = visual_tokens(model)
+    labels = ["very low", "low", "high"]
+    found = score_aspect(model, visual, "brightness", "How bright is it?", labels)
+    assembled = model.assembler(["How bright is it?"] * 3, aspects=parts(model)[0](visual, ["brightness"]).tokens)
+    for row in range(3):
+        assert (found[row] - plain_score(model, assembled, row, labels)).abs().max() <= 1e-4
+
+
+def test_last_real_column_of_padded_rows() -> None:
+    model = full_model()
+    assembled = model.assemble(visual_tokens(model), QUESTIONS)
+    assert last_real(assembled).tolist() == [int(row.nonzero().max()) for row in assembled.mask]

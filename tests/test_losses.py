@@ -1,0 +1,147 @@
+"""The two losses against plain oracles: one pass over the whole sequence, all logits, autograd through everything."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import tiny
+from masp.errors import UsageError
+from masp.model import MaspModel, Use
+from masp.modules.aspect_attention import AspectModules, SingleAttention
+from masp.modules.soft_prompt import SoftPrompt
+from masp.types import Assembled
+from small_models import QUESTIONS, full_model, parts, visual_tokens
+
+ANSWERS = ["joy", "very low", "they sing and dance"]
+VARIANTS = pytest.mark.parametrize("variant", ["paper", "released"])
+
+
+def plain_loss(model: MaspModel, assembled: Assembled) -> Tensor:
+    """Mean cross-entropy of every row by one pass without prefix, cache or selection."""
+    hidden = model.backbone.run(assembled.embeddings, assembled.positions, assembled.mask).hidden
+    logits = model.backbone.logits(hidden)[:, :-1]
+    targets = assembled.targets[:, 1:]
+    losses = functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, reduction="none")
+    return losses.sum(1) / (targets != -100).sum(1)
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).detach().norm() / expected.detach().norm())
+
+
+@VARIANTS
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_prompt_gradient_equals_the_full_backward(family: str, variant: str) -> None:
+    model = full_model.__wrapped__(family, variant=variant)
+    visual = visual_tokens(model)
+    expected = plain_loss(model, model.assemble(visual, QUESTIONS, ANSWERS))
+    (wanted,) = torch.autograd.grad(expected.sum(), parts(model)[1].vectors)
+    found = model.prompt_loss(visual, QUESTIONS, ANSWERS)
+    (gradient,) = torch.autograd.grad(found.sum(), parts(model)[1].vectors)
+    assert relative(found, expected) <= 1e-5
+    assert relative(gradient, wanted) <= 1e-5
+    assert wanted.norm() > 1e-3
+
+
+@VARIANTS
+def test_aspect_gradients_equal_the_full_backward(variant: str) -> None:
+    model = full_model.__wrapped__(variant=variant)
+    visual, index = visual_tokens(model), torch.tensor([4, 1, 4])
+    parameters = [p for name in ("object", "brightness") for p in parts(model)[0].module(name).parameters()]
+    tokens, _ = parts(model)[0].per_example(visual, index)
+    expected = plain_loss(model, model.assembler(QUESTIONS, ANSWERS, aspects=tokens[:, None]))
+    wanted = torch.autograd.grad(expected.sum(), parameters)
+    found = model.aspect_loss(visual, index, QUESTIONS, ANSWERS)
+    gradients = torch.autograd.grad(found.sum(), parameters)
+    assert relative(found, expected) <= 1e-5
+    for gradient, want in zip(gradients, wanted, strict=True):
+        assert relative(gradient, want) <= 2e-5
+
+
+@VARIANTS
+def test_a_batch_is_its_singles(variant: str) -> None:
+    model = full_model.__wrapped__(variant=variant)
+    visual = visual_tokens(model)
+    together = model.prompt_loss(visual, QUESTIONS, ANSWERS)
+    alone = [model.prompt_loss(visual.select([i]), [QUESTIONS[i]], [ANSWERS[i]]) for i in range(3)]
+    assert relative(together, torch.cat(alone)) <= 1e-5
+    (gradient,) = torch.autograd.grad(together.mean(), parts(model)[1].vectors)
+    (wanted,) = torch.autograd.grad(torch.cat(alone).mean(), parts(model)[1].vectors)
+    assert relative(gradient, wanted) <= 1e-5
+
+
+def test_aspect_examples_of_a_batch_are_their_singles() -> None:
+    model = full_model()
+    visual, index = visual_tokens(model), torch.tensor([3, 0, 5])
+    together = model.aspect_loss(visual, index, QUESTIONS, ANSWERS)
+    alone = [model.aspect_loss(visual.select([i]), index[[i]], [QUESTIONS[i]], [ANSWERS[i]]) for i in range(3)]
+    assert relative(together, torch.cat(alone)) <= 1e-5
+
+
+def test_stage_1_sees_nothing_of_the_image_but_its_aspect() -> None:
+    """With the aspect's tokens held fixed, another image gives the same loss."""
+    model = full_model.__wrapped__()
+    module = parts(model)[0].module("scene")
+    with torch.no_grad():
+        assert isinstance(module, SingleAttention)
+        module.value.zero_()
+    visual = visual_tokens(model)
+    losses = [
+        model.aspect_loss(visual.select([row]), torch.tensor([2]), QUESTIONS[:1], ANSWERS[:1]) for row in (0, 1, 2)
+    ]
+    assert torch.equal(losses[0], losses[1])
+    assert torch.equal(losses[0], losses[2])
+
+
+@pytest.mark.parametrize("use", [Use(prompt=False), Use((), prompt=False)])
+def test_without_a_prompt_the_loss_is_the_plain_one(use: Use) -> None:
+    model = full_model()
+    visual = visual_tokens(model)
+    found = model.prompt_loss(visual, QUESTIONS, ANSWERS, use)
+    assert relative(found, plain_loss(model, model.assemble(visual, QUESTIONS, ANSWERS, use))) <= 1e-5
+    assert not found.requires_grad
+
+
+def test_a_prompt_of_length_0_is_no_prompt() -> None:
+    model = full_model()
+    empty = MaspModel(model.backbone, model.method, model.aspects, SoftPrompt(0, tiny.DIM))
+    visual = visual_tokens(model)
+    found = empty.prompt_loss(visual, QUESTIONS, ANSWERS)
+    assert torch.equal(found, model.prompt_loss(visual, QUESTIONS, ANSWERS, Use(prompt=False)))
+
+
+def test_stored_keys_and_values_stay_as_they_are() -> None:
+    model = full_model()
+    assembled = model.assemble(visual_tokens(model), QUESTIONS, ANSWERS)
+    end = assembled.prefix_end
+    cut = (assembled.embeddings[:, :end].detach(), assembled.positions[:, :, :end], assembled.mask[:, :end])
+    cache = model.backbone.run(*cut).cache
+    copies = [(k.clone(), v.clone()) for k, v in cache.layers]
+    rest = (assembled.embeddings[:, end:], assembled.positions[:, :, end:], assembled.mask)
+    first, second = (model.backbone.run(*rest, cache).hidden for _ in range(2))
+    assert torch.equal(first, second)
+    for (key, value), (old_key, old_value) in zip(cache.layers, copies, strict=True):
+        assert torch.equal(key, old_key)
+        assert torch.equal(value, old_value)
+        assert not key.requires_grad
+
+
+def test_the_backbone_is_no_part_of_the_parameters() -> None:
+    names = {name.split(".")[0] for name, _ in full_model().named_parameters()}
+    assert names == {"aspects", "prompt"}
+
+
+def test_modules_of_another_width_are_refused() -> None:
+    model = full_model()
+    with pytest.raises(UsageError, match="width 31"):
+        MaspModel(model.backbone, model.method, prompt=SoftPrompt(3, tiny.DIM + 1))
+    with pytest.raises(UsageError, match="width 29"):
+        MaspModel(model.backbone, model.method, aspects=AspectModules(tiny.DIM - 1, ["scene"], 1))
+
+
+def test_stage_1_needs_aspects() -> None:
+    model = full_model()
+    bare = MaspModel(model.backbone, model.method)
+    with pytest.raises(UsageError, match="no aspects"):
+        bare.aspect_loss(visual_tokens(model), torch.tensor([0, 0, 0]), QUESTIONS, ANSWERS)

@@ -1,0 +1,60 @@
+"""The soft prompt and its three starts."""
+
+import pytest
+import torch
+
+import tiny
+from masp.config import PromptInit
+from masp.errors import UsageError
+from masp.model import start_prompt
+from masp.modules.soft_prompt import SoftPrompt, random_start, text_start, vocabulary_start
+
+LENGTH, DIM = 5, 7
+ROWS = torch.arange(11 * DIM).view(11, DIM).float()
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_it_is_one_fp32_leaf() -> None:
+    prompt = SoftPrompt(LENGTH, DIM, ROWS[:LENGTH].bfloat16())
+    assert [name for name, _ in prompt.named_parameters()] == ["vectors"]
+    assert prompt.vectors.dtype == torch.float32
+    assert prompt.vectors.is_leaf
+    assert prompt.length == LENGTH
+    assert torch.equal(prompt(), ROWS[:LENGTH])
+
+
+def test_random_has_the_spread_that_was_asked_for() -> None:
+    found = random_start(101, 103, 0.3, generator())
+    assert abs(float(found.std()) - 0.3) < 0.01
+    assert torch.equal(found, random_start(101, 103, 0.3, generator()))
+    assert not torch.equal(found, random_start(101, 103, 0.3, generator(1)))
+
+
+def test_vocabulary_draws_each_word_once_while_there_are_enough() -> None:
+    rows = vocabulary_start(ROWS, LENGTH, generator())
+    numbers = (rows[:, 0] / DIM).long().tolist()
+    assert len(set(numbers)) == LENGTH
+    assert torch.equal(rows, ROWS[numbers])
+    assert len(vocabulary_start(ROWS, 13, generator())) == 13
+
+
+def test_text_repeats_or_is_cut() -> None:
+    assert torch.equal(text_start(ROWS[:2], LENGTH), ROWS[[0, 1, 0, 1, 0]])
+    assert torch.equal(text_start(ROWS, LENGTH), ROWS[:LENGTH])
+    with pytest.raises(UsageError, match="at least one word"):
+        text_start(ROWS[:0], LENGTH)
+
+
+def test_starts_over_a_backbone() -> None:
+    backbone = tiny.backbone()
+    rows = backbone.embedding_rows().detach()
+    assert backbone.embedding_std() == pytest.approx(float(rows.std(correction=0)), rel=1e-5)
+    noise = start_prompt(PromptInit(), 211, backbone, generator()).vectors.detach()
+    assert float(noise.std()) == pytest.approx(backbone.embedding_std(), rel=0.05)
+    words = start_prompt(PromptInit(kind="vocabulary"), LENGTH, backbone, generator()).vectors
+    assert all((rows == word).all(1).any() for word in words)
+    text = start_prompt(PromptInit(kind="text", text="What do people do"), 3, backbone).vectors
+    assert torch.equal(text, rows[backbone.text_ids("What do people do")][:3])
