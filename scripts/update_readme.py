@@ -1,7 +1,7 @@
 """Write the generated parts of README.md: the rooms of the house and the measured results (`make docs`).
 
-A result is a JSON file in benchmarks/results/ that a command wrote. The README shows its `title`, its `table` (`head`
-and `rows`), its `note` if it has one, and the `command` that wrote it; everything else in it is for machines.
+A result is a JSON file in benchmarks/results/ that a command wrote, with the `command` in it. What the README shows of
+it is decided in `result_tables.py`; or the file brings a `title`, a `table` (`head` and `rows`) and perhaps a `note`.
 """
 
 import ast
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from generated import ROOT, table, update
+from result_tables import SHAPES
 
 DOCUMENT = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -25,15 +26,18 @@ def results(folder: Path = RESULTS) -> str:
 
 
 def _result(path: Path) -> str:
-    """One result; a file without a table is not for the README."""
+    """One result; a file that is neither of a known shape nor has a table is not for the README."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if "table" not in content:
+    if path.name in SHAPES:
+        shown = SHAPES[path.name](content)
+    elif "table" in content:
+        rows = [tuple(str(cell) for cell in row) for row in content["table"]["rows"]]
+        shown = f"**{content['title']}**\n\n{table(tuple(content['table']['head']), rows)}"
+    else:
         return ""
-    head, rows = content["table"]["head"], content["table"]["rows"]
-    shown = table(tuple(head), [tuple(str(cell) for cell in row) for row in rows])
     place = f"benchmarks/results/{path.name}"
     note = f"{content['note']} " if content.get("note") else ""
-    return f"**{content['title']}**\n\n{shown}\n\n{note}Written by `{content['command']}` to [{place}]({place})."
+    return f"{shown}\n\n{note}Written by `{content['command']}` to [{place}]({place})."
 
 
 def rooms(package: Path = PACKAGE) -> str:

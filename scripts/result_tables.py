@@ -1,0 +1,92 @@
+"""Tables of the README from result files. A shape of result that people should read has a function here."""
+
+from collections.abc import Callable, Mapping
+from statistics import mean
+from typing import Any
+
+from generated import table
+
+Content = dict[str, Any]
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def embedded(content: Content) -> str:
+    """The figures of the embedded default: Table 2, its differences, what the aspects read, the explanations."""
+    seeds = content["seeds"]
+    pictures, numbers = seeds[0]["table2"]["images"], ", ".join(str(one["seed"]) for one in seeds)
+    intro = f"On {pictures:,} test pictures; training seeds {numbers}. Brackets: 95 % interval of the first seed."
+    parts = [intro, _table2(content), _differences(seeds), _aspects(content), _explanations(content)]
+    return "\n\n".join(parts)
+
+
+def _table2(content: Content) -> str:
+    """Accuracy of every row, and what to read it against."""
+    first = {row["name"]: row for row in content["seeds"][0]["table2"]["rows"]}
+    rows = [
+        (f"**{name}**", first[name]["meaning"], percent(value), _each(content, name), _bracket(first[name]["accuracy"]))
+        for name, value in content["mean"]["accuracy"].items()
+    ]
+    rows += [
+        ("", "always the most frequent label", percent(content["mean"]["majority"]), "", ""),
+        ("", "ceiling: always the truly most probable label", percent(content["mean"]["ceiling"]), "", ""),
+        ("", "V+A+S on the shifted test split", percent(content["mean"]["shifted_accuracy"]), "", ""),
+    ]
+    return table(("Table 2", "what takes part", "accuracy", "each seed", "interval"), rows)
+
+
+def _each(content: Content, name: str) -> str:
+    """A row's accuracy with every seed, in percent."""
+    found = [row for one in content["seeds"] for row in one["table2"]["rows"] if row["name"] == name]
+    return " · ".join(f"{100 * row['accuracy']['value']:.1f}" for row in found)
+
+
+def _bracket(interval: Mapping[str, float]) -> str:
+    return f"[{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
+
+
+def _differences(seeds: list[Content]) -> str:
+    """Paired differences between rows, in points: the mean, and the interval of the first seed."""
+    rows = []
+    for number, item in enumerate(seeds[0]["table2"]["differences"]):
+        values = [one["table2"]["differences"][number]["paired"]["difference"] for one in seeds]
+        rows.append((item["name"], f"{100 * mean(values):+.1f}", _bracket(item["paired"])))
+    return table(("paired difference", "points", "interval"), rows)
+
+
+def _aspects(content: Content) -> str:
+    """What each aspect's own tokens tell, beside the frozen backbone that sees the whole picture."""
+    ours, plain = content["mean"]["aspect_exact"], content["mean"]["aspect_exact_backbone"]
+    rows = [(name.replace("_", " "), percent(ours[name]), percent(plain[name])) for name in ours]
+    rows.append(
+        (
+            "object, F1 of the list",
+            percent(content["mean"]["object_f1"]),
+            percent(content["mean"]["object_f1_backbone"]),
+        )
+    )
+    head = ("exactly right answer", "from its aspect tokens alone (stage 1)", "backbone, from all visual tokens")
+    return table(head, rows)
+
+
+def _explanations(content: Content) -> str:
+    """How often reasons are the true ones."""
+    average = content["mean"]
+    rows = [
+        ("the aspect with the largest effect is the true main cause (correct predictions)", percent(average["cause"])),
+        ("the same for always naming the commonest cause", percent(average["cause_by_guess"])),
+    ]
+    rows += [
+        (f"the heatmap of {name.replace('_', ' ')} peaks on its glyph", percent(value))
+        for name, value in average["pointing"].items()
+    ]
+    rows += [
+        (f"a linear read-out of one visual token names its glyph ({split} split)", percent(value))
+        for split, value in content["linear_probe"].items()
+    ]
+    return table(("explanations and the truth", "share"), rows)
+
+
+SHAPES: Mapping[str, Callable[[Content], str]] = {"embedded.json": embedded}
