@@ -300,6 +300,14 @@ def test_the_verdict_admits_that_nothing_decided() -> None:
     assert verdict(Sample("a", Path("a"), "joy", {"joy": 1.0}, sights)).startswith("No single cue decided")
 
 
+def test_what_is_generated_cannot_reach_the_terminal() -> None:
+    sights = (Sight("scene", "\x1b[31mred\n" + 99 * "a", 0.7),)
+    sentence = verdict(Sample("a", Path("a"), "joy", {"joy": 1.0}, sights))
+    assert sentence.isprintable()
+    assert len(sentence) < 150
+    assert "…" in sentence
+
+
 def test_numbers_in_words() -> None:
     assert [duration(x) for x in (0.04, 9.94, 9.96, 59.4, 59.6, 3600.0)] == [
         "0.0 s", "9.9 s", "10 s", "59 s", "1 min 00 s", "60 min 00 s",

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from masp.report_data import Ablation, AspectScore, Confusion, Curve
@@ -85,11 +86,12 @@ def aspect_bars(scores: Sequence[AspectScore], kind: Kind = "svg") -> bytes:
             if score.backbone is not None:
                 base = 100 * score.backbone
                 axes.plot([base, own], [place, place], color=SOFT, linewidth=3, solid_capstyle="butt", zorder=1)
-                axes.plot([base], [place], "o", markersize=7, markerfacecolor=PAPER, markeredgecolor=MUTED, zorder=2)
-            axes.plot([own], [place], "o", markersize=7, color=ACCENT, zorder=3)
+                hollow = {"markerfacecolor": PAPER, "markeredgecolor": MUTED, "clip_on": False}
+                axes.plot([base], [place], "o", markersize=7, zorder=3, **hollow)
+            axes.plot([own], [place], "o", markersize=7, color=ACCENT, zorder=4, clip_on=False)
         axes.set_yticks(range(len(scores)), [_words(score.aspect) for score in scores])
         axes.set_ylim(len(scores) - 0.5, -0.5)
-        axes.set_xlim(0, 102)
+        axes.set_xlim(0, 100)
         axes.set_xlabel("named correctly, %")
 
     return Panel((4.9, 0.75 + 0.32 * len(scores)), draw).render(kind)
@@ -123,16 +125,17 @@ def loss_curve(curve: Curve, kind: Kind = "svg") -> bytes:
     def draw(axes: Axes) -> None:
         losses, steps = np.asarray(curve.losses, dtype=float), np.asarray(curve.steps)
         window = max(1, len(losses) // 40)
-        axes.plot(steps, losses, color=MID, linewidth=0.6)
+        axes.plot(steps, losses, color=MID, linewidth=0.6, marker="." if len(losses) < 3 else "")
         if window > 1:
             axes.plot(steps[window - 1 :], np.convolve(losses, np.full(window, 1 / window), "valid"), color=ACCENT)
         axes.set_ylim(bottom=0)
         axes.margins(x=0)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set_xlabel("step")
         axes.grid(axis="x", visible=False)
         axes.grid(axis="y", color=RULE, linewidth=0.7)
 
-    return Panel((4.9, 2.1), draw).render(kind)
+    return Panel((3.7, 1.9), draw).render(kind)
 
 
 def attention_veil(attention: Sequence[Sequence[float]], dark: bool = False, long_side: int = 168) -> bytes:

@@ -22,8 +22,13 @@ def verdict(sample: Sample) -> str:
     first = decisive(sample)
     if first is None or first.effect is None:
         return "No single cue decided: leaving any one of them out hardly changes the label."
-    saw = f" (“{first.answer}”)" if first.answer else ""
-    return f"The {words(first.aspect)} decided{saw}: without it the label would be {_less(first.effect)} less probable."
+    return f"{decided(first)}: without it the label would be {_less(first.effect)} less probable."
+
+
+def decided(sight: Sight) -> str:
+    """That this aspect decided, and what it saw."""
+    saw = f" (“{readable(sight.answer)}”)" if sight.answer else ""
+    return f"The {words(sight.aspect)} decided{saw}"
 
 
 def _less(effect: float) -> str:
@@ -32,6 +37,12 @@ def _less(effect: float) -> str:
         return "more than 100 times"
     factor = math.exp(effect)
     return f"{factor:.1f} times" if factor >= 2 else f"{100 * (1 - 1 / factor):.0f} %"
+
+
+def readable(text: str, longest: int = 60) -> str:
+    """A generated text without what a terminal would act on, cut where it goes on for too long."""
+    plain = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
+    return plain if len(plain) <= longest else plain[: longest - 1] + "…"
 
 
 def words(name: str) -> str:

@@ -1,0 +1,85 @@
+"""The pictures of the demo: the data set it draws, and six scenes that come with the package."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from masp.aspects import ASPECTS, answer_text
+from masp.data.emoji.dataset import write_dataset
+from masp.data.emoji.splits import WORLD_VERSION
+from masp.data.readers import open_dataset
+from masp.data.records import Dataset, read_json
+from masp.demo.plan import Plan
+from masp.errors import UsageError
+from masp.storage import remove_leftovers, write_file, write_folder
+
+TRUTH = "truth.json"
+
+
+@dataclass(frozen=True)
+class DemoPicture:
+    """One shipped scene with everything that is true of it.
+
+    Attributes:
+        path: the file.
+        label: the emotion that was drawn for it.
+        annotations: for each aspect that it shows, the right answer.
+        probabilities: the true chance of each label.
+        cause: the aspect that did most for the label.
+    """
+
+    path: Path
+    label: str
+    annotations: Mapping[str, str]
+    probabilities: Mapping[str, float]
+    cause: str
+
+
+def is_drawn(folder: Path, plan: Plan) -> bool:
+    """Whether the data set of this plan is there already.
+
+    Raises:
+        UsageError: the folder holds something else.
+    """
+    if not folder.exists():
+        return False
+    wanted = {"world": WORLD_VERSION, "seed": plan.seed, "splits": plan.splits()}
+    info = folder / "info.json"
+    content = read_json(info) if info.is_file() else {}
+    made = content.get("emoji_scenes", {}) if isinstance(content, dict) else {}
+    if {key: made.get(key) for key in wanted} != wanted:
+        raise UsageError(
+            f"{folder} holds other pictures than the demo draws", "an unused folder", "Name another --out."
+        )
+    return True
+
+
+def draw_dataset(folder: Path, plan: Plan, progress: Callable[[int], None]) -> None:
+    """Draws the plan's pictures; the folder appears when all of them are there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder.parent)
+    write_folder(folder, lambda partial: _drawn(partial, plan, progress))
+
+
+def opened(folder: Path) -> Dataset:
+    """The data set."""
+    return open_dataset(folder, layout="emoset")
+
+
+def demo_pictures(folder: Path) -> tuple[DemoPicture, ...]:
+    """The six shipped scenes, copied into `folder`, so that they can be looked at and predicted again."""
+    home = resources.files("masp").joinpath("demo_pictures")
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for name, content in json.loads(home.joinpath(TRUTH).read_text(encoding="utf-8")).items():
+        write_file(folder / name, home.joinpath(name).read_bytes())
+        known = content["emoji"]
+        answers = {aspect: answer_text(aspect, content[aspect]) for aspect in ASPECTS if aspect in content}
+        found.append(DemoPicture(folder / name, content["emotion"], answers, known["probabilities"], known["cause"]))
+    return tuple(found)
+
+
+def _drawn(folder: Path, plan: Plan, progress: Callable[[int], None]) -> None:
+    write_dataset(folder, plan.splits(), plan.seed, progress)

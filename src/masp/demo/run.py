@@ -1,0 +1,151 @@
+"""The demo from the first picture to the report; what is finished is not done again."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from masp.backbones.base import Backbone
+from masp.backbones.loading import load_backbone
+from masp.config import RunConfig, TrainConfig
+from masp.data.records import Dataset
+from masp.demo import pictures
+from masp.demo.measure import Measured, measure
+from masp.demo.pictures import DemoPicture
+from masp.demo.plan import Plan, demo_config
+from masp.demo.steps import Steps, quiet
+from masp.demo.story import Background, loss_curve_of, report_of
+from masp.demo.summary import show
+from masp.evaluation.ablation import write_table
+from masp.evaluation.runner import provenance
+from masp.predictor import Masp, Prediction
+from masp.report import write_report
+from masp.storage import write_file
+from masp.training.runs import TrainResult
+from masp.training.stage1_aspects import train_aspects
+from masp.training.stage2_prompt import train_prompt
+
+RUNS = {
+    "aspects": "stage 1: six aspects",
+    "prompt-alone": "stage 2 without aspects (V+S)",
+    "prompt": "stage 2 with aspects (V+A+S)",
+}
+"""Folder and name of each training run."""
+
+STEPS = 8
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo leaves.
+
+    Attributes:
+        report: the page to open.
+        results: every figure as JSON, with what it depended on.
+        adapter: aspects and soft prompt, ready for `masp predict`.
+        measured: the figures.
+        predictions: of the shipped pictures.
+        seconds: of the steps that this run did itself.
+    """
+
+    report: Path
+    results: Path
+    adapter: Path
+    measured: Measured
+    predictions: tuple[Prediction, ...]
+    seconds: float
+
+
+def run_demo(
+    out: Path, console: Console | None = None, plan: Plan | None = None, config: RunConfig | None = None
+) -> DemoResult:
+    """Makes data, trains both stages, measures, explains, predicts, reports.
+
+    Args:
+        out: folder for everything; a second run in it goes on where the first one stopped.
+        console: for the summary; None for standard output. Progress goes to standard error.
+        plan: how many pictures.
+        config: the settings of both stages and the backbone; None for the demo's own.
+
+    Raises:
+        MaspError: the folder belongs to another demo, cannot be written, or the run was interrupted.
+    """
+    plan, config, steps = plan or Plan(), config or demo_config(), Steps(STEPS, out / "times.json")
+    with quiet():
+        dataset = _dataset(out / "data", plan, steps)
+        backbone = load_backbone(config.backbone)
+        _train(config, dataset, backbone, out, steps)
+        full = Masp.from_pretrained(out / "prompt" / "adapter", backbone)
+        plain = Masp.from_pretrained(out / "prompt-alone" / "adapter", backbone)
+        measured = measure(full, plain, dataset.split("test"), plan, steps)
+        shown = _predictions(full, out / "pictures", steps)
+        known = provenance(full, dataset, "test")
+    curves = tuple(loss_curve_of(name, out / run) for run, name in RUNS.items())
+    data = report_of(measured, full.labels, shown, Background(out, known, curves, tuple(steps.done)))
+    report, results = out / "report.html", out / "results.json"
+    write_report(report, data)
+    write_table(out / "table2", measured.table, known)
+    write_file(results, _results(measured, shown, known, steps))
+    show(console or Console(highlight=False), measured, data, report, steps.seconds())
+    predictions = tuple(prediction for _, prediction in shown)
+    return DemoResult(report, results, out / "prompt" / "adapter", measured, predictions, steps.seconds())
+
+
+def _dataset(folder: Path, plan: Plan, steps: Steps) -> Dataset:
+    name, total = "Emoji scenes drawn", sum(plan.splits().values())
+    if pictures.is_drawn(folder, plan):
+        steps.ready(name)
+        return pictures.opened(folder)
+    with steps.step(name, f"{total:,} pictures"), steps.counted("drawing", total) as advance:
+        pictures.draw_dataset(folder, plan, advance)
+    return pictures.opened(folder)
+
+
+def _train(config: RunConfig, dataset: Dataset, backbone: Backbone, out: Path, steps: Steps) -> None:
+    """The three runs; the training functions skip what is finished and go on with what is not."""
+    aspects = out / "aspects"
+    runs: dict[str, tuple[str, TrainConfig, Callable[[Path], TrainResult]]] = {
+        "aspects": (
+            "Stage 1: six aspects learned",
+            config.aspects,
+            lambda run: train_aspects(config, dataset, backbone, run),
+        ),
+        "prompt-alone": (
+            "Stage 2: prompt without aspects",
+            config.prompt,
+            lambda run: train_prompt(config, dataset, backbone, None, run),
+        ),
+        "prompt": (
+            "Stage 2: prompt with aspects",
+            config.prompt,
+            lambda run: train_prompt(config, dataset, backbone, aspects / "adapter", run),
+        ),
+    }
+    for folder, (name, settings, train) in runs.items():
+        if (out / folder / "adapter" / "adapter.json").is_file():
+            train(out / folder)  # makes sure that it is the same run
+            steps.ready(name)
+            continue
+        with steps.step(name, "" if settings.max_steps is None else f"{settings.max_steps:,} steps"):
+            train(out / folder)
+
+
+def _predictions(full: Masp, folder: Path, steps: Steps) -> list[tuple[DemoPicture, Prediction]]:
+    shipped = pictures.demo_pictures(folder)
+    with steps.step("Shipped pictures predicted", f"{len(shipped)} pictures, with reasons"):
+        return list(zip(shipped, full.predict([picture.path for picture in shipped]), strict=True))
+
+
+def _results(
+    measured: Measured, shown: Sequence[tuple[DemoPicture, Prediction]], known: dict[str, Any], steps: Steps
+) -> bytes:
+    content = {
+        **measured.summary(),
+        "predictions": [{"truth": picture.label, **prediction.to_json()} for picture, prediction in shown],
+        "seconds": {step.name: round(step.seconds, 2) for step in steps.done},
+        "provenance": known,
+    }
+    return (json.dumps(content, indent=2) + "\n").encode()
