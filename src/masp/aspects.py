@@ -1,6 +1,6 @@
 """The six aspects of a picture, and how their annotations become answers (section "Stage 1" of the method)."""
 
-from masp.errors import DataError, did_you_mean
+from masp.errors import DataError, did_you_mean, shown
 
 ASPECTS: tuple[str, ...] = ("facial_expression", "object", "scene", "human_action", "brightness", "colorfulness")
 """Order of the aspect tokens in Z; it is saved with every adapter."""
@@ -26,7 +26,7 @@ def level(value: float | int) -> str:
         raise DataError(f"the level {value} is not a number", "a number from 0 to 1", "Correct the annotation.")
     steps = round(value * 1_000_000) if -1 < value < 2 else -1  # not so for NaN, which is out of range too
     if not 0 <= steps <= 1_000_000:
-        raise DataError(f"the level {value!r:.60} is out of range", "a number from 0 to 1", "Correct the annotation.")
+        raise DataError(f"the level {shown(value)} is out of range", "a number from 0 to 1", "Correct the annotation.")
     return LEVELS[min(steps // _STEPS_PER_LEVEL, len(LEVELS) - 1)]
 
 
@@ -48,7 +48,7 @@ def answer_text(aspect: str, value: object) -> str:
     if aspect in MEASURED:
         if isinstance(value, int | float):
             return level(value)
-        raise DataError(f"{aspect} is {value!r:.60}", "a number from 0 to 1", "Correct the annotation.")
+        raise DataError(f"{aspect} is {shown(value)}", "a number from 0 to 1", "Correct the annotation.")
     words = (" ".join(text.replace("_", " ").lower().split()) for text in _texts(aspect, value))
     return ", ".join(word for word in words if word)
 
@@ -57,5 +57,5 @@ def _texts(aspect: str, value: object) -> list[str]:
     items = list(value) if isinstance(value, list | tuple) else [value]
     texts = [item for item in items if isinstance(item, str)]
     if len(texts) < len(items):
-        raise DataError(f"{aspect} is {value!r:.60}", "a text or a list of texts", "Correct the annotation.")
+        raise DataError(f"{aspect} is {shown(value)}", "a text or a list of texts", "Correct the annotation.")
     return texts

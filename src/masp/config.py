@@ -6,14 +6,13 @@ The only file that reads YAML. What the settings are stands in `masp.settings`; 
 import hashlib
 import json
 import re
-import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from masp.errors import ConfigError, did_you_mean, nearest
+from masp.errors import ConfigError, did_you_mean, nearest, shown
 from masp.settings import (
     FREE,
     AspectTraining,
@@ -135,7 +134,7 @@ def _read(file: Path) -> dict[str, object]:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(
-            f"the configuration {file} holds {reprlib.repr(content)}", "sections such as 'prompt:'", "Correct the file."
+            f"the configuration {file} holds {shown(content)}", "sections such as 'prompt:'", "Correct the file."
         )
     return content
 
@@ -188,7 +187,7 @@ def _check_nodes(node: yaml.Node, source: str) -> None:
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag != _TAG + "str":
                 where = f"{source}, line {key.start_mark.line + 1}"
-                raise ConfigError(f"{where}: {key.value!r:.60} is not the name of a setting", "a name", "Correct it.")
+                raise ConfigError(f"{where}: {shown(key.value)} is not the name of a setting", "a name", "Correct it.")
             if key.value in keys:
                 where = f"{source}, line {key.start_mark.line + 1}"
                 raise ConfigError(f"{where}: the key '{key.value}' is there twice", "each key once", "Remove one.")
@@ -223,7 +222,7 @@ def _with(content: dict[str, object], path: Sequence[str], value: object, key: s
     inner = content.get(path[0])
     if inner is not None and not isinstance(inner, dict):
         raise ConfigError(
-            f"{_COMMAND_LINE}: {key} lies inside '{path[0]}', which is {reprlib.repr(inner)}",
+            f"{_COMMAND_LINE}: {key} lies inside '{path[0]}', which is {shown(inner)}",
             "a section",
             "Remove one.",
         )
@@ -239,7 +238,7 @@ def _explained(error: ValidationError, file: str, overridden: Sequence[str]) -> 
     near = (f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.") for other in overridden)
     where = _COMMAND_LINE if any(near) else file
     more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
-    value, message = reprlib.repr(first["input"]), first["msg"]
+    value, message = shown(first["input"]), first["msg"]
     if first["type"] == "extra_forbidden":
         return ConfigError(f"{where}: unknown setting '{key}'{more}", "", _nearest(path))
     if first["type"] == "value_error":

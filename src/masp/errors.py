@@ -5,6 +5,7 @@ Each says on one line what was found, what was expected and what to do next. Mis
 
 import difflib
 import os
+import reprlib
 from collections.abc import Iterable
 
 
@@ -72,6 +73,13 @@ class CheckpointError(MaspError):
 
 class UsageError(MaspError):
     """A command or a function was called in a way that makes no sense."""
+
+
+def shown(value: object) -> str:
+    """A value as it stands in a message: printed, and cut where it is long or deep."""
+    printer = reprlib.Repr()
+    printer.maxstring = printer.maxother = 60
+    return printer.repr(value)
 
 
 def nearest(word: str, options: Iterable[str]) -> str | None:

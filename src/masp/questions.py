@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from masp.aspects import ASPECTS
-from masp.errors import DataError, did_you_mean
+from masp.errors import DataError, did_you_mean, shown
 
 EMOTION = "emotion"
 PLACE = "{}"
@@ -94,7 +94,7 @@ def _questions(content: object, file: str) -> Questions:
 def _texts(value: object, where: str) -> tuple[str, ...]:
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list) or not items or not all(isinstance(item, str) and item.strip() for item in items):
-        raise DataError(f"{where} holds {value!r:.60}", "a list of texts that are not blank", "Correct the file.")
+        raise DataError(f"{where} holds {shown(value)}", "a list of texts that are not blank", "Correct the file.")
     return tuple(items)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 
 from masp.aspects import ASPECTS
-from masp.errors import ConfigError, did_you_mean
+from masp.errors import ConfigError, did_you_mean, shown
 
 Stage = Literal["aspects", "prompt"]
 Variant = Literal["paper", "released"]
@@ -44,7 +44,7 @@ def _in_order(aspects: object) -> object:
         raise ValueError("a list of aspects is needed, like [scene, object]")
     for name in names:
         if name not in ASPECTS:
-            raise ValueError(f"unknown aspect {name!r:.60}. {did_you_mean(str(name), ASPECTS)}")
+            raise ValueError(f"unknown aspect {shown(name)}. {did_you_mean(str(name), ASPECTS)}")
     if len(set(names)) != len(names):
         raise ValueError("an aspect is named twice")
     return tuple(name for name in ASPECTS if name in names)

@@ -38,10 +38,6 @@ def annotation_answers(content: Mapping[str, object]) -> dict[str, str]:
         value = content.get(aspect)
         if value is None:
             continue
-        if not isinstance(value, str | int | float | list):
-            raise DataError(
-                f"{aspect} is {type(value).__name__}", "text, a list or a number", "Correct the annotation."
-            )
         answer = answer_text(aspect, value)
         if any("\ud800" <= character <= "\udfff" for character in answer):
             raise DataError(f"{aspect} is {answer!r:.60}", "text without lone surrogates", "Correct the annotation.")

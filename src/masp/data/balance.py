@@ -25,7 +25,7 @@ class ClassBalance:
 
     def text(self) -> str:
         """A small table, one line per label."""
-        width = max(len(label) for label in self.counts)
+        width = max(len(name) for name in ("total", *self.counts))
         total = sum(self.counts.values())
         lines = [
             f"{label:<{width}}  {count:>7,}  {count / total:>6.1%}  weight {self.weights[label]:.2f}"

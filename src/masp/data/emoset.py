@@ -8,7 +8,7 @@ from masp.data.annotations import read_annotation
 from masp.data.quarantine import Quarantine
 from masp.data.reading import Reading, exists, inside, label_of
 from masp.data.records import Record, read_json
-from masp.errors import DataError
+from masp.errors import DataError, shown
 from masp.labels import LABEL_SETS
 
 log = logging.getLogger(__name__)
@@ -57,10 +57,10 @@ def read_emoset(root: Path, strict: bool = False) -> Reading:
 def _record(root: Path, row: object, labels: tuple[str, ...], has_notes: bool) -> Record:
     if not isinstance(row, list) or len(row) not in (3, 4):
         shapes = "[label, id, picture, annotation] or [label, picture, annotation]"
-        raise DataError(f"the row is {row!r:.60}", shapes, "Correct the list.")
+        raise DataError(f"the row is {shown(row)}", shapes, "Correct the list.")
     label, picture, note = row[0], row[-2], row[-1]
     if not isinstance(picture, str) or not isinstance(note, str | None):
-        raise DataError(f"the row is {row!r:.60}", "paths as text", "Correct the list.")
+        raise DataError(f"the row is {shown(row)}", "paths as text", "Correct the list.")
     path = inside(root, picture)
     file = inside(root, note) if note and note.strip() and has_notes else None
     annotations, extra = read_annotation(file) if file is not None and exists(file) else ({}, {})
@@ -75,7 +75,7 @@ def _label(value: object, labels: tuple[str, ...]) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(labels):
         return labels[value]
     raise DataError(
-        f"the label is {value!r:.60}", f"0 to {len(labels) - 1}, or one of {', '.join(labels)}", "Correct the list."
+        f"the label is {shown(value)}", f"0 to {len(labels) - 1}, or one of {', '.join(labels)}", "Correct the list."
     )
 
 

@@ -119,6 +119,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if turned.mode.startswith("I"):
         return _grey_to_rgb(turned)
     if turned.mode in _ALPHA or "transparency" in turned.info:
+        if turned.mode == "La":
+            turned = turned.convert("LA")  # Pillow knows no other way out of this mode
         layer = turned.convert("RGBA")  # the transparent colour of modes without alpha becomes an alpha channel
         page = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(page, layer).convert("RGB")

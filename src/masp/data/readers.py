@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from masp.config import DataConfig
+from masp.config import DataConfig, SplitConfig
 from masp.data import emoset, emotion6, folders
 from masp.data.reading import Reading
 from masp.data.records import Dataset, Record
@@ -88,9 +88,11 @@ def _finished(reading: Reading, root: Path, settings: DataConfig) -> Dataset:
 
 
 def _splits(reading: Reading, name: str, settings: DataConfig) -> tuple[Mapping[str, tuple[Record, ...]], str]:
-    wanted = settings.splits
+    wanted, usual = settings.splits, SplitConfig()
     published = "all" not in reading.splits
     if published and wanted.kind == "auto":
+        if (wanted.train, wanted.val, wanted.test, wanted.seed) != (usual.train, usual.val, usual.test, usual.seed):
+            log.warning("the published split is used; shares and seed need data.splits.kind=content")
         return {split: tuple(records) for split, records in reading.splits.items()}, "published"
     records: Sequence[Record] = [record for chosen in reading.splits.values() for record in chosen]
     log.info("dividing %d pictures by their content", len(records))

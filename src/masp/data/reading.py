@@ -1,5 +1,6 @@
 """What the readers of the layouts share."""
 
+import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,11 @@ def inside(root: Path, place: str) -> Path:
         DataError: it lies outside.
     """
     parts = [part for part in place.strip().replace("\\", "/").split("/") if part not in ("", ".")]
-    if not parts or ".." in parts or "\0" in place:
+    try:
+        named = b"\0" not in os.fsencode(place)
+    except UnicodeEncodeError:
+        named = False
+    if not parts or ".." in parts or not named:
         raise DataError(f"{place!r:.80} does not name a file of the data set", "a path inside it", "Correct the list.")
     return root.joinpath(*parts)
 

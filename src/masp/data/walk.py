@@ -4,10 +4,9 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
 
 from masp.data.images import SUFFIXES
-from masp.errors import DataError, did_you_mean
+from masp.errors import DataError, nearest
 
 _CLUTTER = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN"})
 
@@ -33,9 +32,13 @@ def listing(folder: Path) -> tuple[list[Path], list[Path]]:
 def unreadable(path: Path, error: OSError) -> DataError:
     """The error for a folder or file that cannot be read, with a neighbour of a similar name where there is one."""
     hint = "Check the path and the rights."
-    if isinstance(error, FileNotFoundError) and path.parent.is_dir():
-        near = did_you_mean(path.name, sorted(entry.name for entry in os.scandir(path.parent)))
-        hint = near if near.startswith("Did") else hint
+    try:
+        neighbours = sorted(entry.name for entry in path.parent.iterdir())
+    except (OSError, ValueError):
+        neighbours = []
+    near = nearest(path.name, neighbours) if isinstance(error, FileNotFoundError) else None
+    if near is not None:
+        hint = f"Did you mean '{near}'?"
     return DataError(f"{path} cannot be read ({error.strerror})", "", hint)
 
 
@@ -44,7 +47,7 @@ def is_picture(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def images_from(paths: Iterable[str | Path], stdin: TextIO | None = None) -> Iterator[Path]:
+def images_from(paths: Iterable[str | Path], stdin: Iterable[str] | None = None) -> Iterator[Path]:
     """Every picture that the arguments name, one by one.
 
     A file stands for itself, whatever its suffix. A folder stands for the pictures below it, folder by folder, sorted.

@@ -1,0 +1,124 @@
+"""Small pictures and data sets made up for the tests."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from masp.data.readers import open_dataset
+from masp.errors import DataError
+
+MIKELS = ("amusement", "awe", "contentment", "excitement", "anger", "disgust", "fear", "sadness")
+
+
+def noise(width: int = 7, height: int = 5, seed: int = 0, channels: int = 3) -> Image.Image:
+    """A picture of random bytes, another for every seed."""
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    """The picture as the content of a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def put(path: Path, seed: int = 0) -> Path:
+    """A picture at `path`; its content depends on the seed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encoded(noise(seed=seed)))
+    return path
+
+
+def put_json(path: Path, content: object) -> Path:
+    """A JSON file at `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def tree(root: Path, counts: Mapping[str, int], first: int = 0) -> Path:
+    """`root/<label>/<number>.png`, every picture another one."""
+    seed = first
+    for label, count in counts.items():
+        for number in range(count):
+            put(root / label / f"{number}.png", seed)
+            seed += 1
+    return root
+
+
+def emoset(
+    root: Path,
+    rows: Mapping[str, Sequence[tuple[str, Mapping[str, object]]]],
+    order: Sequence[str] = MIKELS,
+    with_ids: bool = True,
+) -> Path:
+    """EmoSet's published layout: split → (label, annotation) for each picture."""
+    put_json(root / "info.json", {"emotion": {"label2idx": {label: place for place, label in enumerate(order)}}})
+    seed = 0
+    for split, entries in rows.items():
+        listed: list[list[object]] = []
+        for label, annotation in entries:
+            name = f"{label}_{seed:05d}"
+            picture, note = f"image/{label}/{name}.jpg", f"annotation/{label}/{name}.json"
+            put(root / picture, seed)
+            put_json(root / note, {"image_id": name, "emotion": label, **annotation})
+            listed.append([order.index(label), *([name] if with_ids else []), picture, note])
+            seed += 1
+        put_json(root / f"{split}.json", listed)
+    return root
+
+
+EMOTION6_HEADER = (
+    "[image_filename]\t[valence]\t[arousal]\t[prob. anger]\t[prob. disgust]\t[prob. fear]\t[prob. joy]"
+    "\t[prob. sadness]\t[prob. surprise]\t[prob. neutral]"
+)
+
+
+def emotion6(root: Path, rows: Sequence[str]) -> Path:
+    """Emotion6's published layout: rows such as "joy/1.jpg 5 4 0 0 0 1 0 0 0"; each one's picture is made."""
+    table = [EMOTION6_HEADER, *["\t".join(row.split()) for row in rows]]
+    for seed, row in enumerate(rows):
+        put(root / "images" / row.split()[0], seed)
+    (root / "ground_truth.txt").write_text("\n".join(table) + "\n", encoding="utf-8")
+    return root
+
+
+ROWS: Mapping[str, Sequence[tuple[str, Mapping[str, object]]]] = {
+    "train": [
+        (
+            "fear",
+            {
+                "brightness": 0.0,
+                "colorfulness": 0.6,
+                "scene": "ice_skating_rink/outdoor",
+                "object": ["Tree", "Food & drink"],
+            },
+        ),
+        ("awe", {"facial_expression": "happy", "human_action": "reading (a book) ", "object": []}),
+        ("fear", {}),
+    ],
+    "val": [("awe", {"brightness": 1.0, "scene": None})],
+    "test": [("fear", {}), ("amusement", {"brightness": 1})],
+}
+"""A small EmoSet."""
+
+VOTES = [
+    "anger/1.jpg 2.5 3.8 0.133333 0.7 0 0.0666667 0.1 0 0",
+    "anger/2.jpg 2.5 3.8 0.4 0.4 0 0 0 0 0.2",
+    "joy/1.jpg 8 4.5 0 0 0 0.3 0 0.3 0.4",
+    "joy/2.jpg 8 4.5 0.2 0.2 0 0.1 0 0 0.5",
+]
+"""A small Emotion6."""
+
+
+def complaint(path: Path, layout: str = "auto") -> str:
+    """Why a data set is refused."""
+    with pytest.raises(DataError) as caught:
+        open_dataset(path, layout)
+    return str(caught.value)

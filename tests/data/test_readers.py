@@ -1,0 +1,267 @@
+"""Folder trees, what the settings choose, what is refused, and damage to any file of a data set."""
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from made_pictures import ROWS, VOTES, complaint, emoset, emotion6, put, put_json, tree
+
+from masp.config import load_config
+from masp.data.readers import open_dataset
+from masp.data.records import Dataset, Record
+from masp.errors import DataError
+
+
+def labels_of(dataset: Dataset, split: str) -> list[str | None]:
+    return [record.label for record in dataset.split(split)]
+
+
+# --- the authors' re-arrangement and plain folders -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["auto", "emoset", "folder"])
+def test_the_authors_arrangement_is_read_with_annotations(tmp_path: Path, layout: str) -> None:
+    for split, seed in (("train", 0), ("test", 100)):
+        tree(tmp_path / split, {"fear": 2, "awe": 3}, seed)
+    put_json(tmp_path / "annotation" / "fear" / "0.json", {"brightness": 0.0, "emoji": {"cause": "scene"}})
+    dataset = open_dataset(tmp_path, layout)
+    assert (dataset.layout, dataset.split_by, list(dataset.splits)) == ("split folders", "published", ["train", "test"])
+    assert labels_of(dataset, "train") == ["awe"] * 3 + ["fear"] * 2
+    first = next(record for record in dataset.split("train") if record.label == "fear")
+    assert first.annotations == {"brightness": "very low"}
+    assert first.extra["emoji"] == {"cause": "scene"}
+    assert dataset.split("train")[0].annotations == {}
+
+
+def test_a_damaged_annotation_beside_folders_leaves_its_picture_out(tmp_path: Path) -> None:
+    tree(tmp_path, {"fear": 3, "awe": 3})
+    (put_json(tmp_path / "annotation" / "fear" / "1.json", 0)).write_text("{")
+    dataset = open_dataset(tmp_path)
+    assert len(dataset.records) == 5
+    assert dataset.rejected[0].path == tmp_path / "fear" / "1.png"
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"), [("train", "val", "test"), ("Training", "valid", "testing"), ("train", "dev", "test")]
+)
+def test_split_folders_have_several_names(tmp_path: Path, train: str, val: str, test: str) -> None:
+    for place, split in enumerate((test, train, val)):
+        tree(tmp_path / split, {"joy": 2 + place, "fear": 1}, 100 * place)
+    dataset = open_dataset(tmp_path)
+    assert {name: len(records) for name, records in dataset.splits.items()} == {"train": 4, "val": 5, "test": 3}
+    assert list(dataset.splits) == ["train", "val", "test"]
+
+
+def test_a_plain_tree_has_labels_of_any_name(tmp_path: Path) -> None:
+    names = ("très heureux", "漢字", "a_b c", "train")
+    dataset = open_dataset(tree(tmp_path, dict.fromkeys(names, 3)))
+    assert dataset.labels == tuple(sorted(names))
+    assert (dataset.layout, dataset.split_by) == ("folder", "content")
+    assert {record.path.parent.name for record in dataset.records} == set(names)
+
+
+def test_labels_are_composed_unicode(tmp_path: Path) -> None:
+    dataset = open_dataset(tree(tmp_path, {"e\N{COMBINING ACUTE ACCENT}mu": 2, "joy": 2}))
+    assert dataset.labels == ("joy", "\N{LATIN SMALL LETTER E WITH ACUTE}mu")
+
+
+def test_hidden_files_and_clutter_are_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tree(tmp_path, {"joy": 2, "fear": 2})
+    (tmp_path / "joy" / "._0.png").write_bytes(b"junk")
+    (tmp_path / "joy" / "notes.txt").write_bytes(b"junk")
+    (tmp_path / "joy" / "scan.tif").write_bytes(b"junk")
+    (tmp_path / "joy" / "UPPER.JPG").write_bytes((tmp_path / "joy" / "0.png").read_bytes())
+    (tmp_path / ".cache" / "deep").mkdir(parents=True)
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "readme.txt").write_text("hello")
+    dataset = open_dataset(tmp_path)
+    assert len(dataset.records) == 5
+    assert "2 files are not named like pictures and were ignored: 1 × .txt, 1 × .tif" in caplog.text
+
+
+def test_the_order_of_the_listing_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree(tmp_path, {"joy": 11, "fear": 7})
+    before, real = open_dataset(tmp_path), os.scandir
+
+    @contextmanager
+    def backwards(folder: Path) -> Iterator[list[os.DirEntry[str]]]:
+        with real(folder) as entries:
+            yield sorted(entries, key=lambda entry: entry.name, reverse=True)
+
+    monkeypatch.setattr(os, "scandir", backwards)
+    assert open_dataset(tmp_path).splits == before.splits
+
+
+# --- splits asked for by settings ----------------------------------------------------------------------------------
+
+
+def test_settings_choose_the_split(tmp_path: Path) -> None:
+    for split, seed in (("train", 0), ("test", 100)):
+        tree(tmp_path / split, {"fear": 10, "awe": 10}, seed)
+
+    def sizes(*changes: str) -> dict[str, int]:
+        data = load_config(None, [f"data.path={tmp_path}", *changes]).data
+        return {name: len(records) for name, records in open_dataset(data).splits.items()}
+
+    assert sizes() == {"train": 20, "test": 20}
+    assert sizes("data.splits.kind=content") == {"train": 32, "val": 2, "test": 6}
+    assert sizes("data.splits={kind: content, train: 0.5, val: 0.25, test: 0.25}") == {
+        "train": 20,
+        "val": 10,
+        "test": 10,
+    }
+    assert sizes("data.splits.kind=paper-like") == {"train": 30, "val": 2, "test": 8}
+
+
+def test_shares_that_a_published_split_makes_useless_are_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tree(tmp_path / "train", {"fear": 2, "awe": 2})
+    open_dataset(load_config(None, [f"data.path={tmp_path}"]).data)
+    assert "published" not in caplog.text
+    open_dataset(load_config(None, [f"data.path={tmp_path}", "data.splits.seed=3"]).data)
+    assert "shares and seed need data.splits.kind=content" in caplog.text
+
+
+def test_the_paper_like_split_of_emotion6_tests_on_30_percent(tmp_path: Path) -> None:
+    rows = [f"{label}/{n}.jpg 1 1 1 0 0 0 0 0 0" for label in ("joy", "fear") for n in range(20)]
+    data = load_config(None, [f"data.path={emotion6(tmp_path, rows)}", "data.splits.kind=paper-like"]).data
+    dataset = open_dataset(data)
+    assert {name: len(records) for name, records in dataset.splits.items()} == {"train": 26, "val": 2, "test": 12}
+    assert dataset.split_by == "paper-like"
+
+
+# --- refusals ------------------------------------------------------------------------------------------------------
+
+
+def test_folders_that_are_no_data_sets_are_refused(tmp_path: Path) -> None:
+    assert "holds no pictures; expected a data set in a known layout" in complaint(tmp_path)
+    (tmp_path / "text.txt").write_text("hello")
+    assert "holds no pictures" in complaint(tmp_path)
+    put(tmp_path / "a.png")
+    assert "holds pictures but no class folders" in complaint(tmp_path)
+    assert "Sort the pictures into folders" in complaint(tmp_path)
+
+
+def test_a_missing_folder_is_refused_with_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "Emotion6").mkdir()
+    assert "cannot be read (No such file or directory). Did you mean 'Emotion6'?" in complaint(tmp_path / "Emotion66")
+    assert "Check the path and the rights" in complaint(tmp_path / "zzz")
+    assert "Check the path and the rights" in complaint(tmp_path / "zzz" / "yyy")
+    with pytest.raises(DataError, match="cannot be read"):
+        open_dataset("x" * 5000)
+
+
+def test_a_file_is_no_data_set(tmp_path: Path) -> None:
+    assert "is a file; expected the folder of a data set" in complaint(put(tmp_path / "a.png"))
+
+
+def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
+    assert "unknown layout 'emoji'; expected auto, folder, emoset, emotion6" in complaint(tmp_path, "emoji")
+
+
+def test_settings_without_a_path_are_refused() -> None:
+    with pytest.raises(DataError, match=r"no data set is named; expected a folder\. Set data\.path"):
+        open_dataset(load_config().data)
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    tree(tmp_path / "a", {"joy": 3})
+    assert "holds one class only (joy); expected at least two classes" in complaint(tmp_path / "a")
+    emoset(tmp_path / "b", {"train": [("fear", {}), ("fear", {})]})
+    assert "holds one class only (fear)" in complaint(tmp_path / "b")
+
+
+def test_an_empty_class_is_refused(tmp_path: Path) -> None:
+    tree(tmp_path, {"joy": 3, "fear": 3})
+    (tmp_path / "awe").mkdir()
+    assert "awe holds no picture" in complaint(tmp_path)
+
+
+def test_empty_lists_are_refused(tmp_path: Path) -> None:
+    emoset(tmp_path, {"train": []})
+    assert "holds no pictures; expected pictures in the layout emoset" in complaint(tmp_path)
+
+
+def test_labels_that_look_alike_are_refused(tmp_path: Path) -> None:
+    tree(tmp_path, {"joy": 2, "Joy.": 2})
+    assert "the labels 'Joy.' and 'joy' are the same answer" in complaint(tmp_path)
+
+
+def test_a_tree_that_is_too_deep_is_refused_with_a_hint(tmp_path: Path) -> None:
+    tree(tmp_path / "collection", {"joy": 2, "fear": 2})
+    assert "holds folders (fear, …) where pictures should be" in complaint(tmp_path)
+    assert complaint(tmp_path).endswith(f"Perhaps open {tmp_path / 'collection'}.")
+    put(tmp_path / "collection" / "a.png")
+    assert "holds pictures and also the folder fear" in complaint(tmp_path)
+
+
+def test_split_folders_beside_others_are_refused(tmp_path: Path) -> None:
+    for name in ("train", "test", "extra"):
+        tree(tmp_path / name, {"joy": 2, "fear": 2})
+    assert "has folders of splits and also extra" in complaint(tmp_path)
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
+    for name in ("train", "val", "valid"):
+        tree(tmp_path / name, {"joy": 2, "fear": 2})
+    assert "val and" in complaint(tmp_path)
+    assert "are the same split; expected one folder each" in complaint(tmp_path)
+
+
+# --- fuzzing -------------------------------------------------------------------------------------------------------
+
+
+def fuzz(root: Path, count: int, seed: int) -> None:
+    """Damage the lists, the annotations and the table in turn; each is read or refused."""
+    emoset(root / "emoset", ROWS)
+    emotion6(root / "emotion6", VOTES)
+    files = [root / "emotion6" / "ground_truth.txt", *sorted((root / "emoset").rglob("*.json"))]
+    originals = {file: file.read_bytes() for file in files}
+    dice, outcomes = random.Random(seed), {"read": 0, "refused": 0}
+    for _ in range(count):
+        file = dice.choice(files)
+        data = bytearray(originals[file])
+        for _ in range(dice.choice((1, 2, 9))):
+            start = dice.randrange(len(data) + 1)
+            data[start : start + dice.choice((0, 1, 1, 5))] = dice.choice(
+                (
+                    b"",
+                    b"\x00",
+                    b"\xff",
+                    b'"',
+                    b"]",
+                    b"{",
+                    b"-",
+                    b"9" * 30,
+                    b"1e999",
+                    b"null",
+                    b"\\ud800",
+                    b"\t",
+                    b"../",
+                    b"x" * 300,
+                )
+            )
+        file.write_bytes(data)
+        try:
+            dataset = open_dataset(root / ("emotion6" if file.suffix == ".txt" else "emoset"))
+            outcomes["read"] += 1
+            assert len(dataset.fingerprint()) == 64
+            assert all(isinstance(record, Record) for record in dataset.records)
+        except DataError as error:
+            outcomes["refused"] += 1
+            assert "\n" not in str(error)  # noqa: PT017
+        file.write_bytes(originals[file])
+    assert min(outcomes.values()) > count / 20, outcomes
+
+
+def test_damaged_data_sets_are_read_or_refused(tmp_path: Path) -> None:
+    fuzz(tmp_path, 150, 1)
+
+
+@pytest.mark.slow
+def test_many_damaged_data_sets_are_read_or_refused(tmp_path: Path) -> None:
+    fuzz(tmp_path, 6000, 2)

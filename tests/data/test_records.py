@@ -1,0 +1,178 @@
+"""Data sets name themselves, account for what they leave out, and show how even their labels are."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from made_pictures import MIKELS, ROWS, emoset, put, put_json, tree
+
+from masp.data.balance import class_balance
+from masp.data.quarantine import Quarantine
+from masp.data.readers import open_dataset
+from masp.data.records import Record, read_json
+from masp.errors import DataError
+
+HERE = Path("a.png")
+
+
+# --- data sets -----------------------------------------------------------------------------------------------------
+
+
+def test_a_split_is_asked_for_by_name(tmp_path: Path) -> None:
+    dataset = open_dataset(emoset(tmp_path, ROWS))
+    assert [record.label for record in dataset.split("val")] == ["awe"]
+    with pytest.raises(DataError, match=r"has no split 'tset'\. Did you mean 'test'\?"):
+        dataset.split("tset")
+    small = open_dataset(tree(tmp_path / "small", {"joy": 2, "fear": 2}))
+    with pytest.raises(DataError, match=r"the split 'val' of .* is empty; expected at least one image"):
+        small.split("val")
+
+
+def test_a_summary_is_one_line(tmp_path: Path) -> None:
+    dataset = open_dataset(emoset(tmp_path / "EmoSet", ROWS))
+    assert dataset.summary() == f"EmoSet (emoset, split: published): train 3, val 1, test 2; {', '.join(MIKELS)}"
+
+
+def test_a_fingerprint_does_not_depend_on_the_place(tmp_path: Path) -> None:
+    first = emoset(tmp_path / "a", ROWS)
+    shutil.copytree(first, tmp_path / "b" / "c")
+    assert open_dataset(first).fingerprint() == open_dataset(tmp_path / "b" / "c").fingerprint()
+    os.utime(first / "image" / "fear" / "fear_00000.jpg", (1, 1))
+    assert open_dataset(first).fingerprint() == open_dataset(tmp_path / "b" / "c").fingerprint()
+
+
+@pytest.mark.parametrize("change", ["label", "split", "annotation", "picture", "name", "missing"])
+def test_a_fingerprint_changes_with_what_training_sees(tmp_path: Path, change: str) -> None:
+    before = open_dataset(emoset(tmp_path, ROWS)).fingerprint()
+    picture, note = "image/fear/fear_00002.jpg", "annotation/fear/fear_00002.json"
+    if change == "annotation":
+        put_json(tmp_path / note, {"brightness": 0.3})
+    elif change == "picture":
+        (tmp_path / picture).write_bytes((tmp_path / picture).read_bytes() + b"x")
+    elif change == "missing":
+        (tmp_path / picture).unlink()
+    elif change == "name":
+        (tmp_path / "image").rename(tmp_path / "pictures")
+        for split in ("train", "val", "test"):
+            file = tmp_path / f"{split}.json"
+            file.write_text(file.read_text().replace('"image/', '"pictures/'))
+    elif change == "label":
+        (tmp_path / "val.json").write_text((tmp_path / "val.json").read_text().replace("[[1", "[[2"))
+    else:
+        (tmp_path / "val.json").rename(tmp_path / "swap.json")
+        (tmp_path / "test.json").rename(tmp_path / "val.json")
+        (tmp_path / "swap.json").rename(tmp_path / "test.json")
+    assert open_dataset(tmp_path).fingerprint() != before
+
+
+def test_records_can_be_kept_in_sets(tmp_path: Path) -> None:
+    record = Record(HERE, "joy", {"scene": "park"})
+    assert len({record, Record(HERE, "joy", {"scene": "park"}), Record(HERE, "fear")}) == 2
+
+
+def test_json_is_read_up_to_a_size(tmp_path: Path) -> None:
+    file = put_json(tmp_path / "a.json", ["x" * 100])
+    assert read_json(file) == ["x" * 100]
+    with pytest.raises(DataError, match=r"a\.json has 104 bytes; expected at most 50"):
+        read_json(file, largest=50)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_json(tmp_path)
+
+
+# --- quarantine ----------------------------------------------------------------------------------------------------
+
+
+def test_read_is_used_plus_quarantined() -> None:
+    account = Quarantine()
+    account.accept(1000)
+    for number in range(7):
+        account.reject(HERE, "damaged" if number else "empty")
+    account.accept()
+    assert (account.read, account.used, len(account.rejected)) == (1008, 1001, 7)
+    assert account.summary() == "1008 read = 1001 used + 7 quarantined; 6 × damaged; 1 × empty"
+    account.finish()
+
+
+def test_more_than_one_percent_stops() -> None:
+    account = Quarantine()
+    account.accept(99)
+    account.reject(HERE, "damaged")  # 1 of 100 is not more than 1 %
+    account.accept(50)
+    with pytest.raises(
+        DataError, match=r"2 of 151 files cannot be used, the last is b\.png: empty; expected at most 1%"
+    ):
+        account.reject(Path("b.png"), "empty")
+
+
+def test_the_first_hundred_decide_together() -> None:
+    account = Quarantine()
+    account.reject(HERE, "damaged")
+    account.accept(30)
+    account.reject(HERE, "damaged")
+    account.accept(67)
+    with pytest.raises(DataError, match="2 of 100 files cannot be used"):
+        account.accept()
+
+
+def test_a_hundred_in_a_row_stop_whatever_came_before() -> None:
+    account = Quarantine()
+    account.accept(1_000_000)
+    for _ in range(99):
+        account.reject(HERE, "damaged")
+    with pytest.raises(DataError, match=r"100 files in a row cannot be used, the last is a\.png: damaged"):
+        account.reject(HERE, "damaged")
+    calm = Quarantine()
+    calm.accept(1_000_000)
+    for _ in range(3):
+        for _ in range(99):
+            calm.reject(HERE, "damaged")
+        calm.accept()
+
+
+def test_strict_stops_at_the_first() -> None:
+    account = Quarantine(strict=True)
+    account.accept(5)
+    with pytest.raises(DataError, match=r"a\.png cannot be used: damaged\. Repair or remove it, or turn strict off"):
+        account.reject(HERE, "damaged")
+
+
+def test_nothing_good_is_an_error_at_the_end() -> None:
+    Quarantine().finish()
+    account = Quarantine()
+    account.reject(HERE, "damaged")
+    with pytest.raises(DataError, match=r"none of 1 files can be used, the last is a\.png: damaged"):
+        account.finish()
+
+
+# --- balance -------------------------------------------------------------------------------------------------------
+
+
+def counted(**counts: int) -> list[Record]:
+    return [Record(HERE, label) for label, count in counts.items() for _ in range(count)]
+
+
+def test_balanced_weights_have_mean_one_and_equal_sums() -> None:
+    balance = class_balance(counted(joy=6, fear=2, awe=1))
+    assert (dict(balance.counts), balance.imbalance) == ({"awe": 1, "fear": 2, "joy": 6}, 6.0)
+    assert balance.weights == {"awe": 3.0, "fear": 1.5, "joy": 0.5}
+    assert sum(balance.weights[label] * count for label, count in balance.counts.items()) == pytest.approx(9)
+
+
+def test_the_order_and_absent_labels_are_kept() -> None:
+    balance = class_balance([*counted(joy=3, fear=1), Record(HERE)], ("joy", "rage", "fear"))
+    assert balance.counts == {"joy": 3, "rage": 0, "fear": 1}
+    assert balance.weights["rage"] == 0.0
+    assert balance.text().splitlines() == [
+        "joy          3   75.0%  weight 0.67",
+        "rage         0    0.0%  weight 0.00",
+        "fear         1   25.0%  weight 2.00",
+        "total        4  largest : smallest = 3.00",
+    ]
+
+
+def test_labels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"unknown label 'joy'\. Did you mean 'joyful'\?"):
+        class_balance(counted(joy=1), ("joyful", "fear"))
+    with pytest.raises(DataError, match="no image has a label"):
+        class_balance([Record(put(tmp_path / "a.png"))])
