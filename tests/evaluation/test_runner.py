@@ -5,7 +5,7 @@ import json
 import pytest
 
 from masp.data.records import Dataset, Record
-from masp.errors import DataError
+from masp.errors import DataError, UsageError
 from masp.evaluation import runner
 from masp.evaluation.batches import Batching
 from masp.evaluation.runner import evaluate
@@ -70,7 +70,7 @@ def test_unreadable_and_unlabelled_images_are_listed_not_counted(masp, tmp_path)
 
 def test_an_unknown_label_is_named_with_its_neighbour(masp, tmp_path):
     dataset = with_records(write_scenes(tmp_path), Record(tmp_path / "0.png", "jooy"))
-    with pytest.raises(DataError, match=r"label 'jooy'; expected the labels of the adapter: joy, fear, awe.*'joy'\?"):
+    with pytest.raises(UsageError, match=r"label 'jooy'; expected the labels of the adapter: joy, fear, awe.*'joy'\?"):
         evaluate(masp, dataset)
 
 

@@ -30,10 +30,11 @@ app.command(no_args_is_help=True, epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(no_args_is_help=True, epilog=predict.EXAMPLES)(predict.predict)
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"masp {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
@@ -68,9 +69,8 @@ def _take_debug(arguments: list[str]) -> bool:
 
 def _set_up_log(debug: bool) -> None:
     """Our own log to stderr, short; that of the libraries only when debugging. stdout is for results."""
-    logging.basicConfig(
-        stream=sys.stderr, format="%(name)s: %(message)s", level=logging.DEBUG if debug else logging.WARNING
-    )
+    shape = "%(name)s: %(message)s" if debug else "masp: %(message)s"
+    logging.basicConfig(stream=sys.stderr, format=shape, level=logging.DEBUG if debug else logging.WARNING)
     logging.getLogger("masp").setLevel(logging.DEBUG if debug else logging.INFO)
     if not debug:
         warnings.simplefilter("ignore")

@@ -23,23 +23,36 @@ def guarded(command: Callable[[], object], debug: bool) -> int:
 
     With `debug` the stack trace is printed before the line.
     """
+    code = _run(command, debug)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _drop_output()
+        if not isinstance(error, BrokenPipeError) and code == 0:
+            _say(describe(error)[0])
+        return code or FAILED
+    return code
+
+
+def _run(command: Callable[[], object], debug: bool) -> int:
     try:
         command()
-        sys.stdout.flush()
-        return 0
     except SystemExit as end:
-        return _ended(end.code)
-    except BrokenPipeError:
-        _drop_output()
-        return FAILED
+        if end.code == INTERRUPTED:
+            _say("interrupted")
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:
-        return _ended(INTERRUPTED)
+        _say("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        return FAILED
     except Exception as error:
         if debug:
             traceback.print_exc()
         line, code = describe(error)
         _say(line)
         return code
+    return 0
 
 
 def describe(error: BaseException) -> tuple[str, int]:
@@ -55,17 +68,6 @@ def describe(error: BaseException) -> tuple[str, int]:
         return "error: not enough memory; use a smaller --batch-size or batch_size, or a smaller backbone", FAILED
     what = f"{type(error).__name__}: {_one_line(str(error))}"
     return f"error: unexpected {what} (run it again with --debug for the stack trace)", FAILED
-
-
-def _ended(code: object) -> int:
-    """The exit code inside a `SystemExit`, after the output that is still waiting was written or dropped."""
-    if code == INTERRUPTED:
-        _say("interrupted")
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _drop_output()
-    return code if isinstance(code, int) else int(code is not None)
 
 
 def _say(line: str) -> None:

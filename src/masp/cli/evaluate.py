@@ -43,12 +43,15 @@ def evaluate(
     """Measure an adapter on a labelled split: accuracy with its 95 % interval, every label, calibration."""
     from masp.cli.show import counting, evaluation_tables, results, say
     from masp.data.readers import open_dataset
+    from masp.errors import UsageError, did_you_mean
     from masp.evaluation.batches import Batching
     from masp.evaluation.runner import evaluate as measure
     from masp.predictor import Masp
     from masp.training.progress import Bar
 
     dataset = open_dataset(data)
+    if split not in dataset.splits:
+        raise UsageError(f"--split {split}: {data} has no such split", "", did_you_mean(split, dataset.splits))
     records = dataset.split(split)
     masp = Masp.from_pretrained(adapter, backbone=backbone, aspects=aspects)
     with Bar("images", len(records)) as bar:

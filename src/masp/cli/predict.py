@@ -52,7 +52,7 @@ def predict(
     from masp.predictor import Failure, Masp
 
     masp = Masp.from_pretrained(adapter, backbone=backbone, aspects=aspects)
-    show = _json_line if as_json else _for_people(masp)
+    show = _json_line if as_json else _for_people(masp, explain)
     lost: list[Failure] = []
     failures: list[Failure] = []
     kept: list[Prediction] = []
@@ -99,18 +99,20 @@ def _json_line(result: "Prediction | Failure") -> None:
     sys.stdout.flush()
 
 
-def _for_people(masp: "Masp") -> "Callable[[Prediction | Failure], None]":
+def _for_people(masp: "Masp", explain: bool) -> "Callable[[Prediction | Failure], None]":
     """Shows predictions on stdout and failures on stderr; says once what the adapter cannot tell."""
-    from masp.cli.show import prediction_panel, results, say
+    from masp.cli.show import LEGEND, prediction_panel, results, say
     from masp.predictor import Failure
 
     console = results()
     if not masp.task.use.aspects:
         say("this adapter was trained without aspects (V+S): it names the emotion, not the reasons")
+    elif explain:
+        say(LEGEND)
 
     def show(result: "Prediction | Failure") -> None:
         if isinstance(result, Failure):
-            say(f"{result.image}: {result.error}")
+            say(result.error if result.image in result.error else f"{result.image}: {result.error}")
         else:
             console.print(prediction_panel(result))
 

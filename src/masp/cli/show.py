@@ -18,12 +18,23 @@ if TYPE_CHECKING:
 BAR = 24
 """Width in characters of a full probability bar."""
 
+FAINT = 0.05
+"""Effects below this many nats (5 %) decide nothing."""
+
+LEGEND = """effect: how far the label's log-probability falls without the aspect, in nats; the largest one decided
+attention: the soft prompt's, as shares of the aspects (attention is not cause)"""
+
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 def say(line: str) -> None:
     """A line for the person at the terminal, on stderr."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(line))
+    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(printable(line)))
+
+
+def printable(text: str) -> str:
+    """The text without what could steer a terminal: file names and generated answers are not ours."""
+    return "".join(character if character.isprintable() or character == "\n" else "�" for character in text)
 
 
 def counting(bar: "Bar") -> Callable[[int], None]:
@@ -47,11 +58,11 @@ def prediction_panel(prediction: "Prediction") -> Panel:
     """One image: its label, the probability of every label, and what each aspect contributed."""
     parts: list[RenderableType] = [probability_bars(prediction.probabilities, prediction.label)]
     if prediction.aspects:
-        parts += [Text(), aspect_table(prediction.label, prediction.aspects, _shares(prediction))]
+        parts += [Text(), aspect_table(prediction.aspects, _shares(prediction))]
     if prediction.answer is not None and prediction.answer != prediction.label:
-        parts += [Text(), Text(f"In its own words: {prediction.answer or '(nothing)'}", style="italic")]
+        parts += [Text(), Text(f"In its own words: {printable(prediction.answer) or '(nothing)'}", style="italic")]
     sure = prediction.probabilities[prediction.label]
-    title = Text.assemble((prediction.label, "bold green"), f"  {sure:.0%}  ", (prediction.image, "dim"))
+    title = Text.assemble((prediction.label, "bold green"), f"  {sure:.0%}  ", (printable(prediction.image), "dim"))
     return Panel(Group(*parts), title=title, title_align="left", padding=(1, 2))
 
 
@@ -63,7 +74,9 @@ def probability_bars(probabilities: Mapping[str, float], label: str) -> Table:
     table.add_column(justify="right")
     for name, share in sorted(probabilities.items(), key=lambda item: -item[1]):
         style = "bold green" if name == label else "none"
-        table.add_row(Text(name, style=style), Text(bar(share), style=style), Text(f"{100 * share:.1f} %", style=style))
+        table.add_row(
+            Text(printable(name), style=style), Text(bar(share), style=style), Text(f"{100 * share:.1f} %", style=style)
+        )
     return table
 
 
@@ -73,21 +86,23 @@ def bar(share: float, width: int = BAR) -> str:
     return "█" * (eighths // 8) + (EIGHTHS[eighths % 8] if eighths % 8 else "")
 
 
-def aspect_table(label: str, aspects: "Mapping[str, AspectReading]", shares: Mapping[str, float]) -> Table:
-    """What each aspect saw, where it looked, what it did to the label, and the prompt's attention to it."""
+def aspect_table(aspects: "Mapping[str, AspectReading]", shares: Mapping[str, float]) -> Table:
+    """What each aspect saw, where it looked, what it did to the label, and the soft prompt's attention to it."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("aspect", "saw", "looked at", f"effect on {label}", "prompt's attention"):
-        table.add_column(heading, overflow="fold")
-    strongest = max([abs(reading.effect) for reading in aspects.values()] + [0.05])
+    for heading in ("aspect", "saw", "looked at", "effect", "attention"):
+        table.add_column(heading, no_wrap=heading != "saw")
+    strongest = max([abs(reading.effect) for reading in aspects.values()] + [FAINT])
+    decisive = max(aspects, key=lambda name: aspects[name].effect)
     for name, reading in aspects.items():
-        style = "green" if reading.effect > 0.05 else "red" if reading.effect < -0.05 else "none"
+        colour = "green" if reading.effect > FAINT else "red" if reading.effect < -FAINT else "none"
         length = bar(abs(reading.effect) / strongest, 8)
         table.add_row(
             Text(name.replace("_", " ")),
-            Text(reading.answer or "(nothing)"),
+            Text(printable(reading.answer) or "(nothing)"),
             Text(place_in_words(reading.attention)),
-            Text(f"{reading.effect:+.2f} {length}", style=style),
+            Text(f"{reading.effect:+.2f} {length}", style=colour),
             Text(f"{100 * shares[name]:.0f} %" if name in shares else ""),
+            style="bold" if name == decisive and reading.effect > FAINT else "none",
         )
     return table
 
@@ -124,8 +139,10 @@ def evaluation_tables(found: "Evaluation") -> Group:
         classes.add_column(heading, justify="left" if heading == "label" else "right")
     for entry in found.classes:
         ratios = (f"{100 * value:.1f} %" for value in (entry.precision, entry.recall, entry.f1))
-        classes.add_row(entry.label, *ratios, str(entry.support))
-    title = Text(f"{found.dataset}, split {found.split}, read by {found.mode}; intervals hold 95 %", style="dim")
+        classes.add_row(Text(printable(entry.label)), *ratios, str(entry.support))
+    title = Text(
+        f"{printable(found.dataset)}, split {found.split}, read by {found.mode}; intervals hold 95 %", style="dim"
+    )
     return Group(title, Text(), figures, Text(), classes)
 
 

@@ -105,8 +105,8 @@ def table2(
         batching: how images are read.
 
     Raises:
-        UsageError: the two do not belong together, or lack a part.
-        DataError: a label the models do not know, or too many unreadable images.
+        UsageError: the two do not belong together or lack a part, or a label that they do not know.
+        DataError: no labels, or too many unreadable images.
     """
     _check_pair(full, without_aspects)
     models = _models(full, without_aspects, seed)

@@ -7,7 +7,7 @@ from masp.backbones.base import Backbone
 from masp.data.loading import prefetch
 from masp.data.quarantine import Quarantine
 from masp.data.records import Record
-from masp.errors import DataError, did_you_mean
+from masp.errors import DataError, UsageError, did_you_mean
 from masp.types import VisualTokens
 
 
@@ -52,7 +52,8 @@ def labelled(records: Sequence[Record], labels: Sequence[str]) -> list[Record]:
     """The records that have a label.
 
     Raises:
-        DataError: none has one, or one has a label that the model does not choose from.
+        DataError: none has one.
+        UsageError: one has a label that the model does not choose from.
     """
     known = [record for record in records if record.label is not None]
     if not known:
@@ -61,5 +62,5 @@ def labelled(records: Sequence[Record], labels: Sequence[str]) -> list[Record]:
         if record.label not in labels:
             expected = f"the labels of the adapter: {', '.join(labels)}"
             todo = did_you_mean(record.label or "", labels)
-            raise DataError(f"the data set has the label '{record.label}'", expected, todo if "Did" in todo else "")
+            raise UsageError(f"the data set has the label '{record.label}'", expected, todo if "Did" in todo else "")
     return known

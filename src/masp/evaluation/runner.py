@@ -103,7 +103,8 @@ def evaluate(
     """Measures a model on a split; with `out`, writes `predictions.jsonl` and `summary.json` into that folder.
 
     Raises:
-        DataError: no such split, a label the model does not know, or too many unreadable images.
+        DataError: no such split, no labels in it, or too many unreadable images.
+        UsageError: a label that the model does not know.
         OSError: the results cannot be written.
     """
     batching = batching or Batching(longest_side=masp.task.longest_side)
