@@ -135,8 +135,8 @@ def test_pictures_appear_all_together_or_not_at_all(tmp_path: Path) -> None:
 def test_the_summary_tells_what_happened(first: DemoResult) -> None:
     text = summary_of(first.measured)
     for name in ("V", "V+S", "V+A+S"):
-        assert f"{100 * first.measured.table.row(name).accuracy.value:.1f} %" in text
-    assert f"{100 * first.measured.ceiling.expected:.1f} %" in text
+        assert f"{100 * first.measured.table.row(name).accuracy.value:.1f}\N{NO-BREAK SPACE}%" in text
+    assert f"{100 * first.measured.ceiling.expected:.1f}\N{NO-BREAK SPACE}%" in text
 
 
 # --- what ships with the package -----------------------------------------------------------------------------------

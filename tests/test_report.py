@@ -191,6 +191,15 @@ def test_predictions_alone_make_a_page() -> None:
     assert not [a for a in page.of("section") if a["id"] != "pictures"]
 
 
+@pytest.mark.parametrize(("columns", "lines"), [(3, 2), (17, 0)])
+def test_cells_are_outlined_while_that_helps(columns: int, lines: int) -> None:
+    sight = Sight("scene", "s", 0.1, ((1 / columns,) * columns,))
+    sample = Sample("a", Image.new("RGB", (8, 8)), "x", {"x": 1.0}, (sight,))
+    page = Page(render(ReportData("t", "s", samples=(sample,))))
+    (cells,) = (a["d"] for a in page.of("path") if a.get("class") == "cells on-dark")
+    assert cells.count("M") == lines
+
+
 def test_a_sample_without_reasons() -> None:
     bare = Sample("a.png", Image.new("RGB", (8, 8)), "joy", {"joy": 1.0})
     text = Page(render(ReportData("One", "Picture.", samples=(bare,)))).text

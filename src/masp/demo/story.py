@@ -75,13 +75,13 @@ def report_of(
 
 def summary_of(measured: Measured) -> str:
     """The result in plain words, whatever it is."""
-    rows = {row.name: share(row.accuracy.value) for row in measured.table.rows}
+    rows = {row.name: f"{share(row.accuracy.value)}\N{NO-BREAK SPACE}%" for row in measured.table.rows}
+    top = f"{share(measured.ceiling.expected)}\N{NO-BREAK SPACE}%"
     return (
         f"A small, frozen vision-language model looked at {grouped(len(measured.table.truth))} emoji scenes that it "
-        f"had never seen and named the emotion of each. By itself it was right in {rows['V']} % of them; with a soft "
-        f"prompt trained on other scenes, in {rows['V+S']} %; with six aspects and a soft prompt trained on top of "
-        f"them, in {rows[BEST]} %. The emotion of a scene is drawn by chance, so nobody could be right in more than "
-        f"about {share(measured.ceiling.expected)} %."
+        f"had never seen and named the emotion of each. By itself it was right in {rows['V']} of them; with a soft "
+        f"prompt trained on other scenes, in {rows['V+S']}; with six aspects and a soft prompt trained on top of them, "
+        f"in {rows[BEST]}. The emotion of a scene is drawn by chance, so nobody could be right in more than about {top}."
     )
 
 

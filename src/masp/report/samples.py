@@ -18,6 +18,8 @@ LONG_SIDE = 560
 """Longest side of an embedded picture, in pixels; larger ones are reduced."""
 LOSSLESS_SIDE = 256
 """Up to this side a picture is embedded without loss."""
+MOST_LINES = 16
+"""A map of more rows or columns is drawn without the borders of its cells, which would cover it."""
 DARK = 60
 """Mean grey level, of 255, below which a picture counts as dark."""
 
@@ -110,7 +112,8 @@ def _sight_view(sight: Sight, decided: bool, longest: float, picture: PictureVie
     weight, row, column = max(weights, key=lambda cell: cell[0])
     peak = f"strongest in row {row} of {rows}, column {column} of {columns}, with {share(weight)} % of the attention"
     veil = _uri(attention_veil(sight.attention, picture.dark), "png")
-    return SightView(sight, decided, reach, veil, cell_lines(rows, columns, picture.width, picture.height), peak)
+    lines = cell_lines(rows, columns, picture.width, picture.height) if max(rows, columns) <= MOST_LINES else ""
+    return SightView(sight, decided, reach, veil, lines, peak)
 
 
 def _embedded(source: Path | Image.Image) -> PictureView:
