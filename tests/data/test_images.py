@@ -191,6 +191,12 @@ def test_unreadable_metadata_does_not_cost_the_picture(exif: bytes) -> None:
     assert decode_image(encoded(Image.new("RGB", (7, 5)), "JPEG", exif=exif), "x").size == (7, 5)
 
 
+def test_metadata_of_the_wrong_kind_does_not_cost_the_picture() -> None:
+    image = noise()
+    image.info["exif"] = 3
+    assert same(to_rgb(image), noise())
+
+
 def test_to_rgb_turns_only_once() -> None:
     image, exif = noise(), Image.Exif()
     exif[ORIENTATION] = 6

@@ -4,6 +4,7 @@ import inspect
 import io
 import itertools
 import os
+import shutil
 import sys
 import tracemalloc
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from made_pictures import put
 
 from masp.data.readers import images_from
+from masp.data.walk import listing
 from masp.errors import DataError
 
 
@@ -116,3 +118,13 @@ def test_an_endless_list_is_read_as_it_is_used() -> None:
     grown = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert grown < 100_000  # kept paths would take six times as much
+
+
+def test_a_folder_that_goes_away_while_it_is_walked_is_an_error(folder: Path) -> None:
+    with pytest.raises(DataError, match="none cannot be read"):
+        listing(folder / "none")
+    stream = images_from(["."])
+    assert next(stream) == Path("a.gif")
+    shutil.rmtree(folder / "b")
+    with pytest.raises(DataError, match="b cannot be read"):
+        list(stream)
