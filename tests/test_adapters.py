@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests import tiny
 
+import tiny
 from masp.adapters import AdapterInfo, BackboneRecord, DataRecord, load_adapter, read_info, resolve, save_adapter
 from masp.aspects import ASPECTS
 from masp.backbones.base import Backbone

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.training.toy import SETTINGS, ToyStage, batches, numbers, train
 
 from masp.errors import CheckpointError, MaspError
 from masp.training.interrupts import Interrupted, StopRequest
 from masp.training.schedule import rate_factor
+from toy_stage import SETTINGS, ToyStage, batches, numbers, train
 
 
 def whole(tmp_path: Path) -> tuple[list[float], list[tuple[int, tuple[int, ...]]]]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests import tiny
-from tests.training import small
 
+import small_training as small
+import tiny
 from masp.adapters import load_adapter, read_info
 from masp.aspects import ASPECTS
 from masp.config import MethodConfig
@@ -21,7 +21,7 @@ from masp.training import Interrupted, train_aspects, train_prompt
 from masp.training.features import Reading, VisualTokenStore
 from masp.training.interrupts import StopRequest
 from masp.training.loop import Share
-from masp.training.stage1_aspects import AspectExample, AspectStage, list_f1, measured
+from masp.training.stage1_aspects import AspectExample, AspectStage, ImageMajor, list_f1, measured
 
 PROMPT = ("prompt.max_steps=3", "aspects.max_steps=3")
 
@@ -99,6 +99,52 @@ def test_only_the_modules_of_a_batch_get_gradients(dataset):
     assert stage.parameters().keys() == {
         f"by_aspect.{name}.{key}" for name in ASPECTS for key in ("queries", "key", "value")
     }
+
+
+def test_stage_1_meets_each_image_once_in_an_epoch(dataset):
+    records = [record for record in dataset.split("train") if record.annotations]
+    examples = [AspectExample(i, a, "low") for i, _ in enumerate(records) for a in range(6) if (i * a) % 5 != 3]
+    order = ImageMajor(examples, 7, seed=3)
+    batches = list(order.batches(0))
+    assert len(batches) == order.per_epoch == -(-len(examples) // 7)
+    assert sorted(number for batch in batches for number in batch) == list(range(len(examples)))
+    assert list(order.batches(0, 2)) == batches[2:]
+    assert list(order.batches(1)) != batches
+    assert list(ImageMajor(examples, 7, seed=4).batches(0)) != batches
+    seen = sum(len({examples[number].image for number in batch}) for batch in batches)
+    assert seen < len(records) + len(batches)  # an image whose pairs lie on both sides of a border counts twice
+
+
+def test_the_vision_tower_is_not_run_once_per_aspect(tmp_path, dataset, monkeypatch):
+    backbone = tiny.backbone()
+    compute, runs = type(backbone).visual_tokens, []
+
+    def counted(self, pixels):
+        runs.append(len(pixels))
+        return compute(self, pixels)
+
+    monkeypatch.setattr(type(backbone), "visual_tokens", counted)
+    changes = ("aspects.batch_size=13", "aspects.epochs=1", "aspects.evaluate_every=0")
+    train_aspects(small.config(*changes), dataset, backbone, tmp_path / "kept")
+    assert sum(runs) == 18  # once for each image, whatever the number of aspects and epochs
+    runs.clear()
+    train_aspects(small.config(*changes, "aspects.feature_memory_gb=0"), dataset, backbone, tmp_path / "not")
+    pairs = sum(len(record.annotations) for record in dataset.split("train"))
+    assert sum(runs) <= 16 + 13 + -(-pairs // 13)  # one look ahead to learn the size, then once per image and border
+
+
+def test_a_resumed_run_without_kept_tokens_does_not_read_everything_again(tmp_path):
+    dataset = small.write_dataset(tmp_path / "data", train=41)
+    paths = [record.path for record in dataset.split("train")]
+    paths[7].write_bytes(b"no image")
+    stores = []
+    for known in (None, {str(paths[7]): "bad", str(paths[30]): "worse"}, {"elsewhere/7.png": "bad"}):
+        store = VisualTokenStore(tiny.backbone(), paths, Reading(workers=0, budget=0))
+        account = store.fill(StopRequest(), known)
+        stores.append((store.usable, account.read, account.used))
+    assert stores[0] == ([number != 7 for number in range(41)], 41, 40)
+    assert stores[2] == stores[0]
+    assert stores[1] == ([number not in (7, 30) for number in range(41)], 41, 39)  # believed, not read
 
 
 def test_an_untrained_subset_of_aspects_is_not_in_the_adapter(dataset, tmp_path):

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -57,8 +57,13 @@ class VisualTokenStore:
         self.kept = True
         self._kept: list[VisualTokens | None] = [None] * len(paths)
 
-    def fill(self, stop: StopRequest) -> Quarantine:
+    def fill(self, stop: StopRequest, known: Mapping[str, str] | None = None) -> Quarantine:
         """Read every image once: find the bad ones, and keep the visual tokens if they fit.
+
+        Args:
+            stop: asked between images.
+            known: bad images and their reasons, as an earlier start of the same run found them; with it, nothing more
+                is read once it is clear that the visual tokens are not kept.
 
         Returns:
             The account of what was read, used and left out.
@@ -67,19 +72,35 @@ class VisualTokenStore:
             DataError: too many images are bad.
             Interrupted: a signal arrived.
         """
+        if known is not None and not known.keys() <= {str(path) for path in self.paths}:
+            known = None  # the data set lies elsewhere now
         account = Quarantine(self.reading.strict)
         preprocess, side = self.backbone.preprocess, self.reading.longest_side
         size = 0
         with Bar("reading images", len(self.paths)) as bar:
-            for read in prefetch(self.paths, preprocess, READ_TOGETHER, self.reading.workers, side, quarantine=account):
+            for read in prefetch(self.paths, preprocess, READ_TOGETHER, self.reading.workers, side, False, account):
                 stop.check()
                 for number in read.indices:
                     self.usable[number] = True
                 if self.kept and read.indices:
                     size += self._keep(read.indices, self.backbone.visual_tokens(read.pixels.to(self.backbone.device)))
                     self._compare(size, account.used, account.read)
+                if known is not None and not self.kept:
+                    return self._remember(known)
                 bar.show(account.read)
         account.finish()
+        return account
+
+    def _remember(self, known: Mapping[str, str]) -> Quarantine:
+        """The account of an earlier start of the same run."""
+        account = Quarantine(self.reading.strict, share=1.0, patience=len(self.paths) + 1)
+        for number, path in enumerate(self.paths):
+            reason = known.get(str(path))
+            self.usable[number] = reason is None
+            if reason is None:
+                account.accept()
+            else:
+                account.reject(path, reason)
         return account
 
     def stream(
@@ -162,3 +183,12 @@ def account_lines(account: Quarantine) -> bytes:
     rows: list[dict[str, object]] = [{"path": str(bad.path), "reason": bad.reason} for bad in account.rejected]
     rows.append({"read": account.read, "used": account.used, "quarantined": len(account.rejected)})
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def read_account(path: Path) -> dict[str, str] | None:
+    """Bad images and their reasons out of quarantine.jsonl; None where there is none, or an unfinished one."""
+    try:
+        *bad, total = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return {row["path"]: row["reason"] for row in bad} if total["quarantined"] == len(bad) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

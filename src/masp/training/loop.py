@@ -113,6 +113,7 @@ class Trainer:
     def __init__(self, stage: Stage, settings: LoopSettings, store: CheckpointStore, accelerator: Accelerator) -> None:
         self.stage, self.settings, self.store, self.accelerator = stage, settings, store, accelerator
         self.parameters = stage.parameters()
+        self.device = next(iter(self.parameters.values())).device
         self.weights = stage.weights()
         self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -200,7 +201,7 @@ class Trainer:
     def _add_gradients(self) -> None:
         """Sum the gradients of all processes; a tensor that none of them touched keeps having none."""
         tensors = list(self.parameters.values())
-        touched = torch.tensor([float(tensor.grad is not None) for tensor in tensors], device=self.accelerator.device)
+        touched = torch.tensor([float(tensor.grad is not None) for tensor in tensors], device=self.device)
         for tensor, count in zip(tensors, self._sum(touched).tolist(), strict=True):
             if count:
                 tensor.grad = self._sum(torch.zeros_like(tensor) if tensor.grad is None else tensor.grad)
@@ -231,7 +232,7 @@ class Trainer:
     def _check(self, stop: StopRequest) -> None:
         """Stop where this process, or any other, was asked to: all of them leave after the same step."""
         if self.accelerator.num_processes > 1:
-            asked = torch.tensor(float(stop.received is not None), device=self.accelerator.device)
+            asked = torch.tensor(float(stop.received is not None), device=self.device)
             if self._sum(asked).item() and stop.received is None:
                 stop.received = "a signal to another process"
         stop.check()
@@ -270,7 +271,7 @@ class Trainer:
         Raises:
             MaspError: it is not a number.
         """
-        window = torch.as_tensor(self.window, dtype=torch.float32, device=self.accelerator.device)
+        window = torch.as_tensor(self.window, dtype=torch.float32, device=self.device)
         value = float(self._sum(window))
         if not math.isfinite(value):
             raise MaspError(
@@ -301,6 +302,7 @@ class Trainer:
                 "metrics_length": self.metrics.sync(),
                 "random": random_numbers(),
                 "scaler": None if scaler is None else scaler.state_dict(),
+                "threads": torch.get_num_threads(),
             }
             self.store.save(Checkpoint(self.at.step, pack(self.parameters, self.optimizer, self.best), state))
         self.saved = self.at.step
@@ -323,6 +325,12 @@ class Trainer:
                 f"the checkpoint of step {checkpoint.step} belongs to another configuration or other data",
                 "one of this run",
                 "Name another --out, or remove the folder checkpoints.",
+            )
+        if state["threads"] != torch.get_num_threads():
+            log.warning(
+                "the run was started with %d threads and goes on with %d: its last bits may differ",
+                state["threads"],
+                torch.get_num_threads(),
             )
         self.at = Position(**state["position"])
         self.best = unpack(checkpoint.tensors, self.parameters, self.optimizer)

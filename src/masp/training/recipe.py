@@ -3,10 +3,11 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -16,7 +17,6 @@ from masp.adapters import AdapterInfo, BackboneRecord, DataRecord, save_adapter
 from masp.backbones.base import Backbone
 from masp.config import MethodConfig, RunConfig
 from masp.data.records import Dataset, Record
-from masp.data.sampling import Batches
 from masp.data.splits import write_split
 from masp.errors import ConfigError
 from masp.modules.aspect_attention import AspectModules
@@ -25,7 +25,7 @@ from masp.questions import EMOTION, Questions, load_questions
 from masp.settings import FREE, Settings, TrainConfig
 from masp.storage import write_file
 from masp.training.checkpoints import CheckpointStore, unwritable
-from masp.training.features import GIGA, Reading, VisualTokenStore, account_lines
+from masp.training.features import GIGA, Reading, VisualTokenStore, account_lines, read_account
 from masp.training.interrupts import StopRequest
 from masp.training.loop import LoopSettings, Stage, Trainer
 from masp.training.runs import RunFolder, TrainResult
@@ -33,12 +33,26 @@ from masp.training.runs import RunFolder, TrainResult
 log = logging.getLogger(__name__)
 
 
+@runtime_checkable
+class Order(Protocol):
+    """Which examples every step sees, as `masp.data.sampling.Batches` says it."""
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps in an epoch."""
+        ...
+
+    def batches(self, epoch: int, start_batch: int = 0) -> Iterable[Sequence[int]]:
+        """The examples of each step of an epoch, from its step `start_batch` on; each occurs once in the epoch."""
+        ...
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage prepares: what is trained, on how many examples, and how the result is saved."""
+    """What a stage prepares: what is trained, in which order, and how the result is saved."""
 
     stage: Stage
-    examples: int
+    order: Order
     info: AdapterInfo
     aspects: AspectModules | None
     prompt: SoftPrompt | None
@@ -54,6 +68,7 @@ class Run:
     backbone: Backbone
     folder: RunFolder
     stop: StopRequest
+    writes: bool  # whether this process is the one that writes files
 
     @property
     def method(self) -> MethodConfig:
@@ -73,12 +88,13 @@ class Run:
         """
         records = [(name, record) for name, chosen in splits.items() for record in chosen]
         store = VisualTokenStore(self.backbone, [record.path for _, record in records], self._reading())
-        account = store.fill(self.stop)
+        account = store.fill(self.stop, read_account(self.folder.quarantine))
         log.info("images: %s", account.summary())
-        try:
-            write_file(self.folder.quarantine, account_lines(account))
-        except OSError as error:
-            raise unwritable(error, self.folder.quarantine) from error
+        if self.writes:
+            try:
+                write_file(self.folder.quarantine, account_lines(account))
+            except OSError as error:
+                raise unwritable(error, self.folder.quarantine) from error
         numbers: dict[str, list[tuple[int, Record]]] = {name: [] for name in splits}
         for number, (name, record) in enumerate(records):
             if store.usable[number]:
@@ -120,25 +136,59 @@ def run_stage(
     """One run from an opened data set to a finished adapter; `extra` joins what has to be equal to go on with it."""
     folder = RunFolder(out)
     identity = identity_of(config, settings, stage, dataset, backbone) | dict(extra or {})
-    with StopRequest() as stop, folder.opened(identity, config.model_dump(mode="json")) as finished:
+    accelerator = make_accelerator(settings, backbone, out, stage)
+    main = accelerator.is_main_process
+    with StopRequest() as stop, opened(folder, accelerator, identity, config) as finished:
         if finished is not None:
             log.info("this run is finished already: %s", finished.adapter)
             return finished
-        write_split(folder.splits, dataset)
-        outcome = prepare(Run(config, settings, dataset, backbone, folder, stop))
-        accelerator = make_accelerator(settings, backbone, out, stage, identity)
+        if main:
+            write_split(folder.splits, dataset)
+        outcome = prepare(Run(config, settings, dataset, backbone, folder, stop, main))
         checkpoints = CheckpointStore(folder.checkpoints, settings.keep_checkpoints)
-        checkpoints.clean()
-        loop = loop_settings(settings, outcome.examples, hash_of(identity))
-        fit = Trainer(outcome.stage, loop, checkpoints, accelerator).fit(folder.metrics, stop)
-        accelerator.end_training()
-        metrics = {f"{stage}/{name}": value for name, value in fit.metrics.items()}
-        info = outcome.info.model_copy(update={"metrics": {**outcome.info.metrics, **metrics}})
-        save_adapter(folder.adapter, info, outcome.aspects, outcome.prompt, include_aspects)
+        loop = loop_settings(settings, outcome.order, hash_of(identity))
+        with tracked(accelerator, f"masp-{stage}", identity):
+            fit = Trainer(outcome.stage, loop, checkpoints, accelerator).fit(folder.metrics, stop)
         pace = fit.examples / fit.seconds if fit.seconds else 0.0
         result = TrainResult(folder.adapter, fit.metrics, fit.steps, fit.seconds, pace)
-        folder.finish(result)
+        if main:
+            metrics = {f"{stage}/{name}": value for name, value in fit.metrics.items()}
+            info = outcome.info.model_copy(update={"metrics": {**outcome.info.metrics, **metrics}})
+            save_adapter(folder.adapter, info, outcome.aspects, outcome.prompt, include_aspects)
+            folder.finish(result)
         return result
+
+
+@contextmanager
+def opened(
+    folder: RunFolder, accelerator: Accelerator, identity: Mapping[str, Any], config: RunConfig
+) -> Iterator[TrainResult | None]:
+    """The folder of a run, opened by the one process that writes in it; the others wait until that is done."""
+    if accelerator.is_main_process:
+        with folder.opened(identity, config.model_dump(mode="json")) as finished:
+            accelerator.wait_for_everyone()
+            yield finished
+            accelerator.wait_for_everyone()
+    else:
+        accelerator.wait_for_everyone()
+        yield folder.result()
+        accelerator.wait_for_everyone()
+
+
+@contextmanager
+def tracked(accelerator: Accelerator, project: str, identity: Mapping[str, Any]) -> Iterator[None]:
+    """Trackers that are told what the run is, and closed however it ends.
+
+    (`Accelerator.end_training` would also take the processes apart, and a second stage may follow.)
+    """
+    if accelerator.log_with:
+        plain = {key: value for key, value in identity.items() if isinstance(value, str | int | float | bool)}
+        accelerator.init_trackers(project, config=plain)
+    try:
+        yield
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
 
 
 def identity_of(
@@ -175,9 +225,8 @@ def hash_of(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def loop_settings(settings: TrainConfig, examples: int, identity: str) -> LoopSettings:
+def loop_settings(settings: TrainConfig, order: Order, identity: str) -> LoopSettings:
     """What the loop needs to know, with everything counted in steps."""
-    order = Batches(examples, settings.batch_size, settings.seed)
     steps = settings.epochs * order.per_epoch
     return LoopSettings(
         steps=min(steps, settings.max_steps or steps),
@@ -196,9 +245,7 @@ def loop_settings(settings: TrainConfig, examples: int, identity: str) -> LoopSe
     )
 
 
-def make_accelerator(
-    settings: TrainConfig, backbone: Backbone, out: Path, stage: str, identity: Mapping[str, Any]
-) -> Accelerator:
+def make_accelerator(settings: TrainConfig, backbone: Backbone, out: Path, stage: str) -> Accelerator:
     """Device, precision and trackers as accelerate handles them.
 
     The backbone brings its own dtype and the trained modules are fp32, so autocast stays off; only a float16 backbone
@@ -216,16 +263,9 @@ def make_accelerator(
             f"Install it: pip install {missing[0].replace('_', '-')}",
         )
     scaled = backbone.dtype == torch.float16 and backbone.device.type == "cuda"
-    accelerator = Accelerator(
+    return Accelerator(
         cpu=backbone.device.type == "cpu",
         mixed_precision="fp16" if scaled else "no",
         log_with=list(settings.trackers) or None,
         project_dir=out,
     )
-    if settings.trackers:
-        accelerator.init_trackers(f"masp-{stage}", config={k: v for k, v in identity.items() if _plain(v)})
-    return accelerator
-
-
-def _plain(value: object) -> bool:
-    return isinstance(value, str | int | float | bool)

@@ -59,14 +59,15 @@ class RunFolder:
         lock = os.open(self.out, os.O_RDONLY)
         try:
             self._lock(lock)
-            remove_leftovers(self.out)
+            for folder in (self.out, self.checkpoints):
+                remove_leftovers(folder)
             before = self._before()
             if before is None:
                 self._write({"format": FORMAT, "identity": dict(identity), "config": dict(config), "result": None})
                 yield None
             else:
                 compare(before["identity"], identity, self.out)
-                yield self._result(before["result"])
+                yield self.result()
         finally:
             os.close(lock)
 
@@ -114,7 +115,7 @@ class RunFolder:
             found = json.loads(self.description.read_text(encoding="utf-8"))
             if found["format"] != FORMAT:
                 raise ValueError(f"format {found['format']} is not {FORMAT}")
-            return {"identity": dict(found["identity"]), "result": found["result"]}
+            return {"identity": dict(found["identity"])}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(
                 got=f"{self.description} cannot be read: {error}",
@@ -122,7 +123,9 @@ class RunFolder:
                 todo="name another --out, or remove the folder",
             ) from error
 
-    def _result(self, values: Mapping[str, Any] | None) -> TrainResult | None:
+    def result(self) -> TrainResult | None:
+        """What run.json says of a run that came to its end, if the adapter is still there."""
+        values = json.loads(self.description.read_text(encoding="utf-8"))["result"]
         if values is None or not (self.adapter / "adapter.json").is_file():
             return None
         return TrainResult(adapter=self.adapter, **values)

@@ -15,6 +15,7 @@ from masp.answers import describe_aspects
 from masp.backbones.base import Backbone
 from masp.config import RunConfig
 from masp.data.records import Dataset, Record
+from masp.data.sampling import EpochOrder
 from masp.errors import DataError
 from masp.labels import normalise_answer
 from masp.model import MaspModel
@@ -39,6 +40,38 @@ class AspectExample:
     image: int
     aspect: int
     answer: str
+
+
+class ImageMajor:
+    """The order of stage 1: images are shuffled, and all pairs of an image follow each other.
+
+    So a batch of 60 holds six aspects of ten images, as mixed as it would be otherwise, and where visual tokens are
+    computed for every batch, the vision tower meets each image once in an epoch instead of once for each aspect.
+
+    Args:
+        examples: all pairs.
+        batch_size: pairs per batch; the last one of an epoch may be smaller.
+        seed: another seed is another order.
+    """
+
+    def __init__(self, examples: Sequence[AspectExample], batch_size: int, seed: int) -> None:
+        self.batch_size, self.seed, self.count = batch_size, seed, len(examples)
+        pairs: dict[int, list[int]] = {}
+        for number, example in enumerate(examples):
+            pairs.setdefault(example.image, []).append(number)
+        self.pairs = list(pairs.values())
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return -(-self.count // self.batch_size)
+
+    def batches(self, epoch: int, start_batch: int = 0) -> Iterator[tuple[int, ...]]:
+        """The batches of an epoch from number `start_batch` on; every pair is in exactly one of them."""
+        images = EpochOrder(len(self.pairs), self.seed, epoch).indices()
+        order = [number for image in images for number in self.pairs[image]]
+        for start in range(start_batch * self.batch_size, self.count, self.batch_size):
+            yield tuple(order[start : start + self.batch_size])
 
 
 class AspectStage:
@@ -180,7 +213,7 @@ def _prepare(run: Run) -> Outcome:
         data={"aspects": run.data_record(numbers)},
         seeds={"aspects": run.settings.seed},
     )
-    return Outcome(stage, len(examples), info, modules, None)
+    return Outcome(stage, ImageMajor(examples, run.settings.batch_size, run.settings.seed), info, modules, None)
 
 
 def _check_annotated(records: Sequence[Record], names: Sequence[str], dataset: Dataset) -> None:

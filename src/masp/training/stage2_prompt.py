@@ -18,6 +18,7 @@ from masp.backbones.base import Backbone
 from masp.config import RunConfig
 from masp.data.balance import class_balance
 from masp.data.records import Dataset, Record
+from masp.data.sampling import Batches
 from masp.errors import AdapterError
 from masp.labels import LabelStyle, render_labels
 from masp.model import MaspModel, Use, start_prompt
@@ -230,7 +231,7 @@ def _prepare(run: Run, adapter: Adapter | None) -> Outcome:
         seeds={**(before.seeds if before else {}), "prompt": settings.seed},
         metrics=dict(before.metrics) if before else {},
     )
-    return Outcome(stage, len(stage.examples), info, modules, model.prompt)
+    return Outcome(stage, Batches(len(stage.examples), settings.batch_size, settings.seed), info, modules, model.prompt)
 
 
 def _labelled(numbers: Sequence[tuple[int, Record]]) -> list[tuple[int, str]]:

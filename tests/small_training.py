@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from tests.tiny import picture
-
 from masp.aspects import ASPECTS
 from masp.config import RunConfig, load_config
 from masp.data.records import Dataset, Record
+from tiny import picture
 
 LABELS = ("joy", "fear", "disgust")
 ANSWERS = {"scene": ("beach", "city"), "object": ("cat, dog", "cup"), "brightness": ("low", "very high")}

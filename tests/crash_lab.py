@@ -1,8 +1,8 @@
 """Kills training at chosen moments, starts it again, and compares what comes out. A program, not a test.
 
-`python crash_lab.py STAGE POINTS FOLDER` imports everything once and forks a child for every run. A moment is a call
-that changes the disk (flush, rename, new folder, removal) or a step of the optimizer; the child dies by SIGKILL right
-before it. It prints one JSON line with the number of moments and, for each point, what was found.
+`python tests/crash_lab.py STAGE POINTS FOLDER` imports everything once and forks a child for every run. A moment is a
+call that changes the disk (flush, rename, new folder, removal) or a step of the optimizer; the child dies by SIGKILL
+right before it. It prints one JSON line with the number of moments and, for each point, what was found.
 """
 
 import json
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests import tiny
-from tests.training import small
 
+import small_training as small
+import tiny
 from masp.backbones.base import Backbone
 from masp.data.records import Dataset
 from masp.training import train_aspects, train_prompt
