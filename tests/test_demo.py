@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from masp.demo import pictures as demo_pictures
 from masp.demo.plan import demo_config
 from masp.demo.steps import Steps, quiet
 from masp.demo.story import summary_of
-from masp.demo.summary import bar
+from masp.demo.summary import bar, standard_output
 from masp.errors import UsageError
 
 PLAN = Plan(train=11, val=3, test=13, read=2, explained=5, seed=3)
@@ -171,6 +172,13 @@ def test_bars_are_as_long_as_their_share_and_keep_the_mark() -> None:
     assert bar(0.5, 0.2, width=10).plain == "━━┊━━·····"
     assert bar(1.0, 1.0, width=10).plain == "━━━━━━━━━┊"
     assert bar(0.0, width=10).plain == "·" * 10
+
+
+def test_a_poor_terminal_gets_question_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
+    standard_output().print(bar(0.5, 0.8, width=10))
+    assert raw.getvalue().strip() == b"??????????"
 
 
 def test_steps_remember_what_they_took(tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ class Plan:
         seed: of the pictures, of the untrained soft prompt and of the bootstrap.
     """
 
-    train: int = 2400
-    val: int = 200
-    test: int = 1000
-    read: int = 300
+    train: int = 2000
+    val: int = 150
+    test: int = 800
+    read: int = 200
     explained: int = 300
     seed: int = 0
 

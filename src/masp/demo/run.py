@@ -18,7 +18,7 @@ from masp.demo.pictures import DemoPicture
 from masp.demo.plan import Plan, demo_config
 from masp.demo.steps import Steps, quiet
 from masp.demo.story import Background, loss_curve_of, report_of
-from masp.demo.summary import show
+from masp.demo.summary import show, standard_output
 from masp.evaluation.ablation import write_table
 from masp.evaluation.runner import provenance
 from masp.predictor import Masp, Prediction
@@ -89,7 +89,7 @@ def run_demo(
     write_report(report, data)
     write_table(out / "table2", measured.table, known)
     write_file(results, _results(measured, shown, known, steps))
-    show(console or Console(highlight=False), measured, data, report, steps.seconds())
+    show(console or standard_output(), measured, data, report, steps.seconds())
     predictions = tuple(prediction for _, prediction in shown)
     return DemoResult(report, results, out / "prompt" / "adapter", measured, predictions, steps.seconds())
 

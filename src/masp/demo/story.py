@@ -81,7 +81,8 @@ def summary_of(measured: Measured) -> str:
         f"A small, frozen vision-language model looked at {grouped(len(measured.table.truth))} emoji scenes that it "
         f"had never seen and named the emotion of each. By itself it was right in {rows['V']} of them; with a soft "
         f"prompt trained on other scenes, in {rows['V+S']}; with six aspects and a soft prompt trained on top of them, "
-        f"in {rows[BEST]}. The emotion of a scene is drawn by chance, so nobody could be right in more than about {top}."
+        f"in {rows[BEST]}. The emotion of a scene is drawn by chance, so nobody could be right in more than about "
+        f"{top}."
     )
 
 

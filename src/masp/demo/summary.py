@@ -1,5 +1,7 @@
 """The demo's result for the terminal."""
 
+import io
+import sys
 from pathlib import Path
 
 from rich.console import Console, RenderableType
@@ -32,6 +34,13 @@ def show(console: Console, measured: Measured, data: ReportData, report: Path, s
     console.print(Text(f"It took {duration(seconds)}. Next, for example:", style="dim"))
     for command in commands(report.parent)[1:]:
         console.print(Text(f"  {command}", style="dim"), soft_wrap=True)
+
+
+def standard_output() -> Console:
+    """Where the summary goes; signs that a terminal cannot write become question marks instead of an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    return Console(file=sys.stdout, highlight=False)
 
 
 def bar(value: float, mark: float | None = None, width: int = BAR) -> Text:
