@@ -72,6 +72,16 @@ def test_score_does_not_depend_on_the_batch_or_on_the_order_of_labels() -> None:
     assert (turned - found[:, order]).abs().max() <= 1e-4
 
 
+def test_rows_that_share_their_first_columns_score_as_alone() -> None:
+    model = full_model()
+    visual = visual_tokens(model, [(90, 62), (62, 90), (90, 62)]).select([0, 2])
+    assert model.assemble(visual, [QUESTIONS[0]] * 2).common > 0
+    found = score(model, visual, QUESTIONS[0], LABELS)
+    alone = [score(model, visual.select([row]), QUESTIONS[0], LABELS) for row in (0, 1)]
+    assert (found - torch.cat(alone)).abs().max() <= 1e-4
+    assert (found[0] - found[1]).abs().max() > 1e-3
+
+
 def test_score_of_labels_of_one_token() -> None:
     model = full_model()
     visual = visual_tokens(model)

@@ -72,7 +72,7 @@ def test_released_layout(row: int) -> None:
     ]
     assert runs(assembled, row) == expected
     assert assembled.prefix_end == before - 1
-    assert assembled.common_prefix
+    assert assembled.common == assembled.prefix_end
 
 
 def test_vectors_are_the_parts_themselves() -> None:
@@ -132,7 +132,14 @@ def test_prefixes_end_together_and_padding_is_at_the_ends() -> None:
     assert (mask[:, end:].diff(dim=1) <= 0).all()
     assert mask[:, end - 1 : end + 1].all()
     assert mask[:, :end].sum(1).tolist() == [head_and_question("")[0] + 12 + count + 1 for count in (6, 10, 12)]
-    assert not assembled.common_prefix
+    assert assembled.common == 0  # the rows' padding differs
+
+
+def test_rows_of_one_size_share_the_text_before_the_image() -> None:
+    model = full_model()
+    visual = visual_tokens(model, [(90, 62), (90, 62)])
+    assert model.assemble(visual, QUESTIONS[:2]).common == head_and_question("")[0]
+    assert model.assemble(visual.select([0]), QUESTIONS[:1]).common == 0  # nobody to share it with
 
 
 def test_targets_of_the_paper_are_answer_and_end() -> None:
@@ -167,7 +174,7 @@ def test_aspect_tokens_stand_in_for_the_image() -> None:
         ("text", 1 + after + len(model.backbone.answer_ids("joy", True))),
     ]
     assert assembled.prefix_end == before
-    assert assembled.common_prefix
+    assert assembled.common == before
     found = axes_of(assembled, 1)
     assert torch.equal(found, torch.arange(found.shape[1]).expand(3, -1))
 

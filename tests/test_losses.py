@@ -111,6 +111,28 @@ def test_a_prompt_of_length_0_is_no_prompt() -> None:
     assert torch.equal(found, model.prompt_loss(visual, QUESTIONS, ANSWERS, Use(prompt=False)))
 
 
+@pytest.mark.parametrize("start", [0, 1, 11])
+def test_sparing_the_final_layer_changes_nothing_that_is_read(start: int) -> None:
+    model = full_model()
+    assembled = model.assemble(visual_tokens(model), QUESTIONS, ANSWERS)
+    parts_of = (assembled.embeddings, assembled.positions, assembled.mask)
+    whole = model.backbone.run(*parts_of)
+    before = (parts_of[0][:, :start], parts_of[1][:, :, :start], parts_of[2][:, :start])
+    cache = model.backbone.run(*before).cache if start else None
+    length = parts_of[0].shape[1]
+    read = torch.tensor([[length - 1 - start, 3], [30, 20], [29, 29]])
+    cut = (parts_of[0][:, start:], parts_of[1][:, :, start:], parts_of[2])
+    found = model.backbone.run(*cut, cache, read=read)
+    expected = whole.hidden[torch.arange(3)[:, None], read + start]
+    assert relative(found.hidden[1:], expected[1:]) <= 1e-5
+    for (key, value), (whole_key, whole_value) in zip(found.cache.layers, whole.cache.layers, strict=True):
+        real = assembled.mask[:, None, :, None]
+        assert relative(key * real, whole_key * real) <= 1e-5
+        assert relative(value * real, whole_value * real) <= 1e-5
+    nothing = model.backbone.run(*cut, cache, read=read[:, :0])
+    assert nothing.hidden.shape == (3, 0, tiny.DIM)
+
+
 def test_stored_keys_and_values_stay_as_they_are() -> None:
     model = full_model()
     assembled = model.assemble(visual_tokens(model), QUESTIONS, ANSWERS)

@@ -80,14 +80,17 @@ def _score(model: MaspModel, assembled: Assembled, labels: Sequence[str]) -> Flo
     words = torch.tensor([i for ids in fed for i in ids], dtype=torch.long, device=device)
     tails = backbone.embed(words).expand(batch, -1, -1)
     positions = assembled.positions[:, row, last, None] + offset  # (axes, b, branch columns)
+    start = assembled.common
+    places = torch.arange(prompt - start, prompt - start + len(branch), device=device).expand(batch, -1)
     run = backbone.run(
-        torch.cat([assembled.embeddings, tails], dim=1),
-        torch.cat([assembled.positions, positions], dim=2),
+        torch.cat([assembled.embeddings[:, start:], tails], dim=1),
+        torch.cat([assembled.positions[:, :, start:], positions], dim=2),
         torch.cat([assembled.mask, assembled.mask.new_ones(batch, len(branch))], dim=1),
+        cache=model.trunk(assembled),
         branches=torch.cat([branch.new_zeros(prompt), branch]),
+        read=torch.cat([last[:, None] - start, places], dim=1),
     )
-    read = torch.cat([run.hidden[row, last][:, None], run.hidden[:, prompt:]], dim=1)
-    log_p = backbone.logits(read).float().log_softmax(-1)
+    log_p = backbone.logits(run.hidden).float().log_softmax(-1)
     sums = [_branch_sum(log_p, answer, start) for answer, start in zip(answers, _starts(fed), strict=True)]
     return torch.stack(sums, dim=1).log_softmax(-1)
 
@@ -113,12 +116,13 @@ def _generate(model: MaspModel, assembled: Assembled, limit: int) -> list[str]:
     batch = len(assembled.mask)
     row, last = torch.arange(batch, device=assembled.mask.device), last_real(assembled)
     mask, position = assembled.mask, assembled.positions[:, row, last, None]
-    run = backbone.run(assembled.embeddings, assembled.positions, mask)
-    hidden = run.hidden[row, last]
+    start = assembled.common
+    cut = (assembled.embeddings[:, start:], assembled.positions[:, :, start:], mask)
+    run = backbone.run(*cut, cache=model.trunk(assembled), read=last[:, None] - start)
     done = torch.zeros_like(mask[:, 0])
     words: list[Int[Tensor, " batch"]] = []
     for step in range(1, limit + 1):
-        word = backbone.logits(hidden).argmax(-1).masked_fill(done, backbone.end_of_turn)
+        word = backbone.logits(run.hidden[:, 0]).argmax(-1).masked_fill(done, backbone.end_of_turn)
         words.append(word)
         done = done | (word == backbone.end_of_turn)
         if step == limit or bool(done.all()):
@@ -126,7 +130,6 @@ def _generate(model: MaspModel, assembled: Assembled, limit: int) -> list[str]:
         position = position + 1
         mask = torch.cat([mask, mask.new_ones(batch, 1)], dim=1)
         run = backbone.run(backbone.embed(word)[:, None], position, mask, run.cache)
-        hidden = run.hidden[:, 0]
     return [_text(model, ids) for ids in torch.stack(words, dim=1).tolist()] if words else [""] * batch
 
 

@@ -215,7 +215,7 @@ class Assembler:
             visual_columns=move(grid.kind == VISUAL),
             prompt_columns=move(grid.kind == PROMPT),
             aspect_of=move(aspect_of),
-            common_prefix=_is_common(grid),
+            common=_common(grid),
         )
 
 
@@ -241,10 +241,11 @@ def padded(rows: Sequence[RowPlan]) -> RowPlan:
     return RowPlan(**columns, prefix=prefix)
 
 
-def _is_common(grid: RowPlan) -> bool:
-    """Whether every row's prefix is the same text."""
+def _common(grid: RowPlan) -> int:
+    """Number of leading columns of the prefix that are the same text in every row; 0 for a single row."""
     kind, value = grid.kind[:, : grid.prefix], grid.value[:, : grid.prefix]
-    return bool((kind == TEXT).all() and (value == value[:1]).all())
+    same = ((kind == TEXT) & (value == value[:1])).all(0)
+    return 0 if len(kind) == 1 else int(np.argmin(np.append(same, False)))
 
 
 def _tensor(values: NDArray[np.generic], device: torch.device) -> Tensor:

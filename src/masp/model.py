@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -15,7 +15,7 @@ from masp.config import MethodConfig, PromptInit
 from masp.errors import UsageError, did_you_mean
 from masp.modules.aspect_attention import AspectModules
 from masp.modules.soft_prompt import SoftPrompt, random_start, text_start, vocabulary_start
-from masp.types import IGNORED, Assembled, Run, VisualTokens
+from masp.types import IGNORED, Assembled, KeyValues, VisualTokens
 
 
 @dataclass(frozen=True)
@@ -137,35 +137,56 @@ class MaspModel(nn.Module):
         """
         start = assembled.prefix_end
         targets = assembled.targets[:, start:]
-        rows, columns = (targets != IGNORED).nonzero(as_tuple=True)
-        # The last column is only ever a target: nothing is predicted from it.
-        hidden = self._suffix_states(assembled, end=assembled.mask.shape[1] - 1)[rows, columns - 1]
-        wanted = targets[rows, columns]
-        losses = functional.cross_entropy(self.backbone.logits(hidden).float(), wanted, reduction="none")
-        sums = losses.new_zeros(len(targets)).index_add(0, rows, losses)
-        return sums / torch.bincount(rows, minlength=len(targets))
+        supervised = targets != IGNORED
+        places, real = _left_aligned(supervised)
+        # A token is predicted from the place before it; the last column is only ever a target.
+        hidden = self._suffix_states(assembled, assembled.mask.shape[1] - 1, read=(places - 1).clamp(min=0))
+        wanted = targets.gather(1, places)[real]
+        losses = functional.cross_entropy(self.backbone.logits(hidden[real]).float(), wanted, reduction="none")
+        rows = torch.arange(len(targets), device=targets.device)[:, None].expand_as(real)[real]
+        return losses.new_zeros(len(targets)).index_add(0, rows, losses) / supervised.sum(1)
 
-    def _suffix_states(self, assembled: Assembled, end: int) -> Float[Tensor, "batch suffix dim"]:
-        """Final hidden states of the columns from the end of the prefix to `end`."""
+    def _suffix_states(
+        self, assembled: Assembled, end: int, read: Int[Tensor, "batch read"]
+    ) -> Float[Tensor, "batch read dim"]:
+        """Final hidden states of the columns `read` of the suffix, which is run up to column `end`."""
         start = assembled.prefix_end
-        cache = None
-        if start:
-            with torch.no_grad():
-                cache = self._prefix(assembled).cache
-        return self.backbone.run(
-            assembled.embeddings[:, start:end], assembled.positions[:, :, start:end], assembled.mask[:, :end], cache
-        ).hidden
+        cut = (assembled.embeddings[:, start:end], assembled.positions[:, :, start:end], assembled.mask[:, :end])
+        return self.backbone.run(*cut, cache=self._prefix(assembled), read=read).hidden
 
-    def _prefix(self, assembled: Assembled) -> Run:
-        """The pass over the prefix; one row stands for all where they are the same text."""
-        rows = slice(0, 1) if assembled.common_prefix else slice(None)
-        columns = slice(0, assembled.prefix_end)
-        run = self.backbone.run(
-            assembled.embeddings[rows, columns].detach(),
-            assembled.positions[:, rows, columns],
-            assembled.mask[rows, columns],
-        )
-        return Run(run.hidden, run.cache.expand(len(assembled.mask))) if assembled.common_prefix else run
+    @torch.no_grad()
+    def _prefix(self, assembled: Assembled) -> KeyValues | None:
+        """Keys and values of the prefix; None if it is empty."""
+        start, end = assembled.common, assembled.prefix_end
+        trunk = self.trunk(assembled)
+        if start == end:
+            return trunk
+        cut = (assembled.embeddings[:, start:end], assembled.positions[:, :, start:end], assembled.mask[:, :end])
+        return self.backbone.run(*cut, cache=trunk, read=_nothing(assembled.mask)).cache
+
+    @torch.no_grad()
+    def trunk(self, assembled: Assembled) -> KeyValues | None:
+        """Keys and values of the leading columns that all rows share, from one row; None if there are none."""
+        end = assembled.common
+        if not end:
+            return None
+        cut = (assembled.embeddings[:1, :end], assembled.positions[:, :1, :end], assembled.mask[:1, :end])
+        return self.backbone.run(*cut, read=_nothing(assembled.mask[:1])).cache.expand(len(assembled.mask))
+
+
+def _nothing(mask: Bool[Tensor, "batch sequence"]) -> Int[Tensor, "batch 0"]:
+    """No columns to be read."""
+    return torch.zeros(len(mask), 0, dtype=torch.long, device=mask.device)
+
+
+def _left_aligned(
+    chosen: Bool[Tensor, "batch sequence"],
+) -> tuple[Int[Tensor, "batch most"], Bool[Tensor, "batch most"]]:
+    """The chosen columns of each row, as many places as the row with the most has, and which places are real."""
+    counts = chosen.sum(1, keepdim=True)
+    most = int(counts.max())
+    places = torch.argsort(chosen.int(), dim=1, descending=True, stable=True)[:, :most]
+    return places, torch.arange(most, device=chosen.device) < counts
 
 
 def start_prompt(

@@ -155,7 +155,8 @@ class Assembled:
         visual_columns: which columns hold visual tokens.
         prompt_columns: which columns hold the soft prompt.
         aspect_of: number of the aspect a column belongs to, in splicing order; -1 elsewhere.
-        common_prefix: whether the prefix is the same text in every row, so that one row can stand for all.
+        common: number of leading columns of the prefix that are the same text in every row of a batch of several, so
+            that one row can stand for all.
     """
 
     embeddings: Float[Tensor, "batch sequence dim"]
@@ -167,7 +168,7 @@ class Assembled:
     visual_columns: Bool[Tensor, "batch sequence"]
     prompt_columns: Bool[Tensor, "batch sequence"]
     aspect_of: Int[Tensor, "batch sequence"]
-    common_prefix: bool = False
+    common: int = 0
 
 
 @dataclass(frozen=True)
@@ -192,9 +193,9 @@ class Run:
     """What a pass through the language model leaves.
 
     Attributes:
-        hidden: final hidden states (normalised) of the columns that were run.
-        cache: keys and values of these columns and all before them.
+        hidden: final hidden states (normalised) of the columns that were asked for.
+        cache: keys and values of all columns so far.
     """
 
-    hidden: Float[Tensor, "batch sequence dim"]
+    hidden: Float[Tensor, "batch read dim"]
     cache: KeyValues

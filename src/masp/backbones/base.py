@@ -86,6 +86,7 @@ class Backbone(Protocol):
         mask: Bool[Tensor, "batch total"],
         cache: KeyValues | None = None,
         branches: Int[Tensor, " total"] | None = None,
+        read: Int[Tensor, "batch read"] | None = None,
     ) -> Run:
         """The language model over new columns.
 
@@ -96,6 +97,8 @@ class Backbone(Protocol):
             cache: keys and values of the columns before; they are read, never changed.
             branches: a number for every column of `mask`; a column sees column 0-branches and its own branch only, so
                 that several continuations of one prompt share one pass. None: one continuation.
+            read: which of the new columns' hidden states are wanted, for each row; the final layer is spared for the
+                others. None: all of them, in order.
         """
         ...
 

@@ -15,7 +15,6 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
-    DynamicCache,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLForConditionalGeneration,
 )
@@ -23,8 +22,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.utils import logging
 
 from masp.backbones.files import BackboneFiles, chat_template
-from masp.backbones.masks import attention_masks
-from masp.backbones.qwen2_vl_vision import BatchedVisionAttention, MatrixPatchEmbed, rotate
+from masp.backbones.qwen2_vl_language import QwenLanguageModel
+from masp.backbones.qwen2_vl_vision import BatchedVisionAttention, MatrixPatchEmbed
 from masp.errors import BackboneError
 from masp.types import Assembled, KeyValues, Pixels, Run, Template, VisualTokens
 
@@ -44,11 +43,11 @@ class QwenVLBackbone:
         self._files = files
         self._model = model.eval().requires_grad_(False)
         self._language = model.model.language_model
+        self._decoder = QwenLanguageModel(self._language)
         self._vision = model.model.visual
         self._tokenizer = tokenizer
         self._image_processor = image_processor
-        self._text_config = model.config.text_config
-        self.dim: int = self._text_config.hidden_size
+        self.dim: int = model.config.text_config.hidden_size
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
         self.end_of_turn: int = tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -197,21 +196,12 @@ class QwenVLBackbone:
         """The input embedding matrix."""
         return self._language.embed_tokens.weight
 
-    @functools.cached_property
-    def _embedding_std(self) -> float:
-        rows = self.embedding_rows()
-        means = torch.stack(
-            [torch.stack([part.double().mean(), part.double().square().mean()]) for part in rows.split(4096)]
-        )
-        share = torch.tensor([len(part) for part in rows.split(4096)], device=rows.device, dtype=torch.double) / len(
-            rows
-        )
-        mean, square = (means * share[:, None]).sum(0).tolist()
-        return (square - mean**2) ** 0.5
-
     def embedding_std(self) -> float:
-        """Standard deviation of the embedding matrix."""
-        return self._embedding_std
+        """Standard deviation of the embedding matrix, in double precision and in parts, as it may be large."""
+        parts = self.embedding_rows().split(4096)
+        count = sum(part.numel() for part in parts)
+        mean = sum(float(part.double().sum()) for part in parts) / count
+        return (sum(float((part.double() - mean).square().sum()) for part in parts) / count) ** 0.5
 
     def positions(
         self, length: int, visual_start: int, grid: tuple[int, int] | None, visual_count: int, native: bool
@@ -235,20 +225,10 @@ class QwenVLBackbone:
         mask: Bool[Tensor, "batch total"],
         cache: KeyValues | None = None,
         branches: Int[Tensor, " total"] | None = None,
+        read: Int[Tensor, "batch read"] | None = None,
     ) -> Run:
-        """A pass over new columns; `cache` is copied from, never written to."""
-        wrapped = DynamicCache(cache.layers if cache else None)
-        window = self._text_config.sliding_window
-        masks = attention_masks(mask, embeddings.shape[1], branches, window, self._text_config.layer_types)
-        output = self._language(
-            inputs_embeds=embeddings,
-            position_ids=positions,
-            attention_mask=masks,
-            past_key_values=wrapped,
-            use_cache=True,
-        )
-        layers: list[Any] = wrapped.layers
-        return Run(output.last_hidden_state, KeyValues(tuple((layer.keys, layer.values) for layer in layers)))
+        """A pass over new columns."""
+        return self._decoder.run(embeddings, positions, mask, cache, branches, read)
 
     def logits(self, hidden: Float[Tensor, "... dim"]) -> Float[Tensor, "... vocabulary"]:
         """The output head."""
@@ -256,39 +236,8 @@ class QwenVLBackbone:
 
     @torch.no_grad()
     def last_attention(self, assembled: Assembled, start: int) -> Float[Tensor, "batch heads rest sequence"]:
-        """Weights of the last layer, recomputed from its queries and keys in a pass of its own."""
-        layer = self._language.layers[-1]
-        attention = layer.self_attn
-        cut = attention.head_dim
-        masks = attention_masks(
-            assembled.mask,
-            assembled.mask.shape[1],
-            None,
-            self._text_config.sliding_window,
-            self._text_config.layer_types,
-        )
-        states = self._language(
-            inputs_embeds=assembled.embeddings,
-            position_ids=assembled.positions,
-            attention_mask=masks,
-            output_hidden_states=True,
-            use_cache=False,
-        ).hidden_states[-2]
-        inputs = layer.input_layernorm(states)
-        cos, sin = (part[:, None] for part in self._language.rotary_emb(inputs, assembled.positions))
-        query = attention.q_proj(inputs[:, start:]).unflatten(-1, (-1, cut)).transpose(1, 2)
-        key = attention.k_proj(inputs).unflatten(-1, (-1, cut)).transpose(1, 2)
-        query, key = rotate(query, cos[:, :, start:], sin[:, :, start:]), rotate(key, cos, sin)
-        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-        scores = (query.float() @ key.float().transpose(2, 3)) * attention.scaling
-        visible = masks[self._text_config.layer_types[-1]]
-        if visible is None:
-            visible = (
-                torch.ones(assembled.mask.shape[1], assembled.mask.shape[1], device=self.device)
-                .tril()
-                .bool()[None, None]
-            )
-        return scores.masked_fill(~visible[:, :, start:], float("-inf")).softmax(-1)
+        """Weights of the final layer, in a pass of its own."""
+        return self._decoder.last_attention(assembled, start)
 
 
 @contextmanager
