@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from importlib.resources import files
 from pathlib import Path
 
 MASP = Path(sys.executable).with_name("masp")
@@ -27,12 +26,16 @@ def main() -> None:
         sys.exit("masp --help does not name `predict`")
     with tempfile.TemporaryDirectory() as folder:
         run("data", "make", folder, "--images", "10")
-        pictures = sorted((Path(folder) / "image").rglob("*.*"))[:2]
-        lines = run("predict", *pictures, "--json").splitlines()
-    for line in lines:
-        answer = json.loads(line)
+        made = sorted((Path(folder) / "image").rglob("*.jpg"))
+        shipped = sorted((home / "demo_pictures").glob("*.png"))
+        if len(made) != 10 or not shipped:
+            sys.exit(f"expected 10 pictures made and some shipped; found {len(made)} and {len(shipped)}")
+        answers = [json.loads(line) for line in run("predict", made[0], *shipped[:2], "--json").splitlines()]
+    if len(answers) != 3:
+        sys.exit(f"expected 3 predictions; got {len(answers)}")
+    for answer in answers:
         print(f"{Path(answer['image']).name}: {answer['label']} ({max(answer['probabilities'].values()):.0%})")
-    print(f"masp {masp.__version__} works from {files('masp')}")
+    print(f"masp {masp.__version__} works from {home}")
 
 
 if __name__ == "__main__":
