@@ -1,0 +1,136 @@
+"""The figures of the embedded default: what the vision tower knows, Table 2, explanations; several training seeds.
+
+Everything is measured on the test split of one drawn data set (2,000 pictures, seed 0) with the settings in
+`configs/embedded.yaml`; only the training seeds differ. A seed whose runs are finished is not trained again.
+
+    python benchmarks/embedded.py RUNS --seeds 0 1 2
+"""
+
+import argparse
+import json
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from masp.adapters.info import library_versions
+from masp.backbones.base import Backbone
+from masp.backbones.loading import load_backbone
+from masp.config import load_config
+from masp.data.emoji.dataset import write_dataset
+from masp.data.emoji.splits import scenes
+from masp.data.readers import open_dataset
+from masp.demo.plan import Plan
+from masp.demo.run import run_demo
+from masp.demo.steps import Steps
+from masp.evaluation.runner import evaluate
+from masp.predictor import Masp
+
+HOME = Path(__file__).parent
+PLAN = Plan(train=12000, val=600, test=2000, read=2000, explained=2000, seed=0)
+SHIFTED = {"shifted": 1000}
+
+
+def tokens_and_glyphs(backbone: Backbone, split: str, count: int) -> tuple[Tensor, Tensor]:
+    """Visual tokens that a glyph covers and which one it is: (cells, dim), (cells,)."""
+    tokens, glyphs, batch = [], [], []
+    for made in scenes(split, 0, count):
+        batch.append(made.drawing)
+        if len(batch) == 50:
+            visual = backbone.visual_tokens(backbone.preprocess([drawing.image for drawing in batch]))
+            cells = torch.stack([torch.from_numpy(drawing.cells).flatten() for drawing in batch])
+            tokens.append(visual.tokens.float()[cells >= 0])
+            glyphs.append(cells[cells >= 0])
+            batch = []
+    return torch.cat(tokens), torch.cat(glyphs)
+
+
+def linear_probe(backbone: Backbone, split: str) -> float:
+    """Share of covered cells whose glyph a linear read-out of the single visual token names (trained on `train`)."""
+    tokens, glyphs = tokens_and_glyphs(backbone, "train", 1500)
+    probe = nn.Linear(tokens.shape[1], int(glyphs.max()) + 1)
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=0.01)
+    torch.manual_seed(0)
+    for _ in range(40):
+        for rows in torch.randperm(len(tokens)).split(256):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(probe(tokens[rows]), glyphs[rows].long()).backward()
+            optimizer.step()
+    tokens, glyphs = tokens_and_glyphs(backbone, split, 500)
+    return (probe(tokens).argmax(-1) == glyphs).float().mean().item()
+
+
+def one_seed(runs: Path, seed: int) -> dict[str, Any]:
+    """Both stages with this training seed, measured as the demo measures; accuracy on the shifted test as well."""
+    home, data = runs / f"seed{seed}", runs / "data"
+    home.mkdir(parents=True, exist_ok=True)
+    if not (home / "data").exists():
+        (home / "data").symlink_to(data.resolve(), target_is_directory=True)
+    config = load_config(HOME.parent / "configs" / "embedded.yaml", [f"aspects.seed={seed}", f"prompt.seed={seed}"])
+    run_demo(home, Console(), PLAN, config)
+    found = json.loads((home / "results.json").read_text())
+    masp = Masp.from_pretrained(home / "prompt" / "adapter")
+    shifted = evaluate(masp, open_dataset(runs / "shifted"), "shifted")
+    return {"seed": seed, "shifted_accuracy": shifted.accuracy.value, **found}
+
+
+def averages(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the seeds of the figures that have goals."""
+    rows = [{row["name"]: row["accuracy"]["value"] for row in one["table2"]["rows"]} for one in found]
+    quality = [{item["aspect"]: item for item in one["aspects"]["quality"]} for one in found]
+    explanations = [one["explanations"] for one in found]
+    return {
+        "accuracy": {name: mean(row[name] for row in rows) for name in rows[0]},
+        "majority": found[0]["table2"]["majority"]["value"],
+        "ceiling": found[0]["ceiling"]["expected"],
+        "shifted_accuracy": mean(one["shifted_accuracy"] for one in found),
+        "aspect_exact": _means(quality, "exact"),
+        "aspect_exact_backbone": _means(quality, "backbone_exact"),
+        "object_f1": mean(item["object"]["things"]["f1"] for item in quality),
+        "object_f1_backbone": mean(item["object"]["backbone_things"]["f1"] for item in quality),
+        "cause": mean(one["cause"]["value"] for one in explanations),
+        "cause_by_guess": mean(one["cause_by_guess"] for one in explanations),
+        "pointing": {
+            name: mean(one["pointing"][name]["value"] for one in explanations) for name in explanations[0]["pointing"]
+        },
+    }
+
+
+def _means(quality: list[dict[str, Any]], key: str) -> dict[str, float]:
+    return {aspect: mean(item[aspect][key]["value"] for item in quality) for aspect in quality[0]}
+
+
+def measure(runs: Path, seeds: Iterable[int], out: Path) -> None:
+    """Draw the data once, run every seed, write the result file."""
+    for folder, sizes in (("data", PLAN.splits()), ("shifted", SHIFTED)):
+        if not (runs / folder).exists():
+            with Steps(1).counted("drawing", sum(sizes.values())) as advance:
+                write_dataset(runs / folder, sizes, PLAN.seed, advance)
+    backbone = load_backbone("embedded")
+    probe = {split: linear_probe(backbone, split) for split in ("test", "shifted")}
+    found = [one_seed(runs, seed) for seed in seeds]
+    machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+    content = {
+        "command": "python benchmarks/embedded.py RUNS --seeds " + " ".join(str(one["seed"]) for one in found),
+        "machine": machine | {"dtype": str(backbone.dtype).removeprefix("torch.")},
+        "versions": library_versions(),
+        "linear_probe": probe,
+        "mean": averages(found),
+        "seeds": [{key: value for key, value in one.items() if key != "predictions"} for one in found],
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=HOME / "results" / "embedded.json")
+    args = parser.parse_args()
+    measure(args.runs, args.seeds, args.out)
