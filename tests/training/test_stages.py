@@ -18,7 +18,7 @@ from masp.model import MaspModel
 from masp.modules.aspect_attention import AspectModules
 from masp.questions import load_questions
 from masp.training import Interrupted, train_aspects, train_prompt
-from masp.training.features import Reading, VisualTokenStore
+from masp.training.features import Reading, VisualMemory, VisualTokenStore
 from masp.training.interrupts import StopRequest
 from masp.training.loop import Share
 from masp.training.stage1_aspects import AspectExample, AspectStage, ImageMajor, list_f1, measured
@@ -145,6 +145,28 @@ def test_a_resumed_run_without_kept_tokens_does_not_read_everything_again(tmp_pa
     assert stores[0] == ([number != 7 for number in range(41)], 41, 40)
     assert stores[2] == stores[0]
     assert stores[1] == ([number not in (7, 30) for number in range(41)], 41, 39)  # believed, not read
+
+
+def test_runs_that_share_a_memory_compute_visual_tokens_once(tmp_path, dataset, monkeypatch):
+    backbone = tiny.backbone()
+    compute, runs = type(backbone).visual_tokens, []
+
+    def counted(self, pixels):
+        runs.append(len(pixels))
+        return compute(self, pixels)
+
+    monkeypatch.setattr(type(backbone), "visual_tokens", counted)
+    memory = VisualMemory()
+    train_aspects(small.config(*PROMPT), dataset, backbone, tmp_path / "a", memory)
+    train_prompt(small.config(*PROMPT), dataset, backbone, tmp_path / "a", tmp_path / "p", memory=memory)
+    assert sum(runs) == 18
+    shared = load_adapter(
+        train_prompt(small.config(*PROMPT), dataset, backbone, None, tmp_path / "s", memory=memory).adapter, backbone
+    )
+    alone = load_adapter(train_prompt(small.config(*PROMPT), dataset, backbone, None, tmp_path / "t").adapter, backbone)
+    assert sum(runs) == 36
+    assert (shared.prompt.vectors - alone.prompt.vectors).abs().max() < 1e-3
+    assert lines(tmp_path / "p" / "quarantine.jsonl")[-1] == {"read": 18, "used": 18, "quarantined": 0}
 
 
 def test_an_untrained_subset_of_aspects_is_not_in_the_adapter(dataset, tmp_path):

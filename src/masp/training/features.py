@@ -40,6 +40,17 @@ class Reading:
     strict: bool = False
 
 
+class VisualMemory:
+    """Visual tokens that several runs on one backbone share, by file and by the size it was shrunk to.
+
+    A run that finds some of its images here computes the others in other batches than it would have alone, so its
+    result may differ from a run without this memory in the last bits.
+    """
+
+    def __init__(self) -> None:
+        self.tokens: dict[tuple[Path, int | None], VisualTokens] = {}
+
+
 class VisualTokenStore:
     """Visual tokens by the number of their image.
 
@@ -49,13 +60,17 @@ class VisualTokenStore:
         backbone: computes them.
         paths: the images; numbers count in this order.
         reading: how they are read, and how much is kept.
+        memory: where they are kept; None for a place of its own.
     """
 
-    def __init__(self, backbone: Backbone, paths: Sequence[Path], reading: Reading) -> None:
+    def __init__(
+        self, backbone: Backbone, paths: Sequence[Path], reading: Reading, memory: VisualMemory | None = None
+    ) -> None:
         self.backbone, self.paths, self.reading = backbone, paths, reading
         self.usable: list[bool] = [False] * len(paths)
         self.kept = True
-        self._kept: list[VisualTokens | None] = [None] * len(paths)
+        self._keys = [(path, reading.longest_side) for path in paths]
+        self._kept = VisualMemory().tokens if memory is None else memory.tokens
 
     def fill(self, stop: StopRequest, known: Mapping[str, str] | None = None) -> Quarantine:
         """Read every image once: find the bad ones, and keep the visual tokens if they fit.
@@ -76,14 +91,26 @@ class VisualTokenStore:
             known = None  # the data set lies elsewhere now
         account = Quarantine(self.reading.strict)
         preprocess, side = self.backbone.preprocess, self.reading.longest_side
-        size = 0
+        new = [number for number, key in enumerate(self._keys) if key not in self._kept]
+        self.usable = [key in self._kept for key in self._keys]
+        account.accept(len(self.paths) - len(new))
+        size = sum(_bytes(self._kept[key]) for key in self._keys if key in self._kept)
         with Bar("reading images", len(self.paths)) as bar:
-            for read in prefetch(self.paths, preprocess, READ_TOGETHER, self.reading.workers, side, False, account):
+            for read in prefetch(
+                [self.paths[number] for number in new],
+                preprocess,
+                READ_TOGETHER,
+                self.reading.workers,
+                side,
+                False,
+                account,
+            ):
                 stop.check()
-                for number in read.indices:
+                good = [new[index] for index in read.indices]
+                for number in good:
                     self.usable[number] = True
-                if self.kept and read.indices:
-                    size += self._keep(read.indices, self.backbone.visual_tokens(read.pixels.to(self.backbone.device)))
+                if self.kept and good:
+                    size += self._keep(good, self.backbone.visual_tokens(read.pixels.to(self.backbone.device)))
                     self._compare(size, account.used, account.read)
                 if known is not None and not self.kept:
                     return self._remember(known)
@@ -143,10 +170,7 @@ class VisualTokenStore:
 
     def _batch(self, images: Sequence[int]) -> VisualTokens:
         """Kept visual tokens of these images, on the backbone's device."""
-        found = [self._kept[number] for number in images]
-        parts = [part for part in found if part is not None]
-        assert len(parts) == len(images), "only images that were read and found good can be asked for"
-        return VisualTokens.stack(parts).to(self.backbone.device)
+        return VisualTokens.stack([self._kept[self._keys[number]] for number in images]).to(self.backbone.device)
 
     def _keep(self, numbers: Sequence[int], visual: VisualTokens) -> int:
         """Store what was computed for these images, and say how many bytes it takes."""
@@ -158,8 +182,8 @@ class VisualTokenStore:
                 mask=visual.mask[row : row + 1, :count].to("cpu", copy=True),
                 grid=None if visual.grid is None else visual.grid[row : row + 1].to("cpu", copy=True),
             )
-            self._kept[number] = one
-            size += one.tokens.numel() * one.tokens.element_size()
+            self._kept[self._keys[number]] = one
+            size += _bytes(one)
         return size
 
     def _compare(self, size: int, used: int, read: int) -> None:
@@ -175,7 +199,12 @@ class VisualTokenStore:
             self.reading.budget / GIGA,
         )
         self.kept = False
-        self._kept = [None] * len(self.paths)
+        for key in self._keys:
+            self._kept.pop(key, None)
+
+
+def _bytes(visual: VisualTokens) -> int:
+    return visual.tokens.numel() * visual.tokens.element_size()
 
 
 def account_lines(account: Quarantine) -> bytes:

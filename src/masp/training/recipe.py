@@ -25,7 +25,7 @@ from masp.questions import EMOTION, Questions, load_questions
 from masp.settings import FREE, Settings, TrainConfig
 from masp.storage import write_file
 from masp.training.checkpoints import CheckpointStore, unwritable
-from masp.training.features import GIGA, Reading, VisualTokenStore, account_lines, read_account
+from masp.training.features import GIGA, Reading, VisualMemory, VisualTokenStore, account_lines, read_account
 from masp.training.interrupts import StopRequest
 from masp.training.loop import LoopSettings, Stage, Trainer
 from masp.training.runs import RunFolder, TrainResult
@@ -69,6 +69,7 @@ class Run:
     folder: RunFolder
     stop: StopRequest
     writes: bool  # whether this process is the one that writes files
+    memory: VisualMemory | None = None
 
     @property
     def method(self) -> MethodConfig:
@@ -87,7 +88,7 @@ class Run:
             DataError: too many images are bad, or none is left to train on.
         """
         records = [(name, record) for name, chosen in splits.items() for record in chosen]
-        store = VisualTokenStore(self.backbone, [record.path for _, record in records], self._reading())
+        store = VisualTokenStore(self.backbone, [record.path for _, record in records], self._reading(), self.memory)
         account = store.fill(self.stop, read_account(self.folder.quarantine))
         log.info("images: %s", account.summary())
         if self.writes:
@@ -132,6 +133,7 @@ def run_stage(
     prepare: Callable[[Run], Outcome],
     extra: Mapping[str, Any] | None = None,
     include_aspects: bool = True,
+    memory: VisualMemory | None = None,
 ) -> TrainResult:
     """One run from an opened data set to a finished adapter; `extra` joins what has to be equal to go on with it."""
     folder = RunFolder(out)
@@ -144,7 +146,7 @@ def run_stage(
             return finished
         if main:
             write_split(folder.splits, dataset)
-        outcome = prepare(Run(config, settings, dataset, backbone, folder, stop, main))
+        outcome = prepare(Run(config, settings, dataset, backbone, folder, stop, main, memory))
         checkpoints = CheckpointStore(folder.checkpoints, settings.keep_checkpoints)
         loop = loop_settings(settings, outcome.order, hash_of(identity))
         with tracked(accelerator, f"masp-{stage}", identity):

@@ -21,7 +21,7 @@ from masp.labels import normalise_answer
 from masp.model import MaspModel
 from masp.modules.aspect_attention import AspectModules
 from masp.questions import Questions, load_questions
-from masp.training.features import VisualTokenStore
+from masp.training.features import VisualMemory, VisualTokenStore
 from masp.training.interrupts import StopRequest
 from masp.training.loop import Share
 from masp.training.recipe import Outcome, Run, run_stage
@@ -166,7 +166,9 @@ def list_f1(pairs: Sequence[tuple[str, str]]) -> float:
     return 2 * hits / (said + wanted) if said + wanted else 1.0
 
 
-def train_aspects(config: RunConfig, dataset: Dataset, backbone: Backbone, out: Path) -> TrainResult:
+def train_aspects(
+    config: RunConfig, dataset: Dataset, backbone: Backbone, out: Path, memory: VisualMemory | None = None
+) -> TrainResult:
     """Train one module per aspect on the annotations of a data set, or go on with an interrupted run.
 
     Args:
@@ -174,6 +176,7 @@ def train_aspects(config: RunConfig, dataset: Dataset, backbone: Backbone, out: 
         dataset: with annotated images in its split "train"; "val", if there is one, decides which state is kept.
         backbone: stays frozen.
         out: folder of the run.
+        memory: visual tokens to share with other runs on this backbone.
 
     Raises:
         DataError: no picture is annotated with one of the aspects, or too many pictures are bad.
@@ -181,7 +184,7 @@ def train_aspects(config: RunConfig, dataset: Dataset, backbone: Backbone, out: 
         CheckpointError: the disk refuses to be written.
         Interrupted: a signal arrived; the checkpoint is written.
     """
-    return run_stage(config, config.aspects, "aspects", dataset, backbone, out, _prepare)
+    return run_stage(config, config.aspects, "aspects", dataset, backbone, out, _prepare, memory=memory)
 
 
 def _prepare(run: Run) -> Outcome:

@@ -23,7 +23,7 @@ from masp.errors import AdapterError
 from masp.labels import LabelStyle, render_labels
 from masp.model import MaspModel, Use, start_prompt
 from masp.questions import Questions, load_questions
-from masp.training.features import VisualTokenStore
+from masp.training.features import VisualMemory, VisualTokenStore
 from masp.training.interrupts import StopRequest
 from masp.training.loop import Share
 from masp.training.recipe import Outcome, Run, run_stage
@@ -138,6 +138,7 @@ def train_prompt(
     aspects: Path | None,
     out: Path,
     include_aspects: bool = True,
+    memory: VisualMemory | None = None,
 ) -> TrainResult:
     """Train a soft prompt on a labelled data set, or go on with an interrupted run.
 
@@ -148,6 +149,7 @@ def train_prompt(
         aspects: an aspects adapter, or the run that made it; None trains without aspects (V+S).
         out: folder of the run.
         include_aspects: whether the adapter holds a copy of the aspects, or only names them by their hashes.
+        memory: visual tokens to share with other runs on this backbone.
 
     Raises:
         AdapterError: the aspects do not fit the backbone, or lack one that `config.prompt.aspects` names.
@@ -166,7 +168,7 @@ def train_prompt(
     hashes = {} if adapter is None else {name: adapter.info.aspects_sha256[name] for name in _used(adapter, config)}
     extra = {"aspects_sha256": hashes, "include_aspects": include_aspects}
     prepare = partial(_prepare, adapter=adapter)
-    return run_stage(config, config.prompt, "prompt", dataset, backbone, out, prepare, extra, include_aspects)
+    return run_stage(config, config.prompt, "prompt", dataset, backbone, out, prepare, extra, include_aspects, memory)
 
 
 def _with_method_of(adapter: Adapter, config: RunConfig, where: str) -> RunConfig:
