@@ -150,6 +150,8 @@ def test_images_are_shrunk_as_in_training(masp, tmp_path):
         (streamed,) = one.predict_stream([tmp_path / "a.png"])
         single = one.predict(tmp_path / "a.png")
         assert streamed == single
+        with Image.open(tmp_path / "a.png") as opened:
+            assert one.predict(opened).aspects == single.aspects
         attention = single.aspects["scene"].attention
         shapes.append((len(attention), len(attention[0])))
     assert shapes == [(3, 6), (2, 4)]  # at most 24 tokens; 112 x 56 pixels

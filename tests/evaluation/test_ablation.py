@@ -102,7 +102,8 @@ def test_a_pair_that_does_not_belong_together_is_refused(pair, tmp_path):
 
 
 def test_the_table_is_written_with_every_label(pair, tmp_path):
-    table = table2(*pair, write_scenes(tmp_path).splits["test"], seed=3)
+    full, alone = pair
+    table = table2(full, alone, write_scenes(tmp_path).splits["test"], seed=3)
     write_table(tmp_path / "out", table, {"note": "made up"})
     summary = json.loads((tmp_path / "out" / "table2.json").read_text())
     assert summary["random_seed"] == 3

@@ -30,7 +30,7 @@ def test_a_thing_said_twice_counts_once_and_order_does_not_matter():
 def test_each_aspect_is_measured_where_it_is_annotated(tmp_path, monkeypatch):
     masp = Masp.from_pretrained(write_adapter(tmp_path / "adapter"), dtype="float32")
     records = write_scenes(tmp_path / "scenes").splits["test"]
-    heard: list[Use] = []
+    heard: list[Use | None] = []
 
     def say(model, visual, question, use=None, max_new_tokens=16):
         heard.append(use)
