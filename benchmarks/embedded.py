@@ -32,7 +32,7 @@ from masp.evaluation.runner import evaluate
 from masp.predictor import Masp
 
 HOME = Path(__file__).parent
-PLAN = Plan(train=12000, val=600, test=2000, read=2000, explained=2000, seed=0)
+PLAN = Plan(train=12000, val=600, test=2000, read=600, explained=600, seed=0)
 SHIFTED = {"shifted": 1000}
 
 

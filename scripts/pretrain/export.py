@@ -1,6 +1,6 @@
 """Write the embedded backbone as an ordinary Qwen2-VL checkpoint folder in bfloat16, with its training logs.
 
-    python scripts/pretrain/export.py --vision FOLDER --language FOLDER --out src/masp/backbones/embedded
+python scripts/pretrain/export.py --vision FOLDER --language FOLDER --out src/masp/backbones/embedded
 """
 
 import argparse
@@ -9,12 +9,12 @@ import shutil
 from pathlib import Path
 
 import torch
-from architecture import VOCABULARY, backbone_config
 from safetensors.torch import load_file
 from texts import corpus
 from tokenizer import build
 from transformers import Qwen2VLForConditionalGeneration
 
+from architecture import VOCABULARY, backbone_config
 from masp.data.emoji.draw import SIDE
 
 PREPROCESSING = {

@@ -106,7 +106,7 @@ def load(folder: Path, split: str) -> tuple[np.ndarray, Tensor, Tensor]:
 def train(folder: Path, out: Path, minutes: float, rate: float, batch: int, seed: int) -> None:
     """Train for a stretch of wall-clock time; the schedule follows the clock."""
     torch.manual_seed(seed)
-    torch.set_flush_denormal(True)  # tiny gradients of well-learned cells otherwise slow a step tenfold on a CPU
+    torch.set_flush_denormal(True)  # denormal numbers are slow on a CPU and mean nothing here
     rng = np.random.default_rng(seed)
     model = DenseReader()
     parts = [load(folder, "collage"), load(folder, "pretrain")]

@@ -87,9 +87,9 @@ class Curve:
 class Sight:
     """What one aspect saw in one picture.
 
-    `effect` is the fall of the label's log-probability when the aspect is left out, in nats. `attention` holds
-    the weights over the picture's cells, rows from the top; it is None for a backbone whose tokens form no grid. `truth`
-    is the right answer, empty where the picture shows nothing of the kind and None where nobody knows.
+    `effect` is the fall of the label's log-probability when the aspect is left out, in nats. `attention` holds the
+    weights over the picture's cells, rows from the top; it is None for a backbone whose tokens form no grid. `truth` is
+    the right answer, empty where the picture shows nothing of the kind and None where nobody knows.
     """
 
     aspect: str

@@ -13,7 +13,6 @@ from masp.data.emoji.world import EMOTIONS, INTERACTIONS, cause, effects, label_
 from masp.errors import DataError
 
 SHARES = {"train": 0.70, "val": 0.05, "test": 0.15, "shifted": 0.10}
-JPEG = {"quality": 95, "subsampling": 0}
 
 
 def split_sizes(images: int) -> dict[str, int]:
@@ -70,7 +69,7 @@ def _write_scene(folder: Path, made: Scene, counters: dict[str, int]) -> list[st
     name = f"{label}_{counters[label]:05d}"
     counters[label] += 1
     image, note = f"image/{label}/{name}.jpg", f"annotation/{label}/{name}.json"
-    made.drawing.image.save(folder / image, **JPEG)
+    made.drawing.image.save(folder / image, quality=95, subsampling=0)
     (folder / note).write_text(json.dumps(annotation(made, name)))
     return [label, name, image, note]
 
