@@ -89,4 +89,15 @@ def _explanations(content: Content) -> str:
     return table(("explanations and the truth", "share"), rows)
 
 
-SHAPES: Mapping[str, Callable[[Content], str]] = {"embedded.json": embedded}
+def real_width(content: Content) -> str:
+    """Time and memory on a backbone of real width, whose weights are random: what it answers means nothing."""
+    backbone = content["backbone"]
+    intro = (
+        f"On a backbone with random weights, {backbone['parameters'] / 1e6:.0f} M parameters (d = {backbone['dim']}, "
+        f"{backbone['layers']} layers), from a checkpoint folder; each command a process of its own."
+    )
+    rows = [(name, f"{step['seconds']:.1f}", f"{step['peak_gb']:.1f}") for name, step in content["steps"].items()]
+    return f"{intro}\n\n{table(('command', 'seconds', 'memory, GiB'), rows)}"
+
+
+SHAPES: Mapping[str, Callable[[Content], str]] = {"embedded.json": embedded, "real_width.json": real_width}

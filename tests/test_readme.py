@@ -92,6 +92,16 @@ def test_the_embedded_result_shows_every_number(tmp_path: Path) -> None:
     assert shown.endswith("[benchmarks/results/embedded.json](benchmarks/results/embedded.json).")
 
 
+def test_the_result_of_real_width_shows_time_and_memory(tmp_path: Path) -> None:
+    steps = {"train all": {"seconds": 31.7, "peak_gb": 2.31}, "predict": {"seconds": 7.9, "peak_gb": 1.27}}
+    backbone = {"parameters": 349_000_000, "dim": 896, "layers": 12, "weights": "random"}
+    content = {"command": "python benchmarks/real_width.py W", "backbone": backbone, "steps": steps}
+    (tmp_path / "real_width.json").write_text(json.dumps(content))
+    shown = results(tmp_path)
+    for found in ("349 M", "d = 896", "random", "| train all | 31.7 | 2.3 |", "| predict | 7.9 | 1.3 |"):
+        assert found in shown
+
+
 def test_no_result_is_said_openly(tmp_path: Path) -> None:
     assert results(tmp_path) == update_readme.NOTHING
 
