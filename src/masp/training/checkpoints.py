@@ -102,8 +102,8 @@ def unwritable(error: Exception, target: Path) -> CheckpointError:
     return CheckpointError(
         got=f"writing {target} failed: {error}",
         expected="a folder that can be written, with room for one more checkpoint",
-        todo="free some space or make the folder writable, then give the same command again: "
-        "it goes on from the last complete checkpoint",
+        todo="Free some space or make the folder writable, then give the same command again: "
+        "it goes on from the last complete checkpoint.",
     )
 
 

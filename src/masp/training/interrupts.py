@@ -33,7 +33,7 @@ class StopRequest:
             raise Interrupted(
                 got=f"the run was interrupted by {self.received}",
                 expected="a run that goes to its end",
-                todo="give the same command again: it goes on from the checkpoint",
+                todo="Give the same command again: it goes on from there.",
             )
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

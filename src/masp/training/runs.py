@@ -80,7 +80,7 @@ class RunFolder:
 
     def _make(self) -> None:
         if self.out.exists() and not self.out.is_dir():
-            raise UsageError(got=f"--out {self.out} is a file", expected="a folder", todo="name another place")
+            raise UsageError(got=f"--out {self.out} is a file", expected="a folder", todo="Name another place.")
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -93,7 +93,7 @@ class RunFolder:
             raise CheckpointError(
                 got=f"another run is writing into {self.out}",
                 expected="one run in a folder at a time",
-                todo="wait for it, or name another --out",
+                todo="Wait for it, or name another --out.",
             ) from error
 
     def _before(self) -> dict[str, Any] | None:
@@ -108,7 +108,7 @@ class RunFolder:
                 raise UsageError(
                     got=f"{self.out} holds {' and '.join(foreign)}, but no run.json that says where they come from",
                     expected="an empty folder, or one of the same run",
-                    todo="name another --out",
+                    todo="Name another --out.",
                 )
             return None
         try:
@@ -120,7 +120,7 @@ class RunFolder:
             raise UsageError(
                 got=f"{self.description} cannot be read: {error}",
                 expected="the description of a run, as this version writes it",
-                todo="name another --out, or remove the folder",
+                todo="Name another --out, or remove the folder.",
             ) from error
 
     def result(self) -> TrainResult | None:
@@ -150,5 +150,5 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> Non
         raise UsageError(
             got=f"{out} belongs to a run with another configuration ({'; '.join(changes)})",
             expected="the same configuration, to go on with that run",
-            todo="name another --out, or change it back",
+            todo="Name another --out, or change it back.",
         )
