@@ -109,7 +109,7 @@ def measure(runs: Path, seeds: Iterable[int], out: Path) -> None:
     """Draw the data once, run every seed, write the result file."""
     for folder, sizes in (("data", PLAN.splits()), ("shifted", SHIFTED)):
         if not (runs / folder).exists():
-            with Steps(1).counted("drawing", sum(sizes.values())) as advance:
+            with Steps(1, runs / "times.json").counted("drawing", sum(sizes.values())) as advance:
                 write_dataset(runs / folder, sizes, PLAN.seed, advance)
     backbone = load_backbone("embedded")
     probe = {split: linear_probe(backbone, split) for split in ("test", "shifted")}

@@ -44,7 +44,7 @@ def write_checkpoint(folder: Path) -> int:
     }
     content["vision_config"] |= {"depth": 12, "embed_dim": 640, "num_heads": 10, "hidden_size": 896}
     torch.manual_seed(0)
-    model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(**content)).to(torch.bfloat16)
+    model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(**content)).bfloat16()
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json"):
         shutil.copy(embedded / name, folder / name)
