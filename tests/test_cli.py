@@ -164,7 +164,11 @@ def test_a_folder_without_images_is_a_failure(masp, world, tmp_path):
         (["train", "all", "--data", "d", "--out", "o"], 2, "no backbone is named"),
         (["train", "all", "--backbone", "embedded", "--out", "o"], 2, "--data is missing"),
         (["train", "all", "--backbone", "embedded", "--data", "d"], 2, "--out is missing"),
-        (["train", "prompt", "--backbone", "embedded", "--data", "d", "--out", "o"], 2, "--aspects is missing"),
+        (
+            ["train", "all", "--backbone", "b", "--data", "d", "--out", "o", "method.prompt_length=0"],
+            2,
+            "no soft prompt",
+        ),
         (["train", "all", "--backbone", "b", "--data", "d", "--out", "o", "--aspects", "a"], 2, "--aspects was given"),
         (["train", "all", "--data", "d", "--out", "o", "prompt.epoch=3"], 2, "epochs"),
         (["train", "all", "--data", "d", "--out", "o", "prompt.aspects=[scenes]"], 2, "Did you mean 'scene'?"),
@@ -270,10 +274,13 @@ def test_both_stages_train_and_their_run_predicts(masp, scenes, tmp_path):
 
 
 def test_a_prompt_trains_on_folders_without_aspects(masp, world, tmp_path):
-    words = ["--data", world / "data", "--backbone", tiny.checkpoint(), "--aspects", "none", "--out", tmp_path / "run"]
-    code, out, err = masp("train", "prompt", *words, "prompt.max_steps=2", "method.prompt_length=3")
+    words = ["--data", world / "data", "--backbone", tiny.checkpoint(), "--out", tmp_path / "run"]
+    short = ["prompt.max_steps=2", "method.prompt_length=3"]
+    code, out, err = masp("train", "prompt", *words, *short)
     assert code == 0, err
     assert "without aspects (V+S)" in err
+    again, same, _ = masp("train", "prompt", *words, *short, "--aspects", "none")
+    assert (again, same) == (0, out)  # the same run: it is finished already
     code, out, _ = masp("predict", world / "pictures/0.png", "--adapter", tmp_path / "run", "--json")
     assert code == 0
     assert set(objects(out)[0]["probabilities"]) == set(LABELS)

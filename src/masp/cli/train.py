@@ -8,7 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from masp.config import RunConfig
-    from masp.training.runs import TrainResult
+    from masp.training import TrainResult
 
 NONE = "none"
 
@@ -50,9 +50,7 @@ def train(
     backbone: Annotated[str | None, typer.Option(metavar="ID", help="Hub id, folder, or `embedded`.")] = None,
     aspects: Annotated[
         str | None,
-        typer.Option(
-            metavar="DIR|none", help="For *prompt*: the aspects to put before the image; `none` trains without."
-        ),
+        typer.Option(metavar="DIR|none", help="For *prompt*: the aspects to put before the image. Default: `none`."),
     ] = None,
 ) -> None:
     """Train adapters on a frozen backbone: the aspect modules, then the soft prompt."""
@@ -61,17 +59,16 @@ def train(
     settings = _settings(config, changes or [], data, backbone)
     if out is None:
         raise UsageError("--out is missing", "a folder for the run", "Add --out DIR.")
-    if what is What.prompt and aspects is None:
-        todo = "Add --aspects DIR with a trained stage 1, or --aspects none to train a prompt without aspects."
-        raise UsageError("--aspects is missing", "an aspects adapter, or none", todo)
     if what is not What.prompt and aspects is not None:
         raise UsageError(f"--aspects was given to train {what}", "it only with: masp train prompt", "Leave it out.")
-    if what is not What.prompt:
-        folder = out / "aspects" if what is What.all else out
-        _report("aspects", _train_aspects(settings, folder))
-        aspects = str(folder)
-    if what is not What.aspects:
-        _report("prompt", _train_prompt(settings, aspects or NONE, out / "prompt" if what is What.all else out))
+    if what is What.aspects:
+        _train(settings.ready_for("aspects"), out, None, None)
+    elif what is What.prompt:
+        found = None if aspects in (None, NONE) else Path(aspects)
+        _train(settings.ready_for("prompt"), None, out, found)
+    else:
+        both = settings.ready_for("aspects").ready_for("prompt")
+        _train(both, out / "aspects", out / "prompt", out / "aspects")
 
 
 def _settings(config: Path | None, changes: list[str], data: Path | None, backbone: str | None) -> "RunConfig":
@@ -97,28 +94,21 @@ def _settings(config: Path | None, changes: list[str], data: Path | None, backbo
     return settings
 
 
-def _train_aspects(settings: "RunConfig", out: Path) -> "TrainResult":
-    from masp.backbones.loading import load_backbone
-    from masp.data.readers import open_dataset
-    from masp.training.stage1_aspects import train_aspects
-
-    settings = settings.ready_for("aspects")
-    dataset = open_dataset(settings.data)
-    return train_aspects(settings, dataset, load_backbone(settings.backbone), out)
-
-
-def _train_prompt(settings: "RunConfig", aspects: str, out: Path) -> "TrainResult":
+def _train(settings: "RunConfig", first: Path | None, second: Path | None, aspects: Path | None) -> None:
+    """Stage 1 into the folder `first`, stage 2 with these aspects into `second`; None leaves a stage out."""
     from masp.backbones.loading import load_backbone
     from masp.cli.show import say
     from masp.data.readers import open_dataset
-    from masp.training.stage2_prompt import train_prompt
+    from masp.training import train_aspects, train_prompt
 
-    settings = settings.ready_for("prompt")
+    if second is not None and aspects is None:
+        say("training without aspects (V+S): predictions will come without reasons; --aspects DIR trains with them")
     dataset = open_dataset(settings.data)
-    if aspects == NONE:
-        say("training without aspects (V+S): predictions will come without reasons")
-    folder = None if aspects == NONE else Path(aspects)
-    return train_prompt(settings, dataset, load_backbone(settings.backbone), folder, out)
+    loaded = load_backbone(settings.backbone)
+    if first is not None:
+        _report("aspects", train_aspects(settings, dataset, loaded, first))
+    if second is not None:
+        _report("prompt", train_prompt(settings, dataset, loaded, aspects, second))
 
 
 def _report(stage: str, result: "TrainResult") -> None:
