@@ -94,7 +94,7 @@ def test_a_refusing_disk_is_a_clear_error_and_costs_nothing(store, monkeypatch, 
         with pytest.raises(CheckpointError) as caught:
             store.save(checkpoint(2))
     assert os.strerror(number) in str(caught.value)
-    assert "Give the same command again" in str(caught.value)
+    assert "give the same command again" in str(caught.value)
     store.clean()
     assert store.latest().step == 1
     assert names(store) == ["step-00000001"]

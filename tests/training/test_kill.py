@@ -71,10 +71,10 @@ train_prompt(small.config(), dataset, backbone, out / "a", out / "p")
         "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *sys.path]),
         "OMP_NUM_THREADS": "1",
     }
-    several = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     for name, launcher in (("one", []), ("two", several)):
         command = [sys.executable, *launcher, str(tmp_path / "work.py"), str(tmp_path), name]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=600)
         assert done.returncode == 0, done.stderr[-2000:]
     for stage in "ap":
         one, two = (load_file(tmp_path / name / stage / "adapter" / "weights.safetensors") for name in ("one", "two"))
