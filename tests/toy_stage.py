@@ -39,7 +39,7 @@ SETTINGS = LoopSettings(
 class ToyStage:
     """y = w x + b on eleven points, with noise from torch's own random numbers so that their state matters."""
 
-    name, score = "toy", ("negative_error",)
+    name, unit, score = "toy", "points", ("negative_error",)
 
     def __init__(self, before_step: Callable[[int], None] = lambda step: None, weights: torch.Tensor | None = None):
         self.weight, self.bias = nn.Parameter(torch.zeros(5)), nn.Parameter(torch.zeros(()))

@@ -1,5 +1,6 @@
 """The loop itself: order, resumption to the bit, early stopping, weights, and what it says when things go wrong."""
 
+import io
 import json
 import signal
 from dataclasses import replace
@@ -7,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from masp.errors import CheckpointError, MaspError
 from masp.training.interrupts import Interrupted, StopRequest
+from masp.training.progress import Bar
 from masp.training.schedule import rate_factor
 from toy_stage import SETTINGS, ToyStage, batches, numbers, train
 
@@ -174,3 +177,17 @@ def test_the_schedule_rises_falls_and_never_starts_at_zero():
 def test_the_toy_order_is_what_the_tests_take_it_for():
     assert batches(0, 0) != batches(1, 0)
     assert batches(2, 1) == batches(2, 0)[1:]
+
+
+def test_the_bar_shows_loss_pace_and_time_left():
+    console = Console(force_terminal=True, width=120, file=io.StringIO())
+    with Bar("prompt", 40, 10, "images", console) as bar:
+        bar.show(20, 1.25, 183.4)
+        bar.show(21)
+    text = console.file.getvalue()
+    for part in ("prompt", "21/40", "loss 1.2500", "183 images/s", "0:00:"):
+        assert part in text
+    silent = Console(file=io.StringIO())
+    with Bar("prompt", 40, console=silent) as bar:
+        bar.show(20, 1.25, 183.4)
+    assert silent.file.getvalue() == ""

@@ -22,6 +22,7 @@ from masp.training.features import Reading, VisualMemory, VisualTokenStore
 from masp.training.interrupts import StopRequest
 from masp.training.loop import Share
 from masp.training.stage1_aspects import AspectExample, AspectStage, ImageMajor, list_f1, measured
+from masp.training.stage2_prompt import Asking
 
 PROMPT = ("prompt.max_steps=3", "aspects.max_steps=3")
 
@@ -405,6 +406,30 @@ def test_a_full_disk_is_one_clear_error_and_the_same_command_goes_on(tmp_path, d
     assert not list(out.rglob(".masp*"))
     for path in expected.iterdir():
         assert path.read_bytes() == (result.adapter / path.name).read_bytes(), path.name
+
+
+def test_only_the_released_variant_shuffles_its_labels():
+    questions = load_questions()
+    fixed = Asking(questions, small.LABELS, "comma", shuffled=False, seed=0)
+    mixed = Asking(questions, small.LABELS, "python", shuffled=True, seed=0)
+    count = len(questions.emotion)
+    assert fixed.evaluation() == fixed.training(0, 0) == questions.ask_emotion("joy, fear, disgust")
+    assert [fixed.training(0, epoch) for epoch in range(count)] == [
+        questions.ask_emotion("joy, fear, disgust", number) for number in range(count)
+    ]  # training takes the texts in turn
+    assert mixed.evaluation() == questions.ask_emotion("['joy', 'fear', 'disgust']")
+    orders = {mixed.training(example * count, 0) for example in range(40)}
+    assert len(orders) == 6
+    assert mixed.training(5, 1) == mixed.training(5, 1)
+
+
+def test_trackers_hear_of_the_run(tmp_path, dataset):
+    pytest.importorskip("tensorboard")
+    config = small.config(*PROMPT, "prompt.trackers=[tensorboard]", "prompt.log_every=1")
+    train_prompt(config, dataset, tiny.backbone(), None, tmp_path)
+    events = list(tmp_path.rglob("events.out.tfevents.*"))
+    assert events
+    assert any(b"step/loss" in path.read_bytes() for path in events)
 
 
 def test_measures_of_stage_1():

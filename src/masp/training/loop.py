@@ -63,10 +63,12 @@ class Stage(Protocol):
 
     Attributes:
         name: what is trained, for the progress bar.
+        unit: what the progress bar calls its examples.
         score: the validation metrics that decide which state is kept, the most important first; more is better.
     """
 
     name: str
+    unit: str
     score: tuple[str, ...]
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -138,8 +140,7 @@ class Trainer:
             MaspError: the loss is no longer a number.
         """
         length = self._restore()
-        total = self.settings.steps
-        with MetricsFile(metrics, length) as self.metrics, Bar(self.stage.name, total, self.at.step) as self.bar:
+        with MetricsFile(metrics, length) as self.metrics, self._bar() as self.bar:
             try:
                 self._run(stop)
             except Interrupted:
@@ -148,6 +149,9 @@ class Trainer:
         if self.best:
             put(self.best, self.parameters)
         return Fit(self.at.step, self.at.examples, self.at.seconds, dict(self.at.best_metrics))
+
+    def _bar(self) -> Bar:
+        return Bar(self.stage.name, self.settings.steps, self.at.step, self.stage.unit)
 
     def _run(self, stop: StopRequest) -> None:
         """All steps that are left, each followed by what is due at its position."""
@@ -277,7 +281,7 @@ class Trainer:
             raise MaspError(
                 f"the loss became {value} before step {self.at.step}",
                 "a finite number",
-                "Lower the learning rate, set clip, or use another dtype; the last checkpoint is from before.",
+                "Lower the learning rate, or use another dtype; the last checkpoint is from before.",
             )
         return value
 

@@ -19,10 +19,14 @@ class Bar:
     Args:
         title: what is being done.
         total: how many steps there are; `done` of them were finished before.
+        unit: what the pace counts.
         console: where it is drawn; None for standard error.
     """
 
-    def __init__(self, title: str, total: int, done: int = 0, console: Console | None = None) -> None:
+    def __init__(
+        self, title: str, total: int, done: int = 0, unit: str = "images", console: Console | None = None
+    ) -> None:
+        self.unit = unit
         console = console or Console(stderr=True)
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
@@ -36,9 +40,9 @@ class Bar:
         self._task: TaskID = self._progress.add_task(title, total=total, completed=done, note="")
 
     def show(self, done: int, loss: float | None = None, pace: float | None = None) -> None:
-        """Put the bar at `done` steps; `loss` and `pace` (images per second) replace what it says, where given."""
+        """Put the bar at `done` steps; `loss` and `pace` (units per second) replace what it says, where given."""
         parts = [f"loss {loss:.4f}"] if loss is not None else []
-        parts += [f"{pace:.0f} images/s"] if pace is not None else []
+        parts += [f"{pace:.0f} {self.unit}/s"] if pace is not None else []
         if parts:
             self._progress.update(self._task, completed=done, note="  ".join(parts))
         else:

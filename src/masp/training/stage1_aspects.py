@@ -86,6 +86,7 @@ class AspectStage:
     """
 
     name: str = "aspects"
+    unit: str = "pairs"
     score: tuple[str, ...] = ("score",)
 
     def __init__(

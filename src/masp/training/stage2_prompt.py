@@ -79,6 +79,7 @@ class PromptStage:
     """
 
     name: str = "prompt"
+    unit: str = "images"
     score: tuple[str, ...] = ("accuracy", "log_likelihood")
 
     def __init__(
