@@ -225,6 +225,17 @@ def test_an_unknown_split_or_label_is_wrong_use(masp, world, tmp_path):
     assert (code, "the label 'joys'" in error_line(err)) == (2, True)
 
 
+def test_settings_of_the_data_can_be_changed_and_no_others(masp, world):
+    words = ["evaluate", "--adapter", world / "adapter", "--data", world / "data"]
+    code, out, err = masp(*words, "data.splits.kind=content", "--split", "train")
+    assert code == 0, err
+    assert "7 used" not in out  # both published splits together, divided anew
+    code, _, err = masp(*words, "prompt.epochs=3")
+    assert (code, "prompt.epochs=3 has no meaning here" in error_line(err)) == (2, True)
+    code, _, err = masp(*words, "data.layuot=folder")
+    assert (code, "layout" in error_line(err)) == (2, True)
+
+
 def test_one_class_or_an_empty_folder_is_refused(masp, world, tmp_path):
     shutil.copytree(world / "data" / "test" / "joy", tmp_path / "data" / "joy")
     (tmp_path / "empty").mkdir()

@@ -25,6 +25,10 @@ class Mode(StrEnum):
 def evaluate(
     adapter: Annotated[Path, typer.Option(metavar="DIR", help="The trained adapter, or the folder of its run.")],
     data: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the data set.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Settings of the data, such as `data.splits.kind=paper-like`."),
+    ] = None,
     split: Annotated[str, typer.Option(help="Which split of the data set.")] = "test",
     mode: Annotated[
         Mode, typer.Option(help="*score*: the most probable label; *generate*: the text must name a label exactly.")
@@ -40,16 +44,27 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
 ) -> None:
-    """Measure an adapter on a labelled split: accuracy with its 95 % interval, every label, calibration."""
+    """Measure an adapter on a labelled split: accuracy with its 95 % interval, every label, calibration.
+
+    A data set without published splits is divided as the adapter's run divided it, where it was trained on it.
+    """
     from masp.cli.show import counting, evaluation_tables, results, say
+    from masp.config import load_config
     from masp.data.readers import open_dataset
     from masp.errors import UsageError, did_you_mean
     from masp.evaluation.batches import Batching
+    from masp.evaluation.division import as_trained
     from masp.evaluation.runner import evaluate as measure
     from masp.predictor import Masp
     from masp.training.progress import Bar
 
-    dataset = open_dataset(data)
+    strange = next((change for change in changes or [] if not change.startswith("data.")), None)
+    if strange is not None:
+        raise UsageError(
+            f"the setting {strange} has no meaning here", "settings that begin with data.", "Leave it out."
+        )
+    settings = load_config(None, changes or []).data.model_copy(update={"path": data})
+    dataset = as_trained(open_dataset(settings), adapter)
     if split not in dataset.splits:
         raise UsageError(f"--split {split}: {data} has no such split", "", did_you_mean(split, dataset.splits))
     records = dataset.split(split)
