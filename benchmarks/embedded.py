@@ -74,6 +74,7 @@ def one_seed(runs: Path, seed: int) -> dict[str, Any]:
     config = load_config(HOME.parent / "configs" / "embedded.yaml", [f"aspects.seed={seed}", f"prompt.seed={seed}"])
     run_demo(home, Console(), PLAN, config)
     found = json.loads((home / "results.json").read_text())
+    found["provenance"]["adapter"]["name"] = f"seed{seed}/prompt/adapter"  # not where RUNS lies on this machine
     masp = Masp.from_pretrained(home / "prompt" / "adapter")
     shifted = evaluate(masp, open_dataset(runs / "shifted"), "shifted")
     return {"seed": seed, "shifted_accuracy": shifted.accuracy.value, **found}

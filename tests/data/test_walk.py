@@ -128,3 +128,8 @@ def test_a_folder_that_goes_away_while_it_is_walked_is_an_error(folder: Path) ->
     shutil.rmtree(folder / "b")
     with pytest.raises(DataError, match="b cannot be read"):
         list(stream)
+
+
+def test_a_url_is_refused_as_one() -> None:
+    with pytest.raises(DataError, match="is a URL"):
+        next(images_from(["https://example.com/a.jpg"]))

@@ -68,6 +68,8 @@ def images_from(paths: Iterable[str | Path], stdin: Iterable[str] | None = None)
             yield from _from_lines(sys.stdin if stdin is None else stdin)
         elif text.startswith("@"):
             yield from _from_list(Path(text[1:]))
+        elif "://" in text:
+            raise DataError(f"{text:.200} is a URL", "a file or a folder", "Download the picture and name the file.")
         else:
             yield from _from_argument(Path(text))
 

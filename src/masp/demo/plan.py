@@ -25,7 +25,7 @@ class Plan:
     test: int = 800
     read: int = 200
     explained: int = 300
-    seed: int = 0
+    seed: int = 1  # other pictures than those of the committed figures, which use 0
 
     def splits(self) -> dict[str, int]:
         """Pictures by split."""
