@@ -9,6 +9,7 @@ from PIL import Image
 
 import masp.predictor as predictor
 import tiny
+from masp.demo.pictures import demo_pictures
 from masp.errors import AdapterError, BackboneError, DataError, ImageError, MaspError, UsageError
 from masp.predictor import Failure, Masp, Prediction
 from small_adapters import LABELS, write_adapter
@@ -221,3 +222,15 @@ def test_the_shipped_adapter_is_used_by_default(monkeypatch, tmp_path, pictures)
     write_adapter(tmp_path / "embedded_adapter")
     monkeypatch.setattr(predictor.resources, "files", lambda _: tmp_path)
     assert Masp.from_pretrained().predict(pictures[0], explain=False).adapter == "embedded"
+
+
+def test_the_shipped_default_reads_the_shipped_pictures(tmp_path):
+    shipped = demo_pictures(tmp_path)
+    masp = Masp.from_pretrained(dtype="float32")
+    found = masp.predict([picture.path for picture in shipped])
+    read = [
+        one.aspects["scene"].answer == picture.annotations["scene"] for one, picture in zip(found, shipped, strict=True)
+    ]
+    assert sum(read) == len(shipped) == 6
+    assert sum(one.answer == one.label for one in found) >= 5  # scored and generated answers agree
+    assert {(one.adapter, one.backbone) for one in found} == {("embedded", "embedded")}
