@@ -109,15 +109,16 @@ def test_deep_folders_need_no_deep_stack(folder: Path) -> None:
 
 def test_an_endless_list_is_read_as_it_is_used() -> None:
     found = images_from(["-"], (f"{number}.png\n" for number in itertools.count()))
+    grown = []
     tracemalloc.start()
-    for _ in range(300):
-        next(found)
-    before = tracemalloc.get_traced_memory()[0]
-    for _ in range(3000):
-        next(found)
-    grown = tracemalloc.get_traced_memory()[0] - before
+    for _ in range(5):  # other threads of the process allocate too, but not in every round
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(3000):
+            next(found)
+        grown.append(tracemalloc.get_traced_memory()[0] - before)
     tracemalloc.stop()
-    assert grown < 100_000  # kept paths would take six times as much
+    assert min(grown) < 100_000  # kept paths would take six times as much in each
+
 
 
 def test_a_folder_that_goes_away_while_it_is_walked_is_an_error(folder: Path) -> None:
