@@ -5,6 +5,10 @@ Order matters. The environment is set before torch is imported, and the import h
 """
 
 import os
+import signal
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job; processes the tests start inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(
