@@ -120,7 +120,6 @@ def test_an_endless_list_is_read_as_it_is_used() -> None:
     assert min(grown) < 100_000  # kept paths would take six times as much in each
 
 
-
 def test_a_folder_that_goes_away_while_it_is_walked_is_an_error(folder: Path) -> None:
     with pytest.raises(DataError, match="none cannot be read"):
         listing(folder / "none")
