@@ -180,14 +180,15 @@ def test_the_toy_order_is_what_the_tests_take_it_for():
 
 
 def test_the_bar_shows_loss_pace_and_time_left():
-    console = Console(force_terminal=True, width=120, file=io.StringIO())
+    shown = io.StringIO()
+    console = Console(force_terminal=True, width=120, file=shown)
     with Bar("prompt", 40, 10, "images", console) as bar:
         bar.show(20, 1.25, 183.4)
         bar.show(21)
-    text = console.file.getvalue()
+    text = shown.getvalue()
     for part in ("prompt", "21/40", "loss 1.2500", "183 images/s", "0:00:"):
         assert part in text
-    silent = Console(file=io.StringIO())
-    with Bar("prompt", 40, console=silent) as bar:
+    silent = io.StringIO()
+    with Bar("prompt", 40, console=Console(file=silent)) as bar:
         bar.show(20, 1.25, 183.4)
-    assert silent.file.getvalue() == ""
+    assert silent.getvalue() == ""
