@@ -1,6 +1,7 @@
 """Where exceptions end: every one becomes a readable line on stderr and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 wrong use (arguments, configuration keys, names of labels or aspects), 130 interrupted.
+Exit codes: 0 done, 1 failed (or a training stopped after saving its state), 2 wrong use (arguments, configuration keys,
+names of labels or aspects), 130 interrupted.
 """
 
 import contextlib
