@@ -339,7 +339,7 @@ def texts(root: Path) -> Iterator[tuple[Path, str]]:
     for tree in TREES:
         paths += [path for path in (root / tree).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     for path in sorted(paths):
-        if path.suffix in TEXTS:
+        if path.suffix in TEXTS and not path.name.startswith(".coverage"):  # what `make coverage` leaves is no text
             yield path, path.read_text(encoding="utf-8")
 
 
