@@ -67,7 +67,12 @@ def _aspects(content: Content) -> str:
             percent(content["mean"]["object_f1_backbone"]),
         )
     )
-    head = ("exactly right answer", "from its aspect tokens alone (stage 1)", "backbone, from all visual tokens")
+    pictures = content["seeds"][0]["aspects"]["pictures"]
+    head = (
+        f"exactly right answer ({pictures:,} pictures)",
+        "from its aspect tokens alone (stage 1)",
+        "backbone, from all visual tokens",
+    )
     return table(head, rows)
 
 
@@ -83,10 +88,11 @@ def _explanations(content: Content) -> str:
         for name, value in average["pointing"].items()
     ]
     rows += [
-        (f"a linear read-out of one visual token names its glyph ({split} split)", percent(value))
+        (f"a linear read-out of one visual token names its glyph ({split} split, 500 pictures)", percent(value))
         for split, value in content["linear_probe"].items()
     ]
-    return table(("explanations and the truth", "share"), rows)
+    pictures = content["seeds"][0]["explanations"]["pictures"]
+    return table((f"explanations and the truth ({pictures:,} pictures)", "share"), rows)
 
 
 def real_width(content: Content) -> str:

@@ -58,12 +58,13 @@ def made_up() -> dict[str, Any]:
     interval = {"value": 0.41, "low": 0.37, "high": 0.43}
     rows = [{"name": "V", "meaning": "zero-shot", "accuracy": interval}]
     differences = [{"name": "V+S - V", "paired": {"difference": 0.19, "low": 0.17, "high": 0.23}}]
+    counts = {"aspects": {"pictures": 1009}, "explanations": {"pictures": 1013}}
     other = [{"name": "V", "meaning": "zero-shot", "accuracy": {"value": 0.47, "low": 0.4, "high": 0.5}}]
     return {
         "command": "python benchmarks/embedded.py RUNS",
         "seeds": [
-            {"seed": 0, "table2": {"images": 2003, "rows": rows, "differences": differences}},
-            {"seed": 5, "table2": {"images": 2003, "rows": other, "differences": differences}},
+            {"seed": 0, "table2": {"images": 2003, "rows": rows, "differences": differences}, **counts},
+            {"seed": 5, "table2": {"images": 2003, "rows": other, "differences": differences}, **counts},
         ],
         "mean": {
             "accuracy": {"V": 0.44},
@@ -87,6 +88,8 @@ def test_the_embedded_result_shows_every_number(tmp_path: Path) -> None:
     shown = results(tmp_path)
     for number in ("2,003", "0, 5", "44.0 %", "41.0 · 47.0", "[37.0, 43.0]", "13.0 %", "71.0 %", "53.0 %", "+19.0"):
         assert number in shown
+    assert "exactly right answer (1,009 pictures)" in shown
+    assert "explanations and the truth (1,013 pictures)" in shown
     for number in ("83.0 % | 61.0 %", "73.0 % | 59.0 %", "67.0 %", "29.0 %", "97.0 %", "89.0 %"):
         assert number in shown
     assert shown.endswith("[benchmarks/results/embedded.json](benchmarks/results/embedded.json).")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 class Muon(torch.optim.Optimizer):
     """Momentum orthogonalised by Newton-Schulz iterations, in float32.
 
-    torch's own Muon iterates in bfloat16, which is forty times slower on a processor without bfloat16 units.
+    torch's own Muon iterates in bfloat16, which is slow on a processor without bfloat16 units.
     """
 
     def __init__(self, matrices: list[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
