@@ -94,25 +94,35 @@ def test_read_is_used_plus_quarantined() -> None:
     account.finish()
 
 
-def test_more_than_one_percent_stops() -> None:
-    account = Quarantine()
-    account.accept(99)
-    account.reject(HERE, "damaged")  # 1 of 100 is not more than 1 %
-    account.accept(50)
+def test_more_than_one_percent_of_all_stops_at_once() -> None:
+    account = Quarantine(total=299)
+    account.accept(10)
+    account.reject(HERE, "damaged")
+    account.reject(HERE, "damaged")  # 2 of 12, but of 299 to come not more than 1 %
     with pytest.raises(
-        DataError, match=r"2 of 151 files cannot be used, the last is b\.png: empty; expected at most 1%"
+        DataError, match=r"3 of 299 files cannot be used, the last is b\.png: empty; expected at most 1%"
     ):
         account.reject(Path("b.png"), "empty")
 
 
-def test_the_first_hundred_decide_together() -> None:
+def test_without_a_total_the_share_is_checked_at_the_end() -> None:
     account = Quarantine()
+    for _ in range(3):
+        account.reject(HERE, "damaged")
+        account.accept(99)
+    account.finish()  # 3 of 300
     account.reject(HERE, "damaged")
-    account.accept(30)
+    with pytest.raises(DataError, match="4 of 301 files cannot be used"):
+        account.finish()
+
+
+def test_a_single_bad_file_among_few_stops_nothing_and_a_second_does() -> None:
+    account = Quarantine(total=18)
     account.reject(HERE, "damaged")
-    account.accept(67)
-    with pytest.raises(DataError, match="2 of 100 files cannot be used"):
-        account.accept()
+    account.accept(16)
+    account.finish()
+    with pytest.raises(DataError, match="2 of 18 files cannot be used"):
+        account.reject(HERE, "damaged")
 
 
 def test_a_hundred_in_a_row_stop_whatever_came_before() -> None:

@@ -21,18 +21,28 @@ class Rejected:
 class Quarantine:
     """The account of a pass over files: read = used + quarantined, exactly.
 
-    Stops the pass when more than `share` of at least `patience` files were bad, or `patience` in a row, or, if
-    `strict`, at the first one.
+    Stops the pass when more than `share` of all its files are bad, or `patience` in a row, or, if `strict`, at the
+    first one. A single bad file stops nothing otherwise, however few the others are. The share is of `total`, so that
+    two bad files at the beginning of a long pass do not end it; where the total is not known, it is checked at the end.
+
+    Args:
+        strict: whether the first bad file stops the pass.
+        share: how much of the files may be bad.
+        patience: how many may be bad in a row.
+        total: how many files the pass will look at; None if nobody knows yet.
 
     Attributes:
         used: files that were good.
         rejected: files that were not, with their reasons.
     """
 
-    def __init__(self, strict: bool = False, share: float = 0.01, patience: int = 100) -> None:
+    def __init__(
+        self, strict: bool = False, share: float = 0.01, patience: int = 100, total: int | None = None
+    ) -> None:
         self.strict = strict
         self.share = share
         self.patience = patience
+        self.total = total
         self.used = 0
         self.rejected: list[Rejected] = []
         self._in_a_row = 0
@@ -43,15 +53,10 @@ class Quarantine:
         return self.used + len(self.rejected)
 
     def accept(self, count: int = 1) -> None:
-        """Count good files.
-
-        Raises:
-            DataError: too many of those before were bad.
-        """
+        """Count good files."""
         if count:
             self._in_a_row = 0
         self.used += count
-        self._check_share()
 
     def reject(self, path: Path, reason: str) -> None:
         """Count a bad file.
@@ -70,14 +75,15 @@ class Quarantine:
                 "files that can be read",
                 "Check that the data set is complete.",
             )
-        self._check_share()
+        if self.total is not None:
+            self._check_share(max(self.total, self.read))
 
-    def _check_share(self) -> None:
+    def _check_share(self, total: int) -> None:
         bad = len(self.rejected)
-        if self.read >= self.patience and bad > self.share * self.read:
+        if bad > max(1, self.share * total):
             last = self.rejected[-1]
             raise DataError(
-                f"{bad} of {self.read} files cannot be used, the last is {last.path}: {last.reason}",
+                f"{bad} of {total} files cannot be used, the last is {last.path}: {last.reason}",
                 f"at most {self.share:.0%}",
                 "Repair or remove them.",
             )
@@ -86,7 +92,7 @@ class Quarantine:
         """Close the account.
 
         Raises:
-            DataError: files were read and none was good.
+            DataError: files were read and none was good, or too few.
         """
         if self.rejected and not self.used:
             last = self.rejected[-1]
@@ -95,6 +101,7 @@ class Quarantine:
                 "files that can be read",
                 "Check that the data set is complete.",
             )
+        self._check_share(self.read)
 
     def summary(self) -> str:
         """One line for the log and the result: what was read, used and left out, and the commonest reasons."""

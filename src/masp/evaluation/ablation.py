@@ -111,10 +111,11 @@ def table2(
     _check_pair(full, without_aspects)
     models = _models(full, without_aspects, seed)
     batching = batching or Batching(longest_side=full.task.longest_side)
-    account = Quarantine()
+    known = labelled(records, full.labels)
+    account = Quarantine(total=len(known))
     used: list[Record] = []
     shares: dict[str, list[list[float]]] = {name: [] for name in ROWS}
-    for batch, visual in visual_batches(full.backbone, labelled(records, full.labels), batching, account):
+    for batch, visual in visual_batches(full.backbone, known, batching, account):
         used += batch
         for name, (model, use) in models.items():
             shares[name] += score(model, visual, full.task.question, full.labels, use).exp().tolist()

@@ -64,7 +64,8 @@ def aspect_quality(
     truth: dict[str, list[str]] = {name: [] for name in names}
     ours: dict[str, list[str]] = {name: [] for name in names}
     plain: dict[str, list[str]] = {name: [] for name in names}
-    for batch, visual in visual_batches(model.backbone, annotated, batching or Batching(), Quarantine()):
+    account = Quarantine(total=len(annotated))
+    for batch, visual in visual_batches(model.backbone, annotated, batching or Batching(), account):
         read = describe_aspects(model, visual, questions, LONGEST)
         for name in names:
             known = [index for index, record in enumerate(batch) if name in record.annotations]

@@ -110,7 +110,7 @@ def evaluate(
     batching = batching or Batching(longest_side=masp.task.longest_side)
     records = dataset.split(split)
     known = labelled(records, masp.labels)
-    account = Quarantine()
+    account = Quarantine(total=len(known))
     answers: list[Answered] = []
     for batch, visual in visual_batches(masp.backbone, known, batching, account):
         answers += _scored(masp, batch, visual) if mode == "score" else _generated(masp, batch, visual)

@@ -122,8 +122,9 @@ def measure_explanations(masp: Masp, records: Sequence[Record], batching: Batchi
     """
     batching = batching or Batching(longest_side=masp.task.longest_side)
     masp.model.aspect_module()
+    known = labelled(records, masp.labels)
     found: list[Explained] = []
-    for batch, visual in visual_batches(masp.backbone, labelled(records, masp.labels), batching, Quarantine()):
+    for batch, visual in visual_batches(masp.backbone, known, batching, Quarantine(total=len(known))):
         found += _explained(masp, batch, visual)
     return agreement(found)
 

@@ -89,7 +89,7 @@ class VisualTokenStore:
         """
         if known is not None and not known.keys() <= {str(path) for path in self.paths}:
             known = None  # the data set lies elsewhere now
-        account = Quarantine(self.reading.strict)
+        account = Quarantine(self.reading.strict, total=len(self.paths))
         preprocess, side = self.backbone.preprocess, self.reading.longest_side
         new = [number for number, key in enumerate(self._keys) if key not in self._kept]
         self.usable = [key in self._kept for key in self._keys]
