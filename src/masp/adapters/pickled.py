@@ -105,6 +105,10 @@ def _check_instructions(content: bytes, path: Path) -> None:
         for kind, argument, _ in pickletools.genops(content):
             if kind.name not in INSTRUCTIONS:
                 raise AdapterError(f"the pickle in {path} has the instruction {kind.name}", _ONLY, _STRANGER)
+            if kind.name == "PROTO" and argument != 2:
+                raise AdapterError(
+                    f"the pickle in {path} has the protocol {argument}", "2, as torch.save writes", _AGAIN
+                )
             if kind.name == "GLOBAL" and argument not in NAMES:
                 name = ".".join(str(argument).split(" "))
                 raise AdapterError(f"the pickle in {path} asks for {shown(name)}", _ONLY, _STRANGER)
