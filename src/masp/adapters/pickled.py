@@ -6,6 +6,7 @@ instruction of the pickle in it are held against what dense tensors need, which 
 
 import pickletools
 import re
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -42,11 +43,13 @@ def load_tensors(path: Path) -> object:
     Raises:
         AdapterError: not an archive of `torch.save`, damaged, compressed, or with anything but dense tensors in it.
     """
-    _check_instructions(_instructions(path), path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a damaged file makes torch raise anything
-        raise AdapterError(f"{path} cannot be read ({_short(error)})", _ONLY, _AGAIN) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # readers warn of what is refused here anyway
+        _check_instructions(_instructions(path), path)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # a damaged file makes torch raise anything
+            raise AdapterError(f"{path} cannot be read ({_short(error)})", _ONLY, _AGAIN) from None
 
 
 def _instructions(path: Path) -> bytes:
