@@ -178,9 +178,9 @@ def _row(table: Tensor, vector: Tensor) -> int:
     return place
 
 
-def _gradient(parameter: Tensor) -> Tensor:
-    assert parameter.grad is not None
-    return parameter.grad
+def _gradient(tensor: Tensor) -> Tensor:
+    assert tensor.grad is not None
+    return tensor.grad
 
 
 @torch.no_grad()
@@ -206,6 +206,29 @@ def greedy(oracle: Oracle, number: int) -> tuple[list[int], list[int]]:
     return found, expected
 
 
+def rounding(oracle: Oracle, number: int) -> Iterator[Difference]:
+    """What the gradients of the queries, the smallest numbers, lose to fp32: ours and the oracle's beside more digits.
+
+    The gradient of the loss by the aspect tokens is taken as it is; the attention is torch's own in double precision.
+    """
+    example, model, where = oracle.expected["stage1"][number], oracle.model, f"stage1.{number}"
+    visual, modules = oracle.visual(example["image"]), oracle.model.aspect_module()
+    module = modules.module(example["aspect"])
+    model.zero_grad()
+    read = modules(visual, [example["aspect"]]).tokens
+    read.retain_grad()
+    model.loss(model.assembler([example["text"]], [example["label"]], aspects=read)).sum().backward()
+    exact = torch.nn.MultiheadAttention(modules.dim, 1, batch_first=True, dtype=torch.float64)
+    exact.load_state_dict({name: value.double() for name, value in module.state_dict().items() if name != "queries"})
+    queries = module.queries.detach().double()[None].requires_grad_()
+    features = visual.tokens.double()
+    exact(queries, features, features)[0].backward(_gradient(read)[0].double())
+    wanted = _gradient(queries)[0]
+    yield differ("gradient of the queries, ours beside double precision", where, _gradient(module.queries), wanted)
+    theirs = oracle.tensors[f"{where}.grad_q"]
+    yield differ("gradient of the queries, theirs beside double precision", where, theirs, wanted)
+
+
 def differences(oracle: Oracle) -> list[Difference]:
     """Every comparison of numbers."""
     found = list(visual_and_aspects(oracle))
@@ -219,6 +242,8 @@ def differences(oracle: Oracle) -> list[Difference]:
 def summary(oracle: Oracle) -> dict[str, Any]:
     """The result file: the worst comparison of each kind, and how many greedy answers are the same."""
     found = differences(oracle)
+    for number in range(len(oracle.expected["stage1"])):
+        found += rounding(oracle, number)
     worst: dict[str, dict[str, Any]] = {}
     for kind in dict.fromkeys(one.what for one in found):
         own = [one for one in found if one.what == kind]

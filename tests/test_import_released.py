@@ -33,11 +33,12 @@ def backbone() -> str:
 
 
 @pytest.fixture
-def masp(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def run(*words: object) -> tuple[int, str, str]:
+def masp(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str, str]]:
+    def run(*words: object) -> tuple[Any, str, str]:
         with pytest.raises(SystemExit) as end:
             main([str(word) for word in words])
-        return end.value.code, *capsys.readouterr()
+        out, err = capsys.readouterr()
+        return end.value.code, out, err
 
     return run
 
@@ -184,7 +185,7 @@ BAD_ASPECTS = {
     "double": (with_queries(torch.zeros(QUERIES, D).double()), "asks for 'torch.DoubleStorage'"),
     "whole": (with_queries(torch.zeros(QUERIES, D).int()), "asks for 'torch.IntStorage'"),
     "8 bits": (with_queries(torch.zeros(QUERIES, D).to(torch.float8_e4m3fn)), "asks for"),
-    "complex": (with_queries(torch.zeros(QUERIES, D).cfloat()), "asks for 'torch.ComplexFloatStorage'"),
+    "complex": (with_queries(torch.zeros(QUERIES, D, dtype=torch.complex64)), "asks for 'torch.ComplexFloatStorage'"),
     "sparse": (with_queries(torch.eye(QUERIES, D).to_sparse()), "asks for 'torch._utils._rebuild_sparse_tensor'"),
     "meta": (with_queries(torch.zeros(QUERIES, D, device="meta")), "asks for 'torch._utils._rebuild_meta_tensor_no"),
     "huge by strides": (

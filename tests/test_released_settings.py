@@ -1,4 +1,4 @@
-"""The variant `released` by its settings: configs/released.yaml says what the authors' code does, and training does it."""
+"""The variant `released` by its settings: its file says what the authors' code does, and training does it."""
 
 import re
 from pathlib import Path

@@ -103,7 +103,7 @@ def _check_instructions(content: bytes, path: Path) -> None:
     The pickle is not run: its stack is followed with the depth of each value in its place.
     """
     stack: list[int | None] = []  # None is a mark
-    memo: dict[int, int] = {}
+    memo: dict[object, int] = {}
     try:
         for kind, argument, _ in pickletools.genops(content):
             if kind.name not in INSTRUCTIONS:
@@ -116,9 +116,9 @@ def _check_instructions(content: bytes, path: Path) -> None:
                 name = ".".join(str(argument).split(" "))
                 raise AdapterError(f"the pickle in {path} asks for {shown(name)}", _ONLY, _STRANGER)
             if kind.name in PUT:
-                memo[int(argument)] = stack[-1] or 0
+                memo[argument] = stack[-1] or 0
             elif kind.name in GET:
-                stack.append(memo[int(argument)])
+                stack.append(memo[argument])
             else:
                 _follow(kind, stack)
             if (stack and (stack[-1] or 0) > DEEPEST) or (kind.name in GET and stack[-1]):
@@ -129,7 +129,8 @@ def _check_instructions(content: bytes, path: Path) -> None:
 
 def _follow(kind: pickletools.OpcodeInfo, stack: list[int | None]) -> None:
     """What one instruction does to the stack; a tuple is one deeper than what it holds."""
-    needs, taken = list(kind.stack_before), list[int | None]()
+    needs = list(kind.stack_before)
+    taken: list[int | None] = []
     if pickletools.markobject in needs:
         while stack[-1] is not None:
             taken.append(stack.pop())
