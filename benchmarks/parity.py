@@ -110,8 +110,8 @@ def stage1(oracle: Oracle, number: int) -> Iterator[Difference]:
     module = modules.module(example["aspect"])
     yield differ("loss", where, loss, torch.tensor([example["loss"]]))
     for what, name, parameter in (
-        ("gradient of the queries", "grad_q", module.queries),
-        ("gradient of the in-projection", "grad_in_proj", module.in_proj_weight),
+        ("gradient of the queries", "grad_q", module.get_parameter("queries")),
+        ("gradient of the in-projection", "grad_in_proj", module.get_parameter("in_proj_weight")),
     ):
         yield differ(what, where, _gradient(parameter), oracle.tensors[f"{where}.{name}"])
     yield _logits(oracle, where, assembled1(oracle, number), example)

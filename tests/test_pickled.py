@@ -215,6 +215,18 @@ def test_files_that_are_no_archives(tmp_path: Path) -> None:
         load_tensors(tmp_path / "missing.pth")
 
 
+def test_a_pickle_with_an_archive_behind_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's reader would find the harmless archive at the end, torch's the pickle at the front."""
+    front = saved(tmp_path / "a.pth", Runs(os.mkdir, str(tmp_path / "it-ran")), _use_new_zipfile_serialization=False)
+    behind = saved(tmp_path / "b.pth", prompt_table())
+    front.write_bytes(front.read_bytes() + behind.read_bytes())
+    assert zipfile.is_zipfile(front)
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(AdapterError, match="is no archive"):
+        load_tensors(front)
+    assert not (tmp_path / "it-ran").exists()
+
+
 def test_archives_of_something_else(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "word.pth", "w") as file:
         file.writestr("word/document.xml", "<a/>")

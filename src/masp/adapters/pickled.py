@@ -56,7 +56,7 @@ def _instructions(path: Path) -> bytes:
     """The pickle of the archive, once its directory is honest."""
     try:
         size = path.stat().st_size
-        if not path.is_file() or not zipfile.is_zipfile(path):
+        if not path.is_file() or not _begins_as_archive(path) or not zipfile.is_zipfile(path):
             todo = (
                 "Files of torch before 1.6 are plain pickles, which masp does not read: save it again with torch.save."
             )
@@ -75,6 +75,12 @@ def _instructions(path: Path) -> bytes:
         raise AdapterError(f"{path} cannot be read ({error.strerror or error})", "", "Check the path.") from None
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError) as error:
         raise AdapterError(f"{path} is damaged ({_short(error)})", "an archive of torch.save", _AGAIN) from None
+
+
+def _begins_as_archive(path: Path) -> bool:
+    """Whether the file is one archive from its first byte on, not a pickle with an archive behind it."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def _check_directory(entries: list[zipfile.ZipInfo], size: int, path: Path) -> None:
