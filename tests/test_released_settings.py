@@ -9,11 +9,13 @@ from PIL import Image
 
 import small_training as small
 import tiny
+from masp.adapters import read_info
+from masp.aspects import ASPECTS
 from masp.config import RunConfig, load_config
 from masp.data.images import open_image
 from masp.labels import LABEL_SETS, RELEASED_LABELS
 from masp.model import MaspModel
-from masp.training import train_prompt
+from masp.training import train_aspects, train_prompt
 from masp.training.schedule import rate_factor
 
 FILE = Path(__file__).resolve().parents[1] / "configs" / "released.yaml"
@@ -53,6 +55,17 @@ def test_its_rate_rises_for_three_percent_and_falls_in_a_line() -> None:
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
     assert factors[4] == pytest.approx(96 / 97)
     assert factors[-1] == pytest.approx(1 / 97)
+
+
+def test_both_stages_train_with_the_file(tmp_path: Path) -> None:
+    few = ["data.path=unused", "data.workers=1", "method.prompt_length=3", "aspects.max_steps=2", "prompt.max_steps=2"]
+    config, dataset, backbone = load_config(FILE, few), small.write_dataset(tmp_path / "data"), tiny.backbone()
+    first = train_aspects(config, dataset, backbone, tmp_path / "aspects")
+    second = train_prompt(config, dataset, backbone, tmp_path / "aspects", tmp_path / "prompt")
+    assert (first.steps, second.steps) == (2, 2)
+    info = read_info(second.adapter)
+    assert info.method == config.method.resolved()
+    assert (info.aspects, info.prompt_length) == (ASPECTS, 3)
 
 
 @pytest.mark.parametrize(
