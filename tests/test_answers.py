@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import tiny
-from masp.answers import describe_aspects, generate, last_real, score, score_aspect
+from masp.answers import describe_aspects, generate, generate_ids, last_real, score, score_aspect
 from masp.aspects import ASPECTS
 from masp.errors import UsageError
 from masp.model import MaspModel, Use
@@ -147,11 +147,14 @@ def test_generation_stops_at_the_end_of_the_turn_row_by_row() -> None:
     kept = [ids[: ids.index(end)] if end in ids else ids for ids in said]
     assert len({len(ids) for ids in kept}) > 1
     assert generate(model, visual, QUESTIONS[2], max_new_tokens=5) == [original.decode(ids) for ids in kept]
+    whole = [ids[: len(rest) + 1] for ids, rest in zip(said, kept, strict=True)]  # with the end, where it was reached
+    assert generate_ids(model, visual, QUESTIONS[2], max_new_tokens=5) == whole
 
 
 def test_generating_nothing_gives_nothing() -> None:
     model = full_model()
     assert generate(model, visual_tokens(model), QUESTIONS[0], max_new_tokens=0) == ["", "", ""]
+    assert generate_ids(model, visual_tokens(model), QUESTIONS[0], max_new_tokens=0) == [[], [], []]
 
 
 def test_descriptions_come_from_the_aspect_tokens_alone() -> None:

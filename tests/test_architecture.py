@@ -183,6 +183,18 @@ def test_owners_may_import_what_they_own() -> None:
     assert house.unsafe_or_noisy(Source("masp.cli.show", "print(1)")) == []
 
 
+def test_torch_load_has_one_place_and_one_way() -> None:
+    def found(module: str, text: str) -> list[str]:
+        return house.unsafe_or_noisy(Source(module, text))
+
+    assert found(house.UNPICKLES, "torch.load(path, weights_only=True, mmap=True)") == []
+    assert found("masp.adapters.store", "torch.load(path, weights_only=True)") == [
+        "masp.adapters.store:1 calls torch.load"
+    ]
+    for text in ("torch.load(path)", "torch.load(path, weights_only=False)", "torch.load(path, weights_only=safe)"):
+        assert len(found(house.UNPICKLES, text)) == 1
+
+
 def small_house(**texts: str) -> list[Source]:
     """Sources of `masp.NAME` (dots written as two underscores), beside an empty module for each row's first entry."""
     written = {f"masp.{name.replace('__', '.')}": text for name, text in texts.items()}

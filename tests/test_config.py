@@ -56,13 +56,13 @@ def test_defaults_are_the_papers() -> None:
 @pytest.mark.parametrize(
     ("variant", "expected"),
     [
-        ("paper", (1, "single", "after_image", "native", "answer_end", "comma")),
-        ("released", (5, "multihead", "both", "sequential", "newline_answer", "python")),
+        ("paper", (1, "single", "after_image", "native", "answer_end", "comma", "fixed")),
+        ("released", (5, "multihead", "both", "sequential", "newline_answer", "python", "shuffled")),
     ],
 )
 def test_a_variant_fills_what_is_left_open(variant: str, expected: tuple[object, ...]) -> None:
     method = load_config(None, [f"method.variant={variant}"]).method.resolved()
-    names = ("queries", "attention", "prompt_places", "positions", "supervised", "label_list")
+    names = ("queries", "attention", "prompt_places", "positions", "supervised", "label_list", "label_order")
     assert tuple(getattr(method, name) for name in names) == expected
     assert method.resolved() == method
 
@@ -330,6 +330,7 @@ OTHER_VALUES = {
     "method.positions": "sequential",
     "method.supervised": "newline_answer",
     "method.label_list": "python",
+    "method.label_order": "shuffled",
     "backbone.id": "other",
     "backbone.revision": "abc",
     "backbone.dtype": "float32",

@@ -140,4 +140,6 @@ def test_the_source_archive_can_test_itself(archives: Path) -> None:
     with tarfile.open(archive) as opened:
         names = {name.partition("/")[2] for name in opened.getnames()}
     assert {"Makefile", "constraints.txt", "pyproject.toml", "LICENSE", "README.md", "tests/conftest.py"} <= names
+    oracle = ROOT / "tests" / "parity" / "oracle"
+    assert {str(path.relative_to(ROOT)) for path in oracle.rglob("*") if path.is_file()} <= names
     assert not [name for name in names if name.startswith((".venv", "build/"))]

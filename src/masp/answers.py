@@ -41,7 +41,15 @@ def generate(
     model: MaspModel, visual: VisualTokens, question: str, use: Use | None = None, max_new_tokens: int = 16
 ) -> list[str]:
     """The greedy answer for every image, up to the end of its turn, without special tokens."""
-    return _generate(model, model.assemble(visual, [question] * len(visual), use=use), max_new_tokens)
+    return [_text(model, ids) for ids in generate_ids(model, visual, question, use, max_new_tokens)]
+
+
+@torch.no_grad()
+def generate_ids(
+    model: MaspModel, visual: VisualTokens, question: str, use: Use | None = None, max_new_tokens: int = 16
+) -> list[list[int]]:
+    """As `generate`, but token ids; the end of turn is the last of them where it was reached."""
+    return _greedy(model, model.assemble(visual, [question] * len(visual), use=use), max_new_tokens)
 
 
 @torch.no_grad()
@@ -56,8 +64,8 @@ def describe_aspects(
     read = model.aspect_module()(visual)
     rows = read.tokens.flatten(0, 1)[:, None]  # (b·a, 1, n, d)
     asked = [questions.aspect(name)[0] for name in read.aspects] * len(visual)
-    answers = iter(_generate(model, model.assembler(asked, aspects=rows), max_new_tokens))
-    return [{name: next(answers) for name in read.aspects} for _ in range(len(visual))]
+    answers = iter(_greedy(model, model.assembler(asked, aspects=rows), max_new_tokens))
+    return [{name: _text(model, next(answers)) for name in read.aspects} for _ in range(len(visual))]
 
 
 def last_real(assembled: Assembled) -> Int[Tensor, " batch"]:
@@ -111,7 +119,7 @@ def _branch_sum(
     return log_p[:, columns, list(answer)].sum(1)
 
 
-def _generate(model: MaspModel, assembled: Assembled, limit: int) -> list[str]:
+def _greedy(model: MaspModel, assembled: Assembled, limit: int) -> list[list[int]]:
     backbone = model.backbone
     batch = len(assembled.mask)
     row, last = torch.arange(batch, device=assembled.mask.device), last_real(assembled)
@@ -130,7 +138,8 @@ def _generate(model: MaspModel, assembled: Assembled, limit: int) -> list[str]:
         position = position + 1
         mask = torch.cat([mask, mask.new_ones(batch, 1)], dim=1)
         run = backbone.run(backbone.embed(word)[:, None], position, mask, run.cache)
-    return [_text(model, ids) for ids in torch.stack(words, dim=1).tolist()] if words else [""] * batch
+    rows: list[list[int]] = torch.stack(words, dim=1).tolist() if words else [[]] * batch
+    return [ids[: ids.index(backbone.end_of_turn) + 1] if backbone.end_of_turn in ids else ids for ids in rows]
 
 
 def _text(model: MaspModel, ids: list[int]) -> str:

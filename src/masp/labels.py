@@ -24,6 +24,22 @@ LABEL_SETS = MappingProxyType(
 )
 """Labels of the published data sets, in the spelling and order of each release."""
 
+_MIKELS_RELEASED = ("sadness", "amusement", "fear", "disgust", "excitement", "awe", "contentment", "anger")
+_ART_RELEASED = ("sad", "amusement", "fear", "disgust", "excitement", "awe", "content", "anger")
+
+RELEASED_LABELS = MappingProxyType(
+    {
+        "emotion6": ("sadness", "fear", "surprise", "anger", "joy", "disgust"),
+        "abstract": _ART_RELEASED,
+        "artphoto": _ART_RELEASED,
+        "flickr": LABEL_SETS["polarity"],
+        "instagram": LABEL_SETS["polarity"],
+        "emoset": _MIKELS_RELEASED,
+        "fi": _MIKELS_RELEASED,
+    }
+)
+"""The same labels in the order in which the authors' code lists them, by its names of the data sets."""
+
 
 def normalise_answer(text: str) -> str:
     """What is compared: the first line that is not blank, lower case, without blanks and punctuation at either end."""

@@ -100,6 +100,11 @@ class MethodConfig(Settings):
     label_list: Literal["comma", "python"] | None = Field(
         default=None, description="Labels in the question: 'joy, anger' (paper), or a printed Python list (released)."
     )
+    label_order: Literal["fixed", "shuffled"] | None = Field(
+        default=None,
+        description="Order of the labels in training: always the same (paper), or new for each example and epoch "
+        "(released). Evaluation always has the fixed order.",
+    )
 
     def resolved(self) -> Self:
         """The same settings with every null replaced by what the variant says."""
@@ -115,6 +120,7 @@ _VARIANTS: dict[str, dict[str, object]] = {
         "positions": "native",
         "supervised": "answer_end",
         "label_list": "comma",
+        "label_order": "fixed",
     },
     "released": {
         "queries": 5,
@@ -123,6 +129,7 @@ _VARIANTS: dict[str, dict[str, object]] = {
         "positions": "sequential",
         "supervised": "newline_answer",
         "label_list": "python",
+        "label_order": "shuffled",
     },
 }
 

@@ -55,13 +55,16 @@ def _trained(info: AdapterInfo) -> str:
         "positions": method.positions,
         "supervised": method.supervised,
         **{f"data of stage {stage}": _data(record) for stage, record in sorted(info.data.items())},
-        "seeds": ", ".join(f"{stage} {seed}" for stage, seed in sorted(info.seeds.items())),
+        "seeds": ", ".join(f"{stage} {seed}" for stage, seed in sorted(info.seeds.items())) or None,
+        **{f"converted from {name}": f"SHA-256 {digest}" for name, digest in sorted(info.imported.items())},
         "versions": ", ".join(f"{name} {number}" for name, number in sorted(info.versions.items())),
     }
     return "## Training\n\n| | |\n|---|---|\n" + _rows(rows)
 
 
 def _results(info: AdapterInfo) -> str:
+    if info.imported:
+        return "## Results\n\nNone: it was trained by the authors' code and converted; masp has not measured it."
     if not info.metrics:
         return "## Results\n\nNone: there was no validation split, or it was not used."
     rows = {name: f"{value:.4f}" for name, value in sorted(info.metrics.items())}

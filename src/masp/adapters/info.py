@@ -64,6 +64,7 @@ class AdapterInfo(_Record):
         questions: the text that is asked at evaluation, for each aspect and for the emotion.
         seeds: seed of each stage.
         metrics: on the validation split, as "stage/measure".
+        imported: SHA-256 of the files of the authors' code that this was converted from, by name; empty otherwise.
     """
 
     format_version: Literal[1] = FORMAT
@@ -81,6 +82,7 @@ class AdapterInfo(_Record):
     seeds: dict[str, int] = {}
     versions: dict[str, str] = Field(default_factory=library_versions)
     metrics: dict[str, float] = {}
+    imported: dict[str, str] = {}
 
     def asked(self) -> Questions:
         """The recorded questions in the form in which they are asked."""

@@ -33,6 +33,20 @@ class BackboneFiles:
     model_type: str
 
     @functools.cached_property
+    def width(self) -> int:
+        """Width d of the language model, as the configuration says it.
+
+        Raises:
+            BackboneError: it does not say.
+        """
+        config = read_json(self.folder / "config.json")
+        part = config.get("text_config")
+        width = (part if isinstance(part, dict) else config).get("hidden_size", config.get("hidden_size"))
+        if not isinstance(width, int) or width < 1:
+            raise BackboneError(f"config.json of the backbone '{self.name}' names no hidden_size", "a whole number")
+        return width
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the configuration and the stored weights (header and evenly spaced blocks of large files)."""
         digest = hashlib.sha256()

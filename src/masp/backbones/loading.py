@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 
 from masp.backbones.base import Backbone
-from masp.backbones.files import find
+from masp.backbones.files import BackboneFiles, find
 from masp.config import BackboneConfig
 from masp.errors import BackboneError, did_you_mean
 
@@ -46,13 +46,7 @@ def load_backbone(
         name, revision, dtype, device = config.id, config.revision, config.dtype, config.device
     else:
         name = config
-    files = find(name, revision)
-    if files.model_type not in FAMILIES:
-        raise BackboneError(
-            f"the backbone '{name}' is of the family '{files.model_type}'",
-            f"one of {', '.join(FAMILIES)}",
-            did_you_mean(files.model_type, FAMILIES),
-        )
+    files = find_supported(name, revision)
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
     module, _, family = FAMILIES[files.model_type].partition(":")
@@ -63,6 +57,22 @@ def load_backbone(
         raise BackboneError(
             f"the backbone '{name}' cannot be loaded: {error}", "", "Check that its files are whole."
         ) from error
+
+
+def find_supported(name: str, revision: str | None = None) -> BackboneFiles:
+    """The files of a backbone, unread, once it is certain that a family here serves it.
+
+    Raises:
+        BackboneError: not found, not reachable, or not a supported family.
+    """
+    files = find(name, revision)
+    if files.model_type not in FAMILIES:
+        raise BackboneError(
+            f"the backbone '{name}' is of the family '{files.model_type}'",
+            f"one of {', '.join(FAMILIES)}",
+            did_you_mean(files.model_type, FAMILIES),
+        )
+    return files
 
 
 def choose_device(device: str) -> torch.device:

@@ -42,7 +42,7 @@ class Asking:
         questions: several texts; training takes them in turn, validation the first.
         labels: what to choose from, in the order of the question at evaluation.
         style: how the list of labels is printed.
-        shuffled: whether training shuffles the list (variant `released`).
+        shuffled: whether training shuffles the list.
         seed: decides the shuffles.
     """
 
@@ -211,7 +211,7 @@ def _prepare(run: Run, adapter: Adapter | None) -> Outcome:
         weights = torch.tensor([balance.weights[record.label or ""] for _, record in numbers["train"]])
     questions = load_questions(run.config.questions)
     assert method.label_list is not None
-    asking = Asking(questions, labels, method.label_list, method.variant == "released", settings.seed)
+    asking = Asking(questions, labels, method.label_list, method.label_order == "shuffled", settings.seed)
     generator = torch.Generator().manual_seed(settings.seed)
     prompt = start_prompt(settings.init, method.prompt_length, run.backbone, generator)
     modules = None if adapter is None else adapter.aspects
