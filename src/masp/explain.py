@@ -63,7 +63,7 @@ def read_aspects(
     """For every image what each aspect of `use` saw, where, and its given effect."""
     names = taking_part(model, use)
     answers = describe_aspects(model, visual, questions)
-    maps = heatmaps(model.aspect_module()(visual, names).weights, visual)
+    maps = heatmaps(model.aspect_tokens(visual, names).weights, visual)
     drawn = (
         [[_rows(one) for one in image] for image in maps] if maps is not None else [[None] * len(names)] * len(visual)
     )
