@@ -32,7 +32,7 @@ def edit(folder: Path, name: str, **changes: object) -> None:
     (folder / name).write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.QWEN)
 def test_a_folder_loads_frozen(family: str) -> None:
     backbone = tiny.backbone(family)
     assert isinstance(backbone, Backbone)
@@ -55,7 +55,7 @@ def test_an_unknown_family_lists_what_is_supported(folder: Path) -> None:
     edit(folder, "config.json", model_type="llama")
     with pytest.raises(BackboneError, match=r"family 'llama'; expected one of qwen2_vl, qwen2_5_vl"):
         load_backbone(str(folder))
-    assert set(FAMILIES) == set(tiny.FAMILIES)
+    assert set(FAMILIES) == set(tiny.QWEN)
 
 
 def test_without_a_network_the_message_says_how_to_fetch() -> None:

@@ -31,7 +31,7 @@ class Turn:
         frame: marks that belong to the image's part where they stand next to its visual tokens.
         render: the turn as the template writes it, around `QUESTION_HERE`; with True, also the answer around
             `ANSWER_HERE` and what closes it, otherwise up to the generation prompt.
-        begins: whether the tokenizer's own first token (such as "<s>") stands before the turn.
+        image_first: whether the image stands before the tokenizer's own first token (such as "<s>").
     """
 
     image: str
@@ -39,7 +39,7 @@ class Turn:
     picture: Callable[[ImageLayout], Picture]
     frame: tuple[str, ...]
     render: Callable[[bool], str]
-    begins: bool = True
+    image_first: bool = False
 
 
 def rendered(tokenizer: Any, answered: bool, system: str | None = None) -> str:
@@ -125,9 +125,12 @@ class Chat:
                 f"one {self._turn.image} in a turn",
                 "Use the chat template of the original checkpoint.",
             )
-        head, tail = (part.replace(self._turn.image, picture) for part in (head, tail))
         first = self._tokenizer.bos_token
-        begins = self._turn.begins and not (first and head.startswith(first))
+        begins = not (first and head.startswith(first))
+        if self._turn.image_first:
+            shown = self._tokenizer(picture, add_special_tokens=False).input_ids
+            return [*shown, *self._encode(head.replace(self._turn.image, ""), question, tail, begins)]
+        head, tail = (part.replace(self._turn.image, picture) for part in (head, tail))
         return self._encode(head, question, tail, begins)
 
     # Answers
@@ -153,7 +156,8 @@ class Chat:
         """The last text of the generation prompt, and the blank that stands between it and an answer."""
         prompt, whole = self._turn.render(False), self._turn.render(True).partition(ANSWER_HERE)[0]
         blank = whole.removeprefix(prompt) if whole.startswith(prompt) else ""
-        return self._split(prompt.partition(QUESTION_HERE)[2])[-1], blank if blank.isspace() else ""
+        last = self._split(prompt.partition(QUESTION_HERE)[2])[-1]
+        return last or ".", blank if blank.isspace() else ""  # a full stop stands for the question's own end
 
     def text_ids(self, text: str) -> list[int]:
         """Ids of plain text."""
@@ -192,7 +196,7 @@ class Chat:
         runs = [*before[:-1], before[-1] + text + after[0], *after[1:]]  # odd places hold the marks
         ids = list(self._tokenizer("", add_special_tokens=begins).input_ids)
         for place, run in enumerate(runs):
-            ids.extend([self._marks[run]] if place % 2 else self._run_ids(run, first=not place and not ids))
+            ids.extend([self._marks[run]] if place % 2 else self._run_ids(run, first=not place))
         return ids
 
     def _run_ids(self, run: str, first: bool) -> list[int]:

@@ -76,8 +76,8 @@ class ComposedBackbone:
         self._decoder = Decoder(parts.language, parts.bidirectional)
         self._chat = Chat(files.name, parts.tokenizer, parts.turn)
         self.dim: int = parts.language.config.hidden_size
-        self.dtype: torch.dtype = parts.model.dtype
-        self.device: torch.device = parts.model.device
+        self.dtype: torch.dtype = parts.language.dtype  # some keep a part of the model in fp32
+        self.device: torch.device = parts.language.device
         self.end_of_turn: int = self._chat.end_of_turn
         self.image_transform: dict[str, Any] = parts.vision.image_transform
         self.asks: bool = parts.ask is not None

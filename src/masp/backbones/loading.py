@@ -17,6 +17,15 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
     {
         "qwen2_vl": "masp.backbones.qwen2_vl:load",
         "qwen2_5_vl": "masp.backbones.qwen2_vl:load",
+        "llava": "masp.backbones.llava:load",
+        "llava_next": "masp.backbones.llava_next:load",
+        "gemma3": "masp.backbones.gemma3:load",
+        "qwen3_vl": "masp.backbones.qwen3_vl:load",
+        "internvl": "masp.backbones.internvl:load",
+        "smolvlm": "masp.backbones.idefics3:load",
+        "idefics3": "masp.backbones.idefics3:load",
+        "llava_onevision": "masp.backbones.llava_onevision:load",
+        "instructblip": "masp.backbones.instructblip:load",
     }
 )
 """model_type of a checkpoint's config.json → module and function that load it, imported when needed."""

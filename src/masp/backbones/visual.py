@@ -54,3 +54,16 @@ def cell_boxes(grid: Int[Tensor, "batch 2"], width: int) -> Float[Tensor, "batch
     rows, columns = grid[:, :1], grid[:, 1:]
     top, left = cells // columns, cells % columns
     return torch.stack([left / columns, top / rows, (left + 1) / columns, (top + 1) / rows], dim=-1)
+
+
+def within(boxes: Float[Tensor, "cells 4"], frame: Float[Tensor, " 4"]) -> Float[Tensor, "cells 4"]:
+    """Boxes given as fractions of a frame as fractions of the image, cut at its border."""
+    corner, size = frame[:2], frame[2:] - frame[:2]
+    return (boxes.view(-1, 2, 2) * size + corner).clamp(0, 1).view(-1, 4)
+
+
+def tile_boxes(rows: int, columns: int, side: int, whole: bool) -> Float[Tensor, "cells 4"]:
+    """Boxes of the side² cells of each tile, tile by tile and row by row; with `whole` also of a tile over all."""
+    cells = grid_boxes(side, side)
+    tiles = [within(cells, frame) for frame in grid_boxes(rows, columns)] if rows * columns else []
+    return torch.cat([*tiles, cells] if whole else tiles)
