@@ -57,5 +57,6 @@ def visual_tokens(
 def last_logits(model: MaspModel, visual: VisualTokens, questions: Sequence[str], use: Use | None = None) -> Tensor:
     """Logits after the prompts, one row per image, by one plain pass over the whole sequence."""
     assembled = model.assemble(visual, questions, use=use)
-    hidden = model.backbone.run(assembled.embeddings, assembled.positions, assembled.mask).hidden
+    whole = (assembled.embeddings, assembled.positions, assembled.mask)
+    hidden = model.backbone.run(*whole, extras=assembled.extras(0)).hidden
     return model.backbone.logits(hidden[torch.arange(len(hidden)), last_real(assembled)]).float()

@@ -10,7 +10,7 @@ from masp.assembly import Layout
 from masp.config import MethodConfig
 from masp.errors import UsageError
 from masp.model import Use
-from masp.types import IGNORED, Assembled
+from masp.types import IGNORED, Assembled, ImageLayout
 from small_models import PROMPT_LENGTH, QUESTIONS, full_model, parts, visual_tokens
 
 ANSWERS = ["joy", "very low", "they sing and dance"]
@@ -33,7 +33,7 @@ def runs(assembled: Assembled, row: int) -> list[tuple[str, int]]:
 
 def head_and_question(question: str) -> tuple[int, int]:
     """Number of text columns before the image, its opening mark included, and after it."""
-    template = tiny.backbone().template(question, 1)
+    template = tiny.backbone().template(question, ImageLayout(1, (1, 1)))
     return template.visual_start, len(template.ids) - template.vision_close
 
 
@@ -93,10 +93,10 @@ def test_vectors_are_the_parts_themselves() -> None:
 def test_text_columns_are_the_template() -> None:
     model = full_model()
     assembled = model.assemble(visual_tokens(model), QUESTIONS, use=Use((), prompt=False))
-    for row, count in enumerate([6, 10, 12]):
-        ids = torch.tensor(model.backbone.template(QUESTIONS[row], count).ids)
+    for row, image in enumerate(visual_tokens(model).layouts):
+        ids = torch.tensor(model.backbone.template(QUESTIONS[row], image).ids)
         text = assembled.mask[row] & ~assembled.visual_columns[row]
-        placeholder = ids == ids[model.backbone.template(QUESTIONS[row], count).visual_start]
+        placeholder = ids == ids[model.backbone.template(QUESTIONS[row], image).visual_start]
         assert torch.equal(assembled.embeddings[row][text], model.backbone.embed(ids[~placeholder]))
 
 

@@ -17,6 +17,9 @@ from masp.backbones.masks import attention_masks
 from masp.backbones.qwen2_vl_vision import MatrixPatchEmbed
 from masp.config import BackboneConfig
 from masp.errors import BackboneError
+from masp.types import ImageLayout
+
+THREE = ImageLayout(3, (1, 3))
 
 
 @pytest.fixture
@@ -29,7 +32,7 @@ def edit(folder: Path, name: str, **changes: object) -> None:
     (folder / name).write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.QWEN)
 def test_a_folder_loads_frozen(family: str) -> None:
     backbone = tiny.backbone(family)
     assert isinstance(backbone, Backbone)
@@ -113,7 +116,7 @@ def test_the_older_place_of_the_chat_template_counts(folder: Path) -> None:
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": modern.read_text()}))
     modern.unlink()
     found = load_backbone(str(folder), dtype="float32", device="cpu")
-    assert found.template("Why?", 3) == tiny.backbone().template("Why?", 3)
+    assert found.template("Why?", THREE) == tiny.backbone().template("Why?", THREE)
     (folder / "chat_template.json").unlink()
     with pytest.raises(BackboneError, match="no chat template"):
         load_backbone(str(folder))
@@ -123,7 +126,7 @@ def test_a_template_without_a_system_turn_gets_qwens(folder: Path) -> None:
     plain = tiny.TEMPLATE[tiny.TEMPLATE.index("{% for message") :]
     (folder / "chat_template.jinja").write_text(plain)
     found = load_backbone(str(folder), dtype="float32", device="cpu")
-    assert found.template("Why?", 3) == tiny.backbone().template("Why?", 3)
+    assert found.template("Why?", THREE) == tiny.backbone().template("Why?", THREE)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +136,7 @@ def test_a_template_without_a_system_turn_gets_qwens(folder: Path) -> None:
 def test_a_template_that_cannot_be_used_is_refused(folder: Path, old: str, new: str, message: str) -> None:
     (folder / "chat_template.jinja").write_text(tiny.TEMPLATE.replace(old, new))
     with pytest.raises(BackboneError, match=message):
-        load_backbone(str(folder), dtype="float32", device="cpu").template("Why?", 3)
+        load_backbone(str(folder), dtype="float32", device="cpu").template("Why?", THREE)
 
 
 def test_the_fingerprint_follows_weights_and_configuration_only(folder: Path) -> None:
@@ -223,3 +226,21 @@ def test_masks_by_hand() -> None:
     both = attention_masks(plain, 4, None, 2, ["full_attention", "sliding_attention"])
     assert both["sliding_attention"] is not None
     assert both["sliding_attention"].int().tolist() == [[[[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]]]
+
+
+def test_an_image_is_seen_as_a_whole() -> None:
+    mask = torch.ones(1, 5).bool()
+    visual = torch.tensor([[False, True, True, False, True]])
+    types = ["full_attention", "sliding_attention"]
+    masks = attention_masks(mask, 5, None, 2, types, visual)
+    full, sliding = (masks[name].int().tolist()[0][0] for name in types)
+    assert full == [[1, 0, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+    assert sliding == [[1, 0, 0, 0, 0], [1, 1, 1, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 1, 1]]
+    assert attention_masks(mask, 5, None, None, types[:1], visual & False) == {"full_attention": None}
+
+
+def test_a_window_counts_neither_padding_nor_other_branches() -> None:
+    mask = torch.tensor([[False, True, True, False, True, True, True]])
+    branches = torch.tensor([0, 0, 0, 0, 1, 1, 2])
+    seen = attention_masks(mask, 3, branches, 2, ["sliding_attention"])["sliding_attention"]
+    assert seen.int().tolist()[0][0] == [[0, 0, 1, 0, 1, 0, 0], [0, 0, 0, 0, 1, 1, 0], [0, 0, 1, 0, 0, 0, 1]]

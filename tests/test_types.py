@@ -1,8 +1,10 @@
 """Visual tokens: stacking, selecting, moving."""
 
+from dataclasses import replace
+
 import torch
 
-from masp.types import KeyValues, VisualTokens
+from masp.types import Extras, ImageLayout, KeyValues, VisualTokens
 
 
 def made_up(counts: list[int], start: float, extras: bool = True) -> VisualTokens:
@@ -58,3 +60,33 @@ def test_one_row_stands_for_many_without_a_copy() -> None:
     found = KeyValues(((key, key),)).expand(7)
     assert found.layers[0][0].shape == (7, 2, 3, 5)
     assert found.layers[0][0].data_ptr() == key.data_ptr()
+
+
+def test_layouts_come_from_shapes_or_from_the_grid() -> None:
+    plain = made_up([2, 3], 1)
+    assert plain.layouts == [ImageLayout(2, (1, 2)), ImageLayout(3, (1, 3))]
+    tiled = replace(plain, shapes=((1, 1), (2, 3)))
+    assert tiled.layouts == [ImageLayout(2, (1, 1)), ImageLayout(3, (2, 3))]
+    assert made_up([2], 1, extras=False).layouts == [ImageLayout(2)]
+    assert tiled.select([1, 0, 1]).shapes == ((2, 3), (1, 1), (2, 3))
+    assert VisualTokens.stack([tiled, tiled.select([1])]).shapes == ((1, 1), (2, 3), (2, 3))
+    assert VisualTokens.stack([tiled, plain]).shapes is None
+
+
+def test_deep_features_go_where_their_tokens_go() -> None:
+    plain = made_up([2, 5], 1)
+    whole = replace(plain, deep=torch.stack([plain.tokens + 1000, plain.tokens + 2000], dim=2))
+    found = VisualTokens.stack([whole.select([0]), whole.select([1, 0])]).select([2, 1])
+    assert found.deep is not None
+    assert torch.equal(found.deep[0, :2, 0], plain.tokens[0, :2] + 1000)
+    assert torch.equal(found.deep[1, :, 1], plain.tokens[1] + 2000)
+    assert whole.to(dtype=torch.bfloat16).deep.dtype == torch.bfloat16
+    assert VisualTokens.stack([whole, plain]).deep is None
+
+
+def test_extras_are_followed_by_plain_text() -> None:
+    deep = torch.ones(1, 2, 3, 5)
+    found = Extras(torch.tensor([[False, True]]), deep).followed_by(2)
+    assert found.visual.tolist() == [[False, True, False, False]]
+    assert found.deep[:, :2].equal(deep)
+    assert not found.deep[:, 2:].any()

@@ -32,7 +32,7 @@ def score_aspect(
     model: MaspModel, visual: VisualTokens, aspect: str, question: str, labels: Sequence[str]
 ) -> Float[Tensor, "batch labels"]:
     """As `score`, but the language model sees the tokens of one aspect instead of the image (as in stage 1)."""
-    tokens = model.aspect_module()(visual, [aspect]).tokens
+    tokens = model.aspect_tokens(visual, [aspect], [question]).tokens
     return _score(model, model.assembler([question] * len(visual), aspects=tokens), labels)
 
 
@@ -61,10 +61,10 @@ def describe_aspects(
     This is the greedy answer to the aspect's first question from the aspect's tokens alone, as in stage 1. All aspects
     of all images are one batch.
     """
-    read = model.aspect_module()(visual)
+    texts = [questions.aspect(name)[0] for name in model.aspect_module().aspects]
+    read = model.aspect_tokens(visual, questions=texts)
     rows = read.tokens.flatten(0, 1)[:, None]  # (b·a, 1, n, d)
-    asked = [questions.aspect(name)[0] for name in read.aspects] * len(visual)
-    answers = iter(_greedy(model, model.assembler(asked, aspects=rows), max_new_tokens))
+    answers = iter(_greedy(model, model.assembler(texts * len(visual), aspects=rows), max_new_tokens))
     return [{name: _text(model, next(answers)) for name in read.aspects} for _ in range(len(visual))]
 
 
@@ -97,6 +97,7 @@ def _score(model: MaspModel, assembled: Assembled, labels: Sequence[str]) -> Flo
         cache=model.trunk(assembled),
         branches=torch.cat([branch.new_zeros(prompt), branch]),
         read=torch.cat([last[:, None] - start, places], dim=1),
+        extras=assembled.extras(start).followed_by(len(branch)),
     )
     log_p = backbone.logits(run.hidden).float().log_softmax(-1)
     sums = [_branch_sum(log_p, answer, start) for answer, start in zip(answers, _starts(fed), strict=True)]
@@ -126,7 +127,8 @@ def _greedy(model: MaspModel, assembled: Assembled, limit: int) -> list[list[int
     mask, position = assembled.mask, assembled.positions[:, row, last, None]
     start = assembled.common
     cut = (assembled.embeddings[:, start:], assembled.positions[:, :, start:], mask)
-    run = backbone.run(*cut, cache=model.trunk(assembled), read=last[:, None] - start)
+    extras = assembled.extras(start)
+    run = backbone.run(*cut, cache=model.trunk(assembled), read=last[:, None] - start, extras=extras)
     done = torch.zeros_like(mask[:, 0])
     words: list[Int[Tensor, " batch"]] = []
     for step in range(1, limit + 1):

@@ -1,11 +1,11 @@
 """Assembly: splicing text, aspect tokens, visual tokens and soft prompt into one sequence (paper, Eq. 4).
 
 A family gives the whole chat turn with placeholders; the other parts are spliced in by index. Rows are planned once per
-(question, answer, image grid) on small integer arrays and gathered from one table of vectors per batch.
+(question, answer, image layout) on small integer arrays and gathered from one table of vectors per batch.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +19,7 @@ from torch.nn import functional
 from masp.backbones.base import Backbone
 from masp.config import MethodConfig
 from masp.errors import UsageError
-from masp.types import IGNORED, Assembled, Template, VisualTokens
+from masp.types import IGNORED, Assembled, ImageLayout, Template, VisualTokens
 
 TEXT, ASPECT, VISUAL, PROMPT = range(4)  # what a column holds
 PLANS_KEPT = 8192
@@ -53,15 +53,13 @@ class Spliced:
     """What is spliced into a chat turn, as counts.
 
     Attributes:
-        visual: visual tokens; 0 when the aspect tokens stand in for the image.
-        grid: rows and columns of the visual tokens.
+        image: visual tokens; none when the aspect tokens stand in for the image.
         aspects: aspects.
         queries: tokens of one aspect.
         prompt: vectors of the soft prompt.
     """
 
-    visual: int
-    grid: tuple[int, int] | None
+    image: ImageLayout
     aspects: int
     queries: int
     prompt: int
@@ -123,22 +121,21 @@ class Assembler:
             raise UsageError("there is nothing to look at", "visual tokens, aspect tokens or both")
         a, n = aspects.shape[1:3] if aspects is not None else (0, 0)
         p = 0 if prompt is None else len(prompt)
-        counts = visual.counts if visual is not None else [0] * len(questions)
-        grids = [None] * len(questions) if visual is None or visual.grid is None else map(tuple, visual.grid.tolist())
+        images = [ImageLayout(0)] * len(questions) if visual is None else visual.layouts
         texts = [None] * len(questions) if answers is None else answers
         rows = [
-            self._plan(question, answer, Spliced(count, grid, a, n, p))
-            for question, answer, count, grid in zip(questions, texts, counts, grids, strict=True)
+            self._plan(question, answer, Spliced(image, a, n, p))
+            for question, answer, image in zip(questions, texts, images, strict=True)
         ]
         return self._gather(rows, visual, aspects, prompt)
 
     def _plan_row(self, question: str, answer: str | None, spliced: Spliced) -> RowPlan:
-        template = self.backbone.template(question, spliced.visual)
+        template, image = self.backbone.template(question, spliced.image), spliced.image
         ends = self.layout.supervised == "answer_end"
         answer_ids = [] if answer is None else self.backbone.answer_ids(answer, end=ends)
         kind, value = self._columns(template, answer_ids, spliced)
-        visual_start = int(np.argmax(kind == VISUAL)) if spliced.visual else 0
-        positions = self.backbone.positions(len(kind), visual_start, spliced.grid, spliced.visual, self.layout.native)
+        visual_start = int(np.argmax(kind == VISUAL)) if image.count else 0
+        positions = self.backbone.positions(len(kind), visual_start, image, self.layout.native)
         targets = np.full(len(kind), IGNORED, dtype=np.int64)
         supervised = len(answer_ids)
         if answer is not None and not ends:
@@ -151,7 +148,7 @@ class Assembler:
             targets[-supervised:] = value[-supervised:]
         trainable = kind == (PROMPT if spliced.prompt else ASPECT)
         fallback = template.vision_close + spliced.aspects * spliced.queries
-        prefix = int(np.argmax(trainable)) if spliced.prompt or not spliced.visual else fallback
+        prefix = int(np.argmax(trainable)) if spliced.prompt or not image.count else fallback
         return RowPlan(kind, value, positions.numpy(), targets, prefix)
 
     def _columns(
@@ -165,7 +162,7 @@ class Assembler:
             (PROMPT, range(first)),
             (TEXT, ids[template.vision_open : template.visual_start]),
             (ASPECT, range(spliced.aspects * spliced.queries)),
-            (VISUAL, range(spliced.visual)),
+            *_image_parts(template),
             (TEXT, ids[template.visual_stop : template.vision_close]),
             (PROMPT, range(spliced.prompt)),
             (TEXT, ids[template.vision_close :]),
@@ -216,10 +213,31 @@ class Assembler:
             prompt_columns=move(grid.kind == PROMPT),
             aspect_of=move(aspect_of),
             common=_common(grid),
+            deep=None if visual is None or visual.deep is None else self._deep(grid, visual.deep),
         )
+
+    def _deep(
+        self, grid: RowPlan, deep: Float[Tensor, "batch visual levels dim"]
+    ) -> Float[Tensor, "batch sequence levels dim"]:
+        """The deep features in the columns of their visual tokens, zero elsewhere."""
+        visual = grid.kind == VISUAL
+        found = deep.new_zeros(*grid.kind.shape, *deep.shape[2:]).to(self.backbone.device, self.backbone.dtype)
+        rows, columns = np.nonzero(visual)
+        found[rows, columns] = deep[rows, grid.value[visual]].to(found)
+        return found
 
 
 PADDING = -1
+
+
+def _image_parts(template: Template) -> Iterator[tuple[int, Sequence[int]]]:
+    """Visual tokens, numbered through, and the family's text between their spans."""
+    begin = template.visual_start
+    seen = 0
+    for start, stop in template.spans:
+        yield TEXT, template.ids[begin:start]
+        yield VISUAL, range(seen, seen + stop - start)
+        seen, begin = seen + stop - start, stop
 
 
 def padded(rows: Sequence[RowPlan]) -> RowPlan:

@@ -15,7 +15,8 @@ from masp.config import MethodConfig, PromptInit
 from masp.errors import UsageError, did_you_mean
 from masp.modules.aspect_attention import AspectModules
 from masp.modules.soft_prompt import SoftPrompt, random_start, text_start, vocabulary_start
-from masp.types import IGNORED, Assembled, KeyValues, VisualTokens
+from masp.questions import Questions, load_questions
+from masp.types import IGNORED, AspectTokens, Assembled, KeyValues, VisualTokens
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class MaspModel(nn.Module):
         method: what is computed; nulls mean what the variant says.
         aspects: the modules of stage 1.
         prompt: the soft prompt of stage 2.
+        questions: what the aspects are asked, for a backbone whose visual tokens depend on it; None: the package's own.
 
     Raises:
         UsageError: a module of another width than the backbone.
@@ -61,6 +63,7 @@ class MaspModel(nn.Module):
         method: MethodConfig,
         aspects: AspectModules | None = None,
         prompt: SoftPrompt | None = None,
+        questions: Questions | None = None,
     ) -> None:
         super().__init__()
         widths = {"aspects": aspects and aspects.dim, "soft prompt": prompt and prompt.vectors.shape[1]}
@@ -72,6 +75,7 @@ class MaspModel(nn.Module):
         self.assembler = Assembler(backbone, Layout.of(method))
         self.aspects = None if aspects is None else aspects.to(backbone.device)
         self.prompt = None if prompt is None else prompt.to(backbone.device)
+        self.questions = load_questions() if questions is None and backbone.asks else questions
 
     def aspect_module(self) -> AspectModules:
         """The modules of stage 1.
@@ -84,6 +88,27 @@ class MaspModel(nn.Module):
                 "this model has no aspects", "an aspect adapter", "Train stage 1, or load an adapter with aspects."
             )
         return self.aspects
+
+    def aspect_tokens(
+        self, visual: VisualTokens, names: Sequence[str] | None = None, questions: Sequence[str] | None = None
+    ) -> AspectTokens:
+        """What all aspect modules, or those in `names` in that order, read from every image.
+
+        Where visual tokens depend on the question, each module reads those for its own: the one in `questions`, or the
+        first that the model asks about the aspect.
+        """
+        modules = self.aspect_module()
+        chosen = modules.aspects if names is None else tuple(names)
+        if not self.backbone.asks:
+            return modules(visual, chosen)
+        assert self.questions is not None
+        texts = [self.questions.aspect(name)[0] for name in chosen] if questions is None else questions
+        parts = [
+            modules(self.backbone.asked(visual, [text] * len(visual)), [name])
+            for name, text in zip(chosen, texts, strict=True)
+        ]
+        tokens, weights = torch.cat([part.tokens for part in parts], 1), torch.cat([part.weights for part in parts], 1)
+        return AspectTokens(tokens, weights, chosen)
 
     def assemble(
         self,
@@ -98,9 +123,9 @@ class MaspModel(nn.Module):
         names = [name for name in self.aspects.aspects if name in chosen.aspects] if self.aspects is not None else []
         if self.aspects is not None and names:
             with torch.no_grad():
-                tokens = self.aspects(visual, names).tokens
+                tokens = self.aspect_tokens(visual, names).tokens
         prompt = self.prompt() if self.prompt is not None and chosen.prompt and self.prompt.length else None
-        return self.assembler(questions, answers, visual, tokens, prompt)
+        return self.assembler(questions, answers, self.backbone.asked(visual, questions), tokens, prompt)
 
     def aspect_loss(
         self,
@@ -120,7 +145,7 @@ class MaspModel(nn.Module):
             questions: question about the aspect.
             answers: its answer.
         """
-        tokens, _ = self.aspect_module().per_example(visual, aspect_index)
+        tokens, _ = self.aspect_module().per_example(self.backbone.asked(visual, questions), aspect_index)
         return self.loss(self.assembler(questions, answers, aspects=tokens[:, None]))
 
     def prompt_loss(
@@ -152,7 +177,8 @@ class MaspModel(nn.Module):
         """Final hidden states of the columns `read` of the suffix, which is run up to column `end`."""
         start = assembled.prefix_end
         cut = (assembled.embeddings[:, start:end], assembled.positions[:, :, start:end], assembled.mask[:, :end])
-        return self.backbone.run(*cut, cache=self._prefix(assembled), read=read).hidden
+        extras = assembled.extras(start, end)
+        return self.backbone.run(*cut, cache=self._prefix(assembled), read=read, extras=extras).hidden
 
     @torch.no_grad()
     def _prefix(self, assembled: Assembled) -> KeyValues | None:
@@ -162,7 +188,8 @@ class MaspModel(nn.Module):
         if start == end:
             return trunk
         cut = (assembled.embeddings[:, start:end], assembled.positions[:, :, start:end], assembled.mask[:, :end])
-        return self.backbone.run(*cut, cache=trunk, read=_nothing(assembled.mask)).cache
+        extras = assembled.extras(start, end)
+        return self.backbone.run(*cut, cache=trunk, read=_nothing(assembled.mask), extras=extras).cache
 
     @torch.no_grad()
     def trunk(self, assembled: Assembled) -> KeyValues | None:
@@ -201,7 +228,7 @@ def start_prompt(
         generator: source of randomness; the same seed gives the same vectors.
     """
     if init.kind == "vocabulary":
-        vectors = vocabulary_start(backbone.embedding_rows(), length, generator)
+        vectors = vocabulary_start(backbone.embedding_rows(), length, generator) * backbone.embedding_scale
     elif init.kind == "text":
         ids = torch.tensor(backbone.text_ids(init.text or ""), dtype=torch.long, device=backbone.device)
         vectors = text_start(backbone.embed(ids), length)

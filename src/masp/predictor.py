@@ -166,7 +166,7 @@ class Masp:
             commit = info.backbone.revision if revision is None and name == info.backbone.name else revision
             backbone = load_backbone(BackboneConfig(id=name, revision=commit, dtype=dtype, device=device))
         parts = load_adapter(folder, backbone, aspects)
-        model = MaspModel(backbone, info.method, parts.aspects, parts.prompt)
+        model = MaspModel(backbone, info.method, parts.aspects, parts.prompt, info.asked())
         return cls(model, task, EMBEDDED if adapter is None else str(adapter), info)
 
     @property

@@ -21,19 +21,35 @@ class Pixels:
     """Preprocessed images of one batch, in the form the family's vision tower takes; may be made in a loader thread.
 
     Attributes:
-        values: flattened patches of all images, one after the other.
-        grid: patches per image along time, height and width.
+        values: patches, tiles or whole images, one after the other.
+        grid: what the family notes for each image: patches along time, height and width, tiles, or its size.
+        mask: which of the values are real, where a family pads them.
     """
 
-    values: Float[Tensor, "patches values"]
-    grid: Int[Tensor, "batch 3"]
+    values: Float[Tensor, "parts *values"]
+    grid: Int[Tensor, "batch numbers"]
+    mask: Bool[Tensor, "parts *places"] | None = None
 
     def __len__(self) -> int:
         return self.grid.shape[0]
 
     def to(self, device: torch.device | str) -> Self:
         """The same pixels on another device."""
-        return replace(self, values=self.values.to(device), grid=self.grid.to(device))
+        mask = None if self.mask is None else self.mask.to(device)
+        return replace(self, values=self.values.to(device), grid=self.grid.to(device), mask=mask)
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """How the visual tokens of one image are laid out, as far as its place in a chat turn depends on it.
+
+    Attributes:
+        count: number of visual tokens; 0 where aspect tokens stand in for the image.
+        shape: rows and columns of the tokens or of the tiles; what they mean is the family's own.
+    """
+
+    count: int
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,12 +61,16 @@ class VisualTokens:
         mask: which tokens are real; the real ones stand on the left.
         boxes: place of each token on its image as (x0, y0, x1, y1), fractions of width and height; None if unknown.
         grid: rows and columns in which an image's tokens are laid out, row by row; None if they are not a grid.
+        shapes: `ImageLayout.shape` of each image, where it is not its grid.
+        deep: features of the same places that the first layers of the language model add, one level per layer.
     """
 
     tokens: Float[Tensor, "batch visual dim"]
     mask: Bool[Tensor, "batch visual"]
     boxes: Float[Tensor, "batch visual 4"] | None = None
     grid: Int[Tensor, "batch 2"] | None = None
+    shapes: tuple[tuple[int, ...], ...] | None = None
+    deep: Float[Tensor, "batch visual levels dim"] | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -60,11 +80,19 @@ class VisualTokens:
         """Number of real visual tokens of each image."""
         return self.mask.sum(1).tolist()
 
+    @property
+    def layouts(self) -> list[ImageLayout]:
+        """How each image's tokens are laid out."""
+        grids = [()] * len(self) if self.grid is None else map(tuple, self.grid.tolist())
+        shapes = grids if self.shapes is None else self.shapes
+        return [ImageLayout(count, shape) for count, shape in zip(self.counts, shapes, strict=True)]
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """The same visual tokens on another device; `dtype` changes the tokens only."""
+        """The same visual tokens on another device; `dtype` changes the features only."""
         return replace(
             self,
             tokens=self.tokens.to(device=device, dtype=dtype),
+            deep=None if self.deep is None else self.deep.to(device=device, dtype=dtype),
             mask=self.mask.to(device=device),
             boxes=None if self.boxes is None else self.boxes.to(device=device),
             grid=None if self.grid is None else self.grid.to(device=device),
@@ -81,19 +109,25 @@ class VisualTokens:
             mask=mask[:, :width],
             boxes=None if self.boxes is None else self.boxes[index, :width],
             grid=None if self.grid is None else self.grid[index],
+            shapes=None if self.shapes is None else tuple(self.shapes[place] for place in index.tolist()),
+            deep=None if self.deep is None else self.deep[index, :width],
         )
 
     @staticmethod
     def stack(parts: "Sequence[VisualTokens]") -> "VisualTokens":
-        """One batch of all images of `parts`; boxes and grid survive if all parts have them."""
+        """One batch of all images of `parts`; what not all parts have is left out."""
         width = max(part.tokens.shape[1] for part in parts)
         grids = [part.grid for part in parts if part.grid is not None]
         boxes = [_pad(part.boxes, width) for part in parts if part.boxes is not None]
+        shapes = [part.shapes for part in parts if part.shapes is not None]
+        deep = [_pad(part.deep, width) for part in parts if part.deep is not None]
         return VisualTokens(
             tokens=torch.cat([_pad(part.tokens, width) for part in parts]),
             mask=torch.cat([_pad(part.mask, width) for part in parts]),
             boxes=torch.cat(boxes) if len(boxes) == len(parts) else None,
             grid=torch.cat(grids) if len(grids) == len(parts) else None,
+            shapes=sum(shapes, ()) if len(shapes) == len(parts) else None,
+            deep=torch.cat(deep) if len(deep) == len(parts) else None,
         )
 
 
@@ -127,18 +161,45 @@ class Template:
     Attributes:
         ids: the whole turn, up to and including the generation prompt.
         vision_open: where the image's part begins (its opening mark, if the family has one).
-        visual_start: first visual placeholder; aspect tokens stand directly before it.
-        visual_stop: one past the last visual placeholder.
+        spans: first and one past the last placeholder of each run of them, in order; a family that puts text between
+            tiles has several. One empty span where aspect tokens stand in for the image.
         vision_close: one past the image's part; the question's text follows.
         newline_after_assistant: where the newline of the generation prompt stands; None if the family has none.
     """
 
     ids: tuple[int, ...]
     vision_open: int
-    visual_start: int
-    visual_stop: int
+    spans: tuple[tuple[int, int], ...]
     vision_close: int
     newline_after_assistant: int | None = None
+
+    @property
+    def visual_start(self) -> int:
+        """The first visual placeholder; aspect tokens stand directly before it."""
+        return self.spans[0][0]
+
+    @property
+    def visual_stop(self) -> int:
+        """One past the last visual placeholder."""
+        return self.spans[-1][1]
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What new columns of the language model carry besides a vector and a position.
+
+    Attributes:
+        visual: which of them hold visual tokens; a family may let those of one image see each other.
+        deep: what the first layers add to them, zero at every other column.
+    """
+
+    visual: Bool[Tensor, "batch sequence"]
+    deep: Float[Tensor, "batch sequence levels dim"] | None = None
+
+    def followed_by(self, text: int) -> Self:
+        """The same with `text` columns of plain text behind."""
+        deep = self.deep if self.deep is None else _pad(self.deep, self.deep.shape[1] + text)
+        return replace(self, visual=_pad(self.visual, self.visual.shape[1] + text), deep=deep)
 
 
 @dataclass(frozen=True)
@@ -157,6 +218,7 @@ class Assembled:
         aspect_of: number of the aspect a column belongs to, in splicing order; -1 elsewhere.
         common: number of leading columns of the prefix that are the same text in every row of a batch of several, so
             that one row can stand for all.
+        deep: what the first layers of the language model add; None for most families.
     """
 
     embeddings: Float[Tensor, "batch sequence dim"]
@@ -169,6 +231,12 @@ class Assembled:
     prompt_columns: Bool[Tensor, "batch sequence"]
     aspect_of: Int[Tensor, "batch sequence"]
     common: int = 0
+    deep: Float[Tensor, "batch sequence levels dim"] | None = None
+
+    def extras(self, start: int, end: int | None = None) -> Extras:
+        """What the columns from `start` up to `end` carry besides vector and position."""
+        deep = None if self.deep is None else self.deep[:, start:end]
+        return Extras(self.visual_columns[:, start:end], deep)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from masp.types import Assembled, KeyValues, Pixels, Run, Template, VisualTokens
+from masp.types import Assembled, Extras, ImageLayout, KeyValues, Pixels, Run, Template, VisualTokens
 
 
 @runtime_checkable
@@ -23,6 +23,8 @@ class Backbone(Protocol):
         device: where it lives.
         end_of_turn: id of the token that ends an answer.
         image_transform: what happens to an image on its way to the vision tower, for the record.
+        embedding_scale: what rows of the embedding matrix are multiplied with before they enter; 1 for most families.
+        asks: whether visual tokens depend on the question, so that `asked` must be called for each.
     """
 
     name: str
@@ -33,6 +35,8 @@ class Backbone(Protocol):
     device: torch.device
     end_of_turn: int
     image_transform: dict[str, Any]
+    embedding_scale: float
+    asks: bool
 
     def fingerprint(self) -> str:
         """Hash of configuration and weights as stored; does not depend on the dtype or device they were loaded to."""
@@ -43,11 +47,18 @@ class Backbone(Protocol):
         ...
 
     def visual_tokens(self, pixels: Pixels) -> VisualTokens:
-        """Visual tokens of a batch, without gradients."""
+        """Visual tokens of a batch, without gradients.
+
+        Where the family asks, these are the features that questions are put to, shared by all of them.
+        """
         ...
 
-    def template(self, question: str, visual: int) -> Template:
-        """The chat turn with a question about an image of `visual` tokens; special tokens in the question are text."""
+    def asked(self, visual: VisualTokens, questions: Sequence[str]) -> VisualTokens:
+        """Visual tokens as they are for these questions, one per image; `visual` itself where they depend on none."""
+        ...
+
+    def template(self, question: str, image: ImageLayout) -> Template:
+        """The chat turn with a question about an image; special tokens in the question are text."""
         ...
 
     def answer_ids(self, answer: str, end: bool) -> list[int]:
@@ -63,19 +74,17 @@ class Backbone(Protocol):
         ...
 
     def embedding_rows(self) -> Float[Tensor, "vocabulary dim"]:
-        """The input embedding matrix, one row per token of the vocabulary; not to be written to."""
+        """The input embedding matrix as stored, one row per token of the vocabulary; not to be written to."""
         ...
 
     def embedding_std(self) -> float:
-        """Standard deviation of all numbers in the embedding matrix."""
+        """Standard deviation of all numbers in the embedding matrix, scaled as they enter the language model."""
         ...
 
-    def positions(
-        self, length: int, visual_start: int, grid: tuple[int, int] | None, visual_count: int, native: bool
-    ) -> Int[Tensor, "axes length"]:
-        """Positions of one sequence of `length` columns, `visual_count` of them visual tokens from `visual_start` on.
+    def positions(self, length: int, visual_start: int, image: ImageLayout, native: bool) -> Int[Tensor, "axes length"]:
+        """Positions of one sequence of `length` columns whose visual tokens begin at `visual_start`.
 
-        `native` gives the backbone's own scheme (rows and columns of `grid` for M-RoPE), otherwise 0, 1, 2 … for all.
+        `native`: the backbone's own scheme (rows and columns of the image for M-RoPE), otherwise 0, 1, 2 … for all.
         """
         ...
 
@@ -87,6 +96,7 @@ class Backbone(Protocol):
         cache: KeyValues | None = None,
         branches: Int[Tensor, " total"] | None = None,
         read: Int[Tensor, "batch read"] | None = None,
+        extras: Extras | None = None,
     ) -> Run:
         """The language model over new columns.
 
@@ -99,6 +109,7 @@ class Backbone(Protocol):
                 that several continuations of one prompt share one pass. None: one continuation.
             read: which of the new columns' hidden states are wanted, for each row; the final layer is spared for the
                 others. None: all of them, in order.
+            extras: what the new columns carry besides. None: they are plain text.
         """
         ...
 

@@ -15,11 +15,20 @@ from masp.errors import BackboneError, did_you_mean
 
 FAMILIES: Mapping[str, str] = MappingProxyType(
     {
-        "qwen2_vl": "masp.backbones.qwen2_vl:QwenVLBackbone",
-        "qwen2_5_vl": "masp.backbones.qwen2_vl:QwenVLBackbone",
+        "qwen2_vl": "masp.backbones.qwen2_vl:load",
+        "qwen2_5_vl": "masp.backbones.qwen2_vl:load",
+        "llava": "masp.backbones.llava:load",
+        "llava_next": "masp.backbones.llava_next:load",
+        "gemma3": "masp.backbones.gemma3:load",
+        "qwen3_vl": "masp.backbones.qwen3_vl:load",
+        "internvl": "masp.backbones.internvl:load",
+        "smolvlm": "masp.backbones.idefics3:load",
+        "idefics3": "masp.backbones.idefics3:load",
+        "llava_onevision": "masp.backbones.llava_onevision:load",
+        "instructblip": "masp.backbones.instructblip:load",
     }
 )
-"""model_type of a checkpoint's config.json → module and class that serve it, imported when needed."""
+"""model_type of a checkpoint's config.json → module and function that load it, imported when needed."""
 
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -52,7 +61,7 @@ def load_backbone(
     module, _, family = FAMILIES[files.model_type].partition(":")
     _LOG.info("loading backbone %s (%s, %s, %s)", name, files.model_type, kind, where)
     try:
-        return getattr(import_module(module), family).load(files, kind, where)
+        return getattr(import_module(module), family)(files, kind, where)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BackboneError(
             f"the backbone '{name}' cannot be loaded: {error}", "", "Check that its files are whole."

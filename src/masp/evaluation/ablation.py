@@ -163,7 +163,7 @@ def _models(full: Masp, without_aspects: Masp, seed: int) -> dict[str, tuple[Mas
     backbone, aspects, trained = full.backbone, full.model.aspects, full.model.prompt
     assert trained is not None
     untrained = start_prompt(PromptInit(), trained.length, backbone, torch.Generator().manual_seed(seed))
-    random = MaspModel(backbone, full.model.method, aspects, untrained)
+    random = MaspModel(backbone, full.model.method, aspects, untrained, full.model.questions)
     names = full.task.use.aspects
     return {
         "V": (full.model, Use((), prompt=False)),

@@ -172,7 +172,7 @@ def _explained(masp: Masp, batch: Sequence[Record], visual: VisualTokens) -> lis
     best = log_p.argmax(dim=1)
     effects = leave_one_out(model, visual, task.question, task.labels, task.use, log_p)
     strongest = effects[torch.arange(len(batch)), :, best].argmax(dim=1).tolist()
-    maps = heatmaps(model.aspect_module()(visual, names).weights, visual)
+    maps = heatmaps(model.aspect_tokens(visual, names).weights, visual)
     found = []
     for index, record in enumerate(batch):
         truth = truth_of(record)

@@ -181,6 +181,8 @@ class VisualTokenStore:
                 tokens=visual.tokens[row : row + 1, :count].to("cpu", copy=True),
                 mask=visual.mask[row : row + 1, :count].to("cpu", copy=True),
                 grid=None if visual.grid is None else visual.grid[row : row + 1].to("cpu", copy=True),
+                shapes=None if visual.shapes is None else visual.shapes[row : row + 1],
+                deep=None if visual.deep is None else visual.deep[row : row + 1, :count].to("cpu", copy=True),
             )
             self._kept[self._keys[number]] = one
             size += _bytes(one)
@@ -204,7 +206,8 @@ class VisualTokenStore:
 
 
 def _bytes(visual: VisualTokens) -> int:
-    return visual.tokens.numel() * visual.tokens.element_size()
+    kept = [visual.tokens] if visual.deep is None else [visual.tokens, visual.deep]
+    return sum(part.numel() * part.element_size() for part in kept)
 
 
 def account_lines(account: Quarantine) -> bytes:

@@ -205,7 +205,7 @@ def _prepare(run: Run) -> Outcome:
         for aspect, name in enumerate(names)
         if name in record.annotations
     ]
-    model = MaspModel(run.backbone, method, modules)
+    model = MaspModel(run.backbone, method, modules, questions=questions)
     stage = AspectStage(model, store, examples, numbers["val"], questions)
     info = AdapterInfo(
         backbone=run.backbone_record(),

@@ -217,7 +217,7 @@ def _prepare(run: Run, adapter: Adapter | None) -> Outcome:
     modules = None if adapter is None else adapter.aspects
     if modules is not None:
         modules.requires_grad_(False)
-    model = MaspModel(run.backbone, method, modules, prompt)
+    model = MaspModel(run.backbone, method, modules, prompt, questions)
     stage = PromptStage(
         model, store, _labelled(numbers["train"]), _labelled(numbers["val"]), asking, Use(used), weights
     )

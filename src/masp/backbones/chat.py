@@ -1,0 +1,237 @@
+"""The text side of a family: chat turns with placeholders for an image, answers, and what special tokens may do.
+
+Only the family's own template writes special tokens. Text of a user is text, whatever it looks like.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from masp.errors import BackboneError
+from masp.types import ImageLayout, Template
+
+QUESTION_HERE = "\ue000question\ue001"  # private-use characters: no template holds them
+ANSWER_HERE = "\ue000answer\ue001"
+BETWEEN = "\ue002"
+TEMPLATES_KEPT = 4096
+
+Picture = tuple[str | int, ...]
+"""What stands for an image in a turn: text and marks as strings, runs of visual tokens as their numbers."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a family says about its chat turn.
+
+    Attributes:
+        image: what the rendered template holds in the place of an image; the picture takes its place.
+        visual: the token of which the processor writes one per visual token.
+        picture: the picture of an image; for a layout without visual tokens the plainest one, with a run of 0.
+        frame: marks that belong to the image's part where they stand next to its visual tokens.
+        render: the turn as the template writes it, around `QUESTION_HERE`; with True, also the answer around
+            `ANSWER_HERE` and what closes it, otherwise up to the generation prompt.
+        image_first: whether the image stands before the tokenizer's own first token (such as "<s>").
+    """
+
+    image: str
+    visual: str
+    picture: Callable[[ImageLayout], Picture]
+    frame: tuple[str, ...]
+    render: Callable[[bool], str]
+    image_first: bool = False
+
+
+def rendered(tokenizer: Any, answered: bool, system: str | None = None) -> str:
+    """A turn as the tokenizer's own chat template writes it; see `Turn.render`.
+
+    Raises:
+        BackboneError: the template cannot be used.
+    """
+    content = [{"type": "image"}, {"type": "text", "text": QUESTION_HERE}]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    if answered:
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": ANSWER_HERE}]})
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not answered)
+    except (ValueError, TypeError, RuntimeError) as error:  # jinja's own errors are RuntimeErrors too
+        raise BackboneError(
+            f"the chat template cannot be rendered: {error}", "one that takes an image and a text"
+        ) from None
+
+
+class Chat:
+    """Chat turns and answers of one tokenizer.
+
+    Args:
+        name: of the backbone, for messages.
+        tokenizer: transformers' tokenizer.
+        turn: what the family says.
+    """
+
+    def __init__(self, name: str, tokenizer: Any, turn: Turn) -> None:
+        self._name, self._tokenizer, self._turn = name, tokenizer, turn
+        self._visual: int = tokenizer.convert_tokens_to_ids(turn.visual)
+        self._frame = {tokenizer.convert_tokens_to_ids(mark) for mark in turn.frame}
+        self._skeleton = functools.lru_cache(TEMPLATES_KEPT)(self._encoded)
+
+    def template(self, question: str, image: ImageLayout) -> Template:
+        """The chat turn with the image's placeholders; special tokens in the question are text."""
+        picture = self._turn.picture(image)
+        runs = [part for part in picture if isinstance(part, int)]
+        assert sum(runs) == image.count, f"the picture holds {sum(runs)} visual tokens, the image {image.count}"
+        skeleton = self._skeleton(question, "".join(self._turn.visual if isinstance(p, int) else p for p in picture))
+        places = [place for place, index in enumerate(skeleton) if index == self._visual]
+        if len(places) != len(runs):
+            raise BackboneError(
+                f"the chat template of {self._name} holds the image {len(places)} times",
+                f"{len(runs)} runs of {self._turn.visual}",
+                "Use the chat template of the original checkpoint.",
+            )
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        begin = 0
+        for place, run in zip(places, runs, strict=True):
+            ids += skeleton[begin:place]
+            spans.append((len(ids), len(ids) + run))
+            ids += [self._visual] * run
+            begin = place + 1
+        ids += skeleton[begin:]
+        newline = len(ids) - 1 if self.decode([ids[-1]]) == "\n" else None
+        return Template(tuple(ids), *self._framed(ids, spans), newline)
+
+    def _framed(
+        self, ids: Sequence[int], spans: Sequence[tuple[int, int]]
+    ) -> tuple[int, tuple[tuple[int, int], ...], int]:
+        """Where the image's part begins with its marks, its spans, and where it ends."""
+        opens, closes = spans[0][0], spans[-1][1]
+        while opens and ids[opens - 1] in self._frame:
+            opens -= 1
+        while closes < len(ids) and ids[closes] in self._frame:
+            closes += 1
+        return opens, tuple(spans), closes
+
+    def _encoded(self, question: str, picture: str) -> list[int]:
+        """Ids of the turn with `picture` in the image's place."""
+        text = self._turn.render(False)
+        head, found, tail = text.partition(QUESTION_HERE)
+        if not found:
+            raise BackboneError(f"the chat template of {self._name} drops the question", "a template that keeps it")
+        if head.count(self._turn.image) + tail.count(self._turn.image) != 1:
+            raise BackboneError(
+                f"the chat template of {self._name} does not mark the image",
+                f"one {self._turn.image} in a turn",
+                "Use the chat template of the original checkpoint.",
+            )
+        first = self._tokenizer.bos_token
+        begins = not (first and head.startswith(first))
+        if self._turn.image_first:
+            shown = self._tokenizer(picture, add_special_tokens=False).input_ids
+            return [*shown, *self._encode(head.replace(self._turn.image, ""), question, tail, begins)]
+        head, tail = (part.replace(self._turn.image, picture) for part in (head, tail))
+        return self._encode(head, question, tail, begins)
+
+    # Answers
+
+    @functools.cached_property
+    def end_of_turn(self) -> int:
+        """The token that ends an answer: the mark that the template writes behind it, else the tokenizer's own end."""
+        closing = self._turn.render(True).partition(ANSWER_HERE)[2].lstrip()
+        added = {str(token): index for index, token in self._tokenizer.added_tokens_decoder.items()}
+        marks = [mark for mark in added if mark.strip() and closing.startswith(mark)]
+        end = added[max(marks, key=len)] if marks else self._tokenizer.eos_token_id
+        if end is None:
+            raise BackboneError(
+                f"nothing ends an answer of {self._name}", "a mark in its chat template, or an eos_token"
+            )
+        return end
+
+    def answer_ids(self, answer: str, end: bool) -> list[int]:
+        """Ids of an answer as it follows the generation prompt, with the blank that the template writes between."""
+        context, blank = self._lead
+        before = self.text_ids(context) if blank else []
+        ids = self.text_ids(context + blank + answer) if blank else self.text_ids(answer)
+        if ids[: len(before)] != before:
+            before, ids = [], self.text_ids(answer)
+        return ids[len(before) :] + [self.end_of_turn] * end
+
+    @functools.cached_property
+    def _lead(self) -> tuple[str, str]:
+        """The last text of the generation prompt, and the blank that stands between it and an answer."""
+        prompt, whole = self._turn.render(False), self._turn.render(True).partition(ANSWER_HERE)[0]
+        blank = whole.removeprefix(prompt) if whole.startswith(prompt) else ""
+        last = self._split(prompt.partition(QUESTION_HERE)[2])[-1]
+        return last or ".", blank if blank.isspace() else ""  # a full stop stands for the question's own end
+
+    def text_ids(self, text: str) -> list[int]:
+        """Ids of plain text."""
+        ids = list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+        own = self._own_marks
+        if not own.keys() & set(ids):
+            return ids
+        # Some checkpoints do not call their marks special, and the tokenizer finds them in plain text too.
+        for mark in own.values():
+            text = text.replace(mark, mark[0] + BETWEEN + mark[1:])
+        parts = (
+            self._tokenizer(part, add_special_tokens=False, split_special_tokens=True) for part in text.split(BETWEEN)
+        )
+        return [index for part in parts for index in part.input_ids]
+
+    @functools.cached_property
+    def _own_marks(self) -> dict[int, str]:
+        """Marks that must never come out of a user's text, by their ids: the image's and the end of a turn."""
+        ids = [self._visual, *self._frame, self.end_of_turn]
+        return dict(zip(ids, self._tokenizer.convert_ids_to_tokens(ids), strict=True))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids without special tokens."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    # Special tokens
+
+    @functools.cached_property
+    def _marks(self) -> dict[str, int]:
+        """The tokenizer's special tokens and their ids."""
+        found = {str(token): index for index, token in self._tokenizer.added_tokens_decoder.items() if token.special}
+        return found | {mark: index for index, mark in self._own_marks.items()}
+
+    @functools.cached_property
+    def _mark_pattern(self) -> re.Pattern[str]:
+        longest_first = sorted(self._marks, key=len, reverse=True)
+        return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+
+    def _split(self, text: str) -> list[str]:
+        """Texts between marks at even places, marks at odd ones."""
+        return self._mark_pattern.split(text)
+
+    def _encode(self, head: str, text: str, tail: str, begins: bool) -> list[int]:
+        """Ids of head + text + tail in which only the template's own marks are special tokens.
+
+        Where `text` holds no mark, this is the plain tokenisation of the whole. Otherwise text between two marks is
+        tokenised as one run, so that "<|im_end|>" inside `text` stays text and the rest comes out as in the plain case.
+        """
+        if not self._mark_pattern.search(text):
+            return list(self._tokenizer(head + text + tail, add_special_tokens=begins).input_ids)
+        before, after = self._split(head), self._split(tail)
+        runs = [*before[:-1], before[-1] + text + after[0], *after[1:]]  # odd places hold the marks
+        ids = list(self._tokenizer("", add_special_tokens=begins).input_ids)
+        for place, run in enumerate(runs):
+            ids.extend([self._marks[run]] if place % 2 else self._run_ids(run, first=not place))
+        return ids
+
+    def _run_ids(self, run: str, first: bool) -> list[int]:
+        """Ids of a text between marks; some tokenizers put a blank before the first run only."""
+        if first or not run or self._blank_everywhere:
+            return self.text_ids(run)
+        guard = self.text_ids("\n")
+        ids = self.text_ids("\n" + run)
+        return ids[len(guard) :] if ids[: len(guard)] == guard else self.text_ids(run)
+
+    @functools.cached_property
+    def _blank_everywhere(self) -> bool:
+        """Whether a text behind a mark is tokenised as it is alone."""
+        behind = list(self._tokenizer(self._turn.visual + "a", add_special_tokens=False).input_ids)
+        return behind[1:] == self.text_ids("a")

@@ -1,0 +1,71 @@
+"""Loading the parts of a checkpoint: a frozen model, its tokenizer. Weights in safetensors only, and no code."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+from transformers.utils import logging
+
+from masp.backbones.files import BackboneFiles, chat_template
+from masp.errors import BackboneError
+
+
+def load_model(files: BackboneFiles, kind: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """The whole model of a folder, in evaluation mode and without gradients.
+
+    Args:
+        files: where it lies.
+        kind: transformers' class.
+        dtype: of the weights.
+        device: where it goes.
+
+    Raises:
+        BackboneError: weights are missing.
+    """
+    with quiet_loading():
+        model, found = kind.from_pretrained(
+            files.folder,
+            dtype=dtype,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    if absent := sorted(found["missing_keys"]):
+        raise BackboneError(
+            f"the weights of {files.name} lack {len(absent)} tensors, {absent[0]} among them",
+            "a whole checkpoint",
+            "Fetch it again.",
+        )
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_tokenizer(files: BackboneFiles, chat: bool = True) -> Any:
+    """The tokenizer of a folder, with its chat template unless `chat` says that the family has none.
+
+    Raises:
+        BackboneError: there is no chat template.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(files.folder, local_files_only=True)
+    if chat:
+        tokenizer.chat_template = chat_template(files, tokenizer.chat_template)
+    return tokenizer
+
+
+def load_image_processor(files: BackboneFiles, kind: Any) -> Any:
+    """The image processor of a folder: of transformers' classes the one that works on Pillow images by itself."""
+    return kind.from_pretrained(files.folder, local_files_only=True)
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No progress bars of transformers, which would break a person's screen and a machine's log alike."""
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()

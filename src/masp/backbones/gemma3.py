@@ -1,0 +1,79 @@
+"""The family Gemma 3: 256 visual tokens that see each other, sliding layers, scaled embeddings.
+
+Aspect tokens stand before the visual tokens and are read causally; they do not join the image's bidirectional block.
+Crops of long images ("pan and scan") are off, as they are by default.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from transformers import Gemma3ForConditionalGeneration
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+from masp.backbones.chat import Picture, Turn, rendered
+from masp.backbones.checkpoint import load_image_processor, load_model, load_tokenizer
+from masp.backbones.composed import ComposedBackbone, Parts
+from masp.backbones.files import BackboneFiles
+from masp.backbones.visual import grid_boxes, packed
+from masp.types import ImageLayout, Pixels, VisualTokens
+
+
+def load(files: BackboneFiles, dtype: torch.dtype, device: torch.device) -> ComposedBackbone:
+    """The backbone of a folder."""
+    model = load_model(files, Gemma3ForConditionalGeneration, dtype, device)
+    tokenizer = load_tokenizer(files)
+    config = model.config
+    opens, visual, closes = tokenizer.convert_ids_to_tokens(
+        [config.boi_token_index, config.image_token_id, config.eoi_token_index]
+    )
+    turn = Turn(
+        image=opens,
+        visual=visual,
+        picture=functools.partial(_picture, opens, closes),
+        frame=(opens, closes),
+        render=functools.cache(functools.partial(rendered, tokenizer)),
+    )
+    vision = GemmaVision(model.model, load_image_processor(files, Gemma3ImageProcessorPil))
+    parts = Parts(
+        model=model,
+        language=model.model.language_model,
+        head=model.lm_head,
+        tokenizer=tokenizer,
+        turn=turn,
+        vision=vision,
+        bidirectional=True,
+        embedding_scale=float(model.model.language_model.embed_tokens.embed_scale),
+    )
+    return ComposedBackbone(files, parts)
+
+
+def _picture(opens: str, closes: str, image: ImageLayout) -> Picture:
+    return f"\n\n{opens}", image.count, f"{closes}\n\n"
+
+
+class GemmaVision:
+    """One square per image, pooled to a fixed number of visual tokens.
+
+    Args:
+        model: transformers' model without its output head.
+        processor: the image processor.
+    """
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self._model, self._processor = model, processor
+        self.image_transform: dict[str, Any] = {"rule": "gemma3", "size": dict(processor.size)}
+
+    def preprocess(self, images: Sequence[Image]) -> Pixels:
+        """One square of pixels per image, stretched to fit."""
+        values = self._processor(images=list(images), do_pan_and_scan=False, return_tensors="pt")["pixel_values"]
+        return Pixels(values=values, grid=torch.tensor([[image.height, image.width] for image in images]))
+
+    def visual_tokens(self, pixels: Pixels) -> VisualTokens:
+        """Pooled features, row by row."""
+        features = self._model.get_image_features(pixels.values.to(self._model.dtype)).pooler_output
+        side = round(features.shape[1] ** 0.5)
+        count = len(features)
+        return packed(list(features), [grid_boxes(side, side)] * count, [(side, side)] * count, [()] * count)

@@ -1,0 +1,102 @@
+"""The family InstructBLIP over Vicuna: a Q-Former looks at the image with the question in mind.
+
+Its visual tokens depend on the question, so the vision tower's features are what an image is kept as, and `ask` puts a
+question to them. There is no chat template: the processor writes the visual tokens, then "<s>" and the bare question.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from transformers import AutoTokenizer, InstructBlipForConditionalGeneration
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+from masp.backbones.chat import ANSWER_HERE, QUESTION_HERE, Picture, Turn
+from masp.backbones.checkpoint import load_image_processor, load_model, load_tokenizer
+from masp.backbones.composed import ComposedBackbone, Parts
+from masp.backbones.files import BackboneFiles, read_json
+from masp.backbones.visual import packed
+from masp.errors import BackboneError
+from masp.types import ImageLayout, Pixels, VisualTokens
+
+
+def load(files: BackboneFiles, dtype: torch.dtype, device: torch.device) -> ComposedBackbone:
+    """The backbone of a folder.
+
+    Raises:
+        BackboneError: one with an encoder-decoder language model.
+    """
+    content = read_json(files.folder / "config.json")
+    if content.get("text_config", {}).get("model_type") == "t5":
+        raise BackboneError(
+            f"{files.name} is InstructBLIP with Flan-T5; an encoder-decoder has no prefix for a prompt to follow",
+            "an InstructBLIP checkpoint with a decoder, such as Salesforce/instructblip-vicuna-7b",
+        )
+    if content.get("image_token_id", content.get("image_token_index")) is None:
+        raise BackboneError(
+            f"the configuration of {files.name} names no image token: it is older than its processor",
+            "image_token_index in config.json, and the token in the tokenizer",
+            "Fetch the newest revision of the checkpoint.",
+        )
+    model = load_model(files, InstructBlipForConditionalGeneration, dtype, device)
+    tokenizer = load_tokenizer(files, chat=False)
+    visual = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
+
+    def render(answered: bool) -> str:
+        return f"{visual}{QUESTION_HERE}" + f" {ANSWER_HERE}" * answered
+
+    asker = AutoTokenizer.from_pretrained(files.folder / "qformer_tokenizer", local_files_only=True)
+    vision = AskedVision(model, load_image_processor(files, BlipImageProcessorPil), asker)
+    parts = Parts(
+        model=model,
+        language=model.language_model.model,
+        head=model.language_model.lm_head,
+        tokenizer=tokenizer,
+        turn=Turn(image=visual, visual=visual, picture=_picture, frame=(), render=render, image_first=True),
+        vision=vision,
+        ask=vision.ask,
+    )
+    return ComposedBackbone(files, parts)
+
+
+def _picture(image: ImageLayout) -> Picture:
+    return (image.count,)
+
+
+class AskedVision:
+    """The vision tower once per image, the Q-Former once per image and question.
+
+    Args:
+        model: transformers' model.
+        processor: the image processor.
+        asker: the tokenizer of the Q-Former.
+    """
+
+    def __init__(self, model: Any, processor: Any, asker: Any) -> None:
+        self._model, self._processor, self._asker = model, processor, asker
+        self.image_transform: dict[str, Any] = {"rule": "instructblip", "size": dict(processor.size)}
+
+    def preprocess(self, images: Sequence[Image]) -> Pixels:
+        """One square of pixels per image, stretched to fit."""
+        values = self._processor(images=list(images), return_tensors="pt")["pixel_values"]
+        return Pixels(values=values, grid=torch.tensor([[image.height, image.width] for image in images]))
+
+    def visual_tokens(self, pixels: Pixels) -> VisualTokens:
+        """The tower's features, which are not in language-model space yet."""
+        return packed(list(self._model.vision_model(pixels.values.to(self._model.vision_model.dtype))[0]))
+
+    def ask(self, visual: VisualTokens, questions: Sequence[str]) -> VisualTokens:
+        """What the Q-Former reads from the features with each question, in language-model space."""
+        device = visual.tokens.device
+        text = self._asker(list(questions), padding=True, truncation=True, return_tensors="pt").to(device)
+        queries = self._model.query_tokens.expand(len(visual), -1, -1)
+        seeing = text.attention_mask.new_ones(queries.shape[:2])
+        states = self._model.qformer(
+            input_ids=text.input_ids,
+            attention_mask=torch.cat([seeing, text.attention_mask], dim=1),
+            query_embeds=queries,
+            encoder_hidden_states=visual.tokens,
+            encoder_attention_mask=visual.mask.long(),
+        )[0]
+        return packed(list(self._model.language_projection(states[:, : queries.shape[1]])))

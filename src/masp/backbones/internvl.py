@@ -1,0 +1,92 @@
+"""The family InternVL (the checkpoints whose names end in -hf): tiles of an image and a thumbnail of the whole."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL.Image import Image
+from torch import Tensor
+from transformers import InternVLForConditionalGeneration
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
+    GotOcr2ImageProcessorPil,
+    get_optimal_tiled_canvas,
+)
+
+from masp.backbones.chat import Picture, Turn, rendered
+from masp.backbones.checkpoint import load_image_processor, load_model, load_tokenizer
+from masp.backbones.composed import ComposedBackbone, Parts
+from masp.backbones.files import BackboneFiles
+from masp.backbones.visual import packed, tile_boxes
+from masp.types import ImageLayout, Pixels, VisualTokens
+
+OPENS, CLOSES = "<img>", "</img>"
+
+
+def load(files: BackboneFiles, dtype: torch.dtype, device: torch.device) -> ComposedBackbone:
+    """The backbone of a folder."""
+    model = load_model(files, InternVLForConditionalGeneration, dtype, device)
+    tokenizer = load_tokenizer(files)
+    visual = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
+    turn = Turn(
+        image=visual,
+        visual=visual,
+        picture=_picture,
+        frame=(OPENS, CLOSES),
+        render=functools.cache(functools.partial(rendered, tokenizer)),
+    )
+    vision = InternVision(model.model, load_image_processor(files, GotOcr2ImageProcessorPil))
+    language = model.model.language_model
+    parts = Parts(model=model, language=language, head=model.lm_head, tokenizer=tokenizer, turn=turn, vision=vision)
+    return ComposedBackbone(files, parts)
+
+
+def _picture(image: ImageLayout) -> Picture:
+    return OPENS, image.count, CLOSES
+
+
+class InternVision:
+    """Tiles of one size, and the whole as a further tile where there are several.
+
+    Args:
+        model: transformers' model without its output head.
+        processor: the image processor.
+    """
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self._model, self._processor = model, processor
+        self.image_transform: dict[str, Any] = {
+            "rule": "internvl",
+            "size": dict(processor.size),
+            "tiles": [processor.min_patches, processor.max_patches],
+        }
+
+    def preprocess(self, images: Sequence[Image]) -> Pixels:
+        """Tiles of all images one after the other, and rows and columns of each image's tiles."""
+        batch = self._processor(images=list(images), crop_to_patches=True, return_tensors="pt")
+        return Pixels(values=batch["pixel_values"], grid=torch.tensor([self._tiling(image) for image in images]))
+
+    def _tiling(self, image: Image) -> tuple[int, int]:
+        """Rows and columns of an image's tiles."""
+        processor, size = self._processor, self._processor.size
+        if processor.max_patches <= 1:
+            return 1, 1
+        tile, bounds = (size["height"], size["width"]), (processor.min_patches, processor.max_patches)
+        columns, rows = get_optimal_tiled_canvas((image.height, image.width), tile, *bounds)
+        return rows, columns
+
+    def visual_tokens(self, pixels: Pixels) -> VisualTokens:
+        """Features of each image's tiles, then those of the whole."""
+        features = self._model.get_image_features(pixels.values.to(self._model.dtype)).pooler_output
+        side = round(features.shape[1] ** 0.5)
+        tilings: list[tuple[int, int]] = [(rows, columns) for rows, columns in pixels.grid.tolist()]
+        counts = [rows * columns + (rows * columns > 1) for rows, columns in tilings]
+        images = [part.flatten(0, 1) for part in features.split(counts)]
+        boxes = [_boxes(rows, columns, side) for rows, columns in tilings]
+        grids = [(rows * side, columns * side) for rows, columns in tilings]
+        return packed(images, boxes, grids, [()] * len(images))
+
+
+def _boxes(rows: int, columns: int, side: int) -> Float[Tensor, "features 4"]:
+    return tile_boxes(rows, columns, side, whole=rows * columns > 1)

@@ -1,0 +1,99 @@
+"""The family LLaVA-1.5: a CLIP tower whose features pass a small projector, one square crop per image.
+
+Its chat template ("USER: <image>", the question, "ASSISTANT:") leaves the end of an answer to the tokenizer's own mark.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL.Image import Image
+from torch import Tensor
+from transformers import AutoImageProcessor, LlavaForConditionalGeneration
+
+from masp.backbones.chat import Picture, Turn, rendered
+from masp.backbones.checkpoint import load_model, load_tokenizer
+from masp.backbones.composed import ComposedBackbone, Parts
+from masp.backbones.files import BackboneFiles, read_json
+from masp.backbones.visual import grid_boxes, packed, within
+from masp.errors import BackboneError
+from masp.types import ImageLayout, Pixels, VisualTokens
+
+TOWERS = ("clip_vision_model", "siglip_vision_model")
+
+
+def load(files: BackboneFiles, dtype: torch.dtype, device: torch.device) -> ComposedBackbone:
+    """The backbone of a folder.
+
+    Raises:
+        BackboneError: a vision tower with a chat turn of its own.
+    """
+    tower = read_json(files.folder / "config.json").get("vision_config", {}).get("model_type")
+    if tower not in TOWERS:
+        raise BackboneError(f"the LLaVA checkpoint {files.name} sees through '{tower}'", f"one of {', '.join(TOWERS)}")
+    model = load_model(files, LlavaForConditionalGeneration, dtype, device)
+    tokenizer = load_tokenizer(files)
+    processor = AutoImageProcessor.from_pretrained(files.folder, backend="pil", local_files_only=True)
+    return ComposedBackbone(files, llava_parts(model, tokenizer, LlavaVision(model.model, processor)))
+
+
+def llava_parts(model: Any, tokenizer: Any, vision: Any) -> Parts:
+    """What the LLaVA families have in common: the visual tokens alone stand for the image, with no marks around."""
+    image = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
+    render = functools.cache(functools.partial(rendered, tokenizer))
+    turn = Turn(image=image, visual=image, picture=_picture, frame=(), render=render)
+    language = model.model.language_model
+    return Parts(model=model, language=language, head=model.lm_head, tokenizer=tokenizer, turn=turn, vision=vision)
+
+
+def _picture(image: ImageLayout) -> Picture:
+    return (image.count,)
+
+
+class LlavaVision:
+    """One crop per image, one visual token per patch.
+
+    Args:
+        model: transformers' model without its output head.
+        processor: the image processor.
+    """
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self._model, self._processor = model, processor
+        self.image_transform: dict[str, Any] = {
+            "rule": type(processor).__name__.removesuffix("Pil"),
+            "size": dict(processor.size),
+            "crop": dict(processor.crop_size) if processor.do_center_crop else None,
+        }
+
+    def preprocess(self, images: Sequence[Image]) -> Pixels:
+        """One square of pixels per image, and the height and width that it had."""
+        values = self._processor(images=list(images), return_tensors="pt")["pixel_values"]
+        return Pixels(values=values, grid=torch.tensor([[image.height, image.width] for image in images]))
+
+    def visual_tokens(self, pixels: Pixels) -> VisualTokens:
+        """Projected patches, row by row over the crop."""
+        features = self._model.get_image_features(pixels.values.to(self._model.dtype)).pooler_output
+        side = round(len(features[0]) ** 0.5)
+        if side * side != len(features[0]):  # the class token is among them
+            return packed(features)
+        cells = grid_boxes(side, side)
+        boxes = [within(cells, self._frame(*size)) for size in pixels.grid.tolist()]
+        return packed(features, boxes, [(side, side)] * len(features), [()] * len(features))
+
+    def _frame(self, height: int, width: int) -> Float[Tensor, " 4"]:
+        """The part of an image that the tower sees: (x0, y0, x1, y1) as fractions, beyond 0 and 1 if it is padded."""
+        if self.image_transform["rule"] == "LlavaImageProcessor":  # padded to a square first
+            return centred(max(height, width) / width, max(height, width) / height)
+        if not self._processor.do_center_crop or "shortest_edge" not in self._processor.size:
+            return centred(1.0, 1.0)
+        scale = self._processor.size["shortest_edge"] / min(height, width)
+        crop = self._processor.crop_size
+        return centred(crop["width"] / (width * scale), crop["height"] / (height * scale))
+
+
+def centred(across: float, down: float) -> Float[Tensor, " 4"]:
+    """A frame around the middle of an image, as wide and high as these multiples of it."""
+    return torch.tensor([(1 - across) / 2, (1 - down) / 2, (1 + across) / 2, (1 + down) / 2])

@@ -1,0 +1,20 @@
+"""The family LLaVA-NeXT (1.6): CLIP features of an image and of its tiles, over Vicuna, Mistral, Llama or Qwen."""
+
+import torch
+from transformers import LlavaNextForConditionalGeneration
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+from masp.backbones.anyres import TiledVision, Tiles
+from masp.backbones.checkpoint import load_image_processor, load_model, load_tokenizer
+from masp.backbones.composed import ComposedBackbone
+from masp.backbones.files import BackboneFiles
+from masp.backbones.llava import llava_parts
+
+
+def load(files: BackboneFiles, dtype: torch.dtype, device: torch.device) -> ComposedBackbone:
+    """The backbone of a folder."""
+    model = load_model(files, LlavaNextForConditionalGeneration, dtype, device)
+    seen = model.config.vision_config
+    tiles = Tiles(model.config.image_grid_pinpoints, seen.image_size, seen.image_size // seen.patch_size)
+    vision = TiledVision(model.model, load_image_processor(files, LlavaNextImageProcessorPil), tiles)
+    return ComposedBackbone(files, llava_parts(model, load_tokenizer(files), vision))
