@@ -11,7 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from masp.adapters import AdapterInfo, load_adapter, read_info
+from masp.adapters import AdapterInfo, backbone_place, load_adapter, read_info
 from masp.answers import generate, score
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
@@ -162,7 +162,7 @@ class Masp:
         info = read_info(folder)
         task = task_of(info, labels)
         if backbone is None or isinstance(backbone, str):
-            name = backbone or info.backbone.name
+            name = backbone or backbone_place(folder, info)
             commit = info.backbone.revision if revision is None and name == info.backbone.name else revision
             backbone = load_backbone(BackboneConfig(id=name, revision=commit, dtype=dtype, device=device))
         parts = load_adapter(folder, backbone, aspects)

@@ -5,7 +5,18 @@ both; `adapter.json` is `AdapterInfo`; `README.md` is generated from it. The sam
 is no date and no path in them. Only this package reads or writes adapter weights.
 """
 
-from masp.adapters.info import AdapterInfo, BackboneRecord, DataRecord, library_versions, read_info, resolve
+from masp.adapters.info import (
+    AdapterInfo,
+    BackboneRecord,
+    DataRecord,
+    ResultRecord,
+    TrainingRecord,
+    backbone_place,
+    library_versions,
+    portable,
+    read_info,
+    resolve,
+)
 from masp.adapters.store import Adapter, load_adapter, save_adapter, tensors_sha256
 
 __all__ = [
@@ -13,8 +24,12 @@ __all__ = [
     "AdapterInfo",
     "BackboneRecord",
     "DataRecord",
+    "ResultRecord",
+    "TrainingRecord",
+    "backbone_place",
     "library_versions",
     "load_adapter",
+    "portable",
     "read_info",
     "resolve",
     "save_adapter",

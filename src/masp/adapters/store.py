@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from masp.adapters.card import card
-from masp.adapters.info import AGAIN, CARD, INFO, WEIGHTS, AdapterInfo, read_info, resolve
+from masp.adapters.info import AGAIN, CARD, FORMAT, INFO, WEIGHTS, AdapterInfo, portable, read_info, resolve
 from masp.backbones.base import Backbone
 from masp.errors import AdapterError
 from masp.modules.aspect_attention import AspectModules
@@ -72,7 +72,7 @@ def save_adapter(
         raise AdapterError("there is nothing to save", "aspect modules, a soft prompt, or both")
     length = prompt.length if prompt is not None else 0
     update = {"parts": tuple(parts), "aspects_sha256": hashes, "prompt_length": length}
-    info = AdapterInfo.model_validate(info.model_dump() | update)
+    info = without_places(AdapterInfo.model_validate(info.model_dump() | update))
     _check_finite(tensors, folder)
 
     def fill(partial: Path) -> None:
@@ -114,6 +114,12 @@ def load_adapter(folder: str | Path, backbone: Backbone, aspects: str | Path | N
     elif info.aspects:
         modules = _borrowed(info, backbone, path, aspects)
     return Adapter(info, modules, prompt)
+
+
+def without_places(info: AdapterInfo) -> AdapterInfo:
+    """The description as it may travel: in the newest format, its backbone named without a path."""
+    backbone = info.backbone.model_copy(update={"name": portable(info.backbone.name)})
+    return info.model_copy(update={"format_version": FORMAT, "backbone": backbone})
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
