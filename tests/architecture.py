@@ -54,7 +54,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "click": ("masp.cli",),
     "jinja2": ("masp.report",),
     "matplotlib": ("masp.plots", "masp.report"),
-    "huggingface_hub": ("masp.backbones",),
+    "huggingface_hub": ("masp.adapters.hub", "masp.backbones"),
     "pickle": (),
     "requests": (),
     "rich": ("masp.cli", "masp.demo", "masp.training.progress"),

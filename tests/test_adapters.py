@@ -411,9 +411,16 @@ def test_the_card_gives_intervals_conditions_and_what_not_to_do(tmp_path, backbo
     data = {"prompt": DataRecord(name="noise", fingerprint="f" * 64, images={"train": 7, "val": 30})}
     training = {"prompt": CONDITIONS}
     result = ResultRecord(
-        dataset="no|ise", fingerprint="e" * 64, split="test", mode="score", images=40, accuracy=0.5, low=0.35, high=0.65,
+        dataset="no|ise",
+        fingerprint="e" * 64,
+        split="test",
+        mode="score",
+        images=40,
+        accuracy=0.5,
+        low=0.35,
+        high=0.65,
         macro_f1=0.481,
-    )  # fmt: skip
+    )
     update = {"data": data, "training": training, "results": (result,)}
     save_adapter(tmp_path / "a", one.info.model_copy(update=update), one.aspects, one.prompt)
     text = (tmp_path / "a" / "README.md").read_text()

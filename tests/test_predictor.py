@@ -237,7 +237,7 @@ def test_the_shipped_default_reads_the_shipped_pictures(tmp_path):
 
 
 def test_a_run_remembers_where_its_backbone_lies(pictures, tmp_path):
-    """The adapter names a folder by its base name; the run around it knows the place, and what was copied away does not."""
+    """The adapter names a folder by its base name; the run around it knows the place."""
     run = tmp_path / "run"
     write_adapter(run / "adapter")
     name_a_place(run / "adapter", tiny.checkpoint().name)

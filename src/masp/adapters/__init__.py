@@ -5,6 +5,7 @@ both; `adapter.json` is `AdapterInfo`; `README.md` is generated from it. The sam
 is no date and no path in them. Only this package reads or writes adapter weights.
 """
 
+from masp.adapters.hub import find_adapter
 from masp.adapters.info import (
     AdapterInfo,
     BackboneRecord,
@@ -17,6 +18,7 @@ from masp.adapters.info import (
     read_info,
     resolve,
 )
+from masp.adapters.publish import publish, push_to_hub, record_result, save_pretrained
 from masp.adapters.store import Adapter, load_adapter, save_adapter, tensors_sha256
 
 __all__ = [
@@ -27,11 +29,16 @@ __all__ = [
     "ResultRecord",
     "TrainingRecord",
     "backbone_place",
+    "find_adapter",
     "library_versions",
     "load_adapter",
     "portable",
+    "publish",
+    "push_to_hub",
     "read_info",
+    "record_result",
     "resolve",
     "save_adapter",
+    "save_pretrained",
     "tensors_sha256",
 ]

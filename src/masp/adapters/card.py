@@ -10,11 +10,12 @@ from masp.evaluation.metrics import share
 
 TAGS = ("masp", "visual-emotion-recognition", "vision-language-model", "soft-prompt")
 
-USE = """It is meant for research on which emotion a picture evokes, for looking at what a model reads from a picture and why, and for
-sorting one's own pictures where a mistake harms nobody."""
+USE = """It is meant for research on which emotion a picture evokes, for looking at what a model reads from a picture
+and why, and for sorting one's own pictures where a mistake harms nobody."""
 
 MISUSE = (
-    "Do not decide about people with it: not about work, school, credit, insurance, health, policing or access to anything.",
+    "Do not decide about people with it: not about work, school, credit, insurance, health, policing or access to "
+    "anything.",
     "It does not tell what a person in a picture, or a person who looks at it, feels. The labels are what annotators "
     "chose: votes of a few people from few places, or the words that a picture was found by.",
     "Whoever looks different from the people in the training pictures, or comes from elsewhere than the annotators, is "
@@ -151,7 +152,14 @@ def _conditions(record: TrainingRecord) -> str:
 
 def _result(record: ResultRecord) -> str:
     interval = f"{100 * record.accuracy:.1f} % [{100 * record.low:.1f}, {100 * record.high:.1f}]"
-    cells = (record.dataset, record.split, record.mode, interval, f"{100 * record.macro_f1:.1f} %", f"{record.images:,}")
+    cells = (
+        record.dataset,
+        record.split,
+        record.mode,
+        interval,
+        f"{100 * record.macro_f1:.1f} %",
+        f"{record.images:,}",
+    )
     return f"| {' | '.join(_cell(cell) for cell in cells)} |"
 
 

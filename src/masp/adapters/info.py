@@ -154,7 +154,8 @@ def resolve(folder: str | Path) -> Path:
 def backbone_place(folder: str | Path, info: AdapterInfo) -> str:
     """Where the adapter's backbone is looked for: a hub id, "embedded" or a folder.
 
-    An adapter names a folder by its base name only. The run that made it, where it still lies around it, knows the place.
+    An adapter names a folder by its base name only. The run that made it, where the adapter still lies in it, knows the
+    place.
 
     Raises:
         AdapterError: the backbone was a folder, and nothing here says which.

@@ -13,7 +13,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from masp.adapters.card import card
-from masp.adapters.info import AGAIN, CARD, FORMAT, INFO, WEIGHTS, AdapterInfo, portable, read_info, resolve
+from masp.adapters.info import (
+    AGAIN,
+    CARD,
+    FORMAT,
+    INFO,
+    WEIGHTS,
+    AdapterInfo,
+    portable,
+    read_info,
+    resolve,
+)
 from masp.backbones.base import Backbone
 from masp.errors import AdapterError
 from masp.modules.aspect_attention import AspectModules
@@ -77,7 +87,7 @@ def save_adapter(
 
     def fill(partial: Path) -> None:
         save_file(tensors, partial / WEIGHTS)
-        (partial / INFO).write_text(_as_json(info), encoding="utf-8")
+        (partial / INFO).write_text(as_json(info), encoding="utf-8")
         (partial / CARD).write_text(card(info, tensors), encoding="utf-8")
 
     try:
@@ -103,7 +113,7 @@ def load_adapter(folder: str | Path, backbone: Backbone, aspects: str | Path | N
     """
     path, info = resolve(folder), read_info(folder)
     _check_backbone(info, backbone, path)
-    tensors = _read_tensors(path, _skeleton(info))
+    tensors = _read_tensors(path, skeleton(info))
     prompt = None
     if "prompt" in info.parts:
         prompt = SoftPrompt(info.prompt_length, backbone.dim, tensors["prompt.vectors"]).to(backbone.device)
@@ -132,7 +142,8 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return state.hexdigest()
 
 
-def _as_json(info: AdapterInfo) -> str:
+def as_json(info: AdapterInfo) -> str:
+    """The text of adapter.json."""
     return json.dumps(info.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
@@ -149,7 +160,7 @@ def _aspect_tensors(
     }
 
 
-def _skeleton(info: AdapterInfo) -> dict[str, nn.Parameter]:
+def skeleton(info: AdapterInfo) -> dict[str, nn.Parameter]:
     """The tensors that the folder should hold, with their shapes but no memory."""
     expected: dict[str, nn.Parameter] = {}
     with torch.device("meta"):

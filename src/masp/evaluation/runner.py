@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from masp.adapters import library_versions, portable, tensors_sha256
+from masp.adapters import ResultRecord, library_versions, portable, tensors_sha256
 from masp.answers import generate, score
 from masp.data.quarantine import Quarantine, Rejected
 from masp.data.records import Dataset, Record
@@ -133,6 +133,21 @@ def write_evaluation(out: Path, found: Evaluation) -> None:
     write_file(out / "summary.json", (json.dumps(found.summary(), indent=2) + "\n").encode())
 
 
+def result_of(found: Evaluation) -> ResultRecord:
+    """What an adapter records of an evaluation."""
+    return ResultRecord(
+        dataset=found.dataset,
+        fingerprint=found.provenance["data"]["fingerprint"],
+        split=found.split,
+        mode=found.mode,
+        images=found.used,
+        accuracy=found.accuracy.value,
+        low=found.accuracy.low,
+        high=found.accuracy.high,
+        macro_f1=found.macro_f1,
+    )
+
+
 def provenance(masp: Masp, dataset: Dataset | None = None, split: str | None = None) -> dict[str, Any]:
     """What a measurement depends on: versions, backbone, adapter, data, question. It names no place on this machine."""
     backbone, info = masp.backbone, masp.info
@@ -170,9 +185,7 @@ def provenance(masp: Masp, dataset: Dataset | None = None, split: str | None = N
     }
 
 
-def _scored(
-    masp: Masp, images: Sequence[str], batch: Sequence[Record], visual: VisualTokens
-) -> list[Answered]:
+def _scored(masp: Masp, images: Sequence[str], batch: Sequence[Record], visual: VisualTokens) -> list[Answered]:
     shares = score(masp.model, visual, masp.task.question, masp.labels, masp.task.use).exp().tolist()
     answers = []
     for image, record, row in zip(images, batch, shares, strict=True):
@@ -182,9 +195,7 @@ def _scored(
     return answers
 
 
-def _generated(
-    masp: Masp, images: Sequence[str], batch: Sequence[Record], visual: VisualTokens
-) -> list[Answered]:
+def _generated(masp: Masp, images: Sequence[str], batch: Sequence[Record], visual: VisualTokens) -> list[Answered]:
     limit = longest_answer(masp.backbone, masp.labels)
     texts = generate(masp.model, visual, masp.task.question, masp.task.use, limit)
     return [
