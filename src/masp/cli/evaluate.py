@@ -8,6 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from masp.config import DataConfig
+    from masp.evaluation.runner import Evaluation
 
 EXAMPLES = """
 Examples:
@@ -60,7 +61,7 @@ def evaluate(
     A data set without published splits is divided as the adapter's run divided it, where it was trained on it.
     """
     from masp.adapters import find_adapter, record_result
-    from masp.cli.show import counting, evaluation_tables, results, say
+    from masp.cli.show import counting, say
     from masp.data.readers import open_dataset
     from masp.errors import UsageError, did_you_mean
     from masp.evaluation.batches import Batching
@@ -81,14 +82,21 @@ def evaluate(
     with Bar("images", len(records)) as bar:
         batching = Batching(batch_size, longest_side=masp.task.longest_side, progress=counting(bar))
         found = measure(masp, dataset, split, mode.value, batching, out)
+    _tell(found, out)
+    if record:
+        record_result(home, result_of(found))
+        say(f"recorded in {home}")
+
+
+def _tell(found: "Evaluation", out: Path | None) -> None:
+    """The figures on stdout, and what else there is to know on stderr."""
+    from masp.cli.show import evaluation_tables, results, say
+
     results().print(evaluation_tables(found))
     for bad in found.quarantined:
         say(f"left out {bad.path}: {bad.reason}")
     if out is not None:
         say(f"predictions.jsonl and summary.json are in {out}")
-    if record:
-        record_result(home, result_of(found))
-        say(f"recorded in {home}")
 
 
 def _settings(changes: list[str], data: Path) -> "DataConfig":
