@@ -19,7 +19,7 @@ from masp.adapters.info import (
     resolve,
 )
 from masp.adapters.publish import publish, push_to_hub, record_result, save_pretrained
-from masp.adapters.store import Adapter, load_adapter, save_adapter, tensors_sha256
+from masp.adapters.store import Adapter, load_adapter, read_prompt, save_adapter, tensors_sha256
 
 __all__ = [
     "Adapter",
@@ -36,6 +36,7 @@ __all__ = [
     "publish",
     "push_to_hub",
     "read_info",
+    "read_prompt",
     "record_result",
     "resolve",
     "save_adapter",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -124,6 +125,18 @@ def load_adapter(folder: str | Path, backbone: Backbone, aspects: str | Path | N
     elif info.aspects:
         modules = _borrowed(info, backbone, path, aspects)
     return Adapter(info, modules, prompt)
+
+
+def read_prompt(folder: str | Path) -> tuple[AdapterInfo, Float[Tensor, "prompt dim"]]:
+    """An adapter's description and its soft prompt, for use without the backbone.
+
+    Raises:
+        AdapterError: it is damaged, or has no soft prompt.
+    """
+    path, info = resolve(folder), read_info(folder)
+    if "prompt" not in info.parts:
+        raise AdapterError(f"the adapter {folder} has no soft prompt", "one that masp train prompt wrote")
+    return info, _read_tensors(path, skeleton(info))["prompt.vectors"]
 
 
 def without_places(info: AdapterInfo) -> AdapterInfo:
