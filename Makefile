@@ -54,6 +54,7 @@ types: $(READY) ## static types
 docs: $(READY) ## write the generated parts of README and docs again
 	$(BIN)/python scripts/update_readme.py
 	$(BIN)/python scripts/update_configuration_doc.py
+	$(BIN)/python scripts/update_adapter_schema.py
 
 # From the source archive, so that a file missing there is noticed; run elsewhere, so that src/ is not what is imported.
 wheel-test: $(READY) ## build the wheel, install it into an empty environment, and use it there

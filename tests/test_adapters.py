@@ -1,6 +1,7 @@
 """Adapters: the same content gives the same bytes, and whatever does not fit is refused with got, expected, to do."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,20 +9,45 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 import tiny
-from masp.adapters import AdapterInfo, BackboneRecord, DataRecord, load_adapter, read_info, resolve, save_adapter
+from masp.adapters import (
+    AdapterInfo,
+    BackboneRecord,
+    DataRecord,
+    ResultRecord,
+    TrainingRecord,
+    load_adapter,
+    portable,
+    read_info,
+    resolve,
+    save_adapter,
+)
 from masp.aspects import ASPECTS
 from masp.backbones.base import Backbone
-from masp.config import MethodConfig
+from masp.backbones.loading import load_backbone
+from masp.config import MethodConfig, PromptInit
 from masp.errors import AdapterError
 from masp.modules.aspect_attention import AspectModules
 from masp.modules.soft_prompt import SoftPrompt
+from masp.predictor import shipped_adapter
 from masp.questions import Questions, load_questions
 
 NAMES = ("scene", "brightness")
 LABELS = ("joy", "fear", "näïve | odd")
+CONDITIONS = TrainingRecord(
+    learning_rate=0.003,
+    schedule="cosine",
+    warmup=0.03,
+    weight_decay=0.0,
+    steps=3000,
+    batch_size=8,
+    class_weights="balanced",
+    dtype="bfloat16",
+    prompt_start=PromptInit(kind="text", text="calm | wild"),
+)
 
 
 @dataclass(frozen=True)
@@ -217,7 +243,7 @@ def test_another_backbone_of_the_same_width_is_refused(tmp_path, backbone):
     text = str(caught.value)
     assert backbone.fingerprint()[:12] in text
     assert other.fingerprint()[:12] in text
-    assert f"--backbone {backbone.name}" in text
+    assert f"--backbone {Path(backbone.name).name}" in text
 
 
 def test_another_family_is_refused(tmp_path, backbone):
@@ -238,7 +264,9 @@ def test_the_same_backbone_under_another_name_is_accepted(tmp_path, backbone):
     ("change", "message"),
     [
         (lambda info: info | {"backbone": info["backbone"] | {"dim": 31}}, "hidden size 31 .*expected 30"),
-        (lambda info: info | {"format_version": 2}, "format version 2; expected 1.* Install a newer masp"),
+        (lambda info: info | {"format_version": 3}, "format version 3; expected 1 or 2.* Install a newer masp"),
+        (lambda info: info | {"format_version": 0}, "format version 0.* Train it again"),
+        (lambda info: info | {"format_version": True}, "format version True"),
         (lambda info: info | {"format_version": "1"}, "format version '1'"),
         (lambda info: {k: v for k, v in info.items() if k != "format_version"}, "format version None"),
         (lambda info: {k: v for k, v in info.items() if k != "backbone"}, "backbone: Field required"),
@@ -321,3 +349,86 @@ def test_what_is_no_adapter_is_refused(tmp_path, backbone, name, message):
     (tmp_path / "empty").mkdir()
     with pytest.raises(AdapterError, match=message):
         load_adapter(tmp_path / name, backbone)
+
+
+# --- what travels ---------------------------------------------------------------------------------------------------
+
+
+def front_matter(folder: Path) -> dict[str, Any]:
+    """What a hub reads at the top of the card."""
+    return yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
+
+
+def test_a_folder_is_named_without_its_place(tmp_path, backbone):
+    one = made(backbone)
+    assert Path(one.info.backbone.name).is_absolute()
+    saved = save_adapter(tmp_path / "a", one.info, one.aspects, one.prompt)
+    assert saved.backbone.name == read_info(tmp_path / "a").backbone.name == Path(backbone.name).name
+    for path in (tmp_path / "a").iterdir():
+        assert backbone.name.encode() not in path.read_bytes(), path.name
+    assert BackboneRecord.of(backbone) == saved.backbone
+
+
+def test_names_that_are_no_places_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "large").mkdir(parents=True)
+    names = ("Qwen/Qwen2-VL-7B-Instruct", "embedded", "models/large", "./models/large/", "/gone/large", ".")
+    assert [portable(name) for name in names] == [*names[:2], "large", "large", "large", tmp_path.name]
+
+
+def test_the_shipped_adapter_of_the_first_format_is_read_and_written_anew(tmp_path):
+    old = json.loads((shipped_adapter() / "adapter.json").read_text())
+    old = {key: value for key, value in old.items() if key not in {"training", "results", "license", "tasks"}}
+    copy = tmp_path / "old"
+    shutil.copytree(shipped_adapter(), copy)
+    (copy / "adapter.json").write_text(json.dumps(old | {"format_version": 1}))
+    embedded = load_backbone("embedded", dtype="float32")
+    found = load_adapter(copy, embedded)
+    assert (found.info.format_version, found.info.training, found.info.results) == (1, {}, ())
+    again = save_adapter(tmp_path / "new", found.info, found.aspects, found.prompt)
+    assert again == found.info.model_copy(update={"format_version": 2})
+    assert torch.equal(load_adapter(tmp_path / "new", embedded).prompt.vectors, found.prompt.vectors)
+
+
+def test_the_card_tells_a_hub_what_it_is(tmp_path, backbone):
+    one = made(backbone)
+    hub = one.info.backbone.model_copy(update={"name": "Some/Model", "revision": "c" * 40})
+    licensed = one.info.model_copy(update={"backbone": hub, "license": "cc-by-4.0"})
+    save_adapter(tmp_path / "hub", licensed, one.aspects, one.prompt)
+    found = front_matter(tmp_path / "hub")
+    assert (found["license"], found["base_model"], found["library_name"]) == ("cc-by-4.0", "Some/Model", "masp")
+    assert found["pipeline_tag"] == "image-classification"
+    assert "soft-prompt" in found["tags"]
+    save_adapter(tmp_path / "local", one.info, one.aspects)
+    found = front_matter(tmp_path / "local")
+    assert found["license"] == "unknown"
+    assert "base_model" not in found  # a folder is nothing that a hub could link to
+    assert "pipeline_tag" not in found
+
+
+def test_the_card_gives_intervals_conditions_and_what_not_to_do(tmp_path, backbone):
+    one = made(backbone)
+    data = {"prompt": DataRecord(name="noise", fingerprint="f" * 64, images={"train": 7, "val": 30})}
+    training = {"prompt": CONDITIONS}
+    result = ResultRecord(
+        dataset="no|ise",
+        fingerprint="e" * 64,
+        split="test",
+        mode="score",
+        images=40,
+        accuracy=0.5,
+        low=0.35,
+        high=0.65,
+        macro_f1=0.481,
+    )
+    update = {"data": data, "training": training, "results": (result,)}
+    save_adapter(tmp_path / "a", one.info.model_copy(update=update), one.aspects, one.prompt)
+    text = (tmp_path / "a" / "README.md").read_text()
+    # Wilson's interval of 10 in 30, by hand: (1/3 + z²/60) / (1 + z²/30) ± z √(1/135 + z²/3600) / (1 + z²/30), z = 1.96
+    assert "| prompt/accuracy | 0.3333, 95 % interval [0.1923, 0.5122] on 30 images |" in text
+    assert "| no/ise | test | score | 50.0 % [35.0, 65.0] | 48.1 % | 40 |" in text
+    conditions = "3,000 steps of 8, learning rate 0.003 (cosine, warm-up 0.03), weight decay 0, class weights balanced"
+    assert f'{conditions}, backbone in bfloat16, prompt started from text "calm | wild"'.replace("|", "/") in text
+    for word in ("Do not decide about people", "annotators", "AI Act", "Intended use"):
+        assert word in text
+    assert read_info(tmp_path / "a").training["prompt"] == CONDITIONS

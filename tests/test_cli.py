@@ -209,6 +209,27 @@ def test_evaluate_prints_figures_and_writes_them(masp, world, tmp_path):
     assert str(tmp_path / "o") in err
 
 
+def test_evaluate_records_figures_in_the_adapter(masp, world, tmp_path):
+    shutil.copytree(world / "adapter", tmp_path / "adapter")
+    words = ("evaluate", "--adapter", tmp_path / "adapter", "--data", world / "data", "--record")
+    for _ in range(2):  # the same measurement again takes the place of the first
+        code, _, err = masp(*words, "--out", tmp_path / "o", "--backbone", tiny.checkpoint())
+        assert code == 0, err
+    masp(*words, "--mode", "generate", "--backbone", tiny.checkpoint())
+    summary = json.loads((tmp_path / "o" / "summary.json").read_text())
+    found = json.loads((tmp_path / "adapter" / "adapter.json").read_text())
+    assert [(one["mode"], one["split"], one["images"]) for one in found["results"]] == [
+        ("score", "test", 7),
+        ("generate", "test", 7),
+    ]
+    assert found["results"][0]["accuracy"] == summary["accuracy"]["value"]
+    assert f"{100 * summary['accuracy']['low']:.1f}, " in (tmp_path / "adapter" / "README.md").read_text()
+    same = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("adapter",)]
+    assert same == [(world / "adapter" / "weights.safetensors").read_bytes()]
+    code, _, err = masp("evaluate", "--adapter", "some/where", "--data", world / "data", "--record")
+    assert (code, "no folder some/where here" in error_line(err)) == (1, True)
+
+
 def test_evaluate_by_generated_text(masp, world):
     code, out, _ = masp("evaluate", "--adapter", world / "adapter", "--data", world / "data", "--mode", "generate")
     assert code == 0

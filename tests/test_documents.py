@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 import generated
+import update_adapter_schema as adapters
 import update_configuration_doc as configuration
+from masp.adapters import AdapterInfo
 from masp.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +34,13 @@ def paths_in(document: str) -> set[str]:
 def test_configuration_tables_are_current(name: str, content: str) -> None:
     document = configuration.DOCUMENT.read_text(encoding="utf-8")
     assert generated.replaced(document, name, configuration.SCRIPT, content) == document, "run `make docs`"
+
+
+def test_the_adapter_format_is_current() -> None:
+    assert adapters.SCHEMA.read_text(encoding="utf-8") == adapters.text(), "run `make docs`"
+    document = adapters.DOCUMENT.read_text(encoding="utf-8")
+    assert generated.replaced(document, "fields", adapters.SCRIPT, adapters.fields()) == document, "run `make docs`"
+    assert adapters.schema()["properties"].keys() == AdapterInfo.model_fields.keys()
 
 
 def test_the_example_of_an_override_is_accepted() -> None:

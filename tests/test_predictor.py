@@ -12,7 +12,7 @@ import tiny
 from masp.demo.pictures import demo_pictures
 from masp.errors import AdapterError, BackboneError, DataError, ImageError, MaspError, UsageError
 from masp.predictor import Failure, Masp, Prediction
-from small_adapters import LABELS, write_adapter
+from small_adapters import LABELS, name_a_place, write_adapter
 
 
 @pytest.fixture(scope="module")
@@ -234,3 +234,17 @@ def test_the_shipped_default_reads_the_shipped_pictures(tmp_path):
     assert sum(read) == len(shipped) == 6
     assert sum(one.answer == one.label for one in found) >= 5  # scored and generated answers agree
     assert {(one.adapter, one.backbone) for one in found} == {("embedded", "embedded")}
+
+
+def test_a_run_remembers_where_its_backbone_lies(pictures, tmp_path):
+    """The adapter names a folder by its base name; the run around it knows the place."""
+    run = tmp_path / "run"
+    write_adapter(run / "adapter")
+    name_a_place(run / "adapter", tiny.checkpoint().name)
+    (run / "run.json").write_text(json.dumps({"config": {"backbone": {"id": str(tiny.checkpoint())}}}))
+    for named in (run, run / "adapter"):
+        assert Masp.from_pretrained(named).backbone.name == str(tiny.checkpoint())
+    for damaged in ("{", "[]", json.dumps({"config": {"backbone": {"id": str(tmp_path / "moved")}}})):
+        (run / "run.json").write_text(damaged)
+        with pytest.raises(AdapterError, match=rf"in a folder called {tiny.checkpoint().name}.*--backbone DIR"):
+            Masp.from_pretrained(run)

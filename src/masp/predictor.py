@@ -11,7 +11,16 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from masp.adapters import AdapterInfo, load_adapter, read_info
+from masp.adapters import (
+    Adapter,
+    AdapterInfo,
+    backbone_place,
+    find_adapter,
+    load_adapter,
+    push_to_hub,
+    read_info,
+    save_pretrained,
+)
 from masp.answers import generate, score
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
@@ -140,17 +149,19 @@ class Masp:
         aspects: str | Path | None = None,
         labels: Sequence[str] | None = None,
         revision: str | None = None,
+        backbone_revision: str | None = None,
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         device: str = "auto",
     ) -> Self:
         """Loads an adapter and the backbone it was trained on.
 
         Args:
-            adapter: Its folder or that of its run; None: the one shipped for the embedded backbone.
+            adapter: Its folder, that of its run, or its id on a hub; None: the one shipped for the embedded backbone.
             backbone: Hub id, folder, or one that is loaded already; None: the one that the adapter names.
             aspects: For a prompt that only names its aspects, the adapter that holds them.
             labels: Replaces the label set of the adapter.
-            revision: Commit of the backbone on the hub; None: the adapter's.
+            revision: Commit, tag or branch of an adapter on a hub; None: the newest.
+            backbone_revision: Commit of the backbone on the hub; None: the one the adapter was trained on.
             dtype: Number format of the backbone.
             device: Where it runs; `auto`: the GPU if there is one.
 
@@ -158,16 +169,44 @@ class Masp:
             AdapterError: No adapter there, a damaged one, or one for another backbone.
             BackboneError: The backbone cannot be loaded.
         """
-        folder = shipped_adapter() if adapter is None else Path(adapter)
+        folder = shipped_adapter() if adapter is None else find_adapter(adapter, revision)
         info = read_info(folder)
         task = task_of(info, labels)
         if backbone is None or isinstance(backbone, str):
-            name = backbone or info.backbone.name
-            commit = info.backbone.revision if revision is None and name == info.backbone.name else revision
+            name = backbone or backbone_place(folder, info)
+            own = backbone_revision is None and name == info.backbone.name
+            commit = info.backbone.revision if own else backbone_revision
             backbone = load_backbone(BackboneConfig(id=name, revision=commit, dtype=dtype, device=device))
-        parts = load_adapter(folder, backbone, aspects)
+        parts = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects))
         model = MaspModel(backbone, info.method, parts.aspects, parts.prompt, info.asked())
         return cls(model, task, EMBEDDED if adapter is None else str(adapter), info)
+
+    @property
+    def parts(self) -> Adapter:
+        """The adapter: its description and its trained modules.
+
+        Raises:
+            UsageError: this object was built from a model without a description.
+        """
+        if self.info is None:
+            raise UsageError("this model has no description", "one that was loaded with from_pretrained")
+        return Adapter(self.info, self.model.aspects, self.model.prompt)
+
+    def save_pretrained(self, folder: str | Path, *, license: str | None = None) -> Path:
+        """Writes the adapter, never the backbone; see `masp.adapters.save_pretrained`."""
+        return save_pretrained(self.parts, folder, license)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        message: str | None = None,
+        license: str | None = None,
+    ) -> str:
+        """Pushes the adapter, never the backbone, and returns the commit's address; see `masp.adapters.publish`."""
+        return push_to_hub(self.parts, repo_id, private=private, revision=revision, message=message, license=license)
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import tiny
 from masp.data.records import Dataset, Record
 from masp.errors import DataError, UsageError
 from masp.evaluation import runner
@@ -87,7 +88,7 @@ def test_files_hold_predictions_figures_and_provenance(masp, tmp_path):
     dataset = write_scenes(tmp_path / "data")
     found = evaluate(masp, dataset, batching=Batching(3, progress=seen.append), out=tmp_path / "out")
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
-    assert [line["image"] for line in lines] == [str(record.path) for record in dataset.splits["test"]]
+    assert [line["image"] for line in lines] == [record.path.name for record in dataset.splits["test"]]
     assert lines[4]["probabilities"] == found.answers[4].probabilities
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["accuracy"]["value"] == found.accuracy.value
@@ -98,6 +99,10 @@ def test_files_hold_predictions_figures_and_provenance(masp, tmp_path):
     assert known["adapter"]["seeds"] == {"prompt": 0}
     assert known["batch_size"] == 3
     assert seen == [3, 3, 1]
+    written = (tmp_path / "out" / "summary.json").read_text() + (tmp_path / "out" / "predictions.jsonl").read_text()
+    assert str(tmp_path) not in written  # what is handed on names no place on this machine
+    assert str(tiny.checkpoint()) not in written
+    assert (known["backbone"]["name"], known["adapter"]["name"]) == (tiny.checkpoint().name, "adapter")
 
 
 def test_another_adapter_has_another_fingerprint(masp, tmp_path):

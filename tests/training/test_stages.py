@@ -61,6 +61,13 @@ def test_stage_1_leaves_a_run_folder_and_an_adapter(aspects, dataset):
     run = json.loads((aspects / "run.json").read_text())
     assert run["result"]["steps"] == 3
     assert run["identity"]["aspects.learning_rate"] == 0.01
+    (conditions,) = info.training.values()
+    assert (conditions.learning_rate, conditions.steps, conditions.batch_size) == (0.01, 3, 5)
+    assert (conditions.dtype, conditions.prompt_start) == ("float32", None)
+    assert info.backbone.name == tiny.checkpoint().name
+    assert not [
+        path for path in (aspects / "adapter").iterdir() if str(tiny.checkpoint()).encode() in path.read_bytes()
+    ]
 
 
 def test_stage_1_moves_every_aspect(tmp_path, dataset):

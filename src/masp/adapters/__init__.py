@@ -5,18 +5,41 @@ both; `adapter.json` is `AdapterInfo`; `README.md` is generated from it. The sam
 is no date and no path in them. Only this package reads or writes adapter weights.
 """
 
-from masp.adapters.info import AdapterInfo, BackboneRecord, DataRecord, library_versions, read_info, resolve
-from masp.adapters.store import Adapter, load_adapter, save_adapter, tensors_sha256
+from masp.adapters.hub import find_adapter
+from masp.adapters.info import (
+    AdapterInfo,
+    BackboneRecord,
+    DataRecord,
+    ResultRecord,
+    TrainingRecord,
+    backbone_place,
+    library_versions,
+    portable,
+    read_info,
+    resolve,
+)
+from masp.adapters.publish import publish, push_to_hub, record_result, save_pretrained
+from masp.adapters.store import Adapter, load_adapter, read_prompt, save_adapter, tensors_sha256
 
 __all__ = [
     "Adapter",
     "AdapterInfo",
     "BackboneRecord",
     "DataRecord",
+    "ResultRecord",
+    "TrainingRecord",
+    "backbone_place",
+    "find_adapter",
     "library_versions",
     "load_adapter",
+    "portable",
+    "publish",
+    "push_to_hub",
     "read_info",
+    "read_prompt",
+    "record_result",
     "resolve",
     "save_adapter",
+    "save_pretrained",
     "tensors_sha256",
 ]

@@ -1,6 +1,7 @@
 """What an adapter says of itself: `adapter.json` as a record, and how it is found and read."""
 
 import json
+import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -10,12 +11,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from masp import __version__
 from masp.aspects import ASPECTS
-from masp.config import MethodConfig
+from masp.backbones.base import Backbone
+from masp.config import MethodConfig, PromptInit
 from masp.errors import AdapterError
 from masp.questions import EMOTION, Questions
 
-FORMAT = 1
+FORMAT = 2
+READ = (1, 2)
+"""Versions that are read. Version 1 lacks `training`, `results`, `license` and `tasks`; it is written as 2 again."""
+
 WEIGHTS, INFO, CARD = "weights.safetensors", "adapter.json", "README.md"
+RUN = "run.json"  # of the run, in the folder that an adapter lies in
+EMBEDDED = "embedded"
 AGAIN = "Copy the adapter again, or train it again."
 _HOMES = ("", "adapter", "prompt/adapter")  # an adapter, a run, or a run of both stages
 
@@ -26,63 +33,107 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version(), "masp": __version__, **{name: version(name) for name in names}}
 
 
+def portable(name: str) -> str:
+    """A name that means the same on every machine: a hub id as it is, a folder by its base name."""
+    path = Path(name)
+    return Path(os.path.abspath(path)).name if path.is_absolute() or path.is_dir() else name  # noqa: PTH100
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class BackboneRecord(_Record):
-    """The backbone that an adapter was trained on; `fingerprint` is what has to fit, `name` where to find it."""
+    """The backbone that an adapter was trained on."""
 
-    name: str
-    revision: str | None
-    family: str
-    fingerprint: str
-    dim: int = Field(ge=1)
+    name: str = Field(description="Hub id, `embedded`, or the base name of a folder; never a path.")
+    revision: str | None = Field(description="Commit on the hub; null for a folder.")
+    family: str = Field(description="The family that served it.")
+    fingerprint: str = Field(description="Hash of its configuration and weights: what has to fit.")
+    dim: int = Field(ge=1, description="Width of the language model.")
+
+    @staticmethod
+    def of(backbone: Backbone) -> "BackboneRecord":
+        """A loaded backbone as an adapter names it."""
+        return BackboneRecord(
+            name=portable(backbone.name),
+            revision=backbone.revision,
+            family=backbone.family,
+            fingerprint=backbone.fingerprint(),
+            dim=backbone.dim,
+        )
 
 
 class DataRecord(_Record):
-    """The data set that an adapter was trained on."""
+    """The data set that a stage was trained on."""
 
-    name: str
-    fingerprint: str
-    images: dict[str, int]  # usable images of each split
+    name: str = Field(description="Its name.")
+    fingerprint: str = Field(description="Hash of its pictures, labels and division.")
+    images: dict[str, int] = Field(description="Usable images of each split.")
+
+
+class TrainingRecord(_Record):
+    """The conditions under which a stage was trained."""
+
+    learning_rate: float = Field(description="Its peak.")
+    schedule: str = Field(description="How it falls.")
+    warmup: float = Field(description="Share of the steps during which it rises.")
+    weight_decay: float = Field(description="Decay of the trained tensors.")
+    steps: int = Field(ge=0, description="Steps that were taken.")
+    batch_size: int = Field(ge=1, description="Examples per step.")
+    class_weights: str = Field(description="Whether examples of rare labels counted more.")
+    dtype: str = Field(description="Number format of the frozen backbone; what is trained is float32.")
+    prompt_start: PromptInit | None = Field(default=None, description="How the soft prompt started; stage 2 only.")
+
+
+class ResultRecord(_Record):
+    """A measured accuracy."""
+
+    dataset: str = Field(description="Name of the data set.")
+    fingerprint: str = Field(description="Hash of the data set in the division that was measured.")
+    split: str = Field(description="The split.")
+    mode: str = Field(description="How the answer was read: score or generate.")
+    images: int = Field(ge=1, description="Images that were measured.")
+    accuracy: float = Field(ge=0, le=1, description="Share of right labels.")
+    low: float = Field(ge=0, le=1, description="Lower end of its 95 % interval.")
+    high: float = Field(ge=0, le=1, description="Upper end.")
+    macro_f1: float = Field(ge=0, le=1, description="Mean F1 over the labels.")
 
 
 class AdapterInfo(_Record):
-    """Everything about an adapter but its numbers.
+    """Everything about an adapter but its numbers."""
 
-    Attributes:
-        parts: what the folder holds.
-        method: the variant, with every choice filled in.
-        aspects: the aspects whose tokens stand before the image, in that order; empty for a prompt trained without.
-        aspects_sha256: hash of each of these modules, whether the folder holds them or not.
-        prompt_length: number of soft-prompt vectors; 0 without a prompt.
-        labels: what the prompt chooses from, in the order of the question; empty without a prompt.
-        image_transform: what the backbone does to an image before its vision tower.
-        longest_side: images with a longer side were shrunk to it before anything else; None: never.
-        data: the data set of each stage.
-        questions: the text that is asked at evaluation, for each aspect and for the emotion.
-        seeds: seed of each stage.
-        metrics: on the validation split, as "stage/measure".
-        imported: SHA-256 of the files of the authors' code that this was converted from, by name; empty otherwise.
-    """
-
-    format_version: Literal[1] = FORMAT
-    parts: tuple[Literal["aspects", "prompt"], ...] = ()
-    backbone: BackboneRecord
-    method: MethodConfig
-    aspects: tuple[str, ...]
-    aspects_sha256: dict[str, str] = {}
-    prompt_length: int = Field(default=0, ge=0)
-    labels: tuple[str, ...] = ()
-    image_transform: dict[str, Any] = {}
-    longest_side: int | None = None
-    questions: dict[str, str]
-    data: dict[str, DataRecord]
-    seeds: dict[str, int] = {}
-    versions: dict[str, str] = Field(default_factory=library_versions)
-    metrics: dict[str, float] = {}
-    imported: dict[str, str] = {}
+    format_version: Literal[1, 2] = Field(default=FORMAT, description="2; version 1 is still read.")
+    parts: tuple[Literal["aspects", "prompt"], ...] = Field(default=(), description="What the folder holds.")
+    backbone: BackboneRecord = Field(description="What it fits.")
+    method: MethodConfig = Field(description="The variant, with every choice filled in.")
+    aspects: tuple[str, ...] = Field(
+        description="Aspects whose tokens stand before the image, in that order; empty for a prompt trained without."
+    )
+    aspects_sha256: dict[str, str] = Field(
+        default={}, description="Hash of each of these modules, whether the folder holds them or not."
+    )
+    prompt_length: int = Field(default=0, ge=0, description="Soft-prompt vectors; 0 without a prompt.")
+    labels: tuple[str, ...] = Field(
+        default=(), description="What the prompt chooses from, in the order of the question; empty without a prompt."
+    )
+    image_transform: dict[str, Any] = Field(
+        default={}, description="What the backbone does to an image before its vision tower."
+    )
+    longest_side: int | None = Field(
+        default=None, description="Images with a longer side were shrunk to it before anything else; null: never."
+    )
+    questions: dict[str, str] = Field(description="What is asked at evaluation, for each aspect and for the emotion.")
+    data: dict[str, DataRecord] = Field(description="The data set of each stage.")
+    seeds: dict[str, int] = Field(default={}, description="Seed of each stage.")
+    versions: dict[str, str] = Field(default_factory=library_versions, description="Versions of the libraries.")
+    metrics: dict[str, float] = Field(default={}, description='On the split val, as "stage/measure".')
+    training: dict[str, TrainingRecord] = Field(default={}, description="Conditions of each stage.")
+    results: tuple[ResultRecord, ...] = Field(default=(), description="What `masp evaluate --record` measured.")
+    imported: dict[str, str] = Field(
+        default={}, description="SHA-256 of the files of the authors' code that this was converted from, by name."
+    )
+    license: str | None = Field(default=None, description="Licence of the adapter, as a hub identifier.")
 
     def asked(self) -> Questions:
         """The recorded questions in the form in which they are asked."""
@@ -103,6 +154,36 @@ def resolve(folder: str | Path) -> Path:
     return found
 
 
+def backbone_place(folder: str | Path, info: AdapterInfo) -> str:
+    """Where the adapter's backbone is looked for: a hub id, "embedded" or a folder.
+
+    An adapter names a folder by its base name only. The run that made it, where the adapter still lies in it, knows the
+    place.
+
+    Raises:
+        AdapterError: the backbone was a folder, and nothing here says which.
+    """
+    name = info.backbone.name
+    if info.backbone.revision is not None or name == EMBEDDED or "/" in name:
+        return name
+    for place in (_place_of_run(resolve(folder).parent / RUN), name):
+        if place is not None and Path(place).is_dir():
+            return place
+    raise AdapterError(
+        f"the adapter {folder} was trained on a backbone in a folder called {name}, which is not here",
+        "that folder",
+        "Name it: --backbone DIR.",
+    )
+
+
+def _place_of_run(description: Path) -> str | None:
+    """The backbone that a run was given; None where there is no run or its description cannot be read."""
+    try:
+        return str(json.loads(description.read_bytes())["config"]["backbone"]["id"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
 def read_info(folder: str | Path) -> AdapterInfo:
     """An adapter's description, without its numbers.
 
@@ -115,9 +196,10 @@ def read_info(folder: str | Path) -> AdapterInfo:
     except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(f"{path} cannot be read: {error}", "JSON", AGAIN) from None
     found = content.get("format_version") if isinstance(content, dict) else None
-    if found != FORMAT:
+    if found not in READ or isinstance(found, bool):
         todo = "Install a newer masp." if isinstance(found, int) and found > FORMAT else "Train it again."
-        raise AdapterError(f"{path} has the format version {found!r:.40}", f"{FORMAT}, which this masp reads", todo)
+        known = " or ".join(map(str, READ))
+        raise AdapterError(f"{path} has the format version {found!r:.40}", f"{known}, which this masp reads", todo)
     try:
         info = AdapterInfo.model_validate_json(json.dumps(content))
     except ValidationError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from masp.adapters.info import AdapterInfo, BackboneRecord
+from masp.adapters.info import AdapterInfo, BackboneRecord, portable
 from masp.adapters.pickled import load_tensors
 from masp.adapters.store import save_adapter
 from masp.aspects import ASPECTS
@@ -72,7 +72,7 @@ def import_released(
     sizes |= {} if prompt is None else {"prompt_length": prompt.length}
     info = AdapterInfo(
         backbone=BackboneRecord(
-            name=files.name,
+            name=portable(files.name),
             revision=files.revision,
             family=files.model_type,
             fingerprint=files.fingerprint,

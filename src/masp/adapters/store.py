@@ -8,12 +8,23 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from masp.adapters.card import card
-from masp.adapters.info import AGAIN, CARD, INFO, WEIGHTS, AdapterInfo, read_info, resolve
+from masp.adapters.info import (
+    AGAIN,
+    CARD,
+    FORMAT,
+    INFO,
+    WEIGHTS,
+    AdapterInfo,
+    portable,
+    read_info,
+    resolve,
+)
 from masp.backbones.base import Backbone
 from masp.errors import AdapterError
 from masp.modules.aspect_attention import AspectModules
@@ -72,12 +83,12 @@ def save_adapter(
         raise AdapterError("there is nothing to save", "aspect modules, a soft prompt, or both")
     length = prompt.length if prompt is not None else 0
     update = {"parts": tuple(parts), "aspects_sha256": hashes, "prompt_length": length}
-    info = AdapterInfo.model_validate(info.model_dump() | update)
+    info = without_places(AdapterInfo.model_validate(info.model_dump() | update))
     _check_finite(tensors, folder)
 
     def fill(partial: Path) -> None:
         save_file(tensors, partial / WEIGHTS)
-        (partial / INFO).write_text(_as_json(info), encoding="utf-8")
+        (partial / INFO).write_text(as_json(info), encoding="utf-8")
         (partial / CARD).write_text(card(info, tensors), encoding="utf-8")
 
     try:
@@ -103,7 +114,7 @@ def load_adapter(folder: str | Path, backbone: Backbone, aspects: str | Path | N
     """
     path, info = resolve(folder), read_info(folder)
     _check_backbone(info, backbone, path)
-    tensors = _read_tensors(path, _skeleton(info))
+    tensors = _read_tensors(path, skeleton(info))
     prompt = None
     if "prompt" in info.parts:
         prompt = SoftPrompt(info.prompt_length, backbone.dim, tensors["prompt.vectors"]).to(backbone.device)
@@ -116,6 +127,24 @@ def load_adapter(folder: str | Path, backbone: Backbone, aspects: str | Path | N
     return Adapter(info, modules, prompt)
 
 
+def read_prompt(folder: str | Path) -> tuple[AdapterInfo, Float[Tensor, "prompt dim"]]:
+    """An adapter's description and its soft prompt, for use without the backbone.
+
+    Raises:
+        AdapterError: it is damaged, or has no soft prompt.
+    """
+    path, info = resolve(folder), read_info(folder)
+    if "prompt" not in info.parts:
+        raise AdapterError(f"the adapter {folder} has no soft prompt", "one that masp train prompt wrote")
+    return info, _read_tensors(path, skeleton(info))["prompt.vectors"]
+
+
+def without_places(info: AdapterInfo) -> AdapterInfo:
+    """The description as it may travel: in the newest format, its backbone named without a path."""
+    backbone = info.backbone.model_copy(update={"name": portable(info.backbone.name)})
+    return info.model_copy(update={"format_version": FORMAT, "backbone": backbone})
+
+
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, shapes and fp32 values; the same for a module in fp32 and its exact copy in bf16."""
     state = hashlib.sha256()
@@ -126,7 +155,8 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return state.hexdigest()
 
 
-def _as_json(info: AdapterInfo) -> str:
+def as_json(info: AdapterInfo) -> str:
+    """The text of adapter.json."""
     return json.dumps(info.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
@@ -143,7 +173,7 @@ def _aspect_tensors(
     }
 
 
-def _skeleton(info: AdapterInfo) -> dict[str, nn.Parameter]:
+def skeleton(info: AdapterInfo) -> dict[str, nn.Parameter]:
     """The tensors that the folder should hold, with their shapes but no memory."""
     expected: dict[str, nn.Parameter] = {}
     with torch.device("meta"):

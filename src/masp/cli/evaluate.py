@@ -2,9 +2,13 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from masp.config import DataConfig
+    from masp.evaluation.runner import Evaluation
 
 EXAMPLES = """
 Examples:
@@ -23,7 +27,9 @@ class Mode(StrEnum):
 
 
 def evaluate(
-    adapter: Annotated[Path, typer.Option(metavar="DIR", help="The trained adapter, or the folder of its run.")],
+    adapter: Annotated[
+        str, typer.Option(metavar="DIR|ID", help="The trained adapter, the folder of its run, or its id on a hub.")
+    ],
     data: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the data set.")],
     changes: Annotated[
         list[str] | None,
@@ -36,44 +42,76 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write predictions.jsonl and summary.json here.")
     ] = None,
+    adapter_revision: Annotated[
+        str | None, typer.Option(metavar="REVISION", help="Commit, tag or branch of an adapter on a hub.")
+    ] = None,
     aspects: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="For a prompt that only names its aspects: where they are.")
+        str | None, typer.Option(metavar="DIR|ID", help="For a prompt that only names its aspects: where they are.")
     ] = None,
     backbone: Annotated[
         str | None, typer.Option(metavar="ID", help="Default: the one the adapter was trained on.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
+    record: Annotated[
+        bool, typer.Option("--record", help="Write the accuracy into the adapter's description and model card.")
+    ] = False,
 ) -> None:
     """Measure an adapter on a labelled split: accuracy with its 95 % interval, every label, calibration.
 
     A data set without published splits is divided as the adapter's run divided it, where it was trained on it.
     """
-    from masp.cli.show import counting, evaluation_tables, results, say
-    from masp.config import load_config
+    from masp.adapters import find_adapter, record_result
+    from masp.cli.show import counting, say
     from masp.data.readers import open_dataset
     from masp.errors import UsageError, did_you_mean
     from masp.evaluation.batches import Batching
     from masp.evaluation.division import as_trained
     from masp.evaluation.runner import evaluate as measure
+    from masp.evaluation.runner import result_of
     from masp.predictor import Masp
     from masp.training.progress import Bar
 
-    strange = next((change for change in changes or [] if not change.startswith("data.")), None)
-    if strange is not None:
-        raise UsageError(
-            f"the setting {strange} has no meaning here", "settings that begin with data.", "Leave it out."
-        )
-    settings = load_config(None, changes or []).data.model_copy(update={"path": data})
-    dataset = as_trained(open_dataset(settings), adapter)
+    home = find_adapter(adapter, adapter_revision)
+    if record and not Path(adapter).exists():
+        raise UsageError(f"--record with {adapter}, which is on a hub", "an adapter here", "Record, then push it.")
+    dataset = as_trained(open_dataset(_settings(changes or [], data)), home)
     if split not in dataset.splits:
         raise UsageError(f"--split {split}: {data} has no such split", "", did_you_mean(split, dataset.splits))
     records = dataset.split(split)
-    masp = Masp.from_pretrained(adapter, backbone=backbone, aspects=aspects)
+    masp = Masp.from_pretrained(adapter, backbone=backbone, aspects=aspects, revision=adapter_revision)
     with Bar("images", len(records)) as bar:
         batching = Batching(batch_size, longest_side=masp.task.longest_side, progress=counting(bar))
         found = measure(masp, dataset, split, mode.value, batching, out)
+    _tell(found, out)
+    if record:
+        record_result(home, result_of(found))
+        say(f"recorded in {home}")
+
+
+def _tell(found: "Evaluation", out: Path | None) -> None:
+    """The figures on stdout, and what else there is to know on stderr."""
+    from masp.cli.show import evaluation_tables, results, say
+
     results().print(evaluation_tables(found))
     for bad in found.quarantined:
         say(f"left out {bad.path}: {bad.reason}")
     if out is not None:
         say(f"predictions.jsonl and summary.json are in {out}")
+
+
+def _settings(changes: list[str], data: Path) -> "DataConfig":
+    """The settings of the data with what the command line changes.
+
+    Raises:
+        UsageError: A setting of something else.
+        ConfigError: A change is wrong.
+    """
+    from masp.config import load_config
+    from masp.errors import UsageError
+
+    strange = next((change for change in changes if not change.startswith("data.")), None)
+    if strange is not None:
+        raise UsageError(
+            f"the setting {strange} has no meaning here", "settings that begin with data.", "Leave it out."
+        )
+    return load_config(None, changes).data.model_copy(update={"path": data})

@@ -31,14 +31,18 @@ def predict(
         typer.Argument(metavar="PATH", help="Images, folders, `@list.txt` with a path on each line, or `-` for stdin."),
     ],
     adapter: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="DIR", help="The adapter, or its run. Default: the one shipped for the embedded backbone."
+            metavar="DIR|ID",
+            help="The adapter, its run, or its id on a hub. Default: the one shipped for the embedded backbone.",
         ),
+    ] = None,
+    adapter_revision: Annotated[
+        str | None, typer.Option(metavar="REVISION", help="Commit, tag or branch of an adapter on a hub.")
     ] = None,
     backbone: Annotated[str | None, typer.Option(metavar="ID", help="Default: the one that the adapter names.")] = None,
     aspects: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="For a prompt that only names its aspects: where they are.")
+        str | None, typer.Option(metavar="DIR|ID", help="For a prompt that only names its aspects: where they are.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
     report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also write a page with heatmaps.")] = None,
@@ -51,7 +55,7 @@ def predict(
     """
     from masp.predictor import Failure, Masp
 
-    masp = Masp.from_pretrained(adapter, backbone=backbone, aspects=aspects)
+    masp = Masp.from_pretrained(adapter, backbone=backbone, aspects=aspects, revision=adapter_revision)
     show = _json_line if as_json else _for_people(masp, explain)
     lost: list[Failure] = []
     failures: list[Failure] = []

@@ -50,10 +50,11 @@ def train(
     backbone: Annotated[str | None, typer.Option(metavar="ID", help="Hub id, folder, or `embedded`.")] = None,
     aspects: Annotated[
         str | None,
-        typer.Option(metavar="DIR|none", help="For *prompt*: the aspects to put before the image. Default: `none`."),
+        typer.Option(metavar="DIR|ID|none", help="For *prompt*: the aspects to put before the image. Default: `none`."),
     ] = None,
 ) -> None:
     """Train adapters on a frozen backbone: the aspect modules, then the soft prompt."""
+    from masp.adapters import find_adapter
     from masp.errors import UsageError
 
     settings = _settings(config, changes or [], data, backbone)
@@ -64,7 +65,7 @@ def train(
     if what is What.aspects:
         _train(settings.ready_for("aspects"), out, None, None)
     elif what is What.prompt:
-        found = None if aspects in (None, NONE) else Path(aspects)
+        found = None if aspects in (None, NONE) else find_adapter(aspects)
         _train(settings.ready_for("prompt"), None, out, found)
     else:
         both = settings.ready_for("aspects").ready_for("prompt")

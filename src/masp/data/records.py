@@ -138,14 +138,17 @@ class Dataset:
             total.update("\n".join(lines).encode())
         return total.hexdigest()
 
+    def place(self, path: Path) -> str:
+        """A file as seen from the data set's folder, so that it means the same on every machine."""
+        return (path.relative_to(self.root) if path.is_relative_to(self.root) else path).as_posix()
+
     def _facts(self, record: Record) -> list[object]:
-        place = record.path.relative_to(self.root) if record.path.is_relative_to(self.root) else record.path
         try:
             size = record.path.stat().st_size
         except OSError:
             size = -1
         votes = dict(record.distribution) if record.distribution is not None else None
-        return [place.as_posix(), record.label, size, votes, dict(record.annotations)]
+        return [self.place(record.path), record.label, size, votes, dict(record.annotations)]
 
     def summary(self) -> str:
         """One line: name, layout, sizes of the splits, labels, and how many files were left out."""

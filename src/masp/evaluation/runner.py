@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from masp.adapters import library_versions, tensors_sha256
+from masp.adapters import ResultRecord, library_versions, portable, tensors_sha256
 from masp.answers import generate, score
 from masp.data.quarantine import Quarantine, Rejected
 from masp.data.records import Dataset, Record
@@ -28,7 +28,7 @@ class Answered:
     """One image, its label and what the model said.
 
     Attributes:
-        image: the file.
+        image: the file, as seen from the data set's folder.
         truth: its label.
         predicted: the most probable label, or the one that the generated text names; None if it names none.
         probabilities: of every label; None in mode `generate`.
@@ -59,7 +59,7 @@ class Evaluation:
         confusion: a row for each true label; the last column counts answers that name no label.
         classes: figures of each label.
         used: images that were measured.
-        quarantined: images that could not be read.
+        quarantined: images that could not be read, as seen from the data set's folder.
         unlabelled: images of the split that have no label and were not measured.
         unparsed: answers that name no label, which count as wrong.
         answers: what was said about each image, in the order of the split.
@@ -113,7 +113,8 @@ def evaluate(
     account = Quarantine(total=len(known))
     answers: list[Answered] = []
     for batch, visual in visual_batches(masp.backbone, known, batching, account):
-        answers += _scored(masp, batch, visual) if mode == "score" else _generated(masp, batch, visual)
+        images = [dataset.place(record.path) for record in batch]
+        answers += _scored(masp, images, batch, visual) if mode == "score" else _generated(masp, images, batch, visual)
     found = _figures(masp, dataset, split, mode, answers, account, len(records) - len(known), batching)
     if out is not None:
         write_evaluation(out, found)
@@ -132,8 +133,23 @@ def write_evaluation(out: Path, found: Evaluation) -> None:
     write_file(out / "summary.json", (json.dumps(found.summary(), indent=2) + "\n").encode())
 
 
+def result_of(found: Evaluation) -> ResultRecord:
+    """What an adapter records of an evaluation."""
+    return ResultRecord(
+        dataset=found.dataset,
+        fingerprint=found.provenance["data"]["fingerprint"],
+        split=found.split,
+        mode=found.mode,
+        images=found.used,
+        accuracy=found.accuracy.value,
+        low=found.accuracy.low,
+        high=found.accuracy.high,
+        macro_f1=found.macro_f1,
+    )
+
+
 def provenance(masp: Masp, dataset: Dataset | None = None, split: str | None = None) -> dict[str, Any]:
-    """What a measurement depends on: versions, backbone, adapter, data, question."""
+    """What a measurement depends on: versions, backbone, adapter, data, question. It names no place on this machine."""
     backbone, info = masp.backbone, masp.info
     data = None
     if dataset is not None:
@@ -147,7 +163,7 @@ def provenance(masp: Masp, dataset: Dataset | None = None, split: str | None = N
     return {
         "versions": library_versions(),
         "backbone": {
-            "name": backbone.name,
+            "name": portable(backbone.name),
             "revision": backbone.revision,
             "family": backbone.family,
             "fingerprint": backbone.fingerprint(),
@@ -155,7 +171,7 @@ def provenance(masp: Masp, dataset: Dataset | None = None, split: str | None = N
             "device": str(backbone.device),
         },
         "adapter": {
-            "name": masp.adapter,
+            "name": portable(masp.adapter),
             "tensors_sha256": tensors_sha256(masp.model.state_dict()),
             "method": masp.model.method.model_dump(mode="json"),
             "aspects": list(masp.task.use.aspects),
@@ -169,22 +185,22 @@ def provenance(masp: Masp, dataset: Dataset | None = None, split: str | None = N
     }
 
 
-def _scored(masp: Masp, batch: Sequence[Record], visual: VisualTokens) -> list[Answered]:
+def _scored(masp: Masp, images: Sequence[str], batch: Sequence[Record], visual: VisualTokens) -> list[Answered]:
     shares = score(masp.model, visual, masp.task.question, masp.labels, masp.task.use).exp().tolist()
     answers = []
-    for record, row in zip(batch, shares, strict=True):
+    for image, record, row in zip(images, batch, shares, strict=True):
         predicted = masp.labels[max(range(len(row)), key=row.__getitem__)]
         table = dict(zip(masp.labels, row, strict=True))
-        answers.append(Answered(str(record.path), record.label or "", predicted, table))
+        answers.append(Answered(image, record.label or "", predicted, table))
     return answers
 
 
-def _generated(masp: Masp, batch: Sequence[Record], visual: VisualTokens) -> list[Answered]:
+def _generated(masp: Masp, images: Sequence[str], batch: Sequence[Record], visual: VisualTokens) -> list[Answered]:
     limit = longest_answer(masp.backbone, masp.labels)
     texts = generate(masp.model, visual, masp.task.question, masp.task.use, limit)
     return [
-        Answered(str(record.path), record.label or "", parse(text, masp.labels), None, text)
-        for record, text in zip(batch, texts, strict=True)
+        Answered(image, record.label or "", parse(text, masp.labels), None, text)
+        for image, record, text in zip(images, batch, texts, strict=True)
     ]
 
 
@@ -215,7 +231,7 @@ def _figures(
         confusion=tuple(map(tuple, metrics.confusion(truth, predicted, masp.labels))),
         classes=tuple(metrics.per_class(truth, predicted, masp.labels)),
         used=account.used,
-        quarantined=tuple(account.rejected),
+        quarantined=tuple(replace(bad, path=Path(dataset.place(bad.path))) for bad in account.rejected),
         unlabelled=unlabelled,
         unparsed=sum(label is None for label in predicted),
         answers=tuple(answers),

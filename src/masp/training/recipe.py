@@ -13,9 +13,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
-from masp.adapters import AdapterInfo, BackboneRecord, DataRecord, save_adapter
+from masp.adapters import AdapterInfo, BackboneRecord, DataRecord, TrainingRecord, save_adapter
 from masp.backbones.base import Backbone
-from masp.config import MethodConfig, RunConfig
+from masp.config import MethodConfig, PromptInit, RunConfig
 from masp.data.records import Dataset, Record
 from masp.data.splits import write_split
 from masp.errors import ConfigError
@@ -56,6 +56,7 @@ class Outcome:
     info: AdapterInfo
     aspects: AspectModules | None
     prompt: SoftPrompt | None
+    prompt_start: PromptInit | None = None
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,7 @@ class Run:
 
     def backbone_record(self) -> BackboneRecord:
         """The backbone as an adapter names it."""
-        b = self.backbone
-        return BackboneRecord(name=b.name, revision=b.revision, family=b.family, fingerprint=b.fingerprint(), dim=b.dim)
+        return BackboneRecord.of(self.backbone)
 
     def data_record(self, numbers: Mapping[str, Sequence[object]]) -> DataRecord:
         """The data set as an adapter names it."""
@@ -155,7 +155,10 @@ def run_stage(
         result = TrainResult(folder.adapter, fit.metrics, fit.steps, fit.seconds, pace)
         if main:
             metrics = {f"{stage}/{name}": value for name, value in fit.metrics.items()}
-            info = outcome.info.model_copy(update={"metrics": {**outcome.info.metrics, **metrics}})
+            training = {stage: training_record(settings, backbone, fit.steps, outcome.prompt_start)}
+            before = outcome.info
+            now = {"metrics": {**before.metrics, **metrics}, "training": {**before.training, **training}}
+            info = before.model_copy(update=now)
             save_adapter(folder.adapter, info, outcome.aspects, outcome.prompt, include_aspects)
             folder.finish(result)
         return result
@@ -225,6 +228,21 @@ def _flat(prefix: str, settings: Settings) -> dict[str, Any]:
 def hash_of(identity: Mapping[str, Any]) -> str:
     """One hash of an identity, for the checkpoints."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def training_record(settings: TrainConfig, backbone: Backbone, steps: int, start: PromptInit | None) -> TrainingRecord:
+    """The conditions of a stage, as its adapter names them."""
+    return TrainingRecord(
+        learning_rate=settings.learning_rate,
+        schedule=settings.schedule,
+        warmup=settings.warmup,
+        weight_decay=settings.weight_decay,
+        steps=steps,
+        batch_size=settings.batch_size,
+        class_weights=settings.class_weights,
+        dtype=str(backbone.dtype).removeprefix("torch."),
+        prompt_start=start,
+    )
 
 
 def loop_settings(settings: TrainConfig, order: Order, identity: str) -> LoopSettings:

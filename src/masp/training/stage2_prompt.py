@@ -233,8 +233,10 @@ def _prepare(run: Run, adapter: Adapter | None) -> Outcome:
         data={**(before.data if before else {}), "prompt": run.data_record(numbers)},
         seeds={**(before.seeds if before else {}), "prompt": settings.seed},
         metrics=dict(before.metrics) if before else {},
+        training=dict(before.training) if before else {},
     )
-    return Outcome(stage, Batches(len(stage.examples), settings.batch_size, settings.seed), info, modules, model.prompt)
+    order = Batches(len(stage.examples), settings.batch_size, settings.seed)
+    return Outcome(stage, order, info, modules, model.prompt, settings.init)
 
 
 def _labelled(numbers: Sequence[tuple[int, Record]]) -> list[tuple[int, str]]:
