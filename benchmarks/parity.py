@@ -74,7 +74,7 @@ def load_oracle(folder: Path, work: Path) -> Oracle:
     """The oracle's folder with a model of ours from its checkpoints, imported into `work`; fp32 on the CPU."""
     adapter = work / "adapter"
     import_released(adapter, str(folder / "vlm"), folder / ASPECTS_FILE, folder / PROMPT_FILE)
-    masp = Masp.from_pretrained(adapter, dtype="float32", device="cpu")
+    masp = Masp.from_pretrained(adapter, str(folder / "vlm"), dtype="float32", device="cpu")
     expected = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
     return Oracle(folder, expected, load_file(folder / "expected.safetensors"), masp.model, masp.task)
 

@@ -53,7 +53,7 @@ def test_both_files_become_an_adapter_that_predicts(tmp_path, files, backbone) -
     assert (info.method.variant, info.method.queries, info.prompt_length) == ("released", QUERIES, PROMPT)
     assert (info.method.prompt_places, info.method.attention, info.longest_side) == ("both", "multihead", 1024)
     assert set(info.imported) == {"aspect.pth", "soft_prompt_emotion6.pt"}
-    found = Masp.from_pretrained(tmp_path / "out", dtype="float32")
+    found = Masp.from_pretrained(tmp_path / "out", backbone, dtype="float32")
     prediction = found.predict(tiny.picture(84, 84))
     assert tuple(prediction.probabilities) == EMOTION6
     assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=1e-5)
@@ -80,7 +80,7 @@ def test_every_number_comes_through_by_its_name(tmp_path, files, backbone) -> No
 def test_a_prompt_alone_is_v_plus_s(tmp_path, files, backbone) -> None:
     info = import_released(tmp_path / "out", backbone, soft_prompt=files[1], labels=("a", "b"))
     assert (info.parts, info.aspects, info.labels, info.method.queries) == (("prompt",), (), ("a", "b"), 5)
-    prediction = Masp.from_pretrained(tmp_path / "out", dtype="float32").predict(tiny.picture(84, 84))
+    prediction = Masp.from_pretrained(tmp_path / "out", backbone, dtype="float32").predict(tiny.picture(84, 84))
     assert (tuple(prediction.probabilities), prediction.aspects) == (("a", "b"), {})
 
 
@@ -89,7 +89,9 @@ def test_aspects_alone_read_and_can_be_trained_on(tmp_path, files, backbone) -> 
     assert (info.parts, info.aspects, info.labels, info.prompt_length) == (("aspects",), ASPECTS, (), 0)
     with pytest.raises(AdapterError, match="reads aspects but has no labels"):
         Masp.from_pretrained(tmp_path / "out")
-    found = Masp.from_pretrained(tmp_path / "out", labels=EMOTION6, dtype="float32").predict(tiny.picture(84, 84))
+    found = Masp.from_pretrained(tmp_path / "out", backbone, labels=EMOTION6, dtype="float32").predict(
+        tiny.picture(84, 84)
+    )
     assert tuple(found.aspects) == ASPECTS
 
 
@@ -322,7 +324,9 @@ def test_the_command_says_what_it_took_and_where_it_is(tmp_path, files, backbone
     assert "labels: sadness, fear, surprise, anger, joy, disgust (Emotion6" in said
     assert "questions: the package's own" in said
     assert f"imported 6 aspects with {QUERIES} queries each and a soft prompt of {PROMPT} vectors" in said
-    code, printed, _ = masp("predict", saved_picture(tmp_path), "--adapter", out, "--json", "--no-explain")
+    code, printed, _ = masp(
+        "predict", saved_picture(tmp_path), "--adapter", out, "--backbone", backbone, "--json", "--no-explain"
+    )
     assert code == 0
     assert tuple(json.loads(printed)["probabilities"]) == EMOTION6
 
