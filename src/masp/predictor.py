@@ -15,7 +15,6 @@ from masp.adapters import AdapterInfo, load_adapter, read_info
 from masp.answers import generate, score
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
-from masp.config import BackboneConfig
 from masp.data.images import open_image, shrink, to_rgb
 from masp.data.loading import prefetch
 from masp.errors import AdapterError, ImageError, UsageError
@@ -164,7 +163,7 @@ class Masp:
         if backbone is None or isinstance(backbone, str):
             name = backbone or info.backbone.name
             commit = info.backbone.revision if revision is None and name == info.backbone.name else revision
-            backbone = load_backbone(BackboneConfig(id=name, revision=commit, dtype=dtype, device=device))
+            backbone = load_backbone(name, commit, dtype, device)
         parts = load_adapter(folder, backbone, aspects)
         model = MaspModel(backbone, info.method, parts.aspects, parts.prompt)
         return cls(model, task, EMBEDDED if adapter is None else str(adapter), info)

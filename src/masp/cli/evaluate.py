@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from masp.cli.options import Device, Dtype, DtypeOption, Revision
+
 EXAMPLES = """
 Examples:
 
@@ -43,6 +45,9 @@ def evaluate(
         str | None, typer.Option(metavar="ID", help="Default: the one the adapter was trained on.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
+    revision: Revision = None,
+    dtype: DtypeOption = Dtype.auto,
+    device: Device = "auto",
 ) -> None:
     """Measure an adapter on a labelled split: accuracy with its 95 % interval, every label, calibration.
 
@@ -68,7 +73,8 @@ def evaluate(
     if split not in dataset.splits:
         raise UsageError(f"--split {split}: {data} has no such split", "", did_you_mean(split, dataset.splits))
     records = dataset.split(split)
-    masp = Masp.from_pretrained(adapter, backbone=backbone, aspects=aspects)
+    loading = {"revision": revision, "dtype": dtype.value, "device": device}
+    masp = Masp.from_pretrained(adapter, backbone=backbone, aspects=aspects, **loading)
     with Bar("images", len(records)) as bar:
         batching = Batching(batch_size, longest_side=masp.task.longest_side, progress=counting(bar))
         found = measure(masp, dataset, split, mode.value, batching, out)
