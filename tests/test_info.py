@@ -1,6 +1,7 @@
 """Facts of a backbone without its weights, by hand, against loaded models and published totals; and `masp info`."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -195,6 +196,35 @@ def test_a_cached_configuration_comes_before_the_table(tmp_path, monkeypatch):
         assert found.preprocessor is None
 
 
+@pytest.mark.parametrize("files", [("config", "preprocessor_config"), ("config",), ()])
+def test_of_another_id_only_two_small_files_are_fetched(monkeypatch, tmp_path, files):
+    asked = []
+
+    def fetch(name, revision, allow_patterns):
+        asked.append((name, revision, allow_patterns))
+        for file in files:
+            shutil.copy(tiny.checkpoint() / f"{file}.json", tmp_path)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    if files:
+        found = describe("somebody/something", "0123abcd")
+        assert (found.source, found.preprocessor is not None, count(found).dim) == ("hub", len(files) == 2, tiny.DIM)
+    else:
+        with pytest.raises(BackboneError, match=r"somebody/something has no config\.json"):
+            describe("somebody/something", "0123abcd")
+    assert asked == [("somebody/something", "0123abcd", ["config.json", "preprocessor_config.json"])]
+
+
+def test_what_the_hub_refuses_is_told_with_its_reason(monkeypatch):
+    def refuse(name, revision, allow_patterns):
+        raise OSError("the licence has to be\naccepted first")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(BackboneError, match=r"configuration of 'google/gemma-3-4b-pt': the licence has to be accepted"):
+        describe("google/gemma-3-4b-pt")
+
+
 def test_a_folder_without_a_configuration(tmp_path):
     with pytest.raises(BackboneError, match=r"has no config\.json"):
         describe(str(tmp_path))
@@ -286,6 +316,18 @@ def test_queries_and_prompt_length_change_what_is_trained(masp):
     assert found["paper"]["aspects"] == 6 * (3 * 256 + 2 * 256**2)
     assert found["paper"]["prompt"] == 7 * 256
     assert (found["paper"]["added_tokens"], found["released"]["added_tokens"]) == (18 + 7, 18 + 14)
+
+
+def test_what_is_not_known_is_a_dash_or_null(masp, tmp_path):
+    """A kind whose query projections have other names, in a folder that does not say how it sizes pictures."""
+    (tmp_path / "config.json").write_text(json.dumps(instructblip("t5")))
+    found = json.loads(masp("info", tmp_path, "--json")[1])
+    assert (found["qlora"], found["source"], found["served"]) == (None, "folder", False)
+    assert set(found["visual_tokens"].values()) == {5}
+    assert re.search(r"query and value +- +-\n", masp("info", tmp_path)[1])
+    shutil.copy(tiny.checkpoint() / "config.json", tmp_path)
+    assert set(json.loads(masp("info", tmp_path, "--json")[1])["visual_tokens"].values()) == {None}
+    assert re.search(r"224×224 +- +- +-\n", masp("info", tmp_path)[1])
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def describe(name: str, revision: str | None = None) -> Description:
 def _in_folder(name: str, folder: Path, source: Source) -> Description:
     file = folder / CONFIG
     if not file.is_file():
-        raise BackboneError(f"the folder {name} has no {CONFIG}", "the configuration of a vision-language model")
+        raise BackboneError(f"{name} has no {CONFIG}", "the configuration of a vision-language model")
     return Description(name, source, read_json(file), _optional(folder / PREPROCESSOR))
 
 
@@ -87,13 +87,13 @@ def _cached(name: str, file: str, revision: str | None) -> Path | None:
 
 
 def _from_hub(name: str, revision: str | None) -> Description:
-    """Only the two small files are fetched."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    """Only the two small files are fetched; without a network this fails at once, where single files are retried."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     hint = did_you_mean(name, [EMBEDDED, *published()])
     try:
-        config = Path(hf_hub_download(name, CONFIG, revision=revision))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG, PREPROCESSOR]))
     except HFValidationError:
         raise BackboneError(f"'{name}' is neither a folder nor the id of a model", "", hint) from None
     except LocalEntryNotFoundError:
@@ -105,8 +105,4 @@ def _from_hub(name: str, revision: str | None) -> Description:
     except (HfHubHTTPError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BackboneError(f"the hub does not give the configuration of '{name}': {reason}", "", hint) from None
-    try:
-        preprocessor = Path(hf_hub_download(name, PREPROCESSOR, revision=revision))
-    except (EntryNotFoundError, HfHubHTTPError, OSError):
-        preprocessor = None
-    return Description(name, "hub", read_json(config), _optional(preprocessor))
+    return _in_folder(name, folder, "hub")

@@ -124,7 +124,7 @@ def _internvl(config: Any, preprocessor: Preprocessor, width: int, height: int) 
 def _idefics(config: Any, preprocessor: Preprocessor, width: int, height: int) -> int:
     """Tiles of the enlarged picture, and the picture as a whole; the text between the tiles is not counted."""
     kind = SmolVLMImageProcessorPil if config.model_type == "smolvlm" else Idefics3ImageProcessorPil
-    tiles, _, _ = _built(kind, preprocessor).get_number_of_image_patches(height, width)
+    tiles, _, _ = _built(kind, preprocessor).get_number_of_image_patches(height, width, {})
     return max(tiles, 1) * _side(config) ** 2 // config.scale_factor**2
 
 

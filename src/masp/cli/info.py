@@ -54,15 +54,16 @@ def info(
     """
     from typing import get_args
 
-    from masp.backbones.facts import count
     from masp.backbones.published import describe
-    from masp.backbones.visual_counts import visual_tokens
     from masp.cli.show import results
-    from masp.parameters import trained_size
     from masp.settings import Variant
 
     sizes = tuple(_size(text) for text in (size or SIZES))
     description = describe(backbone, revision)
+    from masp.backbones.facts import count  # heavy, and for nothing if there is no such backbone
+    from masp.backbones.visual_counts import visual_tokens
+    from masp.parameters import trained_size
+
     facts = count(description)
     visual = dict(zip(sizes, visual_tokens(description, sizes), strict=True))
     variants = [trained_size(variant, facts.dim, queries, prompt_length) for variant in get_args(Variant)]
