@@ -106,4 +106,25 @@ def real_width(content: Content) -> str:
     return f"{intro}\n\n{table(('command', 'seconds', 'memory, GiB'), rows)}"
 
 
-SHAPES: Mapping[str, Callable[[Content], str]] = {"embedded.json": embedded, "real_width.json": real_width}
+def full_size(content: Content) -> str:
+    """Time and memory on a published shape with random weights: a proof that it runs, not of what it answers."""
+    backbone, pictures = content["backbone"], content["pictures"]
+    weights = f"{backbone['parameters'] / 1e9:.2f} B parameters in {backbone['dtype']}"
+    intro = (
+        f"On a backbone of the shape of {backbone['shape']} with random weights, {weights} "
+        f"({backbone['weights_bytes'] / 2**30:.1f} GiB), {content['machine']['cores']} cores; pictures of "
+        f"{pictures['visual_tokens']} visual tokens. Each command is a process of its own that loads the backbone; "
+        f"a training first reads {pictures['read_before_training']} pictures."
+    )
+    rows = [
+        (name, f"{step['inside']:.1f}", f"{step['seconds']:.1f}", f"{step['peak_gb']:.1f}")
+        for name, step in content["steps"].items()
+    ]
+    return f"{intro}\n\n{table(('step', 'seconds', 'whole command, seconds', 'memory, GiB'), rows)}"
+
+
+SHAPES: Mapping[str, Callable[[Content], str]] = {
+    "embedded.json": embedded,
+    "full_size.json": full_size,
+    "real_width.json": real_width,
+}

@@ -23,7 +23,7 @@ ROWS = (
     ("masp.errors", "masp.aspects", "masp.storage"),
     ("masp.types", "masp.labels", "masp.questions", "masp.settings", "masp.config", "masp.evaluation.metrics"),
     ("masp.modules", "masp.backbones.base"),
-    ("masp.backbones", "masp.assembly"),
+    ("masp.backbones", "masp.assembly", "masp.parameters"),
     ("masp.model", "masp.answers", "masp.attention"),
     ("masp.data",),
     ("masp.adapters",),

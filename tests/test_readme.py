@@ -105,6 +105,25 @@ def test_the_result_of_real_width_shows_time_and_memory(tmp_path: Path) -> None:
         assert found in shown
 
 
+def test_the_result_of_full_size_shows_the_step_beside_the_whole_command(tmp_path: Path) -> None:
+    steps = {"stage 1": {"seconds": 131.7, "peak_gb": 7.31, "inside": 23.0}}
+    backbone = {"shape": "a/b", "parameters": 2_347_000_000, "dtype": "bfloat16", "weights_bytes": 4_694_000_000}
+    pictures = {"visual_tokens": 61, "read_before_training": 13}
+    content = {"command": "c", "backbone": backbone, "pictures": pictures, "machine": {"cores": 3}, "steps": steps}
+    (tmp_path / "full_size.json").write_text(json.dumps(content))
+    shown = results(tmp_path)
+    for found in (
+        "a/b",
+        "2.35 B",
+        "4.4 GiB",
+        "3 cores",
+        "61 visual",
+        "13 pictures",
+        "| stage 1 | 23.0 | 131.7 | 7.3 |",
+    ):
+        assert found in shown
+
+
 def test_no_result_is_said_openly(tmp_path: Path) -> None:
     assert results(tmp_path) == update_readme.NOTHING
 

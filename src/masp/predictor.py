@@ -24,7 +24,6 @@ from masp.adapters import (
 from masp.answers import generate, score
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
-from masp.config import BackboneConfig
 from masp.data.images import open_image, shrink, to_rgb
 from masp.data.loading import prefetch
 from masp.errors import AdapterError, ImageError, UsageError
@@ -176,7 +175,7 @@ class Masp:
             name = backbone or backbone_place(folder, info)
             own = backbone_revision is None and name == info.backbone.name
             commit = info.backbone.revision if own else backbone_revision
-            backbone = load_backbone(BackboneConfig(id=name, revision=commit, dtype=dtype, device=device))
+            backbone = load_backbone(name, commit, dtype, device)
         parts = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects))
         model = MaspModel(backbone, info.method, parts.aspects, parts.prompt, info.asked())
         return cls(model, task, EMBEDDED if adapter is None else str(adapter), info)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from masp import __version__
-from masp.cli import demo, evaluate, export, import_released, predict, push, train
+from masp.cli import demo, evaluate, export, import_released, info, predict, push, train
 from masp.cli.boundary import guarded
 from masp.cli.make_data import data_app
 
@@ -31,6 +31,7 @@ app.command(no_args_is_help=True, epilog=predict.EXAMPLES)(predict.predict)
 app.command(no_args_is_help=True, epilog=import_released.EXAMPLES)(import_released.import_released)
 app.command(no_args_is_help=True, epilog=export.EXAMPLES)(export.export)
 app.command(no_args_is_help=True, epilog=push.EXAMPLES)(push.push)
+app.command(no_args_is_help=True, epilog=info.EXAMPLES)(info.info)
 
 
 def _version(wanted: bool) -> bool:

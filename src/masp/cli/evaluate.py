@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from masp.cli.options import Device, Dtype, DtypeOption, Revision
+
 if TYPE_CHECKING:
     from masp.config import DataConfig
     from masp.evaluation.runner import Evaluation
@@ -55,6 +57,9 @@ def evaluate(
     record: Annotated[
         bool, typer.Option("--record", help="Write the accuracy into the adapter's description and model card.")
     ] = False,
+    revision: Revision = None,
+    dtype: DtypeOption = Dtype.auto,
+    device: Device = "auto",
 ) -> None:
     """Measure an adapter on a labelled split: accuracy with its 95 % interval, every label, calibration.
 
@@ -78,7 +83,8 @@ def evaluate(
     if split not in dataset.splits:
         raise UsageError(f"--split {split}: {data} has no such split", "", did_you_mean(split, dataset.splits))
     records = dataset.split(split)
-    masp = Masp.from_pretrained(adapter, backbone=backbone, aspects=aspects, revision=adapter_revision)
+    loading = {"backbone_revision": revision, "dtype": dtype.value, "device": device}
+    masp = Masp.from_pretrained(adapter, backbone=backbone, aspects=aspects, revision=adapter_revision, **loading)
     with Bar("images", len(records)) as bar:
         batching = Batching(batch_size, longest_side=masp.task.longest_side, progress=counting(bar))
         found = measure(masp, dataset, split, mode.value, batching, out)

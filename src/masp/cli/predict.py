@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from masp.cli.options import Device, Dtype, DtypeOption, Revision
+
 if TYPE_CHECKING:
     from masp.predictor import Failure, Masp, Prediction
 
@@ -48,6 +50,9 @@ def predict(
     report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also write a page with heatmaps.")] = None,
     explain: Annotated[bool, typer.Option(help="Say why. Without, only the labels: several times faster.")] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
+    revision: Revision = None,
+    dtype: DtypeOption = Dtype.auto,
+    device: Device = "auto",
 ) -> None:
     """Predict the emotion of images: every label's probability, what each aspect saw, and which of them decided.
 
@@ -55,7 +60,8 @@ def predict(
     """
     from masp.predictor import Failure, Masp
 
-    masp = Masp.from_pretrained(adapter, backbone=backbone, aspects=aspects, revision=adapter_revision)
+    loading = {"backbone_revision": revision, "dtype": dtype.value, "device": device}
+    masp = Masp.from_pretrained(adapter, backbone=backbone, aspects=aspects, revision=adapter_revision, **loading)
     show = _json_line if as_json else _for_people(masp, explain)
     lost: list[Failure] = []
     failures: list[Failure] = []

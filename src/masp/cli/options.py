@@ -1,0 +1,25 @@
+"""Options that several commands share: how the backbone is loaded."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class Dtype(StrEnum):
+    """Number formats of the frozen weights."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+Revision = Annotated[
+    str | None,
+    typer.Option(metavar="COMMIT", help="Commit, tag or branch of the backbone on the hub. Default: the adapter's."),
+]
+DtypeOption = Annotated[
+    Dtype, typer.Option(help="Number format of the frozen weights; *auto*: what the device does well.")
+]
+Device = Annotated[str, typer.Option(metavar="NAME", help="*auto*, *cpu*, *cuda*, *cuda:1*, *mps* …")]

@@ -1,0 +1,73 @@
+"""The benchmarks without released weights: their checkpoints are real ones, and the full-size script runs through."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import full_size
+import pytest
+import real_width
+import torch
+from random_backbone import timed, write_checkpoint
+from safetensors.torch import load_file
+
+import tiny
+from masp.backbones.facts import count
+from masp.backbones.loading import load_backbone
+from masp.backbones.published import Description, describe
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_shapes_are_what_their_results_say():
+    """2,208,985,600 is the published size of Qwen2-VL-2B; the other stands in the committed result."""
+    assert count(Description("2B", "folder", full_size.full(), None)).total == 2_208_985_600
+    committed = json.loads((ROOT / "benchmarks" / "results" / "real_width.json").read_text())
+    found = count(Description("width", "folder", real_width.shape(), None))
+    assert (found.total, found.dim, found.layers) == (committed["backbone"]["parameters"], 896, 12)
+
+
+def test_a_random_checkpoint_is_an_ordinary_one(tmp_path):
+    total = write_checkpoint(tmp_path, full_size.tiny(), pixels=full_size.SIDE**2, shard=60_000)
+    weights = sorted(tmp_path.glob("*.safetensors"))
+    assert len(weights) > 2
+    stored = {name: tensor for path in weights for name, tensor in load_file(path).items()}
+    assert sum(tensor.numel() for tensor in stored.values()) == total == count(describe(str(tmp_path))).total
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    backbone = load_backbone(str(tmp_path), dtype="bfloat16", device="cpu")
+    assert torch.equal(backbone.embedding_rows(), stored["model.language_model.embed_tokens.weight"])
+    assert backbone.embedding_rows().float().std().item() == pytest.approx(0.02, rel=0.05)
+    visual = backbone.visual_tokens(backbone.preprocess([tiny.picture(90, 90), tiny.picture(500, 500)]))
+    assert visual.mask.sum(1).tolist() == [64, 64]
+    assert torch.isfinite(visual.tokens.float()).all()
+
+
+def test_a_finished_checkpoint_is_not_written_again(tmp_path):
+    total = write_checkpoint(tmp_path, full_size.tiny())
+    (tmp_path / "model-00001-of-00001.safetensors").unlink()
+    assert write_checkpoint(tmp_path, full_size.tiny()) == total
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_timed_command_gives_its_lines_and_memory():
+    done = timed("--version")
+    assert [line.split()[0] for _, line in done.lines] == ["masp"]
+    assert 0 < done.lines[0][0] <= done.seconds
+    assert 0.005 < done.peak_gb < 5
+    with pytest.raises(SystemExit, match="masp predict nowhere --adapter nothing failed"):
+        timed("predict", "nowhere", "--adapter", "nothing")
+
+
+@pytest.mark.slow
+def test_the_full_size_script_runs_through(tmp_path):
+    script = str(ROOT / "benchmarks" / "full_size.py")
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    subprocess.run([sys.executable, script, str(tmp_path), "--shape", "tiny"], check=True, env=environment)
+    found = json.loads((tmp_path / "tiny.json").read_text())
+    assert found["pictures"] == {"side": 224, "visual_tokens": 64, "read_before_training": 7}
+    assert len(found["steps"]) == 3
+    for step in found["steps"].values():
+        assert 0 <= step["inside"] <= step["seconds"]
+        assert step["peak_gb"] > 0.1

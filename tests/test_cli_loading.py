@@ -1,0 +1,87 @@
+"""`--revision`, `--dtype` and `--device` of the commands that load a backbone for an adapter."""
+
+import json
+from typing import get_args
+
+import pytest
+
+import tiny
+from masp.cli import main
+from masp.cli.options import Dtype
+from masp.predictor import Masp
+from masp.settings import BackboneConfig
+from small_adapters import LABELS, write_adapter
+
+
+@pytest.fixture
+def masp(capsys):
+    """Runs a command: (exit code, stdout, stderr)."""
+
+    def run(*words):
+        with pytest.raises(SystemExit) as end:
+            main([str(word) for word in words])
+        return end.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """For each command the words that make it work on a small adapter."""
+    folder = tmp_path_factory.mktemp("loading")
+    write_adapter(folder / "adapter")
+    for number, label in enumerate(LABELS):
+        (folder / "data" / "test" / label).mkdir(parents=True)
+        tiny.picture(84, 112, seed=number).save(folder / "data" / "test" / label / f"{number}.png")
+    picture = next((folder / "data").rglob("*.png"))
+    return {
+        "predict": ("predict", picture, "--adapter", folder / "adapter", "--json", "--no-explain"),
+        "evaluate": ("evaluate", "--adapter", folder / "adapter", "--data", folder / "data"),
+    }
+
+
+def test_the_command_knows_the_formats_of_the_settings():
+    assert tuple(Dtype) == get_args(BackboneConfig.model_fields["dtype"].annotation)
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_the_backbone_is_loaded_as_asked(masp, words, command, monkeypatch):
+    made = []
+
+    def noted(*arguments, **named):
+        made.append(Masp.from_pretrained(*arguments, **named))
+        return made[0]
+
+    monkeypatch.setattr("masp.predictor.Masp", type("Noted", (), {"from_pretrained": staticmethod(noted)}))
+    code, _, err = masp(*words[command], "--dtype", "float16", "--device", "cpu")
+    assert code == 0, err
+    assert (str(made[0].backbone.dtype), made[0].backbone.device.type) == ("torch.float16", "cpu")
+
+
+def test_another_format_moves_the_last_digits_only(masp, words):
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        _, out, _ = masp(*words["predict"], "--dtype", dtype)
+        found.append(json.loads(out)["probabilities"])
+    assert found[0] != found[1]
+    assert found[0] == pytest.approx(found[1], abs=0.1)
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_the_revision_is_asked_of_the_hub(masp, words, command):
+    code, _, err = masp(*words[command], "--backbone", "somebody/something", "--revision", "0123abcd")
+    assert code == 1
+    assert "hf download somebody/something --revision 0123abcd" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+@pytest.mark.parametrize(
+    ("option", "value", "code", "message"),
+    [("--dtype", "float8", 2, "float8"), ("--device", "gpu", 1, "the device 'gpu' cannot be used")],
+)
+def test_a_wrong_value_is_named(masp, words, command, option, value, code, message):
+    found, out, err = masp(*words[command], option, value)
+    assert (found, out) == (code, "")
+    assert message in err
+    assert "Traceback" not in err
