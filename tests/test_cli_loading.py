@@ -6,9 +6,9 @@ from typing import get_args
 import pytest
 
 import tiny
+from masp.backbones.loading import load_backbone
 from masp.cli import main
 from masp.cli.options import Dtype
-from masp.predictor import Masp
 from masp.settings import BackboneConfig
 from small_adapters import LABELS, write_adapter
 
@@ -46,16 +46,16 @@ def test_the_command_knows_the_formats_of_the_settings():
 
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
 def test_the_backbone_is_loaded_as_asked(masp, words, command, monkeypatch):
-    made = []
+    loaded = []
 
-    def noted(*arguments, **named):
-        made.append(Masp.from_pretrained(*arguments, **named))
-        return made[0]
+    def noted(*arguments):
+        loaded.append(load_backbone(*arguments))
+        return loaded[0]
 
-    monkeypatch.setattr("masp.predictor.Masp", type("Noted", (), {"from_pretrained": staticmethod(noted)}))
+    monkeypatch.setattr("masp.predictor.load_backbone", noted)
     code, _, err = masp(*words[command], "--dtype", "float16", "--device", "cpu")
     assert code == 0, err
-    assert (str(made[0].backbone.dtype), made[0].backbone.device.type) == ("torch.float16", "cpu")
+    assert (str(loaded[0].dtype), loaded[0].device.type) == ("torch.float16", "cpu")
 
 
 def test_another_format_moves_the_last_digits_only(masp, words):
