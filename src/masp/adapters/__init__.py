@@ -5,12 +5,14 @@ both; `adapter.json` is `AdapterInfo`; `README.md` is generated from it. The sam
 is no date and no path in them. Only this package reads or writes adapter weights.
 """
 
+from masp.adapters.combine import combine
 from masp.adapters.hub import find_adapter
 from masp.adapters.info import (
     AdapterInfo,
     BackboneRecord,
     DataRecord,
     ResultRecord,
+    TaskRecord,
     TrainingRecord,
     backbone_place,
     library_versions,
@@ -27,8 +29,10 @@ __all__ = [
     "BackboneRecord",
     "DataRecord",
     "ResultRecord",
+    "TaskRecord",
     "TrainingRecord",
     "backbone_place",
+    "combine",
     "find_adapter",
     "library_versions",
     "load_adapter",
