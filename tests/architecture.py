@@ -28,7 +28,7 @@ ROWS = (
     ("masp.data",),
     ("masp.adapters",),
     ("masp.explain", "masp.training"),
-    ("masp.predictor", "masp.evaluation", "masp.export"),
+    ("masp.prediction", "masp.predictor", "masp.evaluation", "masp.export"),
     ("masp.report_data", "masp.plots", "masp.report"),
     ("masp.demo",),
     ("masp.cli",),
