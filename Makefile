@@ -57,7 +57,7 @@ docs: $(READY) ## write the generated parts of README and docs again
 	$(BIN)/python scripts/update_backbones_doc.py
 
 families: $(READY) ## run the contract of every backbone family and write its table
-	MASP_RECORD_FAMILIES=benchmarks/results/families.json $(BIN)/python -m pytest -q tests/contract
+	MASP_RECORD_FAMILIES=docs/backbones.json $(BIN)/python -m pytest -q tests/contract
 	$(BIN)/python scripts/update_backbones_doc.py
 
 # From the source archive, so that a file missing there is noticed; run elsewhere, so that src/ is not what is imported.

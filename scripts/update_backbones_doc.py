@@ -6,7 +6,7 @@ from typing import Any
 from generated import ROOT, table, update
 
 DOCUMENT = ROOT / "docs" / "backbones.md"
-RESULTS = ROOT / "benchmarks" / "results" / "families.json"
+RESULTS = ROOT / "docs" / "backbones.json"
 SCRIPT = "scripts/update_backbones_doc.py"
 NAMES = {
     "qwen2_vl": "Qwen2-VL",
