@@ -169,7 +169,7 @@ WRONG_VALUES = [
     ("data.path=3", "data.path: a path is needed"),
     ("data.path=''", "data.path: a path is needed"),
     ('data.path="a\\0b"', "data.path: a path is needed"),
-    ("data.layout=emoji", r"data\.layout is 'emoji'; expected 'auto', 'folder', 'emoset' or 'emotion6'"),
+    ("data.layout=emoji", r"data\.layout is 'emoji'; expected 'auto', 'folder', 'emoset', 'emotion6', 'fi'"),
     ("data.workers=-1", "data.workers is -1; expected greater than or equal to 0"),
     ("questions=[a]", "questions: a path is needed"),
 ]
@@ -337,6 +337,7 @@ OTHER_VALUES = {
     "data.path": "elsewhere",
     "data.layout": "folder",
     "data.label_from": "majority",
+    **{f"data.columns.{name}": "x" for name in ("path", "label", "split", "positive", "negative", "neutral")},
     "data.longest_side": "77",
     "data.workers": "5",
     "data.splits.kind": "content",

@@ -248,19 +248,35 @@ class SplitConfig(Settings):
         return self
 
 
+class ColumnsConfig(Settings):
+    """Names of a table's columns; null: the usual ones are looked for."""
+
+    path: Text | None = Field(
+        default=None, min_length=1, description="The picture: its path, its file name, or its number without a suffix."
+    )
+    label: Text | None = Field(default=None, min_length=1, description="The label.")
+    split: Text | None = Field(default=None, min_length=1, description="The split; a table may have none.")
+    positive: Text | None = Field(default=None, min_length=1, description="Votes for positive (Flickr, Instagram).")
+    negative: Text | None = Field(default=None, min_length=1, description="Votes for negative.")
+    neutral: Text | None = Field(default=None, min_length=1, description="Votes for neither; a table may have none.")
+
+
 class DataConfig(Settings):
     """The images."""
 
     path: FilePath | None = Field(
-        default=None, description="Folder of the data set, seen from the current folder.", json_schema_extra={**FREE}
+        default=None,
+        description="Folder of the data set, or its table (CSV, TSV, Parquet), seen from the current folder.",
+        json_schema_extra={**FREE},
     )
-    layout: Literal["auto", "folder", "emoset", "emotion6"] = Field(
-        default="auto", description="How the folder is arranged."
+    layout: Literal["auto", "folder", "emoset", "emotion6", "fi", "votes", "abstract", "artphoto", "table"] = Field(
+        default="auto", description="How the folder is arranged; votes: Flickr and Instagram."
     )
     label_from: Literal["folder", "majority"] = Field(
         default="folder",
         description="Emotion6: the folder (a search word, as in the paper), or the majority of the votes.",
     )
+    columns: ColumnsConfig = Field(default_factory=ColumnsConfig, description="Columns of a table.")
     splits: SplitConfig = Field(default_factory=SplitConfig, description="Division into train, val and test.")
     longest_side: Positive | None = Field(
         default=1024,

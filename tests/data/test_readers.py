@@ -44,6 +44,13 @@ def test_a_damaged_annotation_beside_folders_leaves_its_picture_out(tmp_path: Pa
     assert dataset.rejected[0].path == tmp_path / "fear" / "1.png"
 
 
+def test_too_many_damaged_annotations_beside_folders_stop(tmp_path: Path) -> None:
+    tree(tmp_path, {"fear": 3, "awe": 3})
+    for number in (0, 1):
+        (put_json(tmp_path / "annotation" / "fear" / f"{number}.json", 0)).write_text("{")
+    assert "2 of 6 files cannot be used" in complaint(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("train", "val", "test"), [("train", "val", "test"), ("Training", "valid", "testing"), ("train", "dev", "test")]
 )

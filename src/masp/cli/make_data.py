@@ -1,16 +1,23 @@
-"""`masp data`: data sets made on the spot."""
+"""`masp data`: data sets made on the spot, checked, divided and fetched."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from masp.cli import import_data
+
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 
 
 @data_app.callback()
 def data() -> None:
-    """Make data sets."""
+    """Make, check, divide and import data sets."""
+
+
+data_app.command(
+    "import", no_args_is_help=True, epilog="Example: `masp data import owner/name --out photos --limit 1000`"
+)(import_data.import_data)
 
 
 @data_app.command(no_args_is_help=True, epilog="Example: `masp data make scenes --images 500 --seed 7`")

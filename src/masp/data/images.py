@@ -16,6 +16,20 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"})
 """Names under which pictures are looked for in folders."""
 
+_BEGINNINGS = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF8", "GIF"),
+    (b"BM", "BMP"),
+)
+_SUFFIXES_OF = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+}
+
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 268_435_456
 
@@ -66,6 +80,24 @@ def decode_image(content: bytes, name: str | os.PathLike[str], longest_side: int
         raise ImageError(name, "too large for the memory of this machine", "Make it smaller.") from None
     except Exception as error:  # decoders raise anything on damaged files: SyntaxError, struct.error, IndexError …
         raise ImageError(name, f"damaged ({_short(error)})", "Copy it again from its source, or remove it.") from None
+
+
+def format_of(content: bytes) -> str | None:
+    """The format that the first bytes of a file tell: one of `FORMATS`, or None."""
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "WEBP"
+    return next((name for beginning, name in _BEGINNINGS if content.startswith(beginning)), None)
+
+
+def suffix_of(content: bytes) -> str | None:
+    """The usual suffix for a file's content, or None where it is no picture."""
+    kind = format_of(content)
+    return _SUFFIXES_OF[kind][0] if kind is not None else None
+
+
+def suffix_fits(suffix: str, kind: str) -> bool:
+    """Whether a file of a format may have a suffix."""
+    return suffix.lower() in _SUFFIXES_OF[kind]
 
 
 def _short(error: Exception) -> str:

@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from masp.config import DataConfig, SplitConfig
-from masp.data import emoset, emotion6, folders
+from masp.data.layouts import NAMES, read_layout
+from masp.data.quarantine import Quarantine
 from masp.data.reading import Reading
 from masp.data.records import Dataset, Record
 from masp.data.splits import by_content, paper_like
+from masp.data.tables import is_table
 from masp.data.walk import images_from, unreadable
-from masp.errors import DataError
+from masp.errors import DataError, did_you_mean
 from masp.labels import validate_labels
 
 __all__ = ["images_from", "open_dataset"]
@@ -19,54 +21,64 @@ log = logging.getLogger(__name__)
 
 
 def open_dataset(data: DataConfig | str | Path, layout: str = "auto", strict: bool = False) -> Dataset:
-    """A data set from a folder in one of the known layouts.
+    """A data set from a folder in one of the known layouts, or from a table.
 
-    Known are EmoSet's published layout, its re-arrangement into {train,test}/<label> with annotation/<label>,
-    Emotion6's published layout, and folder trees <folder>/<label> and <folder>/<split>/<label> with labels of any
-    name. Published splits are used where they exist; otherwise the files' content decides.
+    Known are the published layouts of EmoSet (and its re-arrangement into {train,test}/<label> with
+    annotation/<label>), FI, Emotion6, Flickr, Instagram, Abstract and ArtPhoto, folder trees <folder>/<label> and
+    <folder>/<split>/<label> with labels of any name, and tables of path and label. Published splits are used where
+    they exist; otherwise the files' content decides.
 
     Args:
-        data: the folder, or the settings of a run's data.
-        layout: "auto", "folder", "emoset" or "emotion6", when `data` is a folder.
+        data: the folder, a CSV, TSV or Parquet file, or the settings of a run's data.
+        layout: "auto", or one of the names that `data.layout` may have, when `data` is a path.
         strict: stop at the first annotation that cannot be used, instead of leaving up to 1 % of them out.
 
     Raises:
         DataError: missing or empty folder, unknown layout, one class only, labels that cannot be told apart, or too
             many annotations that cannot be used.
     """
-    settings = data if isinstance(data, DataConfig) else _settings(data, layout)
+    settings = data if isinstance(data, DataConfig) else settings_for(data, layout)
+    reading = read_dataset(settings, Quarantine(strict))
+    path = named_path(settings)
+    return _finished(reading, path if path.is_dir() else path.parent, settings)
+
+
+def read_dataset(settings: DataConfig, account: Quarantine) -> Reading:
+    """The records of a data set as they are published: not divided, and with whatever labels occur.
+
+    Raises:
+        DataError: a missing path, an unknown layout, or more faults than the account allows.
+    """
+    path = named_path(settings)
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error if isinstance(error, OSError) else OSError(0, str(error))) from None
+    if not path.is_dir() and not is_table(path):
+        raise DataError(f"{path} is a file", "the folder of a data set, or a table", "Name the folder.")
+    return read_layout(path, settings, account)
+
+
+def named_path(settings: DataConfig) -> Path:
+    """The folder or table of a data set.
+
+    Raises:
+        DataError: the settings name none.
+    """
     if settings.path is None:
         raise DataError("no data set is named", "a folder", "Set data.path.")
-    root = settings.path
-    try:
-        root.stat()
-    except (OSError, ValueError) as error:
-        raise unreadable(root, error if isinstance(error, OSError) else OSError(0, str(error))) from None
-    if not root.is_dir():
-        raise DataError(f"{root} is a file", "the folder of a data set", "Name the folder.")
-    return _finished(_read(root, settings, strict), root, settings)
+    return settings.path
 
 
-def _settings(path: str | Path, layout: str) -> DataConfig:
-    known = ("auto", "folder", "emoset", "emotion6")
-    if layout not in known:
-        raise DataError(f"unknown layout '{layout}'", ", ".join(known), "Correct the layout.")
+def settings_for(path: str | Path, layout: str = "auto") -> DataConfig:
+    """The default settings for a path.
+
+    Raises:
+        DataError: an unknown layout.
+    """
+    if layout not in NAMES:
+        raise DataError(f"unknown layout '{layout}'", ", ".join(NAMES), did_you_mean(layout, NAMES))
     return DataConfig.model_validate({"path": Path(path), "layout": layout})
-
-
-def _read(root: Path, settings: DataConfig, strict: bool) -> Reading:
-    layout = settings.layout
-    if layout == "emotion6" or (layout == "auto" and emotion6.is_published(root)):
-        return emotion6.read_emotion6(root, settings.label_from, strict)
-    if layout in ("auto", "emoset") and emoset.is_published(root):
-        return emoset.read_emoset(root, strict)
-    if layout == "emoset" and not folders.split_folders(root):
-        raise DataError(
-            f"{root} holds neither train.json, val.json or test.json nor folders train and test",
-            "one of EmoSet's two layouts",
-            "Check the path, or leave the layout to 'auto'.",
-        )
-    return folders.read_folders(root, strict)
 
 
 def _finished(reading: Reading, root: Path, settings: DataConfig) -> Dataset:

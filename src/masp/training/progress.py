@@ -18,13 +18,13 @@ class Bar:
 
     Args:
         title: what is being done.
-        total: how many steps there are; `done` of them were finished before.
+        total: how many steps there are, None if nobody knows; `done` of them were finished before.
         unit: what the pace counts.
         console: where it is drawn; None for standard error.
     """
 
     def __init__(
-        self, title: str, total: int, done: int = 0, unit: str = "images", console: Console | None = None
+        self, title: str, total: int | None, done: int = 0, unit: str = "images", console: Console | None = None
     ) -> None:
         self.unit = unit
         console = console or Console(stderr=True)
