@@ -21,7 +21,7 @@ LONGEST_FUNCTION = 60
 # An entry stands for itself and for what is below it ("masp.data" is every reader too) unless a longer entry fits.
 ROWS = (
     ("masp.errors", "masp.aspects", "masp.storage"),
-    ("masp.types", "masp.labels", "masp.questions", "masp.settings", "masp.config"),
+    ("masp.types", "masp.labels", "masp.taxonomies", "masp.questions", "masp.settings", "masp.config"),
     ("masp.modules", "masp.backbones.base"),
     ("masp.backbones", "masp.assembly"),
     ("masp.model", "masp.answers", "masp.attention"),

@@ -337,6 +337,7 @@ OTHER_VALUES = {
     "data.path": "elsewhere",
     "data.layout": "folder",
     "data.label_from": "majority",
+    "data.taxonomy": "polarity",
     **{f"data.columns.{name}": "x" for name in ("path", "label", "split", "positive", "negative", "neutral")},
     "data.longest_side": "77",
     "data.workers": "5",

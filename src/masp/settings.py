@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, mode
 
 from masp.aspects import ASPECTS
 from masp.errors import ConfigError, did_you_mean, shown
+from masp.taxonomies import Taxonomy
 
 Stage = Literal["aspects", "prompt"]
 Variant = Literal["paper", "released"]
@@ -275,6 +276,11 @@ class DataConfig(Settings):
     label_from: Literal["folder", "majority"] = Field(
         default="folder",
         description="Emotion6: the folder (a search word, as in the paper), or the majority of the votes.",
+    )
+    taxonomy: Taxonomy | None = Field(
+        default=None,
+        description="Map the labels to those of another taxonomy and leave out what has no counterpart; "
+        "mikels: EmoSet, FI, ArtPhoto, Abstract; ekman: Emotion6; polarity: Flickr, Instagram.",
     )
     columns: ColumnsConfig = Field(default_factory=ColumnsConfig, description="Columns of a table.")
     splits: SplitConfig = Field(default_factory=SplitConfig, description="Division into train, val and test.")

@@ -9,6 +9,7 @@ from masp.data.layouts import NAMES, read_layout
 from masp.data.quarantine import Quarantine
 from masp.data.reading import Reading
 from masp.data.records import Dataset, Record
+from masp.data.relabel import relabelled
 from masp.data.splits import by_content, paper_like
 from masp.data.tables import is_table
 from masp.data.walk import images_from, unreadable
@@ -40,7 +41,8 @@ def open_dataset(data: DataConfig | str | Path, layout: str = "auto", strict: bo
     settings = data if isinstance(data, DataConfig) else settings_for(data, layout)
     reading = read_dataset(settings, Quarantine(strict))
     path = named_path(settings)
-    return _finished(reading, path if path.is_dir() else path.parent, settings)
+    dataset = _finished(reading, path if path.is_dir() else path.parent, settings)
+    return dataset if settings.taxonomy is None else relabelled(dataset, settings.taxonomy)
 
 
 def read_dataset(settings: DataConfig, account: Quarantine) -> Reading:
