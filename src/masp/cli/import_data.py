@@ -18,9 +18,9 @@ def import_data(
 
     The pictures are copied byte for byte; no code of the data set is run.
     """
+    from masp.bars import Bar
     from masp.cli.show import counting, say
     from masp.data.hub import Source, import_dataset
-    from masp.training.progress import Bar
 
     with Bar("pictures", None) as bar:
         counts = import_dataset(Source(name, image, label, revision, limit), out, counting(bar))

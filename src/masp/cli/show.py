@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
@@ -47,6 +48,11 @@ def counting(bar: "Bar") -> Callable[[int], None]:
         bar.show(done)
 
     return advance
+
+
+def waiting(what: str) -> Status:
+    """A sign on stderr that something goes on whose length nobody knows; for use with `with`."""
+    return Console(stderr=True, highlight=False).status(f"{what} …")
 
 
 def results() -> Console:

@@ -59,7 +59,7 @@ def open_image(path: str | os.PathLike[str], longest_side: int | None = None) ->
     Raises:
         ImageError: anything at all is wrong with the file.
     """
-    return decode_image(_content(path), path, longest_side)
+    return decode_image(read_content(path), path, longest_side)
 
 
 def decode_image(content: bytes, name: str | os.PathLike[str], longest_side: int | None = None) -> Image.Image:
@@ -104,7 +104,12 @@ def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:120] or type(error).__name__
 
 
-def _content(path: str | os.PathLike[str]) -> bytes:
+def read_content(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a picture's file.
+
+    Raises:
+        ImageError: it is no file, cannot be read, is empty or has more than `MAX_BYTES`.
+    """
     try:
         status = Path(path).stat()
         if not stat.S_ISREG(status.st_mode):

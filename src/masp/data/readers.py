@@ -40,7 +40,7 @@ def open_dataset(data: DataConfig | str | Path, layout: str = "auto", strict: bo
     """
     settings = data if isinstance(data, DataConfig) else settings_for(data, layout)
     reading = read_dataset(settings, Quarantine(strict))
-    path = named_path(settings)
+    path = existing_path(settings)
     dataset = _finished(reading, path if path.is_dir() else path.parent, settings)
     return dataset if settings.taxonomy is None else relabelled(dataset, settings.taxonomy)
 
@@ -51,25 +51,25 @@ def read_dataset(settings: DataConfig, account: Quarantine) -> Reading:
     Raises:
         DataError: a missing path, an unknown layout, or more faults than the account allows.
     """
-    path = named_path(settings)
+    return read_layout(existing_path(settings), settings, account)
+
+
+def existing_path(settings: DataConfig) -> Path:
+    """The folder or table of a data set.
+
+    Raises:
+        DataError: the settings name none, or one that does not exist or is another kind of file.
+    """
+    path = settings.path
+    if path is None:
+        raise DataError("no data set is named", "a folder", "Set data.path.")
     try:
         path.stat()
     except (OSError, ValueError) as error:
         raise unreadable(path, error if isinstance(error, OSError) else OSError(0, str(error))) from None
     if not path.is_dir() and not is_table(path):
         raise DataError(f"{path} is a file", "the folder of a data set, or a table", "Name the folder.")
-    return read_layout(path, settings, account)
-
-
-def named_path(settings: DataConfig) -> Path:
-    """The folder or table of a data set.
-
-    Raises:
-        DataError: the settings name none.
-    """
-    if settings.path is None:
-        raise DataError("no data set is named", "a folder", "Set data.path.")
-    return settings.path
+    return path
 
 
 def settings_for(path: str | Path, layout: str = "auto") -> DataConfig:
@@ -83,7 +83,12 @@ def settings_for(path: str | Path, layout: str = "auto") -> DataConfig:
     return DataConfig.model_validate({"path": Path(path), "layout": layout})
 
 
-def _finished(reading: Reading, root: Path, settings: DataConfig) -> Dataset:
+def usable_labels(reading: Reading, root: Path) -> tuple[str, ...]:
+    """The labels of a reading.
+
+    Raises:
+        DataError: there are no pictures, one class only, or labels that cannot be told apart.
+    """
     if not any(reading.splits.values()):
         raise DataError(f"{root} holds no pictures", f"pictures in the layout {reading.layout}", "Check the path.")
     found = {record.label for records in reading.splits.values() for record in records}
@@ -93,7 +98,11 @@ def _finished(reading: Reading, root: Path, settings: DataConfig) -> Dataset:
             "at least two classes",
             "Add pictures of another class, or check that the path is that of the whole data set.",
         )
-    labels = validate_labels(reading.labels)
+    return validate_labels(reading.labels)
+
+
+def _finished(reading: Reading, root: Path, settings: DataConfig) -> Dataset:
+    labels = usable_labels(reading, root)
     name = root.resolve().name
     splits, split_by = _splits(reading, name, settings)
     dataset = Dataset(name, root, labels, splits, reading.layout, tuple(reading.account.rejected), split_by)
