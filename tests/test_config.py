@@ -372,6 +372,7 @@ TESTED_APART = {
     "data.splits.train",
     "data.splits.val",
     "data.splits.test",
+    "data.splits.file",
     "questions",
 }
 
@@ -410,6 +411,18 @@ def test_a_stages_hash_leaves_the_other_stage_out() -> None:
     before, after = load_config(), load_config(None, ["aspects.epochs=7"])
     assert config_hash(before, "prompt") == config_hash(after, "prompt")
     assert config_hash(before, "aspects") != config_hash(after, "aspects")
+
+
+def test_a_split_file_counts_with_its_content(tmp_path: Path) -> None:
+    first, copy = tmp_path / "a.json", tmp_path / "b.json"
+    first.write_text("{}")
+    copy.write_text("{}")
+    hashes = [config_hash(load_config(None, [f"data.splits.file={file}"])) for file in (first, copy)]
+    assert hashes[0] == hashes[1] != config_hash(load_config())
+    copy.write_text("[]")
+    assert config_hash(load_config(None, [f"data.splits.file={copy}"])) != hashes[0]
+    with pytest.raises(ConfigError, match=r"data\.splits\.file: .*none\.json cannot be read"):
+        config_hash(load_config(None, [f"data.splits.file={tmp_path / 'none.json'}"]))
 
 
 def test_a_questions_file_counts_with_its_content(tmp_path: Path) -> None:

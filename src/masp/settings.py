@@ -239,6 +239,9 @@ class SplitConfig(Settings):
     val: Share = Field(default=0.05, description="Share for choosing when to stop.")
     test: Share = Field(default=0.15, description="Share for the final figures.")
     seed: Count = Field(default=0, description="Another seed is another split.")
+    file: FilePath | None = Field(
+        default=None, description="A division that `masp data split` wrote; it wins over everything above."
+    )
 
     @model_validator(mode="after")
     def _shares_make_one(self) -> Self:

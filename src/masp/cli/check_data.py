@@ -155,13 +155,13 @@ def _number(count: int, word: str) -> str:
 def _data_set(checked: "Checked") -> "Iterator[RenderableType]":
     from rich.text import Text
 
-    from masp.cli.show import printable
+    from masp.cli.show import counts_table, printable
 
     title = Text(printable(str(checked.path)), style="bold")
     title.append(f"  layout {checked.layout or 'unknown'}, {checked.images:,} images", style="dim")
     yield title
     if checked.counts:
-        yield _counts(checked)
+        yield counts_table(checked.labels, checked.counts)
     facts = [f"{aspect.replace('_', ' ')} {count:,}" for aspect, count in checked.aspects.items()]
     if facts:
         yield Text(f"annotated: {', '.join(facts)}", style="dim")
@@ -171,23 +171,6 @@ def _data_set(checked: "Checked") -> "Iterator[RenderableType]":
         yield Text(printable(f"passed over: {count:,} {reason}"), style="dim")
     yield _findings(checked.findings) if checked.findings else Text("nothing to complain about", style="green")
     yield Text()
-
-
-def _counts(checked: "Checked") -> "RenderableType":
-    from rich.table import Table
-    from rich.text import Text
-
-    from masp.cli.show import printable
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("label")
-    splits = list(checked.counts)
-    for split in splits if splits != ["all"] else ["images"]:
-        table.add_column(split, justify="right")
-    for label in checked.labels:
-        table.add_row(Text(printable(label)), *(f"{checked.counts[split][label]:,}" for split in splits))
-    table.add_row("total", *(f"{sum(checked.counts[split].values()):,}" for split in splits), style="bold")
-    return table
 
 
 def _findings(findings: "Sequence[Finding]") -> "RenderableType":

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from masp.cli import check_data, import_data
+from masp.cli import check_data, import_data, split_data
 
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 
@@ -16,6 +16,7 @@ def data() -> None:
 
 
 data_app.command("check", no_args_is_help=True, epilog=check_data.EXAMPLES)(check_data.check_data)
+data_app.command("split", no_args_is_help=True, epilog=split_data.EXAMPLES)(split_data.split_data)
 data_app.command(
     "import", no_args_is_help=True, epilog="Example: `masp data import owner/name --out photos --limit 1000`"
 )(import_data.import_data)

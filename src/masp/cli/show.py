@@ -124,6 +124,18 @@ def place_in_words(attention: Sequence[Sequence[float]] | None) -> str:
     return f"{vertical} {horizontal or 'middle' * bool(vertical)}".strip() or "centre"
 
 
+def counts_table(labels: Sequence[str], counts: Mapping[str, Mapping[str, int]]) -> Table:
+    """Images by label and split, with their sums."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("label")
+    for split in counts:
+        table.add_column(printable(split) if split != "all" else "images", justify="right")
+    for label in labels:
+        table.add_row(Text(printable(label)), *(f"{of_label.get(label, 0):,}" for of_label in counts.values()))
+    table.add_row("total", *(f"{sum(of_label.values()):,}" for of_label in counts.values()), style="bold")
+    return table
+
+
 def evaluation_tables(found: "Evaluation") -> Group:
     """Figures of an evaluation, then those of every label."""
     figures = Table.grid(padding=(0, 2))

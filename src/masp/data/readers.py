@@ -10,7 +10,7 @@ from masp.data.quarantine import Quarantine
 from masp.data.reading import Reading
 from masp.data.records import Dataset, Record
 from masp.data.relabel import relabelled
-from masp.data.splits import by_content, paper_like
+from masp.data.splits import by_content, divided_by_file, paper_like
 from masp.data.tables import is_table
 from masp.data.walk import images_from, unreadable
 from masp.errors import DataError, did_you_mean
@@ -104,8 +104,13 @@ def usable_labels(reading: Reading, root: Path) -> tuple[str, ...]:
 def _finished(reading: Reading, root: Path, settings: DataConfig) -> Dataset:
     labels = usable_labels(reading, root)
     name = root.resolve().name
-    splits, split_by = _splits(reading, name, settings)
-    dataset = Dataset(name, root, labels, splits, reading.layout, tuple(reading.account.rejected), split_by)
+    rejected = tuple(reading.account.rejected)
+    if settings.splits.file is not None:
+        whole = {split: tuple(records) for split, records in reading.splits.items()}
+        dataset = divided_by_file(Dataset(name, root, labels, whole, reading.layout, rejected), settings.splits.file)
+    else:
+        splits, split_by = _splits(reading, name, settings)
+        dataset = Dataset(name, root, labels, splits, reading.layout, rejected, split_by)
     log.info("%s; %s", dataset.summary(), reading.account.summary())
     return dataset
 
