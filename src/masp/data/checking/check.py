@@ -16,7 +16,7 @@ from masp.data.checking.near import DISTANCE
 from masp.data.images import suffix_fits
 from masp.data.quarantine import Quarantine
 from masp.data.readers import existing_path, read_dataset, usable_labels
-from masp.data.reading import Reading
+from masp.data.reading import Reading, exists
 from masp.data.records import Record
 from masp.errors import DataError
 from masp.labels import LABEL_SETS, spelled
@@ -246,7 +246,7 @@ def _looked_at(
         place = _place(opened, record.path)
         formats[look.kind or "unknown"] += 1
         if look.problem is not None:
-            kind = "unreadable" if record.path.exists() else "picture"
+            kind = "unreadable" if exists(record.path) else "picture"
             cases.setdefault(kind, []).append(f"{place}: {look.problem}")
         elif look.kind is not None and not suffix_fits(record.path.suffix, look.kind):
             cases.setdefault("suffix", []).append(f"{place} is {look.kind}")
