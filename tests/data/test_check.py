@@ -34,7 +34,7 @@ def kinds(report: Report) -> dict[str, int]:
 
 
 def examples(report: Report, kind: str) -> str:
-    return "\n".join(example for one in report.findings if one.kind == kind for example in one.examples)
+    return "\n".join(case.says for one in report.findings if one.kind == kind for case in one.cases)
 
 
 def snapshot(root: Path) -> dict[str, tuple[str, int]]:
@@ -223,6 +223,7 @@ def test_a_picture_that_stands_for_missing_ones_is_found(tmp_path: Path) -> None
     assert kinds(report) == {"placeholder": 1}
     assert "gone1.png (fear)" in examples(report, "placeholder")
     assert examples(report, "placeholder").endswith("and 1 more")
+    assert len(report.findings[0].cases[0].files) == 5
     (tmp_path / "joy" / "gone4.png").unlink()
     assert kinds(checked(tmp_path)) == {"conflict": 1}
 
@@ -338,6 +339,9 @@ def test_what_one_trains_on_and_the_other_tests_on_is_an_error(tmp_path: Path) -
     report = checked(tmp_path / "a", tmp_path / "b")
     (between,) = report.between
     assert {one.kind: one.count for one in between.findings} == {"shared_leak": 3, "shared": 1}
+    leaked = next(one for one in between.findings if one.kind == "shared_leak").cases
+    assert ("train/joy/3.png",) in [case.files for case in leaked]
+    assert ("test/joy/0.png",) in [case.others for case in leaked]
     told = "train/joy/3.png (train, joy) = test/joy/0.png (test, joy)"
     assert told in examples(report, "shared_leak")
     assert report.errors == 3
@@ -370,6 +374,9 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pyte
     assert (data["images"], data["splits"]) == (9, {"all": {"fear": 3, "joy": 6}})
     assert data["findings"][0]["kind"] == "duplicate"
     assert data["findings"][0]["severity"] == "warning"
+    assert data["findings"][0]["cases"] == [
+        {"says": "joy/0.png (joy), joy/again.png (joy)", "files": ["joy/0.png", "joy/again.png"]}
+    ]
 
 
 def test_errors_end_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -397,6 +404,7 @@ def test_two_data_sets_and_settings(tmp_path: Path, capsys: pytest.CaptureFixtur
     ("arguments", "reason"),
     [
         (["nowhere"], "nowhere cannot be read"),
+        (["nowhere", "--out", "check.json"], "nowhere cannot be read"),
         (["data", "prompt.epochs=3"], "neither a path nor a setting of the data"),
         (["data.layout=fi"], "no data set is named"),
         (["data", "--labels", "emosett"], "Did you mean 'emoset'?"),

@@ -97,7 +97,7 @@ def test_fi_keeps_what_more_people_agree_with(tmp_path: Path) -> None:
     read = reading(tmp_path)
     assert (read.layout, read.labels) == ("fi", LABEL_SETS["fi"])
     assert [record.path.name for record in read.splits["all"]] == ["awe_0.jpg", "awe_2.jpg", "sadness_1.jpg"]
-    assert read.skipped == {"pictures whose label fewer people agreed with than disagreed": 2}
+    assert read.skipped == {"pictures whose label no majority agreed with": 2}
 
 
 def test_fi_is_read_without_tables_and_with_tables_of_other_names(

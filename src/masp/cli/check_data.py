@@ -26,7 +26,7 @@ Examples:
 """
 
 SHOWN = 3
-"""Examples of a finding that are printed; the JSON file has more."""
+"""Cases of a finding that are printed; the JSON file has more."""
 
 
 def check_data(
@@ -110,7 +110,7 @@ def refuse_inside(out: Path | None, settings: "DataConfig") -> None:
     from masp.errors import UsageError
 
     root = settings.path
-    if out is None or root is None:
+    if out is None or root is None or not root.exists():  # a wrong path is told by whoever opens it
         return
     folder = root if root.is_dir() else root.parent
     if out.resolve().is_relative_to(folder.resolve()):
@@ -187,8 +187,8 @@ def _findings(findings: "Sequence[Finding]") -> "RenderableType":
     for one in findings:
         style = "red" if one.severity == "error" else "yellow"
         table.add_row(Text(one.severity, style=style), f"{one.count:,}", Text(KINDS[one.kind].says, style=style))
-        for example in one.examples[:SHOWN]:
-            table.add_row("", "", Text(printable(example), style="dim"))
+        for case in one.cases[:SHOWN]:
+            table.add_row("", "", Text(printable(case.says), style="dim"))
         if one.count > SHOWN:
             table.add_row("", "", Text(f"… and {one.count - SHOWN:,} more", style="dim"))
     return table

@@ -24,7 +24,7 @@ class Mode(StrEnum):
 
 def evaluate(
     adapter: Annotated[Path, typer.Option(metavar="DIR", help="The trained adapter, or the folder of its run.")],
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the data set.")],
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder or table of the data set.")],
     changes: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Settings of the data, such as `data.splits.kind=paper-like`."),

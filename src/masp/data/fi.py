@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 PICTURES = "emotion_dataset"
 _CELLS = 4
-_OUTVOTED = "pictures whose label fewer people agreed with than disagreed"
+_OUTVOTED = "pictures whose label no majority agreed with"
 
 
 def is_published(root: Path) -> bool:

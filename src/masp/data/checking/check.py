@@ -10,7 +10,7 @@ from pathlib import Path
 from masp.aspects import ASPECTS
 from masp.config import DataConfig
 from masp.data.checking.copies import Seen, by_content, copies, near_copies, near_shared, shared
-from masp.data.checking.findings import Finding, found
+from masp.data.checking.findings import Case, Cases, Finding, found
 from masp.data.checking.look import Hasher, look_at_all
 from masp.data.checking.near import DISTANCE
 from masp.data.images import suffix_fits
@@ -181,7 +181,7 @@ def _compare(first: dict[bytes, list[Seen]], second: dict[bytes, list[Seen]], de
 def _check_one(opened: Opened, depth: Depth, progress: Callable[[int], None] | None) -> tuple[Checked, list[Seen]]:
     reading = opened.reading
     if reading is None:
-        return Checked(opened.path, None, (), {}, findings=found({"layout": [opened.problem or ""]})), []
+        return Checked(opened.path, None, (), {}, findings=found({"layout": [Case(opened.problem or "")]})), []
     cases = _listed(opened, reading, depth)
     formats: Counter[str] = Counter()
     seen = _looked_at(opened, depth, cases, formats, progress) if depth.images else []
@@ -208,33 +208,35 @@ def _by_label(records: Sequence[Record], labels: Sequence[str]) -> dict[str, int
     return {label: counts[label] for label in labels}
 
 
-def _listed(opened: Opened, reading: Reading, depth: Depth) -> dict[str, list[str]]:
+def _listed(opened: Opened, reading: Reading, depth: Depth) -> Cases:
     """What is wrong with lists, labels and annotations."""
-    cases: dict[str, list[str]] = {}
+    cases: Cases = {}
     for rejected in reading.account.rejected:
         kind = "row" if rejected.fault == "file" else rejected.fault
-        cases.setdefault(kind, []).append(f"{_place(opened, rejected.path)}: {rejected.reason}")
-    cases["unannotated"] = [_place(opened, path) for path in reading.missing]
+        place = _place(opened, rejected.path)
+        cases.setdefault(kind, []).append(Case(f"{place}: {rejected.reason}", (place,)))
+    cases["unannotated"] = [Case(place, (place,)) for place in (_place(opened, path) for path in reading.missing)]
     try:
         usable_labels(reading, opened.path)
     except DataError as error:
-        cases["layout"] = [str(error)]
+        cases["layout"] = [Case(str(error))]
     counts = Counter(record.label for _, record in opened.records)
-    cases["empty_class"] = [label for label in reading.labels if not counts[label]]
+    cases["empty_class"] = [Case(label) for label in reading.labels if not counts[label]]
     known = depth.labels or _FIXED_LABELS.get(reading.layout, ())
     for split, record in opened.records if known else ():
         meant = spelled(record.label or "", known)
         if meant != record.label:
             kind, words = ("label", "") if meant is None else ("spelling", f", which is {meant}")
-            where = f"{_place(opened, record.path)}{'' if split == 'all' else f' ({split})'}"
-            cases.setdefault(kind, []).append(f"{where}: the label is {record.label}{words}")
+            place = _place(opened, record.path)
+            where = place if split == "all" else f"{place} ({split})"
+            cases.setdefault(kind, []).append(Case(f"{where}: the label is {record.label}{words}", (place,)))
     return cases
 
 
 def _looked_at(
     opened: Opened,
     depth: Depth,
-    cases: dict[str, list[str]],
+    cases: Cases,
     formats: Counter[str],
     progress: Callable[[int], None] | None,
 ) -> list[Seen]:
@@ -247,9 +249,9 @@ def _looked_at(
         formats[look.kind or "unknown"] += 1
         if look.problem is not None:
             kind = "unreadable" if exists(record.path) else "picture"
-            cases.setdefault(kind, []).append(f"{place}: {look.problem}")
+            cases.setdefault(kind, []).append(Case(f"{place}: {look.problem}", (place,)))
         elif look.kind is not None and not suffix_fits(record.path.suffix, look.kind):
-            cases.setdefault("suffix", []).append(f"{place} is {look.kind}")
+            cases.setdefault("suffix", []).append(Case(f"{place} is {look.kind}", (place,)))
         if look.digest is not None:
             seen.append(Seen(place, split, record.label, look.digest, look.likeness))
         if progress is not None:

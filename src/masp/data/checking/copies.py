@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from masp.data.checking.findings import Case, Cases
 from masp.data.checking.near import near_groups
 
 PLACEHOLDER_COPIES = 5
@@ -36,12 +37,12 @@ def by_content(seen: Sequence[Seen]) -> dict[bytes, list[Seen]]:
     return contents
 
 
-def copies(contents: Mapping[bytes, Sequence[Seen]]) -> dict[str, list[str]]:
+def copies(contents: Mapping[bytes, Sequence[Seen]]) -> Cases:
     """Cases of exact copies; every content is a case of one kind, the worst."""
-    cases: dict[str, list[str]] = {}
+    cases: Cases = {}
     for files in contents.values():
         if len(files) > 1:
-            cases.setdefault(_kind(files), []).append(_told(files))
+            cases.setdefault(_kind(files), []).append(Case(_told(files), _places(files)))
     return cases
 
 
@@ -54,13 +55,13 @@ def _kind(files: Sequence[Seen]) -> str:
     return "conflict" if len(labels) > 1 else "duplicate"
 
 
-def near_copies(contents: Mapping[bytes, Sequence[Seen]], distance: int) -> dict[str, list[str]]:
+def near_copies(contents: Mapping[bytes, Sequence[Seen]], distance: int) -> Cases:
     """Groups of different contents that look alike."""
-    cases: dict[str, list[str]] = {}
+    cases: Cases = {}
     for firsts in _alike(contents.values(), distance):
         files = [file for first in firsts for file in contents[first.digest]]
         kind = "near_leak" if len({file.split for file in files}) > 1 else "near"
-        cases.setdefault(kind, []).append(_told(files))
+        cases.setdefault(kind, []).append(Case(_told(files), _places(files)))
     return cases
 
 
@@ -75,28 +76,28 @@ def _alike(contents: Iterable[Sequence[Seen]], distance: int) -> list[list[Seen]
     return [[firsts[place] for place in group] for group in near_groups(likenesses, distance)]
 
 
-def shared(first: Mapping[bytes, Sequence[Seen]], second: Mapping[bytes, Sequence[Seen]]) -> dict[str, list[str]]:
+def shared(first: Mapping[bytes, Sequence[Seen]], second: Mapping[bytes, Sequence[Seen]]) -> Cases:
     """Contents that two data sets have in common."""
-    cases: dict[str, list[str]] = {}
+    cases: Cases = {}
     for digest, ours in first.items():
         theirs = second.get(digest)
         if theirs is not None:
             kind = "shared_leak" if _trains_and_tests(ours, theirs) else "shared"
-            cases.setdefault(kind, []).append(f"{_told(ours)} = {_told(theirs)}")
+            cases.setdefault(kind, []).append(_pair(ours, "=", theirs))
     return cases
 
 
 def near_shared(
     first: Mapping[bytes, Sequence[Seen]], second: Mapping[bytes, Sequence[Seen]], distance: int
-) -> list[str]:
+) -> list[Case]:
     """Groups of different contents that look alike and come from both data sets."""
-    cases: list[str] = []
+    cases: list[Case] = []
     for group in _alike([*first.values(), *second.values()], distance):
         digests = list(dict.fromkeys(file.digest for file in group))
         ours = [file for digest in digests for file in first.get(digest, ())]
         theirs = [file for digest in digests for file in second.get(digest, ())]
         if len(digests) > 1 and ours and theirs:
-            cases.append(f"{_told(ours)} ~ {_told(theirs)}")
+            cases.append(_pair(ours, "~", theirs))
     return cases
 
 
@@ -105,6 +106,14 @@ def _trains_and_tests(ours: Sequence[Seen], theirs: Sequence[Seen]) -> bool:
     first, second = ({file.split for file in files} for files in (ours, theirs))
     trained, tested = {"train", "val"}, {"test", "shifted"}
     return bool((first & trained and second & tested) or (first & tested and second & trained))
+
+
+def _pair(ours: Sequence[Seen], sign: str, theirs: Sequence[Seen]) -> Case:
+    return Case(f"{_told(ours)} {sign} {_told(theirs)}", _places(ours), _places(theirs))
+
+
+def _places(files: Sequence[Seen]) -> tuple[str, ...]:
+    return tuple(file.place for file in files)
 
 
 def _told(files: Sequence[Seen], most: int = 4) -> str:

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 Severity = Literal["error", "warning"]
 
-MOST_EXAMPLES = 1000
+MOST_CASES = 1000
 """Cases of one kind that are listed; the others are counted."""
 
 
@@ -43,6 +43,24 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
 )
 
 
+class Case(NamedTuple):
+    """One case of a kind.
+
+    Attributes:
+        says: what it is, for people.
+        files: the files it is about, seen from the data set's folder.
+        others: between two data sets, the files of the second.
+    """
+
+    says: str
+    files: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+
+Cases = dict[str, list[Case]]
+"""Kind → its cases."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """Cases of one kind.
@@ -50,12 +68,12 @@ class Finding:
     Attributes:
         kind: a name of `KINDS`.
         count: how many cases there are.
-        examples: the first of them, in words.
+        cases: the first of them.
     """
 
     kind: str
     count: int
-    examples: tuple[str, ...]
+    cases: tuple[Case, ...]
 
     @property
     def severity(self) -> Severity:
@@ -63,12 +81,7 @@ class Finding:
         return KINDS[self.kind].severity
 
 
-def finding(kind: str, cases: Sequence[str]) -> Finding:
-    """A finding with its first cases."""
-    assert kind in KINDS, kind
-    return Finding(kind, len(cases), tuple(cases[:MOST_EXAMPLES]))
-
-
-def found(cases: Mapping[str, Sequence[str]]) -> tuple[Finding, ...]:
+def found(cases: Mapping[str, Sequence[Case]]) -> tuple[Finding, ...]:
     """The kinds that have cases, in the order of `KINDS`, which is errors first."""
-    return tuple(finding(kind, cases[kind]) for kind in KINDS if cases.get(kind))
+    assert set(cases) <= set(KINDS)
+    return tuple(Finding(kind, len(cases[kind]), tuple(cases[kind][:MOST_CASES])) for kind in KINDS if cases.get(kind))

@@ -54,7 +54,7 @@ def _finding(one: Finding) -> dict[str, object]:
         "severity": one.severity,
         "says": KINDS[one.kind].says,
         "count": one.count,
-        "examples": list(one.examples),
+        "cases": [{name: value for name, value in case._asdict().items() if value} for case in one.cases],
     }
 
 
