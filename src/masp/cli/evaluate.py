@@ -32,7 +32,7 @@ def evaluate(
     adapter: Annotated[
         str, typer.Option(metavar="DIR|ID", help="The trained adapter, the folder of its run, or its id on a hub.")
     ],
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the data set.")],
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder or table of the data set.")],
     changes: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Settings of the data, such as `data.splits.kind=paper-like`."),
