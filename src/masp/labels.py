@@ -39,8 +39,8 @@ RELEASED_LABELS = MappingProxyType(
         "emotion6": ("sadness", "fear", "surprise", "anger", "joy", "disgust"),
         "abstract": _ART_RELEASED,
         "artphoto": _ART_RELEASED,
-        "flickr": LABEL_SETS["polarity"],
-        "instagram": LABEL_SETS["polarity"],
+        "flickr": _POLARITY,
+        "instagram": _POLARITY,
         "emoset": _MIKELS_RELEASED,
         "fi": _MIKELS_RELEASED,
     }
