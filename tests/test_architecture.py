@@ -68,7 +68,11 @@ def test_importing_the_package_is_quick() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["masp.cli", "masp.errors", "masp.aspects", "masp.labels", "masp.questions", "masp.config"]
+    "module",
+    [
+        *("masp.cli", "masp.errors", "masp.aspects", "masp.labels", "masp.questions", "masp.config", "masp.bars"),
+        *("masp.data.readers", "masp.data.checking.check"),
+    ],
 )
 def test_light_modules_load_nothing_heavy(module: str) -> None:
     assert not probe(module)[1] & HEAVY

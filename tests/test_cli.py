@@ -11,7 +11,7 @@ from masp.cli import main
 from masp.data.emoji.dataset import write_dataset
 from small_adapters import LABELS, write_adapter
 
-KEYS = ["image", "label", "probabilities", "answer", "aspects", "prompt_attention", "adapter", "backbone"]
+KEYS = ["image", "label", "probabilities", "answer", "aspects", "prompt_attention", "adapter", "backbone", "task"]
 
 
 @pytest.fixture

@@ -169,7 +169,7 @@ WRONG_VALUES = [
     ("data.path=3", "data.path: a path is needed"),
     ("data.path=''", "data.path: a path is needed"),
     ('data.path="a\\0b"', "data.path: a path is needed"),
-    ("data.layout=emoji", r"data\.layout is 'emoji'; expected 'auto', 'folder', 'emoset' or 'emotion6'"),
+    ("data.layout=emoji", r"data\.layout is 'emoji'; expected 'auto', 'folder', 'emoset', 'emotion6', 'fi'"),
     ("data.workers=-1", "data.workers is -1; expected greater than or equal to 0"),
     ("questions=[a]", "questions: a path is needed"),
 ]
@@ -338,6 +338,8 @@ OTHER_VALUES = {
     "data.path": "elsewhere",
     "data.layout": "folder",
     "data.label_from": "majority",
+    "data.taxonomy": "polarity",
+    **{f"data.columns.{name}": "x" for name in ("path", "label", "split", "positive", "negative", "neutral")},
     "data.longest_side": "77",
     "data.workers": "5",
     "data.splits.kind": "content",
@@ -371,6 +373,7 @@ TESTED_APART = {
     "data.splits.train",
     "data.splits.val",
     "data.splits.test",
+    "data.splits.file",
     "questions",
 }
 
@@ -409,6 +412,18 @@ def test_a_stages_hash_leaves_the_other_stage_out() -> None:
     before, after = load_config(), load_config(None, ["aspects.epochs=7"])
     assert config_hash(before, "prompt") == config_hash(after, "prompt")
     assert config_hash(before, "aspects") != config_hash(after, "aspects")
+
+
+def test_a_split_file_counts_with_its_content(tmp_path: Path) -> None:
+    first, copy = tmp_path / "a.json", tmp_path / "b.json"
+    first.write_text("{}")
+    copy.write_text("{}")
+    hashes = [config_hash(load_config(None, [f"data.splits.file={file}"])) for file in (first, copy)]
+    assert hashes[0] == hashes[1] != config_hash(load_config())
+    copy.write_text("[]")
+    assert config_hash(load_config(None, [f"data.splits.file={copy}"])) != hashes[0]
+    with pytest.raises(ConfigError, match=r"data\.splits\.file: .*none\.json cannot be read"):
+        config_hash(load_config(None, [f"data.splits.file={tmp_path / 'none.json'}"]))
 
 
 def test_a_questions_file_counts_with_its_content(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from masp.explain import heatmaps
 from masp.model import start_prompt
 from masp.types import ImageLayout, VisualTokens
 from own_forward import distance
+from small_models import PROMPT_LENGTH, full_model
 
 PLACED = [family for family in tiny.FAMILIES if family != "instructblip"]
 
@@ -221,3 +222,53 @@ def test_marks_that_are_not_called_special_stay_text(tmp_path: Path) -> None:
     assert [index for index in attacked.ids if index < 7] == marks
     assert max(backbone.answer_ids("awe<|im_end|>", end=False)) >= 7
     assert backbone.end_of_turn not in backbone.answer_ids("awe<|im_end|>", end=False)
+
+
+# --- places in the sequence
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_z_stands_before_the_first_visual_token_and_p_behind_the_picture(family: str, variant: str) -> None:
+    model = full_model(family, variant=variant)
+    visual = model.backbone.visual_tokens(model.backbone.preprocess([tiny.picture(58, 140)]))
+    assembled = model.assemble(visual, ["Why?"])
+    template = model.backbone.template("Why?", model.backbone.asked(visual, ["Why?"]).layouts[0])
+    z, v, p = (
+        columns[0].nonzero()[:, 0].tolist()
+        for columns in (assembled.aspect_columns, assembled.visual_columns, assembled.prompt_columns)
+    )
+    before = PROMPT_LENGTH * (variant == "released")
+    start = template.visual_start + before
+    assert z == list(range(start, start + 12))  # six aspects, two queries each
+    own = [place for first, last in template.spans for place in range(first, last)]
+    assert v == [place + before + 12 for place in own]
+    close = template.vision_close + before + 12
+    assert p[-PROMPT_LENGTH:] == list(range(close, close + PROMPT_LENGTH))
+    assert p[:-PROMPT_LENGTH] == list(range(template.vision_open, template.vision_open + before))
+    text = [i for i in range(assembled.mask.shape[1]) if i not in {*z, *v, *p}]
+    ids = [index for place, index in enumerate(template.ids) if place not in own]
+    assert torch.equal(assembled.embeddings[0, text], model.backbone.embed(torch.tensor(ids)))
+
+
+FRAMES = {
+    "qwen2_vl": "<|im_start|>user\n<|vision_start|>HERE<|vision_end|>Why?",
+    "llava": "<s> USER: HERE\nWhy?",
+    "gemma3": "<start_of_turn>user\n\n\n<start_of_image>HERE<end_of_image>\n\nWhy?",
+    "internvl": "<|im_start|>user\n<img>HERE</img>\nWhy?",
+    "smolvlm": "User:<fake_token_around_image><global-img>HERE<fake_token_around_image>Why?",
+    "instructblip": "HERE<s> Why?",
+}
+
+
+@pytest.mark.parametrize("family", FRAMES)
+def test_without_visual_tokens_the_plainest_frame_stays(family: str) -> None:
+    """Stage 1: the aspect's tokens stand where the visual tokens of a picture would."""
+    backbone = tiny.backbone(family)
+    template = backbone.template("Why?", ImageLayout(0))
+    assert template.visual_start == template.visual_stop
+    tokenizer = backbone._tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+    before, after = template.ids[: template.visual_start], template.ids[template.visual_stop :]
+    assert FRAMES[family] in f"{tokenizer.decode(before)}HERE{tokenizer.decode(after)}".replace(
+        "USER:HERE", "USER: HERE"
+    )

@@ -30,7 +30,8 @@ def test_sizes_of_the_published_sets() -> None:
         "emoset": 8,
         "fi": 8,
         "emotion6": 6,
-        "polarity": 2,
+        "flickr": 2,
+        "instagram": 2,
         "abstract": 8,
         "artphoto": 8,
     }

@@ -47,7 +47,9 @@ def pinned() -> dict[str, Version]:
     return {normal(line.partition("==")[0]): Version(line.partition("==")[2]) for line in lines}
 
 
+EXTRAS = {name: lines for name, lines in PROJECT["optional-dependencies"].items() if name != "dev"}
 DECLARED = {normal(name) for name in declared(PROJECT["dependencies"])}
+OPTIONAL = {normal(name) for lines in EXTRAS.values() for name in declared(lines)}
 PACKAGE = read_sources(ROOT / "src" / "masp", "masp")
 IMPORTED = {name.partition(".")[0] for source in PACKAGE for name in imported_names(source)}
 HOMES = {"PIL": "pillow", "yaml": "pyyaml"}  # where a package is imported under another name
@@ -56,6 +58,13 @@ HOMES = {"PIL": "pillow", "yaml": "pyyaml"}  # where a package is imported under
 def test_documentation_and_metadata_agree() -> None:
     every = declared([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]])
     assert documented((ROOT / "docs" / "dependencies.md").read_text()) == every
+
+
+def test_developers_have_every_extra_at_the_same_floor() -> None:
+    developers = declared(PROJECT["optional-dependencies"]["dev"])
+    extras = {name: floor for lines in EXTRAS.values() for name, floor in declared(lines).items()}
+    assert set(EXTRAS) == {"near", "parquet", "hub"}
+    assert {name: developers.get(name) for name in extras} == extras
 
 
 def test_a_floor_that_is_only_documented_is_noticed() -> None:
@@ -71,13 +80,13 @@ def test_promised_floors() -> None:
 
 def test_every_package_that_is_imported_is_declared() -> None:
     foreign = IMPORTED - {"masp", *sys.stdlib_module_names}
-    undeclared = {name for name in foreign if normal(HOMES.get(name, name)) not in DECLARED}
+    undeclared = {name for name in foreign if normal(HOMES.get(name, name)) not in DECLARED | OPTIONAL}
     assert not undeclared
     assert {"torch", "PIL", "yaml"} <= foreign
 
 
 def test_every_declared_package_is_imported() -> None:
-    assert {normal(HOMES.get(name, name)) for name in IMPORTED} >= DECLARED
+    assert {normal(HOMES.get(name, name)) for name in IMPORTED} >= DECLARED | OPTIONAL
 
 
 def test_constraints_hold_every_dependency_at_an_exact_version() -> None:

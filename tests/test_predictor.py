@@ -11,6 +11,7 @@ import masp.predictor as predictor
 import tiny
 from masp.demo.pictures import demo_pictures
 from masp.errors import AdapterError, BackboneError, DataError, ImageError, MaspError, UsageError
+from masp.model import Use
 from masp.predictor import Failure, Masp, Prediction
 from small_adapters import LABELS, name_a_place, write_adapter
 
@@ -48,7 +49,7 @@ def test_a_prediction_says_everything(masp, pictures):
 def test_the_effect_is_that_on_the_predicted_label(masp, pictures):
     found = masp.predict(pictures[0])
     other = tuple(name for name in found.aspects if name != "object")
-    model, task = masp.model, predictor.replace(masp.task, use=predictor.Use(other))
+    model, task = masp.model, predictor.replace(masp.task, use=Use(other))
     without = Masp(model, task, "no object").predict(pictures[0], explain=False)
     gap = torch.tensor([found.probabilities[found.label], without.probabilities[found.label]]).log()
     assert found.aspects["object"].effect == pytest.approx(float(gap[0] - gap[1]), abs=1e-5)
@@ -57,7 +58,7 @@ def test_the_effect_is_that_on_the_predicted_label(masp, pictures):
 
 def test_json_has_exactly_the_promised_keys(masp, pictures):
     content = json.loads(json.dumps(masp.predict(pictures[0]).to_json()))
-    expected = "image label probabilities answer aspects prompt_attention adapter backbone"
+    expected = "image label probabilities answer aspects prompt_attention adapter backbone task"
     assert list(content) == expected.split()
     assert list(content["aspects"]["scene"]) == ["answer", "attention", "effect"]
     assert len(content["aspects"]["scene"]["attention"]) == 4  # rows of a picture 112 pixels high

@@ -89,12 +89,14 @@ def config_hash(config: RunConfig, stage: Stage | None = None) -> str:
     """What must be the same for a run to be resumed, as 64 hexadecimal digits.
 
     Left out: settings marked as free (device, workers, logs, checkpoints, the place of the data) and, when a stage is
-    named, the settings of the other one. A questions file counts with its content, not its place. Nulls of the method
-    count as what the variant says.
+    named, the settings of the other one. Questions and divisions count with the content of their file, not its place.
+    Nulls of the method count as what the variant says.
     """
     content = _identity(config)
     content["method"] = _identity(config.method.resolved())
-    content["questions"] = _file_digest(config.questions)
+    content["questions"] = _file_digest(config.questions, "questions")
+    division = _file_digest(config.data.splits.file, "data.splits.file")
+    content["data"] = _identity(config.data) | {"splits": _identity(config.data.splits) | {"file": division}}
     if stage is not None:
         del content["prompt" if stage == "aspects" else "aspects"]
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
@@ -110,13 +112,13 @@ def _identity(settings: BaseModel) -> dict[str, object]:
     return kept
 
 
-def _file_digest(file: Path | None) -> str | None:
+def _file_digest(file: Path | None, key: str) -> str | None:
     if file is None:
         return None
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError as error:
-        raise ConfigError(f"questions: {file} cannot be read ({error.strerror})", "", "Check the path.") from None
+        raise ConfigError(f"{key}: {file} cannot be read ({error.strerror})", "", "Check the path.") from None
 
 
 def _read(file: Path) -> dict[str, object]:

@@ -17,7 +17,11 @@ NOTE, CARD = "masp_prompt.json", "README.md"
 
 
 def export_embedding_rows(
-    adapter: str | Path, out: str | Path, backbone: str | None = None, revision: str | None = None
+    adapter: str | Path,
+    out: str | Path,
+    backbone: str | None = None,
+    revision: str | None = None,
+    task: str | None = None,
 ) -> "ExportedRows":
     """Write a copy of the backbone whose embedding matrix holds the soft prompt, for the variant V+S.
 
@@ -29,6 +33,7 @@ def export_embedding_rows(
         out: a folder that does not exist yet or is empty.
         backbone: hub id or folder; None: the one that the adapter names.
         revision: of an adapter on a hub.
+        task: which of several tasks.
 
     Returns:
         What the copy holds.
@@ -44,7 +49,7 @@ def export_embedding_rows(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise AdapterError(f"--out {target} is not an empty folder", "a new place", "Name another --out.")
     folder = find_adapter(adapter, revision)
-    info, vectors = read_prompt(folder)
+    info, vectors = read_prompt(folder, task)
     if info.aspects:
         raise AdapterError(
             f"{adapter} was trained with aspects, which are read from each image anew: no embedding row can hold them",

@@ -11,18 +11,25 @@ LabelStyle = Literal["comma", "python"]
 
 _MIKELS = ("amusement", "awe", "contentment", "excitement", "anger", "disgust", "fear", "sadness")
 _ART = ("amusement", "anger", "awe", "content", "disgust", "excitement", "fear", "sad")
+_POLARITY = ("positive", "negative")
 
 LABEL_SETS = MappingProxyType(
     {
         "emoset": _MIKELS,
         "fi": _MIKELS,
         "emotion6": ("anger", "disgust", "fear", "joy", "sadness", "surprise"),
-        "polarity": ("positive", "negative"),
+        "flickr": _POLARITY,
+        "instagram": _POLARITY,
         "abstract": _ART,
         "artphoto": _ART,
     }
 )
-"""Labels of the published data sets, in the spelling and order of each release."""
+"""Labels of the seven published data sets, in the spelling and order of each release."""
+
+SPELLINGS = MappingProxyType(
+    {"sad": "sadness", "content": "contentment", "happiness": "joy", "pos": "positive", "neg": "negative"}
+)
+"""Other words for a label → the word that most releases use."""
 
 _MIKELS_RELEASED = ("sadness", "amusement", "fear", "disgust", "excitement", "awe", "contentment", "anger")
 _ART_RELEASED = ("sad", "amusement", "fear", "disgust", "excitement", "awe", "content", "anger")
@@ -32,8 +39,8 @@ RELEASED_LABELS = MappingProxyType(
         "emotion6": ("sadness", "fear", "surprise", "anger", "joy", "disgust"),
         "abstract": _ART_RELEASED,
         "artphoto": _ART_RELEASED,
-        "flickr": LABEL_SETS["polarity"],
-        "instagram": LABEL_SETS["polarity"],
+        "flickr": _POLARITY,
+        "instagram": _POLARITY,
         "emoset": _MIKELS_RELEASED,
         "fi": _MIKELS_RELEASED,
     }
@@ -61,6 +68,22 @@ def parse(text: str, labels: Sequence[str]) -> str | None:
     """The label that a generated answer names exactly, or None (method: exact match of the generated text)."""
     wanted = normalise_answer(text)
     return next((label for label in labels if normalise_answer(label) == wanted), None) if wanted else None
+
+
+def spelled(name: str, labels: Sequence[str]) -> str | None:
+    """The label of a set that a name means, in the set's own spelling, or None.
+
+    Case, blanks and punctuation at the ends do not count, and the words of `SPELLINGS` are the same label: "Sad" is
+    "sadness" in EmoSet and "sad" in ArtPhoto.
+    """
+    wanted = common_spelling(name)
+    return next((label for label in labels if common_spelling(label) == wanted), None) if wanted else None
+
+
+def common_spelling(name: str) -> str:
+    """A label as most releases write it: "Sad" becomes "sadness"; a word that is not known stays, normalised."""
+    word = normalise_answer(name)
+    return SPELLINGS.get(word, word)
 
 
 def validate_labels(labels: Iterable[str]) -> tuple[str, ...]:

@@ -1,10 +1,10 @@
 """`Masp`: a backbone with an adapter, ready to predict. This is the library's front door."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self, overload
+from typing import Literal, Self, overload
 
 import torch
 from jaxtyping import Float
@@ -26,18 +26,15 @@ from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
 from masp.data.images import open_image, shrink, to_rgb
 from masp.data.loading import prefetch
-from masp.errors import AdapterError, ImageError, UsageError
+from masp.errors import AdapterError, ImageError, UsageError, did_you_mean
 from masp.explain import (
-    AspectReading,
-    PromptAttention,
     attention_to_aspects,
     leave_one_out,
     read_aspects,
     taking_part,
 )
-from masp.labels import render_labels, validate_labels
-from masp.model import MaspModel, Use
-from masp.questions import Questions
+from masp.model import MaspModel
+from masp.prediction import Failure, Prediction, Task, task_of
 from masp.types import Pixels, VisualTokens
 
 EMBEDDED = "embedded"
@@ -47,84 +44,19 @@ Picture = str | Path | Image.Image
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """Everything said about one image.
+class Served:
+    """One task with what answers it."""
 
-    Attributes:
-        image: the file, as it was named.
-        label: the most probable label.
-        probabilities: of every label; they sum to 1.
-        answer: the text that the backbone generates; None without explanations.
-        aspects: what each aspect contributed; empty without explanations, and for an adapter without aspects.
-        prompt_attention: from the soft prompt to each aspect; None where `aspects` is empty or there is no soft prompt.
-        adapter: name of the adapter.
-        backbone: name of the backbone.
-    """
-
-    image: str
-    label: str
-    probabilities: Mapping[str, float]
-    answer: str | None
-    aspects: Mapping[str, AspectReading]
-    prompt_attention: PromptAttention | None
-    adapter: str
-    backbone: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists, numbers and texts, ready for `json.dumps`."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An image that could not be read, in the place of its prediction."""
-
-    image: str
-    error: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain texts, ready for `json.dumps`."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is asked of the model at prediction.
-
-    Attributes:
-        labels: what there is to choose from, in the order of the question.
-        question: the emotion question with the labels in place.
-        questions: texts for the aspects.
-        use: the parts of the model that take part.
-        longest_side: images with a longer side are shrunk to it first; None: never.
-    """
-
-    labels: tuple[str, ...]
-    question: str
-    questions: Questions
-    use: Use
-    longest_side: int | None = None
-
-
-def task_of(info: AdapterInfo, labels: Sequence[str] | None = None) -> Task:
-    """What an adapter was trained to be asked; `labels` replaces its own set.
-
-    Raises:
-        AdapterError: It holds aspects only, and no labels were given.
-        DataError: Labels that cannot be told apart.
-    """
-    if labels is None and not info.labels:
-        todo = "Name an adapter that `masp train prompt` wrote, or give the labels to choose from."
-        raise AdapterError("this adapter reads aspects but has no labels", "an adapter with a soft prompt", todo)
-    chosen = validate_labels(info.labels if labels is None else labels)
-    questions = info.asked()
-    style = info.method.resolved().label_list or "comma"
-    question = questions.ask_emotion(render_labels(chosen, style))
-    return Task(chosen, question, questions, Use(info.aspects), info.longest_side)
+    model: MaspModel
+    task: Task
+    info: AdapterInfo | None
 
 
 class Masp:
     """A backbone with an adapter, ready to predict.
+
+    An adapter may hold several tasks, each with a soft prompt of its own over the same backbone and aspects. Then one
+    is chosen with `use`, or with `task=` for single calls; before that, whatever depends on the task is refused.
 
     Args:
         model: Backbone, aspects and soft prompt.
@@ -134,10 +66,10 @@ class Masp:
     """
 
     def __init__(self, model: MaspModel, task: Task, adapter: str, info: AdapterInfo | None = None) -> None:
-        self.model = model
-        self.task = task
         self.adapter = adapter
-        self.info = info
+        self._served: dict[str | None, Served] = {None: Served(model, task, info)}
+        self._name: str | None = None
+        self._whole: Adapter | None = None
 
     @classmethod
     def from_pretrained(
@@ -147,6 +79,7 @@ class Masp:
         *,
         aspects: str | Path | None = None,
         labels: Sequence[str] | None = None,
+        task: str | None = None,
         revision: str | None = None,
         backbone_revision: str | None = None,
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
@@ -158,7 +91,8 @@ class Masp:
             adapter: Its folder, that of its run, or its id on a hub; None: the one shipped for the embedded backbone.
             backbone: Hub id, folder, or one that is loaded already; None: the one that the adapter names.
             aspects: For a prompt that only names its aspects, the adapter that holds them.
-            labels: Replaces the label set of the adapter.
+            labels: Replaces the label set of the adapter, of every task if it holds several.
+            task: Which of several tasks to use; `use` changes it later.
             revision: Commit, tag or branch of an adapter on a hub; None: the newest.
             backbone_revision: Commit of the backbone on the hub; None: the one the adapter was trained on.
             dtype: Number format of the backbone.
@@ -167,18 +101,87 @@ class Masp:
         Raises:
             AdapterError: No adapter there, a damaged one, or one for another backbone.
             BackboneError: The backbone cannot be loaded.
+            UsageError: No such task.
         """
         folder = shipped_adapter() if adapter is None else find_adapter(adapter, revision)
         info = read_info(folder)
-        task = task_of(info, labels)
+        name = info.chosen(task) if task is not None or len(info.tasks) == 1 else None
+        asked = {key: task_of(info.for_task(key), labels) for key in info.tasks or (None,)}
         if backbone is None or isinstance(backbone, str):
-            name = backbone or backbone_place(folder, info)
-            own = backbone_revision is None and name == info.backbone.name
+            place = backbone or backbone_place(folder, info)
+            own = backbone_revision is None and place == info.backbone.name
             commit = info.backbone.revision if own else backbone_revision
-            backbone = load_backbone(name, commit, dtype, device)
+            backbone = load_backbone(place, commit, dtype, device)
         parts = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects))
-        model = MaspModel(backbone, info.method, parts.aspects, parts.prompt, info.asked())
-        return cls(model, task, EMBEDDED if adapter is None else str(adapter), info)
+        served: dict[str | None, Served] = {}
+        for key, question in asked.items():
+            one = parts.for_task(key)
+            served[key] = Served(
+                MaspModel(backbone, one.info.method, parts.aspects, one.prompt, one.info.asked()), question, one.info
+            )
+        first = next(iter(served.values()))
+        made = cls(first.model, first.task, EMBEDDED if adapter is None else str(adapter), first.info)
+        made._served, made._name, made._whole = served, name, parts
+        return made
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks; empty for an adapter with one task, which has no name."""
+        return tuple(name for name in self._served if name is not None)
+
+    @property
+    def task_name(self) -> str | None:
+        """The task in use; None where it has no name, or none was chosen yet."""
+        return self._name
+
+    def use(self, task: str) -> Self:
+        """Switches to another task of the adapter, for all calls that name none; nothing is loaded anew.
+
+        Returns:
+            This object.
+
+        Raises:
+            UsageError: No such task.
+        """
+        self._name = self._known(task)
+        return self
+
+    @property
+    def model(self) -> MaspModel:
+        """Backbone, aspects and the soft prompt of the task in use."""
+        return self._in_use().model
+
+    @property
+    def task(self) -> Task:
+        """What is asked in the task in use."""
+        return self._in_use().task
+
+    @property
+    def info(self) -> AdapterInfo | None:
+        """The adapter's description, as if it held the task in use alone."""
+        return self._in_use().info
+
+    def _in_use(self) -> Served:
+        if self._name is None and None not in self._served:
+            raise UsageError(
+                f"this adapter holds several tasks ({', '.join(self.tasks)}), and none was named",
+                "one of them",
+                "Name one: --task NAME on the command line, task=NAME or Masp.use(NAME) in Python.",
+            )
+        return self._served[self._name]
+
+    def _known(self, task: str) -> str:
+        if task not in self.tasks:
+            known = f"one of {', '.join(self.tasks)}" if self.tasks else "no name, as this adapter has one task"
+            raise UsageError(f"this adapter has no task '{task}'", known, did_you_mean(task, self.tasks))
+        return task
+
+    def _only(self, task: str) -> "Masp":
+        """This object with one task, sharing everything; a switch of the other does not reach it."""
+        chosen = self._served[self._known(task)]
+        view = Masp(chosen.model, chosen.task, self.adapter, chosen.info)
+        view._served, view._name = {task: chosen}, task
+        return view
 
     @property
     def parts(self) -> Adapter:
@@ -187,6 +190,8 @@ class Masp:
         Raises:
             UsageError: this object was built from a model without a description.
         """
+        if self._whole is not None:
+            return self._whole
         if self.info is None:
             raise UsageError("this model has no description", "one that was loaded with from_pretrained")
         return Adapter(self.info, self.model.aspects, self.model.prompt)
@@ -214,17 +219,29 @@ class Masp:
 
     @property
     def backbone(self) -> Backbone:
-        """The frozen model."""
-        return self.model.backbone
+        """The frozen model, which all tasks share."""
+        return next(iter(self._served.values())).model.backbone
 
     @overload
-    def predict(self, images: Picture, explain: bool = True, batch_size: int = 16) -> Prediction: ...
+    def predict(
+        self, images: Picture, explain: bool = True, batch_size: int = 16, task: str | None = None
+    ) -> Prediction: ...
 
     @overload
-    def predict(self, images: Sequence[Picture], explain: bool = True, batch_size: int = 16) -> list[Prediction]: ...
+    def predict(
+        self,
+        images: Sequence[Picture],
+        explain: bool = True,
+        batch_size: int = 16,
+        task: str | Sequence[str] | None = None,
+    ) -> list[Prediction]: ...
 
     def predict(
-        self, images: Picture | Sequence[Picture], explain: bool = True, batch_size: int = 16
+        self,
+        images: Picture | Sequence[Picture],
+        explain: bool = True,
+        batch_size: int = 16,
+        task: str | Sequence[str] | None = None,
     ) -> Prediction | list[Prediction]:
         """Predicts one image or several, each a path or a PIL image.
 
@@ -232,10 +249,17 @@ class Masp:
             images: What to predict; a list gives a list in the same order.
             explain: Whether to say why. Without, only the labels are scored, which is several times faster.
             batch_size: Images that go through the model together.
+            task: Which task of an adapter with several, for all images or, as a list, for each of them. Images of one
+                task go through the model together, so each prediction is the one that a call for its task alone gives.
 
         Raises:
             ImageError: An image cannot be read.
+            UsageError: No such task, several and none named, or another number of tasks than of images.
         """
+        if isinstance(task, str):
+            return self._only(task).predict(images, explain, batch_size)
+        if task is not None:
+            return self._mixed(images, explain, batch_size, task)
         if isinstance(images, str | Path | Image.Image):
             return self._batch([images], explain)[0]
         if batch_size < 1:
@@ -243,8 +267,28 @@ class Masp:
         starts = range(0, len(images), batch_size)
         return [one for start in starts for one in self._batch(images[start : start + batch_size], explain)]
 
+    def _mixed(
+        self, images: Picture | Sequence[Picture], explain: bool, batch_size: int, tasks: Sequence[str]
+    ) -> list[Prediction]:
+        """Predictions with a task for each image, in the order of the images."""
+        if isinstance(images, str | Path | Image.Image) or len(images) != len(tasks):
+            count = "one image" if isinstance(images, str | Path | Image.Image) else f"{len(images)} images"
+            raise UsageError(f"a list of {len(tasks)} tasks for {count}", "a task for each image of a list")
+        by_task = {name: self._only(name) for name in tasks}  # a wrong name is refused before anything is computed
+        found: dict[int, Prediction] = {}
+        for name, view in by_task.items():
+            rows = [row for row, task in enumerate(tasks) if task == name]
+            own = view.predict([images[row] for row in rows], explain, batch_size)
+            found |= dict(zip(rows, own, strict=True))
+        return [found[row] for row in range(len(tasks))]
+
     def predict_stream(
-        self, paths: Iterable[str | Path], batch_size: int = 16, explain: bool = True, workers: int = 2
+        self,
+        paths: Iterable[str | Path],
+        batch_size: int = 16,
+        explain: bool = True,
+        workers: int = 2,
+        task: str | None = None,
     ) -> Iterator[Prediction | Failure]:
         """Predicts any number of image files in their order, a few batches in memory at a time.
 
@@ -253,10 +297,14 @@ class Masp:
             batch_size: Images that go through the model together.
             explain: Whether to say why.
             workers: Threads that read images ahead.
+            task: Which task of an adapter with several.
 
         Yields:
             A prediction for each image, or a failure in the place of one that cannot be read.
         """
+        if task is not None:
+            yield from self._only(task).predict_stream(paths, batch_size, explain, workers)
+            return
         for batch in prefetch(paths, self.backbone.preprocess, batch_size, workers, self.task.longest_side):
             results: dict[int, Prediction | Failure] = {
                 failed.index: Failure(str(failed.path), failed.reason) for failed in batch.failures
@@ -315,7 +363,7 @@ class Masp:
     def _scored(self, name: str, shares: Sequence[float]) -> Prediction:
         probabilities = dict(zip(self.task.labels, shares, strict=True))
         label = self.task.labels[max(range(len(shares)), key=shares.__getitem__)]
-        return Prediction(name, label, probabilities, None, {}, None, self.adapter, self.backbone.name)
+        return Prediction(name, label, probabilities, None, {}, None, self.adapter, self.backbone.name, self._name)
 
 
 def shipped_adapter() -> Path:

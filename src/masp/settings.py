@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, mode
 
 from masp.aspects import ASPECTS
 from masp.errors import ConfigError, did_you_mean, shown
+from masp.taxonomies import Taxonomy
 
 Stage = Literal["aspects", "prompt"]
 Variant = Literal["paper", "released"]
@@ -245,6 +246,9 @@ class SplitConfig(Settings):
     val: Share = Field(default=0.05, description="Share for choosing when to stop.")
     test: Share = Field(default=0.15, description="Share for the final figures.")
     seed: Count = Field(default=0, description="Another seed is another split.")
+    file: FilePath | None = Field(
+        default=None, description="A division that `masp data split` wrote; it wins over everything above."
+    )
 
     @model_validator(mode="after")
     def _shares_make_one(self) -> Self:
@@ -255,19 +259,40 @@ class SplitConfig(Settings):
         return self
 
 
+class ColumnsConfig(Settings):
+    """Names of a table's columns; null: the usual ones are looked for."""
+
+    path: Text | None = Field(
+        default=None, min_length=1, description="The picture: its path, its file name, or its number without a suffix."
+    )
+    label: Text | None = Field(default=None, min_length=1, description="The label.")
+    split: Text | None = Field(default=None, min_length=1, description="The split; a table may have none.")
+    positive: Text | None = Field(default=None, min_length=1, description="Votes for positive (Flickr, Instagram).")
+    negative: Text | None = Field(default=None, min_length=1, description="Votes for negative.")
+    neutral: Text | None = Field(default=None, min_length=1, description="Votes for neither; a table may have none.")
+
+
 class DataConfig(Settings):
     """The images."""
 
     path: FilePath | None = Field(
-        default=None, description="Folder of the data set, seen from the current folder.", json_schema_extra={**FREE}
+        default=None,
+        description="Folder of the data set, or its table (CSV, TSV, Parquet), seen from the current folder.",
+        json_schema_extra={**FREE},
     )
-    layout: Literal["auto", "folder", "emoset", "emotion6"] = Field(
-        default="auto", description="How the folder is arranged."
+    layout: Literal["auto", "folder", "emoset", "emotion6", "fi", "votes", "abstract", "artphoto", "table"] = Field(
+        default="auto", description="How the folder is arranged; votes: Flickr and Instagram."
     )
     label_from: Literal["folder", "majority"] = Field(
         default="folder",
         description="Emotion6: the folder (a search word, as in the paper), or the majority of the votes.",
     )
+    taxonomy: Taxonomy | None = Field(
+        default=None,
+        description="Map the labels to those of another taxonomy and leave out what has no counterpart; "
+        "mikels: EmoSet, FI, ArtPhoto, Abstract; ekman: Emotion6; polarity: Flickr, Instagram.",
+    )
+    columns: ColumnsConfig = Field(default_factory=ColumnsConfig, description="Columns of a table.")
     splits: SplitConfig = Field(default_factory=SplitConfig, description="Division into train, val and test.")
     longest_side: Positive | None = Field(
         default=1024,

@@ -4,6 +4,9 @@ The reference is transformers' model of the same folder, loaded apart and untouc
 position index, its own forward pass.
 """
 
+import json
+import os
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +14,12 @@ import pytest
 import torch
 
 import tiny
+import update_backbones_doc
 from masp.adapters import AdapterInfo, BackboneRecord, load_adapter, save_adapter
 from masp.aspects import ASPECTS
 from masp.backbones.chat import QUESTION_HERE
 from masp.labels import LABEL_SETS, parse
 from masp.model import MaspModel, Use
-from masp.types import ImageLayout
 from own_forward import OFF, distance, own_logits, pictures, reference, tokens_of, tolerance
 from small_models import QUESTIONS, full_model, last_logits
 
@@ -145,29 +148,32 @@ def test_visual_tokens_equal_the_towers_own(family: str) -> None:
         assert not found.tokens[row, len(features) :].any()
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@FAMILIES
 def test_positions_equal_the_models_own_index(family: str) -> None:
-    backbone, model = tiny.backbone(family), reference(family, "float32").model
-    grids = [(2, 3), (5, 2), (1, 7)]
-    for rows, columns in grids:
-        image = ImageLayout(rows * columns, (rows, columns))
+    """Three axes with the image's rows and columns for M-RoPE, plain counting for the others."""
+    backbone, network = tiny.backbone(family), reference(family, "float32")
+    images = tokens_of(family, "float32", [0, 1, 2]).layouts
+    for image in images:
         template = backbone.template(QUESTIONS[0], image)
         ids = torch.tensor([template.ids])
-        types = (ids == model.config.image_token_id).int()
-        grid = torch.tensor([[1, 2 * rows, 2 * columns]])
-        expected, _ = model.get_rope_index(ids, types, grid, attention_mask=torch.ones_like(ids))
-        start = template.visual_start
-        found = backbone.positions(len(template.ids), start, image, native=True)
-        assert torch.equal(found, expected[:, 0])
-        flat = backbone.positions(len(template.ids), start, image, native=False)
-        assert torch.equal(flat, torch.arange(len(template.ids)).expand(3, -1))
+        flat = torch.arange(len(template.ids))
+        found = backbone.positions(len(template.ids), template.visual_start, image, native=True)
+        if len(found) == 3:
+            grid = torch.tensor([[1, *(2 * side for side in image.shape)]])
+            types = (ids == network.config.image_token_id).int()
+            expected, _ = network.model.get_rope_index(ids, types, grid, attention_mask=torch.ones_like(ids))
+            assert torch.equal(found, expected[:, 0])
+            assert not torch.equal(found, flat.expand(3, -1))
+        else:
+            assert torch.equal(found, flat[None])
+        sequential = backbone.positions(len(template.ids), template.visual_start, image, native=False)
+        assert torch.equal(sequential, flat.expand_as(found))
 
 
-@pytest.mark.parametrize("family", [family for family in tiny.FAMILIES if tiny.KINDS[family].official])
+@FAMILIES
 @pytest.mark.parametrize("row", [0, 1, 2])
 def test_template_and_pixels_equal_the_official_processors(family: str, row: int) -> None:
     backbone, official = tiny.backbone(family), tiny.KINDS[family].official
-    assert official is not None
     text = backbone._chat._turn.render(False).replace(QUESTION_HERE, QUESTIONS[row])  # pyright: ignore[reportAttributeAccessIssue]
     expected = official(tiny.checkpoint(family))(pictures()[row], text)
     pixels = backbone.preprocess([pictures()[row]])
@@ -218,3 +224,16 @@ def test_tokens_have_a_place_on_the_image_or_none(family: str) -> None:
     assert visual.boxes.min() >= 0
     assert visual.boxes.max() <= 1
     assert not visual.boxes[~visual.mask].any()
+
+
+def test_the_table_in_the_documentation_is_of_these_tests(
+    cells: Counter[tuple[str, str]], request: pytest.FixtureRequest
+) -> None:
+    config = request.config
+    if "MASP_RECORD_FAMILIES" in os.environ:
+        pytest.skip("the table is being written")
+    if config.getoption("keyword") or not any(item.path.name == "test_readings.py" for item in request.session.items):
+        pytest.skip("a part of the contract runs")
+    recorded = json.loads(update_backbones_doc.RESULTS.read_text())["families"]
+    counts = {(family, name): sum(one.values()) for family, row in recorded.items() for name, one in row.items()}
+    assert counts == cells, "run `make families`"

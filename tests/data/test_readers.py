@@ -1,5 +1,6 @@
 """Folder trees, what the settings choose, what is refused, and damage to any file of a data set."""
 
+import json
 import os
 import random
 from collections.abc import Iterator
@@ -7,10 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from made_layouts import abstract, fi, votes
 from made_pictures import ROWS, VOTES, complaint, emoset, emotion6, put, put_json, tree
 
 from masp.config import load_config
-from masp.data.readers import open_dataset
+from masp.data.checking.check import Depth, check, open_for_check
+from masp.data.checking.written import as_json
+from masp.data.readers import open_dataset, settings_for
 from masp.data.records import Dataset, Record
 from masp.errors import DataError
 
@@ -42,6 +46,13 @@ def test_a_damaged_annotation_beside_folders_leaves_its_picture_out(tmp_path: Pa
     dataset = open_dataset(tmp_path)
     assert len(dataset.records) == 5
     assert dataset.rejected[0].path == tmp_path / "fear" / "1.png"
+
+
+def test_too_many_damaged_annotations_beside_folders_stop(tmp_path: Path) -> None:
+    tree(tmp_path, {"fear": 3, "awe": 3})
+    for number in (0, 1):
+        (put_json(tmp_path / "annotation" / "fear" / f"{number}.json", 0)).write_text("{")
+    assert "2 of 6 files cannot be used" in complaint(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -215,45 +226,45 @@ def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
 # --- fuzzing -------------------------------------------------------------------------------------------------------
 
 
+_TEXTS = {".json", ".csv", ".txt"}
+DAMAGE = (
+    *(b"", b"\x00", b"\xff", b'"', b"'", b"]", b"{", b"-", b"9" * 30, b"1e999", b"null", b"\\ud800"),
+    *(b"\t", b",", b"\r", b"../", b"x" * 300),
+)
+
+
 def fuzz(root: Path, count: int, seed: int) -> None:
-    """Damage the lists, the annotations and the table in turn; each is read or refused."""
-    emoset(root / "emoset", ROWS)
-    emotion6(root / "emotion6", VOTES)
-    files = [root / "emotion6" / "ground_truth.txt", *sorted((root / "emoset").rglob("*.json"))]
+    """Damage the lists, the annotations and the tables in turn; each is read or refused, and checked without a fall."""
+    listed = tree(root / "table" / "pictures", {"x": 3}).parent
+    (listed / "list.csv").write_text("path,label,split\n0.png,joy,train\n1.png,fear,test\nx/2.png,joy,test\n")
+    folders = (
+        emoset(root / "emoset", ROWS),
+        emotion6(root / "emotion6", VOTES),
+        abstract(root / "abstract", [(1, 0, 0, 5, 0, 0, 2, 0), (0, 7, 0, 0, 0, 0, 0, 1)]),
+        fi(root / "fi", {"awe": 2, "fear": 2}, ["awe,awe_0.jpg,0,5", "fear,fear_1.jpg,3,1"]),
+        votes(root / "votes", ["101,3,0,0", "102,0,1,2", "103,1,1,1"]),
+        listed,
+    )
+    files = {file: folder for folder in folders for file in sorted(folder.rglob("*")) if file.suffix in _TEXTS}
     originals = {file: file.read_bytes() for file in files}
     dice, outcomes = random.Random(seed), {"read": 0, "refused": 0}
     for _ in range(count):
-        file = dice.choice(files)
+        file = dice.choice(list(files))
         data = bytearray(originals[file])
         for _ in range(dice.choice((1, 2, 9))):
             start = dice.randrange(len(data) + 1)
-            data[start : start + dice.choice((0, 1, 1, 5))] = dice.choice(
-                (
-                    b"",
-                    b"\x00",
-                    b"\xff",
-                    b'"',
-                    b"]",
-                    b"{",
-                    b"-",
-                    b"9" * 30,
-                    b"1e999",
-                    b"null",
-                    b"\\ud800",
-                    b"\t",
-                    b"../",
-                    b"x" * 300,
-                )
-            )
+            data[start : start + dice.choice((0, 1, 1, 5))] = dice.choice(DAMAGE)
         file.write_bytes(data)
         try:
-            dataset = open_dataset(root / ("emotion6" if file.suffix == ".txt" else "emoset"))
+            dataset = open_dataset(files[file])
             outcomes["read"] += 1
             assert len(dataset.fingerprint()) == 64
             assert all(isinstance(record, Record) for record in dataset.records)
         except DataError as error:
             outcomes["refused"] += 1
             assert "\n" not in str(error)  # noqa: PT017
+        report = check([open_for_check(settings_for(files[file]))], Depth(workers=0))
+        assert json.dumps(as_json(report))
         file.write_bytes(originals[file])
     assert min(outcomes.values()) > count / 20, outcomes
 

@@ -12,7 +12,7 @@ import small_training as small
 import tiny
 from masp.adapters import load_adapter, read_info
 from masp.aspects import ASPECTS
-from masp.config import MethodConfig
+from masp.config import MethodConfig, PromptInit
 from masp.errors import AdapterError, CheckpointError, ConfigError, DataError, MaspError, UsageError
 from masp.model import MaspModel
 from masp.modules.aspect_attention import AspectModules
@@ -198,6 +198,9 @@ def test_the_prompt_holds_a_copy_of_its_aspects_or_names_them(tmp_path, aspects,
         assert torch.equal(one.aspects.state_dict()[name], value)
         assert torch.equal(two.aspects.state_dict()[name], value)
     assert read_info(with_copy).seeds == {"aspects": 0, "prompt": 0}
+    conditions = read_info(with_copy).training  # those of stage 1 come along
+    assert conditions["aspects"] == read_info(aspects).training["aspects"]
+    assert conditions["prompt"].prompt_start == PromptInit(kind="random")
     assert read_info(with_copy).metrics.keys() > read_info(aspects).metrics.keys()
     with pytest.raises(AdapterError, match="does not hold its aspects"):
         load_adapter(without, backbone)

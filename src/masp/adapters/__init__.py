@@ -1,16 +1,19 @@
 """Adapters: what training leaves, as a folder of trained tensors, their description, and a card for readers.
 
-`weights.safetensors` holds the aspect modules (`aspects.<aspect>.<tensor>`), the soft prompt (`prompt.vectors`), or
-both; `adapter.json` is `AdapterInfo`; `README.md` is generated from it. The same content gives the same bytes: there
-is no date and no path in them. Only this package reads or writes adapter weights.
+`weights.safetensors` holds the aspect modules (`aspects.<aspect>.<tensor>`), the soft prompt (`prompt.vectors`, or
+`prompts.<task>.vectors` where there are several tasks), or both; `adapter.json` is `AdapterInfo`; `README.md` is
+generated from it. The same content gives the same bytes: there is no date and no path in them. Only this package reads
+or writes adapter weights.
 """
 
+from masp.adapters.combine import combine
 from masp.adapters.hub import find_adapter
 from masp.adapters.info import (
     AdapterInfo,
     BackboneRecord,
     DataRecord,
     ResultRecord,
+    TaskRecord,
     TrainingRecord,
     backbone_place,
     library_versions,
@@ -27,8 +30,10 @@ __all__ = [
     "BackboneRecord",
     "DataRecord",
     "ResultRecord",
+    "TaskRecord",
     "TrainingRecord",
     "backbone_place",
+    "combine",
     "find_adapter",
     "library_versions",
     "load_adapter",

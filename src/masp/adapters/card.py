@@ -27,7 +27,10 @@ MISUSE = (
 
 def card(info: AdapterInfo, tensors: Mapping[str, Tensor]) -> str:
     """The text of README.md."""
-    parts = [_front_matter(info), _head(info, tensors), _use(info), _intended(), _trained(info), _results(info)]
+    parts = [_front_matter(info), _head(info, tensors), _use(info), _intended()]
+    for name in info.tasks or (None,):
+        one = info.for_task(name)
+        parts += [_trained(one, name), _results(one, name)]
     return "\n\n".join([*parts, _limits(info)]) + "\n"
 
 
@@ -56,8 +59,12 @@ def _head(info: AdapterInfo, tensors: Mapping[str, Tensor]) -> str:
     }[info.parts]
     lines = [f"# {what} for {info.backbone.name}", ""]
     lines.append("An adapter of masp: trained tensors for a frozen vision-language model, which is not part of it.")
-    if "prompt" in info.parts:
+    if info.tasks:
+        lines += ["", "It names the emotion that a picture evokes. Its tasks, each with a soft prompt of its own:", ""]
+        lines += [f"- `{name}`: {', '.join(task.labels)}" for name, task in info.tasks.items()] + [""]
+    elif "prompt" in info.parts:
         lines += ["", f"It names the emotion that a picture evokes: {', '.join(info.labels)}."]
+    if "prompt" in info.parts:
         lines.append(
             f"Before the image stand the tokens of the aspects {_words(info.aspects)}."
             if info.aspects
@@ -76,7 +83,8 @@ def _use(info: AdapterInfo) -> str:
     known = hub_id(info) is not None or info.backbone.name == "embedded"
     backbone = "" if known else f" --backbone FOLDER/{info.backbone.name}"
     if "prompt" in info.parts:
-        command = f"masp predict photo.jpg --adapter FOLDER_OR_ID{backbone}"
+        task = f" --task {next(iter(info.tasks))}" if info.tasks else ""
+        command = f"masp predict photo.jpg --adapter FOLDER_OR_ID{task}{backbone}"
     else:
         backbone = backbone or f" --backbone {info.backbone.name}"
         command = f"masp train prompt --aspects FOLDER_OR_ID{backbone} --data IMAGES --out RUN"
@@ -87,7 +95,7 @@ def _intended() -> str:
     return "## Intended use, and misuse\n\n" + USE + "\n\n" + "\n".join(f"- {line}" for line in MISUSE)
 
 
-def _trained(info: AdapterInfo) -> str:
+def _trained(info: AdapterInfo, task: str | None) -> str:
     method = info.method
     revision = f", commit {info.backbone.revision}" if info.backbone.revision else ""
     rows = {
@@ -105,11 +113,15 @@ def _trained(info: AdapterInfo) -> str:
         **{f"converted from {name}": f"SHA-256 {digest}" for name, digest in sorted(info.imported.items())},
         "versions": ", ".join(f"{name} {number}" for name, number in sorted(info.versions.items())),
     }
-    return "## Training\n\n| | |\n|---|---|\n" + _rows(rows)
+    return f"{_heading('Training', task)}\n\n| | |\n|---|---|\n" + _rows(rows)
 
 
-def _results(info: AdapterInfo) -> str:
-    parts = ["## Results"]
+def _heading(text: str, task: str | None) -> str:
+    return f"## {text}" if task is None else f"## {text} of the task {task}"
+
+
+def _results(info: AdapterInfo, task: str | None) -> str:
+    parts = [_heading("Results", task)]
     if info.results:
         head = "| data | split | read by | accuracy, 95 % interval | macro F1 | images |\n|---|---|---|---|---|---|\n"
         parts.append(head + "\n".join(map(_result, info.results)))
@@ -131,7 +143,8 @@ def _limits(info: AdapterInfo) -> str:
         "Probabilities are the model's, over these labels only; they are calibrated only where that was measured.",
         "Attention shows where a module looked, not what caused the answer.",
     ]
-    if "prompt" in info.parts and info.method.supervised == "newline_answer":
+    methods = [task.method for task in info.tasks.values()] or [info.method]
+    if "prompt" in info.parts and any(method.supervised == "newline_answer" for method in methods):
         lines.append("The end of the answer was not trained (variant `released`), so label scores rank it untrained.")
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
 

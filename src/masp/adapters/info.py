@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from masp import __version__
 from masp.aspects import ASPECTS
 from masp.backbones.base import Backbone
 from masp.config import MethodConfig, PromptInit
-from masp.errors import AdapterError
+from masp.errors import AdapterError, UsageError, did_you_mean
 from masp.questions import EMOTION, Questions
 
 FORMAT = 2
@@ -24,6 +25,7 @@ WEIGHTS, INFO, CARD = "weights.safetensors", "adapter.json", "README.md"
 RUN = "run.json"  # of the run, in the folder that an adapter lies in
 EMBEDDED = "embedded"
 AGAIN = "Copy the adapter again, or train it again."
+TASK_NAME = re.compile(r"[A-Za-z0-9][\w-]{0,63}")
 _HOMES = ("", "adapter", "prompt/adapter")  # an adapter, a run, or a run of both stages
 
 
@@ -100,6 +102,23 @@ class ResultRecord(_Record):
     macro_f1: float = Field(ge=0, le=1, description="Mean F1 over the labels.")
 
 
+class TaskRecord(_Record):
+    """One of several tasks of an adapter: what `AdapterInfo` says of the one task of another, in the same fields."""
+
+    method: MethodConfig = Field(description="The variant; queries and attention are those of the shared aspects.")
+    prompt_length: int = Field(ge=1, description="Soft-prompt vectors.")
+    labels: tuple[str, ...] = Field(description="What it chooses from, in the order of the question.")
+    longest_side: int | None = Field(description="Images with a longer side were shrunk to it; null: never.")
+    questions: dict[str, str] = Field(description="What is asked, for each aspect and for the emotion.")
+    data: dict[str, DataRecord] = Field(description="The data set of each stage.")
+    seeds: dict[str, int] = Field(description="Seed of each stage.")
+    versions: dict[str, str] = Field(description="Versions of the libraries it was trained with.")
+    metrics: dict[str, float] = Field(description='On the split val, as "stage/measure".')
+    training: dict[str, TrainingRecord] = Field(description="Conditions of each stage.")
+    results: tuple[ResultRecord, ...] = Field(description="What `masp evaluate --record` measured.")
+    imported: dict[str, str] = Field(default={}, description="Files of the authors' code it was converted from.")
+
+
 class AdapterInfo(_Record):
     """Everything about an adapter but its numbers."""
 
@@ -134,10 +153,47 @@ class AdapterInfo(_Record):
         default={}, description="SHA-256 of the files of the authors' code that this was converted from, by name."
     )
     license: str | None = Field(default=None, description="Licence of the adapter, as a hub identifier.")
+    tasks: dict[str, TaskRecord] = Field(
+        default={},
+        description="Several soft prompts over the same aspects, by name. Labels, prompt_length and results are then "
+        "here and not above, where method and questions are those of the first task.",
+    )
 
     def asked(self) -> Questions:
         """The recorded questions in the form in which they are asked."""
         return Questions({name: (self.questions[name],) for name in ASPECTS}, (self.questions[EMOTION],))
+
+    def chosen(self, task: str | None) -> str | None:
+        """The name of the task that is meant; None where there is one task, which has no name.
+
+        Raises:
+            UsageError: no such task, or several and none was named.
+        """
+        names = ", ".join(self.tasks)
+        if not self.tasks and task is not None:
+            raise UsageError(f"the task '{task}': this adapter has one task, without a name", "", "Leave it out.")
+        if task is None and len(self.tasks) > 1:
+            todo = "Name one: --task NAME on the command line, task=NAME or Masp.use(NAME) in Python."
+            raise UsageError(f"this adapter holds several tasks ({names}), and none was named", "one of them", todo)
+        if task is not None and task not in self.tasks:
+            raise UsageError(f"this adapter has no task '{task}'", f"one of {names}", did_you_mean(task, self.tasks))
+        return task or next(iter(self.tasks), None)
+
+    def for_task(self, task: str | None) -> "AdapterInfo":
+        """The description as it would be if the adapter held this task alone; itself where it has one task.
+
+        Raises:
+            UsageError: no such task, or several and none was named.
+        """
+        name = self.chosen(task)
+        if name is None:
+            return self
+        own = {field: getattr(self.tasks[name], field) for field in TaskRecord.model_fields}
+        return self.model_copy(update={**own, "tasks": {}})
+
+    def as_task(self) -> TaskRecord:
+        """What an adapter with one task says of it."""
+        return TaskRecord(**{field: getattr(self, field) for field in TaskRecord.model_fields})
 
 
 def resolve(folder: str | Path) -> Path:
@@ -207,12 +263,16 @@ def read_info(folder: str | Path) -> AdapterInfo:
         where = ".".join(str(part) for part in first["loc"]) or "the table"
         todo = AGAIN
         raise AdapterError(f"{path}: {where}: {first['msg']}", "the description of an adapter", todo) from None
-    _check_sense(info, path)
+    problem = _nonsense(info)
+    if problem is not None:
+        raise AdapterError(f"{path}: {problem}", "a description that masp wrote", AGAIN)
     return info
 
 
-def _check_sense(info: AdapterInfo, path: Path) -> None:
-    """What a description cannot say of itself by types alone."""
+def _nonsense(info: AdapterInfo) -> str | None:
+    """What is wrong with a description whose types are right."""
+    if info.tasks:
+        return _nonsense_of_tasks(info)
     problem = None
     if not info.parts:
         problem = "parts is empty"
@@ -226,6 +286,16 @@ def _check_sense(info: AdapterInfo, path: Path) -> None:
         problem = "prompt_length is 0"
     elif not info.questions.keys() >= {*ASPECTS, EMOTION}:
         problem = "questions is incomplete"
-    if problem:
-        todo = AGAIN
-        raise AdapterError(f"{path}: {problem}", "a description that masp wrote", todo)
+    return problem
+
+
+def _nonsense_of_tasks(info: AdapterInfo) -> str | None:
+    if "prompt" not in info.parts or info.labels or info.prompt_length:
+        return "there are tasks, but parts, labels and prompt_length do not fit them"
+    for name in info.tasks:
+        if not TASK_NAME.fullmatch(name):
+            return f"'{name}' is no name for a task"
+        problem = _nonsense(info.for_task(name))
+        if problem is not None:
+            return f"tasks.{name}: {problem}"
+    return None

@@ -28,13 +28,23 @@ def save_pretrained(adapter: Adapter, folder: str | Path, license: str | None = 
         AdapterError: the folder holds something else, or cannot be written.
     """
     home = Path(folder)
+    check_replaceable(home)
+    info = adapter.info if license is None else adapter.info.model_copy(update={"license": license})
+    include = "aspects" in info.parts
+    save_adapter(home, info, adapter.aspects, adapter.prompt, include, prompts=adapter.prompts)
+    return home
+
+
+def check_replaceable(home: Path) -> None:
+    """Whether nothing but an adapter is lost when one is written here.
+
+    Raises:
+        AdapterError: there is something else.
+    """
     strange = [path.name for path in sorted(home.iterdir()) if path.name not in FILES] if home.is_dir() else []
     if strange or (home.exists() and not home.is_dir()):
         what = f"{home} holds {strange[0]}" if strange else f"{home} is a file"
         raise AdapterError(what, "a new folder, an empty one or an adapter", "Name another place.")
-    info = adapter.info if license is None else adapter.info.model_copy(update={"license": license})
-    save_adapter(home, info, adapter.aspects, adapter.prompt, include_aspects="aspects" in info.parts)
-    return home
 
 
 def publish(
@@ -90,16 +100,25 @@ def push_to_hub(
         return publish(home, repo_id, private=private, revision=revision, message=message)
 
 
-def record_result(folder: str | Path, result: ResultRecord) -> AdapterInfo:
+def record_result(folder: str | Path, result: ResultRecord, task: str | None = None) -> AdapterInfo:
     """Write a measured accuracy into an adapter's description and card, in the place of the same measurement before.
+
+    Args:
+        folder: the adapter, or the run that made it.
+        result: what was measured.
+        task: which of several tasks it was measured on.
 
     Raises:
         AdapterError: no adapter, or a folder that cannot be written.
+        UsageError: no such task, or several and none was named.
     """
     home, info = resolve(folder), read_info(folder)
-    same = (result.fingerprint, result.split, result.mode)
-    others = tuple(one for one in info.results if (one.fingerprint, one.split, one.mode) != same)
-    info = info.model_copy(update={"results": (*others, result)})
+    name, same = info.chosen(task), (result.fingerprint, result.split, result.mode)
+    before = info.for_task(name).results
+    now = {"results": (*(one for one in before if (one.fingerprint, one.split, one.mode) != same), result)}
+    if name is not None:
+        now = {"tasks": {**info.tasks, name: info.tasks[name].model_copy(update=now)}}
+    info = info.model_copy(update=now)
     try:
         for name, text in _described(info).items():
             write_file(home / name, text.encode())

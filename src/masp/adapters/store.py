@@ -3,9 +3,9 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
@@ -31,14 +31,34 @@ from masp.modules.aspect_attention import AspectModules
 from masp.modules.soft_prompt import SoftPrompt
 from masp.storage import write_folder
 
+PROMPT = "prompt.vectors"
+PART_OF_PROMPTS = ("prompt.", "prompts.")
+
 
 @dataclass(frozen=True)
 class Adapter:
-    """A loaded adapter, on the backbone's device: its description and its trained modules."""
+    """A loaded adapter, on the backbone's device: its description and its trained modules.
+
+    Attributes:
+        info: its description.
+        aspects: the aspect modules, which all tasks share.
+        prompt: the soft prompt of an adapter with one task.
+        prompts: those of an adapter with several, by name.
+    """
 
     info: AdapterInfo
     aspects: AspectModules | None
     prompt: SoftPrompt | None
+    prompts: Mapping[str, SoftPrompt] = field(default_factory=dict)
+
+    def for_task(self, task: str | None) -> "Adapter":
+        """The adapter as if it held this task alone; itself where it has one task.
+
+        Raises:
+            UsageError: no such task, or several and none was named.
+        """
+        name = self.info.chosen(task)
+        return self if name is None else Adapter(self.info.for_task(name), self.aspects, self.prompts[name])
 
 
 def save_adapter(
@@ -48,6 +68,7 @@ def save_adapter(
     prompt: SoftPrompt | None = None,
     include_aspects: bool = True,
     aspects_dtype: torch.dtype = torch.float32,
+    prompts: Mapping[str, SoftPrompt] = MappingProxyType({}),
 ) -> AdapterInfo:
     """Write an adapter, whole or not at all, in the place of what was there.
 
@@ -55,9 +76,10 @@ def save_adapter(
         folder: where.
         info: its description; what follows from the modules (parts, hashes, lengths) is filled in here.
         aspects: modules of exactly `info.aspects`; needed for their hashes even where they are not included.
-        prompt: the soft prompt.
+        prompt: the soft prompt of an adapter with one task.
         include_aspects: whether the folder holds the aspects, or only names them by their hashes.
         aspects_dtype: float32, or bfloat16 for half the size.
+        prompts: the soft prompts of `info.tasks`.
 
     Returns:
         The description as written.
@@ -65,29 +87,36 @@ def save_adapter(
     Raises:
         AdapterError: nothing to save, a value that is not finite, or a disk that refuses to be written.
     """
+    assert info.tasks.keys() == prompts.keys(), "one soft prompt for each task"
     tensors: dict[str, Tensor] = {}
-    parts: list[Literal["aspects", "prompt"]] = []
     hashes: dict[str, str] = {}
     if aspects is not None:
         modules = _aspect_tensors(aspects, info.aspects, aspects_dtype)
         hashes = {name: tensors_sha256(group) for name, group in modules.items()}
         if include_aspects:
-            parts.append("aspects")
             tensors |= {
                 f"aspects.{name}.{key}": value for name, group in modules.items() for key, value in group.items()
             }
-    if prompt is not None:
-        parts.append("prompt")
-        tensors["prompt.vectors"] = prompt.vectors.detach().float().cpu().contiguous()
+    named = {PROMPT: prompt} if prompt is not None else {task_tensor(name): one for name, one in prompts.items()}
+    tensors |= {name: one.vectors.detach().float().cpu().contiguous() for name, one in named.items()}
+    length = prompt.length if prompt is not None else 0
+    return write_tensors(folder, info.model_copy(update={"aspects_sha256": hashes, "prompt_length": length}), tensors)
+
+
+def write_tensors(folder: Path, info: AdapterInfo, tensors: Mapping[str, Tensor]) -> AdapterInfo:
+    """Write an adapter's files; which parts it holds follows from the names of the tensors.
+
+    Raises:
+        AdapterError: as for `save_adapter`.
+    """
+    parts = [part for part in ("aspects", "prompt") if any(name.startswith(part) for name in tensors)]
     if not parts:
         raise AdapterError("there is nothing to save", "aspect modules, a soft prompt, or both")
-    length = prompt.length if prompt is not None else 0
-    update = {"parts": tuple(parts), "aspects_sha256": hashes, "prompt_length": length}
-    info = without_places(AdapterInfo.model_validate(info.model_dump() | update))
+    info = without_places(AdapterInfo.model_validate(info.model_dump() | {"parts": tuple(parts)}))
     _check_finite(tensors, folder)
 
     def fill(partial: Path) -> None:
-        save_file(tensors, partial / WEIGHTS)
+        save_file(dict(tensors), partial / WEIGHTS)
         (partial / INFO).write_text(as_json(info), encoding="utf-8")
         (partial / CARD).write_text(card(info, tensors), encoding="utf-8")
 
@@ -99,6 +128,11 @@ def save_adapter(
             f"writing the adapter {folder} failed: {error}", "a folder that can be written", todo
         ) from error
     return info
+
+
+def task_tensor(name: str) -> str:
+    """The name of a task's soft prompt among the tensors."""
+    return f"prompts.{name}.vectors"
 
 
 def load_adapter(folder: str | Path, backbone: Backbone, aspects: str | Path | None = None) -> Adapter:
@@ -114,29 +148,33 @@ def load_adapter(folder: str | Path, backbone: Backbone, aspects: str | Path | N
     """
     path, info = resolve(folder), read_info(folder)
     _check_backbone(info, backbone, path)
-    tensors = _read_tensors(path, skeleton(info))
-    prompt = None
-    if "prompt" in info.parts:
-        prompt = SoftPrompt(info.prompt_length, backbone.dim, tensors["prompt.vectors"]).to(backbone.device)
+    tensors = read_tensors(path, info)
+    found = {
+        name: SoftPrompt(len(tensors[name]), backbone.dim, tensors[name]).to(backbone.device)
+        for name in skeleton(info)
+        if name.startswith(PART_OF_PROMPTS)
+    }
     modules = None
     if "aspects" in info.parts:
         modules = _filled(info, tensors).to(backbone.device)
         _check_hashes(info, modules, f"the adapter {path} itself")
     elif info.aspects:
         modules = _borrowed(info, backbone, path, aspects)
-    return Adapter(info, modules, prompt)
+    return Adapter(info, modules, found.get(PROMPT), {name: found[task_tensor(name)] for name in info.tasks})
 
 
-def read_prompt(folder: str | Path) -> tuple[AdapterInfo, Float[Tensor, "prompt dim"]]:
-    """An adapter's description and its soft prompt, for use without the backbone.
+def read_prompt(folder: str | Path, task: str | None = None) -> tuple[AdapterInfo, Float[Tensor, "prompt dim"]]:
+    """The description of a task and its soft prompt, for use without the backbone.
 
     Raises:
         AdapterError: it is damaged, or has no soft prompt.
+        UsageError: no such task, or several and none was named.
     """
     path, info = resolve(folder), read_info(folder)
     if "prompt" not in info.parts:
         raise AdapterError(f"the adapter {folder} has no soft prompt", "one that masp train prompt wrote")
-    return info, _read_tensors(path, skeleton(info))["prompt.vectors"]
+    name = info.chosen(task)
+    return info.for_task(name), read_tensors(path, info)[PROMPT if name is None else task_tensor(name)]
 
 
 def without_places(info: AdapterInfo) -> AdapterInfo:
@@ -182,7 +220,9 @@ def skeleton(info: AdapterInfo) -> dict[str, nn.Parameter]:
             for name in info.aspects:
                 expected |= {f"aspects.{name}.{key}": value for key, value in modules.module(name).named_parameters()}
         if "prompt" in info.parts:
-            expected["prompt.vectors"] = SoftPrompt(info.prompt_length, info.backbone.dim).vectors
+            lengths = {task_tensor(name): task.prompt_length for name, task in info.tasks.items()}
+            for name, length in (lengths or {PROMPT: info.prompt_length}).items():
+                expected[name] = SoftPrompt(length, info.backbone.dim).vectors
     return expected
 
 
@@ -204,13 +244,13 @@ def _filled(info: AdapterInfo, tensors: Mapping[str, Tensor]) -> AspectModules:
     return modules
 
 
-def _read_tensors(path: Path, expected: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The weights file, once it is certain that it holds exactly the expected tensors.
+def read_tensors(path: Path, info: AdapterInfo) -> dict[str, Tensor]:
+    """The weights file, once it is certain that it holds exactly the tensors that the description promises.
 
     Raises:
         AdapterError: it cannot be read; a tensor is missing, left over, or of the wrong shape, dtype or value.
     """
-    file, todo = path / WEIGHTS, AGAIN
+    file, todo, expected = path / WEIGHTS, AGAIN, skeleton(info)
     try:
         tensors = load_file(file)
     except (OSError, SafetensorError, ValueError) as error:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from masp import __version__
-from masp.cli import demo, evaluate, export, import_released, info, predict, push, train
+from masp.cli import combine, demo, evaluate, export, import_released, info, predict, push, train
 from masp.cli.boundary import guarded
 from masp.cli.make_data import data_app
 
@@ -29,6 +29,7 @@ app.command(no_args_is_help=True, epilog=train.EXAMPLES)(train.train)
 app.command(no_args_is_help=True, epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(no_args_is_help=True, epilog=predict.EXAMPLES)(predict.predict)
 app.command(no_args_is_help=True, epilog=import_released.EXAMPLES)(import_released.import_released)
+app.command(no_args_is_help=True, epilog=combine.EXAMPLES)(combine.combine)
 app.command(no_args_is_help=True, epilog=export.EXAMPLES)(export.export)
 app.command(no_args_is_help=True, epilog=push.EXAMPLES)(push.push)
 app.command(no_args_is_help=True, epilog=info.EXAMPLES)(info.info)

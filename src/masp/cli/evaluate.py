@@ -32,7 +32,7 @@ def evaluate(
     adapter: Annotated[
         str, typer.Option(metavar="DIR|ID", help="The trained adapter, the folder of its run, or its id on a hub.")
     ],
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the data set.")],
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder or table of the data set.")],
     changes: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Settings of the data, such as `data.splits.kind=paper-like`."),
@@ -50,6 +50,7 @@ def evaluate(
     aspects: Annotated[
         str | None, typer.Option(metavar="DIR|ID", help="For a prompt that only names its aspects: where they are.")
     ] = None,
+    task: Annotated[str | None, typer.Option(metavar="NAME", help="For an adapter with several tasks: which.")] = None,
     backbone: Annotated[
         str | None, typer.Option(metavar="ID", help="Default: the one the adapter was trained on.")
     ] = None,
@@ -79,18 +80,17 @@ def evaluate(
     home = find_adapter(adapter, adapter_revision)
     if record and not Path(adapter).exists():
         raise UsageError(f"--record with {adapter}, which is on a hub", "an adapter here", "Record, then push it.")
-    dataset = as_trained(open_dataset(_settings(changes or [], data)), home)
+    dataset = as_trained(open_dataset(_settings(changes or [], data)), home, task)
     if split not in dataset.splits:
         raise UsageError(f"--split {split}: {data} has no such split", "", did_you_mean(split, dataset.splits))
-    records = dataset.split(split)
     loading = {"backbone_revision": revision, "dtype": dtype.value, "device": device}
-    masp = Masp.from_pretrained(adapter, backbone=backbone, aspects=aspects, revision=adapter_revision, **loading)
-    with Bar("images", len(records)) as bar:
+    masp = Masp.from_pretrained(adapter, backbone, aspects=aspects, task=task, revision=adapter_revision, **loading)
+    with Bar("images", len(dataset.split(split))) as bar:
         batching = Batching(batch_size, longest_side=masp.task.longest_side, progress=counting(bar))
         found = measure(masp, dataset, split, mode.value, batching, out)
     _tell(found, out)
     if record:
-        record_result(home, result_of(found))
+        record_result(home, result_of(found), task)
         say(f"recorded in {home}")
 
 

@@ -29,6 +29,7 @@ def export(
     adapter_revision: Annotated[
         str | None, typer.Option(metavar="REVISION", help="Commit, tag or branch of an adapter on a hub.")
     ] = None,
+    task: Annotated[str | None, typer.Option(metavar="NAME", help="For an adapter with several tasks: which.")] = None,
 ) -> None:
     """Write a copy of the backbone that holds the soft prompt, so that any engine can serve it (V+S, no reasons).
 
@@ -38,7 +39,7 @@ def export(
     from masp.export import export_embedding_rows
 
     assert form is Form.embedding_rows
-    made = export_embedding_rows(adapter, out, backbone, adapter_revision)
+    made = export_embedding_rows(adapter, out, backbone, adapter_revision, task)
     grown = made.rows - made.rows_before
     where = f"{grown} rows were added" if grown else "spare rows were enough"
     say(f"{len(made.tokens)} tokens, {made.tokens[0]} to {made.tokens[-1]}; {where} ({made.rows:,} rows)")

@@ -1,16 +1,25 @@
-"""`masp data`: data sets made on the spot."""
+"""`masp data`: data sets made on the spot, checked, divided and fetched."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from masp.cli import check_data, import_data, split_data
+
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 
 
 @data_app.callback()
 def data() -> None:
-    """Make data sets."""
+    """Make, check, divide and import data sets."""
+
+
+data_app.command("check", no_args_is_help=True, epilog=check_data.EXAMPLES)(check_data.check_data)
+data_app.command("split", no_args_is_help=True, epilog=split_data.EXAMPLES)(split_data.split_data)
+data_app.command(
+    "import", no_args_is_help=True, epilog="Example: `masp data import owner/name --out photos --limit 1000`"
+)(import_data.import_data)
 
 
 @data_app.command(no_args_is_help=True, epilog="Example: `masp data make scenes --images 500 --seed 7`")
@@ -20,9 +29,9 @@ def make(
     seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same pictures, byte for byte.")] = 0,
 ) -> None:
     """Write emoji scenes in EmoSet's published layout: pictures, labels, annotations, and what caused each label."""
+    from masp.bars import Bar
     from masp.cli.show import counting, say
     from masp.data.emoji.dataset import write_dataset
-    from masp.training.progress import Bar
 
     with Bar("pictures", images) as bar:
         write_dataset(folder, images=images, seed=seed, progress=counting(bar))

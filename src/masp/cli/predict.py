@@ -42,6 +42,7 @@ def predict(
     adapter_revision: Annotated[
         str | None, typer.Option(metavar="REVISION", help="Commit, tag or branch of an adapter on a hub.")
     ] = None,
+    task: Annotated[str | None, typer.Option(metavar="NAME", help="For an adapter with several tasks: which.")] = None,
     backbone: Annotated[str | None, typer.Option(metavar="ID", help="Default: the one that the adapter names.")] = None,
     aspects: Annotated[
         str | None, typer.Option(metavar="DIR|ID", help="For a prompt that only names its aspects: where they are.")
@@ -58,10 +59,13 @@ def predict(
 
     An image that cannot be read is reported and the others go on; the exit code is then 1.
     """
+    from masp.adapters import find_adapter, read_info
     from masp.predictor import Failure, Masp
 
+    if adapter is not None:  # where a task has to be named, that is said before a large backbone is loaded
+        task = read_info(find_adapter(adapter, adapter_revision)).chosen(task)
     loading = {"backbone_revision": revision, "dtype": dtype.value, "device": device}
-    masp = Masp.from_pretrained(adapter, backbone=backbone, aspects=aspects, revision=adapter_revision, **loading)
+    masp = Masp.from_pretrained(adapter, backbone, aspects=aspects, task=task, revision=adapter_revision, **loading)
     show = _json_line if as_json else _for_people(masp, explain)
     lost: list[Failure] = []
     failures: list[Failure] = []

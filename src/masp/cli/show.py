@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
@@ -47,6 +48,11 @@ def counting(bar: "Bar") -> Callable[[int], None]:
         bar.show(done)
 
     return advance
+
+
+def waiting(what: str) -> Status:
+    """A sign on stderr that something goes on whose length nobody knows; for use with `with`."""
+    return Console(stderr=True, highlight=False).status(f"{what} …")
 
 
 def results() -> Console:
@@ -116,6 +122,18 @@ def place_in_words(attention: Sequence[Sequence[float]] | None) -> str:
     vertical = ("upper", "", "lower")[3 * (2 * row + 1) // (2 * rows)]
     horizontal = ("left", "", "right")[3 * (2 * column + 1) // (2 * columns)]
     return f"{vertical} {horizontal or 'middle' * bool(vertical)}".strip() or "centre"
+
+
+def counts_table(labels: Sequence[str], counts: Mapping[str, Mapping[str, int]]) -> Table:
+    """Images by label and split, with their sums."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("label")
+    for split in counts:
+        table.add_column(printable(split) if split != "all" else "images", justify="right")
+    for label in labels:
+        table.add_row(Text(printable(label)), *(f"{of_label.get(label, 0):,}" for of_label in counts.values()))
+    table.add_row("total", *(f"{sum(of_label.values()):,}" for of_label in counts.values()), style="bold")
+    return table
 
 
 def evaluation_tables(found: "Evaluation") -> Group:

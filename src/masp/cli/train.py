@@ -37,7 +37,7 @@ def train(
         What, typer.Argument(help="Stage 1 (*aspects*), stage 2 (*prompt*), or *all*: one after the other.")
     ],
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the data set, or of one folder per label.")
+        Path | None, typer.Option(metavar="DIR", help="Folder of the data set, or of one folder per label; or a table.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the run: adapter, checkpoints, metrics.")

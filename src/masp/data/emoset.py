@@ -3,10 +3,11 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from masp.data.annotations import read_annotation
 from masp.data.quarantine import Quarantine
-from masp.data.reading import Reading, exists, inside, label_of
+from masp.data.reading import LabelError, Reading, exists, inside, label_of
 from masp.data.records import Record, read_json
 from masp.errors import DataError, shown
 from masp.labels import LABEL_SETS
@@ -21,7 +22,7 @@ def is_published(root: Path) -> bool:
     return any((root / f"{name}.json").is_file() for name in SPLITS)
 
 
-def read_emoset(root: Path, strict: bool = False) -> Reading:
+def read_emoset(root: Path, account: Quarantine) -> Reading:
     """Records of the published layout.
 
     A row is [label, id, picture, annotation] or [label, picture, annotation]; the label is a number in the order of
@@ -31,8 +32,8 @@ def read_emoset(root: Path, strict: bool = False) -> Reading:
         DataError: no list can be read, or too many rows cannot be used.
     """
     labels = _labels(root / "info.json")
-    account = Quarantine(strict)
     has_notes = (root / "annotation").is_dir()
+    missing: list[Path] = []
     splits: dict[str, list[Record]] = {}
     for name in SPLITS:
         file = root / f"{name}.json"
@@ -43,38 +44,70 @@ def read_emoset(root: Path, strict: bool = False) -> Reading:
             raise DataError(f"{file} holds {type(rows).__name__}", "a list of rows", "Copy it again from its source.")
         splits[name] = []
         for number, row in enumerate(rows):
-            try:
-                record = _record(root, row, labels, has_notes)
-            except DataError as error:
-                account.reject(file, f"row {number}: {error}")
-                continue
-            splits[name].append(record)
-            account.accept()
+            record = _record(_Row(file, number, row), labels, has_notes, account, missing)
+            if record is not None:
+                splits[name].append(record)
+                account.accept()
     account.finish()
-    return Reading("emoset", labels, splits, account)
+    return Reading("emoset", labels, splits, account, tuple(missing))
 
 
-def _record(root: Path, row: object, labels: tuple[str, ...], has_notes: bool) -> Record:
-    if not isinstance(row, list) or len(row) not in (3, 4):
+class _Row(NamedTuple):
+    file: Path
+    number: int
+    content: object
+
+    @property
+    def root(self) -> Path:
+        return self.file.parent
+
+
+def _record(
+    row: _Row, labels: tuple[str, ...], has_notes: bool, account: Quarantine, missing: list[Path]
+) -> Record | None:
+    """The picture of a row, or None once the account knows what is wrong with the row."""
+    try:
+        path, label, note = _parts(row, labels)
+    except DataError as error:
+        fault = "label" if isinstance(error, LabelError) else "row"
+        account.reject(row.file, f"row {row.number}: {error}", fault)
+        return None
+    if not note or not note.strip() or not has_notes:
+        return Record(path, label)
+    try:
+        file = inside(row.root, note)
+        if not exists(file):
+            missing.append(file)
+            return Record(path, label)
+        annotations, extra = read_annotation(file)
+    except DataError as error:
+        account.reject(row.file, f"row {row.number}: {error}", "annotation")
+        return None
+    return Record(path, label, annotations, extra=extra)
+
+
+def _parts(row: _Row, labels: tuple[str, ...]) -> tuple[Path, str, str | None]:
+    """Picture, label and name of the annotation file of a row."""
+    cells = row.content
+    if not isinstance(cells, list) or len(cells) not in (3, 4):
         shapes = "[label, id, picture, annotation] or [label, picture, annotation]"
-        raise DataError(f"the row is {shown(row)}", shapes, "Correct the list.")
-    label, picture, note = row[0], row[-2], row[-1]
+        raise DataError(f"the row is {shown(cells)}", shapes, "Correct the list.")
+    label, picture, note = cells[0], cells[-2], cells[-1]
     if not isinstance(picture, str) or not isinstance(note, str | None):
-        raise DataError(f"the row is {shown(row)}", "paths as text", "Correct the list.")
-    path = inside(root, picture)
-    file = inside(root, note) if note and note.strip() and has_notes else None
-    annotations, extra = read_annotation(file) if file is not None and exists(file) else ({}, {})
-    return Record(path, _label(label, labels), annotations, extra=extra)
+        raise DataError(f"the row is {shown(cells)}", "paths as text", "Correct the list.")
+    return inside(row.root, picture), _label(label, labels), note
 
 
 def _label(value: object, labels: tuple[str, ...]) -> str:
-    if isinstance(value, str) and label_of(value.strip()) in labels:
-        return label_of(value.strip())
-    if isinstance(value, str) and value.strip().isdecimal():
-        value = int(value.strip()[:9])
+    if isinstance(value, str):
+        name = label_of(value.strip())
+        if name in labels:
+            return name
+        if value.strip().isdecimal():
+            value = int(value.strip()[:9])
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(labels):
         return labels[value]
-    raise DataError(
+    raise LabelError(
         f"the label is {shown(value)}", f"0 to {len(labels) - 1}, or one of {', '.join(labels)}", "Correct the list."
     )
 

@@ -25,14 +25,14 @@ def is_published(root: Path) -> bool:
     return (root / VOTES).is_file() and (root / PICTURES).is_dir()
 
 
-def read_emotion6(root: Path, label_from: Literal["folder", "majority"] = "folder", strict: bool = False) -> Reading:
+def read_emotion6(root: Path, account: Quarantine, label_from: Literal["folder", "majority"] = "folder") -> Reading:
     """Records with the distribution of the votes (neutral included) and, as extras, valence and arousal (1 to 9).
 
     Args:
         root: the folder with `ground_truth.txt` and `images/`.
+        account: counts what can be used and what cannot.
         label_from: the folder, which is the search word (as in the paper), or the class with most votes, neutral
             left out; of equal classes the folder's if it is among them, otherwise the first in the table.
-        strict: stop at the first picture that cannot be used.
 
     Raises:
         DataError: the table or the folders cannot be read, or too many rows cannot be used.
@@ -41,24 +41,28 @@ def read_emotion6(root: Path, label_from: Literal["folder", "majority"] = "folde
     columns, rows = _table(table)
     folders = listing(root / PICTURES)[0]
     labels = tuple(sorted(label_of(folder.name) for folder in folders))
-    account = Quarantine(strict)
     records: list[Record] = []
+    voteless: list[Path] = []
     seen = 0
     for folder in folders:
         for picture in filter(is_picture, listing(folder)[1]):
             cells = rows.get(f"{folder.name}/{picture.name}")
             seen += cells is not None
+            if cells is None:
+                voteless.append(picture)
             try:
                 record = _record(picture, label_of(folder.name), columns, cells)
                 records.append(_by_majority(record, labels) if label_from == "majority" else record)
             except DataError as error:
-                account.reject(picture, str(error))
+                account.reject(picture, str(error), "annotation")
                 continue
             account.accept()
     account.finish()
+    skipped: dict[str, int] = {}
     if seen < len(rows):
         log.warning("%s has %d rows without a picture", table, len(rows) - seen)
-    return Reading("emotion6", labels, {"all": records}, account)
+        skipped[f"rows of {VOTES} without a picture"] = len(rows) - seen
+    return Reading("emotion6", labels, {"all": records}, account, tuple(voteless), skipped)
 
 
 def _table(file: Path) -> tuple[list[str], dict[str, list[str]]]:

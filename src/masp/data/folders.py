@@ -44,7 +44,16 @@ def split_folders(root: Path) -> dict[str, Path]:
     return found
 
 
-def read_folders(root: Path, strict: bool = False) -> Reading:
+def is_tree(root: Path) -> bool:
+    """Whether a folder holds folders of splits, or at least two folders of pictures."""
+    if not root.is_dir():
+        return False
+    if split_folders(root):
+        return True
+    return sum(any(map(is_picture, listing(folder)[1])) for folder in listing(root)[0]) > 1
+
+
+def read_folders(root: Path, account: Quarantine) -> Reading:
     """Records of `root/<label>/*` or `root/<split>/<label>/*`, with `root/annotation/<label>/<name>.json` if there.
 
     A picture without an annotation file has no annotations; one whose annotation is damaged is left out.
@@ -56,25 +65,47 @@ def read_folders(root: Path, strict: bool = False) -> Reading:
     others = [f for f in listing(root)[0] if f not in splits.values() and f.name.lower() != ANNOTATION]
     if splits and others:
         raise DataError(f"{root} has folders of splits and also {others[0].name}", _TREES, "Move it elsewhere.")
-    account = Quarantine(strict)
     annotation = root / ANNOTATION
-    notes = annotation if annotation.is_dir() else None
+    tree = _Tree(account, annotation if annotation.is_dir() else None)
     if splits:
-        trees = {name: _classes(listing(folder)[0], notes, account) for name, folder in splits.items()}
+        trees = {name: tree.records(listing(folder)[0]) for name, folder in splits.items()}
     else:
-        trees = {"all": _classes(others, notes, account)}
+        trees = {"all": tree.records(others)}
     labels = {record.label for records in trees.values() for record in records if record.label is not None}
+    account.finish()
     if not labels:
         raise _nothing_found(root, others)
     names = [name for name in ("train", "val", "test", "all") if name in trees]
     layout = "split folders" if splits else "folder"
-    return Reading(layout, tuple(sorted(labels)), {name: trees[name] for name in names}, account)
+    chosen = {name: trees[name] for name in names}
+    return Reading(layout, tuple(sorted(labels)), chosen, account, tuple(tree.missing), tree.skipped())
 
 
-def _classes(folders: list[Path], notes: Path | None, account: Quarantine) -> list[Record]:
-    records: list[Record] = []
-    ignored: Counter[str] = Counter()
-    for folder in folders:
+class _Tree:
+    """Class folders as records, with an account of what was passed over."""
+
+    def __init__(self, account: Quarantine, notes: Path | None) -> None:
+        self.account = account
+        self.notes = notes
+        self.missing: list[Path] = []
+        self.ignored: Counter[str] = Counter()
+
+    def records(self, folders: list[Path]) -> list[Record]:
+        records: list[Record] = []
+        for folder in folders:
+            for picture in self._pictures(folder):
+                record = self._record(picture, label_of(folder.name))
+                if record is not None:
+                    records.append(record)
+        return records
+
+    def skipped(self) -> dict[str, int]:
+        if self.ignored:
+            kinds = ", ".join(f"{count} × {suffix}" for suffix, count in self.ignored.most_common(5))
+            log.warning("%d files are not named like pictures and were ignored: %s", self.ignored.total(), kinds)
+        return {f"files named {suffix}, which are not pictures": count for suffix, count in self.ignored.items()}
+
+    def _pictures(self, folder: Path) -> list[Path]:
         inner, files = listing(folder)
         pictures = [file for file in files if is_picture(file)]
         if inner and pictures:
@@ -83,29 +114,23 @@ def _classes(folders: list[Path], notes: Path | None, account: Quarantine) -> li
             )
         if not pictures:
             raise _empty_class(folder, inner)
-        ignored.update(file.suffix.lower() or "no suffix" for file in files if not is_picture(file))
-        for picture in pictures:
-            record = _record(picture, label_of(folder.name), notes, account)
-            if record is not None:
-                records.append(record)
-    if ignored:
-        kinds = ", ".join(f"{count} × {suffix}" for suffix, count in ignored.most_common(5))
-        log.warning("%d files are not named like pictures and were ignored: %s", ignored.total(), kinds)
-    return records
+        self.ignored.update(file.suffix.lower() or "without suffix" for file in files if not is_picture(file))
+        return pictures
 
-
-def _record(picture: Path, label: str, notes: Path | None, account: Quarantine) -> Record | None:
-    file = notes / picture.parent.name / f"{picture.stem}.json" if notes is not None else None
-    if file is None or not exists(file):
-        account.accept()
-        return Record(picture, label)
-    try:
-        annotations, extra = read_annotation(file)
-    except DataError as error:
-        account.reject(picture, str(error))
-        return None
-    account.accept()
-    return Record(picture, label, annotations, extra=extra)
+    def _record(self, picture: Path, label: str) -> Record | None:
+        file = self.notes / picture.parent.name / f"{picture.stem}.json" if self.notes is not None else None
+        if file is None or not exists(file):
+            if file is not None:
+                self.missing.append(file)
+            self.account.accept()
+            return Record(picture, label)
+        try:
+            annotations, extra = read_annotation(file)
+        except DataError as error:
+            self.account.reject(picture, str(error), "annotation")
+            return None
+        self.account.accept()
+        return Record(picture, label, annotations, extra=extra)
 
 
 def _empty_class(folder: Path, inner: list[Path]) -> DataError:

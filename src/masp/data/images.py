@@ -16,6 +16,20 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"})
 """Names under which pictures are looked for in folders."""
 
+_BEGINNINGS = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF8", "GIF"),
+    (b"BM", "BMP"),
+)
+_SUFFIXES_OF = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+}
+
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 268_435_456
 
@@ -45,7 +59,7 @@ def open_image(path: str | os.PathLike[str], longest_side: int | None = None) ->
     Raises:
         ImageError: anything at all is wrong with the file.
     """
-    return decode_image(_content(path), path, longest_side)
+    return decode_image(read_content(path), path, longest_side)
 
 
 def decode_image(content: bytes, name: str | os.PathLike[str], longest_side: int | None = None) -> Image.Image:
@@ -68,11 +82,34 @@ def decode_image(content: bytes, name: str | os.PathLike[str], longest_side: int
         raise ImageError(name, f"damaged ({_short(error)})", "Copy it again from its source, or remove it.") from None
 
 
+def format_of(content: bytes) -> str | None:
+    """The format that the first bytes of a file tell: one of `FORMATS`, or None."""
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "WEBP"
+    return next((name for beginning, name in _BEGINNINGS if content.startswith(beginning)), None)
+
+
+def suffix_of(content: bytes) -> str | None:
+    """The usual suffix for a file's content, or None where it is no picture."""
+    kind = format_of(content)
+    return _SUFFIXES_OF[kind][0] if kind is not None else None
+
+
+def suffix_fits(suffix: str, kind: str) -> bool:
+    """Whether a file of a format may have a suffix."""
+    return suffix.lower() in _SUFFIXES_OF[kind]
+
+
 def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:120] or type(error).__name__
 
 
-def _content(path: str | os.PathLike[str]) -> bytes:
+def read_content(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a picture's file.
+
+    Raises:
+        ImageError: it is no file, cannot be read, is empty or has more than `MAX_BYTES`.
+    """
     try:
         status = Path(path).stat()
         if not stat.S_ISREG(status.st_mode):

@@ -4,18 +4,23 @@ import logging
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from masp.errors import DataError
 
 log = logging.getLogger(__name__)
 
+Fault = Literal["file", "row", "label", "annotation", "picture"]
+"""What is wrong: a file, a row of a list, its label, the annotation it names, or the picture it names."""
+
 
 @dataclass(frozen=True)
 class Rejected:
-    """A file that was left out, and why."""
+    """A file that was left out, why, and what kind of fault it is."""
 
     path: Path
     reason: str
+    fault: Fault = "file"
 
 
 class Quarantine:
@@ -30,6 +35,7 @@ class Quarantine:
         share: how much of the files may be bad.
         patience: how many may be bad in a row.
         total: how many files the pass will look at; None if nobody knows yet.
+        tolerant: never stop, whatever is bad, and leave the log alone: somebody reads the account afterwards.
 
     Attributes:
         used: files that were good.
@@ -37,12 +43,18 @@ class Quarantine:
     """
 
     def __init__(
-        self, strict: bool = False, share: float = 0.01, patience: int = 100, total: int | None = None
+        self,
+        strict: bool = False,
+        share: float = 0.01,
+        patience: int = 100,
+        total: int | None = None,
+        tolerant: bool = False,
     ) -> None:
         self.strict = strict
         self.share = share
         self.patience = patience
         self.total = total
+        self.tolerant = tolerant
         self.used = 0
         self.rejected: list[Rejected] = []
         self._in_a_row = 0
@@ -58,13 +70,15 @@ class Quarantine:
             self._in_a_row = 0
         self.used += count
 
-    def reject(self, path: Path, reason: str) -> None:
+    def reject(self, path: Path, reason: str, fault: Fault = "file") -> None:
         """Count a bad file.
 
         Raises:
             DataError: too many were bad, or `strict` is set.
         """
-        self.rejected.append(Rejected(path, reason))
+        self.rejected.append(Rejected(path, reason, fault))
+        if self.tolerant:
+            return
         self._in_a_row += 1
         log.warning("left out %s: %s", path, reason)
         if self.strict:
@@ -94,6 +108,8 @@ class Quarantine:
         Raises:
             DataError: files were read and none was good, or too few.
         """
+        if self.tolerant:
+            return
         if self.rejected and not self.used:
             last = self.rejected[-1]
             raise DataError(

@@ -5,12 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from masp.config import DataConfig, SplitConfig
-from masp.data import emoset, emotion6, folders
+from masp.data.layouts import NAMES, read_layout
+from masp.data.quarantine import Quarantine
 from masp.data.reading import Reading
 from masp.data.records import Dataset, Record
-from masp.data.splits import by_content, paper_like
+from masp.data.relabel import relabelled
+from masp.data.splits import by_content, divided_by_file, paper_like
+from masp.data.tables import is_table
 from masp.data.walk import images_from, unreadable
-from masp.errors import DataError
+from masp.errors import DataError, did_you_mean
 from masp.labels import validate_labels
 
 __all__ = ["images_from", "open_dataset"]
@@ -19,57 +22,73 @@ log = logging.getLogger(__name__)
 
 
 def open_dataset(data: DataConfig | str | Path, layout: str = "auto", strict: bool = False) -> Dataset:
-    """A data set from a folder in one of the known layouts.
+    """A data set from a folder in one of the known layouts, or from a table.
 
-    Known are EmoSet's published layout, its re-arrangement into {train,test}/<label> with annotation/<label>,
-    Emotion6's published layout, and folder trees <folder>/<label> and <folder>/<split>/<label> with labels of any
-    name. Published splits are used where they exist; otherwise the files' content decides.
+    Known are the published layouts of EmoSet (and its re-arrangement into {train,test}/<label> with
+    annotation/<label>), FI, Emotion6, Flickr, Instagram, Abstract and ArtPhoto, folder trees <folder>/<label> and
+    <folder>/<split>/<label> with labels of any name, and tables of path and label. Published splits are used where
+    they exist; otherwise the files' content decides.
 
     Args:
-        data: the folder, or the settings of a run's data.
-        layout: "auto", "folder", "emoset" or "emotion6", when `data` is a folder.
+        data: the folder, a CSV, TSV or Parquet file, or the settings of a run's data.
+        layout: "auto", or one of the names that `data.layout` may have, when `data` is a path.
         strict: stop at the first annotation that cannot be used, instead of leaving up to 1 % of them out.
 
     Raises:
         DataError: missing or empty folder, unknown layout, one class only, labels that cannot be told apart, or too
             many annotations that cannot be used.
     """
-    settings = data if isinstance(data, DataConfig) else _settings(data, layout)
-    if settings.path is None:
+    settings = data if isinstance(data, DataConfig) else settings_for(data, layout)
+    reading = read_dataset(settings, Quarantine(strict))
+    path = existing_path(settings)
+    dataset = _finished(reading, path if path.is_dir() else path.parent, settings)
+    return dataset if settings.taxonomy is None else relabelled(dataset, settings.taxonomy)
+
+
+def read_dataset(settings: DataConfig, account: Quarantine) -> Reading:
+    """The records of a data set as they are published: not divided, and with whatever labels occur.
+
+    Raises:
+        DataError: a missing path, an unknown layout, or more faults than the account allows.
+    """
+    return read_layout(existing_path(settings), settings, account)
+
+
+def existing_path(settings: DataConfig) -> Path:
+    """The folder or table of a data set.
+
+    Raises:
+        DataError: the settings name none, or one that does not exist or is another kind of file.
+    """
+    path = settings.path
+    if path is None:
         raise DataError("no data set is named", "a folder", "Set data.path.")
-    root = settings.path
     try:
-        root.stat()
+        path.stat()
     except (OSError, ValueError) as error:
-        raise unreadable(root, error if isinstance(error, OSError) else OSError(0, str(error))) from None
-    if not root.is_dir():
-        raise DataError(f"{root} is a file", "the folder of a data set", "Name the folder.")
-    return _finished(_read(root, settings, strict), root, settings)
+        raise unreadable(path, error if isinstance(error, OSError) else OSError(0, str(error))) from None
+    if not path.is_dir() and not is_table(path):
+        raise DataError(f"{path} is a file", "the folder of a data set, or a table", "Name the folder.")
+    return path
 
 
-def _settings(path: str | Path, layout: str) -> DataConfig:
-    known = ("auto", "folder", "emoset", "emotion6")
-    if layout not in known:
-        raise DataError(f"unknown layout '{layout}'", ", ".join(known), "Correct the layout.")
+def settings_for(path: str | Path, layout: str = "auto") -> DataConfig:
+    """The default settings for a path.
+
+    Raises:
+        DataError: an unknown layout.
+    """
+    if layout not in NAMES:
+        raise DataError(f"unknown layout '{layout}'", ", ".join(NAMES), did_you_mean(layout, NAMES))
     return DataConfig.model_validate({"path": Path(path), "layout": layout})
 
 
-def _read(root: Path, settings: DataConfig, strict: bool) -> Reading:
-    layout = settings.layout
-    if layout == "emotion6" or (layout == "auto" and emotion6.is_published(root)):
-        return emotion6.read_emotion6(root, settings.label_from, strict)
-    if layout in ("auto", "emoset") and emoset.is_published(root):
-        return emoset.read_emoset(root, strict)
-    if layout == "emoset" and not folders.split_folders(root):
-        raise DataError(
-            f"{root} holds neither train.json, val.json or test.json nor folders train and test",
-            "one of EmoSet's two layouts",
-            "Check the path, or leave the layout to 'auto'.",
-        )
-    return folders.read_folders(root, strict)
+def usable_labels(reading: Reading, root: Path) -> tuple[str, ...]:
+    """The labels of a reading.
 
-
-def _finished(reading: Reading, root: Path, settings: DataConfig) -> Dataset:
+    Raises:
+        DataError: there are no pictures, one class only, or labels that cannot be told apart.
+    """
     if not any(reading.splits.values()):
         raise DataError(f"{root} holds no pictures", f"pictures in the layout {reading.layout}", "Check the path.")
     found = {record.label for records in reading.splits.values() for record in records}
@@ -79,10 +98,19 @@ def _finished(reading: Reading, root: Path, settings: DataConfig) -> Dataset:
             "at least two classes",
             "Add pictures of another class, or check that the path is that of the whole data set.",
         )
-    labels = validate_labels(reading.labels)
+    return validate_labels(reading.labels)
+
+
+def _finished(reading: Reading, root: Path, settings: DataConfig) -> Dataset:
+    labels = usable_labels(reading, root)
     name = root.resolve().name
-    splits, split_by = _splits(reading, name, settings)
-    dataset = Dataset(name, root, labels, splits, reading.layout, tuple(reading.account.rejected), split_by)
+    rejected = tuple(reading.account.rejected)
+    if settings.splits.file is not None:
+        whole = {split: tuple(records) for split, records in reading.splits.items()}
+        dataset = divided_by_file(Dataset(name, root, labels, whole, reading.layout, rejected), settings.splits.file)
+    else:
+        splits, split_by = _splits(reading, name, settings)
+        dataset = Dataset(name, root, labels, splits, reading.layout, rejected, split_by)
     log.info("%s; %s", dataset.summary(), reading.account.summary())
     return dataset
 

@@ -96,9 +96,9 @@ class Dataset:
         root: its folder.
         labels: every class, in the order of the release where there is one, otherwise sorted.
         splits: split name ("train", "val", "test" or "all") → records.
-        layout: how the folder was arranged: "emoset", "emotion6", "folder" or "split folders".
+        layout: how the folder was arranged: "folder", "split folders", or a name of `data.layout`.
         rejected: what could not be read of the annotations.
-        split_by: where the splits come from: "published", "content" or "paper-like".
+        split_by: where the splits come from: "published", "content", "paper-like" or "file".
     """
 
     name: str

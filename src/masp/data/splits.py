@@ -1,14 +1,20 @@
 """Dividing records by a hash of their files: the same on every machine and in every listing order."""
 
+import csv
 import hashlib
+import io
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from masp.data.records import Dataset, Record, read_json
 from masp.errors import DataError
 from masp.storage import digest, write_file
+
+log = logging.getLogger(__name__)
 
 DEFAULT_FRACTIONS: Mapping[str, float] = {"train": 0.8, "val": 0.05, "test": 0.15}
 
@@ -100,12 +106,8 @@ def _quotas(count: int, fractions: Mapping[str, float]) -> dict[str, int]:
     return quotas
 
 
-def write_split(file: Path, dataset: Dataset) -> None:
-    """Write which file stands in which split, so that the split can be read by people and used again.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
+def split_content(dataset: Dataset) -> bytes:
+    """A split file: which picture stands in which split, for people to read and for `read_split`."""
     splits = {
         name: [[_place(dataset, record), record.label] for record in records]
         for name, records in dataset.splits.items()
@@ -117,8 +119,17 @@ def write_split(file: Path, dataset: Dataset) -> None:
         "fingerprint": dataset.fingerprint(),
         "splits": splits,
     }
+    return (json.dumps(content, indent=1) + "\n").encode("ascii")
+
+
+def write_split(file: Path, dataset: Dataset) -> None:
+    """Write a split file, in the place of an older one.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
     try:
-        write_file(file, (json.dumps(content, indent=1) + "\n").encode("ascii"))
+        write_file(file, split_content(dataset))
     except OSError as error:
         raise DataError(f"the split {file} cannot be written ({error.strerror})", "", "Check the folder.") from None
 
@@ -141,6 +152,53 @@ def read_split(file: Path, dataset: Dataset) -> dict[str, tuple[Record, ...]]:
             raise DataError(f"{file} names {strange}, which {dataset.root} does not have", "", "Use its own data set.")
         splits[name] = tuple(known[place] for place in places)
     return splits
+
+
+def divided_by_file(dataset: Dataset, file: Path) -> Dataset:
+    """The data set in the division that a file holds; pictures that the file does not name are left out.
+
+    Raises:
+        DataError: as for `read_split`.
+    """
+    splits = read_split(file, dataset)
+    left_out = len(dataset.records) - sum(map(len, splits.values()))
+    if left_out:
+        log.warning("%s names all pictures of %s but %d, which are left out", file, dataset.root, left_out)
+    return replace(dataset, splits=splits, split_by="file")
+
+
+def write_division(out: Path, dataset: Dataset) -> None:
+    """Write a division: as a split file (`.json`), as one table (`.csv`), or as a new folder with both kinds.
+
+    The folder holds `split.json` and a table for every split. Tables have the columns path (seen from the data set's
+    folder), label and split. What is already there is left alone, unless it would be written again byte for byte.
+
+    Raises:
+        DataError: the file or folder is there and holds something else, or cannot be written.
+    """
+    suffix = out.suffix.lower()
+    files = {out: _table(dataset, tuple(dataset.splits))} if suffix == ".csv" else {out: split_content(dataset)}
+    if suffix not in (".csv", ".json"):
+        files = {out / f"{name}.csv": _table(dataset, (name,)) for name in dataset.splits}
+        files[out / "split.json"] = split_content(dataset)
+    strange = next((file for file, content in files.items() if file.exists() and file.read_bytes() != content), None)
+    if strange is not None:
+        raise DataError(f"{strange} is there already and holds something else", "a new name", "Choose another --out.")
+    try:
+        for file, content in files.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_file(file, content)
+    except OSError as error:
+        raise DataError(f"{out} cannot be written ({error.strerror})", "", "Check the folder.") from None
+
+
+def _table(dataset: Dataset, names: Sequence[str]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("path", "label", "split"))
+    for name in names:
+        writer.writerows((_place(dataset, record), record.label or "", name) for record in dataset.splits[name])
+    return text.getvalue().encode()
 
 
 def _place(dataset: Dataset, record: Record) -> str:

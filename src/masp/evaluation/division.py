@@ -15,15 +15,22 @@ SPLITS = "splits.json"
 log = logging.getLogger(__name__)
 
 
-def as_trained(dataset: Dataset, adapter: Path) -> Dataset:
+def as_trained(dataset: Dataset, adapter: Path, task: str | None = None) -> Dataset:
     """The data set in the division of the adapter's run, where that run divided this very data set itself.
 
     A published division is left alone, and so is a data set that the adapter was not trained on.
 
+    Args:
+        dataset: as it was opened.
+        adapter: its folder, or that of its run.
+        task: which of several tasks.
+
     Raises:
         AdapterError: there is no adapter.
+        UsageError: no such task, or several and none was named.
     """
-    known = {record.fingerprint for record in read_info(adapter).data.values()}
+    records = read_info(adapter).for_task(task).data.values()
+    known = {record.fingerprint for record in records}
     if dataset.split_by == "published" or dataset.fingerprint() in known:
         return dataset
     file = resolve(adapter).parent / SPLITS
@@ -35,7 +42,7 @@ def as_trained(dataset: Dataset, adapter: Path) -> Dataset:
         if divided.fingerprint() in known:
             log.info("using the division of the run, %s", file)
             return replace(divided, split_by="run")
-    if dataset.name in {record.name for record in read_info(adapter).data.values()}:
+    if dataset.name in {record.name for record in records}:
         log.warning(
             "the adapter was trained on %s, but divided in another way: this split may hold images it was trained on",
             dataset.name,

@@ -172,6 +172,7 @@ def provenance(masp: Masp, dataset: Dataset | None = None, split: str | None = N
         },
         "adapter": {
             "name": portable(masp.adapter),
+            "task": masp.task_name,
             "tensors_sha256": tensors_sha256(masp.model.state_dict()),
             "method": masp.model.method.model_dump(mode="json"),
             "aspects": list(masp.task.use.aspects),

@@ -7,55 +7,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
+from masp.bars import Bar
 from masp.training.checkpoints import unwritable
 
-
-class Bar:
-    """A progress bar with loss, pace and the time left; silent where nobody looks (no terminal).
-
-    Args:
-        title: what is being done.
-        total: how many steps there are; `done` of them were finished before.
-        unit: what the pace counts.
-        console: where it is drawn; None for standard error.
-    """
-
-    def __init__(
-        self, title: str, total: int, done: int = 0, unit: str = "images", console: Console | None = None
-    ) -> None:
-        self.unit = unit
-        console = console or Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task: TaskID = self._progress.add_task(title, total=total, completed=done, note="")
-
-    def show(self, done: int, loss: float | None = None, pace: float | None = None) -> None:
-        """Put the bar at `done` steps; `loss` and `pace` (units per second) replace what it says, where given."""
-        parts = [f"loss {loss:.4f}"] if loss is not None else []
-        parts += [f"{pace:.0f} {self.unit}/s"] if pace is not None else []
-        if parts:
-            self._progress.update(self._task, completed=done, note="  ".join(parts))
-        else:
-            self._progress.update(self._task, completed=done)
-
-    def __enter__(self) -> "Bar":
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
+__all__ = ["Bar", "MetricsFile"]
 
 
 class MetricsFile:

@@ -1,0 +1,140 @@
+"""Data sets of the Hugging Face hub, copied into folders that every other part of masp reads."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from masp.data.folders import SPLITS
+from masp.data.images import suffix_of
+from masp.data.reading import label_of
+from masp.errors import DataError, UsageError, did_you_mean
+from masp.storage import write_folder
+
+log = logging.getLogger(__name__)
+
+LABELS = ("label", "labels", "emotion", "class", "category", "sentiment", "target")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which data set, and which of its columns.
+
+    Attributes:
+        name: its name on the hub, or a folder in a shape that the package datasets knows.
+        image: the column of pictures; None: the only one that holds pictures.
+        label: the column of labels; None: the only one with a fixed set of labels, else one with a usual name.
+        revision: commit, tag or branch; None: the newest.
+        limit: pictures per split at most; None: all.
+    """
+
+    name: str
+    image: str | None = None
+    label: str | None = None
+    revision: str | None = None
+    limit: int | None = None
+
+
+def import_dataset(source: Source, folder: Path, progress: Callable[[int], None] | None = None) -> Counter[str]:
+    """Write the pictures of a data set as they are, byte for byte, to `folder/<split>/<label>/<number>.<suffix>`.
+
+    A data set with one split has no folder of splits. No code of the data set is run.
+
+    Args:
+        source: the data set.
+        folder: new or empty; it appears once everything is there.
+        progress: called with the number of pictures written since the last call.
+
+    Returns:
+        Split → pictures written.
+
+    Raises:
+        UsageError: the package datasets is not installed, or the folder is not empty.
+        DataError: the data set cannot be loaded, or has no pictures or no labels.
+    """
+    splits = _loaded(source)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is not empty", "a new or empty folder", "Name another one.")
+    counts: Counter[str] = Counter()
+
+    def fill(partial: Path) -> None:
+        for name, rows in splits.items():
+            home = partial / SPLITS.get(name.lower(), name) if len(splits) > 1 else partial
+            for number, (label, content) in enumerate(_pictures(rows, source)):
+                place = home / label.replace("/", "-") / f"{number:06d}{suffix_of(content) or '.img'}"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(content)
+                counts[name] += 1
+                if progress is not None:
+                    progress(1)
+
+    try:
+        write_folder(folder, fill)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be written ({error.strerror})", "", "Check the disk.") from error
+    return counts
+
+
+def _loaded(source: Source) -> dict[str, Any]:
+    try:
+        import datasets  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise UsageError("datasets is not installed", "", "Install it with: pip install 'masp[hub]'.") from None
+    try:
+        loaded = datasets.load_dataset(source.name, revision=source.revision)
+    except Exception as error:  # from the network, the hub, the files and the builders: all mean the same here
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"the data set {source.name} cannot be loaded ({reason})", "", "Check its name.") from error
+    return {
+        name: rows.cast_column(_image_column(rows.features, source.image), datasets.Image(decode=False))
+        for name, rows in loaded.items()
+    }
+
+
+def _pictures(rows: Any, source: Source) -> Iterator[tuple[str, bytes]]:
+    """Label and file content of every labelled picture of a split."""
+    image = _image_column(rows.features, source.image)
+    label = _label_column(rows.features, source.label)
+    names = _class_names(rows.features[label])
+    unlabelled = 0
+    for number, row in enumerate(rows):
+        if source.limit is not None and number >= source.limit:
+            break
+        value = row[label]
+        if value is None or value == -1 or not str(value).strip():
+            unlabelled += 1
+            continue
+        name = names[value] if names else str(value).strip()
+        yield label_of(name), row[image]["bytes"] or Path(row[image]["path"]).read_bytes()
+    if unlabelled:
+        log.warning("%d pictures have no label and were left out", unlabelled)
+
+
+def _class_names(feature: Any) -> tuple[str, ...]:
+    return tuple(feature.names) if type(feature).__name__ == "ClassLabel" else ()
+
+
+def _image_column(features: Any, given: str | None) -> str:
+    found = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
+    return _chosen(given, features, found, "pictures", "--image")
+
+
+def _label_column(features: Any, given: str | None) -> str:
+    found = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
+    return _chosen(given, features, found or [name for name in LABELS if name in features][:1], "labels", "--label")
+
+
+def _chosen(given: str | None, features: Any, found: list[str], what: str, option: str) -> str:
+    if given is not None:
+        if given not in features:
+            raise DataError(f"the data set has no column '{given}'", "", did_you_mean(given, features))
+        return given
+    if len(found) != 1:
+        raise DataError(
+            f"{len(found) or 'none'} of the columns {', '.join(features)} holds {what}",
+            "one",
+            f"Name it with {option}.",
+        )
+    return found[0]

@@ -1,0 +1,109 @@
+"""The layouts that are known, how each is recognised, and which reader reads it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from masp.config import DataConfig
+from masp.data import art, emoset, emotion6, fi, folders, listed
+from masp.data.quarantine import Quarantine
+from masp.data.reading import Reading
+from masp.data.walk import listing
+from masp.errors import DataError
+
+NAMES: tuple[str, ...] = get_args(DataConfig.model_fields["layout"].annotation)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One arrangement of files.
+
+    Attributes:
+        name: what `data.layout` calls it.
+        fits: whether a path looks like it; a layout that is asked for by name is read without asking.
+        read: makes records of it.
+    """
+
+    name: str
+    fits: Callable[[Path, DataConfig], bool]
+    read: Callable[[Path, DataConfig, Quarantine], Reading]
+
+
+def _emoset(root: Path, settings: DataConfig, account: Quarantine) -> Reading:
+    if emoset.is_published(root):
+        return emoset.read_emoset(root, account)
+    if not folders.split_folders(root):
+        raise DataError(
+            f"{root} holds neither train.json, val.json or test.json nor folders train and test",
+            "one of EmoSet's two layouts",
+            "Check the path, or leave the layout to 'auto'.",
+        )
+    return folders.read_folders(root, account)
+
+
+# The first that fits is taken. Folders of labels come before tables: a table may lie beside them for other reasons.
+LAYOUTS: tuple[Layout, ...] = (
+    Layout(
+        "emotion6",
+        lambda root, settings: emotion6.is_published(root),
+        lambda root, settings, account: emotion6.read_emotion6(root, account, settings.label_from),
+    ),
+    Layout("emoset", lambda root, settings: emoset.is_published(root), _emoset),
+    Layout(
+        "fi",
+        lambda root, settings: fi.is_published(root),
+        lambda root, settings, account: fi.read_fi(root, account),
+    ),
+    Layout(
+        "abstract",
+        lambda root, settings: art.is_abstract(root),
+        lambda root, settings, account: art.read_abstract(root, account),
+    ),
+    Layout(
+        "folder",
+        lambda root, settings: folders.is_tree(root),
+        lambda root, settings, account: folders.read_folders(root, account),
+    ),
+    Layout(
+        "artphoto",
+        lambda root, settings: root.is_dir() and art.is_artphoto(root),
+        lambda root, settings, account: art.read_artphoto(root, account),
+    ),
+    Layout(
+        "votes",
+        lambda root, settings: listed.has_votes(root, settings.columns),
+        lambda root, settings, account: listed.read_votes(root, settings.columns, account),
+    ),
+    Layout(
+        "table",
+        lambda root, settings: listed.has_labels(root, settings.columns),
+        lambda root, settings, account: listed.read_labels(root, settings.columns, account),
+    ),
+)
+_PUBLISHED = ("emotion6", "emoset", "fi", "abstract", "artphoto")  # looked for one folder deeper as well
+_BY_NAME = {layout.name: layout for layout in LAYOUTS}
+
+
+def read_layout(root: Path, settings: DataConfig, account: Quarantine) -> Reading:
+    """The records of a data set in the layout that is asked for, or in the one that fits.
+
+    Raises:
+        DataError: nothing fits, the layout is another one, or too much of it cannot be used.
+    """
+    if settings.layout != "auto":
+        return _BY_NAME[settings.layout].read(root, settings, account)
+    for layout in LAYOUTS:
+        if layout.fits(root, settings):
+            return layout.read(root, settings, account)
+    for inner in _only_folder(root):
+        for layout in LAYOUTS:
+            if layout.name in _PUBLISHED and layout.fits(inner, settings):
+                return layout.read(inner, settings, account)
+    return folders.read_folders(root, account)
+
+
+def _only_folder(root: Path) -> list[Path]:
+    """The one folder in a folder that holds nothing else, as unpacking an archive often leaves it; else nothing."""
+    inner, files = listing(root) if root.is_dir() else ([], [])
+    return inner if len(inner) == 1 and not files else []

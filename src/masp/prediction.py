@@ -1,0 +1,91 @@
+"""What is asked of a model about an image, and everything it says about one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from masp.adapters import AdapterInfo
+from masp.errors import AdapterError
+from masp.explain import AspectReading, PromptAttention
+from masp.labels import render_labels, validate_labels
+from masp.model import Use
+from masp.questions import Questions
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Everything said about one image.
+
+    Attributes:
+        image: the file, as it was named.
+        label: the most probable label.
+        probabilities: of every label; they sum to 1.
+        answer: the text that the backbone generates; None without explanations.
+        aspects: what each aspect contributed; empty without explanations, and for an adapter without aspects.
+        prompt_attention: from the soft prompt to each aspect; None where `aspects` is empty or there is no soft prompt.
+        adapter: name of the adapter.
+        backbone: name of the backbone.
+        task: which task of an adapter with several; None for one with one.
+    """
+
+    image: str
+    label: str
+    probabilities: Mapping[str, float]
+    answer: str | None
+    aspects: Mapping[str, AspectReading]
+    prompt_attention: PromptAttention | None
+    adapter: str
+    backbone: str
+    task: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists, numbers and texts, ready for `json.dumps`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that could not be read, in the place of its prediction."""
+
+    image: str
+    error: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain texts, ready for `json.dumps`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of the model at prediction.
+
+    Attributes:
+        labels: what there is to choose from, in the order of the question.
+        question: the emotion question with the labels in place.
+        questions: texts for the aspects.
+        use: the parts of the model that take part.
+        longest_side: images with a longer side are shrunk to it first; None: never.
+    """
+
+    labels: tuple[str, ...]
+    question: str
+    questions: Questions
+    use: Use
+    longest_side: int | None = None
+
+
+def task_of(info: AdapterInfo, labels: Sequence[str] | None = None) -> Task:
+    """What an adapter was trained to be asked; `labels` replaces its own set.
+
+    Raises:
+        AdapterError: It holds aspects only, and no labels were given.
+        DataError: Labels that cannot be told apart.
+    """
+    if labels is None and not info.labels:
+        todo = "Name an adapter that `masp train prompt` wrote, or give the labels to choose from."
+        raise AdapterError("this adapter reads aspects but has no labels", "an adapter with a soft prompt", todo)
+    chosen = validate_labels(info.labels if labels is None else labels)
+    questions = info.asked()
+    style = info.method.resolved().label_list or "comma"
+    question = questions.ask_emotion(render_labels(chosen, style))
+    return Task(chosen, question, questions, Use(info.aspects), info.longest_side)

@@ -1,0 +1,125 @@
+"""`masp data split`, and divisions that are read from a file."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from made_pictures import emotion6, put, tree
+
+from masp.cli import main
+from masp.config import load_config
+from masp.data.readers import open_dataset
+from masp.data.records import Dataset
+from masp.errors import DataError
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[object, str, str]:
+    with pytest.raises(SystemExit) as end:
+        main(["data", "split", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return end.value.code, out, err
+
+
+def opened(path: Path, *changes: str) -> Dataset:
+    return open_dataset(load_config(None, [f"data.path={path}", *changes]).data)
+
+
+def names(dataset: Dataset) -> dict[str, list[str]]:
+    return {
+        split: sorted(record.path.relative_to(dataset.root).as_posix() for record in records)
+        for split, records in dataset.splits.items()
+    }
+
+
+def test_a_division_is_written_and_used_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tree(tmp_path / "data", {"joy": 20, "fear": 40})
+    code, out, err = run(capsys, root, "--out", tmp_path / "split.json", "--seed", 7)
+    assert code == 0
+    assert [line.split() for line in out.splitlines()][1:] == [
+        ["fear", "32", "2", "6"],
+        ["joy", "16", "1", "3"],
+        ["total", "48", "3", "9"],
+    ]
+    assert "divided by content, seed 7" in err
+    again = opened(root, f"data.splits.file={tmp_path / 'split.json'}")
+    assert again.split_by == "file"
+    assert names(again) == names(opened(root, "data.splits.seed=7")) != names(opened(root))
+    assert json.loads((tmp_path / "split.json").read_text())["split_by"] == "content"
+
+
+def test_shares_of_the_user_and_of_the_paper(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tree(tmp_path / "data", {"joy": 20, "fear": 20})
+    shares = ["data.splits.train=0.5", "data.splits.val=0.25", "data.splits.test=0.25"]
+    assert "total     20   10    10" in run(capsys, root, "--out", tmp_path / "a.json", *shares)[1]
+    assert "total     30    2     8" in run(capsys, root, "--out", tmp_path / "b.json", "--kind", "paper-like")[1]
+    rows = [f"{label}/{n}.jpg 1 1 1 0 0 0 0 0 0" for label in ("joy", "fear") for n in range(20)]
+    six = emotion6(tmp_path / "six", rows)
+    assert "total     26    2    12" in run(capsys, six, "--out", tmp_path / "c.json", "--kind", "paper-like")[1]
+
+
+def test_a_division_is_the_same_wherever_the_files_lie(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tree(tmp_path / "a" / "data", {"joy": 11, "fear": 13})
+    shutil.copytree(root, tmp_path / "b" / "data")
+    for place in ("a", "b"):
+        assert run(capsys, tmp_path / place / "data", "--out", tmp_path / f"{place}.json")[0] == 0
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+def test_a_published_division_is_only_replaced_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split, first in (("train", 0), ("test", 100)):
+        tree(tmp_path / "data" / split, {"joy": 10, "fear": 10}, first)
+    before = sorted(path.as_posix() for path in (tmp_path / "data").rglob("*"))
+    assert "total     32    2     6" in run(capsys, tmp_path / "data", "--out", tmp_path / "split.json")[1]
+    assert sorted(path.as_posix() for path in (tmp_path / "data").rglob("*")) == before
+    assert len(opened(tmp_path / "data").split("train")) == 20
+
+
+def test_tables_and_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tree(tmp_path / "data", {"joy": 20, "a, b": 20})
+    run(capsys, root, "--out", tmp_path / "all.csv")
+    with (tmp_path / "all.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["path", "label", "split"]
+    assert len(rows) == 40
+    assert {row[1] for row in rows} == {"joy", "a, b"}
+    run(capsys, root, "--out", tmp_path / "divided")
+    assert sorted(path.name for path in (tmp_path / "divided").iterdir()) == [
+        *("split.json", "test.csv", "train.csv", "val.csv"),
+    ]
+    assert len((tmp_path / "divided" / "test.csv").read_text().splitlines()) == 1 + 6
+    (root / "again.csv").write_bytes((tmp_path / "all.csv").read_bytes())
+    assert names(opened(root / "again.csv")) == names(opened(root))
+
+
+def test_nothing_else_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tree(tmp_path / "data", {"joy": 20, "fear": 20})
+    file = tmp_path / "split.json"
+    assert run(capsys, root, "--out", file)[0] == 0
+    written = file.read_bytes()
+    assert run(capsys, root, "--out", file)[0] == 0  # the same once more
+    code, _, err = run(capsys, root, "--out", file, "--seed", 1)
+    assert code == 1
+    assert "is there already and holds something else" in err
+    assert file.read_bytes() == written
+    code, _, err = run(capsys, root, "--out", root / "split.json")
+    assert code == 2
+    assert "lies inside the data set" in err
+    code, _, err = run(capsys, root, root, "--out", tmp_path / "x.json")
+    assert code == 2
+    assert "2 data sets are named; expected one" in err
+
+
+def test_what_a_file_does_not_name_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    root, file = tree(tmp_path / "data", {"joy": 20, "fear": 20}), tmp_path / "split.json"
+    run(capsys, root, "--out", file)
+    put(root / "joy" / "new.png", 999)
+    dataset = opened(root, f"data.splits.file={file}")
+    assert len(dataset.records) == 40
+    assert "but 1, which are left out" in caplog.text
+    (root / "joy" / "3.png").unlink()
+    with pytest.raises(DataError, match=r"names joy/3\.png, which .*data does not have"):
+        opened(root, f"data.splits.file={file}")
