@@ -364,7 +364,8 @@ def texts(root: Path) -> Iterator[tuple[Path, str]]:
     for tree in TREES:
         paths += [path for path in (root / tree).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     for path in sorted(paths):
-        if path.suffix in TEXTS and not path.name.startswith(".coverage"):  # what `make coverage` leaves is no text
+        # What `make coverage` leaves is no text; in a worktree ".git" is a file of git's own, which names a place.
+        if path.suffix in TEXTS and not path.name.startswith(".coverage") and path.name != ".git":
             yield path, path.read_text(encoding="utf-8")
 
 

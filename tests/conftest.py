@@ -4,8 +4,10 @@ Order matters. The environment is set before torch is imported, and the import h
 `masp` is, because it rewrites them while they load.
 """
 
+import logging
 import os
 import signal
+from collections.abc import Iterator
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job; processes the tests start inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -19,6 +21,16 @@ os.environ.update(
     TRANSFORMERS_OFFLINE="1",
 )
 
+import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("masp", "typechecking.checked")
+
+
+@pytest.fixture(autouse=True)
+def log_level_of_its_own() -> Iterator[None]:
+    """The command sets the level of our log for its process; the tests behind it start with the one before."""
+    log = logging.getLogger("masp")
+    kept = log.level
+    yield
+    log.setLevel(kept)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -257,3 +258,12 @@ def test_an_exception_that_nobody_needs_is_caught() -> None:
 def test_a_machine_path_is_caught(place: str) -> None:
     assert house.machine_paths("docs/x.md", f"fine\nsee {place}da for more") == [f"docs/x.md:2 names {place}"]
     assert house.machine_paths("docs/x.md", "homework/ and network/ are fine") == []
+
+
+def test_every_text_of_the_repository_is_read_and_nothing_of_a_tool(tmp_path: Path) -> None:
+    (tmp_path / "docs" / "__pycache__").mkdir(parents=True)
+    read = {"README.md", ".gitignore", "docs/.git.md"}
+    for name in (*read, ".git", ".coverage.1", "picture.png", "docs/__pycache__/a.py"):
+        (tmp_path / name).write_text(name)
+    found = {path.relative_to(tmp_path).as_posix(): text for path, text in house.texts(tmp_path)}
+    assert found == {name: name for name in read}

@@ -4,11 +4,16 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import tiny
+from masp.backbones.decoder import Decoder
 from masp.backbones.facts import PARTS, count, lora_size, memory_of
+from masp.backbones.loading import load_backbone
 from masp.backbones.published import Description, describe, published
 from masp.cli import main
 from masp.cli.info import memory
@@ -71,7 +76,7 @@ def test_low_rank_pairs_follow_the_shapes():
 def test_a_published_backbone_has_its_published_size(name):
     found = count(describe(name))
     assert found.total == published()[name]["parameters"]
-    assert found.source == "table"
+    assert (found.source, found.served) == ("table", True)
     assert found.parameters["other"] == 0
     assert all(found.parameters[part] for part in PARTS[:4])
 
@@ -94,17 +99,49 @@ def test_siblings_differ_by_what_tells_them_apart():
     assert large.parameters["language model layers"] == older.parameters["language model layers"]
 
 
+MERGER = ("model.visual.merger.",)
+LLAVA = ("model.multi_modal_projector.",)
+PROJECTORS = {
+    "qwen2_vl": MERGER,
+    "qwen2_5_vl": MERGER,
+    "qwen3_vl": (*MERGER, "model.visual.deepstack_merger_list."),
+    "llava": LLAVA,
+    "llava_next": (*LLAVA, "model.image_newline"),
+    "llava_onevision": (*LLAVA, "model.image_newline"),
+    "gemma3": LLAVA,
+    "internvl": LLAVA,
+    "smolvlm": ("model.connector.",),
+    "idefics3": ("model.connector.",),
+    "instructblip": ("qformer.", "query_tokens", "language_projection."),
+}
+"""How the names of all parameters between vision tower and language model begin."""
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_a_folder_needs_no_weights_and_counts_as_the_loaded_model(family, tmp_path):
     shutil.copy(tiny.checkpoint(family) / "config.json", tmp_path)
     found = count(describe(str(tmp_path)))
-    model = tiny.backbone(family)._model  # pyright: ignore[reportAttributeAccessIssue]
-    assert found.total == sum(parameter.numel() for parameter in model.parameters())
-    language = model.model.language_model
-    inside = sum(p.numel() for p in language.parameters()) - language.embed_tokens.weight.numel()
-    assert found.parameters["language model layers"] == inside
-    assert found.parameters["projector"] == sum(p.numel() for p in model.model.visual.merger.parameters())
-    assert found.source == "folder"
+    assert (found.source, found.served) == ("folder", True)
+    parts = tiny.backbone(family)._parts  # pyright: ignore[reportAttributeAccessIssue]
+    sizes = {name: parameter.numel() for name, parameter in parts.model.named_parameters()}
+    assert found.total == sum(sizes.values())
+    embeddings = parts.language.embed_tokens.weight
+    language = sum(parameter.numel() for parameter in parts.language.parameters()) - embeddings.numel()
+    projector = sum(size for name, size in sizes.items() if name.startswith(PROJECTORS[family]))
+    head = 0 if found.tied else embeddings.numel()
+    assert found.tied == (parts.head.weight is embeddings)
+    assert dict(found.parameters) == {
+        "vision tower": sum(sizes.values()) - projector - language - embeddings.numel() - head,
+        "projector": projector,
+        "language model layers": language,
+        "embeddings": embeddings.numel(),
+        "output head": head,
+        "other": 0,
+    }
+    assert (found.dim, found.layers) == (tiny.DIM, len(parts.language.layers))
+    queries = [layer.self_attn.q_proj.weight.shape for layer in parts.language.layers]
+    values = [layer.self_attn.v_proj.weight.shape for layer in parts.language.layers]
+    assert found.lora == 8 * sum(rows + columns for rows, columns in queries + values)
 
 
 def test_a_tied_head_counts_once():
@@ -139,6 +176,7 @@ def instructblip(language):
         "vision_config": small | {"image_size": 28, "patch_size": 14},
         "qformer_config": small | {"encoder_hidden_size": 12, "vocab_size": 31},
         "num_query_tokens": 5,
+        "image_token_index": 7,
     }
 
 
@@ -151,6 +189,43 @@ def test_a_q_former_belongs_to_the_projector():
 
 def test_a_language_model_without_such_projections_has_no_low_rank_pairs():
     assert count(described(instructblip("t5"))).lora is None
+
+
+SMALL = {"hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def of_kind(kind, vision, language):
+    text, seen = SMALL | {"model_type": language}, SMALL | {"model_type": vision, "image_size": 28, "patch_size": 14}
+    return {"model_type": kind, "text_config": text, "vision_config": seen, "image_token_index": 7}
+
+
+def test_what_a_family_loads_is_served():
+    assert count(described(instructblip("llama"))).served
+    assert count(described(of_kind("llava", "siglip_vision_model", "qwen2"))).served
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (instructblip("t5"), "Flan-T5"),
+        (instructblip("llama") | {"image_token_index": None}, "names no image token"),
+        (of_kind("llava", "pixtral", "mistral"), "sees through 'pixtral'"),
+        (of_kind("paligemma", "siglip_vision_model", "gemma"), "of the family 'paligemma'"),
+    ],
+)
+def test_what_a_family_refuses_is_not_served(config, message, tmp_path):
+    assert not count(described(config)).served
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(BackboneError, match=message):
+        load_backbone(str(tmp_path), device="cpu")
+
+
+def test_a_language_model_that_cannot_be_walked_is_not_served():
+    config = of_kind("llava", "clip_vision_model", "gemma2")
+    assert not count(described(config)).served
+    with pytest.raises(BackboneError, match="of the kind 'gemma2'"):
+        Decoder(SimpleNamespace(config=SimpleNamespace(model_type="gemma2"), layers=[]))
 
 
 # --- trained parts -------------------------------------------------------------------------------------------------
@@ -289,9 +364,12 @@ def test_json_is_one_object(masp):
 
 
 @pytest.mark.parametrize("width", [80, 120])
-@pytest.mark.parametrize("name", [SEVEN, "embedded", "google/gemma-3-4b-it"])
-def test_people_read_every_number_on_a_narrow_terminal(masp, monkeypatch, name, width):
+@pytest.mark.parametrize("name", [SEVEN, "embedded", "google/gemma-3-4b-it", "of-nobody"])
+def test_people_read_every_number_on_a_narrow_terminal(masp, monkeypatch, tmp_path, name, width):
     monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "of-nobody").mkdir()
+    (tmp_path / "of-nobody" / "config.json").write_text(json.dumps(instructblip("t5")))
     code, out, err = masp("info", name)
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines())) <= width
@@ -299,7 +377,7 @@ def test_people_read_every_number_on_a_narrow_terminal(masp, monkeypatch, name, 
     if name == SEVEN:
         for shown in ("8,291,375,616", "114,688", "2,523,136", "154,162,176", "2,691", "30.9 GiB", "448.0 KiB"):
             assert shown in out
-    assert ("not served" in out) == (name == "google/gemma-3-4b-it")
+    assert ("not served by masp yet" in out, ", served by masp\n" in out) == (name == "of-nobody", name != "of-nobody")
 
 
 def test_the_example_of_the_documents_is_what_the_command_prints(masp, monkeypatch):

@@ -1,6 +1,8 @@
 """Visual tokens counted from a picture's size, by hand and against loaded models and the processors themselves."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +15,11 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 import tiny
+from masp.backbones.base import Backbone
 from masp.backbones.facts import model_config
+from masp.backbones.loading import FAMILIES, load_backbone
 from masp.backbones.published import Description, describe, published
-from masp.backbones.visual_counts import RULES, visual_tokens
+from masp.backbones.visual_counts import BOUNDED, RULES, visual_tokens
 from masp.errors import BackboneError, UsageError
 
 SEVEN = "Qwen/Qwen2-VL-7B-Instruct"
@@ -26,13 +30,50 @@ def described(config, preprocessor=None):
     return Description("made up", "folder", config, preprocessor)
 
 
+COUNTS = {
+    "qwen2_vl": (16, 6, 10, 18, 24, 16),  # 4 × 4, 2 × 3, 5 × 2, 3 × 6, 12 × 2, 8 × 2 cells
+    "qwen2_5_vl": (16, 6, 10, 18, 24, 16),
+    "qwen3_vl": (16, 6, 8, 18, 24, 16),  # of 32 pixels: 4 × 2 in the third
+    "llava": (9,) * 6,
+    "llava_next": (24, 24, 37, 30, 27, 45),  # 9, and 3 × 4, 3 × 4, 7 × 3, 3 × 6, 9 × 1, 9 × 3 and newlines
+    "llava_onevision": (25, 24, 27, 30, 27, 27),  # 9, and 4 × 3, 3 × 4, 6 × 2, 3 × 6, 9 × 1, 6 × 2 and newlines
+    "internvl": (20, 20, 16, 12, 20, 16),  # 4 each of 2 × 2, 2 × 2, 3 × 1, 1 × 2, 4 × 1, 3 × 1 tiles and the whole
+    "idefics3": (20, 20, 12, 20, 12, 12),  # 4 each of 2 × 2 or 2 × 1 tiles and the whole
+    "smolvlm": (20, 20, 12, 20, 12, 12),
+    "gemma3": (9,) * 6,
+    "instructblip": (5,) * 6,  # queries; the vision tower has 10 features for them to look at
+}
+"""Visual tokens of `SIZES`, worked out by hand from the settings of the tiny checkpoints."""
+
+
+def loaded(backbone: Backbone, sizes) -> tuple[int, ...]:
+    """Visual tokens that a loaded backbone puts before its language model."""
+    visual = backbone.visual_tokens(backbone.preprocess([tiny.picture(*size) for size in sizes]))
+    return tuple(backbone.asked(visual, ["Why?"] * len(sizes)).counts)
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_visual_tokens_are_those_of_the_loaded_backbone(family):
     found = visual_tokens(describe(str(tiny.checkpoint(family))), SIZES)
-    backbone = tiny.backbone(family)
-    real = backbone.visual_tokens(backbone.preprocess([tiny.picture(*size) for size in SIZES])).mask.sum(1)
-    assert list(found) == real.tolist()
-    assert len(set(found)) > 3
+    assert found == loaded(tiny.backbone(family), SIZES) == COUNTS[family]
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "counts"),
+    [
+        ("idefics3", {"do_image_splitting": False}, (4, 4, 4)),
+        ("smolvlm", {"do_image_splitting": False}, (4, 4, 4)),
+        ("idefics3", {"max_image_size": {"longest_edge": 8}}, (17, 13, 9)),  # 4 × 4, 3 × 4, 4 × 2 and the whole, 1 each
+        ("internvl", {"max_patches": 1}, (4, 4, 4)),
+        ("internvl", {"size": {"height": 24, "width": 24}}, (45, 45, 36)),  # 9 in a tile
+    ],
+)
+def test_settings_of_pictures_count_and_not_what_the_configuration_expects(family, changes, counts, tmp_path):
+    folder = Path(shutil.copytree(tiny.checkpoint(family), tmp_path / "changed"))
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    backbone = load_backbone(str(folder), dtype="float32", device="cpu")
+    assert visual_tokens(describe(str(folder)), SIZES[:3]) == loaded(backbone, SIZES[:3]) == counts
 
 
 def test_visual_tokens_of_published_backbones_by_hand():
@@ -115,7 +156,19 @@ def test_no_rule_or_no_bounds_is_no_number():
         "text_config": {"model_type": "mistral"},
     }
     assert visual_tokens(described(pixtral), ((224, 224), (10, 10))) == (None, None)
-    assert "paligemma" not in RULES
+    unserved = described({"model_type": "paligemma"}, {"size": {"height": 224, "width": 224}})
+    assert visual_tokens(unserved, ((224, 224),)) == (None,)
+
+
+def test_every_family_has_a_rule():
+    assert set(RULES) == set(FAMILIES) == set(COUNTS)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_without_image_settings_only_fixed_counts_are_known(family):
+    config = json.loads((tiny.checkpoint(family) / "config.json").read_text())
+    expected = (None,) if family in BOUNDED else COUNTS[family][:1]
+    assert visual_tokens(described(config), SIZES[:1]) == expected
 
 
 def test_sizes_that_no_picture_has():

@@ -317,18 +317,26 @@ def test_a_signal_while_images_are_read_ends_the_run(tmp_path, dataset, monkeypa
         train_prompt(small.config(*PROMPT), dataset, backbone, None, tmp_path)
 
 
-def test_bad_images_are_left_out_and_accounted_for(tmp_path):
+def test_a_bad_image_is_left_out_and_accounted_for(tmp_path):
+    dataset = small.write_dataset(tmp_path / "data")
+    (tmp_path / "data" / "002.png").write_bytes(b"no image")
+    result = train_prompt(small.config(*PROMPT), dataset, tiny.backbone(), None, tmp_path / "out")
+    *bad, total = lines(tmp_path / "out" / "quarantine.jsonl")
+    assert [Path(row["path"]).name for row in bad] == ["002.png"]
+    assert all(row["reason"] for row in bad)
+    assert total == {"read": 18, "used": 17, "quarantined": 1}
+    assert read_info(result.adapter).data["prompt"].images == {"train": 12, "val": 5}
+    with pytest.raises(DataError, match=r"002\.png cannot be used"):
+        train_prompt(small.config(*PROMPT, "prompt.strict=true"), dataset, tiny.backbone(), None, tmp_path / "strict")
+
+
+def test_two_bad_images_of_few_stop_a_run(tmp_path):
+    """One in each split: the limit is of both together."""
     dataset = small.write_dataset(tmp_path / "data")
     for number in (2, 15):
         (tmp_path / "data" / f"{number:03}.png").write_bytes(b"no image")
-    result = train_prompt(small.config(*PROMPT), dataset, tiny.backbone(), None, tmp_path / "out")
-    *bad, total = lines(tmp_path / "out" / "quarantine.jsonl")
-    assert [Path(row["path"]).name for row in bad] == ["002.png", "015.png"]
-    assert all(row["reason"] for row in bad)
-    assert total == {"read": 18, "used": 16, "quarantined": 2}
-    assert read_info(result.adapter).data["prompt"].images == {"train": 12, "val": 4}
-    with pytest.raises(DataError, match=r"002\.png cannot be used"):
-        train_prompt(small.config(*PROMPT, "prompt.strict=true"), dataset, tiny.backbone(), None, tmp_path / "strict")
+    with pytest.raises(DataError, match=r"2 of 18 files cannot be used, the last is .*015\.png"):
+        train_prompt(small.config(*PROMPT), dataset, tiny.backbone(), None, tmp_path / "out")
 
 
 def test_an_image_that_breaks_during_training_stops_it(tmp_path):

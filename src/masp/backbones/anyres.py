@@ -49,6 +49,11 @@ class Tiles:
                 return int(rows // ratio), int(columns // ratio)
         return rows, columns
 
+    def count(self, height: int, width: int) -> int:
+        """Features of an image: of the whole, and of the tiles with a newline behind each row."""
+        rows, columns = self.grid(height, width)
+        return self.patches**2 + rows * (columns + 1)
+
 
 class TiledVision:
     """Tiles and the whole of each image.

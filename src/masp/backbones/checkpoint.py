@@ -1,6 +1,6 @@
 """Loading the parts of a checkpoint: a frozen model, its tokenizer. Weights in safetensors only, and no code."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,6 +57,11 @@ def load_tokenizer(files: BackboneFiles, chat: bool = True) -> Any:
 def load_image_processor(files: BackboneFiles, kind: Any) -> Any:
     """The image processor of a folder: of transformers' classes the one that works on Pillow images by itself."""
     return kind.from_pretrained(files.folder, local_files_only=True)
+
+
+def image_processor(settings: Mapping[str, Any], kind: Any) -> Any:
+    """The image processor of a checkpoint that is not here, from the content of its preprocessor_config.json."""
+    return kind.from_dict(dict(settings))
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText
 
-from masp.backbones.loading import FAMILIES
+from masp.backbones.decoder import KINDS
+from masp.backbones.loading import FAMILIES, refuse_unserved
 from masp.backbones.published import Description
 from masp.errors import BackboneError, did_you_mean
 
@@ -56,7 +57,7 @@ class BackboneFacts:
         name: as asked for.
         source: where its configuration was found.
         model_type: what the configuration calls its kind.
-        served: whether a family of this package serves the kind.
+        served: whether a family of this package loads it.
         dim: width of the language model.
         layers: blocks of the language model.
         parameters: numbers in each of `PARTS`; an output head that is tied to the embeddings counts once, there.
@@ -104,7 +105,7 @@ def count(description: Description) -> BackboneFacts:
         name=description.name,
         source=description.source,
         model_type=config.model_type,
-        served=config.model_type in FAMILIES,
+        served=_served(description, text.model_type),
         dim=dim,
         layers=layers,
         parameters=parameters,
@@ -112,6 +113,15 @@ def count(description: Description) -> BackboneFacts:
         memory=memory_of(sum(parameters.values()), _quantised(model, head)),
         lora=lora_size(_targets(model)),
     )
+
+
+def _served(description: Description, language: str) -> bool:
+    """Whether the family would load it, with a language model of this kind."""
+    try:
+        refuse_unserved(description.name, description.config)
+    except BackboneError:
+        return False
+    return language in KINDS
 
 
 def _by_part(model: nn.Module, embeddings: Tensor, head: Tensor | None) -> dict[str, int]:

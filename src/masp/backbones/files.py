@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,7 @@ class BackboneFiles:
             BackboneError: it does not say.
         """
         config = read_json(self.folder / "config.json")
-        part = config.get("text_config")
-        width = (part if isinstance(part, dict) else config).get("hidden_size", config.get("hidden_size"))
+        width = section(config, "text_config").get("hidden_size", config.get("hidden_size"))
         if not isinstance(width, int) or width < 1:
             raise BackboneError(f"config.json of the backbone '{self.name}' names no hidden_size", "a whole number")
         return width
@@ -130,6 +130,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise BackboneError(f"{path.name} of the backbone holds {type(content).__name__}", "a JSON object")
     return content
+
+
+def section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A section of a configuration; an empty one where there is none."""
+    found = content.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def chat_template(files: BackboneFiles, found: str | None) -> str:

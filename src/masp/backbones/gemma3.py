@@ -5,7 +5,7 @@ Crops of long images ("pan and scan") are off, as they are by default.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,11 @@ def load(files: BackboneFiles, dtype: torch.dtype, device: torch.device) -> Comp
 
 def _picture(opens: str, closes: str, image: ImageLayout) -> Picture:
     return f"\n\n{opens}", image.count, f"{closes}\n\n"
+
+
+def visual_count(config: Any, settings: Mapping[str, Any], width: int, height: int) -> int:
+    """Visual tokens of an image: always the same number."""
+    return config.mm_tokens_per_image
 
 
 class GemmaVision:

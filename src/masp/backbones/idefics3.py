@@ -1,7 +1,7 @@
 """The families Idefics3 and SmolVLM: tiles with text between them, and the whole image behind."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from masp.backbones.chat import Picture, Turn, rendered
-from masp.backbones.checkpoint import load_image_processor, load_model, load_tokenizer
+from masp.backbones.checkpoint import image_processor, load_image_processor, load_model, load_tokenizer
 from masp.backbones.composed import ComposedBackbone, Parts
 from masp.backbones.files import BackboneFiles
 from masp.backbones.visual import packed, tile_boxes
@@ -57,6 +57,14 @@ def _picture(image: ImageLayout) -> Picture:
     if rows:
         parts.append("\n")
     return (*parts, FRAME + WHOLE, each, FRAME)
+
+
+def visual_count(config: Any, settings: Mapping[str, Any], width: int, height: int) -> int:
+    """Visual tokens of an image: of its tiles and of the whole; the text between them does not count."""
+    processor = image_processor(settings, KINDS[config.model_type][1])
+    tiles, _, _ = processor.get_number_of_image_patches(height, width, {})
+    side = processor.max_image_size["longest_edge"] // config.vision_config.patch_size
+    return max(tiles, 1) * side**2 // config.scale_factor**2
 
 
 class MarkedTiles:

@@ -4,7 +4,7 @@ Its visual tokens depend on the question, so the vision tower's features are wha
 question to them. There is no chat template: the processor writes the visual tokens, then "<s>" and the bare question.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,30 +15,14 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from masp.backbones.chat import ANSWER_HERE, QUESTION_HERE, Picture, Turn
 from masp.backbones.checkpoint import load_image_processor, load_model, load_tokenizer
 from masp.backbones.composed import ComposedBackbone, Parts
-from masp.backbones.files import BackboneFiles, read_json
+from masp.backbones.files import BackboneFiles, section
 from masp.backbones.visual import packed
 from masp.errors import BackboneError
 from masp.types import ImageLayout, Pixels, VisualTokens
 
 
 def load(files: BackboneFiles, dtype: torch.dtype, device: torch.device) -> ComposedBackbone:
-    """The backbone of a folder.
-
-    Raises:
-        BackboneError: one with an encoder-decoder language model.
-    """
-    content = read_json(files.folder / "config.json")
-    if content.get("text_config", {}).get("model_type") == "t5":
-        raise BackboneError(
-            f"{files.name} is InstructBLIP with Flan-T5; an encoder-decoder has no prefix for a prompt to follow",
-            "an InstructBLIP checkpoint with a decoder, such as Salesforce/instructblip-vicuna-7b",
-        )
-    if content.get("image_token_id", content.get("image_token_index")) is None:
-        raise BackboneError(
-            f"the configuration of {files.name} names no image token: it is older than its processor",
-            "image_token_index in config.json, and the token in the tokenizer",
-            "Fetch the newest revision of the checkpoint.",
-        )
+    """The backbone of a folder."""
     model = load_model(files, InstructBlipForConditionalGeneration, dtype, device)
     tokenizer = load_tokenizer(files, chat=False)
     visual = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
@@ -58,6 +42,30 @@ def load(files: BackboneFiles, dtype: torch.dtype, device: torch.device) -> Comp
         ask=vision.ask,
     )
     return ComposedBackbone(files, parts)
+
+
+def refuse(name: str, content: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint by its config.json.
+
+    Raises:
+        BackboneError: an encoder-decoder as language model, or no image token.
+    """
+    if section(content, "text_config").get("model_type") == "t5":
+        raise BackboneError(
+            f"{name} is InstructBLIP with Flan-T5; an encoder-decoder has no prefix for a prompt to follow",
+            "an InstructBLIP checkpoint with a decoder, such as Salesforce/instructblip-vicuna-7b",
+        )
+    if content.get("image_token_id", content.get("image_token_index")) is None:
+        raise BackboneError(
+            f"the configuration of {name} names no image token: it is older than its processor",
+            "image_token_index in config.json, and the token in the tokenizer",
+            "Fetch the newest revision of the checkpoint.",
+        )
+
+
+def visual_count(config: Any, settings: Mapping[str, Any], width: int, height: int) -> int:
+    """Visual tokens of an image once it was asked: one for each query of the Q-Former."""
+    return config.num_query_tokens
 
 
 def _picture(image: ImageLayout) -> Picture:

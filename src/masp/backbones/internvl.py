@@ -1,7 +1,7 @@
 """The family InternVL (the checkpoints whose names end in -hf): tiles of an image and a thumbnail of the whole."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
 )
 
 from masp.backbones.chat import Picture, Turn, rendered
-from masp.backbones.checkpoint import load_image_processor, load_model, load_tokenizer
+from masp.backbones.checkpoint import image_processor, load_image_processor, load_model, load_tokenizer
 from masp.backbones.composed import ComposedBackbone, Parts
 from masp.backbones.files import BackboneFiles
 from masp.backbones.visual import packed, tile_boxes
@@ -46,6 +46,28 @@ def _picture(image: ImageLayout) -> Picture:
     return OPENS, image.count, CLOSES
 
 
+def visual_count(config: Any, settings: Mapping[str, Any], width: int, height: int) -> int:
+    """Visual tokens of an image: of each tile and of the whole, after several patches became one."""
+    processor = image_processor(settings, GotOcr2ImageProcessorPil)
+    high, wide = config.vision_config.patch_size
+    patches = (processor.size["height"] // high) * (processor.size["width"] // wide)
+    return _parts(*_tiling(processor, height, width)) * int(patches * config.downsample_ratio**2)
+
+
+def _tiling(processor: Any, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of an image's tiles."""
+    if processor.max_patches <= 1:
+        return 1, 1
+    tile, bounds = (processor.size["height"], processor.size["width"]), (processor.min_patches, processor.max_patches)
+    columns, rows = get_optimal_tiled_canvas((height, width), tile, *bounds)
+    return rows, columns
+
+
+def _parts(rows: int, columns: int) -> int:
+    """Tiles of an image, the whole among them where there are several."""
+    return rows * columns + (rows * columns > 1)
+
+
 class InternVision:
     """Tiles of one size, and the whole as a further tile where there are several.
 
@@ -64,24 +86,16 @@ class InternVision:
 
     def preprocess(self, images: Sequence[Image]) -> Pixels:
         """Tiles of all images one after the other, and rows and columns of each image's tiles."""
+        tilings = [_tiling(self._processor, image.height, image.width) for image in images]
         batch = self._processor(images=list(images), crop_to_patches=True, return_tensors="pt")
-        return Pixels(values=batch["pixel_values"], grid=torch.tensor([self._tiling(image) for image in images]))
-
-    def _tiling(self, image: Image) -> tuple[int, int]:
-        """Rows and columns of an image's tiles."""
-        processor, size = self._processor, self._processor.size
-        if processor.max_patches <= 1:
-            return 1, 1
-        tile, bounds = (size["height"], size["width"]), (processor.min_patches, processor.max_patches)
-        columns, rows = get_optimal_tiled_canvas((image.height, image.width), tile, *bounds)
-        return rows, columns
+        return Pixels(values=batch["pixel_values"], grid=torch.tensor(tilings))
 
     def visual_tokens(self, pixels: Pixels) -> VisualTokens:
         """Features of each image's tiles, then those of the whole."""
         features = self._model.get_image_features(pixels.values.to(self._model.dtype)).pooler_output
         side = round(features.shape[1] ** 0.5)
         tilings: list[tuple[int, int]] = [(rows, columns) for rows, columns in pixels.grid.tolist()]
-        counts = [rows * columns + (rows * columns > 1) for rows, columns in tilings]
+        counts = [_parts(rows, columns) for rows, columns in tilings]
         images = [part.flatten(0, 1) for part in features.split(counts)]
         boxes = [_boxes(rows, columns, side) for rows, columns in tilings]
         grids = [(rows * side, columns * side) for rows, columns in tilings]

@@ -4,7 +4,8 @@ Its chat template ("USER: <image>", the question, "ASSISTANT:") leaves the end o
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,27 +17,41 @@ from transformers import AutoImageProcessor, LlavaForConditionalGeneration
 from masp.backbones.chat import Picture, Turn, rendered
 from masp.backbones.checkpoint import load_model, load_tokenizer
 from masp.backbones.composed import ComposedBackbone, Parts
-from masp.backbones.files import BackboneFiles, read_json
+from masp.backbones.files import BackboneFiles, section
 from masp.backbones.visual import grid_boxes, packed, within
 from masp.errors import BackboneError
 from masp.types import ImageLayout, Pixels, VisualTokens
 
-TOWERS = ("clip_vision_model", "siglip_vision_model")
+TOWERS: Mapping[str, int] = MappingProxyType({"clip_vision_model": 1, "siglip_vision_model": 0})
+"""Vision towers that are served → how many features stand before those of the patches (CLIP's class token)."""
 
 
 def load(files: BackboneFiles, dtype: torch.dtype, device: torch.device) -> ComposedBackbone:
-    """The backbone of a folder.
-
-    Raises:
-        BackboneError: a vision tower with a chat turn of its own.
-    """
-    tower = read_json(files.folder / "config.json").get("vision_config", {}).get("model_type")
-    if tower not in TOWERS:
-        raise BackboneError(f"the LLaVA checkpoint {files.name} sees through '{tower}'", f"one of {', '.join(TOWERS)}")
+    """The backbone of a folder."""
     model = load_model(files, LlavaForConditionalGeneration, dtype, device)
     tokenizer = load_tokenizer(files)
     processor = AutoImageProcessor.from_pretrained(files.folder, backend="pil", local_files_only=True)
     return ComposedBackbone(files, llava_parts(model, tokenizer, LlavaVision(model.model, processor)))
+
+
+def refuse(name: str, content: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint by its config.json.
+
+    Raises:
+        BackboneError: a vision tower with a chat turn of its own.
+    """
+    tower = section(content, "vision_config").get("model_type")
+    if tower not in TOWERS:
+        raise BackboneError(f"the LLaVA checkpoint {name} sees through '{tower}'", f"one of {', '.join(TOWERS)}")
+
+
+def visual_count(config: Any, settings: Mapping[str, Any], width: int, height: int) -> int | None:
+    """Visual tokens of an image: always those of one crop; None for a tower that is not served."""
+    seen = config.vision_config
+    if seen.model_type not in TOWERS:
+        return None
+    first = config.vision_feature_select_strategy == "default"  # drops the first feature, whatever it is
+    return (seen.image_size // seen.patch_size) ** 2 + TOWERS[seen.model_type] - first
 
 
 def llava_parts(model: Any, tokenizer: Any, vision: Any) -> Parts:

@@ -1,5 +1,8 @@
 """The family LLaVA-NeXT (1.6): CLIP features of an image and of its tiles, over Vicuna, Mistral, Llama or Qwen."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from transformers import LlavaNextForConditionalGeneration
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
@@ -14,7 +17,16 @@ from masp.backbones.llava import llava_parts
 def load(files: BackboneFiles, dtype: torch.dtype, device: torch.device) -> ComposedBackbone:
     """The backbone of a folder."""
     model = load_model(files, LlavaNextForConditionalGeneration, dtype, device)
-    seen = model.config.vision_config
-    tiles = Tiles(model.config.image_grid_pinpoints, seen.image_size, seen.image_size // seen.patch_size)
-    vision = TiledVision(model.model, load_image_processor(files, LlavaNextImageProcessorPil), tiles)
+    vision = TiledVision(model.model, load_image_processor(files, LlavaNextImageProcessorPil), tiles(model.config))
     return ComposedBackbone(files, llava_parts(model, load_tokenizer(files), vision))
+
+
+def tiles(config: Any) -> Tiles:
+    """The tiles that a checkpoint of this configuration cuts."""
+    seen = config.vision_config
+    return Tiles(config.image_grid_pinpoints, seen.image_size, seen.image_size // seen.patch_size)
+
+
+def visual_count(config: Any, settings: Mapping[str, Any], width: int, height: int) -> int:
+    """Visual tokens of an image: of the whole, and of the tiles without their padding."""
+    return tiles(config).count(height, width)

@@ -1,5 +1,8 @@
 """The family LLaVA-OneVision: SigLIP features of an image and of its tiles, thinned out where there are many."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from transformers import LlavaOnevisionForConditionalGeneration
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
@@ -14,8 +17,17 @@ from masp.backbones.llava import llava_parts
 def load(files: BackboneFiles, dtype: torch.dtype, device: torch.device) -> ComposedBackbone:
     """The backbone of a folder."""
     model = load_model(files, LlavaOnevisionForConditionalGeneration, dtype, device)
-    seen, config = model.config.vision_config, model.config
-    most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
-    tiles = Tiles(config.image_grid_pinpoints, seen.image_size, seen.image_size // seen.patch_size, most)
-    vision = TiledVision(model.model, load_image_processor(files, LlavaOnevisionImageProcessorPil), tiles)
+    vision = TiledVision(model.model, load_image_processor(files, LlavaOnevisionImageProcessorPil), tiles(model.config))
     return ComposedBackbone(files, llava_parts(model, load_tokenizer(files), vision))
+
+
+def tiles(config: Any) -> Tiles:
+    """The tiles that a checkpoint of this configuration cuts."""
+    seen = config.vision_config
+    most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
+    return Tiles(config.image_grid_pinpoints, seen.image_size, seen.image_size // seen.patch_size, most)
+
+
+def visual_count(config: Any, settings: Mapping[str, Any], width: int, height: int) -> int:
+    """Visual tokens of an image: of the whole, and of the tiles without their padding."""
+    return tiles(config).count(height, width)

@@ -4,12 +4,13 @@ import logging
 from collections.abc import Mapping
 from importlib import import_module
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
 from masp.backbones.base import Backbone
-from masp.backbones.files import BackboneFiles, find
+from masp.backbones.files import BackboneFiles, find, read_json
 from masp.config import BackboneConfig
 from masp.errors import BackboneError, did_you_mean
 
@@ -29,6 +30,14 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
     }
 )
 """model_type of a checkpoint's config.json → module and function that load it, imported when needed."""
+
+REFUSALS: Mapping[str, str] = MappingProxyType(
+    {
+        "llava": "masp.backbones.llava:refuse",
+        "instructblip": "masp.backbones.instructblip:refuse",
+    }
+)
+"""model_type → module and function that refuses some checkpoints of that kind, given a name and their config.json."""
 
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -58,10 +67,10 @@ def load_backbone(
     files = find_supported(name, revision)
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
-    module, _, family = FAMILIES[files.model_type].partition(":")
+    load = by_name(FAMILIES[files.model_type])
     _LOG.info("loading backbone %s (%s, %s, %s)", name, files.model_type, kind, where)
     try:
-        return getattr(import_module(module), family)(files, kind, where)
+        return load(files, kind, where)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BackboneError(
             f"the backbone '{name}' cannot be loaded: {error}", "", "Check that its files are whole."
@@ -75,13 +84,31 @@ def find_supported(name: str, revision: str | None = None) -> BackboneFiles:
         BackboneError: not found, not reachable, or not a supported family.
     """
     files = find(name, revision)
-    if files.model_type not in FAMILIES:
-        raise BackboneError(
-            f"the backbone '{name}' is of the family '{files.model_type}'",
-            f"one of {', '.join(FAMILIES)}",
-            did_you_mean(files.model_type, FAMILIES),
-        )
+    refuse_unserved(name, read_json(files.folder / "config.json"))
     return files
+
+
+def refuse_unserved(name: str, content: Mapping[str, Any]) -> None:
+    """Refuse a backbone by the content of its config.json.
+
+    Raises:
+        BackboneError: no family here serves it.
+    """
+    kind = str(content.get("model_type"))
+    if kind not in FAMILIES:
+        raise BackboneError(
+            f"the backbone '{name}' is of the family '{kind}'",
+            f"one of {', '.join(FAMILIES)}",
+            did_you_mean(kind, FAMILIES),
+        )
+    if kind in REFUSALS:
+        by_name(REFUSALS[kind])(name, content)
+
+
+def by_name(place: str) -> Any:
+    """What "module:name" stands for, imported now."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
 
 
 def choose_device(device: str) -> torch.device:

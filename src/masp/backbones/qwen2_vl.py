@@ -1,7 +1,7 @@
 """The families Qwen2-VL and Qwen2.5-VL; they differ only inside the vision tower, which runs here in a faster form."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,10 +9,10 @@ from jaxtyping import Int
 from PIL.Image import Image
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from masp.backbones.chat import Picture, Turn, rendered
-from masp.backbones.checkpoint import load_image_processor, load_model, load_tokenizer
+from masp.backbones.checkpoint import image_processor, load_image_processor, load_model, load_tokenizer
 from masp.backbones.composed import ComposedBackbone, Parts
 from masp.backbones.files import BackboneFiles
 from masp.backbones.qwen2_vl_vision import BatchedVisionAttention, MatrixPatchEmbed
@@ -91,6 +91,18 @@ def transform(processor: Any) -> dict[str, Any]:
         "patch": processor.patch_size,
         "merge": processor.merge_size,
     }
+
+
+def visual_count(config: Any, settings: Mapping[str, Any], width: int, height: int) -> int:
+    """Visual tokens of an image: both sides become multiples of a merged patch, its area one within the pixel bounds.
+
+    Raises:
+        ValueError: an image that is too long for its width.
+    """
+    processor = image_processor(settings, Qwen2VLImageProcessorPil)
+    cell = processor.patch_size * processor.merge_size
+    rows, columns = smart_resize(height, width, cell, processor.size["shortest_edge"], processor.size["longest_edge"])
+    return (rows // cell) * (columns // cell)
 
 
 def patches(processor: Any, images: Sequence[Image]) -> Pixels:

@@ -10,6 +10,7 @@ from masp.cli.options import Device, Dtype, DtypeOption, Revision
 
 if TYPE_CHECKING:
     from masp.config import DataConfig
+    from masp.data.records import Dataset
     from masp.evaluation.runner import Evaluation
 
 EXAMPLES = """
@@ -66,23 +67,18 @@ def evaluate(
 
     A data set without published splits is divided as the adapter's run divided it, where it was trained on it.
     """
-    from masp.adapters import find_adapter, record_result
-    from masp.cli.show import counting, say
-    from masp.data.readers import open_dataset
-    from masp.errors import UsageError, did_you_mean
+    from masp.adapters import find_adapter
+    from masp.cli.show import counting
+    from masp.errors import UsageError
     from masp.evaluation.batches import Batching
-    from masp.evaluation.division import as_trained
     from masp.evaluation.runner import evaluate as measure
-    from masp.evaluation.runner import result_of
     from masp.predictor import Masp
     from masp.training.progress import Bar
 
     home = find_adapter(adapter, adapter_revision)
     if record and not Path(adapter).exists():
         raise UsageError(f"--record with {adapter}, which is on a hub", "an adapter here", "Record, then push it.")
-    dataset = as_trained(open_dataset(_settings(changes or [], data)), home, task)
-    if split not in dataset.splits:
-        raise UsageError(f"--split {split}: {data} has no such split", "", did_you_mean(split, dataset.splits))
+    dataset = _divided(_settings(changes or [], data), split, home, task)
     loading = {"backbone_revision": revision, "dtype": dtype.value, "device": device}
     masp = Masp.from_pretrained(adapter, backbone, aspects=aspects, task=task, revision=adapter_revision, **loading)
     with Bar("images", len(dataset.split(split))) as bar:
@@ -90,8 +86,33 @@ def evaluate(
         found = measure(masp, dataset, split, mode.value, batching, out)
     _tell(found, out)
     if record:
-        record_result(home, result_of(found), task)
-        say(f"recorded in {home}")
+        _record(found, home, task)
+
+
+def _divided(settings: "DataConfig", split: str, home: Path, task: str | None) -> "Dataset":
+    """The data set, divided as the run in `home` divided it.
+
+    Raises:
+        UsageError: It has no such split.
+    """
+    from masp.data.readers import open_dataset
+    from masp.errors import UsageError, did_you_mean
+    from masp.evaluation.division import as_trained
+
+    dataset = as_trained(open_dataset(settings), home, task)
+    if split not in dataset.splits:
+        raise UsageError(f"--split {split}: {settings.path} has no such split", "", did_you_mean(split, dataset.splits))
+    return dataset
+
+
+def _record(found: "Evaluation", home: Path, task: str | None) -> None:
+    """The accuracy into the adapter's description and card."""
+    from masp.adapters import record_result
+    from masp.cli.show import say
+    from masp.evaluation.runner import result_of
+
+    record_result(home, result_of(found), task)
+    say(f"recorded in {home}")
 
 
 def _tell(found: "Evaluation", out: Path | None) -> None:
