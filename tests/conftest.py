@@ -4,6 +4,7 @@ Order matters. The environment is set before torch is imported, and the import h
 `masp` is, because it rewrites them while they load.
 """
 
+import logging
 import os
 import signal
 
@@ -19,6 +20,16 @@ os.environ.update(
     TRANSFORMERS_OFFLINE="1",
 )
 
+import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("masp", "typechecking.checked")
+
+
+@pytest.fixture(autouse=True)
+def _the_log_stays_as_it_was():
+    """The command sets the level of the log for its process; tests that come later must not notice."""
+    log = logging.getLogger("masp")
+    before = log.level
+    yield
+    log.setLevel(before)
