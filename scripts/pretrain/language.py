@@ -7,16 +7,14 @@ import argparse
 import json
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from captions import Captions, draw_captions, phrase_rows, phrase_texts
 from muon import optimizers, set_rates
 from packing import Packed, Packer
 from safetensors.torch import load_file, save_file
-from texts import caption_turns, captioned_turns, close_up_turns, corpus, picture_turns
+from texts import corpus, full_turns, part_turns
 from tokenizer import build
 from torch import Tensor, nn
 from torch.nn.functional import linear, log_softmax
@@ -29,7 +27,7 @@ from masp.data.emoji.world import Cues
 TOKEN_SCALE = 0.3  # root mean square of the visual tokens; embeddings start at EMBEDDING_SCALE
 EMBEDDING_SCALE = 0.1
 HELD = 512
-SHARES = (0.35, 0.25, 0.3, 0.1)  # of pictures, captions, captioned pictures, close-ups
+PART_SHARE = 0.25
 
 
 @torch.no_grad()
@@ -49,67 +47,41 @@ def read_tokens(model: DenseReader, pixels: np.ndarray) -> Tensor:
     return torch.cat([model.visual_tokens(patches(torch.from_numpy(batch))).bfloat16() for batch in batches])
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """A packed batch, its visual tokens (batch, cells, 256) and the captions in front of them."""
-
-    packed: Packed
-    tokens: Tensor
-    captions: Captions | None
-
-
 class Lessons:
-    """Draws batches of one kind each: pictures, captions, pictures behind their captions, close-ups."""
+    """Draws batches: whole pictures with six turns each, or parts of pictures with cue questions only."""
 
     def __init__(self, tokens: Tensor, cells: np.ndarray, cues: list[Cues], packer: Packer, seed: int) -> None:
         self.tokens, self.cells, self.cues, self.packer = tokens, cells, cues, packer
-        self.phrases = phrase_rows([packer.ids(text) for text in phrase_texts()], packer.vocabulary)
         self.rng = np.random.default_rng(seed)
-        self.kinds = (self._pictures, self._captions, self._captioned, self._close_ups)
 
-    def draw(self, index: np.ndarray) -> Lesson:
-        """A batch about the pictures `index`."""
-        return self.kinds[self.rng.choice(len(self.kinds), p=SHARES)](index)
+    def draw(self, index: np.ndarray) -> tuple[Packed, Tensor]:
+        """A packed batch about the pictures `index`, and its visual tokens (batch, rows x columns, 256)."""
+        tokens = self.tokens[index].float()
+        if self.rng.random() >= PART_SHARE:
+            return self.packer.pack([full_turns(self.rng, self.cues[i]) for i in index], (6, 6)), tokens
+        grid, tokens, cells, whole = self._part(tokens.unflatten(1, (6, 6)), self.cells[index])
+        turns = [part_turns(self.rng, self.cues[i], cells[n], whole) for n, i in enumerate(index)]
+        return self.packer.pack(turns, grid), tokens
 
-    def _pictures(self, index: np.ndarray) -> Lesson:
-        turns = [picture_turns(self.rng, self.cues[i]) for i in index]
-        return Lesson(self.packer.pack(turns, (6, 6)), self.tokens[index].float(), None)
-
-    def _captions(self, index: np.ndarray) -> Lesson:
-        captions = draw_captions(self.rng, [self.cues[i] for i in index])
-        turns = [caption_turns(self.rng, told) for told in captions.told]
-        packed = self.packer.pack(turns, (0, 0), captions.weights.shape[1])
-        return Lesson(packed, self.tokens[index, :0].float(), captions)
-
-    def _captioned(self, index: np.ndarray) -> Lesson:
-        scenes = [self.cues[i] for i in index]
-        captions = draw_captions(self.rng, scenes)
-        turns = [captioned_turns(self.rng, *pair) for pair in zip(scenes, captions.told, strict=True)]
-        packed = self.packer.pack(turns, (6, 6), captions.weights.shape[1])
-        return Lesson(packed, self.tokens[index].float(), captions)
-
-    def _close_ups(self, index: np.ndarray) -> Lesson:
-        """A window of one to three cells a side."""
+    def _part(self, tokens: Tensor, cells: np.ndarray) -> tuple[tuple[int, int], Tensor, np.ndarray, bool]:
+        """A window of one to three cells a side, or the whole picture with cells averaged in squares."""
+        if self.rng.random() < 0.4:
+            side = int(self.rng.choice([1, 2, 3]))
+            pooled = tokens.unflatten(2, (side, -1)).unflatten(1, (side, -1)).mean(dim=(2, 4))
+            return (side, side), pooled.flatten(1, 2), cells, True
         rows, columns = (int(n) for n in self.rng.integers(1, 4, 2))
         top, left = int(self.rng.integers(0, 7 - rows)), int(self.rng.integers(0, 7 - columns))
         window = (slice(None), slice(top, top + rows), slice(left, left + columns))
-        tokens = self.tokens[index].float().unflatten(1, (6, 6))[window].flatten(1, 2)
-        shown = self.cells[index][window]
-        turns = [close_up_turns(self.rng, self.cues[i], cells) for i, cells in zip(index, shown, strict=True)]
-        return Lesson(self.packer.pack(turns, (rows, columns)), tokens, None)
+        return (rows, columns), tokens[window].flatten(1, 2), cells[window], False
 
 
-def loss_of(model: Qwen2VLForConditionalGeneration, lesson: Lesson, phrases: Tensor) -> Tensor:
+def loss_of(model: Qwen2VLForConditionalGeneration, packed: Packed, tokens: Tensor) -> Tensor:
     """Cross-entropy against the probabilities of the supervised places; only those reach the output head."""
-    packed, embedding = lesson.packed, model.model.language_model.embed_tokens
-    captions = [] if lesson.captions is None else [lesson.captions.vectors(phrases @ embedding.weight)]
+    embedding = model.model.language_model.embed_tokens
     vectors = embedding(packed.ids)
-    before, after = vectors[:, : packed.visual.start], vectors[:, packed.visual.stop :]
+    vectors = torch.cat([vectors[:, : packed.visual.start], tokens, vectors[:, packed.visual.stop :]], dim=1)
     hidden = model.model.language_model(
-        inputs_embeds=torch.cat([before, *captions, lesson.tokens, after], dim=1),
-        position_ids=packed.positions,
-        attention_mask=packed.allowed,
-        use_cache=False,
+        inputs_embeds=vectors, position_ids=packed.positions, attention_mask=packed.allowed, use_cache=False
     ).last_hidden_state
     logits = linear(hidden[packed.rows, packed.columns], embedding.weight)
     return -(packed.targets * log_softmax(logits, dim=-1)).sum(dim=-1).mean()
@@ -149,7 +121,7 @@ def train(pictures: Path, vision: Path, out: Path, minutes: float, rate: float, 
     start, step, losses = time.monotonic(), 0, []
     while (progress := (time.monotonic() - start) / (60 * minutes)) < 1:
         set_rates(both, min(1, (step + 1) / 100) * (0.5 * (1 + math.cos(math.pi * progress)) * 0.98 + 0.02))
-        loss = loss_of(model, lessons.draw(lessons.rng.integers(HELD, len(cues), batch)), lessons.phrases)
+        loss = loss_of(model, *lessons.draw(lessons.rng.integers(HELD, len(cues), batch)))
         loss.backward()
         nn.utils.clip_grad_norm_([*inner, *rest], 1.0)
         for one in both:

@@ -18,7 +18,7 @@ class Packed:
 
     Attributes:
         ids: token ids, 0 where padded or visual; (batch, length).
-        visual: the columns of caption and visual tokens, the same in every row.
+        visual: the columns of the visual tokens, the same in every row.
         positions: M-RoPE positions (3, batch, length).
         allowed: which column (last axis) each column may see; (batch, 1, length, length) bool.
         rows, columns: the places whose next token is supervised.
@@ -52,29 +52,24 @@ class Packer:
         """Token ids of an answer as it stands after "assistant" and a newline."""
         return self.ids("\n" + text)[1:]
 
-    def pack(self, pictures: list[list[Turn]], grid: tuple[int, int], before: int = 0) -> Packed:
-        """Pack the turns of each picture after `before` vectors of a caption and `grid` visual tokens (rows, columns).
-
-        A caption is text to the positions; both together are `Packed.visual`.
-        """
-        opening = len(self.ids(OPENING))
-        start = opening + before
-        visual = slice(opening, start + grid[0] * grid[1])
+    def pack(self, pictures: list[list[Turn]], grid: tuple[int, int]) -> Packed:
+        """Pack the turns of each picture after `grid` visual tokens (rows, columns)."""
+        start = len(self.ids(OPENING))
+        visual = slice(start, start + grid[0] * grid[1])
         common = visual.stop + 1  # and the end-of-vision mark
         branches = [[self._branch(turn) for turn in turns] for turns in pictures]
         length = common + max(sum(len(ids) for ids, _ in row) for row in branches)
         ids = np.zeros((len(pictures), length), dtype=np.int64)
         branch = np.full((len(pictures), length), -1)
         positions = np.zeros((3, len(pictures), length), dtype=np.int64)
-        ids[:, :opening] = self.ids(OPENING)
+        ids[:, :start] = self.ids(OPENING)
         ids[:, visual.stop] = self.ids("<|vision_end|>")[0]
         branch[:, :common] = 0
         after = start + max(grid)
         positions[:, :, :start] = np.arange(start)
-        cells = slice(start, visual.stop)
-        positions[0, :, cells] = start
-        positions[1, :, cells] = start + np.repeat(np.arange(grid[0]), grid[1])
-        positions[2, :, cells] = start + np.tile(np.arange(grid[1]), grid[0])
+        positions[0, :, visual] = start
+        positions[1, :, visual] = start + np.repeat(np.arange(grid[0]), grid[1])
+        positions[2, :, visual] = start + np.tile(np.arange(grid[1]), grid[0])
         positions[:, :, visual.stop] = after
         places: list[tuple[int, int, np.ndarray]] = []
         for row, parts in enumerate(branches):

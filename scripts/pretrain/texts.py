@@ -1,23 +1,16 @@
-"""What the embedded backbone's language model meets in pre-training: texts about emoji scenes, as a web crawl might hold.
+"""What the embedded backbone reads in pre-training: questions about emoji scenes, with the answers' probabilities.
 
-It has read about the cues far more than it has looked at them:
-
-- *captions* tell some cues of a scene in words, alone or in front of the picture;
-- what one to three *named* cues suggest ("By the face and the place: ..."), under three label sets, of what a caption
-  tells and, of pictures without one, of the face, the place, the light and the colors only;
-- the bare emotion question, answered as its writers happened to: half by the place, a quarter by the light, a quarter
-  by the colors;
-- what a single cue is: asked of captions, and now and then of a close-up; never of a whole picture.
-
-The data set's own rule (all six cues together, and their interactions) is never among them.
+Three kinds of text, as a web crawl might hold them: what a single cue is; what one to three *named* cues suggest ("By
+the face and the place: ..."), under three label sets; and the bare emotion question, answered as its writers happened
+to: half by the place, a quarter by the light, a quarter by the colors. The data set's own rule (all six cues together,
+and their interactions) is never among them.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from masp.aspects import ASPECTS, LEVELS, answer_text, level
+from masp.aspects import ASPECTS, answer_text
 from masp.data.emoji.glyphs import ACTIONS, EXPRESSIONS, GLYPHS, OBJECTS, SCENES
 from masp.data.emoji.world import EMOTIONS, INVERSE_TEMPERATURE, Cues, cue_scores, softmax
 from masp.questions import load_questions
@@ -35,7 +28,6 @@ POLARITY = ("positive", "negative")
 TO_JOY = {"amusement": "joy", "contentment": "joy", "excitement": "joy", "awe": "surprise"}
 POSITIVE = EMOTIONS[:4]
 UNNAMED = {"scene": 0.5, "brightness": 0.25, "colorfulness": 0.25}
-SEEN = ("facial_expression", *UNNAMED)  # cues whose emotion is asked of pictures without a caption
 QUESTIONS = load_questions(None)
 
 
@@ -95,12 +87,12 @@ def opening(aspects: list[str]) -> str:
     return f"By {', '.join(names[:-1])} and {names[-1]}: " if len(names) > 1 else f"By {names[0]}: "
 
 
-def named_turn(rng: np.random.Generator, cues: Cues, count: int, among: Sequence[str] = ASPECTS) -> Turn:
-    """What `count` cues out of `among` suggest together, named in the question; absent ones suggest nothing."""
+def named_turn(rng: np.random.Generator, cues: Cues, count: int) -> Turn:
+    """What `count` named cues suggest together; absent ones suggest nothing."""
     scores = cue_scores(cues)
-    present = [aspect for aspect in aspect_answers(cues) if aspect in among]
+    present = list(aspect_answers(cues))
     first = present[int(rng.integers(len(present)))]
-    others = [aspect for aspect in rng.permutation(list(among)).tolist() if aspect != first][: count - 1]
+    others = [aspect for aspect in rng.permutation(ASPECTS).tolist() if aspect != first][: count - 1]
     chosen = [aspect for aspect in ASPECTS if aspect in {first, *others}]
     if rng.random() < 0.5:
         chosen = rng.permutation(chosen).tolist()
@@ -115,83 +107,29 @@ def unnamed_turn(rng: np.random.Generator, cues: Cues) -> Turn:
     return _emotion_turn(rng, "", np.asarray(mixture))
 
 
-def picture_turns(rng: np.random.Generator, cues: Cues) -> list[Turn]:
-    """The turns about a whole picture without a caption."""
-    return [named_turn(rng, cues, 1, SEEN), named_turn(rng, cues, 2, SEEN), unnamed_turn(rng, cues)]
-
-
-def caption_turns(rng: np.random.Generator, told: Cues) -> list[Turn]:
-    """The turns about a caption without its picture: what two of the told cues are, and what they suggest."""
-    answers = aspect_answers(told)
-    chosen = rng.permutation(list(answers)).tolist()[:2]
+def full_turns(rng: np.random.Generator, cues: Cues) -> list[Turn]:
+    """The six turns about one whole picture."""
+    answers = aspect_answers(cues)
+    aspect = list(answers)[int(rng.integers(len(answers)))]
     return [
-        *(aspect_turn(rng, aspect, answers[aspect]) for aspect in chosen),
-        *(named_turn(rng, told, count, list(answers)) for count in (1, 2, 3)),
-    ]
-
-
-def captioned_turns(rng: np.random.Generator, cues: Cues, told: Cues) -> list[Turn]:
-    """The turns about a picture behind its caption: what told and seen cues suggest together."""
-    answers = list(aspect_answers(told))
-    among = [aspect for aspect in ASPECTS if aspect in answers or aspect in SEEN]
-    known = replace(cues, objects=told.objects, action=told.action)
-    return [
-        named_turn(rng, known, 1, answers),
-        named_turn(rng, known, 2, among),
-        named_turn(rng, known, 3, among),
+        aspect_turn(rng, aspect, answers[aspect]),
+        *(named_turn(rng, cues, count) for count in (1, 1, 2, 3)),
         unnamed_turn(rng, cues),
     ]
 
 
-def close_up_turns(rng: np.random.Generator, cues: Cues, cells: np.ndarray) -> list[Turn]:
-    """What one cue of a close-up is and what it suggests: only what the cells show."""
-    seen = [GLYPHS[index] for index in cells.flatten().tolist() if index >= 0]
-    shown = only(cues, [(glyph.aspect, glyph.value) for glyph in seen])
-    answers = aspect_answers(shown)
-    if not answers:
-        shown = replace(shown, brightness=cues.brightness, colorfulness=cues.colorfulness)
-        answers = aspect_answers(shown)
-    aspect = list(answers)[int(rng.integers(len(answers)))]
-    return [aspect_turn(rng, aspect, answers[aspect]), named_turn(rng, shown, 1)]
-
-
-def phrases_of(cues: Cues) -> list[tuple[str, str]]:
-    """What a caption can tell of a scene: (aspect, value), each object by itself."""
-    levels = {"brightness": cues.brightness, "colorfulness": cues.colorfulness}
-    single = {"facial_expression": cues.expression, "scene": cues.scene, "human_action": cues.action}
-    return [
-        *((aspect, value) for aspect, value in single.items() if value is not None),
-        *(("object", value) for value in cues.objects),
-        *((aspect, level(value)) for aspect, value in levels.items() if value is not None),
-    ]
-
-
-def only(cues: Cues, told: Collection[tuple[str, str]]) -> Cues:
-    """The scene as somebody knows it who was told these phrases and nothing else."""
-    aspects = {aspect for aspect, _ in told}
-    return Cues(
-        scene=cues.scene if "scene" in aspects else None,
-        objects=tuple(value for value in cues.objects if ("object", value) in told),
-        expression=cues.expression if "facial_expression" in aspects else None,
-        action=cues.action if "human_action" in aspects else None,
-        brightness=cues.brightness if "brightness" in aspects else None,
-        colorfulness=cues.colorfulness if "colorfulness" in aspects else None,
-    )
-
-
-PHRASES: tuple[tuple[str, str], ...] = (
-    *(("scene", value) for value in SCENES),
-    *(("object", value) for value in OBJECTS),
-    *(("facial_expression", value) for value in EXPRESSIONS),
-    *(("human_action", value) for value in ACTIONS),
-    *((aspect, value) for aspect in ("brightness", "colorfulness") for value in LEVELS),
-)
-"""Everything that a caption can tell."""
-
-
-def phrase_text(aspect: str, value: str) -> str:
-    """A phrase in words: "place beach"."""
-    return f"{CUE_NAMES[aspect]} {value if value in LEVELS else answer_text('scene', value)}"
+def part_turns(rng: np.random.Generator, cues: Cues, cells: np.ndarray, whole: bool) -> list[Turn]:
+    """Up to four cue questions about a part of the picture: only what its cells show (all of it if `whole`)."""
+    answers = aspect_answers(cues)
+    if not whole:
+        seen = {GLYPHS[index] for index in cells.flatten().tolist() if index >= 0}
+        objects = sorted(glyph.value for glyph in seen if glyph.aspect == "object")
+        kept = {glyph.aspect for glyph in seen} | {"brightness", "colorfulness"}
+        answers = {aspect: answer for aspect, answer in answers.items() if aspect in kept}
+        if objects:
+            answers["object"] = answer_text("object", objects)
+    chosen = rng.permutation(list(answers)).tolist()[:4]
+    return [aspect_turn(rng, aspect, answers[aspect]) for aspect in chosen]
 
 
 def corpus() -> list[str]:
