@@ -166,7 +166,9 @@ class TrainConfig(Settings):
     learning_rate: Number = Field(default=1e-4, gt=0, le=10, description="Peak learning rate (the paper's: 1e-4).")
     epochs: Positive = Field(default=3, description="Passes over the training images.")
     max_steps: Positive | None = Field(default=None, description="Stop after this many steps; null: after the epochs.")
-    batch_size: Positive = Field(default=8, description="Examples per step.")
+    batch_size: Positive = Field(
+        default=8, description="Examples per step; stage 1 takes as many whole images as make about this many pairs."
+    )
     warmup: Share = Field(default=0.03, description="Share of the steps during which the learning rate rises.")
     schedule: Literal["cosine", "linear", "constant"] = Field(
         default="cosine", description="How the learning rate falls."
