@@ -359,6 +359,7 @@ for _stage in ("aspects", "prompt"):
         f"{_stage}.keep_checkpoints": "7",
         f"{_stage}.log_every": "7",
         f"{_stage}.trackers": "[wandb]",
+        f"{_stage}.store": "features",
         f"{_stage}.feature_memory_gb": "7",
         f"{_stage}.strict": "true",
         f"{_stage}.aspects": "[scene]",

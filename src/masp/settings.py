@@ -194,11 +194,14 @@ class TrainConfig(Settings):
     trackers: Annotated[tuple[Tracker, ...], BeforeValidator(_as_tuple)] = Field(
         default=(), description="Trackers that accelerate reports to.", json_schema_extra={**FREE}
     )
-    feature_memory_gb: Number = Field(
-        default=4.0,
-        ge=0,
-        description="Memory for visual tokens that are kept between epochs.",
+    store: Literal["none", "features", "prefix", "auto"] = Field(
+        default="auto",
+        description="What is kept between epochs: nothing, visual tokens, all that stands before the soft prompt, or "
+        "the most that fits and is used again. A run that goes on keeps what it kept.",
         json_schema_extra={**FREE},
+    )
+    feature_memory_gb: Number = Field(
+        default=4.0, ge=0, description="Memory for what is kept between epochs.", json_schema_extra={**FREE}
     )
     strict: Switch = Field(default=False, description="Stop at the first unreadable image.", json_schema_extra={**FREE})
     aspects: AspectNames = Field(default=ASPECTS, description="Aspects that take part.")
@@ -219,6 +222,8 @@ class AspectTraining(TrainConfig):
             raise ValueError("aspects is empty: name at least one aspect to train")
         if self.class_weights != "none":
             raise ValueError("class_weights is balanced, but stage 1 learns no labels: set it to none")
+        if self.store == "prefix":
+            raise ValueError("store is prefix, but in stage 1 no image stands before the trained part: set features")
         return self
 
 

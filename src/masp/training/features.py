@@ -30,7 +30,7 @@ class Reading:
     Attributes:
         longest_side: shrink larger ones to it; None: never.
         workers: threads that read ahead of the vision tower.
-        budget: bytes of visual tokens that may be kept.
+        budget: bytes of visual tokens that may be kept; 0: keep none.
         strict: stop at the first bad image.
     """
 
@@ -68,7 +68,7 @@ class VisualTokenStore:
     ) -> None:
         self.backbone, self.paths, self.reading = backbone, paths, reading
         self.usable: list[bool] = [False] * len(paths)
-        self.kept = True
+        self.kept = reading.budget > 0
         self._keys = [(path, reading.longest_side) for path in paths]
         self._kept = VisualMemory().tokens if memory is None else memory.tokens
 
@@ -167,6 +167,14 @@ class VisualTokenStore:
     def visual(self, images: Sequence[int]) -> VisualTokens:
         """Visual tokens of one batch, on the backbone's device."""
         return next(tokens for _, tokens in self.stream([images], lambda batch: batch))
+
+    def counts(self) -> list[int]:
+        """Number of visual tokens of each usable image; they are kept."""
+        return [self._kept[key].tokens.shape[1] for key, good in zip(self._keys, self.usable, strict=True) if good]
+
+    def bytes(self) -> int:
+        """Memory that the kept visual tokens of these images take."""
+        return sum(_bytes(self._kept[key]) for key in self._keys if key in self._kept)
 
     def _batch(self, images: Sequence[int]) -> VisualTokens:
         """Kept visual tokens of these images, on the backbone's device."""

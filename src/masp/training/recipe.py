@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from masp.config import MethodConfig, RunConfig
 from masp.data.records import Dataset, Record
 from masp.data.splits import write_split
 from masp.errors import ConfigError
+from masp.model import MaspModel, Use
 from masp.modules.aspect_attention import AspectModules
 from masp.modules.soft_prompt import SoftPrompt
 from masp.questions import EMOTION, Questions, load_questions
@@ -28,6 +30,7 @@ from masp.training.checkpoints import CheckpointStore, unwritable
 from masp.training.features import GIGA, Reading, VisualMemory, VisualTokenStore, account_lines, read_account
 from masp.training.interrupts import StopRequest
 from masp.training.loop import LoopSettings, Stage, Trainer
+from masp.training.prefixes import PrefixStore, choose
 from masp.training.runs import RunFolder, TrainResult
 
 log = logging.getLogger(__name__)
@@ -105,8 +108,43 @@ class Run:
         return store, numbers
 
     def _reading(self) -> Reading:
-        budget = int(self.settings.feature_memory_gb * GIGA)
+        wanted, budget = self.folder.kept() or self.settings.store, int(self.settings.feature_memory_gb * GIGA)
+        if wanted == "none":
+            budget = 0
+        elif self.folder.kept() is not None:
+            budget = sys.maxsize  # it fitted when the run began
         return Reading(self.config.data.longest_side, self.config.data.workers, budget, self.settings.strict)
+
+    def kept(
+        self,
+        store: VisualTokenStore,
+        model: MaspModel | None = None,
+        use: Use | None = None,
+        questions: Sequence[str] = (),
+        images: int = 0,
+    ) -> PrefixStore | None:
+        """The prefixes, where they are to be kept; and a record of what this run keeps.
+
+        Args:
+            store: visual tokens, read already.
+            model: with the soft prompt to train; None in stage 1, which has no prefixes.
+            use: what stands in the sequence.
+            questions: all texts that may be asked.
+            images: training images.
+
+        Raises:
+            MaspError: they are wanted and do not fit, or there is nothing to keep.
+        """
+        prefixes, before, settings = None, self.folder.kept(), self.settings
+        if model is not None and any(store.usable):
+            candidate = PrefixStore(model, store, use or Use(), questions)
+            steps = settings.epochs * -(-images // settings.batch_size)
+            again = min(steps, settings.max_steps or steps) * settings.batch_size > images
+            budget = sys.maxsize if before else int(settings.feature_memory_gb * GIGA)
+            prefixes = candidate if choose(candidate, before or settings.store, budget, again) else None
+        if before is None and self.writes:
+            self.folder.keep("prefix" if prefixes else "features" if store.kept else "none")
+        return prefixes
 
     def backbone_record(self) -> BackboneRecord:
         """The backbone as an adapter names it."""

@@ -212,6 +212,7 @@ def _prepare(run: Run) -> Outcome:
         for aspect, name in enumerate(names)
         if name in record.annotations
     ]
+    run.kept(store)
     model = MaspModel(run.backbone, method, modules, questions=questions)
     stage = AspectStage(model, store, examples, numbers["val"], questions)
     info = AdapterInfo(

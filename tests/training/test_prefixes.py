@@ -1,0 +1,117 @@
+"""Prefixes that stage 2 keeps: the same adapter for less, whatever is kept, and to the byte after an interruption."""
+
+import json
+
+import pytest
+import torch
+
+import small_training as small
+import tiny
+from masp.adapters import load_adapter
+from masp.errors import ConfigError, MaspError
+from masp.model import MaspModel
+from masp.training import Interrupted, train_prompt
+from masp.training.prefixes import GROUP
+
+STORES = ("none", "features", "prefix")
+FEW = ("prompt.max_steps=4", "prompt.batch_size=7")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return small.write_dataset(tmp_path_factory.mktemp("data"), train=21)
+
+
+def trained(dataset, out, *changes, family="qwen2_vl"):
+    config = small.config(*FEW, *changes)
+    return train_prompt(config, dataset, tiny.backbone(family), None, out).adapter
+
+
+def vectors(adapter, family="qwen2_vl"):
+    return load_adapter(adapter, tiny.backbone(family)).prompt.vectors
+
+
+def kept(out):
+    return json.loads((out / "store.json").read_text())["kept"]
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "gemma3", "instructblip"])
+def test_every_store_trains_alike(tmp_path, dataset, family):
+    found = []
+    for store in STORES:
+        found.append(vectors(trained(dataset, tmp_path / store, f"prompt.store={store}", family=family), family))
+        assert kept(tmp_path / store) == store
+    untouched = trained(dataset, tmp_path / "not", "prompt.learning_rate=1e-9", family=family)
+    assert (found[0] - vectors(untouched, family)).abs().max() > 1e-2
+    for other in found[1:]:
+        assert (found[0] - other).abs().max() < 2e-3
+
+
+def counted(monkeypatch):
+    """Images of every pass over prefixes."""
+    seen, prefix = [], MaspModel.prefix
+
+    def watched(self, visual, questions, use=None):
+        seen.append(len(visual))
+        return prefix(self, visual, questions, use)
+
+    monkeypatch.setattr(MaspModel, "prefix", watched)
+    return seen
+
+
+def test_each_prefix_is_computed_once(tmp_path, dataset, monkeypatch):
+    seen = counted(monkeypatch)
+    trained(dataset, tmp_path, "prompt.store=prefix", "prompt.max_steps=9", "prompt.epochs=3")
+    assert sorted(seen[1:]) == sorted([GROUP, 26 - GROUP])  # and one image to learn the size
+
+
+def test_auto_keeps_the_most_that_fits_and_is_used_again(tmp_path, dataset, monkeypatch):
+    seen = counted(monkeypatch)
+    trained(dataset, tmp_path / "all")
+    trained(dataset, tmp_path / "tight", "prompt.feature_memory_gb=1e-4")
+    trained(dataset, tmp_path / "nothing", "prompt.feature_memory_gb=1e-6")
+    assert [kept(tmp_path / name) for name in ("all", "tight", "nothing")] == ["prefix", "features", "none"]
+    seen.clear()
+    trained(dataset, tmp_path / "once", "prompt.max_steps=3")  # 21 images, none of them twice
+    assert kept(tmp_path / "once") == "features"
+    assert seen == []
+
+
+def test_an_interrupted_run_goes_on_with_what_it_kept(tmp_path, dataset, monkeypatch):
+    """The first steps keep prefixes; the same command with another store and no memory ends in the same bytes."""
+    changes = ("prompt.max_steps=8", "prompt.epochs=3")
+    expected = trained(dataset, tmp_path / "whole", *changes)
+    assert kept(tmp_path / "whole") == "prefix"
+    step, done = torch.optim.AdamW.step, []
+
+    def stumbling(self, *args, **more):
+        done.append(1)
+        if len(done) == 5:
+            raise Interrupted("made up", "")
+        return step(self, *args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", stumbling)
+        with pytest.raises(Interrupted):
+            trained(dataset, tmp_path / "cut", *changes)
+    result = trained(dataset, tmp_path / "cut", *changes, "prompt.store=features", "prompt.feature_memory_gb=1e-6")
+    assert kept(tmp_path / "cut") == "prefix"
+    for path in expected.iterdir():
+        assert path.read_bytes() == (result / path.name).read_bytes(), path.name
+
+
+def test_a_budget_too_small_for_what_was_asked_is_an_error(tmp_path, dataset):
+    with pytest.raises(MaspError, match=r"prefixes of these images take 0\.00 GB.*feature_memory_gb"):
+        trained(dataset, tmp_path, "prompt.store=prefix", "prompt.feature_memory_gb=1e-4")
+
+
+def test_the_released_layout_has_no_prefixes(tmp_path, dataset):
+    with pytest.raises(MaspError, match="stands before the image too"):
+        trained(dataset, tmp_path / "asked", "prompt.store=prefix", "method.variant=released")
+    trained(dataset, tmp_path / "auto", "method.variant=released")
+    assert kept(tmp_path / "auto") == "features"
+
+
+def test_stage_1_has_no_prefixes():
+    with pytest.raises(ConfigError, match="no image stands before the trained part"):
+        small.config("aspects.store=prefix")
