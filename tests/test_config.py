@@ -360,6 +360,8 @@ for _stage in ("aspects", "prompt"):
         f"{_stage}.log_every": "7",
         f"{_stage}.trackers": "[wandb]",
         f"{_stage}.store": "features",
+        f"{_stage}.store_dir": "elsewhere",
+        f"{_stage}.store_disk_gb": "7",
         f"{_stage}.feature_memory_gb": "7",
         f"{_stage}.strict": "true",
         f"{_stage}.aspects": "[scene]",

@@ -203,6 +203,14 @@ class TrainConfig(Settings):
     feature_memory_gb: Number = Field(
         default=4.0, ge=0, description="Memory for what is kept between epochs.", json_schema_extra={**FREE}
     )
+    store_dir: FilePath | None = Field(
+        default=None,
+        description="A folder on a fast disk: what is kept lies there instead of in memory, for later runs too.",
+        json_schema_extra={**FREE},
+    )
+    store_disk_gb: Number = Field(
+        default=50.0, ge=0, description="Disk that store_dir may take, all runs together.", json_schema_extra={**FREE}
+    )
     strict: Switch = Field(default=False, description="Stop at the first unreadable image.", json_schema_extra={**FREE})
     aspects: AspectNames = Field(default=ASPECTS, description="Aspects that take part.")
 

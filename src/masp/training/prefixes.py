@@ -1,12 +1,17 @@
 """Prefixes of stage 2: what stands before the soft prompt is computed once for each image and kept between epochs."""
 
+import json
 import logging
 from collections.abc import Sequence
 
+import torch
+
+from masp.adapters import tensors_sha256
 from masp.errors import MaspError
 from masp.model import MaspModel, Use
 from masp.training.features import GIGA, VisualTokenStore
-from masp.types import Prefix
+from masp.training.shelf import Group, key_of
+from masp.types import ImageLayout, Prefix
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +64,43 @@ class PrefixStore:
             group = [
                 number for number, usable in enumerate(self.features.usable[start : start + GROUP], start) if usable
             ]
-            found = self.model.prefix(self.features.visual(group), [question] * len(group), self.use).to("cpu")
-            self._rows.update(((number, asked), row) for number, row in zip(group, found.rows(), strict=True))
+            rows = self._computed(group, question) if self.features.shelf is None else self._shelved(group, question)
+            self._rows.update(((number, asked), row) for number, row in zip(group, rows, strict=True))
         return self._rows[image, asked]
+
+    def _computed(self, group: Sequence[int], question: str) -> list[Prefix]:
+        visual = self.features.visual(group)
+        return self.model.prefix(visual, [question] * len(group), self.use).to("cpu").rows()
+
+    def _shelved(self, group: Sequence[int], question: str) -> list[Prefix]:
+        """The prefixes of a group as an earlier run left them, or else computed and left for later ones."""
+        shelf, names = self.features.shelf, self.model.spliced(self.use)
+        assert shelf is not None
+        aspects = {name: tensors_sha256(self.model.aspect_module().module(name).state_dict()) for name in names}
+        method = self.model.method.model_dump(mode="json", exclude={"prompt_length"})
+        backbone = self.model.backbone
+        turn = backbone.template(question, ImageLayout(1) if backbone.asks else self.features.layout(group[0]))
+        begins = turn.ids if self._apart else turn.ids[: turn.vision_close]
+        depends = {"aspects": aspects, "method": method, "asked": question if self._apart else "", "begins": begins}
+        key = key_of({"kind": "prefix", **self.features.depends(group), **depends})
+        found = shelf.load(key)
+        if found is None:
+            rows = self._computed(group, question)
+            tensors = {f"states.{place}": row.states for place, row in enumerate(rows)}
+            notes = {
+                f"row.{place}": json.dumps([row.images[0].count, row.images[0].shape, row.signs[0].hex()])
+                for place, row in enumerate(rows)
+            }
+            found = shelf.save(key, Group(tensors, notes))
+        return [_row(found, place, names) for place in range(len(group))]
+
+
+def _row(group: Group, place: int, aspects: tuple[str, ...]) -> Prefix:
+    """One prefix out of a group."""
+    states = group.tensors[f"states.{place}"]
+    count, shape, sign = json.loads(group.notes[f"row.{place}"])
+    mask = torch.ones(1, states.shape[4], dtype=torch.bool)
+    return Prefix(states, mask, (ImageLayout(count, tuple(shape)),), (bytes.fromhex(sign),), aspects)
 
 
 def choose(prefixes: PrefixStore, wanted: str, budget: int, again: bool) -> bool:
@@ -90,7 +129,7 @@ def choose(prefixes: PrefixStore, wanted: str, budget: int, again: bool) -> bool
     if not fits and wanted == "prefix":
         raise MaspError(
             f"the prefixes of these images take {size / GIGA:.2f} GB",
-            f"at most prompt.feature_memory_gb = {budget / GIGA:.2f}",
+            f"at most {budget / GIGA:.2f}, by prompt.feature_memory_gb, prompt.store_disk_gb or the room on the disk",
             "Raise it, or set prompt.store=auto, which keeps the largest that fits.",
         )
     return fits

@@ -32,6 +32,7 @@ from masp.training.interrupts import StopRequest
 from masp.training.loop import LoopSettings, Stage, Trainer
 from masp.training.prefixes import PrefixStore, choose
 from masp.training.runs import RunFolder, TrainResult
+from masp.training.shelf import Shelf
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,11 @@ class Run:
             DataError: too many images are bad, or none is left to train on.
         """
         records = [(name, record) for name, chosen in splits.items() for record in chosen]
-        store = VisualTokenStore(self.backbone, [record.path for _, record in records], self._reading(), self.memory)
+        shelf = None
+        if self.settings.store_dir is not None and (self.folder.kept() or self.settings.store) != "none":
+            shelf = Shelf(self.settings.store_dir, int(self.settings.store_disk_gb * GIGA))
+        paths = [record.path for _, record in records]
+        store = VisualTokenStore(self.backbone, paths, self._reading(shelf), self.memory, shelf)
         account = store.fill(self.stop, read_account(self.folder.quarantine))
         log.info("images: %s", account.summary())
         if self.writes:
@@ -107,13 +112,17 @@ class Run:
             log.warning("there is no validation split: the last state is kept, and nothing is measured")
         return store, numbers
 
-    def _reading(self) -> Reading:
-        wanted, budget = self.folder.kept() or self.settings.store, int(self.settings.feature_memory_gb * GIGA)
+    def _reading(self, shelf: Shelf | None) -> Reading:
+        wanted, budget = self.folder.kept() or self.settings.store, self._budget(shelf)
         if wanted == "none":
             budget = 0
         elif self.folder.kept() is not None:
             budget = sys.maxsize  # it fitted when the run began
         return Reading(self.config.data.longest_side, self.config.data.workers, budget, self.settings.strict)
+
+    def _budget(self, shelf: Shelf | None) -> int:
+        """Bytes of memory, or of disk where there is a shelf, for what is kept."""
+        return int(self.settings.feature_memory_gb * GIGA) if shelf is None else shelf.room()
 
     def kept(
         self,
@@ -140,7 +149,7 @@ class Run:
             candidate = PrefixStore(model, store, use or Use(), questions)
             steps = settings.epochs * -(-images // settings.batch_size)
             again = min(steps, settings.max_steps or steps) * settings.batch_size > images
-            budget = sys.maxsize if before else int(settings.feature_memory_gb * GIGA)
+            budget = sys.maxsize if before else self._budget(store.shelf) + (store.bytes() if store.shelf else 0)
             prefixes = candidate if choose(candidate, before or settings.store, budget, again) else None
         if before is None and self.writes:
             self.folder.keep("prefix" if prefixes else "features" if store.kept else "none")
