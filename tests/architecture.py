@@ -27,7 +27,7 @@ ROWS = (
     ("masp.model", "masp.answers", "masp.attention"),
     ("masp.data",),
     ("masp.adapters",),
-    ("masp.explain", "masp.training"),
+    ("masp.explain", "masp.training", "masp.plan"),
     ("masp.predictor", "masp.evaluation"),
     ("masp.report_data", "masp.plots", "masp.report"),
     ("masp.demo", "masp.bench"),

@@ -14,6 +14,7 @@ from masp.bench.clock import machine
 from masp.bench.result import Result
 from masp.bench.setting import Setting, setting
 from masp.errors import UsageError, did_you_mean
+from masp.plan import checked
 
 Tell = Callable[[str], object]
 Group = Callable[[Setting, dict[str, Any], Tell], Iterator[Result]]
@@ -111,6 +112,7 @@ def run_bench(options: Options, tell: Tell, show: Callable[[Result], object]) ->
         "baselines": _baselines(dtype),
         "results": [result.to_json() for result in results],
         "growth": growth,
+        "plan": checked([result.to_json() for result in results], float(found["gemm_tflops"])),
     }
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from masp import __version__
-from masp.cli import bench, demo, evaluate, predict, train
+from masp.cli import bench, demo, evaluate, plan, predict, train
 from masp.cli.boundary import guarded
 from masp.cli.make_data import data_app
 
@@ -29,6 +29,7 @@ app.command(no_args_is_help=True, epilog=train.EXAMPLES)(train.train)
 app.command(no_args_is_help=True, epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(no_args_is_help=True, epilog=predict.EXAMPLES)(predict.predict)
 app.command(epilog=bench.EXAMPLES)(bench.bench)
+app.command(no_args_is_help=True, epilog=plan.EXAMPLES)(plan.plan)
 
 
 def _version(wanted: bool) -> bool:
