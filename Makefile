@@ -12,7 +12,7 @@ TORCH := $(shell grep -i '^torch==' constraints.txt)
 PIP_FLAGS := --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test test-slow coverage lint format types docs wheel-test lock clean
+.PHONY: help setup demo bench test test-slow coverage lint format types docs families wheel-test lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,11 @@ types: $(READY) ## static types
 docs: $(READY) ## write the generated parts of README and docs again
 	$(BIN)/python scripts/update_readme.py
 	$(BIN)/python scripts/update_configuration_doc.py
+	$(BIN)/python scripts/update_backbones_doc.py
+
+families: $(READY) ## run the contract of every backbone family and write its table
+	MASP_RECORD_FAMILIES=docs/backbones.json $(BIN)/python -m pytest -q tests/contract
+	$(BIN)/python scripts/update_backbones_doc.py
 
 # From the source archive, so that a file missing there is noticed; run elsewhere, so that src/ is not what is imported.
 wheel-test: $(READY) ## build the wheel, install it into an empty environment, and use it there

@@ -1,12 +1,15 @@
 """The documents are true: generated tables are current, links lead somewhere, named files and commands exist."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 import generated
+import update_backbones_doc as backbones
 import update_configuration_doc as configuration
+from masp.backbones.loading import FAMILIES
 from masp.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +35,21 @@ def paths_in(document: str) -> set[str]:
 def test_configuration_tables_are_current(name: str, content: str) -> None:
     document = configuration.DOCUMENT.read_text(encoding="utf-8")
     assert generated.replaced(document, name, configuration.SCRIPT, content) == document, "run `make docs`"
+
+
+def test_the_table_of_families_is_current_and_whole() -> None:
+    results = json.loads(backbones.RESULTS.read_text(encoding="utf-8"))
+    document = backbones.DOCUMENT.read_text(encoding="utf-8")
+    assert generated.replaced(document, "families", backbones.SCRIPT, backbones.content(results)) == document, (
+        "run `make docs`"
+    )
+    assert set(backbones.NAMES) == set(results["families"]) == set(FAMILIES)
+
+
+def test_a_failed_and_a_missing_test_show_in_the_table() -> None:
+    row = {"contract": {"passed": 3, "failed": 2}, "score": {"passed": 4}}
+    text = backbones.content({"torch": "1", "transformers": "2", "families": {"gemma3": row}})
+    assert "| Gemma 3 | ✗ 2 of 5 | ✓ 4 | – |" in text
 
 
 def test_the_example_of_an_override_is_accepted() -> None:

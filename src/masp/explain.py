@@ -143,16 +143,31 @@ def _rows(heatmap: Float[Tensor, "rows columns"]) -> tuple[tuple[float, ...], ..
 def _on_grid(
     weights: Float[Tensor, "aspects visual"], visual: VisualTokens, index: int
 ) -> Float[Tensor, "aspects rows columns"]:
-    """One image's weights on its grid: by the centre of each token's box, or in reading order where no box is known."""
+    """One image's weights on its grid: spread over each token's box, or in reading order where no box is known."""
     assert visual.grid is not None
     rows, columns = (int(size) for size in visual.grid[index])
     kept = visual.mask[index]
     weights = weights[:, kept]
     if visual.boxes is None:
-        cells = torch.arange(weights.shape[1], device=weights.device)
-    else:
-        x0, y0, x1, y1 = visual.boxes[index][kept].unbind(-1)
-        row = ((y0 + y1) / 2 * rows).long().clamp(0, rows - 1)
-        cells = row * columns + ((x0 + x1) / 2 * columns).long().clamp(0, columns - 1)
-    flat = weights.new_zeros(weights.shape[0], rows * columns)
-    return flat.index_add(1, cells, weights).reshape(-1, rows, columns)
+        return weights.reshape(-1, rows, columns)
+    shares = _shares(visual.boxes[index][kept], rows, columns).to(weights)
+    drawn = torch.einsum("av,vrc->arc", weights, shares)
+    placed = drawn.sum(dim=(1, 2)) / weights.sum(1)  # what newline features draw has no place and is left out
+    return drawn / placed.clamp_min(torch.finfo(drawn.dtype).tiny)[:, None, None]
+
+
+def _shares(boxes: Float[Tensor, "visual 4"], rows: int, columns: int) -> Float[Tensor, "visual rows columns"]:
+    """How much of each token's box lies in each cell of a grid; sums to 1, or to 0 for a token without a place."""
+    across = _overlap(boxes[:, 0], boxes[:, 2], columns)
+    down = _overlap(boxes[:, 1], boxes[:, 3], rows)
+    area = down[:, :, None] * across[:, None]
+    return area / area.sum(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(area.dtype).tiny)
+
+
+def _overlap(
+    low: Float[Tensor, " visual"], high: Float[Tensor, " visual"], cells: int
+) -> Float[Tensor, "visual cells"]:
+    """How much of each of `cells` equal parts of [0, 1] lies in each interval; rounding errors do not count."""
+    edges = torch.arange(cells, device=low.device)
+    inside = torch.minimum(high[:, None] * cells, edges + 1) - torch.maximum(low[:, None] * cells, edges)
+    return inside.masked_fill(inside < 1e-4, 0)

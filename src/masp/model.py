@@ -289,7 +289,7 @@ def start_prompt(
         generator: source of randomness; the same seed gives the same vectors.
     """
     if init.kind == "vocabulary":
-        vectors = vocabulary_start(backbone.embedding_rows(), length, generator)
+        vectors = vocabulary_start(backbone.embedding_rows(), length, generator) * backbone.embedding_scale
     elif init.kind == "text":
         ids = torch.tensor(backbone.text_ids(init.text or ""), dtype=torch.long, device=backbone.device)
         vectors = text_start(backbone.embed(ids), length)

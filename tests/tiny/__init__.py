@@ -18,10 +18,11 @@ from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
 from tiny import gemma, idefics, instructblip, internvl, llava, qwen
 from tiny.kind import DIM, Kind
+from tiny.qwen import QWEN2
 from tiny.tokens import VOCABULARY
 
 KINDS: dict[str, Kind] = {
-    "qwen2_vl": qwen.QWEN2,
+    "qwen2_vl": QWEN2,
     "qwen2_5_vl": qwen.QWEN2_5,
     "llava": llava.LLAVA,
     "llava_next": llava.NEXT,
@@ -35,9 +36,23 @@ KINDS: dict[str, Kind] = {
 }
 FAMILIES = tuple(KINDS)
 QWEN = ("qwen2_vl", "qwen2_5_vl")  # for tests of what all families share
-TEMPLATE = qwen.TEMPLATE
+TEMPLATE, MARKS = qwen.TEMPLATE, qwen.MARKS
+tiny_tokenizer = QWEN2.tokenizer
 
-__all__ = ["DIM", "FAMILIES", "KINDS", "QWEN", "TEMPLATE", "VOCABULARY", "backbone", "checkpoint", "picture"]
+__all__ = [
+    "DIM",
+    "FAMILIES",
+    "KINDS",
+    "MARKS",
+    "QWEN",
+    "TEMPLATE",
+    "VOCABULARY",
+    "backbone",
+    "checkpoint",
+    "picture",
+    "tiny_tokenizer",
+    "write_checkpoint",
+]
 
 
 def checkpoint(family: str = "qwen2_vl", seed: int = 0) -> Path:

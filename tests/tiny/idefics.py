@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
@@ -14,6 +15,8 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
 from masp.types import Pixels
 from tiny.kind import Kind, text_config
@@ -61,6 +64,22 @@ def _official(folder: Path) -> Any:
     return lambda image, text: made(images=image, text=text, return_tensors="pt", add_special_tokens=False)
 
 
+def _official_smol(folder: Path) -> Any:
+    """The processor's rule for placeholders and its image part; the processor itself wants torchvision for videos."""
+
+    def process(image: Any, text: str) -> dict[str, Any]:
+        parts = SmolVLMImageProcessorPil.from_pretrained(folder)
+        batch = parts(images=[[image]], return_row_col_info=True, return_tensors="pt")
+        marks = {"fake_token_around_image": "<fake_token_around_image>", "image_token": "<image>"}
+        size = (int(batch["rows"][0][0]), int(batch["cols"][0][0]))
+        shown = get_image_prompt_string(*size, 4, **marks, global_image_token="<global-img>")
+        whole = text.replace("<image>", shown)
+        ids = AutoTokenizer.from_pretrained(folder)(whole, add_special_tokens=False).input_ids
+        return {"input_ids": torch.tensor([ids]), "pixel_values": batch["pixel_values"]}
+
+    return process
+
+
 def _processor(name: str) -> dict[str, Any]:
     sizes = {"size": {"longest_edge": 2 * SIDE}, "max_image_size": {"longest_edge": SIDE}}
     return {"image_processor_type": f"{name}ImageProcessor", "do_image_splitting": True} | sizes
@@ -82,4 +101,5 @@ SMOLVLM = Kind(
     inputs=_inputs,
     features=_features,
     counts=[20, 12, 20],  # 4 each of 2 × 2, 2 × 1 and 2 × 2 tiles and the whole,
+    official=_official_smol,
 )

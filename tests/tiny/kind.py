@@ -23,7 +23,7 @@ class Kind:
         inputs: arguments of the reference's forward pass beside ids and mask, given model, pixels, ids and questions.
         features: the reference's own image features, one tensor per image, given model, pixels and questions.
         counts: visual tokens of the pictures of `tests/contract`.
-        official: transformers' own processor for the folder, if it loads without torchvision.
+        official: transformers' own processor for the folder, or of its parts those that load without torchvision.
         extra: writes what else the folder holds.
     """
 
@@ -33,7 +33,7 @@ class Kind:
     inputs: Callable[[Any, Pixels, Tensor, list[str]], dict[str, Any]]
     features: Callable[[Any, Pixels, list[str]], list[Tensor]]
     counts: list[int]
-    official: Callable[[Path], Any] | None = None
+    official: Callable[[Path], Callable[[Any, str], Any]]
     extra: Callable[[Path], None] = field(default=lambda folder: None)
 
 

@@ -1,8 +1,11 @@
 """Tiny LLaVA-1.5, LLaVA-NeXT and LLaVA-OneVision."""
 
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
@@ -22,6 +25,8 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
 
 from masp.types import Pixels
 from tiny.kind import Kind, text_config
@@ -126,6 +131,21 @@ def _official_next(folder: Path) -> Any:
     return lambda image, text: made(images=image, text=text, return_tensors="pt")
 
 
+def _official_onevision(folder: Path) -> Any:
+    """The processor's rule for placeholders and its image part; the processor itself wants torchvision for videos."""
+
+    def process(image: Any, text: str) -> dict[str, Any]:
+        parts = LlavaOnevisionImageProcessorPil.from_pretrained(folder)
+        batch = parts(images=[image], return_tensors="pt")
+        rule = SimpleNamespace(image_processor=parts, num_image_tokens=9, vision_aspect_ratio="anyres_max_2")
+        rule._get_unpadded_features = partial(LlavaOnevisionProcessor._get_unpadded_features, rule)
+        count = LlavaOnevisionProcessor._get_number_of_features(rule, image.height, image.width, SIDE, SIDE)
+        ids = AutoTokenizer.from_pretrained(folder)(text.replace("<image>", "<image>" * count)).input_ids
+        return {"input_ids": torch.tensor([ids]), "pixel_values": batch["pixel_values"]}
+
+    return process
+
+
 _crop = {"do_center_crop": True, "crop_size": {"height": SIDE, "width": SIDE}, "size": {"shortest_edge": SIDE}}
 _tiles = {"image_grid_pinpoints": PINPOINTS}
 
@@ -158,5 +178,6 @@ ONEVISION = Kind(
     | {"image_grid_pinpoints": MORE_PINPOINTS},
     inputs=_tiled_inputs,
     features=_tiled_features,
-    counts=[24, 27, 24],  # 9 of the whole, and 3 × (4 + 1), 6 × (2 + 1), 3 × (4 + 1) of the tiles,
+    counts=[24, 27, 24],  # 9 of the whole, and 3 × (4 + 1), 6 × (2 + 1), 3 × (4 + 1) of the tiles
+    official=_official_onevision,
 )

@@ -23,6 +23,7 @@ class Backbone(Protocol):
         device: where it lives.
         end_of_turn: id of the token that ends an answer.
         image_transform: what happens to an image on its way to the vision tower, for the record.
+        embedding_scale: what rows of the embedding matrix are multiplied with before they enter; 1 for most families.
         asks: whether visual tokens depend on the question, so that `asked` must be called for each.
     """
 
@@ -34,6 +35,7 @@ class Backbone(Protocol):
     device: torch.device
     end_of_turn: int
     image_transform: dict[str, Any]
+    embedding_scale: float
     asks: bool
 
     def fingerprint(self) -> str:
@@ -72,11 +74,11 @@ class Backbone(Protocol):
         ...
 
     def embedding_rows(self) -> Float[Tensor, "vocabulary dim"]:
-        """The input embedding matrix, one row per token of the vocabulary; not to be written to."""
+        """The input embedding matrix as stored, one row per token of the vocabulary; not to be written to."""
         ...
 
     def embedding_std(self) -> float:
-        """Standard deviation of all numbers in the embedding matrix."""
+        """Standard deviation of all numbers in the embedding matrix, scaled as they enter the language model."""
         ...
 
     def positions(self, length: int, visual_start: int, image: ImageLayout, native: bool) -> Int[Tensor, "axes length"]:

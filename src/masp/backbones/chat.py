@@ -14,6 +14,7 @@ from masp.types import ImageLayout, Template
 
 QUESTION_HERE = "\ue000question\ue001"  # private-use characters: no template holds them
 ANSWER_HERE = "\ue000answer\ue001"
+BETWEEN = "\ue002"
 TEMPLATES_KEPT = 4096
 
 Picture = tuple[str | int, ...]
@@ -139,8 +140,14 @@ class Chat:
     def end_of_turn(self) -> int:
         """The token that ends an answer: the mark that the template writes behind it, else the tokenizer's own end."""
         closing = self._turn.render(True).partition(ANSWER_HERE)[2].lstrip()
-        marks = [mark for mark in self._marks if closing.startswith(mark)]
-        return self._marks[max(marks, key=len)] if marks else self._tokenizer.eos_token_id
+        added = {str(token): index for index, token in self._tokenizer.added_tokens_decoder.items()}
+        marks = [mark for mark in added if mark.strip() and closing.startswith(mark)]
+        end = added[max(marks, key=len)] if marks else self._tokenizer.eos_token_id
+        if end is None:
+            raise BackboneError(
+                f"nothing ends an answer of {self._name}", "a mark in its chat template, or an eos_token"
+            )
+        return end
 
     def answer_ids(self, answer: str, end: bool) -> list[int]:
         """Ids of an answer as it follows the generation prompt, with the blank that the template writes between."""
@@ -161,7 +168,23 @@ class Chat:
 
     def text_ids(self, text: str) -> list[int]:
         """Ids of plain text."""
-        return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+        ids = list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+        own = self._own_marks
+        if not own.keys() & set(ids):
+            return ids
+        # Some checkpoints do not call their marks special, and the tokenizer finds them in plain text too.
+        for mark in own.values():
+            text = text.replace(mark, mark[0] + BETWEEN + mark[1:])
+        parts = (
+            self._tokenizer(part, add_special_tokens=False, split_special_tokens=True) for part in text.split(BETWEEN)
+        )
+        return [index for part in parts for index in part.input_ids]
+
+    @functools.cached_property
+    def _own_marks(self) -> dict[int, str]:
+        """Marks that must never come out of a user's text, by their ids: the image's and the end of a turn."""
+        ids = [self._visual, *self._frame, self.end_of_turn]
+        return dict(zip(ids, self._tokenizer.convert_ids_to_tokens(ids), strict=True))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids without special tokens."""
@@ -173,7 +196,7 @@ class Chat:
     def _marks(self) -> dict[str, int]:
         """The tokenizer's special tokens and their ids."""
         found = {str(token): index for index, token in self._tokenizer.added_tokens_decoder.items() if token.special}
-        return found | {self._turn.visual: self._visual}
+        return found | {mark: index for index, mark in self._own_marks.items()}
 
     @functools.cached_property
     def _mark_pattern(self) -> re.Pattern[str]:

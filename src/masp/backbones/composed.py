@@ -49,6 +49,7 @@ class Parts:
         turn: what its chat turn looks like.
         vision: its image side.
         bidirectional: whether the visual tokens of an image see each other in the language model.
+        embedding_scale: what a family multiplies rows of its embedding matrix with.
         native: positions of a sequence of that many columns whose visual tokens begin there; None: 0, 1, 2 …
         ask: visual tokens as they are for a question each; None where they depend on none.
     """
@@ -60,6 +61,7 @@ class Parts:
     turn: Turn
     vision: Vision
     bidirectional: bool = False
+    embedding_scale: float = 1.0
     native: Positions | None = None
     ask: Ask | None = None
 
@@ -81,6 +83,7 @@ class ComposedBackbone:
         self.end_of_turn: int = self._chat.end_of_turn
         self.image_transform: dict[str, Any] = parts.vision.image_transform
         self.asks: bool = parts.ask is not None
+        self.embedding_scale: float = parts.embedding_scale
 
     def fingerprint(self) -> str:
         """Hash of the stored configuration and weights."""
@@ -127,15 +130,16 @@ class ComposedBackbone:
         return self._parts.language.embed_tokens(ids)
 
     def embedding_rows(self) -> Float[Tensor, "vocabulary dim"]:
-        """The input embedding matrix."""
+        """The input embedding matrix, as it is stored."""
         return self._parts.language.embed_tokens.weight
 
     def embedding_std(self) -> float:
-        """Standard deviation of the embedding matrix, in double precision and in parts, as it may be large."""
+        """Standard deviation of what words enter with, in double precision and in parts, as the matrix may be large."""
         parts = self.embedding_rows().split(4096)
         count = sum(part.numel() for part in parts)
         mean = sum(float(part.double().sum()) for part in parts) / count
-        return (sum(float((part.double() - mean).square().sum()) for part in parts) / count) ** 0.5
+        spread = (sum(float((part.double() - mean).square().sum()) for part in parts) / count) ** 0.5
+        return spread * self.embedding_scale
 
     def positions(self, length: int, visual_start: int, image: ImageLayout, native: bool) -> Int[Tensor, "axes length"]:
         """Positions in the family's own scheme, or 0, 1, 2 … on every axis."""

@@ -128,7 +128,8 @@ class Decoder:
         places = positions if self.kind.axes > 1 else positions[0]
         if self.kind.rotary_by_layer:
             return {name: self._language.rotary_emb(embeddings, places, name) for name in set(self._types)}
-        return dict.fromkeys(self._types, self._language.rotary_emb(embeddings, places))
+        same: Rotary = self._language.rotary_emb(embeddings, places)
+        return dict.fromkeys(self._types, same)
 
     def _layers_below(
         self,

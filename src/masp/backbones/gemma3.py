@@ -45,6 +45,7 @@ def load(files: BackboneFiles, dtype: torch.dtype, device: torch.device) -> Comp
         turn=turn,
         vision=vision,
         bidirectional=True,
+        embedding_scale=float(model.model.language_model.embed_tokens.embed_scale),
     )
     return ComposedBackbone(files, parts)
 

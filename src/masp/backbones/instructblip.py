@@ -27,11 +27,17 @@ def load(files: BackboneFiles, dtype: torch.dtype, device: torch.device) -> Comp
     Raises:
         BackboneError: one with an encoder-decoder language model.
     """
-    language = read_json(files.folder / "config.json").get("text_config", {}).get("model_type")
-    if language == "t5":
+    content = read_json(files.folder / "config.json")
+    if content.get("text_config", {}).get("model_type") == "t5":
         raise BackboneError(
             f"{files.name} is InstructBLIP with Flan-T5; an encoder-decoder has no prefix for a prompt to follow",
             "an InstructBLIP checkpoint with a decoder, such as Salesforce/instructblip-vicuna-7b",
+        )
+    if content.get("image_token_id", content.get("image_token_index")) is None:
+        raise BackboneError(
+            f"the configuration of {files.name} names no image token: it is older than its processor",
+            "image_token_index in config.json, and the token in the tokenizer",
+            "Fetch the newest revision of the checkpoint.",
         )
     model = load_model(files, InstructBlipForConditionalGeneration, dtype, device)
     tokenizer = load_tokenizer(files, chat=False)

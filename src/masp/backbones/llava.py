@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor, LlavaForConditionalGeneration
 from masp.backbones.chat import Picture, Turn, rendered
 from masp.backbones.checkpoint import load_model, load_tokenizer
 from masp.backbones.composed import ComposedBackbone, Parts
-from masp.backbones.files import BackboneFiles
+from masp.backbones.files import BackboneFiles, read_json
 from masp.backbones.visual import grid_boxes, packed, within
 from masp.errors import BackboneError
 from masp.types import ImageLayout, Pixels, VisualTokens
@@ -25,10 +25,15 @@ TOWERS = ("clip_vision_model", "siglip_vision_model")
 
 
 def load(files: BackboneFiles, dtype: torch.dtype, device: torch.device) -> ComposedBackbone:
-    """The backbone of a folder."""
-    model = load_model(files, LlavaForConditionalGeneration, dtype, device)
-    if (tower := model.config.vision_config.model_type) not in TOWERS:
+    """The backbone of a folder.
+
+    Raises:
+        BackboneError: a vision tower with a chat turn of its own.
+    """
+    tower = read_json(files.folder / "config.json").get("vision_config", {}).get("model_type")
+    if tower not in TOWERS:
         raise BackboneError(f"the LLaVA checkpoint {files.name} sees through '{tower}'", f"one of {', '.join(TOWERS)}")
+    model = load_model(files, LlavaForConditionalGeneration, dtype, device)
     tokenizer = load_tokenizer(files)
     processor = AutoImageProcessor.from_pretrained(files.folder, backend="pil", local_files_only=True)
     return ComposedBackbone(files, llava_parts(model, tokenizer, LlavaVision(model.model, processor)))
