@@ -342,6 +342,7 @@ OTHER_VALUES = {
     "data.splits.kind": "content",
     "data.splits.seed": "7",
     "prompt.init.kind": "vocabulary",
+    "prompt.bucketed": "false",
 }
 for _stage in ("aspects", "prompt"):
     OTHER_VALUES |= {

@@ -239,6 +239,9 @@ class PromptTraining(TrainConfig):
     """Stage 2: the soft prompt learns the emotion, with the aspects above in front of the image."""
 
     init: PromptInit = Field(default_factory=PromptInit, description="How the soft prompt starts.")
+    bucketed: Switch = Field(
+        default=True, description="Images of about the same size share a batch, which saves padding."
+    )
 
 
 class SplitConfig(Settings):

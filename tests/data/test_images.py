@@ -15,7 +15,7 @@ from made_pictures import encoded, noise
 from PIL import Image, ImageOps
 
 from masp.data import images
-from masp.data.images import decode_image, open_image, shrink, to_rgb
+from masp.data.images import decode_image, image_area, open_image, shrink, to_rgb
 from masp.errors import ImageError
 
 WHITE = (255, 255, 255)
@@ -397,3 +397,11 @@ def test_many_damaged_pictures_are_read_or_refused() -> None:
 )
 def test_any_bytes_are_read_or_refused(start: bytes, rest: bytes) -> None:
     read_or_refused(start + rest)
+
+
+def test_the_area_is_read_from_the_header(tmp_path: Path) -> None:
+    Image.new("RGB", (300, 200)).save(tmp_path / "a.png")
+    assert image_area(tmp_path / "a.png") == 300 * 200
+    assert image_area(tmp_path / "a.png", 150) == 150 * 100 == open_image(tmp_path / "a.png", 150).size[0] * 100
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    assert image_area(tmp_path / "b.png") == image_area(tmp_path / "missing.png") == 0

@@ -112,6 +112,44 @@ def test_the_released_layout_has_no_prefixes(tmp_path, dataset):
     assert kept(tmp_path / "auto") == "features"
 
 
+def test_images_of_one_size_share_a_batch_whatever_is_kept(tmp_path, dataset, monkeypatch):
+    """21 images in batches of 7: a third of them is wider, so one batch of each three is all wide."""
+    from masp.training import stage2_prompt
+
+    seen, losses = {}, stage2_prompt.PromptStage.losses
+
+    def watched(self, share):
+        seen.setdefault(name, []).append([self.examples[number][0] % 3 == 0 for number in share.examples])
+        return losses(self, share)
+
+    monkeypatch.setattr(stage2_prompt.PromptStage, "losses", watched)
+    for name, changes in {"kept": [], "none": ["prompt.store=none"], "mixed": ["prompt.bucketed=false"]}.items():
+        trained(dataset, tmp_path / name, "prompt.max_steps=3", *changes)
+    assert seen["kept"] == seen["none"]
+    assert sorted(map(sum, seen["kept"])) == [0, 0, 7]
+    assert sorted(map(sum, seen["mixed"])) != [0, 0, 7]
+
+
 def test_stage_1_has_no_prefixes():
     with pytest.raises(ConfigError, match="no image stands before the trained part"):
         small.config("aspects.store=prefix")
+
+
+def test_no_images_are_an_error_whatever_is_kept(tmp_path):
+    empty = small.write_dataset(tmp_path / "data", train=0)
+    for store in STORES:
+        with pytest.raises(MaspError, match="0 examples"):
+            trained(empty, tmp_path / store, f"prompt.store={store}")
+
+
+def test_images_of_extreme_shape_are_kept_or_left_out_like_the_others(tmp_path):
+    """A strip that the vision tower takes is trained on; one that it refuses is left out, with its reason."""
+    dataset = small.write_dataset(tmp_path / "data", train=21)
+    tiny.picture(600, 30, seed=1).save(tmp_path / "data" / "004.png")
+    tiny.picture(900, 1, seed=2).save(tmp_path / "data" / "005.png")
+    found = [vectors(trained(dataset, tmp_path / store, f"prompt.store={store}")) for store in STORES]
+    for other in found[1:]:
+        assert (found[0] - other).abs().max() < 2e-3
+    for store in STORES:
+        bad = (tmp_path / store / "quarantine.jsonl").read_text().splitlines()[:-1]
+        assert ["005.png" in line for line in bad] == [True]

@@ -17,6 +17,7 @@ from accelerate.tracking import get_available_trackers
 from masp.adapters import AdapterInfo, BackboneRecord, DataRecord, save_adapter
 from masp.backbones.base import Backbone
 from masp.config import MethodConfig, RunConfig
+from masp.data.images import image_area
 from masp.data.records import Dataset, Record
 from masp.data.splits import write_split
 from masp.errors import ConfigError
@@ -154,6 +155,14 @@ class Run:
         if before is None and self.writes:
             self.folder.keep("prefix" if prefixes else "features" if store.kept else "none")
         return prefixes
+
+    def lengths(self, store: VisualTokenStore, numbers: Sequence[int]) -> list[int] | None:
+        """How long the rows of these images are, relative to each other: their pixels. None where all are alike.
+
+        Not the number of visual tokens, which is only known where these are kept: the order must not depend on that.
+        """
+        found = [image_area(store.paths[number], self.config.data.longest_side) for number in numbers]
+        return found if len(set(found)) > 1 else None
 
     def backbone_record(self) -> BackboneRecord:
         """The backbone as an adapter names it."""

@@ -72,22 +72,22 @@ class Shelf:
         path = self._path(key)
         try:
             with safe_open(path, framework="pt") as file:
-                notes = dict(file.metadata() or {})
+                label = json.loads((file.metadata() or {}).get("masp", "{}"))
                 names = file.keys()
                 tensors = {name: file.get_tensor(name) for name in names}
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError, ValueError) as error:
             return self._damaged(path, str(error))
-        sums = json.loads(notes.pop("checksums", "{}"))
-        if notes.pop("key", "") != key or sums != {name: _checksum(tensor) for name, tensor in tensors.items()}:
+        sums = {name: _checksum(tensor) for name, tensor in tensors.items()}
+        if label.get("key") != key or label.get("checksums") != sums:
             return self._damaged(path, "its checksums do not fit")
         self._used.add(key)
         try:
             os.utime(path)
         except OSError:
             log.debug("cannot mark %s as used", path.name)
-        return Group(tensors, notes)
+        return Group(tensors, label["notes"])
 
     def save(self, key: str, group: Group) -> Group:
         """Write a group and give it back as `load` would.
@@ -97,10 +97,11 @@ class Shelf:
         """
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in group.tensors.items()}
         self._make_room(sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()))
-        sums = json.dumps({name: _checksum(tensor) for name, tensor in tensors.items()})
+        sums = {name: _checksum(tensor) for name, tensor in tensors.items()}
+        label = json.dumps({"key": key, "checksums": sums, "notes": dict(group.notes)}, sort_keys=True)
         aside = self.folder / f"{TEMPORARY}{os.getpid()}-{key}"
         try:
-            save_file(tensors, aside, {**group.notes, "checksums": sums, "key": key})
+            save_file(tensors, aside, {"masp": label})  # one entry: the order of several is not fixed
             flush(aside)
             aside.replace(self._path(key))
             flush(self.folder)

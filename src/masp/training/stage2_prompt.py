@@ -256,7 +256,9 @@ def _prepare(run: Run, adapter: Adapter | None) -> Outcome:
         seeds={**(before.seeds if before else {}), "prompt": settings.seed},
         metrics=dict(before.metrics) if before else {},
     )
-    return Outcome(stage, Batches(len(stage.examples), settings.batch_size, settings.seed), info, modules, model.prompt)
+    lengths = run.lengths(store, [image for image, _ in learned]) if settings.bucketed else None
+    order = Batches(len(learned), settings.batch_size, settings.seed, lengths)
+    return Outcome(stage, order, info, modules, model.prompt)
 
 
 def _labelled(numbers: Sequence[tuple[int, Record]]) -> list[tuple[int, str]]:
