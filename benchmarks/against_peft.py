@@ -1,4 +1,4 @@
-"""What a user would pick instead: PEFT's trainable tokens with the Hugging Face trainer, on the same backbone and images.
+"""What a user would pick instead: PEFT's trainable tokens with the Hugging Face trainer, on the same backbone.
 
 The same random weights as in `masp bench`, the same pictures, question and answer; 32 trained vectors stand as tokens
 behind the image in both. PEFT's side runs transformers' own forward pass for every example of every epoch. Ours is
@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from importlib import import_module, metadata
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -93,7 +94,7 @@ def peft_seconds(here: Setting, count: int, batch: int, steps: int) -> list[floa
     data = Rows(here, count, batch * (steps + 1), trained)
     transformers.Trainer(model, arguments, data_collator=collate, train_dataset=data, callbacks=[Clock()]).train()
     model.unload()
-    return [(after - before) / batch for before, after in zip(stamps, stamps[1:], strict=False)]
+    return [(after - before) / batch for before, after in pairwise(stamps)]
 
 
 def our_seconds(here: Setting, count: int, batch: int, steps: int, store: str) -> list[float]:
