@@ -135,7 +135,8 @@ def test_the_command_prints_a_table_and_writes_the_file(tmp_path):
     out = tmp_path / "deep" / "bench.json"
     done = CliRunner().invoke(app, ["bench", "--quick", "--only", "tasks", "--repeats", "1", "--json", str(out)])
     assert done.exit_code == 0, done.output
-    assert "tasks on one" in done.stdout
+    assert "2 tasks" in done.stdout
+    assert "≤ 1.6" in done.stdout
     assert [line["name"] for line in json.loads(out.read_text())["results"]][:2] == [
         "2 tasks on one image",
         "4 tasks on one image",

@@ -14,7 +14,7 @@ from masp.errors import UsageError
 from masp.plan import Device, Job, activation_bytes, checked, chosen_store, estimate, measured_efficiency
 
 SIZES = Sizes(10, 2, 4, 6000, 100, 700, 8, 3)
-FAST = Device(tflops=1e-6, bandwidth=1e9, memory=1, efficiency=0.5)  # a million operations per second, half reached
+FAST = Device(tflops=1e-6, bandwidth=1e9, memory=1.0, efficiency=0.5)  # a million operations per second, half reached
 JOB = Job(images=20, visual=6, epochs1=2, epochs2=3, aspects=3, prompt=5, store="none", batch=2)
 
 
@@ -72,7 +72,7 @@ def test_auto_keeps_the_largest_that_fits():
 
 def test_the_7b_is_near_its_description():
     """design figures: labelling 7.3 TFLOP at N = 256; 8.29e9 parameters of 2 bytes."""
-    (found,) = estimate(QWEN2_VL_7B, Job(images=0, visual=256, label=1), Device(1.0, 1e9, 80, 1.0), 1e9)
+    (found,) = estimate(QWEN2_VL_7B, Job(images=0, visual=256, label=1), Device(1.0, 1e9, 80.0, 1.0), 1e9)
     assert found.seconds == pytest.approx(7.3, rel=0.15)
     assert found.memory == pytest.approx(16, rel=0.1)
     assert activation_bytes(QWEN2_VL_7B, 2) == pytest.approx(28 * (10 * 3584 + 4 * 18944) * 2, rel=0.01)

@@ -36,8 +36,13 @@ def bench(
 
     from masp.bench.run import Options, run_bench
     from masp.cli.show import results, say
+    from masp.errors import UsageError
     from masp.storage import write_file
 
+    if json is not None:  # before half an hour is spent
+        if json.is_dir():
+            raise UsageError(f"--json {json} is a folder", "a file", "Name a file in it.")
+        json.parent.mkdir(parents=True, exist_ok=True)
     options = Options(only, quick, repeats, dtype, device, threads, seed)
     screen = Console(stderr=True, highlight=False)
     with screen.status("measuring") as status:
@@ -45,7 +50,6 @@ def bench(
     results().print(_table(found["results"]))
     results().print(_machine(found))
     if json is not None:
-        json.parent.mkdir(parents=True, exist_ok=True)
         write_file(json, (dump(found, indent=1) + "\n").encode())
         say(f"everything is in {json}")
 
