@@ -305,7 +305,8 @@ def padded(rows: Sequence[RowPlan]) -> RowPlan:
         columns["value"][number, span] = row.value
         columns["positions"][:, number, span] = row.positions
         columns["targets"][number, span] = row.targets
-    return RowPlan(**columns, prefix=prefix)
+    kind, value, positions, targets = (columns[name] for name in fill)
+    return RowPlan(kind, value, positions, targets, prefix)
 
 
 def _common(grid: RowPlan) -> int:

@@ -148,30 +148,25 @@ def estimate(sizes: Sizes, job: Job, device: Device, reading: float = READING) -
     """
     kept = chosen_store(sizes, job)
     image, column = job.itemsize * job.visual * sizes.dim, sizes.kept_bytes(1, job.itemsize)
-    disk = {"none": 0, "features": image, "prefix": image + job.prefix * column}[kept] * job.images / 1e9
     vision, before = sizes.vision_flops(job.visual), sizes.forward_flops(job.prefix)
     step = sizes.step_flops(job.graph, job.prefix, SUPERVISED)
     plan = _Planner(sizes, job, device, reading)
     parts: list[Part] = []
     if job.images and kept != "none":
-        parts.append(
-            plan.part(
-                "features", job.images, vision, 0, 0, disk if kept == "features" else image * job.images / 1e9, True
-            )
-        )
+        parts.append(plan.part("features", job.images, vision, 0, 0, image * job.images / 1e9, True))
     if job.images and job.epochs1 and job.aspects:
-        pairs = sizes.step_flops(PAIR, 0, SUPERVISED) + (vision / job.aspects if kept == "none" else 0)
-        parts.append(plan.part("stage 1", job.images * job.aspects * job.epochs1, pairs, PAIR, 0, 0, kept == "none"))
+        pairs = sizes.step_flops(PAIR, 0, SUPERVISED) + (vision / job.aspects if kept == "none" else 0.0)
+        parts.append(plan.part("stage 1", job.images * job.aspects * job.epochs1, pairs, PAIR, 0, 0.0, kept == "none"))
     if job.images and kept == "prefix":
         parts.append(plan.part("prefixes", job.images, before, 0, 0, job.prefix * column * job.images / 1e9, False))
     if job.images and job.epochs2:
         each = step + {"none": vision + before, "features": before, "prefix": 0.0}[kept]
         read = job.prefix * column if kept == "prefix" else 0
-        parts.append(plan.part("stage 2", job.images * job.epochs2, each, job.graph, read, 0, kept == "none"))
+        parts.append(plan.part("stage 2", job.images * job.epochs2, each, job.graph, read, 0.0, kept == "none"))
     if job.label:
         columns = AROUND + job.aspects * job.queries + job.visual + job.prompt * (1 + job.released) + SUFFIX + BRANCHES
         each = vision + sizes.forward_flops(columns) + sizes.head_flops(BRANCHES)
-        parts.append(plan.part("labelling", job.label, each, 0, 0, 0, True))
+        parts.append(plan.part("labelling", job.label, each, 0, 0, 0.0, True))
     return parts
 
 
@@ -204,9 +199,7 @@ class _Planner:
     device: Device
     reading: float
 
-    def part(
-        self, name: str, examples: int, flops: float, graph: int, read: float, disk: float, pictures: bool
-    ) -> Part:
+    def part(self, name: str, examples: int, flops: float, graph: int, read: int, disk: float, pictures: bool) -> Part:
         """One part, from what one example takes.
 
         Args:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -112,7 +113,7 @@ class Watch:
         self._thread.join()
 
 
-def machine(dtype: torch.dtype, device: torch.device, quick: bool = False) -> dict[str, object]:
+def machine(dtype: torch.dtype, device: torch.device, quick: bool = False) -> dict[str, Any]:
     """What it is, and its measured peaks: a large matrix product in this dtype, and copying memory."""
     side = 512 if quick else 3072
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))

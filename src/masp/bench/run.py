@@ -112,7 +112,7 @@ def run_bench(options: Options, tell: Tell, show: Callable[[Result], object]) ->
         "baselines": _baselines(dtype),
         "results": [result.to_json() for result in results],
         "growth": growth,
-        "plan": checked([result.to_json() for result in results], float(found["gemm_tflops"])),
+        "plan": checked([result.to_json() for result in results], found["gemm_tflops"]),
     }
 
 

@@ -155,7 +155,7 @@ def key_of(parts: Mapping[str, object]) -> str:
 
 
 def _checksum(tensor: Tensor) -> str:
-    content = tensor.contiguous().view(-1).view(torch.uint8).numpy() if tensor.numel() else b""
+    content = tensor.contiguous().view(-1).view(torch.uint8).numpy().data if tensor.numel() else b""
     return f"{zlib.crc32(content):08x}:{tensor.dtype}:{tuple(tensor.shape)}"
 
 
