@@ -49,6 +49,10 @@ class Sizes:
         """Forward and backward over the columns with a graph; frozen weights need one product each way."""
         return 2 * (self.forward_flops(graph, past) + self.head_flops(supervised))
 
+    def plain_flops(self, visual: int, columns: int) -> float:
+        """A plain step from the pixels: forward, once more for checkpointing, backward; the head for every column."""
+        return self.vision_flops(visual) + 3 * self.forward_flops(columns) + 2 * self.head_flops(columns)
+
     def kept_bytes(self, columns: int, itemsize: int = 2) -> int:
         """Keys and values of so many columns."""
         return 2 * self.layers * self.kv_dim * columns * itemsize

@@ -37,7 +37,7 @@ def stage2(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[Re
             works["baseline as released"] = (_plain_step(setting, really, count), 1)
         times = in_turn(works, setting.repeats, tell)
         for name, goals in STAGE2_GOALS.items():
-            found = _training_result(name, times, goals, count, batches[name], flops[name], machine)
+            found = _training_result(name, times, goals, count, batches[name], flops, machine)
             if really is not None:
                 found.more["ratio_to_released"] = times["baseline as released"].median / found.median_s
             yield found
@@ -80,8 +80,9 @@ def stage1(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[Re
             "stage 1, image-major": step + sizes.vision_flops(count) / len(ASPECTS),
             "stage 1, features kept": step,
         }
+        flops["baseline"] = sizes.plain_flops(count, length)
         for name, goals in STAGE1_GOALS.items():
-            yield _training_result(name, times, goals, count, pairs, flops[name], machine)
+            yield _training_result(name, times, goals, count, pairs, flops, machine)
         yield _where("baseline of stage 1", times["baseline"], plain, count)
         plain.forget()
 
@@ -190,6 +191,8 @@ def _stage2_works(
         batches[name] = number
         supervised = int((assembled.targets >= 0).sum())
         flops[name] = sizes.step_flops(graph, assembled.prefix_end, supervised)
+        if variant == "released":
+            flops["baseline"] = sizes.plain_flops(count, assembled.mask.shape[1])
         if "recomputed" in name:
             flops[name] += sizes.forward_flops(assembled.prefix_end)
     return works, batches, flops
@@ -220,13 +223,14 @@ def _training_result(
     goals: dict[int, float],
     count: int,
     batch: int,
-    flops: float,
+    flops: dict[str, float],
     machine: dict[str, Any],
 ) -> Result:
     goal = Goal(goals.get(count, goals[0]))
     found = faster(name, times[name], times["baseline"], goal, count, batch)
-    reached = flops / found.median_s / 1e12
-    found.more.update(flops=flops, tflops=reached, share_of_gemm_peak=reached / machine["gemm_tflops"])
+    reached = flops[name] / found.median_s / 1e12
+    found.more.update(flops=flops[name], tflops=reached, share_of_gemm_peak=reached / machine["gemm_tflops"])
+    found.more["ratio_by_arithmetic"] = flops["baseline"] / flops[name]  # what equal efficiency would give
     return found
 
 
