@@ -15,7 +15,12 @@ from made_pictures import encoded, noise
 from PIL import Image, ImageOps
 
 from masp.data import images
-from masp.data.images import FORMATS, decode_image, format_of, open_image, shrink, suffix_fits, suffix_of, to_rgb
+from masp.data.images import (
+    decode_image,
+    open_image,
+    shrink,
+    to_rgb,
+)
 from masp.errors import ImageError
 
 WHITE = (255, 255, 255)
@@ -397,20 +402,3 @@ def test_many_damaged_pictures_are_read_or_refused() -> None:
 )
 def test_any_bytes_are_read_or_refused(start: bytes, rest: bytes) -> None:
     read_or_refused(start + rest)
-
-
-# --- formats by content --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-def test_a_format_is_told_by_the_content(kind: str) -> None:
-    content = encoded(noise(), kind)
-    suffix = suffix_of(content)
-    assert format_of(content) == kind
-    assert suffix is not None
-    assert suffix_fits(suffix.upper(), kind)
-    assert not suffix_fits(".gif" if kind != "GIF" else ".png", kind)
-
-
-def test_what_is_no_picture_has_no_format() -> None:
-    assert (format_of(b""), format_of(b"RIFF....WAVE"), suffix_of(b"%PDF-1.7")) == (None, None, None)

@@ -62,6 +62,17 @@ def open_image(path: str | os.PathLike[str], longest_side: int | None = None) ->
     return decode_image(read_content(path), path, longest_side)
 
 
+def image_area(path: str | os.PathLike[str], longest_side: int | None = None) -> int:
+    """Pixels of the picture in a file once it is shrunk, from its header alone; 0 where that cannot be read."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+    except Exception:  # whatever is wrong with it, `open_image` will say
+        return 0
+    scale = 1.0 if longest_side is None else min(1.0, longest_side / max(width, height))
+    return max(1, round(width * scale)) * max(1, round(height * scale))
+
+
 def decode_image(content: bytes, name: str | os.PathLike[str], longest_side: int | None = None) -> Image.Image:
     """As `open_image`, for a file that is already in memory; `name` is for the messages."""
     _check_pixels(name, _webp_size(content))
