@@ -121,7 +121,8 @@ def measure(runs: Path, seeds: Iterable[int], out: Path) -> None:
     found = [one_seed(runs, seed) for seed in seeds]
     machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
     versions, dtype = library_versions(), str(backbone.dtype).removeprefix("torch.")
-    write(out, found, {"machine": machine | {"dtype": dtype}, "versions": versions, "linear_probe": probe})
+    asked = "--seeds " + " ".join(str(one["seed"]) for one in found)
+    write(out, asked, found, {"machine": machine | {"dtype": dtype}, "versions": versions, "linear_probe": probe})
 
 
 def join(files: Sequence[Path], out: Path) -> None:
@@ -143,13 +144,14 @@ def join(files: Sequence[Path], out: Path) -> None:
     }
     if len(set(seeds)) < len(seeds) or len(measured) > 1:
         raise SystemExit(f"the seeds {seeds} of {len(measured)} backbones and data sets do not go together")
-    write(out, found, {key: contents[-1][key] for key in ("machine", "versions", "linear_probe")})
+    asked = "--join " + " ".join(f"seed{seed}.json" for seed in seeds)
+    write(out, asked, found, {key: contents[-1][key] for key in ("machine", "versions", "linear_probe")})
 
 
-def write(out: Path, found: list[dict[str, Any]], about: dict[str, Any]) -> None:
-    """The result file of these seeds."""
+def write(out: Path, asked: str, found: list[dict[str, Any]], about: dict[str, Any]) -> None:
+    """The result file of these seeds; `asked` is how they were asked for."""
     content = {
-        "command": "python benchmarks/embedded.py RUNS --seeds " + " ".join(str(one["seed"]) for one in found),
+        "command": f"python benchmarks/embedded.py RUNS {asked}",
         **about,
         "mean": averages(found),
         "seeds": [{key: value for key, value in one.items() if key != "predictions"} for one in found],

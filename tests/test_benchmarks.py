@@ -91,7 +91,7 @@ def test_seeds_that_were_measured_apart_are_joined(tmp_path):
     found = json.loads((tmp_path / "all.json").read_text())
     assert [one["seed"] for one in found["seeds"]] == [0, 1, 2]
     assert found["mean"]["accuracy"]["V+A+S"] == pytest.approx(0.6)
-    assert found["command"].endswith("--seeds 0 1 2")
+    assert found["command"].endswith("RUNS --join seed0.json seed1.json seed2.json")
 
 
 @pytest.mark.parametrize("other", [(0, 0.5, ""), (1, 0.5, "0")])
