@@ -61,6 +61,8 @@ class Lessons:
         val: what to choose settings by.
         out: a folder of the system's own, for checkpoints and for what it learns.
         seed: of everything random.
+        fingerprint: hash of the data that the lessons were made of, so that what was learned from other data is not
+            taken for this; "" where nobody knows.
     """
 
     images: Images
@@ -68,6 +70,7 @@ class Lessons:
     val: tuple[Lesson, ...]
     out: Path
     seed: int = 0
+    fingerprint: str = ""
 
 
 class System(Protocol):
