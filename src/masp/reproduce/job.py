@@ -10,7 +10,7 @@ from masp.data.layouts import read_layout
 from masp.data.quarantine import Quarantine
 from masp.demo.plan import Plan
 from masp.errors import DataError, UsageError, did_you_mean
-from masp.reproduce.paper import Paper
+from masp.reproduce.paper import Paper, load_paper
 from masp.reproduce.recipes import EXPERIMENTS
 
 DRAWN = "emoji-scenes"
@@ -200,8 +200,5 @@ def _source(name: str, place: Path, data: DataConfig) -> Source:
 def with_seed(config: RunConfig, seed: int, changes: Mapping[str, object] | None = None) -> RunConfig:
     """The settings with the seed of both stages; `changes` replaces settings of the method."""
     method = config.method.model_copy(update=dict(changes or {}))
-    stages = {
-        stage: getattr(config, stage).model_copy(update={"seed": seed}) for stage in ("aspects", "prompt")
-    }
+    stages = {stage: getattr(config, stage).model_copy(update={"seed": seed}) for stage in ("aspects", "prompt")}
     return config.model_copy(update={"method": method, **stages})
-

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from masp.reproduce.cells import Cell, cell_name
 from masp.reproduce.job import Job, Skipped, Source
 from masp.reproduce.paper import Paper
-from masp.reproduce.recipes import DATA, FULL, STAGE1, Recipe, recipes
+from masp.reproduce.recipes import DATA, FULL, PARAMETERS, STAGE1, Recipe, recipes
 
 SCOPE: Mapping[str, tuple[str, ...] | None] = {
     "table1": None,
     "table2": ("FI", "Emotion6"),
     "table3": ("FI", "Emotion6", "ArtPhoto"),
-    "table4": (),
     "figure3": ("FI", "Emotion6", "Abstract"),
     "figure4": ("FI", "Emotion6"),
 }
@@ -49,6 +48,8 @@ def plan_cells(job: Job, paper: Paper, baselines: Mapping[str, bool]) -> Cells:
     found: dict[str, Cell] = {}
     skipped: list[Skipped] = list(job.missing)
     wanted = [(source, recipe) for source in job.sources for recipe in _recipes(job, source, paper, baselines)]
+    if "table4" in job.experiments:
+        wanted.append((job.sources[0], PARAMETERS))
     for seed in job.seeds:
         for source, recipe in wanted:
             if recipe.aspects and not _has_aspects(job, source):
@@ -61,8 +62,6 @@ def plan_cells(job: Job, paper: Paper, baselines: Mapping[str, bool]) -> Cells:
 
 def takes_part(experiment: str, dataset: str, paper: Paper) -> bool:
     """Whether an experiment is run on a data set."""
-    if experiment == "table4":
-        return False
     scope = SCOPE[experiment]
     return scope is None or dataset in scope or dataset not in paper.datasets
 
@@ -80,7 +79,7 @@ def seeds_of(job: Job, recipe: Recipe) -> tuple[int, ...]:
 def _recipes(job: Job, source: Source, paper: Paper, baselines: Mapping[str, bool]) -> list[Recipe]:
     """What a data set takes part in, each once."""
     length = job.config.method.prompt_length
-    chosen = [name for name in job.experiments if takes_part(name, source.name, paper)]
+    chosen = [name for name in job.experiments if name != "table4" and takes_part(name, source.name, paper)]
     return list(dict.fromkeys(recipe for name in chosen for recipe in recipes(name, length, baselines)))
 
 
@@ -90,6 +89,9 @@ def _has_aspects(job: Job, source: Source) -> bool:
 
 def _add(found: dict[str, Cell], job: Job, source: Source, recipe: Recipe, seed: int) -> None:
     """A cell, behind those that it needs."""
+    if recipe.kind == "parameters":
+        _put(found, Cell(source.name, recipe, seed))
+        return
     needs = [_put(found, Cell(source.name, DATA, job.seeds[0]))]
     teacher = job.aspects_from(source.name)
     if recipe.aspects and job.adapter is None and teacher is not None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from masp.aspects import ASPECTS
 
-Kind = Literal["data", "aspects", "masp", "baseline", "attention"]
+Kind = Literal["data", "aspects", "masp", "baseline", "attention", "parameters"]
 Prompt = Literal["none", "random", "trained"]
 
 LENGTHS = (8, 16, 32, 64, 128)
@@ -25,7 +25,7 @@ class Recipe:
     Attributes:
         name: how tables and folders call it.
         kind: `data`: look at a data set and compute its visual tokens; `aspects`: stage 1; `masp`: measure a backbone
-            with parts of the method; `baseline`: another system; `attention`: Figure 4.
+            with parts of the method; `baseline`: another system; `attention`: Figure 4; `parameters`: Table 4.
         aspects: which aspects stand in the sequence.
         prompt: which soft prompt stands in it.
         length: vectors of the soft prompt; None: what the settings say.
@@ -42,6 +42,7 @@ class Recipe:
 
 DATA = Recipe("data", "data", seeded=False)
 STAGE1 = Recipe("stage 1", "aspects", ASPECTS)
+PARAMETERS = Recipe("parameters", "parameters", seeded=False)
 ATTENTION = Recipe("attention", "attention", ASPECTS, "trained")
 
 
@@ -78,9 +79,8 @@ def recipes(experiment: str, usual_length: int, baselines: Mapping[str, bool]) -
         "table1": (PLAIN, *others, masp((), "trained"), FULL),
         "table2": TABLE2,
         "table3": tuple(of_length(length, usual_length) for length in LENGTHS),
-        "table4": (),
+        "table4": (PARAMETERS,),
         "figure3": (*single, *(recipe for recipe in low if recipe not in single), PLAIN, FULL),
         "figure4": (ATTENTION,),
     }
     return table[experiment]
-
