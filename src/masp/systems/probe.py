@@ -14,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from masp.adapters import tensors_sha256
 from masp.backbones.base import Backbone
 from masp.errors import DataError
 from masp.labels import validate_labels
@@ -87,10 +88,12 @@ class Probe:
         return said(self.labels, logits(self.learned.tensors, self._mean(visual)["mean"]))
 
     def describe(self) -> Mapping[str, Any]:
-        """Its settings, and once it has learned the chosen C with its figures on val."""
-        state = {} if self.learned is None else self.learned.state
-        width = 0 if self.learned is None else self.learned.tensors["weight"].numel() + len(self.labels)
-        return {"system": NAME, "trained": width, "settings": _plain(asdict(self.settings)), "fitted": state}
+        """Its settings, and once it has learned the chosen C with its figures on val, and the hash of its tensors."""
+        told: dict[str, Any] = {"system": NAME, "trained": 0, "settings": _plain(asdict(self.settings))}
+        if self.learned is not None:
+            told["trained"] = self.learned.tensors["weight"].numel() + len(self.labels)
+            told |= {"fitted": self.learned.state, "tensors_sha256": tensors_sha256(self.learned.tensors)}
+        return told
 
     def _mean(self, visual: VisualTokens) -> dict[str, Tensor]:
         return {"mean": mean_token(read_with(self.backbone, visual, self.labels)).cpu()}

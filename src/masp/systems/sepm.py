@@ -120,12 +120,13 @@ class Sepm:
         return (weights * asking[..., None]).sum(1) / asking.sum(1, keepdim=True)
 
     def _fine(
-        self, visual: VisualTokens, least: Sequence[Int[Tensor, " least"]], name: str, chances: Float[Tensor, "batch 2"]
+        self, visual: VisualTokens, least: Sequence[Int[Tensor, " _"]], name: str, chances: Float[Tensor, "batch 2"]
     ) -> list[Said]:
         """The fine question of one route; a route with one label needs none."""
         options = self.routes[name]
         if len(options) == 1 and self.settings.reading == "generate":
-            return [Said(options[0])] * len(visual)
+            letter = letters_of(POLARITIES)[POLARITIES.index(name)]
+            return [Said(options[0], answer=letter)] * len(visual)
         log_p = torch.zeros(len(visual), 1, device=chances.device)
         if len(options) > 1:
             question = (UNSURE if name == AMBIGUOUS else "") + FINE.replace("{}", lettered(options))
