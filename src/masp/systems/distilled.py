@@ -5,7 +5,7 @@ the same frozen backbone, so that nothing else has to be downloaded and every sy
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
@@ -29,6 +29,7 @@ from masp.systems.heads import (
     read_with,
 )
 from masp.systems.learning import Study, studying, unlearned
+from masp.systems.plain import plain
 from masp.systems.zero_shot import said
 from masp.training.checkpoints import Checkpoint
 from masp.types import VisualTokens
@@ -101,7 +102,7 @@ class Distilled:
         """Lets the tuned system learn in `out/tuned`; then trains teacher, head and gate, one after the other."""
         self.tuned.learn(replace(lessons, out=lessons.out / "tuned"))
         before = {"question": emotion_question(self.labels), "tuned": dict(self.tuned.describe())}
-        settings = {name: value for name, value in asdict(self.settings).items() if name != "checkpoint_every"}
+        settings = {name: value for name, value in plain(self.settings).items() if name != "checkpoint_every"}
         with studying(NAME, self.backbone, self.labels, lessons, settings | before) as study:
             found = study.once(lambda: self._trained(study))
         head, gate = self._head(found.tensors["head/layers.0.weight"].shape[1]), self._gate()
@@ -126,7 +127,7 @@ class Distilled:
 
     def describe(self) -> Mapping[str, Any]:
         """Its settings, the system it builds on, and once it has learned the figures of its parts on val."""
-        told: dict[str, Any] = {"system": NAME, "trained": 0, "settings": asdict(self.settings)}
+        told: dict[str, Any] = {"system": NAME, "trained": 0, "settings": plain(self.settings)}
         if self.modules is not None:
             state = {f"{part}.{key}": value for part, own in self._parts().items() for key, value in own.items()}
             told["trained"] = sum(numbers(module) for module in self.modules)

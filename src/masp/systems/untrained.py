@@ -1,7 +1,7 @@
 """Parts of MASP without their training: aspect tokens alone (V+A), or with a random soft prompt (V+A+rS; Table 2)."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -18,6 +18,7 @@ from masp.predictor import longest_answer
 from masp.questions import load_questions
 from masp.settings import Count
 from masp.systems.base import Lessons, Said
+from masp.systems.plain import plain
 from masp.systems.zero_shot import Reading, said
 from masp.types import VisualTokens
 
@@ -88,7 +89,7 @@ class Untrained:
     def describe(self) -> Mapping[str, Any]:
         """Its settings, its question, and the hash of aspects and prompt."""
         length, aspects = self.settings.prompt_length, self.model.aspects is not None
-        settings = {key: value for key, value in asdict(self.settings).items() if key != "aspects"}
+        settings = {key: value for key, value in plain(self.settings).items() if key != "aspects"}
         return {
             "system": ("aspects-" if aspects else "") + "random-prompt" if length else "aspects",
             "trained": 0,
