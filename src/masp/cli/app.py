@@ -13,6 +13,7 @@ from masp import __version__
 from masp.cli import (
     bench,
     combine,
+    compare,
     demo,
     evaluate,
     export,
@@ -40,6 +41,7 @@ app.add_typer(data_app, name="data")
 app.command()(demo.demo)
 app.command(no_args_is_help=True, epilog=train.EXAMPLES)(train.train)
 app.command(no_args_is_help=True, epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command(no_args_is_help=True, epilog=compare.EXAMPLES)(compare.compare)
 app.command(no_args_is_help=True, epilog=predict.EXAMPLES)(predict.predict)
 app.command(no_args_is_help=True, epilog=import_released.EXAMPLES)(import_released.import_released)
 app.command(no_args_is_help=True, epilog=combine.EXAMPLES)(combine.combine)

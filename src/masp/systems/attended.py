@@ -35,7 +35,7 @@ def _same(left: Sequence[int], right: Sequence[int]) -> int:
 
 def least_attended(
     attention: Float[Tensor, "batch sequence"], visual: Bool[Tensor, "batch sequence"], share: float
-) -> list[Int[Tensor, " least"]]:
+) -> list[Int[Tensor, " _"]]:
     """For each image the numbers of its visual tokens with least attention: `share` of them, rounded down."""
     found = []
     for weights, columns in zip(attention, visual, strict=True):
@@ -45,7 +45,7 @@ def least_attended(
     return found
 
 
-def without(rows: Assembled, dropped: Sequence[Int[Tensor, " least"]]) -> Assembled:
+def without(rows: Assembled, dropped: Sequence[Int[Tensor, " _"]]) -> Assembled:
     """The rows without some of their visual tokens; all that is left keeps its position.
 
     The columns are taken out, not only masked: a family whose visual tokens see each other would see them still, and a

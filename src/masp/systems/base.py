@@ -7,7 +7,7 @@ reads the images, and all systems on one backbone share its frozen vision tower.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from masp.backbones.base import Backbone
 from masp.types import VisualTokens
@@ -43,6 +43,7 @@ class Lesson:
     aspects: Mapping[str, str]
 
 
+@runtime_checkable
 class Images(Protocol):
     """Visual tokens by the number of their image."""
 
@@ -73,6 +74,7 @@ class Lessons:
     fingerprint: str = ""
 
 
+@runtime_checkable
 class System(Protocol):
     """One way to name the emotion of an image."""
 

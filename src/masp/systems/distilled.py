@@ -5,7 +5,7 @@ the same frozen backbone, so that nothing else has to be downloaded and every sy
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
@@ -13,6 +13,8 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from masp.adapters import tensors_sha256
+from masp.backbones.base import Backbone
 from masp.labels import validate_labels
 from masp.parameters import numbers
 from masp.settings import Number, Positive, Share, TrainConfig
@@ -27,6 +29,7 @@ from masp.systems.heads import (
     read_with,
 )
 from masp.systems.learning import Study, studying, unlearned
+from masp.systems.plain import plain
 from masp.systems.zero_shot import said
 from masp.training.checkpoints import Checkpoint
 from masp.types import VisualTokens
@@ -82,10 +85,11 @@ class Distilled:
         self.tuned, self.settings = tuned, settings or DistilledSettings()
         self.modules: tuple[MeanHead, nn.Linear] | None = None
         self.fitted: Mapping[str, Any] = {}
+        self.seed = 0
         validate_labels(tuned.labels)
 
     @property
-    def backbone(self) -> Any:
+    def backbone(self) -> Backbone:
         """The backbone of the tuned system, which gives the visual tokens of the head too."""
         return self.tuned.backbone
 
@@ -98,7 +102,7 @@ class Distilled:
         """Lets the tuned system learn in `out/tuned`; then trains teacher, head and gate, one after the other."""
         self.tuned.learn(replace(lessons, out=lessons.out / "tuned"))
         before = {"question": emotion_question(self.labels), "tuned": dict(self.tuned.describe())}
-        settings = {name: value for name, value in asdict(self.settings).items() if name != "checkpoint_every"}
+        settings = {name: value for name, value in plain(self.settings).items() if name != "checkpoint_every"}
         with studying(NAME, self.backbone, self.labels, lessons, settings | before) as study:
             found = study.once(lambda: self._trained(study))
         head, gate = self._head(found.tensors["head/layers.0.weight"].shape[1]), self._gate()
@@ -106,7 +110,7 @@ class Distilled:
             own = {key.removeprefix(name): value for key, value in found.tensors.items() if key.startswith(name)}
             module.load_state_dict(own)
             module.eval()
-        self.modules, self.fitted = (head, gate), found.state
+        self.modules, self.fitted, self.seed = (head, gate), found.state, lessons.seed
 
     @torch.no_grad()
     def answer(self, visual: VisualTokens) -> list[Said]:
@@ -123,9 +127,16 @@ class Distilled:
 
     def describe(self) -> Mapping[str, Any]:
         """Its settings, the system it builds on, and once it has learned the figures of its parts on val."""
-        trained = 0 if self.modules is None else sum(numbers(module) for module in self.modules)
-        parts = {"settings": asdict(self.settings), "fitted": dict(self.fitted), "tuned": dict(self.tuned.describe())}
-        return {"system": NAME, "trained": trained, **parts}
+        told: dict[str, Any] = {"system": NAME, "trained": 0, "settings": plain(self.settings)}
+        if self.modules is not None:
+            state = {f"{part}.{key}": value for part, own in self._parts().items() for key, value in own.items()}
+            told["trained"] = sum(numbers(module) for module in self.modules)
+            told |= {"seed": self.seed, "fitted": dict(self.fitted), "tensors_sha256": tensors_sha256(state)}
+        return told | {"tuned": dict(self.tuned.describe())}
+
+    def _parts(self) -> dict[str, dict[str, Tensor]]:
+        assert self.modules is not None
+        return {name: module.state_dict() for name, module in zip(("head", "gate"), self.modules, strict=True)}
 
     def _head(self, width: int) -> MeanHead:
         settings = self.settings
@@ -133,7 +144,7 @@ class Distilled:
         return head.to(self.backbone.device)
 
     def _gate(self) -> nn.Linear:
-        """The gate before training: the head's own answer has all the weight that the other one lacks, none."""
+        """The gate before training: zeros, so that nothing in it is random."""
         gate = nn.Linear(2 * len(self.labels), len(self.labels))
         nn.init.zeros_(gate.weight)
         nn.init.zeros_(gate.bias)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -160,8 +159,3 @@ def mean_token(visual: VisualTokens) -> Float[Tensor, "batch dim"]:
     """The mean of each image's visual tokens, fp32; padding does not count."""
     tokens = visual.tokens.float() * visual.mask[:, :, None]
     return tokens.sum(1) / visual.mask.sum(1, keepdim=True)
-
-
-def moved(values: Any, device: torch.device) -> tuple[Tensor, ...]:
-    """One tensor as the inputs of a head."""
-    return (values.to(device),)

@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from masp.adapters import tensors_sha256
 from masp.backbones.base import Backbone
 from masp.errors import DataError
 from masp.labels import validate_labels
@@ -21,6 +22,7 @@ from masp.settings import Positive
 from masp.systems.base import Lessons, Said
 from masp.systems.heads import emotion_question, mean_token, read_with
 from masp.systems.learning import Study, studying, unlearned
+from masp.systems.plain import plain
 from masp.systems.zero_shot import said
 from masp.training.checkpoints import Checkpoint
 from masp.types import VisualTokens
@@ -72,8 +74,8 @@ class Probe:
 
     def learn(self, lessons: Lessons) -> None:
         """Reads every image once, fits one regression for each C, and keeps the best on val."""
-        settings = {**asdict(self.settings), "question": emotion_question(self.labels)}
-        with studying(NAME, self.backbone, self.labels, lessons, _plain(settings)) as study:
+        settings = {**plain(self.settings), "question": emotion_question(self.labels)}
+        with studying(NAME, self.backbone, self.labels, lessons, settings) as study:
             self.learned = study.once(lambda: self._fitted(study))
 
     def answer(self, visual: VisualTokens) -> list[Said]:
@@ -87,10 +89,12 @@ class Probe:
         return said(self.labels, logits(self.learned.tensors, self._mean(visual)["mean"]))
 
     def describe(self) -> Mapping[str, Any]:
-        """Its settings, and once it has learned the chosen C with its figures on val."""
-        state = {} if self.learned is None else self.learned.state
-        width = 0 if self.learned is None else self.learned.tensors["weight"].numel() + len(self.labels)
-        return {"system": NAME, "trained": width, "settings": _plain(asdict(self.settings)), "fitted": state}
+        """Its settings, and once it has learned the chosen C with its figures on val, and the hash of its tensors."""
+        told: dict[str, Any] = {"system": NAME, "trained": 0, "settings": plain(self.settings)}
+        if self.learned is not None:
+            told["trained"] = self.learned.tensors["weight"].numel() + len(self.labels)
+            told |= {"fitted": self.learned.state, "tensors_sha256": tensors_sha256(self.learned.tensors)}
+        return told
 
     def _mean(self, visual: VisualTokens) -> dict[str, Tensor]:
         return {"mean": mean_token(read_with(self.backbone, visual, self.labels)).cpu()}
@@ -167,8 +171,3 @@ def _figures(log_odds: Float[Tensor, "images labels"], targets: list[int]) -> di
     truth, log_p = torch.tensor(targets), log_odds.double().log_softmax(1)
     right = int((log_p.argmax(1) == truth).sum())
     return {"accuracy": right / len(targets), "log_likelihood": float(log_p.gather(1, truth[:, None]).mean())}
-
-
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with lists in place of tuples, as JSON has them."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -21,6 +21,7 @@ from masp.settings import Number, Share
 from masp.systems.attended import cue_span, least_attended, without
 from masp.systems.base import Lessons, Said
 from masp.systems.letters import lettered, letters_of, read_letter
+from masp.systems.plain import plain
 from masp.systems.zero_shot import Reading
 from masp.taxonomies import mapping
 from masp.types import Assembled, VisualTokens
@@ -101,7 +102,7 @@ class Sepm:
         """Its settings, the questions, and the labels of each route."""
         texts = {"cue": CUE, "coarse": COARSE, "fine": FINE, "unsure": UNSURE}
         routed = {name: list(labels) for name, labels in self.routes.items()}
-        return {"system": NAME, "trained": 0, "settings": asdict(self.settings), "questions": texts, "routes": routed}
+        return {"system": NAME, "trained": 0, "settings": plain(self.settings), "questions": texts, "routes": routed}
 
     def _chances(self, rows: Assembled) -> Float[Tensor, "batch 2"]:
         """Probabilities of the letters A and B as the first token, among all tokens."""
@@ -120,12 +121,13 @@ class Sepm:
         return (weights * asking[..., None]).sum(1) / asking.sum(1, keepdim=True)
 
     def _fine(
-        self, visual: VisualTokens, least: Sequence[Int[Tensor, " least"]], name: str, chances: Float[Tensor, "batch 2"]
+        self, visual: VisualTokens, least: Sequence[Int[Tensor, " _"]], name: str, chances: Float[Tensor, "batch 2"]
     ) -> list[Said]:
         """The fine question of one route; a route with one label needs none."""
         options = self.routes[name]
         if len(options) == 1 and self.settings.reading == "generate":
-            return [Said(options[0])] * len(visual)
+            letter = letters_of(POLARITIES)[POLARITIES.index(name)]
+            return [Said(options[0], answer=letter)] * len(visual)
         log_p = torch.zeros(len(visual), 1, device=chances.device)
         if len(options) > 1:
             question = (UNSURE if name == AMBIGUOUS else "") + FINE.replace("{}", lettered(options))

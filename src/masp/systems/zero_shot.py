@@ -1,7 +1,7 @@
 """The backbone alone, asked for the emotion: with the list of labels, or with lettered options."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from masp.predictor import longest_answer
 from masp.questions import load_questions
 from masp.systems.base import Lessons, Said
 from masp.systems.letters import lettered, letters_of, read_letter
+from masp.systems.plain import plain
 from masp.types import VisualTokens
 
 Reading = Literal["score", "generate"]
@@ -81,7 +82,7 @@ class ZeroShot:
 
     def describe(self) -> Mapping[str, Any]:
         """Its settings and its question."""
-        return {"system": self.name, "trained": 0, "settings": asdict(self.settings), "question": self.question}
+        return {"system": self.name, "trained": 0, "settings": plain(self.settings), "question": self.question}
 
     def _question(self) -> str:
         if self.settings.options == "letters":
