@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_lessons import LABELS, Held, lessons, tokens
 from torch.nn import functional
 from transformers import AutoModelForImageTextToText
 
@@ -25,7 +26,6 @@ from masp.systems.tuning import PLAIN, tuning_loss
 from masp.training.interrupts import Interrupted
 from own_forward import own_inputs, tokens_of
 from small_models import QUESTIONS
-from small_lessons import LABELS, Held, lessons, tokens
 
 peft = pytest.importorskip("peft")
 
@@ -357,5 +357,5 @@ def test_lessons_must_teach_the_labels(tmp_path):
         system.answer(tokens(backbone, 1))
     with pytest.raises(DataError, match="nothing to learn from"):
         system.learn(replace(given, train=()))
-    with pytest.raises(DataError, match="'Joy' is none of this system's.*Did you mean 'joy'"):
+    with pytest.raises(DataError, match=r"'Joy' is none of this system's.*Did you mean 'joy'"):
         system.learn(replace(given, val=(replace(given.val[0], label="Joy"),)))

@@ -88,7 +88,9 @@ class InstructionSystem:
         self._tuned.check(lessons)
         bare = sum(not _annotated(lesson) for lesson in lessons.train)
         if bare:
-            log.warning("%d of %d images have no annotated aspect: they teach their emotion alone", bare, len(lessons.train))
+            log.warning(
+                "%d of %d images have no annotated aspect: they teach their emotion alone", bare, len(lessons.train)
+            )
         self._tuned.learn(lessons, [turn for lesson in lessons.train for turn in self.turns(lesson)])
 
     def turns(self, lesson: Lesson) -> list[Turn]:

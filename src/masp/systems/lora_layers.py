@@ -114,7 +114,7 @@ class LoraLayers:
 
     @property
     def weights(self) -> str:
-        """The number format of the frozen weights they are added to: "float32", "bfloat16", "nf4" …"""
+        """The number format of the frozen weights they are added to, like "float32", "bfloat16" or "nf4"."""
         own: Any = self._places[0].own
         return str(own.weight.quant_type) if _in_4_bits(own) else str(own.weight.dtype).removeprefix("torch.")
 
