@@ -2,13 +2,9 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from masp.config import RunConfig
-    from masp.reproduce.job import Job
 
 EXAMPLES = """
 Examples:
@@ -17,8 +13,8 @@ Examples:
 
 `masp reproduce table2 --data DATA --backbone Qwen/Qwen2-VL-7B-Instruct --datasets FI,Emotion6 --out runs/table2`
 
-DATA holds one folder for each data set: EmoSet, FI, Emotion6, Flickr, Instagram, Abstract, ArtPhoto. The same command goes
-on with what was interrupted; what is there already is not run again.
+DATA holds one folder for each data set: EmoSet, FI, Emotion6, Flickr, Instagram, Abstract, ArtPhoto. The same command
+goes on with what was interrupted; what is there already is not run again.
 """
 
 
@@ -38,7 +34,9 @@ def reproduce(
     what: Annotated[What, typer.Argument(help="Which table or figure of the paper, or *all*.")],
     changes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Settings, such as `prompt.learning_rate=0.01`."),
+        typer.Argument(
+            metavar="KEY=VALUE", help="Settings, such as `prompt.learning_rate=0.01` or `lora.max_steps=100`."
+        ),
     ] = None,
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Where tables, figures and the result of every run go.")
@@ -67,20 +65,13 @@ def reproduce(
     """
     from masp.cli.show import say
     from masp.errors import MaspError
+    from masp.reproduce.request import Request, job_of
     from masp.reproduce.run import reproduce as run
 
-    names = None if datasets is None else [name.strip() for name in datasets.split(",") if name.strip()]
-    job = _job(
-        what.value,
-        out,
-        data,
-        backbone,
-        names,
-        (seeds, quick),
-        aspects,
-        _settings(config, changes or [], quick, data, backbone),
-    )
-    found = run(job, jobs, _command(what.value, datasets, backbone, seeds, jobs, quick, changes or []))
+    names = None if datasets is None else tuple(name.strip() for name in datasets.split(",") if name.strip())
+    asked = (data, backbone, names, seeds, aspects, config, quick, tuple(changes or ()))
+    request = Request(what.value, out, *asked)
+    found = run(job_of(request), jobs, request.command(jobs))
     for outcome in found.failed:
         say(f"not there: {outcome.cell} ({outcome.error})")
     typer.echo(str(found.written[0]))
@@ -90,73 +81,3 @@ def reproduce(
             "",
             "Give the same command again: it runs only what is missing.",
         )
-
-
-def _settings(
-    config: Path | None, changes: list[str], quick: bool, data: Path | None, backbone: str | None
-) -> "RunConfig":
-    """The settings of the file, or of the embedded default, changed by KEY=VALUE and by --backbone.
-
-    Raises:
-        UsageError: Data without a backbone, or a quick run of something else than the embedded default.
-        ConfigError: The file or a change is wrong.
-    """
-    from masp.config import load_config
-    from masp.errors import UsageError
-    from masp.reproduce.job import embedded_config
-
-    if data is not None and backbone is None:
-        todo = "Add --backbone ID: a hub id such as Qwen/Qwen2-VL-7B-Instruct, a folder, or embedded."
-        raise UsageError("--data was given without --backbone", "both, or neither", todo)
-    if quick and (data is not None or config is not None):
-        raise UsageError("--quick was given with data or settings", "it only on drawn pictures", "Leave one out.")
-    settings = embedded_config(changes, quick) if data is None and config is None else load_config(config, changes)
-    if backbone is None:
-        return settings
-    return settings.model_copy(update={"backbone": settings.backbone.model_copy(update={"id": backbone})})
-
-
-def _job(
-    what: str,
-    out: Path,
-    data: Path | None,
-    backbone: str | None,
-    datasets: list[str] | None,
-    size: tuple[int, bool],
-    aspects: str | None,
-    settings: "RunConfig",
-) -> "Job":
-    """What is asked, once it is certain that there is something to run.
-
-    Raises:
-        UsageError: No data set is there, or names of data sets without data.
-        AdapterError: No aspects there.
-    """
-    from masp.adapters import find_adapter
-    from masp.errors import UsageError
-    from masp.reproduce import job
-
-    seeds, quick = size
-    adapter = None if aspects is None else find_adapter(aspects)
-    common = {"experiments": job.experiments_of(what), "config": settings, "seeds": tuple(range(seeds)), "out": out}
-    if data is None:
-        if datasets is not None:
-            raise UsageError("--datasets was given without --data", "the folder they are in", "Add --data ROOT.")
-        plan = job.QUICK if quick else job.SCENES
-        return job.Job(**common, sources=(job.drawn_source(out / "work"),), missing=(), adapter=adapter, drawn=plan)
-    paper = job.load_paper()
-    sources, missing = job.find_sources(data, datasets, settings.data, paper)
-    teacher = job.find_teacher(data, settings.data, sources, paper)
-    return job.Job(**common, sources=sources, missing=missing, teacher=teacher, adapter=adapter)
-
-
-def _command(
-    what: str, datasets: str | None, backbone: str | None, seeds: int, jobs: int, quick: bool, changes: list[str]
-) -> str:
-    """How it was asked, without places on this machine."""
-    words = ["masp reproduce", what]
-    words += ["--data ROOT"] if backbone is not None else []
-    words += [f"--backbone {backbone}"] if backbone is not None and not Path(backbone).exists() else []
-    words += [f"--datasets {datasets}"] if datasets is not None else []
-    words += [f"--seeds {seeds}", f"--jobs {jobs}"] + (["--quick"] if quick else [])
-    return " ".join([*words, *changes])

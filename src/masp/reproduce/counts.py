@@ -26,7 +26,10 @@ def of_paper_backbone(prompt_length: int = 32) -> dict[str, int]:
 
 def of_backbone(backbone: Backbone, method: MethodConfig) -> dict[str, Any]:
     """The counts for a loaded backbone."""
-    return _method(backbone.dim, method.queries, method.variant, method.prompt_length)
+    from masp.systems.lora_layers import LoraLayers, LoraSettings
+
+    counted = _method(backbone.dim, method.queries, method.variant, method.prompt_length)
+    return {"lora": LoraLayers(backbone, LoraSettings(rank=RANK)).count, **counted}
 
 
 def _method(dim: int, queries: int | None, variant: Variant, length: int) -> dict[str, int]:

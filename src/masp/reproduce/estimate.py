@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from masp.reproduce.cells import Cell
-from masp.reproduce.job import DRAWN, Job
+from masp.reproduce.job import Job
 from masp.reproduce.recipes import Kind
 
 PAIRS = 1 / 190
@@ -42,7 +42,7 @@ def estimate(job: Job, cells: tuple[Cell, ...]) -> Estimate | None:
 
 
 def _seconds(job: Job, cell: Cell) -> float:
-    assert job.drawn is not None and cell.dataset == DRAWN
+    assert job.drawn is not None
     plan, config = job.drawn, job.config
     test = plan.test * ANSWER
     kinds: Mapping[Kind, float] = {

@@ -10,7 +10,7 @@ from masp.data.layouts import read_layout
 from masp.data.quarantine import Quarantine
 from masp.demo.plan import Plan
 from masp.errors import DataError, UsageError, did_you_mean
-from masp.reproduce.paper import Paper, load_paper
+from masp.reproduce.paper import Paper
 from masp.reproduce.recipes import EXPERIMENTS
 
 DRAWN = "emoji-scenes"
@@ -65,6 +65,7 @@ class Job:
         out: folder of tables, figures and results of cells.
         teacher: EmoSet, where it is there: it teaches the aspects for all data sets, as in the paper.
         adapter: aspects that were trained before; None: stage 1 is a cell of its own.
+        others: settings of the other systems of Table 1, as "system.key=value"; the last one wins.
         drawn: pictures of the drawn data set; None where data was given.
     """
 
@@ -76,6 +77,7 @@ class Job:
     out: Path
     teacher: Source | None = None
     adapter: Path | None = None
+    others: tuple[str, ...] = ()
     drawn: Plan | None = None
 
     @property

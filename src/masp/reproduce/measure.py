@@ -1,6 +1,5 @@
 """Measuring a system on pictures whose visual tokens are there already, and what a data set alone tells."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,9 @@ from masp.attention import prompt_attention
 from masp.data.records import Dataset, Record
 from masp.errors import DataError
 from masp.evaluation import metrics
+from masp.evaluation.figures import About, Calibration, measured, votes_of
 from masp.evaluation.predictions import Answered
+from masp.evaluation.result import Evaluation
 from masp.evaluation.truth import ceiling
 from masp.explain import normalised
 from masp.reproduce.variants import Variant
@@ -60,29 +61,46 @@ def answers(system: System, pictures: Pictures, stop: StopRequest, title: str) -
     return found
 
 
-def figures(found: Sequence[Answered], labels: Sequence[str]) -> dict[str, Any]:
-    """Accuracy with its interval, macro-F1 and, where there are probabilities, calibration; ready for JSON.
+def evaluation(
+    what: tuple[str, Dataset, tuple[str, ...], Mapping[str, Any]],
+    found: Sequence[Answered],
+    held: Sequence[Answered],
+) -> Evaluation:
+    """Every figure of a system's answers on the test split.
+
+    Args:
+        what: name of the system, data set, labels, and what the figures depended on.
+        found: the answers.
+        held: answers on the validation split, which a temperature is fitted on; empty: none is.
 
     Raises:
         DataError: there are no answers.
     """
+    name, dataset, labels, provenance = what
     if not found:
         raise DataError("no picture of the test split has a label and can be read", "some", "Check the data set.")
-    truth, predicted = [one.truth for one in found], [one.predicted for one in found]
+    mode = "generate" if all(one.answer is not None for one in found) else "score"
+    about = About(name, dataset.name, "test", mode, labels, provenance)
+    scored = any(one.log_probabilities is not None for one in held)
+    calibration = Calibration("val", tuple(held)) if scored else None
+    return measured(about, found, votes_of(dataset, "test"), calibration)
+
+
+def figures(found: Evaluation) -> dict[str, Any]:
+    """The figures that tables are made of, ready for JSON; all others are in the result itself."""
     content: dict[str, Any] = {
-        "images": len(found),
-        "accuracy": asdict(metrics.accuracy(truth, predicted)),
-        "macro_f1": metrics.macro_f1(truth, predicted, labels),
-        "unparsed": sum(label is None for label in predicted),
+        "images": found.used,
+        "accuracy": asdict(found.accuracy),
+        "macro_f1": asdict(found.macro_f1),
+        "unparsed": found.unparsed,
     }
-    tables = [one.log_probabilities for one in found if one.log_probabilities is not None]
-    if len(tables) == len(found):
-        sure = [math.exp(max(table.values())) for table in tables]
-        right = [one.truth == one.predicted for one in found]
-        content["negative_log_likelihood"] = -sum(
-            table[label] for table, label in zip(tables, truth, strict=True)
-        ) / len(found)
-        content["calibration_error"] = metrics.calibration_error(sure, right)
+    chances = found.chances
+    if chances is not None:
+        content["negative_log_likelihood"] = asdict(chances.negative_log_likelihood)
+        content["calibration_error"] = asdict(chances.calibration_error)
+        if chances.calibrated is not None:
+            content["temperature"] = chances.calibrated.temperature
+            content["calibration_error_scaled"] = asdict(chances.calibrated.calibration_error)
     return content
 
 

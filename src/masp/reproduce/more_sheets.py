@@ -8,14 +8,14 @@ from masp.aspects import ASPECTS
 from masp.errors import DataError
 from masp.evaluation import metrics
 from masp.evaluation.metrics import Paired
-from masp.evaluation.predictions import read_predictions
+from masp.evaluation.predictions import PREDICTIONS, read_predictions
 from masp.reproduce.cells import cell_name
 from masp.reproduce.counts import of_paper_backbone
 from masp.reproduce.planning import seeds_of, takes_part
 from masp.reproduce.recipes import ATTENTION, PARAMETERS, TABLE2, Recipe
 from masp.reproduce.sheets import Sheet, percent
 from masp.reproduce.tables import Results, seed_values
-from masp.reproduce.workshop import predictions_file
+from masp.reproduce.workshop import result_folder
 
 BASES = (TABLE2[0], TABLE2[2])
 """Rows of Table 2 that the others are compared with: V and V+S."""
@@ -36,7 +36,10 @@ def differences(results: Results) -> Sheet | None:
     if not rows:
         return None
     head = ("data set", "difference", "points", "± sd", "each seed", "95 % interval, first seed", "McNemar p")
-    note = "Points of accuracy on the same images. Interval: bootstrap over images; p: exact McNemar test, largest of all seeds."
+    note = (
+        "Points of accuracy on the same images. Interval: bootstrap over images; p: exact McNemar test, the largest "
+        "of all seeds."
+    )
     return Sheet(
         "table2-differences", "Paired differences between rows of Table 2", head, tuple(rows), (note,), tuple(lines)
     )
@@ -54,7 +57,7 @@ def paired(results: Results, dataset: str, base: Recipe, recipe: Recipe) -> list
         if not all(outcome is not None and outcome.state == "done" for outcome in outcomes):
             continue
         try:
-            first, second = (read_predictions(predictions_file(results.job, name)) for name in names)
+            first, second = (read_predictions(result_folder(results.job, name) / PREDICTIONS) for name in names)
         except DataError:
             continue  # the work folder is gone; the accuracies are still there
         truth = [one.truth for one in first]
@@ -123,7 +126,7 @@ def attention(results: Results) -> Sheet | None:
         return None
     head = ("data set", "aspect", "raw weight", "share, %", "± sd of seeds", "each seed", "sd over images")
     notes += [
-        "Final layer, mean over heads and prompt tokens, summed over an aspect's tokens; share: of all aspects together.",
+        "Final layer, mean over heads and prompt tokens, summed over an aspect's tokens; share: of all aspects.",
         "Attention shows what was read, not what decided.",
     ]
     return Sheet(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from masp.reproduce.cells import Cell, cell_name
 from masp.reproduce.job import Job, Skipped, Source
+from masp.reproduce.others import OTHERS
 from masp.reproduce.paper import Paper
 from masp.reproduce.recipes import DATA, FULL, PARAMETERS, STAGE1, Recipe, recipes
 
@@ -97,6 +98,11 @@ def _add(found: dict[str, Cell], job: Job, source: Source, recipe: Recipe, seed:
     if recipe.aspects and job.adapter is None and teacher is not None:
         first = _put(found, Cell(teacher.name, DATA, job.seeds[0]))
         needs.append(_put(found, Cell(teacher.name, STAGE1, seed, (first,))))
+    over = OTHERS[recipe.name].over if recipe.kind == "baseline" else ""
+    if over:
+        base = Recipe(over, "baseline", seeded=recipe.seeded)
+        _add(found, job, source, base, seed)
+        needs.append(cell_name(source.name, base, seed))
     if recipe.kind == "attention":
         _add(found, job, source, FULL, seed)
         needs.append(cell_name(source.name, FULL, seed))

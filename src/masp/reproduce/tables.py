@@ -14,6 +14,7 @@ from masp.reproduce.others import OTHERS
 from masp.reproduce.paper import BACKBONES, Paper, zero_shot_row
 from masp.reproduce.planning import seeds_of, takes_part
 from masp.reproduce.recipes import DATA, FULL, LENGTHS, LOW_LEVEL, PLAIN, TABLE2, Recipe, masp, of_length
+from masp.systems.catalogue import CATALOGUE
 
 PATTERN = ("FI", "Emotion6")
 """Data sets of the paper that are shown beside one that it does not have: to compare the pattern, not the numbers."""
@@ -178,7 +179,8 @@ def _table1(results: Results) -> list[Line]:
         Line(f"zero-shot ({name})", "another backbone", None, name, OTHER_BACKBONE) for name in BACKBONES if name != own
     ]
     for name, other in OTHERS.items():
-        lines.append(Line(name, other.meaning, Recipe(name, "baseline", seeded=other.seeded), other.paper))
+        entry = CATALOGUE[name]
+        lines.append(Line(name, entry.meaning, Recipe(name, "baseline", seeded=entry.learns), other.paper))
     lines.append(Line("Emotion-LLaMA", "several encoders, LoRA", None, "Emotion-LLaMA", PREDICTIONS))
     taken = {line.printed for line in lines}
     lines += [

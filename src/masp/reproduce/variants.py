@@ -23,14 +23,15 @@ class Variant:
     """A backbone with the parts of the method that a recipe names, asked as stage 2 asks.
 
     Args:
+        name: of the recipe.
         model: with every part.
         use: which of them take part.
         labels: what it chooses from.
         question: the emotion question with the labels in place.
     """
 
-    def __init__(self, model: MaspModel, use: Use, labels: tuple[str, ...], question: str) -> None:
-        self.model, self.use, self._labels, self.question = model, use, labels, question
+    def __init__(self, name: str, model: MaspModel, use: Use, labels: tuple[str, ...], question: str) -> None:
+        self.name, self.model, self.use, self._labels, self.question = name, model, use, labels, question
 
     @property
     def backbone(self) -> Backbone:
@@ -59,6 +60,7 @@ class Variant:
         modules = self.model.aspects
         aspects = 0 if modules is None else sum(_count(modules.module(name)) for name in self.use.aspects)
         return {
+            "system": self.name,
             "aspects": list(self.use.aspects),
             "prompt": 0 if prompt is None else prompt.length,
             "numbers": {"prompt": 0 if prompt is None else _count(prompt), "aspects": aspects},
@@ -104,7 +106,7 @@ def build(
     style = config.method.resolved().label_list or "comma"
     model = MaspModel(backbone, method, found, trained, questions)
     use = Use(recipe.aspects, recipe.prompt != "none")
-    return Variant(model, use, labels, questions.ask_emotion(render_labels(labels, style)))
+    return Variant(recipe.name, model, use, labels, questions.ask_emotion(render_labels(labels, style)))
 
 
 def _count(module: nn.Module) -> int:

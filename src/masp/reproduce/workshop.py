@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import platform
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,16 +17,19 @@ from masp.adapters import library_versions, tensors_sha256
 from masp.adapters.store import load_adapter
 from masp.config import RunConfig
 from masp.errors import MaspError
-from masp.evaluation.predictions import Answered, write_predictions
+from masp.evaluation.facts import data_facts
+from masp.evaluation.predictions import Answered
+from masp.evaluation.result import write_result
 from masp.reproduce import counts, measure
 from masp.reproduce.cells import Cell, Outcome, read_outcome, write_outcome
 from masp.reproduce.job import Job, with_seed
 from masp.reproduce.library import Library
-from masp.reproduce.others import OTHERS
+from masp.reproduce.others import OTHERS, changes_of
 from masp.reproduce.planning import depends_on_seed
-from masp.reproduce.recipes import FULL, STAGE1
+from masp.reproduce.recipes import FULL, STAGE1, Recipe
 from masp.reproduce.variants import Variant, build, trained_with
 from masp.systems.base import System
+from masp.systems.catalogue import CATALOGUE, make_system
 from masp.training.interrupts import Interrupted, StopRequest
 from masp.training.recipe import identity_of
 from masp.training.runs import TrainResult
@@ -103,6 +107,8 @@ class Workshop:
             table["stage 1"] = self._stage1_identity(cell)
         if recipe.kind != "masp" or recipe.prompt == "random":
             table["seed"] = cell.seed if depends_on_seed(job, recipe) else None
+        if recipe.kind == "baseline":
+            table["settings"] = list(changes_of(recipe.name, job.others))
         if recipe.kind == "attention":
             table["prompt"] = _hash(self.identity(Cell(cell.dataset, FULL, cell.seed)))
         return json.loads(json.dumps(table))
@@ -165,12 +171,25 @@ class Workshop:
         return build(cell.recipe, self.config(cell), self.library.backbone, labels, aspects, prompt, cell.seed)
 
     def _baseline(self, cell: Cell) -> Found:
-        system = OTHERS[cell.recipe.name].make(self.library.backbone, self.library.dataset(cell.dataset).labels)
-        if OTHERS[cell.recipe.name].seeded:
+        name, changes = cell.recipe.name, changes_of(cell.recipe.name, self.job.others)
+        labels = self.library.dataset(cell.dataset).labels
+        system = make_system(name, self.library.backbone, labels, changes, cell.seed)
+        if CATALOGUE[name].learns:
+            folder = self.folder(cell)
+            if OTHERS[name].over:
+                self._borrow(cell, folder / "tuned")
             with StopRequest() as stop:
-                lessons = self.library.lessons(cell.dataset, self.folder(cell), cell.seed, stop)
+                lessons = self.library.lessons(cell.dataset, folder, cell.seed, stop)
             system.learn(lessons)
         return self._measured(cell, system, {})
+
+    def _borrow(self, cell: Cell, place: Path) -> None:
+        """What the system below has learned in a cell of its own, so that it is not learned twice."""
+        recipe = Recipe(OTHERS[cell.recipe.name].over, "baseline", seeded=cell.recipe.seeded)
+        learned = self.folder(Cell(cell.dataset, recipe, cell.seed))
+        if learned.is_dir() and not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(learned, place)
 
     def _attention(self, cell: Cell) -> Found:
         full = Cell(cell.dataset, FULL, cell.seed)
@@ -186,13 +205,20 @@ class Workshop:
         with StopRequest() as stop:
             pictures, _ = self.library.tested(cell.dataset, stop)
             found = measure.answers(system, pictures, stop, cell.name)
-        self._keep(cell, found)
-        return measure.figures(found, system.labels), {**about, "describe": dict(system.describe())}
+            held = self._held(cell, system, stop)
+        known = {"system": dict(system.describe()), "data": data_facts(pictures.dataset, "test"), "seed": cell.seed}
+        what = (cell.recipe.name, pictures.dataset, system.labels, {**self._about(), **known})
+        evaluation = measure.evaluation(what, found, held)
+        write_result(result_folder(self.job, cell.name), evaluation)
+        return measure.figures(evaluation), {**about, "describe": dict(system.describe())}
 
-    def _keep(self, cell: Cell, found: list[Answered]) -> None:
-        file = predictions_file(self.job, cell.name)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_predictions(file, found)
+    def _held(self, cell: Cell, system: System, stop: StopRequest) -> list[Answered]:
+        """What it says about the validation split, to fit a temperature on; nothing where there is none."""
+        records = self.library.dataset(cell.dataset).splits.get("val", ())
+        if not any(record.label for record in records):
+            return []
+        pictures, _ = self.library.pictures(cell.dataset, "val", stop)
+        return measure.answers(system, pictures, stop, f"{cell.name}, val")
 
     def _stage1(self, cell: Cell) -> Path:
         """The folder of the aspects that a cell stands on."""
@@ -220,9 +246,9 @@ class Workshop:
         return {"versions": library_versions(), "machine": machine}
 
 
-def predictions_file(job: Job, cell: str) -> Path:
-    """Where the answers of a cell lie."""
-    return job.work / "predictions" / f"{cell}.jsonl"
+def result_folder(job: Job, cell: str) -> Path:
+    """Where the whole result of a cell lies, with every answer; `masp report` and `masp compare` read it."""
+    return job.work / "results" / cell
 
 
 def reason(error: BaseException) -> str:

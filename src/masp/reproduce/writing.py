@@ -161,8 +161,8 @@ def _page(content: Mapping[str, Any]) -> str:
     failed = [f"- {cell}: {error}" for cell, error in content["failed"].items()]
     parts = [
         "# The tables and figures of the paper, measured with masp",
-        f"Written by `{content['command']}`. Each table is also there as `.csv` and `.tex`; `{SUMMARY}` holds everything "
-        "with what it depended on, `cells/` the result of every single run.",
+        f"Written by `{content['command']}`. Each table is also there as `.csv` and `.tex`; `{SUMMARY}` holds all of "
+        "it with what it depended on, `cells/` the result of every single run.",
         *(markdown(sheet) for sheet in sheets),
         *(["## Failed\n\n" + "\n".join(failed)] if failed else []),
     ]
