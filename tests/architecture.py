@@ -74,7 +74,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "requests": (),
     "rich": ("masp.bars", "masp.cli", "masp.demo", "masp.reproduce"),
     "scipy": ("masp.evaluation",),
-    "sklearn": ("masp.evaluation",),
+    "sklearn": ("masp.evaluation", "masp.systems.probe"),
     "safetensors": ("masp.adapters", "masp.backbones", "masp.training.checkpoints", "masp.training.shelf"),
     "torchvision": (),
     "transformers": ("masp.backbones",),

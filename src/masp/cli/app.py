@@ -11,6 +11,7 @@ import typer
 
 from masp import __version__
 from masp.cli import (
+    baseline,
     bench,
     combine,
     compare,
@@ -42,6 +43,7 @@ app.command()(demo.demo)
 app.command(no_args_is_help=True, epilog=train.EXAMPLES)(train.train)
 app.command(no_args_is_help=True, epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(no_args_is_help=True, epilog=compare.EXAMPLES)(compare.compare)
+app.command(no_args_is_help=True, epilog=baseline.EXAMPLES)(baseline.baseline)
 app.command(no_args_is_help=True, epilog=predict.EXAMPLES)(predict.predict)
 app.command(no_args_is_help=True, epilog=import_released.EXAMPLES)(import_released.import_released)
 app.command(no_args_is_help=True, epilog=combine.EXAMPLES)(combine.combine)
