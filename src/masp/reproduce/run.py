@@ -9,6 +9,7 @@ from rich.console import Console
 
 from masp.bars import Bar
 from masp.demo.pictures import draw_dataset, is_drawn
+from masp.demo.steps import quiet
 from masp.reproduce.cells import Outcome, result_file
 from masp.reproduce.estimate import estimate
 from masp.reproduce.job import Job
@@ -90,7 +91,8 @@ def _draw(job: Job) -> None:
 def _with_bar(teller: Teller, jobs: int, run: Callable[[], dict[str, Outcome]]) -> dict[str, Outcome]:
     """One bar over all cells where they run in other processes; in this one, each cell has its own."""
     if jobs == 1:
-        return run()
+        with quiet():
+            return run()
     with Bar("cells", teller.total, console=teller.console) as bar:
         teller.bar = bar
         return run()
