@@ -64,7 +64,7 @@ class Workshop:
             Interrupted: a signal arrived; what was trained so far is in its checkpoint.
             OSError: the result cannot be written.
         """
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         identity: dict[str, Any] = {}
         try:
             identity = self.identity(cell)
@@ -73,7 +73,8 @@ class Workshop:
                 return before, False
             found, about = self._made(cell)
             seconds = round(time.perf_counter() - started, 1)
-            outcome = Outcome(cell.name, "done", found, identity, self._about() | about, seconds)
+            spent = {"processor_seconds": round(time.process_time() - worked, 1)}
+            outcome = Outcome(cell.name, "done", found, identity, self._about() | spent | about, seconds)
         except Interrupted:
             raise
         except Exception as error:
