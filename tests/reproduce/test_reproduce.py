@@ -5,7 +5,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,8 +44,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def first(out: Path) -> Iterator[tuple[Reproduced, str]]:
-    yield quietly(small_job(out, *RUN))
+def first(out: Path) -> tuple[Reproduced, str]:
+    return quietly(small_job(out, *RUN))
 
 
 def outcome(out: Path, name: str) -> Outcome:
