@@ -97,7 +97,7 @@ def test_a_result_says_what_it_depended_on(first: tuple[Reproduced, str], out: P
     assert found.identity["method.prompt_length"] == 3
     assert found.identity["backbone"] == tiny.backbone().fingerprint()
     assert found.about["describe"]["numbers"]["prompt"] == 3 * tiny.backbone().dim
-    whole = read_result(out / "work" / "results" / found.cell)
+    whole = read_result(out / "scratch" / "results" / found.cell)
     assert whole.accuracy.value == found.figures["accuracy"]["value"]
     assert whole.used == PLAN.test
     assert whole.chances is not None
@@ -105,7 +105,7 @@ def test_a_result_says_what_it_depended_on(first: tuple[Reproduced, str], out: P
 
 
 def test_adapters_hold_no_copy_of_the_aspects(first: tuple[Reproduced, str], out: Path) -> None:
-    (run,) = (out / "work" / "runs" / "emoji-scenes" / "V+A+S").glob("seed0-*")
+    (run,) = (out / "scratch" / "runs" / "emoji-scenes" / "V+A+S").glob("seed0-*")
     info = read_info(run)
     assert info.parts == ("prompt",)
     assert len(info.aspects) == 6
@@ -192,7 +192,7 @@ def test_workers_run_cells_side_by_side(tmp_path: Path) -> None:
     missing = Source("gone", DataConfig(path=tmp_path / "gone"), annotated=False)
     job = replace(small_job(tmp_path, "table4", seeds=1), drawn=None)
     job = replace(job, sources=(missing, *job.sources))
-    pictures.draw_dataset(tmp_path / "work" / "data" / "emoji-scenes", PLAN, lambda _: None)
+    pictures.draw_dataset(tmp_path / "scratch" / "data" / "emoji-scenes", PLAN, lambda _: None)
     cells = (
         Cell("gone", DATA, 0),
         Cell("emoji-scenes", PARAMETERS, 0),
