@@ -32,12 +32,15 @@ class Entry:
         images: that they were measured on.
         paper: the paper's accuracy, in per cent; None where it has none.
         reason: why nothing was measured.
+        calibration: expected calibration error after temperature scaling, mean over the seeds; None where there are
+            no probabilities or no validation split.
     """
 
     values: tuple[float, ...] = ()
     images: int = 0
     paper: float | None = None
     reason: str = ""
+    calibration: float | None = None
 
     @property
     def mean(self) -> float | None:
@@ -199,7 +202,9 @@ def _entry(results: Results, experiment: str, line: Line, dataset: str) -> Entry
         return Entry(paper=paper, reason=line.reason)
     found, reason = seed_values(results, line.recipe, dataset)
     values = tuple(outcome.figures["accuracy"]["value"] for outcome in found)
-    return Entry(values, found[0].figures["images"] if found else 0, paper, reason)
+    scaled = [outcome.figures.get("calibration_error_scaled") for outcome in found]
+    calibration = mean(one["value"] for one in scaled if one) if scaled and all(scaled) else None
+    return Entry(values, found[0].figures["images"] if found else 0, paper, reason, calibration)
 
 
 def _mean_row(results: Results, rows: Sequence[Row], datasets: Sequence[str]) -> Row:
@@ -228,6 +233,7 @@ def _notes(results: Results, experiment: str, datasets: Sequence[str]) -> tuple[
     seeds = ", ".join(map(str, job.seeds))
     notes.append(f"Backbone {job.config.backbone.id}. Mean ± standard deviation over the training seeds {seeds}.")
     notes.append("Brackets: 95 % interval (Wilson) for the number of test images; it says nothing about seeds.")
+    notes.append("ECE, scaled: expected calibration error after temperature scaling on the validation split.")
     for name in datasets:
         facts = facts_of(results, name)
         if facts:
