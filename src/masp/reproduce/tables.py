@@ -13,7 +13,7 @@ from masp.reproduce.job import Job, Skipped
 from masp.reproduce.others import OTHERS
 from masp.reproduce.paper import BACKBONES, Paper, zero_shot_row
 from masp.reproduce.planning import seeds_of, takes_part
-from masp.reproduce.recipes import DATA, FULL, LENGTHS, LOW_LEVEL, PLAIN, TABLE2, Recipe, masp, of_length
+from masp.reproduce.recipes import DATA, FULL, LENGTHS, LOW_LEVEL, PLAIN, TABLE2, Prompt, Recipe, masp, of_length
 from masp.systems.catalogue import CATALOGUE
 
 PATTERN = ("FI", "Emotion6")
@@ -166,10 +166,11 @@ def _lines(results: Results, experiment: str) -> list[Line]:
     if experiment == "table3":
         return [Line(str(one), "vectors in the soft prompt", of_length(one, length), str(one)) for one in LENGTHS]
     single = [Line(name, "this aspect alone, P trained for it", masp((name,), "trained"), name) for name in ASPECTS]
+    kinds: tuple[tuple[str, Prompt], ...] = (("no", "none"), ("random", "random"))
     low = [
         Line(f"{name}, {prompt} prompt", f"this aspect alone, {prompt} P", masp((name,), kind))
         for name in LOW_LEVEL
-        for prompt, kind in (("no", "none"), ("random", "random"))
+        for prompt, kind in kinds
     ]
     ends = [Line("zero-shot", "the backbone alone", PLAIN, "zero-shot"), Line("MASP", "all six aspects", FULL, "MASP")]
     return [*ends[:1], *single, *low, *ends[1:]]
