@@ -120,7 +120,11 @@ def scaled(logs: Logs, temperature: float) -> Logs:
 
 
 def calibrated(
-    fitted_on: tuple[Logs, Truth], split: str, logs: Logs, truth: Truth, draws: Draws | None = None
+    fitted_on: tuple[Float[np.ndarray, "fitted labels"], Int[np.ndarray, " fitted"]],
+    split: str,
+    logs: Logs,
+    truth: Truth,
+    draws: Draws | None = None,
 ) -> Calibrated:
     """The figures of one split after a temperature was fitted on another."""
     chosen = temperature(*fitted_on)

@@ -93,8 +93,8 @@ def per_class(truth: Sequence[str], predicted: Sequence[str | None], labels: Seq
     if not true:
         return [ClassFigures(label, 0.0, 0.0, 0.0, 0) for label in labels]
     columns = precision_recall_fscore_support(true, said, labels=range(len(labels)), zero_division=0)
-    precision, recall, f1, support = (np.asarray(column).tolist() for column in columns)
-    return [ClassFigures(*row) for row in zip(labels, precision, recall, f1, support, strict=True)]
+    rows = zip(labels, *(np.asarray(column).tolist() for column in columns), strict=True)
+    return [ClassFigures(label, *ratios, int(support)) for label, *ratios, support in rows]
 
 
 def macro_f1(truth: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str]) -> float:
