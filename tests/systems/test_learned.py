@@ -16,7 +16,7 @@ from masp.systems.heads import AttentionHead, distillation_loss, mean_token
 from masp.systems.probe import Probe, fitted, logits
 from masp.systems.zero_shot import ZeroShot
 from masp.types import VisualTokens
-from small_lessons import LABELS, Watched, lessons
+from noise_lessons import LABELS, Watched, lessons
 
 
 def test_the_probe_is_at_its_optimum() -> None:

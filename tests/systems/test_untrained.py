@@ -14,8 +14,8 @@ from masp.labels import render_labels
 from masp.model import MaspModel, start_prompt
 from masp.questions import load_questions
 from masp.systems.catalogue import make_system
+from noise_lessons import LABELS, Watched, aspects_of
 from small_adapters import write_adapter
-from small_lessons import LABELS, Watched, aspects_of
 
 QUESTION = load_questions().ask_emotion(render_labels(LABELS))
 

@@ -10,7 +10,7 @@ import tiny
 from masp.systems.base import Said, System
 from masp.systems.catalogue import CATALOGUE, make_system
 from masp.training import Interrupted
-from small_lessons import LABELS, Watched, aspects_of, lessons
+from noise_lessons import LABELS, Watched, aspects_of, lessons
 
 FAMILIES = ("qwen2_vl", "gemma3", "instructblip")
 QUICK = {
