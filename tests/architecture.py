@@ -67,6 +67,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "huggingface_hub": ("masp.adapters.hub", "masp.backbones"),
     "imagehash": ("masp.data.checking",),
     "pandas": (),
+    "peft": ("masp.systems.lora_layers",),
     "pickle": (),
     "pickletools": ("masp.adapters.pickled",),
     "pyarrow": ("masp.data.tables",),
