@@ -10,8 +10,8 @@ from masp.data.records import Dataset, Record
 from masp.errors import DataError, UsageError
 from masp.evaluation import runner
 from masp.evaluation.batches import Batching
-from masp.evaluation.runner import evaluate
 from masp.evaluation.result import read_result
+from masp.evaluation.runner import evaluate
 from masp.predictor import Masp
 from masp.systems import prompted
 from small_adapters import LABELS, write_adapter

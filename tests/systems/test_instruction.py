@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_lessons import ASPECTS, LABELS, lessons, tokens
+from small_lessons import LABELS, lessons, tokens
 
 import tiny
 from masp.errors import DataError
 from masp.systems.base import Lesson, System
 from masp.systems.instruction import SETTINGS, InstructionSystem
 from masp.systems.lora import LoraSettings, LoraSystem
+from masp.systems.tuning import PLAIN
 from masp.training.interrupts import Interrupted
 
 pytest.importorskip("peft")
@@ -50,10 +51,10 @@ def test_one_image_gives_these_questions():
 
 
 def test_a_label_with_braces_is_only_text():
-    system = InstructionSystem(tiny.backbone(), ("joy", "{}"))
-    turns = system.turns(Lesson(0, "{}", {"scene": "a {} shop"}))
-    assert turns[-1].questions[0].endswith("emotions: joy, {}?")
-    assert turns[-1].answer == "The place is a {} shop. This evokes {}."
+    system = InstructionSystem(tiny.backbone(), ("joy", "a{}b"))
+    turns = system.turns(Lesson(0, "a{}b", {"scene": "{} shop"}))
+    assert turns[-1].questions[0].endswith("emotions: joy, a{}b?")
+    assert turns[-1].answer == "The place is {} shop. This evokes a{}b."
 
 
 def test_an_unknown_aspect_is_named():
@@ -84,30 +85,29 @@ def test_without_annotations_it_learns_what_lora_learns(tmp_path, caplog):
 
 
 def test_aspects_are_learned_too(tmp_path):
-    """After training, the loss of every kind of question is lower than before."""
+    """Every question about aspects costs less than before, and less than where the emotion alone was learned."""
     backbone = tiny.backbone()
     settings = replace(FEW, epochs=6, evaluate_every=0)
-    system, given = InstructionSystem(backbone, LABELS, settings), lessons(backbone, tmp_path, aspects=True)
+    system, alone = InstructionSystem(backbone, LABELS, settings), LoraSystem(backbone, LABELS, settings)
+    given = lessons(backbone, tmp_path / "system", aspects=True)
     turns = system.turns(given.train[1])
-    before, bare = losses(system, given, turns, start=True), given.train[0]
+    assert [turn.kind for turn in turns] == ["classification", "conversation", "conversation", "caption", "reasoning"]
+    before = losses(system, backbone, turns)
     system.learn(given)
-    after = losses(system, given, turns)
-    assert bare.aspects == {}
-    assert {turn.kind for turn in turns} == {"classification", "conversation", "caption", "reasoning"}
-    assert len(turns) == 3 + len(ASPECTS)
-    assert bool((after < 0.8 * before).all())
+    alone.learn(replace(given, out=tmp_path / "alone"))
+    after, other = losses(system, backbone, turns), losses(alone, backbone, turns)
+    assert bool((after < 0.9 * before).all())
+    assert bool((after[1:] < 0.95 * other[1:]).all())
 
 
-def losses(system, given, turns, start=False):
-    from masp.systems.tuning import tuning_loss
-
+def losses(system, backbone, turns):
+    """What each question costs a system now, without dropout."""
     tuned = system._tuned
-    if start:
-        tuned.layers.start(0)
-    visual = given.images.tokens.select([turn.image for turn in turns])
+    visual = tokens(backbone, 2).select([turn.image for turn in turns])
     texts = [turn.questions[0] for turn in turns], [turn.answer for turn in turns]
-    with torch.no_grad():
-        return tuning_loss(tuned.model, tuned.layers, visual, *texts)
+    with torch.no_grad(), tuned.layers.inside():
+        assembled = tuned.model.assemble(visual, *texts, PLAIN)
+        return tuned.model.loss(assembled)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path):

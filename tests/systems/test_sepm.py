@@ -12,7 +12,7 @@ from masp.errors import UsageError
 from masp.model import MaspModel
 from masp.systems.attended import cue_span, least_attended, without
 from masp.systems.sepm import COARSE, CUE, Sepm, SepmSettings, route, routes, spread
-from small_lessons import LABELS, Watched
+from noise_lessons import LABELS, Watched
 
 
 @pytest.mark.parametrize(

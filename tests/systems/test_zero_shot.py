@@ -13,7 +13,7 @@ from masp.labels import parse
 from masp.model import MaspModel
 from masp.systems.letters import lettered
 from masp.systems.zero_shot import LETTERED, ZeroShot, ZeroShotSettings, said
-from small_lessons import LABELS, Watched
+from noise_lessons import LABELS, Watched
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "llava_next"])

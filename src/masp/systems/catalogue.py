@@ -27,6 +27,7 @@ class Entry:
         settings: where the class of its settings is.
         learns: whether it needs lessons.
         fixed: settings that make this entry what it is.
+        defaults: settings that differ here from the defaults of their class.
         over: the system it stands on, unless `over=NAME` says otherwise.
     """
 
@@ -35,6 +36,7 @@ class Entry:
     settings: str
     learns: bool = False
     fixed: Mapping[str, object] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)
     over: str | None = None
 
 
@@ -92,6 +94,19 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
             learns=True,
             over="zero-shot",
         ),
+        "qlora": Entry(
+            "LoRA layers in the language model, tuned on the emotion question; over 4-bit weights: QLoRA (Table 4)",
+            "masp.systems.lora:LoraSystem",
+            "masp.systems.lora:LoraSettings",
+            learns=True,
+        ),
+        "instruction": Entry(
+            "LoRA layers, tuned on questions built from the annotated aspects too (EmoVIT)",
+            "masp.systems.instruction:InstructionSystem",
+            "masp.systems.lora:LoraSettings",
+            learns=True,
+            defaults={"epochs": 4},
+        ),
     }
 )
 """Name → system. A new system is one file and one entry."""
@@ -137,7 +152,7 @@ def settings_of(name: str) -> dict[str, object]:
         UsageError: there is no such system.
     """
     entry = entry_of(name)
-    own = {one.name: one.default for one in fields(_found(entry.settings))} | dict(entry.fixed)
+    own = {one.name: one.default for one in fields(_found(entry.settings))} | {**entry.defaults, **entry.fixed}
     return own if entry.over is None else own | {OVER: entry.over}
 
 
@@ -177,7 +192,7 @@ def checked(name: str, values: Mapping[str, object]) -> Any:
         if key not in known:
             raise ConfigError(f"{_WHERE}: {name} has no setting '{key}'", "", did_you_mean(key, known))
     try:
-        return TypeAdapter(kind).validate_python({**values, **entry.fixed})
+        return TypeAdapter(kind).validate_python({**entry.defaults, **values, **entry.fixed})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])

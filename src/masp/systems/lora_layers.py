@@ -192,7 +192,8 @@ def _places(backbone: Backbone, settings: LoraSettings) -> Iterator[Place]:
         target_modules=list(settings.targets),
         bias="none",
     )
-    peft.inject_adapter_in_model(config, holder, ADAPTER)
+    with torch.random.fork_rng([]):  # PEFT draws start values; the caller's random numbers stay as they are
+        peft.inject_adapter_in_model(config, holder, ADAPTER)
     for block, wrapped in zip(found, holder, strict=True):
         for name, (parent, own) in block.items():
             yield Place(parent, name, own, wrapped[name])

@@ -226,8 +226,8 @@ class TunedBackbone:
         folder.finish(TrainResult(lessons.out / LEARNED, fit.metrics, fit.steps, fit.seconds, pace))
         tensors = {name: parameter.detach().cpu() for name, parameter in self.layers.parameters().items()}
         kinds = dict(Counter(turn.kind for turn in turns))
-        state = {"steps": fit.steps, "images": len(lessons.train), "questions": kinds, "validation": fit.metrics}
-        return Checkpoint(fit.steps, tensors, state)
+        state = {"steps": fit.steps, "seed": lessons.seed, "images": len(lessons.train), "questions": kinds}
+        return Checkpoint(fit.steps, tensors, {**state, "validation": fit.metrics})
 
     def _train_config(self, seed: int) -> TrainConfig:
         """The settings as the loop of the two stages takes them."""

@@ -66,9 +66,7 @@ class Untrained:
         prompt = start_prompt(PromptInit(), length, backbone, generator) if length else None
         questions = load_questions() if found is None else found.info.asked()
         self.model = MaspModel(backbone, method, None if found is None else found.aspects, prompt, questions)
-        self.question = load_questions().ask_emotion(
-            render_labels(self.labels, self.model.method.label_list or "comma")
-        )
+        self.question = questions.ask_emotion(render_labels(self.labels, self.model.method.label_list or "comma"))
 
     @property
     def backbone(self) -> Backbone:

@@ -1,6 +1,9 @@
 """Lessons of noise pictures over a tiny backbone, held in memory, and a source of images that can be interrupted."""
 
+import atexit
+import functools
 import signal
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import tiny
 from masp.backbones.base import Backbone
 from masp.systems.base import Lesson, Lessons
 from masp.types import VisualTokens
+from small_adapters import write_adapter
 
 LABELS = ("amusement", "awe", "contentment", "excitement", "anger", "disgust", "fear", "sadness")
 SIZES = ((90, 62), (58, 140), (118, 90))
@@ -42,3 +46,11 @@ def lessons(out: Path, images: Watched, seed: int = 0) -> Lessons:
         for number in range(TRAIN + VAL)
     ]
     return Lessons(images, tuple(made[:TRAIN]), tuple(made[TRAIN:]), out, seed, "noise")
+
+
+@functools.cache
+def aspects_of(family: str) -> Path:
+    """The folder of random aspects for a tiny backbone, removed when the tests are over."""
+    keeper = tempfile.TemporaryDirectory(prefix="masp-aspects-")
+    atexit.register(keeper.cleanup)
+    return write_adapter(Path(keeper.name) / "adapter", LABELS, prompt=False, family=family)

@@ -10,7 +10,7 @@ import tiny
 from masp.systems.base import Said, System
 from masp.systems.catalogue import CATALOGUE, make_system
 from masp.training import Interrupted
-from small_lessons import LABELS, Watched, lessons
+from noise_lessons import LABELS, Watched, aspects_of, lessons
 
 FAMILIES = ("qwen2_vl", "gemma3", "instructblip")
 QUICK = {
@@ -19,17 +19,21 @@ QUICK = {
         *("over=probe", "over.strengths=[0.1]", "teacher_width=8", "hidden=8", "batch_size=5", "checkpoint_every=2"),
         *("teacher_epochs=2", "head_epochs=2", "gate_epochs=2"),
     ),
+    "qlora": ("rank=2", "epochs=1", "batch_size=5", "learning_rate=0.01", "checkpoint_every=1"),
+    "instruction": ("rank=2", "epochs=1", "batch_size=20", "learning_rate=0.01", "checkpoint_every=1"),
 }
 """Settings that make a system quick."""
 
 MODES = [(name, QUICK.get(name, ())) for name in CATALOGUE]
-MODES += [(name, ("reading=generate",)) for name in ("zero-shot", "zero-shot-letters", "sepm")]
+MODES += [(name, ("reading=generate",)) for name in ("zero-shot", "zero-shot-letters", "sepm", "random-prompt")]
 EVERY = pytest.mark.parametrize(("name", "changes"), MODES, ids=[f"{n}-{len(c)}" for n, c in MODES])
 LEARNING = pytest.mark.parametrize("name", [name for name, entry in CATALOGUE.items() if entry.learns])
 FAMILY = pytest.mark.parametrize("family", FAMILIES)
 
 
 def made(name: str, family: str, changes: tuple[str, ...] = ()) -> System:
+    if name in ("aspects", "random-prompt"):
+        changes = (*changes, f"aspects={aspects_of(family)}")
     return make_system(name, tiny.backbone(family), LABELS, changes)
 
 
@@ -78,6 +82,7 @@ def test_descriptions_are_json_and_name_no_place(name: str, changes: tuple[str, 
     assert told["system"]
     assert tiny.checkpoint("qwen2_vl").as_posix() not in text
     assert tmp_path.as_posix() not in text
+    assert aspects_of("qwen2_vl").parent.name not in text
     assert system.labels == LABELS
     assert system.backbone is tiny.backbone("qwen2_vl")
 
