@@ -39,7 +39,7 @@ class Teller:
         if self.estimate is not None and self.left:
             minutes = max(1, round(self.estimate.left(self.left, self.jobs) / 60))
             text += f"; all of them take about {minutes} min with --jobs {self.jobs} on cores that are idle"
-        self.console.print(Text(text))
+        self.console.print(Text(text), soft_wrap=True)
 
     def done(self, outcome: Outcome, fresh: bool) -> None:
         """Announces that a cell is done; `fresh` unless its result was there already."""
