@@ -81,7 +81,9 @@ def test_tables_hold_what_the_cells_say(first: tuple[Reproduced, str], out: Path
     content = json.loads((out / "reproduce.json").read_text())
     assert content["seeds"] == [0, 1]
     assert content["failed"] == {}
-    assert str(out) not in (out / "reproduce.json").read_text()
+    for file in (out / "reproduce.json", out / "README.md"):
+        assert str(out) not in file.read_text(encoding="utf-8")
+        assert str(tiny.checkpoint()) not in file.read_text(encoding="utf-8")
 
 
 def test_pictures_can_be_looked_at(first: tuple[Reproduced, str], out: Path) -> None:

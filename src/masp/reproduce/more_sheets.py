@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from masp.adapters import portable
 from masp.aspects import ASPECTS
 from masp.errors import DataError
 from masp.evaluation import metrics
@@ -87,7 +88,12 @@ def parameters(results: Results) -> Sheet:
         rows.append((name, *(_count(number) for number in (there, paper, this))))
         columns = {"qwen2_vl_7b": there, "paper": paper, "this_backbone": this}
         lines.append({"what": name} | {key: "" if value is None else value for key, value in columns.items()})
-    head = ("trained", "Qwen2-VL-7B, counted", "Qwen2-VL-7B, printed in the paper", results.job.config.backbone.id)
+    head = (
+        "trained",
+        "Qwen2-VL-7B, counted",
+        "Qwen2-VL-7B, printed in the paper",
+        portable(results.job.config.backbone.id),
+    )
     notes = (
         "The paper prints no number for stage 1, which is trained once for each backbone, not for each task.",
         "Soft prompt: number of vectors times the width of the language model.",

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
+from masp.adapters import portable
 from masp.aspects import ASPECTS
 from masp.evaluation import metrics
 from masp.evaluation.ablation import ROWS
@@ -178,7 +179,7 @@ def _lines(results: Results, experiment: str) -> list[Line]:
 
 def _table1(results: Results) -> list[Line]:
     own = zero_shot_row(results.job.config.backbone.id) or ""
-    lines = [Line(f"zero-shot ({own or results.job.config.backbone.id})", "the backbone alone", PLAIN, own)]
+    lines = [Line(f"zero-shot ({own or portable(results.job.config.backbone.id)})", "the backbone alone", PLAIN, own)]
     lines += [
         Line(f"zero-shot ({name})", "another backbone", None, name, OTHER_BACKBONE) for name in BACKBONES if name != own
     ]
@@ -232,7 +233,9 @@ def facts_of(results: Results, dataset: str) -> Mapping[str, object]:
 def _notes(results: Results, experiment: str, datasets: Sequence[str]) -> tuple[str, ...]:
     job, notes = results.job, []
     seeds = ", ".join(map(str, job.seeds))
-    notes.append(f"Backbone {job.config.backbone.id}. Mean ± standard deviation over the training seeds {seeds}.")
+    notes.append(
+        f"Backbone {portable(job.config.backbone.id)}. Mean ± standard deviation over the training seeds {seeds}."
+    )
     notes.append("Brackets: 95 % interval (Wilson) for the number of test images; it says nothing about seeds.")
     notes.append("ECE, scaled: expected calibration error after temperature scaling on the validation split.")
     for name in datasets:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from masp.adapters import library_versions
+from masp.adapters import library_versions, portable
 from masp.reproduce import charts, more_sheets
 from masp.reproduce.job import Job
 from masp.reproduce.recipes import ATTENTION
@@ -134,7 +134,7 @@ def _summary(results: Results, command: str, sheets: Sequence[Sheet], before: li
     machines = {json.dumps(outcome.about["machine"], sort_keys=True) for outcome in outcomes if outcome.about}
     return {
         "command": command,
-        "backbone": job.config.backbone.id,
+        "backbone": portable(job.config.backbone.id),
         "seeds": list(job.seeds),
         "datasets": {source.name: facts_of(results, source.name) for source in job.sources},
         "tables": sorted(tables, key=lambda table: (table["name"].startswith("figure"), table["name"])),
@@ -148,6 +148,12 @@ def _summary(results: Results, command: str, sheets: Sequence[Sheet], before: li
     }
 
 
+def _read(table: Mapping[str, Any]) -> Sheet:
+    """A sheet out of the summary, for a page; what is for machines stays there."""
+    rows = tuple(tuple(row) for row in table["rows"])
+    return Sheet(table["name"], table["title"], tuple(table["head"]), rows, tuple(table["notes"]))
+
+
 def _settings(job: Job) -> dict[str, Any]:
     """The settings of the method and both stages; no place on this machine."""
     content = job.config.model_dump(mode="json")
@@ -158,7 +164,7 @@ def _settings(job: Job) -> dict[str, Any]:
 
 def _page(content: Mapping[str, Any]) -> str:
     """All tables on one page."""
-    sheets = [Sheet(**{**table, "head": tuple(table["head"])}) for table in content["tables"]]
+    sheets = [_read(table) for table in content["tables"]]
     failed = [f"- {cell}: {error}" for cell, error in content["failed"].items()]
     parts = [
         "# The tables and figures of the paper, measured with masp",
