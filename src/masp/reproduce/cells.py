@@ -80,7 +80,7 @@ def write_outcome(out: Path, outcome: Outcome) -> None:
     file = result_file(out, outcome.cell)
     file.parent.mkdir(parents=True, exist_ok=True)
     content = {"format": FORMAT, **asdict(outcome)}
-    write_file(file, (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+    write_file(file, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
 def read_outcome(out: Path, name: str) -> Outcome | None:
