@@ -66,7 +66,7 @@ def generate(
 
 @torch.no_grad()
 def generate_ids(
-    model: MaspModel, visual: VisualTokens, question: str, use: Use | None = None, max_new_tokens: int = 16
+    model: MaspModel, visual: Seen, question: str, use: Use | None = None, max_new_tokens: int = 16
 ) -> list[list[int]]:
     """As `generate`, but token ids; the end of turn is the last of them where it was reached."""
     return _greedy(model, model.assemble(visual, [question] * len(visual), use=use), max_new_tokens)
