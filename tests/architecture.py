@@ -57,7 +57,8 @@ UPWARDS = {
 
 # Packages and who may import them, lazily or not.
 OWNERS: Mapping[str, tuple[str, ...]] = {
-    "accelerate": ("masp.training",),
+    "accelerate": ("masp.backbones.placement", "masp.training"),
+    "bitsandbytes": ("masp.backbones.placement",),
     "argparse": (),
     "click": ("masp.cli",),
     "datasets": ("masp.data.hub",),

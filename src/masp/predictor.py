@@ -82,7 +82,7 @@ class Masp:
         task: str | None = None,
         revision: str | None = None,
         backbone_revision: str | None = None,
-        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = "auto",
         device: str = "auto",
     ) -> Self:
         """Loads an adapter and the backbone it was trained on.
@@ -95,8 +95,9 @@ class Masp:
             task: Which of several tasks to use; `use` changes it later.
             revision: Commit, tag or branch of an adapter on a hub; None: the newest.
             backbone_revision: Commit of the backbone on the hub; None: the one the adapter was trained on.
-            dtype: Number format of the backbone.
-            device: Where it runs; `auto`: the GPU if there is one.
+            dtype: Number format of the backbone; `nf4`: its linear layers in 4 bits, with `masp[4bit]`.
+            device: Where it runs; `auto`: the GPU if there is one; `spread`: over all GPUs, then main memory,
+                then the disk.
 
         Raises:
             AdapterError: No adapter there, a damaged one, or one for another backbone.
