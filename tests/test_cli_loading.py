@@ -67,6 +67,26 @@ def test_another_format_moves_the_last_digits_only(masp, words):
     assert found[0] == pytest.approx(found[1], abs=0.1)
 
 
+def test_predict_works_in_four_bits(masp, words):
+    pytest.importorskip("bitsandbytes")
+    found = []
+    for dtype in ("float32", "nf4"):
+        code, out, err = masp(*words["predict"], "--dtype", dtype)
+        assert code == 0, err
+        found.append(json.loads(out)["probabilities"])
+    assert found[0] != found[1]
+    assert found[0] == pytest.approx(found[1], abs=0.3)
+
+
+def test_predict_works_on_a_spread_backbone(masp, words):
+    found = []
+    for device in ("cpu", "spread"):
+        code, out, err = masp(*words["predict"], "--device", device, "--dtype", "float32")
+        assert code == 0, err
+        found.append(json.loads(out)["probabilities"])
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
 def test_the_revision_is_asked_of_the_hub(masp, words, command):
     code, _, err = masp(*words[command], "--backbone", "somebody/something", "--revision", "0123abcd")
