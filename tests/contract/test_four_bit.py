@@ -20,8 +20,10 @@ LABELS = ["sad", "sadness", "awe"]
 BLOCK = 64
 # The sixteen values of NF4 (QLoRA, Dettmers et al. 2023, appendix E), shares of the largest weight of a block.
 LEVELS = torch.tensor(
-    [-1.0, -0.69619280, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0]
-    + [0.07958030, 0.16093020, 0.24611230, 0.33791524, 0.44070983, 0.56261700, 0.72295684, 1.0]
+    [
+        *(-1.0, -0.69619280, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0),
+        *(0.07958030, 0.16093020, 0.24611230, 0.33791524, 0.44070983, 0.56261700, 0.72295684, 1.0),
+    ]
 )
 
 
@@ -34,13 +36,18 @@ def rounded(weight: Tensor) -> Tensor:
     return (LEVELS[nearest] * largest).flatten()[: len(flat)].view_as(weight)
 
 
+def packs(width: int) -> bool:
+    """Whether rows of this width are packed on a CPU; see `masp.backbones.placement.unpacked`."""
+    return width <= BLOCK or width % BLOCK == 0 or width % 2 == 1
+
+
 @functools.cache
 def rounded_reference(family: str) -> tuple[Any, set[str]]:
-    """transformers' model with every linear layer but the output head rounded, and the names of those layers."""
+    """transformers' model with every linear layer that is packed rounded, and the names of those layers."""
     model = AutoModelForImageTextToText.from_pretrained(tiny.checkpoint(family), dtype=torch.float32).eval()
     names = set()
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and not name.endswith("lm_head"):
+        if isinstance(module, nn.Linear) and not name.endswith("lm_head") and packs(module.in_features):
             module.weight.data = rounded(module.weight.data)
             names.add(name)
     return model, names

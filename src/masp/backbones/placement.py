@@ -23,6 +23,7 @@ from masp.errors import BackboneError
 LAYER = re.compile(r"(.*\.)?(language_model|text_model)(\.model)?\.layers\.\d+")
 """Name of a layer of the language model, in every family."""
 
+BLOCK = 64  # weights that share a scale in NF4
 USABLE = 0.9  # of a device's free memory; the rest is for activations
 NF4_BYTES = 0.5625  # of a weight: half a byte, and a scale of four bytes for each block of 64
 Where = int | str
@@ -68,9 +69,27 @@ def options(files: BackboneFiles, kind: Any, place: Placement) -> dict[str, Any]
         require_bitsandbytes()
         chosen.setdefault("device_map", {"": place.device})  # packed while it is read, so never whole in memory
         chosen["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=place.dtype
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=place.dtype,
+            llm_int8_skip_modules=unpacked(files, kind, place),
         )
     return chosen
+
+
+def unpacked(files: BackboneFiles, kind: Any, place: Placement) -> list[str]:
+    """Linear layers that are not packed: the output head, and on a CPU those that bitsandbytes unpacks wrongly there.
+
+    Its CPU kernel (seen in 0.50.2) mixes up scales where an even row is longer than a block and not a multiple of it,
+    such as the 3420 columns in the vision tower of Qwen2.5-VL.
+    """
+    if place.device.type != "cpu":
+        return ["lm_head"]
+    config = kind.config_class.from_pretrained(files.folder, local_files_only=True)
+    with torch.device("meta"):
+        model = kind(config)
+    linear = [(name, one.in_features) for name, one in model.named_modules() if isinstance(one, nn.Linear)]
+    return ["lm_head", *(name for name, width in linear if width > BLOCK and width % BLOCK and width % 2 == 0)]
 
 
 def require_bitsandbytes() -> Any:
