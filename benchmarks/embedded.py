@@ -4,12 +4,16 @@ Everything is measured on the test split of one drawn data set (2,000 pictures, 
 `configs/embedded.yaml`; only the training seeds differ. A seed whose runs are finished is not trained again.
 
     python benchmarks/embedded.py RUNS --seeds 0 1 2
+
+Seeds that were measured apart, on one core each perhaps, are put together from their files:
+
+    python benchmarks/embedded.py RUNS --join seed0.json seed1.json seed2.json
 """
 
 import argparse
 import json
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -53,9 +57,9 @@ def tokens_and_glyphs(backbone: Backbone, split: str, count: int) -> tuple[Tenso
 def linear_probe(backbone: Backbone, split: str) -> float:
     """Share of covered cells whose glyph a linear read-out of the single visual token names (trained on `train`)."""
     tokens, glyphs = tokens_and_glyphs(backbone, "train", 1500)
+    torch.manual_seed(0)
     probe = nn.Linear(tokens.shape[1], int(glyphs.max()) + 1)
     optimizer = torch.optim.AdamW(probe.parameters(), lr=0.01)
-    torch.manual_seed(0)
     for _ in range(40):
         for rows in torch.randperm(len(tokens)).split(256):
             optimizer.zero_grad()
@@ -116,11 +120,39 @@ def measure(runs: Path, seeds: Iterable[int], out: Path) -> None:
     probe = {split: linear_probe(backbone, split) for split in ("test", "shifted")}
     found = [one_seed(runs, seed) for seed in seeds]
     machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+    versions, dtype = library_versions(), str(backbone.dtype).removeprefix("torch.")
+    asked = "--seeds " + " ".join(str(one["seed"]) for one in found)
+    write(out, asked, found, {"machine": machine | {"dtype": dtype}, "versions": versions, "linear_probe": probe})
+
+
+def join(files: Sequence[Path], out: Path) -> None:
+    """Write one result file from those of single seeds; machine, versions and probe are those of the last file.
+
+    Raises:
+        SystemExit: a seed occurs twice, or the files are not of the same pictures and the same backbone.
+    """
+    contents = [json.loads(file.read_text()) for file in files]
+    found = sorted((one for content in contents for one in content["seeds"]), key=lambda one: one["seed"])
+    seeds = [one["seed"] for one in found]
+    measured = {
+        (
+            one["provenance"]["backbone"]["fingerprint"],
+            one["provenance"]["data"]["fingerprint"],
+            one["table2"]["images"],
+        )
+        for one in found
+    }
+    if len(set(seeds)) < len(seeds) or len(measured) > 1:
+        raise SystemExit(f"the seeds {seeds} of {len(measured)} backbones and data sets do not go together")
+    asked = "--join " + " ".join(f"seed{seed}.json" for seed in seeds)
+    write(out, asked, found, {key: contents[-1][key] for key in ("machine", "versions", "linear_probe")})
+
+
+def write(out: Path, asked: str, found: list[dict[str, Any]], about: dict[str, Any]) -> None:
+    """The result file of these seeds; `asked` is how they were asked for."""
     content = {
-        "command": "python benchmarks/embedded.py RUNS --seeds " + " ".join(str(one["seed"]) for one in found),
-        "machine": machine | {"dtype": str(backbone.dtype).removeprefix("torch.")},
-        "versions": library_versions(),
-        "linear_probe": probe,
+        "command": f"python benchmarks/embedded.py RUNS {asked}",
+        **about,
         "mean": averages(found),
         "seeds": [{key: value for key, value in one.items() if key != "predictions"} for one in found],
     }
@@ -132,6 +164,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--join", type=Path, nargs="+", metavar="FILE", help="result files to put together instead")
     parser.add_argument("--out", type=Path, default=HOME / "results" / "embedded.json")
     args = parser.parse_args()
-    measure(args.runs, args.seeds, args.out)
+    if args.join:
+        join(args.join, args.out)
+    else:
+        measure(args.runs, args.seeds, args.out)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import embedded
 import full_size
 import pytest
 import real_width
@@ -71,3 +72,31 @@ def test_the_full_size_script_runs_through(tmp_path):
     for step in found["steps"].values():
         assert 0 <= step["inside"] <= step["seconds"]
         assert step["peak_gb"] > 0.1
+
+
+def of_seed(folder: Path, seed: int, accuracy: float, fingerprint: str = "") -> Path:
+    """The committed result with one training seed, another accuracy of V+A+S and perhaps another backbone."""
+    content = json.loads((ROOT / "benchmarks" / "results" / "embedded.json").read_text())
+    one = content["seeds"][0] | {"seed": seed}
+    next(row for row in one["table2"]["rows"] if row["name"] == "V+A+S")["accuracy"]["value"] = accuracy
+    one["provenance"]["backbone"]["fingerprint"] += fingerprint
+    file = folder / f"{seed}{fingerprint}.json"
+    file.write_text(json.dumps(content | {"seeds": [one]}))
+    return file
+
+
+def test_seeds_that_were_measured_apart_are_joined(tmp_path):
+    files = [of_seed(tmp_path, seed, accuracy) for seed, accuracy in ((2, 0.5), (0, 0.6), (1, 0.7))]
+    embedded.join(files, tmp_path / "all.json")
+    found = json.loads((tmp_path / "all.json").read_text())
+    assert [one["seed"] for one in found["seeds"]] == [0, 1, 2]
+    assert found["mean"]["accuracy"]["V+A+S"] == pytest.approx(0.6)
+    assert found["command"].endswith("RUNS --join seed0.json seed1.json seed2.json")
+
+
+@pytest.mark.parametrize("other", [(0, 0.5, ""), (1, 0.5, "0")])
+def test_what_does_not_belong_together_is_not_joined(tmp_path, other):
+    (tmp_path / "other").mkdir()
+    with pytest.raises(SystemExit, match="do not go together"):
+        embedded.join([of_seed(tmp_path, 0, 0.5), of_seed(tmp_path / "other", *other)], tmp_path / "all.json")
+    assert not (tmp_path / "all.json").exists()

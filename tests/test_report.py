@@ -13,7 +13,8 @@ from PIL import Image
 import made_up_report as made_up
 from masp.aspects import ASPECTS
 from masp.errors import MaspError
-from masp.predictor import AspectReading, Prediction, PromptAttention
+from masp.explain import AspectReading, PromptAttention
+from masp.predictor import Prediction
 from masp.report import render, sample_of, verdict, write_report
 from masp.report.words import duration, grouped, points, signed, width
 from masp.report_data import Ablation, AspectScore, Confusion, ReportData, Sample, Sight

@@ -88,7 +88,7 @@ def _loaded(source: Source) -> dict[str, Any]:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"the data set {source.name} cannot be loaded ({reason})", "", "Check its name.") from error
     return {
-        name: rows.cast_column(_image_column(rows.features, source.image), datasets.Image(decode=False))
+        str(name): rows.cast_column(_image_column(rows.features, source.image), datasets.Image(decode=False))
         for name, rows in loaded.items()
     }
 
