@@ -9,6 +9,7 @@ import tiny
 from masp.backbones.loading import load_backbone
 from masp.cli import main
 from masp.cli.options import Dtype
+from masp.predictor import Masp
 from masp.settings import BackboneConfig
 from small_adapters import LABELS, write_adapter
 
@@ -68,14 +69,17 @@ def test_another_format_moves_the_last_digits_only(masp, words):
 
 
 def test_predict_works_in_four_bits(masp, words):
+    """Other numbers than in full precision, and those of the library."""
     pytest.importorskip("bitsandbytes")
     found = []
     for dtype in ("float32", "nf4"):
         code, out, err = masp(*words["predict"], "--dtype", dtype)
         assert code == 0, err
         found.append(json.loads(out)["probabilities"])
-    assert found[0] != found[1]
-    assert found[0] == pytest.approx(found[1], abs=0.3)
+    loaded = Masp.from_pretrained(words["predict"][3], dtype="nf4")
+    assert loaded.model.backbone.number_format.startswith("nf4/")
+    assert dict(loaded.predict(words["predict"][1]).probabilities) == pytest.approx(found[1], abs=1e-6)
+    assert found[0] != pytest.approx(found[1], abs=1e-3)
 
 
 def test_predict_works_on_a_spread_backbone(masp, words):

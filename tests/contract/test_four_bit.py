@@ -11,34 +11,13 @@ from transformers import AutoModelForImageTextToText
 
 import tiny
 from masp.answers import score
+from nf4 import packs, rounded
 from own_forward import OFF, distance, own_inputs, own_logits, tokens_of
 from small_models import QUESTIONS, full_model, last_logits
 
 FAMILIES = pytest.mark.parametrize("family", tiny.FAMILIES)
 pytestmark = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason='needs pip install "masp[4bit]"')
 LABELS = ["sad", "sadness", "awe"]
-BLOCK = 64
-# The sixteen values of NF4 (QLoRA, Dettmers et al. 2023, appendix E), shares of the largest weight of a block.
-LEVELS = torch.tensor(
-    [
-        *(-1.0, -0.69619280, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0),
-        *(0.07958030, 0.16093020, 0.24611230, 0.33791524, 0.44070983, 0.56261700, 0.72295684, 1.0),
-    ]
-)
-
-
-def rounded(weight: Tensor) -> Tensor:
-    """The weights that NF4 keeps: the nearest level in every block of 64, the last of which may be short."""
-    flat = weight.flatten()
-    blocks = nn.functional.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
-    largest = blocks.abs().amax(1, keepdim=True)
-    nearest = (blocks[..., None] / largest[..., None] - LEVELS).abs().argmin(-1)
-    return (LEVELS[nearest] * largest).flatten()[: len(flat)].view_as(weight)
-
-
-def packs(width: int) -> bool:
-    """Whether rows of this width are packed on a CPU; see `masp.backbones.placement.unpacked`."""
-    return width <= BLOCK or width % BLOCK == 0 or width % 2 == 1
 
 
 @functools.cache
@@ -51,16 +30,6 @@ def rounded_reference(family: str) -> tuple[Any, set[str]]:
             module.weight.data = rounded(module.weight.data)
             names.add(name)
     return model, names
-
-
-def test_rounding_by_hand() -> None:
-    """Of the largest weight 2: 0.3 is 0.15 of it, nearest to 0.1609; -1.2 is -0.6, nearest to -0.5251."""
-    weight = torch.zeros(BLOCK + 1)
-    weight[:3], weight[BLOCK] = torch.tensor([2.0, 0.3, -1.2]), 5.0
-    found = rounded(weight)
-    assert found[:3].tolist() == pytest.approx([2.0, 2 * 0.16093020, 2 * -0.52507305])
-    assert found[BLOCK] == 5.0  # a block of its own
-    assert not found[3:BLOCK].any()
 
 
 @FAMILIES

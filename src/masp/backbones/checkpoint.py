@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from masp.backbones.files import BackboneFiles, chat_template
-from masp.backbones.placement import Placement, keep_packing, options
+from masp.backbones.four_bit import keep_packing
+from masp.backbones.placement import Placement, options
 from masp.errors import BackboneError
 
 

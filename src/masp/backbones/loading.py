@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 
 from masp.backbones.base import Backbone
 from masp.backbones.files import BackboneFiles, find, read_json
-from masp.backbones.placement import Placement, require_bitsandbytes
+from masp.backbones.four_bit import require_bitsandbytes
+from masp.backbones.placement import Placement
 from masp.config import BackboneConfig
 from masp.errors import BackboneError, did_you_mean
 

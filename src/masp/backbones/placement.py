@@ -8,24 +8,23 @@ layer to its device, and weights that wait in main memory or on the disk to the 
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate.utils import get_max_memory
 from torch import nn
-from transformers import BitsAndBytesConfig
+from transformers import PreTrainedModel
 
 from masp.backbones.files import BackboneFiles
+from masp.backbones.four_bit import packed_bytes, packed_layers, packing, require_bitsandbytes
 from masp.errors import BackboneError
 
 LAYER = re.compile(r"(.*\.)?(language_model|text_model)(\.model)?\.layers\.\d+")
 """Name of a layer of the language model, in every family."""
 
-BLOCK = 64  # weights that share a scale in NF4
 USABLE = 0.9  # of a device's free memory; the rest is for activations
-NF4_BYTES = 0.5625  # of a weight: half a byte, and a scale of four bytes for each block of 64
 Where = int | str
 _LOG = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ class Placement:
     Attributes:
         dtype: of the weights, and of everything that is computed; where four_bit, of the weights that are not packed.
         device: where it goes; where spread, the first device.
-        four_bit: linear layers other than the output head are packed as NF4.
+        four_bit: linear layers are packed as NF4, all but the output head and, on a CPU, a few more.
         spread: layers that do not fit on the device go to other ones, to main memory, and last to the disk.
     """
 
@@ -63,88 +62,50 @@ def options(files: BackboneFiles, kind: Any, place: Placement) -> dict[str, Any]
         BackboneError: bitsandbytes is missing, or there is not enough room.
     """
     chosen: dict[str, Any] = {"dtype": place.dtype}
+    if not (place.spread or place.four_bit):
+        return chosen
+    model = skeleton(files, kind)
     if place.spread:
-        chosen["device_map"] = device_map(files, kind, place)
+        chosen["device_map"] = device_map(files.name, model, place)
     if place.four_bit:
         require_bitsandbytes()
         chosen.setdefault("device_map", {"": place.device})  # packed while it is read, so never whole in memory
-        chosen["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=place.dtype,
-            llm_int8_skip_modules=unpacked(files, kind, place),
-        )
+        chosen["quantization_config"] = packing(model, place.device, place.dtype)
     return chosen
 
 
-def unpacked(files: BackboneFiles, kind: Any, place: Placement) -> list[str]:
-    """Linear layers that are not packed: the output head, and on a CPU those that bitsandbytes unpacks wrongly there.
-
-    Its CPU kernel (seen in 0.50.2) mixes up scales where an even row is longer than a block and not a multiple of it,
-    such as the 3420 columns in the vision tower of Qwen2.5-VL.
-    """
-    if place.device.type != "cpu":
-        return ["lm_head"]
+def skeleton(files: BackboneFiles, kind: Any) -> PreTrainedModel:
+    """The model on the meta device, without weights."""
     config = kind.config_class.from_pretrained(files.folder, local_files_only=True)
     with torch.device("meta"):
-        model = kind(config)
-    linear = [(name, one.in_features) for name, one in model.named_modules() if isinstance(one, nn.Linear)]
-    return ["lm_head", *(name for name, width in linear if width > BLOCK and width % BLOCK and width % 2 == 0)]
+        return kind(config)
 
 
-def require_bitsandbytes() -> Any:
-    """The package that packs weights into 4 bits.
-
-    Raises:
-        BackboneError: it is not installed.
-    """
-    try:
-        import bitsandbytes
-    except ImportError:
-        raise BackboneError(
-            "the number format nf4 needs bitsandbytes, which is not installed",
-            "",
-            'pip install "masp[4bit]", or take another dtype.',
-        ) from None
-    return bitsandbytes
-
-
-def keep_packing(model: nn.Module) -> None:
-    """Keep bitsandbytes from packing weights anew in the first pass without gradients.
-
-    On a CPU with bfloat16 units it would, and gradients no longer pass through a layer in that form.
-    """
-    packed = require_bitsandbytes().nn.Linear4bit
-    for module in model.modules():
-        if isinstance(module, packed):
-            module.support_avx512bf16_for_cpu = False
-
-
-def device_map(files: BackboneFiles, kind: Any, place: Placement) -> dict[str, Where]:
+def device_map(name: str, model: PreTrainedModel, place: Placement) -> dict[str, Where]:
     """Device of every part of a model, by the room there is now.
+
+    Args:
+        name: of the backbone, for messages.
+        model: without weights.
+        place: as wanted.
 
     Raises:
         BackboneError: not enough room.
     """
-    config = kind.config_class.from_pretrained(files.folder, local_files_only=True)
-    with torch.device("meta"):
-        model = kind(config)
-    parts = {name: model.get_submodule(name) for name, _ in model.named_modules() if LAYER.fullmatch(name)}
-    sizes = [_bytes(layer, place) for layer in parts.values()]
-    rest = sum(parameter.numel() for parameter in model.parameters()) * place.dtype.itemsize
-    rest -= sum(_bytes(layer, Placement(place.dtype, place.device)) for layer in parts.values())
+    parts = {part: module for part, module in model.named_modules() if LAYER.fullmatch(part)}
+    packed = packed_layers(model, place.device).values() if place.four_bit else ()
+    sizes = [_bytes(layer, place.dtype, packed) for layer in parts.values()]
+    rest = _bytes(model, place.dtype, packed) - sum(sizes)
     room = {device: int(free * USABLE) for device, free in get_max_memory().items()}
-    layers = dict(zip(parts, spread_layers(files.name, sizes, rest, room), strict=True))
+    layers = dict(zip(parts, spread_layers(name, sizes, rest, room), strict=True))
     if place.four_bit and (set(layers.values()) | {first(room)}) & {"cpu", "disk"} and len(set(layers.values())) > 1:
         raise BackboneError(
-            f"{files.name} does not fit on the GPUs in NF4, and packed layers cannot wait elsewhere",
+            f"{name} does not fit on the GPUs in NF4, and packed layers cannot wait elsewhere",
             "room for all layers on GPUs",
             "Take dtype bfloat16, whose layers can wait in main memory.",
         )
     for where, count in Counter(layers.values()).items():
-        _LOG.log(
-            logging.WARNING if where == "disk" else logging.INFO, "layers of %s on %s: %d", files.name, where, count
-        )
+        _LOG.log(logging.WARNING if where == "disk" else logging.INFO, "layers of %s on %s: %d", name, where, count)
     return dict.fromkeys(_others(model, set(layers)), first(room)) | layers
 
 
@@ -191,13 +152,12 @@ def first(room: Mapping[Where, int]) -> Where:
     return next(iter(room))
 
 
-def _bytes(layer: nn.Module, place: Placement) -> int:
-    """Bytes of a layer's weights in the number format that is wanted."""
-    total = sum(parameter.numel() for parameter in layer.parameters()) * place.dtype.itemsize
-    if not place.four_bit:
-        return total
-    packed = sum(module.weight.numel() for module in layer.modules() if isinstance(module, nn.Linear))
-    return total - int(packed * (place.dtype.itemsize - NF4_BYTES))
+def _bytes(module: nn.Module, dtype: torch.dtype, packed: Iterable[nn.Linear]) -> int:
+    """Bytes of the weights in a part, where these linear layers of the model are packed."""
+    inside = set(module.modules())
+    saved = [layer.weight.numel() for layer in packed if layer in inside]
+    total = sum(parameter.numel() for parameter in module.parameters())
+    return (total - sum(saved)) * dtype.itemsize + sum(map(packed_bytes, saved))
 
 
 def _others(module: nn.Module, layers: set[str], name: str = "") -> Iterator[str]:
