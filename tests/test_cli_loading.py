@@ -100,6 +100,26 @@ def test_the_revision_is_asked_of_the_hub(masp, words, command):
 
 
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
+@pytest.mark.parametrize("where", ["as recorded", "named", "embedded"])
+def test_a_folder_has_no_revisions(masp, words, command, where):
+    named = {"as recorded": (), "named": ("--backbone", tiny.checkpoint()), "embedded": ("--backbone", "embedded")}
+    code, out, err = masp(*words[command], *named[where], "--revision", "0123abcd")
+    assert (code, out) == (2, "")
+    assert "the revision 0123abcd was given for the backbone" in err
+    assert "Leave the revision out." in err
+    assert "Traceback" not in err
+
+
+def test_training_and_info_refuse_a_revision_of_a_folder(masp, words, tmp_path):
+    data, folder = words["evaluate"][4], tiny.checkpoint()
+    train = ("train", "prompt", "--data", data, "--backbone", folder, "--out", tmp_path / "run")
+    for asked in (("info", folder, "--revision", "main"), (*train, "backbone.revision=main")):
+        code, _, err = masp(*asked)
+        assert code == 2
+        assert "which is a folder and has none" in err
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
 @pytest.mark.parametrize(
     ("option", "value", "code", "message"),
     [("--dtype", "float8", 2, "float8"), ("--device", "gpu", 1, "the device 'gpu' cannot be used")],

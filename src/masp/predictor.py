@@ -14,6 +14,7 @@ from torch import Tensor
 from masp.adapters import (
     Adapter,
     AdapterInfo,
+    backbone_commit,
     backbone_place,
     find_adapter,
     load_adapter,
@@ -102,7 +103,7 @@ class Masp:
         Raises:
             AdapterError: No adapter there, a damaged one, or one for another backbone.
             BackboneError: The backbone cannot be loaded.
-            UsageError: No such task.
+            UsageError: No such task, or a revision of a backbone in a folder.
         """
         folder = shipped_adapter() if adapter is None else find_adapter(adapter, revision)
         info = read_info(folder)
@@ -110,8 +111,7 @@ class Masp:
         asked = {key: task_of(info.for_task(key), labels) for key in info.tasks or (None,)}
         if backbone is None or isinstance(backbone, str):
             place = backbone or backbone_place(folder, info)
-            own = backbone_revision is None and place == info.backbone.name
-            commit = info.backbone.revision if own else backbone_revision
+            commit = backbone_commit(place, info) if backbone_revision is None else backbone_revision
             backbone = load_backbone(place, commit, dtype, device)
         parts = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects))
         served: dict[str | None, Served] = {}

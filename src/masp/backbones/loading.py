@@ -70,6 +70,7 @@ def load_backbone(
     Raises:
         BackboneError: not found, not reachable, not a supported family, an unknown dtype or device, no bitsandbytes,
             or not enough room.
+        UsageError: a revision of a folder.
     """
     if isinstance(config, BackboneConfig):
         name, revision, dtype, device = config.id, config.revision, config.dtype, config.device
@@ -92,6 +93,7 @@ def find_supported(name: str, revision: str | None = None) -> BackboneFiles:
 
     Raises:
         BackboneError: not found, not reachable, or not a supported family.
+        UsageError: a revision of a folder.
     """
     files = find(name, revision)
     refuse_unserved(name, read_json(files.folder / "config.json"))
