@@ -6,12 +6,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_OUT ?= masp-demo
+BENCH_OUT ?= benchmarks/results/bench.json
 WHEEL_DIR := build/wheel
 TORCH := $(shell grep -i '^torch==' constraints.txt)
 PIP_FLAGS := --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow coverage lint format types docs families wheel-test lock clean
+.PHONY: help setup demo bench test test-slow coverage lint format types docs families wheel-test lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +31,9 @@ $(READY): constraints.txt pyproject.toml
 
 demo: $(READY) ## the whole method on the embedded backbone, with an HTML report (six minutes on two cores)
 	$(BIN)/masp demo --out $(DEMO_OUT)
+
+bench: $(READY) ## what training and prediction cost, against a plain baseline (half an hour on two cores)
+	$(BIN)/masp bench --json $(BENCH_OUT)
 
 test: $(READY) ## the default tests (under five minutes)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

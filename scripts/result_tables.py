@@ -123,7 +123,61 @@ def full_size(content: Content) -> str:
     return f"{intro}\n\n{table(('step', 'seconds', 'whole command, seconds', 'memory, GiB'), rows)}"
 
 
+def bench(content: Content) -> str:
+    """Ratios to the plain baseline of the same run, what they were wanted to be, and where the baseline's time goes."""
+    machine, backbone = content["machine"], content["backbone"]
+    intro = (
+        f"On {machine['processor']} ({machine['threads']} threads, {machine['dtype']}; "
+        f"{1000 * machine['gemm_tflops']:.0f} GFLOP/s in a matrix product, {machine['bandwidth_gb_s']:.0f} GB/s), "
+        f"a backbone with random weights, {backbone['parameters'] / 1e6:.0f} M parameters (d = {backbone['dim']}, "
+        f"{backbone['layers']} layers). Baseline: {content['baselines']}. "
+        f"N is the number of visual tokens of a picture; median of {content['repeats']} repeats."
+    )
+    judged = [line for line in content["results"] if line["ratio"] is not None]
+    rows = [
+        (line["name"], _visual(line), f"{line['ratio']:.2f} {line['meaning']}", _goal(line), _met(line), _reached(line))
+        for line in judged
+    ]
+    parts = [intro, table(("what", "N", "ratio", "goal", "met", "of the machine's peak"), rows)]
+    parts.append(_baseline([line for line in content["results"] if line["ratio"] is None]))
+    return "\n\n".join(filter(None, parts))
+
+
+def _visual(line: Content) -> str:
+    return "" if line["visual"] is None else str(line["visual"])
+
+
+def _goal(line: Content) -> str:
+    return "" if line["goal"] is None else f"{'≥' if line['at_least'] else '≤'} {line['goal']:g}"
+
+
+def _met(line: Content) -> str:
+    return "" if line["met"] is None else "yes" if line["met"] else "no"
+
+
+def _reached(line: Content) -> str:
+    share = line["more"].get("share_of_gemm_peak")
+    return "" if share is None else f"{100 * share:.0f} %"
+
+
+def _baseline(lines: list[Content]) -> str:
+    rows = [
+        (
+            line["name"],
+            _visual(line),
+            f"{line['median_s']:.2f}",
+            percent(line["more"]["optimizer_share"]),
+            percent(line["more"]["vision_share"]),
+        )
+        for line in lines
+    ]
+    return (
+        table(("baseline", "N", "seconds per example", "of it AdamW", "of it the vision tower"), rows) if rows else ""
+    )
+
+
 SHAPES: Mapping[str, Callable[[Content], str]] = {
+    "bench.json": bench,
     "embedded.json": embedded,
     "full_size.json": full_size,
     "real_width.json": real_width,

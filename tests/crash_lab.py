@@ -68,6 +68,8 @@ def count_moments(limit: int | None, report: Path | None) -> None:
 
 def train(stage: str, dataset: Dataset, backbone: Backbone, out: Path) -> None:
     config = small.config(*SHORT)
+    if stage == "stored":  # a store of its own, so that it is killed while the store grows
+        config = small.config(*SHORT, "prompt.store=prefix", f"prompt.store_dir={out}-store")
     if stage == "aspects":
         train_aspects(config, dataset, backbone, out)
     else:
@@ -103,6 +105,7 @@ def main(stage: str, points: int, root: Path) -> None:
         same = again == 0 and content(out / "adapter") == expected
         found.append({"moment": limit, "killed": killed, "twice": twice, "again": again, "same": same, "left": left})
         shutil.rmtree(out)
+        shutil.rmtree(f"{out}-store", ignore_errors=True)
     print(json.dumps({"moments": moments, "points": found}))
 
 

@@ -183,3 +183,16 @@ def test_last_real_column_of_padded_rows() -> None:
     model = full_model()
     assembled = model.assemble(visual_tokens(model), QUESTIONS)
     assert last_real(assembled).tolist() == [int(row.nonzero().max()) for row in assembled.mask]
+
+
+@pytest.mark.parametrize("number", [2, 100])
+def test_small_and_large_label_sets_score_as_label_by_label(number: int) -> None:
+    """Labels that begin like others are among them: "joy 1", "joy 10", "joy 100" …"""
+    model = full_model()
+    labels = [f"joy {place}" for place in range(1, number + 1)]
+    visual = visual_tokens(model)
+    found = score(model, visual, QUESTIONS[0], labels)
+    assert found.shape == (3, number)
+    assembled = model.assemble(visual, [QUESTIONS[0]] * 3)
+    assert (found[1] - plain_score(model, assembled, 1, labels)).abs().max() <= 1e-4
+    assert found.exp().sum(1).allclose(torch.ones(3))

@@ -345,6 +345,7 @@ OTHER_VALUES = {
     "data.splits.kind": "content",
     "data.splits.seed": "7",
     "prompt.init.kind": "vocabulary",
+    "prompt.bucketed": "false",
 }
 for _stage in ("aspects", "prompt"):
     OTHER_VALUES |= {
@@ -362,6 +363,9 @@ for _stage in ("aspects", "prompt"):
         f"{_stage}.keep_checkpoints": "7",
         f"{_stage}.log_every": "7",
         f"{_stage}.trackers": "[wandb]",
+        f"{_stage}.store": "features",
+        f"{_stage}.store_dir": "elsewhere",
+        f"{_stage}.store_disk_gb": "7",
         f"{_stage}.feature_memory_gb": "7",
         f"{_stage}.strict": "true",
         f"{_stage}.aspects": "[scene]",

@@ -79,6 +79,39 @@ def test_aspect_examples_of_a_batch_are_their_singles() -> None:
     assert relative(together, torch.cat(alone)) <= 1e-5
 
 
+IMAGES, ASPECT_OF = [1, 1, 0, 1, 2], [3, 0, 5, 4, 3]  # pairs: several aspects of one image, one image with one
+
+
+def pair_texts() -> tuple[list[str], list[str]]:
+    return [QUESTIONS[place % 3] for place in range(5)], [ANSWERS[(place + 1) % 3] for place in range(5)]
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava", "gemma3", "qwen3_vl", "instructblip"])
+def test_image_major_pairs_equal_the_full_backward_of_each_alone(family: str) -> None:
+    """The oracle: one pair at a time, its own copy of the image, one plain pass over the whole row."""
+    model, (questions, answers) = full_model.__wrapped__(family), pair_texts()
+    visual, modules = visual_tokens(model), parts(model)[0]
+    expected = []
+    for image, aspect, question, answer in zip(IMAGES, ASPECT_OF, questions, answers, strict=True):
+        own = model.backbone.asked(visual.select([image]), [question])
+        tokens = modules(own, [modules.aspects[aspect]]).tokens
+        expected.append(plain_loss(model, model.assembler([question], [answer], aspects=tokens)))
+    found = model.aspect_loss(visual, torch.tensor(ASPECT_OF), questions, answers, IMAGES)
+    assert relative(found, torch.cat(expected)) <= 1e-5
+    found.mean().backward()
+    gradients = {name: parameter.grad for name, parameter in modules.named_parameters()}
+    modules.zero_grad()
+    torch.cat(expected).mean().backward()
+    touched = {name: parameter.grad for name, parameter in modules.named_parameters() if parameter.grad is not None}
+    assert touched.keys() == {name for name, gradient in gradients.items() if gradient is not None}
+    assert {name.split(".")[1] for name in touched} == {modules.aspects[place] for place in ASPECT_OF}
+    for aspect in {name.split(".")[1] for name in touched}:
+        own = [name for name in touched if name.split(".")[1] == aspect]
+        found, wanted = (torch.cat([part[name].flatten() for name in own]) for part in (gradients, touched))
+        assert relative(found, wanted) <= 1e-5, aspect
+        assert wanted.norm() > 0
+
+
 def test_stage_1_sees_nothing_of_the_image_but_its_aspect() -> None:
     """With the aspect's tokens held fixed, another image gives the same loss."""
     model = full_model.__wrapped__()

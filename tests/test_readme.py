@@ -124,6 +124,26 @@ def test_the_result_of_full_size_shows_the_step_beside_the_whole_command(tmp_pat
         assert found in shown
 
 
+def test_the_benchmark_shows_ratios_goals_and_the_baseline(tmp_path: Path) -> None:
+    machine = {"processor": "Made Up 9", "threads": 2, "dtype": "float32", "gemm_tflops": 0.173, "bandwidth_gb_s": 19.0}
+    backbone = {"parameters": 557_000_000, "dim": 896, "layers": 24}
+    line = {"visual": 256, "median_s": 0.29, "met": True, "at_least": True, "more": {"share_of_gemm_peak": 0.61}}
+    fast = line | {"name": "stage 2, prefix kept", "ratio": 21.37, "goal": 18.0, "meaning": "times faster"}
+    dear = line | {"name": "score", "ratio": 1.31, "goal": 1.25, "meaning": "times one pass", "at_least": False}
+    dear |= {"met": False, "more": {}}
+    plain = line | {"name": "baseline of stage 2", "ratio": None, "goal": None, "met": None, "median_s": 6.43}
+    plain |= {"more": {"optimizer_share": 0.083, "vision_share": 0.127}}
+    content = {"command": "masp bench --json FILE", "machine": machine, "backbone": backbone, "repeats": 7}
+    content |= {"baselines": "batch 1, plainly", "results": [fast, dear, plain]}
+    (tmp_path / "bench.json").write_text(json.dumps(content))
+    shown = results(tmp_path)
+    assert "| stage 2, prefix kept | 256 | 21.37 times faster | ≥ 18 | yes | 61 % |" in shown
+    assert "| score | 256 | 1.31 times one pass | ≤ 1.25 | no |  |" in shown
+    assert "| baseline of stage 2 | 256 | 6.43 | 8.3 % | 12.7 % |" in shown
+    for word in ("Made Up 9", "float32", "173 GFLOP/s", "19 GB/s", "557 M", "batch 1, plainly", "median of 7"):
+        assert word in shown
+
+
 def test_no_result_is_said_openly(tmp_path: Path) -> None:
     assert results(tmp_path) == update_readme.NOTHING
 

@@ -9,12 +9,12 @@ from torch import Tensor
 from masp.errors import UsageError
 from masp.model import MaspModel, Use
 from masp.questions import Questions
-from masp.types import Assembled, VisualTokens
+from masp.types import Assembled, Seen, VisualTokens
 
 
 @torch.no_grad()
 def score(
-    model: MaspModel, visual: VisualTokens, question: str, labels: Sequence[str], use: Use | None = None
+    model: MaspModel, visual: Seen, question: str, labels: Sequence[str], use: Use | None = None
 ) -> Float[Tensor, "batch labels"]:
     """Log-probabilities of the labels for every image, normalised over the label set; fp32.
 
@@ -28,6 +28,26 @@ def score(
 
 
 @torch.no_grad()
+def score_tasks(
+    model: MaspModel, visual: VisualTokens, tasks: Sequence[tuple[str, Sequence[str]]], use: Use | None = None
+) -> list[Float[Tensor, "batch labels"]]:
+    """As `score` for several questions, each with its own labels; the images are read once.
+
+    Where the prefix is the same for all questions (`paper` layout, visual tokens that depend on no question), it is
+    computed once and each task costs only what follows it. Otherwise each question has a pass of its own.
+
+    Raises:
+        UsageError: no tasks, no labels, or one twice.
+    """
+    if not tasks:
+        raise UsageError("there are no tasks", "at least one question with its labels")
+    seen: Seen = visual
+    if len(tasks) > 1 and model.shares_prefix(visual, [question for question, _ in tasks], use):
+        seen = model.prefix(visual, [tasks[0][0]] * len(visual), use)
+    return [score(model, seen, question, labels, use) for question, labels in tasks]
+
+
+@torch.no_grad()
 def score_aspect(
     model: MaspModel, visual: VisualTokens, aspect: str, question: str, labels: Sequence[str]
 ) -> Float[Tensor, "batch labels"]:
@@ -38,7 +58,7 @@ def score_aspect(
 
 @torch.no_grad()
 def generate(
-    model: MaspModel, visual: VisualTokens, question: str, use: Use | None = None, max_new_tokens: int = 16
+    model: MaspModel, visual: Seen, question: str, use: Use | None = None, max_new_tokens: int = 16
 ) -> list[str]:
     """The greedy answer for every image, up to the end of its turn, without special tokens."""
     return [_text(model, ids) for ids in generate_ids(model, visual, question, use, max_new_tokens)]
@@ -46,7 +66,7 @@ def generate(
 
 @torch.no_grad()
 def generate_ids(
-    model: MaspModel, visual: VisualTokens, question: str, use: Use | None = None, max_new_tokens: int = 16
+    model: MaspModel, visual: Seen, question: str, use: Use | None = None, max_new_tokens: int = 16
 ) -> list[list[int]]:
     """As `generate`, but token ids; the end of turn is the last of them where it was reached."""
     return _greedy(model, model.assemble(visual, [question] * len(visual), use=use), max_new_tokens)
@@ -88,13 +108,13 @@ def _score(model: MaspModel, assembled: Assembled, labels: Sequence[str]) -> Flo
     words = torch.tensor([i for ids in fed for i in ids], dtype=torch.long, device=device)
     tails = backbone.embed(words).expand(batch, -1, -1)
     positions = assembled.positions[:, row, last, None] + offset  # (axes, b, branch columns)
-    start = assembled.common
+    known, start = model.begun(assembled)
     places = torch.arange(prompt - start, prompt - start + len(branch), device=device).expand(batch, -1)
     run = backbone.run(
         torch.cat([assembled.embeddings[:, start:], tails], dim=1),
         torch.cat([assembled.positions[:, :, start:], positions], dim=2),
         torch.cat([assembled.mask, assembled.mask.new_ones(batch, len(branch))], dim=1),
-        cache=model.trunk(assembled),
+        cache=known,
         branches=torch.cat([branch.new_zeros(prompt), branch]),
         read=torch.cat([last[:, None] - start, places], dim=1),
         extras=assembled.extras(start).followed_by(len(branch)),
@@ -125,10 +145,10 @@ def _greedy(model: MaspModel, assembled: Assembled, limit: int) -> list[list[int
     batch = len(assembled.mask)
     row, last = torch.arange(batch, device=assembled.mask.device), last_real(assembled)
     mask, position = assembled.mask, assembled.positions[:, row, last, None]
-    start = assembled.common
+    known, start = model.begun(assembled)
     cut = (assembled.embeddings[:, start:], assembled.positions[:, :, start:], mask)
     extras = assembled.extras(start)
-    run = backbone.run(*cut, cache=model.trunk(assembled), read=last[:, None] - start, extras=extras)
+    run = backbone.run(*cut, cache=known, read=last[:, None] - start, extras=extras)
     done = torch.zeros_like(mask[:, 0])
     words: list[Int[Tensor, " batch"]] = []
     for step in range(1, limit + 1):

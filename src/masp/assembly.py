@@ -5,8 +5,9 @@ A family gives the whole chat turn with placeholders; the other parts are splice
 """
 
 import functools
+import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch.nn import functional
 from masp.backbones.base import Backbone
 from masp.config import MethodConfig
 from masp.errors import UsageError
-from masp.types import IGNORED, Assembled, ImageLayout, Template, VisualTokens
+from masp.types import IGNORED, Assembled, ImageLayout, Prefix, Template, VisualTokens
 
 TEXT, ASPECT, VISUAL, PROMPT = range(4)  # what a column holds
 PLANS_KEPT = 8192
@@ -75,6 +76,8 @@ class RowPlan:
         positions: positions along each axis.
         targets: supervised token at this column, or IGNORED.
         prefix: number of columns before the first trainable one.
+        sign: hash of what stands in the prefix, beside the numbers of the image.
+        image: the image that the row was planned for.
     """
 
     kind: NDArray[np.int64]
@@ -82,6 +85,8 @@ class RowPlan:
     positions: NDArray[np.int64]
     targets: NDArray[np.int64]
     prefix: int
+    sign: bytes = b""
+    image: ImageLayout | None = None
 
 
 class Assembler:
@@ -122,12 +127,46 @@ class Assembler:
         a, n = aspects.shape[1:3] if aspects is not None else (0, 0)
         p = 0 if prompt is None else len(prompt)
         images = [ImageLayout(0)] * len(questions) if visual is None else visual.layouts
-        texts = [None] * len(questions) if answers is None else answers
-        rows = [
-            self._plan(question, answer, Spliced(image, a, n, p))
-            for question, answer, image in zip(questions, texts, images, strict=True)
-        ]
+        rows = self._rows(questions, answers, [Spliced(image, a, n, p) for image in images])
         return self._gather(rows, visual, aspects, prompt)
+
+    def behind(
+        self,
+        kept: Prefix,
+        questions: Sequence[str],
+        answers: Sequence[str] | None = None,
+        queries: int = 0,
+        prompt: Float[Tensor, "prompt dim"] | None = None,
+    ) -> Assembled:
+        """The same rows where the prefix is computed already: only what follows it is filled in.
+
+        Args:
+            kept: the prefixes, one per row.
+            questions: text of the user turn, one per row.
+            answers: supervised answers, or None.
+            queries: tokens of each aspect in the prefix.
+            prompt: P.
+
+        Raises:
+            UsageError: these rows do not begin with what is kept.
+        """
+        p = 0 if prompt is None else len(prompt)
+        spliced = [Spliced(image, len(kept.aspects), queries, p) for image in kept.images]
+        rows = self._rows(questions, answers, spliced)
+        inside = all(bool(np.isin(row.kind[row.prefix :], (TEXT, PROMPT)).all()) for row in rows)
+        if not inside or tuple(row.sign for row in rows) != kept.signs:
+            raise UsageError("these questions do not continue the prefixes that were kept", "the same layout and image")
+        return replace(self._gather(rows, None, None, prompt), kept=kept)
+
+    def signs(self, questions: Sequence[str], images: Sequence[Spliced]) -> tuple[bytes, ...]:
+        """What the prefixes of these rows hold; rows of one image with equal signs have one prefix."""
+        return tuple(row.sign for row in self._rows(questions, None, images))
+
+    def _rows(
+        self, questions: Sequence[str], answers: Sequence[str] | None, spliced: Sequence[Spliced]
+    ) -> list[RowPlan]:
+        texts = [None] * len(questions) if answers is None else answers
+        return [self._plan(*parts) for parts in zip(questions, texts, spliced, strict=True)]
 
     def _plan_row(self, question: str, answer: str | None, spliced: Spliced) -> RowPlan:
         template, image = self.backbone.template(question, spliced.image), spliced.image
@@ -149,7 +188,15 @@ class Assembler:
         trainable = kind == (PROMPT if spliced.prompt else ASPECT)
         fallback = template.vision_close + spliced.aspects * spliced.queries
         prefix = int(np.argmax(trainable)) if spliced.prompt or not image.count else fallback
-        return RowPlan(kind, value, positions.numpy(), targets, prefix)
+        sign = self._sign(question, kind[:prefix], value[:prefix], positions.numpy()[:, :prefix])
+        return RowPlan(kind, value, positions.numpy(), targets, prefix, sign, image)
+
+    def _sign(self, question: str, *columns: NDArray[np.int64]) -> bytes:
+        """Hash of the columns of a prefix, and of the question where visual tokens depend on it."""
+        found = hashlib.blake2b(question.encode() if self.backbone.asks else b"", digest_size=16)
+        for part in columns:
+            found.update(repr(part.shape).encode() + np.ascontiguousarray(part).tobytes())
+        return found.digest()
 
     def _columns(
         self, template: Template, answer_ids: list[int], spliced: Spliced
@@ -213,6 +260,8 @@ class Assembler:
             prompt_columns=move(grid.kind == PROMPT),
             aspect_of=move(aspect_of),
             common=_common(grid),
+            signs=tuple(row.sign for row in rows),
+            images=tuple(row.image for row in rows if row.image is not None),
             deep=None if visual is None or visual.deep is None else self._deep(grid, visual.deep),
         )
 
@@ -256,7 +305,8 @@ def padded(rows: Sequence[RowPlan]) -> RowPlan:
         columns["value"][number, span] = row.value
         columns["positions"][:, number, span] = row.positions
         columns["targets"][number, span] = row.targets
-    return RowPlan(**columns, prefix=prefix)
+    kind, value, positions, targets = (columns[name] for name in fill)
+    return RowPlan(kind, value, positions, targets, prefix)
 
 
 def _common(grid: RowPlan) -> int:

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from masp.aspects import ASPECTS
-from masp.assembly import Assembler, Layout
+from masp.assembly import Assembler, Layout, Spliced
 from masp.backbones.base import Backbone
 from masp.config import MethodConfig, PromptInit
 from masp.errors import UsageError, did_you_mean
 from masp.modules.aspect_attention import AspectModules
 from masp.modules.soft_prompt import SoftPrompt, random_start, text_start, vocabulary_start
 from masp.questions import Questions, load_questions
-from masp.types import IGNORED, AspectTokens, Assembled, KeyValues, VisualTokens
+from masp.types import IGNORED, AspectTokens, Assembled, KeyValues, Prefix, Seen, VisualTokens
 
 
 @dataclass(frozen=True)
@@ -112,20 +112,67 @@ class MaspModel(nn.Module):
 
     def assemble(
         self,
-        visual: VisualTokens,
+        visual: Seen,
         questions: Sequence[str],
         answers: Sequence[str] | None = None,
         use: Use | None = None,
     ) -> Assembled:
-        """Sequences of stage 2, one question per image; gradients flow to the soft prompt only."""
+        """Sequences of stage 2, one question per image; gradients flow to the soft prompt only.
+
+        Raises:
+            UsageError: a kept prefix that belongs to other aspects or another layout.
+        """
         chosen = Use() if use is None else use
+        names = self.spliced(chosen)
+        prompt = self.prompt() if self.prompt is not None and chosen.prompt and self.prompt.length else None
+        if isinstance(visual, Prefix):
+            if visual.aspects != names:
+                had = ", ".join(visual.aspects) or "none"
+                raise UsageError(f"the kept prefix holds the aspects: {had}", ", ".join(names) or "none")
+            queries = 0 if self.aspects is None else self.aspects.queries
+            return self.assembler.behind(visual, questions, answers, queries, prompt)
         tokens = None
-        names = [name for name in self.aspects.aspects if name in chosen.aspects] if self.aspects is not None else []
-        if self.aspects is not None and names:
+        if names:
             with torch.no_grad():
                 tokens = self.aspect_tokens(visual, names).tokens
-        prompt = self.prompt() if self.prompt is not None and chosen.prompt and self.prompt.length else None
         return self.assembler(questions, answers, self.backbone.asked(visual, questions), tokens, prompt)
+
+    def spliced(self, use: Use) -> tuple[str, ...]:
+        """The aspects of this model that take part, in its order."""
+        return () if self.aspects is None else tuple(name for name in self.aspects.aspects if name in use.aspects)
+
+    @torch.no_grad()
+    def prefix(self, visual: VisualTokens, questions: Sequence[str], use: Use | None = None) -> Prefix:
+        """Everything before the soft prompt, computed once; it stands in for the visual tokens wherever they are taken.
+
+        In the layout of the paper this is nearly the whole row. It does not depend on the soft prompt or its length,
+        and on the question only for families whose visual tokens do.
+
+        Raises:
+            UsageError: the soft prompt stands before the image too (variant `released`).
+        """
+        assembled = self.assemble(visual, questions, use=use)
+        cache = self._prefix(assembled)
+        if cache is None or bool(assembled.visual_columns[:, assembled.prefix_end :].any()):
+            raise UsageError(
+                "the image stands behind the first trained vector, so nothing of it can be kept",
+                "the layout of the paper",
+                "Set method.prompt_places to after_image.",
+            )
+        states = torch.stack([torch.stack(layer) for layer in cache.layers])
+        mask = assembled.mask[:, : assembled.prefix_end]
+        names = self.spliced(Use() if use is None else use)
+        return Prefix(states, mask, assembled.images, assembled.signs, names)
+
+    def shares_prefix(self, visual: VisualTokens, questions: Sequence[str], use: Use | None = None) -> bool:
+        """Whether all these questions about one image follow the same prefix, and it holds the image."""
+        chosen = Use() if use is None else use
+        if self.backbone.asks or (self.assembler.layout.prompt_places == "both" and chosen.prompt):
+            return False
+        queries = 0 if self.aspects is None else self.aspects.queries
+        length = 0 if self.prompt is None or not chosen.prompt else self.prompt.length
+        one = Spliced(visual.layouts[0], len(self.spliced(chosen)), queries, length)
+        return len(set(self.assembler.signs(questions, [one] * len(questions)))) == 1
 
     def aspect_loss(
         self,
@@ -133,6 +180,7 @@ class MaspModel(nn.Module):
         aspect_index: Int[Tensor, " batch"],
         questions: Sequence[str],
         answers: Sequence[str],
+        images: Sequence[int] | None = None,
     ) -> Float[Tensor, " batch"]:
         """Stage 1: mean cross-entropy over the supervised tokens of each example's aspect answer.
 
@@ -140,16 +188,21 @@ class MaspModel(nn.Module):
         modules of the aspects that occur get a gradient, each from its own examples.
 
         Args:
-            visual: one image per example.
+            visual: the images.
             aspect_index: which aspect, counted in the order of the aspect modules.
             questions: question about the aspect.
             answers: its answer.
+            images: for each example the row of its image in `visual`; None: one image per example.
         """
-        tokens, _ = self.aspect_module().per_example(self.backbone.asked(visual, questions), aspect_index)
+        if images is None or self.backbone.asks:  # where visual tokens depend on the question, pairs share nothing
+            own = visual if images is None else visual.select(images)
+            tokens, _ = self.aspect_module().per_example(self.backbone.asked(own, questions), aspect_index)
+        else:
+            tokens = self.aspect_module().per_pair(visual, images, aspect_index.tolist())
         return self.loss(self.assembler(questions, answers, aspects=tokens[:, None]))
 
     def prompt_loss(
-        self, visual: VisualTokens, questions: Sequence[str], answers: Sequence[str], use: Use | None = None
+        self, visual: Seen, questions: Sequence[str], answers: Sequence[str], use: Use | None = None
     ) -> Float[Tensor, " batch"]:
         """Stage 2: mean cross-entropy over the supervised tokens of each example's label."""
         return self.loss(self.assemble(visual, questions, answers, use))
@@ -183,6 +236,8 @@ class MaspModel(nn.Module):
     @torch.no_grad()
     def _prefix(self, assembled: Assembled) -> KeyValues | None:
         """Keys and values of the prefix; None if it is empty."""
+        if assembled.kept is not None:
+            return assembled.kept.cache
         start, end = assembled.common, assembled.prefix_end
         trunk = self.trunk(assembled)
         if start == end:
@@ -190,6 +245,12 @@ class MaspModel(nn.Module):
         cut = (assembled.embeddings[:, start:end], assembled.positions[:, :, start:end], assembled.mask[:, :end])
         extras = assembled.extras(start, end)
         return self.backbone.run(*cut, cache=trunk, read=_nothing(assembled.mask), extras=extras).cache
+
+    def begun(self, assembled: Assembled) -> tuple[KeyValues | None, int]:
+        """What need not be computed for every row: the kept prefix, or the text all rows share; and where it ends."""
+        if assembled.kept is not None:
+            return assembled.kept.cache, assembled.prefix_end
+        return self.trunk(assembled), assembled.common
 
     @torch.no_grad()
     def trunk(self, assembled: Assembled) -> KeyValues | None:

@@ -179,7 +179,9 @@ class TrainConfig(Settings):
     learning_rate: Number = Field(default=1e-4, gt=0, le=10, description="Peak learning rate (the paper's: 1e-4).")
     epochs: Positive = Field(default=3, description="Passes over the training images.")
     max_steps: Positive | None = Field(default=None, description="Stop after this many steps; null: after the epochs.")
-    batch_size: Positive = Field(default=8, description="Examples per step.")
+    batch_size: Positive = Field(
+        default=8, description="Examples per step; stage 1 takes as many whole images as make about this many pairs."
+    )
     warmup: Share = Field(default=0.03, description="Share of the steps during which the learning rate rises.")
     schedule: Literal["cosine", "linear", "constant"] = Field(
         default="cosine", description="How the learning rate falls."
@@ -205,11 +207,22 @@ class TrainConfig(Settings):
     trackers: Annotated[tuple[Tracker, ...], BeforeValidator(_as_tuple)] = Field(
         default=(), description="Trackers that accelerate reports to.", json_schema_extra={**FREE}
     )
-    feature_memory_gb: Number = Field(
-        default=4.0,
-        ge=0,
-        description="Memory for visual tokens that are kept between epochs.",
+    store: Literal["none", "features", "prefix", "auto"] = Field(
+        default="auto",
+        description="What is kept between epochs: nothing, visual tokens, all that stands before the soft prompt, or "
+        "the most that fits and is used again. A run that goes on keeps what it kept.",
         json_schema_extra={**FREE},
+    )
+    feature_memory_gb: Number = Field(
+        default=4.0, ge=0, description="Memory for what is kept between epochs.", json_schema_extra={**FREE}
+    )
+    store_dir: FilePath | None = Field(
+        default=None,
+        description="A folder on a fast disk: what is kept lies there instead of in memory, for later runs too.",
+        json_schema_extra={**FREE},
+    )
+    store_disk_gb: Number = Field(
+        default=50.0, ge=0, description="Disk that store_dir may take, all runs together.", json_schema_extra={**FREE}
     )
     strict: Switch = Field(default=False, description="Stop at the first unreadable image.", json_schema_extra={**FREE})
     aspects: AspectNames = Field(default=ASPECTS, description="Aspects that take part.")
@@ -230,6 +243,8 @@ class AspectTraining(TrainConfig):
             raise ValueError("aspects is empty: name at least one aspect to train")
         if self.class_weights != "none":
             raise ValueError("class_weights is balanced, but stage 1 learns no labels: set it to none")
+        if self.store == "prefix":
+            raise ValueError("store is prefix, but in stage 1 no image stands before the trained part: set features")
         return self
 
 
@@ -237,6 +252,9 @@ class PromptTraining(TrainConfig):
     """Stage 2: the soft prompt learns the emotion, with the aspects above in front of the image."""
 
     init: PromptInit = Field(default_factory=PromptInit, description="How the soft prompt starts.")
+    bucketed: Switch = Field(
+        default=True, description="Images of about the same size share a batch, which saves padding."
+    )
 
 
 class SplitConfig(Settings):

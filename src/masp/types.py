@@ -219,6 +219,9 @@ class Assembled:
         common: number of leading columns of the prefix that are the same text in every row of a batch of several, so
             that one row can stand for all.
         deep: what the first layers of the language model add; None for most families.
+        signs: for each row what its prefix holds, without the numbers of the image: texts, places, positions.
+        images: the image of each row, as far as the row's columns depend on it.
+        kept: the prefix as it was computed before; `embeddings` are then zero up to `prefix_end`.
     """
 
     embeddings: Float[Tensor, "batch sequence dim"]
@@ -232,6 +235,9 @@ class Assembled:
     aspect_of: Int[Tensor, "batch sequence"]
     common: int = 0
     deep: Float[Tensor, "batch sequence levels dim"] | None = None
+    signs: tuple[bytes, ...] = ()
+    images: tuple[ImageLayout, ...] = ()
+    kept: "Prefix | None" = None
 
     def extras(self, start: int, end: int | None = None) -> Extras:
         """What the columns from `start` up to `end` carry besides vector and position."""
@@ -254,6 +260,82 @@ class KeyValues:
         return replace(
             self, layers=tuple((k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)) for k, v in self.layers)
         )
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The prefixes of a batch as the language model left them: computed once, then read by any step, task or seed.
+
+    Rows are padded on the left, as in `Assembled`.
+
+    Attributes:
+        states: keys (0) and values (1) of every layer.
+        mask: which columns are real.
+        images: the images in it, as far as the rest of a row depends on them.
+        signs: what each row holds beside its image; a row is only continued by one that begins in the same way.
+        aspects: the aspects whose tokens stand in it, in order.
+    """
+
+    states: Float[Tensor, "layers 2 batch heads past head_dim"]
+    mask: Bool[Tensor, "batch past"]
+    images: tuple[ImageLayout, ...]
+    signs: tuple[bytes, ...]
+    aspects: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    @property
+    def cache(self) -> KeyValues:
+        """As the language model takes them, without a copy."""
+        return KeyValues(tuple((layer[0], layer[1]) for layer in self.states))
+
+    def rows(self) -> "list[Prefix]":
+        """Every row by itself, without padding, in memory of its own."""
+        return [self._row(number) for number in range(len(self))]
+
+    def _row(self, number: int) -> "Prefix":
+        length = int(self.mask[number].sum())
+        start = self.mask.shape[1] - length
+        states = self.states[:, :, number : number + 1, :, start:].contiguous().clone()
+        one = slice(number, number + 1)
+        return Prefix(states, self.mask[one, start:].clone(), self.images[one], self.signs[one], self.aspects)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on another device."""
+        return replace(self, states=self.states.to(device), mask=self.mask.to(device))
+
+    def repeat(self, times: int) -> Self:
+        """The one row of this object standing for `times` rows, without a copy."""
+        return replace(
+            self,
+            states=self.states.expand(-1, -1, times, -1, -1, -1),
+            mask=self.mask.expand(times, -1),
+            images=self.images * times,
+            signs=self.signs * times,
+        )
+
+    @staticmethod
+    def stack(parts: "Sequence[Prefix]") -> "Prefix":
+        """One batch of all rows of `parts`, which hold the same aspects."""
+        width = max(part.mask.shape[1] for part in parts)
+        first = parts[0]
+        layers, two, _, heads, _, head_dim = first.states.shape
+        batch = sum(len(part) for part in parts)
+        states = first.states.new_zeros(layers, two, batch, heads, width, head_dim)
+        mask = first.mask.new_zeros(batch, width)
+        row = 0
+        for part in parts:
+            end, start = row + len(part), width - part.mask.shape[1]
+            states[:, :, row:end, :, start:] = part.states
+            mask[row:end, start:] = part.mask
+            row = end
+        images = sum((part.images for part in parts), ())
+        return Prefix(states, mask, images, sum((part.signs for part in parts), ()), first.aspects)
+
+
+Seen = VisualTokens | Prefix
+"""What an image is given to the model as: its visual tokens, or all that stands before the soft prompt, computed."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def test_three_kills(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["aspects", "prompt"])
+@pytest.mark.parametrize("stage", ["aspects", "prompt", "stored"])
 def test_many_kills(tmp_path, stage):
     points = int(os.environ.get("MASP_KILL_POINTS", "24"))
     check(crash_lab(stage, points, tmp_path), points)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from masp import __version__
-from masp.cli import combine, demo, evaluate, export, import_released, info, predict, push, train
+from masp.cli import bench, combine, demo, evaluate, export, import_released, info, plan, predict, push, train
 from masp.cli.boundary import guarded
 from masp.cli.make_data import data_app
 
@@ -33,6 +33,8 @@ app.command(no_args_is_help=True, epilog=combine.EXAMPLES)(combine.combine)
 app.command(no_args_is_help=True, epilog=export.EXAMPLES)(export.export)
 app.command(no_args_is_help=True, epilog=push.EXAMPLES)(push.push)
 app.command(no_args_is_help=True, epilog=info.EXAMPLES)(info.info)
+app.command(epilog=bench.EXAMPLES)(bench.bench)
+app.command(no_args_is_help=True, epilog=plan.EXAMPLES)(plan.plan)
 
 
 def _version(wanted: bool) -> bool:

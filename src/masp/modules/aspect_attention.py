@@ -148,6 +148,21 @@ class AspectModules(nn.Module):
         tokens = torch.cat([module.project(part) for module, part in zip(chosen, parts, strict=True)])
         return tokens.index_select(0, torch.argsort(order)), weights
 
+    def per_pair(
+        self, visual: VisualTokens, images: Sequence[int], aspects: Sequence[int]
+    ) -> Float[Tensor, "pairs queries dim"]:
+        """Tokens of pairs of an image (row of `visual`) and an aspect (number in `self.aspects`).
+
+        The modules that occur read all images at once, so the visual tokens of an image lie in memory once, however
+        many of its aspects are asked for. The others take no part, as in `per_example`.
+        """
+        present = sorted(set(aspects))
+        names = [self.aspects[index] for index in present]
+        found = self(visual, names).tokens  # (images, aspects that occur, n, d)
+        slots = [present.index(index) for index in aspects]
+        device = found.device
+        return found[torch.tensor(images, device=device), torch.tensor(slots, device=device)]
+
 
 def attend(
     folded: Float[Tensor, "batch queries dim"], visual: VisualTokens

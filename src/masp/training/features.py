@@ -7,13 +7,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+from torch import Tensor
+
+from masp.adapters import library_versions
 from masp.backbones.base import Backbone
 from masp.data.loading import Loading, prefetch, prefetch_batches
 from masp.data.quarantine import Quarantine
 from masp.errors import DataError
+from masp.storage import digest
 from masp.training.interrupts import StopRequest
 from masp.training.progress import Bar
-from masp.types import VisualTokens
+from masp.training.shelf import Group, Shelf, key_of
+from masp.types import ImageLayout, VisualTokens
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +36,7 @@ class Reading:
     Attributes:
         longest_side: shrink larger ones to it; None: never.
         workers: threads that read ahead of the vision tower.
-        budget: bytes of visual tokens that may be kept.
+        budget: bytes of visual tokens that may be kept; 0: keep none.
         strict: stop at the first bad image.
     """
 
@@ -61,14 +67,21 @@ class VisualTokenStore:
         paths: the images; numbers count in this order.
         reading: how they are read, and how much is kept.
         memory: where they are kept; None for a place of its own.
+        shelf: where they are kept beyond this run; what is in memory is then only a map of its files.
     """
 
     def __init__(
-        self, backbone: Backbone, paths: Sequence[Path], reading: Reading, memory: VisualMemory | None = None
+        self,
+        backbone: Backbone,
+        paths: Sequence[Path],
+        reading: Reading,
+        memory: VisualMemory | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
-        self.backbone, self.paths, self.reading = backbone, paths, reading
+        self.backbone, self.paths, self.reading, self.shelf = backbone, paths, reading, shelf
+        self.hashes: list[str] = []  # of the content of every file, where there is a shelf
         self.usable: list[bool] = [False] * len(paths)
-        self.kept = True
+        self.kept = reading.budget > 0
         self._keys = [(path, reading.longest_side) for path in paths]
         self._kept = VisualMemory().tokens if memory is None else memory.tokens
 
@@ -94,6 +107,7 @@ class VisualTokenStore:
         new = [number for number, key in enumerate(self._keys) if key not in self._kept]
         self.usable = [key in self._kept for key in self._keys]
         account.accept(len(self.paths) - len(new))
+        new = self._off_the_shelf(new, account)
         size = sum(_bytes(self._kept[key]) for key in self._keys if key in self._kept)
         with Bar("reading images", len(self.paths)) as bar:
             for read in prefetch(
@@ -112,11 +126,69 @@ class VisualTokenStore:
                 if self.kept and good:
                     size += self._keep(good, self.backbone.visual_tokens(read.pixels.to(self.backbone.device)))
                     self._compare(size, account.used, account.read)
+                if self.kept and self.shelf is not None:
+                    bad = {new[failed.index]: failed.reason for failed in read.failures}
+                    self._put(self.shelf, sorted([*good, *bad]), bad)
                 if known is not None and not self.kept:
                     return self._remember(known)
                 bar.show(account.read)
         account.finish()
         return account
+
+    def _off_the_shelf(self, new: list[int], account: Quarantine) -> list[int]:
+        """Take what earlier runs have computed; the numbers of the images that are left."""
+        if self.shelf is None or not self.kept:
+            return new
+        self.hashes = [content_hash(path) for path in self.paths]
+        left: list[int] = []
+        for start in range(0, len(new), READ_TOGETHER):
+            numbers = new[start : start + READ_TOGETHER]
+            group = self.shelf.load(self._key(numbers))
+            if group is None:
+                left += numbers
+                continue
+            bad = {int(number): reason for number, reason in json.loads(group.notes["bad"]).items()}
+            for place, number in enumerate(numbers):
+                if place in bad:
+                    account.reject(self.paths[number], bad[place])
+                else:
+                    account.accept()
+                    self.usable[number] = True
+                    self._kept[self._keys[number]] = _unpacked(group, place)
+        return left
+
+    def _put(self, shelf: Shelf, numbers: Sequence[int], bad: Mapping[int, str]) -> None:
+        """Move visual tokens that were just computed to the shelf."""
+        tensors: dict[str, Tensor] = {}
+        notes = {"bad": json.dumps({numbers.index(number): reason for number, reason in bad.items()})}
+        for place, number in enumerate(numbers):
+            if number not in bad:
+                one = self._kept[self._keys[number]]
+                parts = {"tokens": one.tokens, "mask": one.mask, "grid": one.grid, "deep": one.deep}
+                tensors |= {f"{name}.{place}": part for name, part in parts.items() if part is not None}
+                notes[f"shapes.{place}"] = json.dumps(one.shapes)
+        group = shelf.save(self._key(numbers), Group(tensors, notes))
+        for place, number in enumerate(numbers):
+            if number not in bad:
+                self._kept[self._keys[number]] = _unpacked(group, place)
+
+    def _key(self, numbers: Sequence[int]) -> str:
+        """Name of a group of visual tokens: all that decides them, to the last bit."""
+        return key_of({"kind": "features", **self.depends(numbers)})
+
+    def depends(self, numbers: Sequence[int]) -> dict[str, object]:
+        """What the visual tokens of these images depend on when they are computed together."""
+        backbone = self.backbone
+        return {
+            "images": [self.hashes[number] for number in numbers],
+            "backbone": backbone.fingerprint(),
+            "transform": backbone.image_transform,
+            "longest_side": self.reading.longest_side,
+            "dtype": str(backbone.dtype),
+            "device": backbone.device.type,
+            "threads": torch.get_num_threads(),
+            "versions": library_versions(),
+        }
 
     def _remember(self, known: Mapping[str, str]) -> Quarantine:
         """The account of an earlier start of the same run."""
@@ -168,6 +240,18 @@ class VisualTokenStore:
         """Visual tokens of one batch, on the backbone's device."""
         return next(tokens for _, tokens in self.stream([images], lambda batch: batch))
 
+    def counts(self) -> list[int]:
+        """Number of visual tokens of each usable image; they are kept."""
+        return [self._kept[key].tokens.shape[1] for key, good in zip(self._keys, self.usable, strict=True) if good]
+
+    def layout(self, number: int) -> ImageLayout:
+        """How the kept visual tokens of an image are laid out."""
+        return self._kept[self._keys[number]].layouts[0]
+
+    def bytes(self) -> int:
+        """Memory that the kept visual tokens of these images take."""
+        return sum(_bytes(self._kept[key]) for key in self._keys if key in self._kept)
+
     def _batch(self, images: Sequence[int]) -> VisualTokens:
         """Kept visual tokens of these images, on the backbone's device."""
         return VisualTokens.stack([self._kept[self._keys[number]] for number in images]).to(self.backbone.device)
@@ -203,6 +287,26 @@ class VisualTokenStore:
         self.kept = False
         for key in self._keys:
             self._kept.pop(key, None)
+
+
+def _unpacked(group: Group, place: int) -> VisualTokens:
+    """The visual tokens of one image out of a group."""
+    shapes = json.loads(group.notes[f"shapes.{place}"])
+    return VisualTokens(
+        tokens=group.tensors[f"tokens.{place}"],
+        mask=group.tensors[f"mask.{place}"],
+        grid=group.tensors.get(f"grid.{place}"),
+        shapes=None if shapes is None else tuple(tuple(shape) for shape in shapes),
+        deep=group.tensors.get(f"deep.{place}"),
+    )
+
+
+def content_hash(path: Path) -> str:
+    """Hash of a file's content; of its name alone where it cannot be read."""
+    try:
+        return digest(path)
+    except OSError:
+        return f"unreadable: {path.name}"
 
 
 def _bytes(visual: VisualTokens) -> int:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from accelerate.tracking import get_available_trackers
 from masp.adapters import AdapterInfo, BackboneRecord, DataRecord, TrainingRecord, save_adapter
 from masp.backbones.base import Backbone
 from masp.config import MethodConfig, PromptInit, RunConfig
+from masp.data.images import image_area
 from masp.data.records import Dataset, Record
 from masp.data.splits import write_split
 from masp.errors import ConfigError
+from masp.model import MaspModel, Use
 from masp.modules.aspect_attention import AspectModules
 from masp.modules.soft_prompt import SoftPrompt
 from masp.questions import EMOTION, Questions, load_questions
@@ -28,7 +31,9 @@ from masp.training.checkpoints import CheckpointStore, unwritable
 from masp.training.features import GIGA, Reading, VisualMemory, VisualTokenStore, account_lines, read_account
 from masp.training.interrupts import StopRequest
 from masp.training.loop import LoopSettings, Stage, Trainer
+from masp.training.prefixes import PrefixStore, choose
 from masp.training.runs import RunFolder, TrainResult
+from masp.training.shelf import Shelf
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +94,11 @@ class Run:
             DataError: too many images are bad, or none is left to train on.
         """
         records = [(name, record) for name, chosen in splits.items() for record in chosen]
-        store = VisualTokenStore(self.backbone, [record.path for _, record in records], self._reading(), self.memory)
+        shelf = None
+        if self.settings.store_dir is not None and (self.folder.kept() or self.settings.store) != "none":
+            shelf = Shelf(self.settings.store_dir, int(self.settings.store_disk_gb * GIGA))
+        paths = [record.path for _, record in records]
+        store = VisualTokenStore(self.backbone, paths, self._reading(shelf), self.memory, shelf)
         account = store.fill(self.stop, read_account(self.folder.quarantine))
         log.info("images: %s", account.summary())
         if self.writes:
@@ -105,9 +114,56 @@ class Run:
             log.warning("there is no validation split: the last state is kept, and nothing is measured")
         return store, numbers
 
-    def _reading(self) -> Reading:
-        budget = int(self.settings.feature_memory_gb * GIGA)
+    def _reading(self, shelf: Shelf | None) -> Reading:
+        wanted, budget = self.folder.kept() or self.settings.store, self._budget(shelf)
+        if wanted == "none":
+            budget = 0
+        elif self.folder.kept() is not None:
+            budget = sys.maxsize  # it fitted when the run began
         return Reading(self.config.data.longest_side, self.config.data.workers, budget, self.settings.strict)
+
+    def _budget(self, shelf: Shelf | None) -> int:
+        """Bytes of memory, or of disk where there is a shelf, for what is kept."""
+        return int(self.settings.feature_memory_gb * GIGA) if shelf is None else shelf.room()
+
+    def kept(
+        self,
+        store: VisualTokenStore,
+        model: MaspModel | None = None,
+        use: Use | None = None,
+        questions: Sequence[str] = (),
+        images: int = 0,
+    ) -> PrefixStore | None:
+        """The prefixes, where they are to be kept; and a record of what this run keeps.
+
+        Args:
+            store: visual tokens, read already.
+            model: with the soft prompt to train; None in stage 1, which has no prefixes.
+            use: what stands in the sequence.
+            questions: all texts that may be asked.
+            images: training images.
+
+        Raises:
+            MaspError: they are wanted and do not fit, or there is nothing to keep.
+        """
+        prefixes, before, settings = None, self.folder.kept(), self.settings
+        if model is not None and any(store.usable):
+            candidate = PrefixStore(model, store, use or Use(), questions)
+            steps = settings.epochs * -(-images // settings.batch_size)
+            again = min(steps, settings.max_steps or steps) * settings.batch_size > images
+            budget = sys.maxsize if before else self._budget(store.shelf) + (store.bytes() if store.shelf else 0)
+            prefixes = candidate if choose(candidate, before or settings.store, budget, again) else None
+        if before is None and self.writes:
+            self.folder.keep("prefix" if prefixes else "features" if store.kept else "none")
+        return prefixes
+
+    def lengths(self, store: VisualTokenStore, numbers: Sequence[int]) -> list[int] | None:
+        """How long the rows of these images are, relative to each other: their pixels. None where all are alike.
+
+        Not the number of visual tokens, which is only known where these are kept: the order must not depend on that.
+        """
+        found = [image_area(store.paths[number], self.config.data.longest_side) for number in numbers]
+        return found if len(set(found)) > 1 else None
 
     def backbone_record(self) -> BackboneRecord:
         """The backbone as an adapter names it."""

@@ -29,7 +29,7 @@ class TrainResult:
 
 
 class RunFolder:
-    """`out`: adapter/, checkpoints/, metrics.jsonl, run.json, quarantine.jsonl, splits.json.
+    """`out`: adapter/, checkpoints/, metrics.jsonl, run.json, quarantine.jsonl, splits.json, store.json.
 
     `identity` in run.json is everything that decides the result, as a flat table; a folder is gone on with only where
     all of it is equal.
@@ -43,6 +43,7 @@ class RunFolder:
         self.description = out / "run.json"
         self.quarantine = out / "quarantine.jsonl"
         self.splits = out / "splits.json"
+        self.store = out / "store.json"
 
     @contextmanager
     def opened(self, identity: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[TrainResult | None]:
@@ -70,6 +71,28 @@ class RunFolder:
                 yield self.result()
         finally:
             os.close(lock)
+
+    def kept(self) -> str | None:
+        """What an earlier start of this run kept between epochs: none, features or prefix; None before it is known.
+
+        Computed with another store, the last bits of a run would be others, so a run stays with its own.
+        """
+        try:
+            found = json.loads(self.store.read_text(encoding="utf-8"))["kept"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return found if found in ("none", "features", "prefix") else None
+
+    def keep(self, kept: str) -> None:
+        """Record what is kept.
+
+        Raises:
+            CheckpointError: the disk refuses to be written.
+        """
+        try:
+            write_file(self.store, (json.dumps({"kept": kept}) + "\n").encode())
+        except OSError as error:
+            raise unwritable(error, self.store) from error
 
     def finish(self, result: TrainResult) -> None:
         """Record in run.json that the run came to its end."""

@@ -43,10 +43,11 @@ class AspectExample:
 
 
 class ImageMajor:
-    """The order of stage 1: images are shuffled, and all pairs of an image follow each other.
+    """The order of stage 1: images are shuffled, and a batch holds all pairs of each of its images.
 
-    So a batch of 60 holds six aspects of ten images, as mixed as it would be otherwise, and where visual tokens are
-    computed for every batch, the vision tower meets each image once in an epoch instead of once for each aspect.
+    So a batch of 60 holds six aspects of ten images, and where visual tokens are computed for every batch, the vision
+    tower meets each image once in an epoch instead of once for each aspect. Every batch has the same number of images,
+    as many as make `batch_size` pairs on average, at least one.
 
     Args:
         examples: all pairs.
@@ -55,23 +56,23 @@ class ImageMajor:
     """
 
     def __init__(self, examples: Sequence[AspectExample], batch_size: int, seed: int) -> None:
-        self.batch_size, self.seed, self.count = batch_size, seed, len(examples)
         pairs: dict[int, list[int]] = {}
         for number, example in enumerate(examples):
             pairs.setdefault(example.image, []).append(number)
-        self.pairs = list(pairs.values())
+        self.pairs, self.seed = list(pairs.values()), seed
+        self.images = max(1, batch_size * len(self.pairs) // max(1, len(examples)))
 
     @property
     def per_epoch(self) -> int:
         """Batches in an epoch."""
-        return -(-self.count // self.batch_size)
+        return -(-len(self.pairs) // self.images)
 
     def batches(self, epoch: int, start_batch: int = 0) -> Iterator[tuple[int, ...]]:
         """The batches of an epoch from number `start_batch` on; every pair is in exactly one of them."""
-        images = EpochOrder(len(self.pairs), self.seed, epoch).indices()
-        order = [number for image in images for number in self.pairs[image]]
-        for start in range(start_batch * self.batch_size, self.count, self.batch_size):
-            yield tuple(order[start : start + self.batch_size])
+        order = EpochOrder(len(self.pairs), self.seed, epoch).indices()
+        for start in range(start_batch * self.images, len(order), self.images):
+            chosen = order[start : start + self.images]
+            yield tuple(number for image in chosen for number in self.pairs[image])
 
 
 class AspectStage:
@@ -112,17 +113,23 @@ class AspectStage:
         return None
 
     def load(self, shares: Iterable[Share]) -> Iterator[Share]:
-        """Adds the visual tokens of each pair's image."""
-        stream = self.store.stream(shares, lambda share: [self.examples[number].image for number in share.examples])
+        """Adds the visual tokens of the images whose pairs these are, each image once."""
+        stream = self.store.stream(shares, lambda share: list(self._rows(share)))
         return (replace(share, loaded=visual) for share, visual in stream)
+
+    def _rows(self, share: Share) -> dict[int, int]:
+        """The row of each image among the images of a share."""
+        images = dict.fromkeys(self.examples[number].image for number in share.examples)
+        return {image: row for row, image in enumerate(images)}
 
     def losses(self, share: Share) -> Float[Tensor, " batch"]:
         """Cross-entropy of each pair's answer; only the module of its aspect gets a gradient from it."""
         chosen = [self.examples[number] for number in share.examples]
         turns = zip(share.examples, chosen, strict=True)
         asked = [_in_turn(self.texts[example.aspect], number + share.epoch) for number, example in turns]
-        index = self.aspect_of[list(share.examples)]
-        return self.model.aspect_loss(share.loaded, index, asked, [example.answer for example in chosen])
+        index, row = self.aspect_of[list(share.examples)], self._rows(share)
+        images, answers = [row[example.image] for example in chosen], [example.answer for example in chosen]
+        return self.model.aspect_loss(share.loaded, index, asked, answers, images)
 
     def validate(self, stop: StopRequest) -> dict[str, float]:
         """Share of exactly right answers per aspect, F1 of the object lists, and `score`, the mean over the aspects.
@@ -205,6 +212,7 @@ def _prepare(run: Run) -> Outcome:
         for aspect, name in enumerate(names)
         if name in record.annotations
     ]
+    run.kept(store)
     model = MaspModel(run.backbone, method, modules, questions=questions)
     stage = AspectStage(model, store, examples, numbers["val"], questions)
     info = AdapterInfo(

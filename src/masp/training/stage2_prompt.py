@@ -26,8 +26,10 @@ from masp.questions import Questions, load_questions
 from masp.training.features import VisualMemory, VisualTokenStore
 from masp.training.interrupts import StopRequest
 from masp.training.loop import Share
+from masp.training.prefixes import PrefixStore
 from masp.training.recipe import Outcome, Run, run_stage
 from masp.training.runs import TrainResult
+from masp.types import Seen
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,11 @@ class Asking:
         """The question of every evaluation."""
         return self.questions.ask_emotion(render_labels(self.labels, self.style))
 
+    def all(self) -> list[str]:
+        """Every text that is asked, the lists of labels in their own order."""
+        lists = render_labels(self.labels, self.style)
+        return [self.questions.ask_emotion(lists, turn) for turn in range(len(self.questions.emotion))]
+
     def training(self, example: int, epoch: int) -> str:
         """The question for one example in one epoch."""
         labels = self.labels
@@ -76,6 +83,7 @@ class PromptStage:
         asking: how the emotion is asked for.
         use: what stands in the sequence.
         example_weights: what each example's loss is multiplied with.
+        prefixes: what stands before the soft prompt, where it is kept; it then takes the place of visual tokens.
     """
 
     name: str = "prompt"
@@ -91,9 +99,10 @@ class PromptStage:
         asking: Asking,
         use: Use,
         example_weights: Float[Tensor, " examples"] | None = None,
+        prefixes: PrefixStore | None = None,
     ) -> None:
         self.model, self.store, self.examples, self.validation = model, store, examples, validation
-        self.asking, self.use, self.example_weights = asking, use, example_weights
+        self.asking, self.use, self.example_weights, self.prefixes = asking, use, example_weights, prefixes
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The soft prompt."""
@@ -105,16 +114,28 @@ class PromptStage:
         return self.example_weights
 
     def load(self, shares: Iterable[Share]) -> Iterator[Share]:
-        """Adds the visual tokens of each image."""
-        stream = self.store.stream(shares, lambda share: [self.examples[number][0] for number in share.examples])
+        """Adds the visual tokens of each image, or what is kept of all that stands before the soft prompt."""
+        if self.prefixes is not None:
+            return (replace(share, loaded=self._seen(self._images(share), self._asked(share))) for share in shares)
+        stream = self.store.stream(shares, self._images)
         return (replace(share, loaded=visual) for share, visual in stream)
+
+    def _images(self, share: Share) -> list[int]:
+        return [self.examples[number][0] for number in share.examples]
+
+    def _asked(self, share: Share) -> list[str]:
+        return [self.asking.training(number, share.epoch) for number in share.examples]
+
+    def _seen(self, images: Sequence[int], questions: Sequence[str]) -> Seen | None:
+        """What the model is given of these images; None for none, as the share of a process may be empty."""
+        if not images:
+            return None
+        return self.store.visual(images) if self.prefixes is None else self.prefixes.seen(images, questions)
 
     def losses(self, share: Share) -> Float[Tensor, " batch"]:
         """Cross-entropy of each image's label."""
-        asked = [self.asking.training(number, share.epoch) for number in share.examples]
-        return self.model.prompt_loss(
-            share.loaded, asked, [self.examples[number][1] for number in share.examples], self.use
-        )
+        labels = [self.examples[number][1] for number in share.examples]
+        return self.model.prompt_loss(share.loaded, self._asked(share), labels, self.use)
 
     def validate(self, stop: StopRequest) -> dict[str, float]:
         """Accuracy by label scores, and the mean log-likelihood of the right label, which decides between equals."""
@@ -123,8 +144,9 @@ class PromptStage:
         for start in range(0, len(self.validation), TOGETHER):
             stop.check()
             group = self.validation[start : start + TOGETHER]
-            visual = self.store.visual([image for image, _ in group])
-            scores = score(self.model, visual, question, labels, self.use)
+            seen = self._seen([image for image, _ in group], [question] * len(group))
+            assert seen is not None
+            scores = score(self.model, seen, question, labels, self.use)
             truth = torch.tensor([labels.index(label) for _, label in group], device=scores.device)
             right += int((scores.argmax(1) == truth).sum())
             likelihood += float(scores.gather(1, truth[:, None]).double().sum())
@@ -218,9 +240,9 @@ def _prepare(run: Run, adapter: Adapter | None) -> Outcome:
     if modules is not None:
         modules.requires_grad_(False)
     model = MaspModel(run.backbone, method, modules, prompt, questions)
-    stage = PromptStage(
-        model, store, _labelled(numbers["train"]), _labelled(numbers["val"]), asking, Use(used), weights
-    )
+    learned, measured = _labelled(numbers["train"]), _labelled(numbers["val"])
+    prefixes = run.kept(store, model, Use(used), asking.all(), len(learned))
+    stage = PromptStage(model, store, learned, measured, asking, Use(used), weights, prefixes)
     before = adapter.info if adapter is not None else None
     info = AdapterInfo(
         backbone=run.backbone_record(),
@@ -235,7 +257,8 @@ def _prepare(run: Run, adapter: Adapter | None) -> Outcome:
         metrics=dict(before.metrics) if before else {},
         training=dict(before.training) if before else {},
     )
-    order = Batches(len(stage.examples), settings.batch_size, settings.seed)
+    lengths = run.lengths(store, [image for image, _ in learned]) if settings.bucketed else None
+    order = Batches(len(learned), settings.batch_size, settings.seed, lengths)
     return Outcome(stage, order, info, modules, model.prompt, settings.init)
 
 

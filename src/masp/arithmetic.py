@@ -1,0 +1,75 @@
+"""What the method costs by arithmetic: floating-point operations, bytes of keys and values, for any size of backbone.
+
+Operations are counted as two per multiplication and addition of a matrix product; norms and softmaxes are left out.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A backbone as the arithmetic sees it.
+
+    Attributes:
+        dim: width of the language model.
+        layers: its layers.
+        kv_dim: width of the keys of one layer (key/value heads times their width).
+        language: parameters of its layers.
+        vocabulary: rows of the output head.
+        vision: parameters of the vision tower.
+        vision_width: width of the vision tower.
+        vision_layers: its layers.
+        patches: patches of the vision tower behind one visual token.
+    """
+
+    dim: int
+    layers: int
+    kv_dim: int
+    language: int
+    vocabulary: int
+    vision: int
+    vision_width: int
+    vision_layers: int
+    patches: int = 4
+
+    def vision_flops(self, visual: int) -> float:
+        """One image through the vision tower."""
+        count = visual * self.patches
+        return 2.0 * self.vision * count + 4.0 * count**2 * self.vision_width * self.vision_layers
+
+    def forward_flops(self, new: int, past: int = 0) -> float:
+        """New columns through the language model, behind `past` columns; causal, so that half of the square counts."""
+        return 2.0 * self.language * new + 4.0 * self.layers * self.dim * new * (past + new / 2)
+
+    def head_flops(self, columns: int) -> float:
+        """The output head for so many columns."""
+        return 2.0 * self.dim * self.vocabulary * columns
+
+    def step_flops(self, graph: int, past: int, supervised: int) -> float:
+        """Forward and backward over the columns with a graph; frozen weights need one product each way."""
+        return 2 * (self.forward_flops(graph, past) + self.head_flops(supervised))
+
+    def plain_flops(self, visual: int, columns: int) -> float:
+        """A plain step from the pixels: forward, once more for checkpointing, backward; the head for every column."""
+        return self.vision_flops(visual) + 3 * self.forward_flops(columns) + 2 * self.head_flops(columns)
+
+    def kept_bytes(self, columns: int, itemsize: int = 2) -> int:
+        """Keys and values of so many columns."""
+        return 2 * self.layers * self.kv_dim * columns * itemsize
+
+    def feature_bytes(self, visual: int, itemsize: int = 2) -> int:
+        """Visual tokens of one image."""
+        return visual * self.dim * itemsize
+
+
+QWEN2_VL_7B = Sizes(
+    dim=3584,
+    layers=28,
+    kv_dim=512,
+    language=6_525_621_760,
+    vocabulary=152_064,
+    vision=675_759_104,
+    vision_width=1280,
+    vision_layers=32,
+)
+"""Qwen2-VL-7B; 57,344 bytes of keys and values per column in bf16, 13.05 GFLOP per column."""

@@ -1,0 +1,255 @@
+"""Both stages of training against the plain baseline: time per example, memory, where the baseline's time goes."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+import torch
+
+from masp.aspects import ASPECTS
+from masp.backbones.made import make
+from masp.bench.baseline import PlainSteps
+from masp.bench.clock import Timing, Work, in_turn, memory_of
+from masp.bench.result import Goal, Result, faster
+from masp.bench.setting import ANSWERS, LABELS, Setting
+from masp.model import MaspModel
+from masp.types import Prefix, Seen
+
+Tell = Callable[[str], object]
+PAIRS_OF = 2  # images of a batch of stage 1
+GRAPH = 2048  # columns with a graph that a batch may have; more saves no time and costs memory
+STAGE2_GOALS = {
+    "stage 2, released layout": {0: 6.0},
+    "stage 2, paper layout, prefix recomputed": {0: 10.0},
+    "stage 2, paper layout, prefix kept": {0: 18.0, 700: 30.0},
+}
+STAGE1_GOALS = {"stage 1, image-major": {0: 3.5}, "stage 1, features kept": {0: 6.0, 700: 9.0}}
+
+
+def stage2(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[Result]:
+    """Steps of the soft prompt, from kept visual tokens or kept prefixes."""
+    plain, really = PlainSteps(setting.made, setting.model("released")), as_released(setting)
+    for count in setting.counts:
+        works, batches, flops = _stage2_works(setting, count)
+        works["baseline"] = (_plain_step(setting, plain, count), 1)
+        if really is not None:
+            works["baseline as released"] = (_plain_step(setting, really, count), 1)
+        times = in_turn(works, setting.repeats, tell)
+        for name, goals in STAGE2_GOALS.items():
+            found = _training_result(name, times, goals, count, batches[name], flops, machine)
+            if really is not None:
+                found.more["ratio_to_released"] = times["baseline as released"].median / found.median_s
+            yield found
+        yield _where("baseline of stage 2", times["baseline"], plain, count)
+        if really is not None:
+            yield _where(
+                "baseline of stage 2, fp32 weights under autocast", times["baseline as released"], really, count
+            )
+        plain.forget()
+
+
+def as_released(setting: Setting) -> PlainSteps | None:
+    """The baseline as the released code really runs: fp32 weights, computing in bfloat16 by autocast.
+
+    None where everything runs in fp32 anyway, because the machine has no bfloat16 arithmetic: then the two are one.
+    """
+    backbone = setting.backbone
+    if backbone.dtype == torch.float32:
+        return None
+    wide = replace(setting, made=make(setting.shape, torch.float32, backbone.device))
+    return PlainSteps(wide.made, wide.model("released"), autocast=True)
+
+
+def _plain_step(setting: Setting, plain: PlainSteps, count: int) -> Work:
+    pixels, question = setting.pixels(count), setting.question(variant="released")
+    return lambda: plain.stage2(pixels, question, "awe")
+
+
+def stage1(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[Result]:
+    """Steps of the aspect modules; the unit is one pair of image and aspect."""
+    plain = PlainSteps(setting.made, setting.model("released"))
+    sizes = setting.sizes()
+    for count in setting.counts:
+        works, length = _stage1_works(setting, count)
+        pairs = PAIRS_OF * len(ASPECTS)
+        works["baseline"] = (_plain_pairs(setting, plain, count), len(ASPECTS))
+        times = in_turn(works, setting.repeats, tell)
+        step = sizes.step_flops(length, 0, 4)
+        flops = {
+            "stage 1, image-major": step + sizes.vision_flops(count) / len(ASPECTS),
+            "stage 1, features kept": step,
+        }
+        flops["baseline"] = sizes.plain_flops(count, length)
+        for name, goals in STAGE1_GOALS.items():
+            yield _training_result(name, times, goals, count, pairs, flops, machine)
+        yield _where("baseline of stage 1", times["baseline"], plain, count)
+        plain.forget()
+
+
+def _stage1_works(setting: Setting, count: int) -> tuple[dict[str, tuple[Work, int]], int]:
+    """The two ways of stage 1 on whole images, and the mean number of columns of a pair."""
+    model, pixels = setting.model("released"), setting.pixels(count, PAIRS_OF)
+    kept = setting.backbone.visual_tokens(pixels)
+    optimizer = torch.optim.AdamW(model.aspect_module().parameters(), lr=1e-9, fused=True)
+    rows = [row for row in range(PAIRS_OF) for _ in ASPECTS]
+    index = torch.arange(len(ASPECTS)).repeat(PAIRS_OF)
+    asked = [setting.aspect_question(name) for name in ASPECTS] * PAIRS_OF
+    said = [ANSWERS[name] for name in ASPECTS] * PAIRS_OF
+
+    def work(from_pixels: bool) -> None:
+        visual = setting.backbone.visual_tokens(pixels) if from_pixels else kept
+        _update(model.aspect_loss(visual, index, asked, said, rows).mean(), optimizer)
+
+    tokens = torch.zeros(len(rows), 1, model.aspect_module().queries, setting.backbone.dim)
+    length = float(model.assembler(asked, said, aspects=tokens).mask.sum(1).float().mean())
+    pairs = len(rows)
+    works: dict[str, tuple[Work, int]] = {
+        "stage 1, image-major": (lambda: work(True), pairs),
+        "stage 1, features kept": (lambda: work(False), pairs),
+    }
+    return works, round(length)
+
+
+def _plain_pairs(setting: Setting, plain: PlainSteps, count: int) -> Work:
+    """A step for each aspect of one image, each from the pixels."""
+    pixels = setting.pixels(count)
+    asked = {name: setting.aspect_question(name) for name in ASPECTS}
+
+    def work() -> None:
+        for name in ASPECTS:
+            plain.stage1(pixels, name, asked[name], ANSWERS[name])
+
+    return work
+
+
+def memory(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[Result]:
+    """Peak memory of a step of stage 2 beyond the frozen weights, at batch 1."""
+    for count in setting.counts:
+        tell(f"memory of stage 2, N = {count}")
+        works, _, _ = _stage2_works(setting, count, 1)
+        ours = {name: memory_of(work) for name, (work, _) in works.items()}
+        plain = PlainSteps(setting.made, setting.model("released"))
+        baseline = memory_of(_plain_step(setting, plain, count))
+        weights = sum(one.numel() * one.element_size() for one in setting.made.plain.parameters())
+        for name, found in ours.items():
+            yield Result(
+                f"peak memory, {name}",
+                found / baseline,
+                "of the baseline's, beyond the frozen weights",
+                Goal(0.35, at_least=False),
+                0.0,
+                None,
+                0.0,
+                count,
+                more={
+                    "bytes": found,
+                    "baseline_bytes": baseline,
+                    "weights_bytes": weights,
+                    "with_weights": (found + weights) / (baseline + weights),
+                },
+            )
+
+
+def growth(setting: Setting, machine: dict[str, Any], tell: Tell) -> list[dict[str, Any]]:
+    """Seconds of a step of stage 2 with the prefix kept: by visual tokens, by batch size, by number of examples."""
+    counts = (16, 35) if setting.quick else (64, 128, 256, 512, 700)
+    batches = (1, 2) if setting.quick else (1, 2, 4, 8, 16)
+    name, found = "stage 2, paper layout, prefix kept", []
+
+    def seconds(count: int, batch: int) -> float:
+        works, _, _ = _stage2_works(setting, count, batch)
+        return in_turn({name: works[name]}, min(3, setting.repeats), tell)[name].median
+
+    for count in counts:
+        found.append({"of": "visual tokens", "at": count, "batch": batches[-1], "seconds": seconds(count, batches[-1])})
+    for batch in batches:
+        each = seconds(setting.counts[0], batch)
+        found.append({"of": "batch size", "at": batch, "visual": setting.counts[0], "seconds": each})
+        found.append({"of": "examples in one step", "at": batch, "visual": setting.counts[0], "seconds": each * batch})
+    return found
+
+
+def _stage2_works(
+    setting: Setting, count: int, batch: int | None = None
+) -> tuple[dict[str, tuple[Work, int]], dict[str, int], dict[str, float]]:
+    """The three ways of stage 2, with batch sizes and operations per example."""
+    works: dict[str, tuple[Work, int]] = {}
+    batches: dict[str, int] = {}
+    flops: dict[str, float] = {}
+    sizes = setting.sizes()
+    for name in STAGE2_GOALS:
+        variant = "released" if "released" in name else "paper"
+        model, question = setting.model(variant), setting.question(variant=variant)
+        one = setting.backbone.visual_tokens(setting.pixels(count))
+        assembled = model.assemble(one, [question], ["awe"])
+        graph = assembled.mask.shape[1] - assembled.prefix_end
+        number = batch or max(1, min(16, GRAPH // graph))
+        visual = one.select([0] * number)
+        prefix = [model.prefix(one, [question]).rows()[0]] * number if "kept" in name else None
+        works[name] = (_step(model, visual if prefix is None else prefix, question), number)
+        batches[name] = number
+        supervised = int((assembled.targets >= 0).sum())
+        flops[name] = sizes.step_flops(graph, assembled.prefix_end, supervised)
+        if variant == "released":
+            flops["baseline"] = sizes.plain_flops(count, assembled.mask.shape[1])
+        if "recomputed" in name:
+            flops[name] += sizes.forward_flops(assembled.prefix_end)
+    return works, batches, flops
+
+
+def _step(model: MaspModel, images: Seen | list[Prefix], question: str) -> Work:
+    """A step of the optimizer on images whose visual tokens or prefixes are kept."""
+    assert model.prompt is not None
+    optimizer = torch.optim.AdamW(model.prompt.parameters(), lr=1e-9, fused=True)
+
+    def work() -> None:
+        seen = Prefix.stack(images) if isinstance(images, list) else images  # as the store hands them out
+        answers = [LABELS[row % len(LABELS)] for row in range(len(seen))]
+        _update(model.prompt_loss(seen, [question] * len(seen), answers).mean(), optimizer)
+
+    return work
+
+
+def _update(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _training_result(
+    name: str,
+    times: dict[str, Timing],
+    goals: dict[int, float],
+    count: int,
+    batch: int,
+    flops: dict[str, float],
+    machine: dict[str, Any],
+) -> Result:
+    goal = Goal(goals.get(count, goals[0]))
+    found = faster(name, times[name], times["baseline"], goal, count, batch)
+    reached = flops[name] / found.median_s / 1e12
+    found.more.update(flops=flops[name], tflops=reached, share_of_gemm_peak=reached / machine["gemm_tflops"])
+    found.more["ratio_by_arithmetic"] = flops["baseline"] / flops[name]  # what equal efficiency would give
+    return found
+
+
+def _where(name: str, baseline: Timing, plain: PlainSteps, count: int) -> Result:
+    """How much of the baseline is AdamW and how much the vision tower."""
+    optimizer, vision = median(plain.spent.optimizer), median(plain.spent.vision)
+    plain.spent.optimizer.clear()
+    plain.spent.vision.clear()
+    shares = {"optimizer_share": optimizer / baseline.median, "vision_share": vision / baseline.median}
+    return Result(
+        name,
+        None,
+        "",
+        None,
+        baseline.median,
+        None,
+        baseline.spread,
+        count,
+        1,
+        baseline.seconds,
+        more={"optimizer_s": optimizer, "vision_s": vision, **shares},
+    )

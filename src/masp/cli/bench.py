@@ -1,0 +1,90 @@
+"""`masp bench`: what the method costs on this machine, against a plain implementation of it."""
+
+from collections.abc import Mapping, Sequence
+from json import dumps as dump
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+EXAMPLES = """
+Examples:
+
+`masp bench --quick` shows in a minute that everything runs; its figures mean nothing.
+
+`masp bench --json bench.json` measures at full size: half an hour on two cores, 16 GB of memory.
+"""
+
+
+def bench(
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything here.")] = None,
+    only: Annotated[str | None, typer.Option(metavar="NAME", help="One group of lines, such as stage2.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Tiny sizes and two repeats: a check, no measurement.")
+    ] = False,
+    repeats: Annotated[int | None, typer.Option(min=1, help="How often each work is timed.")] = None,
+    dtype: Annotated[str, typer.Option(help="Number format of the weights; auto: what the device does well.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda …")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random weights.")] = 0,
+) -> None:
+    """Measure training and prediction on a backbone with random weights, as ratios to the plain baseline."""
+    from rich.console import Console
+
+    from masp.bench.run import Options, run_bench
+    from masp.cli.show import results, say
+    from masp.errors import UsageError
+    from masp.storage import write_file
+
+    if json is not None:  # before half an hour is spent
+        if json.is_dir():
+            raise UsageError(f"--json {json} is a folder", "a file", "Name a file in it.")
+        json.parent.mkdir(parents=True, exist_ok=True)
+    options = Options(only, quick, repeats, dtype, device, threads, seed)
+    screen = Console(stderr=True, highlight=False)
+    with screen.status("measuring") as status:
+        found = run_bench(options, status.update, lambda result: screen.print(_line(result.to_json())))
+    results().print(_table(found["results"]))
+    results().print(_machine(found))
+    if json is not None:
+        write_file(json, (dump(found, indent=1) + "\n").encode())
+        say(f"everything is in {json}")
+
+
+def _machine(found: Mapping[str, Any]) -> str:
+    """The machine and what the baselines were."""
+    machine = found["machine"]
+    return (
+        f"{machine['processor']}, {machine['device']}, {machine['threads']} threads, {machine['dtype']}: "
+        f"{machine['gemm_tflops']:.3f} TFLOP/s in a matrix product, {machine['bandwidth_gb_s']:.1f} GB/s copying\n"
+        f"baseline: {found['baselines']}"
+    )
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    visual = "" if row["visual"] is None else str(row["visual"])
+    ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+    goal = "" if row["goal"] is None else f"{'≥' if row['at_least'] else '≤'} {row['goal']:g}"
+    met = "" if row["met"] is None else "yes" if row["met"] else "no"
+    seconds = f"{row['median_s']:.4f}" if row["median_s"] else ""
+    return row["name"], visual, str(row["batch"]), ratio, goal, met, seconds, f"{row['spread']:.0%}", row["meaning"]
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    name, visual, _, ratio, goal, met, seconds, _, _ = _cells(row)
+    return "  ".join(
+        word for word in (name, visual and f"N = {visual}", ratio, goal, met, seconds and f"{seconds} s") if word
+    )
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> "Table":
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    table = Table("", "N", "batch", "ratio", "goal", "met", "s per example", "spread", "the ratio is", box=SIMPLE)
+    for row in rows:
+        table.add_row(*_cells(row))
+    return table

@@ -1,0 +1,121 @@
+"""`masp plan`: what a job will take, before it is paid for."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from masp.plan import Part
+
+EXAMPLES = """
+Examples:
+
+`masp plan --backbone qwen2-vl-7b --images 80000 --tokens 700 --peak 800 --bandwidth 3300 --memory 80 --price 2.5`
+
+`masp plan --backbone runs/backbone --label 1000000 --bench bench.json --memory 24`
+"""
+
+
+def plan(
+    backbone: Annotated[
+        str, typer.Option(metavar="ID", help="Hub id, folder, embedded, or qwen2-vl-7b.")
+    ] = "qwen2-vl-7b",
+    images: Annotated[int, typer.Option(help="Images to train on.")] = 0,
+    label: Annotated[int, typer.Option(help="Images to label.")] = 0,
+    tokens: Annotated[int, typer.Option(help="Visual tokens of an image: one per 28 × 28 pixels for Qwen2-VL.")] = 256,
+    peak: Annotated[float | None, typer.Option(help="Peak of the device in TFLOP/s, in the dtype used.")] = None,
+    bandwidth: Annotated[float | None, typer.Option(help="Memory bandwidth of the device in GB/s.")] = None,
+    memory: Annotated[float, typer.Option(help="Memory of the device in GB.")] = 80.0,
+    devices: Annotated[int, typer.Option(help="How many devices.")] = 1,
+    cores: Annotated[int, typer.Option(help="Cores that read pictures.")] = 16,
+    price: Annotated[float, typer.Option(help="Price of one device for an hour.")] = 0.0,
+    efficiency: Annotated[float | None, typer.Option(help="Share of the peak that is reached.")] = None,
+    bench: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A result of `masp bench`: peak, bandwidth and efficiency.")
+    ] = None,
+    store: Annotated[str, typer.Option(help="none, features, prefix or auto: what is kept between epochs.")] = "auto",
+    disk: Annotated[float, typer.Option(help="GB of disk for what is kept.")] = 1000.0,
+    aspect_epochs: Annotated[int, typer.Option(help="Passes of stage 1; 0: leave it out.")] = 3,
+    prompt_epochs: Annotated[int, typer.Option(help="Passes of stage 2; 0: leave it out.")] = 3,
+    batch_size: Annotated[int, typer.Option(help="Examples that go together.")] = 8,
+    released: Annotated[bool, typer.Option("--released", help="The layout of the authors' code.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+) -> None:
+    """Estimate time, memory, disk and money of both stages and of labelling."""
+    from dataclasses import asdict
+    from json import dumps
+
+    from masp.backbones.sizes import sizes_of
+    from masp.cli.show import results, say
+    from masp.errors import UsageError, did_you_mean
+    from masp.plan import Device, Job, chosen_store, estimate, measured_efficiency
+
+    stores = ("none", "features", "prefix", "auto")
+    if store not in stores:
+        raise UsageError(f"--store {store}", f"one of {', '.join(stores)}", did_you_mean(store, stores))
+    known = {} if bench is None else _read(bench)
+    machine = known.get("machine", {})
+    top, wide = peak or machine.get("gemm_tflops"), bandwidth or machine.get("bandwidth_gb_s")
+    if top is None or wide is None:
+        raise UsageError(
+            "the device is not described", "--peak and --bandwidth, or --bench FILE", "See its data sheet."
+        )
+    share = efficiency or (measured_efficiency(known) if known else 0.35)
+    device = Device(top, wide, memory, share, devices, cores, price)
+    itemsize = 4 if machine.get("dtype") == "float32" else 2
+    job = Job(
+        images, tokens, label, aspect_epochs, prompt_epochs, store=store, disk=disk, batch=batch_size,
+        released=released, itemsize=itemsize, queries=5 if released else 1,
+    )  # fmt: skip
+    sizes = sizes_of(backbone)
+    parts = estimate(sizes, job, device)
+    if json:
+        content = {"backbone": asdict(sizes), "job": asdict(job), "device": asdict(device)}
+        typer.echo(dumps(content | {"store": chosen_store(sizes, job), "parts": [asdict(part) for part in parts]}))
+        return
+    results().print(_table(parts, device.memory))
+    said = "measured" if known else "given" if efficiency else "assumed; measure it with masp bench"
+    say(f"store: {chosen_store(sizes, job)}; efficiency {device.efficiency:.0%} of the peak ({said})")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A result of `masp bench`.
+
+    Raises:
+        UsageError: it is none.
+    """
+    from json import loads
+
+    from masp.errors import UsageError
+
+    try:
+        found = loads(file.read_text(encoding="utf-8"))
+        return {"machine": dict(found["machine"]), "results": list(found["results"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{file} cannot be read: {error}", "a file that `masp bench --json` wrote") from error
+
+
+def _table(parts: "list[Part]", memory: float) -> "Table":
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    table = Table("", "examples", "time", "memory, GB", "disk, GB", "cost", "set by", box=SIMPLE)
+    for part in parts:
+        space = f"{part.memory:,.1f}" + (" (too much: a smaller batch)" if part.memory > memory else "")
+        cost = f"{part.cost:,.2f}" if part.cost else ""
+        disk = f"{part.disk:,.1f}" if part.disk else ""
+        table.add_row(part.name, f"{part.examples:,}", _time(part.seconds), space, disk, cost, part.bound)
+    total = sum(part.seconds for part in parts)
+    table.add_row("together", "", _time(total), "", "", f"{sum(part.cost for part in parts):,.2f}", "", style="bold")
+    return table
+
+
+def _time(seconds: float) -> str:
+    """Seconds, minutes, hours or days, whichever reads best."""
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:,.1f} s"

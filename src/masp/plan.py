@@ -1,0 +1,279 @@
+"""What a job will take before it is paid for: time, memory, disk and money of each stage, by arithmetic.
+
+Times are operations over what a device reaches (its peak times a measured efficiency), or bytes over its bandwidth,
+whichever is longer; reading pictures runs beside the computation and counts where it is slower.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Literal
+
+from masp.arithmetic import Sizes
+from masp.errors import UsageError
+
+Store = Literal["none", "features", "prefix", "auto"]
+AROUND = 30  # columns before the soft prompt that are neither visual nor aspect tokens
+SUFFIX = 60  # columns of question, answer and turn marks behind the soft prompt
+PAIR = 80  # columns of a pair of stage 1
+SUPERVISED = 3  # tokens of an answer with its end
+BRANCHES = 16  # columns of all labels behind a prompt
+READING = 20.0  # pictures per second and core, where nothing was measured
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the job runs.
+
+    Attributes:
+        tflops: peak of matrix products in the dtype that is used, in 10¹² operations per second.
+        bandwidth: of its memory, in GB/s.
+        memory: in GB.
+        efficiency: share of the peak that training and prediction reach.
+        number: how many of them.
+        cores: cores that read pictures, all together.
+        price: of one of them for an hour, in whatever money.
+
+    Raises:
+        UsageError: a number that cannot be.
+    """
+
+    tflops: float
+    bandwidth: float
+    memory: float
+    efficiency: float = 0.35
+    number: int = 1
+    cores: int = 16
+    price: float = 0.0
+
+    def __post_init__(self) -> None:
+        numbers = {"peak": self.tflops, "bandwidth": self.bandwidth, "memory": self.memory}
+        for name, value in numbers.items():
+            if not value > 0:
+                raise UsageError(f"the {name} is {value:g}", "more than 0", "See the data sheet of the device.")
+        if not 0 < self.efficiency <= 1:
+            raise UsageError(f"the efficiency is {self.efficiency:g}", "a share above 0, at most 1")
+        if self.number < 1 or self.cores < 1 or self.price < 0:
+            raise UsageError("fewer than one device or core, or a price below 0", "at least one of each")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done.
+
+    Attributes:
+        images: to train on.
+        visual: visual tokens of an image.
+        label: images to label afterwards.
+        epochs1: passes of stage 1; 0 leaves it out.
+        epochs2: passes of stage 2; 0 leaves it out.
+        aspects: annotated aspects of an image.
+        queries: aspect tokens of an aspect.
+        prompt: vectors of the soft prompt.
+        store: what is kept between epochs; `auto`: the largest that fits `disk`.
+        disk: GB that the store may take.
+        batch: examples that go together.
+        released: the layout of the released code, in which only the images' features can be kept.
+        itemsize: bytes of a number of the backbone.
+
+    Raises:
+        UsageError: a number that cannot be, or a store that the layout does not have.
+    """
+
+    images: int
+    visual: int
+    label: int = 0
+    epochs1: int = 3
+    epochs2: int = 3
+    aspects: int = 6
+    queries: int = 1
+    prompt: int = 32
+    store: Store = "auto"
+    disk: float = 1000.0
+    batch: int = 8
+    released: bool = False
+    itemsize: int = 2
+
+    def __post_init__(self) -> None:
+        least = {"images": (self.images, 0), "visual tokens": (self.visual, 1), "images to label": (self.label, 0)}
+        least |= {
+            "epochs": (min(self.epochs1, self.epochs2), 0),
+            "batch": (self.batch, 1),
+            "aspects": (self.aspects, 0),
+        }
+        for name, (value, bound) in least.items():
+            if value < bound:
+                raise UsageError(f"{name}: {value}", f"{bound} or more")
+        if self.images == self.label == 0:
+            raise UsageError("there are no images", "images to train on or to label", "Give --images or --label.")
+        if self.released and self.store == "prefix":
+            raise UsageError(
+                "in the released layout the soft prompt stands before the image, so no prefix can be kept",
+                "none, features or auto",
+            )
+
+    @property
+    def prefix(self) -> int:
+        """Columns that are computed without a graph."""
+        return AROUND if self.released else AROUND + self.aspects * self.queries + self.visual
+
+    @property
+    def graph(self) -> int:
+        """Columns of an example of stage 2 that are computed with a graph."""
+        behind = self.prompt + SUFFIX
+        return behind + (self.prompt + self.aspects * self.queries + self.visual if self.released else 0)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the job: seconds, GB on the device, GB on the disk, money, and what sets the time."""
+
+    name: str
+    examples: int
+    seconds: float
+    memory: float
+    disk: float
+    cost: float
+    bound: str
+
+
+def estimate(sizes: Sizes, job: Job, device: Device, reading: float = READING) -> list[Part]:
+    """Every part of the job, in order.
+
+    Args:
+        sizes: the backbone.
+        job: what is to be done.
+        device: where.
+        reading: pictures per second that one core decodes, shrinks and normalises.
+    """
+    kept = chosen_store(sizes, job)
+    image, column = job.itemsize * job.visual * sizes.dim, sizes.kept_bytes(1, job.itemsize)
+    vision, before = sizes.vision_flops(job.visual), sizes.forward_flops(job.prefix)
+    step = sizes.step_flops(job.graph, job.prefix, SUPERVISED)
+    plan = _Planner(sizes, job, device, reading)
+    parts: list[Part] = []
+    if job.images and kept != "none":
+        parts.append(plan.part("features", job.images, vision, 0, 0, image * job.images / 1e9, True))
+    if job.images and job.epochs1 and job.aspects:
+        pairs = sizes.step_flops(PAIR, 0, SUPERVISED) + (vision / job.aspects if kept == "none" else 0.0)
+        parts.append(plan.part("stage 1", job.images * job.aspects * job.epochs1, pairs, PAIR, 0, 0.0, kept == "none"))
+    if job.images and kept == "prefix":
+        parts.append(plan.part("prefixes", job.images, before, 0, 0, job.prefix * column * job.images / 1e9, False))
+    if job.images and job.epochs2:
+        each = step + {"none": vision + before, "features": before, "prefix": 0.0}[kept]
+        read = job.prefix * column if kept == "prefix" else 0
+        parts.append(plan.part("stage 2", job.images * job.epochs2, each, job.graph, read, 0.0, kept == "none"))
+    if job.label:
+        columns = AROUND + job.aspects * job.queries + job.visual + job.prompt * (1 + job.released) + SUFFIX + BRANCHES
+        each = vision + sizes.forward_flops(columns) + sizes.head_flops(BRANCHES)
+        parts.append(plan.part("labelling", job.label, each, 0, 0, 0.0, True))
+    return parts
+
+
+def chosen_store(sizes: Sizes, job: Job) -> Literal["none", "features", "prefix"]:
+    """What is kept: the largest that fits, for `auto`.
+
+    Raises:
+        UsageError: what was asked for does not fit.
+    """
+    features = job.images * sizes.feature_bytes(job.visual, job.itemsize) / 1e9
+    prefix = features + job.images * sizes.kept_bytes(job.prefix, job.itemsize) / 1e9
+    needed = {"none": 0.0, "features": features, "prefix": prefix}
+    if job.store == "auto":
+        if not job.released and job.epochs2 > 1 and prefix <= job.disk:
+            return "prefix"
+        return "features" if features <= job.disk else "none"
+    if needed[job.store] > job.disk:
+        raise UsageError(
+            f"the store {job.store} takes {needed[job.store]:,.0f} GB",
+            f"at most {job.disk:,.0f} GB of disk",
+            "Use auto.",
+        )
+    return job.store
+
+
+@dataclass(frozen=True)
+class _Planner:
+    sizes: Sizes
+    job: Job
+    device: Device
+    reading: float
+
+    def part(self, name: str, examples: int, flops: float, graph: int, read: int, disk: float, pictures: bool) -> Part:
+        """One part, from what one example takes.
+
+        Args:
+            name: what it is called.
+            examples: how many.
+            flops: operations.
+            graph: columns with a graph.
+            read: bytes of kept keys and values.
+            disk: GB of all examples.
+            pictures: whether pictures are read.
+        """
+        device, job, sizes = self.device, self.job, self.sizes
+        weights = (sizes.language + sizes.vision + sizes.dim * sizes.vocabulary) * job.itemsize
+        times = {
+            "arithmetic": flops / (device.tflops * 1e12 * device.efficiency),
+            "memory bandwidth": (weights * (2 if graph else 1) / job.batch + read) / (device.bandwidth * 1e9),
+            "reading pictures": device.number / (self.reading * device.cores) if pictures else 0.0,
+        }
+        bound = max(times, key=times.__getitem__)
+        seconds = times[bound] * examples / device.number
+        memory = (weights + job.batch * (graph * activation_bytes(sizes, job.itemsize) + self._cache())) / 1e9
+        return Part(name, examples, seconds, memory, disk, seconds / 3600 * device.price * device.number, bound)
+
+    def _cache(self) -> int:
+        return self.sizes.kept_bytes(self.job.prefix + self.job.graph, self.job.itemsize)
+
+
+def activation_bytes(sizes: Sizes, itemsize: int) -> int:
+    """Bytes that a column with a graph keeps for the backward pass.
+
+    Per layer some ten vectors of the width and the four of the feed-forward part, whose width follows from the count
+    of parameters.
+    """
+    attention = 2 * sizes.dim * (sizes.dim + sizes.kv_dim)
+    wide = max(0, sizes.language // sizes.layers - attention) // (3 * sizes.dim)
+    return sizes.layers * (10 * sizes.dim + 4 * wide) * itemsize
+
+
+def measured_efficiency(bench: Mapping[str, Any]) -> float:
+    """The share of the peak that training reached in a result of `masp bench`.
+
+    Raises:
+        UsageError: the file holds no such line.
+    """
+    shares = [line["more"].get("share_of_gemm_peak") for line in bench.get("results", []) if line.get("more")]
+    known = [share for share in shares if share]
+    if not known:
+        raise UsageError("the benchmark holds no line of training", "a file that `masp bench --json` wrote")
+    return min(1.0, median(known))
+
+
+def checked(lines: Sequence[Mapping[str, Any]], peak: float) -> list[dict[str, Any]]:
+    """The plan's seconds beside the measured ones, for every line of training of a benchmark.
+
+    The efficiency for a line is the median of the *other* lines, so that no line predicts itself.
+
+    Args:
+        lines: results of the benchmark.
+        peak: of the machine, in TFLOP/s.
+    """
+    known = [line for line in lines if line["more"].get("share_of_gemm_peak")]
+    found = []
+    for line in known:
+        others = [other["more"]["share_of_gemm_peak"] for other in known if other is not line]
+        if not others:
+            continue
+        seconds = line["more"]["flops"] / (peak * 1e12 * median(others))
+        found.append(
+            {
+                "name": line["name"],
+                "visual": line["visual"],
+                "estimated_s": seconds,
+                "measured_s": line["median_s"],
+                "ratio": seconds / line["median_s"],
+            }
+        )
+    return found

@@ -1,0 +1,103 @@
+"""What every system under comparison offers.
+
+A system knows images, labels and, if it wants them, aspect annotations. It never knows a data set: whoever runs it
+reads the images, and all systems on one backbone share its frozen vision tower.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from masp.backbones.base import Backbone
+from masp.types import VisualTokens
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a system says about one image.
+
+    Attributes:
+        predicted: the label it names; None if its answer names none.
+        log_probabilities: of every label, in nats, normalised over the labels; None where the system gives none.
+        answer: the text it generated; None where it generates none.
+    """
+
+    predicted: str | None
+    log_probabilities: Mapping[str, float] | None = None
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One labelled image to learn from.
+
+    Attributes:
+        image: its number among the images of the lessons.
+        label: its emotion.
+        aspects: the annotated answer of each aspect that is annotated, as text.
+    """
+
+    image: int
+    label: str
+    aspects: Mapping[str, str]
+
+
+class Images(Protocol):
+    """Visual tokens by the number of their image."""
+
+    def visual(self, images: Sequence[int]) -> VisualTokens:
+        """Visual tokens of one batch, on the backbone's device; a number may occur several times."""
+        ...
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """All that a system learns from: the same for every system in a comparison.
+
+    Attributes:
+        images: visual tokens of the images of both splits.
+        train: what to learn from.
+        val: what to choose settings by.
+        out: a folder of the system's own, for checkpoints and for what it learns.
+        seed: of everything random.
+    """
+
+    images: Images
+    train: tuple[Lesson, ...]
+    val: tuple[Lesson, ...]
+    out: Path
+    seed: int = 0
+
+
+class System(Protocol):
+    """One way to name the emotion of an image."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """Prepares images and turns them into the visual tokens that `answer` takes."""
+        ...
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What it chooses from."""
+        ...
+
+    def learn(self, lessons: Lessons) -> None:
+        """Learns what it has to, and nothing if it needs no training.
+
+        An interrupted call goes on where it was when it is made again; a finished one only loads what it learned.
+
+        Raises:
+            DataError: there is nothing to learn from.
+            Interrupted: a signal arrived; the state is saved.
+        """
+        ...
+
+    def answer(self, visual: VisualTokens) -> list[Said]:
+        """What it says about each image of a batch. It does not depend on the other images of the batch."""
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """What its answers depend on, ready for JSON: its name, trained numbers, settings; no place on this machine."""
+        ...

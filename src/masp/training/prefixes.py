@@ -1,0 +1,135 @@
+"""Prefixes of stage 2: what stands before the soft prompt is computed once for each image and kept between epochs."""
+
+import json
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from masp.adapters import tensors_sha256
+from masp.errors import MaspError
+from masp.model import MaspModel, Use
+from masp.training.features import GIGA, VisualTokenStore
+from masp.training.shelf import Group, key_of
+from masp.types import ImageLayout, Prefix
+
+log = logging.getLogger(__name__)
+
+GROUP = 16  # images whose prefixes are computed together
+
+
+class PrefixStore:
+    """Prefixes by the number of their image, computed when first asked for.
+
+    They are computed in fixed groups of neighbouring images, not in the batches of training: so the numbers of a prefix
+    do not depend on the order in which images are met, and a run that goes on after an interruption finds the same
+    ones.
+
+    Args:
+        model: computes them; its soft prompt has no part in them.
+        features: visual tokens of the images.
+        use: which aspects stand in them.
+        questions: all texts that may be asked; where a prefix depends on them, each has its own.
+    """
+
+    def __init__(self, model: MaspModel, features: VisualTokenStore, use: Use, questions: Sequence[str]) -> None:
+        self.model, self.features, self.use = model, features, use
+        self._questions = tuple(dict.fromkeys(questions))
+        self._rows: dict[tuple[int, str], Prefix] = {}
+        self._apart = True  # whether each question has a prefix of its own
+
+    def size(self) -> int:
+        """Bytes that all prefixes take, by the first image's prefix and the other images' visual tokens.
+
+        The first image's prefix is computed for it.
+        """
+        numbers = [number for number, usable in enumerate(self.features.usable) if usable]
+        visual = self.features.visual(numbers[:1])
+        self._apart = not self.model.shares_prefix(visual, self._questions, self.use)
+        first = self.model.prefix(visual, self._questions[:1], self.use)
+        column = first.states[..., 0, :].numel() * first.states.element_size()
+        around = first.mask.shape[1] - first.images[0].count
+        inside = first.images[0].count * len(numbers) if self.model.backbone.asks else sum(self.features.counts())
+        return (inside + around * len(numbers)) * column * (len(self._questions) if self._apart else 1)
+
+    def seen(self, images: Sequence[int], questions: Sequence[str]) -> Prefix:
+        """The prefixes of a batch, on the backbone's device."""
+        rows = [self._row(image, question) for image, question in zip(images, questions, strict=True)]
+        return Prefix.stack(rows).to(self.model.backbone.device)
+
+    def _row(self, image: int, question: str) -> Prefix:
+        asked = question if self._apart else ""
+        if (image, asked) not in self._rows:
+            start = image - image % GROUP
+            group = [
+                number for number, usable in enumerate(self.features.usable[start : start + GROUP], start) if usable
+            ]
+            rows = self._computed(group, question) if self.features.shelf is None else self._shelved(group, question)
+            self._rows.update(((number, asked), row) for number, row in zip(group, rows, strict=True))
+        return self._rows[image, asked]
+
+    def _computed(self, group: Sequence[int], question: str) -> list[Prefix]:
+        visual = self.features.visual(group)
+        return self.model.prefix(visual, [question] * len(group), self.use).to("cpu").rows()
+
+    def _shelved(self, group: Sequence[int], question: str) -> list[Prefix]:
+        """The prefixes of a group as an earlier run left them, or else computed and left for later ones."""
+        shelf, names = self.features.shelf, self.model.spliced(self.use)
+        assert shelf is not None
+        aspects = {name: tensors_sha256(self.model.aspect_module().module(name).state_dict()) for name in names}
+        method = self.model.method.model_dump(mode="json", exclude={"prompt_length"})
+        backbone = self.model.backbone
+        turn = backbone.template(question, ImageLayout(1) if backbone.asks else self.features.layout(group[0]))
+        begins = turn.ids if self._apart else turn.ids[: turn.vision_close]
+        depends = {"aspects": aspects, "method": method, "asked": question if self._apart else "", "begins": begins}
+        key = key_of({"kind": "prefix", **self.features.depends(group), **depends})
+        found = shelf.load(key)
+        if found is None:
+            rows = self._computed(group, question)
+            tensors = {f"states.{place}": row.states for place, row in enumerate(rows)}
+            notes = {
+                f"row.{place}": json.dumps([row.images[0].count, row.images[0].shape, row.signs[0].hex()])
+                for place, row in enumerate(rows)
+            }
+            found = shelf.save(key, Group(tensors, notes))
+        return [_row(found, place, names) for place in range(len(group))]
+
+
+def _row(group: Group, place: int, aspects: tuple[str, ...]) -> Prefix:
+    """One prefix out of a group."""
+    states = group.tensors[f"states.{place}"]
+    count, shape, sign = json.loads(group.notes[f"row.{place}"])
+    mask = torch.ones(1, states.shape[4], dtype=torch.bool)
+    return Prefix(states, mask, (ImageLayout(count, tuple(shape)),), (bytes.fromhex(sign),), aspects)
+
+
+def choose(prefixes: PrefixStore, wanted: str, budget: int, again: bool) -> bool:
+    """Whether prefixes are kept beside the visual tokens.
+
+    Args:
+        prefixes: not asked for anything yet.
+        wanted: `none`, `features`, `prefix` or `auto`.
+        budget: bytes of memory for both.
+        again: whether images are seen more than once.
+
+    Raises:
+        MaspError: they are wanted and do not fit, or there is nothing to keep.
+    """
+    model = prefixes.model
+    if wanted in ("none", "features") or (wanted == "auto" and not (again and prefixes.features.kept)):
+        return False
+    if model.assembler.layout.prompt_places == "both":
+        if wanted == "auto":
+            return False
+        got = "prompt.store is prefix, but the soft prompt stands before the image too, so nothing of it can be kept"
+        raise MaspError(got, "the layout of the paper, or another store", "Set prompt.store=features.")
+    size = prefixes.size() + prefixes.features.bytes()
+    fits = size <= budget
+    log.info("prefixes and visual tokens take %.2f GB of %.2f allowed", size / GIGA, budget / GIGA)
+    if not fits and wanted == "prefix":
+        raise MaspError(
+            f"the prefixes of these images take {size / GIGA:.2f} GB",
+            f"at most {budget / GIGA:.2f}, by prompt.feature_memory_gb, prompt.store_disk_gb or the room on the disk",
+            "Raise it, or set prompt.store=auto, which keeps the largest that fits.",
+        )
+    return fits

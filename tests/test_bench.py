@@ -1,0 +1,143 @@
+"""The benchmark: its baseline has the losses that ours has, its arithmetic meets numbers by hand, its file a shape."""
+
+import json
+
+import pytest
+import torch
+
+from masp.arithmetic import QWEN2_VL_7B
+from masp.aspects import ASPECTS
+from masp.bench.baseline import PlainSteps, bare_forward, plain_attention
+from masp.bench.clock import Timing, in_turn
+from masp.bench.result import Goal, costs, faster, reaches
+from masp.bench.run import GROUPS, NAMES, Options, run_bench
+from masp.bench.setting import GRIDS, setting
+from masp.cli.app import app
+from masp.errors import UsageError
+from masp.model import Use
+
+
+@pytest.fixture(scope="module")
+def small():
+    return setting(True, 1, torch.float32, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_the_baseline_computes_the_same_losses(small, variant):
+    model = small.model(variant)
+    with torch.no_grad():
+        for parameter in model.aspect_module().parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    pixels, question = small.pixels(35), small.question(variant=variant)
+    visual = small.backbone.visual_tokens(pixels)
+    plain = PlainSteps(small.made, model)
+    plain.put_prompt()
+    found = plain.stage2(pixels, question, "awe")
+    assert float(found) == pytest.approx(float(model.prompt_loss(visual, [question], ["awe"]).detach()), rel=1e-5)
+    for number, name in enumerate(ASPECTS):
+        asked = small.aspect_question(name)
+        wanted = model.aspect_loss(visual, torch.tensor([number]), [asked], ["beach"])
+        assert float(plain.stage1(pixels, name, asked, "beach")) == pytest.approx(float(wanted.detach()), rel=1e-5)
+
+
+def test_a_baseline_step_reaches_the_whole_embedding_matrix(small):
+    model = small.model("released")
+    plain, pixels = PlainSteps(small.made, model), small.pixels(16)
+    plain.stage2(pixels, small.question(), "awe")
+    (optimizer,) = plain._optimizers.values()
+    ((rows, state),) = optimizer.state.items()
+    assert rows.shape == state["exp_avg"].shape == (small.shape.vocabulary, small.shape.dim)
+    assert len(plain.spent.vision) == len(plain.spent.optimizer) == 1
+    assert not any(one.requires_grad for one in small.made.plain.parameters())
+
+
+def test_plain_attention_is_the_folded_one(small):
+    visual = small.backbone.visual_tokens(small.pixels(35))
+    for variant in ("paper", "released"):
+        modules = small.model(variant).aspect_module()
+        wanted = modules(visual, ["scene"]).tokens[:, 0]
+        assert (plain_attention(modules.module("scene"), visual) - wanted).abs().max() < 1e-5
+
+
+def test_the_bare_forward_is_our_model_with_everything_off(small):
+    pixels, question = small.pixels(35), small.question()
+    visual = small.backbone.visual_tokens(pixels)
+    assembled = small.model("paper").assemble(visual, [question], use=Use((), prompt=False))
+    hidden = small.backbone.run(assembled.embeddings, assembled.positions, assembled.mask).hidden[:, -1]
+    found = bare_forward(small.made, pixels, question, visual.layouts)
+    assert (found - small.backbone.logits(hidden)).abs().max() < 1e-5
+
+
+def test_pictures_have_the_number_of_visual_tokens_that_they_are_named_by(small):
+    for count in GRIDS:
+        assert small.pixels(count).grid.prod() == 4 * count
+
+
+def test_the_arithmetic_of_the_7b_is_that_of_its_description():
+    sizes = QWEN2_VL_7B
+    assert sizes.kept_bytes(1) == 57_344
+    assert sizes.forward_flops(1) / 1e9 == pytest.approx(13.05, rel=1e-3)
+    assert sizes.head_flops(1) / 1e9 == pytest.approx(1.09, rel=1e-2)
+    assert sizes.step_flops(90, 260, 3) / 1e12 == pytest.approx(2.4, rel=0.03)  # prefix kept, any N
+    by_hand = 2 * sizes.language * 10 + 4 * 28 * 3584 * (10 * 100 + 10 * 10 / 2)
+    assert sizes.forward_flops(10, 100) == by_hand
+
+
+def test_times_are_per_example_without_the_warm_up():
+    calls = []
+    found = in_turn({"a": (lambda: calls.append("a"), 4), "b": (lambda: calls.append("b"), 1)}, 3)
+    assert calls == ["a", "b"] * 4
+    assert len(found["a"].seconds) == 3
+    timing = Timing((2.0, 1.0, 4.0))
+    assert (timing.median, timing.spread) == (2.0, 1.5)
+
+
+def test_ratios_and_goals():
+    ours, baseline = Timing((0.5, 0.25, 1.0)), Timing((6.0, 5.0, 7.0))
+    found = faster("stage 2", ours, baseline, Goal(12.0), 256, 4, flops=3.0)
+    assert (found.ratio, found.met, found.more) == (12.0, True, {"flops": 3.0})
+    assert costs("score", baseline, ours, "times", Goal(11.9, at_least=False), 256).met is False
+    rate = reaches("pictures", Timing((0.02,)), 40.0, "images/s")
+    assert (rate.ratio, rate.met, rate.more["value"]) == (pytest.approx(1.25), True, pytest.approx(50))
+    line = found.to_json()
+    assert (line["goal"], line["at_least"], line["met"], line["repeats"]) == (12.0, True, True, 3)
+    assert costs("x", ours, ours, "", None, 1).to_json()["met"] is None
+
+
+def test_every_group_runs_and_the_file_says_what_was_measured(small):
+    heard, shown = [], []
+    found = run_bench(Options(quick=True, repeats=1, threads=1), heard.append, shown.append)
+    content = json.loads(json.dumps(found))
+    assert content["machine"]["dtype"] in ("float32", "bfloat16")
+    assert content["machine"]["gemm_tflops"] > 0
+    assert len(content["results"]) == len(shown) > 25
+    for line in content["results"]:
+        assert {"name", "ratio", "goal", "met", "median_s", "spread"} <= line.keys()
+        assert line["ratio"] is None or line["ratio"] > 0, line["name"]
+    names = {line["name"] for line in content["results"]}
+    for wanted in ("released layout", "prefix recomputed", "prefix kept", "image-major", "features kept", "4 tasks"):
+        assert any(wanted in name for name in names), wanted
+    assert {line["of"] for line in content["growth"]} == {"visual tokens", "batch size", "examples in one step"}
+    assert content["command"] == "masp bench --quick --repeats 1 --threads 1 --json FILE"
+
+
+def test_an_unknown_name_and_too_few_repeats_are_refused():
+    with pytest.raises(UsageError, match=r"by the name 'stage3'.*Did you mean"):
+        Options("stage3")
+    with pytest.raises(UsageError, match="at least five"):
+        Options(repeats=3)
+    assert set(GROUPS) < set(NAMES)
+
+
+def test_the_command_prints_a_table_and_writes_the_file(tmp_path):
+    from typer.testing import CliRunner
+
+    out = tmp_path / "deep" / "bench.json"
+    done = CliRunner().invoke(app, ["bench", "--quick", "--only", "tasks", "--repeats", "1", "--json", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "2 tasks" in done.stdout
+    assert "≤ 1.6" in done.stdout
+    assert [line["name"] for line in json.loads(out.read_text())["results"]][:2] == [
+        "2 tasks on one image",
+        "4 tasks on one image",
+    ]

@@ -1,0 +1,167 @@
+"""The plan: its arithmetic by hand, its limits, and what it refuses."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from masp.arithmetic import QWEN2_VL_7B, Sizes
+from masp.backbones.sizes import sizes_of
+from masp.cli.app import app
+from masp.cli.boundary import guarded
+from masp.errors import UsageError
+from masp.plan import Device, Job, activation_bytes, checked, chosen_store, estimate, measured_efficiency
+
+SIZES = Sizes(10, 2, 4, 6000, 100, 700, 8, 3)
+FAST = Device(tflops=1e-6, bandwidth=1e9, memory=1.0, efficiency=0.5)  # a million operations per second, half reached
+JOB = Job(images=20, visual=6, epochs1=2, epochs2=3, aspects=3, prompt=5, store="none", batch=2)
+
+
+def parts(job, device=FAST, reading=1e9):
+    return {part.name: part for part in estimate(SIZES, job, device, reading)}
+
+
+def test_operations_by_hand():
+    assert SIZES.vision_flops(6) == 2 * 700 * 24 + 4 * 24**2 * 8 * 3
+    assert SIZES.forward_flops(5, 7) == 2 * 6000 * 5 + 4 * 2 * 10 * 5 * (7 + 2.5)
+    assert SIZES.step_flops(5, 7, 3) == 2 * (SIZES.forward_flops(5, 7) + 2 * 10 * 100 * 3)
+    assert SIZES.kept_bytes(7, 2) == 2 * 2 * 4 * 7 * 2
+
+
+def test_times_are_operations_over_what_is_reached():
+    found = parts(JOB)
+    vision = SIZES.vision_flops(6)
+    pair = SIZES.step_flops(80, 0, 3) + vision / 3
+    assert found["stage 1"].examples == 20 * 3 * 2
+    assert found["stage 1"].seconds == pytest.approx(120 * pair / 0.5e6)
+    prefix, graph = 30 + 3 + 6, 5 + 60
+    example = vision + SIZES.forward_flops(prefix) + SIZES.step_flops(graph, prefix, 3)
+    assert found["stage 2"].seconds == pytest.approx(60 * example / 0.5e6)
+    assert found["stage 2"].bound == "arithmetic"
+    assert found.keys() == {"stage 1", "stage 2"}
+    kept = parts(replace(JOB, store="prefix"))
+    assert kept.keys() == {"features", "stage 1", "prefixes", "stage 2"}
+    assert kept["stage 2"].seconds == pytest.approx(60 * SIZES.step_flops(graph, prefix, 3) / 0.5e6)
+    assert kept["features"].disk == pytest.approx(20 * 6 * 10 * 2 / 1e9)
+    assert kept["prefixes"].disk == pytest.approx(20 * SIZES.kept_bytes(prefix) / 1e9)
+
+
+def test_devices_price_and_the_slower_of_reading_and_computing():
+    alone, four = parts(JOB)["stage 2"], parts(JOB, replace(FAST, number=4, price=7.0))["stage 2"]
+    assert four.seconds == pytest.approx(alone.seconds / 4)
+    assert four.cost == pytest.approx(alone.seconds / 3600 * 7.0)
+    slow = parts(JOB, replace(FAST, cores=2), reading=0.001)["stage 2"]
+    assert (slow.bound, slow.seconds) == ("reading pictures", pytest.approx(60 / 0.002))
+    narrow = parts(replace(JOB, store="prefix"), replace(FAST, bandwidth=1e-9))["stage 2"]
+    weights = (6000 + 700 + 1000) * 2
+    assert narrow.bound == "memory bandwidth"
+    assert narrow.seconds == pytest.approx(60 * (weights * 2 / 2 + SIZES.kept_bytes(39)))
+
+
+def test_auto_keeps_the_largest_that_fits():
+    one = SIZES.feature_bytes(6) * 20 / 1e9
+    prefix = one + SIZES.kept_bytes(39) * 20 / 1e9
+    for disk, wanted in ((prefix, "prefix"), (prefix * 0.99, "features"), (one * 0.99, "none")):
+        assert chosen_store(SIZES, replace(JOB, store="auto", disk=disk)) == wanted
+    assert chosen_store(SIZES, replace(JOB, store="auto", epochs2=1)) == "features"  # nothing is seen again
+    assert chosen_store(SIZES, replace(JOB, store="auto", released=True)) == "features"
+    with pytest.raises(UsageError, match="the store prefix takes"):
+        chosen_store(SIZES, replace(JOB, store="prefix", disk=one))
+
+
+def test_the_7b_is_near_its_description():
+    """design figures: labelling 7.3 TFLOP at N = 256; 8.29e9 parameters of 2 bytes."""
+    (found,) = estimate(QWEN2_VL_7B, Job(images=0, visual=256, label=1), Device(1.0, 1e9, 80.0, 1.0), 1e9)
+    assert found.seconds == pytest.approx(7.3, rel=0.15)
+    assert found.memory == pytest.approx(16, rel=0.1)
+    assert activation_bytes(QWEN2_VL_7B, 2) == pytest.approx(28 * (10 * 3584 + 4 * 18944) * 2, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"images": -1}, "images: -1"),
+        ({"images": 0}, "there are no images"),
+        ({"visual": 0}, "visual tokens: 0"),
+        ({"released": True, "store": "prefix"}, "no prefix can be kept"),
+    ],
+)
+def test_a_job_that_cannot_be_is_refused(change, words):
+    with pytest.raises(UsageError, match=words):
+        replace(JOB, **change)
+
+
+@pytest.mark.parametrize("change", [{"tflops": 0.0}, {"bandwidth": -1.0}, {"efficiency": 1.5}, {"number": 0}])
+def test_a_device_that_cannot_be_is_refused(change):
+    with pytest.raises(UsageError):
+        replace(FAST, **change)
+
+
+def lines():
+    shares = (0.5, 0.2, 0.4)
+    return [
+        {
+            "name": str(share),
+            "visual": 256,
+            "median_s": 2.0,
+            "more": {"flops": 4e12 * share, "share_of_gemm_peak": share},
+        }
+        for share in shares
+    ] + [{"name": "memory", "visual": 1, "median_s": 0.0, "more": {}}]
+
+
+def test_the_check_predicts_each_line_by_the_others():
+    found = checked(lines(), 2.0)
+    assert [line["name"] for line in found] == ["0.5", "0.2", "0.4"]
+    assert found[0]["estimated_s"] == pytest.approx(4e12 * 0.5 / (2e12 * 0.3))
+    assert found[0]["ratio"] == pytest.approx(0.5 / 0.3)
+    assert measured_efficiency({"results": lines()}) == 0.4
+    with pytest.raises(UsageError, match="no line of training"):
+        measured_efficiency({"results": []})
+
+
+def test_sizes_are_read_from_a_configuration():
+    sizes = sizes_of("embedded")
+    assert (sizes.dim, sizes.layers, sizes.kv_dim, sizes.vocabulary, sizes.patches) == (256, 4, 128, 768, 4)
+    layer = 256 * (256 + 2 * 128) + 512 + 256 * 256 + 3 * 256 * 512 + 2 * 256
+    assert sizes.language == 4 * layer
+    assert sizes_of("Qwen2-VL-7B") is QWEN2_VL_7B
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["plan", *arguments])
+
+
+DEVICE = ("--peak", "100", "--bandwidth", "1000")
+
+
+def test_the_command_prints_a_table_or_json(tmp_path):
+    shown = run("--images", "1000", "--label", "10", *DEVICE)
+    assert shown.exit_code == 0, shown.output
+    for word in ("stage 1", "stage 2", "labelling", "together"):
+        assert word in shown.stdout
+    content = json.loads(run("--images", "1000", "--json", *DEVICE).stdout)
+    assert [part["name"] for part in content["parts"]] == ["features", "stage 1", "prefixes", "stage 2"]
+    machine = {"gemm_tflops": 0.5, "bandwidth_gb_s": 20.0, "dtype": "float32"}
+    (tmp_path / "bench.json").write_text(json.dumps({"machine": machine, "results": lines()}))
+    measured = json.loads(run("--label", "10", "--bench", str(tmp_path / "bench.json"), "--json").stdout)
+    assert (measured["device"]["tflops"], measured["device"]["efficiency"]) == (0.5, 0.4)
+    assert measured["job"]["itemsize"] == 4
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--images", "10"),
+        (*DEVICE,),
+        ("--images", "10", "--store", "prefixes", *DEVICE),
+        ("--images", "10", "--bench", "missing.json"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(arguments, capsys):
+    from typer.main import get_command
+
+    code = guarded(lambda: get_command(app)(args=["plan", *arguments], prog_name="masp"), False)
+    assert code == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,286 @@
+"""What is kept on the disk between runs: never wrong, never more than allowed, and to the byte what a run computes."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import small_training as small
+import tiny
+from masp.errors import MaspError
+from masp.model import MaspModel
+from masp.training import train_aspects, train_prompt
+from masp.training.shelf import ABANDONED, Group, Shelf, key_of
+
+FEW = ("prompt.max_steps=6", "prompt.batch_size=7", "prompt.epochs=3", "prompt.store=prefix")
+ROOM = 10**9
+
+
+def group(seed=0, size=1000):
+    numbers = torch.randn(size, generator=torch.Generator().manual_seed(seed))
+    return Group({"a.0": numbers, "b": torch.tensor([[True, False]]), "half": numbers.bfloat16()}, {"said": "yes"})
+
+
+def same(left, right):
+    return left.notes == right.notes and all(
+        torch.equal(left.tensors[name], right.tensors[name]) for name in left.tensors
+    )
+
+
+def test_a_group_comes_back_as_it_was(tmp_path):
+    shelf = Shelf(tmp_path / "new", ROOM)
+    assert shelf.load("k") is None
+    assert same(shelf.save("k", group()), group())
+    assert same(Shelf(tmp_path / "new", ROOM).load("k"), group())
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["k.safetensors"]
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def swap(path):
+    """The whole content of another group under this name."""
+    Shelf(path.parent, ROOM).save("other", group(1))
+    (path.parent / "other.safetensors").replace(path)
+
+
+@pytest.mark.parametrize("harm", [flip, cut, empty, swap])
+def test_a_damaged_group_is_not_used(tmp_path, harm, caplog):
+    shelf = Shelf(tmp_path, ROOM)
+    shelf.save("k", group())
+    harm(tmp_path / "k.safetensors")
+    assert Shelf(tmp_path, ROOM).load("k") is None
+    assert "computed again" in caplog.text
+    assert not (tmp_path / "k.safetensors").exists()
+    assert same(shelf.save("k", group()), group())
+
+
+def test_the_longest_unused_makes_room_but_never_what_this_run_uses(tmp_path):
+    before = Shelf(tmp_path, ROOM)
+    for number, name in enumerate("abc"):
+        before.save(name, group())
+        os.utime(tmp_path / f"{name}.safetensors", (number, number))
+    size = (tmp_path / "a.safetensors").stat().st_size
+    shelf = Shelf(tmp_path, 3 * size + 1)
+    assert shelf.load("a") is not None
+    shelf.save("d", group())
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["a", "c", "d"]
+    shelf.save("e", group())
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["a", "d", "e"]
+    with pytest.raises(MaspError, match="store_disk_gb"):
+        shelf.save("f", group())
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["a", "d", "e"]
+
+
+def test_a_budget_too_small_for_one_group_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(MaspError, match=r"the store needs .* at most store_disk_gb"):
+        Shelf(tmp_path, 100).save("k", group())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_dead_writer_left_is_removed_after_a_while(tmp_path):
+    for name, age in ((".masp-partial-1-old", 2 * ABANDONED), (".masp-partial-2-new", 0)):
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    Shelf(tmp_path, ROOM)
+    assert [path.name for path in tmp_path.iterdir()] == [".masp-partial-2-new"]  # it may be being written
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MaspError, match=r"the store in .*file cannot be written"):
+        Shelf(tmp_path / "file", ROOM)
+
+
+def test_keys_differ_with_every_part():
+    assert key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1})
+    assert len({key_of({"a": 1}), key_of({"a": 2}), key_of({"b": 1}), key_of({"a": "1"})}) == 4
+
+
+# --- in training -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return small.write_dataset(tmp_path_factory.mktemp("data"), train=21)
+
+
+def trained(dataset, out, store, *changes, family="qwen2_vl", seed=0, aspects=None):
+    config = small.config(*FEW, *([] if store is None else [f"prompt.store_dir={store}"]), *changes)
+    return train_prompt(config, dataset, tiny.backbone(family, seed=seed), aspects, out).adapter
+
+
+def equal(left, right):
+    return all(path.read_bytes() == (right / path.name).read_bytes() for path in left.iterdir())
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """Counts of images through the vision tower and through a prefix."""
+    counts = {"vision": 0, "prefix": 0}
+    backbone, prefix = type(tiny.backbone()), MaspModel.prefix
+    vision = backbone.visual_tokens
+
+    def seen(self, pixels):
+        counts["vision"] += len(pixels)
+        return vision(self, pixels)
+
+    def passed(self, visual, questions, use=None):
+        counts["prefix"] += len(visual)
+        return prefix(self, visual, questions, use)
+
+    monkeypatch.setattr(backbone, "visual_tokens", seen)
+    monkeypatch.setattr(MaspModel, "prefix", passed)
+    return counts
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "instructblip"])
+def test_a_store_changes_no_byte_and_is_used_again(tmp_path, dataset, work, family):
+    store = tmp_path / "store"
+    expected = trained(dataset, tmp_path / "memory", None, family=family)
+    assert equal(trained(dataset, tmp_path / "disk", store, family=family), expected)
+    work.update(vision=0, prefix=0)
+    assert equal(trained(dataset, tmp_path / "again", store, family=family), expected)
+    trained(dataset, tmp_path / "other", store, "prompt.seed=3", "method.prompt_length=5", family=family)
+    assert work["vision"] == 0
+    if family != "instructblip":  # there another seed asks an image another question first
+        assert work["prefix"] == 2  # one image in each run, to learn the size
+
+
+def test_both_stages_share_a_store(tmp_path, dataset, work):
+    config = small.config("aspects.max_steps=2", f"aspects.store_dir={tmp_path / 'store'}")
+    train_aspects(config, dataset, tiny.backbone(), tmp_path / "a")
+    before = work["vision"]
+    trained(dataset, tmp_path / "p", tmp_path / "store", aspects=tmp_path / "a")
+    assert work["vision"] == before == 26
+
+
+def test_what_depends_on_something_else_is_not_used(tmp_path, dataset, work):
+    """Other weights, another image size, a changed picture, other aspects: each is computed again."""
+    store = tmp_path / "store"
+    trained(dataset, tmp_path / "first", store)
+    for number, (changes, seed) in enumerate([((), 1), (("data.longest_side=60",), 0)]):
+        work.update(vision=0, prefix=0)
+        found = trained(dataset, tmp_path / f"disk{number}", store, *changes, seed=seed)
+        assert (work["vision"], work["prefix"]) == (26, 27)
+        assert equal(found, trained(dataset, tmp_path / f"memory{number}", None, *changes, seed=seed))
+    for stage_seed in (0, 1):
+        out = tmp_path / f"aspects{stage_seed}"
+        train_aspects(small.config("aspects.max_steps=1", f"aspects.seed={stage_seed}"), dataset, tiny.backbone(), out)
+        work.update(vision=0, prefix=0)
+        trained(dataset, tmp_path / f"with{stage_seed}", store, aspects=out)
+        assert (work["vision"], work["prefix"]) == (0, 27)
+
+
+def test_a_changed_picture_is_read_again(tmp_path, work):
+    dataset = small.write_dataset(tmp_path / "data", train=21)
+    trained(dataset, tmp_path / "first", tmp_path / "store")
+    tiny.picture(84, 56, seed=99).save(tmp_path / "data" / "020.png")
+    changed = small.write_dataset(tmp_path / "data", train=21)
+    work.update(vision=0, prefix=0)
+    found = trained(changed, tmp_path / "disk", tmp_path / "store")
+    assert work["vision"] == 10  # its group, of the second ten images
+    assert equal(found, trained(changed, tmp_path / "memory", None))
+
+
+def test_a_damaged_store_is_repaired(tmp_path, dataset):
+    store = tmp_path / "store"
+    expected = trained(dataset, tmp_path / "whole", store)
+    before = {path.name: path.read_bytes() for path in store.iterdir()}
+    assert len(before) == 4  # two groups of visual tokens, two of prefixes
+    for path, harm in zip(sorted(store.iterdir()), (flip, cut, empty, flip), strict=True):
+        harm(path)
+    assert equal(trained(dataset, tmp_path / "again", store), expected)
+    assert {path.name: path.read_bytes() for path in store.iterdir()} == before
+
+
+def test_bad_images_are_remembered_with_their_reasons(tmp_path, work):
+    dataset = small.write_dataset(tmp_path / "data", train=21)
+    (tmp_path / "data" / "003.png").write_bytes(b"no image")
+    first, again = (trained(dataset, tmp_path / name, tmp_path / "store") for name in ("first", "again"))
+    assert work["vision"] == 25
+    assert equal(first, again)
+    accounts = [(tmp_path / name / "quarantine.jsonl").read_text() for name in ("first", "again")]
+    assert accounts[0] == accounts[1]
+    assert "003.png" in accounts[0]
+
+
+def test_a_full_disk_while_the_store_grows_ends_the_run_and_the_same_command_goes_on(tmp_path, dataset, monkeypatch):
+    expected = trained(dataset, tmp_path / "whole", None)
+    out, store = tmp_path / "cut", tmp_path / "store"
+    replace, written = Path.replace, []
+
+    def refuse(self, target):
+        if Path(target).suffix == ".safetensors" and Path(target).parent == store:
+            written.append(target)
+            if len(written) == 3:
+                raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", refuse)
+        with pytest.raises(MaspError, match=r"No space left on device.*run the same command again"):
+            trained(dataset, out, store)
+    assert len(list(store.iterdir())) == 2  # what was whole stays, nothing half
+    assert equal(trained(dataset, out, store), expected)
+
+
+def test_auto_takes_no_more_of_the_disk_than_it_may(tmp_path, dataset):
+    trained(dataset, tmp_path / "out", tmp_path / "store", "prompt.store=auto", "prompt.store_disk_gb=1e-4")
+    assert '"features"' in (tmp_path / "out" / "store.json").read_text()
+    with pytest.raises(MaspError, match="store_disk_gb"):
+        trained(dataset, tmp_path / "asked", tmp_path / "store", "prompt.store_disk_gb=1e-4")
+
+
+WORK = """
+import sys
+from pathlib import Path
+import torch
+import small_training as small
+from masp.backbones.loading import load_backbone
+from masp.training import train_prompt
+torch.set_num_threads(1)
+root, out, changes = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+backbone = load_backbone(str(root / "checkpoint"), dtype="float32", device="cpu")
+train_prompt(small.config(*changes), small.write_dataset(root / "data", train=21), backbone, None, out)
+"""
+
+
+@pytest.mark.slow
+def test_two_runs_that_build_one_store_at_once_disturb_nobody(tmp_path):
+    (tmp_path / "work.py").write_text(WORK)
+    (tmp_path / "checkpoint").mkdir()
+    tiny.write_checkpoint(tmp_path / "checkpoint", "qwen2_vl")
+    small.write_dataset(tmp_path / "data", train=21)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    shared = f"prompt.store_dir={tmp_path / 'store'}"
+    runs = {"alone": [], "left": [shared], "right": [shared]}
+    children = [
+        subprocess.Popen(
+            [sys.executable, tmp_path / "work.py", tmp_path, tmp_path / name, *FEW, *changes],
+            env=environment,
+            stderr=subprocess.PIPE,
+        )
+        for name, changes in runs.items()
+    ]
+    for child in children:
+        _, said = child.communicate()
+        assert child.returncode == 0, said.decode()[-2000:]
+    for name in ("left", "right"):
+        assert equal(tmp_path / "alone" / "adapter", tmp_path / name / "adapter")
+    assert not list((tmp_path / "store").glob(".masp*"))
