@@ -58,7 +58,8 @@ UPWARDS = {
 
 # Packages and who may import them, lazily or not.
 OWNERS: Mapping[str, tuple[str, ...]] = {
-    "accelerate": ("masp.training",),
+    "accelerate": ("masp.backbones.placement", "masp.training"),
+    "bitsandbytes": ("masp.backbones.four_bit",),
     "argparse": (),
     "click": ("masp.cli",),
     "datasets": ("masp.data.hub",),

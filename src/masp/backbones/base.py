@@ -19,7 +19,8 @@ class Backbone(Protocol):
         revision: commit of the weights on the hub; None for a folder.
         family: name of the family that serves it.
         dim: width of the language model.
-        dtype: dtype of its weights and of everything it returns.
+        dtype: dtype of everything it returns, and of its weights where none are packed.
+        number_format: of its weights, for the record: "bfloat16", or "nf4/bfloat16" where linear layers are packed.
         device: where it lives.
         end_of_turn: id of the token that ends an answer.
         image_transform: what happens to an image on its way to the vision tower, for the record.
@@ -32,6 +33,7 @@ class Backbone(Protocol):
     family: str
     dim: int
     dtype: torch.dtype
+    number_format: str
     device: torch.device
     end_of_turn: int
     image_transform: dict[str, Any]

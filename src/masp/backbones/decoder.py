@@ -143,11 +143,12 @@ class Decoder:
         deep = None if extras is None else extras.deep
         levels = 0 if deep is None else deep.shape[2]
         assert levels < len(self._layers), "deep features go into the layers before the last"
+        home = states.device  # the layers may be spread over several; the last one is where the first states are
         for number in range(len(self._layers) - 1):
             states = self._layer(number, states, rotary, masks, cache)
             if deep is not None and number < levels:
-                states = states + deep[:, :, number]
-        return states
+                states = states + deep[:, :, number].to(states.device)
+        return states.to(home)
 
     def _layer(
         self,

@@ -11,6 +11,8 @@ from safetensors import SafetensorError
 
 from masp.backbones.base import Backbone
 from masp.backbones.files import BackboneFiles, find, read_json
+from masp.backbones.four_bit import require_bitsandbytes
+from masp.backbones.placement import Placement
 from masp.config import BackboneConfig
 from masp.errors import BackboneError, did_you_mean
 
@@ -42,6 +44,12 @@ REFUSALS: Mapping[str, str] = MappingProxyType(
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 )
+NF4 = "nf4"
+"""The number format of linear layers in 4 bits; what is computed is in the dtype that "auto" chooses."""
+
+SPREAD = "spread"
+"""The device of a backbone that may be larger than one."""
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -54,23 +62,26 @@ def load_backbone(
         config: what to load, or only its name: hub id, folder, or "embedded" for the small one in this package.
             Settings carry the three other arguments themselves, which then do not count.
         revision: commit, tag or branch on the hub.
-        dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 where the device computes in it, otherwise float32.
-        device: a torch device, or "auto": the GPU if there is one.
+        dtype: "float32", "bfloat16", "float16", "nf4" for 4 bits through bitsandbytes, or "auto": bfloat16 where the
+            device computes in it, otherwise float32.
+        device: a torch device, "auto" for the GPU if there is one, or "spread" for all GPUs, then main memory, then
+            the disk.
 
     Raises:
-        BackboneError: not found, not reachable, not a supported family, or an unknown dtype or device.
+        BackboneError: not found, not reachable, not a supported family, an unknown dtype or device, no bitsandbytes,
+            or not enough room.
+        UsageError: a revision of a folder.
     """
     if isinstance(config, BackboneConfig):
         name, revision, dtype, device = config.id, config.revision, config.dtype, config.device
     else:
         name = config
     files = find_supported(name, revision)
-    where = choose_device(device)
-    kind = choose_dtype(dtype, where)
+    place = choose_placement(dtype, device)
     load = by_name(FAMILIES[files.model_type])
-    _LOG.info("loading backbone %s (%s, %s, %s)", name, files.model_type, kind, where)
+    _LOG.info("loading backbone %s (%s, %s)", name, files.model_type, place)
     try:
-        return load(files, kind, where)
+        return load(files, place)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BackboneError(
             f"the backbone '{name}' cannot be loaded: {error}", "", "Check that its files are whole."
@@ -82,6 +93,7 @@ def find_supported(name: str, revision: str | None = None) -> BackboneFiles:
 
     Raises:
         BackboneError: not found, not reachable, or not a supported family.
+        UsageError: a revision of a folder.
     """
     files = find(name, revision)
     refuse_unserved(name, read_json(files.folder / "config.json"))
@@ -111,6 +123,19 @@ def by_name(place: str) -> Any:
     return getattr(import_module(module), name)
 
 
+def choose_placement(dtype: str, device: str) -> Placement:
+    """What names of a number format and of a device stand for.
+
+    Raises:
+        BackboneError: unknown names, or no bitsandbytes for "nf4".
+    """
+    four_bit, spread = dtype == NF4, device == SPREAD
+    if four_bit:
+        require_bitsandbytes()
+    where = choose_device("auto" if spread else device)
+    return Placement(choose_dtype("auto" if four_bit else dtype, where), where, four_bit, spread)
+
+
 def choose_device(device: str) -> torch.device:
     """The device of this name; "auto" is the GPU if there is one.
 
@@ -123,7 +148,7 @@ def choose_device(device: str) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise BackboneError(
-            f"the device '{device}' cannot be used: {str(error).splitlines()[0]}", "cpu, cuda or auto"
+            f"the device '{device}' cannot be used: {str(error).splitlines()[0]}", "cpu, cuda, auto or spread"
         ) from None
 
 
@@ -139,5 +164,6 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
         native = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if native else torch.float32
     if dtype not in DTYPES:
-        raise BackboneError(f"unknown dtype '{dtype}'", f"auto, {', '.join(DTYPES)}", did_you_mean(dtype, DTYPES))
+        known = (*DTYPES, NF4)
+        raise BackboneError(f"unknown dtype '{dtype}'", f"auto, {', '.join(known)}", did_you_mean(dtype, known))
     return DTYPES[dtype]

@@ -167,7 +167,7 @@ def provenance(masp: Masp, dataset: Dataset | None = None, split: str | None = N
             "revision": backbone.revision,
             "family": backbone.family,
             "fingerprint": backbone.fingerprint(),
-            "dtype": str(backbone.dtype).removeprefix("torch."),
+            "dtype": backbone.number_format,
             "device": str(backbone.device),
         },
         "adapter": {

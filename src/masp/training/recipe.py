@@ -260,7 +260,7 @@ def identity_of(
     table = {
         "stage": stage,
         "backbone": backbone.fingerprint(),
-        "backbone.dtype": str(backbone.dtype).removeprefix("torch."),
+        "backbone.dtype": backbone.number_format,
         "data": dataset.fingerprint(),
         "questions": load_questions(config.questions).fingerprint(),
         **_flat("method", resolved),
@@ -296,7 +296,7 @@ def training_record(settings: TrainConfig, backbone: Backbone, steps: int, start
         steps=steps,
         batch_size=settings.batch_size,
         class_weights=settings.class_weights,
-        dtype=str(backbone.dtype).removeprefix("torch."),
+        dtype=backbone.number_format,
         prompt_start=start,
     )
 
