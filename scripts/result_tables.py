@@ -179,10 +179,10 @@ def _baseline(lines: list[Content]) -> str:
 def annotations(content: Content) -> str:
     """Reading and checking EmoSet's annotations: seconds beside the goal."""
     machine = content["machine"]
+    where = f"{machine['cores']} cores, load {machine['load_average']:.1f} at the start"
     intro = (
         f"{content['files']:,} made-up annotation files in EmoSet's layout, read and checked as `masp data check "
-        f"--no-images` does it, just after they were written ({machine['cores']} cores, load {machine['load_average']:.1f} "
-        "at the start)."
+        f"--no-images` does it, just after they were written ({where})."
     )
     met = "yes" if content["seconds"] <= content["goal_s"] else "no"
     row = (

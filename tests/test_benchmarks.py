@@ -11,11 +11,11 @@ import embedded
 import full_size
 import pytest
 import real_width
-import result_tables
 import torch
 from random_backbone import timed, write_checkpoint
 from safetensors.torch import load_file
 
+import result_tables
 import tiny
 from masp.backbones.facts import count
 from masp.backbones.loading import load_backbone
