@@ -37,7 +37,8 @@ def annotate_data(
         list[str],
         typer.Argument(
             metavar="DIR [KEY=VALUE…]",
-            help="A data set in any known layout, or a folder of pictures without labels. Settings such as `data.layout=votes`.",
+            help="A data set in any known layout, or a folder of pictures without labels. "
+            "Settings such as `data.layout=votes`.",
         ),
     ],
     backbone: Annotated[
