@@ -23,7 +23,7 @@ _NOTHING = re.compile(
     r"|(unable|cannot|can't|can not)\b.*"
     r"|i (do not|don't|cannot|can't|can not|could not|couldn't|will not|won't|would need)\b.*"
     r"|it('s| is)( not|n't)? (not |im)?(possible|clear|visible|specified|unclear|impossible|unknown)\b.*"
-    r"|(the|this) (image|picture|photo)( provided)? (does not|doesn't|do not|is not|isn't|is blank|is empty|has no|"
+    r"|((the|this) )?(image|picture|photo)( provided)? (does not|doesn't|do not|is not|isn't|is blank|is empty|has no|"
     r"shows no|contains no)\b.*"
 )
 _ARTICLE = re.compile(r"(a|an|the|some|several|many)\s+")
