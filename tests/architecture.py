@@ -36,7 +36,7 @@ ROWS = (
     ("masp.data",),
     ("masp.adapters",),
     ("masp.explain", "masp.training", "masp.plan"),
-    ("masp.prediction", "masp.predictor", "masp.evaluation", "masp.export"),
+    ("masp.prediction", "masp.predictor", "masp.evaluation", "masp.export", "masp.annotate"),
     ("masp.systems",),
     ("masp.report_data", "masp.plots", "masp.report"),
     ("masp.demo", "masp.bench"),

@@ -82,6 +82,11 @@ def shown(value: object) -> str:
     return printer.repr(value)
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: "1 picture", "0 pictures", "1,200 pictures"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def nearest(word: str, options: Iterable[str]) -> str | None:
     """The option that is spelt most like the word, or None when none is near."""
     folded = {option.casefold(): option for option in options}

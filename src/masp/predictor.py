@@ -27,7 +27,7 @@ from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
 from masp.data.images import open_image, shrink, to_rgb
 from masp.data.loading import prefetch
-from masp.errors import AdapterError, ImageError, UsageError, did_you_mean
+from masp.errors import AdapterError, ImageError, UsageError, counted, did_you_mean
 from masp.explain import (
     attention_to_aspects,
     leave_one_out,
@@ -273,8 +273,8 @@ class Masp:
     ) -> list[Prediction]:
         """Predictions with a task for each image, in the order of the images."""
         if isinstance(images, str | Path | Image.Image) or len(images) != len(tasks):
-            count = "one image" if isinstance(images, str | Path | Image.Image) else f"{len(images)} images"
-            raise UsageError(f"a list of {len(tasks)} tasks for {count}", "a task for each image of a list")
+            count = "one image" if isinstance(images, str | Path | Image.Image) else counted(len(images), "image")
+            raise UsageError(f"a list of {counted(len(tasks), 'task')} for {count}", "a task for each image of a list")
         by_task = {name: self._only(name) for name in tasks}  # a wrong name is refused before anything is computed
         found: dict[int, Prediction] = {}
         for name, view in by_task.items():

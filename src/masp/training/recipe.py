@@ -266,6 +266,7 @@ def identity_of(
         **_flat("method", resolved),
         **_flat("data", config.data),
         **_flat(stage, settings),
+        "data.splits.file": None,  # a place; what it divides is in the fingerprint of the data
     }
     return json.loads(json.dumps(table))
 
