@@ -165,7 +165,7 @@ def _source(annotator: Annotator, adapter: str | None) -> dict[str, Any]:
         "backbone": portable(backbone.name),
         "revision": backbone.revision,
         "fingerprint": backbone.fingerprint(),
-        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "dtype": backbone.number_format,
         "adapter": None,
         "question": {name: asking.questions[name] for name in asking.asked},
         "vocabulary": {name: _digest(list(asking.options[name])) for name in asking.asked if name in asking.options},
