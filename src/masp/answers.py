@@ -115,6 +115,30 @@ def describe_aspects(
     return [{name: _text(model, next(answers)) for name in read.aspects} for _ in range(len(visual))]
 
 
+@torch.no_grad()
+def score_rows(model: MaspModel, rows: Assembled, labels: Sequence[str]) -> Float[Tensor, "batch labels"]:
+    """As `score`, for rows that were assembled already, each perhaps with a question of its own.
+
+    Raises:
+        UsageError: no labels, or one twice.
+    """
+    return _score(model, rows, labels)
+
+
+@torch.no_grad()
+def generate_rows(model: MaspModel, rows: Assembled, max_new_tokens: int = 16) -> list[str]:
+    """As `generate`, for rows that were assembled already."""
+    return [_text(model, ids) for ids in _greedy(model, rows, max_new_tokens)]
+
+
+@torch.no_grad()
+def first_word(model: MaspModel, rows: Assembled) -> Float[Tensor, "batch vocabulary"]:
+    """Log-probabilities of the first token of each row's answer, over the whole vocabulary; fp32."""
+    whole = (rows.embeddings, rows.positions, rows.mask)
+    hidden = model.backbone.run(*whole, read=last_real(rows)[:, None], extras=rows.extras(0)).hidden[:, 0]
+    return model.backbone.logits(hidden).float().log_softmax(-1)
+
+
 def _about_aspect(model: MaspModel, visual: VisualTokens, aspect: str, question: str) -> Assembled:
     """Rows that hold the tokens of one aspect and a question, open for the answer."""
     tokens = model.aspect_tokens(visual, [aspect], [question]).tokens

@@ -37,6 +37,7 @@ __all__ = [
     "Stage",
     "TrainConfig",
     "load_config",
+    "parsed_override",
     "with_overrides",
 ]
 
@@ -72,7 +73,7 @@ def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
 
 
 def _changed(content: dict[str, object], overrides: Sequence[str], file: str) -> RunConfig:
-    changes = [_parsed_override(text) for text in overrides]
+    changes = [parsed_override(text) for text in overrides]
     for key, value in changes:
         content = _with(content, key.split("."), value, key)
     try:
@@ -167,7 +168,12 @@ def _check_nodes(node: yaml.Node, source: str) -> None:
         node.tag = _TAG + "float"  # YAML 1.1 takes 1e-4 for a text
 
 
-def _parsed_override(text: str) -> tuple[str, object]:
+def parsed_override(text: str) -> tuple[str, object]:
+    """Key and value of "section.key=value", the value read as YAML.
+
+    Raises:
+        ConfigError: no key, or a value that is not YAML.
+    """
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not all(key.split(".")):

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Float, Int
 from PIL.Image import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from masp.backbones.chat import Chat, Turn
 from masp.backbones.decoder import Decoder
@@ -165,6 +165,10 @@ class ComposedBackbone:
     def logits(self, hidden: Float[Tensor, "... dim"]) -> Float[Tensor, "... vocabulary"]:
         """The output head."""
         return self._parts.head(hidden)
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The blocks that every pass runs through."""
+        return self._decoder.blocks
 
     @torch.no_grad()
     def last_attention(self, assembled: Assembled, start: int) -> Float[Tensor, "batch heads rest sequence"]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from masp.backbones.masks import attention_masks
@@ -77,6 +77,11 @@ class Decoder:
         self._window: int | None = settings.get("sliding_window")
         every = "full_attention" if self._window is None else "sliding_attention"
         self._types: list[str] = list(settings.get("layer_types") or [every] * len(self._layers))
+
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """The blocks in order, themselves and no copies."""
+        return tuple(self._layers)
 
     def run(
         self,

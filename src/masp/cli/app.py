@@ -10,7 +10,21 @@ from typing import Annotated
 import typer
 
 from masp import __version__
-from masp.cli import bench, combine, compare, demo, evaluate, export, import_released, info, plan, predict, push, train
+from masp.cli import (
+    baseline,
+    bench,
+    combine,
+    compare,
+    demo,
+    evaluate,
+    export,
+    import_released,
+    info,
+    plan,
+    predict,
+    push,
+    train,
+)
 from masp.cli.boundary import guarded
 from masp.cli.make_data import data_app
 
@@ -28,6 +42,7 @@ app.command()(demo.demo)
 app.command(no_args_is_help=True, epilog=train.EXAMPLES)(train.train)
 app.command(no_args_is_help=True, epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(no_args_is_help=True, epilog=compare.EXAMPLES)(compare.compare)
+app.command(no_args_is_help=True, epilog=baseline.EXAMPLES)(baseline.baseline)
 app.command(no_args_is_help=True, epilog=predict.EXAMPLES)(predict.predict)
 app.command(no_args_is_help=True, epilog=import_released.EXAMPLES)(import_released.import_released)
 app.command(no_args_is_help=True, epilog=combine.EXAMPLES)(combine.combine)

@@ -1,0 +1,193 @@
+"""Every system by name: what it is, and how it is made. A system's module is loaded when the system is made."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from importlib import import_module
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from masp.backbones.base import Backbone
+from masp.config import parsed_override
+from masp.errors import ConfigError, UsageError, did_you_mean, shown
+from masp.systems.base import System
+
+_WHERE = "the command line"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A system as the catalogue knows it.
+
+    Attributes:
+        meaning: one line.
+        system: where its class is, "module:class"; called with (backbone, labels, settings), or with (system, settings)
+            where it stands on another system.
+        settings: where the class of its settings is.
+        learns: whether it needs lessons.
+        fixed: settings that make this entry what it is.
+        defaults: settings that differ here from the defaults of their class.
+        over: the system it stands on, unless `over=NAME` says otherwise.
+    """
+
+    meaning: str
+    system: str
+    settings: str
+    learns: bool = False
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    over: str | None = None
+
+
+CATALOGUE: Mapping[str, Entry] = MappingProxyType(
+    {
+        "zero-shot": Entry(
+            "the backbone alone, with the list of labels in the question",
+            "masp.systems.zero_shot:ZeroShot",
+            "masp.systems.zero_shot:ZeroShotSettings",
+        ),
+        "zero-shot-letters": Entry(
+            "the backbone alone, with lettered options",
+            "masp.systems.zero_shot:ZeroShot",
+            "masp.systems.zero_shot:ZeroShotSettings",
+            fixed={"options": "letters"},
+        ),
+        "aspects": Entry(
+            "aspect tokens before the image, no soft prompt (V+A); aspects=DIR",
+            "masp.systems.untrained:Untrained",
+            "masp.systems.untrained:UntrainedSettings",
+            fixed={"prompt_length": 0},
+        ),
+        "random-prompt": Entry(
+            "a soft prompt that nobody trained, with aspect tokens where aspects=DIR names them (V+A+rS)",
+            "masp.systems.untrained:Untrained",
+            "masp.systems.untrained:UntrainedSettings",
+        ),
+        "sepm": Entry(
+            "positive or negative first, then which, without the image tokens that got least attention (SEPM)",
+            "masp.systems.sepm:Sepm",
+            "masp.systems.sepm:SepmSettings",
+        ),
+        "probe": Entry(
+            "logistic regression on the mean visual token, no language model",
+            "masp.systems.probe:Probe",
+            "masp.systems.probe:ProbeSettings",
+            learns=True,
+        ),
+        "distilled": Entry(
+            "a head taught by a teacher, and a gate between it and another system (EmoVLM-KD); over=NAME",
+            "masp.systems.distilled:Distilled",
+            "masp.systems.distilled:DistilledSettings",
+            learns=True,
+            over="zero-shot",
+        ),
+        "qlora": Entry(
+            "LoRA layers in the language model, tuned on the emotion question; over 4-bit weights: QLoRA (Table 4)",
+            "masp.systems.lora:LoraSystem",
+            "masp.systems.lora:LoraSettings",
+            learns=True,
+        ),
+        "instruction": Entry(
+            "LoRA layers, tuned on questions built from the annotated aspects too (EmoVIT)",
+            "masp.systems.instruction:InstructionSystem",
+            "masp.systems.lora:LoraSettings",
+            learns=True,
+            defaults={"epochs": 4},
+        ),
+    }
+)
+"""Name → system. A new system is one file and one entry."""
+
+OVER = "over"
+
+
+def entry_of(name: str) -> Entry:
+    """The entry of a name.
+
+    Raises:
+        UsageError: there is no such system.
+    """
+    if name not in CATALOGUE:
+        raise UsageError(f"there is no system '{name}'", "", did_you_mean(name, CATALOGUE))
+    return CATALOGUE[name]
+
+
+def make_system(
+    name: str, backbone: Backbone, labels: tuple[str, ...], changes: Sequence[str] = (), seed: int = 0
+) -> System:
+    """A system, ready to learn or to answer.
+
+    Args:
+        name: in the catalogue.
+        backbone: it stands on.
+        labels: what it chooses from.
+        changes: its settings as "key=value"; where it stands on another system, `over=NAME` names that one and
+            `over.key=value` is a setting of it.
+        seed: of what is random before anything is learned.
+
+    Raises:
+        UsageError: no such system, or one that does not fit the backbone or the labels.
+        ConfigError: an unknown setting or a wrong value.
+    """
+    return _made(name, backbone, labels, dict(parsed_override(change) for change in changes), seed)
+
+
+def settings_of(name: str) -> dict[str, object]:
+    """The settings of a system with their defaults.
+
+    Raises:
+        UsageError: there is no such system.
+    """
+    entry = entry_of(name)
+    own = {one.name: one.default for one in fields(_found(entry.settings))} | {**entry.defaults, **entry.fixed}
+    return own if entry.over is None else own | {OVER: entry.over}
+
+
+def _made(name: str, backbone: Backbone, labels: tuple[str, ...], values: Mapping[str, object], seed: int) -> System:
+    entry = entry_of(name)
+    if entry.over is not None:
+        return _stacked(name, entry.over, backbone, labels, values, seed)
+    seeded = {"seed": seed} if "seed" in settings_of(name) else {}
+    return _found(entry.system)(backbone, labels, checked(name, {**seeded, **values}))
+
+
+def _stacked(
+    name: str, over: str, backbone: Backbone, labels: tuple[str, ...], values: Mapping[str, object], seed: int
+) -> System:
+    """A system on another one, which has the settings that begin with `over.`."""
+    base, prefix = values.get(OVER, over), f"{OVER}."
+    if not isinstance(base, str):
+        raise ConfigError(f"{_WHERE}: {OVER} is {shown(base)}", "the name of a system", "See masp baseline --list.")
+    if base == name:
+        raise UsageError(f"{name} cannot stand on itself", "another system", f"Name one: {OVER}=zero-shot.")
+    inner = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+    own = {key: value for key, value in values.items() if key != OVER and not key.startswith(prefix)}
+    settings = checked(name, own)
+    return _found(entry_of(name).system)(_made(base, backbone, labels, inner, seed), settings)
+
+
+def checked(name: str, values: Mapping[str, object]) -> Any:
+    """The settings of a system, checked.
+
+    Raises:
+        ConfigError: an unknown setting, one that is fixed, or a wrong value.
+    """
+    entry = entry_of(name)
+    kind = _found(entry.settings)
+    known = [one.name for one in fields(kind) if one.name not in entry.fixed]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{_WHERE}: {name} has no setting '{key}'", "", did_you_mean(key, known))
+    try:
+        return TypeAdapter(kind).validate_python({**entry.defaults, **values, **entry.fixed})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        expected = first["msg"].removeprefix("Input should be ")
+        raise ConfigError(f"{_WHERE}: {key} is {shown(first['input'])}", expected, f"Correct {key}.") from None
+
+
+def _found(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)

@@ -1,0 +1,190 @@
+"""What systems that learn have in common: a folder of their own, parts that are computed once, modules that are fitted.
+
+`out/` holds run.json (what decides the result), `read/` (what was read from each image, a group at a time),
+`<part>/checkpoints` and `<part>/metrics.jsonl` of each part that is fitted, and `learned/`, which is written last.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from masp.backbones.base import Backbone
+from masp.data.sampling import Batches
+from masp.errors import DataError, UsageError
+from masp.settings import TrainConfig
+from masp.systems.base import Lesson, Lessons
+from masp.training.checkpoints import Checkpoint, CheckpointStore
+from masp.training.interrupts import StopRequest
+from masp.training.loop import Stage, Trainer
+from masp.training.progress import Bar
+from masp.training.recipe import hash_of, loop_settings, make_accelerator
+from masp.training.runs import RunFolder
+from masp.training.shelf import Group, Shelf, key_of
+from masp.training.state import put
+from masp.types import VisualTokens
+
+TOGETHER = 32  # images that are read in one batch
+GROUP = 8  # batches whose results are written together
+
+
+@dataclass(frozen=True)
+class Study:
+    """One call of `learn` that holds its folder.
+
+    Attributes:
+        backbone: what the system stands on.
+        lessons: what it learns from.
+        labels: what it learns to name.
+        stop: is asked between steps.
+        identity: all that decides the result, as JSON values.
+    """
+
+    backbone: Backbone
+    lessons: Lessons
+    labels: tuple[str, ...]
+    stop: StopRequest
+    identity: Mapping[str, Any]
+
+    @property
+    def examples(self) -> tuple[Lesson, ...]:
+        """Lessons of both splits, those to learn from first."""
+        return self.lessons.train + self.lessons.val
+
+    def target(self, lesson: Lesson) -> int:
+        """The number of a lesson's label."""
+        return self.labels.index(lesson.label)
+
+    def table(
+        self, name: str, read: Callable[[VisualTokens], Mapping[str, Tensor]]
+    ) -> tuple[dict[str, Tensor], dict[int, int]]:
+        """What `read` makes of every image of the lessons, one row an image; what an earlier start read is loaded.
+
+        Images are always read in the same batches, so an interrupted call goes on to the same bits.
+
+        Returns:
+            Tensors by name, on the CPU, and the row of each image.
+
+        Raises:
+            Interrupted: a signal arrived; whole groups of images are saved.
+        """
+        images = sorted({lesson.image for lesson in self.examples})
+        shelf, parts = Shelf(self.lessons.out / "read", sys.maxsize), []
+        with Bar(name, len(images)) as bar:
+            for start in range(0, len(images), TOGETHER * GROUP):
+                chosen = images[start : start + TOGETHER * GROUP]
+                key = key_of({"kind": name, "images": chosen, **self.identity})
+                parts.append((shelf.load(key) or shelf.save(key, self._group(chosen, read))).tensors)
+                bar.show(start + len(chosen))
+        columns = {column: torch.cat([part[column] for part in parts]) for column in parts[0]}
+        return columns, {image: row for row, image in enumerate(images)}
+
+    def _group(self, images: Sequence[int], read: Callable[[VisualTokens], Mapping[str, Tensor]]) -> Group:
+        found: list[Mapping[str, Tensor]] = []
+        for start in range(0, len(images), TOGETHER):
+            self.stop.check()
+            with torch.no_grad():
+                found.append(read(self.lessons.images.visual(images[start : start + TOGETHER])))
+        return Group({name: torch.cat([part[name].cpu() for part in found]) for name in found[0]}, {})
+
+    def fit(self, stage: Stage, settings: TrainConfig) -> dict[str, float]:
+        """Train the parameters of a stage, going on where an earlier start was; finished, they are loaded.
+
+        Returns:
+            The validation metrics of the state that was kept, empty without a validation split.
+
+        Raises:
+            Interrupted: a signal arrived; the checkpoint is written.
+        """
+        folder = self.lessons.out / stage.name
+
+        def run() -> Checkpoint:
+            folder.mkdir(exist_ok=True)
+            checkpoints = CheckpointStore(folder / "checkpoints", settings.keep_checkpoints)
+            checkpoints.clean()
+            order = Batches(len(self.lessons.train), settings.batch_size, settings.seed)
+            loop = loop_settings(settings, order, hash_of({"part": stage.name, **self.identity}))
+            with torch.random.fork_rng():  # dropout; the caller's own random numbers stay as they are
+                torch.manual_seed(settings.seed)
+                accelerator = make_accelerator(settings, self.backbone, folder, stage.name)
+                fit = Trainer(stage, loop, checkpoints, accelerator).fit(folder / "metrics.jsonl", self.stop)
+            tensors = {name: tensor.detach().cpu() for name, tensor in stage.parameters().items()}
+            return Checkpoint(fit.steps, tensors, {"metrics": fit.metrics})
+
+        found = once(folder / "learned", run)
+        put({name: tensor.to(self.backbone.device) for name, tensor in found.tensors.items()}, stage.parameters())
+        return found.state["metrics"]
+
+    def once(self, make: Callable[[], Checkpoint]) -> Checkpoint:
+        """All that the system learns: loaded where it is there, otherwise made and saved."""
+        return once(self.lessons.out / "learned", make)
+
+
+@contextmanager
+def studying(
+    system: str, backbone: Backbone, labels: tuple[str, ...], lessons: Lessons, settings: Mapping[str, Any]
+) -> Iterator[Study]:
+    """Hold the folder of the lessons while a system learns.
+
+    Args:
+        system: its name.
+        backbone: what it stands on.
+        labels: what it chooses from.
+        lessons: what it learns from.
+        settings: its own settings, and whatever else its result depends on, as JSON values.
+
+    Raises:
+        DataError: there is nothing to learn from, or a lesson has a label that is none of the labels.
+        UsageError: the folder belongs to other lessons, another system, or another backbone.
+        CheckpointError: the folder cannot be written, or another process is using it.
+    """
+    check_lessons(lessons, labels)
+    told = [[[lesson.image, lesson.label] for lesson in split] for split in (lessons.train, lessons.val)]
+    identity = {
+        "system": system,
+        "backbone": backbone.fingerprint(),
+        "backbone.dtype": str(backbone.dtype).removeprefix("torch."),
+        "labels": list(labels),
+        "data": lessons.fingerprint,
+        "lessons": hash_of({"told": told}),
+        "seed": lessons.seed,
+        **settings,
+    }
+    with StopRequest() as stop, RunFolder(lessons.out).opened(identity, {}):
+        yield Study(backbone, lessons, labels, stop, identity)
+
+
+def check_lessons(lessons: Lessons, labels: Sequence[str]) -> None:
+    """Make sure that there is something to learn, and nothing that cannot be answered.
+
+    Raises:
+        DataError: nothing to learn from, or a label that is none of the labels.
+    """
+    if not lessons.train:
+        raise DataError("there is no labelled image to learn from", "at least one", "Check the split train.")
+    strange = sorted({lesson.label for lesson in (*lessons.train, *lessons.val)} - set(labels))
+    if strange:
+        raise DataError(
+            f"the lessons have the label '{strange[0]}'", f"one of {', '.join(labels)}", "Correct --labels."
+        )
+
+
+def once(folder: Path, make: Callable[[], Checkpoint]) -> Checkpoint:
+    """What is saved in a folder, or else made and saved there, whole or not at all."""
+    store = CheckpointStore(folder, keep=1)
+    store.clean()
+    found = store.latest()
+    if found is None:
+        found = make()
+        store.save(found)
+    return found
+
+
+def unlearned(name: str) -> UsageError:
+    """The error of a system that is asked before it has learned."""
+    return UsageError(f"the system {name} was asked before it learned", "", "Call learn first.")

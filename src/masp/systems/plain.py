@@ -1,0 +1,10 @@
+"""Settings of a system as JSON values."""
+
+from dataclasses import fields
+from typing import Any
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """The fields of a dataclass by name, with lists in place of tuples, as JSON gives them back."""
+    values = {one.name: getattr(settings, one.name) for one in fields(settings)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

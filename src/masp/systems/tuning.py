@@ -1,0 +1,286 @@
+"""What the tuned systems share: LoRA layers that learn answers to questions about images, and answer the emotion.
+
+Training goes through assembly and the backbone's own pass, as stage 2 does, but with a graph over the whole row: every
+block has trained layers, so nothing of a row can be computed beforehand. Loop, checkpoints and run folder are those of
+the two stages.
+"""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from masp.adapters.info import BackboneRecord
+from masp.answers import score
+from masp.backbones.base import Backbone
+from masp.config import MethodConfig
+from masp.data.sampling import Batches
+from masp.errors import DataError, UsageError, did_you_mean
+from masp.labels import render_labels, validate_labels
+from masp.model import MaspModel, Use
+from masp.questions import Questions, load_questions
+from masp.settings import TrainConfig
+from masp.systems.base import Images, Lesson, Lessons, Said
+from masp.systems.lora_layers import LoraLayers, LoraSettings
+from masp.training.checkpoints import Checkpoint, CheckpointStore
+from masp.training.interrupts import StopRequest
+from masp.training.loop import Share, Trainer
+from masp.training.recipe import hash_of, loop_settings, make_accelerator
+from masp.training.runs import RunFolder, TrainResult
+from masp.types import VisualTokens
+
+log = logging.getLogger(__name__)
+
+PLAIN = Use(aspects=(), prompt=False)
+TOGETHER = 32  # images scored at once in validation
+LEARNED = "learned"  # folder of what was learned, inside the system's own
+CLASSIFICATION = "classification"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question about an image, with its answer.
+
+    Attributes:
+        image: its number among the images of the lessons.
+        kind: what kind of question it is, for the account.
+        questions: texts that ask the same; epochs take them in turn.
+        answer: what is to be learned.
+    """
+
+    image: int
+    kind: str
+    questions: tuple[str, ...]
+    answer: str
+
+
+class TuningStage:
+    """What the training loop sees of the tuned systems.
+
+    Args:
+        model: the backbone with nothing spliced in.
+        layers: what is trained.
+        images: visual tokens.
+        turns: what is learned.
+        val: what is measured on, by the emotion question.
+        question: the emotion question of every evaluation.
+        labels: what it chooses from.
+    """
+
+    name: str = "tuning"
+    unit: str = "questions"
+    score: tuple[str, ...] = ("accuracy", "log_likelihood")
+
+    def __init__(
+        self,
+        model: MaspModel,
+        layers: LoraLayers,
+        images: Images,
+        turns: Sequence[Turn],
+        val: Sequence[Lesson],
+        question: str,
+        labels: tuple[str, ...],
+    ) -> None:
+        self.model, self.layers, self.images = model, layers, images
+        self.turns, self.val, self.question, self.labels = turns, val, question, labels
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Both matrices of every LoRA layer."""
+        return self.layers.parameters()
+
+    def weights(self) -> Float[Tensor, " examples"] | None:
+        """Every question counts the same."""
+        return None
+
+    def load(self, shares: Iterable[Share]) -> Iterator[Share]:
+        """Adds the visual tokens of each question's image."""
+        for share in shares:
+            numbers = [self.turns[number].image for number in share.examples]
+            yield replace(share, loaded=self.images.visual(numbers))
+
+    def losses(self, share: Share) -> Float[Tensor, " batch"]:
+        """Cross-entropy of each answer and its end of turn."""
+        turns = [(number, self.turns[number]) for number in share.examples]
+        questions = [turn.questions[(number + share.epoch) % len(turn.questions)] for number, turn in turns]
+        return tuning_loss(self.model, self.layers, share.loaded, questions, [turn.answer for _, turn in turns])
+
+    def validate(self, stop: StopRequest) -> dict[str, float]:
+        """Accuracy by label scores, and the mean log-likelihood of the right label, which decides between equals."""
+        right, likelihood = 0, 0.0
+        for start in range(0, len(self.val), TOGETHER):
+            stop.check()
+            group = self.val[start : start + TOGETHER]
+            with self.layers.inside():
+                visual = self.images.visual([lesson.image for lesson in group])
+                scores = score(self.model, visual, self.question, self.labels, PLAIN)
+            truth = torch.tensor([self.labels.index(lesson.label) for lesson in group], device=scores.device)
+            right += int((scores.argmax(1) == truth).sum())
+            likelihood += float(scores.gather(1, truth[:, None]).double().sum())
+        count = len(self.val)
+        return {"accuracy": right / count, "log_likelihood": likelihood / count} if count else {}
+
+
+def tuning_loss(
+    model: MaspModel, layers: LoraLayers, visual: VisualTokens, questions: Sequence[str], answers: Sequence[str]
+) -> Float[Tensor, " batch"]:
+    """Mean cross-entropy of each row over the tokens of its answer; the graph reaches both matrices of every layer."""
+    assembled = model.assemble(visual, questions, answers, PLAIN)
+    with layers.inside(training=True):
+        return model.loss(replace(assembled, prefix_end=0, common=0))  # no column comes before what is trained
+
+
+class TunedBackbone:
+    """A backbone with LoRA layers of its own, which learns turns and then names emotions.
+
+    Args:
+        name: what kind of system learns, for its folder and the log.
+        backbone: stays as it is for everybody else.
+        labels: what is chosen from, in the order of the question.
+        settings: what is trained, and how.
+        questions: texts; None: the package's own.
+
+    Raises:
+        UsageError: PEFT is not installed, or the settings do not fit the backbone.
+        DataError: labels that cannot be told apart.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        backbone: Backbone,
+        labels: Sequence[str],
+        settings: LoraSettings,
+        questions: Questions | None = None,
+    ) -> None:
+        self.name, self.backbone, self.settings = name, backbone, settings
+        self.labels = validate_labels(labels)
+        self.questions = load_questions() if questions is None else questions
+        self.layers = LoraLayers(backbone, settings)
+        self.model = MaspModel(backbone, MethodConfig(prompt_length=0))
+        rendered = render_labels(self.labels)
+        self.asked = tuple(self.questions.ask_emotion(rendered, turn) for turn in range(len(self.questions.emotion)))
+        self._learned: dict[str, Any] | None = None
+
+    def classification(self, lesson: Lesson) -> Turn:
+        """The emotion question with the label as its answer."""
+        return Turn(lesson.image, CLASSIFICATION, self.asked, lesson.label)
+
+    def check(self, lessons: Lessons) -> None:
+        """Make sure that there is something to learn, and nothing else than the labels.
+
+        Raises:
+            DataError: no lessons, or a label that this system does not know.
+        """
+        if not lessons.train:
+            raise DataError("there is nothing to learn from", "at least one labelled image in the split train")
+        for lesson in (*lessons.train, *lessons.val):
+            if lesson.label not in self.labels:
+                raise DataError(
+                    f"the label '{lesson.label}' is none of this system's", "", did_you_mean(lesson.label, self.labels)
+                )
+
+    def learn(self, lessons: Lessons, turns: Sequence[Turn]) -> None:
+        """Train on the turns, go on with an interrupted run, or load what a finished one learned.
+
+        Raises:
+            UsageError: the folder belongs to another run.
+            CheckpointError: the disk refuses to be written, or another process is using the folder.
+            Interrupted: a signal arrived; the checkpoint is written.
+        """
+        identity = self._identity(lessons, turns)
+        folder, kept = RunFolder(lessons.out), CheckpointStore(lessons.out / LEARNED, keep=1)
+        with StopRequest() as stop, folder.opened(identity, asdict(self.settings)):
+            kept.clean()
+            found = kept.latest()
+            if found is None:
+                found = self._train(lessons, turns, hash_of(identity), folder, stop)
+                kept.save(found)
+            else:
+                log.info("this run is finished already: %d steps", found.step)
+            self.layers.load(found.tensors)
+            self._learned = dict(found.state)
+
+    def _train(
+        self, lessons: Lessons, turns: Sequence[Turn], identity: str, folder: RunFolder, stop: StopRequest
+    ) -> Checkpoint:
+        """What the run leaves; random numbers of dropout are its own, and everybody else's go on as they were."""
+        config = self._train_config(lessons.seed)
+        order = Batches(len(turns), config.batch_size, lessons.seed)
+        stage = TuningStage(self.model, self.layers, lessons.images, turns, lessons.val, self.asked[0], self.labels)
+        log.info("%s trains %d values on %s weights", self.name, self.layers.count, self.layers.weights)
+        device = self.backbone.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(lessons.seed)
+            self.layers.start(lessons.seed)
+            accelerator = make_accelerator(config, self.backbone, lessons.out, self.name)
+            loop = loop_settings(config, order, identity)
+            fit = Trainer(stage, loop, CheckpointStore(folder.checkpoints), accelerator).fit(folder.metrics, stop)
+        pace = fit.examples / fit.seconds if fit.seconds else 0.0
+        folder.finish(TrainResult(lessons.out / LEARNED, fit.metrics, fit.steps, fit.seconds, pace))
+        tensors = {name: parameter.detach().cpu() for name, parameter in self.layers.parameters().items()}
+        kinds = dict(Counter(turn.kind for turn in turns))
+        state = {"steps": fit.steps, "seed": lessons.seed, "images": len(lessons.train), "questions": kinds}
+        return Checkpoint(fit.steps, tensors, {**state, "validation": fit.metrics})
+
+    def _train_config(self, seed: int) -> TrainConfig:
+        """The settings as the loop of the two stages takes them."""
+        common = {name: value for name, value in asdict(self.settings).items() if name in TrainConfig.model_fields}
+        return TrainConfig(**common, seed=seed)
+
+    def _identity(self, lessons: Lessons, turns: Sequence[Turn]) -> dict[str, Any]:
+        """Everything that decides the result, as a flat table of JSON values."""
+        settings = {name: value for name, value in asdict(self.settings).items() if name != "checkpoint_every"}
+        table = {
+            "system": self.name,
+            "backbone": self.backbone.fingerprint(),
+            "weights": self.layers.weights,
+            "dtype": str(self.backbone.dtype).removeprefix("torch."),
+            "labels": self.labels,
+            "data": lessons.fingerprint,
+            "questions": self.questions.fingerprint(),
+            "turns": _digest([asdict(turn) for turn in turns]),
+            "val": _digest([(lesson.image, lesson.label) for lesson in lessons.val]),
+            "seed": lessons.seed,
+            **settings,
+        }
+        return json.loads(json.dumps(table))
+
+    @torch.no_grad()
+    def answer(self, visual: VisualTokens) -> list[Said]:
+        """Log-probabilities of the labels by the emotion question, and the most probable one.
+
+        Raises:
+            UsageError: it has learned nothing yet.
+        """
+        if self._learned is None:
+            raise UsageError(f"the system {self.name} has not learned yet", "", "Call learn first.")
+        with self.layers.inside():
+            rows: list[list[float]] = score(self.model, visual, self.asked[0], self.labels, PLAIN).tolist()
+        found = [dict(zip(self.labels, row, strict=True)) for row in rows]
+        return [Said(max(self.labels, key=one.__getitem__), one) for one in found]
+
+    def describe(self) -> Mapping[str, Any]:
+        """What the answers depend on, ready for JSON."""
+        settings = {name: value for name, value in asdict(self.settings).items() if name != "checkpoint_every"}
+        return {
+            "system": self.name,
+            "backbone": BackboneRecord.of(self.backbone).model_dump(mode="json"),
+            "dtype": str(self.backbone.dtype).removeprefix("torch."),
+            "weights": self.layers.weights,
+            "trained": self.layers.count,
+            "settings": json.loads(json.dumps(settings)),
+            "labels": list(self.labels),
+            "question": self.asked[0],
+            "learned": self._learned,
+        }
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -1,0 +1,28 @@
+"""Lettered options: how they stand in a question, and which answers name one."""
+
+import pytest
+
+from masp.errors import UsageError
+from masp.systems.letters import lettered, letters_of, read_letter
+
+OPTIONS = ("joy", "fear", "awe")
+
+
+def test_options_have_one_line_each() -> None:
+    assert lettered(OPTIONS) == "A. joy\nB. fear\nC. awe"
+
+
+@pytest.mark.parametrize("text", ["B", "b", " B\n", "(B)", "B.", "B) fear", "B. Fear.", "[b]: fear", "B\nbecause"])
+def test_a_letter_names_its_option(text: str) -> None:
+    assert read_letter(text, OPTIONS) == "fear"
+
+
+@pytest.mark.parametrize("text", ["", "D", "A happy dog", "Because", "fear", "B. joy", "1", "?"])
+def test_anything_else_names_none(text: str) -> None:
+    assert read_letter(text, OPTIONS) is None
+
+
+def test_there_are_no_more_options_than_letters() -> None:
+    assert letters_of([str(number) for number in range(26)])[-1] == "Z"
+    with pytest.raises(UsageError, match="27 options"):
+        letters_of([str(number) for number in range(27)])

@@ -1,0 +1,56 @@
+"""Zero-shot: the numbers are those of `score`, and letters stand for labels."""
+
+import math
+
+import pytest
+import torch
+
+import tiny
+from masp.answers import generate, score
+from masp.config import MethodConfig
+from masp.errors import UsageError
+from masp.labels import parse
+from masp.model import MaspModel
+from masp.systems.letters import lettered
+from masp.systems.zero_shot import LETTERED, ZeroShot, ZeroShotSettings, said
+from noise_lessons import LABELS, Watched
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava_next"])
+def test_the_list_is_the_question_of_masp(family: str) -> None:
+    backbone = tiny.backbone(family)
+    visual = Watched(backbone).visual([0, 1])
+    question = "Which emotion does this image evoke? Choose one of: " + ", ".join(LABELS) + "."
+    plain = MaspModel(backbone, MethodConfig())
+    expected = score(plain, visual, question, LABELS)
+    for row, one in enumerate(ZeroShot(backbone, LABELS).answer(visual)):
+        assert one.log_probabilities is not None
+        assert list(one.log_probabilities.values()) == pytest.approx(expected[row].tolist(), abs=1e-6)
+        assert one.answer is None
+    greedy = ZeroShot(backbone, LABELS, ZeroShotSettings(reading="generate")).answer(visual)
+    texts = generate(plain, visual, question, max_new_tokens=16)
+    assert [one.answer[: len(text)] for one, text in zip(greedy, texts, strict=True) if one.answer] == texts
+    assert [one.predicted for one in greedy] == [parse(one.answer or "", LABELS) for one in greedy]
+
+
+def test_letters_are_scored_in_place_of_labels() -> None:
+    backbone = tiny.backbone()
+    visual = Watched(backbone).visual([0, 1])
+    expected = score(
+        MaspModel(backbone, MethodConfig()), visual, LETTERED.replace("{}", lettered(LABELS)), tuple("ABCDEFGH")
+    )
+    for row, one in enumerate(ZeroShot(backbone, LABELS, ZeroShotSettings(options="letters")).answer(visual)):
+        assert one.log_probabilities is not None
+        assert list(one.log_probabilities.values()) == pytest.approx(expected[row].tolist(), abs=1e-6)
+        assert one.predicted == LABELS[int(expected[row].argmax())]
+
+
+def test_what_is_said_is_normalised() -> None:
+    (one,) = said(("joy", "fear"), torch.tensor([[1.0, 1.0 + math.log(3)]]))  # odds of 1 to 3
+    assert one.predicted == "fear"
+    assert one.log_probabilities == pytest.approx({"joy": math.log(0.25), "fear": math.log(0.75)})
+
+
+def test_more_labels_than_letters_are_refused() -> None:
+    with pytest.raises(UsageError, match="27 options"):
+        ZeroShot(tiny.backbone(), tuple(f"label {n}" for n in range(27)), ZeroShotSettings(options="letters"))
