@@ -97,7 +97,7 @@ def test_aspects_are_learned_too(tmp_path):
     alone.learn(replace(given, out=tmp_path / "alone"))
     after, other = losses(system, backbone, turns), losses(alone, backbone, turns)
     assert bool((after < 0.9 * before).all())
-    assert bool((after[1:] < 0.9 * other[1:]).all())
+    assert bool((after[1:] < 0.95 * other[1:]).all())
 
 
 def losses(system, backbone, turns):
