@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from masp import __version__
-from masp.cli import bench, combine, demo, evaluate, export, import_released, info, plan, predict, push, train
+from masp.cli import bench, combine, demo, evaluate, export, import_released, info, plan, predict, push, report, train
 from masp.cli.boundary import guarded
 from masp.cli.make_data import data_app
 
@@ -28,6 +28,7 @@ app.command()(demo.demo)
 app.command(no_args_is_help=True, epilog=train.EXAMPLES)(train.train)
 app.command(no_args_is_help=True, epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(no_args_is_help=True, epilog=predict.EXAMPLES)(predict.predict)
+app.command(no_args_is_help=True, epilog=report.EXAMPLES)(report.report)
 app.command(no_args_is_help=True, epilog=import_released.EXAMPLES)(import_released.import_released)
 app.command(no_args_is_help=True, epilog=combine.EXAMPLES)(combine.combine)
 app.command(no_args_is_help=True, epilog=export.EXAMPLES)(export.export)

@@ -1,5 +1,6 @@
-"""Figures that a comparison draws: calibration in bins, risk over coverage, and paired gains over several seeds."""
+"""Figures over the seeds of a system, and between two systems on the same images."""
 
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,107 +8,93 @@ from dataclasses import dataclass
 import numpy as np
 
 from masp.evaluation.metrics import Interval, share
+from masp.evaluation.result import Bin, RiskCoverage
 
-BINS = 10
-"""Bins of a reliability diagram; the expected calibration error has its own number of them."""
-POINTS = 200
-"""A curve is drawn through at most this many points, whatever the number of images."""
 DRAWS = 10_000
 """Draws of the bootstrap."""
+POINTS = 200
+"""A curve is drawn through at most this many points, whatever the number of images."""
 
 
 @dataclass(frozen=True)
-class Bin:
-    """Images of one bin of confidence: its place from the left, their mean confidence, and how many were right."""
+class Figure:
+    """A figure of a system: with its interval where one seed was measured, with `sd` over several."""
 
-    place: int
+    value: float
+    low: float | None = None
+    high: float | None = None
+    sd: float | None = None
+
+
+@dataclass(frozen=True)
+class PooledBin:
+    """Answers of like confidence, of all seeds: from `low` on, with their mean confidence and accuracy."""
+
+    low: float
+    high: float
     images: int
     confidence: float
     accuracy: Interval
 
 
 @dataclass(frozen=True)
-class Reliability:
-    """How confidence and accuracy go together; `scaled` is after temperature scaling, empty where none was fitted."""
+class Curve:
+    """Risk over coverage, the mean of the seeds; `area` is the mean risk over all coverages."""
 
-    measured: tuple[Bin, ...]
-    scaled: tuple[Bin, ...] = ()
-    bins: int = BINS
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """The error of the images that are kept when the least certain ones are declined.
-
-    Attributes:
-        place: of the system among all, which chooses its line.
-        coverage: shares of the images that are kept, rising to 1.
-        risk: share of wrong answers among those kept.
-        area: mean of the risk over all coverages; a system that knew its mistakes would have less.
-    """
-
-    place: int
     coverage: tuple[float, ...]
     risk: tuple[float, ...]
     area: float
 
     def at(self, kept: float) -> float:
-        """The risk where this share of the images is kept."""
+        """The risk where this share of the images is answered."""
         return float(np.interp(kept, self.coverage, self.risk))
 
 
-@dataclass(frozen=True)
-class Difference:
-    """How much more of the same images one system gets right than another: the share and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Gain:
-    """What an aspect brings, in accuracy on the same images; `meaning` says which two systems were compared."""
-
-    aspect: str
-    points: Difference
-    images: int
-    meaning: str
+def over_seeds(values: Sequence[Interval | float | None]) -> Figure | None:
+    """One figure from those of all seeds; None where a seed lacks it."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None
+    if len(known) == 1:
+        one = known[0]
+        return Figure(one.value, one.low, one.high) if isinstance(one, Interval) else Figure(one)
+    plain = [value.value if isinstance(value, Interval) else value for value in known]
+    return Figure(statistics.fmean(plain), sd=statistics.stdev(plain))
 
 
-def binned(confidences: Sequence[float], right: Sequence[bool], bins: int = BINS) -> tuple[Bin, ...]:
-    """The bins that hold images, from the left; a confidence of 1 belongs to the last."""
-    sure, hits = np.asarray(confidences, dtype=float), np.asarray(right, dtype=bool)
-    places = np.minimum((sure * bins).astype(int), bins - 1)
+def pooled(runs: Sequence[Sequence[Bin]]) -> tuple[PooledBin, ...]:
+    """The bins that hold answers, over all seeds; bins that lie in different places are not put together."""
+    edges = sorted({one.low for bins in runs for one in bins})
+    ends = [*edges[1:], 1.0]
     found = []
-    for place in range(bins):
-        inside = places == place
-        images = int(inside.sum())
+    for low, high in zip(edges, ends, strict=True):
+        here = [one for bins in runs for one in bins if one.low == low and one.images]
+        images = sum(one.images for one in here)
         if images:
-            found.append(Bin(place, images, float(sure[inside].mean()), share(int(hits[inside].sum()), images)))
+            sure = sum(one.images * one.confidence for one in here) / images
+            hits = sum(round(one.images * one.accuracy) for one in here)
+            found.append(PooledBin(low, high, images, sure, share(hits, images)))
     return tuple(found)
 
 
-def risk_over_coverage(confidences: Sequence[float], right: Sequence[bool], place: int = 0) -> Coverage:
-    """Risk when the surest 1, 2, 3 … images are kept; images of one confidence are kept or declined together."""
-    sure, wrong = np.asarray(confidences, dtype=float), ~np.asarray(right, dtype=bool)
-    order = np.argsort(-sure, kind="stable")
-    sure, wrong = sure[order], wrong[order].cumsum()
-    last = np.flatnonzero(np.append(sure[1:] != sure[:-1], True))
-    kept = (last + 1) / len(sure)
-    risk = wrong[last] / (last + 1)
-    area = float(np.sum(np.diff(kept, prepend=0.0) * risk))
+def mean_curve(runs: Sequence[RiskCoverage]) -> Curve:
+    """The mean of the seeds' curves, drawn through a bounded number of points."""
+    kept = np.unique(np.concatenate([run.coverage for run in runs]))
     if len(kept) > POINTS:
-        shown = np.unique(np.linspace(0, len(kept) - 1, POINTS).round().astype(int))
-        kept, risk = kept[shown], risk[shown]
-    return Coverage(place, tuple(kept.tolist()), tuple(risk.tolist()), area)
+        kept = kept[np.unique(np.linspace(0, len(kept) - 1, POINTS).round().astype(int))]
+    risk = np.mean([np.interp(kept, run.coverage, run.risk) for run in runs], axis=0)
+    area = statistics.fmean(run.area.value for run in runs)
+    return Curve(tuple(kept.tolist()), tuple(risk.tolist()), area)
 
 
-def difference(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Difference:
+def difference(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Interval:
     """Mean of `second` minus `first`, image by image, with the percentile bootstrap over images.
 
     An image's number is the share of a system's seeds that got it right, so there are few different differences.
     Drawing images with replacement is then drawing how many have each of them.
+
+    Raises:
+        ValueError: there is no image.
     """
     counts = Counter(round(b - a, 9) for a, b in zip(first, second, strict=True))
     if not counts:
@@ -116,4 +103,4 @@ def difference(first: Sequence[float], second: Sequence[float], seed: int = 0) -
     shares = np.array([counts[value] for value in values.tolist()]) / len(first)
     drawn = np.random.default_rng(seed).multinomial(len(first), shares, size=DRAWS) @ values / len(first)
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return Difference(float(shares @ values), float(low), float(high))
+    return Interval(float(shares @ values), float(low), float(high))

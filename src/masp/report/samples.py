@@ -84,10 +84,10 @@ def sample_of(prediction: Prediction, picture: Path | Image.Image, truth: str | 
     )
 
 
-def sample_view(index: int, sample: Sample) -> SampleView:
-    """A sample as the page shows it; `index` makes its anchors unique."""
-    picture, first = _embedded(sample.picture), decisive(sample)
-    longest = max([abs(sight.effect or 0.0) for sight in sample.sights] + [0.5])
+def sample_view(index: int, sample: Sample, longest: int = LONG_SIDE) -> SampleView:
+    """A sample as the page shows it; `index` makes its anchors unique, `longest` is the picture's longest side."""
+    picture, first = embedded(sample.picture, longest), decisive(sample)
+    reach = max([abs(sight.effect or 0.0) for sight in sample.sights] + [0.5])
     raw = sample.prompt_attention or {}
     total = sum(raw.values()) or 1.0
     return SampleView(
@@ -95,7 +95,7 @@ def sample_view(index: int, sample: Sample) -> SampleView:
         sample=sample,
         verdict=verdict(sample),
         ranked=sorted(sample.probabilities.items(), key=lambda item: -item[1]),
-        sights=[_sight_view(sight, sight is first, longest, picture) for sight in sample.sights],
+        sights=[_sight_view(sight, sight is first, reach, picture) for sight in sample.sights],
         looks=[Look(aspect, value, value / total) for aspect, value in raw.items()],
         picture=picture,
     )
@@ -116,14 +116,19 @@ def _sight_view(sight: Sight, decided: bool, longest: float, picture: PictureVie
     return SightView(sight, decided, reach, veil, lines, peak)
 
 
-def _embedded(source: Path | Image.Image) -> PictureView:
-    """The picture, reduced and embedded: without loss where it is small, as JPEG where it is a photograph's size."""
+def embedded(source: Path | Image.Image, longest: int = LONG_SIDE) -> PictureView:
+    """The picture, reduced and embedded: without loss where it is small, as JPEG where it is a photograph's size.
+
+    Args:
+        source: the file, or the picture itself.
+        longest: side, in pixels, to which a larger picture is reduced.
+    """
     try:
-        image = source if isinstance(source, Image.Image) else open_image(source, LONG_SIDE)
+        image = source if isinstance(source, Image.Image) else open_image(source, longest)
     except ImageError:
         return PictureView()
     image = image.convert("RGB")
-    image.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.LANCZOS)
+    image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     kind = "png" if max(image.size) <= LOSSLESS_SIDE else "jpeg"
     buffer = io.BytesIO()
     image.save(buffer, kind, optimize=True, quality=88)
