@@ -4,16 +4,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from masp.adapters import tensors_sha256
 from masp.data.reading import exists, inside
 from masp.errors import DataError, MaspError, UsageError, did_you_mean
 from masp.evaluation.predictions import Answered
-from masp.predictor import Masp
 from masp.report import standings
 from masp.report.gather import System, Trial
 from masp.report.samples import PictureView, SampleView, embedded, sample_of, sample_view
 from masp.report.words import grouped
+
+if TYPE_CHECKING:
+    from masp.predictor import Masp
 
 THUMBNAIL = 320
 """Longest side of a picture among the mistakes, in pixels."""
@@ -37,7 +39,7 @@ class Asked:
     against: str = "first"
     mistakes: int = 12
     data: Path | None = None
-    masp: Masp | None = None
+    masp: "Masp | None" = None
     of: str | None = None
 
 
@@ -149,8 +151,10 @@ def _chosen(trial: Trial, asked: Asked) -> System:
     return standings.best(trial)
 
 
-def _is(masp: Masp, system: System) -> bool:
+def _is(masp: "Masp", system: System) -> bool:
     """Whether the first seed of a system is this adapter, by its tensors."""
+    from masp.adapters import tensors_sha256
+
     adapter = system.runs[0].provenance.get("adapter")
     known = adapter.get("tensors_sha256") if isinstance(adapter, Mapping) else None
     return known is not None and known == tensors_sha256(masp.model.state_dict())
@@ -181,7 +185,7 @@ def mistake(
     )
 
 
-def explained(masp: Masp, wrong: Sequence[Answered], data: Path, first: int) -> dict[str, SampleView]:
+def explained(masp: "Masp", wrong: Sequence[Answered], data: Path, first: int) -> dict[str, SampleView]:
     """What each aspect saw in the pictures that can be read, by the image's name; `first` numbers their anchors."""
     found: dict[str, SampleView] = {}
     for number, one in enumerate(wrong, start=first):

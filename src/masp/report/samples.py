@@ -4,15 +4,18 @@ import base64
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageStat
 
 from masp.data.images import open_image
 from masp.errors import ImageError
 from masp.plots import attention_veil, cell_lines
-from masp.predictor import Prediction
 from masp.report.words import decisive, share, verdict
 from masp.report_data import Sample, Sight
+
+if TYPE_CHECKING:
+    from masp.prediction import Prediction
 
 LONG_SIDE = 560
 """Longest side of an embedded picture, in pixels; larger ones are reduced."""
@@ -68,7 +71,7 @@ class SampleView:
     picture: PictureView
 
 
-def sample_of(prediction: Prediction, picture: Path | Image.Image, truth: str | None = None) -> Sample:
+def sample_of(prediction: "Prediction", picture: Path | Image.Image, truth: str | None = None) -> Sample:
     """What the page shows of one prediction."""
     readings = prediction.aspects.items()
     looks = prediction.prompt_attention
