@@ -87,7 +87,7 @@ def _headlines(views: Sequence[TrialView]) -> list[Headline]:
         if pair is not None and pair.points is not None:
             low, high = points(pair.points.low), points(pair.points.high)
             found.append(
-                Headline(points(pair.points.value), f"points to {one.reference}, 95 % interval {low} to {high}")
+                Headline(points(pair.points.value), f"points against {one.reference}, 95 % interval {low} to {high}")
             )
         found.append(Headline(f"{share(one.majority)} %", "always the most frequent label"))
     return found

@@ -16,7 +16,7 @@ DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.6), (1.2, 1.4), (6, 1.5, 1.2,
 """Patterns of lines, so that nobody has to tell them apart by colour."""
 FEW = 10
 """A bin of fewer images than this is drawn without its interval, which would fill the plot."""
-LONGEST = 26
+LONGEST = 24
 """Letters of a system's name in a plot."""
 
 
@@ -43,20 +43,8 @@ def reliability_diagram(measured: Sequence[PooledBin], scaled: Sequence[PooledBi
             if one.images >= FEW:
                 ends = [100 * one.accuracy.low, 100 * one.accuracy.high]
                 axes.plot(2 * [100 * one.confidence], ends, color=MID, linewidth=1.4, zorder=2)
-        for part, face, edge in ((scaled, PAPER, INK), (measured, ACCENT, ACCENT)):
-            sure = [100 * one.confidence for one in part]
-            right = [100 * one.accuracy.value for one in part]
-            axes.plot(
-                sure,
-                right,
-                "o-",
-                markersize=5,
-                linewidth=0.9,
-                color=edge,
-                markerfacecolor=face,
-                zorder=3,
-                clip_on=False,
-            )
+        _line(axes, scaled, PAPER, INK)
+        _line(axes, measured, ACCENT, ACCENT)
         _square(axes)
         axes.set_xlabel("confidence, %")
         axes.set_ylabel("right, %", color=MUTED)
@@ -78,7 +66,7 @@ def coverage_curves(curves: Sequence[tuple[int, Curve]]) -> str:
         axes.set_ylabel("wrong among them, %", color=MUTED)
         axes.grid(axis="y", color=RULE, linewidth=0.7)
 
-    return Panel((4.9, 3.1), draw).render("svg").decode()
+    return Panel((4.4, 3.0), draw).render("svg").decode()
 
 
 def accuracy_dots(systems: Sequence[tuple[str, Interval]], majority: float | None = None) -> str:
@@ -95,7 +83,7 @@ def accuracy_dots(systems: Sequence[tuple[str, Interval]], majority: float | Non
         axes.set_xlim(0, 100)
         axes.set_xlabel("accuracy, %")
 
-    return Panel((4.9, 0.75 + 0.34 * len(systems)), draw).render("svg").decode()
+    return Panel((4.2, 0.75 + 0.34 * len(systems)), draw).render("svg").decode()
 
 
 def gain_bars(gains: Sequence[tuple[str, Interval]]) -> str:
@@ -113,7 +101,26 @@ def gain_bars(gains: Sequence[tuple[str, Interval]]) -> str:
         axes.set_ylim(len(gains) - 0.5, -0.5)
         axes.set_xlabel("gain in accuracy, points")
 
-    return Panel((4.9, 0.85 + 0.34 * len(gains)), draw).render("svg").decode()
+    return Panel((4.2, 0.85 + 0.34 * len(gains)), draw).render("svg").decode()
+
+
+def _line(axes: Axes, bins: Sequence[PooledBin], face: str, edge: str) -> None:
+    """The bins as dots on a line; those with few images as small dots beside it."""
+    for few in (True, False):
+        part = [one for one in bins if (one.images < FEW) == few]
+        sure, right = [100 * one.confidence for one in part], [100 * one.accuracy.value for one in part]
+        look = (
+            {"markersize": 2.2, "linewidth": 0, "color": MUTED, "zorder": 2}
+            if few
+            else {
+                "markersize": 5,
+                "linewidth": 0.9,
+                "color": edge,
+                "markerfacecolor": face,
+                "zorder": 3,
+            }
+        )
+        axes.plot(sure, right, "o-", clip_on=False, **look)
 
 
 def _square(axes: Axes) -> None:
@@ -121,6 +128,7 @@ def _square(axes: Axes) -> None:
     axes.set_ylim(0, 100)
     axes.set_xticks([0, 25, 50, 75, 100])
     axes.set_yticks([0, 25, 50, 75, 100])
+    axes.grid(axis="y", color=RULE, linewidth=0.7)
 
 
 def _short(name: str) -> str:

@@ -1,5 +1,6 @@
 """A system label by label: confusion, the figures of each label, and the distance from the votes of people."""
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from masp.report.gather import System, Trial
 from masp.report.study import Cell
 from masp.report.words import share
 
-DISTANCES = ("KL, nats", "JS, nats", "same first choice")
+DISTANCES = ("KL, nats", "JS, nats", "same first choice, %")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class DistributionView:
     """How far one system is from the votes of people, in the order of `DISTANCES`."""
 
     name: str
-    distances: tuple[float | None, ...]
+    distances: tuple[str, ...]
     images: int
 
 
@@ -108,10 +109,6 @@ def distributions(trial: Trial) -> tuple[DistributionView, ...]:
     return tuple(found)
 
 
-def _distances(known: Sequence[Distribution]) -> tuple[float, ...]:
-    sums = (
-        sum(one.kl.value for one in known),
-        sum(one.js.value for one in known),
-        sum(one.agreement.value for one in known),
-    )
-    return tuple(total / len(known) for total in sums)
+def _distances(known: Sequence[Distribution]) -> tuple[str, ...]:
+    kl, js = (statistics.fmean(values) for values in zip(*((one.kl.value, one.js.value) for one in known), strict=True))
+    return f"{kl:.3f}", f"{js:.3f}", share(statistics.fmean(one.agreement.value for one in known))

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from masp.aspects import ASPECTS
 from masp.errors import UsageError, did_you_mean
@@ -106,10 +106,23 @@ def rows(trial: Trial) -> tuple[tuple[Column, ...], tuple[Row, ...]]:
     ]
     columns = tuple(column for column in COLUMNS if any(figures[column.key] for figures in found))
     top = best(trial)
+    for system, figures in zip(trial.systems, found, strict=True):
+        figures["accuracy"] = _with_interval(system, figures["accuracy"])
     return columns, tuple(
         Row(system.name, _meaning(system), system.runs[0].used, figures, system is top and len(found) > 1)
         for system, figures in zip(trial.systems, found, strict=True)
     )
+
+
+def over_images(system: System) -> Interval:
+    """Accuracy with an interval over the images; of several seeds the mean, as far as their answers are known."""
+    if len(system.runs) == 1:
+        return system.runs[0].accuracy
+    if system.right:
+        shares = list(system.right.values())
+        return difference([0.0] * len(shares), shares)
+    mean = accuracy(system)
+    return Interval(mean, mean, mean)
 
 
 def accuracy(system: System) -> float:
@@ -207,6 +220,14 @@ def _pair(base: System, system: System) -> Pair:
     here = sum(b > a for a, b in zip(first, second, strict=True))
     there = sum(a > b for a, b in zip(first, second, strict=True))
     return Pair(system.name, points, len(common), metrics.mcnemar(there, here), here, there)
+
+
+def _with_interval(system: System, figure: Figure | None) -> Figure | None:
+    """The mean accuracy of several seeds with the interval over the images, where their answers are known."""
+    if figure is None or figure.sd is None or not system.right:
+        return figure
+    found = over_images(system)
+    return replace(figure, low=found.low, high=found.high)
 
 
 def _meaning(system: System) -> str:

@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 
-from masp.evaluation.metrics import Interval
 from masp.report import certainty, drawings, labelwise, mistakes, standings
-from masp.report.figures import difference
-from masp.report.gather import System, Trial
+from masp.report.gather import Trial
 from masp.report.mistakes import Asked
 from masp.report.standings import Column, Gain, Pair, Row
 from masp.report.words import grouped
@@ -81,7 +79,7 @@ def view(number: int, trial: Trial, asked: Asked, several: bool) -> TrialView:
         majority=majority,
         reference=base.name,
         pairs=standings.pairs(trial, base),
-        accuracy_drawing=drawings.accuracy_dots([(s.name, _interval(s)) for s in trial.systems], majority),
+        accuracy_drawing=drawings.accuracy_dots([(s.name, standings.over_images(s)) for s in trial.systems], majority),
         gains=tuple(_gains(one) for one in standings.gains(trial)),
         reliability=tuple(certainty.reliability(system) for system in sure),
         gaps=certainty.gaps(trial.systems),
@@ -101,17 +99,6 @@ def _what(trial: Trial) -> str:
     choice = ", ".join(trial.labels)
     systems = "One system" if len(trial.systems) == 1 else f"{len(trial.systems)} systems"
     return f"{systems} on {images} images of the split “{trial.split}” of {trial.dataset}, with the choice of {choice}."
-
-
-def _interval(system: System) -> Interval:
-    """Accuracy with an interval over the images; of several seeds the mean, as far as their answers are known."""
-    if len(system.runs) == 1:
-        return system.runs[0].accuracy
-    if system.right:
-        shares = list(system.right.values())
-        return difference([0.0] * len(shares), shares)
-    mean = standings.accuracy(system)
-    return Interval(mean, mean, mean)
 
 
 def _gains(found: standings.Gains) -> GainsView:
