@@ -179,7 +179,7 @@ def gains(trial: Trial) -> tuple[Gains, ...]:
     """What each aspect adds, where systems were measured that differ in nothing but their aspects."""
     families: dict[str, dict[frozenset[str], System]] = {}
     for system in trial.systems:
-        described = _aspects(system.runs[0])
+        described = _aspects(system)
         if described is not None:
             families.setdefault(described[1], {}).setdefault(described[0], system)
     found = []
@@ -213,13 +213,14 @@ def _pair(base: System, system: System) -> Pair:
     common = [key for key in base.right if key in system.right]
     if not common:
         return Pair(system.name, None, 0)
-    first, second = [base.right[key] for key in common], [system.right[key] for key in common]
-    points = difference(first, second)
-    if len(base.runs) > 1 or len(system.runs) > 1:
-        return Pair(system.name, points, len(common))
-    here = sum(b > a for a, b in zip(first, second, strict=True))
-    there = sum(a > b for a, b in zip(first, second, strict=True))
-    return Pair(system.name, points, len(common), metrics.mcnemar(there, here), here, there)
+    if len(base.runs) == len(system.runs) == 1:
+        truth = [label for _, label in common]
+        said, answered = ([one.answers[image].predicted for image, _ in common] for one in (base, system))
+        found = metrics.compare(truth, said, answered)
+        points = Interval(found.difference, found.low, found.high)
+        return Pair(system.name, points, len(common), found.p_value, found.only_second, found.only_first)
+    points = difference([base.right[key] for key in common], [system.right[key] for key in common])
+    return Pair(system.name, points, len(common))
 
 
 def _with_interval(system: System, figure: Figure | None) -> Figure | None:
@@ -253,12 +254,24 @@ def _data(found: Evaluation) -> Mapping[str, object]:
     return data if isinstance(data, Mapping) else {}
 
 
-def _aspects(found: Evaluation) -> tuple[frozenset[str], str] | None:
+def _aspects(system: System) -> tuple[frozenset[str], str] | None:
     """The aspects that a system was given, and everything else that it was, as text; None where nobody knows."""
+    found = system.runs[0]
     for key in ("adapter", "system"):
         described = found.provenance.get(key)
         names = described.get("aspects") if isinstance(described, Mapping) else None
         if isinstance(described, Mapping) and isinstance(names, list | tuple):
-            same = [found.mode, described.get("method"), described.get("prompt"), found.provenance.get("question")]
+            same = [found.mode, described.get("method"), described.get("settings"), found.provenance.get("question")]
             return frozenset(map(str, names)), json.dumps(same, sort_keys=True, default=str)
-    return None
+    return _from_name(system.name)
+
+
+def _from_name(name: str) -> tuple[frozenset[str], str] | None:
+    """The same from a name such as "V+scene+S", as the rows of Table 2 and Figure 3 are called."""
+    whole, _, length = name.partition(" ")
+    first, *parts = whole.split("+")
+    if first != "V":
+        return None
+    aspects = ASPECTS if "A" in parts else tuple(part for part in parts if part in ASPECTS)
+    rest = [part for part in parts if part not in (*ASPECTS, "A")]
+    return frozenset(aspects), json.dumps([rest, length])
