@@ -12,7 +12,7 @@ from masp.plots import ACCENT, INK, LINES, MID, MUTED, PAPER, RULE, SOFT, VARIAB
 from masp.report.figures import Curve, PooledBin
 from masp.report.words import words
 
-DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.6), (1.2, 1.4), (6, 1.5, 1.2, 1.5), (3, 3))
+DASHES: tuple[tuple[float, ...], ...] = ((), (5.0, 1.6), (1.2, 1.4), (6.0, 1.5, 1.2, 1.5), (3.0, 3.0))
 """Patterns of lines, so that nobody has to tell them apart by colour."""
 FEW = 10
 """A bin of fewer images than this is drawn without its interval, which would fill the plot."""

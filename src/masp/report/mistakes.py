@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 THUMBNAIL = 320
 """Longest side of a picture among the mistakes, in pixels."""
+TINY = 64
+"""Up to this side a thumbnail is embedded without loss."""
 NO_DATA = "The picture is not embedded: no data set was named (--data)."
 GONE = "The data set has no such picture."
 UNREADABLE = "The picture could not be read when this page was written."
@@ -197,7 +199,7 @@ def explained(masp: "Masp", wrong: Sequence[Answered], data: Path, first: int) -
         except MaspError:
             continue
         sample = replace(sample_of(prediction, file, one.truth), name=one.image)
-        found[one.image] = sample_view(number, sample, THUMBNAIL)
+        found[one.image] = sample_view(number, sample, embedded(file, THUMBNAIL, TINY))
     return found
 
 
@@ -219,7 +221,7 @@ def _picture(data: Path | None, image: str) -> tuple[PictureView | None, str]:
     file = place_of(data, image)
     if file is None:
         return None, GONE
-    view = embedded(file, THUMBNAIL)
+    view = embedded(file, THUMBNAIL, TINY)
     return (view, "") if view.uri else (None, UNREADABLE)
 
 

@@ -87,9 +87,9 @@ def sample_of(prediction: "Prediction", picture: Path | Image.Image, truth: str 
     )
 
 
-def sample_view(index: int, sample: Sample, longest: int = LONG_SIDE) -> SampleView:
-    """A sample as the page shows it; `index` makes its anchors unique, `longest` is the picture's longest side."""
-    picture, first = embedded(sample.picture, longest), decisive(sample)
+def sample_view(index: int, sample: Sample, picture: PictureView | None = None) -> SampleView:
+    """A sample as the page shows it; `index` makes its anchors unique, `picture` is its own where it is embedded."""
+    picture, first = picture or embedded(sample.picture), decisive(sample)
     reach = max([abs(sight.effect or 0.0) for sight in sample.sights] + [0.5])
     raw = sample.prompt_attention or {}
     total = sum(raw.values()) or 1.0
@@ -119,12 +119,13 @@ def _sight_view(sight: Sight, decided: bool, longest: float, picture: PictureVie
     return SightView(sight, decided, reach, veil, lines, peak)
 
 
-def embedded(source: Path | Image.Image, longest: int = LONG_SIDE) -> PictureView:
+def embedded(source: Path | Image.Image, longest: int = LONG_SIDE, lossless: int = LOSSLESS_SIDE) -> PictureView:
     """The picture, reduced and embedded: without loss where it is small, as JPEG where it is a photograph's size.
 
     Args:
         source: the file, or the picture itself.
         longest: side, in pixels, to which a larger picture is reduced.
+        lossless: a picture up to this side is embedded without loss.
     """
     try:
         image = source if isinstance(source, Image.Image) else open_image(source, longest)
@@ -132,7 +133,7 @@ def embedded(source: Path | Image.Image, longest: int = LONG_SIDE) -> PictureVie
         return PictureView()
     image = image.convert("RGB")
     image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-    kind = "png" if max(image.size) <= LOSSLESS_SIDE else "jpeg"
+    kind = "png" if max(image.size) <= lossless else "jpeg"
     buffer = io.BytesIO()
     image.save(buffer, kind, optimize=True, quality=88)
     dark = ImageStat.Stat(image.convert("L")).mean[0] < DARK

@@ -171,7 +171,7 @@ def disagreements(trial: Trial) -> tuple[str, ...]:
         one.image for run in trial.runs for one in run.answers if truth.setdefault(one.image, one.truth) != one.truth
     }
     if odd:
-        found.append(f"The results give {len(odd):,} images different true labels.")
+        found.append(f"The results do not agree on the true label of {len(odd):,} of the images.")
     return tuple(found)
 
 
