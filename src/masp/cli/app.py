@@ -23,6 +23,7 @@ from masp.cli import (
     plan,
     predict,
     push,
+    report,
     train,
 )
 from masp.cli.boundary import guarded
@@ -44,6 +45,7 @@ app.command(no_args_is_help=True, epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(no_args_is_help=True, epilog=compare.EXAMPLES)(compare.compare)
 app.command(no_args_is_help=True, epilog=baseline.EXAMPLES)(baseline.baseline)
 app.command(no_args_is_help=True, epilog=predict.EXAMPLES)(predict.predict)
+app.command(no_args_is_help=True, epilog=report.EXAMPLES)(report.report)
 app.command(no_args_is_help=True, epilog=import_released.EXAMPLES)(import_released.import_released)
 app.command(no_args_is_help=True, epilog=combine.EXAMPLES)(combine.combine)
 app.command(no_args_is_help=True, epilog=export.EXAMPLES)(export.export)
