@@ -24,6 +24,7 @@ from masp.cli import (
     predict,
     push,
     report,
+    reproduce,
     train,
 )
 from masp.cli.boundary import guarded
@@ -51,6 +52,7 @@ app.command(no_args_is_help=True, epilog=combine.EXAMPLES)(combine.combine)
 app.command(no_args_is_help=True, epilog=export.EXAMPLES)(export.export)
 app.command(no_args_is_help=True, epilog=push.EXAMPLES)(push.push)
 app.command(no_args_is_help=True, epilog=info.EXAMPLES)(info.info)
+app.command(no_args_is_help=True, epilog=reproduce.EXAMPLES)(reproduce.reproduce)
 app.command(epilog=bench.EXAMPLES)(bench.bench)
 app.command(no_args_is_help=True, epilog=plan.EXAMPLES)(plan.plan)
 

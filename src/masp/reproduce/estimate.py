@@ -1,0 +1,64 @@
+"""How long cells will take: by measured speeds on the embedded default, a guess before the first is done."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from masp.reproduce.cells import Cell
+from masp.reproduce.job import Job
+from masp.reproduce.recipes import Kind
+
+PAIRS = 1 / 190
+"""Seconds for an image-aspect pair of stage 1 on the embedded backbone, on one core."""
+
+EXAMPLE, VECTOR = 0.0090, 0.00020
+"""Seconds for an example of stage 2: a fixed part, and more for each vector of the soft prompt."""
+
+VISION = 1 / 70
+"""Seconds to read a picture."""
+
+ANSWER = 1 / 80
+"""Seconds to answer one."""
+
+BASELINE = 60.0
+"""Seconds that another system learns."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of every cell, by its name."""
+
+    seconds: Mapping[str, float]
+
+    def left(self, names: set[str], jobs: int) -> float:
+        """Seconds until these cells are done."""
+        return sum(self.seconds[name] for name in names) / jobs
+
+
+def estimate(job: Job, cells: tuple[Cell, ...]) -> Estimate | None:
+    """Seconds of each cell on one core of an idle machine; None where nobody knows (other backbones, other data)."""
+    if job.drawn is None or job.config.backbone.id != "embedded":
+        return None
+    return Estimate({cell.name: _seconds(job, cell) for cell in cells})
+
+
+def _seconds(job: Job, cell: Cell) -> float:
+    assert job.drawn is not None
+    plan, config = job.drawn, job.config
+    test = plan.test * ANSWER
+    kinds: Mapping[Kind, float] = {
+        "data": (plan.train + plan.val + plan.test) * VISION,
+        "aspects": PAIRS * config.aspects.batch_size * _steps(config.aspects.max_steps),
+        "masp": test,
+        "baseline": test + (BASELINE if cell.recipe.seeded else 0.0),
+        "attention": test,
+        "parameters": 1.0,
+    }
+    if cell.recipe.kind == "masp" and cell.recipe.prompt == "trained":
+        length = cell.recipe.length or config.method.prompt_length
+        each = EXAMPLE + VECTOR * length
+        return test + each * config.prompt.batch_size * _steps(config.prompt.max_steps)
+    return kinds[cell.recipe.kind]
+
+
+def _steps(most: int | None) -> int:
+    return 0 if most is None else most

@@ -1,0 +1,123 @@
+"""What cells share: the backbone, opened data sets, and the visual tokens of each, computed once."""
+
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from masp.backbones.base import Backbone
+from masp.backbones.loading import load_backbone
+from masp.data.readers import open_dataset
+from masp.data.records import Dataset, Record
+from masp.reproduce.job import Job
+from masp.reproduce.measure import Pictures
+from masp.systems.base import Lesson, Lessons
+from masp.training.features import GIGA, Reading, VisualMemory, VisualTokenStore
+from masp.training.interrupts import StopRequest
+from masp.training.shelf import Shelf
+
+log = logging.getLogger(__name__)
+
+TAUGHT = ("train", "val")
+"""Splits that systems learn from."""
+
+
+class Library:
+    """Holds what is expensive to make; one for each process.
+
+    Visual tokens lie on a shelf below the job's work folder, so that all processes and later calls find them.
+
+    Args:
+        job: what is asked.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._datasets: dict[str, Dataset] = {}
+        self._memory: dict[str, VisualMemory] = {}
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The frozen model.
+
+        Raises:
+            BackboneError: it cannot be loaded.
+        """
+        return load_backbone(self.job.config.backbone)
+
+    @property
+    def shelf(self) -> Path | None:
+        """Where visual tokens are kept; None where nothing is to be kept."""
+        settings = self.job.config.prompt
+        return None if settings.store == "none" else settings.store_dir or self.job.work / "store"
+
+    def dataset(self, name: str) -> Dataset:
+        """A data set, opened once.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        if name not in self._datasets:
+            self._datasets[name] = open_dataset(self.job.source(name).data)
+        return self._datasets[name]
+
+    def memory(self, name: str) -> VisualMemory:
+        """The visual tokens of a data set that are in memory; those of other data sets are let go."""
+        if name not in self._memory:
+            self._memory = {name: VisualMemory()}
+        return self._memory[name]
+
+    def taught(self, name: str, stop: StopRequest) -> tuple[VisualTokenStore, dict[str, list[tuple[int, Record]]]]:
+        """Visual tokens of the splits to learn from, and for each the labelled records with their numbers."""
+        splits = self.dataset(name).splits
+        return self._filled(name, {split: splits.get(split, ()) for split in TAUGHT}, stop)
+
+    def tested(self, name: str, stop: StopRequest) -> tuple[Pictures, int]:
+        """The pictures of the test split, and how many of them cannot be read.
+
+        Raises:
+            DataError: there is no test split, or too many pictures are bad.
+        """
+        return self.pictures(name, "test", stop)
+
+    def pictures(self, name: str, split: str, stop: StopRequest) -> tuple[Pictures, int]:
+        """The labelled pictures of a split, and how many of them cannot be read.
+
+        Raises:
+            DataError: there is no such split, or too many pictures are bad.
+        """
+        dataset = self.dataset(name)
+        store, numbers = self._filled(name, {split: dataset.split(split)}, stop)
+        chosen = numbers[split]
+        records, places = tuple(record for _, record in chosen), tuple(number for number, _ in chosen)
+        return Pictures(dataset, records, places, store), store.usable.count(False)
+
+    def lessons(self, name: str, out: Path, seed: int, stop: StopRequest) -> Lessons:
+        """What a system learns from a data set: labels and, where they are, annotations of train and val."""
+        store, numbers = self.taught(name, stop)
+        train, val = (tuple(_lesson(*pair) for pair in numbers[split]) for split in TAUGHT)
+        out.mkdir(parents=True, exist_ok=True)
+        return Lessons(store, train, val, out, seed, self.dataset(name).fingerprint())
+
+    def _filled(
+        self, name: str, splits: dict[str, Sequence[Record]], stop: StopRequest
+    ) -> tuple[VisualTokenStore, dict[str, list[tuple[int, Record]]]]:
+        """As training reads them: in the same order, so that all find what the first of them computed."""
+        labelled = [(split, record) for split, records in splits.items() for record in records if record.label]
+        settings, data = self.job.config.prompt, self.job.config.data
+        shelf = None if self.shelf is None else Shelf(self.shelf, int(settings.store_disk_gb * GIGA))
+        budget = 0 if shelf is None else shelf.room()
+        reading = Reading(data.longest_side, data.workers, budget, settings.strict)
+        paths = [record.path for _, record in labelled]
+        store = VisualTokenStore(self.backbone, paths, reading, self.memory(name), shelf)
+        account = store.fill(stop)
+        log.info("%s: %s", name, account.summary())
+        numbers: dict[str, list[tuple[int, Record]]] = {split: [] for split in splits}
+        for number, (split, record) in enumerate(labelled):
+            if store.usable[number]:
+                numbers[split].append((number, record))
+        return store, numbers
+
+
+def _lesson(number: int, record: Record) -> Lesson:
+    return Lesson(number, record.label or "", record.annotations)

@@ -1,0 +1,174 @@
+"""Measuring a system on pictures whose visual tokens are there already, and what a data set alone tells."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from masp.attention import prompt_attention
+from masp.data.records import Dataset, Record
+from masp.errors import DataError
+from masp.evaluation import metrics
+from masp.evaluation.figures import About, Calibration, measured, votes_of
+from masp.evaluation.predictions import Answered
+from masp.evaluation.result import Evaluation
+from masp.evaluation.truth import ceiling
+from masp.explain import normalised
+from masp.reproduce.variants import Variant
+from masp.systems.base import Images, System
+from masp.training.interrupts import StopRequest
+from masp.training.progress import Bar
+
+TOGETHER = 32  # images answered at once
+EXAMPLES = 3  # pictures of Figure 4
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Labelled pictures of one split, and where their visual tokens are.
+
+    Attributes:
+        dataset: what they belong to.
+        records: the readable, labelled ones.
+        numbers: the number of each in `images`.
+        images: visual tokens by number.
+    """
+
+    dataset: Dataset
+    records: tuple[Record, ...]
+    numbers: tuple[int, ...]
+    images: Images
+
+
+def answers(system: System, pictures: Pictures, stop: StopRequest, title: str) -> list[Answered]:
+    """What a system says about every picture, in order.
+
+    Raises:
+        Interrupted: a signal arrived.
+    """
+    found: list[Answered] = []
+    with Bar(title, len(pictures.records)) as bar:
+        for start in range(0, len(pictures.records), TOGETHER):
+            stop.check()
+            records = pictures.records[start : start + TOGETHER]
+            said = system.answer(pictures.images.visual(pictures.numbers[start : start + TOGETHER]))
+            for record, one in zip(records, said, strict=True):
+                place = pictures.dataset.place(record.path)
+                found.append(Answered(place, record.label or "", one.predicted, one.log_probabilities, one.answer))
+            bar.show(len(found))
+    return found
+
+
+def evaluation(
+    what: tuple[str, Dataset, tuple[str, ...], Mapping[str, Any]],
+    found: Sequence[Answered],
+    held: Sequence[Answered],
+) -> Evaluation:
+    """Every figure of a system's answers on the test split.
+
+    Args:
+        what: name of the system, data set, labels, and what the figures depended on.
+        found: the answers.
+        held: answers on the validation split, which a temperature is fitted on; empty: none is.
+
+    Raises:
+        DataError: there are no answers.
+    """
+    name, dataset, labels, provenance = what
+    if not found:
+        raise DataError("no picture of the test split has a label and can be read", "some", "Check the data set.")
+    mode = "generate" if all(one.answer is not None for one in found) else "score"
+    about = About(name, dataset.name, "test", mode, labels, provenance)
+    scored = any(one.log_probabilities is not None for one in held)
+    calibration = Calibration("val", tuple(held)) if scored else None
+    return measured(about, found, votes_of(dataset, "test"), calibration)
+
+
+def figures(found: Evaluation) -> dict[str, Any]:
+    """The figures that tables are made of, ready for JSON; all others are in the result itself."""
+    content: dict[str, Any] = {
+        "images": found.used,
+        "accuracy": asdict(found.accuracy),
+        "macro_f1": asdict(found.macro_f1),
+        "unparsed": found.unparsed,
+    }
+    chances = found.chances
+    if chances is not None:
+        content["negative_log_likelihood"] = asdict(chances.negative_log_likelihood)
+        content["calibration_error"] = asdict(chances.calibration_error)
+        if chances.calibrated is not None:
+            content["temperature"] = chances.calibrated.temperature
+            content["calibration_error_scaled"] = asdict(chances.calibrated.calibration_error)
+    return content
+
+
+def facts(dataset: Dataset, pictures: Pictures, unreadable: int) -> dict[str, Any]:
+    """What accuracies on a data set have to be read against; ready for JSON."""
+    truth = [record.label or "" for record in pictures.records]
+    if not truth:
+        raise DataError(f"no test picture of {dataset.name} has a label and can be read", "some", "Check the data set.")
+    content: dict[str, Any] = {
+        "labels": list(dataset.labels),
+        "layout": dataset.layout,
+        "split_by": dataset.split_by,
+        "splits": {name: len(records) for name, records in dataset.splits.items()},
+        "images": len(truth),
+        "unreadable": unreadable,
+        "classes": dict(sorted(Counter(truth).items())),
+        "guess": 1 / len(dataset.labels),
+        "majority": asdict(metrics.majority_accuracy(truth)),
+    }
+    if all("emoji" in record.extra for record in pictures.records):
+        content["ceiling"] = asdict(ceiling(pictures.records))
+    return content
+
+
+def attention(variant: Variant, pictures: Pictures, stop: StopRequest) -> dict[str, Any]:
+    """Attention from the soft prompt to each aspect (Figure 4): mean over the pictures, and some pictures.
+
+    `raw` are weights of the final layer, `normalised` the same as shares of the aspects; `spread` is the standard
+    deviation over the pictures.
+    """
+    rows: list[torch.Tensor] = []
+    for start in range(0, len(pictures.records), TOGETHER):
+        stop.check()
+        visual = pictures.images.visual(pictures.numbers[start : start + TOGETHER])
+        rows.append(prompt_attention(variant.model, visual, variant.question, variant.use).double().cpu())
+    raw = torch.cat(rows)
+    shares, names = normalised(raw), variant.use.aspects
+    chosen = examples(pictures.records)
+    said = answers(variant, Pictures(pictures.dataset, *_picked(pictures, chosen), pictures.images), stop, "examples")
+    return {
+        "images": len(raw),
+        "raw": _by_name(names, raw.mean(0)),
+        "normalised": _by_name(names, shares.mean(0)),
+        "spread": _by_name(names, shares.std(0, correction=0)),
+        "examples": [
+            {
+                "image": one.image,
+                "truth": one.truth,
+                "predicted": one.predicted,
+                "raw": _by_name(names, raw[place]),
+                "normalised": _by_name(names, shares[place]),
+            }
+            for place, one in zip(chosen, said, strict=True)
+        ],
+    }
+
+
+def examples(records: Sequence[Record]) -> list[int]:
+    """The first picture of each of some labels, so that the same data gives the same examples."""
+    first: dict[str | None, int] = {}
+    for place, record in enumerate(records):
+        first.setdefault(record.label, place)
+    return sorted(first.values())[:EXAMPLES]
+
+
+def _picked(pictures: Pictures, places: Sequence[int]) -> tuple[tuple[Record, ...], tuple[int, ...]]:
+    return tuple(pictures.records[place] for place in places), tuple(pictures.numbers[place] for place in places)
+
+
+def _by_name(names: Sequence[str], row: torch.Tensor) -> Mapping[str, float]:
+    return dict(zip(names, row.tolist(), strict=True))

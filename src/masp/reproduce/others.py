@@ -1,0 +1,85 @@
+"""The systems beside MASP in Table 1: their names in the catalogue, and which row of the paper each stands beside."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from masp.errors import UsageError
+from masp.systems.catalogue import CATALOGUE, settings_of
+
+
+@dataclass(frozen=True)
+class Other:
+    """One system.
+
+    Attributes:
+        paper: the row of Table 1 that it stands beside; "" for none.
+        over: the system of this table that it stands on, which is then learned once for both.
+    """
+
+    paper: str = ""
+    over: str = ""
+
+
+OTHERS: Mapping[str, Other] = {
+    "zero-shot-letters": Other(),
+    "sepm": Other("SEPM"),
+    "probe": Other(),
+    "lora": Other(),
+    "instruction": Other("EmoVIT"),
+    "distilled": Other("EmoVLM-KD", over="lora"),
+}
+"""Name in the catalogue → what it is here, in the order of the table; a system comes after the one it stands on."""
+
+EMBEDDED: tuple[str, ...] = (
+    "lora.learning_rate=2e-3",
+    "lora.schedule=cosine",
+    "lora.batch_size=64",
+    "lora.max_steps=80",
+    "lora.evaluate_every=0",
+    "instruction.learning_rate=2e-3",
+    "instruction.schedule=cosine",
+    "instruction.batch_size=64",
+    "instruction.max_steps=80",
+    "instruction.evaluate_every=0",
+)
+"""Settings on the embedded default, which is far smaller than what the systems' own defaults were made for."""
+
+QUICKLY: tuple[str, ...] = (
+    "lora.max_steps=2",
+    "lora.batch_size=8",
+    "instruction.max_steps=2",
+    "instruction.batch_size=8",
+    "distilled.teacher_epochs=1",
+    "distilled.head_epochs=1",
+    "distilled.gate_epochs=1",
+)
+"""As few steps as possible."""
+
+
+def seeded() -> dict[str, bool]:
+    """Name of each system → whether it learns, so that another seed can give another result."""
+    return {name: CATALOGUE[name].learns for name in OTHERS}
+
+
+def divided(changes: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Settings of the method and of both stages, and settings of other systems, which begin with a system's name.
+
+    Raises:
+        UsageError: a setting that a system does not have.
+    """
+    own = [change for change in changes if change.partition(".")[0] in OTHERS]
+    for change in own:
+        name, _, setting = change.partition("=")[0].partition(".")
+        if setting not in settings_of(name):
+            known = ", ".join(settings_of(name)) or "none"
+            raise UsageError(f"{name} has no setting '{setting}'", f"one of {known}", "Correct it.")
+    return [change for change in changes if change not in own], own
+
+
+def changes_of(name: str, changes: Sequence[str]) -> tuple[str, ...]:
+    """The settings of one system as the catalogue takes them, those of the system it stands on included."""
+    found = [change.partition(".")[2] for change in changes if change.startswith(f"{name}.")]
+    over = OTHERS[name].over
+    if over and not any(change.startswith("over=") for change in found):
+        found += [f"over={over}", *(f"over.{change}" for change in changes_of(over, changes))]
+    return tuple(found)

@@ -1,0 +1,114 @@
+"""From what is asked to the cells that have to be run, each once, in an order that respects what they need."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from masp.reproduce.cells import Cell, cell_name
+from masp.reproduce.job import Job, Skipped, Source
+from masp.reproduce.others import OTHERS
+from masp.reproduce.paper import Paper
+from masp.reproduce.recipes import DATA, FULL, PARAMETERS, STAGE1, Recipe, recipes
+
+SCOPE: Mapping[str, tuple[str, ...] | None] = {
+    "table1": None,
+    "table2": ("FI", "Emotion6"),
+    "table3": ("FI", "Emotion6", "ArtPhoto"),
+    "figure3": ("FI", "Emotion6", "Abstract"),
+    "figure4": ("FI", "Emotion6"),
+}
+"""Experiment → the data sets of the paper that it is run on; None: all of them. Other data sets take part in all."""
+
+NO_ASPECTS = "stage 1 needs annotated aspects: EmoSet at ROOT/EmoSet, annotations of its own, or --aspects ADAPTER"
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The cells of a job.
+
+    Attributes:
+        cells: in an order in which each follows what it needs.
+        skipped: what is not run, and why.
+    """
+
+    cells: tuple[Cell, ...]
+    skipped: tuple[Skipped, ...]
+
+    def find(self, name: str) -> Cell:
+        """The cell of this name."""
+        return next(cell for cell in self.cells if cell.name == name)
+
+
+def plan_cells(job: Job, paper: Paper, baselines: Mapping[str, bool]) -> Cells:
+    """The cells of all experiments of a job; one that several of them need is there once.
+
+    Args:
+        job: what is asked.
+        paper: names the data sets whose experiments are limited to some of them.
+        baselines: name of each other system → whether it depends on a seed.
+    """
+    found: dict[str, Cell] = {}
+    skipped: list[Skipped] = list(job.missing)
+    wanted = [(source, recipe) for source in job.sources for recipe in _recipes(job, source, paper, baselines)]
+    if "table4" in job.experiments:
+        wanted.append((job.sources[0], PARAMETERS))
+    for seed in job.seeds:
+        for source, recipe in wanted:
+            if recipe.aspects and not _has_aspects(job, source):
+                if seed == job.seeds[0]:
+                    skipped.append(Skipped(source.name, recipe.name, NO_ASPECTS))
+            elif seed == job.seeds[0] or depends_on_seed(job, recipe):
+                _add(found, job, source, recipe, seed)
+    return Cells(tuple(found.values()), tuple(skipped))
+
+
+def takes_part(experiment: str, dataset: str, paper: Paper) -> bool:
+    """Whether an experiment is run on a data set."""
+    scope = SCOPE[experiment]
+    return scope is None or dataset in scope or dataset not in paper.datasets
+
+
+def depends_on_seed(job: Job, recipe: Recipe) -> bool:
+    """Whether a recipe is run with every seed: it trains or draws something, or stands on a stage 1 that does."""
+    return recipe.seeded or bool(recipe.aspects and job.adapter is None)
+
+
+def seeds_of(job: Job, recipe: Recipe) -> tuple[int, ...]:
+    """The seeds that a recipe is run with."""
+    return job.seeds if depends_on_seed(job, recipe) else job.seeds[:1]
+
+
+def _recipes(job: Job, source: Source, paper: Paper, baselines: Mapping[str, bool]) -> list[Recipe]:
+    """What a data set takes part in, each once."""
+    length = job.config.method.prompt_length
+    chosen = [name for name in job.experiments if name != "table4" and takes_part(name, source.name, paper)]
+    return list(dict.fromkeys(recipe for name in chosen for recipe in recipes(name, length, baselines)))
+
+
+def _has_aspects(job: Job, source: Source) -> bool:
+    return job.adapter is not None or job.aspects_from(source.name) is not None
+
+
+def _add(found: dict[str, Cell], job: Job, source: Source, recipe: Recipe, seed: int) -> None:
+    """A cell, behind those that it needs."""
+    if recipe.kind == "parameters":
+        _put(found, Cell(source.name, recipe, seed))
+        return
+    needs = [_put(found, Cell(source.name, DATA, job.seeds[0]))]
+    teacher = job.aspects_from(source.name)
+    if recipe.aspects and job.adapter is None and teacher is not None:
+        first = _put(found, Cell(teacher.name, DATA, job.seeds[0]))
+        needs.append(_put(found, Cell(teacher.name, STAGE1, seed, (first,))))
+    over = OTHERS[recipe.name].over if recipe.kind == "baseline" else ""
+    if over:
+        base = Recipe(over, "baseline", seeded=recipe.seeded)
+        _add(found, job, source, base, seed)
+        needs.append(cell_name(source.name, base, seed))
+    if recipe.kind == "attention":
+        _add(found, job, source, FULL, seed)
+        needs.append(cell_name(source.name, FULL, seed))
+    _put(found, Cell(source.name, recipe, seed, tuple(dict.fromkeys(needs))))
+
+
+def _put(found: dict[str, Cell], cell: Cell) -> str:
+    found.setdefault(cell.name, cell)
+    return cell.name

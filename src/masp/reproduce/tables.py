@@ -1,0 +1,252 @@
+"""From outcomes to tables: which cells stand in which row, and the paper's number beside them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+from masp.aspects import ASPECTS
+from masp.evaluation import metrics
+from masp.evaluation.ablation import ROWS
+from masp.evaluation.metrics import Interval
+from masp.reproduce.cells import Outcome, cell_name
+from masp.reproduce.job import Job, Skipped
+from masp.reproduce.others import OTHERS
+from masp.reproduce.paper import BACKBONES, Paper, zero_shot_row
+from masp.reproduce.planning import seeds_of, takes_part
+from masp.reproduce.recipes import DATA, FULL, LENGTHS, LOW_LEVEL, PLAIN, TABLE2, Recipe, masp, of_length
+from masp.systems.catalogue import CATALOGUE
+
+PATTERN = ("FI", "Emotion6")
+"""Data sets of the paper that are shown beside one that it does not have: to compare the pattern, not the numbers."""
+
+PREDICTIONS = "not part of this package: compare through a predictions file (masp evaluate --predictions)"
+OTHER_BACKBONE = "another backbone: run it with --backbone"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one row says about one data set.
+
+    Attributes:
+        values: accuracy with each seed, as shares; none where nothing was measured.
+        images: that they were measured on.
+        paper: the paper's accuracy, in per cent; None where it has none.
+        reason: why nothing was measured.
+    """
+
+    values: tuple[float, ...] = ()
+    images: int = 0
+    paper: float | None = None
+    reason: str = ""
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over the seeds."""
+        return mean(self.values) if self.values else None
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over the seeds; None for one seed."""
+        return stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def interval(self) -> Interval | None:
+        """The mean with Wilson's 95 % interval for that many images: which images were drawn, not which seeds."""
+        if self.mean is None or not self.images:
+            return None
+        around = metrics.share(round(self.mean * self.images), self.images)
+        return Interval(self.mean, min(around.low, self.mean), max(around.high, self.mean))
+
+    @property
+    def difference(self) -> float | None:
+        """Points above the paper's number."""
+        return None if self.mean is None or self.paper is None else 100 * self.mean - self.paper
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row; `printed` is the row of the paper that it stands beside, "" for none."""
+
+    name: str
+    meaning: str
+    printed: str
+    entries: Mapping[str, Entry]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Accuracies: systems by data sets.
+
+    Attributes:
+        name: "table1" …
+        title: what it shows.
+        datasets: its columns.
+        rows: in order.
+        beside: data set of the paper → row → its number, for data sets that the paper does not have.
+        notes: what a reader has to know.
+    """
+
+    name: str
+    title: str
+    datasets: tuple[str, ...]
+    rows: tuple[Row, ...]
+    beside: Mapping[str, Mapping[str, float]]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Which recipe a row shows; None for a row of the paper that nothing is run for, with the reason."""
+
+    name: str
+    meaning: str
+    recipe: Recipe | None
+    printed: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that tables are made of."""
+
+    job: Job
+    paper: Paper
+    outcomes: Mapping[str, Outcome]
+    skipped: tuple[Skipped, ...]
+
+
+def accuracy_table(results: Results, experiment: str) -> Table:
+    """One of Table 1, 2, 3 and Figure 3."""
+    job, printed = results.job, results.paper.tables[experiment]
+    datasets = tuple(source.name for source in job.sources if takes_part(experiment, source.name, results.paper))
+    lines = _lines(results, experiment)
+    rows = tuple(
+        Row(line.name, line.meaning, line.printed, {name: _entry(results, experiment, line, name) for name in datasets})
+        for line in lines
+    )
+    if experiment == "figure3":
+        rows = (*rows, _mean_row(results, rows, datasets))
+    beside = {}
+    if any(name not in printed.datasets for name in datasets):
+        beside = {
+            name: {row.printed: number for row in rows if (number := printed.number(row.printed, name)) is not None}
+            for name in PATTERN
+        }
+    return Table(experiment, _title(printed.title), datasets, rows, beside, _notes(results, experiment, datasets))
+
+
+def seed_values(results: Results, recipe: Recipe, dataset: str) -> tuple[list[Outcome], str]:
+    """The outcomes of a recipe that are done, one for each seed; and why others are missing."""
+    found, reason = [], ""
+    for seed in seeds_of(results.job, recipe):
+        outcome = results.outcomes.get(cell_name(dataset, recipe, seed))
+        if outcome is not None and outcome.state == "done":
+            found.append(outcome)
+        elif outcome is not None and not reason:
+            reason = f"seed {seed}: {outcome.error}"
+    if not found and not reason:
+        fits = (s for s in results.skipped if s.dataset in ("", dataset) and s.system in ("", recipe.name))
+        reason = next((s.reason for s in fits), "not part of this run")
+    return found, reason
+
+
+def _title(text: str) -> str:
+    return text.removesuffix(", in per cent").removesuffix(", accuracy in per cent")
+
+
+def _lines(results: Results, experiment: str) -> list[Line]:
+    length = results.job.config.method.prompt_length
+    if experiment == "table1":
+        return _table1(results)
+    if experiment == "table2":
+        return [Line(recipe.name, ROWS[recipe.name], recipe, recipe.name) for recipe in TABLE2]
+    if experiment == "table3":
+        return [Line(str(one), "vectors in the soft prompt", of_length(one, length), str(one)) for one in LENGTHS]
+    single = [Line(name, "this aspect alone, P trained for it", masp((name,), "trained"), name) for name in ASPECTS]
+    low = [
+        Line(f"{name}, {prompt} prompt", f"this aspect alone, {prompt} P", masp((name,), kind))
+        for name in LOW_LEVEL
+        for prompt, kind in (("no", "none"), ("random", "random"))
+    ]
+    ends = [Line("zero-shot", "the backbone alone", PLAIN, "zero-shot"), Line("MASP", "all six aspects", FULL, "MASP")]
+    return [*ends[:1], *single, *low, *ends[1:]]
+
+
+def _table1(results: Results) -> list[Line]:
+    own = zero_shot_row(results.job.config.backbone.id) or ""
+    lines = [Line(f"zero-shot ({own or results.job.config.backbone.id})", "the backbone alone", PLAIN, own)]
+    lines += [
+        Line(f"zero-shot ({name})", "another backbone", None, name, OTHER_BACKBONE) for name in BACKBONES if name != own
+    ]
+    for name, other in OTHERS.items():
+        entry = CATALOGUE[name]
+        lines.append(Line(name, entry.meaning, Recipe(name, "baseline", seeded=entry.learns), other.paper))
+    lines.append(Line("Emotion-LLaMA", "several encoders, LoRA", None, "Emotion-LLaMA", PREDICTIONS))
+    taken = {line.printed for line in lines}
+    lines += [
+        Line(name, "", None, name, PREDICTIONS)
+        for name in results.paper.tables["table1"].rows
+        if name not in taken and name != "MASP"
+    ]
+    lines.append(Line("soft prompt (V+S)", "a soft prompt, no aspects", masp((), "trained")))
+    lines.append(Line("MASP", "aspects and soft prompt", FULL, "MASP"))
+    return lines
+
+
+def _entry(results: Results, experiment: str, line: Line, dataset: str) -> Entry:
+    paper = results.paper.tables[experiment].number(line.printed, dataset)
+    if line.recipe is None:
+        return Entry(paper=paper, reason=line.reason)
+    found, reason = seed_values(results, line.recipe, dataset)
+    values = tuple(outcome.figures["accuracy"]["value"] for outcome in found)
+    return Entry(values, found[0].figures["images"] if found else 0, paper, reason)
+
+
+def _mean_row(results: Results, rows: Sequence[Row], datasets: Sequence[str]) -> Row:
+    """The mean of the single aspects, seed by seed, where all of them are there."""
+    name, singles = "mean of single aspects", [row for row in rows if row.name in ASPECTS]
+    entries = {}
+    for dataset in datasets:
+        paper = results.paper.tables["figure3"].number(name, dataset)
+        found = [row.entries[dataset] for row in singles]
+        if all(len(entry.values) == len(found[0].values) > 0 for entry in found):
+            values = tuple(mean(column) for column in zip(*(entry.values for entry in found), strict=True))
+            entries[dataset] = Entry(values, found[0].images, paper)
+        else:
+            entries[dataset] = Entry(paper=paper, reason="not all of them are there")
+    return Row(name, "", name, entries)
+
+
+def facts_of(results: Results, dataset: str) -> Mapping[str, object]:
+    """What its own cell says about a data set; empty where that failed."""
+    outcome = results.outcomes.get(cell_name(dataset, DATA, results.job.seeds[0]))
+    return outcome.figures if outcome is not None and outcome.state == "done" else {}
+
+
+def _notes(results: Results, experiment: str, datasets: Sequence[str]) -> tuple[str, ...]:
+    job, notes = results.job, []
+    seeds = ", ".join(map(str, job.seeds))
+    notes.append(f"Backbone {job.config.backbone.id}. Mean ± standard deviation over the training seeds {seeds}.")
+    notes.append("Brackets: 95 % interval (Wilson) for the number of test images; it says nothing about seeds.")
+    for name in datasets:
+        facts = facts_of(results, name)
+        if facts:
+            notes.append(_facts_note(name, facts))
+    notes += [
+        f"{skipped.dataset}: {skipped.reason}."
+        for skipped in results.skipped
+        if not skipped.system and takes_part(experiment, skipped.dataset, results.paper)
+    ]
+    return tuple(notes)
+
+
+def _facts_note(name: str, facts: Mapping[str, object]) -> str:
+    splits, majority, ceiling = facts["splits"], facts["majority"], facts.get("ceiling")
+    assert isinstance(splits, Mapping)
+    assert isinstance(majority, Mapping)
+    sizes = ", ".join(f"{split} {count:,}" for split, count in splits.items())
+    text = f"{name}: {sizes} images (split: {facts['split_by']}); always the most frequent label "
+    text += f"{100 * majority['value']:.1f} %, a guess {100 * float(str(facts['guess'])):.1f} %"
+    if isinstance(ceiling, Mapping):
+        text += f", the best that anyone could reach {100 * ceiling['expected']:.1f} %"
+    return text + "."

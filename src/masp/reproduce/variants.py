@@ -1,0 +1,121 @@
+"""The rows of Table 2 and their kin as systems: a backbone with aspects, a soft prompt, both or neither."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from masp.adapters import AdapterInfo, load_adapter
+from masp.answers import score
+from masp.backbones.base import Backbone
+from masp.config import RunConfig
+from masp.labels import render_labels
+from masp.model import MaspModel, Use, start_prompt
+from masp.questions import load_questions
+from masp.reproduce.recipes import Recipe
+from masp.systems.base import Lessons, Said
+from masp.types import VisualTokens
+
+
+class Variant:
+    """A backbone with the parts of the method that a recipe names, asked as stage 2 asks.
+
+    Args:
+        name: of the recipe.
+        model: with every part.
+        use: which of them take part.
+        labels: what it chooses from.
+        question: the emotion question with the labels in place.
+    """
+
+    def __init__(self, name: str, model: MaspModel, use: Use, labels: tuple[str, ...], question: str) -> None:
+        self.name, self.model, self.use, self._labels, self.question = name, model, use, labels, question
+
+    @property
+    def backbone(self) -> Backbone:
+        """The frozen model."""
+        return self.model.backbone
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What it chooses from."""
+        return self._labels
+
+    def learn(self, lessons: Lessons) -> None:
+        """Nothing: its parts were trained before."""
+
+    @torch.no_grad()
+    def answer(self, visual: VisualTokens) -> list[Said]:
+        """The most probable label of each image, and the log-probabilities of all."""
+        rows = score(self.model, visual, self.question, self.labels, self.use)
+        best = rows.argmax(1).tolist()
+        tables = [dict(zip(self.labels, row, strict=True)) for row in rows.double().log_softmax(1).tolist()]
+        return [Said(self.labels[place], table) for place, table in zip(best, tables, strict=True)]
+
+    def describe(self) -> Mapping[str, Any]:
+        """The parts that take part, and how many trained numbers they hold."""
+        prompt = self.model.prompt if self.use.prompt else None
+        modules = self.model.aspects
+        aspects = 0 if modules is None else sum(_count(modules.module(name)) for name in self.use.aspects)
+        return {
+            "system": self.name,
+            "aspects": list(self.use.aspects),
+            "prompt": 0 if prompt is None else prompt.length,
+            "numbers": {"prompt": 0 if prompt is None else _count(prompt), "aspects": aspects},
+            "method": self.model.method.model_dump(mode="json"),
+            "question": self.question,
+        }
+
+
+def build(
+    recipe: Recipe,
+    config: RunConfig,
+    backbone: Backbone,
+    labels: tuple[str, ...],
+    aspects: Path | None,
+    prompt: Path | None,
+    seed: int,
+) -> Variant:
+    """The system of a recipe.
+
+    Args:
+        recipe: of kind `masp`.
+        config: of the run that trains the prompt, or that would.
+        backbone: frozen.
+        labels: what to choose from.
+        aspects: the folder of stage 1; not read where the recipe has no aspects.
+        prompt: the folder of stage 2; None where the recipe has no trained prompt.
+        seed: of an untrained prompt.
+    """
+    trained, found = None, None
+    info: AdapterInfo | None = None
+    if prompt is not None:
+        second = load_adapter(prompt, backbone, aspects if recipe.aspects else None)
+        trained, found, info = second.prompt, second.aspects, second.info
+    elif recipe.aspects:
+        assert aspects is not None
+        first = load_adapter(aspects, backbone)
+        found, info = first.aspects, first.info
+    method = config.method.resolved() if info is None else info.method
+    if recipe.prompt == "random":
+        generator = torch.Generator().manual_seed(seed)
+        trained = start_prompt(config.prompt.init, config.method.prompt_length, backbone, generator)
+    questions = load_questions(config.questions)
+    style = config.method.resolved().label_list or "comma"
+    model = MaspModel(backbone, method, found, trained, questions)
+    use = Use(recipe.aspects, recipe.prompt != "none")
+    return Variant(recipe.name, model, use, labels, questions.ask_emotion(render_labels(labels, style)))
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def trained_with(config: RunConfig, recipe: Recipe) -> RunConfig:
+    """The settings of stage 2 for a recipe: its aspects, and its length of the prompt."""
+    length = config.method.prompt_length if recipe.length is None else recipe.length
+    method = config.method.model_copy(update={"prompt_length": length})
+    second = config.prompt.model_copy(update={"aspects": recipe.aspects})
+    return config.model_copy(update={"method": method, "prompt": second})

@@ -1,0 +1,268 @@
+"""Running one cell: train what has to be trained, measure, write its result; what is there already is only read."""
+
+import hashlib
+import json
+import logging
+import platform
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from masp.adapters import library_versions, tensors_sha256
+from masp.adapters.store import load_adapter
+from masp.config import RunConfig
+from masp.errors import MaspError
+from masp.evaluation.facts import data_facts
+from masp.evaluation.predictions import Answered
+from masp.evaluation.result import write_result
+from masp.reproduce import counts, measure
+from masp.reproduce.cells import Cell, Outcome, read_outcome, write_outcome
+from masp.reproduce.job import Job, with_seed
+from masp.reproduce.library import Library
+from masp.reproduce.others import OTHERS, changes_of
+from masp.reproduce.planning import depends_on_seed
+from masp.reproduce.recipes import FULL, STAGE1, Recipe
+from masp.reproduce.variants import Variant, build, trained_with
+from masp.systems.base import System
+from masp.systems.catalogue import CATALOGUE, make_system
+from masp.training.interrupts import Interrupted, StopRequest
+from masp.training.recipe import identity_of
+from masp.training.runs import TrainResult
+from masp.training.stage1_aspects import train_aspects
+from masp.training.stage2_prompt import train_prompt
+
+log = logging.getLogger(__name__)
+
+Found = tuple[dict[str, Any], dict[str, Any]]
+"""Figures of a cell, and what else there is to say about it; both ready for JSON."""
+
+
+class Workshop:
+    """Runs cells one after the other, with what they share in one library.
+
+    Args:
+        job: what is asked.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.library = job, Library(job)
+
+    def run(self, cell: Cell) -> tuple[Outcome, bool]:
+        """The outcome of a cell: read where the same cell has been run before, otherwise made and written.
+
+        A failure is an outcome too.
+
+        Returns:
+            The outcome, and whether the cell was run now.
+
+        Raises:
+            Interrupted: a signal arrived; what was trained so far is in its checkpoint.
+            OSError: the result cannot be written.
+        """
+        started, worked = time.perf_counter(), time.process_time()
+        identity: dict[str, Any] = {}
+        try:
+            identity = self.identity(cell)
+            before = read_outcome(self.job.out, cell.name)
+            if before is not None and before.state == "done" and before.identity == identity:
+                return before, False
+            found, about = self._made(cell)
+            seconds = round(time.perf_counter() - started, 1)
+            spent = {"processor_seconds": round(time.process_time() - worked, 1)}
+            outcome = Outcome(cell.name, "done", found, identity, self._about() | spent | about, seconds)
+        except Interrupted:
+            raise
+        except Exception as error:
+            log.debug("%s failed", cell.name, exc_info=True)
+            seconds = round(time.perf_counter() - started, 1)
+            outcome = Outcome(cell.name, "failed", {}, identity, {}, seconds, reason(error))
+        write_outcome(self.job.out, outcome)
+        return outcome, True
+
+    def identity(self, cell: Cell) -> dict[str, Any]:
+        """Everything that decides the figures of a cell, as JSON values."""
+        job, recipe, dataset = self.job, cell.recipe, self.library.dataset(cell.dataset)
+        config, backbone = self.config(cell), self.library.backbone
+        if recipe.kind == "aspects":
+            return identity_of(config, config.aspects, "aspects", dataset, backbone)
+        if recipe.kind == "masp" and recipe.prompt == "trained":
+            table = identity_of(config, config.prompt, "prompt", dataset, backbone)
+        else:
+            table = {
+                "backbone": backbone.fingerprint(),
+                "backbone.dtype": str(backbone.dtype).removeprefix("torch."),
+                "data": dataset.fingerprint(),
+                "longest_side": config.data.longest_side,
+            }
+        table |= {"kind": recipe.kind, "system": recipe.name, "aspects": list(recipe.aspects)}
+        if recipe.kind == "parameters":
+            table["method"] = config.method.resolved().model_dump(mode="json")
+        if recipe.kind in ("data", "parameters"):
+            return table
+        if recipe.aspects:
+            table["stage 1"] = self._stage1_identity(cell)
+        if recipe.kind != "masp" or recipe.prompt == "random":
+            table["seed"] = cell.seed if depends_on_seed(job, recipe) else None
+        if recipe.kind == "baseline":
+            table["settings"] = list(changes_of(recipe.name, job.others))
+        if recipe.kind == "attention":
+            table["prompt"] = _hash(self.identity(Cell(cell.dataset, FULL, cell.seed)))
+        return json.loads(json.dumps(table))
+
+    def config(self, cell: Cell) -> RunConfig:
+        """The settings of a cell: its seed, its data set, its aspects and length, and the shelf of visual tokens."""
+        config = with_seed(self.job.config, cell.seed)
+        config = config.model_copy(update={"data": self.job.source(cell.dataset).data})
+        stages = {
+            stage: getattr(config, stage).model_copy(update={"store_dir": self.library.shelf})
+            for stage in ("aspects", "prompt")
+        }
+        config = config.model_copy(update=stages)
+        return trained_with(config, cell.recipe) if cell.recipe.kind == "masp" else config
+
+    def folder(self, cell: Cell) -> Path:
+        """The folder of a cell's run; another identity has another folder."""
+        return self.job.work / "runs" / f"{cell.name}-{_hash(self.identity(cell))[:10]}"
+
+    def _made(self, cell: Cell) -> Found:
+        kinds = {
+            "data": self._data,
+            "aspects": self._aspects,
+            "masp": self._masp,
+            "baseline": self._baseline,
+            "attention": self._attention,
+            "parameters": self._parameters,
+        }
+        return kinds[cell.recipe.kind](cell)
+
+    def _data(self, cell: Cell) -> Found:
+        with StopRequest() as stop:
+            taught, _ = self.library.taught(cell.dataset, stop)
+            pictures, unreadable = self.library.tested(cell.dataset, stop)
+        kept = {"visual_tokens_bytes": taught.bytes()}
+        return measure.facts(self.library.dataset(cell.dataset), pictures, unreadable), kept
+
+    def _aspects(self, cell: Cell) -> Found:
+        dataset, memory = self.library.dataset(cell.dataset), self.library.memory(cell.dataset)
+        result = train_aspects(self.config(cell), dataset, self.library.backbone, self.folder(cell), memory)
+        return {"validation": result.metrics}, _training(result)
+
+    def _masp(self, cell: Cell) -> Found:
+        recipe, about = cell.recipe, {}
+        prompt = None
+        if recipe.prompt == "trained":
+            about = _training(self._trained(cell))
+            prompt = self.folder(cell)
+        return self._measured(cell, self._variant(cell, prompt), about)
+
+    def _trained(self, cell: Cell) -> TrainResult:
+        aspects = self._stage1(cell) if cell.recipe.aspects else None
+        memory = self.library.memory(cell.dataset)
+        place = (self.library.dataset(cell.dataset), self.library.backbone, aspects, self.folder(cell))
+        return train_prompt(self.config(cell), *place, include_aspects=False, memory=memory)
+
+    def _variant(self, cell: Cell, prompt: Path | None) -> Variant:
+        labels = self.library.dataset(cell.dataset).labels
+        aspects = self._stage1(cell) if cell.recipe.aspects else None
+        return build(cell.recipe, self.config(cell), self.library.backbone, labels, aspects, prompt, cell.seed)
+
+    def _baseline(self, cell: Cell) -> Found:
+        name, changes = cell.recipe.name, changes_of(cell.recipe.name, self.job.others)
+        labels = self.library.dataset(cell.dataset).labels
+        system = make_system(name, self.library.backbone, labels, changes, cell.seed)
+        if CATALOGUE[name].learns:
+            folder = self.folder(cell)
+            if OTHERS[name].over:
+                self._borrow(cell, folder / "tuned")
+            with StopRequest() as stop:
+                lessons = self.library.lessons(cell.dataset, folder, cell.seed, stop)
+            system.learn(lessons)
+        return self._measured(cell, system, {})
+
+    def _borrow(self, cell: Cell, place: Path) -> None:
+        """What the system below has learned in a cell of its own, so that it is not learned twice."""
+        recipe = Recipe(OTHERS[cell.recipe.name].over, "baseline", seeded=cell.recipe.seeded)
+        learned = self.folder(Cell(cell.dataset, recipe, cell.seed))
+        if learned.is_dir() and not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(learned, place)
+
+    def _attention(self, cell: Cell) -> Found:
+        full = Cell(cell.dataset, FULL, cell.seed)
+        variant = self._variant(full, self.folder(full))
+        with StopRequest() as stop:
+            pictures, _ = self.library.tested(cell.dataset, stop)
+            return measure.attention(variant, pictures, stop), {}
+
+    def _parameters(self, cell: Cell) -> Found:
+        return counts.of_backbone(self.library.backbone, self.config(cell).method), {}
+
+    def _measured(self, cell: Cell, system: System, about: Mapping[str, Any]) -> Found:
+        with StopRequest() as stop:
+            pictures, _ = self.library.tested(cell.dataset, stop)
+            found = measure.answers(system, pictures, stop, cell.name)
+            held = self._held(cell, system, stop)
+        known = {"system": dict(system.describe()), "data": data_facts(pictures.dataset, "test"), "seed": cell.seed}
+        what = (cell.recipe.name, pictures.dataset, system.labels, {**self._about(), **known})
+        evaluation = measure.evaluation(what, found, held)
+        write_result(result_folder(self.job, cell.name), evaluation)
+        return measure.figures(evaluation), {**about, "describe": dict(system.describe())}
+
+    def _held(self, cell: Cell, system: System, stop: StopRequest) -> list[Answered]:
+        """What it says about the validation split, to fit a temperature on; nothing where there is none."""
+        records = self.library.dataset(cell.dataset).splits.get("val", ())
+        if not any(record.label for record in records):
+            return []
+        pictures, _ = self.library.pictures(cell.dataset, "val", stop)
+        return measure.answers(system, pictures, stop, f"{cell.name}, val")
+
+    def _stage1(self, cell: Cell) -> Path:
+        """The folder of the aspects that a cell stands on."""
+        if self.job.adapter is not None:
+            return self.job.adapter
+        return self.folder(self._stage1_cell(cell))
+
+    def _stage1_cell(self, cell: Cell) -> Cell:
+        teacher = self.job.aspects_from(cell.dataset)
+        assert teacher is not None
+        return Cell(teacher.name, STAGE1, cell.seed)
+
+    def _stage1_identity(self, cell: Cell) -> str:
+        if self.job.adapter is None:
+            return _hash(self.identity(self._stage1_cell(cell)))
+        aspects = load_adapter(self.job.adapter, self.library.backbone).aspects
+        return "" if aspects is None else tensors_sha256(aspects.state_dict())
+
+    def _about(self) -> dict[str, Any]:
+        machine = {
+            "processor": platform.processor() or platform.machine(),
+            "device": str(self.library.backbone.device),
+            "threads": torch.get_num_threads(),
+        }
+        return {"versions": library_versions(), "machine": machine}
+
+
+def result_folder(job: Job, cell: str) -> Path:
+    """Where the whole result of a cell lies, with every answer; `masp report` and `masp compare` read it."""
+    return job.work / "results" / cell
+
+
+def reason(error: BaseException) -> str:
+    """Why a cell failed, on one line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, MaspError) else f"{type(error).__name__}: {text or 'no message'}"
+
+
+def _training(result: TrainResult) -> dict[str, Any]:
+    facts = asdict(result)
+    del facts["adapter"]
+    return {"training": facts}
+
+
+def _hash(identity: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,151 @@
+"""What is asked becomes cells: each once, behind what it needs; what cannot be run is said with its reason."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import tiny
+from masp.aspects import ASPECTS
+from masp.config import DataConfig
+from masp.data.readers import open_dataset
+from masp.errors import ConfigError, UsageError
+from masp.reproduce.estimate import estimate
+from masp.reproduce.job import Job, Source, find_sources, find_teacher
+from masp.reproduce.others import changes_of, seeded
+from masp.reproduce.paper import load_paper
+from masp.reproduce.planning import plan_cells
+from masp.reproduce.recipes import FULL, LENGTHS, STAGE1, masp
+from masp.reproduce.request import Request, job_of
+from small_reproduction import small_job
+
+PAPER = load_paper()
+ALL = ("table1", "table2", "table3", "table4", "figure3", "figure4")
+
+
+def pictures(folder: Path, layout: str, count: int = 12) -> None:
+    """Pictures of two labels: in folders of labels, or in split folders."""
+    for number in range(count):
+        split = ("train", "test")[number % 3 == 2] if layout == "splits" else ""
+        place = folder / split / ("fear", "joy")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        tiny.picture(56, 56, seed=number).save(place / f"{number}.png")
+
+
+def test_every_cell_is_there_once_and_behind_its_needs(tmp_path: Path) -> None:
+    cells = plan_cells(small_job(tmp_path, *ALL), PAPER, seeded()).cells
+    names = [cell.name for cell in cells]
+    assert len(set(names)) == len(names)
+    for place, cell in enumerate(cells):
+        assert set(cell.needs) <= set(names[:place])
+    assert [cell.seed for cell in cells if cell.recipe == STAGE1] == [0, 1]
+    assert [cell.seed for cell in cells if cell.recipe.name == "V"] == [0], "nothing in V depends on a seed"
+    assert [cell.seed for cell in cells if cell.recipe.name == "V+A"] == [0, 1], "its aspects do"
+
+
+def test_trainings_are_shared_between_tables(tmp_path: Path) -> None:
+    """The usual length (3 here) is V+A+S; where the usual length is 32, Table 3 trains four prompts and borrows one."""
+    usual = small_job(tmp_path, "table2", "table3", seeds=1, changes=("method.prompt_length=32",))
+    lengths = [cell.recipe.length for cell in plan_cells(usual, PAPER, seeded()).cells if cell.recipe.name[:5] == "V+A+S"]
+    assert lengths == [None, 8, 16, 64, 128]
+    other = small_job(tmp_path, "table3", seeds=1)
+    own = [cell.recipe.length for cell in plan_cells(other, PAPER, seeded()).cells if cell.recipe.kind == "masp"]
+    assert own == list(LENGTHS)
+
+
+def test_figure_3_trains_each_aspect_alone(tmp_path: Path) -> None:
+    cells = plan_cells(small_job(tmp_path, "figure3", seeds=1), PAPER, seeded()).cells
+    trained = [cell.recipe for cell in cells if cell.recipe.prompt == "trained"]
+    assert [recipe.aspects for recipe in trained] == [*((name,) for name in ASPECTS), ASPECTS]
+    assert {"V+brightness", "V+brightness+rS", "V+colorfulness", "V+colorfulness+rS"} <= {c.recipe.name for c in cells}
+
+
+def test_a_system_over_another_waits_for_it(tmp_path: Path) -> None:
+    plan = plan_cells(small_job(tmp_path, "table1"), PAPER, seeded())
+    assert "emoji-scenes/lora/seed1" in plan.find("emoji-scenes/distilled/seed1").needs
+    assert changes_of("distilled", ("lora.max_steps=7", "distilled.hidden=5")) == ("hidden=5", "over=lora", "over.max_steps=7")
+
+
+def test_names_of_recipes() -> None:
+    assert FULL.name == "V+A+S"
+    assert masp(("scene",), "random").name == "V+scene+rS"
+    assert masp(ASPECTS, "trained", 8).name == "V+A+S 8"
+
+
+def test_data_sets_are_found_by_their_names(tmp_path: Path) -> None:
+    pictures(tmp_path / "fi", "folders")
+    pictures(tmp_path / "Emotion6", "splits")
+    pictures(tmp_path / "mine", "folders")
+    found, missing = find_sources(tmp_path, None, DataConfig(), PAPER)
+    assert [source.name for source in found] == ["FI", "Emotion6"]
+    assert [source.data.splits.kind for source in found] == ["paper-like", "auto"], "a published split stays"
+    assert open_dataset(found[0].data).split_by == "paper-like"
+    assert {skipped.dataset: skipped.reason for skipped in missing}["Flickr"].startswith("no data at ")
+    assert len(missing) == 5
+    (own,), none = find_sources(tmp_path, ("mine",), DataConfig(), PAPER)
+    assert (own.name, none) == ("mine", ())
+    with pytest.raises(UsageError, match="some of yours"):
+        find_sources(tmp_path, ("yours",), DataConfig(), PAPER)
+
+
+def test_without_annotations_rows_with_aspects_are_not_run(tmp_path: Path) -> None:
+    pictures(tmp_path / "FI", "folders")
+    found, missing = find_sources(tmp_path, None, DataConfig(), PAPER)
+    assert find_teacher(tmp_path, DataConfig(), found, PAPER) is None
+    job = replace(small_job(tmp_path, "table2"), sources=found, missing=missing, drawn=None)
+    plan = plan_cells(job, PAPER, seeded())
+    assert {cell.recipe.name for cell in plan.cells} == {"data", "V", "V+S"}
+    reasons = {skipped.system: skipped.reason for skipped in plan.skipped if skipped.dataset == "FI"}
+    assert set(reasons) == {"V+A", "V+A+rS", "V+A+S"}
+    assert "--aspects ADAPTER" in reasons["V+A+S"]
+    given = plan_cells(replace(job, adapter=tmp_path), PAPER, seeded())
+    names = [cell.name for cell in given.cells]
+    assert "FI/V+A+S/seed1" in names
+    assert not any("stage-1" in name for name in names)
+    assert names.count("FI/V+A/seed0") == 1
+    assert "FI/V+A/seed1" not in names, "with aspects from elsewhere nothing in V+A depends on a seed"
+
+
+def test_emoset_teaches_the_aspects_of_all(tmp_path: Path) -> None:
+    teacher = Source("EmoSet", DataConfig(path=tmp_path / "EmoSet"), annotated=True)
+    fi = Source("FI", DataConfig(path=tmp_path / "FI"), annotated=False)
+    job: Job = replace(small_job(tmp_path, "table2", seeds=1), sources=(fi,), teacher=teacher)
+    plan = plan_cells(job, PAPER, seeded())
+    assert "EmoSet/stage-1/seed0" in plan.find("FI/V+A+S/seed0").needs
+    assert {cell.dataset for cell in plan.cells if cell.recipe.kind == "masp"} == {"FI"}
+
+
+def test_the_plan_says_how_long_it_takes(tmp_path: Path) -> None:
+    job = job_of(Request("all", tmp_path))
+    cells = plan_cells(job, PAPER, seeded()).cells
+    found = estimate(job, cells)
+    assert found is not None
+    everything = {cell.name for cell in cells}
+    assert found.left(everything, 2) == pytest.approx(sum(found.seconds.values()) / 2)
+    assert found.seconds["emoji-scenes/V+A+S-128/seed0"] > found.seconds["emoji-scenes/V+A+S-8/seed0"]
+    assert estimate(replace(job, drawn=None), cells) is None, "nobody knows for other data"
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "words"),
+    [
+        (Request("all", Path("out"), data=Path("somewhere")), UsageError, "--data was given without --backbone"),
+        (Request("all", Path("out"), datasets=("FI",)), UsageError, "--datasets was given without --data"),
+        (Request("all", Path("out"), config=Path("a.yaml"), quick=True), UsageError, "--quick"),
+        (Request("table5", Path("out")), UsageError, "table5"),
+        (Request("all", Path("out"), changes=("lora.ranks=4",)), UsageError, "lora has no setting 'ranks'"),
+        (Request("all", Path("out"), changes=("prompt.rate=4",)), ConfigError, "prompt.rate"),
+        (Request("all", Path("out"), changes=("method.prompt_length=0",)), UsageError, "prompt_length is 0"),
+        (Request("all", Path(__file__)), UsageError, "is a file"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(request_: Request, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        job_of(request_)
+
+
+def test_the_record_of_a_command_names_no_place(tmp_path: Path) -> None:
+    request = Request("table2", tmp_path, tmp_path, str(tmp_path), ("FI",), 2, changes=("prompt.epochs=2",))
+    assert request.command(4) == (
+        "masp reproduce table2 --data ROOT --backbone FOLDER --datasets FI --seeds 2 --jobs 4 prompt.epochs=2"
+    )

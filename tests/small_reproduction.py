@@ -1,0 +1,27 @@
+"""A reproduction that takes seconds: a tiny random backbone, a handful of drawn pictures, one step of training."""
+
+from pathlib import Path
+
+import tiny
+from masp.config import with_overrides
+from masp.demo.plan import Plan
+from masp.reproduce.job import Job, drawn_source, embedded_config
+from masp.reproduce.others import EMBEDDED, QUICKLY
+
+PLAN = Plan(train=11, val=3, test=7, seed=5)
+SETTINGS = (
+    "method.queries=2",
+    "method.prompt_length=3",
+    "aspects.batch_size=7",
+    "prompt.batch_size=5",
+    "aspects.max_steps=1",
+    "prompt.max_steps=1",
+)
+
+
+def small_job(out: Path, *experiments: str, seeds: int = 2, changes: tuple[str, ...] = ()) -> Job:
+    """The job of the embedded default, made as small as it goes."""
+    config = with_overrides(embedded_config((), quick=True), [f"backbone.id={tiny.checkpoint()}", *SETTINGS, *changes])
+    source = drawn_source(out / "work")
+    others = (*EMBEDDED, *QUICKLY)
+    return Job(experiments, config, (source,), (), tuple(range(seeds)), out, others=others, drawn=PLAN)
