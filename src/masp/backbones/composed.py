@@ -83,6 +83,7 @@ class ComposedBackbone:
         self.end_of_turn: int = self._chat.end_of_turn
         self.image_transform: dict[str, Any] = parts.vision.image_transform
         self.asks: bool = parts.ask is not None
+        self.sharded: bool = False
         self.embedding_scale: float = parts.embedding_scale
 
     def fingerprint(self) -> str:

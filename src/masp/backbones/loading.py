@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from masp import launch
 from masp.backbones.base import Backbone
 from masp.backbones.files import BackboneFiles, find, read_json
 from masp.config import BackboneConfig
@@ -112,11 +113,13 @@ def by_name(place: str) -> Any:
 
 
 def choose_device(device: str) -> torch.device:
-    """The device of this name; "auto" is the GPU if there is one.
+    """The device of this name; "auto" is the GPU if there is one, and for several processes each has its own.
 
     Raises:
         BackboneError: no such device.
     """
+    if device in ("auto", "cuda") and torch.cuda.is_available() and (own := launch.local_rank()) is not None:
+        return torch.device("cuda", own % torch.cuda.device_count())
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

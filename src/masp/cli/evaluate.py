@@ -70,23 +70,27 @@ def evaluate(
     from masp.adapters import find_adapter
     from masp.cli.show import counting
     from masp.errors import UsageError
+    from masp.backbones.loading import choose_device
     from masp.evaluation.batches import Batching
     from masp.evaluation.runner import evaluate as measure
     from masp.predictor import Masp
+    from masp.training.processes import launched
     from masp.training.progress import Bar
 
-    home = find_adapter(adapter, adapter_revision)
-    if record and not Path(adapter).exists():
-        raise UsageError(f"--record with {adapter}, which is on a hub", "an adapter here", "Record, then push it.")
-    dataset = _divided(_settings(changes or [], data), split, home, task)
-    loading = {"backbone_revision": revision, "dtype": dtype.value, "device": device}
-    masp = Masp.from_pretrained(adapter, backbone, aspects=aspects, task=task, revision=adapter_revision, **loading)
-    with Bar("images", len(dataset.split(split))) as bar:
-        batching = Batching(batch_size, longest_side=masp.task.longest_side, progress=counting(bar))
-        found = measure(masp, dataset, split, mode.value, batching, out)
-    _tell(found, out)
-    if record:
-        _record(found, home, task)
+    processes = launched(choose_device(device))
+    with processes.guarded():
+        home = find_adapter(adapter, adapter_revision)
+        if record and not Path(adapter).exists():
+            raise UsageError(f"--record with {adapter}, which is on a hub", "an adapter here", "Record, then push it.")
+        dataset = _divided(_settings(changes or [], data), split, home, task)
+        loading = {"backbone_revision": revision, "dtype": dtype.value, "device": device}
+        masp = Masp.from_pretrained(adapter, backbone, aspects=aspects, task=task, revision=adapter_revision, **loading)
+        with Bar("images", len(dataset.split(split))) as bar:
+            batching = Batching(batch_size, longest_side=masp.task.longest_side, progress=counting(bar))
+            found = measure(masp, dataset, split, mode.value, batching, out)
+        _tell(found, out)
+        if record:
+            processes.first(lambda: _record(found, home, task))
 
 
 def _divided(settings: "DataConfig", split: str, home: Path, task: str | None) -> "Dataset":

@@ -13,11 +13,13 @@ from masp.answers import generate, score
 from masp.data.quarantine import Quarantine, Rejected
 from masp.data.records import Dataset, Record
 from masp.evaluation import metrics
-from masp.evaluation.batches import Batching, labelled, visual_batches
+from masp.evaluation.batches import Batching, labelled
 from masp.evaluation.metrics import ClassFigures, Interval
+from masp.evaluation.processes import answered
 from masp.labels import parse
 from masp.predictor import Masp, longest_answer
 from masp.storage import write_file
+from masp.training.processes import launched
 from masp.types import VisualTokens
 
 Mode = Literal["score", "generate"]
@@ -102,23 +104,29 @@ def evaluate(
 ) -> Evaluation:
     """Measures a model on a split; with `out`, writes `predictions.jsonl` and `summary.json` into that folder.
 
+    Several processes, started by a launcher, share the images; each returns all figures, and the first one writes.
+
     Raises:
         DataError: no such split, no labels in it, or too many unreadable images.
         UsageError: a label that the model does not know.
         OSError: the results cannot be written.
     """
     batching = batching or Batching(longest_side=masp.task.longest_side)
-    records = dataset.split(split)
-    known = labelled(records, masp.labels)
-    account = Quarantine(total=len(known))
-    answers: list[Answered] = []
-    for batch, visual in visual_batches(masp.backbone, known, batching, account):
-        images = [dataset.place(record.path) for record in batch]
-        answers += _scored(masp, images, batch, visual) if mode == "score" else _generated(masp, images, batch, visual)
-    found = _figures(masp, dataset, split, mode, answers, account, len(records) - len(known), batching)
-    if out is not None:
-        write_evaluation(out, found)
-    return found
+    processes = launched(masp.backbone.device, masp.backbone.sharded)
+    say = _scored if mode == "score" else _generated
+
+    def answer(batch: list[Record], visual: VisualTokens) -> list[Answered]:
+        return say(masp, [dataset.place(record.path) for record in batch], batch, visual)
+
+    with processes.guarded():
+        records = dataset.split(split)
+        known = labelled(records, masp.labels)
+        account = Quarantine(total=len(known))
+        answers = answered(masp.backbone, known, batching, account, answer, processes)
+        found = _figures(masp, dataset, split, mode, answers, account, len(records) - len(known), batching)
+        if out is not None:
+            processes.first(lambda: write_evaluation(out, found))
+        return found
 
 
 def write_evaluation(out: Path, found: Evaluation) -> None:
