@@ -18,6 +18,11 @@ def count() -> int:
     return _number("WORLD_SIZE", 1)
 
 
+def fsdp() -> bool:
+    """Whether the launcher asks for weights that are divided between the processes (`--use_fsdp`)."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
+
+
 def speaks() -> bool:
     """Whether this process is the one that talks: progress, results and log of the others would be the same."""
     return rank() == 0

@@ -166,6 +166,11 @@ class BackboneConfig(Settings):
     device: Text = Field(
         default="auto", min_length=1, description="auto, cpu, cuda, cuda:1, mps …", json_schema_extra={**FREE}
     )
+    shard: Switch = Field(
+        default=False,
+        description="Several processes: each holds a part of the language model's weights (FSDP) instead of all.",
+        json_schema_extra={**FREE},
+    )
 
 
 class TrainConfig(Settings):

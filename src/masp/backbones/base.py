@@ -40,6 +40,10 @@ class Backbone(Protocol):
     asks: bool
     sharded: bool
 
+    def shard(self, device: torch.device) -> None:
+        """Divide the language model between the processes of a run, and move everything else to `device`."""
+        ...
+
     def fingerprint(self) -> str:
         """Hash of configuration and weights as stored; does not depend on the dtype or device they were loaded to."""
         ...

@@ -58,11 +58,17 @@ def load_backbone(
         dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 where the device computes in it, otherwise float32.
         device: a torch device, or "auto": the GPU if there is one.
 
+    Under `accelerate launch --use_fsdp`, or with `shard` in the settings, each process holds a part of the weights of
+    the language model.
+
     Raises:
         BackboneError: not found, not reachable, not a supported family, or an unknown dtype or device.
+        ConfigError: it is to be divided, and there is only one process.
     """
+    shard = launch.fsdp()
     if isinstance(config, BackboneConfig):
         name, revision, dtype, device = config.id, config.revision, config.dtype, config.device
+        shard = shard or config.shard
     else:
         name = config
     files = find_supported(name, revision)
@@ -71,11 +77,15 @@ def load_backbone(
     load = by_name(FAMILIES[files.model_type])
     _LOG.info("loading backbone %s (%s, %s, %s)", name, files.model_type, kind, where)
     try:
-        return load(files, kind, where)
+        if not shard:
+            return load(files, kind, where)
+        backbone: Backbone = load(files, kind, torch.device("cpu"))  # a device may be too small for all of it
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BackboneError(
             f"the backbone '{name}' cannot be loaded: {error}", "", "Check that its files are whole."
         ) from error
+    backbone.shard(where)
+    return backbone
 
 
 def find_supported(name: str, revision: str | None = None) -> BackboneFiles:

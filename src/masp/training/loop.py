@@ -50,12 +50,23 @@ class LoopSettings:
 
 @dataclass(frozen=True)
 class Share:
-    """One step's examples for this process: their numbers, and what the stage loaded for them."""
+    """One step's examples for this process: their numbers, and what the stage loaded for them.
+
+    Attributes:
+        step: the step.
+        epoch: its epoch.
+        examples: numbers of the examples.
+        total: examples of all processes.
+        counts: whether the losses count; where all processes have to make the same calls, one that has nothing to do
+            does the work of another once more, for nothing.
+        loaded: what the stage loaded.
+    """
 
     step: int
     epoch: int
     examples: tuple[int, ...]
-    total: int  # examples of all processes
+    total: int
+    counts: bool = True
     loaded: Any = None
 
 
@@ -131,7 +142,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
-        self.stepper = accelerator.prepare(self.optimizer)
+        self.stepper = accelerator.prepare_optimizer(self.optimizer)  # not `prepare`, which wants a model under FSDP
         self.at = Position()
         self.best: dict[str, Tensor] = {}
         self.saved = -1  # the position of the last checkpoint
@@ -192,7 +203,9 @@ class Trainer:
             if step == start or first == 0:
                 batches = iter(self.settings.batches(epoch, first))
             examples = tuple(next(batches))
-            yield Share(step, epoch, examples[self.processes.rank :: self.processes.count], len(examples))
+            own = tuple(self.processes.own(examples))
+            idle = self.processes.alike and not own
+            yield Share(step, epoch, examples[:1] if idle else own, len(examples), not idle)
 
     def _step(self, shares: Iterator[Share]) -> None:
         """One step of the optimizer."""
@@ -222,8 +235,9 @@ class Trainer:
             losses = self.stage.losses(share)
             if self.weights is not None:
                 losses = losses * self.weights[list(share.examples)].to(losses.device)
-            self.accelerator.backward(losses.sum() / share.total)
-            self.window = self.window + losses.detach().sum()
+            loss = losses.sum() * share.counts
+            self.accelerator.backward(loss / share.total)
+            self.window = self.window + loss.detach()
         return share.total, [tensor.grad is not None for tensor in self.parameters.values()]
 
     def _add_gradients(self, touched: Sequence[Sequence[bool]]) -> None:
