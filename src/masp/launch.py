@@ -1,6 +1,11 @@
 """What a launcher (`accelerate launch`, `torchrun`) tells each process that it starts: who it is, and how many there are."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_FSDP = "ACCELERATE_USE_FSDP"
+
 
 
 def rank() -> int:
@@ -20,7 +25,18 @@ def count() -> int:
 
 def fsdp() -> bool:
     """Whether the launcher asks for weights that are divided between the processes (`--use_fsdp`)."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
+    return os.environ.get(_FSDP, "").lower() in ("1", "true")
+
+
+@contextmanager
+def without_fsdp() -> Iterator[None]:
+    """A context that does not ask for it."""
+    asked = os.environ.pop(_FSDP, None)
+    try:
+        yield
+    finally:
+        if asked is not None:
+            os.environ[_FSDP] = asked
 
 
 def speaks() -> bool:

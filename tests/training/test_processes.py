@@ -1,5 +1,6 @@
 """Several processes: they learn and measure what one does, share the work, and end together, in words, whatever happens."""
 
+import copy
 import json
 import os
 import signal
@@ -57,7 +58,7 @@ class Table:
     def meet(self, rank, value):
         self.values[rank] = value
         self.barrier.wait()
-        told = [self.values[number] for number in range(len(self.values))]
+        told = copy.deepcopy([self.values[number] for number in range(len(self.values))])  # as a network hands it on
         self.barrier.wait()
         return told
 

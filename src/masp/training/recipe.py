@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
+from masp import launch
 from masp.adapters import AdapterInfo, BackboneRecord, DataRecord, TrainingRecord, save_adapter
 from masp.backbones.base import Backbone
 from masp.config import MethodConfig, PromptInit, RunConfig
@@ -347,9 +348,10 @@ def make_accelerator(settings: TrainConfig, backbone: Backbone, out: Path, stage
             f"Install it: pip install {missing[0].replace('_', '-')}",
         )
     scaled = backbone.dtype == torch.float16 and backbone.device.type == "cuda"
-    return Accelerator(
-        cpu=backbone.device.type == "cpu",
-        mixed_precision="fp16" if scaled else "no",
-        log_with=list(settings.trackers) or None,
-        project_dir=out,
-    )
+    with launch.without_fsdp():  # the backbone is divided already, and accelerate's own way needs a GPU
+        return Accelerator(
+            cpu=backbone.device.type == "cpu",
+            mixed_precision="fp16" if scaled else "no",
+            log_with=list(settings.trackers) or None,
+            project_dir=out,
+        )
