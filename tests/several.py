@@ -1,4 +1,4 @@
-"""Starting `several_lab.py` and commands in one process or, by `accelerate launch`, in several; on the CPU, with gloo."""
+"""Starting `several_lab.py` and commands in one process or, by `accelerate launch`, in several; with gloo."""
 
 import json
 import os

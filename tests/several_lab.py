@@ -67,7 +67,7 @@ def measure(data: Dataset, backbone: Backbone, out: Path) -> None:
 
 
 def shard(data: Dataset, out: Path) -> None:
-    """Both stages on a language model that is divided between the processes, with batches smaller than they are many."""
+    """Both stages on a language model that is divided between the processes, and one batch of one example."""
     settings = BackboneConfig(id=str(out.parent / "checkpoint"), dtype="float32", device="cpu", shard=True)
     if launch.count() == 1:
         settings = settings.model_copy(update={"shard": False})

@@ -9,8 +9,7 @@ from masp import launch
 
 
 class Bar:
-    """A progress bar with loss, pace and the time left; silent where nobody looks (no terminal), and in all processes of
-    a run but the first.
+    """A progress bar with loss, pace and the time left; silent without a terminal, and in all processes but the first.
 
     Args:
         title: what is being done.

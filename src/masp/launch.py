@@ -1,11 +1,10 @@
-"""What a launcher (`accelerate launch`, `torchrun`) tells each process that it starts: who it is, and how many there are."""
+"""What a launcher (`accelerate launch`, `torchrun`) tells each process: who it is, and how many there are."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 _FSDP = "ACCELERATE_USE_FSDP"
-
 
 
 def rank() -> int:

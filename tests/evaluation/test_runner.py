@@ -1,6 +1,7 @@
 """A split is measured once per image, and what was measured can be found again in files."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,8 +10,10 @@ from masp.data.records import Dataset, Record
 from masp.errors import DataError, UsageError
 from masp.evaluation import runner
 from masp.evaluation.batches import Batching
+from masp.evaluation.result import read_result
 from masp.evaluation.runner import evaluate
 from masp.predictor import Masp
+from masp.systems import prompted
 from small_adapters import LABELS, write_adapter
 from small_scenes import write_scenes
 
@@ -37,18 +40,20 @@ def test_scores_agree_with_predict(masp, tmp_path):
     assert found.majority.value == 3 / 7
     assert sum(map(sum, found.confusion)) == found.used == 7
     assert found.unparsed == 0
-    assert found.negative_log_likelihood is not None
-    assert found.negative_log_likelihood > 0
+    assert found.chances is not None
+    assert found.chances.negative_log_likelihood.value > 0
+    assert found.mode == "score"
 
 
 def test_generated_answers_are_read_as_labels_or_counted_as_wrong(masp, tmp_path, monkeypatch):
     texts = iter(["Joy.", "fear\nand more", "nothing", "awe", "fear", "joy or fear", "joy"])
-    monkeypatch.setattr(runner, "generate", lambda model, visual, *rest: [next(texts) for _ in range(len(visual))])
+    monkeypatch.setattr(prompted, "generate", lambda model, visual, *rest: [next(texts) for _ in range(len(visual))])
     found = evaluate(masp, write_scenes(tmp_path), mode="generate", batching=Batching(3))
     assert [a.predicted for a in found.answers] == ["joy", "fear", None, "awe", "fear", None, "joy"]
     assert found.unparsed == 2
     assert found.accuracy.value == 4 / 7
-    assert found.calibration_error is None
+    assert found.chances is None
+    assert found.mode == "generate"
     assert found.answers[2].answer == "nothing"
     assert [row[-1] for row in found.confusion] == [0, 0, 2]  # both unreadable answers were to "awe"
 
@@ -65,7 +70,7 @@ def test_unreadable_and_unlabelled_images_are_listed_not_counted(masp, tmp_path)
     dataset = write_scenes(tmp_path)
     found = evaluate(masp, with_records(dataset, Record(broken, "joy"), Record(dataset.root / "0.png")))
     assert (found.used, found.unlabelled) == (7, 1)
-    assert [bad.path.name for bad in found.quarantined] == ["broken.png"]
+    assert [Path(bad.image).name for bad in found.quarantined] == ["broken.png"]
     assert len(found.answers) == 7
 
 
@@ -89,7 +94,7 @@ def test_files_hold_predictions_figures_and_provenance(masp, tmp_path):
     found = evaluate(masp, dataset, batching=Batching(3, progress=seen.append), out=tmp_path / "out")
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert [line["image"] for line in lines] == [record.path.name for record in dataset.splits["test"]]
-    assert lines[4]["probabilities"] == found.answers[4].probabilities
+    assert lines[4]["log_probabilities"] == found.answers[4].log_probabilities
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["accuracy"]["value"] == found.accuracy.value
     known = summary["provenance"]
@@ -98,6 +103,13 @@ def test_files_hold_predictions_figures_and_provenance(masp, tmp_path):
     assert known["versions"].keys() >= {"masp", "torch", "transformers"}
     assert known["adapter"]["seeds"] == {"prompt": 0}
     assert known["batch_size"] == 3
+    assert known["question"] == masp.task.question
+    assert known["labels"] == list(LABELS)
+    assert known["machine"]["cores"] >= 1
+    assert known["machine"].keys() == {"processor", "cores", "accelerator", "platform"}
+    assert known["seconds"] > 0
+    assert known["finished"].endswith("+00:00")
+    assert read_result(tmp_path / "out") == found
     assert seen == [3, 3, 1]
     written = (tmp_path / "out" / "summary.json").read_text() + (tmp_path / "out" / "predictions.jsonl").read_text()
     assert str(tmp_path) not in written  # what is handed on names no place on this machine

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from masp import __version__, launch
-from masp.cli import bench, combine, demo, evaluate, export, import_released, info, plan, predict, push, train
+from masp.cli import bench, combine, compare, demo, evaluate, export, import_released, info, plan, predict, push, train
 from masp.cli.boundary import guarded
 from masp.cli.make_data import data_app
 
@@ -28,6 +28,7 @@ app.add_typer(data_app, name="data")
 app.command()(demo.demo)
 app.command(no_args_is_help=True, epilog=train.EXAMPLES)(train.train)
 app.command(no_args_is_help=True, epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command(no_args_is_help=True, epilog=compare.EXAMPLES)(compare.compare)
 app.command(no_args_is_help=True, epilog=predict.EXAMPLES)(predict.predict)
 app.command(no_args_is_help=True, epilog=import_released.EXAMPLES)(import_released.import_released)
 app.command(no_args_is_help=True, epilog=combine.EXAMPLES)(combine.combine)

@@ -13,7 +13,7 @@ from rich.text import Text
 from masp import launch
 
 if TYPE_CHECKING:
-    from masp.evaluation.runner import Evaluation
+    from masp.evaluation.result import Chances, Evaluation
     from masp.explain import AspectReading
     from masp.predictor import Prediction
     from masp.training.progress import Bar
@@ -145,15 +145,19 @@ def evaluation_tables(found: "Evaluation") -> Group:
     figures = Table.grid(padding=(0, 2))
     rows = [
         ("accuracy", found.accuracy.percent()),
-        ("macro F1", f"{100 * found.macro_f1:.1f} %"),
+        ("macro F1", found.macro_f1.percent()),
         ("always the most frequent label", found.majority.percent()),
+        *(_chance_rows(found.chances) if found.chances else ()),
     ]
-    if found.calibration_error is not None and found.negative_log_likelihood is not None:
-        rows.append(("expected calibration error", f"{100 * found.calibration_error:.1f} %"))
-        rows.append(("negative log-likelihood", f"{found.negative_log_likelihood:.3f} nats"))
+    if found.distribution is not None:
+        distance = found.distribution
+        rows.append(("divergence from the votes", f"KL {distance.kl.value:.3f}, JS {distance.js.value:.3f} nats"))
+        rows.append(("images with votes", str(distance.images)))
     rows.append(("images", f"{found.used} used, {len(found.quarantined)} unreadable"))
-    if found.unparsed:
-        rows.append(("answers that name no label", str(found.unparsed)))
+    if found.unparsed > found.unanswered:
+        rows.append(("answers that name no label", str(found.unparsed - found.unanswered)))
+    if found.unanswered:
+        rows.append(("images without an answer", str(found.unanswered)))
     for name, value in rows:
         figures.add_row(name, Text(value, style="bold"))
     classes = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
@@ -163,9 +167,26 @@ def evaluation_tables(found: "Evaluation") -> Group:
         ratios = (f"{100 * value:.1f} %" for value in (entry.precision, entry.recall, entry.f1))
         classes.add_row(Text(printable(entry.label)), *ratios, str(entry.support))
     title = Text(
-        f"{printable(found.dataset)}, split {found.split}, read by {found.mode}; intervals hold 95 %", style="dim"
+        f"{printable(found.system)} on {printable(found.dataset)}, split {found.split}, read by {found.mode}; "
+        "intervals hold 95 %",
+        style="dim",
     )
     return Group(title, Text(), figures, Text(), classes)
+
+
+def _chance_rows(found: "Chances") -> list[tuple[str, str]]:
+    """Figures of the log-probabilities, as a person reads them."""
+    rows = [] if found.top2 is None else [("true label among the first two", found.top2.percent())]
+    rows.append(("expected calibration error", found.calibration_error.percent()))
+    after = found.calibrated
+    if after is not None:
+        limit = ", the edge of what was searched" if after.at_limit else ""
+        fitted = f"temperature {after.temperature:.2f} from {after.images} images of {after.split}{limit}"
+        rows.append(("the same after scaling", f"{after.calibration_error.percent()}, {fitted}"))
+    rows.append(("negative log-likelihood", f"{found.negative_log_likelihood.value:.3f} nats"))
+    rows.append(("Brier score", f"{found.brier.value:.3f} of 2"))
+    rows.append(("mean risk over all coverages", found.risk_coverage.area.percent()))
+    return rows
 
 
 def _shares(prediction: "Prediction") -> Mapping[str, float]:

@@ -1,22 +1,19 @@
-"""Figures about predicted labels. Plain Python and NumPy: nothing here knows of images or models.
+"""Figures about predicted labels, by scikit-learn and scipy: nothing here knows of images or models.
 
-A predicted label may be `None` (an answer that names no label): it is counted as wrong, never dropped.
+A predicted label may be `None` (an answer that names no label): it is counted as wrong, never dropped. The libraries
+are imported where they are used, since nearly everything imports this file.
 """
 
-import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-Z_95 = 1.959963984540054
-"""The 97.5 % point of the standard normal distribution, so that intervals hold 95 %."""
-
 
 @dataclass(frozen=True)
 class Interval:
-    """A share in [0, 1] with the two ends of its 95 % interval."""
+    """A figure, mostly a share in [0, 1], with the two ends of its 95 % interval."""
 
     value: float
     low: float
@@ -60,12 +57,12 @@ def share(correct: int, total: int) -> Interval:
     Raises:
         ValueError: There is nothing to count.
     """
+    from scipy.stats import binomtest
+
     if total < 1 or not 0 <= correct <= total:
         raise ValueError(f"a share needs 0 <= correct <= total and total >= 1, got {correct} of {total}")
-    value, weight = correct / total, Z_95**2 / total
-    centre = (value + weight / 2) / (1 + weight)
-    half = Z_95 / (1 + weight) * math.sqrt(value * (1 - value) / total + weight / (4 * total))
-    return Interval(value, max(0.0, centre - half), min(1.0, centre + half))
+    ends = binomtest(correct, total).proportion_ci(0.95, method="wilson")
+    return Interval(correct / total, float(ends.low), float(ends.high))
 
 
 def accuracy(truth: Sequence[str], predicted: Sequence[str | None]) -> Interval:
@@ -80,47 +77,51 @@ def majority_accuracy(truth: Sequence[str]) -> Interval:
 
 def confusion(truth: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str]) -> list[list[int]]:
     """Counts, one row for each true label; columns are the labels in order and, last, answers without one."""
-    place = {label: index for index, label in enumerate(labels)}
-    table = [[0] * (len(labels) + 1) for _ in labels]
-    for true, answer in zip(truth, predicted, strict=True):
-        table[place[true]][len(labels) if answer is None else place.get(answer, len(labels))] += 1
-    return table
+    from sklearn.metrics import confusion_matrix
+
+    true, said = _numbers(truth, predicted, labels)
+    if not true:
+        return [[0] * (len(labels) + 1) for _ in labels]
+    return confusion_matrix(true, said, labels=range(len(labels) + 1))[:-1].tolist()
 
 
 def per_class(truth: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str]) -> list[ClassFigures]:
     """Figures of every label, in the order of `labels`; a ratio with nothing below the line is 0."""
-    table = confusion(truth, predicted, labels)
-    figures = []
-    for index, label in enumerate(labels):
-        hits, support, answered = table[index][index], sum(table[index]), sum(row[index] for row in table)
-        precision, recall = hits / answered if answered else 0.0, hits / support if support else 0.0
-        f1 = 2 * hits / (support + answered) if support + answered else 0.0
-        figures.append(ClassFigures(label, precision, recall, f1, support))
-    return figures
+    from sklearn.metrics import precision_recall_fscore_support
+
+    true, said = _numbers(truth, predicted, labels)
+    if not true:
+        return [ClassFigures(label, 0.0, 0.0, 0.0, 0) for label in labels]
+    columns = precision_recall_fscore_support(true, said, labels=range(len(labels)), zero_division=0)
+    rows = zip(labels, *(np.asarray(column).tolist() for column in columns), strict=True)
+    return [ClassFigures(label, *ratios, int(support)) for label, *ratios, support in rows]
 
 
 def macro_f1(truth: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str]) -> float:
     """Mean F1 over the labels that occur among the true or the predicted ones."""
-    seen = {*truth, *predicted}
-    scores = [figures.f1 for figures in per_class(truth, predicted, labels) if figures.label in seen]
-    return sum(scores) / len(scores) if scores else 0.0
+    from sklearn.metrics import f1_score
+
+    true, said = _numbers(truth, predicted, labels)
+    seen = sorted({*true, *said} - {len(labels)})
+    return float(f1_score(true, said, labels=seen, average="macro", zero_division=0)) if seen else 0.0
 
 
 def calibration_error(confidences: Sequence[float], correct: Sequence[bool], bins: int = 15) -> float:
-    """Expected calibration error: mean gap between confidence and accuracy over equal bins, weighted by their size."""
+    """Expected calibration error: mean gap between confidence and accuracy over equal bins, weighted by their size.
+
+    Our own, since torchmetrics takes seconds to import and puts a confidence of 1 into a bin of its own; the tests
+    compare the two.
+    """
     if not len(confidences):
         return 0.0
     sure, right = np.asarray(confidences, dtype=float), np.asarray(correct, dtype=float)
-    place = np.minimum((sure * bins).astype(int), bins - 1)
-    gaps = np.bincount(place, weights=sure - right, minlength=bins)
+    gaps = np.bincount(bin_of(sure, bins), weights=sure - right, minlength=bins)
     return float(np.abs(gaps).sum() / len(sure))
 
 
-def negative_log_likelihood(probabilities: Sequence[Mapping[str, float]], truth: Sequence[str]) -> float:
-    """Mean of -log p(true label), in nats; a label given no probability counts as the smallest positive number."""
-    tiny = np.finfo(float).tiny
-    logs = [math.log(max(p.get(t, 0.0), tiny)) for p, t in zip(probabilities, truth, strict=True)]
-    return -sum(logs) / len(logs) if logs else 0.0
+def bin_of(confidences: np.ndarray, bins: int) -> np.ndarray:
+    """Number of the bin of each confidence; a bin holds its lower end, and the last one holds 1 as well."""
+    return np.minimum((confidences * bins).astype(int), bins - 1)
 
 
 def compare(
@@ -149,9 +150,18 @@ def compare(
 
 def mcnemar(only_first: int, only_second: int) -> float:
     """Exact two-sided p of McNemar's test: the discordant examples against a fair coin."""
-    total, fewer = only_first + only_second, min(only_first, only_second)
-    term, tail = 1, 1
-    for index in range(fewer):
-        term = term * (total - index) // (index + 1)
-        tail += term
-    return min(1.0, 2 * tail / 2**total)
+    from scipy.stats import binomtest
+
+    total = only_first + only_second
+    return float(binomtest(only_first, total, 0.5).pvalue) if total else 1.0
+
+
+def _numbers(
+    truth: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str]
+) -> tuple[list[int], list[int]]:
+    """Both as numbers of labels; an answer that names none of them is the number after the last."""
+    place = {label: index for index, label in enumerate(labels)}
+    said = [len(labels) if answer is None else place.get(answer, len(labels)) for answer in predicted]
+    true = [place[label] for label in truth]
+    assert len(true) == len(said), "as many answers as examples"
+    return true, said

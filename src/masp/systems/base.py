@@ -7,7 +7,7 @@ reads the images, and all systems on one backbone share its frozen vision tower.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from masp.backbones.base import Backbone
 from masp.types import VisualTokens
@@ -43,6 +43,7 @@ class Lesson:
     aspects: Mapping[str, str]
 
 
+@runtime_checkable
 class Images(Protocol):
     """Visual tokens by the number of their image."""
 
@@ -61,6 +62,8 @@ class Lessons:
         val: what to choose settings by.
         out: a folder of the system's own, for checkpoints and for what it learns.
         seed: of everything random.
+        fingerprint: hash of the data that the lessons were made of, so that what was learned from other data is not
+            taken for this; "" where nobody knows.
     """
 
     images: Images
@@ -68,8 +71,10 @@ class Lessons:
     val: tuple[Lesson, ...]
     out: Path
     seed: int = 0
+    fingerprint: str = ""
 
 
+@runtime_checkable
 class System(Protocol):
     """One way to name the emotion of an image."""
 

@@ -183,7 +183,9 @@ class VisualTokenStore:
         shelf = self.shelf
         self.hashes = self.processes.first(lambda: [content_hash(path) for path in self.paths])
         found = [shelf.load(self._key(numbers)) for numbers in groups]
-        everywhere = [all(there) for there in zip(*self.processes.all(lambda: [g is not None for g in found]), strict=True)]
+        everywhere = [
+            all(there) for there in zip(*self.processes.all(lambda: [g is not None for g in found]), strict=True)
+        ]
         left: list[list[int]] = []
         for numbers, group, there in zip(groups, found, everywhere, strict=True):
             if group is None or not there:
@@ -223,7 +225,7 @@ class VisualTokenStore:
             group = self.shelf.load(self._key(numbers))
             if group is None and self.processes.count > 1:
                 raise MaspError(
-                    f"process {self.processes.rank} does not find in {self.shelf.folder} what another process left there",
+                    f"process {self.processes.rank} does not find in {self.shelf.folder} what another one left there",
                     "a store_dir that all processes see, with room for all of them",
                     "Name another store_dir, or raise store_disk_gb.",
                 )

@@ -1,0 +1,66 @@
+"""95 % intervals of any figure by the bootstrap over images (scipy's, percentiles)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from masp.evaluation.metrics import Interval
+
+Rows = Int[np.ndarray, "draws images"]
+"""In every row the numbers of the images that one draw picked."""
+
+Figures = Float[np.ndarray, "figures draws"]
+
+_TOGETHER = 2_000_000  # picked images at a time: 16 MB
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How often images are drawn with replacement, and the seed of the draws."""
+
+    count: int = 1000
+    seed: int = 0
+
+
+def bootstrap(images: int, figures: Callable[[Rows], Figures], draws: Draws | None = None) -> tuple[Interval, ...]:
+    """Every figure with its interval; all figures are taken from the same draws.
+
+    Args:
+        images: how many there are.
+        figures: computes the figures of each draw.
+        draws: how many, with which seed.
+    """
+    from scipy.stats import bootstrap as drawn
+
+    everything = np.arange(images)
+    values = figures(everything[None])[:, 0].tolist()
+    if images < 2:  # nothing to draw from
+        return tuple(Interval(value, value, value) for value in values)
+    draws = draws or Draws()
+
+    def statistic(rows: Int[np.ndarray, "*draws images"], axis: int) -> Float[np.ndarray, "figures *draws"]:
+        return figures(rows) if rows.ndim > 1 else figures(rows[None])[:, 0]
+
+    found = drawn(
+        (everything,),
+        statistic,
+        n_resamples=draws.count,
+        batch=max(1, _TOGETHER // images),
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(draws.seed),
+    ).confidence_interval
+    ends = zip(values, np.atleast_1d(found.low).tolist(), np.atleast_1d(found.high).tolist(), strict=True)
+    return tuple(Interval(*three) for three in ends)
+
+
+def means_of(columns: Float[np.ndarray, "images columns"], rows: Rows) -> Float[np.ndarray, "draws columns"]:
+    """Mean of every column over the images of each draw."""
+    return _times_drawn(rows, len(columns)) @ columns / rows.shape[1]
+
+
+def _times_drawn(rows: Rows, images: int) -> Float[np.ndarray, "draws images"]:
+    """How often each draw picked each image."""
+    return np.stack([np.bincount(row, minlength=images) for row in rows]).astype(float)

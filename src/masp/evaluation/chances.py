@@ -1,0 +1,155 @@
+"""Figures of log-probabilities: how good, how honest, how useful for abstaining, how near to the votes of people."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from masp.evaluation.bootstrap import Draws, Figures, Rows, bootstrap, means_of
+from masp.evaluation.metrics import Interval, bin_of
+from masp.evaluation.predictions import Answered
+from masp.evaluation.result import Bin, Calibrated, Chances, Distribution, RiskCoverage
+
+BINS = 15
+POINTS = 100
+"""Places of the risk–coverage curve that are kept at most."""
+
+RANGE = (0.05, 20.0)
+"""Temperatures that are searched."""
+
+Logs = Float[np.ndarray, "images labels"]
+Truth = Int[np.ndarray, " images"]
+
+
+def log_table(answers: Sequence[Answered], labels: Sequence[str]) -> tuple[Logs, Truth]:
+    """Log-probabilities and number of the true label, of the answers that have log-probabilities."""
+    rows = [(a.log_probabilities, labels.index(a.truth)) for a in answers if a.log_probabilities is not None]
+    logs = np.array([[table[label] for label in labels] for table, _ in rows], dtype=float)
+    return logs.reshape(len(rows), len(labels)), np.array([true for _, true in rows], dtype=int)
+
+
+def chances(logs: Logs, truth: Truth, draws: Draws | None = None) -> Chances:
+    """All figures of log-probabilities; there is at least one image."""
+    nll, brier, error = proper_scores(logs, truth, draws)
+    return Chances(
+        images=len(logs),
+        top2=top2(logs, truth, draws) if logs.shape[1] > 2 else None,
+        negative_log_likelihood=nll,
+        brier=brier,
+        calibration_error=error,
+        reliability=reliability(logs, truth),
+        risk_coverage=risk_coverage(logs, truth, draws),
+    )
+
+
+def proper_scores(logs: Logs, truth: Truth, draws: Draws | None = None) -> tuple[Interval, Interval, Interval]:
+    """Negative log-likelihood in nats, Brier score (0 to 2) and expected calibration error, with their intervals."""
+    shares, right = np.exp(logs), _right(logs, truth)
+    wanted = np.eye(logs.shape[1])[truth]
+    sure = shares.max(axis=1)
+    place = np.eye(BINS)[bin_of(sure, BINS)] * (sure - right)[:, None]
+    scores = (-logs[np.arange(len(logs)), truth], np.square(shares - wanted).sum(axis=1))
+    columns = np.column_stack([*scores, place])
+
+    def figures(rows: Rows) -> Figures:
+        means = means_of(columns, rows)
+        return np.stack([means[:, 0], means[:, 1], np.abs(means[:, 2:]).sum(axis=1)])
+
+    nll, brier, error = bootstrap(len(logs), figures, draws)
+    return nll, brier, error
+
+
+def top2(logs: Logs, truth: Truth, draws: Draws | None = None) -> Interval:
+    """Share whose true label is among the two most probable; of equal ones the first labels count."""
+    best = np.argsort(-logs, axis=1, kind="stable")[:, :2]
+    return _mean((best == truth[:, None]).any(axis=1)[:, None], draws)[0]
+
+
+def reliability(logs: Logs, truth: Truth) -> tuple[Bin, ...]:
+    """Answers by their confidence, in equal bins."""
+    sure, right = np.exp(logs).max(axis=1), _right(logs, truth)
+    place = bin_of(sure, BINS)
+    counts = np.bincount(place, minlength=BINS)
+    means = [np.bincount(place, weights=values, minlength=BINS) / np.maximum(counts, 1) for values in (sure, right)]
+    rows = zip(counts.tolist(), means[0].tolist(), means[1].tolist(), strict=True)
+    return tuple(Bin(index / BINS, *row) for index, row in enumerate(rows))
+
+
+def risk_coverage(logs: Logs, truth: Truth, draws: Draws | None = None) -> RiskCoverage:
+    """Risk at every coverage, the most confident images first, and its mean over all coverages.
+
+    Images of equal confidence have no order: each counts with the share of them that is wrong, so that the curve does
+    not depend on the order of the data.
+    """
+    sure, wrong = logs.max(axis=1), ~_right(logs, truth)
+    _, group = np.unique(-sure, return_inverse=True)
+    expected = np.bincount(group, weights=wrong) / np.bincount(group)
+    order = np.argsort(group, kind="stable")
+    sorted_risk = expected[group[order]]
+    answered = np.arange(1, len(sure) + 1)
+
+    def figures(rows: Rows) -> Figures:  # places in the order of confidence, so that sorting them is enough
+        picked = sorted_risk[np.sort(rows, axis=1)]
+        return (np.cumsum(picked, axis=1) / answered).mean(axis=1)[None]
+
+    risk = np.cumsum(sorted_risk) / answered
+    kept = np.unique(np.linspace(1, len(sure), min(len(sure), POINTS)).round().astype(int))
+    area = bootstrap(len(sure), figures, draws)[0]
+    return RiskCoverage(area, tuple((kept / len(sure)).tolist()), tuple(risk[kept - 1].tolist()))
+
+
+def temperature(logs: Logs, truth: Truth) -> float:
+    """The temperature of least negative log-likelihood, within `RANGE`."""
+    from scipy.optimize import minimize_scalar
+
+    images = np.arange(len(logs))
+
+    def loss(log_temperature: float) -> float:
+        return -float(scaled(logs, np.exp(log_temperature))[images, truth].mean())
+
+    low, high = np.log(RANGE)
+    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(found.x))
+
+
+def scaled(logs: Logs, temperature: float) -> Logs:
+    """Log-probabilities divided by a temperature and normalised again."""
+    from scipy.special import log_softmax
+
+    return log_softmax(logs / temperature, axis=1)
+
+
+def calibrated(
+    fitted_on: tuple[Float[np.ndarray, "fitted labels"], Int[np.ndarray, " fitted"]],
+    split: str,
+    logs: Logs,
+    truth: Truth,
+    draws: Draws | None = None,
+) -> Calibrated:
+    """The figures of one split after a temperature was fitted on another."""
+    chosen = temperature(*fitted_on)
+    after = scaled(logs, chosen)
+    nll, brier, error = proper_scores(after, truth, draws)
+    at_limit = min(chosen / RANGE[0], RANGE[1] / chosen) < 1.001
+    return Calibrated(chosen, split, len(fitted_on[0]), at_limit, nll, brier, error, reliability(after, truth))
+
+
+def distribution(logs: Logs, votes: Float[np.ndarray, "images labels"], draws: Draws | None = None) -> Distribution:
+    """Distance of the probabilities from the votes; both sum to 1 in every row, and there is at least one row."""
+    from scipy.spatial.distance import jensenshannon
+    from scipy.special import rel_entr
+
+    shares = np.exp(logs)
+    apart = rel_entr(votes, shares).sum(axis=1)
+    between = np.square(np.nan_to_num(jensenshannon(votes, shares, axis=1)))  # nan: equal but for rounding
+    agree = votes[np.arange(len(votes)), logs.argmax(axis=1)] == votes.max(axis=1)
+    return Distribution(len(logs), *_mean(np.column_stack([apart, between, agree]), draws))
+
+
+def _right(logs: Logs, truth: Truth) -> Bool[np.ndarray, " images"]:
+    return logs.argmax(axis=1) == truth
+
+
+def _mean(columns: np.ndarray, draws: Draws | None) -> tuple[Interval, ...]:
+    columns = columns.astype(float)
+    return bootstrap(len(columns), lambda rows: means_of(columns, rows).T, draws)

@@ -1,0 +1,90 @@
+"""Results beside each other: two systems on the same images, and one system over several training seeds."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+from masp.errors import DataError, UsageError
+from masp.evaluation.metrics import Paired, compare
+from masp.evaluation.result import Evaluation
+
+Figure = Callable[[Evaluation], float | None]
+
+FIGURES: Mapping[str, Figure] = {
+    "accuracy": lambda one: one.accuracy.value,
+    "macro_f1": lambda one: one.macro_f1.value,
+    "top2": lambda one: one.chances.top2.value if one.chances and one.chances.top2 else None,
+    "negative_log_likelihood": lambda one: one.chances.negative_log_likelihood.value if one.chances else None,
+    "brier": lambda one: one.chances.brier.value if one.chances else None,
+    "calibration_error": lambda one: one.chances.calibration_error.value if one.chances else None,
+    "calibration_error_scaled": lambda one: (
+        one.chances.calibrated.calibration_error.value if one.chances and one.chances.calibrated else None
+    ),
+    "risk_coverage_area": lambda one: one.chances.risk_coverage.area.value if one.chances else None,
+    "kl": lambda one: one.distribution.kl.value if one.distribution else None,
+    "js": lambda one: one.distribution.js.value if one.distribution else None,
+}
+"""What results are compared by, where they have it."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over several runs; `deviation` is the standard deviation of the sample, None for one run."""
+
+    mean: float
+    deviation: float | None
+    values: tuple[float, ...]
+
+    def percent(self) -> str:
+        """Text such as `71.3 ± 0.8 %`."""
+        around = "" if self.deviation is None else f" ± {100 * self.deviation:.1f}"
+        return f"{100 * self.mean:.1f}{around} %"
+
+
+def compare_results(first: Evaluation, second: Evaluation) -> Paired:
+    """Accuracy of `second` minus that of `first`, image by image: bootstrap interval and McNemar's exact p.
+
+    Raises:
+        DataError: a result without its predictions, or two that are not of the same images with the same labels.
+    """
+    theirs = {answer.image: answer for answer in second.answers}
+    pairs = [(answer, theirs[answer.image]) for answer in first.answers if answer.image in theirs]
+    names = f"{first.system} and {second.system}"
+    if not first.answers or not theirs:
+        bare = second if first.answers else first
+        raise DataError(f"the result of {bare.system} has no predictions beside it", "predictions.jsonl")
+    if len(pairs) < max(len(first.answers), len(theirs)):
+        got = f"the results of {names} share {len(pairs)} of {len(first.answers)} and {len(theirs)} images"
+        raise DataError(got, "the same images", "Measure both on the same split of the same data set.")
+    strange = next((one.image for one, other in pairs if one.truth != other.truth), None)
+    if strange is not None:
+        raise DataError(f"{strange} has different labels in the results of {names}", "the same data set")
+    truth = [one.truth for one, _ in pairs]
+    return compare(truth, [one.predicted for one, _ in pairs], [other.predicted for _, other in pairs])
+
+
+def over_seeds(results: Sequence[Evaluation]) -> dict[str, Spread]:
+    """Mean and standard deviation of every figure that all of the results have.
+
+    Raises:
+        UsageError: there are no results.
+        DataError: they are not of the same images with the same labels.
+    """
+    if not results:
+        raise UsageError("there are no results", "at least one")
+    first, *others = results
+    for other in others:
+        if _measured_on(other) != _measured_on(first):
+            got = f"results on {first.dataset}, split {first.split}, and on {other.dataset}, split {other.split}"
+            raise DataError(got, "the same images and labels", "Measure all on the same split of the same data set.")
+    found = {}
+    for name, figure in FIGURES.items():
+        values = [value for value in map(figure, results) if value is not None]
+        if len(values) == len(results):
+            found[name] = Spread(mean(values), stdev(values) if len(values) > 1 else None, tuple(values))
+    return found
+
+
+def _measured_on(one: Evaluation) -> tuple[object, ...]:
+    data = one.provenance.get("data") or {}
+    return one.split, data.get("fingerprint"), frozenset(one.labels), one.used

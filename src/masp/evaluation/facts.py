@@ -1,0 +1,54 @@
+"""What a result says of its data and its machine, and the hash that names a run. Needs no model code."""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from masp.data.records import Dataset
+
+
+def data_facts(dataset: Dataset, split: str | None) -> dict[str, Any]:
+    """Which data, divided how."""
+    return {
+        "name": dataset.name,
+        "fingerprint": dataset.fingerprint(),
+        "layout": dataset.layout,
+        "split": split,
+        "split_by": dataset.split_by,
+    }
+
+
+def machine_facts(accelerator: str | None) -> dict[str, Any]:
+    """Processor, cores, accelerator and platform."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "accelerator": accelerator,
+        "platform": platform.platform(),
+    }
+
+
+def when(seconds: float) -> dict[str, Any]:
+    """Time of day, UTC, and the seconds that were spent on the images."""
+    return {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(seconds, 3)}
+
+
+def run_of(known: Mapping[str, Any]) -> str:
+    """SHA-256 of all that answers depend on. What a backbone is called is not among it: its weights are."""
+    backbone = {key: value for key, value in (known.get("backbone") or {}).items() if key != "name"}
+    return hashlib.sha256(json.dumps({**known, "backbone": backbone}, sort_keys=True).encode()).hexdigest()
+
+
+def _processor() -> str:
+    """The processor's own name, or its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

@@ -1,0 +1,59 @@
+"""What the answers of a model depend on."""
+
+from typing import Any
+
+import torch
+
+from masp.adapters import library_versions, portable
+from masp.backbones.base import Backbone
+from masp.data.records import Dataset
+from masp.evaluation.batches import Batching
+from masp.evaluation.facts import data_facts, machine_facts
+from masp.predictor import Masp
+from masp.systems.base import System
+from masp.systems.prompted import adapter_facts
+
+
+def provenance(masp: Masp, dataset: Dataset | None = None, split: str | None = None) -> dict[str, Any]:
+    """What a measurement depends on: versions, backbone, adapter, data, question. It names no place on this machine."""
+    return {
+        "versions": library_versions(),
+        "backbone": backbone_facts(masp.backbone),
+        "adapter": adapter_facts(masp),
+        "data": None if dataset is None else data_facts(dataset, split),
+        "question": masp.task.question,
+        "longest_side": masp.task.longest_side,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def of_system(system: System, dataset: Dataset, split: str, batching: Batching) -> dict[str, Any]:
+    """All that the answers of a system on a split depend on."""
+    said = dict(system.describe())
+    adapter = said.pop("adapter", None)
+    return {
+        "system": said,
+        "adapter": adapter,
+        "backbone": backbone_facts(system.backbone),
+        "data": data_facts(dataset, split),
+        "question": said.get("question"),
+        "labels": list(system.labels),
+        "seed": said.get("seed"),
+        "batch_size": batching.batch_size,
+        "longest_side": batching.longest_side,
+        "threads": torch.get_num_threads(),
+        "versions": library_versions(),
+        "machine": machine_facts(torch.cuda.get_device_name() if torch.cuda.is_available() else None),
+    }
+
+
+def backbone_facts(backbone: Backbone) -> dict[str, Any]:
+    """Which backbone, in which number format, on which device."""
+    return {
+        "name": portable(backbone.name),
+        "revision": backbone.revision,
+        "family": backbone.family,
+        "fingerprint": backbone.fingerprint(),
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "device": str(backbone.device),
+    }

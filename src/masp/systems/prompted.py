@@ -1,0 +1,79 @@
+"""A backbone with an adapter as one system among others: what `masp train` made, or a model put together by hand."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from masp.adapters import portable, tensors_sha256
+from masp.answers import generate, score
+from masp.backbones.base import Backbone
+from masp.labels import parse
+from masp.predictor import Masp, longest_answer
+from masp.systems.base import Lessons, Said
+from masp.types import VisualTokens
+
+
+class Prompted:
+    """Answers as a `Masp` does, whose training lies behind it.
+
+    Args:
+        masp: backbone, aspects and soft prompt, as far as it has them, and the question.
+        mode: `score`: the most probable label; `generate`: the label that the generated text names exactly.
+    """
+
+    def __init__(self, masp: Masp, mode: Literal["score", "generate"] = "score") -> None:
+        self.masp = masp
+        self.mode = mode
+
+    @property
+    def backbone(self) -> Backbone:
+        """The frozen model."""
+        return self.masp.backbone
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What there is to choose from, in the order of the question."""
+        return self.masp.labels
+
+    def learn(self, lessons: Lessons) -> None:
+        """Nothing: `masp train` did it."""
+
+    def answer(self, visual: VisualTokens) -> list[Said]:
+        """The most probable label of each image with the log-probabilities of all, or the generated text."""
+        return self._scored(visual) if self.mode == "score" else self._generated(visual)
+
+    def describe(self) -> Mapping[str, Any]:
+        """The adapter with the hash of its tensors, the question, and how the answer is read."""
+        return {
+            "system": portable(self.masp.adapter),
+            "mode": self.mode,
+            "question": self.masp.task.question,
+            "adapter": adapter_facts(self.masp),
+        }
+
+    def _scored(self, visual: VisualTokens) -> list[Said]:
+        task = self.masp.task
+        said = []
+        for row in score(self.masp.model, visual, task.question, task.labels, task.use).tolist():
+            best = task.labels[max(range(len(row)), key=row.__getitem__)]
+            said.append(Said(best, dict(zip(task.labels, row, strict=True))))
+        return said
+
+    def _generated(self, visual: VisualTokens) -> list[Said]:
+        task = self.masp.task
+        limit = longest_answer(self.backbone, task.labels)
+        texts = generate(self.masp.model, visual, task.question, task.use, limit)
+        return [Said(parse(text, task.labels), answer=text) for text in texts]
+
+
+def adapter_facts(masp: Masp) -> dict[str, Any]:
+    """What an adapter is, without a place on this machine."""
+    info = masp.info
+    return {
+        "name": portable(masp.adapter),
+        "task": masp.task_name,
+        "tensors_sha256": tensors_sha256(masp.model.state_dict()),
+        "method": masp.model.method.model_dump(mode="json"),
+        "aspects": list(masp.task.use.aspects),
+        "seeds": dict(info.seeds) if info else {},
+        "data": {stage: record.model_dump(mode="json") for stage, record in info.data.items()} if info else {},
+    }

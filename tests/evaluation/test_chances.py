@@ -1,0 +1,174 @@
+"""Figures of log-probabilities against numbers worked out by hand, and against the libraries that also have them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax
+from scipy.stats import entropy
+from sklearn.metrics import brier_score_loss, f1_score, log_loss, top_k_accuracy_score
+
+from masp.evaluation import chances as of
+from masp.evaluation.bootstrap import Draws, bootstrap, means_of
+from masp.evaluation.figures import label_intervals
+from masp.evaluation.metrics import calibration_error
+from masp.evaluation.predictions import Answered
+
+LABELS = ("joy", "fear", "awe")
+FEW = Draws(50)
+
+
+def logs_of(*rows):
+    return np.log(np.array(rows))
+
+
+def random_case(images=211, labels=5, seed=0):
+    generator = np.random.default_rng(seed)
+    return log_softmax(2 * generator.normal(size=(images, labels)), axis=1), generator.integers(labels, size=images)
+
+
+HAND = logs_of([0.5, 0.25, 0.25], [0.125, 0.75, 0.125], [0.25, 0.5, 0.25])
+TRUTH = np.array([0, 1, 0])
+
+
+def test_proper_scores_by_hand():
+    nll, brier, error = of.proper_scores(HAND, TRUTH, FEW)
+    assert nll.value == pytest.approx((math.log(2) + math.log(4 / 3) + math.log(4)) / 3)
+    # (1/4 + 1/16 + 1/16), (1/64 + 1/16 + 1/64), (9/16 + 1/4 + 1/16)
+    assert brier.value == pytest.approx((0.375 + 0.09375 + 0.875) / 3)
+    # 15 bins: 0.5 twice in one bin (one right), 0.75 alone (right)
+    assert error.value == pytest.approx((abs(1.0 - 1) + 0.25) / 3)
+    for figure in (nll, brier, error):
+        assert figure.low <= figure.value <= figure.high
+
+
+def test_top2_by_hand_takes_the_first_of_equal_labels():
+    assert of.top2(HAND, np.array([1, 2, 2]), FEW).value == 0.0 + 1 / 3  # 0.25 twice: the first of them counts
+    assert of.top2(HAND, TRUTH, FEW).value == 1.0
+
+
+def test_scores_agree_with_the_libraries():
+    logs, truth = random_case()
+    shares, labels = np.exp(logs), range(5)
+    found = of.chances(logs, truth, FEW)
+    assert found.negative_log_likelihood.value == pytest.approx(log_loss(truth, shares, labels=labels))
+    assert found.brier.value == pytest.approx(brier_score_loss(truth, shares, labels=labels, scale_by_half=False))
+    assert found.top2 is not None
+    assert found.top2.value == pytest.approx(top_k_accuracy_score(truth, shares, k=2, labels=labels))
+    right = logs.argmax(axis=1) == truth
+    assert found.calibration_error.value == pytest.approx(
+        calibration_error(shares.max(axis=1).tolist(), right.tolist())
+    )
+
+
+def test_the_calibration_error_is_that_of_torchmetrics():
+    torchmetrics = pytest.importorskip("torchmetrics.functional.classification")
+    logs, truth = random_case(seed=3)
+    sure, right = np.exp(logs).max(axis=1), logs.argmax(axis=1) == truth
+    theirs = torchmetrics.binary_calibration_error(torch.tensor(sure), torch.tensor(right).int(), n_bins=15, norm="l1")
+    assert calibration_error(sure.tolist(), right.tolist()) == pytest.approx(theirs.item(), abs=1e-6)
+
+
+def test_the_reliability_diagram_holds_every_answer_once():
+    bins = of.reliability(HAND, TRUTH)
+    assert len(bins) == 15
+    assert [(index, one.images) for index, one in enumerate(bins) if one.images] == [(7, 2), (11, 1)]
+    assert (bins[7].low, bins[7].confidence, bins[7].accuracy) == (7 / 15, 0.5, 0.5)
+    assert of.reliability(np.array([[0.0, -708.0]]), np.array([0]))[-1].images == 1  # a confidence of 1
+
+
+def test_risk_and_coverage_by_hand():
+    logs = logs_of([0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4])
+    found = of.risk_coverage(logs, np.array([0, 1, 0, 1]), FEW)
+    assert found.coverage == (0.25, 0.5, 0.75, 1.0)
+    assert found.risk == pytest.approx((0, 1 / 2, 1 / 3, 1 / 2))
+    assert found.area.value == pytest.approx((0 + 1 / 2 + 1 / 3 + 1 / 2) / 4)
+
+
+def test_risk_does_not_depend_on_the_order_of_equally_sure_answers():
+    logs, truth = logs_of(*[[0.75, 0.25]] * 4), np.array([0, 0, 1, 1])
+    found = of.risk_coverage(logs, truth, FEW)
+    assert found.risk == pytest.approx((0.5, 0.5, 0.5, 0.5))
+    assert found.area.value == of.risk_coverage(logs, truth[::-1].copy(), FEW).area.value
+
+
+def test_a_system_that_knows_when_it_is_wrong_has_the_smaller_area():
+    logs, truth = random_case()
+    sure = of.risk_coverage(logs, truth, FEW)
+    assert sure.risk[-1] == pytest.approx((logs.argmax(axis=1) != truth).mean())
+    assert len(sure.coverage) == 100
+    right = logs.argmax(axis=1) == truth
+    knowing = np.where(right[:, None], log_softmax(5 * logs, axis=1), log_softmax(0.1 * logs, axis=1))
+    assert of.risk_coverage(knowing, truth, FEW).area.value < sure.area.value
+
+
+def test_the_temperature_undoes_a_known_one():
+    # 4 of 5 right at p = 0.8 is honest; the same logits three times as large are not
+    truth = np.array([0, 0, 0, 0, 1] * 10)
+    logs = log_softmax(np.array([[3 * math.log(4), 0.0]] * 50), axis=1)
+    assert of.temperature(logs, truth) == pytest.approx(3, abs=1e-3)
+    honest = of.scaled(logs, 3.0)
+    assert np.exp(honest[0]) == pytest.approx([0.8, 0.2])
+    found = of.calibrated((logs, truth), "val", logs, truth, FEW)
+    assert found.calibration_error.value == pytest.approx(0, abs=1e-3)
+    assert of.proper_scores(logs, truth, FEW)[2].value == pytest.approx(64 / 65 - 0.8)
+    assert (found.split, found.images, found.at_limit) == ("val", 50, False)
+
+
+def test_a_fit_that_ends_at_the_edge_says_so():
+    logs = logs_of([0.75, 0.25], [0.75, 0.25])
+    assert of.calibrated((logs, np.array([0, 0])), "val", logs, np.array([0, 0]), FEW).at_limit  # never wrong: colder
+    assert of.calibrated((logs, np.array([1, 1])), "val", logs, np.array([0, 0]), FEW).at_limit  # always wrong: hotter
+
+
+def test_distances_from_votes_by_hand():
+    votes = np.array([[0.5, 0.5], [1.0, 0.0]])
+    found = of.distribution(logs_of([0.25, 0.75], [0.5, 0.5]), votes, FEW)
+    kl = [0.5 * math.log(2) + 0.5 * math.log(2 / 3), math.log(2)]
+    assert found.kl.value == pytest.approx(sum(kl) / 2)
+
+    def js(p, q):
+        middle = [(a + b) / 2 for a, b in zip(p, q, strict=True)]
+        return (entropy(p, middle) + entropy(q, middle)) / 2
+
+    assert found.js.value == pytest.approx((js([0.5, 0.5], [0.25, 0.75]) + js([1, 0], [0.5, 0.5])) / 2)
+    assert found.agreement.value == 1.0  # both labels have most votes in the first, the first label wins the second
+    same = of.distribution(np.log(votes + 1e-300), votes, FEW)
+    assert (same.kl.value, same.js.value) == pytest.approx((0, 0), abs=1e-9)
+
+
+def test_log_tables_follow_the_order_of_the_labels():
+    answers = [
+        Answered("a", "awe", "joy", {"awe": -3.0, "joy": -1.0, "fear": -2.0}),
+        Answered("b", "joy", None),
+        Answered("c", "fear", "joy", {"awe": -6.0, "joy": -4.0, "fear": -5.0}),
+    ]
+    logs, truth = of.log_table(answers, LABELS)
+    assert logs.tolist() == [[-1, -2, -3], [-4, -5, -6]]
+    assert truth.tolist() == [2, 1]
+    assert of.log_table([answers[1]], LABELS)[0].shape == (0, 3)
+
+
+def test_bootstrap_of_a_mean_is_near_the_normal_interval():
+    values = np.random.default_rng(1).random((400, 1)) < 0.3
+    (found,) = bootstrap(400, lambda rows: means_of(values.astype(float), rows).T, Draws(2000, 5))
+    half = 1.96 * math.sqrt(found.value * (1 - found.value) / 400)
+    assert found.value == values.mean()
+    assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half), abs=0.006)
+    assert bootstrap(400, lambda rows: means_of(values.astype(float), rows).T, Draws(2000, 5)) == (found,)
+
+
+def test_bootstrap_of_one_image_is_that_image():
+    (found,) = bootstrap(1, lambda rows: rows.astype(float).mean(axis=1)[None] + 7)
+    assert (found.value, found.low, found.high) == (7, 7, 7)
+
+
+def test_macro_f1_of_a_draw_is_scikit_learns():
+    truth = ["joy", "joy", "joy", "fear", "fear", "awe"]
+    said = ["joy", "fear", None, "fear", "joy", "joy"]
+    accuracy, macro = label_intervals(truth, said, LABELS, Draws(300))
+    assert accuracy.value == 2 / 6
+    theirs = f1_score(truth, [one or "none" for one in said], labels=list(LABELS), average="macro", zero_division=0)
+    assert macro.value == pytest.approx(theirs) == pytest.approx((1 / 3 + 1 / 2 + 0) / 3)
+    assert 0 <= macro.low < macro.value < macro.high <= 1

@@ -1,0 +1,93 @@
+"""What was measured can be read back from its two files, and nothing else can."""
+
+import json
+
+import pytest
+
+from masp.errors import DataError
+from masp.evaluation.metrics import ClassFigures, Interval
+from masp.evaluation.predictions import Answered
+from masp.evaluation.result import (
+    Bin,
+    Calibrated,
+    Chances,
+    Distribution,
+    Evaluation,
+    LeftOut,
+    RiskCoverage,
+    read_result,
+    write_result,
+)
+
+SHARE = Interval(0.5, 0.25, 0.75)
+BINS = (Bin(0.0, 0, 0.0, 0.0), Bin(0.5, 2, 0.9, 0.5))
+ANSWERS = (
+    Answered("joy/0.png", "joy", "joy", {"joy": -0.1, "fear": -2.3521684610440907}),
+    Answered("fear/1.png", "fear", None, {"joy": -0.1, "fear": -2.3521684610440907}, "hm"),
+)
+
+
+def made_up(**changes):
+    calibrated = Calibrated(1.5, "val", 3, False, SHARE, SHARE, SHARE, BINS)
+    curve = RiskCoverage(SHARE, (0.5, 1.0), (0.0, 0.5))
+    facts = {
+        "system": "adapter",
+        "dataset": "scenes",
+        "split": "test",
+        "mode": "score",
+        "labels": ("joy", "fear"),
+        "accuracy": SHARE,
+        "accuracy_bootstrap": SHARE,
+        "macro_f1": SHARE,
+        "majority": SHARE,
+        "classes": (ClassFigures("joy", 1.0, 1.0, 1.0, 1), ClassFigures("fear", 0.0, 0.0, 0.0, 1)),
+        "confusion": ((1, 0, 0), (0, 0, 1)),
+        "chances": Chances(2, None, SHARE, SHARE, SHARE, BINS, curve, calibrated),
+        "distribution": Distribution(2, SHARE, SHARE, SHARE),
+        "used": 2,
+        "quarantined": (LeftOut("joy/bad.png", "not a picture"),),
+        "unlabelled": 0,
+        "unparsed": 1,
+        "unanswered": 0,
+        "answers": ANSWERS,
+        "provenance": {"versions": {"masp": "1"}, "seed": None},
+    }
+    return Evaluation(**facts | changes)
+
+
+def test_what_was_written_is_read_back_equal(tmp_path):
+    found = made_up()
+    write_result(tmp_path / "o", found)
+    assert read_result(tmp_path / "o") == found
+    assert read_result(tmp_path / "o" / "summary.json") == found
+    (tmp_path / "o" / "predictions.jsonl").unlink()
+    assert read_result(tmp_path / "o") == made_up(answers=())
+    bare = made_up(chances=None, distribution=None, mode="generate")
+    write_result(tmp_path / "bare", bare)
+    assert read_result(tmp_path / "bare") == bare
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 7}, "format 7; expected 1.*Install a newer masp"),
+        ({"format": True}, "format True"),
+        ({"accuracy": {"value": "much"}}, r"accuracy\.value: Input should be a valid number"),
+        ({"mode": "guess"}, "mode: Input should be 'score' or 'generate'"),
+        ({"used": 3}, "holds 2 answers; expected 3"),
+    ],
+)
+def test_a_strange_result_is_refused(tmp_path, change, message):
+    write_result(tmp_path, made_up())
+    file = tmp_path / "summary.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(DataError, match=message):
+        read_result(tmp_path)
+
+
+def test_no_result_is_said_plainly(tmp_path):
+    with pytest.raises(DataError, match=r"summary\.json cannot be read"):
+        read_result(tmp_path)
+    (tmp_path / "summary.json").write_text('{"accuracy": 1}')  # as it was before results had a format
+    with pytest.raises(DataError, match="format None"):
+        read_result(tmp_path)
