@@ -171,6 +171,11 @@ class BackboneConfig(Settings):
         description="auto, cpu, cuda, cuda:1, mps …; spread: over all GPUs, then main memory, then the disk.",
         json_schema_extra={**FREE},
     )
+    shard: Switch = Field(
+        default=False,
+        description="Several processes: each holds a part of the language model's weights (FSDP) instead of all.",
+        json_schema_extra={**FREE},
+    )
 
 
 class TrainConfig(Settings):

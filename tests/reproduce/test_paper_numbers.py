@@ -2,8 +2,8 @@
 
 import pytest
 
-from masp.reproduce.counts import lora_numbers, of_paper_backbone
 from masp.arithmetic import QWEN2_VL_7B
+from masp.reproduce.counts import lora_numbers, of_paper_backbone
 from masp.reproduce.paper import load_paper, zero_shot_row
 
 PAPER = load_paper()

@@ -46,7 +46,9 @@ def test_every_cell_is_there_once_and_behind_its_needs(tmp_path: Path) -> None:
 def test_trainings_are_shared_between_tables(tmp_path: Path) -> None:
     """The usual length (3 here) is V+A+S; where the usual length is 32, Table 3 trains four prompts and borrows one."""
     usual = small_job(tmp_path, "table2", "table3", seeds=1, changes=("method.prompt_length=32",))
-    lengths = [cell.recipe.length for cell in plan_cells(usual, PAPER, seeded()).cells if cell.recipe.name[:5] == "V+A+S"]
+    lengths = [
+        cell.recipe.length for cell in plan_cells(usual, PAPER, seeded()).cells if cell.recipe.name[:5] == "V+A+S"
+    ]
     assert lengths == [None, 8, 16, 64, 128]
     other = small_job(tmp_path, "table3", seeds=1)
     own = [cell.recipe.length for cell in plan_cells(other, PAPER, seeded()).cells if cell.recipe.kind == "masp"]
@@ -63,7 +65,11 @@ def test_figure_3_trains_each_aspect_alone(tmp_path: Path) -> None:
 def test_a_system_over_another_waits_for_it(tmp_path: Path) -> None:
     plan = plan_cells(small_job(tmp_path, "table1"), PAPER, seeded())
     assert "emoji-scenes/lora/seed1" in plan.find("emoji-scenes/distilled/seed1").needs
-    assert changes_of("distilled", ("lora.max_steps=7", "distilled.hidden=5")) == ("hidden=5", "over=lora", "over.max_steps=7")
+    assert changes_of("distilled", ("lora.max_steps=7", "distilled.hidden=5")) == (
+        "hidden=5",
+        "over=lora",
+        "over.max_steps=7",
+    )
 
 
 def test_names_of_recipes() -> None:

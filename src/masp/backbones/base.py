@@ -26,6 +26,7 @@ class Backbone(Protocol):
         image_transform: what happens to an image on its way to the vision tower, for the record.
         embedding_scale: what rows of the embedding matrix are multiplied with before they enter; 1 for most families.
         asks: whether visual tokens depend on the question, so that `asked` must be called for each.
+        sharded: whether each of several processes holds a part of the language model's weights.
     """
 
     name: str
@@ -39,6 +40,11 @@ class Backbone(Protocol):
     image_transform: dict[str, Any]
     embedding_scale: float
     asks: bool
+    sharded: bool
+
+    def shard(self, device: torch.device) -> None:
+        """Divide the language model between the processes of a run, and move everything else to `device`."""
+        ...
 
     def fingerprint(self) -> str:
         """Hash of configuration and weights as stored; does not depend on the dtype or device they were loaded to."""

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from masp import launch
 from masp.backbones.base import Backbone
 from masp.backbones.files import BackboneFiles, find, read_json
 from masp.backbones.four_bit import require_bitsandbytes
 from masp.backbones.placement import Placement
 from masp.config import BackboneConfig
-from masp.errors import BackboneError, did_you_mean
+from masp.errors import BackboneError, ConfigError, did_you_mean
 
 FAMILIES: Mapping[str, str] = MappingProxyType(
     {
@@ -67,25 +69,39 @@ def load_backbone(
         device: a torch device, "auto" for the GPU if there is one, or "spread" for all GPUs, then main memory, then
             the disk.
 
+    Under `accelerate launch --use_fsdp`, or with `shard` in the settings, each process holds a part of the weights of
+    the language model.
+
     Raises:
         BackboneError: not found, not reachable, not a supported family, an unknown dtype or device, no bitsandbytes,
             or not enough room.
         UsageError: a revision of a folder.
+        ConfigError: it is to be divided, and there is only one process, or it is packed or spread as well.
     """
+    shard = launch.fsdp()
     if isinstance(config, BackboneConfig):
         name, revision, dtype, device = config.id, config.revision, config.dtype, config.device
+        shard = shard or config.shard
     else:
         name = config
     files = find_supported(name, revision)
     place = choose_placement(dtype, device)
+    if shard and (place.four_bit or place.spread):
+        todo = "Choose another dtype and device, or start without dividing it."
+        raise ConfigError(f"a backbone in {place}, and divided between processes", "one of the two", todo)
     load = by_name(FAMILIES[files.model_type])
     _LOG.info("loading backbone %s (%s, %s)", name, files.model_type, place)
     try:
-        return load(files, place)
+        if not shard:
+            return load(files, place)
+        # Main memory first: a device may be too small for all of it.
+        backbone: Backbone = load(files, replace(place, device=torch.device("cpu")))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BackboneError(
             f"the backbone '{name}' cannot be loaded: {error}", "", "Check that its files are whole."
         ) from error
+    backbone.shard(place.device)
+    return backbone
 
 
 def find_supported(name: str, revision: str | None = None) -> BackboneFiles:
@@ -137,11 +153,13 @@ def choose_placement(dtype: str, device: str) -> Placement:
 
 
 def choose_device(device: str) -> torch.device:
-    """The device of this name; "auto" is the GPU if there is one.
+    """The device of this name; "auto" is the GPU if there is one, and for several processes each has its own.
 
     Raises:
         BackboneError: no such device.
     """
+    if device in ("auto", "cuda") and torch.cuda.is_available() and (own := launch.local_rank()) is not None:
+        return torch.device("cuda", own % torch.cuda.device_count())
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
