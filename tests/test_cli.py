@@ -154,7 +154,7 @@ def test_failures_beyond_the_first_are_counted_not_told(masp, world, tmp_path, m
     assert err.count("cannot be read") == 2
     assert "3 more could not be read, 5 in all" in err
     text = (tmp_path / "page.html").read_text()
-    assert text.count("none-") == 3
+    assert text.count(".png</code></th>") == 3
     assert "1 picture, predicted by" in text
     assert "5 more could not be read." in text
     code, out, _ = masp("predict", *names, "--adapter", world / "adapter", "--json")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from masp.annotate.vocabulary import Options
     from masp.backbones.base import Backbone
     from masp.config import DataConfig
+    from masp.model import MaspModel
     from masp.questions import Questions
 
 EXAMPLES = """
@@ -32,15 +33,26 @@ WIDEST = 60
 """Characters of the commonest answers in the summary."""
 
 
+Data = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="DIR [KEY=VALUE…]",
+        help="A data set in any known layout, or a folder of pictures without labels. "
+        "Settings such as `data.layout=votes`.",
+    ),
+]
+Vocabulary = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|DIR|published",
+        help="Choose from lists: {aspect: [word, …]}, EmoSet's info.json, or the words of an annotated data set; "
+        "*published*: EmoSet's six expressions. Brightness and colorfulness then have their five levels.",
+    ),
+]
+
+
 def annotate_data(
-    data: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="DIR [KEY=VALUE…]",
-            help="A data set in any known layout, or a folder of pictures without labels. "
-            "Settings such as `data.layout=votes`.",
-        ),
-    ],
+    data: Data,
     backbone: Annotated[
         str | None, typer.Option(metavar="ID", help="Hub id, folder, or `embedded`. Default: the adapter's.")
     ] = None,
@@ -52,14 +64,7 @@ def annotate_data(
         str | None, typer.Option(metavar="DIR|ID", help="Trained aspects that answer, each from its own tokens.")
     ] = None,
     aspects: Annotated[str | None, typer.Option(metavar="a,b", help="Which aspects. Default: all.")] = None,
-    vocabulary: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|DIR|published",
-            help="Choose from lists: {aspect: [word, …]}, EmoSet's info.json, or the words of an annotated data set; "
-            "*published*: EmoSet's six expressions. Brightness and colorfulness then have their five levels.",
-        ),
-    ] = None,
+    vocabulary: Vocabulary = None,
     measured_light: Annotated[
         bool, typer.Option("--measured-light", help="Measure brightness and colorfulness on the pixels.")
     ] = False,
@@ -85,8 +90,6 @@ def annotate_data(
     from masp.bars import Bar
     from masp.cli.check_data import refuse_inside
     from masp.cli.show import results, waiting
-    from masp.config import MethodConfig
-    from masp.model import MaspModel
 
     settings = _settings(data)
     target = out if out is not None else _usual_place(settings)
@@ -97,8 +100,7 @@ def annotate_data(
         pictures = pictures_of(settings, limit)
     _say_what(pictures.labelled, len(pictures.items))
     loaded, trained = _loaded(backbone, adapter, revision, dtype.value, device)
-    method = MethodConfig() if trained is None else trained.info.method
-    model = MaspModel(loaded, method, None if trained is None else trained.aspects)
+    model = _model(loaded, trained)
     asking = _asking(names, questions, trained, options, measured_light)
     with Bar("pictures", len(pictures.items)) as bar:
         work = Work(batch_size, settings.workers, settings.longest_side, copy, bar.show)
@@ -158,6 +160,16 @@ def _loaded(
         revision = info.backbone.revision
     loaded = load_backbone(place, revision, dtype, device)
     return loaded, load_adapter(folder, loaded)
+
+
+def _model(backbone: "Backbone", trained: "Adapter | None") -> "MaspModel":
+    """The backbone alone, or with the adapter's aspects; never with a soft prompt."""
+    from masp.config import MethodConfig
+    from masp.model import MaspModel
+
+    if trained is None:
+        return MaspModel(backbone, MethodConfig())
+    return MaspModel(backbone, trained.info.method, trained.aspects)
 
 
 def _asking(
