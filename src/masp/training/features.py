@@ -184,7 +184,7 @@ class VisualTokenStore:
             "backbone": backbone.fingerprint(),
             "transform": backbone.image_transform,
             "longest_side": self.reading.longest_side,
-            "dtype": str(backbone.dtype),
+            "dtype": backbone.number_format,
             "device": backbone.device.type,
             "threads": torch.get_num_threads(),
             "versions": library_versions(),
