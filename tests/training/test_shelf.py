@@ -140,9 +140,9 @@ def dataset(tmp_path_factory):
     return small.write_dataset(tmp_path_factory.mktemp("data"), train=21)
 
 
-def trained(dataset, out, store, *changes, family="qwen2_vl", seed=0, aspects=None):
+def trained(dataset, out, store, *changes, family="qwen2_vl", dtype="float32", seed=0, aspects=None):
     config = small.config(*FEW, *([] if store is None else [f"prompt.store_dir={store}"]), *changes)
-    return train_prompt(config, dataset, tiny.backbone(family, seed=seed), aspects, out).adapter
+    return train_prompt(config, dataset, tiny.backbone(family, dtype, seed), aspects, out).adapter
 
 
 def equal(left, right):
@@ -205,6 +205,16 @@ def test_what_depends_on_something_else_is_not_used(tmp_path, dataset, work):
         work.update(vision=0, prefix=0)
         trained(dataset, tmp_path / f"with{stage_seed}", store, aspects=out)
         assert (work["vision"], work["prefix"]) == (0, 27)
+
+
+def test_what_another_number_format_saw_is_not_used(tmp_path, dataset, work):
+    """Also where the dtype that is computed in is the same."""
+    pytest.importorskip("bitsandbytes")
+    trained(dataset, tmp_path / "first", tmp_path / "store")
+    work.update(vision=0, prefix=0)
+    found = trained(dataset, tmp_path / "disk", tmp_path / "store", dtype="nf4")
+    assert (work["vision"], work["prefix"]) == (26, 27)
+    assert equal(found, trained(dataset, tmp_path / "memory", None, dtype="nf4"))
 
 
 def test_a_changed_picture_is_read_again(tmp_path, work):

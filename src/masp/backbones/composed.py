@@ -80,7 +80,7 @@ class ComposedBackbone:
         self._chat = Chat(files.name, parts.tokenizer, parts.turn)
         self.dim: int = parts.language.config.hidden_size
         self.dtype: torch.dtype = parts.language.dtype  # some keep a part of the model in fp32
-        packed = not all(parameter.is_floating_point() for parameter in parts.language.parameters())
+        packed = not all(parameter.is_floating_point() for parameter in parts.model.parameters())
         self.number_format: str = "nf4/" * packed + str(self.dtype).removeprefix("torch.")
         self.device: torch.device = parts.language.device
         self.end_of_turn: int = self._chat.end_of_turn

@@ -1,7 +1,7 @@
 """Loading a backbone by name: which family serves it, in which dtype, on which device."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from importlib import import_module
 from types import MappingProxyType
@@ -149,7 +149,8 @@ def choose_placement(dtype: str, device: str) -> Placement:
     if four_bit:
         require_bitsandbytes()
     where = choose_device("auto" if spread else device)
-    return Placement(choose_dtype("auto" if four_bit else dtype, where), where, four_bit, spread)
+    chosen = choose_dtype("auto" if four_bit else dtype, where, (*DTYPES, NF4))
+    return Placement(chosen, where, four_bit, spread)
 
 
 def choose_device(device: str) -> torch.device:
@@ -170,10 +171,15 @@ def choose_device(device: str) -> torch.device:
         ) from None
 
 
-def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+def choose_dtype(dtype: str, device: torch.device, known: Iterable[str] = DTYPES) -> torch.dtype:
     """The dtype of this name.
 
     "auto" is bfloat16, except on a CPU that has no bfloat16 arithmetic and would be slower in it than in float32.
+
+    Args:
+        dtype: the name.
+        device: where it is computed in.
+        known: names to tell of where it is unknown.
 
     Raises:
         BackboneError: unknown name.
@@ -182,6 +188,5 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
         native = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if native else torch.float32
     if dtype not in DTYPES:
-        known = (*DTYPES, NF4)
         raise BackboneError(f"unknown dtype '{dtype}'", f"auto, {', '.join(known)}", did_you_mean(dtype, known))
     return DTYPES[dtype]
