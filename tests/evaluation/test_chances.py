@@ -164,6 +164,18 @@ def test_bootstrap_of_one_image_is_that_image():
     assert (found.value, found.low, found.high) == (7, 7, 7)
 
 
+def test_the_interval_of_a_small_calibration_error_holds_it():
+    truth = np.array([0, 0, 0, 1] * 225)
+    logs = logs_of(*[[0.75, 0.25]] * 900)  # right as often as it is sure, to the image
+    _, _, error = of.proper_scores(logs, truth, Draws(500))
+    assert error.low == 0 == pytest.approx(error.value)  # every draw is above 0, and so are plain percentiles
+    assert 0 < error.high < 0.03
+    sure = np.random.default_rng(0).random(900)
+    (plain,) = bootstrap(900, lambda rows: 7 + means_of(sure[:, None], rows).T, Draws(500))
+    (moved,) = bootstrap(900, lambda rows: 7 + means_of(sure[:, None], rows).T, Draws(500), biased=[0])
+    assert moved.high - moved.low == pytest.approx(plain.high - plain.low)
+
+
 def test_macro_f1_of_a_draw_is_scikit_learns():
     truth = ["joy", "joy", "joy", "fear", "fear", "awe"]
     said = ["joy", "fear", None, "fear", "joy", "joy"]

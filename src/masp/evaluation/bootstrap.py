@@ -1,6 +1,6 @@
 """95 % intervals of any figure by the bootstrap over images (scipy's, percentiles)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,13 +24,17 @@ class Draws:
     seed: int = 0
 
 
-def bootstrap(images: int, figures: Callable[[Rows], Figures], draws: Draws | None = None) -> tuple[Interval, ...]:
+def bootstrap(
+    images: int, figures: Callable[[Rows], Figures], draws: Draws | None = None, biased: Collection[int] = ()
+) -> tuple[Interval, ...]:
     """Every figure with its interval; all figures are taken from the same draws.
 
     Args:
         images: how many there are.
         figures: computes the figures of each draw.
         draws: how many, with which seed.
+        biased: numbers of figures that draws exaggerate, since noise can only add to them. Their percentiles are moved
+            by as much as the mean of the draws lies beside the figure, so that the interval lies around it; at least 0.
     """
     from scipy.stats import bootstrap as drawn
 
@@ -51,9 +55,12 @@ def bootstrap(images: int, figures: Callable[[Rows], Figures], draws: Draws | No
         vectorized=True,
         method="percentile",
         rng=np.random.default_rng(draws.seed),
-    ).confidence_interval
-    ends = zip(values, np.atleast_1d(found.low).tolist(), np.atleast_1d(found.high).tolist(), strict=True)
-    return tuple(Interval(*three) for three in ends)
+    )
+    low, high = (np.atleast_1d(end).copy() for end in found.confidence_interval)
+    for number in biased:
+        shift = values[number] - found.bootstrap_distribution[number].mean()
+        low[number], high[number] = max(0.0, low[number] + shift), max(0.0, high[number] + shift)
+    return tuple(Interval(*ends) for ends in zip(values, low.tolist(), high.tolist(), strict=True))
 
 
 def means_of(columns: Float[np.ndarray, "images columns"], rows: Rows) -> Float[np.ndarray, "draws columns"]:

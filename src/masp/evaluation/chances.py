@@ -55,7 +55,7 @@ def proper_scores(logs: Logs, truth: Truth, draws: Draws | None = None) -> tuple
         means = means_of(columns, rows)
         return np.stack([means[:, 0], means[:, 1], np.abs(means[:, 2:]).sum(axis=1)])
 
-    nll, brier, error = bootstrap(len(logs), figures, draws)
+    nll, brier, error = bootstrap(len(logs), figures, draws, biased=[2])
     return nll, brier, error
 
 
