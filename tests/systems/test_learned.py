@@ -12,7 +12,7 @@ from masp.errors import ConfigError, DataError, UsageError
 from masp.systems.base import Lesson
 from masp.systems.catalogue import CATALOGUE, make_system, settings_of
 from masp.systems.distilled import Distilled, DistilledSettings, gate_inputs
-from masp.systems.heads import AttentionHead, distillation_loss, mean_token
+from masp.systems.heads import AttentionHead, MeanHead, distillation_loss, mean_token
 from masp.systems.probe import Probe, fitted, logits
 from masp.systems.zero_shot import ZeroShot
 from masp.types import VisualTokens
@@ -90,6 +90,13 @@ def test_the_gate_is_a_linear_layer_over_both(tmp_path: Path) -> None:
     (one,) = system.answer(visual)
     assert one.log_probabilities is not None
     assert list(one.log_probabilities.values()) == pytest.approx(odds.tolist(), abs=1e-5)
+
+
+def test_the_head_standardises_what_it_is_given() -> None:
+    head = MeanHead(2, 3, 2, 0.0).eval()
+    head.standardise(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))  # means 2 and 5, spreads 1 and none
+    assert torch.equal(head(torch.tensor([[4.0, 5.0]])), head.layers(torch.tensor([[2.0, 0.0]])))
+    assert set(dict(head.named_parameters())) == {f"layers.{n}.{part}" for n in (0, 3) for part in ("weight", "bias")}
 
 
 def test_the_mean_token_leaves_padding_out() -> None:

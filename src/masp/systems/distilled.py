@@ -166,6 +166,7 @@ class Distilled:
             torch.manual_seed(study.lessons.seed)
             sizes = (self.settings.teacher_width, len(self.labels), self.settings.dropout)
             teacher, head, gate = AttentionHead(width, *sizes).to(device), self._head(width), self._gate()
+        head.standardise(means["mean"][[row[lesson.image] for lesson in study.lessons.train]].to(device))
         figures = {
             "teacher": study.fit(HeadStage("teacher", teacher, study, self._whole(study)), self._plan("teacher", study))
         }

@@ -18,19 +18,34 @@ from masp.training.interrupts import StopRequest
 from masp.training.loop import Share
 from masp.types import VisualTokens
 
+SMALLEST = 1e-6  # a column that hardly varies is not blown up
+
 Loss = Callable[[Float[Tensor, "batch labels"], Int[Tensor, " batch"], Sequence[int]], Float[Tensor, " batch"]]
 
 
 class MeanHead(nn.Module):
-    """The head of EmoVLM-KD on the mean visual token: width → hidden → GELU → dropout → labels."""
+    """The head of EmoVLM-KD on the mean visual token: width → hidden → GELU → dropout → labels.
+
+    Each column is standardised first, by numbers that are given and not trained; until then it is taken as it is.
+    """
+
+    mean: Tensor
+    scale: Tensor
 
     def __init__(self, width: int, hidden: int, labels: int, dropout: float) -> None:
         super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
         self.layers = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, labels))
 
     def forward(self, mean: Float[Tensor, "batch width"]) -> Float[Tensor, "batch labels"]:
         """Logits of the labels."""
-        return self.layers(mean)
+        return self.layers((mean - self.mean) / self.scale)
+
+    def standardise(self, means: Float[Tensor, "images width"]) -> None:
+        """Take mean and spread of every column from these images."""
+        self.mean.copy_(means.mean(0))
+        self.scale.copy_(means.std(0, correction=0).clamp_min(SMALLEST))
 
 
 class AttentionHead(nn.Module):

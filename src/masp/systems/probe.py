@@ -20,7 +20,7 @@ from masp.errors import DataError
 from masp.labels import validate_labels
 from masp.settings import Positive
 from masp.systems.base import Lessons, Said
-from masp.systems.heads import emotion_question, mean_token, read_with
+from masp.systems.heads import SMALLEST, emotion_question, mean_token, read_with
 from masp.systems.learning import Study, studying, unlearned
 from masp.systems.plain import plain
 from masp.systems.zero_shot import said
@@ -30,7 +30,6 @@ from masp.types import VisualTokens
 log = logging.getLogger(__name__)
 
 NAME = "probe"
-SMALLEST = 1e-6  # a column that hardly varies is not blown up
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class ProbeSettings:
         iterations: most iterations of L-BFGS for each.
     """
 
-    strengths: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0, 10.0)
+    strengths: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
     without_val: float = 1.0
     iterations: Positive = 1000
 

@@ -125,11 +125,12 @@ class Sepm:
     ) -> list[Said]:
         """The fine question of one route; a route with one label needs none."""
         options = self.routes[name]
-        if len(options) == 1 and self.settings.reading == "generate":
+        single = len(options) == 1
+        if single and self.settings.reading == "generate":
             letter = letters_of(POLARITIES)[POLARITIES.index(name)]
             return [Said(options[0], answer=letter)] * len(visual)
         log_p = torch.zeros(len(visual), 1, device=chances.device)
-        if len(options) > 1:
+        if not single:
             question = (UNSURE if name == AMBIGUOUS else "") + FINE.replace("{}", lettered(options))
             rows = without(self.model.assemble(visual, [question] * len(visual)), least)
             if self.settings.reading == "generate":
