@@ -237,6 +237,56 @@ def test_evaluate_by_generated_text(masp, world):
     assert "calibration" not in out
 
 
+def test_evaluate_measures_another_system_and_compares_the_two(masp, world, tmp_path):
+    assert (
+        masp("evaluate", "--adapter", world / "adapter", "--data", world / "data", "--out", tmp_path / "ours")[0] == 0
+    )
+    rows = [json.loads(line) for line in (tmp_path / "ours" / "predictions.jsonl").read_text().splitlines()]
+    right = [json.dumps({"image": row["image"], "predicted": row["truth"]}) for row in rows]
+    theirs = tmp_path / "theirs.jsonl"
+    theirs.write_text("\n".join(right))
+    words = ("evaluate", "--predictions", theirs, "--data", world / "data", "--out", tmp_path / "theirs")
+    code, out, err = masp(*words, "--against", tmp_path / "ours")
+    assert code == 0, err
+    assert "100.0 %" in out
+    assert "calibration" not in out
+    wrong = sum(row["truth"] != row["predicted"] for row in rows)
+    assert " ".join(out.split()).count(f"theirs - adapter +{100 * wrong / 7:.1f} points") == 1
+    code, out, _ = masp("compare", tmp_path / "theirs", tmp_path / "ours")
+    assert code == 0
+    assert f"adapter - theirs {-100 * wrong / 7:.1f} points" in " ".join(out.split())
+    code, out, _ = masp("compare", "--seeds", tmp_path / "theirs", tmp_path / "ours")
+    assert code == 0
+    assert f"accuracy {1 - wrong / 14:.4f}" in " ".join(out.split())
+    theirs.write_text("\n".join(right[1:]))
+    code, _, err = masp(*words)
+    assert (code, f"does not name 1 of 7 images ({rows[0]['image']})" in error_line(err)) == (1, True)
+    code, out, _ = masp(*words, "--allow-missing")
+    assert (code, "images without an answer" in out) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("evaluate", "--predictions", "p.jsonl", "--adapter", "a"), 2, "--predictions and --adapter"),
+        (("evaluate", "--predictions", "p.jsonl", "--record"), 2, "--predictions and --record"),
+        (("evaluate", "--predictions", "p.jsonl"), 1, "p.jsonl cannot be read"),
+        (("evaluate", "--predictions", "p.jsonl", "--against", "nowhere"), 1, "nowhere cannot be read"),
+        (("evaluate", "--predictions", "p.jsonl", "--split", "tset"), 2, "Did you mean 'test'?"),
+        (("evaluate",), 2, "--adapter DIR, or --predictions FILE"),
+    ],
+)
+def test_nonsense_about_predictions_is_said_plainly(masp, world, words, code, message):
+    found, _, err = masp(*words, "--data", world / "data")
+    assert (found, message in error_line(err)) == (code, True)
+
+
+def test_one_result_is_nothing_to_compare(masp, world, tmp_path):
+    masp("evaluate", "--adapter", world / "adapter", "--data", world / "data", "--out", tmp_path / "o")
+    code, _, err = masp("compare", tmp_path / "o")
+    assert (code, "one result" in error_line(err)) == (2, True)
+
+
 def test_an_unknown_split_or_label_is_wrong_use(masp, world, tmp_path):
     code, _, err = masp("evaluate", "--adapter", world / "adapter", "--data", world / "data", "--split", "tset")
     assert (code, "Did you mean 'test'?" in error_line(err)) == (2, True)

@@ -1,5 +1,6 @@
 """The command as a process: full disks, closed pipes, signals, and what its help costs."""
 
+import json
 import os
 import signal
 import subprocess
@@ -65,6 +66,24 @@ def test_help_loads_nothing_heavy(arguments):
     out, err = process.communicate(timeout=60)
     assert "masp" in out
     assert err == "[]\n"
+
+
+def test_predictions_of_another_system_are_measured_without_model_code(tmp_path):
+    for number, label in enumerate(("joy", "fear") * 2):
+        path = tmp_path / "data" / "test" / label / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(number + 1))  # nobody looks at it
+    rows = [
+        json.dumps({"image": f"test/{('joy', 'fear')[n % 2]}/{n}.png", "probabilities": {"joy": 0.75, "fear": 0.25}})
+        for n in range(4)
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(rows))
+    words = ["evaluate", "--predictions", str(tmp_path / "p.jsonl"), "--data", str(tmp_path / "data")]
+    heavy = {"accelerate", "safetensors", "torch", "torchmetrics", "transformers"}
+    process = start(HELP.format(arguments=[*words, "--out", str(tmp_path / "o")], heavy=heavy), stdout=subprocess.PIPE)
+    out, err = process.communicate(timeout=300)
+    assert "50.0 %" in out
+    assert err.endswith("[]\n")
 
 
 def test_the_module_is_the_command():

@@ -52,7 +52,7 @@ DECLARED = {normal(name) for name in declared(PROJECT["dependencies"])}
 OPTIONAL = {normal(name) for lines in EXTRAS.values() for name in declared(lines)}
 PACKAGE = read_sources(ROOT / "src" / "masp", "masp")
 IMPORTED = {name.partition(".")[0] for source in PACKAGE for name in imported_names(source)}
-HOMES = {"PIL": "pillow", "yaml": "pyyaml"}  # where a package is imported under another name
+HOMES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # where a package is imported under another name
 
 
 def test_documentation_and_metadata_agree() -> None:

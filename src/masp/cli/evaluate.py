@@ -32,37 +32,45 @@ class Mode(StrEnum):
     generate = "generate"
 
 
+AdapterOption = Annotated[
+    str | None,
+    typer.Option(metavar="DIR|ID", help="The trained adapter, the folder of its run, or its id on a hub."),
+]
+Predictions = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Instead of an adapter: what any system said, a JSON object per image."),
+]
+AllowMissing = Annotated[
+    bool, typer.Option("--allow-missing", help="Images that --predictions does not name count as wrong.")
+]
+Against = Annotated[
+    Path | None, typer.Option(metavar="RESULT", help="Another --out: which is better on the same images?")
+]
+Calibrate = Annotated[
+    bool, typer.Option(help="Fit a temperature on the split val, and say what calibration is worth after it.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Write predictions.jsonl and summary.json here; go on if interrupted."),
+]
+
+
 def evaluate(
     data: Annotated[Path, typer.Option(metavar="DIR", help="Folder or table of the data set.")],
     changes: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Settings of the data, such as `data.splits.kind=paper-like`."),
     ] = None,
-    adapter: Annotated[
-        str | None,
-        typer.Option(metavar="DIR|ID", help="The trained adapter, the folder of its run, or its id on a hub."),
-    ] = None,
-    predictions: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Instead of an adapter: what any system said, a JSON object per image."),
-    ] = None,
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Images that --predictions does not name count as wrong.")
-    ] = False,
-    against: Annotated[
-        Path | None, typer.Option(metavar="RESULT", help="Another --out: which is better on the same images?")
-    ] = None,
-    calibrate: Annotated[
-        bool, typer.Option(help="Fit a temperature on the split val, and say what calibration is worth after it.")
-    ] = True,
+    adapter: AdapterOption = None,
+    predictions: Predictions = None,
+    allow_missing: AllowMissing = False,
+    against: Against = None,
+    calibrate: Calibrate = True,
     split: Annotated[str, typer.Option(help="Which split of the data set.")] = "test",
     mode: Annotated[
         Mode, typer.Option(help="*score*: the most probable label; *generate*: the text must name a label exactly.")
     ] = Mode.score,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Write predictions.jsonl and summary.json here; go on if interrupted."),
-    ] = None,
+    out: Out = None,
     adapter_revision: Annotated[
         str | None, typer.Option(metavar="REVISION", help="Commit, tag or branch of an adapter on a hub.")
     ] = None,

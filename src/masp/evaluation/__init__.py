@@ -1,1 +1,1 @@
-"""Measuring a trained MASP: figures, the runner, the rows of Table 2, and truth that only a made world knows."""
+"""Measuring any system: figures, results, comparisons; the rows of Table 2; truth that only a made world knows."""

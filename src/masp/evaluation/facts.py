@@ -39,8 +39,9 @@ def when(seconds: float) -> dict[str, Any]:
 
 
 def run_of(known: Mapping[str, Any]) -> str:
-    """SHA-256 of all that answers depend on."""
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+    """SHA-256 of all that answers depend on. What a backbone is called is not among it: its weights are."""
+    backbone = {key: value for key, value in (known.get("backbone") or {}).items() if key != "name"}
+    return hashlib.sha256(json.dumps({**known, "backbone": backbone}, sort_keys=True).encode()).hexdigest()
 
 
 def _processor() -> str:

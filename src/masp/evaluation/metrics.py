@@ -7,8 +7,11 @@ are imported where they are used, since nearly everything imports this file.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+_NOTHING: Any = 0  # a ratio with nothing below the line; scikit-learn's types know only the words for it
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,9 @@ def per_class(truth: Sequence[str], predicted: Sequence[str | None], labels: Seq
     true, said = _numbers(truth, predicted, labels)
     if not true:
         return [ClassFigures(label, 0.0, 0.0, 0.0, 0) for label in labels]
-    columns = precision_recall_fscore_support(true, said, labels=range(len(labels)), zero_division=0)
+    columns = precision_recall_fscore_support(true, said, labels=range(len(labels)), zero_division=_NOTHING)
     rows = zip(labels, *(np.asarray(column).tolist() for column in columns), strict=True)
-    return [ClassFigures(label, *ratios, int(support)) for label, *ratios, support in rows]
+    return [ClassFigures(label, precision, recall, f1, int(count)) for label, precision, recall, f1, count in rows]
 
 
 def macro_f1(truth: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str]) -> float:
@@ -103,7 +106,7 @@ def macro_f1(truth: Sequence[str], predicted: Sequence[str | None], labels: Sequ
 
     true, said = _numbers(truth, predicted, labels)
     seen = sorted({*true, *said} - {len(labels)})
-    return float(f1_score(true, said, labels=seen, average="macro", zero_division=0)) if seen else 0.0
+    return float(f1_score(true, said, labels=seen, average="macro", zero_division=_NOTHING)) if seen else 0.0
 
 
 def calibration_error(confidences: Sequence[float], correct: Sequence[bool], bins: int = 15) -> float:
