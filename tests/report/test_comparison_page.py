@@ -200,6 +200,12 @@ def test_where_everything_came_from(whole: Page):
     assert ["data fingerprint", "f"] in whole.rows
 
 
+def test_no_place_on_this_machine_is_told():
+    found = comparison([Source("", "/some/one/runs/a", result("weak", WEAK))], [], Asked())
+    assert "runs/a" in found
+    assert "/some/one" not in found
+
+
 def test_several_data_sets_stand_apart():
     found = page(result("a", WEAK), result("b", STRONG, dataset="other"), against="first")
     headings = found.text

@@ -124,9 +124,11 @@ def _notes(asked: Asked) -> tuple[str, ...]:
 
 def _views_words(system: System, asked: Asked, wrong: Sequence[Answered], views: Mapping[str, SampleView]) -> str:
     """Whose readings they are, and whether it is the system that made the mistakes."""
+    from masp.adapters import portable
+
     if asked.masp is None:
         return ""
-    words = f"Read by {asked.masp.adapter}"
+    words = f"Read by {portable(asked.masp.adapter)}"
     if _is(asked.masp, system):
         return f"{words}, which is the system that made these mistakes."
     other = sum(views[one.image].sample.label != one.predicted for one in wrong if one.image in views)
