@@ -124,10 +124,10 @@ def _notes(asked: Asked) -> tuple[str, ...]:
 
 def _views_words(system: System, asked: Asked, wrong: Sequence[Answered], views: Mapping[str, SampleView]) -> str:
     """Whose readings they are, and whether it is the system that made the mistakes."""
-    from masp.adapters import portable
-
     if asked.masp is None:
         return ""
+    from masp.adapters import portable
+
     words = f"Read by {portable(asked.masp.adapter)}"
     if _is(asked.masp, system):
         return f"{words}, which is the system that made these mistakes."
