@@ -48,13 +48,13 @@ def test_seeds_leave_mcnemar_out():
     assert row.meaning == "2 seeds (0, 1)"
     assert row.figures["accuracy"].value == pytest.approx(6 / 8)
     assert row.figures["accuracy"].sd == pytest.approx(2 / 8 / 2**0.5)
-    assert row.figures["accuracy"].low < 6 / 8 < row.figures["accuracy"].high
+    assert (row.figures["accuracy"].low or 1) < 6 / 8 < (row.figures["accuracy"].high or 0)
 
 
 def test_the_reference_is_first_best_or_named():
     one = trial(result("weak", WEAK), result("strong", STRONG))
     assert [standings.reference(one, word).name for word in ("first", "best", "strong")] == ["weak", "strong", "strong"]
-    with pytest.raises(UsageError, match="no system of made is called 'strnog'.*Did you mean 'strong'"):
+    with pytest.raises(UsageError, match=r"no system of made is called 'strnog'.*Did you mean 'strong'"):
         standings.reference(one, "strnog")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from masp import plots
 from masp.errors import UsageError
@@ -125,11 +126,17 @@ def _source(source: Source) -> SourceView:
     seed = seed_of(found)
     words = f"{found.system} on {found.dataset}, split {found.split}, {grouped(found.used)} images"
     words += f", seed {seed}" if seed is not None else ""
-    return SourceView(source.place, words, _facts(found.provenance))
+    return SourceView(_known_as(source.place), words, _facts(found.provenance))
 
 
 def _table_source(table: Rows) -> SourceView:
-    return SourceView(table.place, f"a table of {len(table.data.rows)} rows", _facts(table.provenance))
+    return SourceView(_known_as(table.place), f"a table of {len(table.data.rows)} rows", _facts(table.provenance))
+
+
+def _known_as(place: str) -> str:
+    """A place without what it says of this machine: the last two names of an absolute path."""
+    path = Path(place)
+    return "/".join(path.parts[-2:]) if path.is_absolute() and len(path.parts) > 3 else place
 
 
 def _facts(content: Mapping[str, object]) -> tuple[tuple[str, str], ...]:

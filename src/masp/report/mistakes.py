@@ -126,7 +126,9 @@ def _views_words(system: System, asked: Asked, wrong: Sequence[Answered], views:
     """Whose readings they are, and whether it is the system that made the mistakes."""
     if asked.masp is None:
         return ""
-    words = f"Read by {asked.masp.adapter}"
+    from masp.adapters import portable
+
+    words = f"Read by {portable(asked.masp.adapter)}"
     if _is(asked.masp, system):
         return f"{words}, which is the system that made these mistakes."
     other = sum(views[one.image].sample.label != one.predicted for one in wrong if one.image in views)

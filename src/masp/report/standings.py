@@ -234,11 +234,12 @@ def _with_interval(system: System, figure: Figure | None) -> Figure | None:
 def _meaning(system: System) -> str:
     """What the name does not say: seeds, how the answer was read, what was left out."""
     runs = system.runs
+    free = runs[0].mode == "generate"
     words = []
     if len(runs) > 1:
         seeds = [seed_of(run) or "?" for run in runs]
         words.append(f"{len(runs)} seeds ({', '.join(seeds)})")
-    if runs[0].mode == "generate":
+    if free:
         words.append("answers in free text")
     for count, what in (
         (sum(len(run.quarantined) for run in runs), "unreadable"),
