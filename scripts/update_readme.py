@@ -1,4 +1,4 @@
-"""Write the generated parts of README.md: the rooms of the house and the measured results (`make docs`).
+"""Write the generated parts of README.md: the rooms of the house, measured results, reproduced tables (`make docs`).
 
 A result is a JSON file in benchmarks/results/ that a command wrote, with the `command` in it. What the README shows of
 it is decided in `result_tables.py`; or the file brings a `title`, a `table` (`head` and `rows`) and perhaps a `note`.
@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from generated import ROOT, table, update
+from reproduced_tables import reproduction
 from result_tables import SHAPES
 
 DOCUMENT = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 FIRST = "embedded.json"
+REPRODUCED = ROOT / "results"
 PACKAGE = ROOT / "src" / "masp"
 SCRIPT = "scripts/update_readme.py"
 NOTHING = "No results are committed yet. Numbers appear here only from files that a command wrote."
@@ -61,5 +63,6 @@ def _first_line(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    changed = [update(DOCUMENT, "rooms", SCRIPT, rooms()), update(DOCUMENT, "results", SCRIPT, results())]
+    parts = {"rooms": rooms(), "results": results(), "reproduction": reproduction(REPRODUCED)}
+    changed = [update(DOCUMENT, name, SCRIPT, content) for name, content in parts.items()]
     print("README.md", "written" if any(changed) else "was current")

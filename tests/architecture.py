@@ -357,7 +357,7 @@ EACH_FILE: Mapping[str, Check] = {
 # --- every text in the repository ----------------------------------------------------------------------------------
 
 TEXTS = {".py", ".md", ".toml", ".yaml", ".yml", ".json", ".jsonl", ".txt", ".html", ".cfg", ".j2", ".sh", ""}
-TREES = ("src", "tests", "docs", "scripts", "configs", "benchmarks", ".ci")
+TREES = ("src", "tests", "docs", "scripts", "configs", "benchmarks", "results", ".ci")
 MACHINE = re.compile(
     "|".join(["/" + "work/", "/" + "root/", "/" + "home/[a-z]", "file:" + "///", "pypi" + r"\.org/simple"])
 )

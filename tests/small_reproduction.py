@@ -22,6 +22,6 @@ SETTINGS = (
 def small_job(out: Path, *experiments: str, seeds: int = 2, changes: tuple[str, ...] = ()) -> Job:
     """The job of the embedded default, made as small as it goes."""
     config = with_overrides(embedded_config((), quick=True), [f"backbone.id={tiny.checkpoint()}", *SETTINGS, *changes])
-    source = drawn_source(out / "work")
+    source = drawn_source(out / "scratch")
     others = (*EMBEDDED, *QUICKLY)
     return Job(experiments, config, (source,), (), tuple(range(seeds)), out, others=others, drawn=PLAN)

@@ -9,6 +9,7 @@ import pytest
 
 import generated
 import update_readme
+from reproduced_tables import NOTHING, reproduction
 from update_readme import ROOT, results, rooms
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,12 +23,15 @@ def part(document: str, name: str) -> str:
 
 def outside(document: str) -> str:
     """The document without its generated parts."""
-    for name in ("rooms", "results"):
+    for name in ("rooms", "results", "reproduction"):
         document = document.replace(part(document, name), "")
     return document
 
 
-@pytest.mark.parametrize(("name", "content"), [("rooms", rooms()), ("results", results())])
+PARTS = [("rooms", rooms()), ("results", results()), ("reproduction", reproduction(update_readme.REPRODUCED))]
+
+
+@pytest.mark.parametrize(("name", "content"), PARTS)
 def test_generated_parts_are_current(name: str, content: str) -> None:
     assert part(README, name) == content, "run `make docs`"
 
@@ -163,3 +167,30 @@ def test_replacing_a_part_keeps_the_rest() -> None:
     begin, end = generated.marks("rooms", "s.py")
     document = f"before\n{begin}\nold\n{end}\nafter"
     assert generated.replaced(document, "rooms", "s.py", "new") == f"before\n{begin}\nnew\n{end}\nafter"
+
+
+def test_a_reproduction_is_shown_without_empty_rows(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    assert reproduction(folder) == NOTHING
+    folder.mkdir()
+    head = ["system", "accuracy, %"]
+    rows = [["V", "41.7"], ["zero-shot (another)", "–"]]
+    facts = {"images": 1000, "guess": 0.125, "majority": {"value": 0.2}, "ceiling": {"expected": 0.764}}
+    content = {
+        "command": "masp reproduce all",
+        "seeds": [0, 1],
+        "datasets": {"scenes": facts},
+        "tables": [{"name": "table2", "title": "Table 2", "head": head, "rows": rows}],
+        "failed": {"a/b/seed0": "no memory"},
+    }
+    (folder / "reproduce.json").write_text(json.dumps(content))
+    (folder / "figure4.png").write_bytes(b"")
+    shown = reproduction(folder)
+    assert "1,000 test pictures of scenes, training seeds 0, 1; a guess 12.5 %, the most frequent label 20.0 %" in shown
+    assert "the best that anyone could reach 76.4 %." in shown
+    assert "| V | 41.7 |" in shown
+    assert "another" not in shown
+    assert "(results/figure4.png)" in shown
+    assert "figure3.png" not in shown
+    assert "Failed: a/b/seed0 (no memory)." in shown
+    assert "`masp reproduce all`" in shown

@@ -118,6 +118,7 @@ def test_emoset_teaches_the_aspects_of_all(tmp_path: Path) -> None:
     job: Job = replace(small_job(tmp_path, "table2", seeds=1), sources=(fi,), teacher=teacher)
     plan = plan_cells(job, PAPER, seeded())
     assert "EmoSet/stage-1/seed0" in plan.find("FI/V+A+S/seed0").needs
+    assert "EmoSet/data/seed0" not in {cell.name for cell in plan.cells}, "its test pictures are not needed"
     assert {cell.dataset for cell in plan.cells if cell.recipe.kind == "masp"} == {"FI"}
 
 

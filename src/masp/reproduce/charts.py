@@ -22,7 +22,7 @@ def bars(table: Table, dataset: str, references: Mapping[str, float], paper: boo
     def draw(axes: Axes) -> None:
         for place, row in enumerate(rows):
             _bar(axes, place, row, dataset, paper)
-        axes.set_yticks(range(len(rows)), [row.name for row in rows])
+        axes.set_yticks(range(len(rows)), [row.name.replace("_", " ") for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(0, 100)
         for name, share in references.items():
@@ -30,9 +30,10 @@ def bars(table: Table, dataset: str, references: Mapping[str, float], paper: boo
             place = (100 * share, 1.02)
             text = f"{name} {100 * share:.1f}"
             axes.text(*place, text, transform=axes.get_xaxis_transform(), color=MUTED, ha="center", fontsize=8)
-        axes.set_xlabel(f"accuracy on {dataset}, %, with 95 % intervals; dots: seeds")
+        axes.set_xlabel("accuracy, %; lines: 95 % intervals; dots: seeds")
+        axes.set_title(dataset, fontsize=9.5, color=MUTED, pad=18)
 
-    return Panel((5.6, 1.0 + TALL * max(1, len(rows))), draw).render("png")
+    return Panel((6.2, 1.2 + TALL * max(1, len(rows))), draw).render("png")
 
 
 def _bar(axes: Axes, place: int, row: Row, dataset: str, paper: bool) -> None:

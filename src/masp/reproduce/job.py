@@ -83,7 +83,7 @@ class Job:
     @property
     def work(self) -> Path:
         """What need not be kept once the tables are written: data, visual tokens, runs, predictions."""
-        return self.out / "work"
+        return self.out / "scratch"
 
     def source(self, name: str) -> Source:
         """The data set of this name."""

@@ -18,6 +18,9 @@ from masp.training.shelf import Shelf
 
 log = logging.getLogger(__name__)
 
+Filled = tuple[VisualTokenStore, dict[str, list[tuple[int, Record]]]]
+"""Visual tokens, and for each split its usable, labelled records with their numbers."""
+
 TAUGHT = ("train", "val")
 """Splits that systems learn from."""
 
@@ -35,6 +38,7 @@ class Library:
         self.job = job
         self._datasets: dict[str, Dataset] = {}
         self._memory: dict[str, VisualMemory] = {}
+        self._stores: dict[tuple[str, ...], Filled] = {}
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -64,10 +68,10 @@ class Library:
     def memory(self, name: str) -> VisualMemory:
         """The visual tokens of a data set that are in memory; those of other data sets are let go."""
         if name not in self._memory:
-            self._memory = {name: VisualMemory()}
+            self._memory, self._stores = {name: VisualMemory()}, {}
         return self._memory[name]
 
-    def taught(self, name: str, stop: StopRequest) -> tuple[VisualTokenStore, dict[str, list[tuple[int, Record]]]]:
+    def taught(self, name: str, stop: StopRequest) -> Filled:
         """Visual tokens of the splits to learn from, and for each the labelled records with their numbers."""
         splits = self.dataset(name).splits
         return self._filled(name, {split: splits.get(split, ()) for split in TAUGHT}, stop)
@@ -99,23 +103,25 @@ class Library:
         out.mkdir(parents=True, exist_ok=True)
         return Lessons(store, train, val, out, seed, self.dataset(name).fingerprint())
 
-    def _filled(
-        self, name: str, splits: dict[str, Sequence[Record]], stop: StopRequest
-    ) -> tuple[VisualTokenStore, dict[str, list[tuple[int, Record]]]]:
-        """As training reads them: in the same order, so that all find what the first of them computed."""
+    def _filled(self, name: str, splits: dict[str, Sequence[Record]], stop: StopRequest) -> Filled:
+        """Read once in a process, in the order of training, so that all find what the first of them computed."""
+        memory, key = self.memory(name), (name, *splits)
+        if key in self._stores:
+            return self._stores[key]
         labelled = [(split, record) for split, records in splits.items() for record in records if record.label]
         settings, data = self.job.config.prompt, self.job.config.data
         shelf = None if self.shelf is None else Shelf(self.shelf, int(settings.store_disk_gb * GIGA))
         budget = 0 if shelf is None else shelf.room()
         reading = Reading(data.longest_side, data.workers, budget, settings.strict)
         paths = [record.path for _, record in labelled]
-        store = VisualTokenStore(self.backbone, paths, reading, self.memory(name), shelf)
+        store = VisualTokenStore(self.backbone, paths, reading, memory, shelf)
         account = store.fill(stop)
         log.info("%s: %s", name, account.summary())
         numbers: dict[str, list[tuple[int, Record]]] = {split: [] for split in splits}
         for number, (split, record) in enumerate(labelled):
             if store.usable[number]:
                 numbers[split].append((number, record))
+        self._stores[key] = (store, numbers)
         return store, numbers
 
 

@@ -96,8 +96,8 @@ def _add(found: dict[str, Cell], job: Job, source: Source, recipe: Recipe, seed:
     needs = [_put(found, Cell(source.name, DATA, job.seeds[0]))]
     teacher = job.aspects_from(source.name)
     if recipe.aspects and job.adapter is None and teacher is not None:
-        first = _put(found, Cell(teacher.name, DATA, job.seeds[0]))
-        needs.append(_put(found, Cell(teacher.name, STAGE1, seed, (first,))))
+        looked = (_put(found, Cell(teacher.name, DATA, job.seeds[0])),) if teacher in job.sources else ()
+        needs.append(_put(found, Cell(teacher.name, STAGE1, seed, looked)))
     over = OTHERS[recipe.name].over if recipe.kind == "baseline" else ""
     if over:
         base = Recipe(over, "baseline", seeded=recipe.seeded)

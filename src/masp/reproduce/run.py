@@ -59,10 +59,11 @@ def reproduce(job: Job, jobs: int = 1, command: str = "masp reproduce", console:
     paper = load_paper()
     job.work.mkdir(parents=True, exist_ok=True)
     write_file(job.work / ".gitignore", IGNORE.encode())
-    _draw(job)
     planned = plan_cells(job, paper, seeded())
     teller = Teller(planned.cells, estimate(job, planned.cells), jobs, console)
     teller.plan(sum(result_file(job.out, cell.name).is_file() for cell in planned.cells))
+    if any(cell.recipe.kind != "parameters" for cell in planned.cells):
+        _draw(job)
     outcomes = _with_bar(teller, jobs, lambda: run_cells(planned.cells, job, jobs, teller.done))
     written = write_all(Results(job, paper, outcomes, planned.skipped), command)
     failed = tuple(outcome for outcome in outcomes.values() if outcome.state != "done")

@@ -101,7 +101,7 @@ def percent(share: float | None) -> str:
 def _narrow(table: Table) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     (dataset,) = table.datasets
     beside = tuple(table.beside)
-    head = ("system", "what takes part", "accuracy, %", "± sd", "each seed", "95 % interval")
+    head = ("system", "what takes part", "accuracy, %", "± sd", "each seed", "95 % interval", "ECE, scaled")
     head += tuple(f"paper, {name}" for name in beside) if beside else ("paper", "difference")
     return head, tuple(_long_row(table, row, row.entries[dataset], beside) for row in table.rows)
 
@@ -109,7 +109,8 @@ def _narrow(table: Table) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]
 def _long_row(table: Table, row: Row, entry: Entry, beside: Sequence[str]) -> tuple[str, ...]:
     seeds = " · ".join(percent(value) for value in entry.values) if len(entry.values) > 1 else ""
     spread = "" if entry.spread is None else percent(entry.spread)
-    own = (row.name, row.meaning, percent(entry.mean), spread, seeds, _bracket(entry))
+    error = "" if entry.calibration is None else f"{entry.calibration:.3f}"
+    own = (row.name, row.meaning, percent(entry.mean), spread, seeds, _bracket(entry), error)
     if beside:
         return own + tuple(_number(table.beside[name].get(row.printed)) for name in beside)
     return (*own, _number(entry.paper), _signed(entry.difference))
@@ -143,6 +144,7 @@ def _line(table: Table, row: Row, dataset: str) -> dict[str, Any]:
         "sd": _plain(entry.spread),
         "low": _plain(interval and interval.low),
         "high": _plain(interval and interval.high),
+        "calibration_error_scaled": "" if entry.calibration is None else round(entry.calibration, 6),
         "paper": "" if entry.paper is None else entry.paper,
         "difference": "" if entry.difference is None else round(entry.difference, 4),
         "reason": entry.reason,

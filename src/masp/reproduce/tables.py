@@ -13,7 +13,7 @@ from masp.reproduce.job import Job, Skipped
 from masp.reproduce.others import OTHERS
 from masp.reproduce.paper import BACKBONES, Paper, zero_shot_row
 from masp.reproduce.planning import seeds_of, takes_part
-from masp.reproduce.recipes import DATA, FULL, LENGTHS, LOW_LEVEL, PLAIN, TABLE2, Recipe, masp, of_length
+from masp.reproduce.recipes import DATA, FULL, LENGTHS, LOW_LEVEL, PLAIN, TABLE2, Prompt, Recipe, masp, of_length
 from masp.systems.catalogue import CATALOGUE
 
 PATTERN = ("FI", "Emotion6")
@@ -32,12 +32,15 @@ class Entry:
         images: that they were measured on.
         paper: the paper's accuracy, in per cent; None where it has none.
         reason: why nothing was measured.
+        calibration: expected calibration error after temperature scaling, mean over the seeds; None where there are
+            no probabilities or no validation split.
     """
 
     values: tuple[float, ...] = ()
     images: int = 0
     paper: float | None = None
     reason: str = ""
+    calibration: float | None = None
 
     @property
     def mean(self) -> float | None:
@@ -163,10 +166,11 @@ def _lines(results: Results, experiment: str) -> list[Line]:
     if experiment == "table3":
         return [Line(str(one), "vectors in the soft prompt", of_length(one, length), str(one)) for one in LENGTHS]
     single = [Line(name, "this aspect alone, P trained for it", masp((name,), "trained"), name) for name in ASPECTS]
+    kinds: tuple[tuple[str, Prompt], ...] = (("no", "none"), ("random", "random"))
     low = [
         Line(f"{name}, {prompt} prompt", f"this aspect alone, {prompt} P", masp((name,), kind))
         for name in LOW_LEVEL
-        for prompt, kind in (("no", "none"), ("random", "random"))
+        for prompt, kind in kinds
     ]
     ends = [Line("zero-shot", "the backbone alone", PLAIN, "zero-shot"), Line("MASP", "all six aspects", FULL, "MASP")]
     return [*ends[:1], *single, *low, *ends[1:]]
@@ -199,7 +203,9 @@ def _entry(results: Results, experiment: str, line: Line, dataset: str) -> Entry
         return Entry(paper=paper, reason=line.reason)
     found, reason = seed_values(results, line.recipe, dataset)
     values = tuple(outcome.figures["accuracy"]["value"] for outcome in found)
-    return Entry(values, found[0].figures["images"] if found else 0, paper, reason)
+    scaled = [outcome.figures.get("calibration_error_scaled") for outcome in found]
+    calibration = mean(one["value"] for one in scaled if one) if scaled and all(scaled) else None
+    return Entry(values, found[0].figures["images"] if found else 0, paper, reason, calibration)
 
 
 def _mean_row(results: Results, rows: Sequence[Row], datasets: Sequence[str]) -> Row:
@@ -228,6 +234,7 @@ def _notes(results: Results, experiment: str, datasets: Sequence[str]) -> tuple[
     seeds = ", ".join(map(str, job.seeds))
     notes.append(f"Backbone {job.config.backbone.id}. Mean ± standard deviation over the training seeds {seeds}.")
     notes.append("Brackets: 95 % interval (Wilson) for the number of test images; it says nothing about seeds.")
+    notes.append("ECE, scaled: expected calibration error after temperature scaling on the validation split.")
     for name in datasets:
         facts = facts_of(results, name)
         if facts:

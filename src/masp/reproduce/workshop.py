@@ -86,24 +86,24 @@ class Workshop:
 
     def identity(self, cell: Cell) -> dict[str, Any]:
         """Everything that decides the figures of a cell, as JSON values."""
-        job, recipe, dataset = self.job, cell.recipe, self.library.dataset(cell.dataset)
-        config, backbone = self.config(cell), self.library.backbone
-        if recipe.kind == "aspects":
-            return identity_of(config, config.aspects, "aspects", dataset, backbone)
-        if recipe.kind == "masp" and recipe.prompt == "trained":
-            table = identity_of(config, config.prompt, "prompt", dataset, backbone)
-        else:
-            table = {
-                "backbone": backbone.fingerprint(),
-                "backbone.dtype": str(backbone.dtype).removeprefix("torch."),
-                "data": dataset.fingerprint(),
-                "longest_side": config.data.longest_side,
-            }
-        table |= {"kind": recipe.kind, "system": recipe.name, "aspects": list(recipe.aspects)}
+        job, recipe, backbone, config = self.job, cell.recipe, self.library.backbone, self.config(cell)
+        table: dict[str, Any] = {
+            "kind": recipe.kind,
+            "system": recipe.name,
+            "aspects": list(recipe.aspects),
+            "backbone": backbone.fingerprint(),
+            "backbone.dtype": str(backbone.dtype).removeprefix("torch."),
+        }
         if recipe.kind == "parameters":
-            table["method"] = config.method.resolved().model_dump(mode="json")
-        if recipe.kind in ("data", "parameters"):
+            return json.loads(json.dumps(table | {"method": config.method.resolved().model_dump(mode="json")}))
+        dataset = self.library.dataset(cell.dataset)
+        table |= {"data": dataset.fingerprint(), "longest_side": config.data.longest_side}
+        if recipe.kind == "data":
             return table
+        if recipe.kind == "aspects":
+            return table | identity_of(config, config.aspects, "aspects", dataset, backbone)
+        if recipe.kind == "masp" and recipe.prompt == "trained":
+            table |= identity_of(config, config.prompt, "prompt", dataset, backbone)
         if recipe.aspects:
             table["stage 1"] = self._stage1_identity(cell)
         if recipe.kind != "masp" or recipe.prompt == "random":

@@ -55,7 +55,8 @@ def _sheets(results: Results, experiment: str) -> list[Sheet]:
         return [] if found is None else [found]
     table = accuracy_table(results, experiment)
     if not table.datasets:
-        return []
+        rows = tuple((skipped.dataset, skipped.reason) for skipped in results.skipped if not skipped.system)
+        return [Sheet(table.name, f"{TITLES[experiment]}: not run", ("data set", "why not"), rows)]
     sheets = [_titled(sheet_of(table), TITLES[experiment])]
     pairs = more_sheets.differences(results) if experiment == "table2" else None
     return sheets if pairs is None else [*sheets, pairs]

@@ -1,0 +1,251 @@
+"""`masp reproduce` from end to end on a tiny random backbone: resumed, half failed, and nothing run twice."""
+
+import io
+import json
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+import tiny
+from masp.adapters import read_info
+from masp.cli.app import main
+from masp.config import DataConfig
+from masp.demo import pictures
+from masp.errors import UsageError
+from masp.evaluation.result import read_result
+from masp.reproduce import pool, workshop
+from masp.reproduce.cells import Cell, Outcome, read_outcome, result_file
+from masp.reproduce.job import Job, Source
+from masp.reproduce.pool import blocked, run_cells
+from masp.reproduce.recipes import DATA, FULL, PARAMETERS, PLAIN
+from masp.reproduce.run import Reproduced, reproduce
+from masp.training.interrupts import Interrupted
+from small_reproduction import PLAN, small_job
+
+RUN = ("table2", "table4", "figure4")
+
+
+def quietly(job: Job, jobs: int = 1) -> tuple[Reproduced, str]:
+    """A run, and what a person sees of it."""
+    seen = io.StringIO()
+    return reproduce(job, jobs, "masp reproduce", Console(file=seen, width=200)), seen.getvalue()
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("reproduce") / "out"
+
+
+@pytest.fixture(scope="module")
+def first(out: Path) -> tuple[Reproduced, str]:
+    return quietly(small_job(out, *RUN))
+
+
+def outcome(out: Path, name: str) -> Outcome:
+    found = read_outcome(out, name)
+    assert found is not None
+    return found
+
+
+def test_every_cell_is_done_and_told(first: tuple[Reproduced, str], out: Path) -> None:
+    found, seen = first
+    assert not found.failed
+    assert found.cells == 14  # parameters, data, V; with each of two seeds stage 1, V+A, V+S, V+A+rS, V+A+S, attention
+    assert len(re.findall(r"^✓ \d+/14 ", seen, re.MULTILINE)) == 14
+    assert "14 cells" in seen.splitlines()[0]
+    accuracy = 100 * outcome(out, "emoji-scenes/V+S/seed1").figures["accuracy"]["value"]
+    assert f"emoji-scenes/V+S/seed1  {accuracy:.1f} %" in seen
+
+
+def test_tables_hold_what_the_cells_say(first: tuple[Reproduced, str], out: Path) -> None:
+    names = {path.name for path in first[0].written}
+    for sheet in ("table2", "table2-differences", "table4", "figure4"):
+        assert {f"{sheet}.md", f"{sheet}.csv", f"{sheet}.tex"} <= names
+    page = (out / "README.md").read_text(encoding="utf-8")
+    values = [outcome(out, f"emoji-scenes/V+A+S/seed{seed}").figures["accuracy"]["value"] for seed in (0, 1)]
+    (row,) = re.findall(r"^\| V\+A\+S \|.*$", (out / "table2.md").read_text(encoding="utf-8"), re.MULTILINE)
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[2] == f"{100 * sum(values) / 2:.1f}"
+    assert cells[4] == " · ".join(f"{100 * value:.1f}" for value in values)
+    assert cells[-2:] == ["80.06", "74.75"], "the paper's numbers for FI and Emotion6"
+    assert row in page
+    assert "the best that anyone could reach" in page
+    assert "2,523,136" in page
+    content = json.loads((out / "reproduce.json").read_text())
+    assert content["seeds"] == [0, 1]
+    assert content["failed"] == {}
+    assert str(out) not in (out / "reproduce.json").read_text()
+
+
+def test_pictures_can_be_looked_at(first: tuple[Reproduced, str], out: Path) -> None:
+    for name in ("table2.png", "figure4.png"):
+        with Image.open(out / name) as image:
+            assert image.width > 500
+            assert len(image.convert("RGB").getcolors(1 << 20) or range(1000)) > 20, "it is not blank"
+
+
+def test_a_result_says_what_it_depended_on(first: tuple[Reproduced, str], out: Path) -> None:
+    found = outcome(out, "emoji-scenes/V+A+S/seed1")
+    assert found.identity["prompt.seed"] == 1
+    assert found.identity["method.prompt_length"] == 3
+    assert found.identity["backbone"] == tiny.backbone().fingerprint()
+    assert found.about["describe"]["numbers"]["prompt"] == 3 * tiny.backbone().dim
+    whole = read_result(out / "scratch" / "results" / found.cell)
+    assert whole.accuracy.value == found.figures["accuracy"]["value"]
+    assert whole.used == PLAN.test
+    assert whole.chances is not None
+    assert whole.chances.calibrated is not None, "a temperature is fitted on the split val"
+
+
+def test_adapters_hold_no_copy_of_the_aspects(first: tuple[Reproduced, str], out: Path) -> None:
+    (run,) = (out / "scratch" / "runs" / "emoji-scenes" / "V+A+S").glob("seed0-*")
+    info = read_info(run)
+    assert info.parts == ("prompt",)
+    assert len(info.aspects) == 6
+
+
+def test_a_second_run_does_nothing_twice(
+    first: tuple[Reproduced, str], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*.json")}
+    page = (out / "README.md").read_bytes()
+    for name in ("train_aspects", "train_prompt"):
+        monkeypatch.setattr(workshop, name, lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(pictures, "draw_dataset", lambda *_: pytest.fail("drawn again"))
+    found, seen = quietly(small_job(out, *RUN))
+    assert not found.failed
+    assert seen.count("there already") == 14
+    assert {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*.json")} == before
+    assert (out / "README.md").read_bytes() == page
+
+
+def test_another_setting_is_another_run(first: tuple[Reproduced, str], out: Path) -> None:
+    """V, which no training has a part in, is taken as it is; what is trained otherwise is run again."""
+    job = small_job(out, "table2", seeds=1, changes=("prompt.learning_rate=0.5",))
+    _, seen = quietly(job)
+    again = {line.split()[2] for line in seen.splitlines()[1:] if "there already" not in line}
+    assert again == {"emoji-scenes/V+S/seed0", "emoji-scenes/V+A+S/seed0"}
+    quietly(small_job(out, *RUN))  # and back, for the other tests
+
+
+def test_a_failing_cell_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = workshop.train_aspects
+
+    def broken(*_: object, **__: object) -> None:
+        raise UsageError("the disk of | this made-up machine is odd", "a round one")
+
+    monkeypatch.setattr(workshop, "train_aspects", broken)
+    found, seen = quietly(small_job(tmp_path, "table2", seeds=1))
+    states = {one.cell.split("/")[1]: one.state for one in found.failed}
+    assert states == {"stage-1": "failed", "V+A": "waiting", "V+A+rS": "waiting", "V+A+S": "waiting"}
+    assert "✗ " in seen
+    table = (tmp_path / "table2.md").read_text(encoding="utf-8")
+    assert "Not run: V+A, V+A+rS, V+A+S (seed 0: it needs emoji-scenes/stage-1/seed0, which failed)." in table
+    assert "made-up machine is odd; expected a round one" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| V+S | with a soft prompt trained without aspects | " in table
+    monkeypatch.setattr(workshop, "train_aspects", real)
+    again, seen = quietly(small_job(tmp_path, "table2", seeds=1))
+    assert not again.failed
+    assert seen.count("there already") == 3  # data, V, V+S
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    real = workshop.train_prompt
+
+    def once(config: object, dataset: object, backbone: object, aspects: object, out: Path, **rest: object) -> object:
+        calls.append(out.parent.name)
+        if len(calls) == 2:
+            raise Interrupted("the run was interrupted by SIGTERM", "a run that goes to its end", "Again.")
+        return real(config, dataset, backbone, aspects, out, **rest)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(workshop, "train_prompt", once)
+    job = small_job(tmp_path, "table2", seeds=1)
+    with pytest.raises(Interrupted):
+        quietly(job)
+    assert calls == ["V+S", "V+A+S"]
+    assert result_file(tmp_path, "emoji-scenes/V+S/seed0").is_file()
+    assert not result_file(tmp_path, "emoji-scenes/V+A+S/seed0").exists()
+    assert not quietly(job)[0].failed
+    assert calls == ["V+S", "V+A+S", "V+A+S"], "what was finished is not trained again"
+
+
+def test_a_cell_waits_for_nothing_that_is_done() -> None:
+    cell = Cell("a", FULL, 0, ("a/data/seed0",))
+    done = Outcome("a/data/seed0", "done", {}, {}, {})
+    assert blocked(cell, {}) is None
+    assert blocked(cell, {done.cell: done}) is None
+    failed = blocked(cell, {done.cell: replace(done, state="failed", error="no")})
+    assert failed is not None
+    assert failed.error == "it needs a/data/seed0, which failed"
+
+
+def test_workers_run_cells_side_by_side(tmp_path: Path) -> None:
+    """Two processes: one cell is done, one fails, one is left out; and a damaged data set does not end the run."""
+    missing = Source("gone", DataConfig(path=tmp_path / "gone"), annotated=False)
+    job = replace(small_job(tmp_path, "table4", seeds=1), drawn=None)
+    job = replace(job, sources=(missing, *job.sources))
+    pictures.draw_dataset(tmp_path / "scratch" / "data" / "emoji-scenes", PLAN, lambda _: None)
+    cells = (
+        Cell("gone", DATA, 0),
+        Cell("emoji-scenes", PARAMETERS, 0),
+        Cell("gone", PLAIN, 0, ("gone/data/seed0",)),
+    )
+    told: list[str] = []
+    found = run_cells(cells, job, 2, lambda outcome, fresh: told.append(f"{outcome.cell} {outcome.state} {fresh}"))
+    assert found["emoji-scenes/parameters/seed0"].figures["prompt"] == 3 * tiny.backbone().dim
+    assert "gone" in found["gone/data/seed0"].error
+    assert sorted(told) == [
+        "emoji-scenes/parameters/seed0 done True",
+        "gone/V/seed0 waiting False",
+        "gone/data/seed0 failed True",
+    ]
+    with pytest.raises(UsageError, match="--jobs is 0"):
+        run_cells(cells, job, 0, lambda *_: None)
+
+
+def test_a_worker_that_dies_has_failed_its_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "_work", sys.exit)  # a process that ends at once and reports nothing
+    job = small_job(tmp_path, "table4", seeds=1)
+    found = run_cells((Cell("emoji-scenes", PARAMETERS, 0),), job, 2, lambda *_: None)
+    assert "its process died" in found["emoji-scenes/parameters/seed0"].error
+
+
+def run(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> tuple[int | str | None, str]:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    logging.getLogger("masp").setLevel(logging.WARNING)
+    return end.value.code, capsys.readouterr().err
+
+
+def test_wrong_use_is_told_before_anything_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = run(["reproduce", "table2", "--data", str(tmp_path), "--out", str(tmp_path / "out")], capsys)
+    assert (code, "--backbone" in said) == (2, True)
+    code, said = run(["reproduce", "table9"], capsys)
+    assert code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_ends_with_1_where_a_cell_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures without annotations: V is measured, and a soft prompt of no known settings cannot be trained."""
+    for number in range(12):
+        place = tmp_path / "data" / "mine" / ("train", "test")[number % 2] / ("fear", "joy")[number // 2 % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        tiny.picture(56, 56, seed=number).save(place / f"{number}.png")
+    monkeypatch.setattr(workshop, "train_prompt", lambda *_, **__: 1 / 0)
+    words = ["--data", str(tmp_path / "data"), "--backbone", str(tiny.checkpoint()), "--datasets", "mine"]
+    place = tmp_path / "out"
+    code, said = run(["reproduce", "table2", *words, "--seeds", "1", "--out", str(place)], capsys)
+    assert code == 1
+    assert "not there: mine/V+S/seed0 (ZeroDivisionError: division by zero)" in said
+    assert "Traceback" not in said
+    assert "Not run: V+A, V+A+rS, V+A+S (stage 1 needs annotated aspects" in (place / "table2.md").read_text()
