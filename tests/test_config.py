@@ -335,6 +335,7 @@ OTHER_VALUES = {
     "backbone.revision": "abc",
     "backbone.dtype": "float32",
     "backbone.device": "cpu",
+    "backbone.shard": True,
     "data.path": "elsewhere",
     "data.layout": "folder",
     "data.label_from": "majority",
