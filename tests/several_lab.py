@@ -16,6 +16,7 @@ import torch
 import small_training as small
 from masp import launch
 from masp.backbones.base import Backbone
+from masp.backbones.composed import ComposedBackbone
 from masp.backbones.loading import load_backbone
 from masp.cli.boundary import guarded
 from masp.config import BackboneConfig
@@ -73,6 +74,7 @@ def shard(data: Dataset, out: Path) -> None:
         settings = settings.model_copy(update={"shard": False})
     backbone = load_backbone(settings)
     if backbone.sharded:
+        assert isinstance(backbone, ComposedBackbone)
         held = [type(parameter).__name__ for parameter in backbone._parts.language.layers.parameters()]
         parts = [parameter.to_local().numel() for parameter in backbone._parts.language.layers[0].parameters()]
         whole = [parameter.numel() for parameter in backbone._parts.language.layers[0].parameters()]

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,7 +73,8 @@ class Table:
 
 def together(monkeypatch, work, count=3, alike=False):
     """What `work` gave or raised in each of several processes, which are threads here."""
-    table, found = Table(count), [None] * count
+    table = Table(count)
+    found: list[Any] = [None] * count
     monkeypatch.setattr(Processes, "_meet", lambda self, value: table.meet(self.rank, value))
 
     def one(rank):

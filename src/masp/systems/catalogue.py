@@ -75,18 +75,6 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
             "masp.systems.probe:ProbeSettings",
             learns=True,
         ),
-        "lora": Entry(
-            "LoRA layers on every block, trained on the emotion question; over 4-bit weights it is QLoRA",
-            "masp.systems.lora:LoraSystem",
-            "masp.systems.lora_layers:LoraSettings",
-            learns=True,
-        ),
-        "instruction": Entry(
-            "LoRA layers, trained on questions built from aspect annotations (EmoVIT's idea)",
-            "masp.systems.instruction:InstructionSystem",
-            "masp.systems.lora_layers:LoraSettings",
-            learns=True,
-        ),
         "distilled": Entry(
             "a head taught by a teacher, and a gate between it and another system (EmoVLM-KD); over=NAME",
             "masp.systems.distilled:Distilled",
@@ -94,7 +82,7 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
             learns=True,
             over="zero-shot",
         ),
-        "qlora": Entry(
+        "lora": Entry(
             "LoRA layers in the language model, tuned on the emotion question; over 4-bit weights: QLoRA (Table 4)",
             "masp.systems.lora:LoraSystem",
             "masp.systems.lora:LoraSettings",

@@ -6,6 +6,7 @@ one they come to; nobody waits for somebody who has left. Only the sums of gradi
 behind a meeting that went well.
 """
 
+import atexit
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -175,6 +176,8 @@ def launched(device: torch.device, alike: bool = False) -> Processes:
     """
     if launch.count() == 1 and not distributed.is_initialized():
         return ALONE
+    if not distributed.is_initialized():
+        atexit.register(_part)
     try:
         state = PartialState(cpu=device.type == "cpu", timeout=timedelta(seconds=patience()))
     except (RuntimeError, ValueError) as error:
@@ -184,6 +187,12 @@ def launched(device: torch.device, alike: bool = False) -> Processes:
             "Check the addresses that it was given.",
         ) from error
     return Processes(state.process_index, state.num_processes, alike)
+
+
+def _part() -> None:
+    """Take the group apart while its threads can still be joined; left to the end of the process, that may abort it."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def patience() -> float:
