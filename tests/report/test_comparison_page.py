@@ -6,9 +6,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from made_up_results import LABELS, answer, answers, result
 from PIL import Image
 
+from made_up_results import LABELS, answer, answers, result
 from masp.errors import UsageError
 from masp.evaluation.bootstrap import Draws
 from masp.evaluation.figures import About, measured

@@ -1,8 +1,8 @@
 """Systems beside each other: the reference, McNemar's counts, what each aspect adds, results that do not fit."""
 
 import pytest
-from made_up_results import answer, answers, result
 
+from made_up_results import answer, answers, result
 from masp.errors import UsageError
 from masp.evaluation.predictions import Answered
 from masp.evaluation.result import Evaluation

@@ -35,7 +35,9 @@ def test_mean_spread_interval_and_difference() -> None:
 
 def test_one_data_set_has_a_column_for_each_figure() -> None:
     text = markdown(sheet_of(table("Emotion6")))
-    assert "| V+A+S | all & everything | 60.0 | 10.0 | 50.0 · 60.0 · 70.0 | [50.2, 69.1] | 0.021 | 74.75 | −14.8 |" in text
+    assert (
+        "| V+A+S | all & everything | 60.0 | 10.0 | 50.0 · 60.0 · 70.0 | [50.2, 69.1] | 0.021 | 74.75 | −14.8 |" in text
+    )
     assert "| EmoVIT_2 |  | – |  |  |  |  | 57.81 | – |" in text
     assert "- A note.\n- Not run: EmoVIT_2 (no data at ROOT/FI)." in text
 

@@ -39,6 +39,7 @@ OTHER_VALUES = {
     "backbone.revision": "abc",
     "backbone.dtype": "float32",
     "backbone.device": "cpu",
+    "backbone.shard": "true",
     "data.path": "elsewhere",
     "data.layout": "folder",
     "data.label_from": "majority",
@@ -84,7 +85,7 @@ TESTED_APART = {
     "data.splits.file",
     "questions",
 }
-LOADED = {"backbone.id", "backbone.revision", "backbone.dtype", "backbone.device"}  # known by what was loaded
+LOADED = {f"backbone.{name}" for name in ("id", "revision", "dtype", "device", "shard")}  # known by what was loaded
 
 
 @pytest.fixture(scope="module")
