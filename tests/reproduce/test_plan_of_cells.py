@@ -64,10 +64,10 @@ def test_figure_3_trains_each_aspect_alone(tmp_path: Path) -> None:
 
 def test_a_system_over_another_waits_for_it(tmp_path: Path) -> None:
     plan = plan_cells(small_job(tmp_path, "table1"), PAPER, seeded())
-    assert "emoji-scenes/lora/seed1" in plan.find("emoji-scenes/distilled/seed1").needs
-    assert changes_of("distilled", ("lora.max_steps=7", "distilled.hidden=5")) == (
+    assert "emoji-scenes/qlora/seed1" in plan.find("emoji-scenes/distilled/seed1").needs
+    assert changes_of("distilled", ("qlora.max_steps=7", "distilled.hidden=5")) == (
         "hidden=5",
-        "over=lora",
+        "over=qlora",
         "over.max_steps=7",
     )
 
@@ -140,7 +140,7 @@ def test_the_plan_says_how_long_it_takes(tmp_path: Path) -> None:
         (Request("all", Path("out"), datasets=("FI",)), UsageError, "--datasets was given without --data"),
         (Request("all", Path("out"), config=Path("a.yaml"), quick=True), UsageError, "--quick"),
         (Request("table5", Path("out")), UsageError, "table5"),
-        (Request("all", Path("out"), changes=("lora.ranks=4",)), UsageError, "lora has no setting 'ranks'"),
+        (Request("all", Path("out"), changes=("qlora.ranks=4",)), UsageError, "qlora has no setting 'ranks'"),
         (Request("all", Path("out"), changes=("prompt.rate=4",)), ConfigError, "prompt.rate"),
         (Request("all", Path("out"), changes=("method.prompt_length=0",)), UsageError, "prompt_length is 0"),
         (Request("all", Path(__file__)), UsageError, "is a file"),

@@ -57,9 +57,9 @@ def outcome(out: Path, name: str) -> Outcome:
 def test_every_cell_is_done_and_told(first: tuple[Reproduced, str], out: Path) -> None:
     found, seen = first
     assert not found.failed
-    assert found.cells == 14  # parameters, data, V; with each of two seeds stage 1, V+A, V+S, V+A+rS, V+A+S, attention
-    assert len(re.findall(r"^✓ \d+/14 ", seen, re.MULTILINE)) == 14
-    assert "14 cells" in seen.splitlines()[0]
+    assert found.cells == 15  # parameters, data, V; with each of two seeds stage 1, V+A, V+S, V+A+rS, V+A+S, attention
+    assert len(re.findall(r"^✓ \d+/15 ", seen, re.MULTILINE)) == 15
+    assert "15 cells" in seen.splitlines()[0]
     accuracy = 100 * outcome(out, "emoji-scenes/V+S/seed1").figures["accuracy"]["value"]
     assert f"emoji-scenes/V+S/seed1  {accuracy:.1f} %" in seen
 
@@ -121,7 +121,7 @@ def test_a_second_run_does_nothing_twice(
     monkeypatch.setattr(pictures, "draw_dataset", lambda *_: pytest.fail("drawn again"))
     found, seen = quietly(small_job(out, *RUN))
     assert not found.failed
-    assert seen.count("there already") == 14
+    assert seen.count("there already") == 15
     assert {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*.json")} == before
     assert (out / "README.md").read_bytes() == page
 

@@ -35,7 +35,7 @@ def reproduce(
     changes: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="KEY=VALUE", help="Settings, such as `prompt.learning_rate=0.01` or `lora.max_steps=100`."
+            metavar="KEY=VALUE", help="Settings, such as `prompt.learning_rate=0.01` or `qlora.max_steps=100`."
         ),
     ] = None,
     out: Annotated[

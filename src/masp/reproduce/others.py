@@ -24,18 +24,18 @@ OTHERS: Mapping[str, Other] = {
     "zero-shot-letters": Other(),
     "sepm": Other("SEPM"),
     "probe": Other(),
-    "lora": Other(),
+    "qlora": Other(),
     "instruction": Other("EmoVIT"),
-    "distilled": Other("EmoVLM-KD", over="lora"),
+    "distilled": Other("EmoVLM-KD", over="qlora"),
 }
 """Name in the catalogue → what it is here, in the order of the table; a system comes after the one it stands on."""
 
 EMBEDDED: tuple[str, ...] = (
-    "lora.learning_rate=2e-3",
-    "lora.schedule=cosine",
-    "lora.batch_size=64",
-    "lora.max_steps=80",
-    "lora.evaluate_every=0",
+    "qlora.learning_rate=2e-3",
+    "qlora.schedule=cosine",
+    "qlora.batch_size=64",
+    "qlora.max_steps=80",
+    "qlora.evaluate_every=0",
     "instruction.learning_rate=2e-3",
     "instruction.schedule=cosine",
     "instruction.batch_size=64",
@@ -45,8 +45,8 @@ EMBEDDED: tuple[str, ...] = (
 """Settings on the embedded default, which is far smaller than what the systems' own defaults were made for."""
 
 QUICKLY: tuple[str, ...] = (
-    "lora.max_steps=2",
-    "lora.batch_size=8",
+    "qlora.max_steps=2",
+    "qlora.batch_size=8",
     "instruction.max_steps=2",
     "instruction.batch_size=8",
     "distilled.teacher_epochs=1",

@@ -50,7 +50,8 @@ class Teller:
         number = f"{self.total - len(self.left)}/{self.total} "
         sign, tone = {"done": ("✓ ", "green"), "failed": ("✗ ", "red"), "waiting": ("– ", "yellow")}[outcome.state]
         said = _figure(outcome) if outcome.state == "done" else outcome.error
-        time = duration(outcome.seconds) if fresh else "there already"
+        before = "there already" if outcome.state == "done" else ""
+        time = duration(outcome.seconds) if fresh else before
         rest = self.remaining() if fresh else ""
         line = Text.assemble((sign, tone), (number, "dim"), f"{outcome.cell}  {said}  ", (f"{time}{rest}", "dim"))
         self.console.print(line, soft_wrap=True)
