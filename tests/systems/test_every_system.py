@@ -19,7 +19,7 @@ QUICK = {
         *("over=probe", "over.strengths=[0.1]", "teacher_width=8", "hidden=8", "batch_size=5", "checkpoint_every=2"),
         *("teacher_epochs=2", "head_epochs=2", "gate_epochs=2"),
     ),
-    "lora": ("rank=2", "epochs=1", "batch_size=5", "learning_rate=0.01", "checkpoint_every=1"),
+    "qlora": ("rank=2", "epochs=1", "batch_size=5", "learning_rate=0.01", "checkpoint_every=1"),
     "instruction": ("rank=2", "epochs=1", "batch_size=20", "learning_rate=0.01", "checkpoint_every=1"),
 }
 """Settings that make a system quick."""

@@ -82,7 +82,7 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
             learns=True,
             over="zero-shot",
         ),
-        "lora": Entry(
+        "qlora": Entry(
             "LoRA layers in the language model, tuned on the emotion question; over 4-bit weights: QLoRA (Table 4)",
             "masp.systems.lora:LoraSystem",
             "masp.systems.lora:LoraSettings",
