@@ -15,6 +15,7 @@ from result_tables import SHAPES
 
 DOCUMENT = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
+FIRST = "embedded.json"
 REPRODUCED = ROOT / "results"
 PACKAGE = ROOT / "src" / "masp"
 SCRIPT = "scripts/update_readme.py"
@@ -22,8 +23,9 @@ NOTHING = "No results are committed yet. Numbers appear here only from files tha
 
 
 def results(folder: Path = RESULTS) -> str:
-    """The table of every result file, in the order of the files' names."""
-    parts = [_result(path) for path in sorted(folder.glob("*.json"))]
+    """The table of every result file: first what the section is about, then the others in the order of their names."""
+    files = sorted(folder.glob("*.json"), key=lambda path: (path.name != FIRST, path.name))
+    parts = [_result(path) for path in files]
     return "\n\n".join(filter(None, parts)) or NOTHING
 
 

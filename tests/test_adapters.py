@@ -19,6 +19,7 @@ from masp.adapters import (
     DataRecord,
     ResultRecord,
     TrainingRecord,
+    backbone_commit,
     load_adapter,
     portable,
     read_info,
@@ -388,6 +389,15 @@ def test_the_shipped_adapter_of_the_first_format_is_read_and_written_anew(tmp_pa
     again = save_adapter(tmp_path / "new", found.info, found.aspects, found.prompt)
     assert again == found.info.model_copy(update={"format_version": 2})
     assert torch.equal(load_adapter(tmp_path / "new", embedded).prompt.vectors, found.prompt.vectors)
+
+
+def test_the_commit_of_the_backbone_is_asked_of_the_hub_only(tmp_path, monkeypatch, backbone):
+    hub = made(backbone).info.backbone.model_copy(update={"name": "Some/Model", "revision": "c" * 40})
+    info = made(backbone).info.model_copy(update={"backbone": hub})
+    monkeypatch.chdir(tmp_path)
+    assert (backbone_commit("Some/Model", info), backbone_commit("Other/Model", info)) == ("c" * 40, None)
+    (tmp_path / "Some" / "Model").mkdir(parents=True)  # as a download puts it
+    assert backbone_commit("Some/Model", info) is None
 
 
 def test_the_card_tells_a_hub_what_it_is(tmp_path, backbone):

@@ -8,6 +8,7 @@ import tiny
 from masp.answers import describe_aspects, generate, generate_ids, last_real, score, score_aspect
 from masp.aspects import ASPECTS
 from masp.errors import UsageError
+from masp.labels import parse
 from masp.model import MaspModel, Use
 from masp.questions import load_questions
 from masp.types import Assembled
@@ -196,3 +197,14 @@ def test_small_and_large_label_sets_score_as_label_by_label(number: int) -> None
     assembled = model.assemble(visual, [QUESTIONS[0]] * 3)
     assert (found[1] - plain_score(model, assembled, 1, labels)).abs().max() <= 1e-4
     assert found.exp().sum(1).allclose(torch.ones(3))
+
+
+def test_labels_that_begin_alike_score_as_label_by_label_and_are_read_apart() -> None:
+    model = full_model()
+    labels = ["sad", "sadness", "sad and sadness"]
+    visual = visual_tokens(model)
+    found = score(model, visual, QUESTIONS[0], labels)
+    assembled = model.assemble(visual, [QUESTIONS[0]] * 3)
+    for row in range(3):
+        assert (found[row] - plain_score(model, assembled, row, labels)).abs().max() <= 1e-4
+    assert [parse(label, labels) for label in labels] == labels

@@ -12,7 +12,7 @@ from torch import nn
 import tiny
 from masp.backbones.base import Backbone
 from masp.backbones.files import find
-from masp.backbones.loading import FAMILIES, choose_device, choose_dtype, load_backbone
+from masp.backbones.loading import FAMILIES, choose_device, choose_dtype, choose_placement, load_backbone
 from masp.backbones.masks import attention_masks
 from masp.backbones.qwen2_vl_vision import MatrixPatchEmbed
 from masp.config import BackboneConfig
@@ -173,6 +173,10 @@ def test_dtypes_and_devices() -> None:
     assert choose_dtype("auto", torch.device("cuda")) == torch.bfloat16
     with pytest.raises(BackboneError, match="Did you mean 'float16'"):
         choose_dtype("floot16", cpu)
+    with pytest.raises(BackboneError, match=r"unknown dtype 'nf4'; expected auto, float32, bfloat16, float16\."):
+        choose_dtype("nf4", cpu)  # a number format, in which nothing is computed
+    with pytest.raises(BackboneError, match=r"float16, nf4.*Did you mean 'nf4'"):
+        choose_placement("nf5", "cpu")
     assert choose_device("cpu") == cpu
     with pytest.raises(BackboneError, match="device 'tpu'"):
         choose_device("tpu")

@@ -141,3 +141,38 @@ def test_the_command_prints_a_table_and_writes_the_file(tmp_path):
         "2 tasks on one image",
         "4 tasks on one image",
     ]
+
+
+def run(*arguments: str):
+    from typer.testing import CliRunner
+
+    return CliRunner().invoke(app, ["bench", "--quick", "--repeats", "1", *arguments])
+
+
+def test_groups_measured_one_by_one_stand_in_one_file(tmp_path):
+    file = tmp_path / "bench.json"
+    for group in ("tasks", "stage1", "tasks"):
+        done = run("--only", group, "--add", "--json", str(file))
+        assert done.exit_code == 0, done.output
+    content = json.loads(file.read_text())
+    assert list(content["groups"]) == ["tasks", "stage1"]
+    groups = [line["group"] for line in content["results"]]
+    assert groups == sorted(groups, key=NAMES.index)
+    assert groups.count("tasks") == len([line for line in content["results"] if "tasks on one image" in line["name"]])
+    assert len(content["plan"]) == 4
+    assert content["command"] == "masp bench --quick --json FILE"
+
+
+def test_what_is_there_is_not_measured_again_and_what_does_not_fit_is_refused(tmp_path):
+    options, told = Options(quick=True, repeats=1), []
+    measured = {name: {} for name in NAMES if name != "tasks"}
+    first = run_bench(Options("tasks", quick=True, repeats=1), told.append, told.append)
+    again = run_bench(options, told.append, told.append, {**first, "groups": {**first["groups"], **measured}})
+    assert again["results"] == first["results"]
+    other = {**first, "repeats": 7, "machine": {**first["machine"], "threads": 99}}
+    with pytest.raises(UsageError, match="measured with other repeats, threads"):
+        run_bench(options, told.append, told.append, other)
+    odd = tmp_path / "odd.json"
+    odd.write_text("[]")
+    assert "--add without --json" in str(run("--add").exception)
+    assert "not what masp bench wrote" in str(run("--add", "--json", str(odd)).exception)

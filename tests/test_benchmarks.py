@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import annotations
 import embedded
 import full_size
 import pytest
@@ -14,6 +15,7 @@ import torch
 from random_backbone import timed, write_checkpoint
 from safetensors.torch import load_file
 
+import result_tables
 import tiny
 from masp.backbones.facts import count
 from masp.backbones.loading import load_backbone
@@ -72,6 +74,19 @@ def test_the_full_size_script_runs_through(tmp_path):
     for step in found["steps"].values():
         assert 0 <= step["inside"] <= step["seconds"]
         assert step["peak_gb"] > 0.1
+
+
+def test_the_annotations_benchmark_counts_what_it_wrote(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "annotations.json"
+    monkeypatch.setattr(sys, "argv", ["annotations.py", "--files", "40", "--out", str(out)])
+    annotations.main()
+    found = json.loads(out.read_text())
+    assert json.loads(capsys.readouterr().out) == found
+    assert (found["files"], found["errors"], found["goal_s"]) == (40, 0, 60.0)
+    assert found["seconds"] == pytest.approx(found["reading_s"] + found["checking_s"], abs=0.002)
+    assert found["command"] == "python benchmarks/annotations.py --files 40"
+    assert "| yes |" in result_tables.annotations(found)
+    assert "| no |" in result_tables.annotations(found | {"seconds": 60.1})
 
 
 def of_seed(folder: Path, seed: int, accuracy: float, fingerprint: str = "") -> Path:

@@ -129,6 +129,46 @@ def test_lists_and_standard_input_name_images(masp, world, tmp_path, monkeypatch
     assert [one["image"] for one in objects(out)] == names + names
 
 
+def test_a_line_whose_folder_cannot_be_read_fails_alone(masp, world, tmp_path):
+    (tmp_path / "circle").mkdir()
+    (tmp_path / "circle" / "up").symlink_to(tmp_path / "circle")
+    good = str(world / "pictures" / "0.png")
+    (tmp_path / "list.txt").write_text(f"{tmp_path / 'circle'}\n{good}\n")
+    code, out, _ = masp(
+        "predict", f"@{tmp_path / 'list.txt'}", "--adapter", world / "adapter", "--json", "--no-explain"
+    )
+    found = {one["image"]: one for one in objects(out)}
+    assert code == 1
+    assert set(found) == {str(tmp_path / "circle"), good}
+    assert "a folder it lies in" in found[str(tmp_path / "circle")]["error"]
+    assert "probabilities" in found[good]
+
+
+def test_failures_beyond_the_first_are_counted_not_told(masp, world, tmp_path, monkeypatch):
+    monkeypatch.setattr("masp.cli.predict.MOST_SAID", 2)
+    monkeypatch.setattr("masp.cli.predict.MOST_REPORTED", 3)
+    names = [str(tmp_path / f"none-{number}.png") for number in range(5)]
+    words = ["--adapter", str(world / "adapter"), "--no-explain", "--report", str(tmp_path / "page.html")]
+    code, _, err = masp("predict", world / "pictures" / "0.png", *names, *words)
+    assert code == 1
+    assert err.count("cannot be read") == 2
+    assert "3 more could not be read, 5 in all" in err
+    text = (tmp_path / "page.html").read_text()
+    assert text.count(".png</code></th>") == 3
+    assert "1 picture, predicted by" in text
+    assert "5 more could not be read." in text
+    code, out, _ = masp("predict", *names, "--adapter", world / "adapter", "--json")
+    assert (code, len(objects(out))) == (1, 5)  # a program reads every one
+
+
+def test_one_is_not_spoken_of_as_many(masp, tmp_path):
+    _, _, err = masp("data", "make", tmp_path / "one", "--images", 1)
+    assert f"1 picture in {tmp_path / 'one'}" in err
+    _, out, _ = masp("data", "check", tmp_path / "one")
+    assert "1 image\n" in out
+    assert "1 images" not in out
+
+
 def test_a_report_is_written(masp, world, tmp_path):
     (tmp_path / "bad.jpg").write_text("no picture")
     page = tmp_path / "deep" / "page.html"

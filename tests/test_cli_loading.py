@@ -9,6 +9,7 @@ import tiny
 from masp.backbones.loading import load_backbone
 from masp.cli import main
 from masp.cli.options import Dtype
+from masp.predictor import Masp
 from masp.settings import BackboneConfig
 from small_adapters import LABELS, write_adapter
 
@@ -67,12 +68,55 @@ def test_another_format_moves_the_last_digits_only(masp, words):
     assert found[0] == pytest.approx(found[1], abs=0.1)
 
 
+def test_predict_works_in_four_bits(masp, words):
+    """Other numbers than in full precision, and those of the library."""
+    pytest.importorskip("bitsandbytes")
+    found = []
+    for dtype in ("float32", "nf4"):
+        code, out, err = masp(*words["predict"], "--dtype", dtype)
+        assert code == 0, err
+        found.append(json.loads(out)["probabilities"])
+    loaded = Masp.from_pretrained(words["predict"][3], dtype="nf4")
+    assert loaded.model.backbone.number_format.startswith("nf4/")
+    assert dict(loaded.predict(words["predict"][1]).probabilities) == pytest.approx(found[1], abs=1e-6)
+    assert found[0] != pytest.approx(found[1], abs=1e-3)
+
+
+def test_predict_works_on_a_spread_backbone(masp, words):
+    found = []
+    for device in ("cpu", "spread"):
+        code, out, err = masp(*words["predict"], "--device", device, "--dtype", "float32")
+        assert code == 0, err
+        found.append(json.loads(out)["probabilities"])
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
 def test_the_revision_is_asked_of_the_hub(masp, words, command):
     code, _, err = masp(*words[command], "--backbone", "somebody/something", "--revision", "0123abcd")
     assert code == 1
     assert "hf download somebody/something --revision 0123abcd" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+@pytest.mark.parametrize("where", ["as recorded", "named", "embedded"])
+def test_a_folder_has_no_revisions(masp, words, command, where):
+    named = {"as recorded": (), "named": ("--backbone", tiny.checkpoint()), "embedded": ("--backbone", "embedded")}
+    code, out, err = masp(*words[command], *named[where], "--revision", "0123abcd")
+    assert (code, out) == (2, "")
+    assert "the revision 0123abcd was given for the backbone" in err
+    assert "Leave the revision out." in err
+    assert "Traceback" not in err
+
+
+def test_training_and_info_refuse_a_revision_of_a_folder(masp, words, tmp_path):
+    data, folder = words["evaluate"][4], tiny.checkpoint()
+    train = ("train", "prompt", "--data", data, "--backbone", folder, "--out", tmp_path / "run")
+    for asked in (("info", folder, "--revision", "main"), (*train, "backbone.revision=main")):
+        code, _, err = masp(*asked)
+        assert code == 2
+        assert "which is a folder and has none" in err
 
 
 @pytest.mark.parametrize("command", ["predict", "evaluate"])

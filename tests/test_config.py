@@ -1,4 +1,4 @@
-"""Settings: read at the door, changed from the command line, refused by name, hashed for resuming."""
+"""Settings: read at the door, changed from the command line, refused by name."""
 
 import json
 from collections.abc import Iterator
@@ -15,7 +15,6 @@ from masp.config import (
     MethodConfig,
     PromptInit,
     RunConfig,
-    config_hash,
     load_config,
     with_overrides,
 )
@@ -317,129 +316,6 @@ def test_a_stage_needs_data_and_something_to_train() -> None:
     assert empty.ready_for("aspects") is empty
     with pytest.raises(ConfigError, match=r"method\.prompt_length is 0, so there is no soft prompt to train"):
         empty.ready_for("prompt")
-
-
-# --- the hash ------------------------------------------------------------------------------------------------------
-
-OTHER_VALUES = {
-    "method.variant": "released",
-    "method.queries": "7",
-    "method.prompt_length": "7",
-    "method.attention": "multihead",
-    "method.prompt_places": "both",
-    "method.positions": "sequential",
-    "method.supervised": "newline_answer",
-    "method.label_list": "python",
-    "method.label_order": "shuffled",
-    "backbone.id": "other",
-    "backbone.revision": "abc",
-    "backbone.dtype": "float32",
-    "backbone.device": "cpu",
-    "data.path": "elsewhere",
-    "data.layout": "folder",
-    "data.label_from": "majority",
-    "data.taxonomy": "polarity",
-    **{f"data.columns.{name}": "x" for name in ("path", "label", "split", "positive", "negative", "neutral")},
-    "data.longest_side": "77",
-    "data.workers": "5",
-    "data.splits.kind": "content",
-    "data.splits.seed": "7",
-    "prompt.init.kind": "vocabulary",
-    "prompt.bucketed": "false",
-}
-for _stage in ("aspects", "prompt"):
-    OTHER_VALUES |= {
-        f"{_stage}.learning_rate": "0.5",
-        f"{_stage}.epochs": "7",
-        f"{_stage}.max_steps": "7",
-        f"{_stage}.batch_size": "7",
-        f"{_stage}.warmup": "0.5",
-        f"{_stage}.schedule": "linear",
-        f"{_stage}.weight_decay": "0.5",
-        f"{_stage}.seed": "7",
-        f"{_stage}.patience": "7",
-        f"{_stage}.evaluate_every": "7",
-        f"{_stage}.checkpoint_every": "7",
-        f"{_stage}.keep_checkpoints": "7",
-        f"{_stage}.log_every": "7",
-        f"{_stage}.trackers": "[wandb]",
-        f"{_stage}.store": "features",
-        f"{_stage}.store_dir": "elsewhere",
-        f"{_stage}.store_disk_gb": "7",
-        f"{_stage}.feature_memory_gb": "7",
-        f"{_stage}.strict": "true",
-        f"{_stage}.aspects": "[scene]",
-    }
-TESTED_APART = {
-    "prompt.init.text",
-    "prompt.class_weights",
-    "aspects.class_weights",
-    "data.splits.train",
-    "data.splits.val",
-    "data.splits.test",
-    "data.splits.file",
-    "questions",
-}
-
-
-def test_every_setting_is_tried_in_the_hash() -> None:
-    assert set(OTHER_VALUES) | TESTED_APART == set(LEAVES)
-
-
-@pytest.mark.parametrize("key", OTHER_VALUES)
-def test_the_hash_changes_with_what_must_match_for_a_resume(key: str) -> None:
-    before, after = config_hash(load_config()), config_hash(load_config(None, [f"{key}={OTHER_VALUES[key]}"]))
-    assert (before == after) == LEAVES[key]
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["prompt.class_weights=balanced"],
-        ["prompt.init={kind: text, text: a}"],
-        ["data.splits={train: 0.7, val: 0.1, test: 0.2}"],
-    ],
-)
-def test_the_hash_changes_with_groups_that_go_together(overrides: list[str]) -> None:
-    assert config_hash(load_config(None, overrides)) != config_hash(load_config())
-
-
-def test_the_hash_is_stable() -> None:
-    paper = load_config()
-    assert config_hash(paper) == config_hash(with_overrides(paper, ["method.queries=1", "method.attention=single"]))
-    released = with_overrides(paper, ["method.variant=released"])
-    assert config_hash(released) == config_hash(with_overrides(released, ["method.queries=5"]))
-    assert len(config_hash(paper)) == 64
-
-
-def test_a_stages_hash_leaves_the_other_stage_out() -> None:
-    before, after = load_config(), load_config(None, ["aspects.epochs=7"])
-    assert config_hash(before, "prompt") == config_hash(after, "prompt")
-    assert config_hash(before, "aspects") != config_hash(after, "aspects")
-
-
-def test_a_split_file_counts_with_its_content(tmp_path: Path) -> None:
-    first, copy = tmp_path / "a.json", tmp_path / "b.json"
-    first.write_text("{}")
-    copy.write_text("{}")
-    hashes = [config_hash(load_config(None, [f"data.splits.file={file}"])) for file in (first, copy)]
-    assert hashes[0] == hashes[1] != config_hash(load_config())
-    copy.write_text("[]")
-    assert config_hash(load_config(None, [f"data.splits.file={copy}"])) != hashes[0]
-    with pytest.raises(ConfigError, match=r"data\.splits\.file: .*none\.json cannot be read"):
-        config_hash(load_config(None, [f"data.splits.file={tmp_path / 'none.json'}"]))
-
-
-def test_a_questions_file_counts_with_its_content(tmp_path: Path) -> None:
-    first, copy = tmp_path / "a.json", tmp_path / "b.json"
-    first.write_text("{}")
-    copy.write_text("{}")
-    hashes = [config_hash(load_config(None, [f"questions={file}"])) for file in (first, copy)]
-    assert hashes[0] == hashes[1] != config_hash(load_config())
-    copy.write_text("[]")
-    assert config_hash(load_config(None, [f"questions={copy}"])) != hashes[0]
-    with pytest.raises(ConfigError, match=r"questions: .*none\.json cannot be read"):
-        config_hash(load_config(None, [f"questions={tmp_path / 'none.json'}"]))
 
 
 def test_a_data_path_may_be_given_as_a_path() -> None:

@@ -14,6 +14,7 @@ from masp.errors import (
     ImageError,
     MaspError,
     UsageError,
+    counted,
     did_you_mean,
     nearest,
 )
@@ -67,3 +68,12 @@ def test_did_you_mean_finds_the_nearest_or_lists_all() -> None:
 def test_nearest_is_none_when_nothing_is_near() -> None:
     assert nearest("scen", ["object", "scene"]) == "scene"
     assert nearest("q", ["object", "scene"]) is None
+
+
+def test_a_number_goes_with_its_noun():
+    assert [counted(count, "picture") for count in (0, 1, 2, 1200)] == [
+        "0 pictures",
+        "1 picture",
+        "2 pictures",
+        "1,200 pictures",
+    ]

@@ -64,7 +64,9 @@ def test_memory_of_the_7b_by_hand():
 
 
 def test_a_block_that_is_not_full_has_a_scale_too():
-    assert memory_of(100, [64, 11])["nf4"] == 2 * 25 + (32 + 4) + (6 + 4)
+    found = memory_of(100, [64, 11], [11])
+    assert found["nf4"] == 2 * 25 + (32 + 4) + (6 + 4)
+    assert found["nf4_cpu"] == 2 * 89 + (6 + 4)
 
 
 def test_low_rank_pairs_follow_the_shapes():
@@ -377,6 +379,7 @@ def test_people_read_every_number_on_a_narrow_terminal(masp, monkeypatch, tmp_pa
     if name == SEVEN:
         for shown in ("8,291,375,616", "114,688", "2,523,136", "154,162,176", "2,691", "30.9 GiB", "448.0 KiB"):
             assert shown in out
+    assert ("NF4 on a CPU**" in out, "unpack some wrongly" in out) == (name != SEVEN,) * 2
     assert ("not served by masp yet" in out, ", served by masp\n" in out) == (name == "of-nobody", name != "of-nobody")
 
 

@@ -105,16 +105,16 @@ def lines():
             "name": str(share),
             "visual": 256,
             "median_s": 2.0,
-            "more": {"flops": 4e12 * share, "share_of_gemm_peak": share},
+            "more": {"flops": 2 * 2e12 * share, "share_of_gemm_peak": share},
         }
         for share in shares
     ] + [{"name": "memory", "visual": 1, "median_s": 0.0, "more": {}}]
 
 
 def test_the_check_predicts_each_line_by_the_others():
-    found = checked(lines(), 2.0)
+    found = checked(lines())
     assert [line["name"] for line in found] == ["0.5", "0.2", "0.4"]
-    assert found[0]["estimated_s"] == pytest.approx(4e12 * 0.5 / (2e12 * 0.3))
+    assert found[0]["estimated_s"] == pytest.approx(2.0 * 0.5 / 0.3)  # 4e12 · 0.5 operations at 0.3 of 2e12 a second
     assert found[0]["ratio"] == pytest.approx(0.5 / 0.3)
     assert measured_efficiency({"results": lines()}) == 0.4
     with pytest.raises(UsageError, match="no line of training"):

@@ -24,6 +24,18 @@ def score(
     Raises:
         UsageError: no labels, or one twice.
     """
+    return log_probabilities(model, visual, question, labels, use).log_softmax(-1)
+
+
+@torch.no_grad()
+def log_probabilities(
+    model: MaspModel, visual: Seen, question: str, labels: Sequence[str], use: Use | None = None
+) -> Float[Tensor, "batch labels"]:
+    """As `score`, but each label's own log-probability, so that a long list may be asked for in parts.
+
+    Raises:
+        UsageError: no labels, or one twice.
+    """
     return _score(model, model.assemble(visual, [question] * len(visual), use=use), labels)
 
 
@@ -52,8 +64,23 @@ def score_aspect(
     model: MaspModel, visual: VisualTokens, aspect: str, question: str, labels: Sequence[str]
 ) -> Float[Tensor, "batch labels"]:
     """As `score`, but the language model sees the tokens of one aspect instead of the image (as in stage 1)."""
-    tokens = model.aspect_tokens(visual, [aspect], [question]).tokens
-    return _score(model, model.assembler([question] * len(visual), aspects=tokens), labels)
+    return aspect_log_probabilities(model, visual, aspect, question, labels).log_softmax(-1)
+
+
+@torch.no_grad()
+def aspect_log_probabilities(
+    model: MaspModel, visual: VisualTokens, aspect: str, question: str, labels: Sequence[str]
+) -> Float[Tensor, "batch labels"]:
+    """As `log_probabilities`, from the tokens of one aspect instead of the image."""
+    return _score(model, _about_aspect(model, visual, aspect, question), labels)
+
+
+@torch.no_grad()
+def generate_aspect_ids(
+    model: MaspModel, visual: VisualTokens, aspect: str, question: str, max_new_tokens: int = 16
+) -> list[list[int]]:
+    """As `generate_ids`, from the tokens of one aspect instead of the image."""
+    return _greedy(model, _about_aspect(model, visual, aspect, question), max_new_tokens)
 
 
 @torch.no_grad()
@@ -112,6 +139,12 @@ def first_word(model: MaspModel, rows: Assembled) -> Float[Tensor, "batch vocabu
     return model.backbone.logits(hidden).float().log_softmax(-1)
 
 
+def _about_aspect(model: MaspModel, visual: VisualTokens, aspect: str, question: str) -> Assembled:
+    """Rows that hold the tokens of one aspect and a question, open for the answer."""
+    tokens = model.aspect_tokens(visual, [aspect], [question]).tokens
+    return model.assembler([question] * len(visual), aspects=tokens)
+
+
 def last_real(assembled: Assembled) -> Int[Tensor, " batch"]:
     """The last real column of every row."""
     columns = torch.arange(assembled.mask.shape[1], device=assembled.mask.device)
@@ -119,7 +152,10 @@ def last_real(assembled: Assembled) -> Int[Tensor, " batch"]:
 
 
 def _score(model: MaspModel, assembled: Assembled, labels: Sequence[str]) -> Float[Tensor, "batch labels"]:
-    """One pass over every prompt with all labels behind it, each label a branch that sees the prompt and itself."""
+    """One pass over every prompt with all labels behind it, each label a branch that sees the prompt and itself.
+
+    The sums are not normalised over the labels.
+    """
     if not labels or len(set(labels)) < len(labels):
         raise UsageError(f"the labels are {', '.join(labels) or 'empty'}", "at least one label, each once")
     backbone, device = model.backbone, assembled.mask.device
@@ -145,7 +181,7 @@ def _score(model: MaspModel, assembled: Assembled, labels: Sequence[str]) -> Flo
     )
     log_p = backbone.logits(run.hidden).float().log_softmax(-1)
     sums = [_branch_sum(log_p, answer, start) for answer, start in zip(answers, _starts(fed), strict=True)]
-    return torch.stack(sums, dim=1).log_softmax(-1)
+    return torch.stack(sums, dim=1)
 
 
 def _starts(fed: Sequence[Sequence[int]]) -> list[int]:

@@ -5,9 +5,11 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from masp import launch
+
 
 class Bar:
-    """A progress bar with loss, pace and the time left; silent where nobody looks (no terminal).
+    """A progress bar with loss, pace and the time left; silent without a terminal, and in all processes but the first.
 
     Args:
         title: what is being done.
@@ -28,7 +30,7 @@ class Bar:
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not (console.is_terminal and launch.speaks()),
         )
         self._task: TaskID = self._progress.add_task(title, total=total, completed=done, note="")
 

@@ -3,8 +3,6 @@
 The only file that reads YAML. What the settings are stands in `masp.settings`; import them from here.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +12,6 @@ from pydantic import BaseModel, ValidationError
 
 from masp.errors import ConfigError, did_you_mean, nearest, shown
 from masp.settings import (
-    FREE,
     AspectTraining,
     BackboneConfig,
     DataConfig,
@@ -39,7 +36,6 @@ __all__ = [
     "SplitConfig",
     "Stage",
     "TrainConfig",
-    "config_hash",
     "load_config",
     "parsed_override",
     "with_overrides",
@@ -84,42 +80,6 @@ def _changed(content: dict[str, object], overrides: Sequence[str], file: str) ->
         return RunConfig.model_validate(content)
     except ValidationError as error:
         raise _explained(error, file, [key for key, _ in changes]) from None
-
-
-def config_hash(config: RunConfig, stage: Stage | None = None) -> str:
-    """What must be the same for a run to be resumed, as 64 hexadecimal digits.
-
-    Left out: settings marked as free (device, workers, logs, checkpoints, the place of the data) and, when a stage is
-    named, the settings of the other one. Questions and divisions count with the content of their file, not its place.
-    Nulls of the method count as what the variant says.
-    """
-    content = _identity(config)
-    content["method"] = _identity(config.method.resolved())
-    content["questions"] = _file_digest(config.questions, "questions")
-    division = _file_digest(config.data.splits.file, "data.splits.file")
-    content["data"] = _identity(config.data) | {"splits": _identity(config.data.splits) | {"file": division}}
-    if stage is not None:
-        del content["prompt" if stage == "aspects" else "aspects"]
-    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
-
-
-def _identity(settings: BaseModel) -> dict[str, object]:
-    kept: dict[str, object] = {}
-    for name, field in type(settings).model_fields.items():
-        if field.json_schema_extra == FREE:
-            continue
-        value = getattr(settings, name)
-        kept[name] = _identity(value) if isinstance(value, BaseModel) else value
-    return kept
-
-
-def _file_digest(file: Path | None, key: str) -> str | None:
-    if file is None:
-        return None
-    try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError as error:
-        raise ConfigError(f"{key}: {file} cannot be read ({error.strerror})", "", "Check the path.") from None
 
 
 def _read(file: Path) -> dict[str, object]:

@@ -6,7 +6,21 @@ Each says on one line what was found, what was expected and what to do next. Mis
 import difflib
 import os
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """An error that all processes of one run raise together.
+
+    Attributes:
+        tells: whether this process is the one that says it.
+        leave: waits until it was said.
+    """
+
+    tells: bool
+    leave: Callable[[], None]
 
 
 class MaspError(Exception):
@@ -18,10 +32,14 @@ class MaspError(Exception):
         got: what was found, with its subject: "the adapter has hidden size 64".
         expected: what would have been right: "3584, the hidden size of the backbone".
         todo: the next step, as a sentence.
+
+    Attributes:
+        agreed: set where several processes raise this error together.
     """
 
     def __init__(self, got: str, expected: str = "", todo: str = "") -> None:
         super().__init__(got, expected, todo)
+        self.agreed: Agreement | None = None
         self.got = got
         self.expected = expected
         self.todo = todo
@@ -80,6 +98,11 @@ def shown(value: object) -> str:
     printer = reprlib.Repr()
     printer.maxstring = printer.maxother = 60
     return printer.repr(value)
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: "1 picture", "0 pictures", "1,200 pictures"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def nearest(word: str, options: Iterable[str]) -> str | None:

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from masp.adapters import AdapterInfo, backbone_place, find_adapter, read_prompt
+from masp.adapters import AdapterInfo, backbone_commit, backbone_place, find_adapter, read_prompt
 from masp.backbones.files import BackboneFiles, find, read_json
 from masp.errors import AdapterError
 from masp.labels import render_labels
@@ -57,7 +57,7 @@ def export_embedding_rows(
             "Train one with 'masp train prompt --aspects none', or serve this one with masp.",
         )
     name = backbone or backbone_place(folder, info)
-    files = find(name, info.backbone.revision if name == info.backbone.name else None)
+    files = find(name, backbone_commit(name, info))
     _check(info, files)
     method = info.method.resolved()
     question = info.asked().ask_emotion(render_labels(info.labels, method.label_list or "comma"))

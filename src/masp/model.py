@@ -159,7 +159,8 @@ class MaspModel(nn.Module):
                 "the layout of the paper",
                 "Set method.prompt_places to after_image.",
             )
-        states = torch.stack([torch.stack(layer) for layer in cache.layers])
+        home = self.backbone.device  # layers may be spread over several
+        states = torch.stack([torch.stack(layer).to(home) for layer in cache.layers])
         mask = assembled.mask[:, : assembled.prefix_end]
         names = self.spliced(Use() if use is None else use)
         return Prefix(states, mask, assembled.images, assembled.signs, names)

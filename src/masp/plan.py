@@ -251,14 +251,14 @@ def measured_efficiency(bench: Mapping[str, Any]) -> float:
     return min(1.0, median(known))
 
 
-def checked(lines: Sequence[Mapping[str, Any]], peak: float) -> list[dict[str, Any]]:
+def checked(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The plan's seconds beside the measured ones, for every line of training of a benchmark.
 
-    The efficiency for a line is the median of the *other* lines, so that no line predicts itself.
+    The efficiency for a line is the median of the *other* lines, so that no line predicts itself. Each line knows its
+    operations, and which share of the machine's peak it reached when it was measured.
 
     Args:
         lines: results of the benchmark.
-        peak: of the machine, in TFLOP/s.
     """
     known = [line for line in lines if line["more"].get("share_of_gemm_peak")]
     found = []
@@ -266,14 +266,14 @@ def checked(lines: Sequence[Mapping[str, Any]], peak: float) -> list[dict[str, A
         others = [other["more"]["share_of_gemm_peak"] for other in known if other is not line]
         if not others:
             continue
-        seconds = line["more"]["flops"] / (peak * 1e12 * median(others))
+        ratio = line["more"]["share_of_gemm_peak"] / median(others)
         found.append(
             {
                 "name": line["name"],
                 "visual": line["visual"],
-                "estimated_s": seconds,
+                "estimated_s": ratio * line["median_s"],
                 "measured_s": line["median_s"],
-                "ratio": seconds / line["median_s"],
+                "ratio": ratio,
             }
         )
     return found

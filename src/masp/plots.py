@@ -27,7 +27,12 @@ Kind = Literal["svg", "png"]
 INK, MUTED, RULE, ACCENT, MID, SOFT, PAPER = "#1d2026", "#5a606b", "#d9d5cc", "#0b6e69", "#74b4ad", "#cbdcd8", "#fdfcfa"
 """The light palette. Each tone also names the page's variable that replaces it in an SVG."""
 NAMES = ("--ink", "--muted", "--rule", "--accent", "--mid", "--soft", "--paper")
-VARIABLES = dict(zip((INK, MUTED, RULE, ACCENT, MID, SOFT, PAPER), NAMES, strict=True))
+LINES = (ACCENT, "#a8431f", "#2f5fb3", "#7a4fa3", "#756500", MUTED)
+"""Tones of several lines in one plot, told apart by their dashes too."""
+VARIABLES = {
+    **dict(zip((INK, MUTED, RULE, ACCENT, MID, SOFT, PAPER), NAMES, strict=True)),
+    **dict(zip(LINES[1:5], ("--against", "--blue", "--violet", "--olive"), strict=True)),
+}
 STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "masp", "font.size": 9.5, "axes.unicode_minus": True}
 """What matplotlib must know while it draws; the salt makes the same figure the same bytes."""
 DARK_VEIL, LIGHT_VEIL = (24, 20, 48), (214, 210, 204)

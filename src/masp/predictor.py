@@ -14,6 +14,7 @@ from torch import Tensor
 from masp.adapters import (
     Adapter,
     AdapterInfo,
+    backbone_commit,
     backbone_place,
     find_adapter,
     load_adapter,
@@ -26,7 +27,7 @@ from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
 from masp.data.images import open_image, shrink, to_rgb
 from masp.data.loading import prefetch
-from masp.errors import AdapterError, ImageError, UsageError, did_you_mean
+from masp.errors import AdapterError, ImageError, UsageError, counted, did_you_mean
 from masp.explain import (
     attention_to_aspects,
     leave_one_out,
@@ -82,7 +83,7 @@ class Masp:
         task: str | None = None,
         revision: str | None = None,
         backbone_revision: str | None = None,
-        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = "auto",
         device: str = "auto",
     ) -> Self:
         """Loads an adapter and the backbone it was trained on.
@@ -95,13 +96,14 @@ class Masp:
             task: Which of several tasks to use; `use` changes it later.
             revision: Commit, tag or branch of an adapter on a hub; None: the newest.
             backbone_revision: Commit of the backbone on the hub; None: the one the adapter was trained on.
-            dtype: Number format of the backbone.
-            device: Where it runs; `auto`: the GPU if there is one.
+            dtype: Number format of the backbone; `nf4`: its linear layers in 4 bits, with `masp[4bit]`.
+            device: Where it runs; `auto`: the GPU if there is one; `spread`: over all GPUs, then main memory,
+                then the disk.
 
         Raises:
             AdapterError: No adapter there, a damaged one, or one for another backbone.
             BackboneError: The backbone cannot be loaded.
-            UsageError: No such task.
+            UsageError: No such task, or a revision of a backbone in a folder.
         """
         folder = shipped_adapter() if adapter is None else find_adapter(adapter, revision)
         info = read_info(folder)
@@ -109,8 +111,7 @@ class Masp:
         asked = {key: task_of(info.for_task(key), labels) for key in info.tasks or (None,)}
         if backbone is None or isinstance(backbone, str):
             place = backbone or backbone_place(folder, info)
-            own = backbone_revision is None and place == info.backbone.name
-            commit = info.backbone.revision if own else backbone_revision
+            commit = backbone_commit(place, info) if backbone_revision is None else backbone_revision
             backbone = load_backbone(place, commit, dtype, device)
         parts = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects))
         served: dict[str | None, Served] = {}
@@ -272,8 +273,8 @@ class Masp:
     ) -> list[Prediction]:
         """Predictions with a task for each image, in the order of the images."""
         if isinstance(images, str | Path | Image.Image) or len(images) != len(tasks):
-            count = "one image" if isinstance(images, str | Path | Image.Image) else f"{len(images)} images"
-            raise UsageError(f"a list of {len(tasks)} tasks for {count}", "a task for each image of a list")
+            count = "one image" if isinstance(images, str | Path | Image.Image) else counted(len(images), "image")
+            raise UsageError(f"a list of {counted(len(tasks), 'task')} for {count}", "a task for each image of a list")
         by_task = {name: self._only(name) for name in tasks}  # a wrong name is refused before anything is computed
         found: dict[int, Prediction] = {}
         for name, view in by_task.items():

@@ -160,11 +160,21 @@ class BackboneConfig(Settings):
         default="embedded", min_length=1, description="A model's name on the hub, a folder, or 'embedded'."
     )
     revision: Text | None = Field(default=None, description="Commit, tag or branch on the hub; null: the newest.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="Number format of the frozen weights; auto: what the device does well."
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = Field(
+        default="auto",
+        description="Number format of the frozen weights; auto: what the device does well; nf4: linear layers in "
+        "4 bits, with the extra masp[4bit].",
     )
     device: Text = Field(
-        default="auto", min_length=1, description="auto, cpu, cuda, cuda:1, mps …", json_schema_extra={**FREE}
+        default="auto",
+        min_length=1,
+        description="auto, cpu, cuda, cuda:1, mps …; spread: over all GPUs, then main memory, then the disk.",
+        json_schema_extra={**FREE},
+    )
+    shard: Switch = Field(
+        default=False,
+        description="Several processes: each holds a part of the language model's weights (FSDP) instead of all.",
+        json_schema_extra={**FREE},
     )
 
 

@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +75,17 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         discard(partial)
         raise
     discard(aside)
+
+
+def with_usual_rights(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` make a new file, with the rights that any new file has here (the umask's).
+
+    The safetensors library makes files that only their owner may read, which nobody expects of a shared folder.
+    """
+    path.touch()
+    rights = stat.S_IMODE(path.stat().st_mode)
+    write(path)
+    path.chmod(rights)
 
 
 def remove_folder(folder: Path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from masp.cli import main
 from masp.data.checking import look
-from masp.data.checking.check import Depth, Report, check, open_for_check
+from masp.data.checking.check import NO_LABEL, Depth, Report, check, open_for_check
 from masp.data.checking.look import look_at_all
 from masp.data.checking.near import BITS, hasher, near_groups, near_pairs
 from masp.data.checking.written import as_json
@@ -436,3 +436,15 @@ def test_without_imagehash_it_says_what_was_left_out(
     code, _, err = run(capsys, plain(tmp_path / "data"))
     assert code == 0
     assert "near-duplicates were not looked for: install ImageHash with pip install 'masp[near]'" in err
+
+
+def test_pictures_without_labels_are_counted_and_no_fault(tmp_path):
+    root = emoset(tmp_path / "E", ROWS)
+    for name in ("train", "val", "test"):
+        rows = json.loads((root / f"{name}.json").read_text())
+        put_json(root / f"{name}.json", [[None, *row[1:]] for row in rows])
+    (found,) = check([open_for_check(settings_for(root))], Depth(images=False, labels=("joy", "fear"))).data_sets
+    assert found.labels[-1] == NO_LABEL
+    assert {split: counts[NO_LABEL] for split, counts in found.counts.items()} == {"train": 3, "val": 1, "test": 2}
+    assert found.images == 6
+    assert [one for one in found.findings if one.kind in ("label", "empty_class", "layout")] == []

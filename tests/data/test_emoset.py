@@ -186,3 +186,47 @@ def test_a_list_that_is_no_list_is_refused(tmp_path: Path) -> None:
 def test_emoset_without_its_lists_is_refused_by_name(tmp_path: Path) -> None:
     tree(tmp_path, {"joy": 2, "fear": 2})
     assert "neither train.json, val.json or test.json nor folders train and test" in complaint(tmp_path, "emoset")
+
+
+# --- as `masp data annotate` writes it -----------------------------------------------------------------------------
+
+
+def unlabelled(root: Path, pictures: int = 20) -> Path:
+    """One list without splits, whose rows have no label."""
+    put_json(root / "info.json", {"emotion": {"label2idx": {"calm": 0, "wild": 1}}})
+    rows = []
+    for seed in range(pictures):
+        picture, note = f"image/unlabelled/{seed}.png", f"annotation/unlabelled/{seed}.json"
+        put(root / picture, seed)
+        put_json(root / note, {"scene": "beach", "source": {"machine": True, "backbone": "some"}})
+        rows.append([None, str(seed), picture, note])
+    put_json(root / "all.json", rows)
+    return root
+
+
+def test_a_data_set_without_labels_opens_and_is_divided_by_content(tmp_path: Path) -> None:
+    dataset = open_dataset(unlabelled(tmp_path))
+    assert (dataset.layout, dataset.labels, dataset.split_by) == ("emoset", ("calm", "wild"), "content")
+    assert {name: len(records) for name, records in dataset.splits.items()} == {"train": 16, "val": 1, "test": 3}
+    assert {record.label for record in dataset.records} == {None}
+    assert all(record.annotations == {"scene": "beach"} for record in dataset.records)
+
+
+def test_all_json_alone_is_no_layout_and_gives_way_to_splits(tmp_path: Path) -> None:
+    root = tree(tmp_path / "tree", {"calm": 2, "wild": 2})
+    put_json(root / "all.json", [])
+    assert open_dataset(root).layout == "folder"
+    emoset(tmp_path / "E", ROWS)
+    put_json(tmp_path / "E" / "all.json", "anything")
+    assert set(open_dataset(tmp_path / "E").splits) == {"train", "val", "test"}
+
+
+def test_a_machines_annotations_are_told_from_those_of_people(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    emoset(tmp_path / "E", ROWS)
+    open_dataset(tmp_path / "E")
+    assert "machine" not in caplog.text
+    info = json.loads((tmp_path / "E" / "info.json").read_text())
+    for source, told in (({"machine": False}, False), ("machine", False), ({"machine": True}, True)):
+        put_json(tmp_path / "E" / "info.json", info | {"source": source})
+        open_dataset(tmp_path / "E")
+        assert ("were made by a machine" in caplog.text) == told

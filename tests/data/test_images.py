@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_pictures import encoded, noise
 from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
 from masp.data import images
 from masp.data.images import (
@@ -402,3 +403,33 @@ def test_many_damaged_pictures_are_read_or_refused() -> None:
 )
 def test_any_bytes_are_read_or_refused(start: bytes, rest: bytes) -> None:
     read_or_refused(start + rest)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("size", [(1601, 1199), (801, 800)])
+def test_a_jpeg_decoded_smaller_has_the_size_and_the_look_of_one_decoded_whole(
+    size: tuple[int, int], orientation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, columns = np.mgrid[0 : size[1], 0 : size[0]]
+    waves = 128 + 100 * np.sin(columns / 30)[..., None] * np.cos(rows[..., None] / np.array([20, 35, 50]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    Image.fromarray(waves.astype(np.uint8)).save(buffer, "JPEG", quality=90, exif=exif)
+    decoded: list[tuple[int, int]] = []
+    load = JpegImageFile.load
+    monkeypatch.setattr(JpegImageFile, "load", lambda image: (decoded.append(image.size), load(image))[1])
+
+    smaller = decode_image(buffer.getvalue(), "x", 250)
+    assert 1.5 * 250 <= max(decoded[0]) <= max(size) // 2 + 1
+    with Image.open(io.BytesIO(buffer.getvalue())) as image:
+        whole = shrink(to_rgb(image), 250)
+    assert smaller.size == whole.size
+    assert np.abs(np.asarray(smaller, dtype=int) - np.asarray(whole, dtype=int)).max() <= 4
+
+
+def test_a_jpeg_that_need_not_shrink_is_decoded_whole() -> None:
+    content = encoded(Image.effect_mandelbrot((300, 200), (-2, -1, 1, 1), 50).convert("RGB"), "JPEG")
+    with Image.open(io.BytesIO(content)) as image:
+        whole = np.asarray(image)
+    assert (np.asarray(decode_image(content, "x", 300)) == whole).all()

@@ -90,7 +90,7 @@ def test_hidden_files_and_clutter_are_passed_over(tmp_path: Path, caplog: pytest
     (tmp_path / "readme.txt").write_text("hello")
     dataset = open_dataset(tmp_path)
     assert len(dataset.records) == 5
-    assert "2 files are not named like pictures and were ignored: 1 × .txt, 1 × .tif" in caplog.text
+    assert "ignored, as not named like pictures: 2 files (1 × .txt, 1 × .tif)" in caplog.text
 
 
 def test_the_order_of_the_listing_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,17 @@ def test_links_are_followed_but_not_in_circles(folder: Path) -> None:
         listed(".")
 
 
+def test_a_line_that_cannot_be_walked_may_be_told_and_left_out(folder: Path) -> None:
+    (folder / "b" / "deep" / "up").symlink_to(folder)
+    told: list[tuple[str, str]] = []
+    found = images_from(["-"], ["b\n", "a.gif\n"], lambda line, error: told.append((line, str(error))))
+    assert list(found)[-1] == Path("a.gif")
+    assert [line for line, _ in told] == ["b"]
+    assert "is a link to a folder it lies in" in told[0][1]
+    with pytest.raises(DataError, match="a folder it lies in"):
+        list(images_from(["-"], ["b\n", "a.gif\n"]))
+
+
 def test_deep_folders_need_no_deep_stack(folder: Path) -> None:
     deep = folder.joinpath(*["d"] * 300)
     put(deep / "x.png")

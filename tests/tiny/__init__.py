@@ -15,7 +15,9 @@ from PIL import Image
 from transformers.utils import logging
 
 from masp.backbones.base import Backbone
-from masp.backbones.loading import load_backbone
+from masp.backbones.loading import FAMILIES as LOADERS
+from masp.backbones.loading import NF4, by_name, find_supported, load_backbone
+from masp.backbones.placement import Placement
 from tiny import gemma, idefics, instructblip, internvl, llava, qwen
 from tiny.kind import DIM, Kind
 from tiny.qwen import QWEN2
@@ -83,7 +85,11 @@ def _checkpoint(family: str, seed: int) -> Path:
 
 @functools.cache
 def _backbone(family: str, dtype: str, seed: int) -> Backbone:
-    return load_backbone(str(checkpoint(family, seed)), dtype=dtype, device="cpu")
+    folder = str(checkpoint(family, seed))
+    if dtype != NF4:
+        return load_backbone(folder, dtype=dtype, device="cpu")
+    files = find_supported(folder)  # computes in fp32, whatever this CPU does well
+    return by_name(LOADERS[files.model_type])(files, Placement(torch.float32, torch.device("cpu"), four_bit=True))
 
 
 def write_checkpoint(folder: Path, family: str, seed: int = 0) -> None:

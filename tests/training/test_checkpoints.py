@@ -13,6 +13,8 @@ import torch
 from masp import storage
 from masp.errors import CheckpointError
 from masp.training.checkpoints import Checkpoint, CheckpointStore
+from masp.training.shelf import Group, Shelf
+from small_adapters import write_adapter
 
 
 def checkpoint(step: int) -> Checkpoint:
@@ -116,6 +118,24 @@ def test_a_disk_that_fills_up_while_writing(store, limit):
     assert names(store) == ["step-00000001"]
     store.save(large)
     assert store.latest().step == 2
+
+
+def test_files_get_the_rights_that_new_files_have(tmp_path):
+    """The safetensors library writes with mode 0600, which a shared folder has no use for."""
+    usual = os.umask(0o027)
+    try:
+        store = CheckpointStore(tmp_path / "checkpoints")
+        folder = store.save(checkpoint(1))
+        Shelf(tmp_path / "shelf", 10**6).save("k", Group({"a": torch.zeros(3)}, {}))
+        write_adapter(tmp_path / "adapter")
+        storage.write_file(tmp_path / "file", b"x")
+        storage.write_file(tmp_path / "file", b"y")
+    finally:
+        os.umask(usual)
+    homes = (folder, tmp_path / "shelf", tmp_path / "adapter")
+    files = [path for home in homes for path in home.rglob("*") if path.is_file()] + [tmp_path / "file"]
+    assert {path.name for path in files} >= {"tensors.safetensors", "k.safetensors", "weights.safetensors"}
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in files} == {path.name: "0o640" for path in files}
 
 
 def test_leftovers_go_and_what_was_only_moved_aside_comes_back(tmp_path):

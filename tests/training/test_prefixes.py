@@ -10,7 +10,7 @@ import tiny
 from masp.adapters import load_adapter
 from masp.errors import ConfigError, MaspError
 from masp.model import MaspModel
-from masp.training import Interrupted, train_prompt
+from masp.training import Interrupted, train_aspects, train_prompt
 from masp.training.prefixes import GROUP
 
 STORES = ("none", "features", "prefix")
@@ -140,6 +140,8 @@ def test_no_images_are_an_error_whatever_is_kept(tmp_path):
     for store in STORES:
         with pytest.raises(MaspError, match=r"the split 'train' .* is empty"):
             trained(empty, tmp_path / store, f"prompt.store={store}")
+    with pytest.raises(MaspError, match=r"the split 'train' .* is empty"):
+        train_aspects(small.config(), empty, tiny.backbone(), tmp_path / "aspects")
 
 
 def test_images_of_extreme_shape_are_kept_or_left_out_like_the_others(tmp_path):

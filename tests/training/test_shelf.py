@@ -1,6 +1,7 @@
 """What is kept on the disk between runs: never wrong, never more than allowed, and to the byte what a run computes."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -93,6 +94,25 @@ def test_a_budget_too_small_for_one_group_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_disk_that_fills_while_a_group_is_written_leaves_nothing_half(tmp_path, monkeypatch):
+    """The library writes a part, then says so in an error of its own."""
+    from safetensors import SafetensorError
+
+    from masp.training import shelf as room
+
+    def full(tensors, path, notes):
+        path.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    shelf = Shelf(tmp_path, ROOM)
+    shelf.save("k", group())
+    monkeypatch.setattr(room, "save_file", full)
+    with pytest.raises(MaspError, match=r"No space left on device.*run the same command again: it goes on"):
+        shelf.save("l", group(1))
+    assert [path.name for path in tmp_path.iterdir()] == ["k.safetensors"]
+    assert same(shelf.load("k"), group())
+
+
 def test_what_a_dead_writer_left_is_removed_after_a_while(tmp_path):
     for name, age in ((".masp-partial-1-old", 2 * ABANDONED), (".masp-partial-2-new", 0)):
         (tmp_path / name).write_bytes(b"half")
@@ -120,9 +140,9 @@ def dataset(tmp_path_factory):
     return small.write_dataset(tmp_path_factory.mktemp("data"), train=21)
 
 
-def trained(dataset, out, store, *changes, family="qwen2_vl", seed=0, aspects=None):
+def trained(dataset, out, store, *changes, family="qwen2_vl", dtype="float32", seed=0, aspects=None):
     config = small.config(*FEW, *([] if store is None else [f"prompt.store_dir={store}"]), *changes)
-    return train_prompt(config, dataset, tiny.backbone(family, seed=seed), aspects, out).adapter
+    return train_prompt(config, dataset, tiny.backbone(family, dtype, seed), aspects, out).adapter
 
 
 def equal(left, right):
@@ -185,6 +205,16 @@ def test_what_depends_on_something_else_is_not_used(tmp_path, dataset, work):
         work.update(vision=0, prefix=0)
         trained(dataset, tmp_path / f"with{stage_seed}", store, aspects=out)
         assert (work["vision"], work["prefix"]) == (0, 27)
+
+
+def test_what_another_number_format_saw_is_not_used(tmp_path, dataset, work):
+    """Also where the dtype that is computed in is the same."""
+    pytest.importorskip("bitsandbytes")
+    trained(dataset, tmp_path / "first", tmp_path / "store")
+    work.update(vision=0, prefix=0)
+    found = trained(dataset, tmp_path / "disk", tmp_path / "store", dtype="nf4")
+    assert (work["vision"], work["prefix"]) == (26, 27)
+    assert equal(found, trained(dataset, tmp_path / "memory", None, dtype="nf4"))
 
 
 def test_a_changed_picture_is_read_again(tmp_path, work):
@@ -284,3 +314,44 @@ def test_two_runs_that_build_one_store_at_once_disturb_nobody(tmp_path):
     for name in ("left", "right"):
         assert equal(tmp_path / "alone" / "adapter", tmp_path / name / "adapter")
     assert not list((tmp_path / "store").glob(".masp*"))
+
+
+KILLED = """
+import os, signal
+from masp.training import shelf
+flush, calls = shelf.flush, []
+
+def dying(path):
+    calls.append(path)
+    if len(calls) == 3:  # the first group is whole (file, folder), the second is written aside
+        os.kill(os.getpid(), signal.SIGKILL)
+    flush(path)
+
+shelf.flush = dying
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_while_its_store_grows_goes_on_with_what_is_whole(tmp_path):
+    (tmp_path / "checkpoint").mkdir()
+    tiny.write_checkpoint(tmp_path / "checkpoint", "qwen2_vl")
+    small.write_dataset(tmp_path / "data", train=21)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    store = tmp_path / "store"
+
+    def run(name, before, *changes):
+        (tmp_path / "work.py").write_text(before + WORK)
+        command = [sys.executable, tmp_path / "work.py", tmp_path, tmp_path / name, *FEW, *changes]
+        return subprocess.run(command, env=environment, stderr=subprocess.PIPE, check=False)
+
+    assert run("whole", "").returncode == 0
+    assert run("cut", KILLED, f"prompt.store_dir={store}").returncode == -signal.SIGKILL
+    (whole,) = store.glob("*.safetensors")
+    (half,) = store.glob(".masp*")
+    kept = whole.read_bytes()
+    os.utime(half, (time.time() - 2 * ABANDONED,) * 2)
+    done = run("cut", "", f"prompt.store_dir={store}")
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert whole.read_bytes() == kept
+    assert not half.exists()
+    assert equal(tmp_path / "whole" / "adapter", tmp_path / "cut" / "adapter")

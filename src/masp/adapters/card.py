@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from masp.adapters.info import AdapterInfo, DataRecord, ResultRecord, TrainingRecord
+from masp.errors import counted
 from masp.evaluation.metrics import share
 
 TAGS = ("masp", "visual-emotion-recognition", "vision-language-model", "soft-prompt")
@@ -185,7 +186,7 @@ def _metric(info: AdapterInfo, name: str, value: float) -> str:
     if name != "prompt/accuracy" or not images:
         return f"{value:.4f}"
     interval = share(round(value * images), images)
-    return f"{value:.4f}, 95 % interval [{interval.low:.4f}, {interval.high:.4f}] on {images:,} images"
+    return f"{value:.4f}, 95 % interval [{interval.low:.4f}, {interval.high:.4f}] on {counted(images, 'image')}"
 
 
 def _rows(rows: Mapping[str, object]) -> str:

@@ -232,6 +232,11 @@ def backbone_place(folder: str | Path, info: AdapterInfo) -> str:
     )
 
 
+def backbone_commit(place: str, info: AdapterInfo) -> str | None:
+    """The commit that the adapter was trained on; None for another backbone, and for a folder of the same name."""
+    return info.backbone.revision if place == info.backbone.name and not Path(place).is_dir() else None
+
+
 def _place_of_run(description: Path) -> str | None:
     """The backbone that a run was given; None where there is no run or its description cannot be read."""
     try:

@@ -29,7 +29,7 @@ from masp.backbones.base import Backbone
 from masp.errors import AdapterError
 from masp.modules.aspect_attention import AspectModules
 from masp.modules.soft_prompt import SoftPrompt
-from masp.storage import write_folder
+from masp.storage import with_usual_rights, write_folder
 
 PROMPT = "prompt.vectors"
 PART_OF_PROMPTS = ("prompt.", "prompts.")
@@ -116,7 +116,7 @@ def write_tensors(folder: Path, info: AdapterInfo, tensors: Mapping[str, Tensor]
     _check_finite(tensors, folder)
 
     def fill(partial: Path) -> None:
-        save_file(dict(tensors), partial / WEIGHTS)
+        with_usual_rights(partial / WEIGHTS, lambda file: save_file(dict(tensors), file))
         (partial / INFO).write_text(as_json(info), encoding="utf-8")
         (partial / CARD).write_text(card(info, tensors), encoding="utf-8")
 

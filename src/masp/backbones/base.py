@@ -19,12 +19,14 @@ class Backbone(Protocol):
         revision: commit of the weights on the hub; None for a folder.
         family: name of the family that serves it.
         dim: width of the language model.
-        dtype: dtype of its weights and of everything it returns.
+        dtype: dtype of everything it returns, and of its weights where none are packed.
+        number_format: of its weights, for the record: "bfloat16", or "nf4/bfloat16" where linear layers are packed.
         device: where it lives.
         end_of_turn: id of the token that ends an answer.
         image_transform: what happens to an image on its way to the vision tower, for the record.
         embedding_scale: what rows of the embedding matrix are multiplied with before they enter; 1 for most families.
         asks: whether visual tokens depend on the question, so that `asked` must be called for each.
+        sharded: whether each of several processes holds a part of the language model's weights.
     """
 
     name: str
@@ -32,11 +34,17 @@ class Backbone(Protocol):
     family: str
     dim: int
     dtype: torch.dtype
+    number_format: str
     device: torch.device
     end_of_turn: int
     image_transform: dict[str, Any]
     embedding_scale: float
     asks: bool
+    sharded: bool
+
+    def shard(self, device: torch.device) -> None:
+        """Divide the language model between the processes of a run, and move everything else to `device`."""
+        ...
 
     def fingerprint(self) -> str:
         """Hash of configuration and weights as stored; does not depend on the dtype or device they were loaded to."""

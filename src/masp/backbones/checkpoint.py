@@ -2,32 +2,35 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from logging import getLogger
 from typing import Any
+from warnings import catch_warnings, filterwarnings
 
-import torch
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from masp.backbones.files import BackboneFiles, chat_template
+from masp.backbones.four_bit import keep_packing
+from masp.backbones.placement import Placement, options
 from masp.errors import BackboneError
 
 
-def load_model(files: BackboneFiles, kind: Any, dtype: torch.dtype, device: torch.device) -> Any:
+def load_model(files: BackboneFiles, kind: Any, place: Placement) -> Any:
     """The whole model of a folder, in evaluation mode and without gradients.
 
     Args:
         files: where it lies.
         kind: transformers' class.
-        dtype: of the weights.
-        device: where it goes.
+        place: in which number format, and where it goes.
 
     Raises:
-        BackboneError: weights are missing.
+        BackboneError: weights are missing, bitsandbytes is missing, or there is not enough room.
     """
+    placed = options(files, kind, place)
     with quiet_loading():
         model, found = kind.from_pretrained(
             files.folder,
-            dtype=dtype,
+            **placed,
             use_safetensors=True,
             attn_implementation="sdpa",
             local_files_only=True,
@@ -39,7 +42,11 @@ def load_model(files: BackboneFiles, kind: Any, dtype: torch.dtype, device: torc
             "a whole checkpoint",
             "Fetch it again.",
         )
-    return model.to(device).eval().requires_grad_(False)
+    if place.four_bit:
+        keep_packing(model)
+    if "device_map" not in placed:
+        model = model.to(place.device)
+    return model.eval().requires_grad_(False)
 
 
 def load_tokenizer(files: BackboneFiles, chat: bool = True) -> Any:
@@ -66,11 +73,19 @@ def image_processor(settings: Mapping[str, Any], kind: Any) -> Any:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """No progress bars of transformers, which would break a person's screen and a machine's log alike."""
-    enabled = logging.is_progress_bar_enabled()
+    """No progress bars of transformers, which would break a person's screen and a machine's log alike.
+
+    And no words about a placement that is meant: parameters placed one by one, weights that wait on the disk.
+    """
+    enabled, placing = logging.is_progress_bar_enabled(), getLogger("accelerate.big_modeling")
+    level = placing.level
     logging.disable_progress_bar()
+    placing.setLevel("ERROR")
     try:
-        yield
+        with catch_warnings():
+            filterwarnings("ignore", "The following device_map keys do not match any submodules", UserWarning)
+            yield
     finally:
+        placing.setLevel(level)
         if enabled:
             logging.enable_progress_bar()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from masp.backbones.chat import Chat, Turn
 from masp.backbones.decoder import Decoder
 from masp.backbones.files import BackboneFiles
+from masp.backbones.sharding import shard_layers
 from masp.types import Assembled, Extras, ImageLayout, KeyValues, Pixels, Run, Template, VisualTokens
 
 Positions = Callable[[int, int, ImageLayout], Int[Tensor, "axes length"]]
@@ -79,11 +80,24 @@ class ComposedBackbone:
         self._chat = Chat(files.name, parts.tokenizer, parts.turn)
         self.dim: int = parts.language.config.hidden_size
         self.dtype: torch.dtype = parts.language.dtype  # some keep a part of the model in fp32
+        packed = not all(parameter.is_floating_point() for parameter in parts.model.parameters())
+        self.number_format: str = "nf4/" * packed + str(self.dtype).removeprefix("torch.")
         self.device: torch.device = parts.language.device
         self.end_of_turn: int = self._chat.end_of_turn
         self.image_transform: dict[str, Any] = parts.vision.image_transform
         self.asks: bool = parts.ask is not None
+        self.sharded: bool = False
         self.embedding_scale: float = parts.embedding_scale
+
+    def shard(self, device: torch.device) -> None:
+        """Divide the language model between the processes of a run, and move everything else to `device`.
+
+        Raises:
+            ConfigError: there is only one process.
+        """
+        shard_layers(self._parts.language, device)
+        self._model.to(device)
+        self.device, self.sharded = device, True
 
     def fingerprint(self) -> str:
         """Hash of the stored configuration and weights."""

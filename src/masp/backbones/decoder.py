@@ -94,7 +94,7 @@ class Decoder:
         extras: Extras | None,
     ) -> Run:
         """See `Backbone.run`. Keys and values of `cache` are copied from, never written to."""
-        wrapped = DynamicCache(cache.layers if cache else None)
+        wrapped = DynamicCache(self._past(cache, embeddings.device) if cache else None)
         masks = self._masks(mask, embeddings.shape[1], branches, extras)
         rotary = self._rotary(embeddings, positions)
         states = self._layers_below(embeddings, rotary, masks, wrapped, extras)
@@ -119,6 +119,12 @@ class Decoder:
         keys = key.repeat_interleave(attention.num_key_value_groups, dim=1)
         scores = (query.float() @ keys.float().transpose(2, 3)) * attention.scaling
         return scores.masked_fill(~rows_of(masks[self._types[-1]], read, length), float("-inf")).softmax(-1)
+
+    def _past(self, cache: KeyValues, home: torch.device) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values where each layer runs; layers that wait in main memory or on the disk run at home."""
+        places = [next(layer.parameters()).device for layer in self._layers]
+        places = [home if place.type == "meta" else place for place in places]
+        return [(key.to(place), value.to(place)) for (key, value), place in zip(cache.layers, places, strict=True)]
 
     def _masks(
         self, mask: Bool[Tensor, "batch total"], new: int, branches: Int[Tensor, " total"] | None, extras: Extras | None
@@ -148,11 +154,12 @@ class Decoder:
         deep = None if extras is None else extras.deep
         levels = 0 if deep is None else deep.shape[2]
         assert levels < len(self._layers), "deep features go into the layers before the last"
+        home = states.device  # the layers may be spread over several; the last one is where the first states are
         for number in range(len(self._layers) - 1):
             states = self._layer(number, states, rotary, masks, cache)
             if deep is not None and number < levels:
-                states = states + deep[:, :, number]
-        return states
+                states = states + deep[:, :, number].to(states.device)
+        return states.to(home)
 
     def _layer(
         self,

@@ -4,16 +4,22 @@ Parts are told apart by the names of the parameters, so any vision-language mode
 counted, whether or not a family here serves it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
 
 from masp.backbones.decoder import KINDS
+from masp.backbones.four_bit import packed_bytes, packed_layers
 from masp.backbones.loading import FAMILIES, refuse_unserved
 from masp.backbones.published import Description
 from masp.errors import BackboneError, did_you_mean
@@ -34,7 +40,6 @@ LANGUAGE = {"language_model", "text_model"}
 
 LORA_RANK = 8
 LORA_TARGETS = ("q_proj", "v_proj")
-NF4_BLOCK = 64  # weights that share a scale
 MOST_LAYERS = 1000
 IGNORED = ("auto_map", "quantization_config", "_attn_implementation", "attn_implementation")
 UNBUILDABLE = (
@@ -62,7 +67,7 @@ class BackboneFacts:
         layers: blocks of the language model.
         parameters: numbers in each of `PARTS`; an output head that is tied to the embeddings counts once, there.
         tied: whether the output head is the embedding matrix.
-        memory: bytes of the weights alone, by number format.
+        memory: bytes of the weights alone, by number format; "nf4_cpu" where NF4 is loaded on a CPU.
         lora: numbers in low-rank pairs (rank 8) on every query and value projection of the language model; None where
             it has no such projections.
     """
@@ -110,7 +115,7 @@ def count(description: Description) -> BackboneFacts:
         layers=layers,
         parameters=parameters,
         tied=tied,
-        memory=memory_of(sum(parameters.values()), _quantised(model, head)),
+        memory=memory_of(sum(parameters.values()), *(_packed(model, kind) for kind in ("cuda", "cpu"))),
         lora=lora_size(_targets(model)),
     )
 
@@ -190,26 +195,20 @@ def part_of(name: str) -> str:
     return "language model layers" if words & LANGUAGE else "other"
 
 
-def memory_of(parameters: int, quantised: Iterable[int]) -> dict[str, int]:
+def memory_of(parameters: int, packed: Sequence[int], packed_on_cpu: Sequence[int]) -> dict[str, int]:
     """Bytes of the weights alone.
 
     Args:
         parameters: all of them.
-        quantised: sizes of the matrices that 4 bits would hold.
+        packed: sizes of the matrices that NF4 packs.
+        packed_on_cpu: those that it packs on a CPU.
 
     Returns:
-        By format. NF4 as bitsandbytes keeps it without double quantisation: two weights in a byte and one fp32 scale
-        for every 64 of them; what is not quantised stays in bf16.
+        By format. What NF4 does not pack stays in bf16.
     """
-    sizes = list(quantised)
-    packed = sum(-(-size // 2) + 4 * -(-size // NF4_BLOCK) for size in sizes)
     halves = 2 * parameters
-    return {
-        "float32": 4 * parameters,
-        "bfloat16": halves,
-        "float16": halves,
-        "nf4": halves - 2 * sum(sizes) + packed,
-    }
+    four_bit, on_cpu = (halves - 2 * sum(sizes) + sum(map(packed_bytes, sizes)) for sizes in (packed, packed_on_cpu))
+    return {"float32": 4 * parameters, "bfloat16": halves, "float16": halves, "nf4": four_bit, "nf4_cpu": on_cpu}
 
 
 def lora_size(shapes: Iterable[tuple[int, int]], rank: int = LORA_RANK) -> int | None:
@@ -230,8 +229,6 @@ def _targets(model: nn.Module) -> Iterator[tuple[int, int]]:
             yield module.out_features, module.in_features
 
 
-def _quantised(model: nn.Module, head: nn.Module | None) -> Iterator[int]:
-    """Sizes of the matrices that bitsandbytes quantises: of every linear layer but the output head."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module is not head:
-            yield module.weight.numel()
+def _packed(model: PreTrainedModel, device: str) -> list[int]:
+    """Sizes of the matrices that NF4 packs on this device."""
+    return [layer.weight.numel() for layer in packed_layers(model, torch.device(device)).values()]

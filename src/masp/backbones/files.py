@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from masp.errors import BackboneError
+from masp.errors import BackboneError, UsageError
 
 EMBEDDED = "embedded"
 WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # no pickles and no code
@@ -74,13 +74,10 @@ def find(name: str, revision: str | None = None) -> BackboneFiles:
 
     Raises:
         BackboneError: nothing there, nothing reachable, or not a checkpoint with safetensors weights.
+        UsageError: a revision of something that is not on the hub.
     """
-    if name == EMBEDDED:
-        folder, commit = Path(__file__).parent / "embedded", None
-    elif Path(name).is_dir():
-        folder, commit = Path(name), None
-    else:
-        folder, commit = _from_hub(name, revision)
+    here = local_folder(name, revision)
+    folder, commit = _from_hub(name, revision) if here is None else (here, None)
     config_file = folder / "config.json"
     if not config_file.is_file() or not list(folder.glob("*.safetensors")):
         raise BackboneError(
@@ -89,6 +86,24 @@ def find(name: str, revision: str | None = None) -> BackboneFiles:
             "Reinstall masp." if name == EMBEDDED else "Check the folder, or save the model with safetensors.",
         )
     return BackboneFiles(name, folder, commit, str(read_json(config_file).get("model_type")))
+
+
+def local_folder(name: str, revision: str | None = None) -> Path | None:
+    """The folder of a backbone that is no hub id; None for one that is.
+
+    Raises:
+        UsageError: a revision of such a folder.
+    """
+    if name != EMBEDDED and not Path(name).is_dir():
+        return None
+    if revision is not None:
+        kind = "comes with masp" if name == EMBEDDED else "is a folder"
+        raise UsageError(
+            f"the revision {revision} was given for the backbone '{name}', which {kind} and has none",
+            "a hub id",
+            "Leave the revision out.",
+        )
+    return Path(__file__).parent / EMBEDDED if name == EMBEDDED else Path(name)
 
 
 def _from_hub(name: str, revision: str | None) -> tuple[Path, str]:

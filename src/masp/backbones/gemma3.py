@@ -17,13 +17,14 @@ from masp.backbones.chat import Picture, Turn, rendered
 from masp.backbones.checkpoint import load_image_processor, load_model, load_tokenizer
 from masp.backbones.composed import ComposedBackbone, Parts
 from masp.backbones.files import BackboneFiles
+from masp.backbones.placement import Placement
 from masp.backbones.visual import grid_boxes, packed
 from masp.types import ImageLayout, Pixels, VisualTokens
 
 
-def load(files: BackboneFiles, dtype: torch.dtype, device: torch.device) -> ComposedBackbone:
+def load(files: BackboneFiles, place: Placement) -> ComposedBackbone:
     """The backbone of a folder."""
-    model = load_model(files, Gemma3ForConditionalGeneration, dtype, device)
+    model = load_model(files, Gemma3ForConditionalGeneration, place)
     tokenizer = load_tokenizer(files)
     config = model.config
     opens, visual, closes = tokenizer.convert_ids_to_tokens(

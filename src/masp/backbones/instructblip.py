@@ -16,14 +16,15 @@ from masp.backbones.chat import ANSWER_HERE, QUESTION_HERE, Picture, Turn
 from masp.backbones.checkpoint import load_image_processor, load_model, load_tokenizer
 from masp.backbones.composed import ComposedBackbone, Parts
 from masp.backbones.files import BackboneFiles, section
+from masp.backbones.placement import Placement
 from masp.backbones.visual import packed
 from masp.errors import BackboneError
 from masp.types import ImageLayout, Pixels, VisualTokens
 
 
-def load(files: BackboneFiles, dtype: torch.dtype, device: torch.device) -> ComposedBackbone:
+def load(files: BackboneFiles, place: Placement) -> ComposedBackbone:
     """The backbone of a folder."""
-    model = load_model(files, InstructBlipForConditionalGeneration, dtype, device)
+    model = load_model(files, InstructBlipForConditionalGeneration, place)
     tokenizer = load_tokenizer(files, chat=False)
     visual = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
 

@@ -18,15 +18,16 @@ from masp.backbones.chat import Picture, Turn, rendered
 from masp.backbones.checkpoint import image_processor, load_image_processor, load_model, load_tokenizer
 from masp.backbones.composed import ComposedBackbone, Parts
 from masp.backbones.files import BackboneFiles
+from masp.backbones.placement import Placement
 from masp.backbones.visual import packed, tile_boxes
 from masp.types import ImageLayout, Pixels, VisualTokens
 
 OPENS, CLOSES = "<img>", "</img>"
 
 
-def load(files: BackboneFiles, dtype: torch.dtype, device: torch.device) -> ComposedBackbone:
+def load(files: BackboneFiles, place: Placement) -> ComposedBackbone:
     """The backbone of a folder."""
-    model = load_model(files, InternVLForConditionalGeneration, dtype, device)
+    model = load_model(files, InternVLForConditionalGeneration, place)
     tokenizer = load_tokenizer(files)
     visual = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
     turn = Turn(

@@ -18,6 +18,7 @@ from masp.backbones.chat import Picture, Turn, rendered
 from masp.backbones.checkpoint import load_model, load_tokenizer
 from masp.backbones.composed import ComposedBackbone, Parts
 from masp.backbones.files import BackboneFiles, section
+from masp.backbones.placement import Placement
 from masp.backbones.visual import grid_boxes, packed, within
 from masp.errors import BackboneError
 from masp.types import ImageLayout, Pixels, VisualTokens
@@ -26,9 +27,9 @@ TOWERS: Mapping[str, int] = MappingProxyType({"clip_vision_model": 1, "siglip_vi
 """Vision towers that are served → how many features stand before those of the patches (CLIP's class token)."""
 
 
-def load(files: BackboneFiles, dtype: torch.dtype, device: torch.device) -> ComposedBackbone:
+def load(files: BackboneFiles, place: Placement) -> ComposedBackbone:
     """The backbone of a folder."""
-    model = load_model(files, LlavaForConditionalGeneration, dtype, device)
+    model = load_model(files, LlavaForConditionalGeneration, place)
     tokenizer = load_tokenizer(files)
     processor = AutoImageProcessor.from_pretrained(files.folder, backend="pil", local_files_only=True)
     return ComposedBackbone(files, llava_parts(model, tokenizer, LlavaVision(model.model, processor)))

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from transformers import LlavaOnevisionForConditionalGeneration
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
@@ -12,11 +11,12 @@ from masp.backbones.checkpoint import load_image_processor, load_model, load_tok
 from masp.backbones.composed import ComposedBackbone
 from masp.backbones.files import BackboneFiles
 from masp.backbones.llava import llava_parts
+from masp.backbones.placement import Placement
 
 
-def load(files: BackboneFiles, dtype: torch.dtype, device: torch.device) -> ComposedBackbone:
+def load(files: BackboneFiles, place: Placement) -> ComposedBackbone:
     """The backbone of a folder."""
-    model = load_model(files, LlavaOnevisionForConditionalGeneration, dtype, device)
+    model = load_model(files, LlavaOnevisionForConditionalGeneration, place)
     vision = TiledVision(model.model, load_image_processor(files, LlavaOnevisionImageProcessorPil), tiles(model.config))
     return ComposedBackbone(files, llava_parts(model, load_tokenizer(files), vision))
 

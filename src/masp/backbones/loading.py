@@ -1,7 +1,8 @@
 """Loading a backbone by name: which family serves it, in which dtype, on which device."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from masp import launch
 from masp.backbones.base import Backbone
 from masp.backbones.files import BackboneFiles, find, read_json
+from masp.backbones.four_bit import require_bitsandbytes
+from masp.backbones.placement import Placement
 from masp.config import BackboneConfig
-from masp.errors import BackboneError, did_you_mean
+from masp.errors import BackboneError, ConfigError, did_you_mean
 
 FAMILIES: Mapping[str, str] = MappingProxyType(
     {
@@ -42,6 +46,12 @@ REFUSALS: Mapping[str, str] = MappingProxyType(
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 )
+NF4 = "nf4"
+"""The number format of linear layers in 4 bits; what is computed is in the dtype that "auto" chooses."""
+
+SPREAD = "spread"
+"""The device of a backbone that may be larger than one."""
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -54,27 +64,44 @@ def load_backbone(
         config: what to load, or only its name: hub id, folder, or "embedded" for the small one in this package.
             Settings carry the three other arguments themselves, which then do not count.
         revision: commit, tag or branch on the hub.
-        dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 where the device computes in it, otherwise float32.
-        device: a torch device, or "auto": the GPU if there is one.
+        dtype: "float32", "bfloat16", "float16", "nf4" for 4 bits through bitsandbytes, or "auto": bfloat16 where the
+            device computes in it, otherwise float32.
+        device: a torch device, "auto" for the GPU if there is one, or "spread" for all GPUs, then main memory, then
+            the disk.
+
+    Under `accelerate launch --use_fsdp`, or with `shard` in the settings, each process holds a part of the weights of
+    the language model.
 
     Raises:
-        BackboneError: not found, not reachable, not a supported family, or an unknown dtype or device.
+        BackboneError: not found, not reachable, not a supported family, an unknown dtype or device, no bitsandbytes,
+            or not enough room.
+        UsageError: a revision of a folder.
+        ConfigError: it is to be divided, and there is only one process, or it is packed or spread as well.
     """
+    shard = launch.fsdp()
     if isinstance(config, BackboneConfig):
         name, revision, dtype, device = config.id, config.revision, config.dtype, config.device
+        shard = shard or config.shard
     else:
         name = config
     files = find_supported(name, revision)
-    where = choose_device(device)
-    kind = choose_dtype(dtype, where)
+    place = choose_placement(dtype, device)
+    if shard and (place.four_bit or place.spread):
+        todo = "Choose another dtype and device, or start without dividing it."
+        raise ConfigError(f"a backbone in {place}, and divided between processes", "one of the two", todo)
     load = by_name(FAMILIES[files.model_type])
-    _LOG.info("loading backbone %s (%s, %s, %s)", name, files.model_type, kind, where)
+    _LOG.info("loading backbone %s (%s, %s)", name, files.model_type, place)
     try:
-        return load(files, kind, where)
+        if not shard:
+            return load(files, place)
+        # Main memory first: a device may be too small for all of it.
+        backbone: Backbone = load(files, replace(place, device=torch.device("cpu")))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BackboneError(
             f"the backbone '{name}' cannot be loaded: {error}", "", "Check that its files are whole."
         ) from error
+    backbone.shard(place.device)
+    return backbone
 
 
 def find_supported(name: str, revision: str | None = None) -> BackboneFiles:
@@ -82,6 +109,7 @@ def find_supported(name: str, revision: str | None = None) -> BackboneFiles:
 
     Raises:
         BackboneError: not found, not reachable, or not a supported family.
+        UsageError: a revision of a folder.
     """
     files = find(name, revision)
     refuse_unserved(name, read_json(files.folder / "config.json"))
@@ -111,26 +139,47 @@ def by_name(place: str) -> Any:
     return getattr(import_module(module), name)
 
 
+def choose_placement(dtype: str, device: str) -> Placement:
+    """What names of a number format and of a device stand for.
+
+    Raises:
+        BackboneError: unknown names, or no bitsandbytes for "nf4".
+    """
+    four_bit, spread = dtype == NF4, device == SPREAD
+    if four_bit:
+        require_bitsandbytes()
+    where = choose_device("auto" if spread else device)
+    chosen = choose_dtype("auto" if four_bit else dtype, where, (*DTYPES, NF4))
+    return Placement(chosen, where, four_bit, spread)
+
+
 def choose_device(device: str) -> torch.device:
-    """The device of this name; "auto" is the GPU if there is one.
+    """The device of this name; "auto" is the GPU if there is one, and for several processes each has its own.
 
     Raises:
         BackboneError: no such device.
     """
+    if device in ("auto", "cuda") and torch.cuda.is_available() and (own := launch.local_rank()) is not None:
+        return torch.device("cuda", own % torch.cuda.device_count())
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise BackboneError(
-            f"the device '{device}' cannot be used: {str(error).splitlines()[0]}", "cpu, cuda or auto"
+            f"the device '{device}' cannot be used: {str(error).splitlines()[0]}", "cpu, cuda, auto or spread"
         ) from None
 
 
-def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+def choose_dtype(dtype: str, device: torch.device, known: Iterable[str] = DTYPES) -> torch.dtype:
     """The dtype of this name.
 
     "auto" is bfloat16, except on a CPU that has no bfloat16 arithmetic and would be slower in it than in float32.
+
+    Args:
+        dtype: the name.
+        device: where it is computed in.
+        known: names to tell of where it is unknown.
 
     Raises:
         BackboneError: unknown name.
@@ -139,5 +188,5 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
         native = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if native else torch.float32
     if dtype not in DTYPES:
-        raise BackboneError(f"unknown dtype '{dtype}'", f"auto, {', '.join(DTYPES)}", did_you_mean(dtype, DTYPES))
+        raise BackboneError(f"unknown dtype '{dtype}'", f"auto, {', '.join(known)}", did_you_mean(dtype, known))
     return DTYPES[dtype]

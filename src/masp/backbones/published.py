@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from masp.backbones.files import EMBEDDED, read_json
+from masp.backbones.files import EMBEDDED, local_folder, read_json
 from masp.errors import BackboneError, did_you_mean
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -49,11 +49,11 @@ def describe(name: str, revision: str | None = None) -> Description:
 
     Raises:
         BackboneError: no config.json there, an unknown id, or one that the hub does not give.
+        UsageError: a revision of something that is not on the hub.
     """
-    if name == EMBEDDED:
-        return _in_folder(name, Path(__file__).parent / "embedded", "embedded")
-    if Path(name).is_dir():
-        return _in_folder(name, Path(name), "folder")
+    here = local_folder(name, revision)
+    if here is not None:
+        return _in_folder(name, here, "embedded" if name == EMBEDDED else "folder")
     cached = _cached(name, CONFIG, revision)
     if cached is not None:
         return Description(name, "cache", read_json(cached), _optional(_cached(name, PREPROCESSOR, revision)))

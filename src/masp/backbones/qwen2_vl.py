@@ -15,6 +15,7 @@ from masp.backbones.chat import Picture, Turn, rendered
 from masp.backbones.checkpoint import image_processor, load_image_processor, load_model, load_tokenizer
 from masp.backbones.composed import ComposedBackbone, Parts
 from masp.backbones.files import BackboneFiles
+from masp.backbones.placement import Placement
 from masp.backbones.qwen2_vl_vision import BatchedVisionAttention, MatrixPatchEmbed
 from masp.backbones.visual import cell_boxes, left
 from masp.types import ImageLayout, Pixels, VisualTokens
@@ -24,9 +25,9 @@ SYSTEM_TURN = "You are a helpful assistant."  # what Qwen's own template says wh
 IMAGE, OPENS, CLOSES = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 
 
-def load(files: BackboneFiles, dtype: torch.dtype, device: torch.device) -> ComposedBackbone:
+def load(files: BackboneFiles, place: Placement) -> ComposedBackbone:
     """The backbone of a folder."""
-    model = load_model(files, MODELS[files.model_type], dtype, device)
+    model = load_model(files, MODELS[files.model_type], place)
     tokenizer = load_tokenizer(files)
     vision = QwenVision(model.model.visual, load_image_processor(files, Qwen2VLImageProcessorPil))
     parts = Parts(

@@ -12,13 +12,14 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from masp.backbones.checkpoint import load_image_processor, load_model, load_tokenizer
 from masp.backbones.composed import ComposedBackbone, Parts
 from masp.backbones.files import BackboneFiles
+from masp.backbones.placement import Placement
 from masp.backbones.qwen2_vl import grid_positions, on_grids, patches, transform, turn
 from masp.types import Pixels, VisualTokens
 
 
-def load(files: BackboneFiles, dtype: torch.dtype, device: torch.device) -> ComposedBackbone:
+def load(files: BackboneFiles, place: Placement) -> ComposedBackbone:
     """The backbone of a folder."""
-    model = load_model(files, Qwen3VLForConditionalGeneration, dtype, device)
+    model = load_model(files, Qwen3VLForConditionalGeneration, place)
     tokenizer = load_tokenizer(files)
     vision = DeepVision(model.model.visual, load_image_processor(files, Qwen2VLImageProcessorPil))
     parts = Parts(

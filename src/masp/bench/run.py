@@ -71,19 +71,30 @@ class Options:
             raise UsageError(f"{self.repeats} repeats", "at least five; fewer only with --quick")
 
 
-def run_bench(options: Options, tell: Tell, show: Callable[[Result], object]) -> dict[str, Any]:
-    """Measure, and say what was measured.
+def run_bench(
+    options: Options,
+    tell: Tell,
+    show: Callable[[Result], object],
+    before: Mapping[str, Any] | None = None,
+    keep: Callable[[dict[str, Any]], object] = lambda content: None,
+) -> dict[str, Any]:
+    """Measure group by group, and say what was measured.
+
+    A ratio compares with the baseline of its own group, so groups may be measured at different times.
 
     Args:
         options: what and how.
         tell: hears what runs now.
         show: gets every line as soon as it is known.
+        before: what an earlier call on this machine returned. Its groups are kept and not measured again, unless
+            `options.only` names one.
+        keep: gets everything so far, after each group.
 
     Returns:
         Everything, ready for JSON.
 
     Raises:
-        UsageError: an unknown name.
+        UsageError: an unknown name, or `before` is of another machine, other versions or other options.
         BackboneError: an unknown dtype or device.
     """
     device = choose_device(options.device)
@@ -91,16 +102,22 @@ def run_bench(options: Options, tell: Tell, show: Callable[[Result], object]) ->
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     tell("the machine's own peaks, and random weights")
-    found = machine(dtype, device, options.quick)
     repeats = options.repeats or (2 if options.quick else 5)
     here = setting(options.quick, repeats, dtype, device, options.seed)
-    results: list[Result] = []
-    for name, group in GROUPS.items():
-        if options.only in (None, name):
-            for result in group(here, found, tell):
-                results.append(result)
-                show(result)
-    growth = training.growth(here, found, tell) if options.only in (None, GROWTH) else []
+    content = _frame(options, here, machine(dtype, device, options.quick), repeats)
+    if before is not None:
+        content = _continued(before, content)
+    todo = [options.only] if options.only else [name for name in NAMES if name not in content["groups"]]
+    for name in todo:
+        found = machine(dtype, device, options.quick)
+        lines = list(_measured(name, here, found, tell, show))
+        content = _with_group(content, name, found, lines)
+        keep(content)
+    return content
+
+
+def _frame(options: Options, here: Setting, found: dict[str, Any], repeats: int) -> dict[str, Any]:
+    """All but the measurements."""
     return {
         "command": command(options),
         "quick": options.quick,
@@ -109,10 +126,56 @@ def run_bench(options: Options, tell: Tell, show: Callable[[Result], object]) ->
         "seed": options.seed,
         "repeats": repeats,
         "backbone": {"weights": "random", "family": "qwen2_vl", **vars(here.shape), "parameters": _parameters(here)},
-        "baselines": _baselines(dtype),
-        "results": [result.to_json() for result in results],
-        "growth": growth,
-        "plan": checked([result.to_json() for result in results], found["gemm_tflops"]),
+        "baselines": _baselines(here.backbone.dtype),
+        "groups": {},
+        "results": [],
+        "growth": [],
+        "plan": [],
+    }
+
+
+def _continued(before: Mapping[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """What was measured before, if it may stand beside what is measured now."""
+    same = ("quick", "versions", "seed", "repeats", "backbone", "baselines")
+    different = [key for key in same if before.get(key) != now[key]]
+    different += [key for key in ("processor", "device", "threads", "dtype") if _of(before, key) != now["machine"][key]]
+    if different:
+        todo = "Measure into another file, or without --add."
+        raise UsageError(f"what the file holds was measured with other {', '.join(different)}", "", todo)
+    return {**before, "command": now["command"].partition(" --only")[0] + " --json FILE"}
+
+
+def _of(before: Mapping[str, Any], key: str) -> object:
+    machine = before.get("machine")
+    return machine.get(key) if isinstance(machine, Mapping) else None
+
+
+def _measured(
+    name: str, here: Setting, found: dict[str, Any], tell: Tell, show: Callable[[Result], object]
+) -> Iterator[dict[str, Any]]:
+    """The lines of one group."""
+    if name == GROWTH:
+        yield from training.growth(here, found, tell)
+        return
+    for result in GROUPS[name](here, found, tell):
+        show(result)
+        yield {"group": name, **result.to_json()}
+
+
+def _with_group(
+    content: Mapping[str, Any], name: str, found: dict[str, Any], lines: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What was measured so far, with one more group in its place, and the plan held against all of it."""
+    results = [line for line in content["results"] if line["group"] != name]
+    results = sorted(results + (lines if name != GROWTH else []), key=lambda line: NAMES.index(line["group"]))
+    peaks = {key: found[key] for key in ("gemm_tflops", "bandwidth_gb_s")}
+    return {
+        **content,
+        "machine": found,
+        "groups": {**content["groups"], name: peaks},
+        "results": results,
+        "growth": lines if name == GROWTH else content["growth"],
+        "plan": checked(results),
     }
 
 

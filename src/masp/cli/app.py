@@ -5,11 +5,12 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from masp import __version__
+from masp import __version__, launch
 from masp.cli import (
     baseline,
     bench,
@@ -23,6 +24,7 @@ from masp.cli import (
     plan,
     predict,
     push,
+    report,
     reproduce,
     train,
 )
@@ -45,6 +47,7 @@ app.command(no_args_is_help=True, epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(no_args_is_help=True, epilog=compare.EXAMPLES)(compare.compare)
 app.command(no_args_is_help=True, epilog=baseline.EXAMPLES)(baseline.baseline)
 app.command(no_args_is_help=True, epilog=predict.EXAMPLES)(predict.predict)
+app.command(no_args_is_help=True, epilog=report.EXAMPLES)(report.report)
 app.command(no_args_is_help=True, epilog=import_released.EXAMPLES)(import_released.import_released)
 app.command(no_args_is_help=True, epilog=combine.EXAMPLES)(combine.combine)
 app.command(no_args_is_help=True, epilog=export.EXAMPLES)(export.export)
@@ -79,8 +82,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = _take_debug(given)
     _set_up_log(debug)
+    if not launch.speaks():
+        _fall_silent(debug)
     command = typer.main.get_command(app)
     sys.exit(guarded(lambda: command(args=given, prog_name="masp"), debug))
+
+
+def _fall_silent(debug: bool) -> None:
+    """Of several processes one talks: the results of the others are the same. Their errors are heard."""
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  (as long as the process lives)
+    if not debug:
+        logging.getLogger("masp").setLevel(logging.ERROR)
 
 
 def _take_debug(arguments: list[str]) -> bool:

@@ -15,13 +15,19 @@ Examples:
 
 `masp bench --quick` shows in a minute that everything runs; its figures mean nothing.
 
-`masp bench --json bench.json` measures at full size: half an hour on two cores, 16 GB of memory.
+`masp bench --json bench.json` measures at full size: an hour on two cores, 16 GB of memory.
+
+`masp bench --json bench.json --add` goes on where that was stopped, group by group.
 """
 
 
 def bench(
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything here.")] = None,
     only: Annotated[str | None, typer.Option(metavar="NAME", help="One group of lines, such as stage2.")] = None,
+    add: Annotated[
+        bool,
+        typer.Option("--add", help="Keep the groups that FILE holds already; measure the missing ones, or --only one."),
+    ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="Tiny sizes and two repeats: a check, no measurement.")
     ] = False,
@@ -43,15 +49,42 @@ def bench(
         if json.is_dir():
             raise UsageError(f"--json {json} is a folder", "a file", "Name a file in it.")
         json.parent.mkdir(parents=True, exist_ok=True)
+    before = _before(json) if add else None
     options = Options(only, quick, repeats, dtype, device, threads, seed)
     screen = Console(stderr=True, highlight=False)
+
+    def keep(content: dict[str, Any]) -> None:
+        if json is not None:
+            write_file(json, (dump(content, indent=1) + "\n").encode())
+
     with screen.status("measuring") as status:
-        found = run_bench(options, status.update, lambda result: screen.print(_line(result.to_json())))
+        found = run_bench(options, status.update, lambda result: screen.print(_line(result.to_json())), before, keep)
     results().print(_table(found["results"]))
     results().print(_machine(found))
     if json is not None:
-        write_file(json, (dump(found, indent=1) + "\n").encode())
         say(f"everything is in {json}")
+
+
+def _before(file: Path | None) -> dict[str, Any] | None:
+    """What the file holds; None where there is none yet.
+
+    Raises:
+        UsageError: no file is named, or it is no benchmark's.
+    """
+    from json import loads
+
+    from masp.errors import UsageError
+
+    if file is None:
+        raise UsageError("--add without --json", "a file to add to", "Name it: --json FILE.")
+    if not file.exists():
+        return None
+    try:
+        content = loads(file.read_text(encoding="utf-8"))
+        return {**content, "groups": dict(content["groups"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        todo = "Name another file, or leave --add out to write it anew."
+        raise UsageError(f"{file} is not what masp bench wrote", "a result file of masp bench", todo) from None
 
 
 def _machine(found: Mapping[str, Any]) -> str:

@@ -51,7 +51,11 @@ def _run(command: Callable[[], object], debug: bool) -> int:
         if debug:
             traceback.print_exc()
         line, code = describe(error)
-        _say(line)
+        agreed = error.agreed if isinstance(error, MaspError) else None
+        if agreed is None or agreed.tells:  # of several processes, one says what happened
+            _say(line)
+        if agreed is not None:
+            agreed.leave()
         return code
     return 0
 

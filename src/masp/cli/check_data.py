@@ -137,6 +137,7 @@ def _told(report: "Report") -> "Iterator[RenderableType]":
     from rich.text import Text
 
     from masp.cli.show import printable
+    from masp.errors import counted
 
     for checked in report.data_sets:
         yield from _data_set(checked)
@@ -145,20 +146,17 @@ def _told(report: "Report") -> "Iterator[RenderableType]":
         yield _findings(pair.findings) if pair.findings else Text("share no image", style="green")
         yield Text()
     style = "bold red" if report.errors else "bold yellow" if report.warnings else "bold green"
-    yield Text(f"{_number(report.errors, 'error')}, {_number(report.warnings, 'warning')}", style=style)
-
-
-def _number(count: int, word: str) -> str:
-    return f"{count:,} {word}{'' if count == 1 else 's'}"
+    yield Text(f"{counted(report.errors, 'error')}, {counted(report.warnings, 'warning')}", style=style)
 
 
 def _data_set(checked: "Checked") -> "Iterator[RenderableType]":
     from rich.text import Text
 
     from masp.cli.show import counts_table, printable
+    from masp.errors import counted
 
     title = Text(printable(str(checked.path)), style="bold")
-    title.append(f"  layout {checked.layout or 'unknown'}, {checked.images:,} images", style="dim")
+    title.append(f"  layout {checked.layout or 'unknown'}, {counted(checked.images, 'image')}", style="dim")
     yield title
     if checked.counts:
         yield counts_table(checked.labels, checked.counts)

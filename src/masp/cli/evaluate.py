@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from masp import launch
 from masp.cli.options import Device, Dtype, DtypeOption, Revision
 
 if TYPE_CHECKING:
@@ -138,38 +139,42 @@ def _measured(
 ) -> "Evaluation":
     """An adapter on a split."""
     from masp.adapters import find_adapter
+    from masp.backbones.loading import choose_device
     from masp.cli.show import counting
     from masp.errors import UsageError
     from masp.evaluation.batches import Batching
     from masp.evaluation.runner import CALIBRATION
     from masp.evaluation.runner import evaluate as measure
     from masp.predictor import Masp
+    from masp.training.processes import launched
     from masp.training.progress import Bar
 
-    home = find_adapter(choice.adapter, choice.adapter_revision)
-    if record and not Path(choice.adapter).exists():
-        raise UsageError(
-            f"--record with {choice.adapter}, which is on a hub", "an adapter here", "Record, then push it."
+    processes = launched(choose_device(choice.device))
+    with processes.guarded():
+        home = find_adapter(choice.adapter, choice.adapter_revision)
+        if record and not Path(choice.adapter).exists():
+            raise UsageError(
+                f"--record with {choice.adapter}, which is on a hub", "an adapter here", "Record, then push it."
+            )
+        dataset = _divided(settings, split, home, choice.task)
+        masp = Masp.from_pretrained(
+            choice.adapter,
+            choice.backbone,
+            aspects=choice.aspects,
+            task=choice.task,
+            revision=choice.adapter_revision,
+            backbone_revision=choice.revision,
+            dtype=choice.dtype,
+            device=choice.device,
         )
-    dataset = _divided(settings, split, home, choice.task)
-    masp = Masp.from_pretrained(
-        choice.adapter,
-        choice.backbone,
-        aspects=choice.aspects,
-        task=choice.task,
-        revision=choice.adapter_revision,
-        backbone_revision=choice.revision,
-        dtype=choice.dtype,
-        device=choice.device,
-    )
-    more = calibrate and mode is Mode.score and split != CALIBRATION
-    images = len(dataset.split(split)) + (len(dataset.splits.get(CALIBRATION, ())) if more else 0)
-    with Bar("images", images) as bar:
-        batching = Batching(batch_size, longest_side=masp.task.longest_side, progress=counting(bar))
-        found = measure(masp, dataset, split, mode.value, batching, out, more)
-    if record:
-        _record(found, home, choice.task)
-    return found
+        more = calibrate and mode is Mode.score and split != CALIBRATION
+        images = len(dataset.split(split)) + (len(dataset.splits.get(CALIBRATION, ())) if more else 0)
+        with Bar("images", images) as bar:
+            batching = Batching(batch_size, longest_side=masp.task.longest_side, progress=counting(bar))
+            found = measure(masp, dataset, split, mode.value, batching, out, more)
+        if record:
+            processes.first(lambda: _record(found, home, choice.task))
+        return found
 
 
 def _outside(
@@ -179,8 +184,9 @@ def _outside(
     from masp.data.readers import open_dataset
     from masp.evaluation.outside import evaluate_predictions
 
+    mine = out if launch.speaks() else None  # of several processes one writes
     dataset = _with_split(open_dataset(settings), settings, split)
-    return evaluate_predictions(predictions, dataset, split, allow_missing=allow_missing, calibrate=calibrate, out=out)
+    return evaluate_predictions(predictions, dataset, split, allow_missing=allow_missing, calibrate=calibrate, out=mine)
 
 
 def _result(place: Path | None) -> "Evaluation | None":

@@ -36,13 +36,14 @@ def export(
     The README in the copy holds the exact text to send.
     """
     from masp.cli.show import say
+    from masp.errors import counted
     from masp.export import export_embedding_rows
 
     assert form is Form.embedding_rows
     made = export_embedding_rows(adapter, out, backbone, adapter_revision, task)
     grown = made.rows - made.rows_before
     where = f"{grown} rows were added" if grown else "spare rows were enough"
-    say(f"{len(made.tokens)} tokens, {made.tokens[0]} to {made.tokens[-1]}; {where} ({made.rows:,} rows)")
+    say(f"{counted(len(made.tokens), 'token')}, {made.tokens[0]} to {made.tokens[-1]}; {where} ({made.rows:,} rows)")
     if made.tied:
         say("the output head is the embedding matrix and has these rows too: suppress the new tokens (see README.md)")
     typer.echo(str(out))

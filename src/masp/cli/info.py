@@ -21,6 +21,7 @@ SOURCES = {
     "hub": "the hub",
 }
 NF4 = "* every linear layer but the output head in 4 bits, a scale for every 64 weights; the rest in bf16"
+NF4_CPU = "** fewer layers, because bitsandbytes would unpack some wrongly there"
 SEQUENCE = """in all: with aspect tokens and soft prompt, without question and answer
 sizes as they reach the backbone: masp shrinks longer pictures first (data.longest_side)"""
 
@@ -136,6 +137,7 @@ def _for_people(
     about = f"{facts.layers} layers of width {facts.dim:,}; configuration from {SOURCES[facts.source]}"
     parts: list[RenderableType] = [title, Text(about, style="dim")]
     parts += [Text(), _parts(facts), Text(), _memory(facts), Text(NF4, style="dim")]
+    parts += [Text(NF4_CPU, style="dim")] * _differs_on_cpu(facts)
     parts += [Text(), _trained(facts, variants), Text(), _sequence(variants, visual), Text(SEQUENCE, style="dim")]
     return Group(*parts)
 
@@ -162,9 +164,16 @@ def _parts(facts: "BackboneFacts") -> Any:
 
 def _memory(facts: "BackboneFacts") -> Any:
     table = _table("weights alone", "memory")
-    for name, label in (("float32", "fp32"), ("bfloat16", "bf16, fp16"), ("nf4", "NF4*")):
+    rows = [("float32", "fp32"), ("bfloat16", "bf16, fp16"), ("nf4", "NF4*")]
+    if _differs_on_cpu(facts):
+        rows.append(("nf4_cpu", "NF4 on a CPU**"))
+    for name, label in rows:
         table.add_row(label, memory(facts.memory[name]))
     return table
+
+
+def _differs_on_cpu(facts: "BackboneFacts") -> bool:
+    return facts.memory["nf4_cpu"] != facts.memory["nf4"]
 
 
 def _trained(facts: "BackboneFacts", variants: "list[TrainedSize]") -> Any:

@@ -1,21 +1,22 @@
-"""`masp data`: data sets made on the spot, checked, divided and fetched."""
+"""`masp data`: data sets made on the spot, checked, divided, annotated and fetched."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from masp.cli import check_data, import_data, split_data
+from masp.cli import annotate_data, check_data, import_data, split_data
 
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 
 
 @data_app.callback()
 def data() -> None:
-    """Make, check, divide and import data sets."""
+    """Make, check, divide, annotate and import data sets."""
 
 
 data_app.command("check", no_args_is_help=True, epilog=check_data.EXAMPLES)(check_data.check_data)
+data_app.command("annotate", no_args_is_help=True, epilog=annotate_data.EXAMPLES)(annotate_data.annotate_data)
 data_app.command("split", no_args_is_help=True, epilog=split_data.EXAMPLES)(split_data.split_data)
 data_app.command(
     "import", no_args_is_help=True, epilog="Example: `masp data import owner/name --out photos --limit 1000`"
@@ -32,7 +33,8 @@ def make(
     from masp.bars import Bar
     from masp.cli.show import counting, say
     from masp.data.emoji.dataset import write_dataset
+    from masp.errors import counted
 
     with Bar("pictures", images) as bar:
         write_dataset(folder, images=images, seed=seed, progress=counting(bar))
-    say(f"{images} pictures in {folder}")
+    say(f"{counted(images, 'picture')} in {folder}")

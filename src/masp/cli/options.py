@@ -13,6 +13,7 @@ class Dtype(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+    nf4 = "nf4"
 
 
 Revision = Annotated[
@@ -20,6 +21,8 @@ Revision = Annotated[
     typer.Option(metavar="COMMIT", help="Commit, tag or branch of the backbone on the hub. Default: the adapter's."),
 ]
 DtypeOption = Annotated[
-    Dtype, typer.Option(help="Number format of the frozen weights; *auto*: what the device does well.")
+    Dtype, typer.Option(help="Number format of the frozen weights; *auto*: what the device does well; *nf4*: 4 bits.")
 ]
-Device = Annotated[str, typer.Option(metavar="NAME", help="*auto*, *cpu*, *cuda*, *cuda:1*, *mps* …")]
+Device = Annotated[
+    str, typer.Option(metavar="NAME", help="*auto*, *cpu*, *cuda*, *cuda:1*, *mps* …; *spread*: over several.")
+]

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from masp.predictor import Failure, Masp, Prediction
 
 MOST_REPORTED = 200
-"""A report shows at most this many pictures; a page with more is of no use to anybody."""
+"""A report shows at most this many pictures and failures; a page with more is of no use to anybody."""
+
+MOST_SAID = 50
+"""Failures that are told one by one on the terminal; the others are counted."""
 
 EXAMPLES = """
 Examples:
@@ -60,6 +63,7 @@ def predict(
     An image that cannot be read is reported and the others go on; the exit code is then 1.
     """
     from masp.adapters import find_adapter, read_info
+    from masp.cli.show import say
     from masp.predictor import Failure, Masp
 
     if adapter is not None:  # where a task has to be named, that is said before a large backbone is loaded
@@ -67,44 +71,68 @@ def predict(
     loading = {"backbone_revision": revision, "dtype": dtype.value, "device": device}
     masp = Masp.from_pretrained(adapter, backbone, aspects=aspects, task=task, revision=adapter_revision, **loading)
     show = _json_line if as_json else _for_people(masp, explain)
-    lost: list[Failure] = []
-    failures: list[Failure] = []
+    failures = _Failures(show, None if as_json else MOST_SAID)
     kept: list[Prediction] = []
     predicted = 0
-    for result in masp.predict_stream(_named(paths, lost), batch_size=batch_size, explain=explain):
-        show(result)
+    for result in masp.predict_stream(_named(paths, failures), batch_size=batch_size, explain=explain):
         if isinstance(result, Failure):
-            failures.append(result)
+            failures.add(result)
             continue
+        show(result)
         predicted += 1
         if report is not None and len(kept) < MOST_REPORTED:
             kept.append(result)
-    for failure in lost:
-        show(failure)
-    failures += lost
+    if failures.unsaid:
+        say(f"{failures.unsaid:,} more could not be read, {failures.count:,} in all")
     if report is not None:
         _write_report(report, masp, kept, failures, predicted)
-    if failures:
+    if failures.count:
         raise typer.Exit(1)
 
 
-def _named(paths: Sequence[str], lost: "list[Failure]") -> Iterator[Path]:
-    """Every image that the arguments name; an argument that names none is added to `lost`, and the others go on."""
+class _Failures:
+    """How many there were, and the first of them: a stream may be endless, and so may what is wrong with it.
+
+    Each is shown as it comes, up to `limit` of them.
+    """
+
+    def __init__(self, show: "Callable[[Prediction | Failure], None]", limit: int | None) -> None:
+        self.count = 0
+        self.kept: list[Failure] = []
+        self._show, self._limit = show, limit
+
+    @property
+    def unsaid(self) -> int:
+        return 0 if self._limit is None else max(0, self.count - self._limit)
+
+    def add(self, failure: "Failure") -> None:
+        self.count += 1
+        if len(self.kept) < MOST_REPORTED:
+            self.kept.append(failure)
+        if not self.unsaid:
+            self._show(failure)
+
+
+def _named(paths: Sequence[str], failures: _Failures) -> Iterator[Path]:
+    """Every image that the arguments name.
+
+    An argument that names none, and a line of a list whose folder cannot be read, are failures; the others go on.
+    """
     from masp.data.walk import images_from
     from masp.errors import DataError
     from masp.predictor import Failure
 
     for argument in paths:
-        found = False
+        found, before = False, failures.count
         try:
-            for path in images_from([argument], sys.stdin):
+            for path in images_from([argument], sys.stdin, lambda line, error: failures.add(Failure(line, str(error)))):
                 found = True
                 yield path
         except DataError as error:
-            lost.append(Failure(argument, str(error)))
+            failures.add(Failure(argument, str(error)))
             continue
-        if not found:
-            lost.append(Failure(argument, "names no images (JPEG, PNG, WebP, GIF or BMP)"))
+        if not found and failures.count == before:
+            failures.add(Failure(argument, "names no images (JPEG, PNG, WebP, GIF or BMP)"))
 
 
 def _json_line(result: "Prediction | Failure") -> None:
@@ -133,21 +161,22 @@ def _for_people(masp: "Masp", explain: bool) -> "Callable[[Prediction | Failure]
     return show
 
 
-def _write_report(
-    file: Path, masp: "Masp", kept: "Sequence[Prediction]", failures: "Sequence[Failure]", predicted: int
-) -> None:
+def _write_report(file: Path, masp: "Masp", kept: "Sequence[Prediction]", failures: _Failures, predicted: int) -> None:
     from masp.adapters import library_versions
     from masp.cli.show import say
+    from masp.errors import counted
     from masp.report import sample_of, write_report
     from masp.report_data import Provenance, ReportData
 
-    shown = f"{predicted} pictures" if predicted == len(kept) else f"the first {len(kept)} of {predicted} pictures"
+    read = counted(predicted, "picture")
+    shown = read if predicted == len(kept) else f"the first {len(kept)} of {read}"
+    unread = f" {failures.count:,} more could not be read." if failures.count else ""
     facts = {"adapter": masp.adapter, "backbone": masp.backbone.name, "question": masp.task.question}
     data = ReportData(
         title="Predicted emotions",
-        summary=f"{shown}, predicted by {masp.adapter} on {masp.backbone.name}.",
+        summary=f"{shown}, predicted by {masp.adapter} on {masp.backbone.name}.{unread}",
         samples=tuple(sample_of(prediction, Path(prediction.image)) for prediction in kept),
-        failures=tuple((failure.image, failure.error) for failure in failures),
+        failures=tuple((failure.image, failure.error) for failure in failures.kept),
         provenance=Provenance(facts=(*facts.items(), *library_versions().items())),
     )
     write_report(file, data)

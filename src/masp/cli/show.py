@@ -10,6 +10,8 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
+from masp import launch
+
 if TYPE_CHECKING:
     from masp.evaluation.result import Chances, Evaluation
     from masp.explain import AspectReading
@@ -29,7 +31,9 @@ EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 def say(line: str) -> None:
-    """A line for the person at the terminal, on stderr."""
+    """A line for the person at the terminal, on stderr; of several processes, one says it."""
+    if not launch.speaks():
+        return
     Console(stderr=True, highlight=False, soft_wrap=True).print(Text(printable(line)))
 
 

@@ -97,19 +97,21 @@ def _settings(config: Path | None, changes: list[str], data: Path | None, backbo
 
 def _train(settings: "RunConfig", first: Path | None, second: Path | None, aspects: Path | None) -> None:
     """Stage 1 into the folder `first`, stage 2 with these aspects into `second`; None leaves a stage out."""
-    from masp.backbones.loading import load_backbone
+    from masp.backbones.loading import choose_device, load_backbone
     from masp.cli.show import say
     from masp.data.readers import open_dataset
     from masp.training import train_aspects, train_prompt
+    from masp.training.processes import launched
 
-    if second is not None and aspects is None:
-        say("training without aspects (V+S): predictions will come without reasons; --aspects DIR trains with them")
-    dataset = open_dataset(settings.data)
-    loaded = load_backbone(settings.backbone)
-    if first is not None:
-        _report("aspects", train_aspects(settings, dataset, loaded, first))
-    if second is not None:
-        _report("prompt", train_prompt(settings, dataset, loaded, aspects, second))
+    with launched(choose_device(settings.backbone.device)).guarded():
+        if second is not None and aspects is None:
+            say("training without aspects (V+S): predictions will come without reasons; --aspects DIR trains with them")
+        dataset = open_dataset(settings.data)
+        loaded = load_backbone(settings.backbone)
+        if first is not None:
+            _report("aspects", train_aspects(settings, dataset, loaded, first))
+        if second is not None:
+            _report("prompt", train_prompt(settings, dataset, loaded, aspects, second))
 
 
 def _report(stage: str, result: "TrainResult") -> None:

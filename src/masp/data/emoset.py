@@ -15,27 +15,33 @@ from masp.labels import LABEL_SETS
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test", "shifted")  # EmoSet has the first three; emoji scenes a shifted test as well
+UNDIVIDED = "all"  # the one list of a data set without splits, as `masp data annotate` writes it
+INFO = "info.json"
 
 
 def is_published(root: Path) -> bool:
     """Whether a folder holds the lists of the published layout."""
-    return any((root / f"{name}.json").is_file() for name in SPLITS)
+    if any((root / f"{name}.json").is_file() for name in SPLITS):
+        return True
+    return (root / f"{UNDIVIDED}.json").is_file() and (root / INFO).is_file()
 
 
 def read_emoset(root: Path, account: Quarantine) -> Reading:
     """Records of the published layout.
 
     A row is [label, id, picture, annotation] or [label, picture, annotation]; the label is a number in the order of
-    info.json, or a name. The annotation may be null, and a data set without the folder `annotation` has none.
+    info.json, or a name; null where nobody knows it. The annotation may be null, and a data set without the folder
+    `annotation` has none. One list `all.json` stands for a data set without splits.
 
     Raises:
         DataError: no list can be read, or too many rows cannot be used.
     """
-    labels = _labels(root / "info.json")
+    labels = _labels(root / INFO)
     has_notes = (root / "annotation").is_dir()
     missing: list[Path] = []
     splits: dict[str, list[Record]] = {}
-    for name in SPLITS:
+    divided = any((root / f"{name}.json").is_file() for name in SPLITS)
+    for name in SPLITS if divided else (UNDIVIDED,):
         file = root / f"{name}.json"
         if not file.is_file():
             continue
@@ -86,7 +92,7 @@ def _record(
     return Record(path, label, annotations, extra=extra)
 
 
-def _parts(row: _Row, labels: tuple[str, ...]) -> tuple[Path, str, str | None]:
+def _parts(row: _Row, labels: tuple[str, ...]) -> tuple[Path, str | None, str | None]:
     """Picture, label and name of the annotation file of a row."""
     cells = row.content
     if not isinstance(cells, list) or len(cells) not in (3, 4):
@@ -98,7 +104,9 @@ def _parts(row: _Row, labels: tuple[str, ...]) -> tuple[Path, str, str | None]:
     return inside(row.root, picture), _label(label, labels), note
 
 
-def _label(value: object, labels: tuple[str, ...]) -> str:
+def _label(value: object, labels: tuple[str, ...]) -> str | None:
+    if value is None:
+        return None
     if isinstance(value, str):
         name = label_of(value.strip())
         if name in labels:
@@ -119,6 +127,8 @@ def _labels(file: Path) -> tuple[str, ...]:
         log.warning("%s is missing; labels are numbered as in EmoSet: %s", file, ", ".join(known))
         return known
     content = read_json(file)
+    if isinstance(content, dict) and machine_made(content):
+        log.warning("the annotations in %s were made by a machine, not by people; see its info.json", file.parent)
     homes = [content.get("emotion"), content] if isinstance(content, dict) else []
     for home in homes:
         labels = _order(home)
@@ -126,6 +136,12 @@ def _labels(file: Path) -> tuple[str, ...]:
             return labels
     log.warning("%s names no labels; they are numbered as in EmoSet: %s", file, ", ".join(known))
     return known
+
+
+def machine_made(content: Mapping[str, object]) -> bool:
+    """Whether an info.json or an annotation says of itself that a machine answered."""
+    source = content.get("source")
+    return isinstance(source, Mapping) and source.get("machine") is True
 
 
 def _order(home: object) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from masp.data.quarantine import Quarantine
 from masp.data.reading import Reading, exists, label_of
 from masp.data.records import Record
 from masp.data.walk import is_picture, listing
-from masp.errors import DataError
+from masp.errors import DataError, counted
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class _Tree:
     def skipped(self) -> dict[str, int]:
         if self.ignored:
             kinds = ", ".join(f"{count} × {suffix}" for suffix, count in self.ignored.most_common(5))
-            log.warning("%d files are not named like pictures and were ignored: %s", self.ignored.total(), kinds)
+            log.warning("ignored, as not named like pictures: %s (%s)", counted(self.ignored.total(), "file"), kinds)
         return {f"files named {suffix}, which are not pictures": count for suffix, count in self.ignored.items()}
 
     def _pictures(self, folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from typing import Any
 from masp.data.folders import SPLITS
 from masp.data.images import suffix_of
 from masp.data.reading import label_of
-from masp.errors import DataError, UsageError, did_you_mean
+from masp.errors import DataError, UsageError, counted, did_you_mean
 from masp.storage import write_folder
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def _pictures(rows: Any, source: Source) -> Iterator[tuple[str, bytes]]:
         name = names[value] if names else str(value).strip()
         yield label_of(name), row[image]["bytes"] or Path(row[image]["path"]).read_bytes()
     if unlabelled:
-        log.warning("%d pictures have no label and were left out", unlabelled)
+        log.warning("left out, as without a label: %s", counted(unlabelled, "picture"))
 
 
 def _class_names(feature: Any) -> tuple[str, ...]:

@@ -91,16 +91,22 @@ def read_layout(root: Path, settings: DataConfig, account: Quarantine) -> Readin
     Raises:
         DataError: nothing fits, the layout is another one, or too much of it cannot be used.
     """
+    layout, home = recognised(root, settings) or (_BY_NAME["folder"], root)
+    return layout.read(home, settings, account)
+
+
+def recognised(root: Path, settings: DataConfig) -> tuple[Layout, Path] | None:
+    """The layout that a path looks like and the folder it begins in; None where it looks like nothing known."""
     if settings.layout != "auto":
-        return _BY_NAME[settings.layout].read(root, settings, account)
+        return _BY_NAME[settings.layout], root
     for layout in LAYOUTS:
         if layout.fits(root, settings):
-            return layout.read(root, settings, account)
+            return layout, root
     for inner in _only_folder(root):
         for layout in LAYOUTS:
             if layout.name in _PUBLISHED and layout.fits(inner, settings):
-                return layout.read(inner, settings, account)
-    return folders.read_folders(root, account)
+                return layout, inner
+    return None
 
 
 def _only_folder(root: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from masp.data.relabel import relabelled
 from masp.data.splits import by_content, divided_by_file, paper_like
 from masp.data.tables import is_table
 from masp.data.walk import images_from, unreadable
-from masp.errors import DataError, did_you_mean
+from masp.errors import DataError, counted, did_you_mean
 from masp.labels import validate_labels
 
 __all__ = ["images_from", "open_dataset"]
@@ -84,14 +84,14 @@ def settings_for(path: str | Path, layout: str = "auto") -> DataConfig:
 
 
 def usable_labels(reading: Reading, root: Path) -> tuple[str, ...]:
-    """The labels of a reading.
+    """The labels of a reading; a data set may be without any, for stage 1.
 
     Raises:
         DataError: there are no pictures, one class only, or labels that cannot be told apart.
     """
     if not any(reading.splits.values()):
         raise DataError(f"{root} holds no pictures", f"pictures in the layout {reading.layout}", "Check the path.")
-    found = {record.label for records in reading.splits.values() for record in records}
+    found = {record.label for records in reading.splits.values() for record in records} - {None}
     if len(found) == 1:
         raise DataError(
             f"{root} holds one class only ({found.pop()})",
@@ -123,7 +123,7 @@ def _splits(reading: Reading, name: str, settings: DataConfig) -> tuple[Mapping[
             log.warning("the published split is used; shares and seed need data.splits.kind=content")
         return {split: tuple(records) for split, records in reading.splits.items()}, "published"
     records: Sequence[Record] = [record for chosen in reading.splits.values() for record in chosen]
-    log.info("dividing %d pictures by their content", len(records))
+    log.info("dividing %s by their content", counted(len(records), "picture"))
     if wanted.kind == "paper-like":
         fractions = paper_like("emotion6" if reading.layout == "emotion6" else name)
         return by_content(records, fractions, wanted.seed), "paper-like"

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from masp.data.images import SUFFIXES
@@ -47,7 +47,11 @@ def is_picture(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def images_from(paths: Iterable[str | Path], stdin: Iterable[str] | None = None) -> Iterator[Path]:
+def images_from(
+    paths: Iterable[str | Path],
+    stdin: Iterable[str] | None = None,
+    lost: Callable[[str, DataError], object] | None = None,
+) -> Iterator[Path]:
     """Every picture that the arguments name, one by one.
 
     A file stands for itself, whatever its suffix. A folder stands for the pictures below it, folder by folder, sorted.
@@ -58,6 +62,8 @@ def images_from(paths: Iterable[str | Path], stdin: Iterable[str] | None = None)
     Args:
         paths: what the user typed.
         stdin: lines for "-"; the process's own standard input when left out.
+        lost: is told of a line of a list whose folder cannot be read or contains itself, and the next line follows;
+            without it such a line is an error.
 
     Raises:
         DataError: an argument names nothing, a folder or list cannot be read, or a folder contains itself.
@@ -65,9 +71,9 @@ def images_from(paths: Iterable[str | Path], stdin: Iterable[str] | None = None)
     for argument in paths:
         text = os.fspath(argument)
         if text == "-":
-            yield from _from_lines(sys.stdin if stdin is None else stdin)
+            yield from _from_lines(sys.stdin if stdin is None else stdin, lost)
         elif text.startswith("@"):
-            yield from _from_list(Path(text[1:]))
+            yield from _from_list(Path(text[1:]), lost)
         elif "://" in text:
             raise DataError(f"{text:.200} is a URL", "a file or a folder", "Download the picture and name the file.")
         else:
@@ -84,20 +90,26 @@ def _from_argument(path: Path) -> Iterator[Path]:
     yield from _expanded(path)
 
 
-def _from_list(file: Path) -> Iterator[Path]:
+def _from_list(file: Path, lost: Callable[[str, DataError], object] | None) -> Iterator[Path]:
     try:
         with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
-            yield from _from_lines(lines)
+            yield from _from_lines(lines, lost)
     except OSError as error:
         raise unreadable(file, error) from None
 
 
-def _from_lines(lines: Iterable[str]) -> Iterator[Path]:
+def _from_lines(lines: Iterable[str], lost: Callable[[str, DataError], object] | None) -> Iterator[Path]:
     try:
         for line in lines:
             name = line.rstrip("\r\n")
-            if name.strip():
+            if not name.strip():
+                continue
+            try:
                 yield from _expanded(Path(name))
+            except DataError as error:
+                if lost is None:
+                    raise
+                lost(name, error)
     except UnicodeDecodeError:
         raise DataError(
             "the list of pictures is not text", "one path per line, in UTF-8", "Save it as UTF-8."

@@ -3,19 +3,22 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
-from masp.data.loading import LoadedBatch, prefetch
+from masp.data.loading import LoadedBatch
 from masp.data.quarantine import Quarantine
 from masp.data.records import Dataset, Record
 from masp.errors import UsageError, shown
 from masp.evaluation.batches import Batching, labelled
 from masp.evaluation.journal import Asked, Journal
 from masp.evaluation.predictions import LOWEST, Answered
+from masp.evaluation.processes import shared_batches
 from masp.evaluation.result import LeftOut
 from masp.systems.base import Said, System
+from masp.training.processes import Processes, launched
 
 
 @dataclass(frozen=True)
@@ -57,16 +60,16 @@ def ask(
     if batching.batch_size < 1:
         raise UsageError(f"batch_size is {batching.batch_size}", "1 or more", "Correct batch_size.")
     asked: list[Asked] = []
-    with Journal(*keep) if keep else nullcontext() as journal:
+    processes = launched(system.backbone.device, system.backbone.sharded)
+    with processes.guarded(), ExitStack() as stack:
+        journal = stack.enter_context(Journal(*keep)) if keep and processes.main else None
         account = Quarantine(total=len(known))
-        for one in _before(journal, dataset, known, batching.batch_size):
+        before = processes.first(lambda: _before(journal, dataset, known, batching.batch_size))
+        for one in chain(before, _fresh(system, dataset, known, batching, len(before), processes)):
             account.accept(len(one.answers))
             for bad in one.left_out:
                 account.reject(dataset.root / bad.image, bad.reason)
-            _tell(batching, one)
-            asked.append(one)
-        for one in _fresh(system, dataset, known, batching, len(asked), account):
-            if journal is not None:
+            if journal is not None and len(asked) >= len(before):
                 journal.add(one)
             _tell(batching, one)
             asked.append(one)
@@ -92,20 +95,20 @@ def _before(journal: Journal | None, dataset: Dataset, known: Sequence[Record], 
 
 
 def _fresh(
-    system: System, dataset: Dataset, known: Sequence[Record], batching: Batching, done: int, account: Quarantine
+    system: System, dataset: Dataset, known: Sequence[Record], batching: Batching, done: int, processes: Processes
 ) -> Iterator[Asked]:
-    """The batches after the first `done` ones."""
+    """The batches after the first `done` ones; the seconds of one are its share of the time that all processes took."""
     rest = known[done * batching.batch_size :]
-    paths = [record.path for record in rest]
-    backbone, size = system.backbone, batching.batch_size
     started = time.perf_counter()
-    loaded = prefetch(paths, backbone.preprocess, size, batching.workers, batching.longest_side, quarantine=account)
-    for batch in loaded:
+
+    def answer(batch: LoadedBatch) -> Asked:
+        nonlocal started
         answers = _answers(system, dataset, [rest[index] for index in batch.indices], batch)
         bad = tuple(LeftOut(dataset.place(failed.path), failed.reason) for failed in batch.failures)
-        now = time.perf_counter()
-        yield Asked(answers, bad, now - started)
-        started = now
+        since, started = started, time.perf_counter()
+        return Asked(answers, bad, (started - since) / processes.count)
+
+    return shared_batches(system.backbone, [record.path for record in rest], batching, answer, processes)
 
 
 def _answers(system: System, dataset: Dataset, records: Sequence[Record], batch: LoadedBatch) -> tuple[Answered, ...]:

@@ -54,6 +54,6 @@ def backbone_facts(backbone: Backbone) -> dict[str, Any]:
         "revision": backbone.revision,
         "family": backbone.family,
         "fingerprint": backbone.fingerprint(),
-        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "dtype": backbone.number_format,
         "device": str(backbone.device),
     }

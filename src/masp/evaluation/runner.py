@@ -17,6 +17,7 @@ from masp.evaluation.result import Evaluation, Mode, read_result, write_result
 from masp.predictor import Masp
 from masp.systems.base import System
 from masp.systems.prompted import Prompted
+from masp.training.processes import launched
 
 __all__ = ["CALIBRATION", "Answered", "Evaluation", "Mode", "evaluate", "measured_before", "provenance", "result_of"]
 
@@ -37,6 +38,7 @@ def evaluate(
 ) -> Evaluation:
     """Measures a system on a split; with `out`, writes `predictions.jsonl` and `summary.json` into that folder.
 
+    Several processes, started by a launcher, share the images; each returns all figures, and the first one writes.
     With `out` what was said is on the disk after every batch. The same call after an interruption, of whatever kind,
     goes on there and writes the same predictions.
 
@@ -78,7 +80,9 @@ def evaluate(
         calibration,
     )
     if out is not None:
-        _write(out, found, calibration)
+        processes = launched(system.backbone.device, system.backbone.sharded)
+        with processes.guarded():
+            processes.first(lambda: _write(out, found, calibration))
     return found
 
 

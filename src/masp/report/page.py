@@ -23,10 +23,19 @@ def write_report(file: Path, data: ReportData) -> None:
     Raises:
         MaspError: the file cannot be written.
     """
-    page = render(data).encode("utf-8", "backslashreplace")
+    write_page(file, render(data))
+
+
+def write_page(file: Path, page: str) -> None:
+    """Writes a page that is rendered already, whole or not at all; folders on the way are made.
+
+    Raises:
+        MaspError: the file cannot be written.
+    """
+    content = page.encode("utf-8", "backslashreplace")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_file(file, page)
+        write_file(file, content)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise MaspError(f"the report {file} cannot be written ({reason})", "", "Name another file.") from error
@@ -34,18 +43,12 @@ def write_report(file: Path, data: ReportData) -> None:
 
 def render(data: ReportData) -> str:
     """The page as text."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("masp"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= FILTERS
     rows = data.ablation.rows if data.ablation else ()
-    return environment.get_template("report.html.j2").render(
+    return fill(
+        "report.html.j2",
         data=data,
-        version=__version__,
+        title=data.title,
+        summary=data.summary,
         headlines=study.headlines(data),
         chapters=study.chapters(data),
         best=max(rows, key=lambda row: row.accuracy.value, default=None),
@@ -58,6 +61,19 @@ def render(data: ReportData) -> str:
         curve_plots=[(curve, plots.loss_curve(curve).decode()) for curve in data.curves],
         views=(sample_view(index, sample) for index, sample in enumerate(data.samples, start=1)),
     )
+
+
+def fill(template: str, **values: object) -> str:
+    """A template of the package with these values; every text among them is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("masp"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= FILTERS
+    return environment.get_template(template).render(version=__version__, **values)
 
 
 def _plots(data: ReportData) -> dict[str, str]:

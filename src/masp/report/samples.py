@@ -4,15 +4,18 @@ import base64
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageStat
 
 from masp.data.images import open_image
 from masp.errors import ImageError
 from masp.plots import attention_veil, cell_lines
-from masp.predictor import Prediction
 from masp.report.words import decisive, share, verdict
 from masp.report_data import Sample, Sight
+
+if TYPE_CHECKING:
+    from masp.prediction import Prediction
 
 LONG_SIDE = 560
 """Longest side of an embedded picture, in pixels; larger ones are reduced."""
@@ -68,7 +71,7 @@ class SampleView:
     picture: PictureView
 
 
-def sample_of(prediction: Prediction, picture: Path | Image.Image, truth: str | None = None) -> Sample:
+def sample_of(prediction: "Prediction", picture: Path | Image.Image, truth: str | None = None) -> Sample:
     """What the page shows of one prediction."""
     readings = prediction.aspects.items()
     looks = prediction.prompt_attention
@@ -84,10 +87,10 @@ def sample_of(prediction: Prediction, picture: Path | Image.Image, truth: str | 
     )
 
 
-def sample_view(index: int, sample: Sample) -> SampleView:
-    """A sample as the page shows it; `index` makes its anchors unique."""
-    picture, first = _embedded(sample.picture), decisive(sample)
-    longest = max([abs(sight.effect or 0.0) for sight in sample.sights] + [0.5])
+def sample_view(index: int, sample: Sample, picture: PictureView | None = None) -> SampleView:
+    """A sample as the page shows it; `index` makes its anchors unique, `picture` is its own where it is embedded."""
+    picture, first = picture or embedded(sample.picture), decisive(sample)
+    reach = max([abs(sight.effect or 0.0) for sight in sample.sights] + [0.5])
     raw = sample.prompt_attention or {}
     total = sum(raw.values()) or 1.0
     return SampleView(
@@ -95,7 +98,7 @@ def sample_view(index: int, sample: Sample) -> SampleView:
         sample=sample,
         verdict=verdict(sample),
         ranked=sorted(sample.probabilities.items(), key=lambda item: -item[1]),
-        sights=[_sight_view(sight, sight is first, longest, picture) for sight in sample.sights],
+        sights=[_sight_view(sight, sight is first, reach, picture) for sight in sample.sights],
         looks=[Look(aspect, value, value / total) for aspect, value in raw.items()],
         picture=picture,
     )
@@ -116,15 +119,21 @@ def _sight_view(sight: Sight, decided: bool, longest: float, picture: PictureVie
     return SightView(sight, decided, reach, veil, lines, peak)
 
 
-def _embedded(source: Path | Image.Image) -> PictureView:
-    """The picture, reduced and embedded: without loss where it is small, as JPEG where it is a photograph's size."""
+def embedded(source: Path | Image.Image, longest: int = LONG_SIDE, lossless: int = LOSSLESS_SIDE) -> PictureView:
+    """The picture, reduced and embedded: without loss where it is small, as JPEG where it is a photograph's size.
+
+    Args:
+        source: the file, or the picture itself.
+        longest: side, in pixels, to which a larger picture is reduced.
+        lossless: a picture up to this side is embedded without loss.
+    """
     try:
-        image = source if isinstance(source, Image.Image) else open_image(source, LONG_SIDE)
+        image = source if isinstance(source, Image.Image) else open_image(source, longest)
     except ImageError:
         return PictureView()
     image = image.convert("RGB")
-    image.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.LANCZOS)
-    kind = "png" if max(image.size) <= LOSSLESS_SIDE else "jpeg"
+    image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    kind = "png" if max(image.size) <= lossless else "jpeg"
     buffer = io.BytesIO()
     image.save(buffer, kind, optimize=True, quality=88)
     dark = ImageStat.Stat(image.convert("L")).mean[0] < DARK

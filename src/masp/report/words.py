@@ -84,7 +84,29 @@ def grouped(number: int) -> str:
     return f"{number:,}".replace(",", "\u202f")
 
 
+def styled(value: float, style: str) -> str:
+    """A figure in the style of its column: "percent" of a share, "count" of whole things, or a plain "number"."""
+    if style == "percent":
+        return share(value)
+    if style == "count":
+        return grouped(round(value)) if float(value).is_integer() else f"{value:.1f}"
+    return f"{value:.3f}"
+
+
+def whole(value: float) -> str:
+    """A share in [0, 1] in whole per cent; one that is not quite 0 or 100 is not called so."""
+    if 0 < value < 0.005:
+        return "<1"
+    return ">99" if 0.995 <= value < 1 else f"{100 * value:.0f}"
+
+
+def chance(value: float) -> str:
+    """A p-value with three decimals; smaller ones are only bounded."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
 FILTERS: dict[str, Callable[..., str]] = {
-    function.__name__: function for function in (words, share, signed, points, width, duration, grouped)
+    function.__name__: function
+    for function in (words, share, signed, points, width, duration, grouped, styled, whole, chance)
 }
 """What the templates may call."""

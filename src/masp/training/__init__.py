@@ -2,8 +2,9 @@
 
 from masp.training.features import VisualMemory
 from masp.training.interrupts import Interrupted
+from masp.training.processes import launched
 from masp.training.runs import TrainResult
 from masp.training.stage1_aspects import train_aspects
 from masp.training.stage2_prompt import train_prompt
 
-__all__ = ["Interrupted", "TrainResult", "VisualMemory", "train_aspects", "train_prompt"]
+__all__ = ["Interrupted", "TrainResult", "VisualMemory", "launched", "train_aspects", "train_prompt"]

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from masp.errors import CheckpointError
-from masp.storage import digest, remove_folder, remove_leftovers, write_folder
+from masp.storage import digest, remove_folder, remove_leftovers, with_usual_rights, write_folder
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,8 @@ class CheckpointStore:
         target = self.folder / f"step-{checkpoint.step:08d}"
 
         def fill(folder: Path) -> None:
-            save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, folder / TENSORS)
+            tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
+            with_usual_rights(folder / TENSORS, lambda file: save_file(tensors, file))
             (folder / STATE).write_text(_json(checkpoint.state), encoding="utf-8")
             files = {
                 name: {"size": (folder / name).stat().st_size, "sha256": digest(folder / name)}

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from masp.adapters import library_versions
 from masp.backbones.base import Backbone
-from masp.data.loading import Loading, prefetch, prefetch_batches
+from masp.data.loading import LoadedBatch, Loading, prefetch_batches
 from masp.data.quarantine import Quarantine
-from masp.errors import DataError
+from masp.errors import DataError, MaspError
 from masp.storage import digest
 from masp.training.interrupts import StopRequest
+from masp.training.processes import ALONE, Processes
 from masp.training.progress import Bar
 from masp.training.shelf import Group, Shelf, key_of
 from masp.types import ImageLayout, VisualTokens
@@ -46,6 +47,16 @@ class Reading:
     strict: bool = False
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Images that were read together: which were good with their visual tokens, which were not and why."""
+
+    good: tuple[int, ...]
+    bad: tuple[tuple[int, str], ...]
+    tokens: tuple[VisualTokens, ...]
+    size: int
+
+
 class VisualMemory:
     """Visual tokens that several runs on one backbone share, by file and by the size it was shrunk to.
 
@@ -68,6 +79,7 @@ class VisualTokenStore:
         reading: how they are read, and how much is kept.
         memory: where they are kept; None for a place of its own.
         shelf: where they are kept beyond this run; what is in memory is then only a map of its files.
+        processes: that read the images together; afterwards each of them has all visual tokens.
     """
 
     def __init__(
@@ -77,11 +89,15 @@ class VisualTokenStore:
         reading: Reading,
         memory: VisualMemory | None = None,
         shelf: Shelf | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.backbone, self.paths, self.reading, self.shelf = backbone, paths, reading, shelf
+        self.processes = processes
         self.hashes: list[str] = []  # of the content of every file, where there is a shelf
         self.usable: list[bool] = [False] * len(paths)
         self.kept = reading.budget > 0
+        self._own: _Group | None = None  # what this process has just read
+        self._size = 0
         self._keys = [(path, reading.longest_side) for path in paths]
         self._kept = VisualMemory().tokens if memory is None else memory.tokens
 
@@ -103,51 +119,79 @@ class VisualTokenStore:
         if known is not None and not known.keys() <= {str(path) for path in self.paths}:
             known = None  # the data set lies elsewhere now
         account = Quarantine(self.reading.strict, total=len(self.paths))
-        preprocess, side = self.backbone.preprocess, self.reading.longest_side
         new = [number for number, key in enumerate(self._keys) if key not in self._kept]
         self.usable = [key in self._kept for key in self._keys]
         account.accept(len(self.paths) - len(new))
-        new = self._off_the_shelf(new, account)
-        size = sum(_bytes(self._kept[key]) for key in self._keys if key in self._kept)
+        groups = self._off_the_shelf(_in_groups(new), account)
+        reader = self._reader(self.processes.own(groups))
+
+        def read() -> _Group | None:
+            stop.check()
+            loaded = next(reader, None)
+            self._own = None if loaded is None else self._computed(loaded)
+            if self._own is None or self.shelf is None:
+                return self._own
+            return replace(self._own, tokens=())  # the others find them on the shelf
+
         with Bar("reading images", len(self.paths)) as bar:
-            for read in prefetch(
-                [self.paths[number] for number in new],
-                preprocess,
-                READ_TOGETHER,
-                self.reading.workers,
-                side,
-                False,
-                account,
-            ):
-                stop.check()
-                good = [new[index] for index in read.indices]
-                for number in good:
-                    self.usable[number] = True
-                if self.kept and good:
-                    size += self._keep(good, self.backbone.visual_tokens(read.pixels.to(self.backbone.device)))
-                    self._compare(size, account.used, account.read)
+            for start in range(0, len(groups), self.processes.count):
+                found = [group for group in self.processes.all(read) if group is not None]
+                self.processes.all(lambda found=found: self._take(found, account))
                 if self.kept and self.shelf is not None:
-                    bad = {new[failed.index]: failed.reason for failed in read.failures}
-                    self._put(self.shelf, sorted([*good, *bad]), bad)
+                    self.processes.all(lambda start=start: self._fetch(groups[start : start + self.processes.count]))
                 if known is not None and not self.kept:
                     return self._remember(known)
                 bar.show(account.read)
-        account.finish()
+        self.processes.all(account.finish)
         return account
 
-    def _off_the_shelf(self, new: list[int], account: Quarantine) -> list[int]:
-        """Take what earlier runs have computed; the numbers of the images that are left."""
-        if self.shelf is None or not self.kept:
-            return new
-        self.hashes = [content_hash(path) for path in self.paths]
-        left: list[int] = []
-        for start in range(0, len(new), READ_TOGETHER):
-            numbers = new[start : start + READ_TOGETHER]
-            group = self.shelf.load(self._key(numbers))
-            if group is None:
-                left += numbers
+    def _reader(self, groups: Sequence[Sequence[int]]) -> Iterator[LoadedBatch]:
+        """The images of these groups, read ahead."""
+        loading = Loading(self.backbone.preprocess, self.reading.longest_side, workers=self.reading.workers)
+        return prefetch_batches(self.paths, groups, loading)
+
+    def _computed(self, loaded: LoadedBatch) -> _Group:
+        """What is known of a group of images once it is read."""
+        bad = tuple((failed.index, failed.reason) for failed in loaded.failures)
+        tokens: list[VisualTokens] = []
+        if self.kept and loaded.indices:
+            tokens = _rows(self.backbone.visual_tokens(loaded.pixels.to(self.backbone.device)))
+        return _Group(loaded.indices, bad, tuple(tokens), sum(map(_bytes, tokens)))
+
+    def _take(self, groups: Sequence[_Group], account: Quarantine) -> None:
+        """Account for groups that were read, and keep their visual tokens, or give up keeping any."""
+        for group in groups:
+            account.accept(len(group.good))
+            for number, reason in group.bad:
+                account.reject(self.paths[number], reason)
+            for number in group.good:
+                self.usable[number] = True
+            if not self.kept:
                 continue
-            bad = {int(number): reason for number, reason in json.loads(group.notes["bad"]).items()}
+            self._size += group.size
+            self._kept.update(zip((self._keys[number] for number in group.good), group.tokens, strict=False))
+            if group.good:
+                self._compare(self._size, account.used, account.read)
+        if self.kept and self.shelf is not None and self._own is not None:
+            self._put(self.shelf, self._own)
+
+    def _off_the_shelf(self, groups: list[list[int]], account: Quarantine) -> list[list[int]]:
+        """Take what earlier runs have computed; the groups that are left."""
+        self._size = sum(_bytes(self._kept[key]) for key in self._keys if key in self._kept)
+        if self.shelf is None or not self.kept:
+            return groups
+        shelf = self.shelf
+        self.hashes = self.processes.first(lambda: [content_hash(path) for path in self.paths])
+        found = [shelf.load(self._key(numbers)) for numbers in groups]
+        everywhere = [
+            all(there) for there in zip(*self.processes.all(lambda: [g is not None for g in found]), strict=True)
+        ]
+        left: list[list[int]] = []
+        for numbers, group, there in zip(groups, found, everywhere, strict=True):
+            if group is None or not there:
+                left.append(numbers)
+                continue
+            bad = {int(place): reason for place, reason in json.loads(group.notes["bad"]).items()}
             for place, number in enumerate(numbers):
                 if place in bad:
                     account.reject(self.paths[number], bad[place])
@@ -155,22 +199,39 @@ class VisualTokenStore:
                     account.accept()
                     self.usable[number] = True
                     self._kept[self._keys[number]] = _unpacked(group, place)
+        self._size = sum(_bytes(self._kept[key]) for key in self._keys if key in self._kept)
         return left
 
-    def _put(self, shelf: Shelf, numbers: Sequence[int], bad: Mapping[int, str]) -> None:
-        """Move visual tokens that were just computed to the shelf."""
+    def _put(self, shelf: Shelf, group: _Group) -> None:
+        """Leave the visual tokens of a group on the shelf."""
+        numbers = sorted([*group.good, *(number for number, _ in group.bad)])
         tensors: dict[str, Tensor] = {}
-        notes = {"bad": json.dumps({numbers.index(number): reason for number, reason in bad.items()})}
-        for place, number in enumerate(numbers):
-            if number not in bad:
-                one = self._kept[self._keys[number]]
-                parts = {"tokens": one.tokens, "mask": one.mask, "grid": one.grid, "deep": one.deep}
-                tensors |= {f"{name}.{place}": part for name, part in parts.items() if part is not None}
-                notes[f"shapes.{place}"] = json.dumps(one.shapes)
-        group = shelf.save(self._key(numbers), Group(tensors, notes))
-        for place, number in enumerate(numbers):
-            if number not in bad:
-                self._kept[self._keys[number]] = _unpacked(group, place)
+        notes = {"bad": json.dumps({numbers.index(number): reason for number, reason in group.bad})}
+        for number, one in zip(group.good, group.tokens, strict=True):
+            place = numbers.index(number)
+            parts = {"tokens": one.tokens, "mask": one.mask, "grid": one.grid, "deep": one.deep}
+            tensors |= {f"{name}.{place}": part for name, part in parts.items() if part is not None}
+            notes[f"shapes.{place}"] = json.dumps(one.shapes)
+        shelf.save(self._key(numbers), Group(tensors, notes))
+
+    def _fetch(self, groups: Sequence[Sequence[int]]) -> None:
+        """Hold the visual tokens of these groups as maps of the shelf's files, no longer in memory.
+
+        Raises:
+            MaspError: this process does not see what another one has just left there.
+        """
+        assert self.shelf is not None
+        for numbers in groups:
+            group = self.shelf.load(self._key(numbers))
+            if group is None and self.processes.count > 1:
+                raise MaspError(
+                    f"process {self.processes.rank} does not find in {self.shelf.folder} what another one left there",
+                    "a store_dir that all processes see, with room for all of them",
+                    "Name another store_dir, or raise store_disk_gb.",
+                )
+            for place, number in enumerate(numbers):
+                if group is not None and self.usable[number]:
+                    self._kept[self._keys[number]] = _unpacked(group, place)
 
     def _key(self, numbers: Sequence[int]) -> str:
         """Name of a group of visual tokens: all that decides them, to the last bit."""
@@ -184,7 +245,7 @@ class VisualTokenStore:
             "backbone": backbone.fingerprint(),
             "transform": backbone.image_transform,
             "longest_side": self.reading.longest_side,
-            "dtype": str(backbone.dtype),
+            "dtype": backbone.number_format,
             "device": backbone.device.type,
             "threads": torch.get_num_threads(),
             "versions": library_versions(),
@@ -256,22 +317,6 @@ class VisualTokenStore:
         """Kept visual tokens of these images, on the backbone's device."""
         return VisualTokens.stack([self._kept[self._keys[number]] for number in images]).to(self.backbone.device)
 
-    def _keep(self, numbers: Sequence[int], visual: VisualTokens) -> int:
-        """Store what was computed for these images, and say how many bytes it takes."""
-        size = 0
-        for row, number in enumerate(numbers):
-            count = int(visual.mask[row].sum())
-            one = VisualTokens(
-                tokens=visual.tokens[row : row + 1, :count].to("cpu", copy=True),
-                mask=visual.mask[row : row + 1, :count].to("cpu", copy=True),
-                grid=None if visual.grid is None else visual.grid[row : row + 1].to("cpu", copy=True),
-                shapes=None if visual.shapes is None else visual.shapes[row : row + 1],
-                deep=None if visual.deep is None else visual.deep[row : row + 1, :count].to("cpu", copy=True),
-            )
-            self._kept[self._keys[number]] = one
-            size += _bytes(one)
-        return size
-
     def _compare(self, size: int, used: int, read: int) -> None:
         """Give up keeping as soon as it is clear that everything together will not fit."""
         expected = size / used * (used + len(self.paths) - read)
@@ -287,6 +332,28 @@ class VisualTokenStore:
         self.kept = False
         for key in self._keys:
             self._kept.pop(key, None)
+
+
+def _in_groups(numbers: Sequence[int]) -> list[list[int]]:
+    """The numbers, as many together as go through the vision tower at once."""
+    return [list(numbers[start : start + READ_TOGETHER]) for start in range(0, len(numbers), READ_TOGETHER)]
+
+
+def _rows(visual: VisualTokens) -> list[VisualTokens]:
+    """The visual tokens of each image of a batch, without padding, on the CPU."""
+    rows = []
+    for row in range(len(visual)):
+        count = int(visual.mask[row].sum())
+        rows.append(
+            VisualTokens(
+                tokens=visual.tokens[row : row + 1, :count].to("cpu", copy=True),
+                mask=visual.mask[row : row + 1, :count].to("cpu", copy=True),
+                grid=None if visual.grid is None else visual.grid[row : row + 1].to("cpu", copy=True),
+                shapes=None if visual.shapes is None else visual.shapes[row : row + 1],
+                deep=None if visual.deep is None else visual.deep[row : row + 1, :count].to("cpu", copy=True),
+            )
+        )
+    return rows
 
 
 def _unpacked(group: Group, place: int) -> VisualTokens:

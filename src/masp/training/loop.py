@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from masp.errors import CheckpointError, MaspError
 from masp.training.checkpoints import Checkpoint, CheckpointStore
 from masp.training.interrupts import Interrupted, StopRequest
+from masp.training.processes import ALONE, Processes
 from masp.training.progress import Bar, MetricsFile
 from masp.training.schedule import Schedule, rate_factor
 from masp.training.state import Position, pack, put, random_numbers, set_random_numbers, unpack
@@ -48,12 +50,23 @@ class LoopSettings:
 
 @dataclass(frozen=True)
 class Share:
-    """One step's examples for this process: their numbers, and what the stage loaded for them."""
+    """One step's examples for this process: their numbers, and what the stage loaded for them.
+
+    Attributes:
+        step: the step.
+        epoch: its epoch.
+        examples: numbers of the examples.
+        total: examples of all processes.
+        counts: whether the losses count; where all processes have to make the same calls, one that has nothing to do
+            does the work of another once more, for nothing.
+        loaded: what the stage loaded.
+    """
 
     step: int
     epoch: int
     examples: tuple[int, ...]
-    total: int  # examples of all processes
+    total: int
+    counts: bool = True
     loaded: Any = None
 
 
@@ -109,18 +122,27 @@ class Trainer:
         stage: what is trained.
         settings: how.
         store: where checkpoints lie.
-        accelerator: device, precision, processes and trackers.
+        accelerator: device, precision and trackers.
+        processes: that train together; each takes its share of every batch.
     """
 
-    def __init__(self, stage: Stage, settings: LoopSettings, store: CheckpointStore, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        settings: LoopSettings,
+        store: CheckpointStore,
+        accelerator: Accelerator,
+        processes: Processes = ALONE,
+    ) -> None:
         self.stage, self.settings, self.store, self.accelerator = stage, settings, store, accelerator
+        self.processes = processes
         self.parameters = stage.parameters()
         self.device = next(iter(self.parameters.values())).device
         self.weights = stage.weights()
         self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
-        self.stepper = accelerator.prepare(self.optimizer)
+        self.stepper = accelerator.prepare_optimizer(self.optimizer)  # not `prepare`, which wants a model under FSDP
         self.at = Position()
         self.best: dict[str, Tensor] = {}
         self.saved = -1  # the position of the last checkpoint
@@ -140,7 +162,10 @@ class Trainer:
             MaspError: the loss is no longer a number.
         """
         length = self._restore()
-        with MetricsFile(metrics, length) as self.metrics, self._bar() as self.bar:
+        with ExitStack() as stack:
+            if self.processes.main:
+                self.metrics = stack.enter_context(MetricsFile(metrics, length))
+            self.bar = stack.enter_context(self._bar())
             try:
                 self._run(stop)
             except Interrupted:
@@ -159,8 +184,9 @@ class Trainer:
         if self.at.stopped:
             return
         started = time.perf_counter()
-        for share in self.stage.load(self._shares()):
-            self._step(share)
+        shares = iter(self.stage.load(self._shares()))
+        while self.at.step < self.settings.steps:
+            self._step(shares)
             if self.at.step % self.settings.log_every == 0 or self.at.step == self.settings.steps:
                 self._log()
             self.at.seconds += time.perf_counter() - started
@@ -171,52 +197,54 @@ class Trainer:
 
     def _shares(self) -> Iterator[Share]:
         """The steps that are left, each with this process's part of its examples."""
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
         start, batches = self.at.step, iter(())
         for step in range(start, self.settings.steps):
             epoch, first = divmod(step, self.settings.steps_per_epoch)
             if step == start or first == 0:
                 batches = iter(self.settings.batches(epoch, first))
             examples = tuple(next(batches))
-            yield Share(step, epoch, examples[rank::world], len(examples))
+            own = tuple(self.processes.own(examples))
+            idle = self.processes.alike and not own
+            yield Share(step, epoch, examples[:1] if idle else own, len(examples), not idle)
 
-    def _step(self, share: Share) -> None:
+    def _step(self, shares: Iterator[Share]) -> None:
         """One step of the optimizer."""
         settings, at = self.settings, self.at
         rate = settings.learning_rate * rate_factor(at.step, settings.steps, settings.warmup, settings.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if share.examples:
-            losses = self.stage.losses(share)
-            if self.weights is not None:
-                losses = losses * self.weights[list(share.examples)].to(losses.device)
-            self.accelerator.backward(losses.sum() / share.total)
-            self.window = self.window + losses.detach().sum()
-        if self.accelerator.num_processes > 1:
-            self._add_gradients()
+        done = self.processes.all(lambda: self._backward(next(shares)))
+        if self.processes.count > 1:
+            self._add_gradients([touched for _, touched in done])
         if settings.clip is not None:
             self.accelerator.clip_grad_norm_(list(self.parameters.values()), settings.clip)
         self.stepper.step()
         self.stepper.zero_grad(set_to_none=True)
-        at.window_examples += share.total
-        at.examples += share.total
+        examples = done[0][0]
+        at.window_examples += examples
+        at.examples += examples
         at.step += 1
 
-    def _add_gradients(self) -> None:
-        """Sum the gradients of all processes; a tensor that none of them touched keeps having none."""
-        tensors = list(self.parameters.values())
-        touched = torch.tensor([float(tensor.grad is not None) for tensor in tensors], device=self.device)
-        for tensor, count in zip(tensors, self._sum(touched).tolist(), strict=True):
-            if count:
-                tensor.grad = self._sum(torch.zeros_like(tensor) if tensor.grad is None else tensor.grad)
+    def _backward(self, share: Share) -> tuple[int, list[bool]]:
+        """Gradients of this process's share.
 
-    def _sum(self, tensor: Tensor) -> Tensor:
-        """A tensor summed over the processes."""
-        if self.accelerator.num_processes == 1:
-            return tensor
-        total = self.accelerator.reduce(tensor, "sum")
-        assert isinstance(total, Tensor)
-        return total
+        Returns:
+            How many examples all shares of this step have, and which tensors got a gradient.
+        """
+        if share.examples:
+            losses = self.stage.losses(share)
+            if self.weights is not None:
+                losses = losses * self.weights[list(share.examples)].to(losses.device)
+            loss = losses.sum() * share.counts
+            self.accelerator.backward(loss / share.total)
+            self.window = self.window + loss.detach()
+        return share.total, [tensor.grad is not None for tensor in self.parameters.values()]
+
+    def _add_gradients(self, touched: Sequence[Sequence[bool]]) -> None:
+        """Sum the gradients of all processes; a tensor that none of them touched keeps having none."""
+        for tensor, one in zip(self.parameters.values(), zip(*touched, strict=True), strict=True):
+            if any(one):
+                tensor.grad = self.processes.add(torch.zeros_like(tensor) if tensor.grad is None else tensor.grad)
 
     def _visit(self, stop: StopRequest) -> None:
         """What is due at the present position: the question whether to go on, validation, checkpoint.
@@ -235,10 +263,9 @@ class Trainer:
 
     def _check(self, stop: StopRequest) -> None:
         """Stop where this process, or any other, was asked to: all of them leave after the same step."""
-        if self.accelerator.num_processes > 1:
-            asked = torch.tensor(float(stop.received is not None), device=self.device)
-            if self._sum(asked).item() and stop.received is None:
-                stop.received = "a signal to another process"
+        if self.processes.count > 1:
+            received = [name for name in self.processes.all(lambda: stop.received) if name is not None]
+            stop.received = received[0] if received else None
         stop.check()
 
     def _validate(self, stop: StopRequest) -> None:
@@ -275,8 +302,7 @@ class Trainer:
         Raises:
             MaspError: it is not a number.
         """
-        window = torch.as_tensor(self.window, dtype=torch.float32, device=self.device)
-        value = float(self._sum(window))
+        value = sum(self.processes.all(lambda: float(self.window)))
         if not math.isfinite(value):
             raise MaspError(
                 f"the loss became {value} before step {self.at.step}",
@@ -287,9 +313,8 @@ class Trainer:
 
     def _record(self, event: str, values: Mapping[str, float]) -> None:
         """One line for the metrics file, and the same for the trackers."""
-        if self.accelerator.is_main_process:
-            epoch = self.at.step / self.settings.steps_per_epoch
-            self.metrics.write(event, {"step": self.at.step, "epoch": round(epoch, 4), **values})
+        epoch = round(self.at.step / self.settings.steps_per_epoch, 4)
+        self.processes.first(lambda: self.metrics.write(event, {"step": self.at.step, "epoch": epoch, **values}))
         self.accelerator.log({f"{event}/{name}": value for name, value in values.items()}, step=self.at.step)
 
     def _save(self) -> None:
@@ -297,19 +322,22 @@ class Trainer:
         if self.saved == self.at.step:
             return
         self.at.window = self._window_sum()
-        if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
-            state = {
-                "identity": self.settings.identity,
-                "position": asdict(self.at),
-                "epoch_and_batch": divmod(self.at.step, self.settings.steps_per_epoch),
-                "metrics_length": self.metrics.sync(),
-                "random": random_numbers(),
-                "scaler": None if scaler is None else scaler.state_dict(),
-                "threads": torch.get_num_threads(),
-            }
-            self.store.save(Checkpoint(self.at.step, pack(self.parameters, self.optimizer, self.best), state))
+        self.processes.first(self._write)
         self.saved = self.at.step
+
+    def _write(self) -> None:
+        scaler = self.accelerator.scaler
+        state = {
+            "identity": self.settings.identity,
+            "position": asdict(self.at),
+            "epoch_and_batch": divmod(self.at.step, self.settings.steps_per_epoch),
+            "metrics_length": self.metrics.sync(),
+            "random": random_numbers(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "threads": torch.get_num_threads(),
+            "processes": self.processes.count,
+        }
+        self.store.save(Checkpoint(self.at.step, pack(self.parameters, self.optimizer, self.best), state))
 
     def _restore(self) -> int:
         """Take up the last checkpoint.
@@ -320,7 +348,7 @@ class Trainer:
         Raises:
             CheckpointError: it belongs to another configuration.
         """
-        checkpoint = self.store.latest()
+        checkpoint = self.processes.first(self.store.latest)
         if checkpoint is None:
             return 0
         state = checkpoint.state
@@ -330,18 +358,18 @@ class Trainer:
                 "one of this run",
                 "Name another --out, or remove the folder checkpoints.",
             )
-        if state["threads"] != torch.get_num_threads():
-            log.warning(
-                "the run was started with %d threads and goes on with %d: its last bits may differ",
-                state["threads"],
-                torch.get_num_threads(),
-            )
+        for what, now in (("threads", torch.get_num_threads()), ("processes", self.processes.count)):
+            before = state.get(what, 1)
+            if before != now:
+                log.warning(
+                    "the run was started with %d %s and goes on with %d: its last bits may differ", before, what, now
+                )
         self.at = Position(**state["position"])
         self.best = unpack(checkpoint.tensors, self.parameters, self.optimizer)
         set_random_numbers(state["random"])
         if state["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.window = self.at.window if self.accelerator.is_main_process else 0.0
+        self.window = self.at.window if self.processes.main else 0.0
         self.saved = checkpoint.step
         log.info("going on from the checkpoint of step %d of %d", checkpoint.step, self.settings.steps)
         return state["metrics_length"]

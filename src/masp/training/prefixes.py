@@ -10,6 +10,8 @@ from masp.adapters import tensors_sha256
 from masp.errors import MaspError
 from masp.model import MaspModel, Use
 from masp.training.features import GIGA, VisualTokenStore
+from masp.training.interrupts import StopRequest
+from masp.training.progress import Bar
 from masp.training.shelf import Group, key_of
 from masp.types import ImageLayout, Prefix
 
@@ -52,6 +54,38 @@ class PrefixStore:
         inside = first.images[0].count * len(numbers) if self.model.backbone.asks else sum(self.features.counts())
         return (inside + around * len(numbers)) * column * (len(self._questions) if self._apart else 1)
 
+    def build(self, stop: StopRequest) -> None:
+        """Where several processes train, and what is kept can be shared between them, compute it together beforehand.
+
+        Without a shelf each process keeps, and first computes, what it meets: there is no place for it all twice. (But
+        where each holds a part of the language model's weights, none may compute anything alone.)
+
+        Args:
+            stop: asked between groups.
+
+        Raises:
+            Interrupted: a signal arrived.
+            MaspError: there is no room for them.
+        """
+        processes = self.features.processes
+        if processes.count == 1 or (self.features.shelf is None and not processes.alike):
+            return
+        questions = self._questions if self._apart else self._questions[:1]
+        starts = [start for start in range(0, len(self.features.usable), GROUP) if self._usable(start)]
+        parts = [(self._usable(start)[0], question) for question in questions for start in starts]
+
+        def work(part: tuple[int, str]) -> None:
+            stop.check()
+            self._row(*part)
+
+        with Bar("reading prefixes", len(parts)) as bar:
+            for done, _ in enumerate(processes.share(parts, work), 1):
+                bar.show(done)
+
+    def _usable(self, start: int) -> list[int]:
+        """The usable images of the group that begins there."""
+        return [number for number, good in enumerate(self.features.usable[start : start + GROUP], start) if good]
+
     def seen(self, images: Sequence[int], questions: Sequence[str]) -> Prefix:
         """The prefixes of a batch, on the backbone's device."""
         rows = [self._row(image, question) for image, question in zip(images, questions, strict=True)]
@@ -60,10 +94,7 @@ class PrefixStore:
     def _row(self, image: int, question: str) -> Prefix:
         asked = question if self._apart else ""
         if (image, asked) not in self._rows:
-            start = image - image % GROUP
-            group = [
-                number for number, usable in enumerate(self.features.usable[start : start + GROUP], start) if usable
-            ]
+            group = self._usable(image - image % GROUP)
             rows = self._computed(group, question) if self.features.shelf is None else self._shelved(group, question)
             self._rows.update(((number, asked), row) for number, row in zip(group, rows, strict=True))
         return self._rows[image, asked]

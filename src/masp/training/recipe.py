@@ -5,7 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,10 +14,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
+from masp import launch
 from masp.adapters import AdapterInfo, BackboneRecord, DataRecord, TrainingRecord, save_adapter
 from masp.backbones.base import Backbone
 from masp.config import MethodConfig, PromptInit, RunConfig
 from masp.data.images import image_area
+from masp.data.quarantine import Quarantine
 from masp.data.records import Dataset, Record
 from masp.data.splits import write_split
 from masp.errors import ConfigError
@@ -32,6 +34,7 @@ from masp.training.features import GIGA, Reading, VisualMemory, VisualTokenStore
 from masp.training.interrupts import StopRequest
 from masp.training.loop import LoopSettings, Stage, Trainer
 from masp.training.prefixes import PrefixStore, choose
+from masp.training.processes import ALONE, Processes, launched
 from masp.training.runs import RunFolder, TrainResult
 from masp.training.shelf import Shelf
 
@@ -74,8 +77,9 @@ class Run:
     backbone: Backbone
     folder: RunFolder
     stop: StopRequest
-    writes: bool  # whether this process is the one that writes files
     memory: VisualMemory | None = None
+    processes: Processes = ALONE
+    before: str | None = None  # what an earlier start of this run kept between epochs
 
     @property
     def method(self) -> MethodConfig:
@@ -95,17 +99,13 @@ class Run:
         """
         records = [(name, record) for name, chosen in splits.items() for record in chosen]
         shelf = None
-        if self.settings.store_dir is not None and (self.folder.kept() or self.settings.store) != "none":
+        if self.settings.store_dir is not None and (self.before or self.settings.store) != "none":
             shelf = Shelf(self.settings.store_dir, int(self.settings.store_disk_gb * GIGA))
         paths = [record.path for _, record in records]
-        store = VisualTokenStore(self.backbone, paths, self._reading(shelf), self.memory, shelf)
-        account = store.fill(self.stop, read_account(self.folder.quarantine))
+        store = VisualTokenStore(self.backbone, paths, self._reading(shelf), self.memory, shelf, self.processes)
+        account = store.fill(self.stop, self.processes.first(lambda: read_account(self.folder.quarantine)))
         log.info("images: %s", account.summary())
-        if self.writes:
-            try:
-                write_file(self.folder.quarantine, account_lines(account))
-            except OSError as error:
-                raise unwritable(error, self.folder.quarantine) from error
+        self.processes.first(lambda: self._write(account))
         numbers: dict[str, list[tuple[int, Record]]] = {name: [] for name in splits}
         for number, (name, record) in enumerate(records):
             if store.usable[number]:
@@ -114,17 +114,23 @@ class Run:
             log.warning("there is no validation split: the last state is kept, and nothing is measured")
         return store, numbers
 
+    def _write(self, account: Quarantine) -> None:
+        try:
+            write_file(self.folder.quarantine, account_lines(account))
+        except OSError as error:
+            raise unwritable(error, self.folder.quarantine) from error
+
     def _reading(self, shelf: Shelf | None) -> Reading:
-        wanted, budget = self.folder.kept() or self.settings.store, self._budget(shelf)
+        wanted, budget = self.before or self.settings.store, self._budget(shelf)
         if wanted == "none":
             budget = 0
-        elif self.folder.kept() is not None:
+        elif self.before is not None:
             budget = sys.maxsize  # it fitted when the run began
         return Reading(self.config.data.longest_side, self.config.data.workers, budget, self.settings.strict)
 
     def _budget(self, shelf: Shelf | None) -> int:
-        """Bytes of memory, or of disk where there is a shelf, for what is kept."""
-        return int(self.settings.feature_memory_gb * GIGA) if shelf is None else shelf.room()
+        """Bytes of memory, or of disk where there is a shelf, for what is kept: the same in all processes."""
+        return int(self.settings.feature_memory_gb * GIGA) if shelf is None else self.processes.first(shelf.room)
 
     def kept(
         self,
@@ -146,15 +152,18 @@ class Run:
         Raises:
             MaspError: they are wanted and do not fit, or there is nothing to keep.
         """
-        prefixes, before, settings = None, self.folder.kept(), self.settings
+        prefixes, before, settings = None, self.before, self.settings
         if model is not None and any(store.usable):
             candidate = PrefixStore(model, store, use or Use(), questions)
             steps = settings.epochs * -(-images // settings.batch_size)
             again = min(steps, settings.max_steps or steps) * settings.batch_size > images
             budget = sys.maxsize if before else self._budget(store.shelf) + (store.bytes() if store.shelf else 0)
             prefixes = candidate if choose(candidate, before or settings.store, budget, again) else None
-        if before is None and self.writes:
-            self.folder.keep("prefix" if prefixes else "features" if store.kept else "none")
+        if before is None:
+            kept = "prefix" if prefixes else "features" if store.kept else "none"
+            self.processes.first(lambda: self.folder.keep(kept))
+        if prefixes is not None:
+            prefixes.build(self.stop)
         return prefixes
 
     def lengths(self, store: VisualTokenStore, numbers: Sequence[int]) -> list[int] | None:
@@ -192,48 +201,48 @@ def run_stage(
     memory: VisualMemory | None = None,
 ) -> TrainResult:
     """One run from an opened data set to a finished adapter; `extra` joins what has to be equal to go on with it."""
-    folder = RunFolder(out)
-    identity = identity_of(config, settings, stage, dataset, backbone) | dict(extra or {})
-    accelerator = make_accelerator(settings, backbone, out, stage)
-    main = accelerator.is_main_process
-    with StopRequest() as stop, opened(folder, accelerator, identity, config) as finished:
+    processes = launched(backbone.device, backbone.sharded)
+    with processes.guarded(), StopRequest() as stop, ExitStack() as stack:
+        folder = RunFolder(out)
+        identity = identity_of(config, settings, stage, dataset, backbone) | dict(extra or {})
+        accelerator = make_accelerator(settings, backbone, out, stage)
+        finished, before = processes.first(lambda: _opened(folder, stack, identity, config, dataset))
         if finished is not None:
             log.info("this run is finished already: %s", finished.adapter)
             return finished
-        if main:
-            write_split(folder.splits, dataset)
-        outcome = prepare(Run(config, settings, dataset, backbone, folder, stop, main, memory))
+        outcome = prepare(Run(config, settings, dataset, backbone, folder, stop, memory, processes, before))
         checkpoints = CheckpointStore(folder.checkpoints, settings.keep_checkpoints)
         loop = loop_settings(settings, outcome.order, hash_of(identity))
         with tracked(accelerator, f"masp-{stage}", identity):
-            fit = Trainer(outcome.stage, loop, checkpoints, accelerator).fit(folder.metrics, stop)
+            fit = Trainer(outcome.stage, loop, checkpoints, accelerator, processes).fit(folder.metrics, stop)
         pace = fit.examples / fit.seconds if fit.seconds else 0.0
         result = TrainResult(folder.adapter, fit.metrics, fit.steps, fit.seconds, pace)
-        if main:
-            metrics = {f"{stage}/{name}": value for name, value in fit.metrics.items()}
-            training = {stage: training_record(settings, backbone, fit.steps, outcome.prompt_start)}
-            before = outcome.info
-            now = {"metrics": {**before.metrics, **metrics}, "training": {**before.training, **training}}
-            info = before.model_copy(update=now)
+        record = training_record(settings, backbone, fit.steps, outcome.prompt_start)
+        info = _measured(outcome.info, stage, fit.metrics, record)
+
+        def save() -> None:
             save_adapter(folder.adapter, info, outcome.aspects, outcome.prompt, include_aspects)
             folder.finish(result)
+
+        processes.first(save)
         return result
 
 
-@contextmanager
-def opened(
-    folder: RunFolder, accelerator: Accelerator, identity: Mapping[str, Any], config: RunConfig
-) -> Iterator[TrainResult | None]:
-    """The folder of a run, opened by the one process that writes in it; the others wait until that is done."""
-    if accelerator.is_main_process:
-        with folder.opened(identity, config.model_dump(mode="json")) as finished:
-            accelerator.wait_for_everyone()
-            yield finished
-            accelerator.wait_for_everyone()
-    else:
-        accelerator.wait_for_everyone()
-        yield folder.result()
-        accelerator.wait_for_everyone()
+def _opened(
+    folder: RunFolder, stack: ExitStack, identity: Mapping[str, Any], config: RunConfig, dataset: Dataset
+) -> tuple[TrainResult | None, str | None]:
+    """Hold the folder of a run until `stack` is left; its result, if it has finished, and what it kept before."""
+    finished = stack.enter_context(folder.opened(identity, config.model_dump(mode="json")))
+    if finished is None:
+        write_split(folder.splits, dataset)
+    return finished, folder.kept()
+
+
+def _measured(before: AdapterInfo, stage: str, metrics: Mapping[str, float], record: TrainingRecord) -> AdapterInfo:
+    """The description of an adapter with what a stage measured and how it was trained."""
+    named = {f"{stage}/{name}": value for name, value in metrics.items()}
+    now = {"metrics": {**before.metrics, **named}, "training": {**before.training, stage: record}}
+    return before.model_copy(update=now)
 
 
 @contextmanager
@@ -260,12 +269,13 @@ def identity_of(
     table = {
         "stage": stage,
         "backbone": backbone.fingerprint(),
-        "backbone.dtype": str(backbone.dtype).removeprefix("torch."),
+        "backbone.dtype": backbone.number_format,
         "data": dataset.fingerprint(),
         "questions": load_questions(config.questions).fingerprint(),
         **_flat("method", resolved),
         **_flat("data", config.data),
         **_flat(stage, settings),
+        "data.splits.file": None,  # a place; what it divides is in the fingerprint of the data
     }
     return json.loads(json.dumps(table))
 
@@ -296,7 +306,7 @@ def training_record(settings: TrainConfig, backbone: Backbone, steps: int, start
         steps=steps,
         batch_size=settings.batch_size,
         class_weights=settings.class_weights,
-        dtype=str(backbone.dtype).removeprefix("torch."),
+        dtype=backbone.number_format,
         prompt_start=start,
     )
 
@@ -339,9 +349,10 @@ def make_accelerator(settings: TrainConfig, backbone: Backbone, out: Path, stage
             f"Install it: pip install {missing[0].replace('_', '-')}",
         )
     scaled = backbone.dtype == torch.float16 and backbone.device.type == "cuda"
-    return Accelerator(
-        cpu=backbone.device.type == "cpu",
-        mixed_precision="fp16" if scaled else "no",
-        log_with=list(settings.trackers) or None,
-        project_dir=out,
-    )
+    with launch.without_fsdp():  # the backbone is divided already, and accelerate's own way needs a GPU
+        return Accelerator(
+            cpu=backbone.device.type == "cpu",
+            mixed_precision="fp16" if scaled else "no",
+            log_with=list(settings.trackers) or None,
+            project_dir=out,
+        )

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from masp.errors import MaspError
-from masp.storage import TEMPORARY, discard, flush
+from masp.storage import TEMPORARY, discard, flush, with_usual_rights
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,8 @@ class Shelf:
         label = json.dumps({"key": key, "checksums": sums, "notes": dict(group.notes)}, sort_keys=True)
         aside = self.folder / f"{TEMPORARY}{os.getpid()}-{key}"
         try:
-            save_file(tensors, aside, {"masp": label})  # one entry: the order of several is not fixed
+            # one entry: the order of several is not fixed
+            with_usual_rights(aside, lambda file: save_file(tensors, file, {"masp": label}))
             flush(aside)
             aside.replace(self._path(key))
             flush(self.folder)

@@ -136,18 +136,19 @@ class AspectStage:
 
         The answers are generated from the aspect tokens alone. In `score`, objects count with their F1.
         """
-        pairs: list[tuple[str, str, str]] = []
-        for start in range(0, len(self.validation), TOGETHER):
+
+        def ask(group: Sequence[tuple[int, Record]]) -> list[tuple[str, str, str]]:
             stop.check()
-            group = self.validation[start : start + TOGETHER]
             said = describe_aspects(self.model, self.store.visual([image for image, _ in group]), self.questions)
-            for answers, (_, record) in zip(said, group, strict=True):
-                pairs += [
-                    (name, answers[name], record.annotations[name])
-                    for name in self.aspects
-                    if name in record.annotations
-                ]
-        return measured(pairs)
+            return [
+                (name, answers[name], record.annotations[name])
+                for answers, (_, record) in zip(said, group, strict=True)
+                for name in self.aspects
+                if name in record.annotations
+            ]
+
+        groups = [self.validation[start : start + TOGETHER] for start in range(0, len(self.validation), TOGETHER)]
+        return measured([pair for group in self.store.processes.share(groups, ask) for pair in group])
 
 
 def measured(pairs: Sequence[tuple[str, str, str]]) -> dict[str, float]:

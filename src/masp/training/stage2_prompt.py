@@ -139,18 +139,21 @@ class PromptStage:
 
     def validate(self, stop: StopRequest) -> dict[str, float]:
         """Accuracy by label scores, and the mean log-likelihood of the right label, which decides between equals."""
-        right, likelihood = 0, 0.0
         question, labels = self.asking.evaluation(), self.asking.labels
-        for start in range(0, len(self.validation), TOGETHER):
+
+        def measure(group: Sequence[tuple[int, str]]) -> tuple[int, float]:
             stop.check()
-            group = self.validation[start : start + TOGETHER]
             seen = self._seen([image for image, _ in group], [question] * len(group))
             assert seen is not None
             scores = score(self.model, seen, question, labels, self.use)
             truth = torch.tensor([labels.index(label) for _, label in group], device=scores.device)
-            right += int((scores.argmax(1) == truth).sum())
-            likelihood += float(scores.gather(1, truth[:, None]).double().sum())
+            right = int((scores.argmax(1) == truth).sum())
+            return right, float(scores.gather(1, truth[:, None]).double().sum())
+
         count = len(self.validation)
+        groups = [self.validation[start : start + TOGETHER] for start in range(0, count, TOGETHER)]
+        found = list(self.store.processes.share(groups, measure))
+        right, likelihood = sum(one for one, _ in found), sum(one for _, one in found)
         return {"accuracy": right / count, "log_likelihood": likelihood / count} if count else {}
 
 

@@ -23,6 +23,9 @@ from masp.labels import LABEL_SETS, spelled
 
 log = logging.getLogger(__name__)
 
+NO_LABEL = "(no label)"
+"""Where images without a label are counted."""
+
 _FIXED_LABELS = {"emotion6": LABEL_SETS["emotion6"]}  # layouts whose reader takes any folder for a label
 
 
@@ -73,7 +76,7 @@ class Checked:
     Attributes:
         path: as the user named it.
         layout: the layout that was recognised; None where none could be read.
-        labels: every label, in the order of the release.
+        labels: every label, in the order of the release; `NO_LABEL` last where images have none.
         counts: split → label → images.
         aspects: aspect → images with an answer; empty where there are no annotations.
         skipped: reason → rows or files that the release itself says not to use.
@@ -190,11 +193,13 @@ def _check_one(opened: Opened, depth: Depth, progress: Callable[[int], None] | N
     if depth.hasher is not None:
         cases |= near_copies(contents, depth.distance)
     aspects = Counter(aspect for _, record in opened.records for aspect in record.annotations)
+    unlabelled = [record for _, record in opened.records if record.label is None]
+    labels = (*reading.labels, NO_LABEL) if unlabelled else reading.labels
     result = Checked(
         path=opened.path,
         layout=reading.layout,
-        labels=reading.labels,
-        counts={name: _by_label(records, reading.labels) for name, records in reading.splits.items()},
+        labels=labels,
+        counts={name: _by_label(records, labels) for name, records in reading.splits.items()},
         aspects={aspect: aspects[aspect] for aspect in ASPECTS if aspects[aspect]},
         skipped=reading.skipped,
         formats=dict(formats.most_common()),
@@ -204,8 +209,12 @@ def _check_one(opened: Opened, depth: Depth, progress: Callable[[int], None] | N
 
 
 def _by_label(records: Sequence[Record], labels: Sequence[str]) -> dict[str, int]:
-    counts = Counter(record.label for record in records)
+    counts = Counter(_shown_label(record) for record in records)
     return {label: counts[label] for label in labels}
+
+
+def _shown_label(record: Record) -> str:
+    return NO_LABEL if record.label is None else record.label
 
 
 def _listed(opened: Opened, reading: Reading, depth: Depth) -> Cases:
@@ -221,11 +230,12 @@ def _listed(opened: Opened, reading: Reading, depth: Depth) -> Cases:
     except DataError as error:
         cases["layout"] = [Case(str(error))]
     counts = Counter(record.label for _, record in opened.records)
-    cases["empty_class"] = [Case(label) for label in reading.labels if not counts[label]]
+    if set(counts) != {None}:
+        cases["empty_class"] = [Case(label) for label in reading.labels if not counts[label]]
     known = depth.labels or _FIXED_LABELS.get(reading.layout, ())
     for split, record in opened.records if known else ():
-        meant = spelled(record.label or "", known)
-        if meant != record.label:
+        meant = None if record.label is None else spelled(record.label, known)
+        if record.label is not None and meant != record.label:
             kind, words = ("label", "") if meant is None else ("spelling", f", which is {meant}")
             place = _place(opened, record.path)
             where = place if split == "all" else f"{place} ({split})"

@@ -1,0 +1,156 @@
+"""The page that compares systems: results in, one self-contained HTML page out."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from masp import plots
+from masp.errors import UsageError
+from masp.report.gather import Rows, Source, seed_of, trials
+from masp.report.mistakes import Asked
+from masp.report.page import fill
+from masp.report.study import Headline
+from masp.report.trial_view import TrialView, view
+from masp.report.words import grouped, points, share
+from masp.report_data import Ablation
+
+MOST_FACTS = 120
+"""Rows of what a result depended on; a file that says more is cut."""
+
+
+@dataclass(frozen=True)
+class AblationView:
+    """A table of rows, drawn."""
+
+    anchor: str
+    title: str
+    what: str
+    data: Ablation
+    drawing: str
+
+
+@dataclass(frozen=True)
+class SourceView:
+    """A file that the page was made from, and what it depended on."""
+
+    name: str
+    words: str
+    facts: tuple[tuple[str, str], ...]
+
+
+def comparison(sources: Sequence[Source], tables: Sequence[Rows], asked: Asked, title: str | None = None) -> str:
+    """The page as text.
+
+    Args:
+        sources: results of evaluations.
+        tables: tables of rows, such as Table 2.
+        asked: what is wanted of the page.
+        title: its head; None: made from the data sets.
+
+    Raises:
+        UsageError: nothing to show, or a name among `asked` that no system has.
+    """
+    if not sources and not tables:
+        raise UsageError("no result was named", "at least one", "Name what `masp evaluate --out DIR` wrote.")
+    found = trials(sources)
+    views = [view(number, trial, asked, len(found) > 1) for number, trial in enumerate(found, start=1)]
+    rows = [_rows(number, table) for number, table in enumerate(tables, start=1)]
+    names = ", ".join(dict.fromkeys(trial.dataset for trial in found))
+    return fill(
+        "comparison.html.j2",
+        title=title or (f"Emotions of pictures: {names}" if names else "What each part adds"),
+        summary=" ".join(one.what for one in views) if len(views) == 1 else _summary(views),
+        headlines=_headlines(views),
+        chapters=_chapters(views, rows),
+        trials=views,
+        ablations=rows,
+        sources=[_source(source) for source in sources] + [_table_source(table) for table in tables],
+    )
+
+
+def _summary(views: Sequence[TrialView]) -> str:
+    names = "; ".join(one.name for one in views)
+    return f"{len(views)} data sets or splits: {names}." if views else "One table of rows, without single results."
+
+
+def _headlines(views: Sequence[TrialView]) -> list[Headline]:
+    """The few numbers that a reader should take away: of one trial the best, the reference and their difference."""
+    found = []
+    for one in views[:4]:
+        top = max(one.rows, key=lambda row: row.figures["accuracy"].value if row.figures["accuracy"] else 0.0)
+        figure = top.figures["accuracy"]
+        assert figure is not None
+        where = f" on {one.name}" if len(views) > 1 else f", of {grouped(top.images)} images"
+        found.append(Headline(f"{share(figure.value)} %", f"right: {top.name}{where}"))
+        if len(views) > 1:
+            continue
+        pair = next((pair for pair in one.pairs if pair.name == top.name and pair.points), None)
+        if pair is not None and pair.points is not None:
+            low, high = points(pair.points.low), points(pair.points.high)
+            found.append(
+                Headline(points(pair.points.value), f"points against {one.reference}, 95 % interval {low} to {high}")
+            )
+        found.append(Headline(f"{share(one.majority)} %", "always the most frequent label"))
+    return found
+
+
+def _chapters(views: Sequence[TrialView], rows: Sequence[AblationView]) -> list[tuple[str, str]]:
+    """Anchors and names of the sections that are there; of several trials only where each begins."""
+    found: list[tuple[str, str]] = []
+    for one in views:
+        if len(views) > 1:
+            found.append((f"{one.anchor}-systems", one.name))
+            continue
+        every: Sequence[tuple[str, str, object]] = (
+            ("systems", "All systems", True),
+            ("aspects", "Aspects", one.gains),
+            ("calibration", "Confidence", True),
+            ("coverage", "Declining", one.coverage),
+            ("labels", "Label by label", True),
+            ("votes", "Votes of people", one.distributions),
+            ("mistakes", "Worst mistakes", True),
+        )
+        found += [(f"{one.anchor}-{anchor}", name) for anchor, name, present in every if present]
+    found += [(one.anchor, one.title) for one in rows]
+    return [*found, ("not", "What a label is not"), ("provenance", "How this was made")]
+
+
+def _rows(number: int, table: Rows) -> AblationView:
+    what = f"{grouped(table.data.pictures)} test images, the same for every row. Intervals hold 95 %."
+    drawing = plots.ablation_bars(table.data).decode()
+    return AblationView(f"rows{number}", "What each part adds", what, table.data, drawing)
+
+
+def _source(source: Source) -> SourceView:
+    found = source.found
+    seed = seed_of(found)
+    words = f"{found.system} on {found.dataset}, split {found.split}, {grouped(found.used)} images"
+    words += f", seed {seed}" if seed is not None else ""
+    return SourceView(_known_as(source.place), words, _facts(found.provenance))
+
+
+def _table_source(table: Rows) -> SourceView:
+    return SourceView(_known_as(table.place), f"a table of {len(table.data.rows)} rows", _facts(table.provenance))
+
+
+def _known_as(place: str) -> str:
+    """A place without what it says of this machine: the last two names of an absolute path."""
+    path = Path(place)
+    return "/".join(path.parts[-2:]) if path.is_absolute() and len(path.parts) > 3 else place
+
+
+def _facts(content: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
+    """Provenance as rows: the names of nested tables joined by blanks, lists in one line."""
+    found = list(_flat(content, ""))
+    more = len(found) - MOST_FACTS
+    return tuple(found[:MOST_FACTS]) + ((("…", f"{more} more facts in the file"),) if more > 0 else ())
+
+
+def _flat(content: object, name: str) -> Iterator[tuple[str, str]]:
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _flat(value, f"{name} {key}".strip())
+    elif isinstance(content, list | tuple):
+        yield name, ", ".join(str(one) for one in content) or "none"
+    elif content is not None:
+        yield name, str(content)

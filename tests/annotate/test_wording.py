@@ -1,0 +1,68 @@
+"""Generated answers become annotations, or are counted as none."""
+
+import pytest
+
+from masp.annotate.wording import CUT, EMPTY, NO_LEVEL, NOTHING, Understood, middle, understood
+from masp.aspects import LEVELS, level
+
+
+@pytest.mark.parametrize(
+    ("aspect", "answer", "expected"),
+    [
+        ("scene", "  A Beach_House.\nIt is sunny.", "beach house"),
+        ("scene", "ice skating rink/outdoor", "ice skating rink/outdoor"),
+        ("facial_expression", "Happy", "happy"),
+        ("facial_expression", "Neutral", "neutral"),
+        ("human_action", '"reading a book"', "reading a book"),
+        ("scene", "A notary's office", "notary's office"),  # begins like "not", and is none of these
+        ("scene", "Norwegian fjord", "norwegian fjord"),
+        ("scene", "Another planet", "another planet"),  # "an" is an article, "another" is not
+        ("object", "A dog, two cats and the ball.", ("dog", "two cats", "ball")),
+        ("object", "1. Tree\n2. Food & drink\n- tree", ("tree", "food & drink")),
+        ("object", "a sandal", ("sandal",)),  # "and" inside a word parts nothing
+        ("object", "cup, none", ("cup",)),
+        ("brightness", "Very High", 0.9),
+        ("brightness", "The image is very low in brightness.", 0.1),
+        ("colorfulness", "moderate", 0.5),
+        ("colorfulness", "It is low.", 0.3),
+    ],
+)
+def test_what_an_answer_says(aspect, answer, expected):
+    assert understood(aspect, answer, whole=True) == Understood(expected)
+
+
+@pytest.mark.parametrize(
+    ("aspect", "answer", "why"),
+    [
+        ("scene", "", EMPTY),
+        ("scene", " \n.", EMPTY),
+        ("object", "…", EMPTY),
+        ("scene", "Unknown", NOTHING),
+        ("scene", "N/A", NOTHING),
+        ("object", "None.", NOTHING),
+        ("object", "none, nothing", NOTHING),
+        ("facial_expression", "There is no person in this image.", NOTHING),
+        ("facial_expression", "No face visible", NOTHING),
+        ("facial_expression", "not applicable", NOTHING),
+        ("human_action", "I'm sorry, but I can’t help with that.", NOTHING),
+        ("human_action", "I’m unable to see a person", NOTHING),
+        ("human_action", "The image does not show a person.", NOTHING),
+        ("brightness", "bright", NO_LEVEL),
+        ("brightness", "low or high", NO_LEVEL),
+        ("colorfulness", "highly colorful", NO_LEVEL),
+    ],
+)
+def test_what_is_no_answer_and_why(aspect, answer, why):
+    assert understood(aspect, answer, whole=True) == Understood(None, why)
+
+
+def test_an_answer_that_was_cut_off_keeps_only_what_is_whole():
+    assert understood("scene", "a large kitchen with", whole=False) == Understood(None, CUT)
+    assert understood("object", "cat, dog, ele", whole=False) == Understood(("cat", "dog"))
+    assert understood("object", "elephan", whole=False) == Understood(None, CUT)
+    assert understood("brightness", "very high, because the", whole=False) == Understood(0.9)
+
+
+def test_a_level_is_written_as_the_middle_of_its_fifth_and_read_back_as_itself():
+    assert [middle(name) for name in LEVELS] == [0.1, 0.3, 0.5, 0.7, 0.9]
+    assert [level(middle(name)) for name in LEVELS] == list(LEVELS)

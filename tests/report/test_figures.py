@@ -1,0 +1,67 @@
+"""Figures over seeds and between systems, each against a number worked out by hand."""
+
+import pytest
+
+from masp.evaluation.metrics import Interval, compare
+from masp.evaluation.result import Bin, RiskCoverage
+from masp.report.figures import Figure, difference, mean_curve, over_seeds, pooled
+
+
+def test_seeds_become_mean_and_standard_deviation():
+    found = over_seeds([Interval(0.5, 0.4, 0.6), Interval(0.7, 0.6, 0.8), Interval(0.9, 0.8, 1.0)])
+    assert found.value == pytest.approx(0.7)
+    assert found.sd == pytest.approx(0.2)
+    assert found.low is None
+    assert over_seeds([Interval(0.5, 0.4, 0.6)]) == Figure(0.5, 0.4, 0.6)
+    assert over_seeds([0.5]) == Figure(0.5)
+
+
+def test_a_figure_that_one_seed_lacks_is_not_known():
+    assert over_seeds([0.5, None]) is None
+    assert over_seeds([]) is None
+
+
+def test_bins_of_all_seeds_are_weighted_by_their_images():
+    first = (Bin(0.0, 0, 0.0, 0.0), Bin(0.5, 1, 0.6, 1.0))
+    second = (Bin(0.0, 2, 0.25, 0.5), Bin(0.5, 3, 0.8, 1 / 3))
+    low, high = pooled([first, second])
+    assert (low.low, low.high, low.images, low.confidence, low.accuracy.value) == (0.0, 0.5, 2, 0.25, 0.5)
+    assert (high.low, high.high, high.images) == (0.5, 1.0, 4)
+    assert high.confidence == pytest.approx((0.6 + 3 * 0.8) / 4)
+    assert high.accuracy.value == pytest.approx(2 / 4)
+
+
+def test_the_mean_curve_lies_between_the_seeds():
+    share = Interval(0.25, 0.0, 1.0)
+    curve = mean_curve(
+        [RiskCoverage(share, (0.5, 1.0), (0.0, 0.5)), RiskCoverage(Interval(0.75, 0.0, 1.0), (0.5, 1.0), (0.5, 1.0))]
+    )
+    assert (curve.coverage, curve.risk, curve.area) == ((0.5, 1.0), (0.25, 0.75), 0.5)
+    assert curve.at(0.75) == pytest.approx(0.5)
+
+
+def test_a_long_curve_is_drawn_through_few_points():
+    steps = tuple((n + 1) / 5000 for n in range(5000))
+    curve = mean_curve([RiskCoverage(Interval(0.5, 0.5, 0.5), steps, steps)])
+    assert len(curve.coverage) <= 200
+    assert (curve.coverage[0], curve.coverage[-1]) == (1 / 5000, 1.0)
+
+
+def test_the_difference_is_the_mean_over_images():
+    found = difference([1.0, 0.0, 0.5, 0.0], [1.0, 1.0, 1.0, 0.0])
+    assert found.value == pytest.approx(1.5 / 4)
+    assert 0 <= found.low < found.value < found.high <= 1
+
+
+def test_of_single_systems_it_is_what_compare_says():
+    truth = ["a"] * 400
+    first, second = ["a"] * 200 + ["b"] * 200, ["a"] * 180 + ["b"] * 120 + ["a"] * 100
+    paired = compare(truth, first, second)
+    found = difference([float(x == "a") for x in first], [float(x == "a") for x in second])
+    assert found.value == pytest.approx(paired.difference)
+    assert (found.low, found.high) == pytest.approx((paired.low, paired.high), abs=0.006)
+
+
+def test_nothing_cannot_be_compared():
+    with pytest.raises(ValueError, match="without images"):
+        difference([], [])

@@ -1,0 +1,155 @@
+"""What decides a run's result: every setting is in a run's identity, or marked as free to change on resume."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+import small_training as small
+import tiny
+from masp.config import RunConfig, load_config
+from masp.data.records import Dataset
+from masp.settings import FREE, is_section
+from masp.training.recipe import hash_of, identity_of
+
+
+def leaves(section: type[BaseModel], before: str = "") -> Iterator[tuple[str, bool]]:
+    """Every setting with its dotted name, and whether it may change on resume."""
+    for name, field in section.model_fields.items():
+        if is_section(field.annotation):
+            yield from leaves(field.annotation, f"{before}{name}.")  # pyright: ignore[reportArgumentType]
+        else:
+            yield before + name, field.json_schema_extra == FREE
+
+
+LEAVES = dict(leaves(RunConfig))
+OTHER_VALUES = {
+    "method.variant": "released",
+    "method.queries": "7",
+    "method.prompt_length": "7",
+    "method.attention": "multihead",
+    "method.prompt_places": "both",
+    "method.positions": "sequential",
+    "method.supervised": "newline_answer",
+    "method.label_list": "python",
+    "method.label_order": "shuffled",
+    "backbone.id": "other",
+    "backbone.revision": "abc",
+    "backbone.dtype": "float32",
+    "backbone.device": "cpu",
+    "backbone.shard": "true",
+    "data.path": "elsewhere",
+    "data.layout": "folder",
+    "data.label_from": "majority",
+    "data.taxonomy": "polarity",
+    **{f"data.columns.{name}": "x" for name in ("path", "label", "split", "positive", "negative", "neutral")},
+    "data.longest_side": "77",
+    "data.workers": "5",
+    "data.splits.kind": "content",
+    "data.splits.seed": "7",
+    "prompt.init.kind": "vocabulary",
+    "prompt.bucketed": "false",
+}
+for _stage in ("aspects", "prompt"):
+    OTHER_VALUES |= {
+        f"{_stage}.learning_rate": "0.5",
+        f"{_stage}.epochs": "7",
+        f"{_stage}.max_steps": "7",
+        f"{_stage}.batch_size": "7",
+        f"{_stage}.warmup": "0.5",
+        f"{_stage}.schedule": "linear",
+        f"{_stage}.weight_decay": "0.5",
+        f"{_stage}.seed": "7",
+        f"{_stage}.patience": "7",
+        f"{_stage}.evaluate_every": "7",
+        f"{_stage}.checkpoint_every": "7",
+        f"{_stage}.keep_checkpoints": "7",
+        f"{_stage}.log_every": "7",
+        f"{_stage}.trackers": "[wandb]",
+        f"{_stage}.store": "features",
+        f"{_stage}.store_dir": "elsewhere",
+        f"{_stage}.store_disk_gb": "7",
+        f"{_stage}.feature_memory_gb": "7",
+        f"{_stage}.strict": "true",
+        f"{_stage}.aspects": "[scene]",
+    }
+TESTED_APART = {
+    "prompt.init.text",
+    "prompt.class_weights",
+    "aspects.class_weights",
+    "data.splits.train",
+    "data.splits.val",
+    "data.splits.test",
+    "data.splits.file",
+    "questions",
+}
+LOADED = {f"backbone.{name}" for name in ("id", "revision", "dtype", "device", "shard")}  # known by what was loaded
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Dataset:
+    return small.write_dataset(tmp_path_factory.mktemp("data"), train=3, val=2)
+
+
+def identity(dataset: Dataset, *changes: str, stage: str = "prompt") -> dict[str, Any]:
+    config = load_config(None, changes)
+    settings = config.aspects if stage == "aspects" else config.prompt
+    return identity_of(config, settings, stage, dataset, tiny.backbone())
+
+
+def test_every_setting_is_tried() -> None:
+    assert set(OTHER_VALUES) | TESTED_APART == set(LEAVES)
+
+
+@pytest.mark.parametrize("key", sorted(set(OTHER_VALUES) - LOADED))
+def test_the_identity_changes_with_what_must_match_for_a_resume(key: str, dataset: Dataset) -> None:
+    stage = "aspects" if key.startswith("aspects.") else "prompt"
+    before = identity(dataset, stage=stage)
+    after = identity(dataset, f"{key}={OTHER_VALUES[key]}", stage=stage)
+    assert (before == after) == LEAVES[key] == (hash_of(before) == hash_of(after))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["prompt.class_weights=balanced"],
+        ["prompt.init={kind: text, text: a}"],
+        ["data.splits={train: 0.7, val: 0.1, test: 0.2}"],
+    ],
+)
+def test_the_identity_changes_with_groups_that_go_together(changes: list[str], dataset: Dataset) -> None:
+    assert identity(dataset, *changes) != identity(dataset)
+
+
+def test_what_the_variant_says_counts_as_written_out(dataset: Dataset) -> None:
+    assert identity(dataset) == identity(dataset, "method.queries=1", "method.attention=single")
+    released = "method.variant=released"
+    assert identity(dataset, released) == identity(dataset, released, "method.queries=5")
+    assert len(hash_of(identity(dataset))) == 64
+
+
+def test_a_stages_identity_leaves_the_other_stage_out(dataset: Dataset) -> None:
+    other = "aspects.epochs=7"
+    assert identity(dataset) == identity(dataset, other)
+    assert identity(dataset, stage="aspects") != identity(dataset, other, stage="aspects")
+
+
+def test_a_division_counts_with_what_it_does_not_with_its_place(tmp_path: Path, dataset: Dataset) -> None:
+    """The file's path is no JSON value and means nothing elsewhere; the data set that it divides is in the identity."""
+    (tmp_path / "split.json").write_text("{}")
+    given = f"data.splits.file={tmp_path / 'split.json'}"
+    assert identity(dataset, given) == identity(dataset)
+    swapped = Dataset("noise", dataset.root, dataset.labels, {"train": dataset.split("val")}, "folder")
+    assert identity(swapped, given) != identity(dataset, given)
+
+
+def test_questions_count_with_their_content(tmp_path: Path, dataset: Dataset) -> None:
+    text = (Path(small.__file__).parents[1] / "src" / "masp" / "questions.json").read_text()
+    first, copy = tmp_path / "a.json", tmp_path / "b.json"
+    first.write_text(text)
+    copy.write_text(text)
+    assert identity(dataset, f"questions={first}") == identity(dataset, f"questions={copy}") == identity(dataset)
+    copy.write_text(text.replace("Name the place.", "Name this place."))
+    assert identity(dataset, f"questions={copy}") != identity(dataset)

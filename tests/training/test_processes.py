@@ -1,0 +1,386 @@
+"""Several processes: they learn and measure what one does, share the work, and end together, in words."""
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import several
+from masp import launch
+from masp.bars import Bar
+from masp.errors import Agreement, DataError, MaspError, UsageError
+from masp.training import processes as room
+from masp.training.processes import ALONE, Processes, launched, patience
+
+NEAR = 1e-5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return several.prepare(tmp_path_factory.mktemp("several"))
+
+
+@pytest.fixture(scope="module")
+def one(folder):
+    done = several.lab(1, folder, "one", "learn", "measure")
+    assert done.code == 0, done.err[-3000:]
+    return folder / "one"
+
+
+def weights(run):
+    return load_file(run / "adapter" / "weights.safetensors")
+
+
+def figures(folder):
+    """A measurement: the bytes of its predictions, and everything else but how long it took."""
+    summary = json.loads((folder / "summary.json").read_text())
+    del summary["provenance"]["seconds"], summary["provenance"]["finished"]
+    return (folder / "predictions.jsonl").read_bytes(), summary
+
+
+def distance(left, right):
+    """The largest difference of two adapters."""
+    first, second = weights(left), weights(right)
+    assert first.keys() == second.keys()
+    return max(float((first[name].float() - second[name].float()).abs().max()) for name in first)
+
+
+# --- one process, many threads: the protocol itself ------------------------------------------------------------------
+
+
+class Table:
+    """A meeting place of threads, in the place of a network."""
+
+    def __init__(self, count):
+        self.barrier, self.values = threading.Barrier(count, timeout=20), {}
+
+    def meet(self, rank, value):
+        self.values[rank] = value
+        self.barrier.wait()
+        told = copy.deepcopy([self.values[number] for number in range(len(self.values))])  # as a network hands it on
+        self.barrier.wait()
+        return told
+
+
+def together(monkeypatch, work, count=3, alike=False):
+    """What `work` gave or raised in each of several processes, which are threads here."""
+    table = Table(count)
+    found: list[Any] = [None] * count
+    monkeypatch.setattr(Processes, "_meet", lambda self, value: table.meet(self.rank, value))
+
+    def one(rank):
+        try:
+            found[rank] = work(Processes(rank, count, alike))
+        except Exception as error:
+            found[rank] = error
+
+    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return found
+
+
+def test_parts_are_divided_and_come_back_in_order(monkeypatch):
+    done = []
+
+    def work(processes):
+        return list(processes.share(range(7), lambda part: (done.append((part, processes.rank)), part * part)[1]))
+
+    assert together(monkeypatch, work) == [[0, 1, 4, 9, 16, 25, 36]] * 3
+    assert sorted(done) == [(part, part % 3) for part in range(7)]
+
+
+def test_where_all_hold_a_part_of_the_weights_all_do_everything(monkeypatch):
+    done = []
+
+    def work(processes):
+        return list(processes.share(range(4), lambda part: done.append(part) or part))
+
+    assert together(monkeypatch, work, 2, alike=True) == [[0, 1, 2, 3]] * 2
+    assert sorted(done) == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_an_error_of_one_is_raised_by_all_and_told_by_one(monkeypatch):
+    def work(processes):
+        def fail():
+            if processes.rank == 1:
+                raise DataError("a picture is gone", "it there", "Put it back.")
+            return processes.rank
+
+        processes.all(fail)
+
+    found = together(monkeypatch, work)
+    assert [type(error) for error in found] == [DataError] * 3
+    assert {str(error) for error in found} == {"a picture is gone; expected it there. Put it back."}
+    assert [error.agreed.tells for error in found] == [True, False, False]
+
+
+def test_an_error_between_two_meetings_reaches_the_others_at_their_next_one(monkeypatch):
+    """Process 2 fails in deep water; the others are two meetings further inside and hear of it there."""
+
+    def work(processes):
+        with processes.guarded():
+            processes.all(lambda: None)
+            if processes.rank == 2:
+                raise ValueError("made up\nin two lines")
+            processes.first(lambda: "written")
+            return "nobody comes here"
+
+    found = together(monkeypatch, work)
+    assert {str(error) for error in found} == {"process 2 failed: ValueError: made up in two lines"}
+    assert [error.agreed.tells for error in found] == [True, False, False]
+
+
+def test_guards_inside_guards_meet_once(monkeypatch):
+    def work(processes):
+        with processes.guarded(), processes.guarded():
+            processes.all(lambda: 1 / processes.rank)
+
+    assert {str(error) for error in together(monkeypatch, work)} == {
+        "process 0 failed: ZeroDivisionError: division by zero"
+    }
+
+
+def test_only_the_first_process_writes(monkeypatch):
+    wrote = []
+    found = together(monkeypatch, lambda processes: processes.first(lambda: wrote.append(processes.rank) or "done"))
+    assert found == ["done"] * 3
+    assert wrote == [0]
+
+
+def test_a_single_process_passes_errors_through_untouched():
+    error = ValueError("as it is")
+
+    def fail():
+        raise error
+
+    with pytest.raises(ValueError, match="as it is") as raised:
+        list(ALONE.share([1], lambda _: fail()))
+    assert raised.value is error
+    assert launched(torch.device("cpu")) is ALONE
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-3", "nan", "inf"])
+def test_a_wrong_time_to_wait_is_refused(monkeypatch, text):
+    monkeypatch.setenv(room.PATIENCE, text)
+    with pytest.raises(UsageError, match=f"{room.PATIENCE} is {text}"):
+        patience()
+
+
+def test_what_the_launcher_says(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_USE_FSDP"):
+        monkeypatch.delenv(name, raising=False)
+    assert (launch.rank(), launch.local_rank(), launch.count(), launch.fsdp()) == (0, None, 1, False)
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert (launch.rank(), launch.local_rank(), launch.count(), launch.fsdp()) == (5, 1, 8, True)
+    assert not launch.speaks()
+
+
+def test_only_the_first_process_draws_a_bar(monkeypatch):
+    from rich.console import Console
+
+    terminal = Console(force_terminal=True)
+    assert not Bar("x", 1, console=terminal)._progress.disable
+    monkeypatch.setenv("RANK", "1")
+    assert Bar("x", 1, console=terminal)._progress.disable
+
+
+def test_the_boundary_says_a_shared_error_once(capsys):
+    from masp.cli.boundary import guarded
+
+    left = []
+    for tells in (True, False):
+        error = MaspError("a disk is full")
+        error.agreed = Agreement(tells, lambda tells=tells: left.append(tells))
+
+        def fail(error=error):
+            raise error
+
+        assert guarded(fail, False) == 1
+    assert capsys.readouterr().err == "masp: error: a disk is full\n"
+    assert left == [True, False]
+
+
+# --- two real processes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_learn_and_measure_what_one_does(folder, one):
+    done = several.lab(2, folder, "two", "learn", "measure")
+    assert done.code == 0, done.err[-3000:]
+    runs = sorted(path.parent.name for path in one.glob("*/adapter"))
+    assert len(runs) == 12
+    for name in runs:
+        assert distance(one / name, folder / "two" / name) <= NEAR, name
+    start = one / "plain-none"
+    assert distance(start, one / "plain-prefix") > 0  # they are compared, not copied
+    moved = weights(one / "aspects")["aspects.scene.queries"] - weights(one / "aspects")["aspects.object.queries"]
+    assert moved.abs().max() > 100 * NEAR
+    for mode in ("score", "generate"):
+        assert figures(one / mode) == figures(folder / "two" / mode)
+        lines = (one / mode / "predictions.jsonl").read_text().splitlines()
+        assert len({json.loads(line)["image"] for line in lines}) == len(lines) == 12
+        assert json.loads((one / mode / "summary.json").read_text())["quarantined"][0]["image"].endswith("006.png")
+
+
+@pytest.mark.slow
+def test_a_shared_store_is_built_together(folder):
+    """26 images, each through the vision tower and into a prefix once in all; and the one that says how large it is."""
+    done = several.lab(2, folder, "counting", "count")
+    assert done.code == 0, done.err[-3000:]
+    counts = [report for report in done.reports if "vision" in report]
+    assert sorted(report["vision"] for report in counts) == [10, 16]
+    assert sorted(report["prefix"] for report in counts) == [11, 17]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("who", "kind"), [(1, "fail"), (0, "fail"), (1, "term"), (1, "kill"), (0, "hang")])
+def test_what_happens_to_one_ends_all_and_the_same_run_goes_on_alone(folder, one, who, kind):
+    """After three steps of nine; the run is then finished by one process, in another number than it began with."""
+    name = f"cut-{who}-{kind}"
+    began = time.monotonic()
+    done = several.lab(2, folder, name, f"{who}:{kind}", "resume", **{room.PATIENCE: "60" if kind == "hang" else "300"})
+    assert done.code != 0
+    assert time.monotonic() - began < several.LIMIT / 2
+    said = [line for line in done.err.splitlines() if line.startswith("masp: error")]
+    if kind == "fail":
+        assert said == [f"masp: error: process {who} failed: ValueError: made up in two lines"]
+    elif kind == "term":
+        assert len(said) == 1
+        assert "the run was interrupted by SIGTERM" in said[0]
+        assert "Give the same command again" in said[0]
+    else:
+        assert any("lost contact with the others" in line for line in said)
+    assert not (folder / name / "resumed" / "adapter").exists()
+    steps = [path.name for path in (folder / name / "resumed" / "checkpoints").iterdir()]
+    assert max(steps) == ("step-00000004" if kind == "term" else "step-00000003")
+    again = several.lab(1, folder, name, "resume")
+    assert again.code == 0, again.err[-3000:]
+    assert distance(folder / name / "resumed", one / "plain-prefix") <= NEAR
+    assert not list((folder / name).rglob(".masp*"))
+
+
+@pytest.mark.slow
+def test_a_run_of_one_goes_on_in_three(folder, one):
+    done = several.lab(1, folder, "grown", "0:fail", "resume")
+    assert done.code == 1
+    done = several.lab(3, folder, "grown", "resume")
+    assert done.code == 0, done.err[-3000:]
+    assert "started with 1 processes and goes on with 3" in done.err
+    assert distance(folder / "grown" / "resumed", one / "plain-prefix") <= NEAR
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["--multi_gpu", "--use_fsdp"])
+def test_a_divided_language_model_learns_what_a_whole_one_does(folder, kind):
+    """Batches of four of 21 examples: in the last one a process has nothing to do and still keeps step."""
+    if not (folder / "whole").exists():
+        assert several.lab(1, folder, "whole", "shard").code == 0
+    name = f"divided{kind}"
+    done = several.lab(2, folder, name, "shard", kind=kind)
+    assert done.code == 0, done.err[-3000:]
+    held = [report for report in done.reports if "held" in report]
+    assert sorted(report["rank"] for report in held) == [0, 1]
+    for report in held:
+        assert report["held"] == ["DTensor", "Parameter"]  # all layers but the last
+        assert report["part"] == pytest.approx(0.5, abs=0.02)
+    for run in ("aspects", "with-none", "with-prefix"):
+        assert distance(folder / "whole" / run, folder / name / run) <= NEAR, run
+    answers = [(folder / at / "generate" / "predictions.jsonl").read_text() for at in ("whole", name)]
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.slow
+def test_the_commands_say_everything_once(folder, tmp_path):
+    data, words = tmp_path / "data", ["-m", "masp"]
+    for number in range(14):
+        place = data / ("train" if number < 9 else "test") / ("joy", "fear")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.png").write_bytes((folder / "more" / f"{[0, 1, 2, 3][number % 4]:03}.png").read_bytes())
+    few = ["--data", data, "--backbone", folder / "checkpoint", "--out", tmp_path / "run", "backbone.dtype=float32"]
+    few += ["backbone.device=cpu", "prompt.batch_size=4", "method.prompt_length=2", "data.workers=1"]
+    trained = several.run(2, *words, "train", "prompt", *few)
+    assert trained.code == 0, trained.err[-3000:]
+    assert trained.out.splitlines() == [str(tmp_path / "run" / "adapter")]
+    assert trained.err.count("prompt: 9 steps in") == 1
+    measured = ["evaluate", "--adapter", tmp_path / "run", "--data", data, "--dtype", "float32", "--device", "cpu"]
+    tables = {}
+    for count in (1, 2):
+        done = several.run(count, *words, *measured, "--batch-size", "2", "--out", tmp_path / f"figures{count}")
+        assert done.code == 0, done.err[-3000:]
+        tables[count] = done.out
+    assert tables[1] == tables[2]
+    assert figures(tmp_path / "figures1") == figures(tmp_path / "figures2")
+    wrong = several.run(2, *words, "train", "prompt", *few, "prompt.epochs=7")
+    assert wrong.code != 0
+    assert wrong.err.count("belongs to a run with another configuration") == 1
+
+
+@pytest.mark.slow
+def test_the_launcher_itself_is_interrupted(folder, tmp_path):
+    """Ctrl-C for `accelerate launch`: it asks each process once, and each leaves with a checkpoint."""
+    code = several.ROOT / "tests" / "several_lab.py"
+    child = subprocess.Popen(
+        several.command(2, code, folder, "ctrl-c", "slow", "resume"),
+        env=several.environment(),
+        cwd=several.ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    checkpoints = folder / "ctrl-c" / "resumed" / "checkpoints"
+    until = time.monotonic() + several.LIMIT / 2
+    while not (checkpoints.is_dir() and list(checkpoints.glob("step-*"))) and time.monotonic() < until:
+        time.sleep(0.2)
+    os.kill(child.pid, signal.SIGINT)
+    _, err = child.communicate(timeout=several.LIMIT)
+    assert child.returncode != 0
+    assert "the run was interrupted by SIGINT" in err
+    assert not (folder / "ctrl-c" / "resumed" / "adapter").exists()
+
+
+def test_a_divided_model_needs_several_processes(tmp_path):
+    from masp.backbones.loading import load_backbone
+    from masp.config import BackboneConfig
+    from masp.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=r"only one process.*accelerate launch"):
+        load_backbone(BackboneConfig(id=str(several.prepare(tmp_path) / "checkpoint"), shard=True))
+
+
+def test_lost_contact_is_told_by_everybody_with_what_to_do(monkeypatch):
+    def broken(told, value):
+        raise RuntimeError("Connection closed by peer\n[127.0.0.1]:3")
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", broken)
+    with pytest.raises(MaspError, match=r"process 1 of 2 lost contact .*closed by peer \[127.*checkpoint") as raised:
+        Processes(1, 2).all(lambda: None)
+    assert raised.value.agreed.tells
+
+
+def test_a_folder_that_only_one_process_sees_is_refused(tmp_path):
+    import tiny
+    from masp.training.features import Reading, VisualTokenStore
+    from masp.training.shelf import Shelf
+
+    path: Path = tmp_path / "a.png"
+    tiny.picture(60, 60).save(path)
+    shelf = Shelf(tmp_path / "mine", 10**9)
+    store = VisualTokenStore(tiny.backbone(), [path], Reading(), None, shelf, Processes(1, 2))
+    store.hashes = ["x"]
+    with pytest.raises(MaspError, match=r"process 1 does not find in .*mine.*a store_dir that all processes see"):
+        store._fetch([[0]])
