@@ -123,7 +123,7 @@ class Choice:
     task: str | None
     backbone: str | None
     revision: str | None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"]
     device: str
 
 
