@@ -8,6 +8,9 @@ READY := $(VENV)/.ready
 DEMO_OUT ?= masp-demo
 BENCH_OUT ?= benchmarks/results/bench.json
 WHEEL_DIR := build/wheel
+# One process for each core, one thread in each: tiny models gain nothing from several.
+WORKERS ?= auto
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 TORCH := $(shell grep -i '^torch==' constraints.txt)
 PIP_FLAGS := --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -36,13 +39,13 @@ bench: $(READY) ## what training and prediction cost, against a plain baseline (
 	$(BIN)/masp bench --json $(BENCH_OUT)
 
 test: $(READY) ## the default tests (under five minutes)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-slow: $(READY) ## the tests of reliability that take longer: kill points, fuzzing
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 coverage: $(READY) ## the default tests, and at least 90 % of src/ run by them
-	$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS)
+	$(PYTEST) --cov --cov-report=term $(PYTEST_ARGS)
 
 lint: $(READY) ## formatting and lint rules
 	$(BIN)/ruff format --check .
