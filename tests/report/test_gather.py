@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from made_up_results import answers, result, written
 
+from made_up_results import answers, result, written
 from masp.errors import DataError
 from masp.report.gather import read_sources, trials
 

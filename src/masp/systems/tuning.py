@@ -268,7 +268,7 @@ class TunedBackbone:
         return [Said(max(self.labels, key=one.__getitem__), one) for one in found]
 
     def describe(self) -> Mapping[str, Any]:
-        """What the answers depend on, ready for JSON; once it has learned, with its seed and the hash of its tensors."""
+        """What the answers depend on, ready for JSON; once it has learned, with seed and hash of its tensors."""
         found = self._learned
         known = {} if found is None else {"tensors_sha256": tensors_sha256(self.layers.parameters())}
         settings = {name: value for name, value in asdict(self.settings).items() if name != "checkpoint_every"}
