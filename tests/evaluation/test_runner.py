@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -24,16 +23,12 @@ def masp(tmp_path_factory):
     return Masp.from_pretrained(write_adapter(tmp_path_factory.mktemp("a") / "adapter"), dtype="float32")
 
 
-def sized(dim):
-    return SimpleNamespace(dim=dim)
-
-
 def with_records(dataset, *more):
     return Dataset(dataset.name, dataset.root, dataset.labels, {"test": (*dataset.splits["test"], *more)}, "folder")
 
 
 def test_a_small_backbone_gets_more_images_at_a_time():
-    assert (usual_size(sized(256)), usual_size(sized(512)), usual_size(sized(3584))) == (64, 64, 16)
+    assert (usual_size(256), usual_size(512), usual_size(3584)) == (64, 64, 16)
 
 
 def test_scores_agree_with_predict(masp, tmp_path):

@@ -81,7 +81,7 @@ def baseline(
     system = make_system(name, loaded, chosen, own, seed)
     if entry_of(name).learns:
         _learn(system, dataset, settings, out / TRAINING, seed)
-    batching = Batching(batch_size or usual_size(loaded), settings.workers, settings.longest_side)
+    batching = Batching(batch_size or usual_size(loaded.dim), settings.workers, settings.longest_side)
     _measure(system, dataset, split, batching, calibrate, out)
 
 

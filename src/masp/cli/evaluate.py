@@ -170,7 +170,7 @@ def _measured(
         more = calibrate and mode is Mode.score and split != CALIBRATION
         images = len(dataset.split(split)) + (len(dataset.splits.get(CALIBRATION, ())) if more else 0)
         with Bar("images", images) as bar:
-            size = batch_size or usual_size(masp.backbone)
+            size = batch_size or usual_size(masp.backbone.dim)
             batching = Batching(size, longest_side=masp.task.longest_side, progress=counting(bar))
             found = measure(masp, dataset, split, mode.value, batching, out, more)
         if record:
