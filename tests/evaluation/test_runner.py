@@ -9,7 +9,7 @@ import tiny
 from masp.data.records import Dataset, Record
 from masp.errors import DataError, UsageError
 from masp.evaluation import runner
-from masp.evaluation.batches import Batching
+from masp.evaluation.batches import Batching, usual_size
 from masp.evaluation.result import read_result
 from masp.evaluation.runner import evaluate
 from masp.predictor import Masp
@@ -25,6 +25,10 @@ def masp(tmp_path_factory):
 
 def with_records(dataset, *more):
     return Dataset(dataset.name, dataset.root, dataset.labels, {"test": (*dataset.splits["test"], *more)}, "folder")
+
+
+def test_a_small_backbone_gets_more_images_at_a_time():
+    assert (usual_size(256), usual_size(512), usual_size(3584)) == (64, 64, 16)
 
 
 def test_scores_agree_with_predict(masp, tmp_path):

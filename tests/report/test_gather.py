@@ -36,6 +36,16 @@ def test_other_aspects_are_another_system(tmp_path):
     assert names(tmp_path, with_scene, without) == [("prompt (r0)", 1), ("prompt (r1)", 1)]
 
 
+def test_other_settings_are_another_system(tmp_path):
+    def lora(seed, rank, over=1):
+        tuned = {"settings": {"rank": over}}
+        return seeded(seed, "lora", system={"settings": {"rank": rank, "seed": seed}, "tuned": tuned})
+
+    assert names(tmp_path / "same", lora(0, 8), lora(1, 8)) == [("lora", 2)]
+    assert names(tmp_path / "own", lora(0, 8), lora(1, 4)) == [("lora (r0)", 1), ("lora (r1)", 1)]
+    assert names(tmp_path / "below", lora(0, 8), lora(1, 8, over=2)) == [("lora (r0)", 1), ("lora (r1)", 1)]
+
+
 def test_a_name_in_front_decides(tmp_path):
     assert names(tmp_path, seeded(None), seeded(None, "other"), given="ours=") == [("ours", 2)]
 

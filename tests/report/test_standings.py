@@ -91,6 +91,16 @@ def test_rows_of_figure_3_are_known_by_their_names():
     assert found == {("Each aspect alone", "scene"): pytest.approx(2 / 8)}
 
 
+def test_a_trained_prompt_is_not_taken_for_an_aspect():
+    """The rows of `masp reproduce` say the same of their method, whether a prompt takes part or not."""
+
+    def row(name, said, *aspects):
+        return result(name, said, provenance={"system": {"aspects": list(aspects), "method": {"prompt_length": 7}}})
+
+    found = gains(row("V", WEAK), row("V+S", STRONG), row("V+scene+S", STRONG, "scene"))
+    assert found == {("Each aspect alone", "scene"): pytest.approx(0)}
+
+
 def test_other_systems_say_nothing_about_aspects():
     assert not gains(result("probe", WEAK), result("zero-shot", STRONG))
 

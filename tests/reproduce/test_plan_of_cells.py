@@ -131,6 +131,9 @@ def test_the_plan_says_how_long_it_takes(tmp_path: Path) -> None:
     assert found.left(everything, 2) == pytest.approx(sum(found.seconds.values()) / 2)
     assert found.seconds["emoji-scenes/V+A+S-128/seed0"] > found.seconds["emoji-scenes/V+A+S-8/seed0"]
     assert estimate(replace(job, drawn=None), cells) is None, "nobody knows for other data"
+    small = estimate(job_of(Request("all", tmp_path, quick=True)), cells)
+    assert small is not None
+    assert 60 < small.left(everything, 1) < 300, "a quick run took 156 seconds of the processor"
 
 
 @pytest.mark.parametrize(

@@ -245,6 +245,18 @@ def test_a_finished_run_is_only_loaded(tmp_path):
     assert sum(value.numel() for value in load_file(file).values()) == first.describe()["trained"]
 
 
+def test_other_values_are_described_otherwise(tmp_path):
+    """So that an interrupted evaluation never takes up what other values said."""
+    system = LoraSystem(tiny.backbone(), LABELS, FEW)
+    assert system.describe()["seed"] is None
+    system.learn(lessons(tiny.backbone(), tmp_path))
+    told = system.describe()
+    assert told["seed"] == 3
+    with torch.no_grad():
+        next(iter(system._tuned.layers.parameters().values())).add_(1e-3)
+    assert system.describe()["tensors_sha256"] != told["tensors_sha256"]
+
+
 def test_a_folder_of_another_run_is_refused(tmp_path):
     backbone = tiny.backbone()
     given = lessons(backbone, tmp_path)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from masp.cli.options import Device, Dtype, DtypeOption, Revision
+from masp.cli.options import BatchSize, Device, Dtype, DtypeOption, Revision
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,7 +49,7 @@ def baseline(
     ] = None,
     split: Annotated[str, typer.Option(help="Which split of the data set is measured.")] = "test",
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything random.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time when it is measured.")] = 16,
+    batch_size: BatchSize = None,
     calibrate: Annotated[
         bool, typer.Option(help="Fit a temperature on the split val, and say what calibration is worth after it.")
     ] = True,
@@ -62,7 +62,7 @@ def baseline(
     from masp.backbones.loading import load_backbone
     from masp.cli.show import results
     from masp.errors import UsageError
-    from masp.evaluation.batches import Batching
+    from masp.evaluation.batches import Batching, usual_size
     from masp.systems.catalogue import entry_of, make_system
 
     if everything:
@@ -81,7 +81,7 @@ def baseline(
     system = make_system(name, loaded, chosen, own, seed)
     if entry_of(name).learns:
         _learn(system, dataset, settings, out / TRAINING, seed)
-    batching = Batching(batch_size, settings.workers, settings.longest_side)
+    batching = Batching(batch_size or usual_size(loaded.dim), settings.workers, settings.longest_side)
     _measure(system, dataset, split, batching, calibrate, out)
 
 

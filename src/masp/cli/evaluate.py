@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from masp import launch
-from masp.cli.options import Device, Dtype, DtypeOption, Revision
+from masp.cli.options import BatchSize, Device, Dtype, DtypeOption, Revision
 
 if TYPE_CHECKING:
     from masp.config import DataConfig
@@ -82,7 +82,7 @@ def evaluate(
     backbone: Annotated[
         str | None, typer.Option(metavar="ID", help="Default: the one the adapter was trained on.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
+    batch_size: BatchSize = None,
     record: Annotated[
         bool, typer.Option("--record", help="Write the accuracy into the adapter's description and model card.")
     ] = False,
@@ -132,7 +132,7 @@ def _measured(
     settings: "DataConfig",
     split: str,
     mode: Mode,
-    batch_size: int,
+    batch_size: int | None,
     calibrate: bool,
     out: Path | None,
     record: bool,
@@ -142,7 +142,7 @@ def _measured(
     from masp.backbones.loading import choose_device
     from masp.cli.show import counting
     from masp.errors import UsageError
-    from masp.evaluation.batches import Batching
+    from masp.evaluation.batches import Batching, usual_size
     from masp.evaluation.runner import CALIBRATION
     from masp.evaluation.runner import evaluate as measure
     from masp.predictor import Masp
@@ -170,7 +170,8 @@ def _measured(
         more = calibrate and mode is Mode.score and split != CALIBRATION
         images = len(dataset.split(split)) + (len(dataset.splits.get(CALIBRATION, ())) if more else 0)
         with Bar("images", images) as bar:
-            batching = Batching(batch_size, longest_side=masp.task.longest_side, progress=counting(bar))
+            size = batch_size or usual_size(masp.backbone.dim)
+            batching = Batching(size, longest_side=masp.task.longest_side, progress=counting(bar))
             found = measure(masp, dataset, split, mode.value, batching, out, more)
         if record:
             processes.first(lambda: _record(found, home, choice.task))

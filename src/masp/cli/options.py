@@ -1,4 +1,4 @@
-"""Options that several commands share: how the backbone is loaded."""
+"""Options that several commands share: how the backbone is loaded, and how many images it is given."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -25,4 +25,8 @@ DtypeOption = Annotated[
 ]
 Device = Annotated[
     str, typer.Option(metavar="NAME", help="*auto*, *cpu*, *cuda*, *cuda:1*, *mps* …; *spread*: over several.")
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Images measured at a time. Default: 16; 64 on a backbone as small as `embedded`."),
 ]

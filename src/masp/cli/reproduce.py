@@ -56,7 +56,7 @@ def reproduce(
     ] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="Settings as YAML.")] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A minute on drawn pictures; its figures mean nothing.")
+        bool, typer.Option("--quick", help="Some minutes on drawn pictures; its figures mean nothing.")
     ] = False,
 ) -> None:
     """Run what a table or figure of the paper needs, and write it with the paper's numbers beside it.

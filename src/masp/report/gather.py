@@ -148,8 +148,19 @@ def _settings(found: Evaluation) -> str:
         {key: adapter.get(key) for key in ("method", "aspects", "task")} if isinstance(adapter, Mapping) else None,
         backbone.get("fingerprint") if isinstance(backbone, Mapping) else None,
         found.provenance.get("question"),
+        _set(found.provenance.get("system")),
     ]
     return json.dumps(facts, sort_keys=True, default=str)
+
+
+def _set(system: object) -> object:
+    """The settings of a system, and of the one it stands on, without the seed that some have among them."""
+    if not isinstance(system, Mapping):
+        return None
+    settings = system.get("settings")
+    if isinstance(settings, Mapping):
+        settings = {key: value for key, value in settings.items() if key != "seed"}
+    return [settings, _set(system.get("tuned"))]
 
 
 def _short(place: str) -> str:

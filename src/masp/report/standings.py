@@ -256,15 +256,21 @@ def _data(found: Evaluation) -> Mapping[str, object]:
 
 
 def _aspects(system: System) -> tuple[frozenset[str], str] | None:
-    """The aspects that a system was given, and everything else that it was, as text; None where nobody knows."""
+    """The aspects that a system was given, and everything else that it was, as text; None where nobody knows.
+
+    A name such as "V+scene+S" comes first: it tells an untrained prompt from a trained one and from none.
+    """
     found = system.runs[0]
+    named = _from_name(found.system) or _from_name(system.name)
+    if named is not None:
+        return named
     for key in ("adapter", "system"):
         described = found.provenance.get(key)
         names = described.get("aspects") if isinstance(described, Mapping) else None
         if isinstance(described, Mapping) and isinstance(names, list | tuple):
             same = [found.mode, described.get("method"), described.get("settings"), found.provenance.get("question")]
             return frozenset(map(str, names)), json.dumps(same, sort_keys=True, default=str)
-    return _from_name(system.name)
+    return None
 
 
 def _from_name(name: str) -> tuple[frozenset[str], str] | None:

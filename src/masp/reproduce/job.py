@@ -23,7 +23,7 @@ SCENES = Plan(train=5000, val=200, test=1000, seed=0)
 """Pictures of the drawn data set: as many as three seeds of everything can learn from in an hour on two cores."""
 
 QUICK = Plan(train=160, val=16, test=48, seed=0)
-"""Pictures of the drawn data set with `--quick`: a minute, and figures that mean nothing."""
+"""Pictures of the drawn data set with `--quick`: some minutes, and figures that mean nothing."""
 
 QUICKLY = ("aspects.max_steps=4", "prompt.max_steps=4", "aspects.batch_size=32", "prompt.batch_size=16")
 

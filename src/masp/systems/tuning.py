@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from masp.adapters import tensors_sha256
 from masp.adapters.info import BackboneRecord
 from masp.answers import score
 from masp.backbones.base import Backbone
@@ -267,7 +268,9 @@ class TunedBackbone:
         return [Said(max(self.labels, key=one.__getitem__), one) for one in found]
 
     def describe(self) -> Mapping[str, Any]:
-        """What the answers depend on, ready for JSON."""
+        """What the answers depend on, ready for JSON; once it has learned, with seed and hash of its tensors."""
+        found = self._learned
+        known = {} if found is None else {"tensors_sha256": tensors_sha256(self.layers.parameters())}
         settings = {name: value for name, value in asdict(self.settings).items() if name != "checkpoint_every"}
         return {
             "system": self.name,
@@ -278,7 +281,9 @@ class TunedBackbone:
             "settings": json.loads(json.dumps(settings)),
             "labels": list(self.labels),
             "question": self.asked[0],
-            "learned": self._learned,
+            "seed": None if found is None else found["seed"],
+            "learned": found,
+            **known,
         }
 
 
