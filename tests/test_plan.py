@@ -53,6 +53,8 @@ def test_devices_price_and_the_slower_of_reading_and_computing():
     assert four.cost == pytest.approx(alone.seconds / 3600 * 7.0)
     slow = parts(JOB, replace(FAST, cores=2), reading=0.001)["stage 2"]
     assert (slow.bound, slow.seconds) == ("reading pictures", pytest.approx(60 / 0.002))
+    pairs = parts(JOB, replace(FAST, cores=2), reading=0.001)["stage 1"]
+    assert pairs.seconds == pytest.approx(2 * 20 / 0.002)  # twice each picture, not once for each of its pairs
     narrow = parts(replace(JOB, store="prefix"), replace(FAST, bandwidth=1e-9))["stage 2"]
     weights = (6000 + 700 + 1000) * 2
     assert narrow.bound == "memory bandwidth"
@@ -72,9 +74,13 @@ def test_auto_keeps_the_largest_that_fits():
 
 def test_the_7b_is_near_its_description():
     """design figures: labelling 7.3 TFLOP at N = 256; 8.29e9 parameters of 2 bytes."""
-    (found,) = estimate(QWEN2_VL_7B, Job(images=0, visual=256, label=1), Device(1.0, 1e9, 80.0, 1.0), 1e9)
+    job, device = Job(images=0, visual=256, label=1, batch=1), Device(1.0, 1e9, 80.0, 1.0)
+    (found,) = estimate(QWEN2_VL_7B, job, device, 1e9)
     assert found.seconds == pytest.approx(7.3, rel=0.15)
-    assert found.memory == pytest.approx(16, rel=0.1)
+    assert found.memory == pytest.approx(16.6, rel=0.01)  # both matrices of the vocabulary are in it
+    (packed,) = estimate(QWEN2_VL_7B, replace(job, packed=True), device, 1e9)
+    assert found.memory - packed.memory == pytest.approx(7.2e9 * (2 - 4.5 / 8) / 1e9, rel=0.01)
+    assert packed.seconds == found.seconds
     assert activation_bytes(QWEN2_VL_7B, 2) == pytest.approx(28 * (10 * 3584 + 4 * 18944) * 2, rel=0.01)
 
 
@@ -85,6 +91,7 @@ def test_the_7b_is_near_its_description():
         ({"images": 0}, "there are no images"),
         ({"visual": 0}, "visual tokens: 0"),
         ({"released": True, "store": "prefix"}, "no prefix can be kept"),
+        ({"disk": float("nan")}, "the disk has nan GB"),
     ],
 )
 def test_a_job_that_cannot_be_is_refused(change, words):
@@ -92,7 +99,9 @@ def test_a_job_that_cannot_be_is_refused(change, words):
         replace(JOB, **change)
 
 
-@pytest.mark.parametrize("change", [{"tflops": 0.0}, {"bandwidth": -1.0}, {"efficiency": 1.5}, {"number": 0}])
+@pytest.mark.parametrize(
+    "change", [{"tflops": 0.0}, {"bandwidth": -1.0}, {"efficiency": 1.5}, {"number": 0}, {"price": float("nan")}]
+)
 def test_a_device_that_cannot_be_is_refused(change):
     with pytest.raises(UsageError):
         replace(FAST, **change)
@@ -127,6 +136,23 @@ def test_sizes_are_read_from_a_configuration():
     layer = 256 * (256 + 2 * 128) + 512 + 256 * 256 + 3 * 256 * 512 + 2 * 256
     assert sizes.language == 4 * layer
     assert sizes_of("Qwen2-VL-7B") is QWEN2_VL_7B
+    assert sizes.tied
+
+
+def test_sizes_of_published_backbones_need_no_file(monkeypatch):
+    """The configuration is in this package; weights are never fetched, nor looked for."""
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("fetched"))
+    assert sizes_of("Qwen/Qwen2-VL-7B-Instruct") == QWEN2_VL_7B
+    behind = {
+        "HuggingFaceTB/SmolVLM-256M-Instruct": 4**2,  # pixel shuffle by 4
+        "OpenGVLab/InternVL3-1B-hf": 2**2,
+        "google/gemma-3-4b-it": (896 // 14) ** 2 // 256,
+        "llava-hf/llava-1.5-7b-hf": 1,
+    }
+    for name, patches in behind.items():
+        assert sizes_of(name).patches == patches, name
 
 
 def run(*arguments):
@@ -148,6 +174,27 @@ def test_the_command_prints_a_table_or_json(tmp_path):
     measured = json.loads(run("--label", "10", "--bench", str(tmp_path / "bench.json"), "--json").stdout)
     assert (measured["device"]["tflops"], measured["device"]["efficiency"]) == (0.5, 0.4)
     assert measured["job"]["itemsize"] == 4
+    packed = run("--label", "10", "--dtype", "nf4", *DEVICE)
+    assert packed.exit_code == 0, packed.output
+    assert "unpacking" in packed.output
+
+
+@pytest.mark.parametrize(
+    ("machine", "results"),
+    [
+        ({"gemm_tflops": "x", "bandwidth_gb_s": 20.0}, []),
+        ({}, []),
+        ({"gemm_tflops": 1.0, "bandwidth_gb_s": 20.0}, [1]),
+        ({"gemm_tflops": 1.0, "bandwidth_gb_s": 20.0}, [{"more": {"share_of_gemm_peak": "half"}}]),
+    ],
+)
+def test_a_file_that_is_no_benchmark_is_refused(tmp_path, capsys, machine, results):
+    from typer.main import get_command
+
+    (tmp_path / "bench.json").write_text(json.dumps({"machine": machine, "results": results}))
+    arguments = ["plan", "--label", "10", "--bench", str(tmp_path / "bench.json")]
+    assert guarded(lambda: get_command(app)(args=arguments, prog_name="masp"), False) == 2
+    assert "`masp bench --json` wrote" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -157,6 +204,9 @@ def test_the_command_prints_a_table_or_json(tmp_path):
         (*DEVICE,),
         ("--images", "10", "--store", "prefixes", *DEVICE),
         ("--images", "10", "--bench", "missing.json"),
+        ("--images", "10", "--efficiency", "0", *DEVICE),
+        ("--images", "10", "--peak", "0", "--bandwidth", "1000"),
+        ("--images", "10", "--dtype", "nf5", *DEVICE),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(arguments, capsys):

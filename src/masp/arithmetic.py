@@ -20,6 +20,7 @@ class Sizes:
         vision_width: width of the vision tower.
         vision_layers: its layers.
         patches: patches of the vision tower behind one visual token.
+        tied: whether the output head is the embedding matrix.
     """
 
     dim: int
@@ -31,6 +32,7 @@ class Sizes:
     vision_width: int
     vision_layers: int
     patches: int = 4
+    tied: bool = False
 
     def vision_flops(self, visual: int) -> float:
         """One image through the vision tower."""

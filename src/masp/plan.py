@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any, Literal
 
 from masp.arithmetic import Sizes
+from masp.backbones.four_bit import packed_bytes
 from masp.errors import UsageError
 
 Store = Literal["none", "features", "prefix", "auto"]
@@ -53,7 +54,7 @@ class Device:
                 raise UsageError(f"the {name} is {value:g}", "more than 0", "See the data sheet of the device.")
         if not 0 < self.efficiency <= 1:
             raise UsageError(f"the efficiency is {self.efficiency:g}", "a share above 0, at most 1")
-        if self.number < 1 or self.cores < 1 or self.price < 0:
+        if self.number < 1 or self.cores < 1 or not self.price >= 0:
             raise UsageError("fewer than one device or core, or a price below 0", "at least one of each")
 
 
@@ -74,7 +75,8 @@ class Job:
         disk: GB that the store may take.
         batch: examples that go together.
         released: the layout of the released code, in which only the images' features can be kept.
-        itemsize: bytes of a number of the backbone.
+        itemsize: bytes of a number of the backbone, as it computes.
+        packed: whether its layers lie in memory in 4 bits (NF4); embeddings and output head do not.
 
     Raises:
         UsageError: a number that cannot be, or a store that the layout does not have.
@@ -93,6 +95,7 @@ class Job:
     batch: int = 8
     released: bool = False
     itemsize: int = 2
+    packed: bool = False
 
     def __post_init__(self) -> None:
         least = {"images": (self.images, 0), "visual tokens": (self.visual, 1), "images to label": (self.label, 0)}
@@ -104,6 +107,8 @@ class Job:
         for name, (value, bound) in least.items():
             if value < bound:
                 raise UsageError(f"{name}: {value}", f"{bound} or more")
+        if not self.disk >= 0:
+            raise UsageError(f"the disk has {self.disk:g} GB", "0 or more")
         if self.images == self.label == 0:
             raise UsageError("there are no images", "images to train on or to label", "Give --images or --label.")
         if self.released and self.store == "prefix":
@@ -155,8 +160,9 @@ def estimate(sizes: Sizes, job: Job, device: Device, reading: float = READING) -
     if job.images and kept != "none":
         parts.append(plan.part("features", job.images, vision, 0, 0, image * job.images / 1e9, True))
     if job.images and job.epochs1 and job.aspects:
-        pairs = sizes.step_flops(PAIR, 0, SUPERVISED) + (vision / job.aspects if kept == "none" else 0.0)
-        parts.append(plan.part("stage 1", job.images * job.aspects * job.epochs1, pairs, PAIR, 0, 0.0, kept == "none"))
+        each = 1 / job.aspects if kept == "none" else 0.0  # pictures: an image is read once for all its pairs
+        pairs = sizes.step_flops(PAIR, 0, SUPERVISED) + vision * each
+        parts.append(plan.part("stage 1", job.images * job.aspects * job.epochs1, pairs, PAIR, 0, 0.0, each))
     if job.images and kept == "prefix":
         parts.append(plan.part("prefixes", job.images, before, 0, 0, job.prefix * column * job.images / 1e9, False))
     if job.images and job.epochs2:
@@ -199,7 +205,7 @@ class _Planner:
     device: Device
     reading: float
 
-    def part(self, name: str, examples: int, flops: float, graph: int, read: int, disk: float, pictures: bool) -> Part:
+    def part(self, name: str, examples: int, flops: float, graph: int, read: int, disk: float, pictures: float) -> Part:
         """One part, from what one example takes.
 
         Args:
@@ -209,17 +215,20 @@ class _Planner:
             graph: columns with a graph.
             read: bytes of kept keys and values.
             disk: GB of all examples.
-            pictures: whether pictures are read.
+            pictures: pictures that are read for an example.
         """
         device, job, sizes = self.device, self.job, self.sizes
-        weights = (sizes.language + sizes.vision + sizes.dim * sizes.vocabulary) * job.itemsize
+        rows = sizes.dim * sizes.vocabulary * job.itemsize
+        layers = sizes.language + sizes.vision
+        weights = (packed_bytes(layers) if job.packed else layers * job.itemsize) + rows
         times = {
             "arithmetic": flops / (device.tflops * 1e12 * device.efficiency),
             "memory bandwidth": (weights * (2 if graph else 1) / job.batch + read) / (device.bandwidth * 1e9),
-            "reading pictures": device.number / (self.reading * device.cores) if pictures else 0.0,
+            "reading pictures": pictures * device.number / (self.reading * device.cores),
         }
         bound = max(times, key=times.__getitem__)
         seconds = times[bound] * examples / device.number
+        weights += 0 if sizes.tied else rows  # input embeddings lie there too, but few of them are read
         memory = (weights + job.batch * (graph * activation_bytes(sizes, job.itemsize) + self._cache())) / 1e9
         return Part(name, examples, seconds, memory, disk, seconds / 3600 * device.price * device.number, bound)
 
@@ -244,8 +253,11 @@ def measured_efficiency(bench: Mapping[str, Any]) -> float:
     Raises:
         UsageError: the file holds no such line.
     """
-    shares = [line["more"].get("share_of_gemm_peak") for line in bench.get("results", []) if line.get("more")]
-    known = [share for share in shares if share]
+    try:
+        shares = [line["more"].get("share_of_gemm_peak") for line in bench.get("results", [])]
+        known = [float(share) for share in shares if share]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        known = []
     if not known:
         raise UsageError("the benchmark holds no line of training", "a file that `masp bench --json` wrote")
     return min(1.0, median(known))

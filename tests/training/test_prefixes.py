@@ -105,6 +105,23 @@ def test_a_budget_too_small_for_what_was_asked_is_an_error(tmp_path, dataset):
         trained(dataset, tmp_path, "prompt.store=prefix", "prompt.feature_memory_gb=1e-4")
 
 
+def test_a_budget_too_small_for_visual_tokens_even_is_an_error_too(tmp_path, dataset):
+    with pytest.raises(MaspError, match=r"visual tokens of these images do not fit.*feature_memory_gb"):
+        trained(dataset, tmp_path, "prompt.store=prefix", "prompt.feature_memory_gb=1e-6")
+
+
+def test_questions_without_end_have_no_prefixes_where_each_has_its_own(tmp_path, dataset, monkeypatch):
+    """With shuffled labels nearly every example asks something else, so a prefix is hardly ever met again."""
+    seen = counted(monkeypatch)
+    shuffled, family = "method.label_order=shuffled", "instructblip"
+    trained(dataset, tmp_path / "auto", shuffled, family=family)
+    assert (kept(tmp_path / "auto"), seen) == ("features", [])
+    with pytest.raises(MaspError, match=r"another question.*prompt\.store=features"):
+        trained(dataset, tmp_path / "asked", shuffled, "prompt.store=prefix", family=family)
+    trained(dataset, tmp_path / "shared", shuffled)  # one prefix serves all questions
+    assert kept(tmp_path / "shared") == "prefix"
+
+
 def test_the_released_layout_has_no_prefixes(tmp_path, dataset):
     with pytest.raises(MaspError, match="stands before the image too"):
         trained(dataset, tmp_path / "asked", "prompt.store=prefix", "method.variant=released")

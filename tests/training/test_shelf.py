@@ -1,6 +1,7 @@
 """What is kept on the disk between runs: never wrong, never more than allowed, and to the byte what a run computes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,15 @@ import torch
 
 import small_training as small
 import tiny
+from masp.config import MethodConfig
 from masp.errors import MaspError
-from masp.model import MaspModel
+from masp.model import MaspModel, Use
+from masp.modules.aspect_attention import AspectModules
+from masp.questions import Questions, load_questions
 from masp.training import train_aspects, train_prompt
+from masp.training.features import Reading, VisualTokenStore
+from masp.training.interrupts import StopRequest
+from masp.training.prefixes import PrefixStore
 from masp.training.shelf import ABANDONED, Group, Shelf, key_of
 
 FEW = ("prompt.max_steps=6", "prompt.batch_size=7", "prompt.epochs=3", "prompt.store=prefix")
@@ -121,6 +128,22 @@ def test_what_a_dead_writer_left_is_removed_after_a_while(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [".masp-partial-2-new"]  # it may be being written
 
 
+def test_a_full_disk_takes_back_what_other_runs_left(tmp_path, monkeypatch):
+    """`room` counts it as room, so saving has to make use of it."""
+    from masp.training import shelf as room
+
+    Shelf(tmp_path, ROOM).save("old", group())
+    size = (tmp_path / "old.safetensors").stat().st_size
+    taken = lambda: sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))  # noqa: E731
+    monkeypatch.setattr(
+        room.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(2 * size, taken(), 2 * size - 1 - taken())
+    )
+    shelf = Shelf(tmp_path, ROOM)
+    assert shelf.room() == 2 * size - 1
+    shelf.save("new", group(1))
+    assert [path.stem for path in tmp_path.iterdir()] == ["new"]
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(MaspError, match=r"the store in .*file cannot be written"):
@@ -205,6 +228,40 @@ def test_what_depends_on_something_else_is_not_used(tmp_path, dataset, work):
         work.update(vision=0, prefix=0)
         trained(dataset, tmp_path / f"with{stage_seed}", store, aspects=out)
         assert (work["vision"], work["prefix"]) == (0, 27)
+
+
+def built(tmp_path, dataset, family, aspects, questions):
+    """The first prefix as a store gives it, which is how it is computed."""
+    backbone, method = tiny.backbone(family), MethodConfig(queries=2, prompt_length=3).resolved()
+    model = MaspModel(backbone, method, aspects, None, questions)
+    paths = [record.path for record in dataset.split("train")[:2]]
+    features = VisualTokenStore(backbone, paths, Reading(workers=0), shelf=Shelf(tmp_path, ROOM))
+    features.fill(StopRequest())
+    use, asked = Use(aspects.aspects), ["Which emotion?"] * 2
+    store = PrefixStore(model, features, use, asked)
+    store.size()
+    expected = model.prefix(features.visual([0, 1]), asked, use).rows()[0].states
+    assert torch.equal(store.seen([0], asked[:1]).states, expected)
+    return expected
+
+
+def test_the_same_aspects_in_another_order_have_another_prefix(tmp_path, dataset):
+    first = AspectModules(tiny.DIM, ("scene", "object"), 2, "single", torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        first.module("scene").value.mul_(-2)
+    second = AspectModules(tiny.DIM, ("object", "scene"), 2, "single")
+    second.load_state_dict(first.state_dict())
+    left, right = (built(tmp_path, dataset, "qwen2_vl", modules, None) for modules in (first, second))
+    assert (left - right).abs().max() > 1e-3
+
+
+def test_aspects_that_were_asked_something_else_have_another_prefix(tmp_path, dataset):
+    """Where visual tokens depend on the question, an aspect reads those for its own question."""
+    modules = AspectModules(tiny.DIM, ("scene", "object"), 2, "single", torch.Generator().manual_seed(1))
+    known = load_questions()
+    other = Questions({**known.aspects, "scene": ("Indoors or outdoors, and where exactly?",)}, known.emotion)
+    left, right = (built(tmp_path, dataset, "instructblip", modules, questions) for questions in (known, other))
+    assert (left - right).abs().max() > 1e-5
 
 
 def test_what_another_number_format_saw_is_not_used(tmp_path, dataset, work):

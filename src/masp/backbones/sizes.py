@@ -3,10 +3,11 @@
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText
 
 from masp.arithmetic import QWEN2_VL_7B, Sizes
-from masp.backbones.files import find
+from masp.backbones.facts import UNBUILDABLE, model_config
+from masp.backbones.published import describe
 from masp.errors import BackboneError
 
 KNOWN = {"qwen2-vl-7b": QWEN2_VL_7B}
@@ -21,13 +22,12 @@ def sizes_of(name: str, revision: str | None = None) -> Sizes:
     """
     if name.casefold() in KNOWN:
         return KNOWN[name.casefold()]
-    files = find(name, revision)
+    config: Any = model_config(describe(name, revision))
     try:
-        config: Any = AutoConfig.from_pretrained(files.folder, local_files_only=True)
         with torch.device("meta"):
             model: Any = AutoModelForImageTextToText.from_config(config)
         return _read(config, model)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except UNBUILDABLE as error:
         raise BackboneError(f"the sizes of {name} cannot be read: {error}", "a vision-language model") from error
 
 
@@ -50,5 +50,18 @@ def _read(config: Any, model: Any) -> Sizes:
         vision=counts["vision"],
         vision_width=width,
         vision_layers=vision.get("depth") or vision["num_hidden_layers"],
-        patches=vision.get("spatial_merge_size", 1) ** 2,
+        patches=_patches(config.to_dict(), vision),
+        tied=model.get_output_embeddings().weight is model.get_input_embeddings().weight,
     )
+
+
+def _patches(config: dict[str, Any], vision: dict[str, Any]) -> int:
+    """Patches of the vision tower behind one visual token, by whichever of these a family writes down."""
+    if "spatial_merge_size" in vision:  # Qwen-VL
+        return vision["spatial_merge_size"] ** 2
+    if "scale_factor" in config:  # Idefics3, SmolVLM
+        return config["scale_factor"] ** 2
+    if "downsample_ratio" in config:  # InternVL
+        return round(config["downsample_ratio"] ** -2)
+    tokens = config.get("mm_tokens_per_image") or config.get("num_query_tokens")  # Gemma 3, InstructBLIP
+    return round((vision["image_size"] / vision["patch_size"]) ** 2 / tokens) if tokens else 1

@@ -105,6 +105,7 @@ class Setting:
             vision=sum(one.numel() for one in model.visual.blocks.parameters()),
             vision_width=shape.vision_width,
             vision_layers=shape.vision_depth,
+            tied=shape.tied,
         )
 
 

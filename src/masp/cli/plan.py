@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 
     from masp.plan import Part
 
+FORMATS = {"float32": 4, "bfloat16": 2, "float16": 2, "nf4": 2}
+"""Bytes of a number as it is computed with; of nf4 the weights take less."""
+
 EXAMPLES = """
 Examples:
 
@@ -36,6 +39,10 @@ def plan(
     bench: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A result of `masp bench`: peak, bandwidth and efficiency.")
     ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16, float16 or nf4 (4 bits). Default: that of --bench, else bfloat16."),
+    ] = None,
     store: Annotated[str, typer.Option(help="none, features, prefix or auto: what is kept between epochs.")] = "auto",
     disk: Annotated[float, typer.Option(help="GB of disk for what is kept.")] = 1000.0,
     aspect_epochs: Annotated[int, typer.Option(help="Passes of stage 1; 0: leave it out.")] = 3,
@@ -58,17 +65,22 @@ def plan(
         raise UsageError(f"--store {store}", f"one of {', '.join(stores)}", did_you_mean(store, stores))
     known = {} if bench is None else _read(bench)
     machine = known.get("machine", {})
-    top, wide = peak or machine.get("gemm_tflops"), bandwidth or machine.get("bandwidth_gb_s")
+    top = machine.get("gemm_tflops") if peak is None else peak
+    wide = machine.get("bandwidth_gb_s") if bandwidth is None else bandwidth
     if top is None or wide is None:
         raise UsageError(
             "the device is not described", "--peak and --bandwidth, or --bench FILE", "See its data sheet."
         )
-    share = efficiency or (measured_efficiency(known) if known else 0.35)
+    share = efficiency
+    if share is None:
+        share = measured_efficiency(known) if known else 0.35
     device = Device(top, wide, memory, share, devices, cores, price)
-    itemsize = 4 if machine.get("dtype") == "float32" else 2
+    chosen = dtype or machine.get("dtype", "bfloat16")
+    if chosen not in FORMATS:
+        raise UsageError(f"--dtype {chosen}", f"one of {', '.join(FORMATS)}", did_you_mean(chosen, FORMATS))
     job = Job(
         images, tokens, label, aspect_epochs, prompt_epochs, store=store, disk=disk, batch=batch_size,
-        released=released, itemsize=itemsize, queries=5 if released else 1,
+        released=released, itemsize=FORMATS[chosen], packed=chosen == "nf4", queries=5 if released else 1,
     )  # fmt: skip
     sizes = sizes_of(backbone)
     parts = estimate(sizes, job, device)
@@ -77,8 +89,10 @@ def plan(
         typer.echo(dumps(content | {"store": chosen_store(sizes, job), "parts": [asdict(part) for part in parts]}))
         return
     results().print(_table(parts, device.memory))
-    said = "measured" if known else "given" if efficiency else "assumed; measure it with masp bench"
+    said = "given" if efficiency is not None else "measured" if known else "assumed; measure it with masp bench"
     say(f"store: {chosen_store(sizes, job)}; efficiency {device.efficiency:.0%} of the peak ({said})")
+    if job.packed:
+        say("nf4 saves memory, not arithmetic; the time that unpacking the weights takes is not in the plan")
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -93,7 +107,9 @@ def _read(file: Path) -> dict[str, Any]:
 
     try:
         found = loads(file.read_text(encoding="utf-8"))
-        return {"machine": dict(found["machine"]), "results": list(found["results"])}
+        machine = dict(found["machine"])
+        peaks = {key: float(machine[key]) for key in ("gemm_tflops", "bandwidth_gb_s")}
+        return {"machine": machine | peaks, "results": list(found["results"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file} cannot be read: {error}", "a file that `masp bench --json` wrote") from error
 

@@ -223,14 +223,14 @@ class VisualTokenStore:
         assert self.shelf is not None
         for numbers in groups:
             group = self.shelf.load(self._key(numbers))
-            if group is None and self.processes.count > 1:
+            if group is None:
                 raise MaspError(
-                    f"process {self.processes.rank} does not find in {self.shelf.folder} what another one left there",
-                    "a store_dir that all processes see, with room for all of them",
+                    f"process {self.processes.rank} does not find in {self.shelf.folder} what was just left there",
+                    "a store_dir that all processes see, with room for all of them and for other runs that write there",
                     "Name another store_dir, or raise store_disk_gb.",
                 )
             for place, number in enumerate(numbers):
-                if group is not None and self.usable[number]:
+                if self.usable[number]:
                     self._kept[self._keys[number]] = _unpacked(group, place)
 
     def _key(self, numbers: Sequence[int]) -> str:
@@ -323,10 +323,11 @@ class VisualTokenStore:
         if expected <= self.reading.budget:
             return
         log.info(
-            "visual tokens of %d images would take %.1f GB, more than feature_memory_gb allows (%.1f): "
+            "visual tokens of %d images would take %.1f GB, more than %s allows (%.1f): "
             "they are computed again for every batch",
             len(self.paths),
             expected / GIGA,
+            "feature_memory_gb" if self.shelf is None else "store_disk_gb",
             self.reading.budget / GIGA,
         )
         self.kept = False

@@ -31,11 +31,19 @@ class PrefixStore:
         model: computes them; its soft prompt has no part in them.
         features: visual tokens of the images.
         use: which aspects stand in them.
-        questions: all texts that may be asked; where a prefix depends on them, each has its own.
+        questions: texts that may be asked; where a prefix depends on them, each has its own.
+        endless: whether others may be asked too, such as lists of labels in new orders.
     """
 
-    def __init__(self, model: MaspModel, features: VisualTokenStore, use: Use, questions: Sequence[str]) -> None:
-        self.model, self.features, self.use = model, features, use
+    def __init__(
+        self,
+        model: MaspModel,
+        features: VisualTokenStore,
+        use: Use,
+        questions: Sequence[str],
+        endless: bool = False,
+    ) -> None:
+        self.model, self.features, self.use, self.endless = model, features, use, endless
         self._questions = tuple(dict.fromkeys(questions))
         self._rows: dict[tuple[int, str], Prefix] = {}
         self._apart = True  # whether each question has a prefix of its own
@@ -107,7 +115,7 @@ class PrefixStore:
         """The prefixes of a group as an earlier run left them, or else computed and left for later ones."""
         shelf, names = self.features.shelf, self.model.spliced(self.use)
         assert shelf is not None
-        aspects = {name: tensors_sha256(self.model.aspect_module().module(name).state_dict()) for name in names}
+        aspects = [self._aspect(name) for name in names]  # a list: their order is that of the columns
         method = self.model.method.model_dump(mode="json", exclude={"prompt_length"})
         backbone = self.model.backbone
         turn = backbone.template(question, ImageLayout(1) if backbone.asks else self.features.layout(group[0]))
@@ -124,6 +132,14 @@ class PrefixStore:
             }
             found = shelf.save(key, Group(tensors, notes))
         return [_row(found, place, names) for place in range(len(group))]
+
+    def _aspect(self, name: str) -> list[str]:
+        """What the tokens of an aspect depend on beside the visual tokens."""
+        sha256 = tensors_sha256(self.model.aspect_module().module(name).state_dict())
+        if not self.model.backbone.asks:
+            return [name, sha256]
+        assert self.model.questions is not None
+        return [name, sha256, self.model.questions.aspect(name)[0]]
 
 
 def _row(group: Group, place: int, aspects: tuple[str, ...]) -> Prefix:
@@ -154,6 +170,18 @@ def choose(prefixes: PrefixStore, wanted: str, budget: int, again: bool) -> bool
             return False
         got = "prompt.store is prefix, but the soft prompt stands before the image too, so nothing of it can be kept"
         raise MaspError(got, "the layout of the paper, or another store", "Set prompt.store=features.")
+    if prefixes.endless and model.backbone.asks:
+        if wanted == "auto":
+            return False
+        got = "prompt.store is prefix, but with shuffled labels nearly every example asks another question"
+        expected = f"the labels in one order, as {model.backbone.name} sees an image by its question"
+        raise MaspError(got, expected, "Set prompt.store=features, or method.label_order=fixed.")
+    if not prefixes.features.kept:
+        raise MaspError(
+            "prompt.store is prefix, but even the visual tokens of these images do not fit",
+            "room for both, by prompt.feature_memory_gb, prompt.store_disk_gb and on the disk",
+            "Raise it, or set prompt.store=auto, which keeps the largest that fits.",
+        )
     size = prefixes.size() + prefixes.features.bytes()
     fits = size <= budget
     log.info("prefixes and visual tokens take %.2f GB of %.2f allowed", size / GIGA, budget / GIGA)

@@ -139,6 +139,7 @@ class Run:
         use: Use | None = None,
         questions: Sequence[str] = (),
         images: int = 0,
+        endless: bool = False,
     ) -> PrefixStore | None:
         """The prefixes, where they are to be kept; and a record of what this run keeps.
 
@@ -146,15 +147,16 @@ class Run:
             store: visual tokens, read already.
             model: with the soft prompt to train; None in stage 1, which has no prefixes.
             use: what stands in the sequence.
-            questions: all texts that may be asked.
+            questions: texts that may be asked.
             images: training images.
+            endless: whether other texts may be asked too.
 
         Raises:
             MaspError: they are wanted and do not fit, or there is nothing to keep.
         """
         prefixes, before, settings = None, self.before, self.settings
         if model is not None and any(store.usable):
-            candidate = PrefixStore(model, store, use or Use(), questions)
+            candidate = PrefixStore(model, store, use or Use(), questions, endless)
             steps = settings.epochs * -(-images // settings.batch_size)
             again = min(steps, settings.max_steps or steps) * settings.batch_size > images
             budget = sys.maxsize if before else self._budget(store.shelf) + (store.bytes() if store.shelf else 0)

@@ -132,11 +132,11 @@ class Shelf:
         discard(path)
 
     def _make_room(self, size: int) -> None:
-        """Remove groups of other runs, the longest unused first, until `size` more bytes fit."""
+        """Remove groups of other runs, the longest unused first, until `size` more bytes fit budget and disk."""
         found = self._found()
         total = sum(entry[2] for entry in found)
         for _, path, own in sorted(found):
-            if total + size <= self.budget:
+            if total + size <= self.budget and size <= shutil.disk_usage(self.folder).free:
                 return
             if path.stem not in self._used:
                 discard(path)

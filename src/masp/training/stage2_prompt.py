@@ -59,7 +59,7 @@ class Asking:
         return self.questions.ask_emotion(render_labels(self.labels, self.style))
 
     def all(self) -> list[str]:
-        """Every text that is asked, the lists of labels in their own order."""
+        """Every text that is asked, the lists of labels in their own order; shuffled ones are not among them."""
         lists = render_labels(self.labels, self.style)
         return [self.questions.ask_emotion(lists, turn) for turn in range(len(self.questions.emotion))]
 
@@ -244,7 +244,7 @@ def _prepare(run: Run, adapter: Adapter | None) -> Outcome:
         modules.requires_grad_(False)
     model = MaspModel(run.backbone, method, modules, prompt, questions)
     learned, measured = _labelled(numbers["train"]), _labelled(numbers["val"])
-    prefixes = run.kept(store, model, Use(used), asking.all(), len(learned))
+    prefixes = run.kept(store, model, Use(used), asking.all(), len(learned), asking.shuffled)
     stage = PromptStage(model, store, learned, measured, asking, Use(used), weights, prefixes)
     before = adapter.info if adapter is not None else None
     info = AdapterInfo(
