@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+import ending
 import tiny
 from masp.adapters import read_info
 from masp.cli.app import main
@@ -213,8 +213,15 @@ def test_workers_run_cells_side_by_side(tmp_path: Path) -> None:
         run_cells(cells, job, 0, lambda *_: None)
 
 
+def test_a_worker_that_is_asked_to_stop_has_not_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "_work", ending.asked_to_stop)
+    with pytest.raises(Interrupted, match="a worker was interrupted"):
+        run_cells((Cell("emoji-scenes", PARAMETERS, 0),), small_job(tmp_path, "table4", seeds=1), 2, lambda *_: None)
+    assert not result_file(tmp_path, "emoji-scenes/parameters/seed0").exists()
+
+
 def test_a_worker_that_dies_has_failed_its_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "_work", sys.exit)  # a process that ends at once and reports nothing
+    monkeypatch.setattr(pool, "_work", ending.broken)
     job = small_job(tmp_path, "table4", seeds=1)
     found = run_cells((Cell("emoji-scenes", PARAMETERS, 0),), job, 2, lambda *_: None)
     assert "its process died" in found["emoji-scenes/parameters/seed0"].error

@@ -140,15 +140,15 @@ class _Pool:
                 continue
             del self.busy[id(worker)]
             if answer is None:
-                raise Interrupted(
-                    "a worker was interrupted", "cells that go to their end", "Give the same command again."
-                )
+                raise _interrupted()
             self.idle.append(worker)
             self._finished(*answer)
 
     def _died(self, worker: Worker, cell: Cell) -> None:
         worker.process.join(10)
         del self.busy[id(worker)]
+        if worker.process.exitcode == -signal.SIGTERM:
+            raise _interrupted()  # asked to stop before it could write anything; no failure of the cell
         error = f"its process died (exit code {worker.process.exitcode}); was there enough memory?"
         outcome = Outcome(cell.name, "failed", {}, {}, {}, error=error)
         write_outcome(self.job.out, outcome)
@@ -176,8 +176,14 @@ class _Pool:
                 worker.process.kill()
 
 
+def _interrupted() -> Interrupted:
+    return Interrupted("a worker was interrupted", "cells that go to their end", "Give the same command again.")
+
+
 def _work(line: Connection, job: Job, threads: int, logs: Path) -> None:
     """A worker's life: take a cell, run it, report it, until the line is closed."""
+    # Ctrl-C reaches every process of the terminal: the first one passes it on, and a training hears it by itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     logs.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(logs, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     for stream in (sys.stdout, sys.stderr):
