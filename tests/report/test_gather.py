@@ -38,8 +38,8 @@ def test_other_aspects_are_another_system(tmp_path):
 
 def test_other_settings_are_another_system(tmp_path):
     def lora(seed, rank, over=1):
-        tuned = {"settings": {"rank": over}}
-        return seeded(seed, "lora", system={"settings": {"rank": rank, "seed": seed}, "tuned": tuned})
+        told = {"settings": {"rank": rank, "seed": seed}, "tuned": {"settings": {"rank": over}}}
+        return result("lora", SAID, provenance={"seed": seed, "system": told})
 
     assert names(tmp_path / "same", lora(0, 8), lora(1, 8)) == [("lora", 2)]
     assert names(tmp_path / "own", lora(0, 8), lora(1, 4)) == [("lora (r0)", 1), ("lora (r1)", 1)]

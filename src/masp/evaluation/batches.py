@@ -15,7 +15,7 @@ SMALL = 512
 
 
 def usual_size(width: int) -> int:
-    """Images at a time where nobody says how many, by the width of the language model: a small one takes half the time."""
+    """Images at a time where nobody says how many, by the width of the language model."""
     return 64 if width <= SMALL else 16
 
 
