@@ -17,6 +17,7 @@ from masp.reproduce.paper import load_paper
 from masp.reproduce.planning import plan_cells
 from masp.reproduce.recipes import FULL, LENGTHS, STAGE1, masp
 from masp.reproduce.request import Request, job_of
+from masp.reproduce.tables import Results, accuracy_table
 from small_reproduction import small_job
 
 PAPER = load_paper()
@@ -159,3 +160,13 @@ def test_the_record_of_a_command_names_no_place(tmp_path: Path) -> None:
     assert request.command(4) == (
         "masp reproduce table2 --data ROOT --backbone FOLDER --datasets FI --seeds 2 --jobs 4 prompt.epochs=2"
     )
+
+
+def test_table_1_says_how_long_each_system_learns(tmp_path: Path) -> None:
+    """The same images for all, but not the same number of steps."""
+    job = replace(small_job(tmp_path, "table1"), others=("qlora.max_steps=7", "qlora.batch_size=5"))
+    (note,) = [note for note in accuracy_table(Results(job, PAPER, {}, ()), "table1").notes if "not the same" in note]
+    assert f"its soft prompts {job.config.prompt.max_steps} steps of {job.config.prompt.batch_size}" in note
+    assert "qlora 7 steps of 5." in note
+    assert "sepm" not in note
+    assert not [note for note in accuracy_table(Results(job, PAPER, {}, ()), "table2").notes if "not the same" in note]

@@ -238,6 +238,8 @@ def _notes(results: Results, experiment: str, datasets: Sequence[str]) -> tuple[
     )
     notes.append("Brackets: 95 % interval (Wilson) for the number of test images; it says nothing about seeds.")
     notes.append("ECE, scaled: expected calibration error after temperature scaling on the validation split.")
+    if experiment == "table1":
+        notes.append(_lessons_note(job))
     for name in datasets:
         facts = facts_of(results, name)
         if facts:
@@ -248,6 +250,22 @@ def _notes(results: Results, experiment: str, datasets: Sequence[str]) -> tuple[
         if not skipped.system and takes_part(experiment, skipped.dataset, results.paper)
     ]
     return tuple(notes)
+
+
+def _lessons_note(job: Job) -> str:
+    """How much each system learns from the same images, where steps were set; a reader compares with that in mind."""
+    stages = (("stage 1 of MASP", job.config.aspects), ("its soft prompts", job.config.prompt))
+    lengths = [f"{name} {stage.max_steps} steps of {stage.batch_size}" for name, stage in stages if stage.max_steps]
+    set_here = {key: value for key, _, value in (change.partition("=") for change in job.others)}
+    for name in OTHERS:
+        steps, batch = set_here.get(f"{name}.max_steps"), set_here.get(f"{name}.batch_size")
+        if steps and batch:
+            lengths.append(f"{name} {steps} steps of {batch}")
+    told = f" Lengths that were set: {'; '.join(lengths)}." if lengths else ""
+    return (
+        f"Every system that learns has the same images, but not the same number of steps.{told} Most questions of "
+        "instruction are about aspects, so that in as many steps it meets fewer emotion questions than qlora."
+    )
 
 
 def _facts_note(name: str, facts: Mapping[str, object]) -> str:
