@@ -158,21 +158,21 @@ def estimate(sizes: Sizes, job: Job, device: Device, reading: float = READING) -
     plan = _Planner(sizes, job, device, reading)
     parts: list[Part] = []
     if job.images and kept != "none":
-        parts.append(plan.part("features", job.images, vision, 0, 0, image * job.images / 1e9, True))
+        parts.append(plan.part("features", job.images, vision, 0, 0, image * job.images / 1e9, 1.0))
     if job.images and job.epochs1 and job.aspects:
         each = 1 / job.aspects if kept == "none" else 0.0  # pictures: an image is read once for all its pairs
         pairs = sizes.step_flops(PAIR, 0, SUPERVISED) + vision * each
         parts.append(plan.part("stage 1", job.images * job.aspects * job.epochs1, pairs, PAIR, 0, 0.0, each))
     if job.images and kept == "prefix":
-        parts.append(plan.part("prefixes", job.images, before, 0, 0, job.prefix * column * job.images / 1e9, False))
+        parts.append(plan.part("prefixes", job.images, before, 0, 0, job.prefix * column * job.images / 1e9, 0.0))
     if job.images and job.epochs2:
         each = step + {"none": vision + before, "features": before, "prefix": 0.0}[kept]
         read = job.prefix * column if kept == "prefix" else 0
-        parts.append(plan.part("stage 2", job.images * job.epochs2, each, job.graph, read, 0.0, kept == "none"))
+        parts.append(plan.part("stage 2", job.images * job.epochs2, each, job.graph, read, 0.0, float(kept == "none")))
     if job.label:
         columns = AROUND + job.aspects * job.queries + job.visual + job.prompt * (1 + job.released) + SUFFIX + BRANCHES
         each = vision + sizes.forward_flops(columns) + sizes.head_flops(BRANCHES)
-        parts.append(plan.part("labelling", job.label, each, 0, 0, 0.0, True))
+        parts.append(plan.part("labelling", job.label, each, 0, 0, 0.0, 1.0))
     return parts
 
 

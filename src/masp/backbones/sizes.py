@@ -41,6 +41,7 @@ def _read(config: Any, model: Any) -> Sizes:
             counts["language"] += parameter.numel()
     head_dim = text.to_dict().get("head_dim") or text.hidden_size // text.num_attention_heads
     width = vision.get("embed_dim") or vision["hidden_size"]
+    head = model.get_output_embeddings()
     return Sizes(
         dim=text.hidden_size,
         layers=text.num_hidden_layers,
@@ -51,7 +52,7 @@ def _read(config: Any, model: Any) -> Sizes:
         vision_width=width,
         vision_layers=vision.get("depth") or vision["num_hidden_layers"],
         patches=_patches(config.to_dict(), vision),
-        tied=model.get_output_embeddings().weight is model.get_input_embeddings().weight,
+        tied=head is None or head.weight is model.get_input_embeddings().weight,
     )
 
 
