@@ -58,24 +58,15 @@ def plan(
     from masp.backbones.sizes import sizes_of
     from masp.cli.show import results, say
     from masp.errors import UsageError, did_you_mean
-    from masp.plan import Device, Job, chosen_store, estimate, measured_efficiency
+    from masp.plan import Device, Job, chosen_store, estimate
 
     stores = ("none", "features", "prefix", "auto")
     if store not in stores:
         raise UsageError(f"--store {store}", f"one of {', '.join(stores)}", did_you_mean(store, stores))
     known = {} if bench is None else _read(bench)
-    machine = known.get("machine", {})
-    top = machine.get("gemm_tflops") if peak is None else peak
-    wide = machine.get("bandwidth_gb_s") if bandwidth is None else bandwidth
-    if top is None or wide is None:
-        raise UsageError(
-            "the device is not described", "--peak and --bandwidth, or --bench FILE", "See its data sheet."
-        )
-    share = efficiency
-    if share is None:
-        share = measured_efficiency(known) if known else 0.35
+    top, wide, share = _peaks(known, peak, bandwidth, efficiency)
     device = Device(top, wide, memory, share, devices, cores, price)
-    chosen = dtype or machine.get("dtype", "bfloat16")
+    chosen = dtype or known.get("machine", {}).get("dtype", "bfloat16")
     if chosen not in FORMATS:
         raise UsageError(f"--dtype {chosen}", f"one of {', '.join(FORMATS)}", did_you_mean(chosen, FORMATS))
     job = Job(
@@ -93,6 +84,29 @@ def plan(
     say(f"store: {chosen_store(sizes, job)}; efficiency {device.efficiency:.0%} of the peak ({said})")
     if job.packed:
         say("nf4 saves memory, not arithmetic; the time that unpacking the weights takes is not in the plan")
+
+
+def _peaks(
+    known: dict[str, Any], peak: float | None, bandwidth: float | None, efficiency: float | None
+) -> tuple[float, float, float]:
+    """Peak, bandwidth and efficiency of the device: as given, otherwise as measured.
+
+    Raises:
+        UsageError: one of the first two is neither.
+    """
+    from masp.errors import UsageError
+    from masp.plan import measured_efficiency
+
+    machine = known.get("machine", {})
+    top = machine.get("gemm_tflops") if peak is None else peak
+    wide = machine.get("bandwidth_gb_s") if bandwidth is None else bandwidth
+    if top is None or wide is None:
+        raise UsageError(
+            "the device is not described", "--peak and --bandwidth, or --bench FILE", "See its data sheet."
+        )
+    if efficiency is None:
+        efficiency = measured_efficiency(known) if known else 0.35
+    return top, wide, efficiency
 
 
 def _read(file: Path) -> dict[str, Any]:
