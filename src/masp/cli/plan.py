@@ -23,9 +23,7 @@ Examples:
 
 
 def plan(
-    backbone: Annotated[
-        str, typer.Option(metavar="ID", help="Hub id, folder, embedded, or qwen2-vl-7b.")
-    ] = "qwen2-vl-7b",
+    backbone: Annotated[str, typer.Option(metavar="ID", help="Hub id, folder, embedded.")] = "qwen2-vl-7b",
     images: Annotated[int, typer.Option(help="Images to train on.")] = 0,
     label: Annotated[int, typer.Option(help="Images to label.")] = 0,
     tokens: Annotated[int, typer.Option(help="Visual tokens of an image: one per 28 × 28 pixels for Qwen2-VL.")] = 256,
