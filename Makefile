@@ -35,10 +35,10 @@ $(READY): constraints.txt pyproject.toml
 demo: $(READY) ## the whole method on the embedded backbone, with an HTML report (six minutes on two cores)
 	$(BIN)/masp demo --out $(DEMO_OUT)
 
-bench: $(READY) ## what training and prediction cost, against a plain baseline (half an hour on two cores)
+bench: $(READY) ## what training and prediction cost, against a plain baseline (an hour on two cores)
 	$(BIN)/masp bench --json $(BENCH_OUT)
 
-test: $(READY) ## the default tests (under five minutes)
+test: $(READY) ## the default tests (seven minutes on two cores)
 	$(PYTEST) $(PYTEST_ARGS)
 
 test-slow: $(READY) ## the tests of reliability that take longer: kill points, fuzzing
