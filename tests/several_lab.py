@@ -38,6 +38,11 @@ STORES = {
 }
 
 
+def tell(found: dict[str, object]) -> None:
+    """One line in one piece: what two processes print must not run together."""
+    os.write(1, (json.dumps(found) + "\n").encode())
+
+
 def dataset(root: Path) -> Dataset:
     """Noise pictures; of the split to measure on, an odd number, one of them unreadable."""
     found = small.write_dataset(root / "data", train=21, val=5)
@@ -78,7 +83,7 @@ def shard(data: Dataset, out: Path) -> None:
         held = [type(parameter).__name__ for parameter in backbone._parts.language.layers.parameters()]
         parts = [parameter.to_local().numel() for parameter in backbone._parts.language.layers[0].parameters()]
         whole = [parameter.numel() for parameter in backbone._parts.language.layers[0].parameters()]
-        print(json.dumps({"rank": RANK, "held": sorted(set(held)), "part": sum(parts) / sum(whole)}))
+        tell({"rank": RANK, "held": sorted(set(held)), "part": sum(parts) / sum(whole)})
     train_aspects(config(out), data, backbone, out / "aspects")
     for name in ("none", "prefix"):
         settings = config(out, *STORES[name], "prompt.batch_size=4")  # 21 examples: one is left for the last step
@@ -102,7 +107,7 @@ def count(data: Dataset, backbone: Backbone, out: Path) -> None:
 
     kind.visual_tokens, MaspModel.prefix = seen, passed
     train_prompt(config(out, *STORES["disk"]), data, backbone, None, out / "counted")
-    print(json.dumps({"rank": RANK, **done}))
+    tell({"rank": RANK, **done})
 
 
 def stumble(kind: str) -> None:
@@ -155,7 +160,7 @@ def main(root: Path, name: str, *cases: str) -> None:
             who, kind = case.split(":")
             if int(who) == RANK:
                 stumble(kind)
-    print(json.dumps({"rank": RANK, "done": cases}))
+    tell({"rank": RANK, "done": cases})
 
 
 if __name__ == "__main__":
