@@ -1,4 +1,4 @@
-"""Tables of the README from result files. A shape of result that people should read has a function here."""
+"""Tables of documents from result files. A shape of result that people should read has a function here."""
 
 from collections.abc import Callable, Mapping
 from statistics import mean
@@ -141,6 +141,22 @@ def bench(content: Content) -> str:
     parts = [intro, table(("what", "N", "ratio", "goal", "met", "of the machine's peak"), rows)]
     parts.append(_baseline([line for line in content["results"] if line["ratio"] is None]))
     return "\n\n".join(filter(None, parts))
+
+
+def speed(content: Content) -> str:
+    """The lines of the benchmark that have a goal, without what stands behind them."""
+    machine, backbone = content["machine"], content["backbone"]
+    intro = (
+        f"{backbone['parameters'] / 1e6:.0f} M random weights (d = {backbone['dim']}, {backbone['layers']} layers), "
+        f"{machine['threads']} cores, {machine['dtype']}. Baseline: {content['baselines']}. "
+        "N is the number of visual tokens of a picture."
+    )
+    judged = [line for line in content["results"] if line["goal"] is not None]
+    rows = [
+        (line["name"], _visual(line), f"{line['ratio']:.2f} {line['meaning']}", _goal(line), _met(line))
+        for line in judged
+    ]
+    return f"{intro}\n\n{table(('what', 'N', 'measured', 'goal', 'met'), rows)}"
 
 
 def _visual(line: Content) -> str:

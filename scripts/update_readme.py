@@ -1,7 +1,9 @@
-"""Write the generated parts of README.md: the rooms of the house, measured results, reproduced tables (`make docs`).
+"""Write the generated parts of README.md and docs/measurements.md (`make docs`).
 
-A result is a JSON file in benchmarks/results/ that a command wrote, with the `command` in it. What the README shows of
-it is decided in `result_tables.py`; or the file brings a `title`, a `table` (`head` and `rows`) and perhaps a `note`.
+The README has the rooms of the house, the reproduced tables and what is gained in time; all other measurements have a
+page of their own. A result is a JSON file in benchmarks/results/ that a command wrote, with the `command` in it. What is
+shown of it is decided in `result_tables.py`; or the file brings a `title`, a `table` (`head` and `rows`) and perhaps a
+`note`.
 """
 
 import ast
@@ -11,9 +13,10 @@ from typing import Any
 
 from generated import ROOT, table, update
 from reproduced_tables import reproduction
-from result_tables import SHAPES
+from result_tables import SHAPES, speed
 
-DOCUMENT = ROOT / "README.md"
+README = ROOT / "README.md"
+MEASUREMENTS = ROOT / "docs" / "measurements.md"
 RESULTS = ROOT / "benchmarks" / "results"
 FIRST = "embedded.json"
 REPRODUCED = ROOT / "results"
@@ -30,7 +33,7 @@ def results(folder: Path = RESULTS) -> str:
 
 
 def _result(path: Path) -> str:
-    """One result; a file that is neither of a known shape nor has a table is not for the README."""
+    """One result; a file that is neither of a known shape nor has a table is not for people."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if path.name in SHAPES:
         shown = SHAPES[path.name](content)
@@ -41,7 +44,13 @@ def _result(path: Path) -> str:
         return ""
     place = f"benchmarks/results/{path.name}"
     note = f"{content['note']} " if content.get("note") else ""
-    return f"{shown}\n\n{note}Written by `{content['command']}` to [{place}]({place})."
+    return f"{shown}\n\n{note}Written by `{content['command']}` to [{place}](../{place})."
+
+
+def gained(folder: Path = RESULTS) -> str:
+    """What is faster than a plain implementation, and what a goal was for it."""
+    file = folder / "bench.json"
+    return speed(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else NOTHING
 
 
 def rooms(package: Path = PACKAGE) -> str:
@@ -62,7 +71,17 @@ def _first_line(path: Path) -> str:
     return text.partition("\n")[0].replace("``", "`")
 
 
+def parts() -> dict[tuple[Path, str], str]:
+    """Document and name of each generated part → what it should say."""
+    return {
+        (README, "rooms"): rooms(),
+        (README, "reproduction"): reproduction(REPRODUCED),
+        (README, "speed"): gained(),
+        (MEASUREMENTS, "results"): results(),
+    }
+
+
 if __name__ == "__main__":
-    parts = {"rooms": rooms(), "results": results(), "reproduction": reproduction(REPRODUCED)}
-    changed = [update(DOCUMENT, name, SCRIPT, content) for name, content in parts.items()]
-    print("README.md", "written" if any(changed) else "was current")
+    for (document, name), content in parts().items():
+        changed = update(document, name, SCRIPT, content)
+        print(document.name, name, "written" if changed else "was current")

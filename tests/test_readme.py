@@ -1,4 +1,4 @@
-"""The README shows what the result files and the source say, and only commands that exist."""
+"""The documents show what the result files and the source say."""
 
 import json
 import re
@@ -10,36 +10,35 @@ import pytest
 import generated
 import update_readme
 from reproduced_tables import NOTHING, reproduction
-from update_readme import ROOT, results, rooms
+from update_readme import MEASUREMENTS, README, gained, results
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PARTS = update_readme.parts()
 
 
-def part(document: str, name: str) -> str:
+def part(document: Path, name: str) -> str:
     """What stands between the marks of a generated part."""
     begin, end = generated.marks(name, update_readme.SCRIPT)
-    return document.partition(begin)[2].partition(end)[0].strip()
+    return document.read_text(encoding="utf-8").partition(begin)[2].partition(end)[0].strip()
 
 
-def outside(document: str) -> str:
+def outside(document: Path) -> str:
     """The document without its generated parts."""
-    for name in ("rooms", "results", "reproduction"):
-        document = document.replace(part(document, name), "")
-    return document
+    text = document.read_text(encoding="utf-8")
+    for where, name in PARTS:
+        if where == document:
+            text = text.replace(part(document, name), "")
+    return text
 
 
-PARTS = [("rooms", rooms()), ("results", results()), ("reproduction", reproduction(update_readme.REPRODUCED))]
-
-
-@pytest.mark.parametrize(("name", "content"), PARTS)
-def test_generated_parts_are_current(name: str, content: str) -> None:
-    assert part(README, name) == content, "run `make docs`"
+@pytest.mark.parametrize(("document", "name"), PARTS)
+def test_generated_parts_are_current(document: Path, name: str) -> None:
+    assert part(document, name) == PARTS[document, name], "run `make docs`"
 
 
 def test_every_committed_result_is_shown() -> None:
     """A result that is not shown would be a number that nobody sees."""
     for path in update_readme.RESULTS.glob("*.json"):
-        assert path.name in part(README, "results")
+        assert path.name in part(MEASUREMENTS, "results")
 
 
 def test_a_changed_result_is_noticed(tmp_path: Path) -> None:
@@ -96,7 +95,7 @@ def test_the_embedded_result_shows_every_number(tmp_path: Path) -> None:
     assert "explanations and the truth (1,013 pictures)" in shown
     for number in ("83.0 % | 61.0 %", "73.0 % | 59.0 %", "67.0 %", "29.0 %", "97.0 %", "89.0 %"):
         assert number in shown
-    assert shown.endswith("[benchmarks/results/embedded.json](benchmarks/results/embedded.json).")
+    assert shown.endswith("[benchmarks/results/embedded.json](../benchmarks/results/embedded.json).")
 
 
 def test_the_result_of_real_width_shows_time_and_memory(tmp_path: Path) -> None:
@@ -144,18 +143,19 @@ def test_the_benchmark_shows_ratios_goals_and_the_baseline(tmp_path: Path) -> No
     assert "| stage 2, prefix kept | 256 | 21.37 times faster | ≥ 18 | yes | 61 % |" in shown
     assert "| score | 256 | 1.31 times one pass | ≤ 1.25 | no |  |" in shown
     assert "| baseline of stage 2 | 256 | 6.43 | 8.3 % | 12.7 % |" in shown
+    assert gained(tmp_path).endswith("| score | 256 | 1.31 times one pass | ≤ 1.25 | no |")
     for word in ("Made Up 9", "float32", "173 GFLOP/s", "19 GB/s", "557 M", "batch 1, plainly", "median of 7"):
         assert word in shown
 
 
 def test_no_result_is_said_openly(tmp_path: Path) -> None:
-    assert results(tmp_path) == update_readme.NOTHING
+    assert results(tmp_path) == gained(tmp_path) == update_readme.NOTHING
 
 
 def test_no_measured_number_is_written_by_hand() -> None:
     """Percentages with a decimal are results; promises ("at least 90 %") are whole numbers."""
-    found = re.findall(r"\d+\.\d+ ?(?:%|points|examples/s|images/s)", outside(README))
-    assert not found
+    for document in (README, MEASUREMENTS):
+        assert not re.findall(r"\d+\.\d+ ?(?:%|points|examples/s|images/s)", outside(document))
 
 
 def test_a_part_without_its_marks_is_refused() -> None:
