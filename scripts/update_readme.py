@@ -1,8 +1,8 @@
 """Write the generated parts of README.md and docs/measurements.md (`make docs`).
 
 The README has the rooms of the house, the reproduced tables and what is gained in time; all other measurements have a
-page of their own. A result is a JSON file in benchmarks/results/ that a command wrote, with the `command` in it. What is
-shown of it is decided in `result_tables.py`; or the file brings a `title`, a `table` (`head` and `rows`) and perhaps a
+page of their own. A result is a JSON file in benchmarks/results/ that a command wrote, with the `command` in it. How it
+is shown is decided in `result_tables.py`; or the file brings a `title`, a `table` (`head` and `rows`), perhaps a
 `note`.
 """
 
