@@ -8,7 +8,7 @@ import torch
 from masp.arithmetic import QWEN2_VL_7B
 from masp.aspects import ASPECTS
 from masp.bench.baseline import PlainSteps, bare_forward, plain_attention
-from masp.bench.clock import Timing, in_turn
+from masp.bench.clock import Timing, in_turn, memory_of
 from masp.bench.result import Goal, costs, faster, reaches
 from masp.bench.run import GROUPS, NAMES, Options, run_bench
 from masp.bench.setting import GRIDS, setting
@@ -90,6 +90,16 @@ def test_times_are_per_example_without_the_warm_up():
     assert len(found["a"].seconds) == 3
     timing = Timing((2.0, 1.0, 4.0))
     assert (timing.median, timing.spread) == (2.0, 1.5)
+
+
+def test_memory_that_earlier_works_freed_hides_nothing():
+    """Blocks below glibc's mapping threshold stay with the process when they are freed."""
+    pieces = [torch.ones(2**14) for _ in range(1024)]  # 64 MiB in pieces of 64 KiB
+    tail = torch.ones(2**12)  # keeps the heap from shrinking by itself
+    del pieces
+    found = memory_of(lambda: sum(piece.sum() for piece in [torch.ones(2**14) for _ in range(640)]))
+    assert 35 * 2**20 < found < 60 * 2**20  # 40 MiB
+    del tail
 
 
 def test_ratios_and_goals():

@@ -1,5 +1,6 @@
 """Timing and memory: repeats of several works in turn, what a step needs beyond what was there, the machine's peaks."""
 
+import ctypes
 import gc
 import os
 import platform
@@ -65,7 +66,8 @@ def once(work: Work) -> float:
 def memory_of(work: Work) -> int:
     """Bytes that a second call of `work` has in use at its peak, what was there before the first call not counted.
 
-    On a GPU as torch counts them, otherwise by the resident memory of this process, looked at every millisecond.
+    On a GPU as torch counts them, otherwise by the resident memory of this process, looked at every millisecond. What
+    earlier works freed is given back to the system first: it would count as there already, and hide what this one needs.
     """
     gc.collect()
     if torch.cuda.is_available():
@@ -74,11 +76,20 @@ def memory_of(work: Work) -> int:
         torch.cuda.reset_peak_memory_stats()
         work()
         return torch.cuda.max_memory_allocated() - before
+    _give_back()
     before = resident()
     work()
     with Watch() as watch:
         work()
     return watch.peak - before
+
+
+def _give_back() -> None:
+    """Return free memory of the C library's heap to the system. Only glibc can; elsewhere figures may be too small."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        return
 
 
 def resident() -> int:
