@@ -67,7 +67,7 @@ def memory_of(work: Work) -> int:
     """Bytes that a second call of `work` has in use at its peak, what was there before the first call not counted.
 
     On a GPU as torch counts them, otherwise by the resident memory of this process, looked at every millisecond. What
-    earlier works freed is given back to the system first: it would count as there already, and hide what this one needs.
+    earlier works freed is given back to the system first: it would count as there already and hide what this one needs.
     """
     gc.collect()
     if torch.cuda.is_available():
