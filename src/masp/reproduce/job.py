@@ -20,7 +20,7 @@ EMOSET = "EmoSet"
 """The data set that teaches the aspects."""
 
 SCENES = Plan(train=5000, val=200, test=1000, seed=0)
-"""Pictures of the drawn data set: as many as three seeds of everything can learn from in an hour on two cores."""
+"""Pictures of the drawn data set: as many as three seeds of everything can learn from in two hours on two cores."""
 
 QUICK = Plan(train=160, val=16, test=48, seed=0)
 """Pictures of the drawn data set with `--quick`: some minutes, and figures that mean nothing."""
