@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import generated
+import reproduced_tables
 import update_readme
 from reproduced_tables import NOTHING, reproduction
 from update_readme import MEASUREMENTS, README, gained, results
@@ -167,6 +168,27 @@ def test_replacing_a_part_keeps_the_rest() -> None:
     begin, end = generated.marks("rooms", "s.py")
     document = f"before\n{begin}\nold\n{end}\nafter"
     assert generated.replaced(document, "rooms", "s.py", "new") == f"before\n{begin}\nnew\n{end}\nafter"
+
+
+@pytest.mark.parametrize(("full", "gain", "met"), [("61.5", "-2.7", "no"), ("68.3", "+4.1", "yes")])
+def test_a_reproduction_says_which_goals_it_missed(tmp_path: Path, full: str, gain: str, met: str) -> None:
+    head = ["system", "accuracy, %", "ECE, scaled"]
+    rows = [["V", "40.1", "0.2"], ["V+S", "64.2", "0.07"], ["V+A+S", full, "0.031"]]
+    note = f"{reproduced_tables.UNLIKE} Lengths: 7."
+    tables = [
+        {"name": "table1", "title": "Table 1", "head": head, "rows": rows, "notes": ["of no use", note]},
+        {"name": "table2", "title": "Table 2", "head": head, "rows": rows},
+    ]
+    facts = {"images": 1000, "guess": 0.125, "majority": {"value": 0.2}, "ceiling": {"expected": 0.75}}
+    content = {"command": "c", "seeds": [0], "datasets": {"scenes": facts}, "tables": tables, "failed": {}}
+    (tmp_path / "reproduce.json").write_text(json.dumps(content))
+    shown = reproduction(tmp_path)
+    assert "| soft prompt over zero-shot | +24.1 points | ≥ +18 | yes |" in shown
+    assert f"| aspects on top of the soft prompt | {gain} points | ≥ +3 | {met} |" in shown
+    assert f"| MASP, share of the ceiling | {float(full) / 0.75:.0f} % | ≥ 95 % | no |" in shown
+    assert "| calibration error of MASP after scaling | 0.031 | ≤ 0.03 | no |" in shown
+    assert note in shown
+    assert "of no use" not in shown
 
 
 def test_a_reproduction_is_shown_without_empty_rows(tmp_path: Path) -> None:
