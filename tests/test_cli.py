@@ -7,23 +7,10 @@ import shutil
 import pytest
 
 import tiny
-from masp.cli import main
 from masp.data.emoji.dataset import write_dataset
 from small_adapters import LABELS, write_adapter
 
 KEYS = ["image", "label", "probabilities", "answer", "aspects", "prompt_attention", "adapter", "backbone", "task"]
-
-
-@pytest.fixture
-def masp(capsys):
-    """Runs a command: (exit code, stdout, stderr)."""
-
-    def run(*words):
-        with pytest.raises(SystemExit) as end:
-            main([str(word) for word in words])
-        return end.value.code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")

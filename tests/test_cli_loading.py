@@ -7,23 +7,10 @@ import pytest
 
 import tiny
 from masp.backbones.loading import load_backbone
-from masp.cli import main
 from masp.cli.options import Dtype
 from masp.predictor import Masp
 from masp.settings import BackboneConfig
 from small_adapters import LABELS, write_adapter
-
-
-@pytest.fixture
-def masp(capsys):
-    """Runs a command: (exit code, stdout, stderr)."""
-
-    def run(*words):
-        with pytest.raises(SystemExit) as end:
-            main([str(word) for word in words])
-        return end.value.code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")

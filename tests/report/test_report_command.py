@@ -9,23 +9,10 @@ import pytest
 import tiny
 from made_up_results import result, written
 from masp.adapters import tensors_sha256
-from masp.cli import main
 from masp.evaluation.predictions import Answered
 from masp.predictor import Masp
 from small_adapters import LABELS, write_adapter
 from web_page import Page
-
-
-@pytest.fixture
-def masp(capsys):
-    """Runs a command: (exit code, stdout, stderr)."""
-
-    def run(*words):
-        with pytest.raises(SystemExit) as end:
-            main([str(word) for word in words])
-        return end.value.code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")
