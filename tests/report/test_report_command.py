@@ -66,6 +66,13 @@ def test_wrong_use_is_told_in_one_line(masp, world, tmp_path):
         (1, [ours / "predictions.jsonl"], "is a file of predictions"),
         (1, [ours, "--data", tmp_path / "nowhere"], "--data .*nowhere is not there"),
         (2, [ours, "--adapter", world / "adapter"], "--adapter .* without --data"),
+        (
+            2,
+            [ours, "--dtype", "auto"],
+            "--dtype was given without --adapter; expected options of a model only",
+        ),
+        (2, [ours, "--task", "t", "--device", "cpu"], "--task, --device were given without --adapter.*Leave them out"),
+        (2, [ours, "--backbone", "embedded"], "--backbone was given without --adapter"),
         (2, [ours, "--against", "thiers"], "no system of made is called 'thiers'"),
         (2, [ours, "--mistakes-of", "nobody"], "no system of made is called 'nobody'"),
         (2, [ours, "--mistakes", 61], "'--mistakes'"),

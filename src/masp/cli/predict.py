@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from masp.cli.options import Device, Dtype, DtypeOption, Revision
+from masp.cli.options import Device, Dtype, DtypeOption, Revision, refuse
 
 if TYPE_CHECKING:
     from masp.predictor import Failure, Masp, Prediction
@@ -50,7 +50,7 @@ def predict(
     aspects: Annotated[
         str | None, typer.Option(metavar="DIR|ID", help="For a prompt that only names its aspects: where they are.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture, each on a line.")] = False,
     report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also write a page with heatmaps.")] = None,
     explain: Annotated[bool, typer.Option(help="Say why. Without, only the labels: several times faster.")] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
@@ -66,7 +66,9 @@ def predict(
     from masp.cli.show import say
     from masp.predictor import Failure, Masp
 
-    if adapter is not None:  # where a task has to be named, that is said before a large backbone is loaded
+    if adapter is None:
+        refuse({"--adapter-revision": adapter_revision}, "without --adapter", "it only with an adapter on a hub")
+    else:  # where a task has to be named, that is said before a large backbone is loaded
         task = read_info(find_adapter(adapter, adapter_revision)).chosen(task)
     loading = {"backbone_revision": revision, "dtype": dtype.value, "device": device}
     masp = Masp.from_pretrained(adapter, backbone, aspects=aspects, task=task, revision=adapter_revision, **loading)

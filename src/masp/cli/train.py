@@ -97,13 +97,14 @@ def _settings(config: Path | None, changes: list[str], data: Path | None, backbo
 
 def _train(settings: "RunConfig", first: Path | None, second: Path | None, aspects: Path | None) -> None:
     """Stage 1 into the folder `first`, stage 2 with these aspects into `second`; None leaves a stage out."""
-    from masp.backbones.loading import choose_device, load_backbone
+    from masp.backbones.loading import choose_placement, load_backbone
     from masp.cli.show import say
     from masp.data.readers import open_dataset
     from masp.training import train_aspects, train_prompt
     from masp.training.processes import launched
 
-    with launched(choose_device(settings.backbone.device)).guarded():
+    place = choose_placement(settings.backbone.dtype, settings.backbone.device)
+    with launched(place.device).guarded():
         if second is not None and aspects is None:
             say("training without aspects (V+S): predictions will come without reasons; --aspects DIR trains with them")
         dataset = open_dataset(settings.data)
