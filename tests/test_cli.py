@@ -8,6 +8,9 @@ import shutil
 import pytest
 
 import tiny
+from masp.aspects import ASPECTS
+from masp.bench.run import NAMES
+from masp.cli import annotate_data, bench, plan
 from masp.cli.evaluate import evaluate
 from masp.data.emoji.dataset import write_dataset
 from small_adapters import LABELS, write_adapter
@@ -233,6 +236,8 @@ def test_evaluate_prints_figures_and_writes_them(masp, world, tmp_path):
     summary = json.loads((tmp_path / "o" / "summary.json").read_text())
     assert f"{100 * summary['accuracy']['value']:.1f} %" in out
     assert "expected calibration error" in out
+    floor = summary["chances"]["calibration_floor"]
+    assert f", floor {100 * floor['value']:.1f} ± {100 * floor['deviation']:.1f} %" in " ".join(out.split())
     assert all(label in out for label in LABELS)
     assert summary["used"] == 7
     assert len((tmp_path / "o" / "predictions.jsonl").read_text().splitlines()) == 7
@@ -469,6 +474,14 @@ def test_help_and_version(masp):
     assert "masp predict photo.jpg" in " ".join(out.split())
     code, out, _ = masp("--version")
     assert (code, out.split()[0]) == (0, "masp")
+
+
+@pytest.mark.parametrize(
+    ("option", "names"), [(bench.Only, NAMES), (annotate_data.Aspects, ASPECTS), (plan.PlannedDtype, plan.FORMATS)]
+)
+def test_help_names_every_choice(option, names):
+    (option,) = option.__metadata__
+    assert [name for name in names if name not in option.help] == []
 
 
 @pytest.mark.parametrize("place", ["first", "last", "environment"])

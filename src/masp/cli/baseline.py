@@ -32,7 +32,7 @@ TRAINING = "training"
 
 
 def baseline(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Which system; `--list` shows them.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Which system; `--list` shows all.")] = None,
     changes: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Settings of the system, or of the data: `data.splits.kind=content`."),
@@ -44,13 +44,13 @@ def baseline(
     ] = None,
     backbone: Annotated[str, typer.Option(metavar="ID", help="Hub id, folder, or `embedded`.")] = "embedded",
     labels: Annotated[
-        str | None, typer.Option(metavar="A,B,…", help="What is chosen from, in this order. Default: the data set's.")
+        str | None, typer.Option(metavar="A,B,…", help="Labels to choose from, in this order. Default: the data set's.")
     ] = None,
     split: Annotated[str, typer.Option(help="Which split of the data set is measured.")] = "test",
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")] = 0,
     batch_size: BatchSize = None,
     calibrate: Calibrate = True,
-    everything: Annotated[bool, typer.Option("--list", help="Show every system with its settings, and leave.")] = False,
+    everything: Annotated[bool, typer.Option("--list", help="Show every system with its settings, and end.")] = False,
     revision: Revision = None,
     dtype: DtypeOption = Dtype.auto,
     device: Device = "auto",

@@ -9,7 +9,19 @@ import typer
 
 from masp import launch
 from masp.cli.measuring import data_settings, measured, tell, with_split
-from masp.cli.options import BatchSize, Calibrate, DeviceIfAny, Dtype, DtypeIfAny, Revision, refuse
+from masp.cli.options import (
+    AdapterRevision,
+    AspectsOfPrompt,
+    BackboneOfAdapter,
+    BatchSize,
+    Calibrate,
+    DeviceIfAny,
+    Dtype,
+    DtypeIfAny,
+    Revision,
+    Task,
+    refuse,
+)
 
 if TYPE_CHECKING:
     from masp.config import DataConfig
@@ -84,16 +96,10 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Which split of the data set is measured.")] = "test",
     mode: AnswerMode = None,
     out: Out = None,
-    adapter_revision: Annotated[
-        str | None, typer.Option(metavar="REVISION", help="Commit, tag or branch of an adapter on a hub.")
-    ] = None,
-    aspects: Annotated[
-        str | None, typer.Option(metavar="DIR|ID", help="For a prompt that only names its aspects: where they are.")
-    ] = None,
-    task: Annotated[str | None, typer.Option(metavar="NAME", help="For an adapter with several tasks: which.")] = None,
-    backbone: Annotated[
-        str | None, typer.Option(metavar="ID", help="Default: the one the adapter was trained on.")
-    ] = None,
+    adapter_revision: AdapterRevision = None,
+    aspects: AspectsOfPrompt = None,
+    task: Task = None,
+    backbone: BackboneOfAdapter = None,
     batch_size: BatchSize = None,
     record: Annotated[
         bool, typer.Option("--record", help="Write the accuracy into the adapter's description and model card.")

@@ -29,6 +29,18 @@ Revision = Annotated[
         help="Commit, tag or branch of the backbone on a hub. Default: the one the adapter names, else the newest.",
     ),
 ]
+AdapterRevision = Annotated[
+    str | None,
+    typer.Option(metavar="REVISION", help="Commit, tag or branch of an adapter on a hub. Default: the newest."),
+]
+Task = Annotated[str | None, typer.Option(metavar="NAME", help="For an adapter with several tasks: which.")]
+AspectsOfPrompt = Annotated[
+    str | None, typer.Option(metavar="DIR|ID", help="For a prompt that only names its aspects: where they are.")
+]
+BackboneOfAdapter = Annotated[
+    str | None,
+    typer.Option(metavar="ID", help="Hub id, folder, or `embedded`. Default: the one that the adapter names."),
+]
 DtypeOption = Annotated[Dtype, typer.Option(help=_DTYPE)]
 Device = Annotated[str, typer.Option(metavar="NAME", help=_DEVICE)]
 BatchSize = Annotated[

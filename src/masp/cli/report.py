@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from masp.cli.options import DeviceIfAny, Dtype, DtypeIfAny, refuse
+from masp.cli.options import BackboneOfAdapter, DeviceIfAny, Dtype, DtypeIfAny, Task, refuse
 
 if TYPE_CHECKING:
     from masp.predictor import Masp
@@ -48,10 +48,8 @@ def report(
     mistakes: Annotated[
         int, typer.Option(min=0, max=60, help="How many mistakes are shown, those the system was surest of first.")
     ] = 12,
-    task: Annotated[str | None, typer.Option(metavar="NAME", help="For an adapter with several tasks: which.")] = None,
-    backbone: Annotated[
-        str | None, typer.Option(metavar="ID", help="With --adapter. Default: the one that it names.")
-    ] = None,
+    task: Task = None,
+    backbone: BackboneOfAdapter = None,
     dtype: DtypeIfAny = None,
     device: DeviceIfAny = None,
 ) -> None:

@@ -37,20 +37,29 @@ def train(
         What, typer.Argument(help="Stage 1 (*aspects*), stage 2 (*prompt*), or *all*: one after the other.")
     ],
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the data set, or of one folder per label; or a table.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder or table of the data set. Needed, unless the settings name it."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the run: adapter, checkpoints, metrics.")
+        Path | None, typer.Option(metavar="DIR", help="Folder of the run: adapter, checkpoints, metrics. Needed.")
     ] = None,
     changes: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Settings, such as `prompt.learning_rate=0.01`."),
     ] = None,
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Settings as YAML.")] = None,
-    backbone: Annotated[str | None, typer.Option(metavar="ID", help="Hub id, folder, or `embedded`.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Settings as YAML; KEY=VALUE wins over them.")
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Hub id, folder, or `embedded`. Needed, unless the settings name it."),
+    ] = None,
     aspects: Annotated[
         str | None,
-        typer.Option(metavar="DIR|ID|none", help="For *prompt*: the aspects to put before the image. Default: `none`."),
+        typer.Option(
+            metavar="DIR|ID|none",
+            help="For *prompt*: the adapter with the aspects to put before the image. Default: `none`.",
+        ),
     ] = None,
 ) -> None:
     """Train adapters on a frozen backbone: the aspect modules, then the soft prompt."""
