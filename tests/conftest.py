@@ -7,7 +7,8 @@ Order matters. The environment is set before torch is imported, and the import h
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job; processes the tests start inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -34,3 +35,16 @@ def log_level_of_its_own() -> Iterator[None]:
     kept = log.level
     yield
     log.setLevel(kept)
+
+
+@pytest.fixture
+def masp(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str, str]]:
+    """Runs the command with these words: (exit code, stdout, stderr)."""
+    from masp.cli import main
+
+    def run(*words: object) -> tuple[Any, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main([str(word) for word in words])
+        return end.value.code, *capsys.readouterr()
+
+    return run

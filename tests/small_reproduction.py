@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import tiny
-from masp.config import with_overrides
 from masp.demo.plan import Plan
 from masp.reproduce.job import Job, drawn_source, embedded_config
 from masp.reproduce.others import EMBEDDED, QUICKLY
@@ -21,7 +20,7 @@ SETTINGS = (
 
 def small_job(out: Path, *experiments: str, seeds: int = 2, changes: tuple[str, ...] = ()) -> Job:
     """The job of the embedded default, made as small as it goes."""
-    config = with_overrides(embedded_config((), quick=True), [f"backbone.id={tiny.checkpoint()}", *SETTINGS, *changes])
+    config = embedded_config([f"backbone.id={tiny.checkpoint()}", *SETTINGS, *changes], quick=True)
     source = drawn_source(out / "scratch")
     others = (*EMBEDDED, *QUICKLY)
     return Job(experiments, config, (source,), (), tuple(range(seeds)), out, others=others, drawn=PLAN)

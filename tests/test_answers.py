@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import tiny
-from masp.answers import describe_aspects, generate, generate_ids, last_real, score, score_aspect
+from masp.answers import aspect_log_probabilities, describe_aspects, generate, generate_ids, last_real, score
 from masp.aspects import ASPECTS
 from masp.errors import UsageError
 from masp.labels import parse
@@ -174,7 +174,7 @@ def test_score_of_an_aspect_reads_its_tokens_alone() -> None:
     model = full_model()
     visual = visual_tokens(model)
     labels = ["very low", "low", "high"]
-    found = score_aspect(model, visual, "brightness", "How bright is it?", labels)
+    found = aspect_log_probabilities(model, visual, "brightness", "How bright is it?", labels).log_softmax(-1)
     assembled = model.assembler(["How bright is it?"] * 3, aspects=parts(model)[0](visual, ["brightness"]).tokens)
     for row in range(3):
         assert (found[row] - plain_score(model, assembled, row, labels)).abs().max() <= 1e-4

@@ -1,29 +1,21 @@
 """The command: what it prints where, its exit codes, and one readable line for every mistake."""
 
 import errno
+import inspect
 import json
 import shutil
 
 import pytest
 
 import tiny
-from masp.cli import main
+from masp.aspects import ASPECTS
+from masp.bench.run import NAMES
+from masp.cli import annotate_data, bench, plan
+from masp.cli.evaluate import evaluate
 from masp.data.emoji.dataset import write_dataset
 from small_adapters import LABELS, write_adapter
 
 KEYS = ["image", "label", "probabilities", "answer", "aspects", "prompt_attention", "adapter", "backbone", "task"]
-
-
-@pytest.fixture
-def masp(capsys):
-    """Runs a command: (exit code, stdout, stderr)."""
-
-    def run(*words):
-        with pytest.raises(SystemExit) as end:
-            main([str(word) for word in words])
-        return end.value.code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +191,7 @@ def test_a_folder_without_images_is_a_failure(masp, world, tmp_path):
         (["predict", "a.png", "--adaptor", "x"], 2, None),
         (["predcit"], 2, None),
         (["predict", "a.png", "--adapter", "nowhere"], 1, "nowhere does not exist"),
+        (["predict", "a.png", "--adapter-revision", "v1"], 2, "--adapter-revision was given without --adapter"),
         (["evaluate", "--adapter", "x", "--data", "y", "--mode", "guess"], 2, None),
         (["evaluate", "--data", "y"], 2, None),
         (["train", "all", "--data", "d", "--out", "o"], 2, "no backbone is named"),
@@ -243,6 +236,8 @@ def test_evaluate_prints_figures_and_writes_them(masp, world, tmp_path):
     summary = json.loads((tmp_path / "o" / "summary.json").read_text())
     assert f"{100 * summary['accuracy']['value']:.1f} %" in out
     assert "expected calibration error" in out
+    floor = summary["chances"]["calibration_floor"]
+    assert f", floor {100 * floor['value']:.1f} ± {100 * floor['deviation']:.1f} %" in " ".join(out.split())
     assert all(label in out for label in LABELS)
     assert summary["used"] == 7
     assert len((tmp_path / "o" / "predictions.jsonl").read_text().splitlines()) == 7
@@ -308,8 +303,7 @@ def test_evaluate_measures_another_system_and_compares_the_two(masp, world, tmp_
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (("evaluate", "--predictions", "p.jsonl", "--adapter", "a"), 2, "--predictions and --adapter"),
-        (("evaluate", "--predictions", "p.jsonl", "--record"), 2, "--predictions and --record"),
+        (("evaluate", "--adapter", "a", "--allow-missing"), 2, "--allow-missing was given without --predictions"),
         (("evaluate", "--predictions", "p.jsonl"), 1, "p.jsonl cannot be read"),
         (("evaluate", "--predictions", "p.jsonl", "--against", "nowhere"), 1, "nowhere cannot be read"),
         (("evaluate", "--predictions", "p.jsonl", "--split", "tset"), 2, "Did you mean 'test'?"),
@@ -319,6 +313,45 @@ def test_evaluate_measures_another_system_and_compares_the_two(masp, world, tmp_
 def test_nonsense_about_predictions_is_said_plainly(masp, world, words, code, message):
     found, _, err = masp(*words, "--data", world / "data")
     assert (found, message in error_line(err)) == (code, True)
+
+
+OF_A_MODEL = {
+    "--adapter": "a",
+    "--adapter-revision": "v1",
+    "--aspects": "a",
+    "--task": "t",
+    "--backbone": "embedded",
+    "--revision": "v1",
+    "--dtype": "auto",  # what would be done anyhow was still asked of nobody
+    "--device": "auto",
+    "--batch-size": 4,
+    "--mode": "score",
+    "--record": None,
+}
+
+
+@pytest.mark.parametrize("option", OF_A_MODEL)
+def test_an_option_of_a_model_is_refused_where_none_runs(masp, world, tmp_path, option):
+    (tmp_path / "p.jsonl").write_text('{"image": "joy/0.png", "predicted": "joy"}')
+    value = [] if OF_A_MODEL[option] is None else [OF_A_MODEL[option]]
+    code, out, err = masp("evaluate", "--predictions", tmp_path / "p.jsonl", "--data", world / "data", option, *value)
+    assert (code, out) == (2, "")
+    line = error_line(err)
+    assert f"{option} was given with --predictions; expected options of a model only where one runs" in line
+    assert line.endswith("Leave it out.")
+
+
+def test_every_option_is_about_a_model_or_about_any_measurement():
+    """A new option of `masp evaluate` has to say which it is."""
+    of_any = {"data", "changes", "predictions", "allow_missing", "against", "calibrate", "split", "out"}
+    names = {f"--{name.replace('_', '-')}" for name in set(inspect.signature(evaluate).parameters) - of_any}
+    assert names == set(OF_A_MODEL)
+
+
+def test_all_of_them_are_named_at_once(masp, world):
+    words = ("--mode", "generate", "--batch-size", 2)
+    code, _, err = masp("evaluate", "--predictions", "p.jsonl", "--data", world / "data", *words)
+    assert (code, "--batch-size, --mode were given with --predictions" in error_line(err)) == (2, True)
 
 
 def test_one_result_is_nothing_to_compare(masp, world, tmp_path):
@@ -441,6 +474,14 @@ def test_help_and_version(masp):
     assert "masp predict photo.jpg" in " ".join(out.split())
     code, out, _ = masp("--version")
     assert (code, out.split()[0]) == (0, "masp")
+
+
+@pytest.mark.parametrize(
+    ("option", "names"), [(bench.Only, NAMES), (annotate_data.Aspects, ASPECTS), (plan.PlannedDtype, plan.FORMATS)]
+)
+def test_help_names_every_choice(option, names):
+    (option,) = option.__metadata__
+    assert [name for name in names if name not in option.help] == []
 
 
 @pytest.mark.parametrize("place", ["first", "last", "environment"])

@@ -7,23 +7,10 @@ import pytest
 
 import tiny
 from masp.backbones.loading import load_backbone
-from masp.cli import main
 from masp.cli.options import Dtype
 from masp.predictor import Masp
 from masp.settings import BackboneConfig
 from small_adapters import LABELS, write_adapter
-
-
-@pytest.fixture
-def masp(capsys):
-    """Runs a command: (exit code, stdout, stderr)."""
-
-    def run(*words):
-        with pytest.raises(SystemExit) as end:
-            main([str(word) for word in words])
-        return end.value.code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +76,16 @@ def test_predict_works_on_a_spread_backbone(masp, words):
         assert code == 0, err
         found.append(json.loads(out)["probabilities"])
     assert found[0] == found[1]
+
+
+def test_a_spread_backbone_is_measured_and_trained_on(masp, words, tmp_path):
+    code, out, err = masp(*words["evaluate"], "--device", "spread", "--dtype", "float32")
+    assert code == 0, err
+    assert "3 used" in out
+    train = ("train", "prompt", "--data", tmp_path / "nowhere", "--backbone", tiny.checkpoint(), "--out", tmp_path)
+    code, _, err = masp(*train, "backbone.device=spread")
+    assert code == 1
+    assert "nowhere cannot be read" in err  # the device was none of its worries
 
 
 @pytest.mark.parametrize("command", ["predict", "evaluate"])

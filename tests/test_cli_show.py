@@ -1,11 +1,21 @@
 """What a person sees: bars, places in words, and nothing that steers the terminal."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from masp.cli.show import aspect_table, bar, place_in_words, prediction_panel, printable, probability_bars
+from made_up_results import answers, result
+from masp.cli.show import (
+    aspect_table,
+    bar,
+    evaluation_tables,
+    place_in_words,
+    prediction_panel,
+    printable,
+    probability_bars,
+)
 from masp.explain import AspectReading, PromptAttention
 from masp.predictor import Prediction
 
@@ -70,6 +80,24 @@ def test_the_aspect_that_decided_stands_out():
 def test_nothing_stands_out_when_nothing_decided():
     table = aspect_table({"scene": reading(-2.0), "object": reading(0.04)}, {})
     assert "\x1b[1m" not in drawn(table, colours=True)
+
+
+def test_the_floor_stands_beside_the_calibration_error():
+    found = result("it", answers("jjjjffaf"), temperature=True)
+    assert found.chances is not None
+    assert found.chances.calibrated is not None
+    text = " ".join(drawn(evaluation_tables(found), 200).split())
+    for one in (found.chances, found.chances.calibrated):
+        assert one.calibration_floor is not None
+        assert f"{one.calibration_error.percent()}, floor {one.calibration_floor.percent()}" in text
+    assert "a perfectly calibrated system with these confidences and 8 images would show" in text
+    older = replace(found.chances, calibration_floor=None)
+    assert older.calibrated is not None
+    older = replace(older, calibrated=replace(older.calibrated, calibration_floor=None))
+    text = drawn(evaluation_tables(replace(found, chances=older)), 200)
+    assert "expected calibration error" in text
+    assert "the same after scaling" in text
+    assert "floor" not in text
 
 
 def panel(**changes):

@@ -16,7 +16,6 @@ from masp.config import (
     PromptInit,
     RunConfig,
     load_config,
-    with_overrides,
 )
 from masp.errors import ConfigError
 from masp.settings import FREE, is_section
@@ -118,15 +117,6 @@ def test_settings_are_frozen_and_described() -> None:
         assert section.__doc__  # pyright: ignore[reportOptionalMemberAccess]
         fields = section.model_fields  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
         assert all(field.description and field.description[0].isalnum() for field in fields.values())
-
-
-def test_with_overrides_checks_and_leaves_the_first_alone() -> None:
-    config = load_config(None, ["data.path=somewhere", "prompt.trackers=[wandb]"])
-    other = with_overrides(config, ["method.prompt_length=5"])
-    assert (config.method.prompt_length, other.method.prompt_length) == (32, 5)
-    assert with_overrides(other, ["method.prompt_length=32"]) == config
-    with pytest.raises(ConfigError, match=r"the command line: method\.prompt_length is -1"):
-        with_overrides(config, ["method.prompt_length=-1"])
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------

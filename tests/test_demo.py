@@ -6,6 +6,7 @@ import logging
 import re
 import sys
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from rich.console import Console
 import make_demo_pictures
 import tiny
 from masp.aspects import ASPECTS
-from masp.config import RunConfig, with_overrides
+from masp.config import RunConfig, load_config
 from masp.demo import DemoResult, Plan, run_demo
 from masp.demo import pictures as demo_pictures
 from masp.demo.plan import demo_config
@@ -29,10 +30,12 @@ PLAN = Plan(train=11, val=3, test=13, read=2, explained=5, seed=3)
 EMOTIONS = {"amusement", "awe", "contentment", "excitement", "anger", "disgust", "fear", "sadness"}
 
 
-def small() -> RunConfig:
+def small(*changes: str) -> RunConfig:
+    """The demo's settings, made as small as they go."""
+    file = Path(str(resources.files("masp").joinpath("configs", "demo.yaml")))
     sizes = ["aspects.batch_size=5", "prompt.batch_size=7", "method.queries=2", "method.prompt_length=3"]
     steps = ["aspects.max_steps=2", "prompt.max_steps=2"]
-    return with_overrides(demo_config(), [f"backbone.id={tiny.checkpoint()}", *steps, *sizes])
+    return load_config(file, [f"backbone.id={tiny.checkpoint()}", *steps, *sizes, *changes])
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +116,7 @@ def test_a_folder_of_another_demo_is_refused(first: DemoResult, out: Path) -> No
     with pytest.raises(UsageError, match="holds other pictures"):
         run_demo(out, plan=replace(PLAN, seed=4), config=small())
     with pytest.raises(UsageError, match="learning_rate"):
-        run_demo(out, plan=PLAN, config=with_overrides(small(), ["aspects.learning_rate=0.007"]))
+        run_demo(out, plan=PLAN, config=small("aspects.learning_rate=0.007"))
 
 
 def test_an_unknown_folder_is_not_touched(tmp_path: Path) -> None:

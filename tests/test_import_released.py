@@ -14,7 +14,6 @@ from masp import Masp
 from masp.adapters import load_adapter, read_info
 from masp.adapters.released import import_released, labels_of, read_aspects, read_soft_prompt
 from masp.aspects import ASPECTS
-from masp.cli import main
 from masp.errors import AdapterError, BackboneError, DataError, UsageError
 from masp.labels import RELEASED_LABELS
 from released_files import NAME, PROMPT, QUERIES, aspect_tables, prompt_table, saved
@@ -30,17 +29,6 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 @pytest.fixture
 def backbone() -> str:
     return str(tiny.checkpoint())
-
-
-@pytest.fixture
-def masp(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str, str]]:
-    def run(*words: object) -> tuple[Any, str, str]:
-        with pytest.raises(SystemExit) as end:
-            main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return end.value.code, out, err
-
-    return run
 
 
 # --- what fits -----------------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from masp.backbones.decoder import Decoder
 from masp.backbones.facts import PARTS, count, lora_size, memory_of
 from masp.backbones.loading import load_backbone
 from masp.backbones.published import Description, describe, published
-from masp.cli import main
 from masp.cli.info import memory
 from masp.errors import BackboneError
 from masp.parameters import trained_size
@@ -339,18 +338,6 @@ def test_code_and_quantisation_of_a_checkpoint_are_left_alone():
 
 
 # --- the command ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def masp(capsys):
-    """Runs a command: (exit code, stdout, stderr)."""
-
-    def run(*words):
-        with pytest.raises(SystemExit) as end:
-            main([str(word) for word in words])
-        return end.value.code, *capsys.readouterr()
-
-    return run
 
 
 def test_json_is_one_object(masp):

@@ -60,18 +60,10 @@ def score_tasks(
 
 
 @torch.no_grad()
-def score_aspect(
-    model: MaspModel, visual: VisualTokens, aspect: str, question: str, labels: Sequence[str]
-) -> Float[Tensor, "batch labels"]:
-    """As `score`, but the language model sees the tokens of one aspect instead of the image (as in stage 1)."""
-    return aspect_log_probabilities(model, visual, aspect, question, labels).log_softmax(-1)
-
-
-@torch.no_grad()
 def aspect_log_probabilities(
     model: MaspModel, visual: VisualTokens, aspect: str, question: str, labels: Sequence[str]
 ) -> Float[Tensor, "batch labels"]:
-    """As `log_probabilities`, from the tokens of one aspect instead of the image."""
+    """As `log_probabilities`, but the model sees the tokens of one aspect instead of the image (as in stage 1)."""
     return _score(model, _about_aspect(model, visual, aspect, question), labels)
 
 

@@ -38,7 +38,6 @@ __all__ = [
     "TrainConfig",
     "load_config",
     "parsed_override",
-    "with_overrides",
 ]
 
 _COMMAND_LINE = "the command line"
@@ -60,26 +59,14 @@ def load_config(file: str | Path | None = None, overrides: Sequence[str] = ()) -
             names the key, the nearest valid name, and the file or the command line.
     """
     content = _read(Path(file)) if file is not None else {}
-    return _changed(content, overrides, str(file) if file is not None else "the settings")
-
-
-def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """The same settings with a few changed, checked as `load_config` does (for sweeps).
-
-    Raises:
-        ConfigError: as for `load_config`.
-    """
-    return _changed(config.model_dump(mode="json"), overrides, "the settings")
-
-
-def _changed(content: dict[str, object], overrides: Sequence[str], file: str) -> RunConfig:
     changes = [parsed_override(text) for text in overrides]
     for key, value in changes:
         content = _with(content, key.split("."), value, key)
     try:
         return RunConfig.model_validate(content)
     except ValidationError as error:
-        raise _explained(error, file, [key for key, _ in changes]) from None
+        source = "the settings" if file is None else str(file)
+        raise _explained(error, source, [key for key, _ in changes]) from None
 
 
 def _read(file: Path) -> dict[str, object]:

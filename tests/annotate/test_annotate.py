@@ -19,7 +19,7 @@ from masp.annotate.light import measured
 from masp.annotate.pictures import pictures_of
 from masp.annotate.run import Work, annotate
 from masp.annotate.wording import Understood
-from masp.answers import describe_aspects, generate, score, score_aspect
+from masp.answers import aspect_log_probabilities, describe_aspects, generate, score
 from masp.aspects import ASPECTS, LEVELS
 from masp.config import MethodConfig, load_config
 from masp.data.readers import open_dataset
@@ -126,7 +126,8 @@ def test_trained_aspects_answer_from_their_own_tokens(verbatim):
     chosen = Annotator(model, Asking(TEXTS, OPTIONS))
     answers = chosen(chosen.prepare(images))
     for name in ("scene", "facial_expression"):
-        best = score_aspect(model, visual, name, TEXTS[name], OPTIONS[name]).argmax(1).tolist()
+        logs = aspect_log_probabilities(model, visual, name, TEXTS[name], OPTIONS[name])
+        best = logs.argmax(1).tolist()
         assert [one[name].value for one in answers] == [OPTIONS[name][index] for index in best]
 
 

@@ -8,20 +8,7 @@ from test_annotate import content, write_pictures
 
 import tiny
 from masp.adapters import read_info
-from masp.cli import main
 from small_adapters import write_adapter
-
-
-@pytest.fixture
-def masp(capsys):
-    """Runs a command: (exit code, stdout, stderr)."""
-
-    def run(*words):
-        with pytest.raises(SystemExit) as end:
-            main([str(word) for word in words])
-        return end.value.code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.mark.parametrize("labels", [("calm", "wild"), ()])

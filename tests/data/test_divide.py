@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from made_pictures import emotion6, put, tree
+from made_pictures import emoset, emotion6, put, put_json, tree
 
 from masp.cli import main
 from masp.config import load_config
@@ -123,3 +123,28 @@ def test_what_a_file_does_not_name_is_left_out(
     (root / "joy" / "3.png").unlink()
     with pytest.raises(DataError, match=r"names joy/3\.png, which .*data does not have"):
         opened(root, f"data.splits.file={file}")
+
+
+def without_labels(root: Path, bare: int) -> Path:
+    """Ten pictures listed in EmoSet's layout, of which the first ones have no label."""
+    emoset(root, {"train": [("awe" if number % 2 else "fear", {}) for number in range(10)]})
+    rows = json.loads((root / "train.json").read_text())
+    put_json(root / "train.json", [[None if number < bare else row[0], *row[1:]] for number, row in enumerate(rows)])
+    return root
+
+
+def test_without_any_label_there_is_nothing_to_divide_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, without_labels(tmp_path / "data", 10), "--out", tmp_path / "split.json")
+    assert (code, out) == (1, "")
+    assert "none of 10 pictures in" in err
+    assert "has a label; expected labels, each of which is divided alike. Name a labelled data set" in err
+    assert not (tmp_path / "split.json").exists()
+
+
+def test_pictures_without_a_label_among_others_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    halves = ["data.splits.train=0.5", "data.splits.val=0", "data.splits.test=0.5"]
+    code, out, _ = run(capsys, without_labels(tmp_path / "data", 4), "--out", tmp_path / "split.json", *halves)
+    lines = [line.split() for line in out.splitlines()]
+    assert code == 0
+    assert lines[-2] == ["(no", "label)", "2", "0", "2"]
+    assert lines[-1] == ["total", "6", "0", "4"]  # three of each label are halved into 2 and 1

@@ -13,7 +13,7 @@ from made_pictures import put, tree
 
 from masp.data.readers import open_dataset
 from masp.data.records import Record
-from masp.data.splits import _quotas, by_content, content_digests, paper_like, read_split, shared_content, write_split
+from masp.data.splits import _quotas, by_content, content_digests, paper_like, read_split, write_split
 from masp.errors import DataError
 
 
@@ -121,10 +121,3 @@ def test_a_wrong_split_file_is_refused(tmp_path: Path) -> None:
         read_split(file, other)
     with pytest.raises(DataError, match="cannot be written"):
         write_split(tmp_path / "nowhere" / "split.json", dataset)
-
-
-def test_pictures_in_two_data_sets_are_found(tmp_path: Path) -> None:
-    ours = records_of(tree(tmp_path / "a", {"joy": 5}))
-    theirs = records_of(tree(tmp_path / "b", {"awe": 5}, first=3))
-    pairs = shared_content(ours, theirs)
-    assert [(one.path.name, other.path.name) for one, other in pairs] == [("3.png", "0.png"), ("4.png", "1.png")]

@@ -70,6 +70,54 @@ def test_the_calibration_error_is_that_of_torchmetrics():
     assert calibration_error(sure.tolist(), right.tolist()) == pytest.approx(theirs.item(), abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("confidences", "mean", "deviation"),
+    [
+        ([0.5], 0.5, 0.0),  # right or wrong, it lies 1/2 beside
+        ([1.0, 1.0], 0.0, 0.0),  # always right, as it says
+        ([0.5, 1.0, 1.0, 1.0], 0.125, 0.0),  # 1/2 over four images, and nothing from the sure ones
+        ([0.5, 0.5], 0.25, 0.25),  # half the time one of two is right, and no gap; else a gap of 1/2
+        ([0.5] * 4, 3 / 16, math.sqrt(1 / 16 - 9 / 256)),  # |k - 2| / 4 for k of 4: (2 · 2/4 + 8 · 1/4) / 16
+        # two bins: 1/4, and half of |3/4 - y|, which is 1/4 in three of four draws and else 3/4
+        ([0.5, 0.75], 7 / 16, 0.25 * math.sqrt(3 / 16)),
+    ],
+)
+def test_the_calibration_floor_by_hand(confidences, mean, deviation):
+    logs = np.log([[sure, max(1 - sure, 1e-300)] for sure in confidences])
+    found = of.calibration_floor(logs, draws=20_000)
+    assert found.value == pytest.approx(mean, abs=0.006)
+    assert found.deviation == pytest.approx(deviation, abs=0.006)
+    if deviation == 0:
+        assert (found.value, found.deviation) == pytest.approx((mean, 0), abs=1e-12)
+
+
+def test_a_perfectly_calibrated_system_stands_on_the_floor():
+    logs, _ = random_case(images=997)
+    dice = np.random.default_rng(1)
+    truth = np.array([dice.choice(5, p=shares / shares.sum()) for shares in np.exp(logs)])
+    found = of.chances(logs, truth, Draws(50, 7))
+    floor = found.calibration_floor
+    assert floor is not None
+    assert abs(found.calibration_error.value - floor.value) < 3 * floor.deviation
+    assert floor == of.calibration_floor(logs, 200, seed=7) != of.calibration_floor(logs, 200, seed=8)
+    assert floor.percent() == f"{100 * floor.value:.1f} ± {100 * floor.deviation:.1f} %"
+    too_sure = log_softmax(3 * logs, axis=1)
+    floor = of.calibration_floor(too_sure)
+    assert of.proper_scores(too_sure, truth, FEW)[2].value > floor.value + 10 * floor.deviation
+
+
+def test_the_floor_falls_with_the_root_of_the_images():
+    few, many = (of.calibration_floor(np.tile(HAND, (times, 1))).value for times in (25, 400))
+    assert few / many == pytest.approx(4, rel=0.15)
+
+
+def test_the_floor_after_scaling_is_that_of_the_scaled_confidences():
+    logs, truth = random_case()
+    found = of.calibrated((logs, truth), "val", logs, truth, Draws(20, 3))
+    assert found.calibration_floor == of.calibration_floor(of.scaled(logs, found.temperature), seed=3)
+    assert found.calibration_floor != of.calibration_floor(logs, seed=3)
+
+
 def test_the_reliability_diagram_holds_every_answer_once():
     bins = of.reliability(HAND, TRUTH)
     assert len(bins) == 15

@@ -1,5 +1,6 @@
 """Two systems on the same images, and one over seeds, against numbers worked out by hand."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -51,6 +52,18 @@ def test_mean_and_deviation_over_seeds_by_hand():
     assert set(found) == {"accuracy", "macro_f1"}  # nobody gave probabilities
     alone = over_seeds([result("jjjjffjj")])["accuracy"]
     assert (alone.deviation, alone.percent()) == (None, "75.0 %")
+
+
+def test_the_floor_of_the_calibration_error_stands_beside_it():
+    one = result("jjjjffff", sure=math.log(1 - math.exp(-0.5)))
+    found = over_seeds([one, one])
+    assert one.chances is not None
+    assert one.chances.calibration_floor is not None
+    assert found["calibration_floor"].mean == pytest.approx(one.chances.calibration_floor.value)
+    assert "calibration_floor_scaled" not in found  # no temperature was fitted
+    older = replace(one, chances=replace(one.chances, calibration_floor=None))
+    assert "calibration_floor" not in over_seeds([one, older])
+    assert "calibration_error" in over_seeds([one, older])
 
 
 def test_seeds_of_different_data_do_not_mix():

@@ -13,6 +13,7 @@ from masp.evaluation.result import (
     Chances,
     Distribution,
     Evaluation,
+    Floor,
     LeftOut,
     RiskCoverage,
     read_result,
@@ -28,7 +29,8 @@ ANSWERS = (
 
 
 def made_up(**changes):
-    calibrated = Calibrated(1.5, "val", 3, False, SHARE, SHARE, SHARE, BINS)
+    floor = Floor(0.03125, 0.0078125)
+    calibrated = Calibrated(1.5, "val", 3, False, SHARE, SHARE, SHARE, BINS, calibration_floor=floor)
     curve = RiskCoverage(SHARE, (0.5, 1.0), (0.0, 0.5))
     facts = {
         "system": "adapter",
@@ -42,7 +44,7 @@ def made_up(**changes):
         "majority": SHARE,
         "classes": (ClassFigures("joy", 1.0, 1.0, 1.0, 1), ClassFigures("fear", 0.0, 0.0, 0.0, 1)),
         "confusion": ((1, 0, 0), (0, 0, 1)),
-        "chances": Chances(2, None, SHARE, SHARE, SHARE, BINS, curve, calibrated),
+        "chances": Chances(2, None, SHARE, SHARE, SHARE, BINS, curve, calibrated, calibration_floor=floor),
         "distribution": Distribution(2, SHARE, SHARE, SHARE),
         "used": 2,
         "quarantined": (LeftOut("joy/bad.png", "not a picture"),),
@@ -65,6 +67,20 @@ def test_what_was_written_is_read_back_equal(tmp_path):
     bare = made_up(chances=None, distribution=None, mode="generate")
     write_result(tmp_path / "bare", bare)
     assert read_result(tmp_path / "bare") == bare
+
+
+def test_a_result_from_before_the_calibration_floor_is_read(tmp_path):
+    write_result(tmp_path, made_up())
+    file = tmp_path / "summary.json"
+    content = json.loads(file.read_text())
+    assert content["chances"].pop("calibration_floor") == {"value": 0.03125, "deviation": 0.0078125}
+    assert content["chances"]["calibrated"].pop("calibration_floor") == {"value": 0.03125, "deviation": 0.0078125}
+    file.write_text(json.dumps(content))
+    found = read_result(tmp_path).chances
+    assert found is not None
+    assert found.calibrated is not None
+    assert (found.calibration_floor, found.calibrated.calibration_floor) == (None, None)
+    assert found.calibration_error == SHARE
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from masp.errors import UsageError
 from masp.evaluation.batches import Batching
 from masp.evaluation.journal import ENDING
 from masp.evaluation.result import read_result
-from masp.evaluation.runner import evaluate, measured_before
+from masp.evaluation.runner import evaluate
 from masp.systems.base import Said
 
 PROGRAM = Path(__file__).with_name("evaluation_killed.py")
@@ -197,15 +197,6 @@ def test_two_processes_do_not_write_one_evaluation(dataset, tmp_path):
 
     measure(dataset, tmp_path, progress=again)
     assert len(refused) == 1
-
-
-def test_a_finished_result_is_known_again(dataset, tmp_path):
-    batching = Batching(2)
-    assert measured_before(tmp_path, ByBrightness(), dataset, batching=batching) is None
-    found = measure(dataset, tmp_path)
-    assert measured_before(tmp_path, ByBrightness(), dataset, batching=batching) == found
-    assert measured_before(tmp_path, ByBrightness("another"), dataset, batching=batching) is None
-    assert measured_before(tmp_path, ByBrightness(), dataset, "val", batching=batching) is None
 
 
 def test_a_temperature_is_fitted_on_val(dataset, tmp_path):

@@ -189,6 +189,20 @@ def test_temperature_is_told(whole: Page):
     assert re.search(r"after scaling with temperature \d\.\d\d \(fitted on val\)", whole.text)
 
 
+def test_what_chance_alone_would_show_is_told():
+    """One image of confidence 1/2 lies 1/2 beside it, right or wrong; of two seeds the mean."""
+    half = result("one", [answer(0, "joy", 0.5)], temperature=True)
+    assert half.chances is not None
+    text = page(half).text
+    assert "A perfectly calibrated system with these confidences and 1 image would show 50.0 ± 0.0 %, after" in text
+    older = replace(half, chances=replace(half.chances, calibration_floor=None))
+    assert "Expected calibration error 50.0 %, after scaling" in page(older).text
+    assert "perfectly calibrated" not in page(older).text
+    seeds = [replace(half, system="s", provenance={"seed": n}) for n in (0, 1)]
+    assert "would show 50.0 ± 0.0 %" in page(*seeds).text
+    assert "perfectly calibrated" not in page(seeds[0], replace(older, system="s", provenance={"seed": 1})).text
+
+
 def test_table_2_among_the_inputs(whole: Page):
     assert ["Valone", "41.3", "40.0 – 43.0"] in whole.rows
     assert "2\u202f003 test images" in whole.text

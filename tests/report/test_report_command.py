@@ -9,23 +9,10 @@ import pytest
 import tiny
 from made_up_results import result, written
 from masp.adapters import tensors_sha256
-from masp.cli import main
 from masp.evaluation.predictions import Answered
 from masp.predictor import Masp
 from small_adapters import LABELS, write_adapter
 from web_page import Page
-
-
-@pytest.fixture
-def masp(capsys):
-    """Runs a command: (exit code, stdout, stderr)."""
-
-    def run(*words):
-        with pytest.raises(SystemExit) as end:
-            main([str(word) for word in words])
-        return end.value.code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +66,13 @@ def test_wrong_use_is_told_in_one_line(masp, world, tmp_path):
         (1, [ours / "predictions.jsonl"], "is a file of predictions"),
         (1, [ours, "--data", tmp_path / "nowhere"], "--data .*nowhere is not there"),
         (2, [ours, "--adapter", world / "adapter"], "--adapter .* without --data"),
+        (
+            2,
+            [ours, "--dtype", "auto"],
+            "--dtype was given without --adapter; expected options of a model only",
+        ),
+        (2, [ours, "--task", "t", "--device", "cpu"], "--task, --device were given without --adapter.*Leave them out"),
+        (2, [ours, "--backbone", "embedded"], "--backbone was given without --adapter"),
         (2, [ours, "--against", "thiers"], "no system of made is called 'thiers'"),
         (2, [ours, "--mistakes-of", "nobody"], "no system of made is called 'nobody'"),
         (2, [ours, "--mistakes", 61], "'--mistakes'"),

@@ -49,6 +49,29 @@ Vocabulary = Annotated[
         "*published*: EmoSet's six expressions. Brightness and colorfulness then have their five levels.",
     ),
 ]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Where to write: a new folder, or that of an interrupted run. Default: the data set's name and "
+        "*-annotated*, in the current folder.",
+    ),
+]
+Aspects = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B",
+        help="Which of facial_expression, object, scene, human_action, brightness, colorfulness. Default: all, or "
+        "those of the adapter.",
+    ),
+]
+OwnQuestions = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Questions of your own as JSON, {aspect or *emotion*: [text, …]}; the first of each aspect is asked.",
+    ),
+]
 
 
 def annotate_data(
@@ -56,22 +79,19 @@ def annotate_data(
     backbone: Annotated[
         str | None, typer.Option(metavar="ID", help="Hub id, folder, or `embedded`. Default: the adapter's.")
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="A new folder. Default: the data set's name and *-annotated*, here."),
-    ] = None,
+    out: Out = None,
     adapter: Annotated[
-        str | None, typer.Option(metavar="DIR|ID", help="Trained aspects that answer, each from its own tokens.")
+        str | None, typer.Option(metavar="DIR|ID", help="Its trained aspects answer, each from its own tokens.")
     ] = None,
-    aspects: Annotated[str | None, typer.Option(metavar="a,b", help="Which aspects. Default: all.")] = None,
+    aspects: Aspects = None,
     vocabulary: Vocabulary = None,
     measured_light: Annotated[
-        bool, typer.Option("--measured-light", help="Measure brightness and colorfulness on the pixels.")
+        bool, typer.Option("--measured-light", help="Measure brightness and colorfulness on the pixels, do not ask.")
     ] = False,
-    questions: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Questions of your own; the first of each aspect is asked.")
+    questions: OwnQuestions = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="This many pictures, spread over the data set. Default: all.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="This many pictures, spread over the data set.")] = None,
     copy: Annotated[bool, typer.Option("--copy", help="Copy the pictures too; without it links lead to them.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
     revision: Revision = None,

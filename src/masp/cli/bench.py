@@ -20,10 +20,20 @@ Examples:
 `masp bench --json bench.json --add` goes on where that was stopped, group by group.
 """
 
+Only = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="One group of lines: stage2, stage1, memory, score, batched, tasks, images, embedded or growth.",
+    ),
+]
+
 
 def bench(
-    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything here.")] = None,
-    only: Annotated[str | None, typer.Option(metavar="NAME", help="One group of lines, such as stage2.")] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all results here, as JSON.")
+    ] = None,
+    only: Only = None,
     add: Annotated[
         bool,
         typer.Option("--add", help="Keep the groups that FILE holds already; measure the missing ones, or --only one."),
@@ -31,10 +41,18 @@ def bench(
     quick: Annotated[
         bool, typer.Option("--quick", help="Tiny sizes and two repeats: a check, no measurement.")
     ] = False,
-    repeats: Annotated[int | None, typer.Option(min=1, help="How often each work is timed.")] = None,
-    dtype: Annotated[str, typer.Option(help="Number format of the weights; auto: what the device does well.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda …")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch.")] = None,
+    repeats: Annotated[
+        int | None,
+        typer.Option(min=1, help="How often each work is timed, five at least. Default: 5; 2 with --quick, or fewer."),
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(help="Number format of the weights: float32, bfloat16, float16; auto: what the device does well."),
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="auto, a GPU if there is one; cpu, cuda …")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of torch. Default: as torch or OMP_NUM_THREADS says.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random weights.")] = 0,
 ) -> None:
     """Measure training and prediction on a backbone with random weights, as ratios to the plain baseline."""

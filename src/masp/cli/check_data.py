@@ -37,14 +37,24 @@ def check_data(
             help="Folders or tables; two or more are compared with each other. Settings such as `data.layout=votes`.",
         ),
     ],
-    out: Annotated[Path | None, typer.Option("--out", "--json", metavar="FILE", help="Write it all as JSON.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "--json", metavar="FILE", help="Also write all findings, as JSON.")
+    ] = None,
     labels: Annotated[
         str | None,
         typer.Option(metavar="SET", help="Labels that may occur: a known set, such as *emoset*, or `a,b,c`."),
     ] = None,
-    images: Annotated[bool, typer.Option(help="Open every image; without it only lists and annotations.")] = True,
+    images: Annotated[
+        bool, typer.Option(help="Open every image; without it only lists and annotations are read.")
+    ] = True,
     near: Annotated[
-        int, typer.Option(min=-1, max=10, help="Bits of 64 in which near-duplicates may differ; -1: do not look.")
+        int,
+        typer.Option(
+            min=-1,
+            max=10,
+            help="Bits of 64 in which the perceptual hashes of near-duplicates may differ; -1: do not look for them. "
+            "Needs the images, and the extra *near*.",
+        ),
     ] = 4,
     workers: Annotated[int, typer.Option(min=0, max=64, help="Threads that read images.")] = 2,
 ) -> None:

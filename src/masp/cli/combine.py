@@ -19,7 +19,9 @@ def combine(
             help="Adapters of one backbone and the same aspects. Default name: that of the data set.",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the new adapter.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where to write: a new or empty folder, or an adapter to replace.")
+    ],
 ) -> None:
     """Put several soft prompts over the same aspects into one adapter, each a task with a name of its own."""
     from masp.adapters import combine as put_together

@@ -23,10 +23,11 @@ Examples:
 
 def compare(
     places: Annotated[
-        list[Path], typer.Argument(metavar="RESULT...", help="Folders that `masp evaluate --out` wrote.")
+        list[Path],
+        typer.Argument(metavar="RESULT...", help="Folders that `masp evaluate --out` or `masp baseline` wrote."),
     ],
     seeds: Annotated[
-        bool, typer.Option("--seeds", help="They are one system with several seeds: mean and standard deviation.")
+        bool, typer.Option("--seeds", help="They are one system with several seeds: give mean and standard deviation.")
     ] = False,
 ) -> None:
     """Compare results on the same images: each with the first one, image by image (McNemar's test).

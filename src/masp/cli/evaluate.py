@@ -3,12 +3,25 @@
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from masp import launch
-from masp.cli.options import BatchSize, Device, Dtype, DtypeOption, Revision
+from masp.cli.measuring import data_settings, measured, tell, with_split
+from masp.cli.options import (
+    AdapterRevision,
+    AspectsOfPrompt,
+    BackboneOfAdapter,
+    BatchSize,
+    Calibrate,
+    DeviceIfAny,
+    Dtype,
+    DtypeIfAny,
+    Revision,
+    Task,
+    refuse,
+)
 
 if TYPE_CHECKING:
     from masp.config import DataConfig
@@ -39,20 +52,33 @@ AdapterOption = Annotated[
 ]
 Predictions = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Instead of an adapter: what any system said, a JSON object per image."),
+    typer.Option(
+        metavar="FILE",
+        help="Instead of an adapter: what any system said, a JSON object per image. No model runs, so that options of "
+        "a model are refused.",
+    ),
 ]
 AllowMissing = Annotated[
-    bool, typer.Option("--allow-missing", help="Images that --predictions does not name count as wrong.")
+    bool, typer.Option("--allow-missing", help="With --predictions: images that FILE does not name count as wrong.")
 ]
 Against = Annotated[
-    Path | None, typer.Option(metavar="RESULT", help="Another --out: which is better on the same images?")
+    Path | None,
+    typer.Option(
+        metavar="RESULT", help="What another `masp evaluate --out` wrote: which of the two is better, image by image?"
+    ),
 ]
-Calibrate = Annotated[
-    bool, typer.Option(help="Fit a temperature on the split val, and say what calibration is worth after it.")
+AnswerMode = Annotated[
+    Mode | None,
+    typer.Option(
+        help="How an answer is read. *score*: the most probable label; *generate*: the text must name a label exactly. "
+        "Default: *score*."
+    ),
 ]
 Out = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Write predictions.jsonl and summary.json here; go on if interrupted."),
+    typer.Option(
+        metavar="DIR", help="Write predictions.jsonl and summary.json here; the same command goes on if interrupted."
+    ),
 ]
 
 
@@ -67,28 +93,20 @@ def evaluate(
     allow_missing: AllowMissing = False,
     against: Against = None,
     calibrate: Calibrate = True,
-    split: Annotated[str, typer.Option(help="Which split of the data set.")] = "test",
-    mode: Annotated[
-        Mode, typer.Option(help="*score*: the most probable label; *generate*: the text must name a label exactly.")
-    ] = Mode.score,
+    split: Annotated[str, typer.Option(help="Which split of the data set is measured.")] = "test",
+    mode: AnswerMode = None,
     out: Out = None,
-    adapter_revision: Annotated[
-        str | None, typer.Option(metavar="REVISION", help="Commit, tag or branch of an adapter on a hub.")
-    ] = None,
-    aspects: Annotated[
-        str | None, typer.Option(metavar="DIR|ID", help="For a prompt that only names its aspects: where they are.")
-    ] = None,
-    task: Annotated[str | None, typer.Option(metavar="NAME", help="For an adapter with several tasks: which.")] = None,
-    backbone: Annotated[
-        str | None, typer.Option(metavar="ID", help="Default: the one the adapter was trained on.")
-    ] = None,
+    adapter_revision: AdapterRevision = None,
+    aspects: AspectsOfPrompt = None,
+    task: Task = None,
+    backbone: BackboneOfAdapter = None,
     batch_size: BatchSize = None,
     record: Annotated[
         bool, typer.Option("--record", help="Write the accuracy into the adapter's description and model card.")
     ] = False,
     revision: Revision = None,
-    dtype: DtypeOption = Dtype.auto,
-    device: Device = "auto",
+    dtype: DtypeIfAny = None,
+    device: DeviceIfAny = None,
 ) -> None:
     """Measure an adapter, or what another system said, on a labelled split: accuracy, every label, calibration.
 
@@ -97,83 +115,77 @@ def evaluate(
     """
     from masp.errors import UsageError
 
+    given = (adapter, adapter_revision, aspects, task, backbone, revision, dtype, device, batch_size, mode, record)
+    choice = Choice(*given)
+    if predictions is not None:
+        refuse(choice.options(), "with --predictions", "options of a model only where one runs, and here none does")
+    else:
+        refuse({"--allow-missing": allow_missing}, "without --predictions", "it only with --predictions FILE")
     settings = _settings(changes or [], data)
     other = _result(against)
     if predictions is not None:
-        strange = {"--adapter": adapter, "--record": record, "--backbone": backbone, "--task": task}
-        wrong = next((option for option, value in strange.items() if value), None)
-        if wrong is not None:
-            raise UsageError(f"--predictions and {wrong}", "one of them", "Predictions are measured as they are.")
         found = _outside(predictions, settings, split, allow_missing, calibrate, out)
     elif adapter is None:
         raise UsageError("nothing to measure is named", "--adapter DIR, or --predictions FILE", "Name one.")
     else:
-        choice = Choice(adapter, adapter_revision, aspects, task, backbone, revision, dtype.value, device)
-        found = _measured(choice, settings, split, mode, batch_size, calibrate, out, record)
-    _tell(found, out, other)
+        found = _measured(adapter, choice, settings, split, calibrate, out)
+    tell(found, out)
+    if other is not None:
+        _compare(other, found)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which model is measured: the options of the same names."""
+    """Which model is measured, and how: the options of the same names, None where nobody gave them."""
 
-    adapter: str
+    adapter: str | None
     adapter_revision: str | None
     aspects: str | None
     task: str | None
     backbone: str | None
     revision: str | None
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"]
-    device: str
+    dtype: Dtype | None
+    device: str | None
+    batch_size: int | None
+    mode: Mode | None
+    record: bool
+
+    def options(self) -> dict[str, object]:
+        """The values by the names of the options."""
+        return {f"--{name.replace('_', '-')}": value for name, value in vars(self).items()}
 
 
 def _measured(
-    choice: Choice,
-    settings: "DataConfig",
-    split: str,
-    mode: Mode,
-    batch_size: int | None,
-    calibrate: bool,
-    out: Path | None,
-    record: bool,
+    adapter: str, choice: Choice, settings: "DataConfig", split: str, calibrate: bool, out: Path | None
 ) -> "Evaluation":
     """An adapter on a split."""
     from masp.adapters import find_adapter
-    from masp.backbones.loading import choose_device
-    from masp.cli.show import counting
+    from masp.backbones.loading import choose_placement
     from masp.errors import UsageError
     from masp.evaluation.batches import Batching, usual_size
-    from masp.evaluation.runner import CALIBRATION
-    from masp.evaluation.runner import evaluate as measure
     from masp.predictor import Masp
     from masp.training.processes import launched
-    from masp.training.progress import Bar
 
-    processes = launched(choose_device(choice.device))
+    dtype, device, mode = (choice.dtype or Dtype.auto).value, choice.device or "auto", choice.mode or Mode.score
+    processes = launched(choose_placement(dtype, device).device)
     with processes.guarded():
-        home = find_adapter(choice.adapter, choice.adapter_revision)
-        if record and not Path(choice.adapter).exists():
-            raise UsageError(
-                f"--record with {choice.adapter}, which is on a hub", "an adapter here", "Record, then push it."
-            )
+        home = find_adapter(adapter, choice.adapter_revision)
+        if choice.record and not Path(adapter).exists():
+            raise UsageError(f"--record with {adapter}, which is on a hub", "an adapter here", "Record, then push it.")
         dataset = _divided(settings, split, home, choice.task)
         masp = Masp.from_pretrained(
-            choice.adapter,
+            adapter,
             choice.backbone,
             aspects=choice.aspects,
             task=choice.task,
             revision=choice.adapter_revision,
             backbone_revision=choice.revision,
-            dtype=choice.dtype,
-            device=choice.device,
+            dtype=dtype,
+            device=device,
         )
-        more = calibrate and mode is Mode.score and split != CALIBRATION
-        images = len(dataset.split(split)) + (len(dataset.splits.get(CALIBRATION, ())) if more else 0)
-        with Bar("images", images) as bar:
-            size = batch_size or usual_size(masp.backbone.dim)
-            batching = Batching(size, longest_side=masp.task.longest_side, progress=counting(bar))
-            found = measure(masp, dataset, split, mode.value, batching, out, more)
-        if record:
+        batching = Batching(choice.batch_size or usual_size(masp.backbone.dim), longest_side=masp.task.longest_side)
+        found = measured(masp, dataset, split, mode.value, batching, calibrate and mode is Mode.score, out)
+        if choice.record:
             processes.first(lambda: _record(found, home, choice.task))
         return found
 
@@ -186,7 +198,7 @@ def _outside(
     from masp.evaluation.outside import evaluate_predictions
 
     mine = out if launch.speaks() else None  # of several processes one writes
-    dataset = _with_split(open_dataset(settings), settings, split)
+    dataset = with_split(open_dataset(settings), settings, split)
     return evaluate_predictions(predictions, dataset, split, allow_missing=allow_missing, calibrate=calibrate, out=mine)
 
 
@@ -206,20 +218,7 @@ def _divided(settings: "DataConfig", split: str, home: Path, task: str | None) -
     from masp.data.readers import open_dataset
     from masp.evaluation.division import as_trained
 
-    return _with_split(as_trained(open_dataset(settings), home, task), settings, split)
-
-
-def _with_split(dataset: "Dataset", settings: "DataConfig", split: str) -> "Dataset":
-    """The data set, once it is certain that it has the split.
-
-    Raises:
-        UsageError: It has not.
-    """
-    from masp.errors import UsageError, did_you_mean
-
-    if split not in dataset.splits:
-        raise UsageError(f"--split {split}: {settings.path} has no such split", "", did_you_mean(split, dataset.splits))
-    return dataset
+    return with_split(as_trained(open_dataset(settings), home, task), settings, split)
 
 
 def _record(found: "Evaluation", home: Path, task: str | None) -> None:
@@ -232,20 +231,13 @@ def _record(found: "Evaluation", home: Path, task: str | None) -> None:
     say(f"recorded in {home}")
 
 
-def _tell(found: "Evaluation", out: Path | None, other: "Evaluation | None") -> None:
-    """The figures on stdout, and what else there is to know on stderr."""
-    from masp.cli.show import evaluation_tables, results, say
+def _compare(other: "Evaluation", found: "Evaluation") -> None:
+    """How much more, or less, than the other result was right on the same images."""
+    from masp.cli.compare import differences
+    from masp.cli.show import results
+    from masp.evaluation.comparison import compare_results
 
-    results().print(evaluation_tables(found))
-    for bad in found.quarantined:
-        say(f"left out {bad.image}: {bad.reason}")
-    if out is not None:
-        say(f"predictions.jsonl and summary.json are in {out}")
-    if other is not None:
-        from masp.cli.compare import differences
-        from masp.evaluation.comparison import compare_results
-
-        results().print(differences([(other.system, found.system, compare_results(other, found))]))
+    results().print(differences([(other.system, found.system, compare_results(other, found))]))
 
 
 def _settings(changes: list[str], data: Path) -> "DataConfig":
@@ -255,7 +247,6 @@ def _settings(changes: list[str], data: Path) -> "DataConfig":
         UsageError: A setting of something else.
         ConfigError: A change is wrong.
     """
-    from masp.config import load_config
     from masp.errors import UsageError
 
     strange = next((change for change in changes if not change.startswith("data.")), None)
@@ -263,4 +254,4 @@ def _settings(changes: list[str], data: Path) -> "DataConfig":
         raise UsageError(
             f"the setting {strange} has no meaning here", "settings that begin with data.", "Leave it out."
         )
-    return load_config(None, changes).data.model_copy(update={"path": data})
+    return data_settings(changes, data)

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from masp.cli.options import AdapterRevision, BackboneOfAdapter, Task
+
 EXAMPLES = """
 Example: `masp export --as embedding-rows --adapter runs/plain --out qwen-with-emotions`
 """
@@ -23,13 +25,9 @@ def export(
     ],
     adapter: Annotated[str, typer.Option(metavar="DIR|ID", help="A soft prompt that was trained without aspects.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for the copy of the backbone.")],
-    backbone: Annotated[
-        str | None, typer.Option(metavar="ID", help="Default: the one the adapter was trained on.")
-    ] = None,
-    adapter_revision: Annotated[
-        str | None, typer.Option(metavar="REVISION", help="Commit, tag or branch of an adapter on a hub.")
-    ] = None,
-    task: Annotated[str | None, typer.Option(metavar="NAME", help="For an adapter with several tasks: which.")] = None,
+    backbone: BackboneOfAdapter = None,
+    adapter_revision: AdapterRevision = None,
+    task: Task = None,
 ) -> None:
     """Write a copy of the backbone that holds the soft prompt, so that any engine can serve it (V+S, no reasons).
 

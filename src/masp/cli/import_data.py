@@ -11,8 +11,10 @@ def import_data(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write it; a folder that is new or empty.")],
     image: Annotated[str | None, typer.Option(metavar="COLUMN", help="Default: the only column of pictures.")] = None,
     label: Annotated[str | None, typer.Option(metavar="COLUMN", help="Default: the only column of labels.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch; default: the newest.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Pictures per split at most.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="REVISION", help="Commit, tag or branch. Default: the newest.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Pictures per split at most. Default: all.")] = None,
 ) -> None:
     """Copy a data set of the Hugging Face hub into folders of splits and labels. It needs the extra *hub*.
 

@@ -30,9 +30,12 @@ def import_released(
         ),
     ] = None,
     questions: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The questions it was trained with. Default: the package's own.")
+        Path | None,
+        typer.Option(metavar="FILE", help="The questions it was trained with, as JSON. Default: the package's own."),
     ] = None,
-    revision: Annotated[str | None, typer.Option(metavar="COMMIT", help="Commit of the backbone on the hub.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="REVISION", help="Commit, tag or branch of the backbone on a hub.")
+    ] = None,
 ) -> None:
     """Convert checkpoints of the authors' released code to an adapter of the variant `released`.
 

@@ -36,17 +36,17 @@ Examples:
 
 def info(
     backbone: Annotated[str, typer.Argument(metavar="BACKBONE", help="Hub id, folder, or `embedded`.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object; sizes in bytes.")] = False,
     queries: Annotated[
         int | None, typer.Option(min=1, help="Aspect tokens per aspect. Default: 1 in *paper*, 5 in *released*.")
     ] = None,
     prompt_length: Annotated[int, typer.Option(min=0, help="Vectors in the soft prompt.")] = 32,
     size: Annotated[
         list[str] | None,
-        typer.Option(metavar="WxH", help=f"A picture's size; may be repeated. Default: {', '.join(SIZES)}."),
+        typer.Option(metavar="WxH", help=f"A picture's size in pixels; may be repeated. Default: {', '.join(SIZES)}."),
     ] = None,
     revision: Annotated[
-        str | None, typer.Option(metavar="COMMIT", help="Commit, tag or branch on the hub. Default: the newest.")
+        str | None, typer.Option(metavar="REVISION", help="Commit, tag or branch on a hub. Default: the newest.")
     ] = None,
 ) -> None:
     """Say what a backbone consists of and needs, and what would be trained on it. No weights are read or fetched.

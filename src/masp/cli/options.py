@@ -1,5 +1,6 @@
 """Options that several commands share: how the backbone is loaded, and how many images it is given."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated
 
@@ -16,17 +17,63 @@ class Dtype(StrEnum):
     nf4 = "nf4"
 
 
+_DTYPE = "Number format of the frozen weights; *auto*: what the device does well; *nf4*: 4 bits (the extra *4bit*)."
+_DEVICE = (
+    "*auto* (a GPU if there is one), *cpu*, *cuda*, *cuda:1*, *mps* …; *spread*: all GPUs, then memory, then disk."
+)
+
 Revision = Annotated[
     str | None,
-    typer.Option(metavar="COMMIT", help="Commit, tag or branch of the backbone on the hub. Default: the adapter's."),
+    typer.Option(
+        metavar="REVISION",
+        help="Commit, tag or branch of the backbone on a hub. Default: the one the adapter names, else the newest.",
+    ),
 ]
-DtypeOption = Annotated[
-    Dtype, typer.Option(help="Number format of the frozen weights; *auto*: what the device does well; *nf4*: 4 bits.")
+AdapterRevision = Annotated[
+    str | None,
+    typer.Option(metavar="REVISION", help="Commit, tag or branch of an adapter on a hub. Default: the newest."),
 ]
-Device = Annotated[
-    str, typer.Option(metavar="NAME", help="*auto*, *cpu*, *cuda*, *cuda:1*, *mps* …; *spread*: over several.")
+Task = Annotated[str | None, typer.Option(metavar="NAME", help="For an adapter with several tasks: which.")]
+AspectsOfPrompt = Annotated[
+    str | None, typer.Option(metavar="DIR|ID", help="For a prompt that only names its aspects: where they are.")
 ]
+BackboneOfAdapter = Annotated[
+    str | None,
+    typer.Option(metavar="ID", help="Hub id, folder, or `embedded`. Default: the one that the adapter names."),
+]
+DtypeOption = Annotated[Dtype, typer.Option(help=_DTYPE)]
+Device = Annotated[str, typer.Option(metavar="NAME", help=_DEVICE)]
 BatchSize = Annotated[
     int | None,
     typer.Option(min=1, help="Images measured at a time. Default: 16; 64 on a backbone as small as `embedded`."),
 ]
+Calibrate = Annotated[
+    bool,
+    typer.Option(
+        help="Where there are probabilities: fit a temperature on the split val, and give the calibration error after "
+        "scaling by it as well."
+    ),
+]
+
+# Where a command may load no model at all: None, as long as nobody asked.
+DtypeIfAny = Annotated[Dtype | None, typer.Option(help=f"{_DTYPE} Default: *auto*.")]
+DeviceIfAny = Annotated[str | None, typer.Option(metavar="NAME", help=f"{_DEVICE} Default: *auto*.")]
+
+
+def refuse(options: Mapping[str, object], where: str, expected: str) -> None:
+    """Make sure that none of these options was given, which would be passed over otherwise.
+
+    Args:
+        options: name → value; None and False: it was not given.
+        where: what they do not go with, such as "without --adapter".
+        expected: what would have been right.
+
+    Raises:
+        UsageError: some were given.
+    """
+    from masp.errors import UsageError
+
+    given = [name for name, value in options.items() if value is not None and value is not False]
+    if given:
+        verb, them = ("was", "it") if len(given) == 1 else ("were", "them")
+        raise UsageError(f"{', '.join(given)} {verb} given {where}", expected, f"Leave {them} out.")

@@ -21,35 +21,52 @@ Examples:
 `masp plan --backbone runs/backbone --label 1000000 --bench bench.json --memory 24`
 """
 
+Bench = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="What `masp bench --json` wrote: peak, bandwidth, efficiency and dtype."),
+]
+Efficiency = Annotated[
+    float | None,
+    typer.Option(help="Share of the peak that is reached, up to 1. Default: that of --bench, else 0.35."),
+]
+PlannedDtype = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16, float16 or nf4 (4 bits). Default: that of --bench, else bfloat16."),
+]
+Released = Annotated[
+    bool,
+    typer.Option("--released", help="The layout of the authors' code: the prompt in two places, 5 queries per aspect."),
+]
+
 
 def plan(
-    backbone: Annotated[str, typer.Option(metavar="ID", help="Hub id, folder, embedded.")] = "qwen2-vl-7b",
-    images: Annotated[int, typer.Option(help="Images to train on.")] = 0,
+    backbone: Annotated[
+        str, typer.Option(metavar="ID", help="Hub id, folder, `embedded`, or `qwen2-vl-7b`.")
+    ] = "qwen2-vl-7b",
+    images: Annotated[int, typer.Option(help="Images to train on. This or --label is needed.")] = 0,
     label: Annotated[int, typer.Option(help="Images to label.")] = 0,
     tokens: Annotated[int, typer.Option(help="Visual tokens of an image: one per 28 × 28 pixels for Qwen2-VL.")] = 256,
-    peak: Annotated[float | None, typer.Option(help="Peak of the device in TFLOP/s, in the dtype used.")] = None,
-    bandwidth: Annotated[float | None, typer.Option(help="Memory bandwidth of the device in GB/s.")] = None,
-    memory: Annotated[float, typer.Option(help="Memory of the device in GB.")] = 80.0,
-    devices: Annotated[int, typer.Option(help="How many devices.")] = 1,
-    cores: Annotated[int, typer.Option(help="Cores that read pictures.")] = 16,
-    price: Annotated[float, typer.Option(help="Price of one device for an hour.")] = 0.0,
-    efficiency: Annotated[float | None, typer.Option(help="Share of the peak that is reached.")] = None,
-    bench: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A result of `masp bench`: peak, bandwidth and efficiency.")
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="float32, bfloat16, float16 or nf4 (4 bits). Default: that of --bench, else bfloat16."),
-    ] = None,
+    peak: Annotated[float | None, typer.Option(help="Peak of a device in TFLOP/s, in the dtype used.")] = None,
+    bandwidth: Annotated[float | None, typer.Option(help="Memory bandwidth of a device in GB/s.")] = None,
+    memory: Annotated[float, typer.Option(help="Memory of a device in GB.")] = 80.0,
+    devices: Annotated[int, typer.Option(help="How many devices share the work.")] = 1,
+    cores: Annotated[int, typer.Option(help="Processor cores that read pictures, all together.")] = 16,
+    price: Annotated[float, typer.Option(help="Price of one device for an hour, in any currency.")] = 0.0,
+    efficiency: Efficiency = None,
+    bench: Bench = None,
+    dtype: PlannedDtype = None,
     store: Annotated[str, typer.Option(help="none, features, prefix or auto: what is kept between epochs.")] = "auto",
-    disk: Annotated[float, typer.Option(help="GB of disk for what is kept.")] = 1000.0,
-    aspect_epochs: Annotated[int, typer.Option(help="Passes of stage 1; 0: leave it out.")] = 3,
-    prompt_epochs: Annotated[int, typer.Option(help="Passes of stage 2; 0: leave it out.")] = 3,
-    batch_size: Annotated[int, typer.Option(help="Examples that go together.")] = 8,
-    released: Annotated[bool, typer.Option("--released", help="The layout of the authors' code.")] = False,
+    disk: Annotated[float, typer.Option(help="Disk for what is kept, in GB.")] = 1000.0,
+    aspect_epochs: Annotated[int, typer.Option(help="Passes of stage 1 over the images; 0: leave it out.")] = 3,
+    prompt_epochs: Annotated[int, typer.Option(help="Passes of stage 2 over the images; 0: leave it out.")] = 3,
+    batch_size: Annotated[int, typer.Option(help="Examples in a batch.")] = 8,
+    released: Released = False,
     json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
-    """Estimate time, memory, disk and money of both stages and of labelling."""
+    """Estimate time, memory, disk and money of both stages and of labelling.
+
+    The device is described by --peak and --bandwidth, by --bench, or by both, where what is given wins.
+    """
     from dataclasses import asdict
     from json import dumps
 

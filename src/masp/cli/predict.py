@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from masp.cli.options import Device, Dtype, DtypeOption, Revision
+from masp.cli.options import (
+    AdapterRevision,
+    AspectsOfPrompt,
+    BackboneOfAdapter,
+    Device,
+    Dtype,
+    DtypeOption,
+    Revision,
+    Task,
+    refuse,
+)
 
 if TYPE_CHECKING:
     from masp.predictor import Failure, Masp, Prediction
@@ -29,12 +39,17 @@ Examples:
 `find . -name '*.jpg' | masp predict - --report page.html`
 """
 
+Paths = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PATH",
+        help="Images, folders, `@list.txt` with a path on each line, or `-` for such a list on stdin.",
+    ),
+]
+
 
 def predict(
-    paths: Annotated[
-        list[str],
-        typer.Argument(metavar="PATH", help="Images, folders, `@list.txt` with a path on each line, or `-` for stdin."),
-    ],
+    paths: Paths,
     adapter: Annotated[
         str | None,
         typer.Option(
@@ -42,17 +57,15 @@ def predict(
             help="The adapter, its run, or its id on a hub. Default: the one shipped for the embedded backbone.",
         ),
     ] = None,
-    adapter_revision: Annotated[
-        str | None, typer.Option(metavar="REVISION", help="Commit, tag or branch of an adapter on a hub.")
+    adapter_revision: AdapterRevision = None,
+    task: Task = None,
+    backbone: BackboneOfAdapter = None,
+    aspects: AspectsOfPrompt = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture, each on a line.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Also write a page with heatmaps, of 200 pictures at most.")
     ] = None,
-    task: Annotated[str | None, typer.Option(metavar="NAME", help="For an adapter with several tasks: which.")] = None,
-    backbone: Annotated[str | None, typer.Option(metavar="ID", help="Default: the one that the adapter names.")] = None,
-    aspects: Annotated[
-        str | None, typer.Option(metavar="DIR|ID", help="For a prompt that only names its aspects: where they are.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
-    report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also write a page with heatmaps.")] = None,
-    explain: Annotated[bool, typer.Option(help="Say why. Without, only the labels: several times faster.")] = True,
+    explain: Annotated[bool, typer.Option(help="Say why; without it only the labels, several times faster.")] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
     revision: Revision = None,
     dtype: DtypeOption = Dtype.auto,
@@ -66,7 +79,9 @@ def predict(
     from masp.cli.show import say
     from masp.predictor import Failure, Masp
 
-    if adapter is not None:  # where a task has to be named, that is said before a large backbone is loaded
+    if adapter is None:
+        refuse({"--adapter-revision": adapter_revision}, "without --adapter", "it only with an adapter on a hub")
+    else:  # where a task has to be named, that is said before a large backbone is loaded
         task = read_info(find_adapter(adapter, adapter_revision)).chosen(task)
     loading = {"backbone_revision": revision, "dtype": dtype.value, "device": device}
     masp = Masp.from_pretrained(adapter, backbone, aspects=aspects, task=task, revision=adapter_revision, **loading)

@@ -11,12 +11,15 @@ Example: `masp push runs/first someone/emotion6-qwen2-vl-7b --license cc-by-4.0 
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The adapter, or the folder of its run.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The adapter, or the folder of its run.")],
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="Where to: user/name.")],
     private: Annotated[bool, typer.Option("--private", help="A repository that is made now is private.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch, made if there is none. Default: main.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="BRANCH", help="Branch to push to, made if there is none. Default: main.")
+    ] = None,
     license: Annotated[
-        str | None, typer.Option(help="Licence of the adapter, such as apache-2.0. Default: what it says.")
+        str | None,
+        typer.Option(metavar="ID", help="Licence of the adapter, such as apache-2.0. Default: what the adapter says."),
     ] = None,
 ) -> None:
     """Push an adapter's three files (weights, description, model card) to a hub, as one commit.

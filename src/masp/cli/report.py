@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from masp.cli.options import Device, Dtype, DtypeOption
+from masp.cli.options import BackboneOfAdapter, DeviceIfAny, Dtype, DtypeIfAny, Task, refuse
 
 if TYPE_CHECKING:
     from masp.predictor import Masp
@@ -27,26 +27,31 @@ def report(
             help="What `masp evaluate --out` wrote: its folder or a file in it. NAME=RESULT names the system.",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE.html", help="The page.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option(metavar="FILE.html", help="The page to write.")] = Path("report.html"),
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the data set, for the pictures of the worst mistakes.")
     ] = None,
     adapter: Annotated[
         str | None,
-        typer.Option(metavar="DIR|ID", help="Says what each aspect saw in those pictures, and in no others."),
+        typer.Option(
+            metavar="DIR|ID", help="Runs on the pictures of the worst mistakes, and says what each aspect saw in them."
+        ),
     ] = None,
-    title: Annotated[str | None, typer.Option(help="Head of the page.")] = None,
+    title: Annotated[str | None, typer.Option(help="Head of the page. Default: made from the data sets.")] = None,
     against: Annotated[
         str, typer.Option(metavar="NAME", help="What the others are compared with: *first*, *best* or a system.")
     ] = "first",
     mistakes_of: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Whose mistakes. Default: the adapter's system, or the best.")
+        str | None,
+        typer.Option(metavar="NAME", help="Whose mistakes are shown. Default: the adapter's system, or the best."),
     ] = None,
-    mistakes: Annotated[int, typer.Option(min=0, max=60, help="How many mistakes.")] = 12,
-    task: Annotated[str | None, typer.Option(metavar="NAME", help="For an adapter with several tasks: which.")] = None,
-    backbone: Annotated[str | None, typer.Option(metavar="ID", help="Default: the one that the adapter names.")] = None,
-    dtype: DtypeOption = Dtype.auto,
-    device: Device = "auto",
+    mistakes: Annotated[
+        int, typer.Option(min=0, max=60, help="How many mistakes are shown, those the system was surest of first.")
+    ] = 12,
+    task: Task = None,
+    backbone: BackboneOfAdapter = None,
+    dtype: DtypeIfAny = None,
+    device: DeviceIfAny = None,
 ) -> None:
     """Write one page about one or many systems: figures, calibration, confusion, worst mistakes.
 
@@ -59,12 +64,15 @@ def report(
     from masp.report.mistakes import Asked
     from masp.report.page import write_page
 
+    if adapter is None:
+        of_adapter = {"--task": task, "--backbone": backbone, "--dtype": dtype, "--device": device}
+        refuse(of_adapter, "without --adapter", "options of a model only where one runs")
     sources, tables = read_sources(results)
     if data is not None and not data.exists():
         raise _missing(data)
     if adapter is not None and data is None:
         raise _no_pictures(adapter)
-    masp = _loaded(adapter, backbone, task, dtype, device) if adapter is not None else None
+    masp = None if adapter is None else _loaded(adapter, backbone, task, dtype or Dtype.auto, device or "auto")
     asked = Asked(against, mistakes, data, masp, mistakes_of)
     write_page(out, comparison(sources, tables, asked, title))
     say(f"report: {out}")

@@ -13,7 +13,7 @@ from rich.text import Text
 from masp import launch
 
 if TYPE_CHECKING:
-    from masp.evaluation.result import Chances, Evaluation
+    from masp.evaluation.result import Calibrated, Chances, Evaluation
     from masp.explain import AspectReading
     from masp.predictor import Prediction
     from masp.training.progress import Bar
@@ -177,16 +177,25 @@ def evaluation_tables(found: "Evaluation") -> Group:
 def _chance_rows(found: "Chances") -> list[tuple[str, str]]:
     """Figures of the log-probabilities, as a person reads them."""
     rows = [] if found.top2 is None else [("true label among the first two", found.top2.percent())]
-    rows.append(("expected calibration error", found.calibration_error.percent()))
+    rows.append(("expected calibration error", _beside_floor(found)))
     after = found.calibrated
     if after is not None:
         limit = ", the edge of what was searched" if after.at_limit else ""
         fitted = f"temperature {after.temperature:.2f} from {after.images} images of {after.split}{limit}"
-        rows.append(("the same after scaling", f"{after.calibration_error.percent()}, {fitted}"))
+        rows.append(("the same after scaling", f"{_beside_floor(after)}; {fitted}"))
+    if found.calibration_floor is not None:
+        floor = f"what a perfectly calibrated system with these confidences and {found.images:,} images would show"
+        rows.append(("calibration floor", floor))
     rows.append(("negative log-likelihood", f"{found.negative_log_likelihood.value:.3f} nats"))
     rows.append(("Brier score", f"{found.brier.value:.3f} of 2"))
     rows.append(("mean risk over all coverages", found.risk_coverage.area.percent()))
     return rows
+
+
+def _beside_floor(found: "Chances | Calibrated") -> str:
+    """The calibration error, and what chance alone would show of it where that is known."""
+    floor = found.calibration_floor
+    return found.calibration_error.percent() + ("" if floor is None else f", floor {floor.percent()}")
 
 
 def _shares(prediction: "Prediction") -> Mapping[str, float]:

@@ -3,9 +3,14 @@
 from collections import Counter
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from masp.data.records import Dataset
 
 EXAMPLES = """
 Examples:
@@ -32,13 +37,16 @@ def split_data(
     ],
     out: Annotated[
         Path,
-        typer.Option(metavar="FILE|DIR", help="A split file (.json), a table (.csv), or a folder that gets both."),
+        typer.Option(
+            metavar="FILE|DIR",
+            help="A split file (.json), a table (.csv), or a folder that gets a split file and a table of each split.",
+        ),
     ],
     kind: Annotated[
         Kind,
         typer.Option(
-            help="*content*: 80, 5 and 15 %, or the shares you set; *paper-like*: the test share that the paper's "
-            "figures imply, 30 % for Emotion6 and 20 % for others."
+            help="*content*: 80 % train, 5 % val and 15 % test, or the shares you set; *paper-like*: the test share "
+            "that the paper's figures imply, 30 % for Emotion6 and 20 % for others, and 5 % val."
         ),
     ] = Kind.content,
     seed: Annotated[int, typer.Option(min=0, help="Another seed is another division.")] = 0,
@@ -49,7 +57,7 @@ def split_data(
     same side. The data set itself is not changed; train with the division through `data.splits.file=FILE`.
     """
     from masp.cli.check_data import refuse_inside, settings_of
-    from masp.cli.show import counts_table, results, say, waiting
+    from masp.cli.show import results, say, waiting
     from masp.data.readers import open_dataset
     from masp.data.splits import write_division
     from masp.errors import UsageError
@@ -60,9 +68,35 @@ def split_data(
     refuse_inside(out, settings[0])
     with waiting("reading and hashing every image"):
         dataset = open_dataset(settings[0])
+    _refuse_unlabelled(dataset)
     write_division(out, dataset)
-    counts = {name: Counter(str(record.label) for record in records) for name, records in dataset.splits.items()}
-    results().print(counts_table(dataset.labels, counts))
+    results().print(_table(dataset))
     for bad in dataset.rejected:
         say(f"left out {bad.path}: {bad.reason}")
     say(f"divided by {dataset.split_by}, seed {settings[0].splits.seed}; it is in {out}")
+
+
+def _refuse_unlabelled(dataset: "Dataset") -> None:
+    """Make sure that there is something to divide alike.
+
+    Raises:
+        DataError: no picture has a label.
+    """
+    from masp.errors import DataError, counted
+
+    if all(record.label is None for record in dataset.records):
+        raise DataError(
+            f"none of {counted(len(dataset.records), 'picture')} in {dataset.root} has a label",
+            "labels, each of which is divided alike",
+            "Name a labelled data set; masp train aspects divides pictures without labels itself.",
+        )
+
+
+def _table(dataset: "Dataset") -> "Table":
+    """Pictures by label and split; those without a label, which are divided too, in a row of their own."""
+    from masp.cli.show import counts_table
+    from masp.data.checking.check import NO_LABEL
+
+    counts = {name: Counter(record.label or NO_LABEL for record in found) for name, found in dataset.splits.items()}
+    bare = any(NO_LABEL in of_split for of_split in counts.values())
+    return counts_table((*dataset.labels, NO_LABEL) if bare else dataset.labels, counts)

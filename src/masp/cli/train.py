@@ -37,20 +37,29 @@ def train(
         What, typer.Argument(help="Stage 1 (*aspects*), stage 2 (*prompt*), or *all*: one after the other.")
     ],
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the data set, or of one folder per label; or a table.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder or table of the data set. Needed, unless the settings name it."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the run: adapter, checkpoints, metrics.")
+        Path | None, typer.Option(metavar="DIR", help="Folder of the run: adapter, checkpoints, metrics. Needed.")
     ] = None,
     changes: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Settings, such as `prompt.learning_rate=0.01`."),
     ] = None,
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Settings as YAML.")] = None,
-    backbone: Annotated[str | None, typer.Option(metavar="ID", help="Hub id, folder, or `embedded`.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Settings as YAML; KEY=VALUE wins over them.")
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Hub id, folder, or `embedded`. Needed, unless the settings name it."),
+    ] = None,
     aspects: Annotated[
         str | None,
-        typer.Option(metavar="DIR|ID|none", help="For *prompt*: the aspects to put before the image. Default: `none`."),
+        typer.Option(
+            metavar="DIR|ID|none",
+            help="For *prompt*: the adapter with the aspects to put before the image. Default: `none`.",
+        ),
     ] = None,
 ) -> None:
     """Train adapters on a frozen backbone: the aspect modules, then the soft prompt."""
@@ -97,13 +106,14 @@ def _settings(config: Path | None, changes: list[str], data: Path | None, backbo
 
 def _train(settings: "RunConfig", first: Path | None, second: Path | None, aspects: Path | None) -> None:
     """Stage 1 into the folder `first`, stage 2 with these aspects into `second`; None leaves a stage out."""
-    from masp.backbones.loading import choose_device, load_backbone
+    from masp.backbones.loading import choose_placement, load_backbone
     from masp.cli.show import say
     from masp.data.readers import open_dataset
     from masp.training import train_aspects, train_prompt
     from masp.training.processes import launched
 
-    with launched(choose_device(settings.backbone.device)).guarded():
+    place = choose_placement(settings.backbone.dtype, settings.backbone.device)
+    with launched(place.device).guarded():
         if second is not None and aspects is None:
             say("training without aspects (V+S): predictions will come without reasons; --aspects DIR trains with them")
         dataset = open_dataset(settings.data)

@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -203,14 +203,3 @@ def _table(dataset: Dataset, names: Sequence[str]) -> bytes:
 
 def _place(dataset: Dataset, record: Record) -> str:
     return record.path.relative_to(dataset.root).as_posix()
-
-
-def shared_content(first: Iterable[Record], second: Iterable[Record]) -> list[tuple[Record, Record]]:
-    """Pairs of records with the same file content (check before training on one data set and testing on another).
-
-    Raises:
-        DataError: a file cannot be read.
-    """
-    ours, theirs = list(first), list(second)
-    known = dict(zip(content_digests(ours), ours, strict=True))
-    return [(known[key], record) for key, record in zip(content_digests(theirs), theirs, strict=True) if key in known]

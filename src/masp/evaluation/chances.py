@@ -8,11 +8,14 @@ from jaxtyping import Bool, Float, Int
 from masp.evaluation.bootstrap import Draws, Figures, Rows, bootstrap, means_of
 from masp.evaluation.metrics import Interval, bin_of
 from masp.evaluation.predictions import Answered
-from masp.evaluation.result import Bin, Calibrated, Chances, Distribution, RiskCoverage
+from masp.evaluation.result import Bin, Calibrated, Chances, Distribution, Floor, RiskCoverage
 
 BINS = 15
 POINTS = 100
 """Places of the risk–coverage curve that are kept at most."""
+
+SIMULATED = 200
+"""Draws of a perfectly calibrated system, for the floor of the calibration error."""
 
 RANGE = (0.05, 20.0)
 """Temperatures that are searched."""
@@ -37,6 +40,7 @@ def chances(logs: Logs, truth: Truth, draws: Draws | None = None) -> Chances:
         negative_log_likelihood=nll,
         brier=brier,
         calibration_error=error,
+        calibration_floor=calibration_floor(logs, seed=(draws or Draws()).seed),
         reliability=reliability(logs, truth),
         risk_coverage=risk_coverage(logs, truth, draws),
     )
@@ -57,6 +61,28 @@ def proper_scores(logs: Logs, truth: Truth, draws: Draws | None = None) -> tuple
 
     nll, brier, error = bootstrap(len(logs), figures, draws, biased=[2])
     return nll, brier, error
+
+
+def calibration_floor(logs: Logs, draws: int = SIMULATED, seed: int = 0) -> Floor:
+    """The expected calibration error that a perfectly calibrated system with these confidences would show.
+
+    It is right about image i with the probability c_i that it names, its confidence. So y_i, 1 where it is right and
+    else 0, is drawn with that chance, again and again for the same n images, and each draw has the error
+
+        E(y) = 1/n · Σ_bins | Σ_{i in bin} (c_i - y_i) |
+
+    over the bins of the calibration error. (Consistency resampling: Bröcker and Smith 2007.)
+
+    Args:
+        logs: log-probabilities of the labels.
+        draws: how many; two at least.
+        seed: of the draws.
+    """
+    sure, dice = np.exp(logs).max(axis=1), np.random.default_rng(seed)
+    place = bin_of(sure, BINS)
+    gaps = [np.bincount(place, sure - (dice.random(len(sure)) < sure), BINS) for _ in range(draws)]
+    errors = np.abs(gaps).sum(axis=1) / len(sure)
+    return Floor(float(errors.mean()), float(errors.std(ddof=1)))
 
 
 def top2(logs: Logs, truth: Truth, draws: Draws | None = None) -> Interval:
@@ -131,7 +157,9 @@ def calibrated(
     after = scaled(logs, chosen)
     nll, brier, error = proper_scores(after, truth, draws)
     at_limit = min(chosen / RANGE[0], RANGE[1] / chosen) < 1.001
-    return Calibrated(chosen, split, len(fitted_on[0]), at_limit, nll, brier, error, reliability(after, truth))
+    floor = calibration_floor(after, seed=(draws or Draws()).seed)
+    about = (chosen, split, len(fitted_on[0]), at_limit)
+    return Calibrated(*about, nll, brier, error, reliability(after, truth), calibration_floor=floor)
 
 
 def distribution(logs: Logs, votes: Float[np.ndarray, "images labels"], draws: Draws | None = None) -> Distribution:

@@ -6,7 +6,7 @@ from statistics import mean, stdev
 
 from masp.errors import DataError, UsageError
 from masp.evaluation.metrics import Paired, compare
-from masp.evaluation.result import Evaluation
+from masp.evaluation.result import Evaluation, Floor
 
 Figure = Callable[[Evaluation], float | None]
 
@@ -17,8 +17,12 @@ FIGURES: Mapping[str, Figure] = {
     "negative_log_likelihood": lambda one: one.chances.negative_log_likelihood.value if one.chances else None,
     "brier": lambda one: one.chances.brier.value if one.chances else None,
     "calibration_error": lambda one: one.chances.calibration_error.value if one.chances else None,
+    "calibration_floor": lambda one: _value(one.chances.calibration_floor) if one.chances else None,
     "calibration_error_scaled": lambda one: (
         one.chances.calibrated.calibration_error.value if one.chances and one.chances.calibrated else None
+    ),
+    "calibration_floor_scaled": lambda one: (
+        _value(one.chances.calibrated.calibration_floor) if one.chances and one.chances.calibrated else None
     ),
     "risk_coverage_area": lambda one: one.chances.risk_coverage.area.value if one.chances else None,
     "kl": lambda one: one.distribution.kl.value if one.distribution else None,
@@ -83,6 +87,10 @@ def over_seeds(results: Sequence[Evaluation]) -> dict[str, Spread]:
         if len(values) == len(results):
             found[name] = Spread(mean(values), stdev(values) if len(values) > 1 else None, tuple(values))
     return found
+
+
+def _value(floor: Floor | None) -> float | None:
+    return None if floor is None else floor.value
 
 
 def _measured_on(one: Evaluation) -> tuple[object, ...]:

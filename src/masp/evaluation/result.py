@@ -5,7 +5,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +49,26 @@ class Bin:
 
 
 @dataclass(frozen=True)
+class Floor:
+    """The expected calibration error of a perfectly calibrated system that is as sure of as many images.
+
+    Such a system is right as often as it says, but only in the long run. On a number of images chance alone leaves a
+    gap in every bin, and the error adds their sizes up; so it is never 0, and the fewer images the larger it is.
+
+    Attributes:
+        value: mean over simulated draws, a share.
+        deviation: standard deviation over them.
+    """
+
+    value: float
+    deviation: float
+
+    def percent(self) -> str:
+        """Text such as `3.1 ± 0.7 %`."""
+        return f"{100 * self.value:.1f} ± {100 * self.deviation:.1f} %"
+
+
+@dataclass(frozen=True)
 class RiskCoverage:
     """What is gained by answering only where the system is sure.
 
@@ -75,6 +95,7 @@ class Calibrated:
         negative_log_likelihood: of this split after scaling, with bootstrap intervals, as the next two.
         brier: see `Chances`.
         calibration_error: see `Chances`.
+        calibration_floor: see `Chances`; of the confidences after scaling.
         reliability: see `Chances`.
     """
 
@@ -85,6 +106,7 @@ class Calibrated:
     negative_log_likelihood: Interval
     brier: Interval
     calibration_error: Interval
+    calibration_floor: Floor | None = field(default=None, kw_only=True)
     reliability: tuple[Bin, ...]
 
 
@@ -97,7 +119,8 @@ class Chances:
         top2: share whose true label is among the two most probable; None for fewer than three labels.
         negative_log_likelihood: mean of -log p(true label), in nats.
         brier: mean squared distance between the probabilities and the truth, 0 to 2.
-        calibration_error: expected calibration error, 15 equal bins.
+        calibration_error: expected calibration error, 15 bins of equal width.
+        calibration_floor: what of it chance alone would show; None in results of versions that did not know it.
         reliability: those bins.
         risk_coverage: answering only where the system is sure.
         calibrated: after temperature scaling; None where none was fitted.
@@ -108,6 +131,7 @@ class Chances:
     negative_log_likelihood: Interval
     brier: Interval
     calibration_error: Interval
+    calibration_floor: Floor | None = field(default=None, kw_only=True)
     reliability: tuple[Bin, ...]
     risk_coverage: RiskCoverage
     calibrated: Calibrated | None = None

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from masp.adapters import ResultRecord
 from masp.data.records import Dataset
-from masp.errors import DataError
 from masp.evaluation.asking import ask
 from masp.evaluation.batches import Batching
 from masp.evaluation.facts import run_of, when
@@ -13,13 +12,13 @@ from masp.evaluation.figures import About, Calibration, measured, votes_of
 from masp.evaluation.journal import remove_journals
 from masp.evaluation.predictions import Answered, write_predictions
 from masp.evaluation.provenance import of_system, provenance
-from masp.evaluation.result import Evaluation, Mode, read_result, write_result
+from masp.evaluation.result import Evaluation, Mode, write_result
 from masp.predictor import Masp
 from masp.systems.base import System
 from masp.systems.prompted import Prompted
 from masp.training.processes import launched
 
-__all__ = ["CALIBRATION", "Answered", "Evaluation", "Mode", "evaluate", "measured_before", "provenance", "result_of"]
+__all__ = ["CALIBRATION", "Answered", "Evaluation", "Mode", "evaluate", "provenance", "result_of"]
 
 CALIBRATION = "val"
 """The split that a temperature is fitted on."""
@@ -84,23 +83,6 @@ def evaluate(
         with processes.guarded():
             processes.first(lambda: _write(out, found, calibration))
     return found
-
-
-def measured_before(
-    out: Path,
-    system: System | Masp,
-    dataset: Dataset,
-    split: str = "test",
-    mode: Mode = "score",
-    batching: Batching | None = None,
-) -> Evaluation | None:
-    """The result in a folder, if it is that of the same call; None if it is another one or there is none."""
-    system, batching = _system(system, mode, batching)
-    try:
-        found = read_result(out)
-    except DataError:
-        return None
-    return found if found.provenance.get("run") == run_of(of_system(system, dataset, split, batching)) else None
 
 
 def result_of(found: Evaluation) -> ResultRecord:

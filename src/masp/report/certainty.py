@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
+from masp.evaluation.result import Floor
 from masp.report import drawings
 from masp.report.figures import Curve, PooledBin, mean_curve, over_seeds, pooled
 from masp.report.gather import System
@@ -58,12 +60,27 @@ def reliability(system: System) -> ReliabilityView:
     images, seeds = sum(one.images for one in chances), len(chances)
     counted = f"{grouped(images)} images" if seeds == 1 else f"{grouped(images)} answers of {seeds} seeds"
     words = f"Expected calibration error {share(error.value)} %"
+    floors = [_floor([one.calibration_floor for one in chances])]
     if scaled:
         after = sum(one.calibration_error.value for one in fitted) / len(fitted)
         factor = " · ".join(f"{one.temperature:.2f}" for one in fitted)
         words += f", after scaling with temperature {factor} (fitted on {fitted[0].split}) {share(after)} %"
+        floors.append(_floor([one.calibration_floor for one in fitted]))
+    if all(floors):
+        one = chances[0].images
+        each = f"{grouped(one)} image{'s' * (one != 1)}"
+        words += f". A perfectly calibrated system with these confidences and {each} would show {floors[0]}"
+        words += f", after scaling {floors[1]}" if scaled else ""
     drawing = drawings.reliability_diagram(bins, scaled)
     return ReliabilityView(system.name, f"{words}.", f"{counted}. {words}.", drawing, bins, bool(scaled))
+
+
+def _floor(floors: Sequence[Floor | None]) -> str:
+    """The mean over the seeds of what chance alone would show of one seed; empty where a seed does not say it."""
+    known = [one for one in floors if one is not None]
+    if not known or len(known) < len(floors):
+        return ""
+    return Floor(fmean(one.value for one in known), fmean(one.deviation for one in known)).percent()
 
 
 def coverage(system: System) -> CoverageView:

@@ -88,7 +88,8 @@ COLUMNS = (
            _of(lambda chances: chances.negative_log_likelihood)),
     Column("brier", "Brier", "number", "mean squared distance of the probabilities from the truth, 0 to 2",
            _of(lambda chances: chances.brier)),
-    Column("ece", "ECE, %", "percent", "expected calibration error: how far confidence and accuracy lie apart",
+    Column("ece", "ECE, %", "percent", "expected calibration error: how far confidence and accuracy lie apart; how "
+           "much of it is chance stands under the diagrams",
            _of(lambda chances: chances.calibration_error)),
     Column("scaled", "ECE after, %", "percent", "the same after temperature scaling on the validation split",
            _of(_scaled)),
