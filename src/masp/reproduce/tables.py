@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
+from statistics import mean
 
 from masp.adapters import portable
 from masp.aspects import ASPECTS
 from masp.evaluation import metrics
 from masp.evaluation.ablation import ROWS
 from masp.evaluation.metrics import Interval
+from masp.evaluation.spread import Spread, spread_of
 from masp.reproduce.cells import Outcome, cell_name
 from masp.reproduce.job import Job, Skipped
 from masp.reproduce.others import OTHERS
@@ -44,14 +45,21 @@ class Entry:
     calibration: float | None = None
 
     @property
+    def over_seeds(self) -> Spread | None:
+        """Mean and standard deviation over the seeds; None where nothing was measured."""
+        return spread_of(self.values) if self.values else None
+
+    @property
     def mean(self) -> float | None:
         """Mean over the seeds."""
-        return mean(self.values) if self.values else None
+        found = self.over_seeds
+        return None if found is None else found.mean
 
     @property
     def spread(self) -> float | None:
         """Standard deviation over the seeds; None for one seed."""
-        return stdev(self.values) if len(self.values) > 1 else None
+        found = self.over_seeds
+        return None if found is None else found.deviation
 
     @property
     def interval(self) -> Interval | None:
