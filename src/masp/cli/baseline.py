@@ -11,7 +11,7 @@ from masp.cli.options import BatchSize, Device, Dtype, DtypeOption, Revision
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from masp.config import DataConfig
+    from masp.config import DataConfig, RunConfig
     from masp.data.records import Dataset
     from masp.evaluation.batches import Batching
     from masp.systems.base import System
@@ -31,12 +31,18 @@ The same command goes on with a run that was interrupted.
 TRAINING = "training"
 """In --out: what the system learned."""
 
+OF_RUN = ("data.", "questions=")
+"""How the settings begin that are none of the system's own."""
+
 
 def baseline(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Which system; `--list` shows them.")] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Settings of the system, or of the data: `data.splits.kind=content`."),
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Settings of the system, of the data (`data.splits.kind=content`), or `questions=FILE`.",
+        ),
     ] = None,
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder or table of the data set.")] = None,
     out: Annotated[
@@ -63,6 +69,7 @@ def baseline(
     from masp.cli.show import results
     from masp.errors import UsageError
     from masp.evaluation.batches import Batching, usual_size
+    from masp.questions import load_questions
     from masp.systems.catalogue import entry_of, make_system
 
     if everything:
@@ -72,28 +79,30 @@ def baseline(
     if missing or name is None or data is None or out is None:
         raise UsageError(f"{missing[0]} is missing", "", "See masp baseline --help, and --list for the names.")
     entry_of(name)  # a wrong name costs no loading
-    of_data = [change for change in changes or [] if change.startswith("data.")]
-    own = [change for change in changes or [] if change not in of_data]
-    settings = _settings(of_data, data)
+    of_run = [change for change in changes or [] if change.startswith(OF_RUN)]
+    own = [change for change in changes or [] if change not in of_run]
+    config = _config(of_run, data)
+    settings, questions = config.data, None if config.questions is None else load_questions(config.questions)
     dataset = _opened(settings, split)
     chosen = dataset.labels if labels is None else tuple(label.strip() for label in labels.split(","))
     loaded = load_backbone(backbone, revision, dtype.value, device)
-    system = make_system(name, loaded, chosen, own, seed)
+    system = make_system(name, loaded, chosen, own, seed, questions)
     if entry_of(name).learns:
         _learn(system, dataset, settings, out / TRAINING, seed)
     batching = Batching(batch_size or usual_size(loaded.dim), settings.workers, settings.longest_side)
     _measure(system, dataset, split, batching, calibrate, out)
 
 
-def _settings(changes: list[str], data: Path) -> "DataConfig":
-    """The settings of the data with what the command line changes.
+def _config(changes: list[str], data: Path) -> "RunConfig":
+    """The settings of the data, and which questions are asked, with what the command line changes.
 
     Raises:
         ConfigError: A change is wrong.
     """
     from masp.config import load_config
 
-    return load_config(None, changes).data.model_copy(update={"path": data})
+    config = load_config(None, changes)
+    return config.model_copy(update={"data": config.data.model_copy(update={"path": data})})
 
 
 def _opened(settings: "DataConfig", split: str) -> "Dataset":

@@ -20,6 +20,7 @@ from masp.errors import MaspError
 from masp.evaluation.facts import data_facts
 from masp.evaluation.predictions import Answered
 from masp.evaluation.result import write_result
+from masp.questions import load_questions
 from masp.reproduce import counts, measure
 from masp.reproduce.cells import Cell, Outcome, read_outcome, write_outcome
 from masp.reproduce.job import Job, with_seed
@@ -174,7 +175,8 @@ class Workshop:
     def _baseline(self, cell: Cell) -> Found:
         name, changes = cell.recipe.name, changes_of(cell.recipe.name, self.job.others)
         labels = self.library.dataset(cell.dataset).labels
-        system = make_system(name, self.library.backbone, labels, changes, cell.seed)
+        questions = load_questions(self.job.config.questions)
+        system = make_system(name, self.library.backbone, labels, changes, cell.seed, questions)
         if CATALOGUE[name].learns:
             folder = self.folder(cell)
             if OTHERS[name].over:

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from masp.backbones.base import Backbone
 from masp.config import parsed_override
 from masp.errors import ConfigError, UsageError, did_you_mean, shown
+from masp.questions import Questions
 from masp.systems.base import System
 
 _WHERE = "the command line"
@@ -22,8 +23,8 @@ class Entry:
 
     Attributes:
         meaning: one line.
-        system: where its class is, "module:class"; called with (backbone, labels, settings), or with (system, settings)
-            where it stands on another system.
+        system: where its class is, "module:class"; called with (backbone, labels, settings, questions=…), or with
+            (system, settings, questions=…) where it stands on another system.
         settings: where the class of its settings is.
         learns: whether it needs lessons.
         fixed: settings that make this entry what it is.
@@ -113,8 +114,23 @@ def entry_of(name: str) -> Entry:
     return CATALOGUE[name]
 
 
+@dataclass(frozen=True)
+class _Ground:
+    """What a system and the one it stands on have in common."""
+
+    backbone: Backbone
+    labels: tuple[str, ...]
+    seed: int
+    questions: Questions | None
+
+
 def make_system(
-    name: str, backbone: Backbone, labels: tuple[str, ...], changes: Sequence[str] = (), seed: int = 0
+    name: str,
+    backbone: Backbone,
+    labels: tuple[str, ...],
+    changes: Sequence[str] = (),
+    seed: int = 0,
+    questions: Questions | None = None,
 ) -> System:
     """A system, ready to learn or to answer.
 
@@ -125,12 +141,14 @@ def make_system(
         changes: its settings as "key=value"; where it stands on another system, `over=NAME` names that one and
             `over.key=value` is a setting of it.
         seed: of what is random before anything is learned.
+        questions: texts that it asks; None: the package's own, or where it takes an adapter those of its training.
 
     Raises:
         UsageError: no such system, or one that does not fit the backbone or the labels.
         ConfigError: an unknown setting or a wrong value.
     """
-    return _made(name, backbone, labels, dict(parsed_override(change) for change in changes), seed)
+    values = dict(parsed_override(change) for change in changes)
+    return _made(name, _Ground(backbone, labels, seed, questions), values)
 
 
 def settings_of(name: str) -> dict[str, object]:
@@ -144,17 +162,16 @@ def settings_of(name: str) -> dict[str, object]:
     return own if entry.over is None else own | {OVER: entry.over}
 
 
-def _made(name: str, backbone: Backbone, labels: tuple[str, ...], values: Mapping[str, object], seed: int) -> System:
+def _made(name: str, ground: _Ground, values: Mapping[str, object]) -> System:
     entry = entry_of(name)
     if entry.over is not None:
-        return _stacked(name, entry.over, backbone, labels, values, seed)
-    seeded = {"seed": seed} if "seed" in settings_of(name) else {}
-    return _found(entry.system)(backbone, labels, checked(name, {**seeded, **values}))
+        return _stacked(name, entry.over, ground, values)
+    seeded = {"seed": ground.seed} if "seed" in settings_of(name) else {}
+    settings = checked(name, {**seeded, **values})
+    return _found(entry.system)(ground.backbone, ground.labels, settings, questions=ground.questions)
 
 
-def _stacked(
-    name: str, over: str, backbone: Backbone, labels: tuple[str, ...], values: Mapping[str, object], seed: int
-) -> System:
+def _stacked(name: str, over: str, ground: _Ground, values: Mapping[str, object]) -> System:
     """A system on another one, which has the settings that begin with `over.`."""
     base, prefix = values.get(OVER, over), f"{OVER}."
     if not isinstance(base, str):
@@ -164,7 +181,7 @@ def _stacked(
     inner = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
     own = {key: value for key, value in values.items() if key != OVER and not key.startswith(prefix)}
     settings = checked(name, own)
-    return _found(entry_of(name).system)(_made(base, backbone, labels, inner, seed), settings)
+    return _found(entry_of(name).system)(_made(base, ground, inner), settings, questions=ground.questions)
 
 
 def checked(name: str, values: Mapping[str, object]) -> Any:
