@@ -102,6 +102,16 @@ def test_questions_of_ones_own_are_asked(name: str, tmp_path: Path) -> None:
 
 
 @LEARNING
+def test_the_catalogue_knows_what_a_seed_changes(name: str, tmp_path: Path) -> None:
+    said = []
+    for seed in (0, 1):
+        system, images = made(name, "qwen2_vl", QUICK.get(name, ())), Watched(tiny.backbone())
+        system.learn(lessons(tmp_path / str(seed), images, seed))
+        said.append(system.answer(images.visual([0, 1, 2])))
+    assert (said[0] != said[1]) == CATALOGUE[name].seeded
+
+
+@LEARNING
 @FAMILY
 def test_learning_again_reads_nothing_and_changes_nothing(name: str, family: str, tmp_path: Path) -> None:
     out = tmp_path / "out"

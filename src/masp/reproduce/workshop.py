@@ -25,9 +25,9 @@ from masp.reproduce import counts, measure
 from masp.reproduce.cells import Cell, Outcome, read_outcome, write_outcome
 from masp.reproduce.job import Job, with_seed
 from masp.reproduce.library import Library
-from masp.reproduce.others import OTHERS, changes_of
-from masp.reproduce.planning import depends_on_seed
-from masp.reproduce.recipes import FULL, STAGE1, Recipe
+from masp.reproduce.others import changes_of
+from masp.reproduce.planning import base_of, depends_on_seed
+from masp.reproduce.recipes import FULL, STAGE1
 from masp.reproduce.variants import Variant, build, trained_with
 from masp.systems.base import System
 from masp.systems.catalogue import CATALOGUE, make_system
@@ -179,17 +179,17 @@ class Workshop:
         system = make_system(name, self.library.backbone, labels, changes, cell.seed, questions)
         if CATALOGUE[name].learns:
             folder = self.folder(cell)
-            if OTHERS[name].over:
-                self._borrow(cell, folder / "tuned")
+            base = base_of(self.job, cell)
+            if base is not None:
+                self._borrow(base, folder / "tuned")
             with StopRequest() as stop:
                 lessons = self.library.lessons(cell.dataset, folder, cell.seed, stop)
             system.learn(lessons)
         return self._measured(cell, system, {})
 
-    def _borrow(self, cell: Cell, place: Path) -> None:
+    def _borrow(self, base: Cell, place: Path) -> None:
         """What the system below has learned in a cell of its own, so that it is not learned twice."""
-        recipe = Recipe(OTHERS[cell.recipe.name].over, "baseline", seeded=cell.recipe.seeded)
-        learned = self.folder(Cell(cell.dataset, recipe, cell.seed))
+        learned = self.folder(base)
         if learned.is_dir() and not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(learned, place)

@@ -27,6 +27,7 @@ class Entry:
             (system, settings, questions=…) where it stands on another system.
         settings: where the class of its settings is.
         learns: whether it needs lessons.
+        seeded: whether another seed can give other answers.
         fixed: settings that make this entry what it is.
         defaults: settings that differ here from the defaults of their class.
         over: the system it stands on, unless `over=NAME` says otherwise.
@@ -36,6 +37,7 @@ class Entry:
     system: str
     settings: str
     learns: bool = False
+    seeded: bool = False
     fixed: Mapping[str, object] = field(default_factory=dict)
     defaults: Mapping[str, object] = field(default_factory=dict)
     over: str | None = None
@@ -64,6 +66,7 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
             "a soft prompt that nobody trained, with aspect tokens where aspects=DIR names them (V+A+rS)",
             "masp.systems.untrained:Untrained",
             "masp.systems.untrained:UntrainedSettings",
+            seeded=True,
         ),
         "sepm": Entry(
             "positive or negative first, then which, without the image tokens that got least attention (SEPM)",
@@ -81,6 +84,7 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
             "masp.systems.distilled:Distilled",
             "masp.systems.distilled:DistilledSettings",
             learns=True,
+            seeded=True,
             over="zero-shot",
         ),
         "qlora": Entry(
@@ -88,12 +92,14 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
             "masp.systems.lora:LoraSystem",
             "masp.systems.lora:LoraSettings",
             learns=True,
+            seeded=True,
         ),
         "instruction": Entry(
             "LoRA layers, tuned on questions built from the annotated aspects too (EmoVIT)",
             "masp.systems.instruction:InstructionSystem",
             "masp.systems.lora:LoraSettings",
             learns=True,
+            seeded=True,
             defaults={"epochs": 4},
         ),
     }
