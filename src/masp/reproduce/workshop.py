@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from masp.adapters import library_versions, tensors_sha256
+from masp.adapters import library_versions, read_info, tensors_sha256
 from masp.adapters.store import load_adapter
-from masp.config import RunConfig
+from masp.config import MethodConfig, RunConfig
 from masp.errors import MaspError
 from masp.evaluation.facts import data_facts
 from masp.evaluation.predictions import Answered
 from masp.evaluation.result import write_result
 from masp.questions import load_questions
-from masp.reproduce import counts, measure
+from masp.reproduce import counts, identity, measure
 from masp.reproduce.cells import Cell, Outcome, read_outcome, write_outcome
 from masp.reproduce.job import Job, with_seed
 from masp.reproduce.library import Library
@@ -66,22 +66,22 @@ class Workshop:
             OSError: the result cannot be written.
         """
         started, worked = time.perf_counter(), time.process_time()
-        identity: dict[str, Any] = {}
+        known: dict[str, Any] = {}
         try:
-            identity = self.identity(cell)
+            known = self.identity(cell)
             before = read_outcome(self.job.out, cell.name)
-            if before is not None and before.state == "done" and before.identity == identity:
+            if before is not None and before.state == "done" and before.identity == known:
                 return before, False
             found, about = self._made(cell)
             seconds = round(time.perf_counter() - started, 1)
             spent = {"processor_seconds": round(time.process_time() - worked, 1)}
-            outcome = Outcome(cell.name, "done", found, identity, self._about() | spent | about, seconds)
+            outcome = Outcome(cell.name, "done", found, known, self._about() | spent | about, seconds)
         except Interrupted:
             raise
         except Exception as error:
             log.debug("%s failed", cell.name, exc_info=True)
             seconds = round(time.perf_counter() - started, 1)
-            outcome = Outcome(cell.name, "failed", {}, identity, {}, seconds, reason(error))
+            outcome = Outcome(cell.name, "failed", {}, known, {}, seconds, reason(error))
         write_outcome(self.job.out, outcome)
         return outcome, True
 
@@ -93,7 +93,7 @@ class Workshop:
             "system": recipe.name,
             "aspects": list(recipe.aspects),
             "backbone": backbone.fingerprint(),
-            "backbone.dtype": str(backbone.dtype).removeprefix("torch."),
+            "backbone.dtype": backbone.number_format,
         }
         if recipe.kind == "parameters":
             return json.loads(json.dumps(table | {"method": config.method.resolved().model_dump(mode="json")}))
@@ -105,12 +105,14 @@ class Workshop:
             return table | identity_of(config, config.aspects, "aspects", dataset, backbone)
         if recipe.kind == "masp" and recipe.prompt == "trained":
             table |= identity_of(config, config.prompt, "prompt", dataset, backbone)
+        elif recipe.kind == "masp":
+            table |= identity.of_parts(recipe, config, self._method(cell, config))
         if recipe.aspects:
             table["stage 1"] = self._stage1_identity(cell)
         if recipe.kind != "masp" or recipe.prompt == "random":
             table["seed"] = cell.seed if depends_on_seed(job, recipe) else None
         if recipe.kind == "baseline":
-            table["settings"] = list(changes_of(recipe.name, job.others))
+            table |= identity.of_system(recipe.name, changes_of(recipe.name, job.others), config)
         if recipe.kind == "attention":
             table["prompt"] = _hash(self.identity(Cell(cell.dataset, FULL, cell.seed)))
         return json.loads(json.dumps(table))
@@ -233,6 +235,11 @@ class Workshop:
         teacher = self.job.aspects_from(cell.dataset)
         assert teacher is not None
         return Cell(teacher.name, STAGE1, cell.seed)
+
+    def _method(self, cell: Cell, config: RunConfig) -> MethodConfig:
+        """The method of a model without a trained prompt: aspects from elsewhere bring theirs."""
+        foreign = self.job.adapter if cell.recipe.aspects else None
+        return config.method.resolved() if foreign is None else read_info(foreign).method.resolved()
 
     def _stage1_identity(self, cell: Cell) -> str:
         if self.job.adapter is None:

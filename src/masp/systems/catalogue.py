@@ -13,6 +13,7 @@ from masp.config import parsed_override
 from masp.errors import ConfigError, UsageError, did_you_mean, shown
 from masp.questions import Questions
 from masp.systems.base import System
+from masp.systems.plain import deciding
 
 _WHERE = "the command line"
 
@@ -168,6 +169,28 @@ def settings_of(name: str) -> dict[str, object]:
     return own if entry.over is None else own | {OVER: entry.over}
 
 
+def resolved(name: str, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """All settings that decide what a system answers, the defaults among them, as JSON values.
+
+    Where it stands on another system, those of that one begin with `over.`. A seed that `make_system` would fill in is
+    not among them.
+
+    Raises:
+        UsageError: no such system.
+        ConfigError: an unknown setting or a wrong value.
+    """
+    return _resolved(name, dict(parsed_override(change) for change in changes))
+
+
+def _resolved(name: str, values: Mapping[str, object]) -> dict[str, Any]:
+    over = entry_of(name).over
+    if over is None:
+        return deciding(checked(name, values))
+    base, own, inner = _parted(name, over, values)
+    below = {f"{OVER}.{key}": value for key, value in _resolved(base, inner).items()}
+    return deciding(checked(name, own)) | {OVER: base} | below
+
+
 def _made(name: str, ground: _Ground, values: Mapping[str, object]) -> System:
     entry = entry_of(name)
     if entry.over is not None:
@@ -178,7 +201,19 @@ def _made(name: str, ground: _Ground, values: Mapping[str, object]) -> System:
 
 
 def _stacked(name: str, over: str, ground: _Ground, values: Mapping[str, object]) -> System:
-    """A system on another one, which has the settings that begin with `over.`."""
+    """A system on another one."""
+    base, own, inner = _parted(name, over, values)
+    settings = checked(name, own)
+    return _found(entry_of(name).system)(_made(base, ground, inner), settings, questions=ground.questions)
+
+
+def _parted(name: str, over: str, values: Mapping[str, object]) -> tuple[str, dict[str, object], dict[str, object]]:
+    """The system that another one stands on, the settings of the upper one, and those below, which begin with `over.`.
+
+    Raises:
+        UsageError: it would stand on itself.
+        ConfigError: what it is to stand on is no name.
+    """
     base, prefix = values.get(OVER, over), f"{OVER}."
     if not isinstance(base, str):
         raise ConfigError(f"{_WHERE}: {OVER} is {shown(base)}", "the name of a system", "See masp baseline --list.")
@@ -186,8 +221,7 @@ def _stacked(name: str, over: str, ground: _Ground, values: Mapping[str, object]
         raise UsageError(f"{name} cannot stand on itself", "another system", f"Name one: {OVER}=zero-shot.")
     inner = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
     own = {key: value for key, value in values.items() if key != OVER and not key.startswith(prefix)}
-    settings = checked(name, own)
-    return _found(entry_of(name).system)(_made(base, ground, inner), settings, questions=ground.questions)
+    return base, own, inner
 
 
 def checked(name: str, values: Mapping[str, object]) -> Any:

@@ -30,7 +30,7 @@ from masp.systems.heads import (
     read_with,
 )
 from masp.systems.learning import Study, studying, unlearned
-from masp.systems.plain import plain
+from masp.systems.plain import deciding, plain
 from masp.systems.zero_shot import said
 from masp.training.checkpoints import Checkpoint
 from masp.types import VisualTokens
@@ -107,8 +107,7 @@ class Distilled:
         """Lets the tuned system learn in `out/tuned`; then trains teacher, head and gate, one after the other."""
         self.tuned.learn(replace(lessons, out=lessons.out / "tuned"))
         before = {"question": self.question, "tuned": dict(self.tuned.describe())}
-        settings = {name: value for name, value in plain(self.settings).items() if name != "checkpoint_every"}
-        with studying(NAME, self.backbone, self.labels, lessons, settings | before) as study:
+        with studying(NAME, self.backbone, self.labels, lessons, deciding(self.settings) | before) as study:
             found = study.once(lambda: self._trained(study))
         head, gate = self._head(found.tensors["head/layers.0.weight"].shape[1]), self._gate()
         for name, module in (("head/", head), ("gate/", gate)):

@@ -30,6 +30,7 @@ from masp.questions import Questions, load_questions
 from masp.settings import TrainConfig
 from masp.systems.base import Images, Lesson, Lessons, Said
 from masp.systems.lora_layers import LoraLayers, LoraSettings
+from masp.systems.plain import deciding
 from masp.training.checkpoints import Checkpoint, CheckpointStore
 from masp.training.interrupts import StopRequest
 from masp.training.loop import Share, Trainer
@@ -237,7 +238,6 @@ class TunedBackbone:
 
     def _identity(self, lessons: Lessons, turns: Sequence[Turn]) -> dict[str, Any]:
         """Everything that decides the result, as a flat table of JSON values."""
-        settings = {name: value for name, value in asdict(self.settings).items() if name != "checkpoint_every"}
         table = {
             "system": self.name,
             "backbone": self.backbone.fingerprint(),
@@ -249,7 +249,7 @@ class TunedBackbone:
             "turns": _digest([asdict(turn) for turn in turns]),
             "val": _digest([(lesson.image, lesson.label) for lesson in lessons.val]),
             "seed": lessons.seed,
-            **settings,
+            **deciding(self.settings),
         }
         return json.loads(json.dumps(table))
 
@@ -271,14 +271,13 @@ class TunedBackbone:
         """What the answers depend on, ready for JSON; once it has learned, with seed and hash of its tensors."""
         found = self._learned
         known = {} if found is None else {"tensors_sha256": tensors_sha256(self.layers.parameters())}
-        settings = {name: value for name, value in asdict(self.settings).items() if name != "checkpoint_every"}
         return {
             "system": self.name,
             "backbone": BackboneRecord.of(self.backbone).model_dump(mode="json"),
             "dtype": str(self.backbone.dtype).removeprefix("torch."),
             "weights": self.layers.weights,
             "trained": self.layers.count,
-            "settings": json.loads(json.dumps(settings)),
+            "settings": deciding(self.settings),
             "labels": list(self.labels),
             "question": self.asked[0],
             "seed": None if found is None else found["seed"],
