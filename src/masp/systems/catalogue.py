@@ -24,8 +24,8 @@ class Entry:
 
     Attributes:
         meaning: one line.
-        system: where its class is, "module:class"; called with (backbone, labels, settings, questions=…), or with
-            (system, settings, questions=…) where it stands on another system.
+        system: "module:name" of its class, or of a function that makes it; called with (backbone, labels, settings,
+            questions=…), or with (system, settings, questions=…) where it stands on another system.
         settings: where the class of its settings is.
         learns: whether it needs lessons.
         seeded: whether another seed can give other answers.
@@ -90,14 +90,14 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
         ),
         "qlora": Entry(
             "LoRA layers in the language model, tuned on the emotion question; over 4-bit weights: QLoRA (Table 4)",
-            "masp.systems.lora:LoraSystem",
+            "masp.systems.lora:lora_system",
             "masp.systems.lora:LoraSettings",
             learns=True,
             seeded=True,
         ),
         "instruction": Entry(
             "LoRA layers, tuned on questions built from the annotated aspects too (EmoVIT)",
-            "masp.systems.instruction:InstructionSystem",
+            "masp.systems.instruction:instruction_system",
             "masp.systems.lora:LoraSettings",
             learns=True,
             seeded=True,
