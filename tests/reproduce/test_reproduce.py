@@ -95,6 +95,11 @@ def test_pictures_can_be_looked_at(first: tuple[Reproduced, str], out: Path) -> 
         with Image.open(out / name) as image:
             assert image.width > 500
             assert len(image.convert("RGB").getcolors(1 << 20) or range(1000)) > 20, "it is not blank"
+    for name in ("table2.pdf", "figure4.pdf"):
+        content = (out / name).read_bytes()
+        assert content.startswith(b"%PDF-")
+        assert b"/FontFile2" in content, "its letters are letters"
+        assert b"CreationDate" not in content
 
 
 def test_a_result_says_what_it_depended_on(first: tuple[Reproduced, str], out: Path) -> None:
