@@ -1,4 +1,4 @@
-"""Pictures of numbers, as PNG or SVG bytes: Table 2, aspect readings, confusion, loss, attention over an image.
+"""Pictures of numbers, as PNG, PDF or SVG bytes: Table 2, aspect readings, confusion, loss, attention over an image.
 
 Only this module imports matplotlib. Figures are objects of their own (no pyplot, no global state). An SVG carries
 the page's colour variables instead of colours, so that one drawing fits light and dark pages.
@@ -23,7 +23,7 @@ from PIL import Image
 
 from masp.report_data import Ablation, AspectScore, Confusion, Curve
 
-Kind = Literal["svg", "png"]
+Kind = Literal["svg", "png", "pdf"]
 INK, MUTED, RULE, ACCENT, MID, SOFT, PAPER = "#1d2026", "#5a606b", "#d9d5cc", "#0b6e69", "#74b4ad", "#cbdcd8", "#fdfcfa"
 """The light palette. Each tone also names the page's variable that replaces it in an SVG."""
 NAMES = ("--ink", "--muted", "--rule", "--accent", "--mid", "--soft", "--paper")
@@ -33,8 +33,14 @@ VARIABLES = {
     **dict(zip((INK, MUTED, RULE, ACCENT, MID, SOFT, PAPER), NAMES, strict=True)),
     **dict(zip(LINES[1:5], ("--against", "--blue", "--violet", "--olive"), strict=True)),
 }
-STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "masp", "font.size": 9.5, "axes.unicode_minus": True}
-"""What matplotlib must know while it draws; the salt makes the same figure the same bytes."""
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "masp",
+    "pdf.fonttype": 42,
+    "font.size": 9.5,
+    "axes.unicode_minus": True,
+}
+"""What matplotlib must know while it draws; the salt makes the same figure the same bytes, 42 is TrueType."""
 DARK_VEIL, LIGHT_VEIL = (24, 20, 48), (214, 210, 204)
 """RGB of the veils that cover what an aspect did not look at, over ordinary and over dark pictures."""
 
@@ -201,10 +207,11 @@ def _reference(axes: Axes, share: float | None, name: str, side: Literal["left",
 
 
 def _saved(figure: Figure, kind: Kind) -> bytes:
-    """The figure's bytes: PNG on paper, or an SVG without dates, addresses or colours of its own."""
+    """The figure's bytes: PNG on paper, PDF on none, or an SVG without dates, addresses or colours of its own."""
     buffer = io.BytesIO()
-    if kind == "png":
-        figure.savefig(buffer, format="png", dpi=200, facecolor=PAPER, metadata={"Software": None})
+    if kind != "svg":
+        page, left_out = {"png": (PAPER, "Software"), "pdf": ("none", "CreationDate")}[kind]
+        figure.savefig(buffer, format=kind, dpi=200, facecolor=page, metadata={left_out: None})
         return buffer.getvalue()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return _inline(buffer.getvalue().decode()).encode()

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 import tiny
+from masp.adapters import portable
 from masp.aspects import ASPECTS
 from masp.config import DataConfig
 from masp.data.readers import open_dataset
 from masp.errors import ConfigError, UsageError
+from masp.reproduce.cells import Outcome
 from masp.reproduce.estimate import estimate
 from masp.reproduce.job import Job, Source, find_sources, find_teacher
 from masp.reproduce.others import changes_of, seeded
@@ -71,6 +73,33 @@ def test_a_system_over_another_waits_for_it(tmp_path: Path) -> None:
         "over=qlora",
         "over.max_steps=7",
     )
+
+
+def test_a_system_over_one_of_its_own_waits_for_nobody(tmp_path: Path) -> None:
+    others = ("distilled.over=probe", "qlora.max_steps=7")
+    job = replace(small_job(tmp_path, "table1"), others=others)
+    assert not [
+        need for need in plan_cells(job, PAPER, seeded()).find("emoji-scenes/distilled/seed0").needs if "qlora" in need
+    ]
+    assert changes_of("distilled", others) == ("over=probe",)
+
+
+def test_what_no_seed_changes_is_run_once_and_a_table_says_so(tmp_path: Path) -> None:
+    job = small_job(tmp_path, "table1", seeds=3)
+    cells = plan_cells(job, PAPER, seeded()).cells
+    assert [cell.seed for cell in cells if cell.recipe.name == "probe"] == [0]
+    assert [cell.seed for cell in cells if cell.recipe.name == "qlora"] == [0, 1, 2]
+    measured = {"accuracy": {"value": 0.5}, "images": 8}
+    outcomes = {cell.name: Outcome(cell.name, "done", measured, {}, {}) for cell in cells if cell.recipe.kind != "data"}
+    table = accuracy_table(Results(job, PAPER, outcomes, ()), "table1")
+    entries = {row.name: row.entries["emoji-scenes"] for row in table.rows}
+    assert (entries["probe"].values, entries["probe"].spread, entries["probe"].reason) == ((0.5,), None, "")
+    assert entries["qlora"].values == (0.5, 0.5, 0.5)
+    (note,) = [note for note in table.notes if note.startswith("Run once")]
+    own = f"zero-shot ({portable(job.config.backbone.id)})"
+    assert note == f"Run once, since nothing in them depends on a seed: {own}, zero-shot-letters, sepm, probe."
+    single = accuracy_table(Results(replace(job, seeds=(0,)), PAPER, outcomes, ()), "table1")
+    assert not [note for note in single.notes if note.startswith("Run once")], "there, everything was run once"
 
 
 def test_names_of_recipes() -> None:

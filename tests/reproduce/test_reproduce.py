@@ -15,11 +15,15 @@ from rich.console import Console
 import ending
 import tiny
 from masp.adapters import read_info
+from masp.aspects import ASPECTS
 from masp.cli.app import main
 from masp.config import DataConfig
+from masp.data.readers import open_dataset
 from masp.demo import pictures
 from masp.errors import UsageError
 from masp.evaluation.result import read_result
+from masp.evaluation.runner import evaluate
+from masp.predictor import Masp
 from masp.reproduce import pool, workshop
 from masp.reproduce.cells import Cell, Outcome, read_outcome, result_file
 from masp.reproduce.job import Job, Source
@@ -91,6 +95,11 @@ def test_pictures_can_be_looked_at(first: tuple[Reproduced, str], out: Path) -> 
         with Image.open(out / name) as image:
             assert image.width > 500
             assert len(image.convert("RGB").getcolors(1 << 20) or range(1000)) > 20, "it is not blank"
+    for name in ("table2.pdf", "figure4.pdf"):
+        content = (out / name).read_bytes()
+        assert content.startswith(b"%PDF-")
+        assert b"/FontFile2" in content, "its letters are letters"
+        assert b"CreationDate" not in content
 
 
 def test_a_result_says_what_it_depended_on(first: tuple[Reproduced, str], out: Path) -> None:
@@ -98,12 +107,59 @@ def test_a_result_says_what_it_depended_on(first: tuple[Reproduced, str], out: P
     assert found.identity["prompt.seed"] == 1
     assert found.identity["method.prompt_length"] == 3
     assert found.identity["backbone"] == tiny.backbone().fingerprint()
-    assert found.about["describe"]["numbers"]["prompt"] == 3 * tiny.backbone().dim
+    assert found.about["system"]["numbers"]["prompt"] == 3 * tiny.backbone().dim
     whole = read_result(out / "scratch" / "results" / found.cell)
     assert whole.accuracy.value == found.figures["accuracy"]["value"]
     assert whole.used == PLAN.test
     assert whole.chances is not None
     assert whole.chances.calibrated is not None, "a temperature is fitted on the split val"
+
+
+def test_a_result_says_what_masp_evaluate_says(first: tuple[Reproduced, str], out: Path) -> None:
+    """The same adapter, measured from its folder, has the same facts by the same names and the same accuracy."""
+    name = "emoji-scenes/V+A+S/seed1"
+    known, about = read_result(out / "scratch" / "results" / name).provenance, outcome(out, name).about
+    assert {key: about[key] for key in known} == known
+    runs = out / "scratch" / "runs" / "emoji-scenes"
+    ((prompt,), (aspects,)) = ((runs / part).glob("seed1-*") for part in ("V+A+S", "stage-1"))
+    dataset = open_dataset(small_job(out, *RUN).sources[0].data)
+    measured = evaluate(Masp.from_pretrained(prompt, tiny.backbone(), aspects=aspects), dataset)
+    theirs = measured.provenance
+    assert known.keys() == theirs.keys()
+    assert measured.accuracy.value == outcome(out, name).figures["accuracy"]["value"]
+    for key in ("data", "backbone", "question", "labels", "versions", "machine", "threads", "bootstrap"):
+        assert known[key] == theirs[key]
+    for key in ("tensors_sha256", "method", "aspects", "seeds", "data"):
+        assert known["adapter"][key] == theirs["adapter"][key]
+    assert (known["seed"], known["adapter"]["seeds"]) == (1, {"aspects": 1, "prompt": 1})
+
+
+def test_every_cell_says_where_it_was_run(first: tuple[Reproduced, str], out: Path) -> None:
+    plain = outcome(out, "emoji-scenes/V/seed0").about
+    assert (plain["seed"], plain["adapter"]) == (None, None)
+    stage1 = outcome(out, "emoji-scenes/stage-1/seed1").about
+    assert (stage1["seed"], set(stage1["adapter"]["aspects_sha256"])) == (1, set(ASPECTS))
+    assert outcome(out, "emoji-scenes/attention/seed1").about["adapter"]["seeds"] == {"aspects": 1, "prompt": 1}
+    assert outcome(out, "emoji-scenes/parameters/seed0").about["data"] is None
+    for file in (out / "cells").rglob("*.json"):
+        about = json.loads(file.read_text(encoding="utf-8"))["about"]
+        assert {"versions", "backbone", "data", "machine", "threads", "finished", "seconds", "seed"} <= about.keys()
+        assert about["backbone"]["fingerprint"] == tiny.backbone().fingerprint()
+        assert str(out) not in file.read_text(encoding="utf-8")
+
+
+def test_pictures_that_are_left_out_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "scratch" / "data" / "emoji-scenes"
+    pictures.draw_dataset(folder, PLAN, lambda _: None)
+    job = small_job(tmp_path, "table2", seeds=1)
+    record = open_dataset(job.sources[0].data).split("test")[2]
+    record.path.write_bytes(b"no picture")
+    bench = workshop.Workshop(job)
+    assert bench.run(Cell("emoji-scenes", DATA, 0))[0].figures["unreadable"] == 1
+    assert bench.run(Cell("emoji-scenes", PLAIN, 0))[0].state == "done"
+    found = read_result(tmp_path / "scratch" / "results" / "emoji-scenes" / "V" / "seed0")
+    assert [bad.image for bad in found.quarantined] == [record.path.relative_to(folder).as_posix()]
+    assert (found.used, found.unlabelled) == (PLAN.test - 1, 0)
 
 
 def test_adapters_hold_no_copy_of_the_aspects(first: tuple[Reproduced, str], out: Path) -> None:

@@ -29,6 +29,7 @@ def test_mean_spread_interval_and_difference() -> None:
     # Wilson for 60 of 100: centre (60 + 1.9207) / 103.8415, half 1.96 · sqrt(24 + 0.9604) / 103.8415
     assert (interval.low, interval.high) == pytest.approx((0.5020, 0.6906), abs=1e-4)
     assert Entry((0.5,), 100).spread is None
+    assert Entry(paper=3.0).over_seeds is None
     assert Entry(paper=3.0).interval is None
     assert Entry(paper=3.0).difference is None
 

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 import tiny
+from masp.questions import Questions, load_questions
 from masp.systems.base import Said, System
 from masp.systems.catalogue import CATALOGUE, make_system
 from masp.training import Interrupted
 from noise_lessons import LABELS, Watched, aspects_of, lessons
+from own_questions import OWN
 
 FAMILIES = ("qwen2_vl", "gemma3", "instructblip")
 QUICK = {
@@ -31,10 +33,10 @@ LEARNING = pytest.mark.parametrize("name", [name for name, entry in CATALOGUE.it
 FAMILY = pytest.mark.parametrize("family", FAMILIES)
 
 
-def made(name: str, family: str, changes: tuple[str, ...] = ()) -> System:
+def made(name: str, family: str, changes: tuple[str, ...] = (), questions: Questions | None = None) -> System:
     if name in ("aspects", "random-prompt"):
         changes = (*changes, f"aspects={aspects_of(family)}")
-    return make_system(name, tiny.backbone(family), LABELS, changes)
+    return make_system(name, tiny.backbone(family), LABELS, changes, questions=questions)
 
 
 def learned(name: str, family: str, out: Path, changes: tuple[str, ...] = ()) -> tuple[System, Watched]:
@@ -85,6 +87,28 @@ def test_descriptions_are_json_and_name_no_place(name: str, changes: tuple[str, 
     assert aspects_of("qwen2_vl").parent.name not in text
     assert system.labels == LABELS
     assert system.backbone is tiny.backbone("qwen2_vl")
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_questions_of_ones_own_are_asked(name: str, tmp_path: Path) -> None:
+    """On a backbone whose visual tokens depend on the question too, so that no system can go without."""
+    said, family = {}, "instructblip"
+    for title, questions in {"none": None, "package": load_questions(), "own": OWN}.items():
+        system, images = made(name, family, QUICK.get(name, ()), questions), Watched(tiny.backbone(family))
+        system.learn(lessons(tmp_path / title, images))
+        said[title] = system.answer(images.visual([0, 1, 2]))
+    assert said["none"] == said["package"]
+    assert said["own"] != said["package"]
+
+
+@LEARNING
+def test_the_catalogue_knows_what_a_seed_changes(name: str, tmp_path: Path) -> None:
+    said = []
+    for seed in (0, 1):
+        system, images = made(name, "qwen2_vl", QUICK.get(name, ())), Watched(tiny.backbone())
+        system.learn(lessons(tmp_path / str(seed), images, seed))
+        said.append(system.answer(images.visual([0, 1, 2])))
+    assert (said[0] != said[1]) == CATALOGUE[name].seeded
 
 
 @LEARNING

@@ -11,9 +11,10 @@ from small_lessons import LABELS, lessons, tokens
 
 import tiny
 from masp.errors import DataError
+from masp.questions import load_questions
 from masp.systems.base import Lesson, System
-from masp.systems.instruction import SETTINGS, InstructionSystem
-from masp.systems.lora import LoraSettings, LoraSystem
+from masp.systems.instruction import SETTINGS, instruction_system, instructions
+from masp.systems.lora import LoraSettings, lora_system
 from masp.systems.tuning import PLAIN
 from masp.training.interrupts import Interrupted
 
@@ -23,9 +24,8 @@ FEW = LoraSettings(learning_rate=0.01, epochs=2, batch_size=6, checkpoint_every=
 
 
 def test_one_image_gives_these_questions():
-    system = InstructionSystem(tiny.backbone(), LABELS)
     known = {"colorfulness": "very high", "scene": "beach", "object": "dog, ball", "human_action": " "}
-    turns = system.turns(Lesson(5, "joy", known))
+    turns = instructions(load_questions(), LABELS, [Lesson(5, "joy", known)])
     assert {turn.image for turn in turns} == {5}
     assert [(turn.kind, turn.questions[0], turn.answer) for turn in turns] == [
         ("classification", "Which emotion does this image evoke? Choose one of: joy, fear.", "joy"),
@@ -51,20 +51,19 @@ def test_one_image_gives_these_questions():
 
 
 def test_a_label_with_braces_is_only_text():
-    system = InstructionSystem(tiny.backbone(), ("joy", "a{}b"))
-    turns = system.turns(Lesson(0, "a{}b", {"scene": "{} shop"}))
+    turns = instructions(load_questions(), ("joy", "a{}b"), [Lesson(0, "a{}b", {"scene": "{} shop"})])
     assert turns[-1].questions[0].endswith("emotions: joy, a{}b?")
     assert turns[-1].answer == "The place is {} shop. This evokes a{}b."
 
 
 def test_an_unknown_aspect_is_named():
     with pytest.raises(DataError, match=r"unknown aspect 'scenes'.*Did you mean 'scene'"):
-        InstructionSystem(tiny.backbone(), LABELS).turns(Lesson(0, "joy", {"scenes": "beach"}))
+        instructions(load_questions(), LABELS, [Lesson(0, "joy", {"scenes": "beach"})])
 
 
 def test_the_questions_are_counted_and_bare_images_named(tmp_path, caplog):
     backbone = tiny.backbone()
-    system: System = InstructionSystem(backbone, LABELS, FEW)
+    system: System = instruction_system(backbone, LABELS, FEW)
     with caplog.at_level(logging.WARNING):
         system.learn(lessons(backbone, tmp_path, aspects=True))
     assert "3 of 8 images have no annotated aspect" in caplog.text  # numbers 0, 3 and 6
@@ -76,7 +75,7 @@ def test_the_questions_are_counted_and_bare_images_named(tmp_path, caplog):
 
 def test_without_annotations_it_learns_what_lora_learns(tmp_path, caplog):
     backbone = tiny.backbone()
-    ours, plain = InstructionSystem(backbone, LABELS, FEW), LoraSystem(backbone, LABELS, FEW)
+    ours, plain = instruction_system(backbone, LABELS, FEW), lora_system(backbone, LABELS, FEW)
     ours.learn(lessons(backbone, tmp_path / "ours"))
     plain.learn(lessons(backbone, tmp_path / "plain"))
     assert "8 of 8 images" in caplog.text
@@ -88,9 +87,9 @@ def test_aspects_are_learned_too(tmp_path):
     """Every question about aspects costs less than before, and less than where the emotion alone was learned."""
     backbone = tiny.backbone()
     settings = replace(FEW, epochs=6, evaluate_every=0)
-    system, alone = InstructionSystem(backbone, LABELS, settings), LoraSystem(backbone, LABELS, settings)
+    system, alone = instruction_system(backbone, LABELS, settings), lora_system(backbone, LABELS, settings)
     given = lessons(backbone, tmp_path / "system", aspects=True)
-    turns = system.turns(given.train[1])
+    turns = instructions(load_questions(), LABELS, [given.train[1]])
     assert [turn.kind for turn in turns] == ["classification", "conversation", "conversation", "caption", "reasoning"]
     before = losses(system, backbone, turns)
     system.learn(given)
@@ -102,17 +101,16 @@ def test_aspects_are_learned_too(tmp_path):
 
 def losses(system, backbone, turns):
     """What each question costs a system now, without dropout."""
-    tuned = system._tuned
     visual = tokens(backbone, 2).select([turn.image for turn in turns])
     texts = [turn.questions[0] for turn in turns], [turn.answer for turn in turns]
-    with torch.no_grad(), tuned.layers.inside():
-        assembled = tuned.model.assemble(visual, *texts, PLAIN)
-        return tuned.model.loss(assembled)
+    with torch.no_grad(), system.layers.inside():
+        assembled = system.model.assemble(visual, *texts, PLAIN)
+        return system.model.loss(assembled)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path):
     backbone = tiny.backbone()
-    whole = InstructionSystem(backbone, LABELS, FEW)
+    whole = instruction_system(backbone, LABELS, FEW)
     whole.learn(lessons(backbone, tmp_path / "whole", aspects=True))
 
     def stop(call: int) -> None:
@@ -120,8 +118,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        InstructionSystem(backbone, LABELS, FEW).learn(lessons(backbone, tmp_path / "cut", aspects=True, at_call=stop))
-    again = InstructionSystem(backbone, LABELS, FEW)
+        instruction_system(backbone, LABELS, FEW).learn(lessons(backbone, tmp_path / "cut", aspects=True, at_call=stop))
+    again = instruction_system(backbone, LABELS, FEW)
     again.learn(lessons(backbone, tmp_path / "cut", aspects=True))
     visual = tokens(backbone, 4)
     assert again.answer(visual) == whole.answer(visual)

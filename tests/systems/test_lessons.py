@@ -12,6 +12,7 @@ from masp.errors import DataError, UsageError
 from masp.evaluation.lessons import make_lessons
 from masp.evaluation.result import read_result
 from masp.systems.catalogue import CATALOGUE
+from own_questions import write_questions
 from small_training import LABELS, write_dataset
 
 
@@ -132,6 +133,21 @@ def test_baseline_needs_no_training_where_nothing_is_learned(capsys, photos: Pat
     assert not (tmp_path / "out" / "training").exists()
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert all(line["answer"] is not None and line["log_probabilities"] is None for line in lines)
+
+
+def test_baseline_asks_the_questions_of_a_file(capsys, photos: Path, tmp_path: Path) -> None:
+    words = ["--data", photos, "--backbone", tiny.checkpoint(), "--out", tmp_path / "out"]
+    file = write_questions(tmp_path / "questions.json")
+    code, _, err = run(capsys, "baseline", "zero-shot", f"questions={file}", *words)
+    assert code == 0, err
+    labels = ", ".join(sorted(LABELS))
+    known = read_result(tmp_path / "out").provenance
+    assert known["question"] == f"Dear model, what mood is it? Take a word of {labels} for it!"
+    assert str(tmp_path) not in json.dumps(known)
+    file.write_text("{}")
+    code, _, err = run(capsys, "baseline", "zero-shot", f"questions={file}", *words)
+    assert code != 0
+    assert "has no questions for" in err
 
 
 def test_baseline_lists_every_system(capsys) -> None:

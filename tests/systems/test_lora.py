@@ -20,7 +20,7 @@ from masp.config import MethodConfig
 from masp.errors import CheckpointError, DataError, UsageError
 from masp.model import MaspModel
 from masp.systems.base import System
-from masp.systems.lora import LoraSettings, LoraSystem
+from masp.systems.lora import LoraSettings, lora_system
 from masp.systems.lora_layers import LoraLayers
 from masp.systems.tuning import PLAIN, tuning_loss
 from masp.training.interrupts import Interrupted
@@ -54,7 +54,7 @@ def log_p(backbone, visual):
 
 
 def learned(system):
-    return {name: value.detach().clone() for name, value in system._tuned.layers.parameters().items()}
+    return {name: value.detach().clone() for name, value in system.layers.parameters().items()}
 
 
 # --- what is computed ------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def test_the_backbone_is_left_as_it_was(tmp_path):
     backbone = tiny.backbone()
     visual = tokens(backbone, 4)
     before, bare = state(backbone), log_p(backbone, visual)
-    system = LoraSystem(backbone, LABELS, FEW)
+    system = lora_system(backbone, LABELS, FEW)
     system.learn(lessons(backbone, tmp_path))
     said = system.answer(visual)
     assert max(abs(one.log_probabilities["joy"] - float(bare[row, 0])) for row, one in enumerate(said)) > 1e-2
@@ -173,7 +173,7 @@ def test_the_backbone_is_left_as_it_was_after_an_error():
 def test_two_systems_on_one_backbone_do_not_meet(tmp_path):
     backbone = tiny.backbone()
     visual = tokens(backbone, 4)
-    first, second = (LoraSystem(backbone, LABELS, replace(FEW, rank=rank)) for rank in (2, 4))
+    first, second = (lora_system(backbone, LABELS, replace(FEW, rank=rank)) for rank in (2, 4))
     first.learn(lessons(backbone, tmp_path / "first"))
     said = first.answer(visual)
     second.learn(lessons(backbone, tmp_path / "second"))
@@ -186,7 +186,7 @@ def test_two_systems_on_one_backbone_do_not_meet(tmp_path):
 @pytest.mark.parametrize("family", [*FAMILIES, "smolvlm"])
 def test_it_learns_and_answers_on_every_kind_of_family(tmp_path, family):
     backbone = tiny.backbone(family)
-    system: System = LoraSystem(backbone, LABELS, replace(FEW, epochs=1))
+    system: System = lora_system(backbone, LABELS, replace(FEW, epochs=1))
     system.learn(lessons(backbone, tmp_path))
     visual = tokens(backbone, 3)
     batch = system.answer(visual)
@@ -200,7 +200,7 @@ def test_it_learns_and_answers_on_every_kind_of_family(tmp_path, family):
 def test_a_separable_task_is_learned(tmp_path):
     backbone = tiny.backbone()
     settings = LoraSettings(learning_rate=0.02, schedule="cosine", epochs=25, batch_size=8, alpha=32)
-    system = LoraSystem(backbone, LABELS, settings)
+    system = lora_system(backbone, LABELS, settings)
     fresh = tokens(backbone, 12, first=100)
     truth = [LABELS[number % 2] for number in range(12)]
     system.learn(lessons(backbone, tmp_path, train=16, val=8))
@@ -212,7 +212,7 @@ def test_a_separable_task_is_learned(tmp_path):
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path):
     backbone = tiny.backbone()
-    whole = LoraSystem(backbone, LABELS, FEW)
+    whole = lora_system(backbone, LABELS, FEW)
     whole.learn(lessons(backbone, tmp_path / "whole"))
 
     def stop(call: int) -> None:
@@ -221,8 +221,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path):
 
     for at_call in (stop, stop):
         with pytest.raises(Interrupted):
-            LoraSystem(backbone, LABELS, FEW).learn(lessons(backbone, tmp_path / "cut", at_call=at_call))
-    again = LoraSystem(backbone, LABELS, FEW)
+            lora_system(backbone, LABELS, FEW).learn(lessons(backbone, tmp_path / "cut", at_call=at_call))
+    again = lora_system(backbone, LABELS, FEW)
     again.learn(lessons(backbone, tmp_path / "cut"))
     expected = learned(whole)
     assert all(torch.equal(value, expected[name]) for name, value in learned(again).items())
@@ -232,10 +232,10 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path):
 
 def test_a_finished_run_is_only_loaded(tmp_path):
     backbone = tiny.backbone()
-    first = LoraSystem(backbone, LABELS, FEW)
+    first = lora_system(backbone, LABELS, FEW)
     given = lessons(backbone, tmp_path)
     first.learn(given)
-    second, unseen = LoraSystem(backbone, LABELS, FEW), Held(tokens(backbone, 12))
+    second, unseen = lora_system(backbone, LABELS, FEW), Held(tokens(backbone, 12))
     second.learn(replace(given, images=unseen))
     assert unseen.calls == 0
     visual = tokens(backbone, 3)
@@ -247,25 +247,25 @@ def test_a_finished_run_is_only_loaded(tmp_path):
 
 def test_other_values_are_described_otherwise(tmp_path):
     """So that an interrupted evaluation never takes up what other values said."""
-    system = LoraSystem(tiny.backbone(), LABELS, FEW)
+    system = lora_system(tiny.backbone(), LABELS, FEW)
     assert system.describe()["seed"] is None
     system.learn(lessons(tiny.backbone(), tmp_path))
     told = system.describe()
     assert told["seed"] == 3
     with torch.no_grad():
-        next(iter(system._tuned.layers.parameters().values())).add_(1e-3)
+        next(iter(system.layers.parameters().values())).add_(1e-3)
     assert system.describe()["tensors_sha256"] != told["tensors_sha256"]
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path):
     backbone = tiny.backbone()
     given = lessons(backbone, tmp_path)
-    LoraSystem(backbone, LABELS, FEW).learn(given)
+    lora_system(backbone, LABELS, FEW).learn(given)
     for other in (replace(given, seed=4), replace(given, train=given.train[1:]), replace(given, fingerprint="other")):
         with pytest.raises(UsageError, match="another configuration"):
-            LoraSystem(backbone, LABELS, FEW).learn(other)
+            lora_system(backbone, LABELS, FEW).learn(other)
     with pytest.raises(UsageError, match="rank: 8 there, 4 now"):
-        LoraSystem(backbone, LABELS, replace(FEW, rank=4)).learn(given)
+        lora_system(backbone, LABELS, replace(FEW, rank=4)).learn(given)
 
 
 def test_what_was_learned_must_fit():
@@ -279,7 +279,7 @@ def test_the_caller_s_random_numbers_go_on_as_they_were(tmp_path):
     torch.manual_seed(11)
     expected = torch.rand(3)
     torch.manual_seed(11)
-    LoraSystem(backbone, LABELS, FEW).learn(lessons(backbone, tmp_path))
+    lora_system(backbone, LABELS, FEW).learn(lessons(backbone, tmp_path))
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -288,7 +288,7 @@ def test_the_caller_s_random_numbers_go_on_as_they_were(tmp_path):
 
 def test_in_bfloat16_what_is_trained_is_float32(tmp_path):
     backbone = tiny.backbone(dtype="bfloat16")
-    system = LoraSystem(backbone, LABELS, FEW)
+    system = lora_system(backbone, LABELS, FEW)
     before = learned(system)
     assert {value.dtype for value in before.values()} == {torch.float32}
     system.learn(lessons(backbone, tmp_path))
@@ -327,7 +327,7 @@ def test_over_4_bit_weights_it_is_qlora():
         found[kind] = losses.detach(), gradients
         assert (layers.weights, layers.quantised) == (kind, kind == "nf4")
         assert type(layers._places[0].wrapped).__name__ == ("Linear4bit" if kind == "nf4" else "Linear")
-        assert LoraSystem(backbone, LABELS).describe()["system"] == ("qlora" if kind == "nf4" else "lora")
+        assert lora_system(backbone, LABELS).describe()["system"] == ("qlora" if kind == "nf4" else "lora")
     for ours, expected in zip(found["nf4"], found["float32"], strict=True):
         assert (ours - expected).abs().max() <= 1e-4 * expected.abs().max()
 
@@ -338,7 +338,7 @@ def test_over_4_bit_weights_it_is_qlora():
 def test_without_peft_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UsageError, match=r"pip install 'masp\[peft\]'"):
-        LoraSystem(tiny.backbone(), LABELS)
+        lora_system(tiny.backbone(), LABELS)
 
 
 @pytest.mark.parametrize(
@@ -368,7 +368,7 @@ def test_other_projections_can_be_named_and_unknown_ones_not():
 
 def test_lessons_must_teach_the_labels(tmp_path):
     backbone = tiny.backbone()
-    system, given = LoraSystem(backbone, LABELS, FEW), lessons(backbone, tmp_path)
+    system, given = lora_system(backbone, LABELS, FEW), lessons(backbone, tmp_path)
     with pytest.raises(UsageError, match="Call learn first"):
         system.answer(tokens(backbone, 1))
     with pytest.raises(DataError, match="nothing to learn from"):

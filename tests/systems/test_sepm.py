@@ -13,6 +13,7 @@ from masp.model import MaspModel
 from masp.systems.attended import cue_span, least_attended, without
 from masp.systems.sepm import COARSE, CUE, Sepm, SepmSettings, route, routes, spread
 from noise_lessons import LABELS, Watched
+from own_questions import OWN
 
 
 @pytest.mark.parametrize(
@@ -129,6 +130,12 @@ def test_the_attention_read_is_the_cues() -> None:
     count = len(tiny.backbone().text_ids(f" {CUE}"))
     expected = weights[length - tail - count : length - tail].mean(0)
     assert (found - expected).abs().max() < 1e-6
+
+
+def test_the_fine_question_is_that_of_the_questions() -> None:
+    own = Sepm(tiny.backbone(), LABELS).fine
+    assert own == "Which emotion does this image evoke?\n{}\nAnswer with the option's letter."
+    assert Sepm(tiny.backbone(), LABELS, questions=OWN).fine.startswith("Dear model, what mood is it?\n{}\n")
 
 
 def test_settings_change_what_is_asked() -> None:

@@ -1,6 +1,7 @@
 """Zero-shot: the numbers are those of `score`, and letters stand for labels."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from masp.config import MethodConfig
 from masp.errors import UsageError
 from masp.labels import parse
 from masp.model import MaspModel
+from masp.systems.asking import question_by_letter
 from masp.systems.letters import lettered
-from masp.systems.zero_shot import LETTERED, ZeroShot, ZeroShotSettings, said
+from masp.systems.zero_shot import ZeroShot, ZeroShotSettings, said
 from noise_lessons import LABELS, Watched
+from own_questions import OWN
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "llava_next"])
@@ -36,13 +39,40 @@ def test_the_list_is_the_question_of_masp(family: str) -> None:
 def test_letters_are_scored_in_place_of_labels() -> None:
     backbone = tiny.backbone()
     visual = Watched(backbone).visual([0, 1])
-    expected = score(
-        MaspModel(backbone, MethodConfig()), visual, LETTERED.replace("{}", lettered(LABELS)), tuple("ABCDEFGH")
-    )
+    question = f"Which emotion does this image evoke?\n{lettered(LABELS)}\nAnswer with the option's letter."
+    expected = score(MaspModel(backbone, MethodConfig()), visual, question, tuple("ABCDEFGH"))
     for row, one in enumerate(ZeroShot(backbone, LABELS, ZeroShotSettings(options="letters")).answer(visual)):
         assert one.log_probabilities is not None
         assert list(one.log_probabilities.values()) == pytest.approx(expected[row].tolist(), abs=1e-6)
         assert one.predicted == LABELS[int(expected[row].argmax())]
+
+
+def test_questions_of_ones_own_keep_their_words() -> None:
+    backbone = tiny.backbone()
+    labels, by_letter = ("joy", "fear"), ZeroShotSettings(options="letters")
+    listed = ZeroShot(backbone, labels, questions=OWN)
+    assert listed.question == "Dear model, what mood is it? Take a word of joy, fear for it!"
+    visual = Watched(backbone).visual([0])
+    (expected,) = score(MaspModel(backbone, MethodConfig()), visual, listed.question, labels).log_softmax(1).tolist()
+    (one,) = listed.answer(visual)
+    assert one.log_probabilities is not None
+    assert list(one.log_probabilities.values()) == pytest.approx(expected, abs=1e-6)
+    lines = ["Dear model, what mood is it?", "A. joy", "B. fear", "Answer with the option's letter."]
+    assert ZeroShot(backbone, labels, by_letter, questions=OWN).question.split("\n") == lines
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("Why? And which mood? One of {}.", ["Why? And which mood?", "{}"]),
+        ("Name the mood, one of: {}.", ["Name the mood, one of:", "{}"]),
+        ("Of {}, which one is it?", ["Of", "{}", "which one is it?"]),
+        ("{}?", ["{}"]),
+    ],
+)
+def test_any_emotion_question_can_be_asked_by_letter(text: str, lines: list[str]) -> None:
+    found = question_by_letter(replace(OWN, emotion=(text,)))
+    assert found.split("\n") == [*lines, "Answer with the option's letter."]
 
 
 def test_what_is_said_is_normalised() -> None:

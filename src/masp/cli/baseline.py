@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from masp.cli.measuring import data_settings, measured, tell, with_split
+from masp.cli.measuring import measured, tell, with_split
 from masp.cli.options import BatchSize, Calibrate, Device, Dtype, DtypeOption, Revision
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from masp.config import DataConfig
+    from masp.config import DataConfig, RunConfig
     from masp.data.records import Dataset
     from masp.systems.base import System
 
@@ -30,12 +30,18 @@ The same command goes on with a run that was interrupted.
 TRAINING = "training"
 """In --out: what the system learned."""
 
+OF_RUN = ("data.", "questions=")
+"""How the settings begin that are none of the system's own."""
+
 
 def baseline(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Which system; `--list` shows all.")] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Settings of the system, or of the data: `data.splits.kind=content`."),
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Settings of the system, of the data (`data.splits.kind=content`), or `questions=FILE`.",
+        ),
     ] = None,
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder or table of the data set.")] = None,
     out: Annotated[
@@ -61,6 +67,7 @@ def baseline(
     from masp.data.readers import open_dataset
     from masp.errors import UsageError
     from masp.evaluation.batches import Batching, usual_size
+    from masp.questions import load_questions
     from masp.systems.catalogue import entry_of, make_system
 
     if everything:
@@ -70,17 +77,30 @@ def baseline(
     if missing or name is None or data is None or out is None:
         raise UsageError(f"{missing[0]} is missing", "", "See masp baseline --help, and --list for the names.")
     entry_of(name)  # a wrong name costs no loading
-    of_data = [change for change in changes or [] if change.startswith("data.")]
-    own = [change for change in changes or [] if change not in of_data]
-    settings = data_settings(of_data, data)
+    of_run = [change for change in changes or [] if change.startswith(OF_RUN)]
+    own = [change for change in changes or [] if change not in of_run]
+    config = _config(of_run, data)
+    settings, questions = config.data, None if config.questions is None else load_questions(config.questions)
     dataset = with_split(open_dataset(settings), settings, split)
     chosen = dataset.labels if labels is None else tuple(label.strip() for label in labels.split(","))
     loaded = load_backbone(backbone, revision, dtype.value, device)
-    system = make_system(name, loaded, chosen, own, seed)
+    system = make_system(name, loaded, chosen, own, seed, questions)
     if entry_of(name).learns:
         _learn(system, dataset, settings, out / TRAINING, seed)
     batching = Batching(batch_size or usual_size(loaded.dim), settings.workers, settings.longest_side)
     tell(measured(system, dataset, split, "score", batching, calibrate, out), out)
+
+
+def _config(changes: list[str], data: Path) -> "RunConfig":
+    """The settings of the data, and which questions are asked, with what the command line changes.
+
+    Raises:
+        ConfigError: A change is wrong.
+    """
+    from masp.config import load_config
+
+    config = load_config(None, changes)
+    return config.model_copy(update={"data": config.data.model_copy(update={"path": data})})
 
 
 def _learn(system: "System", dataset: "Dataset", settings: "DataConfig", out: Path, seed: int) -> None:

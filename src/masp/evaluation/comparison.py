@@ -1,12 +1,11 @@
 """Results beside each other: two systems on the same images, and one system over several training seeds."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import mean, stdev
 
 from masp.errors import DataError, UsageError
 from masp.evaluation.metrics import Paired, compare
 from masp.evaluation.result import Evaluation, Floor
+from masp.evaluation.spread import Spread, spread_of
 
 Figure = Callable[[Evaluation], float | None]
 
@@ -29,20 +28,6 @@ FIGURES: Mapping[str, Figure] = {
     "js": lambda one: one.distribution.js.value if one.distribution else None,
 }
 """What results are compared by, where they have it."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A figure over several runs; `deviation` is the standard deviation of the sample, None for one run."""
-
-    mean: float
-    deviation: float | None
-    values: tuple[float, ...]
-
-    def percent(self) -> str:
-        """Text such as `71.3 ± 0.8 %`."""
-        around = "" if self.deviation is None else f" ± {100 * self.deviation:.1f}"
-        return f"{100 * self.mean:.1f}{around} %"
 
 
 def compare_results(first: Evaluation, second: Evaluation) -> Paired:
@@ -85,7 +70,7 @@ def over_seeds(results: Sequence[Evaluation]) -> dict[str, Spread]:
     for name, figure in FIGURES.items():
         values = [value for value in map(figure, results) if value is not None]
         if len(values) == len(results):
-            found[name] = Spread(mean(values), stdev(values) if len(values) > 1 else None, tuple(values))
+            found[name] = spread_of(values)
     return found
 
 

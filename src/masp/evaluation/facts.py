@@ -38,6 +38,11 @@ def when(seconds: float) -> dict[str, Any]:
     return {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(seconds, 3)}
 
 
+def dated(known: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """All that answers depend on as a result holds it: with its hash, the time, and the seconds that they took."""
+    return {"run": run_of(known), **known, **when(seconds)}
+
+
 def run_of(known: Mapping[str, Any]) -> str:
     """SHA-256 of all that answers depend on. What a backbone is called is not among it: its weights are."""
     backbone = {key: value for key, value in (known.get("backbone") or {}).items() if key != "name"}

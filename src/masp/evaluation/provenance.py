@@ -14,17 +14,21 @@ from masp.systems.base import System
 from masp.systems.prompted import adapter_facts
 
 
-def provenance(masp: Masp, dataset: Dataset | None = None, split: str | None = None) -> dict[str, Any]:
-    """What a measurement depends on: versions, backbone, adapter, data, question. It names no place on this machine."""
+def surroundings(backbone: Backbone, dataset: Dataset | None = None, split: str | None = None) -> dict[str, Any]:
+    """What everything that is done on a backbone depends on: weights, data, versions, machine."""
     return {
         "versions": library_versions(),
-        "backbone": backbone_facts(masp.backbone),
-        "adapter": adapter_facts(masp),
+        "backbone": backbone_facts(backbone),
         "data": None if dataset is None else data_facts(dataset, split),
-        "question": masp.task.question,
-        "longest_side": masp.task.longest_side,
         "threads": torch.get_num_threads(),
+        "machine": machine_facts(torch.cuda.get_device_name() if torch.cuda.is_available() else None),
     }
+
+
+def provenance(masp: Masp, dataset: Dataset | None = None, split: str | None = None) -> dict[str, Any]:
+    """What a measurement depends on: versions, backbone, adapter, data, question. It names no place on this machine."""
+    own = {"adapter": adapter_facts(masp), "question": masp.task.question, "longest_side": masp.task.longest_side}
+    return {**surroundings(masp.backbone, dataset, split), **own}
 
 
 def of_system(system: System, dataset: Dataset, split: str, batching: Batching) -> dict[str, Any]:
@@ -34,16 +38,12 @@ def of_system(system: System, dataset: Dataset, split: str, batching: Batching) 
     return {
         "system": said,
         "adapter": adapter,
-        "backbone": backbone_facts(system.backbone),
-        "data": data_facts(dataset, split),
+        **surroundings(system.backbone, dataset, split),
         "question": said.get("question"),
         "labels": list(system.labels),
         "seed": said.get("seed"),
         "batch_size": batching.batch_size,
         "longest_side": batching.longest_side,
-        "threads": torch.get_num_threads(),
-        "versions": library_versions(),
-        "machine": machine_facts(torch.cuda.get_device_name() if torch.cuda.is_available() else None),
     }
 
 

@@ -7,7 +7,7 @@ from masp.adapters import ResultRecord
 from masp.data.records import Dataset
 from masp.evaluation.asking import ask
 from masp.evaluation.batches import Batching
-from masp.evaluation.facts import run_of, when
+from masp.evaluation.facts import dated, run_of
 from masp.evaluation.figures import About, Calibration, measured, votes_of
 from masp.evaluation.journal import remove_journals
 from masp.evaluation.predictions import Answered, write_predictions
@@ -70,7 +70,7 @@ def evaluate(
             split=split,
             mode="generate" if all(a.answer is not None for a in heard.answers) else "score",
             labels=tuple(system.labels),
-            provenance={"run": run_of(known), **known, **when(heard.seconds)},
+            provenance=dated(known, heard.seconds),
             quarantined=heard.left_out,
             unlabelled=heard.unlabelled,
         ),

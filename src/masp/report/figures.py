@@ -9,6 +9,7 @@ import numpy as np
 
 from masp.evaluation.metrics import Interval, share
 from masp.evaluation.result import Bin, RiskCoverage
+from masp.evaluation.spread import spread_of
 
 DRAWS = 10_000
 """Draws of the bootstrap."""
@@ -59,7 +60,8 @@ def over_seeds(values: Sequence[Interval | float | None]) -> Figure | None:
         one = known[0]
         return Figure(one.value, one.low, one.high) if isinstance(one, Interval) else Figure(one)
     plain = [value.value if isinstance(value, Interval) else value for value in known]
-    return Figure(statistics.fmean(plain), sd=statistics.stdev(plain))
+    found = spread_of(plain)
+    return Figure(found.mean, sd=found.deviation)
 
 
 def pooled(runs: Sequence[Sequence[Bin]]) -> tuple[PooledBin, ...]:

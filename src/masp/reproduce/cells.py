@@ -46,7 +46,7 @@ class Outcome:
         state: `done`, `failed`, or `waiting` where something that it needs failed.
         figures: what was measured, ready for JSON.
         identity: everything that decides the figures.
-        about: versions, machine, and what the system says of itself.
+        about: its provenance as `masp evaluate` writes it, and how its training went.
         seconds: that it took when it was run.
         error: why it failed, on one line.
     """

@@ -15,8 +15,8 @@ TALL = 0.36  # inches of a bar
 THUMB = 168  # pixels of an example picture
 
 
-def bars(table: Table, dataset: str, references: Mapping[str, float], paper: bool) -> bytes:
-    """Accuracy of every row on one data set with its 95 % interval and, as a hollow mark, the paper's number; PNG."""
+def bars(table: Table, dataset: str, references: Mapping[str, float], paper: bool) -> Panel:
+    """Accuracy of every row on one data set with its 95 % interval and, as a hollow mark, the paper's number."""
     rows = [row for row in table.rows if row.entries[dataset].values]
 
     def draw(axes: Axes) -> None:
@@ -33,7 +33,7 @@ def bars(table: Table, dataset: str, references: Mapping[str, float], paper: boo
         axes.set_xlabel("accuracy, %; lines: 95 % intervals; dots: seeds")
         axes.set_title(dataset, fontsize=9.5, color=MUTED, pad=18)
 
-    return Panel((6.2, 1.2 + TALL * max(1, len(rows))), draw).render("png")
+    return Panel((6.2, 1.2 + TALL * max(1, len(rows))), draw)
 
 
 def _bar(axes: Axes, place: int, row: Row, dataset: str, paper: bool) -> None:
@@ -49,8 +49,8 @@ def _bar(axes: Axes, place: int, row: Row, dataset: str, paper: bool) -> None:
         axes.plot([entry.paper], [place], "D", markersize=6, markerfacecolor="none", markeredgecolor=INK, zorder=5)
 
 
-def lengths(table: Table, dataset: str) -> bytes:
-    """Accuracy over the length of the soft prompt (Table 3), with the paper's numbers where it has some; PNG."""
+def lengths(table: Table, dataset: str) -> Panel:
+    """Accuracy over the length of the soft prompt (Table 3), with the paper's numbers where it has some."""
     rows = [row for row in table.rows if row.entries[dataset].values]
 
     def draw(axes: Axes) -> None:
@@ -71,13 +71,13 @@ def lengths(table: Table, dataset: str) -> bytes:
         axes.set_ylabel(f"accuracy on {dataset}, %", color=MUTED)
         axes.grid(axis="y", color=RULE, linewidth=0.7)
 
-    return Panel((4.6, 2.9), draw).render("png")
+    return Panel((4.6, 2.9), draw)
 
 
 def attention(
     dataset: str, shares: Mapping[str, Sequence[float]], examples: Sequence[tuple[Path, str, Mapping[str, float]]]
-) -> bytes:
-    """Figure 4: share of each aspect in the prompt's attention, over the test split and for example pictures; PNG.
+) -> Panel:
+    """Figure 4: share of each aspect in the prompt's attention, over the test split and for example pictures.
 
     Args:
         dataset: its name.
@@ -104,7 +104,7 @@ def attention(
         axes.set_xlim(0, 1.25 * len(columns) - 0.25)
         axes.grid(visible=False)
 
-    return Panel((1.4 + 1.7 * len(columns), 3.6 if examples else 2.6), draw).render("png")
+    return Panel((1.4 + 1.7 * len(columns), 3.6 if examples else 2.6), draw)
 
 
 def _thumbnail(path: Path) -> Image.Image:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from masp.reproduce.cells import Cell
 from masp.reproduce.job import Job
 from masp.reproduce.recipes import Kind
+from masp.systems.catalogue import CATALOGUE
 
 PAIRS = 1 / 190
 """Seconds for an image-aspect pair of stage 1 on the embedded backbone, on one core."""
@@ -52,7 +53,7 @@ def _seconds(job: Job, cell: Cell) -> float:
         "data": (plan.train + plan.val + plan.test) * VISION,
         "aspects": PAIRS * config.aspects.batch_size * _steps(config.aspects.max_steps),
         "masp": test,
-        "baseline": test + (BASELINE * plan.train if cell.recipe.seeded else 0.0),
+        "baseline": test,
         "attention": test,
         "parameters": 1.0,
     }
@@ -60,6 +61,8 @@ def _seconds(job: Job, cell: Cell) -> float:
         length = cell.recipe.length or config.method.prompt_length
         each = EXAMPLE + VECTOR * length
         return test + each * config.prompt.batch_size * _steps(config.prompt.max_steps)
+    if cell.recipe.kind == "baseline" and CATALOGUE[cell.recipe.name].learns:
+        return test + BASELINE * plan.train
     return kinds[cell.recipe.kind]
 
 

@@ -1,14 +1,17 @@
 """What cells share: the backbone, opened data sets, and the visual tokens of each, computed once."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
+from masp.data.quarantine import Rejected
 from masp.data.readers import open_dataset
 from masp.data.records import Dataset, Record
+from masp.evaluation.result import LeftOut
 from masp.reproduce.job import Job
 from masp.reproduce.measure import Pictures
 from masp.systems.base import Lesson, Lessons
@@ -18,11 +21,23 @@ from masp.training.shelf import Shelf
 
 log = logging.getLogger(__name__)
 
-Filled = tuple[VisualTokenStore, dict[str, list[tuple[int, Record]]]]
-"""Visual tokens, and for each split its usable, labelled records with their numbers."""
-
 TAUGHT = ("train", "val")
 """Splits that systems learn from."""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What was read of some splits.
+
+    Attributes:
+        store: visual tokens.
+        records: for each split its usable, labelled records with their numbers in the store.
+        rejected: pictures that could not be read.
+    """
+
+    store: VisualTokenStore
+    records: Mapping[str, Sequence[tuple[int, Record]]]
+    rejected: tuple[Rejected, ...]
 
 
 class Library:
@@ -72,36 +87,38 @@ class Library:
         return self._memory[name]
 
     def taught(self, name: str, stop: StopRequest) -> Filled:
-        """Visual tokens of the splits to learn from, and for each the labelled records with their numbers."""
+        """The splits to learn from."""
         splits = self.dataset(name).splits
         return self._filled(name, {split: splits.get(split, ()) for split in TAUGHT}, stop)
 
-    def tested(self, name: str, stop: StopRequest) -> tuple[Pictures, int]:
-        """The pictures of the test split, and how many of them cannot be read.
+    def tested(self, name: str, stop: StopRequest) -> Pictures:
+        """The pictures of the test split.
 
         Raises:
             DataError: there is no test split, or too many pictures are bad.
         """
         return self.pictures(name, "test", stop)
 
-    def pictures(self, name: str, split: str, stop: StopRequest) -> tuple[Pictures, int]:
-        """The labelled pictures of a split, and how many of them cannot be read.
+    def pictures(self, name: str, split: str, stop: StopRequest) -> Pictures:
+        """The labelled pictures of a split, and those that are left out.
 
         Raises:
             DataError: there is no such split, or too many pictures are bad.
         """
         dataset = self.dataset(name)
-        store, numbers = self._filled(name, {split: dataset.split(split)}, stop)
-        chosen = numbers[split]
+        found = self._filled(name, {split: dataset.split(split)}, stop)
+        chosen = found.records[split]
         records, places = tuple(record for _, record in chosen), tuple(number for number, _ in chosen)
-        return Pictures(dataset, records, places, store), store.usable.count(False)
+        bad = tuple(LeftOut(dataset.place(one.path), one.reason) for one in found.rejected)
+        bare = sum(not record.label for record in dataset.split(split))
+        return Pictures(dataset, records, places, found.store, bad, bare)
 
     def lessons(self, name: str, out: Path, seed: int, stop: StopRequest) -> Lessons:
         """What a system learns from a data set: labels and, where they are, annotations of train and val."""
-        store, numbers = self.taught(name, stop)
-        train, val = (tuple(_lesson(*pair) for pair in numbers[split]) for split in TAUGHT)
+        found = self.taught(name, stop)
+        train, val = (tuple(_lesson(*pair) for pair in found.records[split]) for split in TAUGHT)
         out.mkdir(parents=True, exist_ok=True)
-        return Lessons(store, train, val, out, seed, self.dataset(name).fingerprint())
+        return Lessons(found.store, train, val, out, seed, self.dataset(name).fingerprint())
 
     def _filled(self, name: str, splits: dict[str, Sequence[Record]], stop: StopRequest) -> Filled:
         """Read once in a process, in the order of training, so that all find what the first of them computed."""
@@ -121,8 +138,8 @@ class Library:
         for number, (split, record) in enumerate(labelled):
             if store.usable[number]:
                 numbers[split].append((number, record))
-        self._stores[key] = (store, numbers)
-        return store, numbers
+        self._stores[key] = Filled(store, numbers, tuple(account.rejected))
+        return self._stores[key]
 
 
 def _lesson(number: int, record: Record) -> Lesson:

@@ -13,7 +13,7 @@ from masp.errors import DataError
 from masp.evaluation import metrics
 from masp.evaluation.figures import About, Calibration, measured, votes_of
 from masp.evaluation.predictions import Answered
-from masp.evaluation.result import Evaluation
+from masp.evaluation.result import Evaluation, LeftOut
 from masp.evaluation.truth import ceiling
 from masp.explain import normalised
 from masp.reproduce.variants import Variant
@@ -34,12 +34,16 @@ class Pictures:
         records: the readable, labelled ones.
         numbers: the number of each in `images`.
         images: visual tokens by number.
+        left_out: those that cannot be read.
+        unlabelled: how many have no label.
     """
 
     dataset: Dataset
     records: tuple[Record, ...]
     numbers: tuple[int, ...]
     images: Images
+    left_out: tuple[LeftOut, ...] = ()
+    unlabelled: int = 0
 
 
 def answers(system: System, pictures: Pictures, stop: StopRequest, title: str) -> list[Answered]:
@@ -62,25 +66,26 @@ def answers(system: System, pictures: Pictures, stop: StopRequest, title: str) -
 
 
 def evaluation(
-    what: tuple[str, Dataset, tuple[str, ...], Mapping[str, Any]],
+    what: tuple[str, Pictures, tuple[str, ...], Mapping[str, Any]],
     found: Sequence[Answered],
     held: Sequence[Answered],
 ) -> Evaluation:
     """Every figure of a system's answers on the test split.
 
     Args:
-        what: name of the system, data set, labels, and what the figures depended on.
+        what: name of the system, pictures, labels, and what the figures depended on.
         found: the answers.
         held: answers on the validation split, which a temperature is fitted on; empty: none is.
 
     Raises:
         DataError: there are no answers.
     """
-    name, dataset, labels, provenance = what
+    name, pictures, labels, provenance = what
+    dataset = pictures.dataset
     if not found:
         raise DataError("no picture of the test split has a label and can be read", "some", "Check the data set.")
     mode = "generate" if all(one.answer is not None for one in found) else "score"
-    about = About(name, dataset.name, "test", mode, labels, provenance)
+    about = About(name, dataset.name, "test", mode, labels, provenance, pictures.left_out, pictures.unlabelled)
     scored = any(one.log_probabilities is not None for one in held)
     calibration = Calibration("val", tuple(held)) if scored else None
     return measured(about, found, votes_of(dataset, "test"), calibration)
@@ -104,8 +109,9 @@ def figures(found: Evaluation) -> dict[str, Any]:
     return content
 
 
-def facts(dataset: Dataset, pictures: Pictures, unreadable: int) -> dict[str, Any]:
+def facts(pictures: Pictures) -> dict[str, Any]:
     """What accuracies on a data set have to be read against; ready for JSON."""
+    dataset = pictures.dataset
     truth = [record.label or "" for record in pictures.records]
     if not truth:
         raise DataError(f"no test picture of {dataset.name} has a label and can be read", "some", "Check the data set.")
@@ -115,7 +121,7 @@ def facts(dataset: Dataset, pictures: Pictures, unreadable: int) -> dict[str, An
         "split_by": dataset.split_by,
         "splits": {name: len(records) for name, records in dataset.splits.items()},
         "images": len(truth),
-        "unreadable": unreadable,
+        "unreadable": len(pictures.left_out),
         "classes": dict(sorted(Counter(truth).items())),
         "guess": 1 / len(dataset.labels),
         "majority": asdict(metrics.majority_accuracy(truth)),

@@ -1,7 +1,7 @@
 """The sheets that are no tables of accuracies: paired differences, trained numbers, attention."""
 
 from collections.abc import Sequence
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from masp.adapters import portable
@@ -10,6 +10,7 @@ from masp.errors import DataError
 from masp.evaluation import metrics
 from masp.evaluation.metrics import Paired
 from masp.evaluation.predictions import PREDICTIONS, read_predictions
+from masp.evaluation.spread import spread_of
 from masp.reproduce.cells import cell_name
 from masp.reproduce.counts import of_paper_backbone
 from masp.reproduce.planning import seeds_of, takes_part
@@ -114,17 +115,16 @@ def attention(results: Results) -> Sheet | None:
             raw = [outcome.figures["raw"][aspect] for outcome in found]
             shares = [outcome.figures["normalised"][aspect] for outcome in found]
             spread = [outcome.figures["spread"][aspect] for outcome in found]
-            sd = percent(stdev(shares)) if len(shares) > 1 else ""
+            seeds = spread_of(shares)
+            sd = "" if seeds.deviation is None else percent(seeds.deviation)
             each = " · ".join(percent(share) for share in shares)
-            rows.append(
-                (source.name, aspect, f"{mean(raw):.4f}", percent(mean(shares)), sd, each, percent(mean(spread)))
-            )
+            rows.append((source.name, aspect, f"{mean(raw):.4f}", percent(seeds.mean), sd, each, percent(mean(spread))))
             lines.append(
                 {
                     "dataset": source.name,
                     "aspect": aspect,
                     "raw": mean(raw),
-                    "share": mean(shares),
+                    "share": seeds.mean,
                     "images_sd": mean(spread),
                 }
             )
@@ -146,14 +146,14 @@ def attention(results: Results) -> Sheet | None:
 
 
 def _difference_row(dataset: str, base: Recipe, recipe: Recipe, found: list[tuple[int, Paired]]) -> tuple[str, ...]:
-    points = [100 * one.difference for _, one in found]
+    points = spread_of([100 * one.difference for _, one in found])
     first = found[0][1]
-    spread = f"{stdev(points):.1f}" if len(points) > 1 else ""
-    each = " · ".join(f"{value:+.1f}" for value in points)
+    spread = "" if points.deviation is None else f"{points.deviation:.1f}"
+    each = " · ".join(f"{value:+.1f}" for value in points.values)
     interval = f"[{100 * first.low:+.1f}, {100 * first.high:+.1f}]"
     p_value = max(one.p_value for _, one in found)
     name = f"{recipe.name} − {base.name}"
-    return (dataset, name, f"{mean(points):+.1f}", spread, each, interval, f"{p_value:.2g}")
+    return (dataset, name, f"{points.mean:+.1f}", spread, each, interval, f"{p_value:.2g}")
 
 
 def _difference_line(dataset: str, base: Recipe, recipe: Recipe, seed: int, one: Paired) -> dict[str, Any]:

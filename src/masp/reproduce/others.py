@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from masp.errors import UsageError
+from masp.reproduce.recipes import Recipe
 from masp.systems.catalogue import CATALOGUE, settings_of
 
 
@@ -57,8 +58,19 @@ QUICKLY: tuple[str, ...] = (
 
 
 def seeded() -> dict[str, bool]:
-    """Name of each system → whether it learns, so that another seed can give another result."""
-    return {name: CATALOGUE[name].learns for name in OTHERS}
+    """Name of each system → whether another seed can give another result."""
+    return {name: CATALOGUE[name].seeded for name in OTHERS}
+
+
+def recipe_of(name: str) -> Recipe:
+    """The recipe of a system."""
+    return Recipe(name, "baseline", seeded=CATALOGUE[name].seeded)
+
+
+def over_of(name: str, changes: Sequence[str]) -> str:
+    """The system of this table that it stands on; "" where it stands on none, or the settings name one."""
+    named = any(change.startswith(f"{name}.over=") for change in changes)
+    return "" if named else OTHERS[name].over
 
 
 def divided(changes: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -79,7 +91,7 @@ def divided(changes: Sequence[str]) -> tuple[list[str], list[str]]:
 def changes_of(name: str, changes: Sequence[str]) -> tuple[str, ...]:
     """The settings of one system as the catalogue takes them, those of the system it stands on included."""
     found = [change.partition(".")[2] for change in changes if change.startswith(f"{name}.")]
-    over = OTHERS[name].over
-    if over and not any(change.startswith("over=") for change in found):
+    over = over_of(name, changes)
+    if over:
         found += [f"over={over}", *(f"over.{change}" for change in changes_of(over, changes))]
     return tuple(found)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from masp.reproduce.cells import Cell, cell_name
 from masp.reproduce.job import Job, Skipped, Source
-from masp.reproduce.others import OTHERS
+from masp.reproduce.others import over_of, recipe_of
 from masp.reproduce.paper import Paper
 from masp.reproduce.recipes import DATA, FULL, PARAMETERS, STAGE1, Recipe, recipes
 
@@ -77,6 +77,15 @@ def seeds_of(job: Job, recipe: Recipe) -> tuple[int, ...]:
     return job.seeds if depends_on_seed(job, recipe) else job.seeds[:1]
 
 
+def base_of(job: Job, cell: Cell) -> Cell | None:
+    """The cell of the system that a system stands on; None where it stands on none, or on one of its own."""
+    over = over_of(cell.recipe.name, job.others) if cell.recipe.kind == "baseline" else ""
+    if not over:
+        return None
+    base = recipe_of(over)
+    return Cell(cell.dataset, base, cell.seed if depends_on_seed(job, base) else job.seeds[0])
+
+
 def _recipes(job: Job, source: Source, paper: Paper, baselines: Mapping[str, bool]) -> list[Recipe]:
     """What a data set takes part in, each once."""
     length = job.config.method.prompt_length
@@ -98,11 +107,10 @@ def _add(found: dict[str, Cell], job: Job, source: Source, recipe: Recipe, seed:
     if recipe.aspects and job.adapter is None and teacher is not None:
         looked = (_put(found, Cell(teacher.name, DATA, job.seeds[0])),) if teacher in job.sources else ()
         needs.append(_put(found, Cell(teacher.name, STAGE1, seed, looked)))
-    over = OTHERS[recipe.name].over if recipe.kind == "baseline" else ""
-    if over:
-        base = Recipe(over, "baseline", seeded=recipe.seeded)
-        _add(found, job, source, base, seed)
-        needs.append(cell_name(source.name, base, seed))
+    base = base_of(job, Cell(source.name, recipe, seed))
+    if base is not None:
+        _add(found, job, source, base.recipe, base.seed)
+        needs.append(base.name)
     if recipe.kind == "attention":
         _add(found, job, source, FULL, seed)
         needs.append(cell_name(source.name, FULL, seed))

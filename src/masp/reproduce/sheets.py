@@ -124,10 +124,10 @@ def _wide(table: Table) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
 def _short(entry: Entry) -> str:
     """All that one cell of a wide table says: "80.1 ± 0.4 [78.0, 82.1]; paper 80.06 (+0.0)"."""
     paper = "" if entry.paper is None else f"paper {entry.paper:.2f}"
-    if entry.mean is None:
+    found = entry.over_seeds
+    if found is None:
         return f"–; {paper}" if paper else "–"
-    spread = "" if entry.spread is None else f" ± {percent(entry.spread)}"
-    text = f"{percent(entry.mean)}{spread} {_bracket(entry)}"
+    text = f"{found.text()} {_bracket(entry)}"
     return text if entry.difference is None else f"{text}; {paper} ({_signed(entry.difference)})"
 
 

@@ -2,18 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
+from statistics import mean
 
 from masp.adapters import portable
 from masp.aspects import ASPECTS
 from masp.evaluation import metrics
 from masp.evaluation.ablation import ROWS
 from masp.evaluation.metrics import Interval
+from masp.evaluation.spread import Spread, spread_of
 from masp.reproduce.cells import Outcome, cell_name
 from masp.reproduce.job import Job, Skipped
-from masp.reproduce.others import OTHERS
+from masp.reproduce.others import OTHERS, recipe_of
 from masp.reproduce.paper import BACKBONES, Paper, zero_shot_row
-from masp.reproduce.planning import seeds_of, takes_part
+from masp.reproduce.planning import depends_on_seed, seeds_of, takes_part
 from masp.reproduce.recipes import DATA, FULL, LENGTHS, LOW_LEVEL, PLAIN, TABLE2, Prompt, Recipe, masp, of_length
 from masp.systems.catalogue import CATALOGUE
 
@@ -44,14 +45,21 @@ class Entry:
     calibration: float | None = None
 
     @property
+    def over_seeds(self) -> Spread | None:
+        """Mean and standard deviation over the seeds; None where nothing was measured."""
+        return spread_of(self.values) if self.values else None
+
+    @property
     def mean(self) -> float | None:
         """Mean over the seeds."""
-        return mean(self.values) if self.values else None
+        found = self.over_seeds
+        return None if found is None else found.mean
 
     @property
     def spread(self) -> float | None:
         """Standard deviation over the seeds; None for one seed."""
-        return stdev(self.values) if len(self.values) > 1 else None
+        found = self.over_seeds
+        return None if found is None else found.deviation
 
     @property
     def interval(self) -> Interval | None:
@@ -128,6 +136,7 @@ def accuracy_table(results: Results, experiment: str) -> Table:
         Row(line.name, line.meaning, line.printed, {name: _entry(results, experiment, line, name) for name in datasets})
         for line in lines
     )
+    notes = (*_notes(results, experiment, datasets), *_once(job, lines, rows))
     if experiment == "figure3":
         rows = (*rows, _mean_row(results, rows, datasets))
     beside = {}
@@ -136,7 +145,7 @@ def accuracy_table(results: Results, experiment: str) -> Table:
             name: {row.printed: number for row in rows if (number := printed.number(row.printed, name)) is not None}
             for name in PATTERN
         }
-    return Table(experiment, _title(printed.title), datasets, rows, beside, _notes(results, experiment, datasets))
+    return Table(experiment, _title(printed.title), datasets, rows, beside, notes)
 
 
 def seed_values(results: Results, recipe: Recipe, dataset: str) -> tuple[list[Outcome], str]:
@@ -184,8 +193,7 @@ def _table1(results: Results) -> list[Line]:
         Line(f"zero-shot ({name})", "another backbone", None, name, OTHER_BACKBONE) for name in BACKBONES if name != own
     ]
     for name, other in OTHERS.items():
-        entry = CATALOGUE[name]
-        lines.append(Line(name, entry.meaning, Recipe(name, "baseline", seeded=entry.learns), other.paper))
+        lines.append(Line(name, CATALOGUE[name].meaning, recipe_of(name), other.paper))
     lines.append(Line("Emotion-LLaMA", "several encoders, LoRA", None, "Emotion-LLaMA", PREDICTIONS))
     taken = {line.printed for line in lines}
     lines += [
@@ -250,6 +258,20 @@ def _notes(results: Results, experiment: str, datasets: Sequence[str]) -> tuple[
         if not skipped.system and takes_part(experiment, skipped.dataset, results.paper)
     ]
     return tuple(notes)
+
+
+def _once(job: Job, lines: Sequence[Line], rows: Sequence[Row]) -> list[str]:
+    """Which rows have one value because no seed can give them another, where the others have several."""
+    names = [
+        line.name
+        for line, row in zip(lines, rows, strict=True)
+        if line.recipe is not None
+        and not depends_on_seed(job, line.recipe)
+        and any(entry.values for entry in row.entries.values())
+    ]
+    if len(job.seeds) == 1 or not names:
+        return []
+    return [f"Run once, since nothing in them depends on a seed: {', '.join(names)}."]
 
 
 def _lessons_note(job: Job) -> str:

@@ -16,6 +16,7 @@ from masp.model import MaspModel, Use, start_prompt
 from masp.questions import load_questions
 from masp.reproduce.recipes import Recipe
 from masp.systems.base import Lessons, Said
+from masp.systems.prompted import trained_facts
 from masp.types import VisualTokens
 
 
@@ -28,10 +29,22 @@ class Variant:
         use: which of them take part.
         labels: what it chooses from.
         question: the emotion question with the labels in place.
+        info: what training left of its parts; None where it has none that was trained.
+        seed: of what was trained or drawn; None where nothing was.
     """
 
-    def __init__(self, name: str, model: MaspModel, use: Use, labels: tuple[str, ...], question: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: MaspModel,
+        use: Use,
+        labels: tuple[str, ...],
+        question: str,
+        info: AdapterInfo | None = None,
+        seed: int | None = None,
+    ) -> None:
         self.name, self.model, self.use, self._labels, self.question = name, model, use, labels, question
+        self.info, self.seed = info, seed
 
     @property
     def backbone(self) -> Backbone:
@@ -55,9 +68,10 @@ class Variant:
         return [Said(self.labels[place], table) for place, table in zip(best, tables, strict=True)]
 
     def describe(self) -> Mapping[str, Any]:
-        """The parts that take part, and how many trained numbers they hold."""
+        """The parts that take part, how many trained numbers they hold, and their hash."""
         prompt = self.model.prompt if self.use.prompt else None
         modules = self.model.aspects
+        bare = modules is None and self.model.prompt is None
         aspects = 0 if modules is None else sum(_count(modules.module(name)) for name in self.use.aspects)
         return {
             "system": self.name,
@@ -66,6 +80,8 @@ class Variant:
             "numbers": {"prompt": 0 if prompt is None else _count(prompt), "aspects": aspects},
             "method": self.model.method.model_dump(mode="json"),
             "question": self.question,
+            "seed": self.seed,
+            "adapter": None if bare else trained_facts(self.name, self.model, self.use, self.info),
         }
 
 
@@ -76,7 +92,7 @@ def build(
     labels: tuple[str, ...],
     aspects: Path | None,
     prompt: Path | None,
-    seed: int,
+    seed: int | None,
 ) -> Variant:
     """The system of a recipe.
 
@@ -87,7 +103,7 @@ def build(
         labels: what to choose from.
         aspects: the folder of stage 1; not read where the recipe has no aspects.
         prompt: the folder of stage 2; None where the recipe has no trained prompt.
-        seed: of an untrained prompt.
+        seed: of training, and of an untrained prompt; None where the recipe has nothing that depends on one.
     """
     trained, found = None, None
     info: AdapterInfo | None = None
@@ -100,13 +116,14 @@ def build(
         found, info = first.aspects, first.info
     method = config.method.resolved() if info is None else info.method
     if recipe.prompt == "random":
+        assert seed is not None
         generator = torch.Generator().manual_seed(seed)
         trained = start_prompt(config.prompt.init, config.method.prompt_length, backbone, generator)
     questions = load_questions(config.questions)
     style = config.method.resolved().label_list or "comma"
     model = MaspModel(backbone, method, found, trained, questions)
     use = Use(recipe.aspects, recipe.prompt != "none")
-    return Variant(recipe.name, model, use, labels, questions.ask_emotion(render_labels(labels, style)))
+    return Variant(recipe.name, model, use, labels, questions.ask_emotion(render_labels(labels, style)), info, seed)
 
 
 def _count(module: nn.Module) -> int:

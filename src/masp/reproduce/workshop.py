@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import platform
 import shutil
 import time
 from collections.abc import Mapping
@@ -11,22 +10,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from masp.adapters import library_versions, tensors_sha256
+from masp.adapters import read_info, tensors_sha256
 from masp.adapters.store import load_adapter
-from masp.config import RunConfig
+from masp.config import MethodConfig, RunConfig
 from masp.errors import MaspError
-from masp.evaluation.facts import data_facts
+from masp.evaluation.batches import Batching
+from masp.evaluation.facts import dated, when
 from masp.evaluation.predictions import Answered
+from masp.evaluation.provenance import of_system, surroundings
 from masp.evaluation.result import write_result
-from masp.reproduce import counts, measure
+from masp.questions import load_questions
+from masp.reproduce import counts, identity, measure
 from masp.reproduce.cells import Cell, Outcome, read_outcome, write_outcome
 from masp.reproduce.job import Job, with_seed
 from masp.reproduce.library import Library
-from masp.reproduce.others import OTHERS, changes_of
-from masp.reproduce.planning import depends_on_seed
-from masp.reproduce.recipes import FULL, STAGE1, Recipe
+from masp.reproduce.others import changes_of
+from masp.reproduce.planning import base_of, depends_on_seed
+from masp.reproduce.recipes import FULL, STAGE1
 from masp.reproduce.variants import Variant, build, trained_with
 from masp.systems.base import System
 from masp.systems.catalogue import CATALOGUE, make_system
@@ -65,22 +65,22 @@ class Workshop:
             OSError: the result cannot be written.
         """
         started, worked = time.perf_counter(), time.process_time()
-        identity: dict[str, Any] = {}
+        known: dict[str, Any] = {}
         try:
-            identity = self.identity(cell)
+            known = self.identity(cell)
             before = read_outcome(self.job.out, cell.name)
-            if before is not None and before.state == "done" and before.identity == identity:
+            if before is not None and before.state == "done" and before.identity == known:
                 return before, False
             found, about = self._made(cell)
             seconds = round(time.perf_counter() - started, 1)
             spent = {"processor_seconds": round(time.process_time() - worked, 1)}
-            outcome = Outcome(cell.name, "done", found, identity, self._about() | spent | about, seconds)
+            outcome = Outcome(cell.name, "done", found, known, self._about(cell, seconds) | about | spent, seconds)
         except Interrupted:
             raise
         except Exception as error:
             log.debug("%s failed", cell.name, exc_info=True)
             seconds = round(time.perf_counter() - started, 1)
-            outcome = Outcome(cell.name, "failed", {}, identity, {}, seconds, reason(error))
+            outcome = Outcome(cell.name, "failed", {}, known, {}, seconds, reason(error))
         write_outcome(self.job.out, outcome)
         return outcome, True
 
@@ -92,7 +92,7 @@ class Workshop:
             "system": recipe.name,
             "aspects": list(recipe.aspects),
             "backbone": backbone.fingerprint(),
-            "backbone.dtype": str(backbone.dtype).removeprefix("torch."),
+            "backbone.dtype": backbone.number_format,
         }
         if recipe.kind == "parameters":
             return json.loads(json.dumps(table | {"method": config.method.resolved().model_dump(mode="json")}))
@@ -104,12 +104,14 @@ class Workshop:
             return table | identity_of(config, config.aspects, "aspects", dataset, backbone)
         if recipe.kind == "masp" and recipe.prompt == "trained":
             table |= identity_of(config, config.prompt, "prompt", dataset, backbone)
+        elif recipe.kind == "masp":
+            table |= identity.of_parts(recipe, config, self._method(cell, config))
         if recipe.aspects:
             table["stage 1"] = self._stage1_identity(cell)
         if recipe.kind != "masp" or recipe.prompt == "random":
-            table["seed"] = cell.seed if depends_on_seed(job, recipe) else None
+            table["seed"] = self._seed(cell)
         if recipe.kind == "baseline":
-            table["settings"] = list(changes_of(recipe.name, job.others))
+            table |= identity.of_system(recipe.name, changes_of(recipe.name, job.others), config)
         if recipe.kind == "attention":
             table["prompt"] = _hash(self.identity(Cell(cell.dataset, FULL, cell.seed)))
         return json.loads(json.dumps(table))
@@ -142,15 +144,15 @@ class Workshop:
 
     def _data(self, cell: Cell) -> Found:
         with StopRequest() as stop:
-            taught, _ = self.library.taught(cell.dataset, stop)
-            pictures, unreadable = self.library.tested(cell.dataset, stop)
-        kept = {"visual_tokens_bytes": taught.bytes()}
-        return measure.facts(self.library.dataset(cell.dataset), pictures, unreadable), kept
+            taught = self.library.taught(cell.dataset, stop)
+            pictures = self.library.tested(cell.dataset, stop)
+        return measure.facts(pictures), {"visual_tokens_bytes": taught.store.bytes()}
 
     def _aspects(self, cell: Cell) -> Found:
         dataset, memory = self.library.dataset(cell.dataset), self.library.memory(cell.dataset)
         result = train_aspects(self.config(cell), dataset, self.library.backbone, self.folder(cell), memory)
-        return {"validation": result.metrics}, _training(result)
+        made = {"adapter": {"aspects_sha256": read_info(self.folder(cell)).aspects_sha256}}
+        return {"validation": result.metrics}, made | _training(result)
 
     def _masp(self, cell: Cell) -> Found:
         recipe, about = cell.recipe, {}
@@ -169,25 +171,26 @@ class Workshop:
     def _variant(self, cell: Cell, prompt: Path | None) -> Variant:
         labels = self.library.dataset(cell.dataset).labels
         aspects = self._stage1(cell) if cell.recipe.aspects else None
-        return build(cell.recipe, self.config(cell), self.library.backbone, labels, aspects, prompt, cell.seed)
+        return build(cell.recipe, self.config(cell), self.library.backbone, labels, aspects, prompt, self._seed(cell))
 
     def _baseline(self, cell: Cell) -> Found:
         name, changes = cell.recipe.name, changes_of(cell.recipe.name, self.job.others)
         labels = self.library.dataset(cell.dataset).labels
-        system = make_system(name, self.library.backbone, labels, changes, cell.seed)
+        questions = load_questions(self.job.config.questions)
+        system = make_system(name, self.library.backbone, labels, changes, cell.seed, questions)
         if CATALOGUE[name].learns:
             folder = self.folder(cell)
-            if OTHERS[name].over:
-                self._borrow(cell, folder / "tuned")
+            base = base_of(self.job, cell)
+            if base is not None:
+                self._borrow(base, folder / "tuned")
             with StopRequest() as stop:
                 lessons = self.library.lessons(cell.dataset, folder, cell.seed, stop)
             system.learn(lessons)
         return self._measured(cell, system, {})
 
-    def _borrow(self, cell: Cell, place: Path) -> None:
+    def _borrow(self, base: Cell, place: Path) -> None:
         """What the system below has learned in a cell of its own, so that it is not learned twice."""
-        recipe = Recipe(OTHERS[cell.recipe.name].over, "baseline", seeded=cell.recipe.seeded)
-        learned = self.folder(Cell(cell.dataset, recipe, cell.seed))
+        learned = self.folder(base)
         if learned.is_dir() and not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(learned, place)
@@ -195,30 +198,37 @@ class Workshop:
     def _attention(self, cell: Cell) -> Found:
         full = Cell(cell.dataset, FULL, cell.seed)
         variant = self._variant(full, self.folder(full))
+        started = time.perf_counter()
         with StopRequest() as stop:
-            pictures, _ = self.library.tested(cell.dataset, stop)
-            return measure.attention(variant, pictures, stop), {}
+            pictures = self.library.tested(cell.dataset, stop)
+            found = measure.attention(variant, pictures, stop)
+        return found, self._depended(cell, variant, time.perf_counter() - started)
 
     def _parameters(self, cell: Cell) -> Found:
         return counts.of_backbone(self.library.backbone, self.config(cell).method), {}
 
     def _measured(self, cell: Cell, system: System, about: Mapping[str, Any]) -> Found:
         with StopRequest() as stop:
-            pictures, _ = self.library.tested(cell.dataset, stop)
+            pictures, started = self.library.tested(cell.dataset, stop), time.perf_counter()
             found = measure.answers(system, pictures, stop, cell.name)
+            seconds = time.perf_counter() - started
             held = self._held(cell, system, stop)
-        known = {"system": dict(system.describe()), "data": data_facts(pictures.dataset, "test"), "seed": cell.seed}
-        what = (cell.recipe.name, pictures.dataset, system.labels, {**self._about(), **known})
+        what = (cell.recipe.name, pictures, system.labels, self._depended(cell, system, seconds))
         evaluation = measure.evaluation(what, found, held)
         write_result(result_folder(self.job, cell.name), evaluation)
-        return measure.figures(evaluation), {**about, "describe": dict(system.describe())}
+        return measure.figures(evaluation), {**evaluation.provenance, **about}
+
+    def _depended(self, cell: Cell, system: System, seconds: float) -> dict[str, Any]:
+        """What the answers of a system on the test split depend on, as `masp evaluate` says it."""
+        batching = Batching(measure.TOGETHER, longest_side=self.config(cell).data.longest_side)
+        return dated(of_system(system, self.library.dataset(cell.dataset), "test", batching), seconds)
 
     def _held(self, cell: Cell, system: System, stop: StopRequest) -> list[Answered]:
         """What it says about the validation split, to fit a temperature on; nothing where there is none."""
         records = self.library.dataset(cell.dataset).splits.get("val", ())
         if not any(record.label for record in records):
             return []
-        pictures, _ = self.library.pictures(cell.dataset, "val", stop)
+        pictures = self.library.pictures(cell.dataset, "val", stop)
         return measure.answers(system, pictures, stop, f"{cell.name}, val")
 
     def _stage1(self, cell: Cell) -> Path:
@@ -232,19 +242,25 @@ class Workshop:
         assert teacher is not None
         return Cell(teacher.name, STAGE1, cell.seed)
 
+    def _method(self, cell: Cell, config: RunConfig) -> MethodConfig:
+        """The method of a model without a trained prompt: aspects from elsewhere bring theirs."""
+        foreign = self.job.adapter if cell.recipe.aspects else None
+        return config.method.resolved() if foreign is None else read_info(foreign).method.resolved()
+
     def _stage1_identity(self, cell: Cell) -> str:
         if self.job.adapter is None:
             return _hash(self.identity(self._stage1_cell(cell)))
         aspects = load_adapter(self.job.adapter, self.library.backbone).aspects
         return "" if aspects is None else tensors_sha256(aspects.state_dict())
 
-    def _about(self) -> dict[str, Any]:
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "device": str(self.library.backbone.device),
-            "threads": torch.get_num_threads(),
-        }
-        return {"versions": library_versions(), "machine": machine}
+    def _seed(self, cell: Cell) -> int | None:
+        """The seed of a cell; None where nothing in it depends on one."""
+        return cell.seed if depends_on_seed(self.job, cell.recipe) else None
+
+    def _about(self, cell: Cell, seconds: float) -> dict[str, Any]:
+        """What every cell depends on, whether it asks a system or not."""
+        dataset = None if cell.recipe.kind == "parameters" else self.library.dataset(cell.dataset)
+        return {**surroundings(self.library.backbone, dataset), "seed": self._seed(cell), **when(seconds)}
 
 
 def result_folder(job: Job, cell: str) -> Path:

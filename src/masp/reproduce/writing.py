@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from masp.adapters import library_versions, portable
+from masp.plots import Kind, Panel
 from masp.reproduce import charts, more_sheets
 from masp.reproduce.job import Job
 from masp.reproduce.recipes import ATTENTION
@@ -20,6 +21,7 @@ TITLES: Mapping[str, str] = {
     "table3": "Table 3: length of the soft prompt",
     "figure3": "Figure 3: one aspect alone",
 }
+KINDS: tuple[Kind, ...] = ("png", "pdf")
 SUMMARY = "reproduce.json"
 PAGE = "README.md"
 
@@ -38,8 +40,7 @@ def write_all(results: Results, command: str) -> list[Path]:
             written += _write_sheet(out, sheet)
         sheets += found
         for name, picture in _pictures(results, experiment).items():
-            write_file(out / name, picture)
-            written.append(out / name)
+            written += _write_picture(out, name, picture)
     known = _before(out / SUMMARY, results.job)
     content = _summary(results, command, sheets, known)
     write_file(out / SUMMARY, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
@@ -73,22 +74,28 @@ def _write_sheet(out: Path, sheet: Sheet) -> list[Path]:
     return [out / f"{sheet.name}{suffix}" for suffix in files]
 
 
-def _pictures(results: Results, experiment: str) -> dict[str, bytes]:
+def _write_picture(out: Path, name: str, picture: Panel) -> list[Path]:
+    for kind in KINDS:
+        write_file(out / f"{name}.{kind}", picture.render(kind))
+    return [out / f"{name}.{kind}" for kind in KINDS]
+
+
+def _pictures(results: Results, experiment: str) -> dict[str, Panel]:
     if experiment == "table4":
         return {}
     if experiment == "figure4":
         return _attention(results)
     table = accuracy_table(results, experiment)
-    found: dict[str, bytes] = {}
+    found: dict[str, Panel] = {}
     for dataset in table.datasets:
         if not any(row.entries[dataset].values for row in table.rows):
             continue
-        name = f"{experiment}.png" if len(table.datasets) == 1 else f"{experiment}-{dataset}.png"
+        name = experiment if len(table.datasets) == 1 else f"{experiment}-{dataset}"
         found[name] = _picture(results, table, dataset)
     return found
 
 
-def _picture(results: Results, table: Table, dataset: str) -> bytes:
+def _picture(results: Results, table: Table, dataset: str) -> Panel:
     if table.name == "table3":
         return charts.lengths(table, dataset)
     facts: Mapping[str, Any] = facts_of(results, dataset)
@@ -98,8 +105,8 @@ def _picture(results: Results, table: Table, dataset: str) -> bytes:
     return charts.bars(table, dataset, references, dataset in results.paper.datasets)
 
 
-def _attention(results: Results) -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
+def _attention(results: Results) -> dict[str, Panel]:
+    found: dict[str, Panel] = {}
     sources = results.job.sources
     for source in sources:
         outcomes, _ = seed_values(results, ATTENTION, source.name)
@@ -113,7 +120,7 @@ def _attention(results: Results) -> dict[str, bytes]:
             for one in outcomes[0].figures["examples"]
             if root is not None and (root / one["image"]).is_file()
         ]
-        name = "figure4.png" if len(sources) == 1 else f"figure4-{source.name}.png"
+        name = "figure4" if len(sources) == 1 else f"figure4-{source.name}"
         found[name] = charts.attention(source.name, shares, pictures)
     return found
 

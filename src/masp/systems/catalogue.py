@@ -11,7 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 from masp.backbones.base import Backbone
 from masp.config import parsed_override
 from masp.errors import ConfigError, UsageError, did_you_mean, shown
+from masp.questions import Questions
 from masp.systems.base import System
+from masp.systems.plain import deciding
 
 _WHERE = "the command line"
 
@@ -22,10 +24,11 @@ class Entry:
 
     Attributes:
         meaning: one line.
-        system: where its class is, "module:class"; called with (backbone, labels, settings), or with (system, settings)
-            where it stands on another system.
+        system: "module:name" of its class, or of a function that makes it; called with (backbone, labels, settings,
+            questions=…), or with (system, settings, questions=…) where it stands on another system.
         settings: where the class of its settings is.
         learns: whether it needs lessons.
+        seeded: whether another seed can give other answers.
         fixed: settings that make this entry what it is.
         defaults: settings that differ here from the defaults of their class.
         over: the system it stands on, unless `over=NAME` says otherwise.
@@ -35,6 +38,7 @@ class Entry:
     system: str
     settings: str
     learns: bool = False
+    seeded: bool = False
     fixed: Mapping[str, object] = field(default_factory=dict)
     defaults: Mapping[str, object] = field(default_factory=dict)
     over: str | None = None
@@ -63,6 +67,7 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
             "a soft prompt that nobody trained, with aspect tokens where aspects=DIR names them (V+A+rS)",
             "masp.systems.untrained:Untrained",
             "masp.systems.untrained:UntrainedSettings",
+            seeded=True,
         ),
         "sepm": Entry(
             "positive or negative first, then which, without the image tokens that got least attention (SEPM)",
@@ -80,19 +85,22 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
             "masp.systems.distilled:Distilled",
             "masp.systems.distilled:DistilledSettings",
             learns=True,
+            seeded=True,
             over="zero-shot",
         ),
         "qlora": Entry(
             "LoRA layers in the language model, tuned on the emotion question; over 4-bit weights: QLoRA (Table 4)",
-            "masp.systems.lora:LoraSystem",
+            "masp.systems.lora:lora_system",
             "masp.systems.lora:LoraSettings",
             learns=True,
+            seeded=True,
         ),
         "instruction": Entry(
             "LoRA layers, tuned on questions built from the annotated aspects too (EmoVIT)",
-            "masp.systems.instruction:InstructionSystem",
+            "masp.systems.instruction:instruction_system",
             "masp.systems.lora:LoraSettings",
             learns=True,
+            seeded=True,
             defaults={"epochs": 4},
         ),
     }
@@ -113,8 +121,23 @@ def entry_of(name: str) -> Entry:
     return CATALOGUE[name]
 
 
+@dataclass(frozen=True)
+class _Ground:
+    """What a system and the one it stands on have in common."""
+
+    backbone: Backbone
+    labels: tuple[str, ...]
+    seed: int
+    questions: Questions | None
+
+
 def make_system(
-    name: str, backbone: Backbone, labels: tuple[str, ...], changes: Sequence[str] = (), seed: int = 0
+    name: str,
+    backbone: Backbone,
+    labels: tuple[str, ...],
+    changes: Sequence[str] = (),
+    seed: int = 0,
+    questions: Questions | None = None,
 ) -> System:
     """A system, ready to learn or to answer.
 
@@ -125,12 +148,14 @@ def make_system(
         changes: its settings as "key=value"; where it stands on another system, `over=NAME` names that one and
             `over.key=value` is a setting of it.
         seed: of what is random before anything is learned.
+        questions: texts that it asks; None: the package's own, or where it takes an adapter those of its training.
 
     Raises:
         UsageError: no such system, or one that does not fit the backbone or the labels.
         ConfigError: an unknown setting or a wrong value.
     """
-    return _made(name, backbone, labels, dict(parsed_override(change) for change in changes), seed)
+    values = dict(parsed_override(change) for change in changes)
+    return _made(name, _Ground(backbone, labels, seed, questions), values)
 
 
 def settings_of(name: str) -> dict[str, object]:
@@ -144,18 +169,51 @@ def settings_of(name: str) -> dict[str, object]:
     return own if entry.over is None else own | {OVER: entry.over}
 
 
-def _made(name: str, backbone: Backbone, labels: tuple[str, ...], values: Mapping[str, object], seed: int) -> System:
+def resolved(name: str, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """All settings that decide what a system answers, the defaults among them, as JSON values.
+
+    Where it stands on another system, those of that one begin with `over.`. A seed that `make_system` would fill in is
+    not among them.
+
+    Raises:
+        UsageError: no such system.
+        ConfigError: an unknown setting or a wrong value.
+    """
+    return _resolved(name, dict(parsed_override(change) for change in changes))
+
+
+def _resolved(name: str, values: Mapping[str, object]) -> dict[str, Any]:
+    over = entry_of(name).over
+    if over is None:
+        return deciding(checked(name, values))
+    base, own, inner = _parted(name, over, values)
+    below = {f"{OVER}.{key}": value for key, value in _resolved(base, inner).items()}
+    return deciding(checked(name, own)) | {OVER: base} | below
+
+
+def _made(name: str, ground: _Ground, values: Mapping[str, object]) -> System:
     entry = entry_of(name)
     if entry.over is not None:
-        return _stacked(name, entry.over, backbone, labels, values, seed)
-    seeded = {"seed": seed} if "seed" in settings_of(name) else {}
-    return _found(entry.system)(backbone, labels, checked(name, {**seeded, **values}))
+        return _stacked(name, entry.over, ground, values)
+    seeded = {"seed": ground.seed} if "seed" in settings_of(name) else {}
+    settings = checked(name, {**seeded, **values})
+    return _found(entry.system)(ground.backbone, ground.labels, settings, questions=ground.questions)
 
 
-def _stacked(
-    name: str, over: str, backbone: Backbone, labels: tuple[str, ...], values: Mapping[str, object], seed: int
-) -> System:
-    """A system on another one, which has the settings that begin with `over.`."""
+def _stacked(name: str, over: str, ground: _Ground, values: Mapping[str, object]) -> System:
+    """A system on another one."""
+    base, own, inner = _parted(name, over, values)
+    settings = checked(name, own)
+    return _found(entry_of(name).system)(_made(base, ground, inner), settings, questions=ground.questions)
+
+
+def _parted(name: str, over: str, values: Mapping[str, object]) -> tuple[str, dict[str, object], dict[str, object]]:
+    """The system that another one stands on, the settings of the upper one, and those below, which begin with `over.`.
+
+    Raises:
+        UsageError: it would stand on itself.
+        ConfigError: what it is to stand on is no name.
+    """
     base, prefix = values.get(OVER, over), f"{OVER}."
     if not isinstance(base, str):
         raise ConfigError(f"{_WHERE}: {OVER} is {shown(base)}", "the name of a system", "See masp baseline --list.")
@@ -163,8 +221,7 @@ def _stacked(
         raise UsageError(f"{name} cannot stand on itself", "another system", f"Name one: {OVER}=zero-shot.")
     inner = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
     own = {key: value for key, value in values.items() if key != OVER and not key.startswith(prefix)}
-    settings = checked(name, own)
-    return _found(entry_of(name).system)(_made(base, backbone, labels, inner, seed), settings)
+    return base, own, inner
 
 
 def checked(name: str, values: Mapping[str, object]) -> Any:

@@ -17,19 +17,20 @@ from masp.adapters import tensors_sha256
 from masp.backbones.base import Backbone
 from masp.labels import validate_labels
 from masp.parameters import numbers
+from masp.questions import Questions
 from masp.settings import Number, Positive, Share, TrainConfig
+from masp.systems.asking import emotion_question
 from masp.systems.base import Lessons, Said, System
 from masp.systems.heads import (
     AttentionHead,
     HeadStage,
     MeanHead,
     distillation_loss,
-    emotion_question,
     mean_token,
     read_with,
 )
 from masp.systems.learning import Study, studying, unlearned
-from masp.systems.plain import plain
+from masp.systems.plain import deciding, plain
 from masp.systems.zero_shot import said
 from masp.training.checkpoints import Checkpoint
 from masp.types import VisualTokens
@@ -79,14 +80,18 @@ class Distilled:
     Args:
         tuned: any system; what it answers is one input of the gate. EmoVLM-KD: the tuned backbone.
         settings: how it is trained.
+        questions: the visual tokens of the head are read with their emotion question where they depend on one; None:
+            the package's own. What the system is asked is its own affair.
     """
 
-    def __init__(self, tuned: System, settings: DistilledSettings | None = None) -> None:
+    def __init__(
+        self, tuned: System, settings: DistilledSettings | None = None, questions: Questions | None = None
+    ) -> None:
         self.tuned, self.settings = tuned, settings or DistilledSettings()
         self.modules: tuple[MeanHead, nn.Linear] | None = None
         self.fitted: Mapping[str, Any] = {}
         self.seed = 0
-        validate_labels(tuned.labels)
+        self.question = emotion_question(validate_labels(tuned.labels), questions)
 
     @property
     def backbone(self) -> Backbone:
@@ -101,9 +106,8 @@ class Distilled:
     def learn(self, lessons: Lessons) -> None:
         """Lets the tuned system learn in `out/tuned`; then trains teacher, head and gate, one after the other."""
         self.tuned.learn(replace(lessons, out=lessons.out / "tuned"))
-        before = {"question": emotion_question(self.labels), "tuned": dict(self.tuned.describe())}
-        settings = {name: value for name, value in plain(self.settings).items() if name != "checkpoint_every"}
-        with studying(NAME, self.backbone, self.labels, lessons, settings | before) as study:
+        before = {"question": self.question, "tuned": dict(self.tuned.describe())}
+        with studying(NAME, self.backbone, self.labels, lessons, deciding(self.settings) | before) as study:
             found = study.once(lambda: self._trained(study))
         head, gate = self._head(found.tensors["head/layers.0.weight"].shape[1]), self._gate()
         for name, module in (("head/", head), ("gate/", gate)):
@@ -151,7 +155,7 @@ class Distilled:
         return gate.to(self.backbone.device)
 
     def _mean(self, visual: VisualTokens) -> dict[str, Tensor]:
-        return {"mean": mean_token(read_with(self.backbone, visual, self.labels))}
+        return {"mean": mean_token(read_with(self.backbone, visual, self.question))}
 
     def _answers(self, visual: VisualTokens) -> dict[str, Tensor]:
         """The number of the label that the tuned system names; one past the last where it names none."""
@@ -198,7 +202,7 @@ class Distilled:
         return Checkpoint(0, tensors, figures)
 
     def _tokens(self, visual: VisualTokens) -> tuple[Tensor, Tensor]:
-        read = read_with(self.backbone, visual, self.labels)
+        read = read_with(self.backbone, visual, self.question)
         return read.tokens, read.mask
 
     def _whole(self, study: Study) -> Any:

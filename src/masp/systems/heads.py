@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from masp.backbones.base import Backbone
-from masp.labels import render_labels
-from masp.questions import load_questions
 from masp.systems.base import Lesson
 from masp.systems.learning import TOGETHER, Study
 from masp.training.interrupts import StopRequest
@@ -160,14 +158,9 @@ def distillation_loss(
     return weight * temperature**2 * soft + (1 - weight) * hard
 
 
-def emotion_question(labels: Sequence[str]) -> str:
-    """The question that visual tokens are read with, where a backbone's visual tokens depend on one."""
-    return load_questions().ask_emotion(render_labels(labels))
-
-
-def read_with(backbone: Backbone, visual: VisualTokens, labels: Sequence[str]) -> VisualTokens:
-    """The visual tokens in the space of the language model, read with the emotion in mind where the family asks."""
-    return backbone.asked(visual, [emotion_question(labels)] * len(visual))
+def read_with(backbone: Backbone, visual: VisualTokens, question: str) -> VisualTokens:
+    """The visual tokens in the space of the language model, read with a question where the family's depend on one."""
+    return backbone.asked(visual, [question] * len(visual))
 
 
 def mean_token(visual: VisualTokens) -> Float[Tensor, "batch dim"]:

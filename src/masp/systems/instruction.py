@@ -13,17 +13,15 @@ times the steps of `masp.systems.lora`.
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from masp.aspects import ASPECTS
 from masp.backbones.base import Backbone
 from masp.errors import DataError, did_you_mean
 from masp.labels import render_labels
 from masp.questions import Questions
-from masp.systems.base import Lesson, Lessons, Said
+from masp.systems.base import Lesson
 from masp.systems.lora_layers import LoraSettings
-from masp.systems.tuning import TunedBackbone, Turn
-from masp.types import VisualTokens
+from masp.systems.tuning import TunedSystem, Turn, classifications
 
 log = logging.getLogger(__name__)
 
@@ -46,79 +44,56 @@ REASONING = (
 )
 
 
-class InstructionSystem:
+def instruction_system(
+    backbone: Backbone,
+    labels: Sequence[str],
+    settings: LoraSettings | None = None,
+    questions: Questions | None = None,
+) -> TunedSystem:
     """LoRA layers that learn what is annotated about an image along with its emotion.
 
-    Images without annotations teach the emotion alone; `learn` says how many, and `describe` counts the questions.
+    Images without annotations teach the emotion alone; the log says how many, and `describe` counts the questions.
 
     Args:
         backbone: stays as it is for everybody else.
         labels: what is chosen from, in the order of the question.
         settings: what is trained, and how.
-        name: what it is called in results.
         questions: texts about aspects and emotion; None: the package's own.
 
     Raises:
         UsageError: PEFT is not installed (`pip install 'masp[peft]'`), or the settings do not fit the backbone.
     """
+    return TunedSystem("instruction", instructions, backbone, labels, settings or SETTINGS, questions)
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        labels: Sequence[str],
-        settings: LoraSettings | None = None,
-        name: str = "instruction",
-        questions: Questions | None = None,
-    ) -> None:
-        self._tuned = TunedBackbone("instruction", backbone, labels, settings or SETTINGS, questions)
-        self.name = name
 
-    @property
-    def backbone(self) -> Backbone:
-        """See `System`."""
-        return self._tuned.backbone
+def instructions(questions: Questions, labels: tuple[str, ...], lessons: Sequence[Lesson]) -> list[Turn]:
+    """Every question that the images give, with its answer.
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """See `System`."""
-        return self._tuned.labels
+    Raises:
+        DataError: an aspect that does not exist.
+    """
+    bare = sum(not _annotated(lesson) for lesson in lessons)
+    if bare:
+        log.warning("%d of %d images have no annotated aspect: they teach their emotion alone", bare, len(lessons))
+    emotions, listed = classifications(questions, labels, lessons), render_labels(labels)
+    why = tuple(before + listed + after for before, _, after in (text.partition("{}") for text in REASONING))
+    found: list[Turn] = []
+    for lesson, emotion in zip(lessons, emotions, strict=True):
+        found += [emotion, *_about_aspects(questions, lesson, why)]
+    return found
 
-    def learn(self, lessons: Lessons) -> None:
-        """Train on all questions about every image; see `System.learn`."""
-        self._tuned.check(lessons)
-        bare = sum(not _annotated(lesson) for lesson in lessons.train)
-        if bare:
-            log.warning(
-                "%d of %d images have no annotated aspect: they teach their emotion alone", bare, len(lessons.train)
-            )
-        self._tuned.learn(lessons, [turn for lesson in lessons.train for turn in self.turns(lesson)])
 
-    def turns(self, lesson: Lesson) -> list[Turn]:
-        """Every question that one image gives, with its answer.
-
-        Raises:
-            DataError: an aspect that does not exist.
-        """
-        aspects = _annotated(lesson)
-        found = [self._tuned.classification(lesson)]
-        if not aspects:
-            return found
-        clauses = _joined([CLAUSES[name].format(answer) for name, answer in aspects.items()])
-        asked, listed = self._tuned.questions, render_labels(self.labels)
-        for name, answer in aspects.items():
-            found.append(Turn(lesson.image, "conversation", asked.aspect(name), answer))
-        found.append(Turn(lesson.image, "caption", CAPTION, f"{clauses}."))
-        why = tuple(before + listed + after for before, _, after in (text.partition("{}") for text in REASONING))
-        found.append(Turn(lesson.image, "reasoning", why, f"{clauses}. This evokes {lesson.label}."))
-        return found
-
-    def answer(self, visual: VisualTokens) -> list[Said]:
-        """Log-probabilities of the labels; see `System.answer`."""
-        return self._tuned.answer(visual)
-
-    def describe(self) -> Mapping[str, Any]:
-        """Number format, trained values, settings, and how many questions of each kind were learned."""
-        return {**self._tuned.describe(), "system": self.name}
+def _about_aspects(questions: Questions, lesson: Lesson, why: tuple[str, ...]) -> list[Turn]:
+    """Conversation, caption and reasoning about one image; nothing where nothing is annotated."""
+    aspects = _annotated(lesson)
+    if not aspects:
+        return []
+    clauses = _joined([CLAUSES[name].format(answer) for name, answer in aspects.items()])
+    return [
+        *(Turn(lesson.image, "conversation", questions.aspect(name), answer) for name, answer in aspects.items()),
+        Turn(lesson.image, "caption", CAPTION, f"{clauses}."),
+        Turn(lesson.image, "reasoning", why, f"{clauses}. This evokes {lesson.label}."),
+    ]
 
 
 def _annotated(lesson: Lesson) -> dict[str, str]:

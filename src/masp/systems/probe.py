@@ -18,9 +18,11 @@ from masp.adapters import tensors_sha256
 from masp.backbones.base import Backbone
 from masp.errors import DataError
 from masp.labels import validate_labels
+from masp.questions import Questions
 from masp.settings import Positive
+from masp.systems.asking import emotion_question
 from masp.systems.base import Lessons, Said
-from masp.systems.heads import SMALLEST, emotion_question, mean_token, read_with
+from masp.systems.heads import SMALLEST, mean_token, read_with
 from masp.systems.learning import Study, studying, unlearned
 from masp.systems.plain import plain
 from masp.systems.zero_shot import said
@@ -54,10 +56,19 @@ class Probe:
         backbone: gives the visual tokens.
         labels: what it chooses from.
         settings: how it is fitted.
+        questions: the visual tokens are read with their emotion question where they depend on one; None: the package's
+            own.
     """
 
-    def __init__(self, backbone: Backbone, labels: tuple[str, ...], settings: ProbeSettings | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        labels: tuple[str, ...],
+        settings: ProbeSettings | None = None,
+        questions: Questions | None = None,
+    ) -> None:
         self._backbone, self._labels = backbone, validate_labels(labels)
+        self.question = emotion_question(labels, questions)
         self.settings = settings or ProbeSettings()
         self.learned: Checkpoint | None = None
 
@@ -73,7 +84,7 @@ class Probe:
 
     def learn(self, lessons: Lessons) -> None:
         """Reads every image once, fits one regression for each C, and keeps the best on val."""
-        settings = {**plain(self.settings), "question": emotion_question(self.labels)}
+        settings = {**plain(self.settings), "question": self.question}
         with studying(NAME, self.backbone, self.labels, lessons, settings) as study:
             self.learned = study.once(lambda: self._fitted(study))
 
@@ -96,7 +107,7 @@ class Probe:
         return told
 
     def _mean(self, visual: VisualTokens) -> dict[str, Tensor]:
-        return {"mean": mean_token(read_with(self.backbone, visual, self.labels)).cpu()}
+        return {"mean": mean_token(read_with(self.backbone, visual, self.question)).cpu()}
 
     def _fitted(self, study: Study) -> Checkpoint:
         table, row = study.table("mean visual tokens", self._mean)

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from masp.adapters import portable, tensors_sha256
+from masp.adapters import AdapterInfo, portable, tensors_sha256
 from masp.answers import generate, score
 from masp.backbones.base import Backbone
 from masp.labels import parse
+from masp.model import MaspModel, Use
 from masp.predictor import Masp, longest_answer
 from masp.systems.base import Lessons, Said
 from masp.types import VisualTokens
@@ -66,14 +67,24 @@ class Prompted:
 
 
 def adapter_facts(masp: Masp) -> dict[str, Any]:
-    """What an adapter is, without a place on this machine."""
-    info = masp.info
+    """What the adapter of a model is, without a place on this machine."""
+    return {"task": masp.task_name, **trained_facts(portable(masp.adapter), masp.model, masp.task.use, masp.info)}
+
+
+def trained_facts(name: str, model: MaspModel, use: Use, info: AdapterInfo | None) -> dict[str, Any]:
+    """What is spliced in around an image: the hash of its tensors, and where they come from.
+
+    Args:
+        name: what it is called.
+        model: with all of it.
+        use: which of it takes part.
+        info: what its training left; None where nothing was trained.
+    """
     return {
-        "name": portable(masp.adapter),
-        "task": masp.task_name,
-        "tensors_sha256": tensors_sha256(masp.model.state_dict()),
-        "method": masp.model.method.model_dump(mode="json"),
-        "aspects": list(masp.task.use.aspects),
+        "name": name,
+        "tensors_sha256": tensors_sha256(model.state_dict()),
+        "method": model.method.model_dump(mode="json"),
+        "aspects": list(use.aspects),
         "seeds": dict(info.seeds) if info else {},
         "data": {stage: record.model_dump(mode="json") for stage, record in info.data.items()} if info else {},
     }

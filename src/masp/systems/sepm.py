@@ -17,7 +17,9 @@ from masp.errors import DataError, UsageError, did_you_mean
 from masp.labels import validate_labels
 from masp.model import MaspModel
 from masp.predictor import longest_answer
+from masp.questions import Questions
 from masp.settings import Number, Share
+from masp.systems.asking import question_by_letter
 from masp.systems.attended import cue_span, least_attended, without
 from masp.systems.base import Lessons, Said
 from masp.systems.letters import lettered, letters_of, read_letter
@@ -34,7 +36,6 @@ COARSE = (
     "Is the emotion that this image evokes positive or negative?\n"
     "A. positive\nB. negative\nAnswer with the option's letter."
 )
-FINE = "Which emotion does this image evoke?\n{}\nAnswer with the option's letter."
 UNSURE = "This image may evoke a positive or a negative emotion. "
 
 
@@ -64,16 +65,24 @@ class Sepm:
         backbone: is asked.
         labels: what it chooses from.
         settings: SEPM's numbers.
+        questions: whose emotion question is the fine one; None: the package's own. The coarse one is SEPM's.
 
     Raises:
         UsageError: nobody knows which labels are positive and which negative, or one of the two routes has none.
     """
 
-    def __init__(self, backbone: Backbone, labels: tuple[str, ...], settings: SepmSettings | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        labels: tuple[str, ...],
+        settings: SepmSettings | None = None,
+        questions: Questions | None = None,
+    ) -> None:
         self.model = MaspModel(backbone, MethodConfig())
         self.labels = validate_labels(labels)
         self.settings = settings or SepmSettings()
         self.routes = routes(self.labels, self.settings.positive, self.settings.negative)
+        self.fine = question_by_letter(questions)
 
     @property
     def backbone(self) -> Backbone:
@@ -100,7 +109,7 @@ class Sepm:
 
     def describe(self) -> Mapping[str, Any]:
         """Its settings, the questions, and the labels of each route."""
-        texts = {"cue": CUE, "coarse": COARSE, "fine": FINE, "unsure": UNSURE}
+        texts = {"cue": CUE, "coarse": COARSE, "fine": self.fine, "unsure": UNSURE}
         routed = {name: list(labels) for name, labels in self.routes.items()}
         return {"system": NAME, "trained": 0, "settings": plain(self.settings), "questions": texts, "routes": routed}
 
@@ -131,7 +140,7 @@ class Sepm:
             return [Said(options[0], answer=letter)] * len(visual)
         log_p = torch.zeros(len(visual), 1, device=chances.device)
         if not single:
-            question = (UNSURE if name == AMBIGUOUS else "") + FINE.replace("{}", lettered(options))
+            question = (UNSURE if name == AMBIGUOUS else "") + self.fine.replace("{}", lettered(options))
             rows = without(self.model.assemble(visual, [question] * len(visual)), least)
             if self.settings.reading == "generate":
                 texts = generate_rows(self.model, rows, longest_answer(self.backbone, self.labels))

@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from masp.questions import Questions, load_questions
 from masp.settings import TrainConfig
 from masp.systems.base import Images, Lesson, Lessons, Said
 from masp.systems.lora_layers import LoraLayers, LoraSettings
+from masp.systems.plain import deciding
 from masp.training.checkpoints import Checkpoint, CheckpointStore
 from masp.training.interrupts import StopRequest
 from masp.training.loop import Share, Trainer
@@ -60,6 +61,22 @@ class Turn:
     kind: str
     questions: tuple[str, ...]
     answer: str
+
+
+Teach = Callable[[Questions, tuple[str, ...], Sequence[Lesson]], list[Turn]]
+"""What lessons become, by the texts and the labels: the one thing in which the tuned systems differ."""
+
+
+def emotion_questions(questions: Questions, labels: Sequence[str]) -> tuple[str, ...]:
+    """Every text that asks for the emotion, with the labels in place; the first is that of every evaluation."""
+    rendered = render_labels(labels)
+    return tuple(questions.ask_emotion(rendered, turn) for turn in range(len(questions.emotion)))
+
+
+def classifications(questions: Questions, labels: tuple[str, ...], lessons: Sequence[Lesson]) -> list[Turn]:
+    """The emotion question about each image, with the label as its answer."""
+    asked = emotion_questions(questions, labels)
+    return [Turn(lesson.image, CLASSIFICATION, asked, lesson.label) for lesson in lessons]
 
 
 class TuningStage:
@@ -137,15 +154,17 @@ def tuning_loss(
         return model.loss(replace(assembled, prefix_end=0, common=0))  # no column comes before what is trained
 
 
-class TunedBackbone:
-    """A backbone with LoRA layers of its own, which learns turns and then names emotions.
+class TunedSystem:
+    """A backbone with LoRA layers of its own, which learns answers to questions and then names emotions.
 
     Args:
-        name: what kind of system learns, for its folder and the log.
+        kind: what kind of system learns, for its folder and the log.
+        teach: makes the questions of the lessons.
         backbone: stays as it is for everybody else.
         labels: what is chosen from, in the order of the question.
         settings: what is trained, and how.
-        questions: texts; None: the package's own.
+        questions: texts; None: the package's own. Training takes the emotion texts in turn, answers use the first.
+        packed: what it is called in results over 4-bit weights; over others, and without it, its kind.
 
     Raises:
         UsageError: PEFT is not installed, or the settings do not fit the backbone.
@@ -154,26 +173,24 @@ class TunedBackbone:
 
     def __init__(
         self,
-        name: str,
+        kind: str,
+        teach: Teach,
         backbone: Backbone,
         labels: Sequence[str],
         settings: LoraSettings,
         questions: Questions | None = None,
+        packed: str = "",
     ) -> None:
-        self.name, self.backbone, self.settings = name, backbone, settings
+        self.kind, self.teach, self.backbone, self.settings = kind, teach, backbone, settings
         self.labels = validate_labels(labels)
         self.questions = load_questions() if questions is None else questions
         self.layers = LoraLayers(backbone, settings)
         self.model = MaspModel(backbone, MethodConfig(prompt_length=0))
-        rendered = render_labels(self.labels)
-        self.asked = tuple(self.questions.ask_emotion(rendered, turn) for turn in range(len(self.questions.emotion)))
+        self.question = emotion_questions(self.questions, self.labels)[0]
+        self.name = packed if packed and self.layers.quantised else kind
         self._learned: dict[str, Any] | None = None
 
-    def classification(self, lesson: Lesson) -> Turn:
-        """The emotion question with the label as its answer."""
-        return Turn(lesson.image, CLASSIFICATION, self.asked, lesson.label)
-
-    def check(self, lessons: Lessons) -> None:
+    def _check(self, lessons: Lessons) -> None:
         """Make sure that there is something to learn, and nothing else than the labels.
 
         Raises:
@@ -187,14 +204,17 @@ class TunedBackbone:
                     f"the label '{lesson.label}' is none of this system's", "", did_you_mean(lesson.label, self.labels)
                 )
 
-    def learn(self, lessons: Lessons, turns: Sequence[Turn]) -> None:
-        """Train on the turns, go on with an interrupted run, or load what a finished one learned.
+    def learn(self, lessons: Lessons) -> None:
+        """Train on what the lessons teach, go on with an interrupted run, or load what a finished one learned.
 
         Raises:
+            DataError: no lessons, or a label that this system does not know.
             UsageError: the folder belongs to another run.
             CheckpointError: the disk refuses to be written, or another process is using the folder.
             Interrupted: a signal arrived; the checkpoint is written.
         """
+        self._check(lessons)
+        turns = self.teach(self.questions, self.labels, lessons.train)
         identity = self._identity(lessons, turns)
         folder, kept = RunFolder(lessons.out), CheckpointStore(lessons.out / LEARNED, keep=1)
         with StopRequest() as stop, folder.opened(identity, asdict(self.settings)):
@@ -214,13 +234,13 @@ class TunedBackbone:
         """What the run leaves; random numbers of dropout are its own, and everybody else's go on as they were."""
         config = self._train_config(lessons.seed)
         order = Batches(len(turns), config.batch_size, lessons.seed)
-        stage = TuningStage(self.model, self.layers, lessons.images, turns, lessons.val, self.asked[0], self.labels)
-        log.info("%s trains %d values on %s weights", self.name, self.layers.count, self.layers.weights)
+        stage = TuningStage(self.model, self.layers, lessons.images, turns, lessons.val, self.question, self.labels)
+        log.info("%s trains %d values on %s weights", self.kind, self.layers.count, self.layers.weights)
         device = self.backbone.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(lessons.seed)
             self.layers.start(lessons.seed)
-            accelerator = make_accelerator(config, self.backbone, lessons.out, self.name)
+            accelerator = make_accelerator(config, self.backbone, lessons.out, self.kind)
             loop = loop_settings(config, order, identity)
             fit = Trainer(stage, loop, CheckpointStore(folder.checkpoints), accelerator).fit(folder.metrics, stop)
         pace = fit.examples / fit.seconds if fit.seconds else 0.0
@@ -237,9 +257,8 @@ class TunedBackbone:
 
     def _identity(self, lessons: Lessons, turns: Sequence[Turn]) -> dict[str, Any]:
         """Everything that decides the result, as a flat table of JSON values."""
-        settings = {name: value for name, value in asdict(self.settings).items() if name != "checkpoint_every"}
         table = {
-            "system": self.name,
+            "system": self.kind,
             "backbone": self.backbone.fingerprint(),
             "weights": self.layers.weights,
             "dtype": str(self.backbone.dtype).removeprefix("torch."),
@@ -249,7 +268,7 @@ class TunedBackbone:
             "turns": _digest([asdict(turn) for turn in turns]),
             "val": _digest([(lesson.image, lesson.label) for lesson in lessons.val]),
             "seed": lessons.seed,
-            **settings,
+            **deciding(self.settings),
         }
         return json.loads(json.dumps(table))
 
@@ -263,7 +282,7 @@ class TunedBackbone:
         if self._learned is None:
             raise UsageError(f"the system {self.name} has not learned yet", "", "Call learn first.")
         with self.layers.inside():
-            rows: list[list[float]] = score(self.model, visual, self.asked[0], self.labels, PLAIN).tolist()
+            rows: list[list[float]] = score(self.model, visual, self.question, self.labels, PLAIN).tolist()
         found = [dict(zip(self.labels, row, strict=True)) for row in rows]
         return [Said(max(self.labels, key=one.__getitem__), one) for one in found]
 
@@ -271,16 +290,15 @@ class TunedBackbone:
         """What the answers depend on, ready for JSON; once it has learned, with seed and hash of its tensors."""
         found = self._learned
         known = {} if found is None else {"tensors_sha256": tensors_sha256(self.layers.parameters())}
-        settings = {name: value for name, value in asdict(self.settings).items() if name != "checkpoint_every"}
         return {
             "system": self.name,
             "backbone": BackboneRecord.of(self.backbone).model_dump(mode="json"),
             "dtype": str(self.backbone.dtype).removeprefix("torch."),
             "weights": self.layers.weights,
             "trained": self.layers.count,
-            "settings": json.loads(json.dumps(settings)),
+            "settings": deciding(self.settings),
             "labels": list(self.labels),
-            "question": self.asked[0],
+            "question": self.question,
             "seed": None if found is None else found["seed"],
             "learned": found,
             **known,

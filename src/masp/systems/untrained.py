@@ -15,7 +15,7 @@ from masp.errors import UsageError
 from masp.labels import parse, render_labels, validate_labels
 from masp.model import MaspModel, start_prompt
 from masp.predictor import longest_answer
-from masp.questions import load_questions
+from masp.questions import Questions, load_questions
 from masp.settings import Count
 from masp.systems.base import Lessons, Said
 from masp.systems.plain import plain
@@ -47,13 +47,20 @@ class Untrained:
         backbone: is asked.
         labels: what it chooses from.
         settings: what is put around the image.
+        questions: texts; None: those of the aspects' training, without aspects the package's own.
 
     Raises:
         UsageError: neither aspects nor a prompt, or an adapter without aspects.
         AdapterError: no such adapter, or one for another backbone.
     """
 
-    def __init__(self, backbone: Backbone, labels: tuple[str, ...], settings: UntrainedSettings | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        labels: tuple[str, ...],
+        settings: UntrainedSettings | None = None,
+        questions: Questions | None = None,
+    ) -> None:
         self.settings, self.labels = settings or UntrainedSettings(), validate_labels(labels)
         if self.settings.aspects is None and self.settings.prompt_length == 0:
             raise UsageError("there are neither aspects nor a soft prompt", "aspects=DIR", "Or take zero-shot.")
@@ -64,7 +71,8 @@ class Untrained:
         generator = torch.Generator().manual_seed(self.settings.seed)
         length = self.settings.prompt_length
         prompt = start_prompt(PromptInit(), length, backbone, generator) if length else None
-        questions = load_questions() if found is None else found.info.asked()
+        if questions is None:
+            questions = load_questions() if found is None else found.info.asked()
         self.model = MaspModel(backbone, method, None if found is None else found.aspects, prompt, questions)
         self.question = questions.ask_emotion(render_labels(self.labels, self.model.method.label_list or "comma"))
 

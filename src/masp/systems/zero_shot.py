@@ -10,10 +10,11 @@ from torch import Tensor
 from masp.answers import generate_rows, score_rows
 from masp.backbones.base import Backbone
 from masp.config import MethodConfig
-from masp.labels import parse, render_labels, validate_labels
+from masp.labels import parse, validate_labels
 from masp.model import MaspModel
 from masp.predictor import longest_answer
-from masp.questions import load_questions
+from masp.questions import Questions
+from masp.systems.asking import emotion_question, question_by_letter
 from masp.systems.base import Lessons, Said
 from masp.systems.letters import lettered, letters_of, read_letter
 from masp.systems.plain import plain
@@ -21,8 +22,6 @@ from masp.types import VisualTokens
 
 Reading = Literal["score", "generate"]
 Options = Literal["list", "letters"]
-
-LETTERED = "Which emotion does this image evoke?\n{}\nAnswer with the option's letter."
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ class ZeroShot:
         labels: what it chooses from.
         settings: how.
         name: what it is called in results.
+        questions: texts; None: the package's own.
 
     Raises:
         UsageError: more labels than letters.
@@ -53,13 +53,18 @@ class ZeroShot:
     """
 
     def __init__(
-        self, backbone: Backbone, labels: tuple[str, ...], settings: ZeroShotSettings | None = None, name: str = ""
+        self,
+        backbone: Backbone,
+        labels: tuple[str, ...],
+        settings: ZeroShotSettings | None = None,
+        name: str = "",
+        questions: Questions | None = None,
     ) -> None:
         self.model = MaspModel(backbone, MethodConfig())
         self.labels = validate_labels(labels)
         self.settings = settings or ZeroShotSettings()
         self.name = name or ("zero-shot" if self.settings.options == "list" else "zero-shot-letters")
-        self.question = self._question()
+        self.question = self._question(questions)
 
     @property
     def backbone(self) -> Backbone:
@@ -84,10 +89,10 @@ class ZeroShot:
         """Its settings and its question."""
         return {"system": self.name, "trained": 0, "settings": plain(self.settings), "question": self.question}
 
-    def _question(self) -> str:
+    def _question(self, questions: Questions | None) -> str:
         if self.settings.options == "letters":
-            return LETTERED.replace("{}", lettered(self.labels))
-        return load_questions().ask_emotion(render_labels(self.labels))
+            return question_by_letter(questions).replace("{}", lettered(self.labels))
+        return emotion_question(self.labels, questions)
 
 
 def said(labels: tuple[str, ...], log_p: Float[Tensor, "batch labels"]) -> list[Said]:

@@ -274,22 +274,22 @@ def identity_of(
         "backbone.dtype": backbone.number_format,
         "data": dataset.fingerprint(),
         "questions": load_questions(config.questions).fingerprint(),
-        **_flat("method", resolved),
-        **_flat("data", config.data),
-        **_flat(stage, settings),
+        **flat("method", resolved),
+        **flat("data", config.data),
+        **flat(stage, settings),
         "data.splits.file": None,  # a place; what it divides is in the fingerprint of the data
     }
     return json.loads(json.dumps(table))
 
 
-def _flat(prefix: str, settings: Settings) -> dict[str, Any]:
+def flat(prefix: str, settings: Settings) -> dict[str, Any]:
     """Settings that decide the result, each under its dotted name."""
     table: dict[str, Any] = {}
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
         if field.json_schema_extra == FREE:
             continue
-        table |= _flat(f"{prefix}.{name}", value) if isinstance(value, Settings) else {f"{prefix}.{name}": value}
+        table |= flat(f"{prefix}.{name}", value) if isinstance(value, Settings) else {f"{prefix}.{name}": value}
     return table
 
 

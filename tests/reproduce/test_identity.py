@@ -1,0 +1,144 @@
+"""What decides a cell's figures is in its identity, so that a change runs it again; nothing else is."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny
+from masp.aspects import ASPECTS
+from masp.demo import pictures
+from masp.questions import load_questions
+from masp.reproduce.cells import Cell
+from masp.reproduce.others import recipe_of
+from masp.reproduce.recipes import ATTENTION, FULL, PLAIN, Recipe, masp
+from masp.reproduce.workshop import Workshop
+from masp.systems import catalogue
+from own_questions import write_questions
+from small_adapters import write_adapter
+from small_reproduction import PLAN, small_job
+
+ALONE, RANDOM = masp(ASPECTS, "none"), masp((), "random")
+LETTERS, PROBE, LORA, DISTILLED = (recipe_of(name) for name in ("zero-shot-letters", "probe", "qlora", "distilled"))
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("identity")
+    pictures.draw_dataset(folder / "scratch" / "data" / "emoji-scenes", PLAN, lambda _: None)
+    write_questions(folder / "own.json")
+    write_adapter(folder / "adapter", prompt=False)
+    return folder
+
+
+def identity(out: Path, recipe: Recipe, *changes: str, seed: int = 0, adapter: bool = False) -> dict[str, Any]:
+    """The identity of a cell under changed settings; those of other systems begin with the system's name."""
+    others = tuple(change for change in changes if change.partition(".")[0] in catalogue.CATALOGUE)
+    own = tuple(change.replace("OWN", str(out / "own.json")) for change in changes if change not in others)
+    job = small_job(out, "table1", changes=own)
+    job = replace(job, others=(*job.others, *others), adapter=out / "adapter" if adapter else None)
+    return Workshop(job).identity(Cell("emoji-scenes", recipe, seed))
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
+    return {key for key in {**one, **other} if one.get(key, ...) != other.get(key, ...)}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "change", "key"),
+    [
+        (PLAIN, "questions=OWN", "questions"),
+        (PLAIN, "method.label_list=python", "method.label_list"),
+        (PLAIN, "method.positions=sequential", "method.positions"),
+        (RANDOM, "questions=OWN", "questions"),
+        (RANDOM, "method.label_list=python", "method.label_list"),
+        (RANDOM, "method.prompt_length=5", "method.prompt_length"),
+        (RANDOM, "method.prompt_places=both", "method.prompt_places"),
+        (RANDOM, "prompt.init.kind=vocabulary", "prompt.init.kind"),
+        (LETTERS, "questions=OWN", "questions"),
+        (PROBE, "questions=OWN", "questions"),
+        (recipe_of("sepm"), "sepm.dropped=0.3", "settings.dropped"),
+        (LORA, "qlora.rank=4", "settings.rank"),
+        (DISTILLED, "questions=OWN", "questions"),
+        (DISTILLED, "distilled.hidden=7", "settings.hidden"),
+        (DISTILLED, "qlora.rank=4", "settings.over.rank"),
+    ],
+)
+def test_what_decides_the_figures_is_in_it(out: Path, recipe: Recipe, change: str, key: str) -> None:
+    assert differences(identity(out, recipe), identity(out, recipe, change)) == {key}
+
+
+@pytest.mark.parametrize("change", ["questions=OWN", "method.label_list=python"])
+def test_aspects_from_elsewhere_do_not_hide_the_question(out: Path, change: str) -> None:
+    """Their tensors are in it, but not how the model is asked."""
+    found = differences(identity(out, ALONE, adapter=True), identity(out, ALONE, change, adapter=True))
+    assert found == {change.partition("=")[0]}
+
+
+def test_aspects_from_elsewhere_bring_their_positions(out: Path) -> None:
+    """The model is put together by the adapter's method, so the setting of this run changes nothing."""
+    before = identity(out, ALONE, adapter=True)
+    assert before["method.positions"] == "native"
+    assert identity(out, ALONE, "method.positions=sequential", adapter=True) == before
+    assert identity(out, PLAIN, "method.positions=sequential", adapter=True)["method.positions"] == "sequential"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes"),
+    [
+        (PLAIN, ("prompt.learning_rate=0.5", "method.prompt_length=5", "prompt.init.kind=vocabulary")),
+        (PLAIN, ("method.queries=3", "aspects.max_steps=2", "method.label_order=shuffled", "data.workers=0")),
+        (
+            RANDOM,
+            ("prompt.learning_rate=0.5", "prompt.max_steps=3", "method.queries=3", "method.supervised=answer_end"),
+        ),
+        (ALONE, ("prompt.learning_rate=0.5", "prompt.batch_size=2")),
+        (LETTERS, ("method.label_list=python", "method.prompt_length=5", "qlora.rank=4")),
+        (PROBE, ("prompt.learning_rate=0.5", "qlora.rank=4", "distilled.hidden=7")),
+        (LORA, ("qlora.checkpoint_every=7", "instruction.rank=4", "aspects.max_steps=2")),
+        (DISTILLED, ("qlora.checkpoint_every=7", "distilled.checkpoint_every=7", "instruction.rank=4")),
+    ],
+)
+def test_what_has_no_part_in_the_figures_is_not(out: Path, recipe: Recipe, changes: tuple[str, ...]) -> None:
+    assert identity(out, recipe, *changes) == identity(out, recipe)
+
+
+@pytest.mark.parametrize(("name", "key"), [("qlora", "settings.over.rank"), ("distilled", "settings.hidden")])
+def test_other_defaults_are_another_system(out: Path, monkeypatch: pytest.MonkeyPatch, name: str, key: str) -> None:
+    """A package with other defaults must not take the figures of this one for its own."""
+    before, entries = identity(out, DISTILLED), catalogue.CATALOGUE
+    changed = replace(entries[name], defaults={key.rpartition(".")[2]: 3})
+    monkeypatch.setattr(catalogue, "CATALOGUE", {**entries, name: changed})
+    assert differences(before, identity(out, DISTILLED)) == {key}
+
+
+def test_it_holds_every_setting_by_name(out: Path) -> None:
+    found = identity(out, DISTILLED, "qlora.learning_rate=3e-3", seed=1)
+    assert (found["settings.over"], found["settings.over.learning_rate"]) == ("qlora", 0.003)
+    assert (found["settings.over.max_steps"], found["settings.over.rank"]) == (2, 8)
+    assert (found["settings.hidden"], found["settings.head_epochs"]) == (1024, 1)
+    assert (found["seed"], found["questions"]) == (1, load_questions().fingerprint())
+    assert found["backbone"] == tiny.backbone().fingerprint()
+    plain = identity(out, LETTERS, seed=1)
+    assert (plain["settings.options"], plain["settings.reading"], plain["seed"]) == ("letters", "score", None)
+    assert identity(out, PROBE, seed=1)["seed"] is None
+
+
+def test_what_stands_on_a_training_follows_it(out: Path) -> None:
+    changed = ("prompt.learning_rate=0.5",)
+    assert differences(identity(out, FULL), identity(out, FULL, *changed)) == {"prompt.learning_rate"}
+    assert differences(identity(out, ATTENTION), identity(out, ATTENTION, *changed)) == {"prompt"}
+    again = ("aspects.learning_rate=0.5",)
+    for recipe in (ALONE, FULL, masp(ASPECTS, "random")):
+        assert differences(identity(out, recipe), identity(out, recipe, *again)) == {"stage 1"}
+
+
+def test_packed_weights_are_others(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backbone in 4 bits has the same fingerprint and computes in the same format."""
+    workshop = Workshop(small_job(out, "table1"))
+    cell = Cell("emoji-scenes", PLAIN, 0)
+    before = workshop.identity(cell)
+    monkeypatch.setattr(workshop.library.backbone, "number_format", "nf4/float32")
+    assert differences(before, workshop.identity(cell)) == {"backbone.dtype"}
