@@ -11,8 +11,9 @@ import tiny
 from masp.aspects import ASPECTS
 from masp.demo import pictures
 from masp.questions import load_questions
+from masp.reproduce import library
 from masp.reproduce.cells import Cell
-from masp.reproduce.others import recipe_of
+from masp.reproduce.others import divided, recipe_of
 from masp.reproduce.recipes import ATTENTION, FULL, PLAIN, Recipe, masp
 from masp.reproduce.workshop import Workshop
 from masp.systems import catalogue
@@ -33,11 +34,16 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _loaded_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one backbone, instead of loading it for each identity."""
+    monkeypatch.setattr(library, "load_backbone", lambda _: tiny.backbone())
+
+
 def identity(out: Path, recipe: Recipe, *changes: str, seed: int = 0, adapter: bool = False) -> dict[str, Any]:
     """The identity of a cell under changed settings; those of other systems begin with the system's name."""
-    others = tuple(change for change in changes if change.partition(".")[0] in catalogue.CATALOGUE)
-    own = tuple(change.replace("OWN", str(out / "own.json")) for change in changes if change not in others)
-    job = small_job(out, "table1", changes=own)
+    own, others = divided([change.replace("OWN", str(out / "own.json")) for change in changes])
+    job = small_job(out, "table1", changes=tuple(own))
     job = replace(job, others=(*job.others, *others), adapter=out / "adapter" if adapter else None)
     return Workshop(job).identity(Cell("emoji-scenes", recipe, seed))
 
