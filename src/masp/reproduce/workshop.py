@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import platform
 import shutil
 import time
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from masp.errors import MaspError
 from masp.evaluation.facts import data_facts
 from masp.evaluation.predictions import Answered
 from masp.evaluation.result import write_result
+from masp.machine import processor
 from masp.reproduce import counts, measure
 from masp.reproduce.cells import Cell, Outcome, read_outcome, write_outcome
 from masp.reproduce.job import Job, with_seed
@@ -240,7 +240,7 @@ class Workshop:
 
     def _about(self) -> dict[str, Any]:
         machine = {
-            "processor": platform.processor() or platform.machine(),
+            "processor": processor(),
             "device": str(self.library.backbone.device),
             "threads": torch.get_num_threads(),
         }
