@@ -31,6 +31,19 @@ def test_a_small_backbone_gets_more_images_at_a_time():
     assert (usual_size(256), usual_size(512), usual_size(3584)) == (64, 64, 16)
 
 
+def test_where_nobody_says_how_many_at_a_time_the_backbone_decides(masp, tmp_path):
+    dataset = write_scenes(tmp_path)
+    unsaid, said, other = (evaluate(masp, dataset, batching=how) for how in (None, Batching(64), Batching(3)))
+    assert unsaid.provenance["batch_size"] == 64  # the tiny backbone is narrow
+    assert unsaid.provenance["run"] == said.provenance["run"] != other.provenance["run"]
+    assert unsaid.answers == said.answers
+
+
+def test_a_batch_of_none_is_refused(masp, tmp_path):
+    with pytest.raises(UsageError, match="batch_size is 0; expected 1 or more"):
+        evaluate(masp, write_scenes(tmp_path), batching=Batching(0))
+
+
 def test_scores_agree_with_predict(masp, tmp_path):
     dataset = write_scenes(tmp_path)
     found = evaluate(masp, dataset, batching=Batching(3))

@@ -62,7 +62,7 @@ def baseline(
     from masp.backbones.loading import load_backbone
     from masp.cli.show import results
     from masp.errors import UsageError
-    from masp.evaluation.batches import Batching, usual_size
+    from masp.evaluation.batches import Batching
     from masp.systems.catalogue import entry_of, make_system
 
     if everything:
@@ -81,7 +81,7 @@ def baseline(
     system = make_system(name, loaded, chosen, own, seed)
     if entry_of(name).learns:
         _learn(system, dataset, settings, out / TRAINING, seed)
-    batching = Batching(batch_size or usual_size(loaded.dim), settings.workers, settings.longest_side)
+    batching = Batching(batch_size, settings.workers, settings.longest_side)
     _measure(system, dataset, split, batching, calibrate, out)
 
 

@@ -142,7 +142,7 @@ def _measured(
     from masp.backbones.loading import choose_device
     from masp.cli.show import counting
     from masp.errors import UsageError
-    from masp.evaluation.batches import Batching, usual_size
+    from masp.evaluation.batches import Batching
     from masp.evaluation.runner import CALIBRATION
     from masp.evaluation.runner import evaluate as measure
     from masp.predictor import Masp
@@ -156,6 +156,7 @@ def _measured(
             raise UsageError(
                 f"--record with {choice.adapter}, which is on a hub", "an adapter here", "Record, then push it."
             )
+        _check_size(settings, home, choice.task)
         dataset = _divided(settings, split, home, choice.task)
         masp = Masp.from_pretrained(
             choice.adapter,
@@ -170,12 +171,27 @@ def _measured(
         more = calibrate and mode is Mode.score and split != CALIBRATION
         images = len(dataset.split(split)) + (len(dataset.splits.get(CALIBRATION, ())) if more else 0)
         with Bar("images", images) as bar:
-            size = batch_size or usual_size(masp.backbone.dim)
-            batching = Batching(size, longest_side=masp.task.longest_side, progress=counting(bar))
+            batching = Batching(batch_size, settings.workers, masp.task.longest_side, counting(bar))
             found = measure(masp, dataset, split, mode.value, batching, out, more)
         if record:
             processes.first(lambda: _record(found, home, choice.task))
         return found
+
+
+def _check_size(settings: "DataConfig", home: Path, task: str | None) -> None:
+    """Images are as large as the adapter was trained with, whatever the settings say.
+
+    Raises:
+        UsageError: They say something else.
+    """
+    from masp.adapters import read_info
+    from masp.errors import UsageError
+
+    trained = read_info(home).for_task(task).longest_side
+    if "longest_side" in settings.model_fields_set and settings.longest_side != trained:
+        got = f"data.longest_side={settings.longest_side or 'null'}"
+        expected = f"{trained or 'null'}, the size that the adapter was trained with and is measured with"
+        raise UsageError(got, expected, "Leave it out, or train with another size.")
 
 
 def _outside(

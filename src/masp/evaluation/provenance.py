@@ -39,7 +39,7 @@ def of_system(system: System, dataset: Dataset, split: str, batching: Batching) 
         "question": said.get("question"),
         "labels": list(system.labels),
         "seed": said.get("seed"),
-        "batch_size": batching.batch_size,
+        "batch_size": batching.size_on(system.backbone),
         "longest_side": batching.longest_side,
         "threads": torch.get_num_threads(),
         "versions": library_versions(),
