@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import tiny
+from asked import ByBrightness
 from masp.data.records import Dataset, Record
 from masp.errors import DataError, UsageError
 from masp.evaluation import runner
@@ -132,6 +133,26 @@ def test_files_hold_predictions_figures_and_provenance(masp, tmp_path):
     assert str(tmp_path) not in written  # what is handed on names no place on this machine
     assert str(tiny.checkpoint()) not in written
     assert (known["backbone"]["name"], known["adapter"]["name"]) == (tiny.checkpoint().name, "adapter")
+
+
+@pytest.mark.parametrize(("seeds", "seed"), [({"prompt": 3, "aspects": 5}, 3), ({"aspects": 5}, 5), ({}, None)])
+def test_a_result_names_the_seed_of_the_training(masp, tmp_path, seeds, seed):
+    write_adapter(tmp_path / "seeded")
+    file = tmp_path / "seeded" / "adapter.json"
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps(told | {"seeds": seeds}))
+    found = evaluate(Masp.from_pretrained(tmp_path / "seeded", masp.backbone), write_scenes(tmp_path / "data", count=2))
+    assert found.provenance["seed"] == seed
+    assert found.provenance["adapter"]["seeds"] == seeds
+
+
+def test_a_system_that_names_its_seed_is_believed(tmp_path):
+    system = ByBrightness()
+    told = system.describe()
+    system.describe = lambda: {**told, "seed": 11}
+    dataset = write_scenes(tmp_path, count=2)
+    assert evaluate(system, dataset).provenance["seed"] == 11
+    assert evaluate(ByBrightness(), dataset).provenance["seed"] is None
 
 
 def test_another_adapter_has_another_fingerprint(masp, tmp_path):

@@ -76,4 +76,5 @@ def adapter_facts(masp: Masp) -> dict[str, Any]:
         "aspects": list(masp.task.use.aspects),
         "seeds": dict(info.seeds) if info else {},
         "data": {stage: record.model_dump(mode="json") for stage, record in info.data.items()} if info else {},
+        "training": {stage: record.model_dump(mode="json") for stage, record in info.training.items()} if info else {},
     }
