@@ -30,6 +30,10 @@ from masp.cli import (
 )
 from masp.cli.boundary import guarded
 from masp.cli.make_data import data_app
+from masp.errors import UsageError
+
+DIVIDED = ("train", "evaluate")
+"""Commands whose work several processes share; the others would do all of it in each, into the same place."""
 
 app = typer.Typer(
     name="masp",
@@ -67,6 +71,7 @@ def _version(wanted: bool) -> bool:
 
 @app.callback()
 def root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
@@ -75,6 +80,11 @@ def root(
     ] = False,
 ) -> None:
     """Options that every command understands; `main` reads `--debug` itself, wherever it stands."""
+    name, count = context.invoked_subcommand, launch.count()
+    if count > 1 and name not in DIVIDED:
+        got = f"masp {name} was started as one of {count} processes (WORLD_SIZE={count})"
+        todo = "Start it without accelerate launch or torchrun; where neither was used, unset WORLD_SIZE."
+        raise UsageError(got, f"one process: only {' and '.join(DIVIDED)} divide their work", todo)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
