@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from masp.data.checking.check import Depth, check, open_for_check
+from masp.data.checking.check import Depth, check
 from masp.data.checking.near import hasher
+from masp.data.checking.opening import open_for_check
 from masp.data.readers import settings_for
 from masp.labels import LABEL_SETS
 from masp.machine import processor
