@@ -16,6 +16,7 @@ from masp.cli import main
 from masp.config import load_config
 from masp.data.checking import look
 from masp.data.checking.check import NO_LABEL, Depth, Report, check
+from masp.data.checking.findings import KINDS
 from masp.data.checking.look import look_at_all
 from masp.data.checking.near import BITS, hasher, near_groups, near_pairs
 from masp.data.checking.opening import open_for_check
@@ -24,6 +25,7 @@ from masp.data.readers import open_dataset, settings_for
 from masp.errors import DataError
 
 LISTS = Depth(images=False)
+ERRORS = {name for name, kind in KINDS.items() if kind.severity == "error"}
 
 
 def checked(*paths: Path, depth: Depth | None = None, layout: str = "auto") -> Report:
@@ -340,7 +342,7 @@ def test_what_one_trains_on_and_the_other_tests_on_is_an_error(tmp_path: Path) -
     put(tmp_path / "b" / "train" / "joy" / "same.png", 0)
     report = checked(tmp_path / "a", tmp_path / "b")
     (between,) = report.between
-    assert {one.kind: one.count for one in between.findings} == {"shared_leak": 3, "shared": 1}
+    assert {one.kind: one.count for one in between.findings} == {"shared_leak": 3, "shared_alike": 1}
     leaked = next(one for one in between.findings if one.kind == "shared_leak").cases
     assert ("train/joy/3.png",) in [case.files for case in leaked]
     assert ("test/joy/0.png",) in [case.others for case in leaked]
@@ -359,9 +361,9 @@ def emoset_and_fi(root: Path) -> tuple[Path, Path]:
 def test_without_a_division_what_is_shared_is_a_warning_that_says_how_to_know(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, _ = run(capsys, *emoset_and_fi(tmp_path), "--near", -1)
-    assert code == 0
-    assert "40  images in both data sets; where one of them is not divided" in out
+    code, out, err = run(capsys, *emoset_and_fi(tmp_path), "--near", -1)
+    assert code == 0, err
+    assert "40  images in both data sets, of which one is not divided" in out
     assert "data.splits.kind=auto" in out
 
 
@@ -379,10 +381,11 @@ def test_a_division_makes_a_leak_certain(tmp_path: Path, capsys: pytest.CaptureF
         "test": 6,
     }
     found = {one["kind"]: one for one in content["between"][0]["findings"]}
-    assert {kind: one["count"] for kind, one in found.items()} == {"shared_leak": 6, "shared": 34}
+    assert {kind: one["count"] for kind, one in found.items()} == {"shared_leak": 6, "shared_alike": 34}
     tested = {(both[1] / case["others"][0]).name for case in found["shared_leak"]["cases"]}
     assert tested == {record.path.name for record in open_dataset(both[1]).split("test")}
-    assert run(capsys, *both, "data.splits.kind=paper-like", "--near", -1)[0] == 1
+    code, out, _ = run(capsys, *both, "data.splits.kind=paper-like", "--near", -1)  # both by content: the same division
+    assert (code, "40  images that both data sets train on, or both test on" in out) == (0, True)
 
 
 def test_a_file_divides_the_data_set_that_it_names(
@@ -418,7 +421,7 @@ def test_a_division_leaves_what_is_damaged_to_be_found(tmp_path: Path) -> None:
     (root / "image" / "awe" / "awe_00001.jpg").write_text("no picture")
     settings = load_config(None, ["data.splits.kind=content"]).data.model_copy(update={"path": root})
     report = check([open_for_check(settings)], Depth(workers=0))
-    assert {kind: n for kind, n in kinds(report).items() if kind != "empty_class"} == {"picture": 1, "unreadable": 1}
+    assert {kind: n for kind, n in kinds(report).items() if kind in ERRORS} == {"picture": 1, "unreadable": 1}
     (found,) = report.data_sets
     counts = {split: sum(labels.values()) for split, labels in found.counts.items()}
     assert (found.split_by, counts) == ("content", {"train": 31, "val": 2, "test": 6, "all": 1})
