@@ -11,7 +11,6 @@ import argparse
 import io
 import json
 import os
-import platform
 import random
 import resource
 import sys
@@ -23,10 +22,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from masp.data.checking.check import Depth, check, open_for_check
+from masp.data.checking.check import Depth, check
 from masp.data.checking.near import hasher
+from masp.data.checking.opening import open_for_check
 from masp.data.readers import settings_for
 from masp.labels import LABEL_SETS
+from masp.machine import processor
 
 GOAL = 60.0
 """Seconds that reading and checking may take."""
@@ -100,7 +101,7 @@ def measure(files: int, images: bool) -> dict[str, Any]:
         "files_per_second": round(files / (done - begin), 1),
         "largest_memory_mb": memory,
         "errors": report.errors,
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "load_average": round(busy, 2)},
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "load_average": round(busy, 2)},
         "versions": library_versions(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }

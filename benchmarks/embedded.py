@@ -12,7 +12,6 @@ Seeds that were measured apart, on one core each perhaps, are put together from 
 
 import argparse
 import json
-import platform
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean
@@ -33,6 +32,7 @@ from masp.demo.plan import Plan
 from masp.demo.run import run_demo
 from masp.demo.steps import Steps
 from masp.evaluation.runner import evaluate
+from masp.machine import processor
 from masp.predictor import Masp
 
 HOME = Path(__file__).parent
@@ -119,7 +119,7 @@ def measure(runs: Path, seeds: Iterable[int], out: Path) -> None:
     backbone = load_backbone("embedded")
     probe = {split: linear_probe(backbone, split) for split in ("test", "shifted")}
     found = [one_seed(runs, seed) for seed in seeds]
-    machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+    machine = {"processor": processor(), "threads": torch.get_num_threads()}
     versions, dtype = library_versions(), str(backbone.dtype).removeprefix("torch.")
     asked = "--seeds " + " ".join(str(one["seed"]) for one in found)
     write(out, asked, found, {"machine": machine | {"dtype": dtype}, "versions": versions, "linear_probe": probe})

@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from masp.machine import processor
 
 SHARD = 10**9  # bytes of weights in one file
 SPREAD = 0.02  # standard deviation of the random weights, as transformers starts them
@@ -139,4 +140,4 @@ def timed(*arguments: str) -> Timed:
 
 def machine() -> dict[str, Any]:
     """The machine as result files name it."""
-    return {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    return {"processor": processor(), "cores": os.cpu_count()}

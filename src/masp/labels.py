@@ -96,7 +96,7 @@ def validate_labels(labels: Iterable[str]) -> tuple[str, ...]:
     checked = tuple(labels)
     seen: dict[str, str] = {}
     for label in checked:
-        name = _checked_name(label)
+        name = checked_name(label)
         if name in seen:
             raise DataError(
                 f"the labels {seen[name]!r} and {label!r} are the same answer",
@@ -110,7 +110,12 @@ def validate_labels(labels: Iterable[str]) -> tuple[str, ...]:
     return checked
 
 
-def _checked_name(label: str) -> str:
+def checked_name(label: str) -> str:
+    """What an answer has to be to name the label.
+
+    Raises:
+        DataError: the label is empty but for blanks and punctuation, or has a line break or a control character.
+    """
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in label):
         raise DataError(
             f"the label {label!r:.60} holds a line break or a control character", "one line of text", "Rename it."

@@ -13,15 +13,19 @@ from made_pictures import ROWS, VOTES, emoset, emotion6, encoded, noise, put, pu
 from PIL import Image, ImageDraw
 
 from masp.cli import main
+from masp.config import load_config
 from masp.data.checking import look
-from masp.data.checking.check import NO_LABEL, Depth, Report, check, open_for_check
+from masp.data.checking.check import NO_LABEL, Depth, Report, check
+from masp.data.checking.findings import KINDS
 from masp.data.checking.look import look_at_all
 from masp.data.checking.near import BITS, hasher, near_groups, near_pairs
+from masp.data.checking.opening import open_for_check
 from masp.data.checking.written import as_json
-from masp.data.readers import settings_for
+from masp.data.readers import open_dataset, settings_for
 from masp.errors import DataError
 
 LISTS = Depth(images=False)
+ERRORS = {name for name, kind in KINDS.items() if kind.severity == "error"}
 
 
 def checked(*paths: Path, depth: Depth | None = None, layout: str = "auto") -> Report:
@@ -338,7 +342,7 @@ def test_what_one_trains_on_and_the_other_tests_on_is_an_error(tmp_path: Path) -
     put(tmp_path / "b" / "train" / "joy" / "same.png", 0)
     report = checked(tmp_path / "a", tmp_path / "b")
     (between,) = report.between
-    assert {one.kind: one.count for one in between.findings} == {"shared_leak": 3, "shared": 1}
+    assert {one.kind: one.count for one in between.findings} == {"shared_leak": 3, "shared_alike": 1}
     leaked = next(one for one in between.findings if one.kind == "shared_leak").cases
     assert ("train/joy/3.png",) in [case.files for case in leaked]
     assert ("test/joy/0.png",) in [case.others for case in leaked]
@@ -346,6 +350,81 @@ def test_what_one_trains_on_and_the_other_tests_on_is_an_error(tmp_path: Path) -
     assert told in examples(report, "shared_leak")
     assert report.errors == 3
     assert kinds(checked(tmp_path / "a", plain(tmp_path / "c")))["shared"] == 4
+
+
+def emoset_and_fi(root: Path) -> tuple[Path, Path]:
+    """EmoSet with 40 images to train on, and FI, which publishes no splits, with the same 40."""
+    rows = [(label, {}) for label in ("awe", "fear") for _ in range(20)]
+    return emoset(root / "EmoSet", {"train": rows}), fi(root / "FI", {"awe": 20, "fear": 20}, ["awe,awe_0.jpg,0,5"])
+
+
+def test_without_a_division_what_is_shared_is_a_warning_that_says_how_to_know(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, *emoset_and_fi(tmp_path), "--near", -1)
+    assert code == 0, err
+    assert "40  images in both data sets, of which one is not divided" in out
+    assert "data.splits.kind=auto" in out
+
+
+def test_a_division_makes_a_leak_certain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """80, 5 and 15 % of 20 images of each label: 6 of FI's are to test on, and EmoSet trains on all 40."""
+    both, file = emoset_and_fi(tmp_path), tmp_path / "check.json"
+    code, out, _ = run(capsys, *both, "data.splits.kind=auto", "--near", -1, "--out", file)
+    assert code == 1
+    assert "6  images to train on in one data set and to test on in the other" in out
+    content = json.loads(file.read_text())
+    assert [one["split_by"] for one in content["data_sets"]] == ["published", "content"]
+    assert {split: sum(found.values()) for split, found in content["data_sets"][1]["splits"].items()} == {
+        "train": 32,
+        "val": 2,
+        "test": 6,
+    }
+    found = {one["kind"]: one for one in content["between"][0]["findings"]}
+    assert {kind: one["count"] for kind, one in found.items()} == {"shared_leak": 6, "shared_alike": 34}
+    tested = {(both[1] / case["others"][0]).name for case in found["shared_leak"]["cases"]}
+    assert tested == {record.path.name for record in open_dataset(both[1]).split("test")}
+    code, out, _ = run(capsys, *both, "data.splits.kind=paper-like", "--near", -1)  # both by content: the same division
+    assert (code, "40  images that both data sets train on, or both test on" in out) == (0, True)
+
+
+def test_a_file_divides_the_data_set_that_it_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    both, file = emoset_and_fi(tmp_path), tmp_path / "fi.json"
+    with pytest.raises(SystemExit):
+        main(["data", "split", str(both[1]), "--out", str(file), "--kind", "paper-like"])
+    capsys.readouterr()
+    code, out, _ = run(capsys, *both, f"data.splits.file={file}", "--near", -1)
+    assert code == 1
+    assert "8  images to train on in one data set and to test on in the other" in out
+    assert f"{both[0]} is not divided by {file}" in caplog.text
+    code, out, _ = run(capsys, both[1], f"data.splits.file={file}", "--no-images")
+    assert code == 0
+    assert "divided: file" in out
+    (both[1] / "emotion_dataset" / "awe" / "awe_3.jpg").unlink()
+    for sets in (both, both[1:]):
+        code, _, err = run(capsys, *sets, f"data.splits.file={file}")
+        assert code == 1
+        assert "names emotion_dataset/awe/awe_3.jpg, which" in err
+        assert "Traceback" not in err
+    code, _, err = run(capsys, *both, f"data.splits.file={tmp_path / 'none.json'}")
+    assert code == 1
+    assert "none.json cannot be read" in err
+
+
+def test_a_division_leaves_what_is_damaged_to_be_found(tmp_path: Path) -> None:
+    """A missing file has no content to be divided by; training would stop at it, a check tells it."""
+    rows = [(label, {}) for label in ("awe", "fear") for _ in range(20)]
+    root = emoset(tmp_path / "E", {"train": rows})
+    (root / "image" / "awe" / "awe_00000.jpg").unlink()
+    (root / "image" / "awe" / "awe_00001.jpg").write_text("no picture")
+    settings = load_config(None, ["data.splits.kind=content"]).data.model_copy(update={"path": root})
+    report = check([open_for_check(settings)], Depth(workers=0))
+    assert {kind: n for kind, n in kinds(report).items() if kind in ERRORS} == {"picture": 1, "unreadable": 1}
+    (found,) = report.data_sets
+    counts = {split: sum(labels.values()) for split, labels in found.counts.items()}
+    assert (found.split_by, counts) == ("content", {"train": 31, "val": 2, "test": 6, "all": 1})
 
 
 # --- the command ---------------------------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """Data sets in the shapes of the Hugging Face hub, copied into folders."""
 
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from made_pictures import encoded, noise
 
+from masp.data import hub
 from masp.data.hub import Source, import_dataset
 from masp.data.readers import open_dataset
 from masp.errors import DataError, UsageError
@@ -68,3 +70,97 @@ def test_without_the_package_it_says_what_to_install(tmp_path: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UsageError, match=r"Install it with: pip install 'masp\[hub\]'"):
         import_dataset(Source("owner/name"), tmp_path / "out")
+
+
+class Image:
+    """A column of pictures, told by the name of its class."""
+
+
+class ClassLabel:
+    """A column with a fixed set of labels."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+
+
+class Rows:
+    """A split with a picture for each label, in the shape that the package datasets has; it need not be installed."""
+
+    def __init__(self, labels: Sequence[str], fixed: bool = True) -> None:
+        names = sorted(set(labels))
+        self.features: Mapping[str, object] = {"image": Image(), "label": ClassLabel(names) if fixed else object()}
+        self._values = [names.index(label) for label in labels] if fixed else labels
+
+    def __iter__(self) -> Iterator[dict[str, object]]:
+        for number, value in enumerate(self._values):
+            yield {"image": {"bytes": CONTENTS[number], "path": None}, "label": value}
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Rows]:
+    """The splits of a data set that is loaded, whatever its name; the test fills them in."""
+    splits: dict[str, Rows] = {}
+    monkeypatch.setattr(hub, "_loaded", lambda source: splits)
+    return splits
+
+
+def below(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [
+        ("..", r"the label '\.\.' begins with a dot; expected the name of a folder"),
+        (".", r"the label '\.' begins with a dot"),
+        (".hidden", "begins with a dot"),
+        ("../../beside", "begins with a dot"),
+        ("sad\0ness", "holds a line break or a control character"),
+        ("sad\nness", "holds a line break or a control character"),
+        ("!", "the label '!' is empty; expected a word with letters or digits"),
+    ],
+)
+def test_a_label_that_is_no_folder_is_refused_and_nothing_is_written(
+    made: dict[str, Rows], tmp_path: Path, label: str, reason: str, fixed: bool
+) -> None:
+    made["train"] = Rows(["joy", label], fixed)
+    (tmp_path / "home").mkdir()
+    with pytest.raises(DataError, match=reason):
+        import_dataset(Source("owner/name"), tmp_path / "home" / "out")
+    assert below(tmp_path) == ["home"]
+
+
+def test_an_empty_class_name_is_refused(made: dict[str, Rows], tmp_path: Path) -> None:
+    """Without a class name there is no label in that row; with an empty one there is, and it has no folder."""
+    made["train"] = Rows(["joy", ""])
+    with pytest.raises(DataError, match="the label '' is empty"):
+        import_dataset(Source("owner/name"), tmp_path / "out")
+    assert below(tmp_path) == []
+
+
+def test_what_parts_a_path_becomes_a_dash(made: dict[str, Rows], tmp_path: Path) -> None:
+    made["train"] = Rows(["joy/calm", "a\\b", "Mr. Joy"])
+    assert dict(import_dataset(Source("owner/name"), tmp_path / "out")) == {"train": 3}
+    assert [path.name for path in sorted((tmp_path / "out").iterdir())] == ["Mr. Joy", "a-b", "joy-calm"]
+
+
+def test_two_labels_never_share_a_folder(made: dict[str, Rows], tmp_path: Path) -> None:
+    made["train"] = Rows(["joy/calm", "joy-calm", "joy/calm"])
+    with pytest.raises(DataError, match="labels 'joy/calm' and 'joy-calm' would share the folder 'joy-calm'"):
+        import_dataset(Source("owner/name"), tmp_path / "out")
+    assert below(tmp_path) == []
+
+
+def test_two_splits_never_share_a_folder(made: dict[str, Rows], tmp_path: Path) -> None:
+    """Both would be val, and the pictures of the second took the places of those of the first."""
+    made |= {"train": Rows(["joy"]), "validation": Rows(["joy"]), "dev": Rows(["joy"])}
+    with pytest.raises(DataError, match="splits 'validation' and 'dev' would share the folder 'val'"):
+        import_dataset(Source("owner/name"), tmp_path / "out")
+    assert below(tmp_path) == []
+
+
+def test_a_label_has_its_folder_in_every_split(made: dict[str, Rows], tmp_path: Path) -> None:
+    made |= {"train": Rows(["joy", "fear"]), "test": Rows(["fear", "joy"])}
+    assert dict(import_dataset(Source("owner/name"), tmp_path / "out")) == {"train": 2, "test": 2}
+    assert (tmp_path / "out" / "test" / "joy" / "000001.jpg").read_bytes() == CONTENTS[1]

@@ -12,7 +12,8 @@ from made_layouts import abstract, fi, votes
 from made_pictures import ROWS, VOTES, complaint, emoset, emotion6, put, put_json, tree
 
 from masp.config import load_config
-from masp.data.checking.check import Depth, check, open_for_check
+from masp.data.checking.check import Depth, check
+from masp.data.checking.opening import open_for_check
 from masp.data.checking.written import as_json
 from masp.data.readers import open_dataset, settings_for
 from masp.data.records import Dataset, Record

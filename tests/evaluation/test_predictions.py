@@ -168,6 +168,42 @@ def test_another_system_is_measured_like_ours(tmp_path):
     assert str(tmp_path) not in (tmp_path / "o" / "summary.json").read_text()
 
 
+JOY = shares("joy")
+
+
+@pytest.mark.parametrize(
+    ("said", "mode"),
+    [
+        ({"answer": "Joy!"}, "generate"),
+        ({"answer": "no idea"}, "generate"),
+        ({"predicted": "joy", "answer": "joy"}, "generate"),  # what our own results hold
+        ({"predicted": None, "answer": "no idea"}, "generate"),
+        ({"predicted": "joy"}, "score"),
+        ({"probabilities": JOY}, "score"),
+        ({"probabilities": JOY, "answer": "joy"}, "score"),  # the probabilities decided, the text stands beside
+        ({"probabilities": JOY, "answer": "a cake on a table"}, "score"),
+        ({"predicted": "joy", "answer": "a cake on a table"}, "score"),
+        ({"predicted": None, "answer": "joy"}, "score"),
+    ],
+)
+def test_the_mode_says_where_the_labels_were_read(tmp_path, said, mode):
+    data = dataset(tmp_path / "things")
+    places = [data.place(one.path) for one in data.splits["test"]]
+    found = evaluate_predictions(write(tmp_path / "p.jsonl", *({"image": place, **said} for place in places)), data)
+    assert found.mode == mode
+    assert found.answers[0].answer == said.get("answer")
+
+
+def test_one_label_from_elsewhere_is_enough_and_other_splits_do_not_count(tmp_path):
+    data = dataset(tmp_path / "things")
+    texts = [{"image": data.place(one.path), "answer": "joy"} for one in data.splits["test"]]
+    mixed = [*texts[1:], {**texts[0], "probabilities": JOY}]
+    assert evaluate_predictions(write(tmp_path / "p.jsonl", *mixed), data).mode == "score"
+    beside = [*texts, *rows_for(data, "val")]
+    assert evaluate_predictions(write(tmp_path / "q.jsonl", *beside), data).mode == "generate"
+    assert evaluate_predictions(write(tmp_path / "r.jsonl", *beside[6:]), data, allow_missing=True).mode == "score"
+
+
 def test_a_missing_image_is_named_or_counted_as_wrong(tmp_path):
     data = dataset(tmp_path / "things")
     file = write(tmp_path / "p.jsonl", *rows_for(data)[2:])

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import tiny
+from asked import ByBrightness
 from masp.data.records import Dataset, Record
 from masp.errors import DataError, UsageError
 from masp.evaluation import runner
@@ -29,6 +30,19 @@ def with_records(dataset, *more):
 
 def test_a_small_backbone_gets_more_images_at_a_time():
     assert (usual_size(256), usual_size(512), usual_size(3584)) == (64, 64, 16)
+
+
+def test_where_nobody_says_how_many_at_a_time_the_backbone_decides(masp, tmp_path):
+    dataset = write_scenes(tmp_path)
+    unsaid, said, other = (evaluate(masp, dataset, batching=how) for how in (None, Batching(64), Batching(3)))
+    assert unsaid.provenance["batch_size"] == 64  # the tiny backbone is narrow
+    assert unsaid.provenance["run"] == said.provenance["run"] != other.provenance["run"]
+    assert unsaid.answers == said.answers
+
+
+def test_a_batch_of_none_is_refused(masp, tmp_path):
+    with pytest.raises(UsageError, match="batch_size is 0; expected 1 or more"):
+        evaluate(masp, write_scenes(tmp_path), batching=Batching(0))
 
 
 def test_scores_agree_with_predict(masp, tmp_path):
@@ -119,6 +133,26 @@ def test_files_hold_predictions_figures_and_provenance(masp, tmp_path):
     assert str(tmp_path) not in written  # what is handed on names no place on this machine
     assert str(tiny.checkpoint()) not in written
     assert (known["backbone"]["name"], known["adapter"]["name"]) == (tiny.checkpoint().name, "adapter")
+
+
+@pytest.mark.parametrize(("seeds", "seed"), [({"prompt": 3, "aspects": 5}, 3), ({"aspects": 5}, 5), ({}, None)])
+def test_a_result_names_the_seed_of_the_training(masp, tmp_path, seeds, seed):
+    write_adapter(tmp_path / "seeded")
+    file = tmp_path / "seeded" / "adapter.json"
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps(told | {"seeds": seeds}))
+    found = evaluate(Masp.from_pretrained(tmp_path / "seeded", masp.backbone), write_scenes(tmp_path / "data", count=2))
+    assert found.provenance["seed"] == seed
+    assert found.provenance["adapter"]["seeds"] == seeds
+
+
+def test_a_system_that_names_its_seed_is_believed(tmp_path):
+    system = ByBrightness()
+    told = system.describe()
+    system.describe = lambda: {**told, "seed": 11}
+    dataset = write_scenes(tmp_path, count=2)
+    assert evaluate(system, dataset).provenance["seed"] == 11
+    assert evaluate(ByBrightness(), dataset).provenance["seed"] is None
 
 
 def test_another_adapter_has_another_fingerprint(masp, tmp_path):

@@ -36,6 +36,18 @@ def test_other_aspects_are_another_system(tmp_path):
     assert names(tmp_path, with_scene, without) == [("prompt (r0)", 1), ("prompt (r1)", 1)]
 
 
+def test_other_conditions_of_training_are_another_system(tmp_path):
+    def trained(seed, rate=0.1, steps=9, data="one"):
+        training = {"prompt": {"learning_rate": rate, "steps": steps}}
+        about = {"aspects": [], "method": {}, "seeds": {"prompt": seed}, "data": {"prompt": {"name": data}}}
+        return seeded(seed, adapter={**about, "training": training})
+
+    assert names(tmp_path / "same", trained(0), trained(1, steps=7)) == [("prompt", 2)]  # stopped earlier, not set so
+    apart = [("prompt (r0)", 1), ("prompt (r1)", 1)]
+    assert names(tmp_path / "rate", trained(0), trained(1, rate=0.2)) == apart
+    assert names(tmp_path / "data", trained(0), trained(1, data="two")) == apart
+
+
 def test_other_settings_are_another_system(tmp_path):
     def lora(seed, rank, over=1):
         told = {"settings": {"rank": rank, "seed": seed}, "tuned": {"settings": {"rank": over}}}

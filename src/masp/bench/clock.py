@@ -3,7 +3,6 @@
 import ctypes
 import gc
 import os
-import platform
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +12,8 @@ from statistics import median
 from typing import Any
 
 import torch
+
+from masp.machine import processor
 
 Work = Callable[[], object]
 
@@ -142,12 +143,3 @@ def machine(dtype: torch.dtype, device: torch.device, quick: bool = False) -> di
         "bandwidth_gb_s": 2 * source.numel() / copying / 1e9,
         "memory_gb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
     }
-
-
-def processor() -> str:
-    """The processor's own name, or its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

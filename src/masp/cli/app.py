@@ -30,6 +30,10 @@ from masp.cli import (
 )
 from masp.cli.boundary import guarded
 from masp.cli.make_data import data_app
+from masp.errors import UsageError
+
+DIVIDED = ("train", "evaluate")
+"""Commands whose work several processes share; the others would do all of it in each, into the same place."""
 
 app = typer.Typer(
     name="masp",
@@ -84,8 +88,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _set_up_log(debug)
     if not launch.speaks():
         _fall_silent(debug)
-    command = typer.main.get_command(app)
-    sys.exit(guarded(lambda: command(args=given, prog_name="masp"), debug))
+    sys.exit(guarded(lambda: _run(given), debug))
+
+
+def _run(arguments: Sequence[str]) -> object:
+    """Runs the command that the first word names; the options before it are flags.
+
+    Raises:
+        UsageError: one of several processes was asked for work that is not divided.
+    """
+    name = next((word for word in arguments if not word.startswith("-")), None)
+    count = launch.count()
+    if count > 1 and name is not None and name not in DIVIDED:
+        got = f"masp {name} was started as one of {count} processes (WORLD_SIZE={count})"
+        todo = "Start it without accelerate launch or torchrun; where neither was used, unset WORLD_SIZE."
+        raise UsageError(got, f"one process: only {' and '.join(DIVIDED)} divide their work", todo)
+    return typer.main.get_command(app)(args=list(arguments), prog_name="masp")
 
 
 def _fall_silent(debug: bool) -> None:

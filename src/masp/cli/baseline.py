@@ -66,7 +66,7 @@ def baseline(
     from masp.cli.show import results
     from masp.data.readers import open_dataset
     from masp.errors import UsageError
-    from masp.evaluation.batches import Batching, usual_size
+    from masp.evaluation.batches import Batching
     from masp.questions import load_questions
     from masp.systems.catalogue import entry_of, make_system
 
@@ -87,7 +87,7 @@ def baseline(
     system = make_system(name, loaded, chosen, own, seed, questions)
     if entry_of(name).learns:
         _learn(system, dataset, settings, out / TRAINING, seed)
-    batching = Batching(batch_size or usual_size(loaded.dim), settings.workers, settings.longest_side)
+    batching = Batching(batch_size, settings.workers, settings.longest_side)
     tell(measured(system, dataset, split, "score", batching, calibrate, out), out)
 
 

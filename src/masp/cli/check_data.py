@@ -20,7 +20,7 @@ Examples:
 
 `masp data check photos`
 
-`masp data check EmoSet-118K FI --out check.json`
+`masp data check EmoSet-118K FI data.splits.kind=auto --out check.json`
 
 `masp data check photos data.layout=table --labels calm,stormy --no-images`
 """
@@ -60,14 +60,17 @@ def check_data(
 ) -> None:
     """Check data sets: layout, labels, damaged files, copies, near-duplicates, and images in both train and test.
 
-    Nothing is changed. Ends with 1 where there are errors, with 0 where there are only warnings.
+    A data set without published splits is checked undivided, unless a setting says how training divides it:
+    `data.splits.kind=auto` is what it does by itself. Nothing is changed. Ends with 1 where there are errors, with 0
+    where there are only warnings.
     """
     from rich.text import Text
 
     from masp.bars import Bar
     from masp.cli.show import counting, results, say, waiting
-    from masp.data.checking.check import Depth, check, open_for_check
+    from masp.data.checking.check import Depth, check
     from masp.data.checking.near import hasher
+    from masp.data.checking.opening import open_together
     from masp.data.checking.written import write_report
 
     settings = settings_of(data)
@@ -76,7 +79,7 @@ def check_data(
     likeness = hasher() if images and near >= 0 else None
     depth = Depth(images, likeness, max(near, 0), workers, _label_set(labels))
     with waiting("reading lists and annotations"):
-        opened = [open_for_check(one) for one in settings]
+        opened = open_together(settings)
     with Bar("images", sum(len(one.records) for one in opened) if images else 0) as bar:
         report = check(opened, depth, counting(bar))
     console = results()
@@ -166,7 +169,8 @@ def _data_set(checked: "Checked") -> "Iterator[RenderableType]":
     from masp.errors import counted
 
     title = Text(printable(str(checked.path)), style="bold")
-    title.append(f"  layout {checked.layout or 'unknown'}, {counted(checked.images, 'image')}", style="dim")
+    divided = f", divided: {checked.split_by}" if checked.split_by else ""
+    title.append(f"  layout {checked.layout or 'unknown'}, {counted(checked.images, 'image')}{divided}", style="dim")
     yield title
     if checked.counts:
         yield counts_table(checked.labels, checked.counts)

@@ -162,7 +162,7 @@ def _measured(
     from masp.adapters import find_adapter
     from masp.backbones.loading import choose_placement
     from masp.errors import UsageError
-    from masp.evaluation.batches import Batching, usual_size
+    from masp.evaluation.batches import Batching
     from masp.predictor import Masp
     from masp.training.processes import launched
 
@@ -172,6 +172,7 @@ def _measured(
         home = find_adapter(adapter, choice.adapter_revision)
         if choice.record and not Path(adapter).exists():
             raise UsageError(f"--record with {adapter}, which is on a hub", "an adapter here", "Record, then push it.")
+        _check_size(settings, home, choice.task)
         dataset = _divided(settings, split, home, choice.task)
         masp = Masp.from_pretrained(
             adapter,
@@ -183,11 +184,27 @@ def _measured(
             dtype=dtype,
             device=device,
         )
-        batching = Batching(choice.batch_size or usual_size(masp.backbone.dim), longest_side=masp.task.longest_side)
+        batching = Batching(choice.batch_size, settings.workers, masp.task.longest_side)
         found = measured(masp, dataset, split, mode.value, batching, calibrate and mode is Mode.score, out)
         if choice.record:
             processes.first(lambda: _record(found, home, choice.task))
         return found
+
+
+def _check_size(settings: "DataConfig", home: Path, task: str | None) -> None:
+    """Images are as large as the adapter was trained with, whatever the settings say.
+
+    Raises:
+        UsageError: They say something else.
+    """
+    from masp.adapters import read_info
+    from masp.errors import UsageError
+
+    trained = read_info(home).for_task(task).longest_side
+    if "longest_side" in settings.model_fields_set and settings.longest_side != trained:
+        got = f"data.longest_side={settings.longest_side or 'null'}"
+        expected = f"{trained or 'null'}, the size that the adapter was trained with and is measured with"
+        raise UsageError(got, expected, "Leave it out, or train with another size.")
 
 
 def _outside(

@@ -67,6 +67,7 @@ def predict(
     ] = None,
     explain: Annotated[bool, typer.Option(help="Say why; without it only the labels, several times faster.")] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
+    workers: Annotated[int, typer.Option(min=0, max=256, help="Threads that read images ahead; 0: none.")] = 2,
     revision: Revision = None,
     dtype: DtypeOption = Dtype.auto,
     device: Device = "auto",
@@ -89,7 +90,7 @@ def predict(
     failures = _Failures(show, None if as_json else MOST_SAID)
     kept: list[Prediction] = []
     predicted = 0
-    for result in masp.predict_stream(_named(paths, failures), batch_size=batch_size, explain=explain):
+    for result in masp.predict_stream(_named(paths, failures), batch_size, explain, workers):
         if isinstance(result, Failure):
             failures.add(result)
             continue

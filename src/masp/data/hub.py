@@ -10,7 +10,8 @@ from typing import Any
 from masp.data.folders import SPLITS
 from masp.data.images import suffix_of
 from masp.data.reading import label_of
-from masp.errors import DataError, UsageError, counted, did_you_mean
+from masp.errors import DataError, UsageError, counted, did_you_mean, shown
+from masp.labels import checked_name
 from masp.storage import write_folder
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ class Source:
 def import_dataset(source: Source, folder: Path, progress: Callable[[int], None] | None = None) -> Counter[str]:
     """Write the pictures of a data set as they are, byte for byte, to `folder/<split>/<label>/<number>.<suffix>`.
 
-    A data set with one split has no folder of splits. No code of the data set is run.
+    A data set with one split has no folder of splits. A slash of either kind in a label becomes "-". No code of the
+    data set is run.
 
     Args:
         source: the data set.
@@ -52,18 +54,21 @@ def import_dataset(source: Source, folder: Path, progress: Callable[[int], None]
 
     Raises:
         UsageError: the package datasets is not installed, or the folder is not empty.
-        DataError: the data set cannot be loaded, or has no pictures or no labels.
+        DataError: the data set cannot be loaded, or has no pictures or no labels; a label that cannot be the name of
+            a folder; two labels, or two splits, that would share one.
     """
     splits = _loaded(source)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is not empty", "a new or empty folder", "Name another one.")
     counts: Counter[str] = Counter()
+    of_splits, of_labels = _Folders("splits"), _Folders("labels")
 
     def fill(partial: Path) -> None:
         for name, rows in splits.items():
-            home = partial / SPLITS.get(name.lower(), name) if len(splits) > 1 else partial
+            home = partial / of_splits.own(name, SPLITS.get(name.lower(), name)) if len(splits) > 1 else partial
             for number, (label, content) in enumerate(_pictures(rows, source)):
-                place = home / label.replace("/", "-") / f"{number:06d}{suffix_of(content) or '.img'}"
+                folder = home / of_labels.own(label, _folder_of(label))
+                place = folder / f"{number:06d}{suffix_of(content) or '.img'}"
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.write_bytes(content)
                 counts[name] += 1
@@ -75,6 +80,35 @@ def import_dataset(source: Source, folder: Path, progress: Callable[[int], None]
     except OSError as error:
         raise DataError(f"{folder} cannot be written ({error.strerror})", "", "Check the disk.") from error
     return counts
+
+
+class _Folders:
+    """Who has which folder: two names never share one, as their pictures could not be told apart again."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._owners: dict[str, str] = {}
+
+    def own(self, name: str, folder: str) -> str:
+        owner = self._owners.setdefault(folder, name)
+        if owner != name:
+            got = f"the {self._what} {shown(owner)} and {shown(name)} would share the folder {shown(folder)}"
+            raise DataError(got, "a folder each", "Rename one of them in the data set.")
+        return folder
+
+
+def _folder_of(label: str) -> str:
+    """The folder of a label: its name, with "-" in the place of what parts a path.
+
+    Raises:
+        DataError: the label is no text that an answer could name, or begins with a dot: such a folder is hidden, or
+            lies outside.
+    """
+    if label.startswith("."):
+        got = f"the label {shown(label)} begins with a dot"
+        raise DataError(got, "the name of a folder", "Rename it in the data set, or name another column with --label.")
+    checked_name(label)
+    return label.replace("/", "-").replace("\\", "-")
 
 
 def _loaded(source: Source) -> dict[str, Any]:

@@ -103,16 +103,25 @@ def usable_labels(reading: Reading, root: Path) -> tuple[str, ...]:
 
 def _finished(reading: Reading, root: Path, settings: DataConfig) -> Dataset:
     labels = usable_labels(reading, root)
-    name = root.resolve().name
+    splits, split_by = divided(reading, root, settings)
     rejected = tuple(reading.account.rejected)
-    if settings.splits.file is not None:
-        whole = {split: tuple(records) for split, records in reading.splits.items()}
-        dataset = divided_by_file(Dataset(name, root, labels, whole, reading.layout, rejected), settings.splits.file)
-    else:
-        splits, split_by = _splits(reading, name, settings)
-        dataset = Dataset(name, root, labels, splits, reading.layout, rejected, split_by)
+    dataset = Dataset(root.resolve().name, root, labels, splits, reading.layout, rejected, split_by)
     log.info("%s; %s", dataset.summary(), reading.account.summary())
     return dataset
+
+
+def divided(reading: Reading, root: Path, settings: DataConfig) -> tuple[Mapping[str, tuple[Record, ...]], str]:
+    """The records in the splits that training and evaluation use, and where these come from (`Dataset.split_by`).
+
+    Raises:
+        DataError: a file cannot be read; `data.splits.file` is no division, or that of another data set.
+    """
+    name = root.resolve().name
+    if settings.splits.file is None:
+        return _splits(reading, name, settings)
+    whole = {split: tuple(records) for split, records in reading.splits.items()}
+    found = divided_by_file(Dataset(name, root, reading.labels, whole, reading.layout), settings.splits.file)
+    return found.splits, found.split_by
 
 
 def _splits(reading: Reading, name: str, settings: DataConfig) -> tuple[Mapping[str, tuple[Record, ...]], str]:

@@ -13,6 +13,7 @@ from masp.demo.pictures import DemoPicture
 from masp.evaluation import metrics
 from masp.evaluation.ablation import Table2
 from masp.evaluation.aspect_quality import AspectQuality
+from masp.machine import processor
 from masp.predictor import Prediction
 from masp.report import sample_of
 from masp.report.words import grouped, share
@@ -149,6 +150,6 @@ def _provenance(background: Background, seed: int) -> Provenance:
         "data": f"{data['name']}, sha256 {data['fingerprint']}",
         "seeds": f"pictures and untrained prompt {seed}, {seeds}",
         "question": known["question"],
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {known['threads']} threads",
+        "machine": f"{processor()}, {platform.system()}, {os.cpu_count()} cores, {known['threads']} threads",
     }
     return Provenance(tuple(facts.items()), commands(background.out), background.steps)

@@ -57,14 +57,13 @@ def ask(
     """
     records = dataset.split(split)
     known = labelled(records, system.labels)
-    if batching.batch_size < 1:
-        raise UsageError(f"batch_size is {batching.batch_size}", "1 or more", "Correct batch_size.")
+    size = batching.size_on(system.backbone)
     asked: list[Asked] = []
     processes = launched(system.backbone.device, system.backbone.sharded)
     with processes.guarded(), ExitStack() as stack:
         journal = stack.enter_context(Journal(*keep)) if keep and processes.main else None
         account = Quarantine(total=len(known))
-        before = processes.first(lambda: _before(journal, dataset, known, batching.batch_size))
+        before = processes.first(lambda: _before(journal, dataset, known, size))
         for one in chain(before, _fresh(system, dataset, known, batching, len(before), processes)):
             account.accept(len(one.answers))
             for bad in one.left_out:
@@ -98,7 +97,7 @@ def _fresh(
     system: System, dataset: Dataset, known: Sequence[Record], batching: Batching, done: int, processes: Processes
 ) -> Iterator[Asked]:
     """The batches after the first `done` ones; the seconds of one are its share of the time that all processes took."""
-    rest = known[done * batching.batch_size :]
+    rest = known[done * batching.size_on(system.backbone) :]
     started = time.perf_counter()
 
     def answer(batch: LoadedBatch) -> Asked:

@@ -24,16 +24,28 @@ class Batching:
     """How images are read for a measurement.
 
     Attributes:
-        batch_size: images that go through the model together.
+        batch_size: images that go through the model together; None: as many as is usual for the backbone, on the
+            command line and in Python alike. The last bits of an answer depend on it, and so the name of a run.
         workers: threads that read ahead.
         longest_side: images with a longer side are shrunk to it first; None: never.
         progress: is told how many images each batch had.
     """
 
-    batch_size: int = 32
+    batch_size: int | None = None
     workers: int = 2
     longest_side: int | None = None
     progress: Callable[[int], object] | None = None
+
+    def size_on(self, backbone: Backbone) -> int:
+        """Images that go through this backbone together.
+
+        Raises:
+            UsageError: fewer than one.
+        """
+        size = usual_size(backbone.dim) if self.batch_size is None else self.batch_size
+        if size < 1:
+            raise UsageError(f"batch_size is {size}", "1 or more", "Correct batch_size.")
+        return size
 
 
 def visual_batches(
@@ -44,10 +56,8 @@ def visual_batches(
     Raises:
         DataError: too many images cannot be read, or none can.
     """
-    paths = [record.path for record in records]
-    loaded = prefetch(
-        paths, backbone.preprocess, batching.batch_size, batching.workers, batching.longest_side, quarantine=account
-    )
+    paths, size = [record.path for record in records], batching.size_on(backbone)
+    loaded = prefetch(paths, backbone.preprocess, size, batching.workers, batching.longest_side, quarantine=account)
     for batch in loaded:
         if batch.indices:
             yield [records[index] for index in batch.indices], backbone.visual_tokens(batch.pixels.to(backbone.device))

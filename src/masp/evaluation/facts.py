@@ -6,10 +6,10 @@ import os
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from masp.data.records import Dataset
+from masp.machine import processor
 
 
 def data_facts(dataset: Dataset, split: str | None) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def data_facts(dataset: Dataset, split: str | None) -> dict[str, Any]:
 def machine_facts(accelerator: str | None) -> dict[str, Any]:
     """Processor, cores, accelerator and platform."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "accelerator": accelerator,
         "platform": platform.platform(),
@@ -47,13 +47,3 @@ def run_of(known: Mapping[str, Any]) -> str:
     """SHA-256 of all that answers depend on. What a backbone is called is not among it: its weights are."""
     backbone = {key: value for key, value in (known.get("backbone") or {}).items() if key != "name"}
     return hashlib.sha256(json.dumps({**known, "backbone": backbone}, sort_keys=True).encode()).hexdigest()
-
-
-def _processor() -> str:
-    """The processor's own name, or its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())

@@ -9,7 +9,7 @@ from masp.errors import DataError, UsageError
 from masp.evaluation.facts import data_facts, when
 from masp.evaluation.figures import About, Calibration, measured, votes_of
 from masp.evaluation.predictions import Answered, Foreign, read_foreign
-from masp.evaluation.result import Evaluation, write_result
+from masp.evaluation.result import Evaluation, Mode, write_result
 from masp.storage import digest
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def evaluate_predictions(
             system=name or file.stem,
             dataset=dataset.name,
             split=split,
-            mode="generate" if any(row.answer is not None for row in answers) else "score",
+            mode=_mode(rows, records, dataset),
             labels=dataset.labels,
             provenance=_provenance(file, dataset, split),
             unlabelled=len(dataset.split(split)) - len(records),
@@ -139,6 +139,12 @@ def _answers(
         else:
             answers.append(Answered(place, record.label or "", row.predicted, row.log_probabilities, row.answer))
     return answers, missing
+
+
+def _mode(rows: Mapping[str, Foreign], records: Sequence[Record], dataset: Dataset) -> Mode:
+    """How the labels were read: `generate` where the text named every one of them, not where it only stands beside."""
+    named = [rows[place] for record in records if (place := dataset.place(record.path)) in rows]
+    return "generate" if named and all(row.from_text for row in named) else "score"
 
 
 def _calibration(rows: Mapping[str, Foreign], dataset: Dataset) -> Calibration | None:

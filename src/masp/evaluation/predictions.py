@@ -52,7 +52,17 @@ class Answered:
 
 @dataclass(frozen=True)
 class Foreign:
-    """One line of a file that may come from anywhere; `truth` is None where it does not name the label."""
+    """One line of a file that may come from anywhere.
+
+    Attributes:
+        line: its number.
+        image: as the file names it.
+        predicted: see `Answered`.
+        log_probabilities: see `Answered`.
+        answer: see `Answered`; beside a label that was read elsewhere it may be any text.
+        truth: the label; None where the line does not name it.
+        from_text: whether `predicted` is what the answer names, and nothing else in the line decided it.
+    """
 
     line: int
     image: str
@@ -60,6 +70,7 @@ class Foreign:
     log_probabilities: Mapping[str, float] | None
     answer: str | None
     truth: str | None
+    from_text: bool
 
 
 def write_predictions(file: Path, answers: Iterable[Answered]) -> None:
@@ -158,7 +169,9 @@ def _foreign(where: str, number: int, content: dict[str, Any], labels: Sequence[
     else:
         expected = "one of predicted, log_probabilities, probabilities and answer"
         raise DataError(f"{where} says nothing about {image}", expected, "See docs/results.md.")
-    return Foreign(number, image, predicted, logs, answer, _label(content.get("truth"), "truth", where, labels))
+    from_text = logs is None and answer is not None and predicted == parse(answer, labels)
+    truth = _label(content.get("truth"), "truth", where, labels)
+    return Foreign(number, image, predicted, logs, answer, truth, from_text)
 
 
 def _label(name: object, key: str, where: str, labels: Sequence[str]) -> str | None:

@@ -26,7 +26,7 @@ def shared_batches(
     Raises:
         MaspError: another process failed.
     """
-    size = batching.batch_size
+    size = batching.size_on(backbone)
     groups = [range(start, min(start + size, len(paths))) for start in range(0, len(paths), size)]
     own = groups if processes.alike else processes.own(groups)
     read = prefetch_batches(paths, own, Loading(backbone.preprocess, batching.longest_side, workers=batching.workers))

@@ -1,5 +1,6 @@
 """What the answers of a model depend on."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -41,10 +42,16 @@ def of_system(system: System, dataset: Dataset, split: str, batching: Batching) 
         **surroundings(system.backbone, dataset, split),
         "question": said.get("question"),
         "labels": list(system.labels),
-        "seed": said.get("seed"),
-        "batch_size": batching.batch_size,
+        "seed": said["seed"] if "seed" in said else _seed(adapter),
+        "batch_size": batching.size_on(system.backbone),
         "longest_side": batching.longest_side,
     }
+
+
+def _seed(adapter: Mapping[str, Any] | None) -> int | None:
+    """The seed of an adapter's last stage; None where nobody knows it."""
+    seeds = {} if adapter is None else adapter["seeds"]
+    return seeds.get("prompt", seeds.get("aspects"))
 
 
 def backbone_facts(backbone: Backbone) -> dict[str, Any]:

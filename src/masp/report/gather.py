@@ -145,12 +145,25 @@ def _settings(found: Evaluation) -> str:
     adapter, backbone = found.provenance.get("adapter"), found.provenance.get("backbone")
     facts = [
         found.mode,
-        {key: adapter.get(key) for key in ("method", "aspects", "task")} if isinstance(adapter, Mapping) else None,
+        _trained(adapter),
         backbone.get("fingerprint") if isinstance(backbone, Mapping) else None,
         found.provenance.get("question"),
         _set(found.provenance.get("system")),
     ]
     return json.dumps(facts, sort_keys=True, default=str)
+
+
+def _trained(adapter: object) -> object:
+    """What an adapter is, and how it was trained: on which data, and with which settings but the seed."""
+    if not isinstance(adapter, Mapping):
+        return None
+    stages = adapter.get("training")
+    settings = stages.items() if isinstance(stages, Mapping) else ()
+    training = {
+        stage: {key: value for key, value in told.items() if key != "steps"} if isinstance(told, Mapping) else told
+        for stage, told in settings
+    }
+    return [{key: adapter.get(key) for key in ("method", "aspects", "task", "data")}, training]
 
 
 def _set(system: object) -> object:

@@ -87,4 +87,5 @@ def trained_facts(name: str, model: MaspModel, use: Use, info: AdapterInfo | Non
         "aspects": list(use.aspects),
         "seeds": dict(info.seeds) if info else {},
         "data": {stage: record.model_dump(mode="json") for stage, record in info.data.items()} if info else {},
+        "training": {stage: record.model_dump(mode="json") for stage, record in info.training.items()} if info else {},
     }

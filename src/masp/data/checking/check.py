@@ -1,6 +1,5 @@
 """The check itself: read everything, look at every picture once, tell what was found."""
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,20 +7,17 @@ from itertools import combinations
 from pathlib import Path
 
 from masp.aspects import ASPECTS
-from masp.config import DataConfig
 from masp.data.checking.copies import Seen, by_content, copies, near_copies, near_shared, shared
 from masp.data.checking.findings import Case, Cases, Finding, found
 from masp.data.checking.look import Hasher, look_at_all
 from masp.data.checking.near import DISTANCE
+from masp.data.checking.opening import UNDIVIDED, Opened
 from masp.data.images import suffix_fits
-from masp.data.quarantine import Quarantine
-from masp.data.readers import existing_path, read_dataset, usable_labels
+from masp.data.readers import usable_labels
 from masp.data.reading import Reading, exists
 from masp.data.records import Record
 from masp.errors import DataError
 from masp.labels import LABEL_SETS, spelled
-
-log = logging.getLogger(__name__)
 
 NO_LABEL = "(no label)"
 """Where images without a label are counted."""
@@ -49,27 +45,6 @@ class Depth:
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A data set whose lists and annotations are read; `reading` is None where they cannot be, `problem` says why."""
-
-    path: Path
-    reading: Reading | None
-    problem: str | None = None
-
-    @property
-    def root(self) -> Path:
-        """The folder that paths are told from."""
-        return self.path if self.path.is_dir() else self.path.parent
-
-    @property
-    def records(self) -> list[tuple[str, Record]]:
-        """(Split, record) for every picture."""
-        if self.reading is None:
-            return []
-        return [(split, record) for split, records in self.reading.splits.items() for record in records]
-
-
-@dataclass(frozen=True)
 class Checked:
     """What is known about one data set after a check.
 
@@ -82,6 +57,7 @@ class Checked:
         skipped: reason → rows or files that the release itself says not to use.
         formats: format → images, by content; empty where pictures were not opened.
         findings: what is wrong.
+        split_by: where the splits come from, see `Dataset.split_by`; None where there are none.
     """
 
     path: Path
@@ -92,6 +68,7 @@ class Checked:
     skipped: Mapping[str, int] = field(default_factory=dict)
     formats: Mapping[str, int] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+    split_by: str | None = None
 
     @property
     def images(self) -> int:
@@ -138,21 +115,8 @@ class Report:
         return sum(one.count for one in self.findings if one.severity == "warning")
 
 
-def open_for_check(settings: DataConfig) -> Opened:
-    """The lists and annotations of a data set, however many of them are damaged.
-
-    Raises:
-        DataError: the path does not exist, or is a file that is no table.
-    """
-    path = existing_path(settings)
-    try:
-        return Opened(path, read_dataset(settings, Quarantine(tolerant=True)))
-    except DataError as error:
-        return Opened(path, None, str(error))
-
-
 def check(opened: Sequence[Opened], depth: Depth, progress: Callable[[int], None] | None = None) -> Report:
-    """Look at data sets that `open_for_check` read, one by one and against each other.
+    """Look at data sets that `open_together` read, one by one and against each other.
 
     Only hashes of the pictures are kept, so memory does not grow with their size.
 
@@ -204,6 +168,7 @@ def _check_one(opened: Opened, depth: Depth, progress: Callable[[int], None] | N
         skipped=reading.skipped,
         formats=dict(formats.most_common()),
         findings=found(cases),
+        split_by=opened.split_by,
     )
     return result, seen
 
@@ -238,7 +203,7 @@ def _listed(opened: Opened, reading: Reading, depth: Depth) -> Cases:
         if record.label is not None and meant != record.label:
             kind, words = ("label", "") if meant is None else ("spelling", f", which is {meant}")
             place = _place(opened, record.path)
-            where = place if split == "all" else f"{place} ({split})"
+            where = place if split == UNDIVIDED else f"{place} ({split})"
             cases.setdefault(kind, []).append(Case(f"{where}: the label is {record.label}{words}", (place,)))
     return cases
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from masp.data.checking.findings import Case, Cases
 from masp.data.checking.near import near_groups
+from masp.data.checking.opening import UNDIVIDED
 
 PLACEHOLDER_COPIES = 5
 """So many copies of one picture under different labels are a stand-in, such as a site's "photo removed"."""
@@ -16,7 +17,7 @@ class Seen:
 
     Attributes:
         place: its path, seen from the data set's folder.
-        split: its split, "all" where there are none.
+        split: its split, `UNDIVIDED` where there are none.
         label: its label.
         digest: see `look.Look`.
         likeness: see `look.Look`.
@@ -82,8 +83,7 @@ def shared(first: Mapping[bytes, Sequence[Seen]], second: Mapping[bytes, Sequenc
     for digest, ours in first.items():
         theirs = second.get(digest)
         if theirs is not None:
-            kind = "shared_leak" if _trains_and_tests(ours, theirs) else "shared"
-            cases.setdefault(kind, []).append(_pair(ours, "=", theirs))
+            cases.setdefault(_shared_kind(ours, theirs), []).append(_pair(ours, "=", theirs))
     return cases
 
 
@@ -99,6 +99,12 @@ def near_shared(
         if len(digests) > 1 and ours and theirs:
             cases.append(_pair(ours, "~", theirs))
     return cases
+
+
+def _shared_kind(ours: Sequence[Seen], theirs: Sequence[Seen]) -> str:
+    if _trains_and_tests(ours, theirs):
+        return "shared_leak"
+    return "shared" if any(file.split == UNDIVIDED for file in (*ours, *theirs)) else "shared_alike"
 
 
 def _trains_and_tests(ours: Sequence[Seen], theirs: Sequence[Seen]) -> bool:

@@ -33,7 +33,12 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "duplicate": Kind("warning", "images that occur more than once"),
         "near_leak": Kind("warning", "groups of near-duplicates in two splits"),
         "near": Kind("warning", "groups of near-duplicates"),
-        "shared": Kind("warning", "images in both data sets"),
+        "shared": Kind(
+            "warning",
+            "images in both data sets, of which one is not divided: data.splits.kind=auto divides it as training would "
+            "and tells which images one trains on and the other tests on",
+        ),
+        "shared_alike": Kind("warning", "images that both data sets train on, or both test on"),
         "near_shared": Kind("warning", "groups of near-duplicates between the data sets"),
         "unannotated": Kind("warning", "promised annotations that are not there"),
         "suffix": Kind("warning", "images whose name says another format than their content"),

@@ -39,6 +39,7 @@ def _data_set(checked: Checked) -> dict[str, object]:
         "path": str(checked.path),
         "layout": checked.layout,
         "images": checked.images,
+        "split_by": checked.split_by,
         "labels": list(checked.labels),
         "splits": {split: dict(counts) for split, counts in checked.counts.items()},
         "aspects": dict(checked.aspects),
