@@ -1,5 +1,6 @@
 """Several runs on one shelf: none takes away what another one uses, and all together keep the bound."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,7 +10,10 @@ import threading
 import pytest
 import torch
 
+import small_training as small
+import tiny
 from masp.errors import MaspError
+from masp.training import train_prompt
 from masp.training.shelf import Group, Shelf
 from masp.training.uses import NAMED
 
@@ -107,6 +111,46 @@ def test_a_disk_without_locks_is_used_without(tmp_path, monkeypatch):
     second.save("c", group())
     assert names(tmp_path) == ["b", "c"]  # nothing is known of others, and nothing else is wrong
     assert first.load("a") is None
+
+
+# --- in training -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return small.write_dataset(tmp_path_factory.mktemp("data"), train=21)
+
+
+def trained(dataset, out, store, *changes):
+    config = small.config("prompt.max_steps=6", "prompt.batch_size=7", f"prompt.store_dir={store}", *changes)
+    train_prompt(config, dataset, tiny.backbone(), None, out)
+    return json.loads((out / "store.json").read_text())["kept"]
+
+
+def test_a_run_leaves_what_it_used_to_others(tmp_path, dataset):
+    store = tmp_path / "store"
+    assert trained(dataset, tmp_path / "first", store) == "prefix"
+    assert not list(store.glob(".masp*"))
+    taken = sum(path.stat().st_size for path in store.iterdir())
+    other = f"prompt.store_disk_gb={taken * 1.01 / 1024**3:.9f}"
+    assert trained(dataset, tmp_path / "second", store, "data.longest_side=60", other) == "prefix"
+    assert sum(path.stat().st_size for path in store.iterdir()) <= taken * 1.01
+
+
+def test_auto_reckons_with_what_others_use_and_shares_what_is_the_same(tmp_path, dataset):
+    store = tmp_path / "store"
+    trained(dataset, tmp_path / "first", store)
+    taken = sum(path.stat().st_size for path in store.iterdir())
+    budget = f"prompt.store_disk_gb={taken * 1.3 / 1024**3:.9f}"
+    living = Shelf(store, ROOM)
+    for name in names(store):
+        assert living.load(name) is not None
+    before = names(store)
+    assert trained(dataset, tmp_path / "same", store, budget, "prompt.seed=3") == "prefix"
+    assert names(store) == before
+    # another size of the pictures: their visual tokens find room beside what is in use, their prefixes do not
+    assert trained(dataset, tmp_path / "other", store, budget, "data.longest_side=60") == "features"
+    assert set(names(store)) > set(before)
 
 
 # --- real processes --------------------------------------------------------------------------------------------------
