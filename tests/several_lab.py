@@ -106,7 +106,8 @@ def count(data: Dataset, backbone: Backbone, out: Path) -> None:
         return prefix(self, visual, questions, use)
 
     kind.visual_tokens, MaspModel.prefix = seen, passed
-    train_prompt(config(out, *STORES["disk"]), data, backbone, None, out / "counted")
+    settings = config(out, "prompt.store=prefix", "prompt.store_dir={out}/shelf4")
+    train_prompt(settings, data, backbone, None, out / "counted")
     tell({"rank": RANK, **done})
 
 

@@ -7,11 +7,13 @@ import torch
 
 from masp.arithmetic import QWEN2_VL_7B
 from masp.aspects import ASPECTS
+from masp.backbones.made import make
 from masp.bench.baseline import PlainSteps, bare_forward, plain_attention
 from masp.bench.clock import Timing, in_turn, memory_of
 from masp.bench.result import Goal, costs, faster, reaches
 from masp.bench.run import GROUPS, NAMES, Options, run_bench
-from masp.bench.setting import GRIDS, setting
+from masp.bench.setting import GRIDS, TINY, setting
+from masp.bench.training import as_released
 from masp.cli.app import app
 from masp.errors import UsageError
 from masp.model import Use
@@ -49,6 +51,18 @@ def test_a_baseline_step_reaches_the_whole_embedding_matrix(small):
     assert rows.shape == state["exp_avg"].shape == (small.shape.vocabulary, small.shape.dim)
     assert len(plain.spent.vision) == len(plain.spent.optimizer) == 1
     assert not any(one.requires_grad for one in small.made.plain.parameters())
+
+
+def test_the_code_as_released_computes_with_the_weights_of_the_seed():
+    cpu = torch.device("cpu")
+    really = as_released(setting(True, 1, torch.bfloat16, cpu, seed=3))
+    assert really is not None
+    wide, other = make(TINY, torch.float32, cpu, 3).plain, make(TINY, torch.float32, cpu, 0).plain
+    found = really.made.plain.state_dict()
+    for name, value in wide.state_dict().items():
+        assert torch.equal(found[name], value), name
+    head = "lm_head.weight"
+    assert not torch.equal(found[head], other.state_dict()[head])
 
 
 def test_plain_attention_is_the_folded_one(small):

@@ -6,13 +6,14 @@ from torch import Tensor
 from torch.nn import functional
 
 import tiny
-from masp.answers import generate, score, score_tasks
+from masp.answers import first_word, generate, score, score_tasks
 from masp.aspects import ASPECTS
+from masp.attention import prompt_attention
 from masp.errors import UsageError
 from masp.model import MaspModel, Use
 from masp.modules.soft_prompt import SoftPrompt
 from masp.types import Assembled, Prefix
-from small_models import QUESTIONS, full_model, parts, visual_tokens
+from small_models import QUESTIONS, full_model, last_logits, parts, visual_tokens
 from test_answers import LABELS, plain_score
 from test_losses import ANSWERS, relative
 
@@ -192,3 +193,38 @@ def test_the_released_layout_has_nothing_to_keep() -> None:
 def test_no_tasks_are_refused() -> None:
     with pytest.raises(UsageError, match="there are no tasks"):
         score_tasks(full_model(), visual_tokens(full_model()), [])
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "gemma3", "llava_next"])
+def test_the_first_word_behind_a_kept_prefix_is_the_plain_one(family: str) -> None:
+    model, order = full_model(family), [2, 0, 1]
+    questions = [QUESTIONS[place] for place in order]
+    behind = model.assemble(kept(model, order), questions)
+    assert behind.kept is not None
+    expected = last_logits(model, visual_tokens(model).select(order), questions).log_softmax(-1)
+    assert (first_word(model, behind) - expected).abs().max() <= 1e-4
+    assert expected.std() > 0.1
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "gemma3", "llava_next", "instructblip"])
+def test_the_attention_behind_a_kept_prefix_is_that_of_a_whole_row(family: str) -> None:
+    model, order = full_model(family), [2, 0, 1]
+    questions = [QUESTIONS[place] for place in order]
+    whole = model.assemble(visual_tokens(model).select(order), questions)
+    behind = model.assemble(kept(model, order), questions)
+    start = whole.prefix_end + 2
+    expected = model.backbone.last_attention(whole, start)
+    assert (model.backbone.last_attention(behind, start) - expected).abs().max() <= 1e-5
+    assert expected.std() > 1e-2
+    with pytest.raises(UsageError, match=rf"from column {start - 3} on.*expected {start - 2} or later"):
+        model.backbone.last_attention(behind, start - 3)
+
+
+def test_what_the_prompt_looks_at_behind_a_kept_prefix_is_the_same() -> None:
+    model = full_model()
+    visual = visual_tokens(model)
+    expected = prompt_attention(model, visual, QUESTIONS[0])
+    assert expected.shape == (3, len(ASPECTS))
+    found = prompt_attention(model, model.prefix(visual, [QUESTIONS[0]] * 3), QUESTIONS[0])
+    assert (found - expected).abs().max() <= 1e-5
+    assert expected.std() > 1e-3

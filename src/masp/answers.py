@@ -9,7 +9,7 @@ from torch import Tensor
 from masp.errors import UsageError
 from masp.model import MaspModel, Use
 from masp.questions import Questions
-from masp.types import Assembled, Seen, VisualTokens
+from masp.types import Assembled, Run, Seen, VisualTokens
 
 
 @torch.no_grad()
@@ -126,9 +126,7 @@ def generate_rows(model: MaspModel, rows: Assembled, max_new_tokens: int = 16) -
 @torch.no_grad()
 def first_word(model: MaspModel, rows: Assembled) -> Float[Tensor, "batch vocabulary"]:
     """Log-probabilities of the first token of each row's answer, over the whole vocabulary; fp32."""
-    whole = (rows.embeddings, rows.positions, rows.mask)
-    hidden = model.backbone.run(*whole, read=last_real(rows)[:, None], extras=rows.extras(0)).hidden[:, 0]
-    return model.backbone.logits(hidden).float().log_softmax(-1)
+    return model.backbone.logits(_opened(model, rows).hidden[:, 0]).float().log_softmax(-1)
 
 
 def _about_aspect(model: MaspModel, visual: VisualTokens, aspect: str, question: str) -> Assembled:
@@ -141,6 +139,14 @@ def last_real(assembled: Assembled) -> Int[Tensor, " batch"]:
     """The last real column of every row."""
     columns = torch.arange(assembled.mask.shape[1], device=assembled.mask.device)
     return (columns * assembled.mask).amax(1)
+
+
+def _opened(model: MaspModel, assembled: Assembled) -> Run:
+    """A pass over every prompt, or what of it is not known yet, that reads its last real column."""
+    known, start = model.begun(assembled)
+    cut = (assembled.embeddings[:, start:], assembled.positions[:, :, start:], assembled.mask)
+    last = last_real(assembled)[:, None] - start
+    return model.backbone.run(*cut, cache=known, read=last, extras=assembled.extras(start))
 
 
 def _score(model: MaspModel, assembled: Assembled, labels: Sequence[str]) -> Float[Tensor, "batch labels"]:
@@ -197,10 +203,7 @@ def _greedy(model: MaspModel, assembled: Assembled, limit: int) -> list[list[int
     batch = len(assembled.mask)
     row, last = torch.arange(batch, device=assembled.mask.device), last_real(assembled)
     mask, position = assembled.mask, assembled.positions[:, row, last, None]
-    known, start = model.begun(assembled)
-    cut = (assembled.embeddings[:, start:], assembled.positions[:, :, start:], mask)
-    extras = assembled.extras(start)
-    run = backbone.run(*cut, cache=known, read=last[:, None] - start, extras=extras)
+    run = _opened(model, assembled)
     done = torch.zeros_like(mask[:, 0])
     words: list[Int[Tensor, " batch"]] = []
     for step in range(1, limit + 1):

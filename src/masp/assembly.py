@@ -128,7 +128,7 @@ class Assembler:
         p = 0 if prompt is None else len(prompt)
         images = [ImageLayout(0)] * len(questions) if visual is None else visual.layouts
         rows = self._rows(questions, answers, [Spliced(image, a, n, p) for image in images])
-        return self._gather(rows, visual, aspects, prompt)
+        return self._gather(rows, visual, aspects, prompt, n)
 
     def behind(
         self,
@@ -156,7 +156,7 @@ class Assembler:
         inside = all(bool(np.isin(row.kind[row.prefix :], (TEXT, PROMPT)).all()) for row in rows)
         if not inside or tuple(row.sign for row in rows) != kept.signs:
             raise UsageError("these questions do not continue the prefixes that were kept", "the same layout and image")
-        return replace(self._gather(rows, None, None, prompt), kept=kept)
+        return replace(self._gather(rows, None, None, prompt, queries), kept=kept)
 
     def signs(self, questions: Sequence[str], images: Sequence[Spliced]) -> tuple[bytes, ...]:
         """What the prefixes of these rows hold; rows of one image with equal signs have one prefix."""
@@ -225,6 +225,7 @@ class Assembler:
         visual: VisualTokens | None,
         aspects: Float[Tensor, "batch aspects queries dim"] | None,
         prompt: Float[Tensor, "prompt dim"] | None,
+        queries: int,
     ) -> Assembled:
         grid = padded(rows)
         backbone, row = self.backbone, np.arange(len(rows))[:, None]
@@ -237,12 +238,10 @@ class Assembler:
             backbone.embed(torch.from_numpy(words).to(backbone.device)),
         ]
         start = 1 + len(words)
-        queries = 0
         for kind, part in ((ASPECT, aspects), (VISUAL, None if visual is None else visual.tokens), (PROMPT, prompt)):
             if part is None:
                 continue
             own = 0 if kind == PROMPT else int(np.prod(part.shape[1:-1]))  # vectors per row; P is shared
-            queries = part.shape[2] if kind == ASPECT else queries
             index = np.where(grid.kind == kind, start + row * own + grid.value, index)
             tables.append(part.reshape(-1, backbone.dim).to(backbone.device, backbone.dtype))
             start += len(tables[-1])

@@ -6,12 +6,12 @@ from torch import Tensor
 
 from masp.errors import UsageError
 from masp.model import MaspModel, Use
-from masp.types import VisualTokens
+from masp.types import Seen
 
 
 @torch.no_grad()
 def prompt_attention(
-    model: MaspModel, visual: VisualTokens, question: str, use: Use | None = None
+    model: MaspModel, visual: Seen, question: str, use: Use | None = None
 ) -> Float[Tensor, "batch aspects"]:
     """Final-layer attention from the soft prompt to each aspect of the model that takes part, in the model's order.
 

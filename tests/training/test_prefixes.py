@@ -1,6 +1,8 @@
 """Prefixes that stage 2 keeps: the same adapter for less, whatever is kept, and to the byte after an interruption."""
 
 import json
+import logging
+import re
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from masp.training.prefixes import GROUP
 
 STORES = ("none", "features", "prefix")
 FEW = ("prompt.max_steps=4", "prompt.batch_size=7")
+ROOMS = (("9.5367431640625e-7", "9.54e-07"), ("0", "0"))  # 1,024 bytes and none; and as it is printed
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +36,10 @@ def vectors(adapter, family="qwen2_vl"):
 
 def kept(out):
     return json.loads((out / "store.json").read_text())["kept"]
+
+
+def warnings(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "gemma3", "instructblip"])
@@ -101,13 +108,36 @@ def test_an_interrupted_run_goes_on_with_what_it_kept(tmp_path, dataset, monkeyp
 
 
 def test_a_budget_too_small_for_what_was_asked_is_an_error(tmp_path, dataset):
-    with pytest.raises(MaspError, match=r"prefixes of these images take 0\.00 GB.*feature_memory_gb"):
+    with pytest.raises(MaspError, match=r"need 0\.000\d+ GB; expected at most 0\.0001,.*feature_memory_gb"):
         trained(dataset, tmp_path, "prompt.store=prefix", "prompt.feature_memory_gb=1e-4")
 
 
 def test_a_budget_too_small_for_visual_tokens_even_is_an_error_too(tmp_path, dataset):
-    with pytest.raises(MaspError, match=r"visual tokens of these images do not fit.*feature_memory_gb"):
-        trained(dataset, tmp_path, "prompt.store=prefix", "prompt.feature_memory_gb=1e-6")
+    for number, (room, said) in enumerate(ROOMS):
+        words = rf"visual tokens of these images do not fit: they need about 2\.\d+e-05 GB of {said};.*feature_memory"
+        with pytest.raises(MaspError, match=words):
+            trained(dataset, tmp_path / str(number), "prompt.store=prefix", f"prompt.feature_memory_gb={room}")
+
+
+@pytest.mark.parametrize("where", ["feature_memory_gb", "store_disk_gb"])
+def test_features_that_were_asked_for_and_do_not_fit_are_a_warning(tmp_path, dataset, caplog, where):
+    changes = [] if where == "feature_memory_gb" else [f"prompt.store_dir={tmp_path / 'store'}"]
+    for number, (room, said) in enumerate(ROOMS):
+        caplog.clear()
+        trained(dataset, tmp_path / str(number), "prompt.store=features", f"prompt.{where}={room}", *changes)
+        assert kept(tmp_path / str(number)) == "none"
+        (warning,) = warnings(caplog)
+        assert f"allows {said}: they are not kept" in warning
+        assert f"To keep them, set {where}=0.01 or more" in warning
+        needed = float(re.search(r"need about (\S+) GB", warning)[1]) * 1024**3
+        tokens = sum(12 if number % 3 == 0 else 6 for number in range(26))
+        assert needed == pytest.approx(tokens * tiny.DIM * 4, rel=0.1)  # from the first sixteen
+
+
+def test_auto_says_nothing_louder_than_usual(tmp_path, dataset, caplog):
+    trained(dataset, tmp_path, "prompt.feature_memory_gb=1e-6")
+    assert kept(tmp_path) == "none"
+    assert warnings(caplog) == []
 
 
 def test_questions_without_end_have_no_prefixes_where_each_has_its_own(tmp_path, dataset, monkeypatch):

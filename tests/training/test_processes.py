@@ -36,6 +36,14 @@ def one(folder):
     return folder / "one"
 
 
+@pytest.fixture(scope="module")
+def two(folder, one):
+    """What two processes made of the same, and what they said."""
+    done = several.lab(2, folder, "two", "learn", "measure", "count")
+    assert done.code == 0, done.err[-3000:]
+    return folder / "two", done.reports
+
+
 def weights(run):
     return load_file(run / "adapter" / "weights.safetensors")
 
@@ -219,30 +227,27 @@ def test_the_boundary_says_a_shared_error_once(capsys):
 
 
 @pytest.mark.slow
-def test_two_processes_learn_and_measure_what_one_does(folder, one):
-    done = several.lab(2, folder, "two", "learn", "measure")
-    assert done.code == 0, done.err[-3000:]
+def test_two_processes_learn_and_measure_what_one_does(one, two):
+    both, _ = two
     runs = sorted(path.parent.name for path in one.glob("*/adapter"))
     assert len(runs) == 12
     for name in runs:
-        assert distance(one / name, folder / "two" / name) <= NEAR, name
+        assert distance(one / name, both / name) <= NEAR, name
     start = one / "plain-none"
     assert distance(start, one / "plain-prefix") > 0  # they are compared, not copied
     moved = weights(one / "aspects")["aspects.scene.queries"] - weights(one / "aspects")["aspects.object.queries"]
     assert moved.abs().max() > 100 * NEAR
     for mode in ("score", "generate"):
-        assert figures(one / mode) == figures(folder / "two" / mode)
+        assert figures(one / mode) == figures(both / mode)
         lines = (one / mode / "predictions.jsonl").read_text().splitlines()
         assert len({json.loads(line)["image"] for line in lines}) == len(lines) == 12
         assert json.loads((one / mode / "summary.json").read_text())["quarantined"][0]["image"].endswith("006.png")
 
 
 @pytest.mark.slow
-def test_a_shared_store_is_built_together(folder):
+def test_a_shared_store_is_built_together(two):
     """26 images, each through the vision tower and into a prefix once in all; and the one that says how large it is."""
-    done = several.lab(2, folder, "counting", "count")
-    assert done.code == 0, done.err[-3000:]
-    counts = [report for report in done.reports if "vision" in report]
+    counts = [report for report in two[1] if "vision" in report]
     assert sorted(report["vision"] for report in counts) == [10, 16]
     assert sorted(report["prefix"] for report in counts) == [11, 17]
 
@@ -253,7 +258,12 @@ def test_what_happens_to_one_ends_all_and_the_same_run_goes_on_alone(folder, one
     """After three steps of nine; the run is then finished by one process, in another number than it began with."""
     name = f"cut-{who}-{kind}"
     began = time.monotonic()
-    done = several.lab(2, folder, name, f"{who}:{kind}", "resume", **{room.PATIENCE: "60" if kind == "hang" else "300"})
+    cases = (folder, name, f"{who}:{kind}", "resume")
+    if kind == "kill":  # here the launcher has a part: it ends the others, if they do not
+        done = several.launched(2, several.LAB, *cases, **{room.PATIENCE: "300"})
+    else:
+        waiting = {room.PATIENCE: "30" if kind == "hang" else "300"}
+        done = several.lab(2, *cases, grace=5 if kind == "hang" else several.GRACE, **waiting)
     assert done.code != 0
     assert time.monotonic() - began < several.LIMIT / 2
     said = [line for line in done.err.splitlines() if line.startswith("masp: error")]
@@ -291,7 +301,8 @@ def test_a_divided_language_model_learns_what_a_whole_one_does(folder, kind):
     if not (folder / "whole").exists():
         assert several.lab(1, folder, "whole", "shard").code == 0
     name = f"divided{kind}"
-    done = several.lab(2, folder, name, "shard", kind=kind)
+    cases = (folder, name, "shard")
+    done = several.lab(2, *cases) if kind == "--multi_gpu" else several.launched(2, several.LAB, *cases, kind=kind)
     assert done.code == 0, done.err[-3000:]
     held = [report for report in done.reports if "held" in report]
     assert sorted(report["rank"] for report in held) == [0, 1]
@@ -313,7 +324,7 @@ def test_the_commands_say_everything_once(folder, tmp_path):
         (place / f"{number}.png").write_bytes((folder / "more" / f"{[0, 1, 2, 3][number % 4]:03}.png").read_bytes())
     few = ["--data", data, "--backbone", folder / "checkpoint", "--out", tmp_path / "run", "backbone.dtype=float32"]
     few += ["backbone.device=cpu", "prompt.batch_size=4", "method.prompt_length=2", "data.workers=1"]
-    trained = several.run(2, *words, "train", "prompt", *few)
+    trained = several.launched(2, *words, "train", "prompt", *few, kind="torchrun")
     assert trained.code == 0, trained.err[-3000:]
     assert trained.out.splitlines() == [str(tmp_path / "run" / "adapter")]
     assert trained.err.count("prompt: 9 steps in") == 1
@@ -333,9 +344,8 @@ def test_the_commands_say_everything_once(folder, tmp_path):
 @pytest.mark.slow
 def test_the_launcher_itself_is_interrupted(folder, tmp_path):
     """Ctrl-C for `accelerate launch`: it asks each process once, and each leaves with a checkpoint."""
-    code = several.ROOT / "tests" / "several_lab.py"
     child = subprocess.Popen(
-        several.command(2, code, folder, "ctrl-c", "slow", "resume"),
+        several.launch(2, several.LAB, folder, "ctrl-c", "slow", "resume"),
         env=several.environment(),
         cwd=several.ROOT,
         stderr=subprocess.PIPE,

@@ -1,10 +1,13 @@
 """What is kept on the disk between runs: never wrong, never more than allowed, and to the byte what a run computes."""
 
+import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,11 +21,13 @@ from masp.errors import MaspError
 from masp.model import MaspModel, Use
 from masp.modules.aspect_attention import AspectModules
 from masp.questions import Questions, load_questions
+from masp.storage import TEMPORARY
 from masp.training import train_aspects, train_prompt
 from masp.training.features import Reading, VisualTokenStore
 from masp.training.interrupts import StopRequest
 from masp.training.prefixes import PrefixStore
 from masp.training.shelf import ABANDONED, Group, Shelf, key_of
+from masp.training.uses import NAMED
 
 FEW = ("prompt.max_steps=6", "prompt.batch_size=7", "prompt.epochs=3", "prompt.store=prefix")
 ROOM = 10**9
@@ -31,6 +36,11 @@ ROOM = 10**9
 def group(seed=0, size=1000):
     numbers = torch.randn(size, generator=torch.Generator().manual_seed(seed))
     return Group({"a.0": numbers, "b": torch.tensor([[True, False]]), "half": numbers.bfloat16()}, {"said": "yes"})
+
+
+def names(folder):
+    """What lies there, but for what living shelves use."""
+    return sorted(path.stem for path in folder.iterdir() if not path.name.startswith(NAMED))
 
 
 def same(left, right):
@@ -44,7 +54,7 @@ def test_a_group_comes_back_as_it_was(tmp_path):
     assert shelf.load("k") is None
     assert same(shelf.save("k", group()), group())
     assert same(Shelf(tmp_path / "new", ROOM).load("k"), group())
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["k.safetensors"]
+    assert names(tmp_path / "new") == ["k"]
 
 
 def flip(path):
@@ -61,13 +71,22 @@ def empty(path):
     path.write_bytes(b"")
 
 
+def header(path):
+    """A first number that promises more than there is."""
+    path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:])
+
+
+def nonsense(path):
+    path.write_bytes(b"this is no such file at all")
+
+
 def swap(path):
     """The whole content of another group under this name."""
     Shelf(path.parent, ROOM).save("other", group(1))
     (path.parent / "other.safetensors").replace(path)
 
 
-@pytest.mark.parametrize("harm", [flip, cut, empty, swap])
+@pytest.mark.parametrize("harm", [flip, cut, empty, header, nonsense, swap])
 def test_a_damaged_group_is_not_used(tmp_path, harm, caplog):
     shelf = Shelf(tmp_path, ROOM)
     shelf.save("k", group())
@@ -78,21 +97,76 @@ def test_a_damaged_group_is_not_used(tmp_path, harm, caplog):
     assert same(shelf.save("k", group()), group())
 
 
+@contextmanager
+def no_more_files():
+    """As many files are open as may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_group_that_is_not_read_for_want_of_open_files_stays(tmp_path):
+    Shelf(tmp_path, ROOM).save("k", group())
+    shelf = Shelf(tmp_path, ROOM)
+    with no_more_files(), pytest.raises(MaspError, match=r"k\.safetensors in the store .*Too many open files.*ulimit"):
+        shelf.load("k")
+    assert same(shelf.load("k"), group())
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ENOMEM, errno.ENFILE, errno.EMFILE])
+@pytest.mark.parametrize("step", ["open", "map", "torch"])
+def test_a_group_that_cannot_be_read_now_is_told_and_stays(tmp_path, monkeypatch, number, step, caplog):
+    """Whoever says so: the system when the file is opened, the library when it maps it, or torch when it does."""
+    from masp.training import shelf as room
+
+    shelf = Shelf(tmp_path, ROOM)
+    shelf.save("k", group())
+    content = (tmp_path / "k.safetensors").read_bytes()
+
+    def refuse(*arguments, **more):
+        if step == "torch":
+            raise RuntimeError(f"unable to mmap 123 bytes from file <k>: {os.strerror(number)} ({number})")
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((Path, "open") if step == "open" else (room, "safe_open")), refuse)
+        with pytest.raises(MaspError, match=rf"cannot be read: .*{os.strerror(number)}.*left as it is"):
+            shelf.load("k")
+    assert "damaged" not in caplog.text
+    assert (tmp_path / "k.safetensors").read_bytes() == content
+    assert same(shelf.load("k"), group())
+
+
+def test_what_is_no_file_is_told_and_stays(tmp_path):
+    (tmp_path / "k.safetensors").mkdir()
+    (tmp_path / "l.safetensors").symlink_to("l.safetensors")
+    for name in "kl":
+        with pytest.raises(MaspError, match=r"cannot be read: (Is a directory|Too many levels of symbolic links)"):
+            Shelf(tmp_path, ROOM).load(name)
+    assert names(tmp_path) == ["k", "l"]
+
+
 def test_the_longest_unused_makes_room_but_never_what_this_run_uses(tmp_path):
     before = Shelf(tmp_path, ROOM)
     for number, name in enumerate("abc"):
         before.save(name, group())
         os.utime(tmp_path / f"{name}.safetensors", (number, number))
+    before.close()
     size = (tmp_path / "a.safetensors").stat().st_size
     shelf = Shelf(tmp_path, 3 * size + 1)
     assert shelf.load("a") is not None
     shelf.save("d", group())
-    assert sorted(path.stem for path in tmp_path.iterdir()) == ["a", "c", "d"]
+    assert names(tmp_path) == ["a", "c", "d"]
     shelf.save("e", group())
-    assert sorted(path.stem for path in tmp_path.iterdir()) == ["a", "d", "e"]
+    assert names(tmp_path) == ["a", "d", "e"]
     with pytest.raises(MaspError, match="store_disk_gb"):
         shelf.save("f", group())
-    assert sorted(path.stem for path in tmp_path.iterdir()) == ["a", "d", "e"]
+    assert names(tmp_path) == ["a", "d", "e"]
 
 
 def test_a_budget_too_small_for_one_group_is_refused_before_anything_is_written(tmp_path):
@@ -116,7 +190,7 @@ def test_a_disk_that_fills_while_a_group_is_written_leaves_nothing_half(tmp_path
     monkeypatch.setattr(room, "save_file", full)
     with pytest.raises(MaspError, match=r"No space left on device.*run the same command again: it goes on"):
         shelf.save("l", group(1))
-    assert [path.name for path in tmp_path.iterdir()] == ["k.safetensors"]
+    assert names(tmp_path) == ["k"]
     assert same(shelf.load("k"), group())
 
 
@@ -143,7 +217,7 @@ def test_a_full_disk_takes_back_what_other_runs_left(tmp_path, monkeypatch):
     shelf = Shelf(tmp_path, ROOM)
     assert shelf.room() == disk
     shelf.save("new", group(1))
-    assert [path.stem for path in tmp_path.iterdir()] == ["new"]
+    assert names(tmp_path) == ["new"]
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
@@ -406,11 +480,11 @@ def test_a_run_that_is_killed_while_its_store_grows_goes_on_with_what_is_whole(t
     assert run("whole", "").returncode == 0
     assert run("cut", KILLED, f"prompt.store_dir={store}").returncode == -signal.SIGKILL
     (whole,) = store.glob("*.safetensors")
-    (half,) = store.glob(".masp*")
+    (half,) = store.glob(f"{TEMPORARY}*")
     kept = whole.read_bytes()
     os.utime(half, (time.time() - 2 * ABANDONED,) * 2)
     done = run("cut", "", f"prompt.store_dir={store}")
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     assert whole.read_bytes() == kept
-    assert not half.exists()
+    assert not list(store.glob(".masp*"))
     assert equal(tmp_path / "whole" / "adapter", tmp_path / "cut" / "adapter")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import signal
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from masp.errors import AdapterError, CheckpointError, ConfigError, DataError, M
 from masp.model import MaspModel
 from masp.modules.aspect_attention import AspectModules
 from masp.questions import load_questions
-from masp.training import Interrupted, train_aspects, train_prompt
-from masp.training.features import Reading, VisualMemory, VisualTokenStore
+from masp.training import Interrupted, VisualMemory, train_aspects, train_prompt
+from masp.training.features import Reading, VisualTokenStore
 from masp.training.interrupts import StopRequest
 from masp.training.loop import Share
 from masp.training.stage1_aspects import AspectExample, AspectStage, ImageMajor, list_f1, measured
@@ -180,6 +181,30 @@ def test_runs_that_share_a_memory_compute_visual_tokens_once(tmp_path, dataset, 
     assert sum(runs) == 36
     assert (shared.prompt.vectors - alone.prompt.vectors).abs().max() < 1e-3
     assert lines(tmp_path / "p" / "quarantine.jsonl")[-1] == {"read": 18, "used": 18, "quarantined": 0}
+
+
+@pytest.mark.parametrize("change", ["weights", "side", "format", "file", "nothing"])
+def test_a_shared_memory_gives_nothing_of_another_backbone_or_picture(tmp_path, change):
+    path, memory = tmp_path / "a.png", VisualMemory()
+    tiny.picture(112, 112, seed=1).save(path)
+
+    def seen(backbone, side=None, memory=None):
+        store = VisualTokenStore(backbone, [path], Reading(side, workers=0), memory)
+        store.fill(StopRequest())
+        return store.visual([0]).tokens
+
+    first = seen(tiny.backbone(), memory=memory)
+    backbone, side = tiny.backbone(), 56 if change == "side" else None
+    if change == "weights":
+        backbone = tiny.backbone(seed=1)
+    if change == "format":
+        backbone = tiny.backbone(dtype="bfloat16")
+    if change == "file":
+        tiny.picture(112, 112, seed=2).save(path)
+        os.utime(path, ns=(1, 1))
+    found = seen(backbone, side, memory)
+    assert torch.equal(found, seen(backbone, side))
+    assert (found.shape == first.shape and torch.equal(found.float(), first)) == (change == "nothing")
 
 
 def test_an_untrained_subset_of_aspects_is_not_in_the_adapter(dataset, tmp_path):

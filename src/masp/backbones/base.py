@@ -130,7 +130,11 @@ class Backbone(Protocol):
         ...
 
     def last_attention(self, assembled: Assembled, start: int) -> Float[Tensor, "batch heads rest sequence"]:
-        """Attention weights of the final layer from the columns `start` … to all columns, fp32, without gradients."""
+        """Attention weights of the final layer from the columns `start` … to all columns, fp32, without gradients.
+
+        Raises:
+            UsageError: `start` stands in a prefix that was kept: its own states are not known any more.
+        """
         ...
 
     def decode(self, ids: Sequence[int]) -> str:

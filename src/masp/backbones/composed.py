@@ -184,5 +184,9 @@ class ComposedBackbone:
 
     @torch.no_grad()
     def last_attention(self, assembled: Assembled, start: int) -> Float[Tensor, "batch heads rest sequence"]:
-        """Weights of the final layer, in a pass of its own."""
+        """Weights of the final layer, in a pass of its own.
+
+        Raises:
+            UsageError: see `Backbone.last_attention`.
+        """
         return self._decoder.last_attention(assembled, start)

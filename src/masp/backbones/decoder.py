@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from masp.backbones.masks import attention_masks
-from masp.errors import BackboneError
+from masp.errors import BackboneError, UsageError
 from masp.types import Assembled, Extras, KeyValues, Run
 
 Rotary = tuple[Float[Tensor, "batch sequence head_dim"], Float[Tensor, "batch sequence head_dim"]]
@@ -107,13 +107,18 @@ class Decoder:
 
     def last_attention(self, assembled: Assembled, start: int) -> Float[Tensor, "batch heads rest sequence"]:
         """See `Backbone.last_attention`: weights recomputed from the final layer's queries and keys."""
-        length, extras = assembled.mask.shape[1], assembled.extras(0)
-        masks = self._masks(assembled.mask, length, None, extras)
-        rotary = self._rotary(assembled.embeddings, assembled.positions)
-        states = self._layers_below(assembled.embeddings, rotary, masks, DynamicCache(), extras)
+        length, kept = assembled.mask.shape[1], assembled.kept
+        begin = 0 if kept is None else assembled.prefix_end  # columns before it left their keys, and no states
+        if start < begin:
+            raise UsageError(f"attention from column {start} on, of a prefix that was kept", f"{begin} or later")
+        embeddings, extras = assembled.embeddings[:, begin:], assembled.extras(begin)
+        cache = DynamicCache(None if kept is None else self._past(kept.cache, embeddings.device))
+        masks = self._masks(assembled.mask, length - begin, None, extras)
+        rotary = self._rotary(embeddings, assembled.positions[:, :, begin:])
+        states = self._layers_below(embeddings, rotary, masks, cache, extras)
         last = rotary[self._types[-1]]
-        key, _ = self._keys_values(states, last)
-        read = torch.arange(start, length, device=states.device).expand(len(states), -1)
+        key, _ = cache.update(*self._keys_values(states, last), len(self._layers) - 1)
+        read = torch.arange(start - begin, length - begin, device=states.device).expand(len(states), -1)
         attention = self._layers[-1].self_attn
         query = self._rotated("q", pick(states, read), (pick(last[0], read), pick(last[1], read)))
         keys = key.repeat_interleave(attention.num_key_value_groups, dim=1)

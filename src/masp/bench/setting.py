@@ -49,6 +49,7 @@ class Setting:
         counts: numbers of visual tokens to measure at.
         repeats: how often each work is timed.
         quick: tiny sizes, to see that everything runs; the figures mean nothing.
+        seed: of the weights.
     """
 
     made: Made
@@ -56,6 +57,7 @@ class Setting:
     counts: tuple[int, ...]
     repeats: int
     quick: bool
+    seed: int = 0
 
     @property
     def backbone(self) -> Backbone:
@@ -112,4 +114,4 @@ class Setting:
 def setting(quick: bool, repeats: int, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Setting:
     """The size that the goals are about, or a tiny one."""
     shape = replace(TINY) if quick else Shape()
-    return Setting(make(shape, dtype, device, seed), shape, (16, 35) if quick else (256, 700), repeats, quick)
+    return Setting(make(shape, dtype, device, seed), shape, (16, 35) if quick else (256, 700), repeats, quick, seed)

@@ -58,7 +58,7 @@ def as_released(setting: Setting) -> PlainSteps | None:
     backbone = setting.backbone
     if backbone.dtype == torch.float32:
         return None
-    wide = replace(setting, made=make(setting.shape, torch.float32, backbone.device))
+    wide = replace(setting, made=make(setting.shape, torch.float32, backbone.device, setting.seed))
     return PlainSteps(wide.made, wide.model("released"), autocast=True)
 
 

@@ -2,30 +2,35 @@
 
 import json
 import logging
+import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-from torch import Tensor
-
-from masp.adapters import library_versions
 from masp.backbones.base import Backbone
 from masp.data.loading import LoadedBatch, Loading, prefetch_batches
 from masp.data.quarantine import Quarantine
 from masp.errors import DataError, MaspError
-from masp.storage import digest
 from masp.training.interrupts import StopRequest
 from masp.training.processes import ALONE, Processes
 from masp.training.progress import Bar
-from masp.training.shelf import Group, Shelf, key_of
+from masp.training.shelf import GIGA, Shelf, key_of
+from masp.training.visual_groups import (
+    MemoryKey,
+    VisualGroup,
+    VisualMemory,
+    bytes_of,
+    content_hash,
+    in_groups,
+    memory_keys,
+    origin_of,
+    rows_of,
+)
 from masp.types import ImageLayout, VisualTokens
 
 log = logging.getLogger(__name__)
-
-READ_TOGETHER = 16  # images per pass of the vision tower while the store is filled
-GIGA = 1024**3
 
 Item = TypeVar("Item")
 
@@ -39,33 +44,15 @@ class Reading:
         workers: threads that read ahead of the vision tower.
         budget: bytes of visual tokens that may be kept; 0: keep none.
         strict: stop at the first bad image.
+        wanted: somebody asked for them to be kept. If they cannot be, that is a warning; and what they need is found
+            out even where the budget is 0.
     """
 
     longest_side: int | None = None
     workers: int = 2
     budget: int = 4 * GIGA
     strict: bool = False
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Images that were read together: which were good with their visual tokens, which were not and why."""
-
-    good: tuple[int, ...]
-    bad: tuple[tuple[int, str], ...]
-    tokens: tuple[VisualTokens, ...]
-    size: int
-
-
-class VisualMemory:
-    """Visual tokens that several runs on one backbone share, by file and by the size it was shrunk to.
-
-    A run that finds some of its images here computes the others in other batches than it would have alone, so its
-    result may differ from a run without this memory in the last bits.
-    """
-
-    def __init__(self) -> None:
-        self.tokens: dict[tuple[Path, int | None], VisualTokens] = {}
+    wanted: bool = False
 
 
 class VisualTokenStore:
@@ -80,6 +67,12 @@ class VisualTokenStore:
         memory: where they are kept; None for a place of its own.
         shelf: where they are kept beyond this run; what is in memory is then only a map of its files.
         processes: that read the images together; afterwards each of them has all visual tokens.
+
+    Attributes:
+        usable: which images are good; known once the store is filled.
+        kept: whether visual tokens are kept.
+        needed: bytes that all of them would take, as far as it was found out before keeping them was given up.
+        allowed: bytes that they may take.
     """
 
     def __init__(
@@ -95,10 +88,13 @@ class VisualTokenStore:
         self.processes = processes
         self.hashes: list[str] = []  # of the content of every file, where there is a shelf
         self.usable: list[bool] = [False] * len(paths)
-        self.kept = reading.budget > 0
-        self._own: _Group | None = None  # what this process has just read
+        self.kept = reading.budget > 0 or reading.wanted
+        self.needed = 0
+        self.allowed = reading.budget
+        self._own: VisualGroup | None = None  # what this process has just read
         self._size = 0
-        self._keys = [(path, reading.longest_side) for path in paths]
+        shared = None if memory is None else memory_keys(paths, backbone, reading.longest_side)
+        self._keys: list[MemoryKey] = shared or [(path, None, "") for path in paths]
         self._kept = VisualMemory().tokens if memory is None else memory.tokens
 
     def fill(self, stop: StopRequest, known: Mapping[str, str] | None = None) -> Quarantine:
@@ -122,10 +118,10 @@ class VisualTokenStore:
         new = [number for number, key in enumerate(self._keys) if key not in self._kept]
         self.usable = [key in self._kept for key in self._keys]
         account.accept(len(self.paths) - len(new))
-        groups = self._off_the_shelf(_in_groups(new), account)
+        groups = self._off_the_shelf(in_groups(new), account)
         reader = self._reader(self.processes.own(groups))
 
-        def read() -> _Group | None:
+        def read() -> VisualGroup | None:
             stop.check()
             loaded = next(reader, None)
             self._own = None if loaded is None else self._computed(loaded)
@@ -150,34 +146,40 @@ class VisualTokenStore:
         loading = Loading(self.backbone.preprocess, self.reading.longest_side, workers=self.reading.workers)
         return prefetch_batches(self.paths, groups, loading)
 
-    def _computed(self, loaded: LoadedBatch) -> _Group:
+    def _computed(self, loaded: LoadedBatch) -> VisualGroup:
         """What is known of a group of images once it is read."""
         bad = tuple((failed.index, failed.reason) for failed in loaded.failures)
         tokens: list[VisualTokens] = []
         if self.kept and loaded.indices:
-            tokens = _rows(self.backbone.visual_tokens(loaded.pixels.to(self.backbone.device)))
-        return _Group(loaded.indices, bad, tuple(tokens), sum(map(_bytes, tokens)))
+            tokens = rows_of(self.backbone.visual_tokens(loaded.pixels.to(self.backbone.device)))
+        return VisualGroup(loaded.indices, bad, tuple(tokens), sum(map(bytes_of, tokens)))
 
-    def _take(self, groups: Sequence[_Group], account: Quarantine) -> None:
+    def _take(self, groups: Sequence[VisualGroup], account: Quarantine) -> None:
         """Account for groups that were read, and keep their visual tokens, or give up keeping any."""
         for group in groups:
-            account.accept(len(group.good))
-            for number, reason in group.bad:
-                account.reject(self.paths[number], reason)
-            for number in group.good:
-                self.usable[number] = True
-            if not self.kept:
-                continue
-            self._size += group.size
-            self._kept.update(zip((self._keys[number] for number in group.good), group.tokens, strict=False))
-            if group.good:
-                self._compare(self._size, account.used, account.read)
+            self._account(group, account)
+            if self.kept:
+                self._size += group.size
+                self._keep(group)
+                if group.good:
+                    self._compare(self._size, account.used, account.read)
         if self.kept and self.shelf is not None and self._own is not None:
-            self._put(self.shelf, self._own)
+            self.shelf.save(self._key(self._own.numbers), self._own.packed())
+
+    def _account(self, group: VisualGroup, account: Quarantine) -> None:
+        account.accept(len(group.good))
+        for number, reason in group.bad:
+            account.reject(self.paths[number], reason)
+        for number in group.good:
+            self.usable[number] = True
+
+    def _keep(self, group: VisualGroup) -> None:
+        """Hold visual tokens, where the group has them."""
+        self._kept.update(zip((self._keys[number] for number in group.good), group.tokens, strict=False))
 
     def _off_the_shelf(self, groups: list[list[int]], account: Quarantine) -> list[list[int]]:
         """Take what earlier runs have computed; the groups that are left."""
-        self._size = sum(_bytes(self._kept[key]) for key in self._keys if key in self._kept)
+        self._size = self.bytes()
         if self.shelf is None or not self.kept:
             return groups
         shelf = self.shelf
@@ -187,32 +189,17 @@ class VisualTokenStore:
             all(there) for there in zip(*self.processes.all(lambda: [g is not None for g in found]), strict=True)
         ]
         left: list[list[int]] = []
-        for numbers, group, there in zip(groups, found, everywhere, strict=True):
-            if group is None or not there:
+        for numbers, packed, there in zip(groups, found, everywhere, strict=True):
+            if packed is None or not there:
                 left.append(numbers)
                 continue
-            bad = {int(place): reason for place, reason in json.loads(group.notes["bad"]).items()}
-            for place, number in enumerate(numbers):
-                if place in bad:
-                    account.reject(self.paths[number], bad[place])
-                else:
-                    account.accept()
-                    self.usable[number] = True
-                    self._kept[self._keys[number]] = _unpacked(group, place)
-        self._size = sum(_bytes(self._kept[key]) for key in self._keys if key in self._kept)
+            group = VisualGroup.unpacked(packed, numbers)
+            self._account(group, account)
+            self._keep(group)
+        self._size = self.bytes()
+        if self.allowed < sys.maxsize:  # otherwise it fitted when the run began
+            self.allowed = min(self.allowed, self._size + self.processes.first(lambda: shelf.room(())))
         return left
-
-    def _put(self, shelf: Shelf, group: _Group) -> None:
-        """Leave the visual tokens of a group on the shelf."""
-        numbers = sorted([*group.good, *(number for number, _ in group.bad)])
-        tensors: dict[str, Tensor] = {}
-        notes = {"bad": json.dumps({numbers.index(number): reason for number, reason in group.bad})}
-        for number, one in zip(group.good, group.tokens, strict=True):
-            place = numbers.index(number)
-            parts = {"tokens": one.tokens, "mask": one.mask, "grid": one.grid, "deep": one.deep}
-            tensors |= {f"{name}.{place}": part for name, part in parts.items() if part is not None}
-            notes[f"shapes.{place}"] = json.dumps(one.shapes)
-        shelf.save(self._key(numbers), Group(tensors, notes))
 
     def _fetch(self, groups: Sequence[Sequence[int]]) -> None:
         """Hold the visual tokens of these groups as maps of the shelf's files, no longer in memory.
@@ -229,9 +216,7 @@ class VisualTokenStore:
                     "a store_dir that all processes see, with room for all of them and for other runs that write there",
                     "Name another store_dir, or raise store_disk_gb.",
                 )
-            for place, number in enumerate(numbers):
-                if self.usable[number]:
-                    self._kept[self._keys[number]] = _unpacked(group, place)
+            self._keep(VisualGroup.unpacked(group, numbers))
 
     def _key(self, numbers: Sequence[int]) -> str:
         """Name of a group of visual tokens: all that decides them, to the last bit."""
@@ -239,17 +224,8 @@ class VisualTokenStore:
 
     def depends(self, numbers: Sequence[int]) -> dict[str, object]:
         """What the visual tokens of these images depend on when they are computed together."""
-        backbone = self.backbone
-        return {
-            "images": [self.hashes[number] for number in numbers],
-            "backbone": backbone.fingerprint(),
-            "transform": backbone.image_transform,
-            "longest_side": self.reading.longest_side,
-            "dtype": backbone.number_format,
-            "device": backbone.device.type,
-            "threads": torch.get_num_threads(),
-            "versions": library_versions(),
-        }
+        hashes = [self.hashes[number] for number in numbers]
+        return {"images": hashes, **origin_of(self.backbone, self.reading.longest_side)}
 
     def _remember(self, known: Mapping[str, str]) -> Quarantine:
         """The account of an earlier start of the same run."""
@@ -311,7 +287,7 @@ class VisualTokenStore:
 
     def bytes(self) -> int:
         """Memory that the kept visual tokens of these images take."""
-        return sum(_bytes(self._kept[key]) for key in self._keys if key in self._kept)
+        return sum(bytes_of(self._kept[key]) for key in self._keys if key in self._kept)
 
     def _batch(self, images: Sequence[int]) -> VisualTokens:
         """Kept visual tokens of these images, on the backbone's device."""
@@ -320,66 +296,23 @@ class VisualTokenStore:
     def _compare(self, size: int, used: int, read: int) -> None:
         """Give up keeping as soon as it is clear that everything together will not fit."""
         expected = size / used * (used + len(self.paths) - read)
-        if expected <= self.reading.budget:
+        if expected <= self.allowed:
             return
-        log.info(
-            "visual tokens of %d images would take %.1f GB, more than %s allows (%.1f): "
-            "they are computed again for every batch",
+        self.kept, self.needed = False, int(expected)
+        setting = "feature_memory_gb" if self.shelf is None else "store_disk_gb"
+        log.log(
+            logging.WARNING if self.reading.wanted else logging.INFO,
+            "the visual tokens of %d images need about %.3g GB, and %s allows %.3g: they are not kept, but computed "
+            "again for every batch. To keep them, set %s=%g or more",
             len(self.paths),
             expected / GIGA,
-            "feature_memory_gb" if self.shelf is None else "store_disk_gb",
-            self.reading.budget / GIGA,
+            setting if self.shelf is None else f"{setting}, or the room that others leave there,",
+            max(0, self.allowed) / GIGA,
+            setting,
+            math.ceil(expected / GIGA * 100) / 100,
         )
-        self.kept = False
         for key in self._keys:
             self._kept.pop(key, None)
-
-
-def _in_groups(numbers: Sequence[int]) -> list[list[int]]:
-    """The numbers, as many together as go through the vision tower at once."""
-    return [list(numbers[start : start + READ_TOGETHER]) for start in range(0, len(numbers), READ_TOGETHER)]
-
-
-def _rows(visual: VisualTokens) -> list[VisualTokens]:
-    """The visual tokens of each image of a batch, without padding, on the CPU."""
-    rows = []
-    for row in range(len(visual)):
-        count = int(visual.mask[row].sum())
-        rows.append(
-            VisualTokens(
-                tokens=visual.tokens[row : row + 1, :count].to("cpu", copy=True),
-                mask=visual.mask[row : row + 1, :count].to("cpu", copy=True),
-                grid=None if visual.grid is None else visual.grid[row : row + 1].to("cpu", copy=True),
-                shapes=None if visual.shapes is None else visual.shapes[row : row + 1],
-                deep=None if visual.deep is None else visual.deep[row : row + 1, :count].to("cpu", copy=True),
-            )
-        )
-    return rows
-
-
-def _unpacked(group: Group, place: int) -> VisualTokens:
-    """The visual tokens of one image out of a group."""
-    shapes = json.loads(group.notes[f"shapes.{place}"])
-    return VisualTokens(
-        tokens=group.tensors[f"tokens.{place}"],
-        mask=group.tensors[f"mask.{place}"],
-        grid=group.tensors.get(f"grid.{place}"),
-        shapes=None if shapes is None else tuple(tuple(shape) for shape in shapes),
-        deep=group.tensors.get(f"deep.{place}"),
-    )
-
-
-def content_hash(path: Path) -> str:
-    """Hash of a file's content; of its name alone where it cannot be read."""
-    try:
-        return digest(path)
-    except OSError:
-        return f"unreadable: {path.name}"
-
-
-def _bytes(visual: VisualTokens) -> int:
-    kept = [visual.tokens] if visual.deep is None else [visual.tokens, visual.deep]
-    return sum(part.numel() * part.element_size() for part in kept)
 
 
 def account_lines(account: Quarantine) -> bytes:

@@ -2,17 +2,18 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 
 from masp.adapters import tensors_sha256
 from masp.errors import MaspError
 from masp.model import MaspModel, Use
-from masp.training.features import GIGA, VisualTokenStore
+from masp.training.features import VisualTokenStore
 from masp.training.interrupts import StopRequest
 from masp.training.progress import Bar
-from masp.training.shelf import Group, key_of
+from masp.training.shelf import GIGA, Group, key_of
 from masp.types import ImageLayout, Prefix
 
 log = logging.getLogger(__name__)
@@ -78,9 +79,7 @@ class PrefixStore:
         processes = self.features.processes
         if processes.count == 1 or (self.features.shelf is None and not processes.alike):
             return
-        questions = self._questions if self._apart else self._questions[:1]
-        starts = [start for start in range(0, len(self.features.usable), GROUP) if self._usable(start)]
-        parts = [(self._usable(start)[0], question) for question in questions for start in starts]
+        parts = [(group[0], question) for group, question in self._parts()]
 
         def work(part: tuple[int, str]) -> None:
             stop.check()
@@ -89,6 +88,16 @@ class PrefixStore:
         with Bar("reading prefixes", len(parts)) as bar:
             for done, _ in enumerate(processes.share(parts, work), 1):
                 bar.show(done)
+
+    def keys(self) -> set[str]:
+        """The names of all of them on the shelf, once their size is known."""
+        return {self._key(group, question) for group, question in self._parts()}
+
+    def _parts(self) -> list[tuple[list[int], str]]:
+        """What is computed together: usable images and the question that they are asked."""
+        questions = self._questions if self._apart else self._questions[:1]
+        groups = [group for start in range(0, len(self.features.usable), GROUP) if (group := self._usable(start))]
+        return [(group, question) for question in questions for group in groups]
 
     def _usable(self, start: int) -> list[int]:
         """The usable images of the group that begins there."""
@@ -113,15 +122,8 @@ class PrefixStore:
 
     def _shelved(self, group: Sequence[int], question: str) -> list[Prefix]:
         """The prefixes of a group as an earlier run left them, or else computed and left for later ones."""
-        shelf, names = self.features.shelf, self.model.spliced(self.use)
+        shelf, key = self.features.shelf, self._key(group, question)
         assert shelf is not None
-        aspects = [self._aspect(name) for name in names]  # a list: their order is that of the columns
-        method = self.model.method.model_dump(mode="json", exclude={"prompt_length"})
-        backbone = self.model.backbone
-        turn = backbone.template(question, ImageLayout(1) if backbone.asks else self.features.layout(group[0]))
-        begins = turn.ids if self._apart else turn.ids[: turn.vision_close]
-        depends = {"aspects": aspects, "method": method, "asked": question if self._apart else "", "begins": begins}
-        key = key_of({"kind": "prefix", **self.features.depends(group), **depends})
         found = shelf.load(key)
         if found is None:
             rows = self._computed(group, question)
@@ -131,10 +133,24 @@ class PrefixStore:
                 for place, row in enumerate(rows)
             }
             found = shelf.save(key, Group(tensors, notes))
-        return [_row(found, place, names) for place in range(len(group))]
+        return [_row(found, place, self.model.spliced(self.use)) for place in range(len(group))]
+
+    def _key(self, group: Sequence[int], question: str) -> str:
+        """Name of a group of prefixes: all that decides them, to the last bit."""
+        method = self.model.method.model_dump(mode="json", exclude={"prompt_length"})
+        backbone = self.model.backbone
+        turn = backbone.template(question, ImageLayout(1) if backbone.asks else self.features.layout(group[0]))
+        begins = turn.ids if self._apart else turn.ids[: turn.vision_close]
+        asked = question if self._apart else ""
+        depends = {"aspects": self._aspects, "method": method, "asked": asked, "begins": begins}
+        return key_of({"kind": "prefix", **self.features.depends(group), **depends})
+
+    @cached_property
+    def _aspects(self) -> list[list[str]]:
+        """What the tokens of each aspect depend on beside the visual tokens, in the order of the columns."""
+        return [self._aspect(name) for name in self.model.spliced(self.use)]
 
     def _aspect(self, name: str) -> list[str]:
-        """What the tokens of an aspect depend on beside the visual tokens."""
         sha256 = tensors_sha256(self.model.aspect_module().module(name).state_dict())
         if not self.model.backbone.asks:
             return [name, sha256]
@@ -150,13 +166,13 @@ def _row(group: Group, place: int, aspects: tuple[str, ...]) -> Prefix:
     return Prefix(states, mask, (ImageLayout(count, tuple(shape)),), (bytes.fromhex(sign),), aspects)
 
 
-def choose(prefixes: PrefixStore, wanted: str, budget: int, again: bool) -> bool:
+def choose(prefixes: PrefixStore, wanted: str, room: Callable[[], int], again: bool) -> bool:
     """Whether prefixes are kept beside the visual tokens.
 
     Args:
         prefixes: not asked for anything yet.
         wanted: `none`, `features`, `prefix` or `auto`.
-        budget: bytes of memory for both.
+        room: bytes of memory or disk for both; asked once the prefixes know their size.
         again: whether images are seen more than once.
 
     Raises:
@@ -177,18 +193,21 @@ def choose(prefixes: PrefixStore, wanted: str, budget: int, again: bool) -> bool
         expected = f"the labels in one order, as {model.backbone.name} sees an image by its question"
         raise MaspError(got, expected, "Set prompt.store=features, or method.label_order=fixed.")
     if not prefixes.features.kept:
+        needed, allowed = prefixes.features.needed / GIGA, max(0, prefixes.features.allowed) / GIGA
         raise MaspError(
-            "prompt.store is prefix, but even the visual tokens of these images do not fit",
+            "prompt.store is prefix, but even the visual tokens of these images do not fit: "
+            f"they need about {needed:.3g} GB of {allowed:.3g}",
             "room for both, by prompt.feature_memory_gb, prompt.store_disk_gb and on the disk",
             "Raise it, or set prompt.store=auto, which keeps the largest that fits.",
         )
     size = prefixes.size() + prefixes.features.bytes()
+    budget = room()
     fits = size <= budget
-    log.info("prefixes and visual tokens take %.2f GB of %.2f allowed", size / GIGA, budget / GIGA)
+    log.info("prefixes and visual tokens take %.3g GB of %.3g allowed", size / GIGA, budget / GIGA)
     if not fits and wanted == "prefix":
         raise MaspError(
-            f"the prefixes of these images take {size / GIGA:.2f} GB",
-            f"at most {budget / GIGA:.2f}, by prompt.feature_memory_gb, prompt.store_disk_gb or the room on the disk",
+            f"prompt.store is prefix, but prefixes and visual tokens of these images need {size / GIGA:.3g} GB",
+            f"at most {budget / GIGA:.3g}, by prompt.feature_memory_gb, prompt.store_disk_gb or the room on the disk",
             "Raise it, or set prompt.store=auto, which keeps the largest that fits.",
         )
     return fits

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -30,13 +31,14 @@ from masp.questions import EMOTION, Questions, load_questions
 from masp.settings import FREE, Settings, TrainConfig
 from masp.storage import write_file
 from masp.training.checkpoints import CheckpointStore, unwritable
-from masp.training.features import GIGA, Reading, VisualMemory, VisualTokenStore, account_lines, read_account
+from masp.training.features import Reading, VisualTokenStore, account_lines, read_account
 from masp.training.interrupts import StopRequest
 from masp.training.loop import LoopSettings, Stage, Trainer
 from masp.training.prefixes import PrefixStore, choose
 from masp.training.processes import ALONE, Processes, launched
 from masp.training.runs import RunFolder, TrainResult
-from masp.training.shelf import Shelf
+from masp.training.shelf import GIGA, Shelf
+from masp.training.visual_groups import VisualMemory
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +82,7 @@ class Run:
     memory: VisualMemory | None = None
     processes: Processes = ALONE
     before: str | None = None  # what an earlier start of this run kept between epochs
+    shelf: Shelf | None = None  # where it is kept, if not in memory
 
     @property
     def method(self) -> MethodConfig:
@@ -98,11 +101,8 @@ class Run:
             DataError: too many images are bad, or none is left to train on.
         """
         records = [(name, record) for name, chosen in splits.items() for record in chosen]
-        shelf = None
-        if self.settings.store_dir is not None and (self.before or self.settings.store) != "none":
-            shelf = Shelf(self.settings.store_dir, int(self.settings.store_disk_gb * GIGA))
         paths = [record.path for _, record in records]
-        store = VisualTokenStore(self.backbone, paths, self._reading(shelf), self.memory, shelf, self.processes)
+        store = VisualTokenStore(self.backbone, paths, self._reading(), self.memory, self.shelf, self.processes)
         account = store.fill(self.stop, self.processes.first(lambda: read_account(self.folder.quarantine)))
         log.info("images: %s", account.summary())
         self.processes.first(lambda: self._write(account))
@@ -120,17 +120,26 @@ class Run:
         except OSError as error:
             raise unwritable(error, self.folder.quarantine) from error
 
-    def _reading(self, shelf: Shelf | None) -> Reading:
-        wanted, budget = self.before or self.settings.store, self._budget(shelf)
+    def _reading(self) -> Reading:
+        wanted, data = self.before or self.settings.store, self.config.data
         if wanted == "none":
             budget = 0
         elif self.before is not None:
             budget = sys.maxsize  # it fitted when the run began
-        return Reading(self.config.data.longest_side, self.config.data.workers, budget, self.settings.strict)
+        elif self.shelf is None:
+            budget = int(self.settings.feature_memory_gb * GIGA)
+        else:
+            budget = self.processes.first(self.shelf.room)
+        return Reading(data.longest_side, data.workers, budget, self.settings.strict, wanted in ("features", "prefix"))
 
-    def _budget(self, shelf: Shelf | None) -> int:
-        """Bytes of memory, or of disk where there is a shelf, for what is kept: the same in all processes."""
-        return int(self.settings.feature_memory_gb * GIGA) if shelf is None else self.processes.first(shelf.room)
+    def _room(self, store: VisualTokenStore, prefixes: PrefixStore) -> int:
+        """Bytes of memory, or of disk where there is a shelf, for all that is kept: the same in all processes."""
+        if self.before is not None:
+            return sys.maxsize
+        shelf = self.shelf
+        if shelf is None:
+            return int(self.settings.feature_memory_gb * GIGA)
+        return self.processes.first(lambda: shelf.room(prefixes.keys())) + store.bytes()
 
     def kept(
         self,
@@ -159,8 +168,8 @@ class Run:
             candidate = PrefixStore(model, store, use or Use(), questions, endless)
             steps = settings.epochs * -(-images // settings.batch_size)
             again = min(steps, settings.max_steps or steps) * settings.batch_size > images
-            budget = sys.maxsize if before else self._budget(store.shelf) + (store.bytes() if store.shelf else 0)
-            prefixes = candidate if choose(candidate, before or settings.store, budget, again) else None
+            room = partial(self._room, store, candidate)
+            prefixes = candidate if choose(candidate, before or settings.store, room, again) else None
         if before is None:
             kept = "prefix" if prefixes else "features" if store.kept else "none"
             self.processes.first(lambda: self.folder.keep(kept))
@@ -190,6 +199,17 @@ class Run:
         return {name: texts[0] for name, texts in questions.aspects.items()} | {EMOTION: questions.emotion[0]}
 
 
+def _shelf(settings: TrainConfig, before: str | None) -> Shelf | None:
+    """Where a run keeps things beyond its end; None where it does not.
+
+    Raises:
+        MaspError: the folder cannot be written.
+    """
+    if settings.store_dir is None or (before or settings.store) == "none":
+        return None
+    return Shelf(settings.store_dir, int(settings.store_disk_gb * GIGA))
+
+
 def run_stage(
     config: RunConfig,
     settings: TrainConfig,
@@ -212,7 +232,10 @@ def run_stage(
         if finished is not None:
             log.info("this run is finished already: %s", finished.adapter)
             return finished
-        outcome = prepare(Run(config, settings, dataset, backbone, folder, stop, memory, processes, before))
+        shelf = _shelf(settings, before)
+        if shelf is not None:
+            stack.callback(shelf.close)
+        outcome = prepare(Run(config, settings, dataset, backbone, folder, stop, memory, processes, before, shelf))
         checkpoints = CheckpointStore(folder.checkpoints, settings.keep_checkpoints)
         loop = loop_settings(settings, outcome.order, hash_of(identity))
         with tracked(accelerator, f"masp-{stage}", identity):

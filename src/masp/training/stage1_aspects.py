@@ -21,11 +21,12 @@ from masp.labels import normalise_answer
 from masp.model import MaspModel
 from masp.modules.aspect_attention import AspectModules
 from masp.questions import Questions, load_questions
-from masp.training.features import VisualMemory, VisualTokenStore
+from masp.training.features import VisualTokenStore
 from masp.training.interrupts import StopRequest
 from masp.training.loop import Share
 from masp.training.recipe import Outcome, Run, run_stage
 from masp.training.runs import TrainResult
+from masp.training.visual_groups import VisualMemory
 
 log = logging.getLogger(__name__)
 

@@ -23,12 +23,13 @@ from masp.errors import AdapterError
 from masp.labels import LabelStyle, render_labels
 from masp.model import MaspModel, Use, start_prompt
 from masp.questions import Questions, load_questions
-from masp.training.features import VisualMemory, VisualTokenStore
+from masp.training.features import VisualTokenStore
 from masp.training.interrupts import StopRequest
 from masp.training.loop import Share
 from masp.training.prefixes import PrefixStore
 from masp.training.recipe import Outcome, Run, run_stage
 from masp.training.runs import TrainResult
+from masp.training.visual_groups import VisualMemory
 from masp.types import Seen
 
 log = logging.getLogger(__name__)
