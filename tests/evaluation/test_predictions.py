@@ -122,6 +122,8 @@ GOOD = {"image": "1", "predicted": "joy"}
         ({"image": "2", "probabilities": {"joy": -0.5, "sadness": 1, "awe": 0.5}}, "of joy is -0.5; expected a prob"),
         ({"image": "2", "probabilities": {"joy": "1", "sadness": 0, "awe": 0}}, "of joy is '1'"),
         ({"image": "2", "probabilities": {"joy": True, "sadness": 0, "awe": 0}}, "of joy is True"),
+        ({"image": "2", "probabilities": {"joy": 10**400, "sadness": 0, "awe": 0}}, "line 2: prob.* of joy is 10000"),
+        ({"image": "2", "log_probabilities": {"joy": 10**400, "sadness": 0, "awe": 0}}, "line 2: log.* of joy is 1000"),
         ('{"image": "2", "probabilities": {"joy": NaN, "sadness": 0, "awe": 1}}', "of joy is nan"),
         (
             {"image": "2", "log_probabilities": {"joy": 0.5, "sadness": -1, "awe": -1}},
