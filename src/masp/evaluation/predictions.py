@@ -68,7 +68,12 @@ def write_predictions(file: Path, answers: Iterable[Answered]) -> None:
     Raises:
         OSError: the disk is full or cannot be written.
     """
-    write_file(file, "".join(line_of(answer) for answer in answers).encode())
+    write_file(file, content_of(answers))
+
+
+def content_of(answers: Iterable[Answered]) -> bytes:
+    """All that `write_predictions` writes."""
+    return "".join(line_of(answer) for answer in answers).encode()
 
 
 def line_of(answer: Answered) -> str:
