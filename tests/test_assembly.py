@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 import tiny
-from masp.assembly import Layout
+from masp import assembly
+from masp.assembly import Layout, RecentPlans, RowPlan, Spliced
 from masp.config import MethodConfig
 from masp.errors import UsageError
 from masp.model import Use
@@ -219,3 +220,43 @@ def test_an_unknown_aspect_is_named() -> None:
 )
 def test_variants_name_their_layout(variant: str, layout: Layout) -> None:
     assert Layout.of(MethodConfig(variant=variant)) == layout  # pyright: ignore[reportArgumentType]
+
+
+def columns(plans: RecentPlans) -> int:
+    return sum(len(plan.kind) for plan in plans.kept())
+
+
+def test_plans_are_kept_by_their_columns() -> None:
+    """8,192 plans of long rows, as shuffled labels ask for them, once took half a gigabyte."""
+    made: list[str] = []
+
+    def make(question: str, answer: str | None, spliced: Spliced) -> RowPlan:
+        made.append(question)
+        row = np.zeros(spliced.image.count, dtype=np.int64)
+        return RowPlan(row, row, row[None], row, 0)
+
+    plans = RecentPlans(make, limit=100)
+    usual = Spliced(ImageLayout(7), 0, 0, 0)
+    first = plans("the usual one", None, usual)
+    for number in range(50):
+        plans(f"question {number}", None, Spliced(ImageLayout(11), 0, 0, 0))
+        assert plans("the usual one", None, usual) is first  # used again and again, it stays
+        assert columns(plans) <= 100
+    assert made.count("the usual one") == 1
+    assert columns(plans) > 50
+    plans("question 0", None, Spliced(ImageLayout(11), 0, 0, 0))
+    assert made.count("question 0") == 2
+    huge = Spliced(ImageLayout(1000), 0, 0, 0)
+    assert plans("huge", "joy", huge) is plans("huge", "joy", huge)  # too long for the limit, but just used
+
+
+def test_rows_that_are_planned_again_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = full_model()
+    expected = usual.assemble(visual_tokens(usual), QUESTIONS, ANSWERS)
+    monkeypatch.setattr(assembly, "COLUMNS_KEPT", 1)  # nothing fits
+    model = full_model()
+    for _ in range(2):
+        found = model.assemble(visual_tokens(model), QUESTIONS, ANSWERS)
+        for name in ("embeddings", "positions", "mask", "targets", "aspect_of"):
+            assert torch.equal(getattr(found, name), getattr(expected, name))
+        assert (found.prefix_end, found.signs) == (expected.prefix_end, expected.signs)

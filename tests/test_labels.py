@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from masp.errors import DataError
-from masp.labels import LABEL_SETS, LabelStyle, normalise_answer, parse, render_labels, validate_labels
+from masp.labels import LABEL_SETS, LabelStyle, normalise_answer, parse, render_labels, spelled, validate_labels
 
 STYLES: list[LabelStyle] = ["comma", "python"]
 WORDS = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=11)
@@ -69,6 +69,19 @@ def test_normalising_twice_changes_nothing(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "sadnes", "sad", "I think sadness", "sadness or fear", "?"])
 def test_only_an_exact_answer_counts(text: str) -> None:
     assert parse(text, LABEL_SETS["emotion6"]) is None
+
+
+def test_a_name_means_itself_before_it_means_its_synonym() -> None:
+    both = ("joy", "happiness", "sadness")
+    assert [spelled(name, both) for name in ("joy", "Happiness.", "HAPPINESS", "Sad")] == [
+        "joy",
+        "happiness",
+        "happiness",
+        "sadness",
+    ]
+    assert [spelled(name, both[::-1]) for name in ("joy", "happiness")] == ["joy", "happiness"]
+    assert spelled("happiness", ("joy", "sadness")) == "joy"
+    assert spelled("surprise", both) is None
 
 
 @given(st.lists(WORDS, min_size=2, max_size=7))

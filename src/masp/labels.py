@@ -74,8 +74,11 @@ def spelled(name: str, labels: Sequence[str]) -> str | None:
     """The label of a set that a name means, in the set's own spelling, or None.
 
     Case, blanks and punctuation at the ends do not count, and the words of `SPELLINGS` are the same label: "Sad" is
-    "sadness" in EmoSet and "sad" in ArtPhoto.
+    "sadness" in EmoSet and "sad" in ArtPhoto. In a set that has both words, each means itself.
     """
+    exact = parse(name, labels)
+    if exact is not None:
+        return exact
     wanted = common_spelling(name)
     return next((label for label in labels if common_spelling(label) == wanted), None) if wanted else None
 

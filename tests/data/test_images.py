@@ -4,6 +4,7 @@ import io
 import os
 import random
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -113,6 +114,23 @@ def test_big_endian_greys_are_read_alike() -> None:
     little = Image.fromarray(np.array([[0, 25700, 65535]], dtype="<u2"))
     big = Image.frombytes("I;16B", (3, 1), np.array([[0, 25700, 65535]], dtype=">u2").tobytes())
     assert same(to_rgb(little), to_rgb(big))
+
+
+def test_every_grey_of_a_large_picture_is_scaled_with_little_memory() -> None:
+    """50 million greys once took several tables of eight bytes each, in every thread that reads."""
+    ramp = np.tile(np.arange(65536, dtype=np.uint16), 61).reshape(-1, 4096)
+    page = Image.fromarray(ramp)
+    tracemalloc.start()
+    try:
+        got = to_rgb(page)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 * ramp.size
+    expected = [(grey * 255 + 32767) // 65535 for grey in range(65536)]
+    assert np.array_equal(np.asarray(got)[:, :, 1].ravel(), np.tile(np.array(expected, dtype=np.uint8), 61))
+    wide = Image.fromarray(ramp.astype(np.int32))
+    assert same(to_rgb(wide), got)
 
 
 def test_a_transparent_16_bit_grey_becomes_white() -> None:

@@ -7,6 +7,8 @@ import pytest
 
 from masp.data.records import Dataset, Record
 from masp.errors import DataError, UsageError
+from masp.evaluation.bootstrap import Draws
+from masp.evaluation.figures import About, measured
 from masp.evaluation.outside import evaluate_predictions
 from masp.evaluation.predictions import LOWEST, Answered, read_foreign, read_predictions, write_predictions
 from masp.evaluation.result import read_result
@@ -83,6 +85,23 @@ def test_every_way_to_say_it_is_understood(tmp_path):
     assert found[7].log_probabilities["awe"] == LOWEST
 
 
+def test_synonyms_that_are_two_labels_of_one_set_stay_apart(tmp_path):
+    shares = {"joy": 0.2, "happiness": 0.7, "fear": 0.1}
+    rows = ({"image": "1", "probabilities": shares}, {"image": "2", "predicted": "happiness", "truth": "joy"})
+    found = read_foreign(write(tmp_path / "p.jsonl", *rows), ("joy", "happiness", "fear"))
+    assert found[0].log_probabilities == pytest.approx({name: math.log(share) for name, share in shares.items()})
+    assert [(row.predicted, row.truth) for row in found] == [("happiness", None), ("happiness", "joy")]
+
+
+def test_votes_for_synonyms_that_are_two_labels_of_one_set_stay_apart():
+    labels = ("joy", "happiness")
+    answer = Answered("1", "joy", "joy", {label: math.log(0.5) for label in labels})
+    about = About("theirs", "things", "test", "score", labels, {})
+    found = measured(about, [answer], {"1": {"happiness": 0.75, "joy": 0.25}}, draws=Draws(20, 0))
+    # the votes are 1/4 and 3/4, the answer 1/2 and 1/2: 1/4 log 1/2 + 3/4 log 3/2
+    assert found.distribution.kl.value == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
+
+
 GOOD = {"image": "1", "predicted": "joy"}
 
 
@@ -103,6 +122,8 @@ GOOD = {"image": "1", "predicted": "joy"}
         ({"image": "2", "probabilities": {"joy": -0.5, "sadness": 1, "awe": 0.5}}, "of joy is -0.5; expected a prob"),
         ({"image": "2", "probabilities": {"joy": "1", "sadness": 0, "awe": 0}}, "of joy is '1'"),
         ({"image": "2", "probabilities": {"joy": True, "sadness": 0, "awe": 0}}, "of joy is True"),
+        ({"image": "2", "probabilities": {"joy": 10**400, "sadness": 0, "awe": 0}}, "line 2: prob.* of joy is 10000"),
+        ({"image": "2", "log_probabilities": {"joy": 10**400, "sadness": 0, "awe": 0}}, "line 2: log.* of joy is 1000"),
         ('{"image": "2", "probabilities": {"joy": NaN, "sadness": 0, "awe": 1}}', "of joy is nan"),
         (
             {"image": "2", "log_probabilities": {"joy": 0.5, "sadness": -1, "awe": -1}},

@@ -1,6 +1,8 @@
 """What was measured can be read back from its two files, and nothing else can."""
 
+import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -99,6 +101,30 @@ def test_a_strange_result_is_refused(tmp_path, change, message):
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(DataError, match=message):
         read_result(tmp_path)
+
+
+def test_predictions_of_another_run_are_refused(tmp_path):
+    """A process may die after it wrote the predictions and before it wrote the summary."""
+    write_result(tmp_path, made_up())
+    summary = (tmp_path / "summary.json").read_bytes()
+    predictions = (tmp_path / "predictions.jsonl").read_bytes()
+    assert json.loads(summary)["predictions_sha256"] == hashlib.sha256(predictions).hexdigest()
+    other = (replace(ANSWERS[0], predicted="fear"), ANSWERS[1])  # as many
+    write_result(tmp_path, made_up(answers=other))
+    (tmp_path / "summary.json").write_bytes(summary)
+    with pytest.raises(DataError, match=r"predictions\.jsonl and summary\.json belong to two runs.*Measure it again"):
+        read_result(tmp_path)
+    (tmp_path / "predictions.jsonl").write_bytes(predictions)
+    assert read_result(tmp_path) == made_up()
+
+
+def test_a_result_from_before_the_hash_is_read(tmp_path):
+    write_result(tmp_path, made_up())
+    file = tmp_path / "summary.json"
+    content = json.loads(file.read_text())
+    del content["predictions_sha256"]
+    file.write_text(json.dumps(content))
+    assert read_result(tmp_path) == made_up()
 
 
 def test_no_result_is_said_plainly(tmp_path):

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -251,6 +252,20 @@ def test_a_prompt_may_use_some_of_the_aspects(tmp_path, aspects, dataset):
     config = small.config(*PROMPT, "prompt.aspects=[scene, object]")
     result = train_prompt(config, dataset, tiny.backbone(), aspects, tmp_path / "some")
     assert load_adapter(result.adapter, tiny.backbone()).aspects.aspects == ("object", "scene")
+
+
+def test_a_prompt_keeps_the_division_of_aspects_that_learned_from_other_pictures(tmp_path, aspects, dataset):
+    records = dataset.records
+    other = replace(dataset, splits={"train": records[4:], "val": records[:4]})
+    kept = tmp_path / "other" / "splits.aspects.json"
+    result = train_prompt(small.config(*PROMPT), other, tiny.backbone(), aspects, tmp_path / "other")
+    assert kept.read_bytes() == (aspects / "splits.json").read_bytes()
+    assert json.loads(kept.read_text())["fingerprint"] == read_info(result.adapter).data["aspects"].fingerprint
+    # the next prompt takes its aspects out of this run, whose own splits.json is not that of the aspects
+    train_prompt(small.config(*PROMPT), other, tiny.backbone(), tmp_path / "other", tmp_path / "next")
+    assert (tmp_path / "next" / "splits.aspects.json").read_bytes() == kept.read_bytes()
+    train_prompt(small.config(*PROMPT), dataset, tiny.backbone(), aspects, tmp_path / "same")
+    assert not (tmp_path / "same" / "splits.aspects.json").exists()
 
 
 def test_queries_and_attention_come_from_the_aspects(tmp_path, dataset):

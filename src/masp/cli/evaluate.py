@@ -110,8 +110,7 @@ def evaluate(
 ) -> None:
     """Measure an adapter, or what another system said, on a labelled split: accuracy, every label, calibration.
 
-    Intervals hold 95 %. A data set without published splits is divided as the adapter's run divided it, where it was
-    trained on it.
+    Intervals hold 95 %. A data set that the adapter was trained on is divided as its run divided it.
     """
     from masp.errors import UsageError
 

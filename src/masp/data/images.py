@@ -48,6 +48,9 @@ _UPRIGHT = {
 }
 _ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
 _SAVE_AGAIN = "Save the picture again as JPEG or PNG."
+_TOGETHER = (
+    262_144  # greys that are scaled at a time: 2 MB for each step of the arithmetic, whatever the picture's size
+)
 
 
 def open_image(path: str | os.PathLike[str], longest_side: int | None = None) -> Image.Image:
@@ -209,13 +212,18 @@ def _grey_to_rgb(image: Image.Image) -> Image.Image:
 
     Mode I has 32 bits and no fixed range: where no value is above 255, the values are taken as they are.
     """
-    greys = np.asarray(image).astype(np.int64)
+    greys = np.asarray(image)
     eight_bits = image.mode == "I" and greys.max() <= 255
-    scaled = np.clip(greys if eight_bits else (greys * 255 + 32767) // 65535, 0, 255)
     transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        scaled[greys == transparent] = 255
-    return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
+    scaled = np.empty(greys.shape, dtype=np.uint8)
+    source, target = greys.reshape(-1), scaled.reshape(-1)
+    for start in range(0, source.size, _TOGETHER):
+        part = source[start : start + _TOGETHER].astype(np.int64)
+        here = target[start : start + _TOGETHER]
+        here[:] = np.clip(part if eight_bits else (part * 255 + 32767) // 65535, 0, 255)
+        if isinstance(transparent, int):
+            here[part == transparent] = 255
+    return Image.fromarray(scaled).convert("RGB")
 
 
 def shrink(image: Image.Image, longest_side: int | None) -> Image.Image:

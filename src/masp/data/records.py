@@ -98,7 +98,7 @@ class Dataset:
         splits: split name ("train", "val", "test" or "all") → records.
         layout: how the folder was arranged: "folder", "split folders", or a name of `data.layout`.
         rejected: what could not be read of the annotations.
-        split_by: where the splits come from: "published", "content", "paper-like" or "file".
+        split_by: where the splits come from: "published", "content", "paper-like", "file" or "run".
     """
 
     name: str

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from masp.data.records import Dataset, Record, read_json
@@ -21,6 +21,28 @@ DEFAULT_FRACTIONS: Mapping[str, float] = {"train": 0.8, "val": 0.05, "test": 0.1
 _READERS = 8  # threads; hashing lets go of the interpreter, so that they read side by side
 _PAPER_TEST = {"emotion6": 0.3}  # shares that the figures of the paper imply; 0.2 fits the others
 _FORMAT = 1
+
+
+RUN_SPLITS = "splits.json"
+"""In the folder of a run: which picture stood in which split."""
+
+ASPECTS_SPLITS = "splits.aspects.json"
+"""In the folder of a run of stage 2: the same of its aspects, where they were trained on pictures divided otherwise."""
+
+
+@dataclass(frozen=True)
+class Division:
+    """A split file.
+
+    Attributes:
+        file: the file itself.
+        fingerprint: of the data set that it was written for.
+        places: split name → pictures, as seen from the data set's folder.
+    """
+
+    file: Path
+    fingerprint: str | None
+    places: Mapping[str, tuple[str, ...]]
 
 
 def paper_like(name: str) -> dict[str, float]:
@@ -140,18 +162,43 @@ def read_split(file: Path, dataset: Dataset) -> dict[str, tuple[Record, ...]]:
     Raises:
         DataError: the file is not a split, or names a picture that the data set does not have.
     """
-    content = read_json(file, largest=None)
-    if not isinstance(content, dict) or content.get("format") != _FORMAT or not isinstance(content.get("splits"), dict):
-        raise DataError(f"{file} is not a split", f"a file of format {_FORMAT}", "Write it again.")
     known = {_place(dataset, record): record for record in dataset.records}
     splits: dict[str, tuple[Record, ...]] = {}
-    for name, rows in content["splits"].items():
-        places = [str(row[0]) for row in rows if isinstance(row, list) and row] if isinstance(rows, list) else []
+    for name, places in read_division(file).places.items():
         strange = next((place for place in places if place not in known), None)
         if strange is not None:
             raise DataError(f"{file} names {strange}, which {dataset.root} does not have", "", "Use its own data set.")
         splits[name] = tuple(known[place] for place in places)
     return splits
+
+
+def read_division(file: Path) -> Division:
+    """What `write_split` wrote, without the data set.
+
+    Raises:
+        DataError: the file is not a split.
+    """
+    content = read_json(file, largest=None)
+    if not isinstance(content, dict) or content.get("format") != _FORMAT or not isinstance(content.get("splits"), dict):
+        raise DataError(f"{file} is not a split", f"a file of format {_FORMAT}", "Write it again.")
+    places = {
+        name: tuple(str(row[0]) for row in rows if isinstance(row, list) and row) if isinstance(rows, list) else ()
+        for name, rows in content["splits"].items()
+    }
+    fingerprint = content.get("fingerprint")
+    return Division(file, fingerprint if isinstance(fingerprint, str) else None, places)
+
+
+def division_in(folder: Path, fingerprint: str) -> Division | None:
+    """The division that a data set of this fingerprint had in the run of a folder; None where it is not there."""
+    for name in (RUN_SPLITS, ASPECTS_SPLITS):
+        try:
+            found = read_division(folder / name)
+        except DataError:
+            continue
+        if found.fingerprint == fingerprint:
+            return found
+    return None
 
 
 def divided_by_file(dataset: Dataset, file: Path) -> Dataset:

@@ -4,21 +4,21 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from masp.adapters import read_info, resolve
+from masp.adapters import DataRecord, read_info, resolve
 from masp.data.records import Dataset
-from masp.data.splits import read_split
+from masp.data.splits import division_in, read_split
 from masp.errors import DataError
 
-SPLITS = "splits.json"
-"""Beside an adapter in the folder of its run: which image stood in which split."""
+_LEARNED = ("train", "val")  # val decides which state of a run is kept, so that it is no test either
 
 log = logging.getLogger(__name__)
 
 
 def as_trained(dataset: Dataset, adapter: Path, task: str | None = None) -> Dataset:
-    """The data set in the division of the adapter's run, where that run divided this very data set itself.
+    """The data set in the division of the adapter's run, where the run divided this very data set otherwise.
 
-    A published division is left alone, and so is a data set that the adapter was not trained on.
+    What counts is the last stage that was trained. Where its division cannot be known, and where the aspects learned
+    from pictures that are a test here, there is a warning.
 
     Args:
         dataset: as it was opened.
@@ -29,22 +29,60 @@ def as_trained(dataset: Dataset, adapter: Path, task: str | None = None) -> Data
         AdapterError: there is no adapter.
         UsageError: no such task, or several and none was named.
     """
-    records = read_info(adapter).for_task(task).data.values()
-    known = {record.fingerprint for record in records}
-    if dataset.split_by == "published" or dataset.fingerprint() in known:
+    data = read_info(adapter).for_task(task).data
+    last = data.get("prompt", data.get("aspects"))
+    if last is None:
         return dataset
-    file = resolve(adapter).parent / SPLITS
-    if file.is_file():
-        try:
-            divided = replace(dataset, splits=read_split(file, dataset))
-        except DataError:  # the run's images are not these
-            divided = dataset
-        if divided.fingerprint() in known:
-            log.info("using the division of the run, %s", file)
-            return replace(divided, split_by="run")
-    if dataset.name in {record.name for record in records}:
+    folder = resolve(adapter).parent
+    divided = _divided(dataset, last, folder)
+    here = divided.fingerprint()
+    names = {dataset.name, last.name} if last.fingerprint == here else {dataset.name}
+    strange = [one for one in data.values() if one.name in names and one.fingerprint != here]
+    if last in strange:
         log.warning(
             "the adapter was trained on %s, but divided in another way: this split may hold images it was trained on",
-            dataset.name,
+            last.name,
         )
-    return dataset
+    elif any(_learned_more(divided, record, folder) for record in strange):
+        log.warning(
+            "the aspects of the adapter were trained on %s, but divided in another way: this split may hold images "
+            "that they were trained on",
+            strange[0].name,
+        )
+    return divided
+
+
+def _divided(dataset: Dataset, record: DataRecord, folder: Path) -> Dataset:
+    """The data set as the run divided it; as it is where it is like that, or where the run knows other pictures."""
+    if dataset.fingerprint() == record.fingerprint:
+        return dataset
+    division = division_in(folder, record.fingerprint)
+    if division is None:
+        return dataset
+    try:
+        divided = replace(dataset, splits=read_split(division.file, dataset), split_by="run")
+    except DataError:  # the run's images are not these
+        return dataset
+    if divided.fingerprint() != record.fingerprint:
+        return dataset
+    log.info("using the division of the run, %s", division.file)
+    return divided
+
+
+def _learned_more(dataset: Dataset, record: DataRecord, folder: Path) -> bool:
+    """Whether a stage learned from pictures that are further from training here; yes where nobody knows.
+
+    Pictures are known by their places. These say nothing where both data sets have some that the other lacks.
+    """
+    division = division_in(folder, record.fingerprint)
+    if division is None:
+        return True
+    then = {place: _distance(split) for split, places in division.places.items() for place in places}
+    now = {dataset.place(one.path): _distance(split) for split, records in dataset.splits.items() for one in records}
+    known = now.keys() <= then.keys() or then.keys() <= now.keys()
+    return not known or any(then.get(place, distance) < distance for place, distance in now.items())
+
+
+def _distance(split: str) -> int:
+    """How far a split is from training: train 0, val 1, any other 2."""
+    return _LEARNED.index(split) if split in _LEARNED else len(_LEARNED)

@@ -79,7 +79,12 @@ def write_predictions(file: Path, answers: Iterable[Answered]) -> None:
     Raises:
         OSError: the disk is full or cannot be written.
     """
-    write_file(file, "".join(line_of(answer) for answer in answers).encode())
+    write_file(file, content_of(answers))
+
+
+def content_of(answers: Iterable[Answered]) -> bytes:
+    """All that `write_predictions` writes."""
+    return "".join(line_of(answer) for answer in answers).encode()
 
 
 def line_of(answer: Answered) -> str:
@@ -212,7 +217,12 @@ def _logs(content: dict[str, Any], where: str, labels: Sequence[str]) -> dict[st
 
 def _log(value: object, what: str, plain: bool) -> float:
     """A number of the file as a logarithm; `plain` if it is none yet."""
-    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    number = math.nan
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:  # an integer of hundreds of digits
+            number = math.inf if value > 0 else -math.inf
     if plain and 0 <= number <= 1 + _SLACK:
         return math.log(number) if number > 0 else LOWEST
     if not plain and number <= _SLACK:  # minus infinity too

@@ -3,6 +3,7 @@
 `docs/results.md` describes every field. Nothing here knows of models or loads one.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -12,13 +13,16 @@ from typing import Any, Literal
 from masp.data.records import read_json
 from masp.errors import DataError
 from masp.evaluation.metrics import ClassFigures, Interval
-from masp.evaluation.predictions import PREDICTIONS, Answered, read_predictions, write_predictions
-from masp.storage import write_file
+from masp.evaluation.predictions import PREDICTIONS, Answered, content_of, read_predictions, write_predictions
+from masp.storage import digest, write_file
 
 SUMMARY = "summary.json"
 """The result in its folder."""
 
 FORMAT = 1
+
+HASH = "predictions_sha256"
+"""What a summary calls the hash of the predictions that it was made from; the first results had none."""
 
 Mode = Literal["score", "generate"]
 
@@ -207,14 +211,17 @@ class Evaluation:
     format: int = FORMAT
 
     def summary(self) -> dict[str, Any]:
-        """Everything but the single answers, ready for JSON."""
+        """Everything but the single answers, of which there is the hash of their file; ready for JSON."""
         content = asdict(replace(self, answers=()))
         del content["answers"]
-        return {"format": content.pop("format"), **content}
+        return {"format": content.pop("format"), **content, HASH: hashlib.sha256(content_of(self.answers)).hexdigest()}
 
 
 def write_result(out: Path, found: Evaluation) -> None:
     """Writes `predictions.jsonl` (one answer per line), then `summary.json` (figures and provenance).
+
+    A process that dies in between leaves new predictions beside an old summary. The summary holds their hash, so that
+    `read_result` knows.
 
     Raises:
         OSError: the disk is full or cannot be written.
@@ -243,7 +250,7 @@ def read_result(place: Path) -> Evaluation:
         todo = "Install a newer masp." if newer else "Name what `masp evaluate --out DIR` wrote."
         raise DataError(f"{file} has the format {found!r:.40}", f"{FORMAT}, the result of an evaluation", todo)
     beside = file.with_name(PREDICTIONS)
-    answers = read_predictions(beside) if beside.is_file() else ()
+    answers = _answers_beside(file, content.get(HASH))
     try:
         result = TypeAdapter(Evaluation).validate_python({**content, "answers": answers})
     except ValidationError as error:
@@ -254,3 +261,22 @@ def read_result(place: Path) -> Evaluation:
         todo = "Measure it again."
         raise DataError(f"{beside} holds {len(answers)} answers", f"{result.used}, as {file.name} says", todo)
     return result
+
+
+def _answers_beside(file: Path, known: object) -> tuple[Answered, ...]:
+    """The predictions beside a summary; none where they are not there.
+
+    Raises:
+        DataError: they cannot be read, or are not those that the summary was made from.
+    """
+    beside = file.with_name(PREDICTIONS)
+    if not beside.is_file():
+        return ()
+    answers = read_predictions(beside)
+    if known is not None and digest(beside) != known:
+        raise DataError(
+            f"{beside} and {file.name} belong to two runs, or one of them was changed",
+            "the predictions that the summary was made from",
+            "Measure it again.",
+        )
+    return answers

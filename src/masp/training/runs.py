@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from masp.adapters import library_versions
+from masp.data.splits import ASPECTS_SPLITS, RUN_SPLITS
 from masp.errors import CheckpointError, UsageError
 from masp.storage import remove_leftovers, write_file
 from masp.training.checkpoints import unwritable
@@ -31,6 +32,8 @@ class TrainResult:
 class RunFolder:
     """`out`: adapter/, checkpoints/, metrics.jsonl, run.json, quarantine.jsonl, splits.json, store.json.
 
+    In stage 2 there is splits.aspects.json too, where the aspects were trained on pictures that were divided otherwise.
+
     `identity` in run.json is everything that decides the result, as a flat table; a folder is gone on with only where
     all of it is equal.
     """
@@ -42,7 +45,8 @@ class RunFolder:
         self.metrics = out / "metrics.jsonl"
         self.description = out / "run.json"
         self.quarantine = out / "quarantine.jsonl"
-        self.splits = out / "splits.json"
+        self.splits = out / RUN_SPLITS
+        self.aspects_splits = out / ASPECTS_SPLITS
         self.store = out / "store.json"
 
     @contextmanager

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from masp.adapters import Adapter, AdapterInfo, load_adapter
+from masp.adapters import Adapter, AdapterInfo, load_adapter, resolve
 from masp.answers import score
 from masp.aspects import ASPECTS
 from masp.backbones.base import Backbone
@@ -19,10 +19,13 @@ from masp.config import RunConfig
 from masp.data.balance import class_balance
 from masp.data.records import Dataset, Record
 from masp.data.sampling import Batches
+from masp.data.splits import division_in
 from masp.errors import AdapterError
 from masp.labels import LabelStyle, render_labels
 from masp.model import MaspModel, Use, start_prompt
 from masp.questions import Questions, load_questions
+from masp.storage import write_file
+from masp.training.checkpoints import unwritable
 from masp.training.features import VisualTokenStore
 from masp.training.interrupts import StopRequest
 from masp.training.loop import Share
@@ -194,7 +197,7 @@ def train_prompt(
         log.info("training with the aspects %s", ", ".join(_used(adapter, config)))
     hashes = {} if adapter is None else {name: adapter.info.aspects_sha256[name] for name in _used(adapter, config)}
     extra = {"aspects_sha256": hashes, "include_aspects": include_aspects}
-    prepare = partial(_prepare, adapter=adapter)
+    prepare = partial(_prepare, adapter=adapter, home=None if adapter is None else aspects)
     return run_stage(config, config.prompt, "prompt", dataset, backbone, out, prepare, extra, include_aspects, memory)
 
 
@@ -224,7 +227,27 @@ def _used(adapter: Adapter, config: RunConfig) -> tuple[str, ...]:
     return tuple(name for name in adapter.aspects.aspects if name in config.prompt.aspects)
 
 
-def _prepare(run: Run, adapter: Adapter | None) -> Outcome:
+def _keep_division(run: Run, adapter: Adapter, home: Path) -> None:
+    """Keep what the aspects were trained on beside the prompt's own division, so that an evaluation knows both.
+
+    Raises:
+        CheckpointError: the disk refuses to be written.
+    """
+    record = adapter.info.data.get("aspects")
+    if record is None or record.fingerprint == run.dataset.fingerprint():
+        return
+    division = division_in(resolve(home).parent, record.fingerprint)
+    if division is None:  # the aspects were taken out of their run
+        return
+    try:
+        write_file(run.folder.aspects_splits, division.file.read_bytes())
+    except OSError as error:
+        raise unwritable(error, run.folder.aspects_splits) from error
+
+
+def _prepare(run: Run, adapter: Adapter | None, home: Path | None) -> Outcome:
+    if adapter is not None and home is not None:
+        run.processes.first(partial(_keep_division, run, adapter, home))
     settings, method, labels = run.config.prompt, run.method, run.dataset.labels
     used = () if adapter is None else _used(adapter, run.config)
     train = [record for record in run.dataset.split("train") if record.label is not None]
