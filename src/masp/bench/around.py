@@ -10,6 +10,7 @@ from PIL import Image, ImageFilter
 
 from masp.aspects import ASPECTS
 from masp.backbones.loading import load_backbone
+from masp.backbones.sizes import sizes_of
 from masp.bench.clock import Work, in_turn, resident
 from masp.bench.result import Goal, Result, reaches
 from masp.bench.setting import LABELS, Setting
@@ -93,7 +94,14 @@ def embedded(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[
         optimizer.zero_grad()
 
     times = in_turn({"the embedded default": (step, batch)}, setting.repeats, tell)
-    yield reaches("embedded default, stage 2, prefix kept", times["the embedded default"], 500.0, "examples/s", batch)
+    row = model.assemble(visual.select([0]), [question], [answers[0]])
+    graph, supervised = row.mask.shape[1] - row.prefix_end, int((row.targets >= 0).sum())
+    flops = sizes_of("embedded").step_flops(graph, row.prefix_end, supervised)
+    reached, peak = flops / times["the embedded default"].median / 1e12, machine["gemm_tflops"]
+    more = {"flops": flops, "tflops": reached, "share_of_gemm_peak": reached / peak, "at_peak": 1e12 * peak / flops}
+    yield reaches(
+        "embedded default, stage 2, prefix kept", times["the embedded default"], 500.0, "examples/s", batch, **more
+    )
 
 
 def _decoded(path: Path) -> None:
