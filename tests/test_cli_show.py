@@ -90,6 +90,9 @@ def test_the_floor_stands_beside_the_calibration_error():
     for one in (found.chances, found.chances.calibrated):
         assert one.calibration_floor is not None
         assert f"{one.calibration_error.percent()}, floor {one.calibration_floor.percent()}" in text
+    ends = found.chances.calibrated.temperature_interval
+    assert ends is not None
+    assert f"temperature {ends.value:.2f} [{ends.low:.2f}, {ends.high:.2f}] from 8 images of val" in text
     assert "a perfectly calibrated system with these confidences and 8 images would show" in text
     older = replace(found.chances, calibration_floor=None)
     assert older.calibrated is not None

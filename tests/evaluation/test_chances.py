@@ -164,7 +164,33 @@ def test_the_temperature_undoes_a_known_one():
     assert (found.split, found.images, found.at_limit) == ("val", 50, False)
 
 
+def test_the_interval_of_the_temperature_by_hand():
+    """Confidence 0.8 and 4 of 5 right: with L = log 4, g is 0.2 L or -0.8 L, and h = 0.8 · 0.2 · L² = mean g²."""
+    truth = np.array([0, 0, 0, 0, 1] * 10)
+    logs = log_softmax(np.array([[3 * math.log(4), 0.0]] * 50), axis=1)
+    found = of.temperature_interval(logs, truth, 3.0)
+    assert found is not None
+    around = math.exp(1.96 / math.sqrt(0.16 * math.log(4) ** 2 * 50))
+    assert (found.value, found.low, found.high) == pytest.approx((3, 3 / around, 3 * around))
+    calibrated = of.calibrated((logs, truth), "val", logs, truth, FEW).temperature_interval
+    assert calibrated is not None
+    assert calibrated.high == pytest.approx(found.high, rel=1e-3)
+    assert of.temperature_interval(np.log(np.full((4, 2), 0.5)), np.array([0, 1, 0, 1]), 1.0) is None  # any T fits
+
+
+def test_temperatures_of_other_samples_lie_in_the_interval():
+    logs, _ = random_case(images=4000, labels=4)
+    dice = np.random.default_rng(2)
+    truth = (np.exp(logs).cumsum(axis=1) < dice.random((4000, 1))).sum(axis=1).clip(0, 3)  # honest: T = 1
+    samples = [slice(200 * place, 200 * (place + 1)) for place in range(20)]
+    ends = [of.temperature_interval(logs[s], truth[s], of.temperature(logs[s], truth[s])) for s in samples]
+    inside = sum(one is not None and one.low <= 1 <= one.high for one in ends)
+    assert 16 <= inside <= 20
+
+
 def test_a_fit_that_ends_at_the_edge_says_so():
+    bare = logs_of([0.75, 0.25], [0.75, 0.25])
+    assert of.calibrated((bare, np.array([0, 0])), "val", bare, np.array([0, 0]), FEW).temperature_interval is None
     logs = logs_of([0.75, 0.25], [0.75, 0.25])
     assert of.calibrated((logs, np.array([0, 0])), "val", logs, np.array([0, 0]), FEW).at_limit  # never wrong: colder
     assert of.calibrated((logs, np.array([1, 1])), "val", logs, np.array([0, 0]), FEW).at_limit  # always wrong: hotter

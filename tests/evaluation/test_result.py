@@ -33,6 +33,7 @@ ANSWERS = (
 def made_up(**changes):
     floor = Floor(0.03125, 0.0078125)
     calibrated = Calibrated(1.5, "val", 3, False, SHARE, SHARE, SHARE, BINS, calibration_floor=floor)
+    calibrated = replace(calibrated, temperature_interval=Interval(1.5, 1.25, 1.75))
     curve = RiskCoverage(SHARE, (0.5, 1.0), (0.0, 0.5))
     facts = {
         "system": "adapter",
@@ -77,12 +78,13 @@ def test_a_result_from_before_the_calibration_floor_is_read(tmp_path):
     content = json.loads(file.read_text())
     assert content["chances"].pop("calibration_floor") == {"value": 0.03125, "deviation": 0.0078125}
     assert content["chances"]["calibrated"].pop("calibration_floor") == {"value": 0.03125, "deviation": 0.0078125}
+    assert content["chances"]["calibrated"].pop("temperature_interval") == {"value": 1.5, "low": 1.25, "high": 1.75}
     file.write_text(json.dumps(content))
     found = read_result(tmp_path).chances
     assert found is not None
     assert found.calibrated is not None
     assert (found.calibration_floor, found.calibrated.calibration_floor) == (None, None)
-    assert found.calibration_error == SHARE
+    assert (found.calibration_error, found.calibrated.temperature_interval) == (SHARE, None)
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,9 @@ def _chance_rows(found: "Chances") -> list[tuple[str, str]]:
     after = found.calibrated
     if after is not None:
         limit = ", the edge of what was searched" if after.at_limit else ""
-        fitted = f"temperature {after.temperature:.2f} from {after.images} images of {after.split}{limit}"
+        found_in = after.temperature_interval
+        ends = "" if found_in is None else f" [{found_in.low:.2f}, {found_in.high:.2f}]"
+        fitted = f"temperature {after.temperature:.2f}{ends} from {after.images:,} images of {after.split}{limit}"
         rows.append(("the same after scaling", f"{_beside_floor(after)}; {fitted}"))
     if found.calibration_floor is not None:
         floor = f"what a perfectly calibrated system with these confidences and {found.images:,} images would show"

@@ -138,6 +138,24 @@ def temperature(logs: Logs, truth: Truth) -> float:
     return float(np.exp(found.x))
 
 
+def temperature_interval(logs: Logs, truth: Truth, temperature: float) -> Interval | None:
+    """The 95 % interval of a fitted temperature T, from the images it was fitted on; None where they say nothing.
+
+    With u = log T, each image's log-probabilities z and p = softmax(z / T), the mean negative log-likelihood has the
+    slope g = (z_true - Σ p z) / T per image and the curvature h = mean of Σ p (z / T)² - (Σ p z / T)². So u has the
+    standard error √(mean g² / n) / h, and the interval is T · exp(± 1.96 of them). (White 1982; it holds whether or
+    not the scaled system is calibrated.)
+    """
+    z, shares = logs / temperature, np.exp(scaled(logs, temperature))
+    mean = (shares * z).sum(axis=1)
+    curvature = float(((shares * z * z).sum(axis=1) - mean * mean).mean())
+    if not curvature > 0:
+        return None
+    slope = z[np.arange(len(z)), truth] - mean
+    around = 1.96 * np.sqrt(np.square(slope).mean() / len(z)) / curvature
+    return Interval(temperature, float(temperature * np.exp(-around)), float(temperature * np.exp(around)))
+
+
 def scaled(logs: Logs, temperature: float) -> Logs:
     """Log-probabilities divided by a temperature and normalised again."""
     from scipy.special import log_softmax
@@ -157,9 +175,18 @@ def calibrated(
     after = scaled(logs, chosen)
     nll, brier, error = proper_scores(after, truth, draws)
     at_limit = min(chosen / RANGE[0], RANGE[1] / chosen) < 1.001
-    floor = calibration_floor(after, seed=(draws or Draws()).seed)
-    about = (chosen, split, len(fitted_on[0]), at_limit)
-    return Calibrated(*about, nll, brier, error, reliability(after, truth), calibration_floor=floor)
+    return Calibrated(
+        temperature=chosen,
+        temperature_interval=None if at_limit else temperature_interval(*fitted_on, chosen),
+        split=split,
+        images=len(fitted_on[0]),
+        at_limit=at_limit,
+        negative_log_likelihood=nll,
+        brier=brier,
+        calibration_error=error,
+        calibration_floor=calibration_floor(after, seed=(draws or Draws()).seed),
+        reliability=reliability(after, truth),
+    )
 
 
 def distribution(logs: Logs, votes: Float[np.ndarray, "images labels"], draws: Draws | None = None) -> Distribution:

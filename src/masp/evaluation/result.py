@@ -93,6 +93,8 @@ class Calibrated:
 
     Attributes:
         temperature: above 1 makes the system less sure.
+        temperature_interval: what the images it was fitted on leave open; None at the end of the range, and in results
+            of versions that did not know it.
         split: what it was fitted on, by least negative log-likelihood.
         images: of that split.
         at_limit: whether the fit ended at the end of the range that was searched.
@@ -104,6 +106,7 @@ class Calibrated:
     """
 
     temperature: float
+    temperature_interval: Interval | None = field(default=None, kw_only=True)
     split: str
     images: int
     at_limit: bool

@@ -67,8 +67,8 @@ def reliability(system: System) -> ReliabilityView:
         words += f", after scaling with temperature {factor} (fitted on {fitted[0].split}) {share(after)} %"
         floors.append(_floor([one.calibration_floor for one in fitted]))
     if all(floors):
-        one = chances[0].images
-        each = f"{grouped(one)} image{'s' * (one != 1)}"
+        count = chances[0].images
+        each = f"{grouped(count)} image{'s' * (count != 1)}"
         words += f". A perfectly calibrated system with these confidences and {each} would show {floors[0]}"
         words += f", after scaling {floors[1]}" if scaled else ""
     drawing = drawings.reliability_diagram(bins, scaled)
