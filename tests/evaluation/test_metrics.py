@@ -1,5 +1,8 @@
 """Figures against numbers worked out by hand."""
 
+import math
+from itertools import product
+
 import pytest
 
 from masp.evaluation import metrics
@@ -81,6 +84,75 @@ def test_compare_is_antisymmetric_and_zero_for_twins():
     assert (same.difference, same.low, same.high, same.p_value) == (0, 0, 0, 1)
     there = metrics.compare(TRUTH, GUESS, ["joy"] * 7).difference
     assert there == -metrics.compare(TRUTH, ["joy"] * 7, GUESS).difference
+
+
+def right(pattern: str) -> list[str]:
+    """What one seed said where the truth is always joy: 1 is right, 0 is wrong."""
+    return ["joy" if one == "1" else "fear" for one in pattern]
+
+
+def test_an_example_counts_with_the_share_of_the_seeds_that_got_it_right():
+    truth = ["joy"] * 6
+    first = [right("110000"), right("100000")]  # shares 1, 1/2, 0, 0, 0, 0
+    second = [right("111100"), right("011000"), right("011000")]  # shares 1/3, 1, 1, 1/3, 0, 0
+    found = metrics.compare_seeds(truth, first, second)
+    assert found.difference == pytest.approx((8 / 3 - 3 / 2) / 6)
+    assert (found.only_first, found.only_second) == (1, 3)
+    # differences in sixths: -4, 3, 6, 2, which sum to 7; of the 16 choices of signs four sum to 7 or more (15 with all
+    # of one sign, 11, 9 and 7 with the 2, the 3 or the 4 against the others), and as many to -7 or less
+    assert found.p_value == pytest.approx(8 / 16)
+    assert found.low <= found.difference <= found.high
+
+
+def test_the_interval_of_several_seeds_belongs_to_their_mean():
+    """The interval of the first seed may leave out the mean of all, which it was shown beside."""
+    truth, base = ["joy"] * 1000, right("1" * 500 + "0" * 500)
+    weak, strong = right("1" * 510 + "0" * 490), right("1" * 600 + "0" * 400)
+    one = metrics.compare(truth, base, weak)
+    found = metrics.compare_seeds(truth, [base] * 3, [weak, strong, strong])
+    assert found.difference == pytest.approx((0.01 + 0.1 + 0.1) / 3)
+    assert one.high < found.difference
+    # 10 examples gain 1 and 90 gain 2/3: mean 0.07, deviation sqrt(0.01 + 0.04 - 0.0049) = 0.2124 of one example
+    assert found.low == pytest.approx(0.07 - 1.96 * 0.2124 / 1000**0.5, abs=0.002)
+    assert found.high == pytest.approx(0.07 + 1.96 * 0.2124 / 1000**0.5, abs=0.002)
+
+
+def test_of_single_seeds_it_is_compare_and_of_the_same_seeds_too():
+    truth, first, second = ["joy"] * 8, right("11110001"), right("11000111")
+    single = metrics.compare(truth, first, second, seed=3)
+    assert single == metrics.compare_seeds(truth, [first], [second], seed=3)
+    assert single == metrics.compare_seeds(truth, [first, first], [second, second], seed=3)
+    assert single.p_value == pytest.approx(metrics.mcnemar(2, 2))
+
+
+@pytest.mark.parametrize("sizes", [{1: 7}, {1: 3, 2: 4}, {2: 1, 3: 2, 6: 3}, {1: 1}])
+def test_signs_are_flipped_in_every_way(sizes):
+    values = [size for size, count in sizes.items() for _ in range(count)]
+    sums = [sum(map(math.prod, zip(values, signs, strict=True))) for signs in product((-1, 1), repeat=len(values))]
+    for total in set(sums):
+        expected = sum(abs(one) >= abs(total) for one in sums) / len(sums)
+        assert metrics.sign_flip(sizes, total) == pytest.approx(expected)
+
+
+def test_signs_of_one_size_are_mcnemar():
+    assert metrics.sign_flip({3: 35}, 3 * 25) == pytest.approx(metrics.mcnemar(5, 30))
+    assert metrics.sign_flip({1: 60_000, 3: 20_000}, 1000) == pytest.approx(0.0411, abs=0.001)  # sd is 489.9, z 2.04
+    assert metrics.sign_flip({1: 5000}, 5000) == 1e-10
+
+
+@pytest.mark.parametrize(("truth", "first", "second"), [([], [[]], [[]]), (["joy"], [], [["joy"]])])
+def test_nothing_cannot_be_compared(truth, first, second):
+    with pytest.raises(ValueError, match="without examples"):
+        metrics.compare_seeds(truth, first, second)
+    with pytest.raises(ValueError, match="no mean without examples"):
+        metrics.mean_share([], 1)
+
+
+def test_the_mean_of_shares_has_its_interval():
+    found = metrics.mean_share([0, 1, 3, 3] * 100, 3)
+    assert found.value == pytest.approx(7 / 12)
+    # deviation of 0, 1/3, 1, 1: sqrt(19/36 - 49/144) = 0.4330
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * 0.4330 / 20, abs=0.002)
 
 
 def test_texts_carry_units():

@@ -1,10 +1,10 @@
-"""Figures over seeds and between systems, each against a number worked out by hand."""
+"""Figures over seeds, each against a number worked out by hand."""
 
 import pytest
 
-from masp.evaluation.metrics import Interval, compare
+from masp.evaluation.metrics import Interval
 from masp.evaluation.result import Bin, RiskCoverage
-from masp.report.figures import Figure, difference, mean_curve, over_seeds, pooled
+from masp.report.figures import Figure, mean_curve, over_seeds, pooled
 
 
 def test_seeds_become_mean_and_standard_deviation():
@@ -45,23 +45,3 @@ def test_a_long_curve_is_drawn_through_few_points():
     curve = mean_curve([RiskCoverage(Interval(0.5, 0.5, 0.5), steps, steps)])
     assert len(curve.coverage) <= 200
     assert (curve.coverage[0], curve.coverage[-1]) == (1 / 5000, 1.0)
-
-
-def test_the_difference_is_the_mean_over_images():
-    found = difference([1.0, 0.0, 0.5, 0.0], [1.0, 1.0, 1.0, 0.0])
-    assert found.value == pytest.approx(1.5 / 4)
-    assert 0 <= found.low < found.value < found.high <= 1
-
-
-def test_of_single_systems_it_is_what_compare_says():
-    truth = ["a"] * 400
-    first, second = ["a"] * 200 + ["b"] * 200, ["a"] * 180 + ["b"] * 120 + ["a"] * 100
-    paired = compare(truth, first, second)
-    found = difference([float(x == "a") for x in first], [float(x == "a") for x in second])
-    assert found.value == pytest.approx(paired.difference)
-    assert (found.low, found.high) == pytest.approx((paired.low, paired.high), abs=0.006)
-
-
-def test_nothing_cannot_be_compared():
-    with pytest.raises(ValueError, match="without images"):
-        difference([], [])

@@ -67,15 +67,19 @@ def test_trials_differ_by_data_split_and_labels(tmp_path):
     ]  # fmt: skip
 
 
-def test_an_image_counts_with_the_share_of_its_seeds(tmp_path):
+def test_what_each_seed_said_of_the_images_that_all_answered(tmp_path):
     places = [
         written(tmp_path / str(seed), result("s", answers(said), provenance={"seed": seed}))
-        for seed, said in enumerate(("jjjjffaa", "jjjfffaj"))
+        for seed, said in enumerate(("jjjjffaa", "jjjff-a"))
     ]
     sources, _ = read_sources(places)
     (system,) = trials(sources)[0].systems
-    assert list(system.right.values()) == [1, 1, 1, 0.5, 1, 1, 1, 0.5]
-    assert ("awe/7.png", "awe") in system.right
+    first, second = system.said
+    assert list(first) == list(second)
+    assert list(first.values()) == ["joy", "joy", "joy", "joy", "fear", "fear", "awe"]
+    assert list(second.values()) == ["joy", "joy", "joy", "fear", "fear", None, "awe"]
+    assert ("awe/6.png", "awe") in first
+    assert ("awe/7.png", "awe") not in first
 
 
 def test_a_file_of_predictions_alone_is_refused(tmp_path):

@@ -4,8 +4,9 @@ A predicted label may be `None` (an answer that names no label): it is counted a
 are imported where they are used, since nearly everything imports this file.
 """
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,11 @@ class ClassFigures:
 
 @dataclass(frozen=True)
 class Paired:
-    """Accuracy of `second` minus that of `first` on the same examples: 95 % bootstrap interval and McNemar's p."""
+    """Accuracy of `second` minus that of `first` on the same examples: 95 % bootstrap interval and exact p.
+
+    Of single runs p is McNemar's, of several seeds that of the sign-flip test. `only_first` and `only_second` count the
+    examples that one alone gets right, or that more of its seeds do.
+    """
 
     difference: float
     low: float
@@ -134,21 +139,62 @@ def compare(
     seed: int = 0,
     draws: int = 10_000,
 ) -> Paired:
-    """Compares two prediction vectors of the same examples.
+    """Compares two prediction vectors of the same examples; see `compare_seeds`."""
+    return compare_seeds(truth, [first], [second], seed, draws)
 
-    The interval is the percentile bootstrap over examples. Drawing examples with replacement is the same as drawing
-    how many of them only the first or only the second gets right, so each draw is three numbers.
+
+def compare_seeds(
+    truth: Sequence[str],
+    first: Sequence[Sequence[str | None]],
+    second: Sequence[Sequence[str | None]],
+    seed: int = 0,
+    draws: int = 10_000,
+) -> Paired:
+    """Compares two systems, each with one prediction vector for every training seed, on the same examples.
+
+    An example counts with the share of a system's seeds that got it right. So the difference is that of the mean
+    accuracies, and interval and p belong to it: the bootstrap over examples, and the sign-flip test over examples,
+    which of single seeds is McNemar's. They say nothing about seeds that were not trained.
+
+    Args:
+        truth: label of each example.
+        first: for every seed what was said about each example.
+        second: the same of the other system; it may have another number of seeds.
+        seed: of the bootstrap.
+        draws: of the bootstrap.
+
+    Raises:
+        ValueError: there is no example, or a system without seeds.
     """
-    pairs = Counter((a == t, b == t) for t, a, b in zip(truth, first, second, strict=True))
-    total, only_first, only_second = len(truth), pairs[True, False], pairs[False, True]
-    if not total:
+    if not truth or not first or not second:
         raise ValueError("two prediction vectors without examples cannot be compared")
-    chances = np.array([only_first, only_second, total - only_first - only_second]) / total
-    drawn = np.random.default_rng(seed).multinomial(total, chances, size=draws)
-    low, high = np.percentile((drawn[:, 1] - drawn[:, 0]) / total, [2.5, 97.5])
-    difference = (only_second - only_first) / total
-    p_value = mcnemar(only_first, only_second)
-    return Paired(difference, float(low), float(high), p_value, only_first, only_second)
+    whole = math.lcm(len(first), len(second))
+    gains = _hits(truth, second) * (whole // len(second)) - _hits(truth, first) * (whole // len(first))
+    found = mean_share(gains.tolist(), whole, seed, draws)
+    only_first, only_second = int((gains < 0).sum()), int((gains > 0).sum())
+    sizes = Counter(np.abs(gains[gains != 0]).tolist())
+    alike = len(sizes) < 2  # all differences have one size
+    p_value = mcnemar(only_first, only_second) if alike else sign_flip(sizes, int(gains.sum()))
+    return Paired(found.value, found.low, found.high, p_value, only_first, only_second)
+
+
+def mean_share(parts: Sequence[int], whole: int, seed: int = 0, draws: int = 10_000) -> Interval:
+    """Mean of `parts / whole` over examples, with the percentile bootstrap over examples.
+
+    There are few different parts. Drawing examples with replacement is drawing how many have each of them, so each draw
+    is a few numbers.
+
+    Raises:
+        ValueError: there is no example.
+    """
+    if not parts:
+        raise ValueError("there is no mean without examples")
+    counts = Counter(parts)
+    sizes = [*sorted(counts.keys() - {0}), 0]
+    chances = np.array([counts[size] for size in sizes]) / len(parts)
+    drawn = np.random.default_rng(seed).multinomial(len(parts), chances, size=draws)
+    low, high = np.percentile(drawn @ np.array(sizes) / (whole * len(parts)), [2.5, 97.5])
+    return Interval(sum(parts) / (whole * len(parts)), float(low), float(high))
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -157,6 +203,31 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
     total = only_first + only_second
     return float(binomtest(only_first, total, 0.5).pvalue) if total else 1.0
+
+
+def sign_flip(sizes: Mapping[int, int], total: int) -> float:
+    """Exact two-sided p of the sign-flip test: differences whose signs a fair coin might as well have chosen.
+
+    The chances of all sums come from their Fourier transform, a product of cosines, to about 1e-10; nothing below that
+    is returned. With one size it is McNemar's test.
+
+    Args:
+        sizes: size of a difference, 1 or more → how many examples have it.
+        total: the sum of the differences with the signs that they have.
+    """
+    if total == 0:
+        return 1.0
+    furthest = sum(size * count for size, count in sizes.items())
+    length = 2 * furthest + 1
+    angles = 2 * np.pi / length * np.arange(furthest + 1)
+    transformed = np.prod([np.cos(size * angles) ** count for size, count in sizes.items()], axis=0)
+    chances = np.fft.irfft(transformed, length)  # of the sums 0, 1, 2 …; those of -1, -2 … are the same
+    return float(np.clip(2 * chances[abs(total) : furthest + 1].sum(), 1e-10, 1))
+
+
+def _hits(truth: Sequence[str], runs: Sequence[Sequence[str | None]]) -> np.ndarray:
+    """How many of the seeds got each example right."""
+    return np.array([[a == t for t, a in zip(truth, run, strict=True)] for run in runs]).sum(axis=0)
 
 
 def _numbers(

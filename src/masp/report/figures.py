@@ -1,7 +1,6 @@
-"""Figures over the seeds of a system, and between two systems on the same images."""
+"""Figures over the seeds of a system."""
 
 import statistics
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,8 +9,6 @@ import numpy as np
 from masp.evaluation.metrics import Interval, share
 from masp.evaluation.result import Bin, RiskCoverage
 
-DRAWS = 10_000
-"""Draws of the bootstrap."""
 POINTS = 200
 """A curve is drawn through at most this many points, whatever the number of images."""
 
@@ -85,22 +82,3 @@ def mean_curve(runs: Sequence[RiskCoverage]) -> Curve:
     risk = np.mean([np.interp(kept, run.coverage, run.risk) for run in runs], axis=0)
     area = statistics.fmean(run.area.value for run in runs)
     return Curve(tuple(kept.tolist()), tuple(risk.tolist()), area)
-
-
-def difference(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Interval:
-    """Mean of `second` minus `first`, image by image, with the percentile bootstrap over images.
-
-    An image's number is the share of a system's seeds that got it right, so there are few different differences.
-    Drawing images with replacement is then drawing how many have each of them.
-
-    Raises:
-        ValueError: there is no image.
-    """
-    counts = Counter(round(b - a, 9) for a, b in zip(first, second, strict=True))
-    if not counts:
-        raise ValueError("two systems without images cannot be compared")
-    values = np.array(sorted(counts))
-    shares = np.array([counts[value] for value in values.tolist()]) / len(first)
-    drawn = np.random.default_rng(seed).multinomial(len(first), shares, size=DRAWS) @ values / len(first)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Interval(float(shares @ values), float(low), float(high))

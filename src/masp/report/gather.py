@@ -52,11 +52,11 @@ class System:
         return {answer.image: answer for answer in self.runs[0].answers}
 
     @cached_property
-    def right(self) -> Mapping[tuple[str, str], float]:
-        """For each (image, label) that all seeds answered the share of them that got it right."""
-        tables = [{(one.image, one.truth): one.predicted == one.truth for one in run.answers} for run in self.runs]
-        common = set(tables[0]).intersection(*tables[1:])
-        return {key: sum(table[key] for table in tables) / len(tables) for key in tables[0] if key in common}
+    def said(self) -> tuple[Mapping[tuple[str, str], str | None], ...]:
+        """For each seed the label that was predicted for each (image, label) that all seeds answered."""
+        tables = [{(one.image, one.truth): one.predicted for one in run.answers} for run in self.runs]
+        common = [key for key in tables[0] if all(key in table for table in tables)]
+        return tuple({key: table[key] for key in common} for table in tables)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from masp.errors import UsageError, did_you_mean
 from masp.evaluation import metrics
 from masp.evaluation.metrics import Interval
 from masp.evaluation.result import Chances, Evaluation
-from masp.report.figures import Figure, difference, over_seeds
+from masp.report.figures import Figure, over_seeds
 from masp.report.gather import System, Trial, seed_of
 
 FIRST, BEST = "first", "best"
@@ -118,9 +118,9 @@ def over_images(system: System) -> Interval:
     """Accuracy with an interval over the images; of several seeds the mean, as far as their answers are known."""
     if len(system.runs) == 1:
         return system.runs[0].accuracy
-    if system.right:
-        shares = list(system.right.values())
-        return difference([0.0] * len(shares), shares)
+    if system.said[0]:
+        right = [sum(said[key] == key[1] for said in system.said) for key in system.said[0]]
+        return metrics.mean_share(right, len(system.said))
     mean = accuracy(system)
     return Interval(mean, mean, mean)
 
@@ -210,22 +210,20 @@ def _gains(
 
 
 def _pair(base: System, system: System) -> Pair:
-    common = [key for key in base.right if key in system.right]
+    common = [key for key in base.said[0] if key in system.said[0]]
     if not common:
         return Pair(system.name, None, 0)
+    said, answered = ([[seed[key] for key in common] for seed in one.said] for one in (base, system))
+    found = metrics.compare_seeds([label for _, label in common], said, answered)
+    points = Interval(found.difference, found.low, found.high)
     if len(base.runs) == len(system.runs) == 1:
-        truth = [label for _, label in common]
-        said, answered = ([one.answers[image].predicted for image, _ in common] for one in (base, system))
-        found = metrics.compare(truth, said, answered)
-        points = Interval(found.difference, found.low, found.high)
         return Pair(system.name, points, len(common), found.p_value, found.only_second, found.only_first)
-    points = difference([base.right[key] for key in common], [system.right[key] for key in common])
     return Pair(system.name, points, len(common))
 
 
 def _with_interval(system: System, figure: Figure | None) -> Figure | None:
     """The mean accuracy of several seeds with the interval over the images, where their answers are known."""
-    if figure is None or figure.sd is None or not system.right:
+    if figure is None or figure.sd is None or not system.said[0]:
         return figure
     found = over_images(system)
     return replace(figure, low=found.low, high=found.high)
