@@ -53,7 +53,7 @@ def _differences(seeds: list[Content]) -> str:
     for number, item in enumerate(seeds[0]["table2"]["differences"]):
         values = [one["table2"]["differences"][number]["paired"]["difference"] for one in seeds]
         rows.append((item["name"], f"{100 * mean(values):+.1f}", _bracket(item["paired"])))
-    return table(("paired difference", "points", "interval"), rows)
+    return table(("paired difference", "points", "interval of the first seed"), rows)
 
 
 def _aspects(content: Content) -> str:
