@@ -227,7 +227,7 @@ def sign_flip(sizes: Mapping[int, int], total: int) -> float:
 
 def _hits(truth: Sequence[str], runs: Sequence[Sequence[str | None]]) -> np.ndarray:
     """How many of the seeds got each example right."""
-    return np.sum([[a == t for t, a in zip(truth, run, strict=True)] for run in runs], axis=0, dtype=np.int64)
+    return np.array([[a == t for t, a in zip(truth, run, strict=True)] for run in runs]).sum(axis=0)
 
 
 def _numbers(
