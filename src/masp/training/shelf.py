@@ -56,7 +56,7 @@ class Shelf:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for path in folder.glob(f"{TEMPORARY}*"):
-                if time.time() - path.stat().st_mtime > ABANDONED:
+                if _age(path) > ABANDONED:
                     discard(path)
         except OSError as error:
             raise _unwritable(error, folder) from error
@@ -147,6 +147,14 @@ class Shelf:
                 f"at most store_disk_gb = {self.budget / GIGA:.3g}",
                 "Raise it, or set store=auto, which keeps the largest that fits.",
             )
+
+
+def _age(path: Path) -> float:
+    """Seconds since a file was written; 0 where it is gone, as its writer has just given it its name."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def key_of(parts: Mapping[str, object]) -> str:
