@@ -327,7 +327,7 @@ def loop_settings(settings: TrainConfig, order: Order, identity: str) -> LoopSet
         clip=None,
         log_every=settings.log_every,
         validate_every=settings.evaluate_every * order.per_epoch,
-        patience=settings.patience,
+        patience=None if settings.patience is None else -(-settings.patience // max(1, settings.evaluate_every)),
         checkpoint_every=settings.checkpoint_every,
         identity=identity,
     )
