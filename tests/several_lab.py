@@ -63,6 +63,8 @@ def learn(data: Dataset, backbone: Backbone, out: Path) -> None:
         settings = config(out, *changes)
         train_prompt(settings, data, backbone, None, out / f"plain-{name}")
         train_prompt(settings, data, backbone, out / "aspects", out / f"with-{name}")
+    for name in ("none", "features"):  # 21 examples: the last step of an epoch has one, and nothing for process 1
+        train_prompt(config(out, *STORES[name], "prompt.batch_size=4"), data, backbone, None, out / f"few-{name}")
 
 
 def measure(data: Dataset, backbone: Backbone, out: Path) -> None:

@@ -15,11 +15,24 @@ import torch
 from safetensors.torch import load_file
 
 import several
+import several_lab
+import small_training
+import tiny
 from masp import launch
+from masp.aspects import ASPECTS
 from masp.bars import Bar
+from masp.config import MethodConfig
 from masp.errors import Agreement, DataError, MaspError, UsageError
+from masp.model import MaspModel, Use
+from masp.modules.aspect_attention import AspectModules
+from masp.questions import load_questions
 from masp.training import processes as room
+from masp.training import stage1_aspects, stage2_prompt
+from masp.training.features import Reading, VisualTokenStore
+from masp.training.interrupts import Interrupted, StopRequest
+from masp.training.prefixes import PrefixStore
 from masp.training.processes import ALONE, Processes, launched, patience
+from masp.training.shelf import Shelf
 
 NEAR = 1e-5
 
@@ -223,7 +236,7 @@ def test_two_processes_learn_and_measure_what_one_does(folder, one):
     done = several.lab(2, folder, "two", "learn", "measure")
     assert done.code == 0, done.err[-3000:]
     runs = sorted(path.parent.name for path in one.glob("*/adapter"))
-    assert len(runs) == 12
+    assert len(runs) == 14
     for name in runs:
         assert distance(one / name, folder / "two" / name) <= NEAR, name
     start = one / "plain-none"

@@ -145,7 +145,7 @@ class VisualTokenStore:
         self.processes.all(account.finish)
         return account
 
-    def _reader(self, groups: Sequence[Sequence[int]]) -> Iterator[LoadedBatch]:
+    def _reader(self, groups: Iterable[Sequence[int]]) -> Iterator[LoadedBatch]:
         """The images of these groups, read ahead."""
         loading = Loading(self.backbone.preprocess, self.reading.longest_side, workers=self.reading.workers)
         return prefetch_batches(self.paths, groups, loading)
@@ -265,19 +265,19 @@ class VisualTokenStore:
 
     def stream(
         self, items: Iterable[Item], images: Callable[[Item], Sequence[int]]
-    ) -> Iterator[tuple[Item, VisualTokens]]:
-        """Visual tokens of one batch after the other, on the backbone's device; an image may occur several times.
+    ) -> Iterator[tuple[Item, VisualTokens | None]]:
+        """Visual tokens of one batch after the other, on the backbone's device; None for a batch without images.
 
         Args:
             items: batches, as the caller names them.
-            images: the numbers of a batch's images.
+            images: the numbers of a batch's images; one may occur several times.
 
         Raises:
             DataError: an image that could be read before cannot be read now.
         """
         if self.kept:
             for item in items:
-                yield item, self._batch(images(item))
+                yield item, self._batch(numbers) if (numbers := images(item)) else None
             return
         waiting: list[tuple[Item, Sequence[int]]] = []  # read ahead: in the order of the batches
 
@@ -287,19 +287,21 @@ class VisualTokenStore:
                 waiting.append((item, numbers))
                 yield list(dict.fromkeys(numbers))
 
-        loading = Loading(self.backbone.preprocess, self.reading.longest_side, workers=self.reading.workers)
-        for read in prefetch_batches(self.paths, distinct(), loading):
+        for read in self._reader(distinct()):
             for failed in read.failures:
                 todo = "Leave the data set alone while it is trained on, or start again with another --out."
                 raise DataError(f"{failed.path} could be read before and cannot now ({failed.reason})", "", todo)
             item, numbers = waiting.pop(0)
+            if not numbers:
+                yield item, None
+                continue
             visual = self.backbone.visual_tokens(read.pixels.to(self.backbone.device))
             row = {number: row for row, number in enumerate(read.indices)}
             yield item, replace(visual, boxes=None).select([row[number] for number in numbers])
 
     def visual(self, images: Sequence[int]) -> VisualTokens:
-        """Visual tokens of one batch, on the backbone's device."""
-        return next(tokens for _, tokens in self.stream([images], lambda batch: batch))
+        """Visual tokens of one batch, with at least one image, on the backbone's device."""
+        return next(tokens for _, tokens in self.stream([images], lambda batch: batch) if tokens is not None)
 
     def counts(self) -> list[int]:
         """Number of visual tokens of each usable image; they are kept."""
