@@ -165,6 +165,35 @@ def test_guards_inside_guards_meet_once(monkeypatch):
     }
 
 
+def refusing(refused):
+    """`Path.read_bytes`, for which the system has no file handle left when it comes to one of the files."""
+    read = Path.read_bytes
+
+    def reading(self):
+        if self == refused:
+            raise OSError(24, "Too many open files")
+        return read(self)
+
+    return reading
+
+
+def test_an_image_that_one_process_could_not_read_is_not_remembered_as_bad(monkeypatch, tmp_path):
+    """20 images in two groups; the second, which is read by process 1, is handed on without the shelf."""
+    paths = [record.path for record in small_training.write_dataset(tmp_path / "data", train=20, val=0).split("train")]
+    monkeypatch.setattr(Path, "read_bytes", refusing(paths[17]))
+
+    def work(processes):
+        shelf = Shelf(tmp_path / "shelf", 10**9)
+        store = VisualTokenStore(tiny.backbone(), paths, Reading(workers=0), None, shelf, processes)
+        store.fill(StopRequest())
+        return store.usable, float(store.visual([19]).tokens.sum()), float(store.visual([0]).tokens.sum())
+
+    one, two = together(monkeypatch, work, 2)
+    assert one == two
+    assert [number for number, usable in enumerate(one[0]) if not usable] == [17]
+    assert len(list((tmp_path / "shelf").glob("*.safetensors"))) == 1
+
+
 def test_only_the_first_process_writes(monkeypatch):
     wrote = []
     found = together(monkeypatch, lambda processes: processes.first(lambda: wrote.append(processes.rank) or "done"))

@@ -128,17 +128,19 @@ class VisualTokenStore:
         def read() -> _Group | None:
             stop.check()
             loaded = next(reader, None)
-            self._own = None if loaded is None else self._computed(loaded)
-            if self._own is None or self.shelf is None:
-                return self._own
-            return replace(self._own, tokens=())  # the others find them on the shelf
+            found = None if loaded is None else self._computed(loaded)
+            passing = loaded is not None and any(failed.passing for failed in loaded.failures)  # not to be remembered
+            self._own = None if self.shelf is None or passing else found
+            return found if self._own is None else replace(self._own, tokens=())  # the others find them on the shelf
 
         with Bar("reading images", len(self.paths)) as bar:
             for start in range(0, len(groups), self.processes.count):
                 found = [group for group in self.processes.all(read) if group is not None]
                 self.processes.all(lambda found=found: self._take(found, account))
                 if self.kept and self.shelf is not None:
-                    self.processes.all(lambda start=start: self._fetch(groups[start : start + self.processes.count]))
+                    pairs = zip(groups[start : start + self.processes.count], found, strict=True)
+                    left = [numbers for numbers, group in pairs if group.good and not group.tokens]
+                    self.processes.all(lambda left=left: self._fetch(left))
                 if known is not None and not self.kept:
                     return self._remember(known)
                 bar.show(account.read)
@@ -254,13 +256,11 @@ class VisualTokenStore:
     def _remember(self, known: Mapping[str, str]) -> Quarantine:
         """The account of an earlier start of the same run."""
         account = Quarantine(self.reading.strict, share=1.0, patience=len(self.paths) + 1)
-        for number, path in enumerate(self.paths):
-            reason = known.get(str(path))
-            self.usable[number] = reason is None
-            if reason is None:
-                account.accept()
-            else:
-                account.reject(path, reason)
+        self.usable = [str(path) not in known for path in self.paths]
+        account.accept(sum(self.usable))
+        for path, usable in zip(self.paths, self.usable, strict=True):
+            if not usable:
+                account.reject(path, known[str(path)])
         return account
 
     def stream(

@@ -29,6 +29,7 @@ from masp.modules.soft_prompt import SoftPrompt
 from masp.questions import EMOTION, Questions, load_questions
 from masp.settings import FREE, Settings, TrainConfig
 from masp.storage import write_file
+from masp.training.accounts import hold_to, left_out
 from masp.training.checkpoints import CheckpointStore, unwritable
 from masp.training.features import GIGA, Reading, VisualMemory, VisualTokenStore, account_lines, read_account
 from masp.training.interrupts import StopRequest
@@ -95,7 +96,7 @@ class Run:
             The store, and for every split its usable records with their numbers in the store.
 
         Raises:
-            DataError: too many images are bad, or none is left to train on.
+            DataError: too many images are bad, none is left to train on, or one that the run began with cannot be read.
         """
         records = [(name, record) for name, chosen in splits.items() for record in chosen]
         shelf = None
@@ -105,7 +106,8 @@ class Run:
         store = VisualTokenStore(self.backbone, paths, self._reading(shelf), self.memory, shelf, self.processes)
         account = store.fill(self.stop, self.processes.first(lambda: read_account(self.folder.quarantine)))
         log.info("images: %s", account.summary())
-        self.processes.first(lambda: self._write(account))
+        if not self._held(store, account):
+            self.processes.first(lambda: self._write(account))
         numbers: dict[str, list[tuple[int, Record]]] = {name: [] for name in splits}
         for number, (name, record) in enumerate(records):
             if store.usable[number]:
@@ -113,6 +115,13 @@ class Run:
         if not numbers.get("val"):
             log.warning("there is no validation split: the last state is kept, and nothing is measured")
         return store, numbers
+
+    def _held(self, store: VisualTokenStore, account: Quarantine) -> bool:
+        """Leave out what was left out in the steps of the checkpoint; whether this differs from what is bad now."""
+        folder = self.folder
+        begun = self.processes.first(lambda: any(folder.checkpoints.glob("step-*")))
+        known = self.processes.first(lambda: read_account(folder.quarantine) if begun else None)
+        return known is not None and hold_to(store, account, left_out(known, store.paths, self.dataset))
 
     def _write(self, account: Quarantine) -> None:
         try:
