@@ -26,6 +26,7 @@ from masp.evaluation.runner import evaluate
 from masp.model import MaspModel
 from masp.predictor import Masp
 from masp.training import launched, train_aspects, train_prompt
+from masp.training.loop import Trainer
 
 RANK = int(os.environ.get("RANK", "0"))
 RATE = ("aspects.learning_rate=0.001", "prompt.learning_rate=0.001")
@@ -112,6 +113,18 @@ def count(data: Dataset, backbone: Backbone, out: Path) -> None:
     tell({"rank": RANK, **done})
 
 
+def late() -> None:
+    """Let this process be asked to stop behind the last step."""
+    fit = Trainer.fit
+
+    def wrapped(self, *args):
+        found = fit(self, *args)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    Trainer.fit = wrapped
+
+
 def stumble(kind: str) -> None:
     """Let this process fail, hang or be asked to stop before its fourth step."""
     step, done = torch.optim.AdamW.step, []
@@ -161,7 +174,7 @@ def main(root: Path, name: str, *cases: str) -> None:
         else:
             who, kind = case.split(":")
             if int(who) == RANK:
-                stumble(kind)
+                late() if kind == "late" else stumble(kind)
     tell({"rank": RANK, "done": cases})
 
 

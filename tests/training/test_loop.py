@@ -87,11 +87,10 @@ def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(tmp_path, name):
 
 
 def test_a_second_interrupt_aborts_at_once():
-    with StopRequest() as stop:
+    with pytest.raises(KeyboardInterrupt), StopRequest() as stop:  # noqa: PT012
         signal.raise_signal(signal.SIGINT)
         assert stop.received == "SIGINT"
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -165,6 +165,29 @@ def test_guards_inside_guards_meet_once(monkeypatch):
     }
 
 
+def test_a_signal_that_comes_while_they_ask_each_other_is_kept_for_the_next_time(monkeypatch):
+    stop = StopRequest()
+
+    def meet(self, value):
+        stop.received = "SIGTERM"  # behind the question
+        return [value, (None, None)]
+
+    monkeypatch.setattr(Processes, "_meet", meet)
+    Processes(0, 2).check(stop)
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        Processes(0, 2).check(stop)
+
+
+def test_a_signal_behind_the_last_check_is_heard_by_all(monkeypatch):
+    def work(processes):
+        with processes.stopping() as stop:
+            processes.check(stop)
+            if processes.rank == 2:
+                stop.received = "SIGTERM"
+
+    assert [type(error) for error in together(monkeypatch, work)] == [Interrupted] * 3
+
+
 def refusing(refused):
     """`Path.read_bytes`, for which the system has no file handle left when it comes to one of the files."""
     read = Path.read_bytes
@@ -314,6 +337,19 @@ def test_what_happens_to_one_ends_all_and_the_same_run_goes_on_alone(folder, one
     assert again.code == 0, again.err[-3000:]
     assert distance(folder / name / "resumed", one / "plain-prefix") <= NEAR
     assert not list((folder / name).rglob(".masp*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_signal_to_one_behind_the_last_step_lets_nothing_else_begin(folder, who):
+    """The run itself is whole; the one that was to follow does not start, in no process."""
+    done = several.lab(2, folder, f"late-{who}", f"{who}:late", "resume", "count")
+    assert done.code != 0
+    said = [line for line in done.err.splitlines() if line.startswith("masp: error")]
+    assert len(said) == 1
+    assert "the run was interrupted by SIGTERM" in said[0]
+    assert (folder / f"late-{who}" / "resumed" / "adapter" / "adapter.json").exists()
+    assert not (folder / f"late-{who}" / "counted").exists()
 
 
 @pytest.mark.slow

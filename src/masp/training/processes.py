@@ -21,6 +21,7 @@ from torch import Tensor, distributed
 
 from masp import launch
 from masp.errors import Agreement, MaspError, UsageError
+from masp.training.interrupts import StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,32 @@ class Processes:
             group = parts[start : start + self.count]
             own = group[self.rank : self.rank + 1]
             yield from [done for (done,) in self.all(lambda own=own: [work(part) for part in own])[: len(group)]]
+
+    @contextmanager
+    def stopping(self) -> Iterator[StopRequest]:
+        """A stop request of which all processes hear: between steps, and at the latest when this context is left.
+
+        Raises:
+            Interrupted: one of them was asked to stop, and has not been told so by `check`.
+        """
+        with StopRequest() as stop:
+            yield stop
+            stop.close()  # what comes from here on comes to one process alone, when the others may have left
+            self.check(stop)
+
+    def check(self, stop: StopRequest) -> None:
+        """Stop where this process, or any other, was asked to: all of them at the same place.
+
+        Raises:
+            Interrupted: one of them was asked to stop.
+        """
+        if self.count == 1:
+            stop.check()
+            return
+        told = next((name for name in self.all(lambda: stop.received) if name is not None), None)
+        if told is not None:  # else one that came during the meeting stays known, for the next
+            stop.received = told
+            stop.check()
 
     def add(self, tensor: Tensor) -> Tensor:
         """A tensor summed over the processes; it follows a meeting, so that nobody is missing.

@@ -213,7 +213,7 @@ def run_stage(
 ) -> TrainResult:
     """One run from an opened data set to a finished adapter; `extra` joins what has to be equal to go on with it."""
     processes = launched(backbone.device, backbone.sharded)
-    with processes.guarded(), StopRequest() as stop, ExitStack() as stack:
+    with processes.guarded(), processes.stopping() as stop, ExitStack() as stack:
         folder = RunFolder(out)
         identity = identity_of(config, settings, stage, dataset, backbone) | dict(extra or {})
         accelerator = make_accelerator(settings, backbone, out, stage)
