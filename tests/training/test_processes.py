@@ -165,6 +165,26 @@ def test_guards_inside_guards_meet_once(monkeypatch):
     }
 
 
+@pytest.mark.parametrize("alike", [False, True])
+def test_a_signal_to_one_stops_all_of_them(monkeypatch, alike):
+    """Where all do everything, before the same part; otherwise one of them may just be doing the next."""
+    done = []
+
+    def work(processes):
+        stop = StopRequest()
+
+        def part(number):
+            done.append((number, processes.rank))
+            if processes.rank == 1:
+                stop.received = "SIGTERM"
+
+        list(processes.share(range(6), part, stop))
+
+    found = together(monkeypatch, work, 2, alike)
+    assert [type(error) for error in found] == [Interrupted] * 2
+    assert sorted(done) == ([(0, 0), (0, 1)] if alike else [(0, 0), (1, 1), (2, 0)])
+
+
 def test_a_signal_that_comes_while_they_ask_each_other_is_kept_for_the_next_time(monkeypatch):
     stop = StopRequest()
 
@@ -186,6 +206,74 @@ def test_a_signal_behind_the_last_check_is_heard_by_all(monkeypatch):
                 stop.received = "SIGTERM"
 
     assert [type(error) for error in together(monkeypatch, work)] == [Interrupted] * 3
+
+
+@pytest.mark.parametrize("name", ["aspects", "prompt"])
+def test_a_signal_during_validation_stops_all_before_the_same_group(monkeypatch, folder, name):
+    """Where each holds a part of the weights, one that went on alone would wait for the others for ever."""
+    records = several_lab.dataset(folder).split("val")
+    backbone, questions, measured = tiny.backbone(), load_questions(), []
+    modules = AspectModules(backbone.dim, ASPECTS, 1)
+    model = MaspModel(backbone, MethodConfig(prompt_length=3), modules, None, questions)
+    stops = [StopRequest(), StopRequest()]
+
+    def measuring(rank):
+        measured.append(rank)
+        if measured.count(1) == 2:
+            stops[1].received = "SIGTERM"
+
+    def work(processes):
+        store = VisualTokenStore(
+            backbone, [record.path for record in records], Reading(workers=0), None, None, processes
+        )
+        store.fill(StopRequest())
+        visual = store.visual
+        store.visual = lambda images: (measuring(processes.rank), visual(images))[1]
+        if name == "aspects":
+            stage = stage1_aspects.AspectStage(model, store, [], list(enumerate(records)), questions)
+        else:
+            held = [(number, record.label) for number, record in enumerate(records)]
+            asking = stage2_prompt.Asking(questions, small_training.LABELS, "comma", False, 0)
+            stage = stage2_prompt.PromptStage(model, store, [], held, asking, Use(()))
+        stage.validate(stops[processes.rank])
+
+    monkeypatch.setattr({"aspects": stage1_aspects, "prompt": stage2_prompt}[name], "TOGETHER", 1)
+    found = together(monkeypatch, work, 2, alike=True)
+    assert [type(error) for error in found] == [Interrupted] * 2, found
+    assert sorted(measured) == [0, 0, 1, 1]
+
+
+def test_prefixes_that_one_process_does_not_find_are_computed_by_all(monkeypatch, folder, tmp_path):
+    paths = [record.path for record in several_lab.dataset(folder).split("val")]
+    backbone, asked, computed = tiny.backbone(), ["Which emotion?"], [0, 0]
+
+    def made(processes):
+        model = MaspModel(backbone, MethodConfig(prompt_length=3).resolved())
+        shelf = Shelf(tmp_path, 10**9)
+        features = VisualTokenStore(backbone, paths, Reading(workers=0), None, shelf, processes)
+        features.fill(StopRequest())
+        store, prefix = PrefixStore(model, features, Use(()), asked), model.prefix
+        store.size()
+
+        def counted(*given):
+            computed[processes.rank] += 1
+            return prefix(*given)
+
+        model.prefix = counted
+        return store, shelf
+
+    made(ALONE)[0].seen([0], asked)
+    assert computed == [1, 0]
+
+    def work(processes):
+        store, shelf = made(processes)
+        if processes.rank == 1:
+            shelf.load = lambda key: None
+        store.build(StopRequest())
+
+    monkeypatch.setattr("masp.training.shelf.os.getpid", threading.get_ident)  # as each would have its own
+    assert together(monkeypatch, work, 2, alike=True) == [None, None]
+    assert computed == [2, 1]
 
 
 def refusing(refused):

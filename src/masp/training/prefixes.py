@@ -83,11 +83,10 @@ class PrefixStore:
         parts = [(self._usable(start)[0], question) for question in questions for start in starts]
 
         def work(part: tuple[int, str]) -> None:
-            stop.check()
             self._row(*part)
 
         with Bar("reading prefixes", len(parts)) as bar:
-            for done, _ in enumerate(processes.share(parts, work), 1):
+            for done, _ in enumerate(processes.share(parts, work, stop), 1):
                 bar.show(done)
 
     def _usable(self, start: int) -> list[int]:
@@ -123,7 +122,7 @@ class PrefixStore:
         depends = {"aspects": aspects, "method": method, "asked": question if self._apart else "", "begins": begins}
         key = key_of({"kind": "prefix", **self.features.depends(group), **depends})
         found = shelf.load(key)
-        if found is None:
+        if not self._everywhere(found is not None) or found is None:
             rows = self._computed(group, question)
             tensors = {f"states.{place}": row.states for place, row in enumerate(rows)}
             notes = {
@@ -132,6 +131,11 @@ class PrefixStore:
             }
             found = shelf.save(key, Group(tensors, notes))
         return [_row(found, place, names) for place in range(len(group))]
+
+    def _everywhere(self, found: bool) -> bool:
+        """Whether it was found by all that have to compute it together otherwise."""
+        processes = self.features.processes
+        return all(processes.all(lambda: found)) if processes.alike else found
 
     def _aspect(self, name: str) -> list[str]:
         """What the tokens of an aspect depend on beside the visual tokens."""

@@ -89,19 +89,34 @@ class Processes:
         """The parts of a work that fall to this process."""
         return parts[self.rank :: self.count]
 
-    def share(self, parts: Sequence[P], work: Callable[[P], T]) -> Iterator[T]:
+    def share(self, parts: Sequence[P], work: Callable[[P], T], stop: StopRequest | None = None) -> Iterator[T]:
         """What the language model's work gave for each part, in their order, each done by one of the processes.
+
+        Args:
+            parts: what there is to do.
+            work: does one of them.
+            stop: asked between them; where all do everything, they leave before the same part.
 
         Raises:
             MaspError: it failed in one of them.
+            Interrupted: one of them was asked to stop.
         """
         if self.alike or self.count == 1:
-            yield from map(work, parts)
+            for part in parts:
+                if stop is not None:
+                    self.check(stop)
+                yield work(part)
             return
+
+        def done(own: Sequence[P]) -> list[T]:
+            if stop is not None:
+                stop.check()
+            return [work(part) for part in own]
+
         for start in range(0, len(parts), self.count):
             group = parts[start : start + self.count]
             own = group[self.rank : self.rank + 1]
-            yield from [done for (done,) in self.all(lambda own=own: [work(part) for part in own])[: len(group)]]
+            yield from [found for (found,) in self.all(lambda own=own: done(own))[: len(group)]]
 
     @contextmanager
     def stopping(self) -> Iterator[StopRequest]:

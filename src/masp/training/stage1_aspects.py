@@ -138,7 +138,6 @@ class AspectStage:
         """
 
         def ask(group: Sequence[tuple[int, Record]]) -> list[tuple[str, str, str]]:
-            stop.check()
             said = describe_aspects(self.model, self.store.visual([image for image, _ in group]), self.questions)
             return [
                 (name, answers[name], record.annotations[name])
@@ -148,7 +147,7 @@ class AspectStage:
             ]
 
         groups = [self.validation[start : start + TOGETHER] for start in range(0, len(self.validation), TOGETHER)]
-        return measured([pair for group in self.store.processes.share(groups, ask) for pair in group])
+        return measured([pair for group in self.store.processes.share(groups, ask, stop) for pair in group])
 
 
 def measured(pairs: Sequence[tuple[str, str, str]]) -> dict[str, float]:
