@@ -50,6 +50,13 @@ def test_errors_survive_a_trip_to_another_process(error: MaspError) -> None:
     assert (type(copy), str(copy), copy.todo) == (type(error), str(error), error.todo)
 
 
+def test_that_a_failure_may_pass_is_not_lost_on_the_way() -> None:
+    assert [pickle.loads(pickle.dumps(ImageError("p", "r", passing=at))).passing for at in (True, False)] == [
+        True,
+        False,
+    ]
+
+
 @pytest.mark.parametrize(
     "kind", [ConfigError, DataError, ImageError, BackboneError, AdapterError, CheckpointError, UsageError]
 )

@@ -68,13 +68,15 @@ class ImageError(DataError):
         path: the image, as the user named it.
         reason: why it cannot be used.
         todo: the next step, as a sentence.
+        passing: whether the file itself may be good: the system refused to read it, or memory was short.
     """
 
-    def __init__(self, path: str | os.PathLike[str], reason: str, todo: str = "") -> None:
+    def __init__(self, path: str | os.PathLike[str], reason: str, todo: str = "", passing: bool = False) -> None:
         super().__init__(f"image {os.fspath(path)!s}: {reason}", "", todo)
-        self.args = (path, reason, todo)
+        self.args = (path, reason, todo, passing)
         self.path = path
         self.reason = reason
+        self.passing = passing
 
 
 class BackboneError(MaspError):

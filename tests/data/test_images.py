@@ -343,8 +343,19 @@ def test_running_out_of_memory_is_the_pictures_fault(monkeypatch: pytest.MonkeyP
         raise MemoryError
 
     monkeypatch.setattr(images, "to_rgb", exhausted)
-    with pytest.raises(ImageError, match="too large for the memory of this machine"):
+    with pytest.raises(ImageError, match="too large for the memory of this machine") as caught:
         decode_image(encoded(noise()), "x")
+    assert caught.value.passing
+
+
+def test_what_the_system_refuses_may_pass_and_damage_does_not(tmp_path: Path) -> None:
+    (tmp_path / "damaged.png").write_bytes(encoded(noise())[:60])
+    found = {}
+    for name in ("missing.png", "damaged.png"):
+        with pytest.raises(ImageError) as caught:
+            open_image(tmp_path / name)
+        found[name] = caught.value.passing
+    assert found == {"missing.png": True, "damaged.png": False}
 
 
 # --- fuzzing -------------------------------------------------------------------------------------------------------

@@ -66,6 +66,15 @@ def test_a_second_start_reads_nothing_until_it_has_to(tmp_path: Path) -> None:
     assert again.seen == 18
 
 
+def test_an_image_that_cannot_be_read_any_more_is_named(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "data")
+    make_lessons(tiny.backbone(), dataset, LABELS, tmp_path / "out")
+    again = make_lessons(tiny.backbone(), dataset, LABELS, tmp_path / "out")
+    dataset.splits["train"][3].path.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"1 of the images that this run began with cannot be read now: .*003\.png"):
+        again.images.visual([0])
+
+
 def test_a_label_outside_the_set_and_a_missing_split(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "data", train=4, val=2)
     with pytest.raises(UsageError, match="'disgust'"):

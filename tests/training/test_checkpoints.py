@@ -83,6 +83,34 @@ def test_an_unknown_format_is_ignored(store):
     assert store.latest() is None
 
 
+def test_what_was_passed_over_takes_no_place_of_a_new_one(store):
+    store.save(checkpoint(2))
+    (store.save(checkpoint(9)) / "state.json").write_text("{")
+    one = CheckpointStore(store.folder, keep=1)
+    assert one.latest().step == 2
+    assert names(one) == ["step-00000002", "step-00000009"]  # nothing goes before there is something new
+    one.save(checkpoint(4))
+    assert names(one) == ["step-00000004"]
+    assert one.latest().step == 4
+
+
+def test_a_damaged_checkpoint_does_not_count_among_the_kept_ones(store):
+    store.save(checkpoint(2))
+    (store.save(checkpoint(4)) / "state.json").write_text("{")
+    assert store.latest().step == 2
+    store.save(checkpoint(5))
+    assert names(store) == ["step-00000002", "step-00000005"]
+
+
+def test_a_damaged_checkpoint_that_is_written_again_counts(store):
+    store.save(checkpoint(2))
+    (store.save(checkpoint(4)) / "state.json").write_text("{")
+    assert store.latest().step == 2
+    store.save(checkpoint(4))
+    store.save(checkpoint(6))
+    assert names(store) == ["step-00000004", "step-00000006"]
+
+
 @pytest.mark.parametrize("call", ["fsync", "replace", "mkdir"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
 def test_a_refusing_disk_is_a_clear_error_and_costs_nothing(store, monkeypatch, call, number):

@@ -10,9 +10,12 @@ import pytest
 import torch
 from rich.console import Console
 
+from masp.data.sampling import Batches
 from masp.errors import CheckpointError, MaspError
+from masp.settings import TrainConfig
 from masp.training.interrupts import Interrupted, StopRequest
 from masp.training.progress import Bar
+from masp.training.recipe import loop_settings
 from masp.training.schedule import rate_factor
 from toy_stage import SETTINGS, ToyStage, batches, numbers, train
 
@@ -84,11 +87,10 @@ def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(tmp_path, name):
 
 
 def test_a_second_interrupt_aborts_at_once():
-    with StopRequest() as stop:
+    with pytest.raises(KeyboardInterrupt), StopRequest() as stop:  # noqa: PT012
         signal.raise_signal(signal.SIGINT)
         assert stop.received == "SIGINT"
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -107,6 +109,16 @@ def test_a_signal_during_validation_is_not_lost(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["event"] == "validation"] == [5, 10, 15, 20]
     assert numbers(stage) == expected
+
+
+def test_patience_is_counted_in_epochs_however_often_is_measured():
+    order, found = Batches(10, 5, 0), {}
+    for patience, every in [(1, 1), (3, 1), (1, 2), (3, 2), (4, 2), (5, 2), (2, 7)]:
+        settings = TrainConfig(patience=patience, evaluate_every=every)
+        found[patience, every] = loop_settings(settings, order, "").patience
+    # with a validation every second epoch, the first at which 3 epochs have passed without a better one is the second
+    assert found == {(1, 1): 1, (3, 1): 3, (1, 2): 1, (3, 2): 2, (4, 2): 2, (5, 2): 3, (2, 7): 1}
+    assert loop_settings(TrainConfig(evaluate_every=0), order, "").patience is None
 
 
 def test_the_best_state_is_kept_not_the_last(tmp_path):

@@ -15,11 +15,24 @@ import torch
 from safetensors.torch import load_file
 
 import several
+import several_lab
+import small_training
+import tiny
 from masp import launch
+from masp.aspects import ASPECTS
 from masp.bars import Bar
+from masp.config import MethodConfig
 from masp.errors import Agreement, DataError, MaspError, UsageError
+from masp.model import MaspModel, Use
+from masp.modules.aspect_attention import AspectModules
+from masp.questions import load_questions
 from masp.training import processes as room
+from masp.training import stage1_aspects, stage2_prompt
+from masp.training.features import Reading, VisualTokenStore
+from masp.training.interrupts import Interrupted, StopRequest
+from masp.training.prefixes import PrefixStore
 from masp.training.processes import ALONE, Processes, launched, patience
+from masp.training.shelf import Shelf
 
 NEAR = 1e-5
 
@@ -160,6 +173,146 @@ def test_guards_inside_guards_meet_once(monkeypatch):
     }
 
 
+@pytest.mark.parametrize("alike", [False, True])
+def test_a_signal_to_one_stops_all_of_them(monkeypatch, alike):
+    """Where all do everything, before the same part; otherwise one of them may just be doing the next."""
+    done = []
+
+    def work(processes):
+        stop = StopRequest()
+
+        def part(number):
+            done.append((number, processes.rank))
+            if processes.rank == 1:
+                stop.received = "SIGTERM"
+
+        list(processes.share(range(6), part, stop))
+
+    found = together(monkeypatch, work, 2, alike)
+    assert [type(error) for error in found] == [Interrupted] * 2
+    assert sorted(done) == ([(0, 0), (0, 1)] if alike else [(0, 0), (1, 1), (2, 0)])
+
+
+def test_a_signal_that_comes_while_they_ask_each_other_is_kept_for_the_next_time(monkeypatch):
+    stop = StopRequest()
+
+    def meet(self, value):
+        stop.received = "SIGTERM"  # behind the question
+        return [value, (None, None)]
+
+    monkeypatch.setattr(Processes, "_meet", meet)
+    Processes(0, 2).check(stop)
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        Processes(0, 2).check(stop)
+
+
+def test_a_signal_behind_the_last_check_is_heard_by_all(monkeypatch):
+    def work(processes):
+        with processes.stopping() as stop:
+            processes.check(stop)
+            if processes.rank == 2:
+                stop.received = "SIGTERM"
+
+    assert [type(error) for error in together(monkeypatch, work)] == [Interrupted] * 3
+
+
+@pytest.mark.parametrize("name", ["aspects", "prompt"])
+def test_a_signal_during_validation_stops_all_before_the_same_group(monkeypatch, folder, name):
+    """Where each holds a part of the weights, one that went on alone would wait for the others for ever."""
+    records = several_lab.dataset(folder).split("val")
+    backbone, questions, measured = tiny.backbone(), load_questions(), []
+    modules = AspectModules(backbone.dim, ASPECTS, 1)
+    model = MaspModel(backbone, MethodConfig(prompt_length=3), modules, None, questions)
+    stops = [StopRequest(), StopRequest()]
+
+    def measuring(rank):
+        measured.append(rank)
+        if measured.count(1) == 2:
+            stops[1].received = "SIGTERM"
+
+    def work(processes):
+        store = VisualTokenStore(
+            backbone, [record.path for record in records], Reading(workers=0), None, None, processes
+        )
+        store.fill(StopRequest())
+        visual = store.visual
+        store.visual = lambda images: (measuring(processes.rank), visual(images))[1]
+        if name == "aspects":
+            stage = stage1_aspects.AspectStage(model, store, [], list(enumerate(records)), questions)
+        else:
+            held = [(number, record.label) for number, record in enumerate(records)]
+            asking = stage2_prompt.Asking(questions, small_training.LABELS, "comma", False, 0)
+            stage = stage2_prompt.PromptStage(model, store, [], held, asking, Use(()))
+        stage.validate(stops[processes.rank])
+
+    monkeypatch.setattr({"aspects": stage1_aspects, "prompt": stage2_prompt}[name], "TOGETHER", 1)
+    found = together(monkeypatch, work, 2, alike=True)
+    assert [type(error) for error in found] == [Interrupted] * 2, found
+    assert sorted(measured) == [0, 0, 1, 1]
+
+
+def test_prefixes_that_one_process_does_not_find_are_computed_by_all(monkeypatch, folder, tmp_path):
+    paths = [record.path for record in several_lab.dataset(folder).split("val")]
+    backbone, asked, computed = tiny.backbone(), ["Which emotion?"], [0, 0]
+
+    def made(processes):
+        model = MaspModel(backbone, MethodConfig(prompt_length=3).resolved())
+        shelf = Shelf(tmp_path, 10**9)
+        features = VisualTokenStore(backbone, paths, Reading(workers=0), None, shelf, processes)
+        features.fill(StopRequest())
+        store, prefix = PrefixStore(model, features, Use(()), asked), model.prefix
+        store.size()
+
+        def counted(*given):
+            computed[processes.rank] += 1
+            return prefix(*given)
+
+        model.prefix = counted
+        return store, shelf
+
+    made(ALONE)[0].seen([0], asked)
+    assert computed == [1, 0]
+
+    def work(processes):
+        store, shelf = made(processes)
+        if processes.rank == 1:
+            shelf.load = lambda key: None
+        store.build(StopRequest())
+
+    monkeypatch.setattr("masp.training.shelf.os.getpid", threading.get_ident)  # as each would have its own
+    assert together(monkeypatch, work, 2, alike=True) == [None, None]
+    assert computed == [2, 1]
+
+
+def refusing(refused):
+    """`Path.read_bytes`, for which the system has no file handle left when it comes to one of the files."""
+    read = Path.read_bytes
+
+    def reading(self):
+        if self == refused:
+            raise OSError(24, "Too many open files")
+        return read(self)
+
+    return reading
+
+
+def test_an_image_that_one_process_could_not_read_is_not_remembered_as_bad(monkeypatch, tmp_path):
+    """20 images in two groups; the second, which is read by process 1, is handed on without the shelf."""
+    paths = [record.path for record in small_training.write_dataset(tmp_path / "data", train=20, val=0).split("train")]
+    monkeypatch.setattr(Path, "read_bytes", refusing(paths[17]))
+
+    def work(processes):
+        shelf = Shelf(tmp_path / "shelf", 10**9)
+        store = VisualTokenStore(tiny.backbone(), paths, Reading(workers=0), None, shelf, processes)
+        store.fill(StopRequest())
+        return store.usable, float(store.visual([19]).tokens.sum()), float(store.visual([0]).tokens.sum())
+
+    one, two = together(monkeypatch, work, 2)
+    assert one == two
+    assert [number for number, usable in enumerate(one[0]) if not usable] == [17]
+    assert len(list((tmp_path / "shelf").glob("*.safetensors"))) == 1
+
+
 def test_only_the_first_process_writes(monkeypatch):
     wrote = []
     found = together(monkeypatch, lambda processes: processes.first(lambda: wrote.append(processes.rank) or "done"))
@@ -230,7 +383,7 @@ def test_the_boundary_says_a_shared_error_once(capsys):
 def test_two_processes_learn_and_measure_what_one_does(one, two):
     both, _ = two
     runs = sorted(path.parent.name for path in one.glob("*/adapter"))
-    assert len(runs) == 12
+    assert len(runs) == 14
     for name in runs:
         assert distance(one / name, both / name) <= NEAR, name
     start = one / "plain-none"
@@ -282,6 +435,19 @@ def test_what_happens_to_one_ends_all_and_the_same_run_goes_on_alone(folder, one
     assert again.code == 0, again.err[-3000:]
     assert distance(folder / name / "resumed", one / "plain-prefix") <= NEAR
     assert not list((folder / name).rglob(".masp*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_signal_to_one_behind_the_last_step_lets_nothing_else_begin(folder, who):
+    """The run itself is whole; the one that was to follow does not start, in no process."""
+    done = several.lab(2, folder, f"late-{who}", f"{who}:late", "resume", "count")
+    assert done.code != 0
+    said = [line for line in done.err.splitlines() if line.startswith("masp: error")]
+    assert len(said) == 1
+    assert "the run was interrupted by SIGTERM" in said[0]
+    assert (folder / f"late-{who}" / "resumed" / "adapter" / "adapter.json").exists()
+    assert not (folder / f"late-{who}" / "counted").exists()
 
 
 @pytest.mark.slow

@@ -202,6 +202,21 @@ def test_what_a_dead_writer_left_is_removed_after_a_while(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [".masp-partial-2-new"]  # it may be being written
 
 
+def test_a_writer_that_finishes_meanwhile_is_no_error(tmp_path, monkeypatch):
+    (tmp_path / ".masp-partial-3-k").write_bytes(b"whole")
+    glob = Path.glob
+
+    def listed(self, pattern):
+        found = list(glob(self, pattern))
+        for path in found:
+            path.rename(tmp_path / "k.safetensors")
+        return iter(found)
+
+    monkeypatch.setattr(Path, "glob", listed)
+    Shelf(tmp_path, ROOM)
+    assert [path.name for path in tmp_path.iterdir()] == ["k.safetensors"]
+
+
 def test_a_full_disk_takes_back_what_other_runs_left(tmp_path, monkeypatch):
     """`room` counts it as room, so saving has to make use of it."""
     from masp.training import shelf as room

@@ -16,7 +16,7 @@ from masp.adapters import load_adapter, read_info
 from masp.aspects import ASPECTS
 from masp.config import MethodConfig, PromptInit
 from masp.errors import AdapterError, CheckpointError, ConfigError, DataError, MaspError, UsageError
-from masp.model import MaspModel
+from masp.model import MaspModel, Use
 from masp.modules.aspect_attention import AspectModules
 from masp.questions import load_questions
 from masp.training import Interrupted, VisualMemory, train_aspects, train_prompt
@@ -24,7 +24,7 @@ from masp.training.features import Reading, VisualTokenStore
 from masp.training.interrupts import StopRequest
 from masp.training.loop import Share
 from masp.training.stage1_aspects import AspectExample, AspectStage, ImageMajor, list_f1, measured
-from masp.training.stage2_prompt import Asking
+from masp.training.stage2_prompt import Asking, PromptStage
 
 PROMPT = ("prompt.max_steps=3", "aspects.max_steps=3")
 
@@ -504,3 +504,49 @@ def test_measures_of_stage_1():
     assert found["score"] == pytest.approx((0.5 + 0.8) / 2)
     assert measured([]) == {}
     assert list_f1([("cat, cat", "cat"), ("", "cup")]) == pytest.approx(2 / (2 + 2))
+
+
+def test_stage_1_is_measured_on_images_from_everywhere_in_the_split(tmp_path, monkeypatch):
+    """24 validation images that are listed label by label, of which 9 are measured on, by every start the same ones."""
+    from masp.training import stage1_aspects
+
+    found = small.write_dataset(tmp_path / "data", train=9, val=24)
+    held = tuple(sorted(found.splits["val"], key=lambda record: record.label))
+    dataset, seen = replace(found, splits={**found.splits, "val": held}), []
+
+    def validate(self, stop):
+        seen.append([record for _, record in self.validation])
+        return {}
+
+    monkeypatch.setattr(stage1_aspects, "VALIDATED", 9)
+    monkeypatch.setattr(AspectStage, "validate", validate)
+    for name in "ab":
+        train_aspects(small.config("aspects.max_steps=1"), dataset, tiny.backbone(), tmp_path / name)
+    assert seen[0] == seen[1]
+    places = [held.index(record) for record in seen[0]]
+    assert len(places) == 9
+    assert places == sorted(places)
+    assert {place // 8 for place in places} == {0, 1, 2}
+    assert stage1_aspects.spread(held, 24) == stage1_aspects.spread(held, 256) == list(held)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("budget", [10**9, 0])
+@pytest.mark.parametrize("name", ["aspects", "prompt"])
+def test_a_process_without_an_example_in_a_step_is_given_none(dataset, name, budget, workers):
+    """Where the last batch of an epoch has fewer examples than there are processes; reading goes on behind it."""
+    backbone, questions = tiny.backbone(), load_questions()
+    records = dataset.split("train")
+    store = VisualTokenStore(backbone, [record.path for record in records], Reading(workers=workers, budget=budget))
+    store.fill(StopRequest())
+    model = MaspModel(backbone, MethodConfig(), AspectModules(backbone.dim, ASPECTS, 1))
+    if name == "aspects":
+        stage = AspectStage(model, store, [AspectExample(i, 0, "low") for i in range(7)], [], questions)
+    else:
+        asking = Asking(questions, small.LABELS, "comma", shuffled=False, seed=0)
+        stage = PromptStage(model, store, [(i, "joy") for i in range(7)], [], asking, Use(()))
+    shares = [Share(0, 0, (0, 1), 4), Share(1, 0, (), 1), Share(2, 1, (3,), 2), Share(3, 1, (), 1)]
+    loaded = [share.loaded for share in stage.load(shares)]
+    assert [share.step for share in stage.load(shares)] == [0, 1, 2, 3]
+    assert [None if tokens is None else len(tokens) for tokens in loaded] == [2, None, 1, None]
+    assert torch.equal(loaded[2].tokens, store.visual([3]).tokens)

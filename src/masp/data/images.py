@@ -94,7 +94,7 @@ def decode_image(content: bytes, name: str | os.PathLike[str], longest_side: int
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_many_pixels(name, "far more than the allowed number of") from None
     except MemoryError:
-        raise ImageError(name, "too large for the memory of this machine", "Make it smaller.") from None
+        raise _too_large(name) from None
     except Exception as error:  # decoders raise anything on damaged files: SyntaxError, struct.error, IndexError …
         raise ImageError(name, f"damaged ({_short(error)})", "Copy it again from its source, or remove it.") from None
 
@@ -152,9 +152,10 @@ def read_content(path: str | os.PathLike[str]) -> bytes:
         content = Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a name no file can have
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ImageError(path, f"cannot be read ({reason})", "Check the path and the rights.") from None
+        passing = isinstance(error, OSError)
+        raise ImageError(path, f"cannot be read ({reason})", "Check the path and the rights.", passing) from None
     except MemoryError:
-        raise ImageError(path, "too large for the memory of this machine", "Make it smaller.") from None
+        raise _too_large(path) from None
     if not content:
         raise ImageError(path, "the file is empty", "Copy it again from its source, or remove it.")
     return content
@@ -167,6 +168,10 @@ def _check_pixels(name: str | os.PathLike[str], size: tuple[int, int] | None) ->
 
 def _too_many_pixels(name: str | os.PathLike[str], amount: str) -> ImageError:
     return ImageError(name, f"{amount} pixels, at most {MAX_PIXELS:,} are read", "Make the picture smaller.")
+
+
+def _too_large(name: str | os.PathLike[str]) -> ImageError:
+    return ImageError(name, "too large for the memory of this machine", "Make it smaller.", passing=True)
 
 
 def _webp_size(content: bytes) -> tuple[int, int] | None:

@@ -26,11 +26,13 @@ class Failed:
         index: its number among the paths.
         path: the file.
         reason: why.
+        passing: whether it may be readable another time (see `ImageError`).
     """
 
     index: int
     path: Path
     reason: str
+    passing: bool = False
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ def _batch(items: tuple[Item, ...], loading: Loading) -> LoadedBatch:
         try:
             good.append((index, path, open_image(path, loading.longest_side)))
         except ImageError as error:
-            failures.append(Failed(index, path, error.reason))
+            failures.append(Failed(index, path, error.reason, error.passing))
     pixels = None
     if loading.preprocess is not None and good:
         pixels, good, unfit = _prepared(good, loading.preprocess)

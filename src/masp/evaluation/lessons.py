@@ -10,6 +10,7 @@ from masp.errors import UsageError
 from masp.evaluation.batches import labelled
 from masp.storage import write_file
 from masp.systems.base import Lesson, Lessons
+from masp.training.accounts import hold_to
 from masp.training.checkpoints import unwritable
 from masp.training.features import Reading, VisualTokenStore, account_lines, read_account
 from masp.training.interrupts import StopRequest
@@ -41,6 +42,7 @@ class LateImages:
 
         Raises:
             Interrupted: a signal arrived while the images were read.
+            DataError: an image of a lesson cannot be read any more.
         """
         self.fill()
         return self.store.visual(images)
@@ -51,6 +53,8 @@ class LateImages:
             return None
         with StopRequest() as stop:
             account = self.store.fill(stop, self.known)
+        if self.known is not None:
+            hold_to(self.store, account, {Path(name) for name in self.known})
         self.filled = True
         log.info("images: %s", account.summary())
         return account_lines(account)

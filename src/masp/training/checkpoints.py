@@ -47,9 +47,13 @@ class CheckpointStore:
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder = folder
         self.keep = max(1, keep)
+        self._passed: set[Path] = set()  # those that `latest` could not use
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write one checkpoint, whole or not at all, then remove those that are older than the last `keep`.
+
+        Those that `latest` passed over go now too, and count for nothing: a run that goes on from before them would
+        otherwise remove its own new ones instead.
 
         Raises:
             CheckpointError: the disk is full or cannot be written; earlier checkpoints are untouched.
@@ -70,8 +74,11 @@ class CheckpointStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_folder(target, fill)
-            for old in self._folders()[self.keep :]:
-                remove_folder(old)
+            self._passed.discard(target)
+            kept = [folder for folder in self._folders() if folder not in self._passed][: self.keep]
+            for folder in self._folders():
+                if folder not in kept:
+                    remove_folder(folder)
         except (OSError, SafetensorError) as error:
             raise unwritable(error, target) from error
         return target
@@ -83,6 +90,7 @@ class CheckpointStore:
                 return _load(folder)
             except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
                 log.warning("checkpoint %s is passed over: %s", folder.name, error)
+                self._passed.add(folder)
         return None
 
     def clean(self) -> None:

@@ -124,24 +124,26 @@ class VisualTokenStore:
         def read() -> VisualGroup | None:
             stop.check()
             loaded = next(reader, None)
-            self._own = None if loaded is None else self._computed(loaded)
-            if self._own is None or self.shelf is None:
-                return self._own
-            return replace(self._own, tokens=())  # the others find them on the shelf
+            found = None if loaded is None else self._computed(loaded)
+            passing = loaded is not None and any(failed.passing for failed in loaded.failures)  # not to be remembered
+            self._own = None if self.shelf is None or passing else found
+            return found if self._own is None else replace(self._own, tokens=())  # the others find them on the shelf
 
         with Bar("reading images", len(self.paths)) as bar:
             for start in range(0, len(groups), self.processes.count):
                 found = [group for group in self.processes.all(read) if group is not None]
                 self.processes.all(lambda found=found: self._take(found, account))
                 if self.kept and self.shelf is not None:
-                    self.processes.all(lambda start=start: self._fetch(groups[start : start + self.processes.count]))
+                    pairs = zip(groups[start : start + self.processes.count], found, strict=True)
+                    left = [numbers for numbers, group in pairs if group.good and not group.tokens]
+                    self.processes.all(lambda left=left: self._fetch(left))
                 if known is not None and not self.kept:
                     return self._remember(known)
                 bar.show(account.read)
         self.processes.all(account.finish)
         return account
 
-    def _reader(self, groups: Sequence[Sequence[int]]) -> Iterator[LoadedBatch]:
+    def _reader(self, groups: Iterable[Sequence[int]]) -> Iterator[LoadedBatch]:
         """The images of these groups, read ahead."""
         loading = Loading(self.backbone.preprocess, self.reading.longest_side, workers=self.reading.workers)
         return prefetch_batches(self.paths, groups, loading)
@@ -230,30 +232,28 @@ class VisualTokenStore:
     def _remember(self, known: Mapping[str, str]) -> Quarantine:
         """The account of an earlier start of the same run."""
         account = Quarantine(self.reading.strict, share=1.0, patience=len(self.paths) + 1)
-        for number, path in enumerate(self.paths):
-            reason = known.get(str(path))
-            self.usable[number] = reason is None
-            if reason is None:
-                account.accept()
-            else:
-                account.reject(path, reason)
+        self.usable = [str(path) not in known for path in self.paths]
+        account.accept(sum(self.usable))
+        for path, usable in zip(self.paths, self.usable, strict=True):
+            if not usable:
+                account.reject(path, known[str(path)])
         return account
 
     def stream(
         self, items: Iterable[Item], images: Callable[[Item], Sequence[int]]
-    ) -> Iterator[tuple[Item, VisualTokens]]:
-        """Visual tokens of one batch after the other, on the backbone's device; an image may occur several times.
+    ) -> Iterator[tuple[Item, VisualTokens | None]]:
+        """Visual tokens of one batch after the other, on the backbone's device; None for a batch without images.
 
         Args:
             items: batches, as the caller names them.
-            images: the numbers of a batch's images.
+            images: the numbers of a batch's images; one may occur several times.
 
         Raises:
             DataError: an image that could be read before cannot be read now.
         """
         if self.kept:
             for item in items:
-                yield item, self._batch(images(item))
+                yield item, self._batch(numbers) if (numbers := images(item)) else None
             return
         waiting: list[tuple[Item, Sequence[int]]] = []  # read ahead: in the order of the batches
 
@@ -263,19 +263,21 @@ class VisualTokenStore:
                 waiting.append((item, numbers))
                 yield list(dict.fromkeys(numbers))
 
-        loading = Loading(self.backbone.preprocess, self.reading.longest_side, workers=self.reading.workers)
-        for read in prefetch_batches(self.paths, distinct(), loading):
+        for read in self._reader(distinct()):
             for failed in read.failures:
                 todo = "Leave the data set alone while it is trained on, or start again with another --out."
                 raise DataError(f"{failed.path} could be read before and cannot now ({failed.reason})", "", todo)
             item, numbers = waiting.pop(0)
+            if not numbers:
+                yield item, None
+                continue
             visual = self.backbone.visual_tokens(read.pixels.to(self.backbone.device))
             row = {number: row for row, number in enumerate(read.indices)}
             yield item, replace(visual, boxes=None).select([row[number] for number in numbers])
 
     def visual(self, images: Sequence[int]) -> VisualTokens:
-        """Visual tokens of one batch, on the backbone's device."""
-        return next(tokens for _, tokens in self.stream([images], lambda batch: batch))
+        """Visual tokens of one batch, with at least one image, on the backbone's device."""
+        return next(tokens for _, tokens in self.stream([images], lambda batch: batch) if tokens is not None)
 
     def counts(self) -> list[int]:
         """Number of visual tokens of each usable image; they are kept."""

@@ -16,6 +16,9 @@ class Interrupted(MaspError):
 class StopRequest:
     """While this context is open, the first signal is only remembered; a second Ctrl-C aborts at once.
 
+    A signal that came behind the last `check` is told when the context is left, unless something worse is under way: so
+    nothing that follows begins, and what was finished stays finished.
+
     Outside the main thread Python allows no handlers: then nothing is caught, and the caller's own handling applies.
     """
 
@@ -36,6 +39,12 @@ class StopRequest:
                 todo="Give the same command again: it goes on from there.",
             )
 
+    def close(self) -> None:
+        """Let signals do from now on what they did before; what has been received stays known."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+        self._before = {}
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -49,6 +58,6 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
-        self._before = {}
+        self.close()
+        if kind is None:
+            self.check()

@@ -254,19 +254,12 @@ class Trainer:
         at, settings = self.at, self.settings
         last = at.step == settings.steps
         self.bar.show(at.step)
-        self._check(stop)
+        self.processes.check(stop)
         due = settings.validate_every and (last or at.step % settings.validate_every == 0)
         if at.step and due and at.validated != at.step:
             self._validate(stop)
         if at.step and (last or at.stopped or at.step % settings.checkpoint_every == 0):
             self._save()
-
-    def _check(self, stop: StopRequest) -> None:
-        """Stop where this process, or any other, was asked to: all of them leave after the same step."""
-        if self.processes.count > 1:
-            received = [name for name in self.processes.all(lambda: stop.received) if name is not None]
-            stop.received = received[0] if received else None
-        stop.check()
 
     def _validate(self, stop: StopRequest) -> None:
         """Measure, remember the state if it is the best so far, and decide whether to stop early."""

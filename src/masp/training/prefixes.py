@@ -82,11 +82,10 @@ class PrefixStore:
         parts = [(group[0], question) for group, question in self._parts()]
 
         def work(part: tuple[int, str]) -> None:
-            stop.check()
             self._row(*part)
 
         with Bar("reading prefixes", len(parts)) as bar:
-            for done, _ in enumerate(processes.share(parts, work), 1):
+            for done, _ in enumerate(processes.share(parts, work, stop), 1):
                 bar.show(done)
 
     def keys(self) -> set[str]:
@@ -125,7 +124,7 @@ class PrefixStore:
         shelf, key = self.features.shelf, self._key(group, question)
         assert shelf is not None
         found = shelf.load(key)
-        if found is None:
+        if not self._everywhere(found is not None) or found is None:
             rows = self._computed(group, question)
             tensors = {f"states.{place}": row.states for place, row in enumerate(rows)}
             notes = {
@@ -149,6 +148,11 @@ class PrefixStore:
     def _aspects(self) -> list[list[str]]:
         """What the tokens of each aspect depend on beside the visual tokens, in the order of the columns."""
         return [self._aspect(name) for name in self.model.spliced(self.use)]
+
+    def _everywhere(self, found: bool) -> bool:
+        """Whether it was found by all that have to compute it together otherwise."""
+        processes = self.features.processes
+        return all(processes.all(lambda: found)) if processes.alike else found
 
     def _aspect(self, name: str) -> list[str]:
         sha256 = tensors_sha256(self.model.aspect_module().module(name).state_dict())

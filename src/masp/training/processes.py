@@ -21,6 +21,7 @@ from torch import Tensor, distributed
 
 from masp import launch
 from masp.errors import Agreement, MaspError, UsageError
+from masp.training.interrupts import StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -88,19 +89,60 @@ class Processes:
         """The parts of a work that fall to this process."""
         return parts[self.rank :: self.count]
 
-    def share(self, parts: Sequence[P], work: Callable[[P], T]) -> Iterator[T]:
+    def share(self, parts: Sequence[P], work: Callable[[P], T], stop: StopRequest | None = None) -> Iterator[T]:
         """What the language model's work gave for each part, in their order, each done by one of the processes.
+
+        Args:
+            parts: what there is to do.
+            work: does one of them.
+            stop: asked between them; where all do everything, they leave before the same part.
 
         Raises:
             MaspError: it failed in one of them.
+            Interrupted: one of them was asked to stop.
         """
         if self.alike or self.count == 1:
-            yield from map(work, parts)
+            for part in parts:
+                if stop is not None:
+                    self.check(stop)
+                yield work(part)
             return
+
+        def done(own: Sequence[P]) -> list[T]:
+            if stop is not None:
+                stop.check()
+            return [work(part) for part in own]
+
         for start in range(0, len(parts), self.count):
             group = parts[start : start + self.count]
             own = group[self.rank : self.rank + 1]
-            yield from [done for (done,) in self.all(lambda own=own: [work(part) for part in own])[: len(group)]]
+            yield from [found for (found,) in self.all(lambda own=own: done(own))[: len(group)]]
+
+    @contextmanager
+    def stopping(self) -> Iterator[StopRequest]:
+        """A stop request of which all processes hear: between steps, and at the latest when this context is left.
+
+        Raises:
+            Interrupted: one of them was asked to stop, and has not been told so by `check`.
+        """
+        with StopRequest() as stop:
+            yield stop
+            stop.close()  # what comes from here on comes to one process alone, when the others may have left
+            self.check(stop)
+
+    def check(self, stop: StopRequest) -> None:
+        """Stop where this process, or any other, was asked to: all of them at the same place.
+
+        Raises:
+            Interrupted: one of them was asked to stop.
+        """
+        if self.count == 1:
+            stop.check()
+            return
+        told = next((name for name in self.all(lambda: stop.received) if name is not None), None)
+        if told is not None:  # else one that came during the meeting stays known, for the next
+            stop.received = told
+            stop.check()
 
     def add(self, tensor: Tensor) -> Tensor:
         """A tensor summed over the processes; it follows a meeting, so that nobody is missing.

@@ -30,6 +30,7 @@ from masp.modules.soft_prompt import SoftPrompt
 from masp.questions import EMOTION, Questions, load_questions
 from masp.settings import FREE, Settings, TrainConfig
 from masp.storage import write_file
+from masp.training.accounts import hold_to, left_out
 from masp.training.checkpoints import CheckpointStore, unwritable
 from masp.training.features import Reading, VisualTokenStore, account_lines, read_account
 from masp.training.interrupts import StopRequest
@@ -98,14 +99,15 @@ class Run:
             The store, and for every split its usable records with their numbers in the store.
 
         Raises:
-            DataError: too many images are bad, or none is left to train on.
+            DataError: too many images are bad, none is left to train on, or one that the run began with cannot be read.
         """
         records = [(name, record) for name, chosen in splits.items() for record in chosen]
         paths = [record.path for _, record in records]
         store = VisualTokenStore(self.backbone, paths, self._reading(), self.memory, self.shelf, self.processes)
         account = store.fill(self.stop, self.processes.first(lambda: read_account(self.folder.quarantine)))
         log.info("images: %s", account.summary())
-        self.processes.first(lambda: self._write(account))
+        if not self._held(store, account):
+            self.processes.first(lambda: self._write(account))
         numbers: dict[str, list[tuple[int, Record]]] = {name: [] for name in splits}
         for number, (name, record) in enumerate(records):
             if store.usable[number]:
@@ -113,6 +115,13 @@ class Run:
         if not numbers.get("val"):
             log.warning("there is no validation split: the last state is kept, and nothing is measured")
         return store, numbers
+
+    def _held(self, store: VisualTokenStore, account: Quarantine) -> bool:
+        """Leave out what was left out in the steps of the checkpoint; whether this differs from what is bad now."""
+        folder = self.folder
+        begun = self.processes.first(lambda: any(folder.checkpoints.glob("step-*")))
+        known = self.processes.first(lambda: read_account(folder.quarantine) if begun else None)
+        return known is not None and hold_to(store, account, left_out(known, store.paths, self.dataset))
 
     def _write(self, account: Quarantine) -> None:
         try:
@@ -224,7 +233,7 @@ def run_stage(
 ) -> TrainResult:
     """One run from an opened data set to a finished adapter; `extra` joins what has to be equal to go on with it."""
     processes = launched(backbone.device, backbone.sharded)
-    with processes.guarded(), StopRequest() as stop, ExitStack() as stack:
+    with processes.guarded(), processes.stopping() as stop, ExitStack() as stack:
         folder = RunFolder(out)
         identity = identity_of(config, settings, stage, dataset, backbone) | dict(extra or {})
         accelerator = make_accelerator(settings, backbone, out, stage)
@@ -350,7 +359,7 @@ def loop_settings(settings: TrainConfig, order: Order, identity: str) -> LoopSet
         clip=None,
         log_every=settings.log_every,
         validate_every=settings.evaluate_every * order.per_epoch,
-        patience=settings.patience,
+        patience=None if settings.patience is None else -(-settings.patience // max(1, settings.evaluate_every)),
         checkpoint_every=settings.checkpoint_every,
         identity=identity,
     )

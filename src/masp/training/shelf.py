@@ -68,7 +68,7 @@ class Shelf:
             with self._held():
                 self._uses.others()  # clears up behind the dead
             for path in folder.glob(f"{TEMPORARY}*"):
-                if time.time() - path.stat().st_mtime > ABANDONED:
+                if _age(path) > ABANDONED:
                     discard(path)
         except OSError as error:
             raise _unwritable(error, folder) from error
@@ -213,6 +213,14 @@ def _content(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     with safe_open(path, framework="pt") as file:
         label = json.loads((file.metadata() or {}).get("masp", "{}"))
         return label, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dictionary)
+
+
+def _age(path: Path) -> float:
+    """Seconds since a file was written; 0 where it is gone, as its writer has just given it its name."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def key_of(parts: Mapping[str, object]) -> str:

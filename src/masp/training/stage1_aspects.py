@@ -139,7 +139,6 @@ class AspectStage:
         """
 
         def ask(group: Sequence[tuple[int, Record]]) -> list[tuple[str, str, str]]:
-            stop.check()
             said = describe_aspects(self.model, self.store.visual([image for image, _ in group]), self.questions)
             return [
                 (name, answers[name], record.annotations[name])
@@ -149,7 +148,7 @@ class AspectStage:
             ]
 
         groups = [self.validation[start : start + TOGETHER] for start in range(0, len(self.validation), TOGETHER)]
-        return measured([pair for group in self.store.processes.share(groups, ask) for pair in group])
+        return measured([pair for group in self.store.processes.share(groups, ask, stop) for pair in group])
 
 
 def measured(pairs: Sequence[tuple[str, str, str]]) -> dict[str, float]:
@@ -207,7 +206,7 @@ def _prepare(run: Run) -> Outcome:
     train = [record for record in run.dataset.split("train") if any(name in record.annotations for name in names)]
     held = [record for record in run.dataset.splits.get("val", ()) if any(name in record.annotations for name in names)]
     _check_annotated(train, names, run.dataset)
-    store, numbers = run.store({"train": train, "val": held[:VALIDATED]})
+    store, numbers = run.store({"train": train, "val": spread(held, VALIDATED)})
     examples = [
         AspectExample(number, aspect, record.annotations[name])
         for number, record in numbers["train"]
@@ -228,6 +227,15 @@ def _prepare(run: Run) -> Outcome:
         seeds={"aspects": run.settings.seed},
     )
     return Outcome(stage, ImageMajor(examples, run.settings.batch_size, run.settings.seed), info, modules, None)
+
+
+def spread(records: Sequence[Record], most: int) -> list[Record]:
+    """At most so many of the records, in their order, taken from everywhere among them; always the same ones.
+
+    Data sets list one label behind the other, so that the first ones would all be of one label.
+    """
+    chosen = EpochOrder(len(records), seed=0, epoch=0).indices()[:most]
+    return [records[number] for number in sorted(chosen)]
 
 
 def _check_annotated(records: Sequence[Record], names: Sequence[str], dataset: Dataset) -> None:

@@ -146,7 +146,6 @@ class PromptStage:
         question, labels = self.asking.evaluation(), self.asking.labels
 
         def measure(group: Sequence[tuple[int, str]]) -> tuple[int, float]:
-            stop.check()
             seen = self._seen([image for image, _ in group], [question] * len(group))
             assert seen is not None
             scores = score(self.model, seen, question, labels, self.use)
@@ -156,7 +155,7 @@ class PromptStage:
 
         count = len(self.validation)
         groups = [self.validation[start : start + TOGETHER] for start in range(0, count, TOGETHER)]
-        found = list(self.store.processes.share(groups, measure))
+        found = list(self.store.processes.share(groups, measure, stop))
         right, likelihood = sum(one for one, _ in found), sum(one for _, one in found)
         return {"accuracy": right / count, "log_likelihood": likelihood / count} if count else {}
 
