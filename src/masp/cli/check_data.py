@@ -64,10 +64,8 @@ def check_data(
     `data.splits.kind=auto` is what it does by itself. Nothing is changed. Ends with 1 where there are errors, with 0
     where there are only warnings.
     """
-    from rich.text import Text
-
     from masp.bars import Bar
-    from masp.cli.show import counting, results, say, waiting
+    from masp.cli.show import counting, say, waiting
     from masp.data.checking.check import Depth, check
     from masp.data.checking.near import hasher
     from masp.data.checking.opening import open_together
@@ -82,9 +80,7 @@ def check_data(
         opened = open_together(settings)
     with Bar("images", sum(len(one.records) for one in opened) if images else 0) as bar:
         report = check(opened, depth, counting(bar))
-    console = results()
-    for part in _told(report):
-        console.print(part, soft_wrap=isinstance(part, Text))
+    _show(report)
     if images and near >= 0 and likeness is None:
         say("near-duplicates were not looked for: install ImageHash with pip install 'masp[near]'")
     if out is not None:
@@ -92,6 +88,17 @@ def check_data(
         say(f"all of it is in {out}")
     if report.errors:
         raise typer.Exit(FAILED)
+
+
+def _show(report: "Report") -> None:
+    """The report on stdout; sentences break where the window ends, tables do not."""
+    from rich.text import Text
+
+    from masp.cli.show import results
+
+    console = results()
+    for part in _told(report):
+        console.print(part, soft_wrap=isinstance(part, Text))
 
 
 def settings_of(data: Sequence[str]) -> "list[DataConfig]":
