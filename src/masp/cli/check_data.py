@@ -176,7 +176,7 @@ def _data_set(checked: "Checked") -> "Iterator[RenderableType]":
     from masp.errors import counted
 
     title = Text(printable(str(checked.path)), style="bold")
-    divided = f", divided: {checked.split_by}" if checked.split_by else ""
+    divided = f", divided: {checked.split_by}" if checked.split_by not in (None, "published") else ""
     title.append(f"  layout {checked.layout or 'unknown'}, {counted(checked.images, 'image')}{divided}", style="dim")
     yield title
     if checked.counts:
