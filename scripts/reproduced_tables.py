@@ -29,11 +29,14 @@ def reproduction(folder: Path) -> str:
     parts = [_facts(content)]
     parts += _goals(content, tables)
     parts += [_shown(tables[name]) for name in SHOWN if name in tables]
-    parts += [f"![{words}]({folder.name}/{name})" for name, words in PICTURES if (folder / name).is_file()]
+    pictures = [one for one in PICTURES if Path(one[0]).stem in tables and (folder / one[0]).is_file()]
+    parts += [f"![{words}]({folder.name}/{name})" for name, words in pictures]
     if content["failed"]:
         parts.append("Failed: " + ", ".join(f"{cell} ({error})" for cell, error in content["failed"].items()) + ".")
     place = f"{folder.name}/README.md"
-    parts.append(f"Written by `{content['command']}`; all of it, and what it depended on: [{place}]({place}).")
+    wrote = dict.fromkeys(tables[name].get("command", content["command"]) for name in SHOWN if name in tables)
+    commands = ", ".join(f"`{command}`" for command in wrote) or f"`{content['command']}`"
+    parts.append(f"Written by {commands}; all of it, and what it depended on: [{place}]({place}).")
     return "\n\n".join(parts)
 
 

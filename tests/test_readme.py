@@ -202,17 +202,21 @@ def test_a_reproduction_is_shown_without_empty_rows(tmp_path: Path) -> None:
         "command": "masp reproduce all",
         "seeds": [0, 1],
         "datasets": {"scenes": facts},
-        "tables": [{"name": "table2", "title": "Table 2", "head": head, "rows": rows}],
+        "tables": [
+            {"name": "table2", "title": "Table 2", "head": head, "rows": rows, "command": "masp reproduce table2"},
+            {"name": "figure4", "title": "Figure 4", "head": ["aspect"], "rows": [["scene"]]},
+        ],
         "failed": {"a/b/seed0": "no memory"},
     }
     (folder / "reproduce.json").write_text(json.dumps(content))
-    (folder / "figure4.png").write_bytes(b"")
+    for name in ("figure3.png", "figure4.png"):
+        (folder / name).write_bytes(b"")
     shown = reproduction(folder)
     assert "1,000 test pictures of scenes, training seeds 0, 1; a guess 12.5 %, the most frequent label 20.0 %" in shown
     assert "the best that anyone could reach 76.4 %." in shown
     assert "| V | 41.7 |" in shown
     assert "another" not in shown
     assert "(results/figure4.png)" in shown
-    assert "figure3.png" not in shown
+    assert "figure3.png" not in shown, "its table is not there, so the picture is of another run"
     assert "Failed: a/b/seed0 (no memory)." in shown
-    assert "`masp reproduce all`" in shown
+    assert "Written by `masp reproduce table2`, `masp reproduce all`; all of it" in shown

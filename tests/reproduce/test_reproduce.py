@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -191,6 +192,18 @@ def test_another_setting_is_another_run(first: tuple[Reproduced, str], out: Path
     again = {line.split()[2] for line in seen.splitlines()[1:] if "there already" not in line}
     assert again == {"emoji-scenes/V+S/seed0", "emoji-scenes/V+A+S/seed0"}
     quietly(small_job(out, *RUN))  # and back, for the other tests
+
+
+def test_trainings_that_are_gone_are_made_again_where_they_are_read(tmp_path: Path) -> None:
+    """Results of cells are kept, their work folder is not: a new table trains what it stands on, and nothing else."""
+    quietly(small_job(tmp_path, "table2", seeds=1))
+    shutil.rmtree(tmp_path / "scratch")
+    _, seen = quietly(small_job(tmp_path, "table2", seeds=1))
+    assert seen.count("there already") == 7, "nothing has to be run, so nothing that is gone is read"
+    found, seen = quietly(small_job(tmp_path, "table2", "figure4", seeds=1))
+    assert not found.failed
+    run = {line.split()[2] for line in seen.splitlines()[1:] if "there already" not in line}
+    assert run == {f"emoji-scenes/{name}/seed0" for name in ("stage-1", "V+A+S", "attention")}
 
 
 def test_a_failing_cell_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,9 @@
 """The sheets that are no tables of accuracies: paired differences, trained numbers, attention."""
 
+import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
@@ -11,7 +14,7 @@ from masp.evaluation import metrics
 from masp.evaluation.metrics import Paired
 from masp.evaluation.predictions import PREDICTIONS, read_predictions
 from masp.evaluation.spread import spread_of
-from masp.reproduce.cells import cell_name
+from masp.reproduce.cells import Outcome, cell_name
 from masp.reproduce.counts import of_paper_backbone
 from masp.reproduce.planning import seeds_of, takes_part
 from masp.reproduce.recipes import ATTENTION, PARAMETERS, TABLE2, Recipe
@@ -22,53 +25,103 @@ from masp.reproduce.workshop import result_folder
 BASES = (TABLE2[0], TABLE2[2])
 """Rows of Table 2 that the others are compared with: V and V+S."""
 
+DIFFERENCES = "table2-differences"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much more of the same images one system gets right than another.
+
+    Attributes:
+        seeds: of training.
+        each: the difference with each of them.
+        whole: that of the means over the seeds.
+    """
+
+    seeds: tuple[int, ...]
+    each: tuple[Paired, ...]
+    whole: Paired
+
 
 def differences(results: Results) -> Sheet | None:
     """Paired differences between rows of Table 2, on the same images with the same seed; None where there are none."""
     rows, lines = [], []
-    for source in results.job.sources:
-        if not takes_part("table2", source.name, results.paper):
-            continue
-        for base in BASES:
-            for recipe in TABLE2[TABLE2.index(base) + 1 :]:
-                found = paired(results, source.name, base, recipe)
-                if found:
-                    rows.append(_difference_row(source.name, base, recipe, found))
-                    lines += [_difference_line(source.name, base, recipe, seed, one) for seed, one in found]
+    for dataset, base, recipe in _pairs(results):
+        found = paired(results, dataset, base, recipe)
+        if found is not None:
+            rows.append(_difference_row(dataset, base, recipe, found))
+            seeds = [("all", found.whole), *zip(found.seeds, found.each, strict=True)]
+            lines += [_difference_line(dataset, base, recipe, seed, one) for seed, one in seeds]
     if not rows:
         return None
-    head = ("data set", "difference", "points", "± sd", "each seed", "95 % interval, first seed", "McNemar p")
+    head = ("data set", "difference", "points", "± sd", "each seed", "95 % interval over images, all seeds", "p")
     note = (
-        "Points of accuracy on the same images. Interval: bootstrap over images; p: exact McNemar test, the largest "
-        "of all seeds."
+        "Points of accuracy on the same images; an image counts with the share of the seeds that got it right. "
+        "Interval: bootstrap over images; p: exact sign-flip test over images, with one seed McNemar's. Neither says "
+        "anything about seeds that were not trained."
     )
-    return Sheet(
-        "table2-differences", "Paired differences between rows of Table 2", head, tuple(rows), (note,), tuple(lines)
-    )
+    return Sheet(DIFFERENCES, "Paired differences between rows of Table 2", head, tuple(rows), (note,), tuple(lines))
 
 
-def paired(results: Results, dataset: str, base: Recipe, recipe: Recipe) -> list[tuple[int, Paired]]:
-    """Each seed with how much more of the same images `recipe` gets right than `base`."""
-    found = []
-    for seed in results.job.seeds:
-        names = [
-            cell_name(dataset, one, seed if seed in seeds_of(results.job, one) else seeds_of(results.job, one)[0])
-            for one in (base, recipe)
-        ]
-        outcomes = [results.outcomes.get(name) for name in names]
-        if not all(outcome is not None and outcome.state == "done" for outcome in outcomes):
-            continue
+def paired(results: Results, dataset: str, base: Recipe, recipe: Recipe) -> Difference | None:
+    """How much more of the same images `recipe` gets right than `base`; None where the answers are not there."""
+    seeds, truth, said = list[int](), list[tuple[str, str]](), list[tuple[list[str | None], list[str | None]]]()
+    for seed, names in _cells(results, dataset, base, recipe):
         try:
             first, second = (read_predictions(result_folder(results.job, name) / PREDICTIONS) for name in names)
         except DataError:
             continue  # the work folder is gone; the accuracies are still there
-        truth = [one.truth for one in first]
-        if [one.image for one in first] == [one.image for one in second]:
-            said = ([one.predicted for one in first], [one.predicted for one in second])
-            found.append((seed, metrics.compare(truth, *said, seed)))
-        if len(seeds_of(results.job, recipe)) == len(seeds_of(results.job, base)) == 1:
-            break
+        truth = truth or [(one.image, one.truth) for one in first]
+        if all([(one.image, one.truth) for one in answers] == truth for answers in (first, second)):
+            seeds.append(seed)
+            said.append(([one.predicted for one in first], [one.predicted for one in second]))
+    if not seeds:
+        return None
+    labels = [label for _, label in truth]
+    each = tuple(metrics.compare(labels, *both, seed) for seed, both in zip(seeds, said, strict=True))
+    whole = metrics.compare_seeds(labels, [one for one, _ in said], [one for _, one in said])
+    return Difference(tuple(seeds), each, whole)
+
+
+def compared(results: Results) -> dict[str, str]:
+    """The cells that paired differences are made of: name → hash of what decided the figures, and of these."""
+    names = {name for pair in _pairs(results) for _, both in _cells(results, *pair) for name in both}
+    return {name: _hash(results.outcomes[name]) for name in sorted(names)}
+
+
+def unanswered(results: Results) -> bool:
+    """Whether the answers of a cell that is done are gone, so that its differences cannot be computed any more."""
+    return any(not (result_folder(results.job, name) / PREDICTIONS).is_file() for name in compared(results))
+
+
+def _pairs(results: Results) -> list[tuple[str, Recipe, Recipe]]:
+    """Data set, and two rows that are compared."""
+    return [
+        (source.name, base, recipe)
+        for source in results.job.sources
+        if takes_part("table2", source.name, results.paper)
+        for base in BASES
+        for recipe in TABLE2[TABLE2.index(base) + 1 :]
+    ]
+
+
+def _cells(results: Results, dataset: str, base: Recipe, recipe: Recipe) -> list[tuple[int, tuple[str, str]]]:
+    """Each seed with which both rows are done, and their cells; what is run once stands beside every seed."""
+    job, both = results.job, (base, recipe)
+    once = all(len(seeds_of(job, one)) == 1 for one in both)
+    found = []
+    for seed in job.seeds[:1] if once else job.seeds:
+        seeds = (seed if seed in seeds_of(job, one) else seeds_of(job, one)[0] for one in both)
+        first, second = (cell_name(dataset, one, own) for one, own in zip(both, seeds, strict=True))
+        outcomes = [results.outcomes.get(name) for name in (first, second)]
+        if all(outcome is not None and outcome.state == "done" for outcome in outcomes):
+            found.append((seed, (first, second)))
     return found
+
+
+def _hash(outcome: Outcome) -> str:
+    content = [outcome.identity, outcome.figures]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def parameters(results: Results) -> Sheet:
@@ -145,18 +198,16 @@ def attention(results: Results) -> Sheet | None:
     )
 
 
-def _difference_row(dataset: str, base: Recipe, recipe: Recipe, found: list[tuple[int, Paired]]) -> tuple[str, ...]:
-    points = spread_of([100 * one.difference for _, one in found])
-    first = found[0][1]
+def _difference_row(dataset: str, base: Recipe, recipe: Recipe, found: Difference) -> tuple[str, ...]:
+    points, whole = spread_of([100 * one.difference for one in found.each]), found.whole
     spread = "" if points.deviation is None else f"{points.deviation:.1f}"
     each = " · ".join(f"{value:+.1f}" for value in points.values)
-    interval = f"[{100 * first.low:+.1f}, {100 * first.high:+.1f}]"
-    p_value = max(one.p_value for _, one in found)
+    interval = f"[{100 * whole.low:+.1f}, {100 * whole.high:+.1f}]"
     name = f"{recipe.name} − {base.name}"
-    return (dataset, name, f"{points.mean:+.1f}", spread, each, interval, f"{p_value:.2g}")
+    return (dataset, name, f"{100 * whole.difference:+.1f}", spread, each, interval, f"{whole.p_value:.2g}")
 
 
-def _difference_line(dataset: str, base: Recipe, recipe: Recipe, seed: int, one: Paired) -> dict[str, Any]:
+def _difference_line(dataset: str, base: Recipe, recipe: Recipe, seed: int | str, one: Paired) -> dict[str, Any]:
     return {
         "dataset": dataset,
         "system": recipe.name,

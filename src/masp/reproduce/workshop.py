@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,16 @@ from masp.reproduce import counts, identity, measure
 from masp.reproduce.cells import Cell, Outcome, read_outcome, write_outcome
 from masp.reproduce.job import Job, with_seed
 from masp.reproduce.library import Library
-from masp.reproduce.others import changes_of
-from masp.reproduce.planning import base_of, depends_on_seed
+from masp.reproduce.others import changes_of, seeded
+from masp.reproduce.paper import load_paper
+from masp.reproduce.planning import base_of, depends_on_seed, plan_cells
 from masp.reproduce.recipes import FULL, STAGE1
 from masp.reproduce.variants import Variant, build, trained_with
 from masp.systems.base import System
 from masp.systems.catalogue import CATALOGUE, make_system
 from masp.training.interrupts import Interrupted, StopRequest
 from masp.training.recipe import identity_of
-from masp.training.runs import TrainResult
+from masp.training.runs import RunFolder, TrainResult
 from masp.training.stage1_aspects import train_aspects
 from masp.training.stage2_prompt import train_prompt
 
@@ -55,7 +57,8 @@ class Workshop:
     def run(self, cell: Cell) -> tuple[Outcome, bool]:
         """The outcome of a cell: read where the same cell has been run before, otherwise made and written.
 
-        A failure is an outcome too.
+        A cell whose training is gone is run again where another that has to be run reads it. A failure is an outcome
+        too.
 
         Returns:
             The outcome, and whether the cell was run now.
@@ -68,8 +71,8 @@ class Workshop:
         known: dict[str, Any] = {}
         try:
             known = self.identity(cell)
-            before = read_outcome(self.job.out, cell.name)
-            if before is not None and before.state == "done" and before.identity == known:
+            before = self._before(cell, known)
+            if before is not None:
                 return before, False
             found, about = self._made(cell)
             seconds = round(time.perf_counter() - started, 1)
@@ -130,6 +133,33 @@ class Workshop:
     def folder(self, cell: Cell) -> Path:
         """The folder of a cell's run; another identity has another folder."""
         return self.job.work / "runs" / f"{cell.name}-{_hash(self.identity(cell))[:10]}"
+
+    @cached_property
+    def _planned(self) -> tuple[Cell, ...]:
+        return plan_cells(self.job, load_paper(), seeded()).cells
+
+    def _before(self, cell: Cell, known: Mapping[str, Any]) -> Outcome | None:
+        """What an earlier run of the same cell left; None where it has to be run."""
+        before = read_outcome(self.job.out, cell.name)
+        if before is None or before.state != "done" or before.identity != known:
+            return None
+        return before if self._has_training(cell) or not self._is_read(cell) else None
+
+    def _has_training(self, cell: Cell) -> bool:
+        """Whether the adapter of a cell is there; also where it has none."""
+        trained = cell.recipe.kind == "aspects" or (cell.recipe.kind == "masp" and cell.recipe.prompt == "trained")
+        return not trained or (RunFolder(self.folder(cell)).adapter / "adapter.json").is_file()
+
+    def _is_read(self, cell: Cell) -> bool:
+        """Whether a cell that has to be run reads the adapter of this one."""
+        readers = [one for one in self._planned if cell.name in one.needs and one.recipe.kind in ("masp", "attention")]
+        return any(self._is_missing(one) for one in readers)
+
+    def _is_missing(self, cell: Cell) -> bool:
+        try:
+            return self._before(cell, self.identity(cell)) is None
+        except (MaspError, OSError):
+            return False  # it fails by itself, with its own reason, and reads nothing
 
     def _made(self, cell: Cell) -> Found:
         kinds = {

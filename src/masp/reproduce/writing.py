@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from masp.adapters import library_versions, portable
+from masp.adapters import library_versions
 from masp.plots import Kind, Panel
-from masp.reproduce import charts, more_sheets
-from masp.reproduce.job import Job
+from masp.reproduce import carried, charts, more_sheets
+from masp.reproduce.carried import Before
 from masp.reproduce.recipes import ATTENTION
 from masp.reproduce.sheets import Sheet, comma_separated, latex, markdown, sheet_of
 from masp.reproduce.tables import Results, Table, accuracy_table, facts_of, seed_values
@@ -24,6 +24,10 @@ TITLES: Mapping[str, str] = {
 KINDS: tuple[Kind, ...] = ("png", "pdf")
 SUMMARY = "reproduce.json"
 PAGE = "README.md"
+GONE = (
+    "Paired differences need the answers of every cell, which lay in `scratch` and are gone. They are there again once "
+    "the cells of this table are removed from `cells` and run again."
+)
 
 
 def write_all(results: Results, command: str) -> list[Path]:
@@ -34,18 +38,45 @@ def write_all(results: Results, command: str) -> list[Path]:
     """
     out, written, sheets = results.job.out, list[Path](), list[Sheet]()
     out.mkdir(parents=True, exist_ok=True)
+    before, now = carried.read_before(out / SUMMARY), carried.made_with(results, command)
+    kept, left_out = carried.divided(before.tables, results.job, now)
     for experiment in results.job.experiments:
         found = _sheets(results, experiment)
+        if experiment == "table2" and more_sheets.unanswered(results):
+            found, old = _with_old_differences(results, found, before)
+            kept += old
         for sheet in found:
             written += _write_sheet(out, sheet)
         sheets += found
         for name, picture in _pictures(results, experiment).items():
             written += _write_picture(out, name, picture)
-    known = _before(out / SUMMARY, results.job)
-    content = _summary(results, command, sheets, known)
+    tables = [*kept, *(_entry(results, sheet, now) for sheet in sheets)]
+    content = _summary(results, now, tables, before) | {"left_out": left_out}
     write_file(out / SUMMARY, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
     write_file(out / PAGE, _page(content).encode())
     return [out / PAGE, *written, out / SUMMARY]
+
+
+def _entry(results: Results, sheet: Sheet, now: Mapping[str, Any]) -> dict[str, Any]:
+    """A sheet for the summary, with what it was made with."""
+    cells = {"cells": more_sheets.compared(results)} if sheet.name == more_sheets.DIFFERENCES else {}
+    return {**asdict(sheet), **now, **cells}
+
+
+def _with_old_differences(
+    results: Results, sheets: Sequence[Sheet], before: Before
+) -> tuple[list[Sheet], list[carried.Entry]]:
+    """Sheets of Table 2 where answers are gone: with the paired differences of before if the cells are the same.
+
+    Returns:
+        The sheets to write, and the earlier one if it stays as it is.
+    """
+    cells = more_sheets.compared(results)
+    old = [one for one in before.tables if one["name"] == more_sheets.DIFFERENCES and one.get("cells") == cells]
+    if old:
+        return [sheet for sheet in sheets if sheet.name != more_sheets.DIFFERENCES], old
+    first, *rest = sheets
+    return [replace(first, notes=(*first.notes, GONE)), *rest], []
 
 
 def _sheets(results: Results, experiment: str) -> list[Sheet]:
@@ -125,34 +156,32 @@ def _attention(results: Results) -> dict[str, Panel]:
     return found
 
 
-def _before(file: Path, job: Job) -> list[dict[str, Any]]:
-    """The tables that an earlier call wrote for other experiments into the same folder."""
-    try:
-        tables = json.loads(file.read_text(encoding="utf-8"))["tables"]
-        return [table for table in tables if table["name"].split("-")[0] not in job.experiments]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-
-
-def _summary(results: Results, command: str, sheets: Sequence[Sheet], before: list[dict[str, Any]]) -> dict[str, Any]:
-    job = results.job
-    tables = [*before, *(asdict(sheet) for sheet in sheets)]
-    outcomes = results.outcomes.values()
+def _summary(
+    results: Results, now: Mapping[str, Any], tables: Sequence[carried.Entry], before: Before
+) -> dict[str, Any]:
+    job, outcomes = results.job, results.outcomes.values()
     machines = {json.dumps(outcome.about["machine"], sort_keys=True) for outcome in outcomes if outcome.about}
     return {
-        "command": command,
-        "backbone": portable(job.config.backbone.id),
-        "seeds": list(job.seeds),
-        "datasets": {source.name: facts_of(results, source.name) for source in job.sources},
+        "command": now["command"],
+        "backbone": now["backbone"],
+        "seeds": now["seeds"],
+        "datasets": _datasets(results, tables, before),
         "tables": sorted(tables, key=lambda table: (table["name"].startswith("figure"), table["name"])),
         "not_run": [asdict(skipped) for skipped in results.skipped],
         "failed": {outcome.cell: outcome.error for outcome in outcomes if outcome.state != "done"},
         "seconds": round(sum(outcome.seconds for outcome in outcomes), 1),
         "cells": {outcome.cell: outcome.seconds for outcome in outcomes if outcome.state == "done"},
-        "settings": _settings(job),
+        "settings": carried.settings_of(job),
         "machines": [json.loads(machine) for machine in sorted(machines)],
         "versions": library_versions(),
     }
+
+
+def _datasets(results: Results, tables: Sequence[carried.Entry], before: Before) -> dict[str, Any]:
+    """What is known about each data set; what this call did not look at (Table 4 needs no data) is that of before."""
+    stays = any(table["name"] in {one["name"] for one in before.tables} for table in tables)
+    known = before.datasets if stays and before.datasets is not None else {}
+    return {source.name: facts_of(results, source.name) or known.get(source.name, {}) for source in results.job.sources}
 
 
 def _read(table: Mapping[str, Any]) -> Sheet:
@@ -161,23 +190,20 @@ def _read(table: Mapping[str, Any]) -> Sheet:
     return Sheet(table["name"], table["title"], tuple(table["head"]), rows, tuple(table["notes"]))
 
 
-def _settings(job: Job) -> dict[str, Any]:
-    """The settings of the method and both stages; no place on this machine."""
-    content = job.config.model_dump(mode="json")
-    for stage in ("aspects", "prompt"):
-        del content[stage]["store_dir"]
-    return {name: content[name] for name in ("method", "aspects", "prompt")}
-
-
 def _page(content: Mapping[str, Any]) -> str:
-    """All tables on one page."""
-    sheets = [_read(table) for table in content["tables"]]
+    """All tables on one page, each with the command that wrote it."""
+    sheets = [f"{markdown(_read(table)).strip()}\n\nWritten by `{table['command']}`." for table in content["tables"]]
     failed = [f"- {cell}: {error}" for cell, error in content["failed"].items()]
+    left_out = [
+        f"- {one['name']}, written by `{one['command']}`: {one['why']}. Its files are still there."
+        for one in content["left_out"]
+    ]
     parts = [
         "# The tables and figures of the paper, measured with masp",
-        f"Written by `{content['command']}`. Each table is also there as `.csv` and `.tex`; `{SUMMARY}` holds all of "
-        "it with what it depended on, `cells/` the result of every single run.",
-        *(markdown(sheet) for sheet in sheets),
+        f"Each table is also there as `.csv` and `.tex`; `{SUMMARY}` holds all of it with what it depended on, "
+        "`cells/` the result of every single run.",
+        *sheets,
+        *(["## Left out\n\n" + "\n".join(left_out)] if left_out else []),
         *(["## Failed\n\n" + "\n".join(failed)] if failed else []),
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"

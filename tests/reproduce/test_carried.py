@@ -1,0 +1,153 @@
+"""Tables of several calls in one folder: each says what wrote it, and only what belongs together stands together."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from masp.evaluation.predictions import PREDICTIONS, Answered, write_predictions
+from masp.reproduce import writing
+from masp.reproduce.cells import Outcome
+from masp.reproduce.more_sheets import differences, paired
+from masp.reproduce.others import seeded
+from masp.reproduce.paper import load_paper
+from masp.reproduce.planning import plan_cells
+from masp.reproduce.recipes import TABLE2
+from masp.reproduce.tables import Results
+from masp.reproduce.writing import write_all
+from small_reproduction import small_job
+
+PAPER = load_paper()
+FACTS = {
+    "images": 4,
+    "splits": {"test": 4},
+    "split_by": "published",
+    "majority": {"value": 0.5},
+    "guess": 0.5,
+}
+FIGURES = {"accuracy": {"value": 0.5}, "images": 4}
+
+
+@pytest.fixture(autouse=True)
+def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing them takes longer than everything else here."""
+    monkeypatch.setattr(writing, "_pictures", lambda *_: {})
+
+
+def results(
+    out: Path, *experiments: str, seeds: int = 2, changes: tuple[str, ...] = (), data: str = "d", accuracy: float = 0.5
+) -> Results:
+    """Results of cells that nobody ran."""
+    job = small_job(out, *experiments, seeds=seeds, changes=changes)
+    figures: dict[str, Any] = {**FIGURES, "accuracy": {"value": accuracy}}
+    found = {
+        cell.name: Outcome(cell.name, "done", FACTS if cell.recipe.kind == "data" else figures, {"data": data}, {})
+        for cell in plan_cells(job, PAPER, seeded()).cells
+        if cell.recipe.kind != "parameters"
+    }
+    return Results(job, PAPER, found, ())
+
+
+def summary(out: Path) -> dict[str, Any]:
+    return json.loads((out / "reproduce.json").read_text(encoding="utf-8"))
+
+
+def names(out: Path) -> list[str]:
+    return [table["name"] for table in summary(out)["tables"]]
+
+
+def say(out: Path, cell: str, predicted: str) -> None:
+    """What a cell answered to four pictures whose label is "a"."""
+    folder = out / "scratch" / "results" / cell
+    folder.mkdir(parents=True, exist_ok=True)
+    write_predictions(folder / PREDICTIONS, [Answered(str(n), "a", one, None, None) for n, one in enumerate(predicted)])
+
+
+def test_each_table_says_which_command_wrote_it(tmp_path: Path) -> None:
+    write_all(results(tmp_path, "table3"), "masp reproduce table3")
+    write_all(results(tmp_path, "table2"), "masp reproduce table2")
+    assert {table["name"]: table["command"] for table in summary(tmp_path)["tables"]} == {
+        "table2": "masp reproduce table2",
+        "table3": "masp reproduce table3",
+    }
+    page = (tmp_path / "README.md").read_text(encoding="utf-8")
+    places = [page.index(f"Written by `masp reproduce {name}`.") for name in ("table2", "table3")]
+    assert places[0] < page.index("## Table 3") < places[1]
+    write_all(results(tmp_path, "table4"), "masp reproduce table4")
+    assert names(tmp_path) == ["table2", "table3", "table4"]
+    assert summary(tmp_path)["datasets"]["emoji-scenes"] == FACTS, "Table 4 looks at no data"
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        ({"seeds": 1}, "other seeds"),
+        ({"changes": ("prompt.learning_rate=0.5",)}, "other settings"),
+        ({"data": "e"}, "other data"),
+        ({"changes": ("data.longest_side=84",)}, "other questions or picture sizes"),
+    ],
+)
+def test_a_table_that_was_made_otherwise_is_left_out(tmp_path: Path, other: dict[str, Any], why: str) -> None:
+    write_all(results(tmp_path, "table3", **other), "masp reproduce table3 otherwise")
+    write_all(results(tmp_path, "table2"), "masp reproduce table2")
+    assert names(tmp_path) == ["table2"]
+    page = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert f"- table3, written by `masp reproduce table3 otherwise`: it was made with {why}." in page
+
+
+@pytest.mark.parametrize(("learning_rate", "kept"), [("0.02", ["table2", "table3"]), ("0.5", ["table2"])])
+def test_tables_of_an_older_summary_count_as_its_one_command(
+    tmp_path: Path, learning_rate: str, kept: list[str]
+) -> None:
+    write_all(
+        results(tmp_path, "table3", changes=(f"prompt.learning_rate={learning_rate}",)), "masp reproduce table3 of old"
+    )
+    content = summary(tmp_path)
+    content["tables"] = [
+        {key: table[key] for key in ("name", "title", "head", "rows", "notes", "lines")} for table in content["tables"]
+    ]
+    del content["left_out"]
+    (tmp_path / "reproduce.json").write_text(json.dumps(content), encoding="utf-8")
+    write_all(results(tmp_path, "table2"), "masp reproduce table2")
+    assert names(tmp_path) == kept
+    commands = {table["name"]: table["command"] for table in summary(tmp_path)["tables"]}
+    assert commands.get("table3", "masp reproduce table3 of old") == "masp reproduce table3 of old"
+
+
+def test_an_interval_belongs_to_the_mean_of_all_seeds(tmp_path: Path) -> None:
+    """V gets none right, V+A one of four with seed 0 and three with seed 1: half of the images on average."""
+    found = results(tmp_path, "table2")
+    say(tmp_path, "emoji-scenes/V/seed0", "bbbb")
+    say(tmp_path, "emoji-scenes/V+A/seed0", "abbb")
+    say(tmp_path, "emoji-scenes/V+A/seed1", "aaab")
+    one = paired(found, "emoji-scenes", TABLE2[0], TABLE2[1])
+    assert one is not None
+    assert [seed.difference for seed in one.each] == [0.25, 0.75]
+    assert one.whole.difference == 0.5
+    assert one.whole.low <= 0.5 <= one.whole.high
+    # gains 2, 1, 1, 0 of two seeds: all signs alike in 2 of 2³ cases
+    assert one.whole.p_value == pytest.approx(0.25)
+    sheet = differences(found)
+    assert sheet is not None
+    assert sheet.head[5] == "95 % interval over images, all seeds"
+    assert sheet.rows[0][1:5] == ("V+A − V", "+50.0", "35.4", "+25.0 · +75.0")
+    assert [line["seed"] for line in sheet.lines] == ["all", 0, 1]
+
+
+def test_differences_outlive_the_answers_they_were_made_of(tmp_path: Path) -> None:
+    for recipe in ("V+A", "V+S", "V+A+rS", "V+A+S"):
+        for seed in (0, 1):
+            say(tmp_path, f"emoji-scenes/{recipe}/seed{seed}", "abbb")
+    say(tmp_path, "emoji-scenes/V/seed0", "bbbb")
+    write_all(results(tmp_path, "table2"), "first")
+    assert names(tmp_path) == ["table2", "table2-differences"]
+    before = summary(tmp_path)["tables"][1]
+    shutil.rmtree(tmp_path / "scratch")
+    write_all(results(tmp_path, "table2"), "second")
+    first, second = summary(tmp_path)["tables"]
+    assert (first["command"], second) == ("second", before)
+    write_all(results(tmp_path, "table2", accuracy=0.25), "third")
+    assert names(tmp_path) == ["table2"], "the cells are others now"
+    assert "Paired differences need the answers of every cell" in (tmp_path / "table2.md").read_text(encoding="utf-8")
