@@ -250,8 +250,8 @@ def together(scores: Mapping[str, np.ndarray], test: Pictures) -> dict[str, floa
     }
 
 
-def measure(sizes: tuple[int, int], seeds: Sequence[int], steps: int | None, trainings: bool, out: Path) -> None:
-    """Every row with every seed, other trainings with the first one if asked for; write the result file."""
+def measure(sizes: tuple[int, int], seeds: Sequence[int], steps: int | None, rows: Sequence[Row], out: Path) -> None:
+    """Every row with every seed, linear heads beside the first row, both prompts together; write the result file."""
     backbone, started = load_backbone("embedded"), time.perf_counter()
     bench = Bench(backbone, draw(backbone, "train", sizes[0]), draw(backbone, "val", sizes[1]))
     test = bench.test
@@ -260,7 +260,7 @@ def measure(sizes: tuple[int, int], seeds: Sequence[int], steps: int | None, tra
     linear: list[dict[str, float]] = []
     for seed in seeds:
         scores = {}
-        for row in ROWS + (TRAININGS if trainings and seed == seeds[0] else ()):
+        for row in rows:
             model = bench.trained(row if steps is None else replace(row, steps=steps), seed)
             scores[row.name] = bench.scores(row, model, test)
             found.setdefault(row.name, []).append(test.accuracy(scores[row.name].argmax(1)))
@@ -268,12 +268,14 @@ def measure(sizes: tuple[int, int], seeds: Sequence[int], steps: int | None, tra
             if row is ROWS[0]:
                 linear.append(heads(bench, model))
                 print(linear[-1], flush=True)
-        gates.append(together(scores, test))
-        print(gates[-1], flush=True)
+        if FULL.name in scores:
+            gates.append(together(scores, test))
+            print(gates[-1], flush=True)
     for group in (gates, linear):
-        for name in group[0]:
+        for name in group[0] if group else ():
             found[name] = [one[name] for one in group]
-    asked = f"--train {sizes[0]} --test {sizes[1]} --seeds {' '.join(map(str, seeds))}" + " --trainings" * trainings
+    asked = f"--train {sizes[0]} --test {sizes[1]} --seeds {' '.join(map(str, seeds))}"
+    asked += f" --rows {len(rows)}"
     write(out, asked, found, test, time.perf_counter() - started)
 
 
@@ -306,8 +308,10 @@ if __name__ == "__main__":
     parser.add_argument("--train", type=int, default=4000)
     parser.add_argument("--test", type=int, default=2000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--trainings", action="store_true", help="V+A+S with other rates, lengths and starts as well")
+    every = ROWS + TRAININGS
+    names = ", ".join(row.name for row in every)
+    parser.add_argument("--rows", type=int, default=len(ROWS), help=f"only so many of the rows: {names}")
     parser.add_argument("--steps", type=int, help="steps of every training, to see that it runs")
     parser.add_argument("--out", type=Path, default=HOME / "results" / "what_aspects_add.json")
     args = parser.parse_args()
-    measure((args.train, args.test), args.seeds, args.steps, args.trainings, args.out)
+    measure((args.train, args.test), args.seeds, args.steps, every[: args.rows], args.out)
