@@ -21,6 +21,6 @@ SETTINGS = (
 def small_job(out: Path, *experiments: str, seeds: int = 2, changes: tuple[str, ...] = ()) -> Job:
     """The job of the embedded default, made as small as it goes."""
     config = embedded_config([f"backbone.id={tiny.checkpoint()}", *SETTINGS, *changes], quick=True)
-    source = drawn_source(out / "scratch")
+    source = drawn_source(out / "scratch", config.data)
     others = (*EMBEDDED, *QUICKLY)
     return Job(experiments, config, (source,), (), tuple(range(seeds)), out, others=others, drawn=PLAN)

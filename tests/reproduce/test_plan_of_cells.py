@@ -199,3 +199,29 @@ def test_table_1_says_how_long_each_system_learns(tmp_path: Path) -> None:
     assert "qlora 7 steps of 5." in note
     assert "sepm" not in note
     assert not [note for note in accuracy_table(Results(job, PAPER, {}, ()), "table2").notes if "not the same" in note]
+
+
+def test_settings_of_reading_hold_for_the_drawn_pictures_too(tmp_path: Path) -> None:
+    """Training has them from the settings, testing from the data set."""
+    job = job_of(Request("table2", tmp_path, changes=("data.longest_side=84",)))
+    (source,) = job.sources
+    assert (job.config.data.longest_side, source.data.longest_side) == (84, 84)
+    assert (source.data.path, source.data.layout) == (tmp_path / "scratch" / "data" / "emoji-scenes", "emoset")
+
+
+def test_a_mean_of_aspects_takes_the_seeds_that_all_of_them_have(tmp_path: Path) -> None:
+    """Each aspect lacks one seed: another one for each half, so that only seed 2 is in all of them."""
+    job = small_job(tmp_path, "figure3", seeds=3)
+    missing = {f"emoji-scenes/V+{name}+S/seed{place % 2}" for place, name in enumerate(ASPECTS)}
+    outcomes = {}
+    for cell in plan_cells(job, PAPER, seeded()).cells:
+        figures = {"accuracy": {"value": 0.1 * (cell.seed + 1)}, "images": 8}
+        state = "failed" if cell.name in missing else "done"
+        if cell.recipe.kind != "data":
+            outcomes[cell.name] = Outcome(cell.name, state, figures, {}, {}, error="no memory")
+    table = accuracy_table(Results(job, PAPER, outcomes, ()), "figure3")
+    rows = {row.name: row.entries["emoji-scenes"] for row in table.rows}
+    assert (rows[ASPECTS[0]].seeds, rows[ASPECTS[1]].seeds) == ((1, 2), (0, 2))
+    mean = rows["mean of single aspects"]
+    assert (mean.seeds, mean.values) == ((2,), pytest.approx((0.3,)))
+    assert mean.reason == "seed 0: no memory"

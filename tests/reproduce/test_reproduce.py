@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from multiprocessing import Pipe, Process
 from pathlib import Path
 
 import pytest
@@ -294,6 +295,42 @@ def test_a_worker_that_dies_has_failed_its_cell(tmp_path: Path, monkeypatch: pyt
     job = small_job(tmp_path, "table4", seeds=1)
     found = run_cells((Cell("emoji-scenes", PARAMETERS, 0),), job, 2, lambda *_: None)
     assert "its process died" in found["emoji-scenes/parameters/seed0"].error
+
+
+def test_a_worker_that_died_while_it_waited_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone, their_end = Pipe()
+    their_end.close()
+    here, there = Pipe()
+    dead, fresh = (pool.Worker(Process(), line) for line in (gone, here))
+    crowd = pool._Pool(small_job(tmp_path, "table4", seeds=1), 2, lambda *_: None)
+    crowd.idle.append(dead)
+    monkeypatch.setattr(crowd, "_hired", lambda: fresh)
+    cell = Cell("emoji-scenes", PARAMETERS, 0)
+    assert crowd._handed_out([cell]) == []
+    assert there.recv() == cell
+    assert (crowd.idle, crowd.busy) == ([], {id(fresh): (fresh, cell)})
+
+
+def test_a_copy_that_was_cut_short_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learned, place = tmp_path / "qlora", tmp_path / "distilled" / "tuned"
+    (learned / "checkpoints").mkdir(parents=True)
+    (learned / "run.json").write_text("{}")
+    (learned / "checkpoints" / "last").write_text("weights")
+    bench = workshop.Workshop(small_job(tmp_path, "table1"))
+    monkeypatch.setattr(bench, "folder", lambda _: learned)
+    real = shutil.copytree
+
+    def killed(source: Path, target: Path, **_: object) -> None:
+        shutil.copy(source / "run.json", target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copytree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        bench._borrow(Cell("emoji-scenes", PLAIN, 0), place)
+    assert not place.exists()
+    monkeypatch.setattr(shutil, "copytree", real)
+    bench._borrow(Cell("emoji-scenes", PLAIN, 0), place)
+    assert (place / "checkpoints" / "last").read_text() == "weights"
 
 
 def run(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> tuple[int | str | None, str]:

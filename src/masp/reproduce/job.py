@@ -119,9 +119,10 @@ def embedded_config(changes: Sequence[str], quick: bool) -> RunConfig:
     return load_config(file, [*(QUICKLY if quick else ()), *changes])
 
 
-def drawn_source(work: Path) -> Source:
-    """The drawn data set, whether it is drawn already or not."""
-    return Source(DRAWN, DataConfig(path=work / "data" / DRAWN, layout="emoset"), annotated=True)
+def drawn_source(work: Path, data: DataConfig) -> Source:
+    """The drawn data set, whether it is drawn already or not; `data` has the settings of reading it."""
+    place = {"path": work / "data" / DRAWN, "layout": "emoset"}
+    return Source(DRAWN, data.model_copy(update=place), annotated=True)
 
 
 def find_sources(

@@ -126,7 +126,7 @@ class Library:
         if key in self._stores:
             return self._stores[key]
         labelled = [(split, record) for split, records in splits.items() for record in records if record.label]
-        settings, data = self.job.config.prompt, self.job.config.data
+        settings, data = self.job.config.prompt, self.job.source(name).data
         shelf = None if self.shelf is None else Shelf(self.shelf, int(settings.store_disk_gb * GIGA))
         budget = 0 if shelf is None else shelf.room()
         reading = Reading(data.longest_side, data.workers, budget, settings.strict)

@@ -110,12 +110,26 @@ class _Pool:
             if hindered is not None:
                 self._finished(hindered, False)
             elif len(self.busy) < self.jobs and all(need in self.outcomes for need in cell.needs):
-                worker = self.idle.pop() if self.idle else self._hired()
-                worker.line.send(cell)
+                worker = self._given(cell)
                 self.busy[id(worker)] = (worker, cell)
             else:
                 left.append(cell)
         return left
+
+    def _given(self, cell: Cell) -> Worker:
+        """The worker that has the cell now; an idle one that has died takes nothing, and is let go."""
+        while self.idle:
+            worker = self.idle.pop()
+            try:
+                worker.line.send(cell)
+            except OSError:
+                log.warning("an idle worker died (exit code %s); another takes its place", worker.process.exitcode)
+                worker.line.close()
+                continue
+            return worker
+        worker = self._hired()
+        worker.line.send(cell)
+        return worker
 
     def _hired(self) -> Worker:
         here, there = multiprocessing.Pipe()

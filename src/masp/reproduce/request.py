@@ -77,7 +77,7 @@ def job_of(request: Request) -> Job:
     adapter = None if request.aspects is None else find_adapter(request.aspects)
     if request.data is None:
         small = (*others.EMBEDDED, *(others.QUICKLY if request.quick else ()))
-        plan, source = QUICK if request.quick else SCENES, drawn_source(request.out / "scratch")
+        plan, source = QUICK if request.quick else SCENES, drawn_source(request.out / "scratch", config.data)
         settings = (*small, *own)
         return Job(experiments, config, (source,), (), seeds, request.out, None, adapter, settings, plan)
     paper = load_paper()

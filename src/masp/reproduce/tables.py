@@ -36,6 +36,7 @@ class Entry:
         reason: why nothing was measured.
         calibration: expected calibration error after temperature scaling, mean over the seeds; None where there are
             no probabilities or no validation split.
+        seeds: of the values, in their order.
     """
 
     values: tuple[float, ...] = ()
@@ -43,6 +44,7 @@ class Entry:
     paper: float | None = None
     reason: str = ""
     calibration: float | None = None
+    seeds: tuple[int, ...] = ()
 
     @property
     def over_seeds(self) -> Spread | None:
@@ -214,19 +216,27 @@ def _entry(results: Results, experiment: str, line: Line, dataset: str) -> Entry
     values = tuple(outcome.figures["accuracy"]["value"] for outcome in found)
     scaled = [outcome.figures.get("calibration_error_scaled") for outcome in found]
     calibration = mean(one["value"] for one in scaled if one) if scaled and all(scaled) else None
-    return Entry(values, found[0].figures["images"] if found else 0, paper, reason, calibration)
+    images, seeds = found[0].figures["images"] if found else 0, tuple(_seed_of(outcome) for outcome in found)
+    return Entry(values, images, paper, reason, calibration, seeds)
+
+
+def _seed_of(outcome: Outcome) -> int:
+    return int(outcome.cell.rpartition("/seed")[2])
 
 
 def _mean_row(results: Results, rows: Sequence[Row], datasets: Sequence[str]) -> Row:
-    """The mean of the single aspects, seed by seed, where all of them are there."""
+    """The mean of the single aspects with each seed that all of them have."""
     name, singles = "mean of single aspects", [row for row in rows if row.name in ASPECTS]
     entries = {}
     for dataset in datasets:
         paper = results.paper.tables["figure3"].number(name, dataset)
         found = [row.entries[dataset] for row in singles]
-        if all(len(entry.values) == len(found[0].values) > 0 for entry in found):
-            values = tuple(mean(column) for column in zip(*(entry.values for entry in found), strict=True))
-            entries[dataset] = Entry(values, found[0].images, paper)
+        accuracies = [dict(zip(entry.seeds, entry.values, strict=True)) for entry in found]
+        seeds = tuple(seed for seed in accuracies[0] if all(seed in one for one in accuracies))
+        if seeds:
+            values = tuple(mean(one[seed] for one in accuracies) for seed in seeds)
+            reason = next((entry.reason for entry in found if entry.reason), "")
+            entries[dataset] = Entry(values, found[0].images, paper, reason, seeds=seeds)
         else:
             entries[dataset] = Entry(paper=paper, reason="not all of them are there")
     return Row(name, "", name, entries)

@@ -30,6 +30,7 @@ from masp.reproduce.paper import load_paper
 from masp.reproduce.planning import base_of, depends_on_seed, plan_cells
 from masp.reproduce.recipes import FULL, STAGE1
 from masp.reproduce.variants import Variant, build, trained_with
+from masp.storage import write_folder
 from masp.systems.base import System
 from masp.systems.catalogue import CATALOGUE, make_system
 from masp.training.interrupts import Interrupted, StopRequest
@@ -222,8 +223,7 @@ class Workshop:
         """What the system below has learned in a cell of its own, so that it is not learned twice."""
         learned = self.folder(base)
         if learned.is_dir() and not place.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(learned, place)
+            write_folder(place, lambda partial: _copied(learned, partial))
 
     def _attention(self, cell: Cell) -> Found:
         full = Cell(cell.dataset, FULL, cell.seed)
@@ -302,6 +302,10 @@ def reason(error: BaseException) -> str:
     """Why a cell failed, on one line."""
     text = " ".join(str(error).split())
     return text if isinstance(error, MaspError) else f"{type(error).__name__}: {text or 'no message'}"
+
+
+def _copied(source: Path, place: Path) -> None:
+    shutil.copytree(source, place, dirs_exist_ok=True)
 
 
 def _training(result: TrainResult) -> dict[str, Any]:
