@@ -11,7 +11,7 @@ from masp.bench.baseline import PlainSteps, bare_forward, plain_attention
 from masp.bench.clock import Timing, in_turn
 from masp.bench.result import Goal, costs, faster, reaches
 from masp.bench.run import GROUPS, NAMES, Options, run_bench
-from masp.bench.setting import GRIDS, setting
+from masp.bench.setting import ANSWERS, GRIDS, setting
 from masp.cli.app import app
 from masp.errors import UsageError
 from masp.model import Use
@@ -117,7 +117,13 @@ def test_every_group_runs_and_the_file_says_what_was_measured(small):
     names = {line["name"] for line in content["results"]}
     for wanted in ("released layout", "prefix recomputed", "prefix kept", "image-major", "features kept", "4 tasks"):
         assert any(wanted in name for name in names), wanted
-    assert {line["of"] for line in content["growth"]} == {"visual tokens", "batch size", "examples in one step"}
+    grown = content["growth"]
+    assert {line["of"] for line in grown} == {"visual tokens", "batch size", "images"}
+    jobs = [line for line in grown if line["of"] == "images"]
+    assert [line["at"] for line in jobs] == [2, 4, 8]
+    for line in jobs:
+        assert line["seconds"] == pytest.approx(line["building_s"] + line["epoch_s"])
+        assert min(line["building_s"], line["epoch_s"]) > 0
     assert content["command"] == "masp bench --quick --repeats 1 --threads 1 --json FILE"
 
 
@@ -141,6 +147,27 @@ def test_the_command_prints_a_table_and_writes_the_file(tmp_path):
         "2 tasks on one image",
         "4 tasks on one image",
     ]
+
+
+def test_the_operations_of_the_plain_pairs_are_counted_by_their_own_lengths(small):
+    """Every aspect's pair by itself; the baseline takes three of them."""
+    from masp.bench.training import PLAIN, pair_columns, stage1
+
+    model = small.model("released")
+    alone = {
+        name: model.assembler([small.aspect_question(name)], [ANSWERS[name]], aspects=torch.zeros(1, 1, 5, 64))
+        for name in ASPECTS
+    }
+    lengths = {name: one.mask.shape[1] for name, one in alone.items()}
+    assert pair_columns(small, ASPECTS) == list(lengths.values())
+    assert pair_columns(small, PLAIN) == [lengths[name] for name in PLAIN]
+    assert set(PLAIN) < set(ASPECTS)
+    found = next(line for line in stage1(small, {"gemm_tflops": 1.0}, lambda name: None) if line.ratio is not None)
+    sizes, count = small.sizes(), small.counts[0]
+    plain = sum(sizes.plain_flops(count, lengths[name]) for name in PLAIN) / 3
+    ours = sum(sizes.step_flops(length, 0, 4) for length in lengths.values()) / 6 + sizes.vision_flops(count) / 6
+    assert found.more["flops"] == pytest.approx(ours)
+    assert found.more["ratio_by_arithmetic"] == pytest.approx(plain / ours)
 
 
 def run(*arguments: str):

@@ -9,7 +9,7 @@ import torch
 
 from masp.adapters import library_versions
 from masp.backbones.loading import choose_device, choose_dtype
-from masp.bench import around, inference, training
+from masp.bench import around, growing, inference, training
 from masp.bench.clock import machine
 from masp.bench.result import Result
 from masp.bench.setting import Setting, setting
@@ -155,7 +155,7 @@ def _measured(
 ) -> Iterator[dict[str, Any]]:
     """The lines of one group."""
     if name == GROWTH:
-        yield from training.growth(here, found, tell)
+        yield from growing.growth(here, found, tell)
         return
     for result in GROUPS[name](here, found, tell):
         show(result)
