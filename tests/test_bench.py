@@ -9,6 +9,7 @@ from masp.arithmetic import QWEN2_VL_7B
 from masp.aspects import ASPECTS
 from masp.bench.baseline import PlainSteps, bare_forward, plain_attention
 from masp.bench.clock import Timing, in_turn
+from masp.bench.planned import LINES
 from masp.bench.result import Goal, costs, faster, reaches
 from masp.bench.run import GROUPS, NAMES, Options, run_bench
 from masp.bench.setting import ANSWERS, GRIDS, setting
@@ -126,6 +127,16 @@ def test_every_group_runs_and_the_file_says_what_was_measured(small):
         assert min(line["building_s"], line["epoch_s"]) > 0
     assert content["command"] == "masp bench --quick --repeats 1 --threads 1 --json FILE"
 
+    planned = [row["name"] for row in content["plan"]]
+    assert {name for name in planned if not name.startswith("peak memory")} == LINES.keys()
+    assert len({name for name in planned if name.startswith("peak memory")}) == 3
+    heard.clear()
+    kept, stale = [], {**content, "plan": [{"name": "old"}]}
+    again = run_bench(Options(quick=True, repeats=1, threads=1), heard.append, shown.append, stale, kept.append)
+    assert heard == ["the machine's own peaks, and random weights"]  # nothing is left to measure
+    assert kept == [again]
+    assert again["plan"] == content["plan"]
+
 
 def test_an_unknown_name_and_too_few_repeats_are_refused():
     with pytest.raises(UsageError, match=r"by the name 'stage3'.*Did you mean"):
@@ -147,6 +158,29 @@ def test_the_command_prints_a_table_and_writes_the_file(tmp_path):
         "2 tasks on one image",
         "4 tasks on one image",
     ]
+
+
+def test_the_command_prints_where_the_baselines_time_goes_and_the_bound_of_batches():
+    from rich.console import Console
+
+    from masp.cli.bench import _growth, _planned, _table
+
+    line = {"visual": 256, "batch": 1, "goal": None, "met": None, "median_s": 7.0, "spread": 0.1, "ratio": None}
+    more, job = {"gain_over_generating": 1.31, "bound": 1.37}, {"building_s": 43.2, "epoch_s": 13.8, "seconds": 57.0}
+    rows = [
+        line | {"name": "baseline", "meaning": "", "more": {"optimizer_share": 0.021, "vision_share": 0.114}},
+        line | {"name": "batched", "ratio": 0.96, "meaning": "of the largest gain", "more": more},
+    ]
+    console = Console(width=200, record=True)
+    console.print(_table(rows))
+    console.print(_growth([{"of": "images", "at": 24, "visual": 67, "batch": 3, **job}]))
+    plan = {"name": "kept", "visual": 67, "estimated": 0.31, "measured": 0.29, "ratio": 1.069, "unit": "s"}
+    console.print(_planned([plan, plan | {"ratio": None, "unit": "GB"}]))
+    shown = console.export_text()
+    assert "of its time: AdamW 2.1%, the vision tower 11.4%" in shown
+    assert "of the largest gain: 1.31 of at most 1.37 times" in shown
+    assert "43.20 once, 13.80 an epoch" in shown
+    assert "1.07" in shown
 
 
 def test_the_operations_of_the_plain_pairs_are_counted_by_their_own_lengths(small):
@@ -187,6 +221,7 @@ def test_groups_measured_one_by_one_stand_in_one_file(tmp_path):
     assert groups == sorted(groups, key=NAMES.index)
     assert groups.count("tasks") == len([line for line in content["results"] if "tasks on one image" in line["name"]])
     assert len(content["plan"]) == 4
+    assert {row["name"] for row in content["plan"]} == {"stage 1, image-major", "stage 1, features kept"}
     assert content["command"] == "masp bench --quick --json FILE"
 
 
