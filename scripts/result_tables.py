@@ -140,6 +140,7 @@ def bench(content: Content) -> str:
     ]
     parts = [intro, table(("what", "N", "ratio", "goal", "met", "of the machine's peak"), rows)]
     parts.append(_baseline([line for line in content["results"] if line["ratio"] is None]))
+    parts += [_steps(content.get("growth", [])), _jobs(content.get("growth", [])), _planned(content.get("plan", []))]
     return "\n\n".join(filter(None, parts))
 
 
@@ -190,6 +191,44 @@ def _baseline(lines: list[Content]) -> str:
     return (
         table(("baseline", "N", "seconds per example", "of it AdamW", "of it the vision tower"), rows) if rows else ""
     )
+
+
+def _steps(lines: list[Content]) -> str:
+    """Growth of a step with the prefix kept."""
+    rows = [
+        (line["of"], str(line["at"]), str(line["visual"]), str(line["batch"]), f"{line['seconds']:.3f}")
+        for line in lines
+        if "spread" in line
+    ]
+    head = ("a step of stage 2, prefix kept, by", "", "N", "images", "seconds per image")
+    return table(head, rows) if rows else ""
+
+
+def _jobs(lines: list[Content]) -> str:
+    """Growth of a whole job: what is done once for each image, and what each epoch adds."""
+    rows = [
+        (str(line["at"]), str(line["visual"]), f"{line['building_s']:.1f}", f"{line['epoch_s']:.1f}")
+        for line in lines
+        if "building_s" in line
+    ]
+    head = ("stage 2, prefix kept: images (one run each)", "N", "prefixes, once, seconds", "an epoch, seconds")
+    return table(head, rows) if rows else ""
+
+
+def _planned(lines: list[Content]) -> str:
+    """What `masp plan` estimates for the lines, by the efficiency of the others."""
+    rows = [
+        (
+            line["name"],
+            str(line["visual"]),
+            f"{line['estimated']:.2f} {line['unit']}",
+            f"{line['measured']:.2f} {line['unit']}",
+            "" if line["ratio"] is None else f"{line['ratio']:.2f}",
+        )
+        for line in lines
+        if "unit" in line
+    ]
+    return table(("the estimate of `masp plan` for", "N", "estimated", "measured", "ratio"), rows) if rows else ""
 
 
 def annotations(content: Content) -> str:

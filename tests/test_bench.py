@@ -10,9 +10,10 @@ from masp.aspects import ASPECTS
 from masp.backbones.made import make
 from masp.bench.baseline import PlainSteps, bare_forward, plain_attention
 from masp.bench.clock import Timing, in_turn, memory_of
+from masp.bench.planned import LINES
 from masp.bench.result import Goal, costs, faster, reaches
 from masp.bench.run import GROUPS, NAMES, Options, run_bench
-from masp.bench.setting import GRIDS, TINY, setting
+from masp.bench.setting import ANSWERS, GRIDS, TINY, setting
 from masp.bench.training import as_released
 from masp.cli.app import app
 from masp.errors import UsageError
@@ -141,8 +142,24 @@ def test_every_group_runs_and_the_file_says_what_was_measured(small):
     names = {line["name"] for line in content["results"]}
     for wanted in ("released layout", "prefix recomputed", "prefix kept", "image-major", "features kept", "4 tasks"):
         assert any(wanted in name for name in names), wanted
-    assert {line["of"] for line in content["growth"]} == {"visual tokens", "batch size", "examples in one step"}
+    grown = content["growth"]
+    assert {line["of"] for line in grown} == {"visual tokens", "batch size", "images"}
+    jobs = [line for line in grown if line["of"] == "images"]
+    assert [line["at"] for line in jobs] == [2, 4, 8]
+    for line in jobs:
+        assert line["seconds"] == pytest.approx(line["building_s"] + line["epoch_s"])
+        assert min(line["building_s"], line["epoch_s"]) > 0
     assert content["command"] == "masp bench --quick --repeats 1 --threads 1 --json FILE"
+
+    planned = [row["name"] for row in content["plan"]]
+    assert {name for name in planned if not name.startswith("peak memory")} == LINES.keys()
+    assert len({name for name in planned if name.startswith("peak memory")}) == 3
+    heard.clear()
+    kept, stale = [], {**content, "plan": [{"name": "old"}]}
+    again = run_bench(Options(quick=True, repeats=1, threads=1), heard.append, shown.append, stale, kept.append)
+    assert heard == ["the machine's own peaks, and random weights"]  # nothing is left to measure
+    assert kept == [again]
+    assert again["plan"] == content["plan"]
 
 
 def test_an_unknown_name_and_too_few_repeats_are_refused():
@@ -167,6 +184,50 @@ def test_the_command_prints_a_table_and_writes_the_file(tmp_path):
     ]
 
 
+def test_the_command_prints_where_the_baselines_time_goes_and_the_bound_of_batches():
+    from rich.console import Console
+
+    from masp.cli.bench import _growth, _planned, _table
+
+    line = {"visual": 256, "batch": 1, "goal": None, "met": None, "median_s": 7.0, "spread": 0.1, "ratio": None}
+    more, job = {"gain_over_generating": 1.31, "bound": 1.37}, {"building_s": 43.2, "epoch_s": 13.8, "seconds": 57.0}
+    rows = [
+        line | {"name": "baseline", "meaning": "", "more": {"optimizer_share": 0.021, "vision_share": 0.114}},
+        line | {"name": "batched", "ratio": 0.96, "meaning": "of the largest gain", "more": more},
+    ]
+    console = Console(width=200, record=True)
+    console.print(_table(rows))
+    console.print(_growth([{"of": "images", "at": 24, "visual": 67, "batch": 3, **job}]))
+    plan = {"name": "kept", "visual": 67, "estimated": 0.31, "measured": 0.29, "ratio": 1.069, "unit": "s"}
+    console.print(_planned([plan, plan | {"ratio": None, "unit": "GB"}]))
+    shown = console.export_text()
+    assert "of its time: AdamW 2.1%, the vision tower 11.4%" in shown
+    assert "of the largest gain: 1.31 of at most 1.37 times" in shown
+    assert "43.20 once, 13.80 an epoch" in shown
+    assert "1.07" in shown
+
+
+def test_the_operations_of_the_plain_pairs_are_counted_by_their_own_lengths(small):
+    """Every aspect's pair by itself; the baseline takes three of them."""
+    from masp.bench.training import PLAIN, pair_columns, stage1
+
+    model = small.model("released")
+    alone = {
+        name: model.assembler([small.aspect_question(name)], [ANSWERS[name]], aspects=torch.zeros(1, 1, 5, 64))
+        for name in ASPECTS
+    }
+    lengths = {name: one.mask.shape[1] for name, one in alone.items()}
+    assert pair_columns(small, ASPECTS) == list(lengths.values())
+    assert pair_columns(small, PLAIN) == [lengths[name] for name in PLAIN]
+    assert set(PLAIN) < set(ASPECTS)
+    found = next(line for line in stage1(small, {"gemm_tflops": 1.0}, lambda name: None) if line.ratio is not None)
+    sizes, count = small.sizes(), small.counts[0]
+    plain = sum(sizes.plain_flops(count, lengths[name]) for name in PLAIN) / 3
+    ours = sum(sizes.step_flops(length, 0, 4) for length in lengths.values()) / 6 + sizes.vision_flops(count) / 6
+    assert found.more["flops"] == pytest.approx(ours)
+    assert found.more["ratio_by_arithmetic"] == pytest.approx(plain / ours)
+
+
 def run(*arguments: str):
     from typer.testing import CliRunner
 
@@ -184,6 +245,7 @@ def test_groups_measured_one_by_one_stand_in_one_file(tmp_path):
     assert groups == sorted(groups, key=NAMES.index)
     assert groups.count("tasks") == len([line for line in content["results"] if "tasks on one image" in line["name"]])
     assert len(content["plan"]) == 4
+    assert {row["name"] for row in content["plan"]} == {"stage 1, image-major", "stage 1, features kept"}
     assert content["command"] == "masp bench --quick --json FILE"
 
 

@@ -139,12 +139,20 @@ def test_the_benchmark_shows_ratios_goals_and_the_baseline(tmp_path: Path) -> No
     plain |= {"more": {"optimizer_share": 0.083, "vision_share": 0.127}}
     content = {"command": "masp bench --json FILE", "machine": machine, "backbone": backbone, "repeats": 7}
     content |= {"baselines": "batch 1, plainly", "results": [fast, dear, plain]}
+    steps = {"of": "visual tokens", "at": 67, "visual": 67, "batch": 3, "seconds": 0.614, "spread": 0.1}
+    jobs = {"of": "images", "at": 24, "visual": 67, "batch": 3, "seconds": 57.0, "building_s": 43.2, "epoch_s": 13.8}
+    plan = {"name": "stage 2, prefix kept", "visual": 256, "estimated": 0.31, "measured": 0.29, "ratio": 1.069}
+    content |= {"growth": [steps, jobs], "plan": [plan | {"unit": "s"}, plan | {"unit": "GB", "ratio": None}]}
     (tmp_path / "bench.json").write_text(json.dumps(content))
     shown = results(tmp_path)
     assert "| stage 2, prefix kept | 256 | 21.37 times faster | ≥ 18 | yes | 61 % |" in shown
     assert "| score | 256 | 1.31 times one pass | ≤ 1.25 | no |  |" in shown
     assert "| baseline of stage 2 | 256 | 6.43 | 8.3 % | 12.7 % |" in shown
     assert gained(tmp_path).endswith("| score | 256 | 1.31 times one pass | ≤ 1.25 | no |")
+    assert "| visual tokens | 67 | 67 | 3 | 0.614 |" in shown
+    assert "| 24 | 67 | 43.2 | 13.8 |" in shown
+    assert "| stage 2, prefix kept | 256 | 0.31 s | 0.29 s | 1.07 |" in shown
+    assert "| stage 2, prefix kept | 256 | 0.31 GB | 0.29 GB |  |" in shown
     for word in ("Made Up 9", "float32", "173 GFLOP/s", "19 GB/s", "557 M", "batch 1, plainly", "median of 7"):
         assert word in shown
 

@@ -14,9 +14,9 @@ from masp.backbones.four_bit import packed_bytes
 from masp.errors import UsageError
 
 Store = Literal["none", "features", "prefix", "auto"]
-AROUND = 30  # columns before the soft prompt that are neither visual nor aspect tokens
-SUFFIX = 60  # columns of question, answer and turn marks behind the soft prompt
-PAIR = 80  # columns of a pair of stage 1
+AROUND = 16  # columns before the soft prompt that are neither visual nor aspect tokens
+SUFFIX = 40  # columns of question, answer and turn marks behind the soft prompt; a test counts these three
+PAIR = 45  # columns of a pair of stage 1
 SUPERVISED = 3  # tokens of an answer with its end
 BRANCHES = 16  # columns of all labels behind a prompt
 READING = 20.0  # pictures per second and core, where nothing was measured
@@ -131,12 +131,24 @@ class Job:
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the job: seconds, GB on the device, GB on the disk, money, and what sets the time."""
+    """One part of the job.
+
+    Attributes:
+        name: what it is called.
+        examples: how many.
+        seconds: all together.
+        memory: in GB, on each device.
+        weights: GB of it that the frozen weights take.
+        disk: GB that it leaves there.
+        cost: money.
+        bound: what sets the time.
+    """
 
     name: str
     examples: int
     seconds: float
     memory: float
+    weights: float
     disk: float
     cost: float
     bound: str
@@ -152,7 +164,7 @@ def estimate(sizes: Sizes, job: Job, device: Device, reading: float = READING) -
         reading: pictures per second that one core decodes, shrinks and normalises.
     """
     kept = chosen_store(sizes, job)
-    image, column = job.itemsize * job.visual * sizes.dim, sizes.kept_bytes(1, job.itemsize)
+    image, column = sizes.feature_bytes(job.visual, job.itemsize), sizes.kept_bytes(1, job.itemsize)
     vision, before = sizes.vision_flops(job.visual), sizes.forward_flops(job.prefix)
     step = sizes.step_flops(job.graph, job.prefix, SUPERVISED)
     plan = _Planner(sizes, job, device, reading)
@@ -160,19 +172,19 @@ def estimate(sizes: Sizes, job: Job, device: Device, reading: float = READING) -
     if job.images and kept != "none":
         parts.append(plan.part("features", job.images, vision, 0, 0, image * job.images / 1e9, 1.0))
     if job.images and job.epochs1 and job.aspects:
-        each = 1 / job.aspects if kept == "none" else 0.0  # pictures: an image is read once for all its pairs
-        pairs = sizes.step_flops(PAIR, 0, SUPERVISED) + vision * each
-        parts.append(plan.part("stage 1", job.images * job.aspects * job.epochs1, pairs, PAIR, 0, 0.0, each))
+        pictures = 1 / job.aspects if kept == "none" else 0.0  # an image is read once for all its pairs
+        flops = sizes.step_flops(PAIR, 0, SUPERVISED) + vision * pictures
+        parts.append(plan.part("stage 1", job.images * job.aspects * job.epochs1, flops, PAIR, 0, 0.0, pictures))
     if job.images and kept == "prefix":
         parts.append(plan.part("prefixes", job.images, before, 0, 0, job.prefix * column * job.images / 1e9, 0.0))
     if job.images and job.epochs2:
-        each = step + {"none": vision + before, "features": before, "prefix": 0.0}[kept]
+        flops = step + {"none": vision + before, "features": before, "prefix": 0.0}[kept]
         read = job.prefix * column if kept == "prefix" else 0
-        parts.append(plan.part("stage 2", job.images * job.epochs2, each, job.graph, read, 0.0, float(kept == "none")))
+        parts.append(plan.part("stage 2", job.images * job.epochs2, flops, job.graph, read, 0.0, float(kept == "none")))
     if job.label:
         columns = AROUND + job.aspects * job.queries + job.visual + job.prompt * (1 + job.released) + SUFFIX + BRANCHES
-        each = vision + sizes.forward_flops(columns) + sizes.head_flops(BRANCHES)
-        parts.append(plan.part("labelling", job.label, each, 0, 0, 0.0, 1.0))
+        flops = vision + sizes.forward_flops(columns) + sizes.head_flops(BRANCHES)
+        parts.append(plan.part("labelling", job.label, flops, 0, 0, 0.0, 1.0))
     return parts
 
 
@@ -182,20 +194,22 @@ def chosen_store(sizes: Sizes, job: Job) -> Literal["none", "features", "prefix"
     Raises:
         UsageError: what was asked for does not fit.
     """
-    features = job.images * sizes.feature_bytes(job.visual, job.itemsize) / 1e9
-    prefix = features + job.images * sizes.kept_bytes(job.prefix, job.itemsize) / 1e9
-    needed = {"none": 0.0, "features": features, "prefix": prefix}
     if job.store == "auto":
-        if not job.released and job.epochs2 > 1 and prefix <= job.disk:
+        if not job.released and job.epochs2 > 1 and store_gb(sizes, job, "prefix") <= job.disk:
             return "prefix"
-        return "features" if features <= job.disk else "none"
-    if needed[job.store] > job.disk:
+        return "features" if store_gb(sizes, job, "features") <= job.disk else "none"
+    needed = store_gb(sizes, job, job.store)
+    if needed > job.disk:
         raise UsageError(
-            f"the store {job.store} takes {needed[job.store]:,.0f} GB",
-            f"at most {job.disk:,.0f} GB of disk",
-            "Use auto.",
+            f"the store {job.store} takes {needed:,.0f} GB", f"at most {job.disk:,.0f} GB of disk", "Use auto."
         )
     return job.store
+
+
+def store_gb(sizes: Sizes, job: Job, kept: Literal["none", "features", "prefix"]) -> float:
+    """GB that a store takes; prefixes lie beside the visual tokens."""
+    image = 0 if kept == "none" else sizes.feature_bytes(job.visual, job.itemsize)
+    return job.images * (image + (sizes.kept_bytes(job.prefix, job.itemsize) if kept == "prefix" else 0)) / 1e9
 
 
 @dataclass(frozen=True)
@@ -229,8 +243,9 @@ class _Planner:
         bound = max(times, key=times.__getitem__)
         seconds = times[bound] * examples / device.number
         weights += 0 if sizes.tied else rows  # input embeddings lie there too, but few of them are read
-        memory = (weights + job.batch * (graph * activation_bytes(sizes, job.itemsize) + self._cache())) / 1e9
-        return Part(name, examples, seconds, memory, disk, seconds / 3600 * device.price * device.number, bound)
+        step = job.batch * (graph * activation_bytes(sizes, job.itemsize) + self._cache())
+        cost = seconds / 3600 * device.price * device.number
+        return Part(name, examples, seconds, (weights + step) / 1e9, weights / 1e9, disk, cost, bound)
 
     def _cache(self) -> int:
         return self.sizes.kept_bytes(self.job.prefix + self.job.graph, self.job.itemsize)
@@ -247,45 +262,37 @@ def activation_bytes(sizes: Sizes, itemsize: int) -> int:
     return sizes.layers * (10 * sizes.dim + 4 * wide) * itemsize
 
 
+def measured_peaks(bench: Mapping[str, Any]) -> tuple[float, float]:
+    """TFLOP/s of a matrix product and GB/s of the memory in a result of `masp bench`.
+
+    They are measured before every group of lines, and a machine that has other things to do is slow for a while: the
+    highest count.
+    """
+    seen = [bench["machine"], *bench.get("groups", {}).values()]
+    tops, widths = ([one[key] for one in seen if key in one] for key in ("gemm_tflops", "bandwidth_gb_s"))
+    return max(tops), max(widths)
+
+
 def measured_efficiency(bench: Mapping[str, Any]) -> float:
-    """The share of the peak that training reached in a result of `masp bench`.
+    """The share of the measured peak that training reached in a result of `masp bench`.
 
     Raises:
         UsageError: the file holds no such line.
     """
     try:
-        shares = [line["more"].get("share_of_gemm_peak") for line in bench.get("results", [])]
-        known = [float(share) for share in shares if share]
+        known = [rate for line in bench.get("results", []) if (rate := reached(line))]
     except (AttributeError, KeyError, TypeError, ValueError):
         known = []
     if not known:
         raise UsageError("the benchmark holds no line of training", "a file that `masp bench --json` wrote")
-    return min(1.0, median(known))
+    return efficiency_of(known, measured_peaks(bench)[0])
 
 
-def checked(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The plan's seconds beside the measured ones, for every line of training of a benchmark.
+def reached(line: Mapping[str, Any]) -> float:
+    """TFLOP/s of a line of training; 0 for other lines."""
+    return float(line["more"].get("tflops") or 0.0)
 
-    The efficiency for a line is the median of the *other* lines, so that no line predicts itself. Each line knows its
-    operations, and which share of the machine's peak it reached when it was measured.
 
-    Args:
-        lines: results of the benchmark.
-    """
-    known = [line for line in lines if line["more"].get("share_of_gemm_peak")]
-    found = []
-    for line in known:
-        others = [other["more"]["share_of_gemm_peak"] for other in known if other is not line]
-        if not others:
-            continue
-        ratio = line["more"]["share_of_gemm_peak"] / median(others)
-        found.append(
-            {
-                "name": line["name"],
-                "visual": line["visual"],
-                "estimated_s": ratio * line["median_s"],
-                "measured_s": line["median_s"],
-                "ratio": ratio,
-            }
-        )
-    return found
+def efficiency_of(rates: Sequence[float], peak: float) -> float:
+    """The middle one of some rates, as a share of the peak."""
+    return min(1.0, median(rates) / peak)

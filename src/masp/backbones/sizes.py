@@ -5,23 +5,18 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText
 
-from masp.arithmetic import QWEN2_VL_7B, Sizes
+from masp.arithmetic import Sizes
 from masp.backbones.facts import UNBUILDABLE, model_config
 from masp.backbones.published import describe
 from masp.errors import BackboneError
 
-KNOWN = {"qwen2-vl-7b": QWEN2_VL_7B}
-"""Names that need no file."""
-
 
 def sizes_of(name: str, revision: str | None = None) -> Sizes:
-    """The sizes of a folder, a hub id, the embedded backbone, or a name in `KNOWN`.
+    """The sizes of a folder, a hub id, or the embedded backbone.
 
     Raises:
         BackboneError: it is not found, or is of no kind that transformers knows.
     """
-    if name.casefold() in KNOWN:
-        return KNOWN[name.casefold()]
     config: Any = model_config(describe(name, revision))
     try:
         with torch.device("meta"):

@@ -9,12 +9,13 @@ import torch
 
 from masp.adapters import library_versions
 from masp.backbones.loading import choose_device, choose_dtype
-from masp.bench import around, inference, training
+from masp.bench import around, growing, inference, training
 from masp.bench.clock import machine
+from masp.bench.planned import checked
 from masp.bench.result import Result
 from masp.bench.setting import Setting, setting
 from masp.errors import UsageError, did_you_mean
-from masp.plan import checked
+from masp.plan import measured_peaks
 
 Tell = Callable[[str], object]
 Group = Callable[[Setting, dict[str, Any], Tell], Iterator[Result]]
@@ -80,7 +81,8 @@ def run_bench(
 ) -> dict[str, Any]:
     """Measure group by group, and say what was measured.
 
-    A ratio compares with the baseline of its own group, so groups may be measured at different times.
+    A ratio compares with the baseline of its own group, so groups may be measured at different times. What the plan
+    would have said is worked out anew from all lines, also where no group is left to measure.
 
     Args:
         options: what and how.
@@ -88,7 +90,7 @@ def run_bench(
         show: gets every line as soon as it is known.
         before: what an earlier call on this machine returned. Its groups are kept and not measured again, unless
             `options.only` names one.
-        keep: gets everything so far, after each group.
+        keep: gets everything so far, at first and after each group.
 
     Returns:
         Everything, ready for JSON.
@@ -107,13 +109,21 @@ def run_bench(
     content = _frame(options, here, machine(dtype, device, options.quick), repeats)
     if before is not None:
         content = _continued(before, content)
+        content = _with_plan(content, here)
+        keep(content)
     todo = [options.only] if options.only else [name for name in NAMES if name not in content["groups"]]
     for name in todo:
         found = machine(dtype, device, options.quick)
         lines = list(_measured(name, here, found, tell, show))
-        content = _with_group(content, name, found, lines)
+        content = _with_plan(_with_group(content, name, found, lines), here)
         keep(content)
     return content
+
+
+def _with_plan(content: dict[str, Any], here: Setting) -> dict[str, Any]:
+    """The same with the plan held against all lines."""
+    plan = checked(content["results"], here.sizes(), measured_peaks(content), here.backbone.dtype.itemsize)
+    return {**content, "plan": plan}
 
 
 def _frame(options: Options, here: Setting, found: dict[str, Any], repeats: int) -> dict[str, Any]:
@@ -155,7 +165,7 @@ def _measured(
 ) -> Iterator[dict[str, Any]]:
     """The lines of one group."""
     if name == GROWTH:
-        yield from training.growth(here, found, tell)
+        yield from growing.growth(here, found, tell)
         return
     for result in GROUPS[name](here, found, tell):
         show(result)
@@ -165,7 +175,7 @@ def _measured(
 def _with_group(
     content: Mapping[str, Any], name: str, found: dict[str, Any], lines: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What was measured so far, with one more group in its place, and the plan held against all of it."""
+    """What was measured so far, with one more group in its place."""
     results = [line for line in content["results"] if line["group"] != name]
     results = sorted(results + (lines if name != GROWTH else []), key=lambda line: NAMES.index(line["group"]))
     peaks = {key: found[key] for key in ("gemm_tflops", "bandwidth_gb_s")}
@@ -175,7 +185,6 @@ def _with_group(
         "groups": {**content["groups"], name: peaks},
         "results": results,
         "growth": lines if name == GROWTH else content["growth"],
-        "plan": checked(results),
     }
 
 

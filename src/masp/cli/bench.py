@@ -15,7 +15,7 @@ Examples:
 
 `masp bench --quick` shows in a minute that everything runs; its figures mean nothing.
 
-`masp bench --json bench.json` measures at full size: an hour on two cores, 16 GB of memory.
+`masp bench --json bench.json` measures at full size: about an hour on two quiet cores, 16 GB of memory.
 
 `masp bench --json bench.json --add` goes on where that was stopped, group by group.
 """
@@ -63,7 +63,7 @@ def bench(
     from masp.errors import UsageError
     from masp.storage import write_file
 
-    if json is not None:  # before half an hour is spent
+    if json is not None:  # before an hour is spent
         if json.is_dir():
             raise UsageError(f"--json {json} is a folder", "a file", "Name a file in it.")
         json.parent.mkdir(parents=True, exist_ok=True)
@@ -79,6 +79,9 @@ def bench(
         found = run_bench(options, status.update, lambda result: screen.print(_line(result.to_json())), before, keep)
     results().print(_table(found["results"]))
     results().print(_machine(found))
+    for table in (_growth(found["growth"]), _planned(found["plan"])):
+        if table.row_count:
+            results().print(table)
     if json is not None:
         say(f"everything is in {json}")
 
@@ -99,7 +102,7 @@ def _before(file: Path | None) -> dict[str, Any] | None:
         return None
     try:
         content = loads(file.read_text(encoding="utf-8"))
-        return {**content, "groups": dict(content["groups"])}
+        return {**content, "groups": dict(content["groups"]), "results": list(content["results"])}
     except (OSError, ValueError, KeyError, TypeError):
         todo = "Name another file, or leave --add out to write it anew."
         raise UsageError(f"{file} is not what masp bench wrote", "a result file of masp bench", todo) from None
@@ -121,7 +124,17 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     goal = "" if row["goal"] is None else f"{'≥' if row['at_least'] else '≤'} {row['goal']:g}"
     met = "" if row["met"] is None else "yes" if row["met"] else "no"
     seconds = f"{row['median_s']:.4f}" if row["median_s"] else ""
-    return row["name"], visual, str(row["batch"]), ratio, goal, met, seconds, f"{row['spread']:.0%}", row["meaning"]
+    return row["name"], visual, str(row["batch"]), ratio, goal, met, seconds, f"{row['spread']:.0%}", _meaning(row)
+
+
+def _meaning(row: Mapping[str, Any]) -> str:
+    """What the ratio is, and what stands behind it where that is more than two times."""
+    more = row["more"]
+    if "optimizer_share" in more:
+        return f"of its time: AdamW {more['optimizer_share']:.1%}, the vision tower {more['vision_share']:.1%}"
+    if "gain_over_generating" in more:
+        return f"{row['meaning']}: {more['gain_over_generating']:.2f} of at most {more['bound']:.2f} times"
+    return row["meaning"]
 
 
 def _line(row: Mapping[str, Any]) -> str:
@@ -129,6 +142,33 @@ def _line(row: Mapping[str, Any]) -> str:
     return "  ".join(
         word for word in (name, visual and f"N = {visual}", ratio, goal, met, seconds and f"{seconds} s") if word
     )
+
+
+def _growth(rows: Sequence[Mapping[str, Any]]) -> "Table":
+    """How the cost of stage 2 with the prefix kept grows; a job of n images is shown in its two parts."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    table = Table("prefix kept: by", "", "N", "batch", "seconds", "spread", box=SIMPLE)
+    for row in rows:
+        seconds, spread = f"{row['seconds']:.4f} per example", f"{row.get('spread', 0):.0%}"
+        if "building_s" in row:
+            seconds, spread = f"{row['building_s']:.2f} once, {row['epoch_s']:.2f} an epoch", ""
+        table.add_row(row["of"], str(row["at"]), str(row.get("visual", "")), str(row.get("batch", "")), seconds, spread)
+    return table
+
+
+def _planned(rows: Sequence[Mapping[str, Any]]) -> "Table":
+    """What `masp plan` would have said, by the efficiency of the other lines."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    table = Table("the plan beside it", "N", "estimated", "measured", "", "ratio", box=SIMPLE)
+    for row in rows:
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        values = (f"{row['estimated']:.4f}", f"{row['measured']:.4f}")
+        table.add_row(row["name"], str(row["visual"]), *values, row["unit"], ratio)
+    return table
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> "Table":

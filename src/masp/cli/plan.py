@@ -1,22 +1,28 @@
 """`masp plan`: what a job will take, before it is paid for."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from masp.plan import Part
+    from masp.arithmetic import Sizes
+    from masp.plan import Job, Part, Store
 
+BACKBONE = "Qwen/Qwen2-VL-7B-Instruct"
+STORES = ("none", "features", "prefix", "auto")
 FORMATS = {"float32": 4, "bfloat16": 2, "float16": 2, "nf4": 2}
 """Bytes of a number as it is computed with; of nf4 the weights take less."""
+
+ROOM = 1.1
+"""The store of training also holds the pictures of the split val, and the heads of its files."""
 
 EXAMPLES = """
 Examples:
 
-`masp plan --backbone qwen2-vl-7b --images 80000 --tokens 700 --peak 800 --bandwidth 3300 --memory 80 --price 2.5`
+`masp plan --backbone Qwen/Qwen2-VL-7B-Instruct --images 80000 --tokens 700 --peak 800 --bandwidth 3300 --price 2.5`
 
 `masp plan --backbone runs/backbone --label 1000000 --bench bench.json --memory 24`
 """
@@ -40,9 +46,7 @@ Released = Annotated[
 
 
 def plan(
-    backbone: Annotated[
-        str, typer.Option(metavar="ID", help="Hub id, folder, `embedded`, or `qwen2-vl-7b`.")
-    ] = "qwen2-vl-7b",
+    backbone: Annotated[str, typer.Option(metavar="ID", help="Hub id, folder, or `embedded`.")] = BACKBONE,
     images: Annotated[int, typer.Option(help="Images to train on. This or --label is needed.")] = 0,
     label: Annotated[int, typer.Option(help="Images to label.")] = 0,
     tokens: Annotated[int, typer.Option(help="Visual tokens of an image: one per 28 × 28 pixels for Qwen2-VL.")] = 256,
@@ -72,33 +76,83 @@ def plan(
 
     from masp.backbones.sizes import sizes_of
     from masp.cli.show import results, say
-    from masp.errors import UsageError, did_you_mean
     from masp.plan import Device, Job, chosen_store, estimate
 
-    stores = ("none", "features", "prefix", "auto")
-    if store not in stores:
-        raise UsageError(f"--store {store}", f"one of {', '.join(stores)}", did_you_mean(store, stores))
+    _one_of("--store", store, STORES)
     known = {} if bench is None else _read(bench)
     top, wide, share = _peaks(known, peak, bandwidth, efficiency)
     device = Device(top, wide, memory, share, devices, cores, price)
     chosen = dtype or known.get("machine", {}).get("dtype", "bfloat16")
-    if chosen not in FORMATS:
-        raise UsageError(f"--dtype {chosen}", f"one of {', '.join(FORMATS)}", did_you_mean(chosen, FORMATS))
+    _one_of("--dtype", chosen, tuple(FORMATS))
     job = Job(
-        images, tokens, label, aspect_epochs, prompt_epochs, store=store, disk=disk, batch=batch_size,
+        images, tokens, label, aspect_epochs, prompt_epochs, store=cast("Store", store), disk=disk, batch=batch_size,
         released=released, itemsize=FORMATS[chosen], packed=chosen == "nf4", queries=5 if released else 1,
     )  # fmt: skip
     sizes = sizes_of(backbone)
-    parts = estimate(sizes, job, device)
+    parts, line = estimate(sizes, job, device), train_line(backbone, chosen, sizes, job, devices)
     if json:
-        content = {"backbone": asdict(sizes), "job": asdict(job), "device": asdict(device)}
+        content = {"backbone": asdict(sizes), "job": asdict(job), "device": asdict(device), "train": line}
         typer.echo(dumps(content | {"store": chosen_store(sizes, job), "parts": [asdict(part) for part in parts]}))
         return
     results().print(_table(parts, device.memory))
     said = "given" if efficiency is not None else "measured" if known else "assumed; measure it with masp bench"
     say(f"store: {chosen_store(sizes, job)}; efficiency {device.efficiency:.0%} of the peak ({said})")
+    if line is not None:
+        say(f"to train like this: {line}")
     if job.packed:
         say("nf4 saves memory, not arithmetic; the time that unpacking the weights takes is not in the plan")
+
+
+def train_line(backbone: str, dtype: str, sizes: "Sizes", job: "Job", devices: int = 1) -> str | None:
+    """The command that trains as it was planned; None where nothing is trained.
+
+    DATA, RUN, STORE and, where stage 1 is left out, ASPECTS stand for folders. Both stages share one store. What is
+    kept and where is always said, because training on its own keeps what fits in a few GB of memory; settings that are
+    the default are not.
+    """
+    from shlex import quote
+
+    stages = {"aspects": job.epochs1 if job.aspects else 0, "prompt": job.epochs2}
+    chosen = [stage for stage, epochs in stages.items() if epochs]
+    if not (job.images and chosen):
+        return None
+    start = f"accelerate launch --multi_gpu --num_processes {devices} -m " if devices > 1 else ""
+    what = "all" if len(chosen) == 2 else chosen[0]
+    words = ["masp", "train", what, "--data", "DATA", "--backbone", quote(backbone), "--out", "RUN"]
+    words += ["--aspects", "ASPECTS"] if what == "prompt" and job.aspects else []
+    words += [f"backbone.dtype={dtype}", *(["method.variant=released"] if job.released else [])]
+    for stage in chosen:
+        words += _stage_settings(stage, stages[stage], sizes, job)
+    return start + " ".join(words)
+
+
+def _stage_settings(stage: str, epochs: int, sizes: "Sizes", job: "Job") -> list[str]:
+    """The settings of one stage."""
+    from math import ceil
+
+    from masp.config import TrainConfig
+    from masp.plan import chosen_store, store_gb
+
+    kept, usual = chosen_store(sizes, job), TrainConfig()
+    values: dict[str, object] = {"store": "features" if stage == "aspects" and kept == "prefix" else kept}
+    if kept != "none":
+        gigabytes = ceil(ROOM * store_gb(sizes, job, kept) * 1e9 / 1024**3)
+        values |= {"store_dir": "STORE", "store_disk_gb": max(1, gigabytes)}
+    values |= {"epochs": epochs} if epochs != usual.epochs else {}
+    values |= {"batch_size": job.batch} if job.batch != usual.batch_size else {}
+    return [f"{stage}.{name}={value}" for name, value in values.items()]
+
+
+def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
+    """Check a value.
+
+    Raises:
+        UsageError: it is unknown.
+    """
+    from masp.errors import UsageError, did_you_mean
+
+    if value not in known:
+        raise UsageError(f"{option} {value}", f"one of {', '.join(known)}", did_you_mean(value, known))
 
 
 def _peaks(
@@ -110,11 +164,10 @@ def _peaks(
         UsageError: one of the first two is neither.
     """
     from masp.errors import UsageError
-    from masp.plan import measured_efficiency
+    from masp.plan import measured_efficiency, measured_peaks
 
-    machine = known.get("machine", {})
-    top = machine.get("gemm_tflops") if peak is None else peak
-    wide = machine.get("bandwidth_gb_s") if bandwidth is None else bandwidth
+    measured = measured_peaks(known) if known else (None, None)
+    top, wide = (seen if given is None else given for seen, given in zip(measured, (peak, bandwidth), strict=True))
     if top is None or wide is None:
         raise UsageError(
             "the device is not described", "--peak and --bandwidth, or --bench FILE", "See its data sheet."
@@ -137,10 +190,14 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         found = loads(file.read_text(encoding="utf-8"))
         machine = dict(found["machine"])
-        peaks = {key: float(machine[key]) for key in ("gemm_tflops", "bandwidth_gb_s")}
-        return {"machine": machine | peaks, "results": list(found["results"])}
+        groups = {name: _floats(group) for name, group in dict(found.get("groups", {})).items()}
+        return {"machine": machine | _floats(machine), "groups": groups, "results": list(found["results"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file} cannot be read: {error}", "a file that `masp bench --json` wrote") from error
+
+
+def _floats(peaks: dict[str, Any]) -> dict[str, float]:
+    return {key: float(peaks[key]) for key in ("gemm_tflops", "bandwidth_gb_s")}
 
 
 def _table(parts: "list[Part]", memory: float) -> "Table":
