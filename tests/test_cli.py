@@ -157,7 +157,7 @@ def test_one_is_not_spoken_of_as_many(masp, tmp_path):
     _, _, err = masp("data", "make", tmp_path / "one", "--images", 1)
     assert f"1 picture in {tmp_path / 'one'}" in err
     _, out, _ = masp("data", "check", tmp_path / "one")
-    assert "1 image," in out
+    assert "layout emoset, 1 image" in out
     assert "1 images" not in out
 
 
