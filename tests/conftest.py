@@ -45,6 +45,7 @@ def masp(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str, st
     def run(*words: object) -> tuple[Any, str, str]:
         with pytest.raises(SystemExit) as end:
             main([str(word) for word in words])
-        return end.value.code, *capsys.readouterr()
+        said = capsys.readouterr()
+        return end.value.code, said.out, said.err
 
     return run

@@ -123,7 +123,7 @@ def late() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         return found
 
-    Trainer.fit = wrapped
+    Trainer.fit = wrapped  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def stumble(kind: str) -> None:

@@ -79,7 +79,7 @@ def fork(job: dict[str, Any], rank: int, port: int) -> int:
     except BaseException:
         traceback.print_exc()
     finally:  # as the interpreter ends
-        threading._shutdown()
+        threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

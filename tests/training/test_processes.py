@@ -267,7 +267,7 @@ def test_prefixes_that_one_process_does_not_find_are_computed_by_all(monkeypatch
             computed[processes.rank] += 1
             return prefix(*given)
 
-        model.prefix = counted
+        model.prefix = counted  # pyright: ignore[reportAttributeAccessIssue]
         return store, shelf
 
     made(ALONE)[0].seen([0], asked)
