@@ -39,6 +39,10 @@ from masp.data.emoji.world import EMOTIONS
 from masp.labels import render_labels
 from masp.model import MaspModel, start_prompt
 from masp.questions import load_questions
+from masp.systems.base import Lesson
+from masp.systems.cues import fitted_words, present, vocabulary
+from masp.systems.heads import mean_token
+from masp.systems.probe import logits
 from masp.types import Assembled, VisualTokens
 
 HOME = Path(__file__).parent
@@ -106,12 +110,20 @@ TRAININGS = (
 
 HEADS = {
     ("true cues",): 0.1,
-    ("aspect tokens",): 0.003,
+    ("aspect tokens",): 0.001,
+    ("words of the aspect tokens",): 0.1,
+    ("words of the mean visual token",): 0.1,
     ("scores of V+S",): 0.1,
-    ("scores of V+S", "aspect tokens"): 0.003,
+    ("scores of V+S", "aspect tokens"): 0.001,
+    ("scores of V+S", "words of the aspect tokens"): 0.1,
+    ("scores of V+S", "words of the mean visual token"): 0.1,
     ("scores of V+S", "true cues"): 0.1,
 }
-"""What a linear head reads → inverse strength of its regularisation."""
+"""What a linear head reads → inverse strength of its regularisation. Words: probabilities of the true cues' words, by
+the first layer of the cue head (`masp.systems.cues`) on the training pictures."""
+
+WORDS = 0.1
+"""Inverse strength of the regularisation of the words."""
 
 
 def draw(backbone: Backbone, split: str, count: int) -> Pictures:
@@ -219,6 +231,30 @@ def _named(row: Mapping[str, str]) -> set[str]:
     return {f"{name}: {word}" for name, told in row.items() for word in told.split(", ")}
 
 
+def pooled(pictures: Pictures) -> np.ndarray:
+    """The mean visual token of all pictures."""
+    return mean_token(pictures.visual).numpy()
+
+
+def words_of(bench: Bench, inputs: Sequence[np.ndarray], own: bool) -> list[np.ndarray]:
+    """Probability of each word of the true cues, learned on the training pictures.
+
+    Args:
+        bench: knows the pictures.
+        inputs: what it is read from, for training and test pictures.
+        own: whether each aspect has a sixth of the columns for itself.
+    """
+    lessons = [Lesson(number, "", row) for number, row in enumerate(bench.train.words)]
+    found: list[list[Tensor]] = [[], []]
+    for place, (aspect, words) in enumerate(vocabulary(lessons, ASPECTS, 20).items()):
+        sixths = [np.split(part, len(ASPECTS), axis=1)[place] if own else part for part in inputs]
+        columns = [torch.from_numpy(part).float() for part in sixths]
+        layer = fitted_words(columns[0], present(lessons, aspect, words), WORDS, 500)
+        for one, part in zip(found, columns, strict=True):
+            one.append(logits(layer, part).sigmoid())
+    return [torch.cat(part, dim=1).numpy() for part in found]
+
+
 def head(learn: np.ndarray, labels: Sequence[int], held: np.ndarray, strength: float) -> np.ndarray:
     """What a logistic regression on these columns predicts."""
     model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
@@ -228,9 +264,12 @@ def head(learn: np.ndarray, labels: Sequence[int], held: np.ndarray, strength: f
 def heads(bench: Bench, alone: MaspModel) -> dict[str, float]:
     """Accuracy of linear heads without a language model, and behind the scores of V+S."""
     train, test = bench.train, bench.test
+    tokens, means = ([read(pictures) for pictures in (train, test)] for read in (bench.read, pooled))
     known = {
         "true cues": cues(train, test),
-        "aspect tokens": [bench.read(pictures) for pictures in (train, test)],
+        "aspect tokens": tokens,
+        "words of the aspect tokens": words_of(bench, tokens, own=True),
+        "words of the mean visual token": words_of(bench, means, own=False),
         "scores of V+S": [bench.scores(ROWS[0], alone, pictures) for pictures in (train, test)],
     }
     found = {}

@@ -61,10 +61,8 @@ def _goals(content: dict[str, Any], tables: dict[str, dict[str, Any]]) -> list[s
     ceilings = [facts["ceiling"]["expected"] for facts in content["datasets"].values() if "ceiling" in facts]
     if len(ceilings) != 1 or "table2" not in tables:
         return []
-    one = tables["table2"]
-    places = [one["head"].index(name) for name in ("system", "accuracy, %", "ECE, scaled") if name in one["head"]]
-    measured = {row[places[0]]: tuple(row[place] for place in places[1:]) for row in one["rows"]}
-    if len(places) < 3 or any("–" in measured.get(name, "–") for name in ("V", "V+S", "V+A+S")):
+    measured = _measured(tables["table2"])
+    if not all(name in measured for name in ("V", "V+S", "V+A+S")):
         return []
     plain, prompt, full = (float(measured[name][0]) for name in ("V", "V+S", "V+A+S"))
     error, share = float(measured["V+A+S"][1]), full / ceilings[0]
@@ -74,7 +72,31 @@ def _goals(content: dict[str, Any], tables: dict[str, dict[str, Any]]) -> list[s
         ("MASP, share of the ceiling", f"{share:.0f} %", "≥ 95 %", share >= 95),
         ("calibration error of MASP after scaling", f"{error:.3f}", "≤ 0.03", error <= 0.03),
     ]
+    rows += _cue_goals(_measured(tables.get("table1", {"head": [], "rows": []})), prompt, ceilings[0])
     return [table(("goal", "measured", "wanted", "met"), [(*row[:3], "yes" if row[3] else "no") for row in rows])]
+
+
+def _cue_goals(measured: dict[str, tuple[str, str]], prompt: float, ceiling: float) -> list[tuple[str, str, str, bool]]:
+    """The same goals for the variant with a cue head; none where it was not run."""
+    if "cues" not in measured:
+        return []
+    accuracy, error = map(float, measured["cues"])
+    share = accuracy / ceiling
+    return [
+        ("cue head on top of the soft prompt", f"{accuracy - prompt:+.1f} points", "≥ +3", accuracy - prompt >= 3),
+        ("MASP with a cue head, share of the ceiling", f"{share:.0f} %", "≥ 95 %", share >= 95),
+        ("calibration error with a cue head, after scaling", f"{error:.3f}", "≤ 0.03", error <= 0.03),
+    ]
+
+
+def _measured(one: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """System → accuracy in per cent and calibration error after scaling, where both were measured."""
+    head = one["head"]
+    if not all(name in head for name in ("system", "accuracy, %", "ECE, scaled")):
+        return {}
+    name, *places = (head.index(key) for key in ("system", "accuracy, %", "ECE, scaled"))
+    found = {row[name]: (row[places[0]], row[places[1]]) for row in one["rows"]}
+    return {system: both for system, both in found.items() if "–" not in both}
 
 
 def _shown(one: dict[str, Any]) -> str:

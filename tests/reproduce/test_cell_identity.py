@@ -23,6 +23,7 @@ from small_reproduction import PLAN, small_job
 
 ALONE, RANDOM = masp(ASPECTS, "none"), masp((), "random")
 LETTERS, PROBE, LORA, DISTILLED = (recipe_of(name) for name in ("zero-shot-letters", "probe", "qlora", "distilled"))
+CUES = recipe_of("cues")
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,9 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
         (DISTILLED, "questions=OWN", "questions"),
         (DISTILLED, "distilled.hidden=7", "settings.hidden"),
         (DISTILLED, "qlora.rank=4", "settings.over.rank"),
+        (CUES, "cues.fewest=7", "settings.fewest"),
+        (CUES, "prompt.learning_rate=0.5", "prompt"),
+        (CUES, "aspects.max_steps=2", "stage 1"),
     ],
 )
 def test_what_decides_the_figures_is_in_it(out: Path, recipe: Recipe, change: str, key: str) -> None:
@@ -105,6 +109,7 @@ def test_aspects_from_elsewhere_bring_their_positions(out: Path) -> None:
         (PROBE, ("prompt.learning_rate=0.5", "qlora.rank=4", "distilled.hidden=7")),
         (LORA, ("qlora.checkpoint_every=7", "instruction.rank=4", "aspects.max_steps=2")),
         (DISTILLED, ("qlora.checkpoint_every=7", "distilled.checkpoint_every=7", "instruction.rank=4")),
+        (CUES, ("qlora.rank=4", "distilled.hidden=7", "prompt.checkpoint_every=7")),
     ],
 )
 def test_what_has_no_part_in_the_figures_is_not(out: Path, recipe: Recipe, changes: tuple[str, ...]) -> None:

@@ -14,9 +14,9 @@ from masp.errors import ConfigError, UsageError
 from masp.reproduce.cells import Outcome
 from masp.reproduce.estimate import estimate
 from masp.reproduce.job import Job, Source, find_sources, find_teacher
-from masp.reproduce.others import changes_of, seeded
+from masp.reproduce.others import all_recipes, changes_of, divided
 from masp.reproduce.paper import load_paper
-from masp.reproduce.planning import plan_cells
+from masp.reproduce.planning import NO_WORDS, plan_cells
 from masp.reproduce.recipes import FULL, LENGTHS, STAGE1, masp
 from masp.reproduce.request import Request, job_of
 from masp.reproduce.tables import Results, accuracy_table
@@ -36,7 +36,7 @@ def pictures(folder: Path, layout: str, count: int = 12) -> None:
 
 
 def test_every_cell_is_there_once_and_behind_its_needs(tmp_path: Path) -> None:
-    cells = plan_cells(small_job(tmp_path, *ALL), PAPER, seeded()).cells
+    cells = plan_cells(small_job(tmp_path, *ALL), PAPER, all_recipes()).cells
     names = [cell.name for cell in cells]
     assert len(set(names)) == len(names)
     for place, cell in enumerate(cells):
@@ -50,23 +50,23 @@ def test_trainings_are_shared_between_tables(tmp_path: Path) -> None:
     """The usual length (3 here) is V+A+S; where the usual length is 32, Table 3 trains four prompts and borrows one."""
     usual = small_job(tmp_path, "table2", "table3", seeds=1, changes=("method.prompt_length=32",))
     lengths = [
-        cell.recipe.length for cell in plan_cells(usual, PAPER, seeded()).cells if cell.recipe.name[:5] == "V+A+S"
+        cell.recipe.length for cell in plan_cells(usual, PAPER, all_recipes()).cells if cell.recipe.name[:5] == "V+A+S"
     ]
     assert lengths == [None, 8, 16, 64, 128]
     other = small_job(tmp_path, "table3", seeds=1)
-    own = [cell.recipe.length for cell in plan_cells(other, PAPER, seeded()).cells if cell.recipe.kind == "masp"]
+    own = [cell.recipe.length for cell in plan_cells(other, PAPER, all_recipes()).cells if cell.recipe.kind == "masp"]
     assert own == list(LENGTHS)
 
 
 def test_figure_3_trains_each_aspect_alone(tmp_path: Path) -> None:
-    cells = plan_cells(small_job(tmp_path, "figure3", seeds=1), PAPER, seeded()).cells
+    cells = plan_cells(small_job(tmp_path, "figure3", seeds=1), PAPER, all_recipes()).cells
     trained = [cell.recipe for cell in cells if cell.recipe.prompt == "trained"]
     assert [recipe.aspects for recipe in trained] == [*((name,) for name in ASPECTS), ASPECTS]
     assert {"V+brightness", "V+brightness+rS", "V+colorfulness", "V+colorfulness+rS"} <= {c.recipe.name for c in cells}
 
 
 def test_a_system_over_another_waits_for_it(tmp_path: Path) -> None:
-    plan = plan_cells(small_job(tmp_path, "table1"), PAPER, seeded())
+    plan = plan_cells(small_job(tmp_path, "table1"), PAPER, all_recipes())
     assert "emoji-scenes/qlora/seed1" in plan.find("emoji-scenes/distilled/seed1").needs
     assert changes_of("distilled", ("qlora.max_steps=7", "distilled.hidden=5")) == (
         "hidden=5",
@@ -75,18 +75,42 @@ def test_a_system_over_another_waits_for_it(tmp_path: Path) -> None:
     )
 
 
+def test_the_cue_head_waits_for_the_prompt_and_the_aspects_it_reads(tmp_path: Path) -> None:
+    plan = plan_cells(small_job(tmp_path, "table1"), PAPER, all_recipes())
+    needs = plan.find("emoji-scenes/cues/seed1").needs
+    assert {"emoji-scenes/V+S/seed1", "emoji-scenes/stage-1/seed1"} <= set(needs)
+    given = replace(small_job(tmp_path, "table1"), adapter=tmp_path)
+    needs = plan_cells(given, PAPER, all_recipes()).find("emoji-scenes/cues/seed1").needs
+    assert "emoji-scenes/V+S/seed1" in needs
+    assert "emoji-scenes/stage-1/seed1" not in needs
+
+
+def test_the_cue_head_needs_words(tmp_path: Path) -> None:
+    """Aspects from elsewhere do: MASP is measured. The cue head is not, since it learns the words of these images."""
+    job = small_job(tmp_path, "table1", seeds=1)
+    bare = tuple(replace(source, annotated=False) for source in job.sources)
+    plan = plan_cells(replace(job, sources=bare, adapter=tmp_path), PAPER, all_recipes())
+    assert plan.find("emoji-scenes/V+A+S/seed0")
+    assert [(one.system, one.reason) for one in plan.skipped] == [("cues", NO_WORDS)]
+
+
+@pytest.mark.parametrize("setting", ["aspects", "prompt"])
+def test_adapters_of_the_cue_head_are_not_set(setting: str) -> None:
+    with pytest.raises(UsageError, match=f"no setting '{setting}'"):
+        divided([f"cues.{setting}=runs/other"])
+
+
 def test_a_system_over_one_of_its_own_waits_for_nobody(tmp_path: Path) -> None:
     others = ("distilled.over=probe", "qlora.max_steps=7")
     job = replace(small_job(tmp_path, "table1"), others=others)
-    assert not [
-        need for need in plan_cells(job, PAPER, seeded()).find("emoji-scenes/distilled/seed0").needs if "qlora" in need
-    ]
+    cell = plan_cells(job, PAPER, all_recipes()).find("emoji-scenes/distilled/seed0")
+    assert not [need for need in cell.needs if "qlora" in need]
     assert changes_of("distilled", others) == ("over=probe",)
 
 
 def test_what_no_seed_changes_is_run_once_and_a_table_says_so(tmp_path: Path) -> None:
     job = small_job(tmp_path, "table1", seeds=3)
-    cells = plan_cells(job, PAPER, seeded()).cells
+    cells = plan_cells(job, PAPER, all_recipes()).cells
     assert [cell.seed for cell in cells if cell.recipe.name == "probe"] == [0]
     assert [cell.seed for cell in cells if cell.recipe.name == "qlora"] == [0, 1, 2]
     measured = {"accuracy": {"value": 0.5}, "images": 8}
@@ -129,12 +153,12 @@ def test_without_annotations_rows_with_aspects_are_not_run(tmp_path: Path) -> No
     found, missing = find_sources(tmp_path, None, DataConfig(), PAPER)
     assert find_teacher(tmp_path, DataConfig(), found, PAPER) is None
     job = replace(small_job(tmp_path, "table2"), sources=found, missing=missing, drawn=None)
-    plan = plan_cells(job, PAPER, seeded())
+    plan = plan_cells(job, PAPER, all_recipes())
     assert {cell.recipe.name for cell in plan.cells} == {"data", "V", "V+S"}
     reasons = {skipped.system: skipped.reason for skipped in plan.skipped if skipped.dataset == "FI"}
     assert set(reasons) == {"V+A", "V+A+rS", "V+A+S"}
     assert "--aspects ADAPTER" in reasons["V+A+S"]
-    given = plan_cells(replace(job, adapter=tmp_path), PAPER, seeded())
+    given = plan_cells(replace(job, adapter=tmp_path), PAPER, all_recipes())
     names = [cell.name for cell in given.cells]
     assert "FI/V+A+S/seed1" in names
     assert not any("stage-1" in name for name in names)
@@ -146,7 +170,7 @@ def test_emoset_teaches_the_aspects_of_all(tmp_path: Path) -> None:
     teacher = Source("EmoSet", DataConfig(path=tmp_path / "EmoSet"), annotated=True)
     fi = Source("FI", DataConfig(path=tmp_path / "FI"), annotated=False)
     job: Job = replace(small_job(tmp_path, "table2", seeds=1), sources=(fi,), teacher=teacher)
-    plan = plan_cells(job, PAPER, seeded())
+    plan = plan_cells(job, PAPER, all_recipes())
     assert "EmoSet/stage-1/seed0" in plan.find("FI/V+A+S/seed0").needs
     assert "EmoSet/data/seed0" not in {cell.name for cell in plan.cells}, "its test pictures are not needed"
     assert {cell.dataset for cell in plan.cells if cell.recipe.kind == "masp"} == {"FI"}
@@ -154,7 +178,7 @@ def test_emoset_teaches_the_aspects_of_all(tmp_path: Path) -> None:
 
 def test_the_plan_says_how_long_it_takes(tmp_path: Path) -> None:
     job = job_of(Request("all", tmp_path))
-    cells = plan_cells(job, PAPER, seeded()).cells
+    cells = plan_cells(job, PAPER, all_recipes()).cells
     found = estimate(job, cells)
     assert found is not None
     everything = {cell.name for cell in cells}
@@ -214,7 +238,7 @@ def test_a_mean_of_aspects_takes_the_seeds_that_all_of_them_have(tmp_path: Path)
     job = small_job(tmp_path, "figure3", seeds=3)
     missing = {f"emoji-scenes/V+{name}+S/seed{place % 2}" for place, name in enumerate(ASPECTS)}
     outcomes = {}
-    for cell in plan_cells(job, PAPER, seeded()).cells:
+    for cell in plan_cells(job, PAPER, all_recipes()).cells:
         figures = {"accuracy": {"value": 0.1 * (cell.seed + 1)}, "images": 8}
         state = "failed" if cell.name in missing else "done"
         if cell.recipe.kind != "data":

@@ -16,6 +16,7 @@ from masp.evaluation.predictions import PREDICTIONS, read_predictions
 from masp.evaluation.spread import spread_of
 from masp.reproduce.cells import Outcome, cell_name
 from masp.reproduce.counts import of_paper_backbone
+from masp.reproduce.others import recipe_of
 from masp.reproduce.planning import seeds_of, takes_part
 from masp.reproduce.recipes import ATTENTION, PARAMETERS, TABLE2, Recipe
 from masp.reproduce.sheets import Sheet, percent
@@ -44,7 +45,7 @@ class Difference:
 
 
 def differences(results: Results) -> Sheet | None:
-    """Paired differences between rows of Table 2, on the same images with the same seed; None where there are none."""
+    """Paired differences of rows of Table 2 and of the cue head, same images, same seed; None where there are none."""
     rows, lines = [], []
     for dataset, base, recipe in _pairs(results):
         found = paired(results, dataset, base, recipe)
@@ -60,7 +61,8 @@ def differences(results: Results) -> Sheet | None:
         "Interval: bootstrap over images; p: exact sign-flip test over images, with one seed McNemar's. Neither says "
         "anything about seeds that were not trained."
     )
-    return Sheet(DIFFERENCES, "Paired differences between rows of Table 2", head, tuple(rows), (note,), tuple(lines))
+    title = "Paired differences between rows of Table 2, and of the cue head"
+    return Sheet(DIFFERENCES, title, head, tuple(rows), (note,), tuple(lines))
 
 
 def paired(results: Results, dataset: str, base: Recipe, recipe: Recipe) -> Difference | None:
@@ -101,7 +103,7 @@ def _pairs(results: Results) -> list[tuple[str, Recipe, Recipe]]:
         for source in results.job.sources
         if takes_part("table2", source.name, results.paper)
         for base in BASES
-        for recipe in TABLE2[TABLE2.index(base) + 1 :]
+        for recipe in (*TABLE2[TABLE2.index(base) + 1 :], recipe_of("cues"))
     ]
 
 

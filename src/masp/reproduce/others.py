@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from masp.aspects import ASPECTS
 from masp.errors import UsageError
-from masp.reproduce.recipes import Recipe
+from masp.reproduce.recipes import SOFT, Recipe
 from masp.systems.catalogue import CATALOGUE, settings_of
 
 
@@ -15,10 +16,14 @@ class Other:
     Attributes:
         paper: the row of Table 1 that it stands beside; "" for none.
         over: the system of this table that it stands on, which is then learned once for both.
+        aspects: the aspects of stage 1 that it reads.
+        prompt: the row whose soft prompt it reads, which is then trained once for both; None for none.
     """
 
     paper: str = ""
     over: str = ""
+    aspects: tuple[str, ...] = ()
+    prompt: Recipe | None = None
 
 
 OTHERS: Mapping[str, Other] = {
@@ -28,8 +33,12 @@ OTHERS: Mapping[str, Other] = {
     "qlora": Other(),
     "instruction": Other("EmoVIT"),
     "distilled": Other("EmoVLM-KD", over="qlora"),
+    "cues": Other(aspects=ASPECTS, prompt=SOFT),
 }
 """Name in the catalogue → what it is here, in the order of the table; a system comes after the one it stands on."""
+
+ADAPTERS = {"cues": ("aspects", "prompt")}
+"""Settings that name adapters: here these are made by the cells that a system needs, so nobody sets them."""
 
 EMBEDDED: tuple[str, ...] = (
     "qlora.learning_rate=2e-3",
@@ -53,18 +62,21 @@ QUICKLY: tuple[str, ...] = (
     "distilled.teacher_epochs=1",
     "distilled.head_epochs=1",
     "distilled.gate_epochs=1",
+    "cues.fewest=2",
 )
 """As few steps as possible."""
 
 
-def seeded() -> dict[str, bool]:
-    """Name of each system → whether another seed can give another result."""
-    return {name: CATALOGUE[name].seeded for name in OTHERS}
-
-
 def recipe_of(name: str) -> Recipe:
     """The recipe of a system."""
-    return Recipe(name, "baseline", seeded=CATALOGUE[name].seeded)
+    other = OTHERS[name]
+    seeded = CATALOGUE[name].seeded or other.prompt is not None
+    return Recipe(name, "baseline", other.aspects, seeded=seeded)
+
+
+def all_recipes() -> tuple[Recipe, ...]:
+    """The recipes of all systems, in the order of the table."""
+    return tuple(recipe_of(name) for name in OTHERS)
 
 
 def over_of(name: str, changes: Sequence[str]) -> str:
@@ -82,8 +94,9 @@ def divided(changes: Sequence[str]) -> tuple[list[str], list[str]]:
     own = [change for change in changes if change.partition(".")[0] in OTHERS]
     for change in own:
         name, _, setting = change.partition("=")[0].partition(".")
-        if setting not in settings_of(name):
-            known = ", ".join(settings_of(name)) or "none"
+        possible = [one for one in settings_of(name) if one not in ADAPTERS.get(name, ())]
+        if setting not in possible:
+            known = ", ".join(possible) or "none"
             raise UsageError(f"{name} has no setting '{setting}'", f"one of {known}", "Correct it.")
     return [change for change in changes if change not in own], own
 

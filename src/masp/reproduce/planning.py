@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from masp.reproduce.cells import Cell, cell_name
 from masp.reproduce.job import Job, Skipped, Source
-from masp.reproduce.others import over_of, recipe_of
+from masp.reproduce.others import OTHERS, over_of, recipe_of
 from masp.reproduce.paper import Paper
 from masp.reproduce.recipes import DATA, FULL, PARAMETERS, STAGE1, Recipe, recipes
 
@@ -19,6 +19,7 @@ SCOPE: Mapping[str, tuple[str, ...] | None] = {
 """Experiment → the data sets of the paper that it is run on; None: all of them. Other data sets take part in all."""
 
 NO_ASPECTS = "stage 1 needs annotated aspects: EmoSet at ROOT/EmoSet, annotations of its own, or --aspects ADAPTER"
+NO_WORDS = "its images have no annotated aspects, whose words it learns: masp data annotate writes them"
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,13 @@ class Cells:
         return next(cell for cell in self.cells if cell.name == name)
 
 
-def plan_cells(job: Job, paper: Paper, baselines: Mapping[str, bool]) -> Cells:
+def plan_cells(job: Job, paper: Paper, baselines: tuple[Recipe, ...]) -> Cells:
     """The cells of all experiments of a job; one that several of them need is there once.
 
     Args:
         job: what is asked.
         paper: names the data sets whose experiments are limited to some of them.
-        baselines: name of each other system → whether it depends on a seed.
+        baselines: the other systems.
     """
     found: dict[str, Cell] = {}
     skipped: list[Skipped] = list(job.missing)
@@ -53,9 +54,10 @@ def plan_cells(job: Job, paper: Paper, baselines: Mapping[str, bool]) -> Cells:
         wanted.append((job.sources[0], PARAMETERS))
     for seed in job.seeds:
         for source, recipe in wanted:
-            if recipe.aspects and not _has_aspects(job, source):
+            reason = _lacking(job, source, recipe)
+            if reason:
                 if seed == job.seeds[0]:
-                    skipped.append(Skipped(source.name, recipe.name, NO_ASPECTS))
+                    skipped.append(Skipped(source.name, recipe.name, reason))
             elif seed == job.seeds[0] or depends_on_seed(job, recipe):
                 _add(found, job, source, recipe, seed)
     return Cells(tuple(found.values()), tuple(skipped))
@@ -78,23 +80,33 @@ def seeds_of(job: Job, recipe: Recipe) -> tuple[int, ...]:
 
 
 def base_of(job: Job, cell: Cell) -> Cell | None:
-    """The cell of the system that a system stands on; None where it stands on none, or on one of its own."""
-    over = over_of(cell.recipe.name, job.others) if cell.recipe.kind == "baseline" else ""
-    if not over:
+    """The cell of the system that a system stands on, or whose soft prompt it reads.
+
+    None where it stands on none, or on one of its own.
+    """
+    if cell.recipe.kind != "baseline":
         return None
-    base = recipe_of(over)
+    over = over_of(cell.recipe.name, job.others)
+    base = recipe_of(over) if over else OTHERS[cell.recipe.name].prompt
+    if base is None:
+        return None
     return Cell(cell.dataset, base, cell.seed if depends_on_seed(job, base) else job.seeds[0])
 
 
-def _recipes(job: Job, source: Source, paper: Paper, baselines: Mapping[str, bool]) -> list[Recipe]:
+def _recipes(job: Job, source: Source, paper: Paper, baselines: tuple[Recipe, ...]) -> list[Recipe]:
     """What a data set takes part in, each once."""
     length = job.config.method.prompt_length
     chosen = [name for name in job.experiments if name != "table4" and takes_part(name, source.name, paper)]
     return list(dict.fromkeys(recipe for name in chosen for recipe in recipes(name, length, baselines)))
 
 
-def _has_aspects(job: Job, source: Source) -> bool:
-    return job.adapter is not None or job.aspects_from(source.name) is not None
+def _lacking(job: Job, source: Source, recipe: Recipe) -> str:
+    """Why a recipe cannot be run on a data set; "" where it can."""
+    if recipe.aspects and job.adapter is None and job.aspects_from(source.name) is None:
+        return NO_ASPECTS
+    if recipe.aspects and recipe.kind == "baseline" and not source.annotated:
+        return NO_WORDS
+    return ""
 
 
 def _add(found: dict[str, Cell], job: Job, source: Source, recipe: Recipe, seed: int) -> None:

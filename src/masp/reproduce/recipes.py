@@ -56,7 +56,8 @@ def masp(aspects: tuple[str, ...], prompt: Prompt, length: int | None = None) ->
 
 FULL = masp(ASPECTS, "trained")
 PLAIN = masp((), "none")
-TABLE2 = (PLAIN, masp(ASPECTS, "none"), masp((), "trained"), masp(ASPECTS, "random"), FULL)
+SOFT = masp((), "trained")
+TABLE2 = (PLAIN, masp(ASPECTS, "none"), SOFT, masp(ASPECTS, "random"), FULL)
 
 
 def of_length(length: int, usual: int) -> Recipe:
@@ -64,19 +65,18 @@ def of_length(length: int, usual: int) -> Recipe:
     return FULL if length == usual else masp(ASPECTS, "trained", length)
 
 
-def recipes(experiment: str, usual_length: int, baselines: Mapping[str, bool]) -> tuple[Recipe, ...]:
+def recipes(experiment: str, usual_length: int, baselines: tuple[Recipe, ...]) -> tuple[Recipe, ...]:
     """The systems that an experiment measures on a data set; steps that they need are not among them.
 
     Args:
         experiment: one of `EXPERIMENTS`.
         usual_length: the length of the soft prompt in all tables but Table 3.
-        baselines: name of each other system → whether it depends on a seed.
+        baselines: the other systems.
     """
-    others = tuple(Recipe(name, "baseline", seeded=seeded) for name, seeded in baselines.items())
     single = tuple(masp((name,), "trained") for name in ASPECTS)
     low = tuple(masp((name,), prompt) for name in LOW_LEVEL for prompt in ("none", "random", "trained"))
     table: Mapping[str, tuple[Recipe, ...]] = {
-        "table1": (PLAIN, *others, masp((), "trained"), FULL),
+        "table1": (PLAIN, *baselines, SOFT, FULL),
         "table2": TABLE2,
         "table3": tuple(of_length(length, usual_length) for length in LENGTHS),
         "table4": (PARAMETERS,),

@@ -13,7 +13,7 @@ from masp.demo.steps import quiet
 from masp.reproduce.cells import Outcome, result_file
 from masp.reproduce.estimate import estimate
 from masp.reproduce.job import Job
-from masp.reproduce.others import seeded
+from masp.reproduce.others import all_recipes
 from masp.reproduce.paper import load_paper
 from masp.reproduce.planning import plan_cells
 from masp.reproduce.pool import run_cells
@@ -59,7 +59,7 @@ def reproduce(job: Job, jobs: int = 1, command: str = "masp reproduce", console:
     paper = load_paper()
     job.work.mkdir(parents=True, exist_ok=True)
     write_file(job.work / ".gitignore", IGNORE.encode())
-    planned = plan_cells(job, paper, seeded())
+    planned = plan_cells(job, paper, all_recipes())
     teller = Teller(planned.cells, estimate(job, planned.cells), jobs, console)
     teller.plan(sum(result_file(job.out, cell.name).is_file() for cell in planned.cells))
     if any(cell.recipe.kind != "parameters" for cell in planned.cells):

@@ -15,7 +15,19 @@ from masp.reproduce.job import Job, Skipped
 from masp.reproduce.others import OTHERS, recipe_of
 from masp.reproduce.paper import BACKBONES, Paper, zero_shot_row
 from masp.reproduce.planning import depends_on_seed, seeds_of, takes_part
-from masp.reproduce.recipes import DATA, FULL, LENGTHS, LOW_LEVEL, PLAIN, TABLE2, Prompt, Recipe, masp, of_length
+from masp.reproduce.recipes import (
+    DATA,
+    FULL,
+    LENGTHS,
+    LOW_LEVEL,
+    PLAIN,
+    SOFT,
+    TABLE2,
+    Prompt,
+    Recipe,
+    masp,
+    of_length,
+)
 from masp.systems.catalogue import CATALOGUE
 
 PATTERN = ("FI", "Emotion6")
@@ -194,7 +206,10 @@ def _table1(results: Results) -> list[Line]:
     lines += [
         Line(f"zero-shot ({name})", "another backbone", None, name, OTHER_BACKBONE) for name in BACKBONES if name != own
     ]
+    behind = [name for name, other in OTHERS.items() if other.aspects]  # they build on MASP, and stand behind it
     for name, other in OTHERS.items():
+        if name in behind:
+            continue
         lines.append(Line(name, CATALOGUE[name].meaning, recipe_of(name), other.paper))
     lines.append(Line("Emotion-LLaMA", "several encoders, LoRA", None, "Emotion-LLaMA", PREDICTIONS))
     taken = {line.printed for line in lines}
@@ -203,8 +218,9 @@ def _table1(results: Results) -> list[Line]:
         for name in results.paper.tables["table1"].rows
         if name not in taken and name != "MASP"
     ]
-    lines.append(Line("soft prompt (V+S)", "a soft prompt, no aspects", masp((), "trained")))
+    lines.append(Line("soft prompt (V+S)", "a soft prompt, no aspects", SOFT))
     lines.append(Line("MASP", "aspects and soft prompt", FULL, "MASP"))
+    lines += [Line(name, CATALOGUE[name].meaning, recipe_of(name)) for name in behind]
     return lines
 
 

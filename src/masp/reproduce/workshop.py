@@ -13,7 +13,7 @@ from typing import Any
 
 from masp.adapters import read_info, tensors_sha256
 from masp.adapters.store import load_adapter
-from masp.config import MethodConfig, RunConfig
+from masp.config import MethodConfig, RunConfig, parsed_override
 from masp.errors import MaspError
 from masp.evaluation.batches import Batching
 from masp.evaluation.facts import dated, when
@@ -25,14 +25,15 @@ from masp.reproduce import counts, identity, measure
 from masp.reproduce.cells import Cell, Outcome, read_outcome, write_outcome
 from masp.reproduce.job import Job, with_seed
 from masp.reproduce.library import Library
-from masp.reproduce.others import changes_of, seeded
+from masp.reproduce.others import all_recipes, changes_of
 from masp.reproduce.paper import load_paper
 from masp.reproduce.planning import base_of, depends_on_seed, plan_cells
-from masp.reproduce.recipes import FULL, STAGE1
+from masp.reproduce.recipes import FULL, STAGE1, masp
 from masp.reproduce.variants import Variant, build, trained_with
 from masp.storage import write_folder
 from masp.systems.base import System
-from masp.systems.catalogue import CATALOGUE, make_system
+from masp.systems.catalogue import CATALOGUE, checked, make_system
+from masp.systems.cues import CueHead
 from masp.training.interrupts import Interrupted, StopRequest
 from masp.training.recipe import identity_of
 from masp.training.runs import RunFolder, TrainResult
@@ -116,8 +117,9 @@ class Workshop:
             table["seed"] = self._seed(cell)
         if recipe.kind == "baseline":
             table |= identity.of_system(recipe.name, changes_of(recipe.name, job.others), config)
-        if recipe.kind == "attention":
-            table["prompt"] = _hash(self.identity(Cell(cell.dataset, FULL, cell.seed)))
+        read = Cell(cell.dataset, FULL, cell.seed) if recipe.kind == "attention" else base_of(job, cell)
+        if read is not None and read.recipe.kind == "masp":
+            table["prompt"] = _hash(self.identity(read))
         return json.loads(json.dumps(table))
 
     def config(self, cell: Cell) -> RunConfig:
@@ -137,7 +139,7 @@ class Workshop:
 
     @cached_property
     def _planned(self) -> tuple[Cell, ...]:
-        return plan_cells(self.job, load_paper(), seeded()).cells
+        return plan_cells(self.job, load_paper(), all_recipes()).cells
 
     def _before(self, cell: Cell, known: Mapping[str, Any]) -> Outcome | None:
         """What an earlier run of the same cell left; None where it has to be run."""
@@ -153,8 +155,8 @@ class Workshop:
 
     def _is_read(self, cell: Cell) -> bool:
         """Whether a cell that has to be run reads the adapter of this one."""
-        readers = [one for one in self._planned if cell.name in one.needs and one.recipe.kind in ("masp", "attention")]
-        return any(self._is_missing(one) for one in readers)
+        readers = [one for one in self._planned if cell.name in one.needs]
+        return any(self._is_missing(one) for one in readers if one.recipe.kind not in ("data", "aspects"))
 
     def _is_missing(self, cell: Cell) -> bool:
         try:
@@ -205,19 +207,27 @@ class Workshop:
         return build(cell.recipe, self.config(cell), self.library.backbone, labels, aspects, prompt, self._seed(cell))
 
     def _baseline(self, cell: Cell) -> Found:
-        name, changes = cell.recipe.name, changes_of(cell.recipe.name, self.job.others)
-        labels = self.library.dataset(cell.dataset).labels
-        questions = load_questions(self.job.config.questions)
-        system = make_system(name, self.library.backbone, labels, changes, cell.seed, questions)
-        if CATALOGUE[name].learns:
+        system, base = self._system(cell), base_of(self.job, cell)
+        if CATALOGUE[cell.recipe.name].learns:
             folder = self.folder(cell)
-            base = base_of(self.job, cell)
-            if base is not None:
+            if base is not None and base.recipe.kind == "baseline":
                 self._borrow(base, folder / "tuned")
             with StopRequest() as stop:
                 lessons = self.library.lessons(cell.dataset, folder, cell.seed, stop)
             system.learn(lessons)
         return self._measured(cell, system, {})
+
+    def _system(self, cell: Cell) -> System:
+        """Another system, ready to learn; adapters that it reads are those of the cells it needs."""
+        name, changes = cell.recipe.name, changes_of(cell.recipe.name, self.job.others)
+        labels = self.library.dataset(cell.dataset).labels
+        if not cell.recipe.aspects:
+            questions = load_questions(self.job.config.questions)
+            return make_system(name, self.library.backbone, labels, changes, cell.seed, questions)
+        read = self._variant(Cell(cell.dataset, masp(cell.recipe.aspects, "none"), cell.seed), None)
+        base = base_of(self.job, cell)
+        over = None if base is None else self._variant(base, self.folder(base))
+        return CueHead(read.model, labels, over, checked(name, dict(map(parsed_override, changes))))
 
     def _borrow(self, base: Cell, place: Path) -> None:
         """What the system below has learned in a cell of its own, so that it is not learned twice."""

@@ -80,6 +80,12 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
             "masp.systems.probe:ProbeSettings",
             learns=True,
         ),
+        "cues": Entry(
+            "annotated words read from aspect tokens, added up beside a soft prompt's scores; aspects=DIR prompt=DIR",
+            "masp.systems.cues:cue_system",
+            "masp.systems.cues:CueSettings",
+            learns=True,
+        ),
         "distilled": Entry(
             "a head taught by a teacher, and a gate between it and another system (EmoVLM-KD); over=NAME",
             "masp.systems.distilled:Distilled",

@@ -120,10 +120,9 @@ class Probe:
         for strength in strengths:
             study.stop.check()
             tensors = fitted(*of["train"], len(self.labels), strength, self.settings.iterations)
-            figures = _figures(logits(tensors, of["val"][0]), of["val"][1])
-            log.info("probe, C = %g: %s", strength, figures)
-            state = {"C": strength, **figures}
-            found.append((tuple(figures.values()), Checkpoint(0, tensors, state)))
+            told = figures(logits(tensors, of["val"][0]), of["val"][1])
+            log.info("probe, C = %g: %s", strength, told)
+            found.append((tuple(told.values()), Checkpoint(0, tensors, {"C": strength, **told})))
         return max(found, key=lambda one: one[0])[1]  # of equals the first, which has the strongest penalty
 
 
@@ -174,7 +173,7 @@ def logits(tensors: Mapping[str, Tensor], means: Float[Tensor, "batch dim"]) -> 
     return torch.where(known, values, lowest)
 
 
-def _figures(log_odds: Float[Tensor, "images labels"], targets: list[int]) -> dict[str, float]:
+def figures(log_odds: Float[Tensor, "images labels"], targets: list[int]) -> dict[str, float]:
     """Accuracy and mean log-likelihood on val; empty without images."""
     if not targets:
         return {}
