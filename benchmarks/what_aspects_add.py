@@ -5,7 +5,7 @@ shipped aspect modules read, the true cues in words where the aspect tokens stan
 these without the picture. Further rows change how V+A+S is trained. Then linear heads: what the true cues, the aspects'
 tokens and the scores of the soft prompt alone tell without a language model, and together.
 
-All pictures are drawn for this file (seed 7), so the shipped test split takes no part. Accuracy is the mean true
+All pictures are drawn for this file (seed 8), so the shipped test split takes no part. Accuracy is the mean true
 probability of the named label, which is what accuracy tends to and has far less noise than 1,000 drawn labels.
 
     python benchmarks/what_aspects_add.py --out benchmarks/results/what_aspects_add.json
@@ -40,13 +40,13 @@ from masp.labels import render_labels
 from masp.model import MaspModel, start_prompt
 from masp.questions import load_questions
 from masp.systems.base import Lesson
-from masp.systems.cues import fitted_words, present, vocabulary
+from masp.systems.cue_layers import present, read_words, vocabulary
 from masp.systems.heads import mean_token
 from masp.systems.probe import logits
 from masp.types import Assembled, VisualTokens
 
 HOME = Path(__file__).parent
-SEED = 7  # of the pictures
+SEED = 8  # of the pictures; strengths below were chosen on those of seed 7
 TOGETHER = 64
 TEXT = "By the face, the things, the place, the action, the light and the colors:"
 
@@ -110,20 +110,20 @@ TRAININGS = (
 
 HEADS = {
     ("true cues",): 0.1,
-    ("aspect tokens",): 0.001,
+    ("aspect tokens",): 0.003,
     ("words of the aspect tokens",): 0.1,
     ("words of the mean visual token",): 0.1,
     ("scores of V+S",): 0.1,
-    ("scores of V+S", "aspect tokens"): 0.001,
+    ("scores of V+S", "aspect tokens"): 0.003,
     ("scores of V+S", "words of the aspect tokens"): 0.1,
     ("scores of V+S", "words of the mean visual token"): 0.1,
     ("scores of V+S", "true cues"): 0.1,
 }
 """What a linear head reads → inverse strength of its regularisation. Words: probabilities of the true cues' words, by
-the first layer of the cue head (`masp.systems.cues`) on the training pictures."""
+the first layer of the cue head (`masp.systems.cue_layers`) on the training pictures."""
 
-WORDS = 0.1
-"""Inverse strength of the regularisation of the words."""
+PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
+"""Of the words, as the cue head has them; the training pictures decide."""
 
 
 def draw(backbone: Backbone, split: str, count: int) -> Pictures:
@@ -237,7 +237,7 @@ def pooled(pictures: Pictures) -> np.ndarray:
 
 
 def words_of(bench: Bench, inputs: Sequence[np.ndarray], own: bool) -> list[np.ndarray]:
-    """Probability of each word of the true cues, learned on the training pictures.
+    """Probability of each word of the true cues, learned on the training pictures, each of which is left out in turn.
 
     Args:
         bench: knows the pictures.
@@ -249,9 +249,9 @@ def words_of(bench: Bench, inputs: Sequence[np.ndarray], own: bool) -> list[np.n
     for place, (aspect, words) in enumerate(vocabulary(lessons, ASPECTS, 20).items()):
         sixths = [np.split(part, len(ASPECTS), axis=1)[place] if own else part for part in inputs]
         columns = [torch.from_numpy(part).float() for part in sixths]
-        layer = fitted_words(columns[0], present(lessons, aspect, words), WORDS, 500)
-        for one, part in zip(found, columns, strict=True):
-            one.append(logits(layer, part).sigmoid())
+        layer, left_out, _ = read_words(columns[0], present(lessons, aspect, words), PENALTIES)
+        found[0].append(left_out)
+        found[1].append(logits(layer, columns[1]).sigmoid())
     return [torch.cat(part, dim=1).numpy() for part in found]
 
 

@@ -129,7 +129,7 @@ def test_an_interval_belongs_to_the_mean_of_all_seeds(tmp_path: Path) -> None:
     assert one.whole.low <= 0.5 <= one.whole.high
     # gains 2, 1, 1, 0 of two seeds: all signs alike in 2 of 2³ cases
     assert one.whole.p_value == pytest.approx(0.25)
-    sheet = differences(found)
+    sheet = differences(found, "table2")
     assert sheet is not None
     assert sheet.head[5] == "95 % interval over images, all seeds"
     assert sheet.rows[0][1:5] == ("V+A − V", "+50.0", "35.4", "+25.0 · +75.0")

@@ -16,7 +16,7 @@ from rich.console import Console
 
 import ending
 import tiny
-from masp.adapters import read_info
+from masp.adapters import load_adapter, read_info, tensors_sha256
 from masp.aspects import ASPECTS
 from masp.cli.app import main
 from masp.config import DataConfig
@@ -26,9 +26,13 @@ from masp.errors import UsageError
 from masp.evaluation.result import read_result
 from masp.evaluation.runner import evaluate
 from masp.predictor import Masp
+from masp.report.gather import read_sources, trials
 from masp.reproduce import pool, workshop
 from masp.reproduce.cells import Cell, Outcome, read_outcome, result_file
 from masp.reproduce.job import Job, Source
+from masp.reproduce.others import all_recipes
+from masp.reproduce.paper import load_paper
+from masp.reproduce.planning import plan_cells
 from masp.reproduce.pool import blocked, run_cells
 from masp.reproduce.recipes import DATA, FULL, PARAMETERS, PLAIN
 from masp.reproduce.run import Reproduced, reproduce
@@ -364,3 +368,23 @@ def test_the_command_ends_with_1_where_a_cell_failed(
     assert "not there: mine/V+S/seed0 (ZeroDivisionError: division by zero)" in said
     assert "Traceback" not in said
     assert "Not run: V+A, V+A+rS, V+A+S (stage 1 needs annotated aspects" in (place / "table2.md").read_text()
+
+
+def test_the_cue_head_reads_the_aspects_and_the_prompt_of_its_own_seed(tmp_path: Path) -> None:
+    job = small_job(tmp_path / "out", "table1")
+    pictures.draw_dataset(tmp_path / "out" / "scratch" / "data" / "emoji-scenes", PLAN, lambda _: None)
+    bench = workshop.Workshop(job)
+    cells = plan_cells(job, load_paper(), all_recipes())
+    for seed in (0, 1):
+        cell = cells.find(f"emoji-scenes/cues/seed{seed}")
+        done = {name: bench.run(cells.find(name))[0] for name in (*cell.needs, cell.name)}
+        assert {one.state for one in done.values()} == {"done"}
+        about, prompt = done[cell.name].about, done[f"emoji-scenes/V+S/seed{seed}"].about
+        assert about["seed"] == seed
+        assert about["system"]["tuned"]["adapter"]["tensors_sha256"] == prompt["adapter"]["tensors_sha256"]
+        modules = load_adapter(bench.folder(cells.find(f"emoji-scenes/stage-1/seed{seed}")), bench.library.backbone)
+        assert modules.aspects is not None
+        assert about["system"]["aspects_sha256"] == tensors_sha256(modules.aspects.state_dict())
+    places = [str(workshop.result_folder(job, f"emoji-scenes/cues/seed{seed}")) for seed in (0, 1)]
+    (trial,) = trials(read_sources(places)[0])
+    assert [len(system.sources) for system in trial.systems] == [2], "two seeds of one system"

@@ -3,24 +3,29 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression, Ridge
 
 import tiny
 from masp.adapters import load_adapter
 from masp.aspects import ASPECTS
 from masp.errors import DataError, UsageError
 from masp.model import MaspModel
-from masp.systems.base import Lesson, Lessons
+from masp.systems.base import Lesson, Lessons, Said
 from masp.systems.catalogue import make_system
-from masp.systems.cues import CueHead, CueSettings, fitted_words, present, vocabulary
+from masp.systems.cue_layers import present, read_words, vocabulary
+from masp.systems.cues import CueHead, CueSettings
 from masp.systems.probe import logits
 from masp.systems.zero_shot import ZeroShot, ZeroShotSettings
-from noise_lessons import LABELS, TRAIN, Watched, aspects_of, lessons
+from masp.types import VisualTokens
+from noise_lessons import LABELS, TRAIN, VAL, Watched, aspects_of, lessons
 from small_adapters import write_adapter
 
-FREELY = CueSettings(fewest=2, cue_strengths=(10.0,), strengths=(1.0,))
+FREELY = CueSettings(fewest=2, strengths=(1.0,))
 
 
 def taught(out: Path, images: Watched) -> Lessons:
@@ -47,15 +52,32 @@ def test_the_words_are_those_of_enough_images() -> None:
         vocabulary(told, ("object", "scene"), 3)
 
 
-def test_a_word_is_fitted_to_its_optimum() -> None:
-    """Two images at -1 and 1: w² / (2 C) + 2 · log(1 + e^-w) is least where w = 2 C / (1 + e^w)."""
-    found = fitted_words(torch.tensor([[-3.0], [5.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]]), 1.0, 100)
-    assert found["mean"].tolist() == [1.0]
-    assert found["scale"].tolist() == [4.0]
-    weights = found["weight"][:, 0].tolist()
-    assert weights[0] == pytest.approx(2 / (1 + math.exp(weights[0])), abs=1e-4)
-    assert weights[1] == pytest.approx(-weights[0], abs=1e-6)
-    assert found["bias"].tolist() == pytest.approx([0, 0], abs=1e-6)
+def test_words_are_a_ridge_regression_and_platts_scaling() -> None:
+    """Against scikit-learn: its ridge with each image left out, and its unpenalised logistic regression on that."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(40, 7, generator=generator)
+    wanted = (tokens[:, :2] + torch.randn(40, 2, generator=generator) > 0).float()
+    layer, left_out, told = read_words(tokens, wanted, (1e-3, 5.0, 1e5))
+    columns, truth = ((tokens - tokens.mean(0)) / tokens.std(0, correction=0)).numpy(), wanted.numpy()
+    held, errors = {}, {}
+    for penalty in (1e-3, 5.0, 1e5):
+        rest = [np.arange(40) != one for one in range(40)]
+        held[penalty] = np.array(
+            [Ridge(penalty).fit(columns[kept], truth[kept]).predict(columns[~kept])[0] for kept in rest]
+        )
+        errors[penalty] = float(((held[penalty] - truth) ** 2).mean())
+    assert told == {"penalty": 5.0, "squared_error": pytest.approx(errors[5.0], rel=1e-3)}
+    assert min(errors, key=errors.__getitem__) == 5.0
+    whole = Ridge(5.0).fit(columns, truth).predict(columns)
+    for word in range(2):
+        count, own = float(truth[:, word].sum()), held[5.0][:, word]
+        soft = np.where(truth[:, word] > 0, (count + 1) / (count + 2), 1 / (40 - count + 2))
+        twice = np.concatenate([own, own])[:, None]  # a soft target is an image of both classes, with weights
+        model = LogisticRegression(C=np.inf).fit(twice, [1] * 40 + [0] * 40, np.concatenate([soft, 1 - soft]))
+        odds = model.decision_function(own[:, None])
+        assert left_out[:, word].tolist() == pytest.approx((1 / (1 + np.exp(-odds))).tolist(), abs=2e-3)
+        there = model.decision_function(whole[:, word][:, None])
+        assert logits(layer, tokens)[:, word].tolist() == pytest.approx(there.tolist(), abs=2e-2)
 
 
 @pytest.mark.parametrize("over", [False, True])
@@ -66,32 +88,25 @@ def test_effects_scores_and_bias_are_the_logits(over: bool, tmp_path: Path) -> N
     layer = {name: system.learned.tensors[f"labels.{name}"] for name in ("weight", "bias", "mean", "scale")}
     visual = images.visual([0, 1, 2])
     scores = None if system.over is None else [one.log_probabilities for one in system.over.answer(visual)]
+    seen = [place for place, label in enumerate(LABELS) if label in ("amusement", "anger", "fear")]
     for row, (cues, one) in enumerate(zip(system.cues(visual), system.answer(visual), strict=True)):
         assert one.log_probabilities is not None
-        odds = layer["bias"] + torch.tensor([sum(cue.effects[label] for cue in cues) for label in LABELS])
-        if scores is not None:
+        assert all(tuple(cue.effects) == ("amusement", "anger", "fear") for cue in cues), "no other label was seen"
+        odds = layer["bias"][seen] + torch.tensor([sum(cue.effects[LABELS[place]] for cue in cues) for place in seen])
+        if scores is not None and system.learned.state["labels"]["scores"]:
             own = scores[row]
             assert own is not None
             told = torch.tensor([own[label] for label in LABELS])
-            odds = odds + ((told - layer["mean"][-8:]) / layer["scale"][-8:]) @ layer["weight"][:, -8:].T
-        seen = [place for place, label in enumerate(LABELS) if label in ("amusement", "anger", "fear")]
+            odds = odds + (((told - layer["mean"][-8:]) / layer["scale"][-8:]) @ layer["weight"][:, -8:].T)[seen]
         found = torch.tensor([one.log_probabilities[LABELS[place]] for place in seen])
-        assert (found - found[0]).tolist() == pytest.approx((odds[seen] - odds[seen[0]]).tolist(), abs=1e-4)
+        assert (found - found[0]).tolist() == pytest.approx((odds - odds[0]).tolist(), abs=1e-4)
 
 
-def test_the_words_of_the_training_images_are_read(tmp_path: Path) -> None:
-    """More columns than images, and little penalty: what was annotated is likely, the rest is not."""
+def test_each_image_has_every_word_the_likeliest_first(tmp_path: Path) -> None:
     system, images = head(), Watched(tiny.backbone())
-    told = taught(tmp_path / "out", images)
-    system.learn(told)
-    assert {(cue.aspect, cue.word) for cue in system.cues(images.visual([0]))[0]} == {
-        ("object", "Cat"),
-        ("object", "Dog"),
-        ("scene", "beach"),
-    }
-    for lesson, cues in zip(told.train, system.cues(images.visual(range(TRAIN))), strict=True):
-        annotated = {(name, word) for name, text in lesson.aspects.items() for word in text.split(", ")}
-        assert {(cue.aspect, cue.word) for cue in cues if cue.probability > 0.5} == annotated
+    system.learn(taught(tmp_path / "out", images))
+    for cues in system.cues(images.visual([0, 1])):
+        assert {(cue.aspect, cue.word) for cue in cues} == {("object", "Cat"), ("object", "Dog"), ("scene", "beach")}
         assert [cue.probability for cue in cues] == sorted((cue.probability for cue in cues), reverse=True)
 
 
@@ -107,28 +122,119 @@ def test_the_words_come_from_the_tokens_of_their_own_aspect(tmp_path: Path) -> N
     assert found == pytest.approx(beach, abs=1e-6)
 
 
-def test_the_penalty_that_is_likeliest_on_val_is_taken(tmp_path: Path) -> None:
+def test_the_penalty_of_the_labels_is_the_likeliest_on_val(tmp_path: Path) -> None:
     images, found = Watched(tiny.backbone()), {}
     for name, strengths in {"weak": (100.0,), "strong": (1e-4,), "both": (1e-4, 100.0)}.items():
-        system = head(settings=replace(FREELY, cue_strengths=strengths, strengths=strengths))
+        system = head(settings=replace(FREELY, strengths=strengths))
         system.learn(taught(tmp_path / name, images))
-        found[name] = system.describe()["fitted"]
-    for part in ("object", "scene"):
-        best = max((found[name][part] for name in ("weak", "strong")), key=lambda one: one["log_likelihood"])
-        assert found["both"][part] == best
+        found[name] = system.describe()["fitted"]["labels"]
+    assert found["both"] == max((found[name] for name in ("weak", "strong")), key=lambda one: one["log_likelihood"])
+    assert found["weak"] != found["strong"]
+
+
+class Knowing:
+    """A system that knows the right label of some images, and is as sure of a wrong one of all others."""
+
+    def __init__(self, images: Watched, right: frozenset[int]) -> None:
+        self.backbone, self.labels, self.images, self.right = tiny.backbone(), LABELS, images, right
+
+    def learn(self, lessons: Lessons) -> None:
+        pass
+
+    def answer(self, visual: VisualTokens) -> list[Said]:
+        said = []
+        for row in range(len(visual)):
+            one = visual.select([row])
+            (number,) = [n for n in range(TRAIN + VAL) if same(self.images.all.select([n]), one)]
+            label = LABELS[(0, 4, 6)[(number + (number not in self.right)) % 3]]
+            said.append(Said(label, {name: math.log(0.93 if name == label else 0.01) for name in LABELS}))
+        return said
+
+    def describe(self) -> dict[str, Any]:
+        return {"system": "knowing", "right": sorted(self.right), "question": "Which?"}
+
+
+def same(one: VisualTokens, other: VisualTokens) -> bool:
+    kept = [visual.tokens[0, visual.mask[0]] for visual in (one, other)]
+    return kept[0].shape == kept[1].shape and torch.equal(*kept)
+
+
+def test_scores_that_only_know_the_training_images_are_left_out(tmp_path: Path) -> None:
+    images, everything = Watched(tiny.backbone()), frozenset(range(TRAIN + VAL))
+    found = {}
+    for name, right in {"learned by heart": frozenset(range(TRAIN)), "knows": everything}.items():
+        adapter = load_adapter(aspects_of("qwen2_vl"), tiny.backbone())
+        model = MaspModel(tiny.backbone(), adapter.info.method, adapter.aspects)
+        system = CueHead(model, LABELS, Knowing(images, right), FREELY)
+        system.learn(taught(tmp_path / name, images))
+        assert system.learned is not None
+        found[name] = system.learned.state["labels"]["scores"]
+        said = [one.predicted for one in system.answer(images.visual(range(TRAIN, TRAIN + VAL)))]
+        wanted = [LABELS[(0, 4, 6)[number % 3]] for number in range(TRAIN, TRAIN + VAL)]
+        assert (said == wanted) == (name == "knows")
+    assert found == {"learned by heart": False, "knows": True}
+
+
+def test_the_labels_learn_from_words_that_were_left_out() -> None:
+    """Noise has no word to read: what is said about an image of training is no better than a guess."""
+    generator = torch.Generator().manual_seed(0)
+    tokens, wanted = torch.randn(40, 60, generator=generator), torch.randint(0, 2, (40, 1), generator=generator).float()
+    layer, left_out, _ = read_words(tokens, wanted, (0.1,))
+    assert torch.equal(logits(layer, tokens).sigmoid().round(), wanted), "the layer itself knows these images by heart"
+    assert 0.25 < float((left_out.round() == wanted).float().mean()) < 0.75
+
+
+def test_without_validation_the_settings_decide(tmp_path: Path) -> None:
+    system, images = head(over=True), Watched(tiny.backbone())
+    system.learn(replace(taught(tmp_path / "out", images), val=()))
+    assert system.learned is not None
+    state = system.learned.state
+    assert state["labels"] == {"C": 0.1, "scores": True}
+    assert len(system.answer(images.visual([0, 1]))) == 2
+
+
+def test_other_annotations_are_another_run(tmp_path: Path) -> None:
+    images = Watched(tiny.backbone())
+    told = replace(taught(tmp_path / "out", images), fingerprint="")
+    head().learn(told)
+    zebras = tuple(replace(one, aspects={"object": "Zebra"}) for one in told.train)
+    with pytest.raises(UsageError, match="another"):
+        head().learn(replace(told, train=zebras))
+
+
+def test_too_few_annotations_are_told_before_anything_is_read(tmp_path: Path) -> None:
+    images = Watched(tiny.backbone())
+    with pytest.raises(DataError, match="a word that 20 or more of them have"):
+        head(settings=CueSettings()).learn(taught(tmp_path / "out", images))
+    assert images.calls == 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_seeds_of_one_cue_head_stand_side_by_side(tmp_path: Path) -> None:
+    """What seeds have in common is the same in its description; the seed is said where reports look for it."""
+    images, told = Watched(tiny.backbone()), []
+    for seed in (0, 1):
+        system = make_system("cues", tiny.backbone(), LABELS, [f"aspects={aspects_of('qwen2_vl')}", "fewest=2"], seed)
+        system.learn(replace(taught(tmp_path / str(seed), images), seed=seed))
+        told.append(system.describe())
+    assert [one["seed"] for one in told] == [0, 1]
+    assert told[0]["settings"] == told[1]["settings"]
+    assert not {"aspects", "prompt", "task"} & set(told[0]["settings"])
 
 
 def test_a_prompt_is_added_up_with_its_own_scores(tmp_path: Path) -> None:
     prompt = write_adapter(tmp_path / "prompt", LABELS, aspects=())
     whole = write_adapter(tmp_path / "whole", LABELS)
-    images, quick = Watched(tiny.backbone()), ["fewest=2", "cue_strengths=[1.0]", "strengths=[1.0]"]
+    images, quick = Watched(tiny.backbone()), ["fewest=2", "strengths=[1.0]"]
     said = {}
     for place in (prompt, whole):
         named = [f"aspects={whole}", f"prompt={place}", *quick]
         system = make_system("cues", tiny.backbone(), LABELS, named)
         system.learn(taught(tmp_path / place.name / "out", images))
         said[place.name] = system.answer(images.visual([0, 1]))
-        assert system.describe()["over"]["adapter"]["aspects"] == ([] if place is prompt else list(ASPECTS))
+        (alone,) = system.answer(images.visual([1]))
+        assert alone.log_probabilities == pytest.approx(said[place.name][1].log_probabilities, abs=1e-4)
+        assert system.describe()["tuned"]["adapter"]["aspects"] == ([] if place is prompt else list(ASPECTS))
     assert said["prompt"] != said["whole"]
 
 
@@ -146,5 +252,6 @@ def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
     silent = CueHead(model, LABELS, ZeroShot(backbone, LABELS, ZeroShotSettings(reading="generate")), FREELY)
     with pytest.raises(UsageError, match="no probabilities"):
         silent.learn(taught(tmp_path / "silent", Watched(backbone)))
-    with pytest.raises(DataError, match="annotated often enough"):
-        head(settings=CueSettings()).learn(taught(tmp_path / "rare", Watched(backbone)))
+    aspects = aspects_of("qwen2_vl")
+    with pytest.raises(UsageError, match="holds no soft prompt"):
+        make_system("cues", backbone, LABELS, [f"aspects={aspects}", f"prompt={aspects}"])

@@ -17,7 +17,7 @@ from own_questions import OWN
 FAMILIES = ("qwen2_vl", "gemma3", "instructblip")
 QUICK = {
     "probe": ("strengths=[0.1, 1.0]",),
-    "cues": ("fewest=2", "cue_strengths=[1.0]", "strengths=[1.0]"),
+    "cues": ("fewest=2", "strengths=[1.0]"),
     "distilled": (
         *("over=probe", "over.strengths=[0.1]", "teacher_width=8", "hidden=8", "batch_size=5", "checkpoint_every=2"),
         *("teacher_epochs=2", "head_epochs=2", "gate_epochs=2"),

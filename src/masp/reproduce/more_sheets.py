@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
@@ -18,15 +18,18 @@ from masp.reproduce.cells import Outcome, cell_name
 from masp.reproduce.counts import of_paper_backbone
 from masp.reproduce.others import recipe_of
 from masp.reproduce.planning import seeds_of, takes_part
-from masp.reproduce.recipes import ATTENTION, PARAMETERS, TABLE2, Recipe
+from masp.reproduce.recipes import ATTENTION, FULL, PARAMETERS, PLAIN, SOFT, TABLE2, Recipe
 from masp.reproduce.sheets import Sheet, percent
 from masp.reproduce.tables import Results, seed_values
 from masp.reproduce.workshop import result_folder
 
-BASES = (TABLE2[0], TABLE2[2])
-"""Rows of Table 2 that the others are compared with: V and V+S."""
+PAIRS: Mapping[str, tuple[tuple[Recipe, Recipe], ...]] = {
+    "table1": tuple((base, recipe_of("cues")) for base in (SOFT, FULL)),
+    "table2": tuple((base, recipe) for base in (PLAIN, SOFT) for recipe in TABLE2[TABLE2.index(base) + 1 :]),
+}
+"""Experiment → rows that are compared: what the cue head adds; what every part of MASP adds to V and to V+S."""
 
-DIFFERENCES = "table2-differences"
+COMPARED = {"table1": "what the cue head adds", "table2": "rows of Table 2"}
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,15 @@ class Difference:
     whole: Paired
 
 
-def differences(results: Results) -> Sheet | None:
-    """Paired differences of rows of Table 2 and of the cue head, same images, same seed; None where there are none."""
+def differences_of(experiment: str) -> str:
+    """The name of the sheet with the paired differences of an experiment."""
+    return f"{experiment}-differences"
+
+
+def differences(results: Results, experiment: str) -> Sheet | None:
+    """Paired differences between rows, on the same images with the same seed; None where there are none."""
     rows, lines = [], []
-    for dataset, base, recipe in _pairs(results):
+    for dataset, base, recipe in _pairs(results, experiment):
         found = paired(results, dataset, base, recipe)
         if found is not None:
             rows.append(_difference_row(dataset, base, recipe, found))
@@ -61,8 +69,8 @@ def differences(results: Results) -> Sheet | None:
         "Interval: bootstrap over images; p: exact sign-flip test over images, with one seed McNemar's. Neither says "
         "anything about seeds that were not trained."
     )
-    title = "Paired differences between rows of Table 2, and of the cue head"
-    return Sheet(DIFFERENCES, title, head, tuple(rows), (note,), tuple(lines))
+    title = f"Paired differences: {COMPARED[experiment]}"
+    return Sheet(differences_of(experiment), title, head, tuple(rows), (note,), tuple(lines))
 
 
 def paired(results: Results, dataset: str, base: Recipe, recipe: Recipe) -> Difference | None:
@@ -85,26 +93,22 @@ def paired(results: Results, dataset: str, base: Recipe, recipe: Recipe) -> Diff
     return Difference(tuple(seeds), each, whole)
 
 
-def compared(results: Results) -> dict[str, str]:
+def compared(results: Results, experiment: str) -> dict[str, str]:
     """The cells that paired differences are made of: name → hash of what decided the figures, and of these."""
-    names = {name for pair in _pairs(results) for _, both in _cells(results, *pair) for name in both}
+    names = {name for pair in _pairs(results, experiment) for _, both in _cells(results, *pair) for name in both}
     return {name: _hash(results.outcomes[name]) for name in sorted(names)}
 
 
-def unanswered(results: Results) -> bool:
+def unanswered(results: Results, experiment: str) -> bool:
     """Whether the answers of a cell that is done are gone, so that its differences cannot be computed any more."""
-    return any(not (result_folder(results.job, name) / PREDICTIONS).is_file() for name in compared(results))
+    return any(not (result_folder(results.job, name) / PREDICTIONS).is_file() for name in compared(results, experiment))
 
 
-def _pairs(results: Results) -> list[tuple[str, Recipe, Recipe]]:
+def _pairs(results: Results, experiment: str) -> list[tuple[str, Recipe, Recipe]]:
     """Data set, and two rows that are compared."""
-    return [
-        (source.name, base, recipe)
-        for source in results.job.sources
-        if takes_part("table2", source.name, results.paper)
-        for base in BASES
-        for recipe in (*TABLE2[TABLE2.index(base) + 1 :], recipe_of("cues"))
-    ]
+    pairs = PAIRS.get(experiment, ())
+    sources = [one.name for one in results.job.sources if pairs and takes_part(experiment, one.name, results.paper)]
+    return [(name, *pair) for name in sources for pair in pairs]
 
 
 def _cells(results: Results, dataset: str, base: Recipe, recipe: Recipe) -> list[tuple[int, tuple[str, str]]]:

@@ -37,7 +37,7 @@ OTHERS: Mapping[str, Other] = {
 }
 """Name in the catalogue → what it is here, in the order of the table; a system comes after the one it stands on."""
 
-ADAPTERS = {"cues": ("aspects", "prompt")}
+ADAPTERS = {"cues": ("aspects", "prompt", "task")}
 """Settings that name adapters: here these are made by the cells that a system needs, so nobody sets them."""
 
 EMBEDDED: tuple[str, ...] = (

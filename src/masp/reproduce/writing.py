@@ -42,8 +42,8 @@ def write_all(results: Results, command: str) -> list[Path]:
     kept, left_out = carried.divided(before.tables, results.job, now)
     for experiment in results.job.experiments:
         found = _sheets(results, experiment)
-        if experiment == "table2" and more_sheets.unanswered(results):
-            found, old = _with_old_differences(results, found, before)
+        if more_sheets.unanswered(results, experiment):
+            found, old = _with_old_differences(results, experiment, found, before)
             kept += old
         for sheet in found:
             written += _write_sheet(out, sheet)
@@ -59,22 +59,23 @@ def write_all(results: Results, command: str) -> list[Path]:
 
 def _entry(results: Results, sheet: Sheet, now: Mapping[str, Any]) -> dict[str, Any]:
     """A sheet for the summary, with what it was made with."""
-    cells = {"cells": more_sheets.compared(results)} if sheet.name == more_sheets.DIFFERENCES else {}
+    experiment = sheet.name.removesuffix("-differences")
+    cells = {} if sheet.name == experiment else {"cells": more_sheets.compared(results, experiment)}
     return {**asdict(sheet), **now, **cells}
 
 
 def _with_old_differences(
-    results: Results, sheets: Sequence[Sheet], before: Before
+    results: Results, experiment: str, sheets: Sequence[Sheet], before: Before
 ) -> tuple[list[Sheet], list[carried.Entry]]:
-    """Sheets of Table 2 where answers are gone: with the paired differences of before if the cells are the same.
+    """Sheets of an experiment whose answers are gone: with the paired differences of before if the cells are the same.
 
     Returns:
         The sheets to write, and the earlier one if it stays as it is.
     """
-    cells = more_sheets.compared(results)
-    old = [one for one in before.tables if one["name"] == more_sheets.DIFFERENCES and one.get("cells") == cells]
+    name, cells = more_sheets.differences_of(experiment), more_sheets.compared(results, experiment)
+    old = [one for one in before.tables if one["name"] == name and one.get("cells") == cells]
     if old:
-        return [sheet for sheet in sheets if sheet.name != more_sheets.DIFFERENCES], old
+        return [sheet for sheet in sheets if sheet.name != name], old
     first, *rest = sheets
     return [replace(first, notes=(*first.notes, GONE)), *rest], []
 
@@ -90,7 +91,7 @@ def _sheets(results: Results, experiment: str) -> list[Sheet]:
         rows = tuple((skipped.dataset, skipped.reason) for skipped in results.skipped if not skipped.system)
         return [Sheet(table.name, f"{TITLES[experiment]}: not run", ("data set", "why not"), rows)]
     sheets = [_titled(sheet_of(table), TITLES[experiment])]
-    pairs = more_sheets.differences(results) if experiment == "table2" else None
+    pairs = more_sheets.differences(results, experiment)
     return sheets if pairs is None else [*sheets, pairs]
 
 

@@ -6,36 +6,40 @@ stage 1 needs, images with annotated aspects.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
 from masp.adapters import find_adapter, load_adapter, tensors_sha256
 from masp.backbones.base import Backbone
-from masp.errors import DataError, UsageError
+from masp.errors import UsageError
 from masp.labels import validate_labels
 from masp.model import MaspModel
 from masp.predictor import Masp
 from masp.questions import Questions
 from masp.settings import Positive
-from masp.systems.base import Lesson, Lessons, Said, System
-from masp.systems.heads import SMALLEST
-from masp.systems.learning import Study, studying, unlearned
+from masp.systems.base import Lessons, Said, System
+from masp.systems.cue_layers import present, read_words, vocabulary
+from masp.systems.learning import Study, check_lessons, studying, unlearned
 from masp.systems.plain import plain
 from masp.systems.probe import figures, fitted, logits
 from masp.systems.prompted import Prompted
 from masp.systems.zero_shot import said
 from masp.training.checkpoints import Checkpoint
+from masp.training.recipe import hash_of
 from masp.types import VisualTokens
 
 log = logging.getLogger(__name__)
 
 NAME = "cues"
+Penalty = Annotated[float, Field(gt=0)]
+PLACES = ("aspects", "prompt", "task")
+"""Settings that say where adapters are; what lies there is told by its hash."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +49,22 @@ class CueSettings:
     Attributes:
         aspects: an aspects adapter, its run or its id on a hub.
         prompt: a prompt adapter whose scores are added up too; None: no language model has a part in the answer.
+        task: which task of a prompt adapter with several.
         fewest: a word that fewer images are annotated with is left out.
-        cue_strengths: inverse strengths of the L2 penalty of the words, C; validation chooses for each aspect.
-        cue_without_val: C of the words where there is no validation split.
+        penalties: of the words' regressions; the training images decide for each aspect, each left out in turn.
         strengths: inverse strengths of the L2 penalty of the labels; validation chooses.
         without_val: C of the labels where there is no validation split.
-        iterations: most iterations of L-BFGS for each fit.
+        iterations: most iterations of L-BFGS for the labels.
     """
 
     aspects: str | None = None
     prompt: str | None = None
+    task: str | None = None
     fewest: Positive = 20
-    cue_strengths: tuple[float, ...] = (0.01, 0.1, 1.0)
-    cue_without_val: float = 0.1
+    penalties: Annotated[tuple[Penalty, ...], Field(min_length=1)] = (0.1, 1.0, 10.0, 100.0, 1000.0)
     strengths: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
     without_val: float = 0.1
-    iterations: Positive = 500
+    iterations: Positive = 1000
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ class Cue:
         aspect: which aspect shows it.
         word: as annotations have it.
         probability: that the image has it.
-        effects: what it adds to the logit of every label, measured from the mean of the training images.
+        effects: what it adds to the logit of every label that occurs in training, measured from the mean of the
+            training images.
     """
 
     aspect: str
@@ -81,7 +86,7 @@ class Cue:
 
 
 class CueHead:
-    """Two layers of logistic regression: aspect tokens → words, words and another system's scores → labels.
+    """Two linear layers: aspect tokens → words, words and another system's scores → labels.
 
     Args:
         model: with aspect modules; a soft prompt in it has no part.
@@ -106,6 +111,7 @@ class CueHead:
         if over is not None and tuple(over.labels) != self._labels:
             raise UsageError(f"the prompt chooses from {', '.join(over.labels)}", ", ".join(self._labels))
         self.learned: Checkpoint | None = None
+        self.seed = 0
 
     @property
     def backbone(self) -> Backbone:
@@ -118,15 +124,20 @@ class CueHead:
         return self._labels
 
     def learn(self, lessons: Lessons) -> None:
-        """Reads every image once, fits the words of each aspect, then the labels; the best on val is kept.
+        """Reads every image once, fits the words of each aspect, then the labels.
 
         Raises:
             DataError: no word is annotated often enough, or there is nothing to learn from.
         """
+        check_lessons(lessons, self.labels)
+        words = vocabulary(lessons.train, self.model.aspect_module().aspects, self.settings.fewest)
         if self.over is not None:
-            self.over.learn(replace(lessons, out=lessons.out / "prompt"))
-        with studying(NAME, self.backbone, self.labels, lessons, self._identity()) as study:
-            self.learned = study.once(lambda: self._fitted(study))
+            self.over.learn(replace(lessons, out=lessons.out / "tuned"))
+        told = [[lesson.image, dict(lesson.aspects)] for lesson in (*lessons.train, *lessons.val)]
+        identity = self._identity() | {"annotations": hash_of({"told": told})}
+        with studying(NAME, self.backbone, self.labels, lessons, identity) as study:
+            self.learned = study.once(lambda: self._fitted(study, words))
+        self.seed = lessons.seed
 
     @torch.no_grad()
     def answer(self, visual: VisualTokens) -> list[Said]:
@@ -142,7 +153,8 @@ class CueHead:
     def cues(self, visual: VisualTokens) -> list[list[Cue]]:
         """Every known word of every image, with what it adds to each label; the likeliest first.
 
-        The effects of all words, those of the other system's scores and the bias make up the logits exactly.
+        For labels that occur in training, the effects of all words, those of the other system's scores and the bias
+        make up the logits exactly.
 
         Raises:
             UsageError: it has not learned yet.
@@ -152,10 +164,10 @@ class CueHead:
         inputs = self._inputs(self._read(visual), found)[:, : len(words)]
         scaled = (inputs - layer["mean"][: len(words)]) / layer["scale"][: len(words)]
         effects = scaled[:, :, None] * layer["weight"].T[: len(words)]  # (b, words, labels)
-        rows = []
+        occurs, rows = layer["known"].tolist(), []
         for chances, added in zip(inputs.tolist(), effects.tolist(), strict=True):
             table = zip(words, chances, added, strict=True)
-            made = [Cue(*word, chance, dict(zip(self.labels, row, strict=True))) for word, chance, row in table]
+            made = [Cue(*word, chance, self._known(row, occurs)) for word, chance, row in table]
             rows.append(sorted(made, key=lambda cue: -cue.probability))
         return rows
 
@@ -165,20 +177,25 @@ class CueHead:
         if self.learned is not None:
             weights = [tensor for name, tensor in self.learned.tensors.items() if name.endswith(("weight", "bias"))]
             told["trained"] = sum(weight.numel() for weight in weights)
-            told |= {"fitted": self.learned.state, "tensors_sha256": tensors_sha256(self.learned.tensors)}
+            told |= {"seed": self.seed, "fitted": self.learned.state}
+            told["tensors_sha256"] = tensors_sha256(self.learned.tensors)
         return told
 
     def _identity(self) -> dict[str, Any]:
         """All that decides what it learns, besides backbone, labels and lessons."""
         modules, questions = self.model.aspect_module(), self.model.questions
-        settings = {key: value for key, value in plain(self.settings).items() if key not in ("aspects", "prompt")}
+        tuned = None if self.over is None else dict(self.over.describe())
         return {
-            "settings": settings,
+            "settings": {key: value for key, value in plain(self.settings).items() if key not in PLACES},
+            "question": None if tuned is None else tuned.get("question"),
             "aspects": list(modules.aspects),
             "aspects_sha256": tensors_sha256(modules.state_dict()),
             "questions": None if questions is None else questions.fingerprint(),
-            "over": None if self.over is None else dict(self.over.describe()),
+            "tuned": tuned,
         }
+
+    def _known(self, row: Sequence[float], occurs: Sequence[bool]) -> dict[str, float]:
+        return {label: added for label, added, there in zip(self.labels, row, occurs, strict=True) if there}
 
     def _state(self) -> Checkpoint:
         if self.learned is None:
@@ -199,60 +216,55 @@ class CueHead:
         return torch.tensor([[row[label] for label in self.labels] for row in rows if row is not None])
 
     def _inputs(self, read: Mapping[str, Tensor], found: Checkpoint) -> Float[Tensor, "batch inputs"]:
-        """What the second layer reads: the probability of every word, then the scores."""
-        aspects, chances = self.model.aspect_module().aspects, []
-        for place, aspect in enumerate(aspects):
-            layer = _part(found.tensors, aspect)
-            if layer:
-                chances.append(logits(layer, read["tokens"][:, place]).sigmoid())
-        return torch.cat([*chances, read["scores"]], dim=1)
+        """What the second layer reads: the probability of every word, then the scores if it adds them."""
+        chances = [
+            logits(_part(found.tensors, aspect), read["tokens"][:, place]).sigmoid()
+            for place, aspect in enumerate(self.model.aspect_module().aspects)
+            if f"{aspect}.weight" in found.tensors
+        ]
+        scores = read["scores"] if found.state["labels"]["scores"] else read["scores"][:, :0]
+        return torch.cat([*chances, scores], dim=1)
 
-    def _fitted(self, study: Study) -> Checkpoint:
+    def _fitted(self, study: Study, words: Mapping[str, Sequence[str]]) -> Checkpoint:
         table, row = study.table("aspect tokens", self._read)
-        of = {
-            split: {name: table[name][[row[lesson.image] for lesson in lessons]] for name in table}
-            for split, lessons in (("train", study.lessons.train), ("val", study.lessons.val))
-        }
-        words = vocabulary(study.lessons.train, self.model.aspect_module().aspects, self.settings.fewest)
-        tensors, state = {}, {"words": [[aspect, word] for aspect, known in words.items() for word in known]}
+        rows = [[row[lesson.image] for lesson in split] for split in (study.lessons.train, study.lessons.val)]
+        tensors: dict[str, Tensor] = {}
+        state: dict[str, Any] = {"words": [[aspect, word] for aspect, known in words.items() for word in known]}
+        chances: tuple[list[Tensor], list[Tensor]] = ([], [])
         for place, aspect in enumerate(self.model.aspect_module().aspects):
-            if words[aspect]:
-                pair = (of["train"]["tokens"][:, place], of["val"]["tokens"][:, place])
-                layer, state[aspect] = self._aspect(study, aspect, words[aspect], pair)
-                tensors |= {f"{aspect}.{name}": tensor for name, tensor in layer.items()}
-        read = Checkpoint(0, tensors, state)
-        layer, state["labels"] = self._labelled(study, *(self._inputs(of[split], read) for split in ("train", "val")))
+            if not words[aspect]:
+                continue
+            study.stop.check()
+            wanted = present(study.lessons.train, aspect, words[aspect])
+            layer, left_out, state[aspect] = read_words(
+                table["tokens"][rows[0], place], wanted, self.settings.penalties
+            )
+            log.info("%s: %s", aspect, state[aspect])
+            chances[0].append(left_out)
+            chances[1].append(logits(layer, table["tokens"][rows[1], place]).sigmoid())
+            tensors |= {f"{aspect}.{name}": tensor for name, tensor in layer.items()}
+        inputs = [torch.cat(parts, 1) for parts in chances]
+        layer, state["labels"] = self._labelled(study, inputs, [table["scores"][chosen] for chosen in rows])
         return Checkpoint(0, tensors | {f"labels.{name}": tensor for name, tensor in layer.items()}, state)
 
-    def _aspect(
-        self, study: Study, aspect: str, words: Sequence[str], tokens: tuple[Tensor, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """The words of one aspect: the layer, and C with the mean log-likelihood of a word on val."""
-        train = present(study.lessons.train, aspect, words)
-        val = present(study.lessons.val, aspect, words)
-        found = []
-        for strength in self.settings.cue_strengths if len(val) else (self.settings.cue_without_val,):
-            study.stop.check()
-            layer = fitted_words(tokens[0], train, strength, self.settings.iterations)
-            likelihood = _likelihood(logits(layer, tokens[1]), val) if len(val) else {}
-            log.info("%s, C = %g: %s", aspect, strength, likelihood)
-            found.append((tuple(likelihood.values()), layer, {"C": strength, **likelihood}))
-        _, layer, told = max(found, key=lambda one: one[0])
-        return layer, told
+    def _labelled(
+        self, study: Study, words: Sequence[Tensor], scores: Sequence[Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The second layer; C, and whether it adds the scores, by the likelihood on val.
 
-    def _labelled(self, study: Study, train: Tensor, val: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """The second layer, and C with its figures on val; the likelihood decides."""
-        targets = {
-            "train": [study.target(lesson) for lesson in study.lessons.train],
-            "val": [study.target(lesson) for lesson in study.lessons.val],
-        }
+        Stage 2 has seen the training images, so their scores may promise more than those of new images hold. Then the
+        words alone are likelier on val, and are taken.
+        """
+        targets, held = ([study.target(one) for one in split] for split in (study.lessons.train, study.lessons.val))
         found = []
-        for strength in self.settings.strengths if targets["val"] else (self.settings.without_val,):
-            study.stop.check()
-            layer = fitted(train, targets["train"], len(self.labels), strength, self.settings.iterations)
-            told = figures(logits(layer, val), targets["val"])
-            log.info("labels, C = %g: %s", strength, told)
-            found.append((told.get("log_likelihood", 0.0), layer, {"C": strength, **told}))
+        for added in (True, False) if scores[0].shape[1] and held else (bool(scores[0].shape[1]),):
+            train, val = (torch.cat([one, more], 1) if added else one for one, more in zip(words, scores, strict=True))
+            for strength in self.settings.strengths if held else (self.settings.without_val,):
+                study.stop.check()
+                layer = fitted(train, targets, len(self.labels), strength, self.settings.iterations)
+                told = figures(logits(layer, val), held)
+                log.info("labels, scores %s, C = %g: %s", added, strength, told)
+                found.append((told.get("log_likelihood", 0.0), layer, {"C": strength, "scores": added, **told}))
         _, layer, told = max(found, key=lambda one: one[0])
         return layer, told
 
@@ -272,7 +284,7 @@ def cue_system(
         questions: what the aspects are asked, where visual tokens depend on it; None: as they were trained.
 
     Raises:
-        UsageError: no aspects are named, or the adapter holds none.
+        UsageError: no aspects are named, an adapter lacks what it is named for, or several tasks and none is named.
         AdapterError: no such adapter, or one for another backbone.
     """
     settings = settings or CueSettings()
@@ -285,71 +297,12 @@ def cue_system(
     model = MaspModel(backbone, found.info.method, found.aspects, None, questions or found.info.asked())
     over = None
     if settings.prompt is not None:
-        over = Prompted(Masp.from_pretrained(settings.prompt, backbone, aspects=folder, labels=labels))
+        masp = Masp.from_pretrained(settings.prompt, backbone, aspects=folder, labels=labels, task=settings.task)
+        over = Prompted(masp)
+        if masp.model.prompt is None:
+            todo = "Name what masp train prompt wrote."
+            raise UsageError(f"{settings.prompt} holds no soft prompt", "a prompt adapter", todo)
     return CueHead(model, labels, over, settings)
-
-
-def vocabulary(lessons: Sequence[Lesson], aspects: Sequence[str], fewest: int) -> dict[str, tuple[str, ...]]:
-    """The words of each aspect that enough lessons are annotated with, in alphabetical order.
-
-    Raises:
-        DataError: there is none.
-    """
-    counts = {aspect: Counter(word for lesson in lessons for word in _words(lesson, aspect)) for aspect in aspects}
-    known = {aspect: tuple(sorted(w for w, n in found.items() if n >= fewest)) for aspect, found in counts.items()}
-    if not any(known.values()):
-        raise DataError(
-            "no aspect of the images to learn from is annotated often enough",
-            f"a word that {fewest} or more of them have",
-            "Annotate them (masp data annotate), or lower fewest.",
-        )
-    return known
-
-
-def present(lessons: Sequence[Lesson], aspect: str, words: Sequence[str]) -> Float[Tensor, "images words"]:
-    """1 where a lesson is annotated with a word, 0 where it is not, whatever the reason."""
-    return torch.tensor([[float(word in _words(lesson, aspect)) for word in words] for lesson in lessons])
-
-
-def fitted_words(
-    tokens: Float[Tensor, "images dim"],
-    wanted: Float[Tensor, "images words"],
-    strength: float,
-    iterations: int,
-) -> dict[str, Tensor]:
-    """A logistic regression for each word, all at once, by L-BFGS from zero; as `probe.fitted` gives one.
-
-    Each minimises its cross-entropy, summed over the images, + |w|² / (2 · strength) on standardised columns.
-    """
-    wide = tokens.double()
-    mean, scale = wide.mean(0), wide.std(0, correction=0).clamp_min(SMALLEST)
-    inputs, targets = (wide - mean) / scale, wanted.double()
-    weight = torch.zeros(targets.shape[1], inputs.shape[1], dtype=torch.double, requires_grad=True)
-    bias = torch.zeros(targets.shape[1], dtype=torch.double, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")
-
-    def closure() -> float:
-        optimizer.zero_grad()
-        own = torch.nn.functional.binary_cross_entropy_with_logits(inputs @ weight.T + bias, targets, reduction="sum")
-        loss = (own + weight.square().sum() / (2 * strength)) / len(inputs)
-        loss.backward()
-        return float(loss.detach())
-
-    with torch.enable_grad():
-        optimizer.step(closure)
-    known = torch.ones(targets.shape[1], dtype=torch.bool)
-    images = torch.tensor(float(len(inputs)))
-    parts = {"weight": weight, "bias": bias, "mean": mean, "scale": scale}
-    return {**{name: part.detach().float() for name, part in parts.items()}, "known": known, "n": images}
-
-
-def _words(lesson: Lesson, aspect: str) -> tuple[str, ...]:
-    return tuple(word for word in lesson.aspects.get(aspect, "").split(", ") if word)
-
-
-def _likelihood(odds: Tensor, wanted: Tensor) -> dict[str, float]:
-    loss = torch.nn.functional.binary_cross_entropy_with_logits(odds.double(), wanted.double())
-    return {"log_likelihood": -float(loss)}
 
 
 def _part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
