@@ -123,7 +123,7 @@ HEADS = {
 the first layer of the cue head (`masp.systems.cue_layers`) on the training pictures."""
 
 PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
-"""Of the words, as the cue head has them; the training pictures decide."""
+"""Of the words; the training pictures decide."""
 
 
 def draw(backbone: Backbone, split: str, count: int) -> Pictures:

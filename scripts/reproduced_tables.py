@@ -9,6 +9,7 @@ from generated import table
 SHOWN = ("table1", "table1-differences", "table2", "table2-differences", "table3", "figure3", "figure4")
 """Tables in the order of the README; Table 4 does not depend on any run."""
 
+CUE_HEAD = "MASP with a cue head"
 NOTHING = "Not run yet: `masp reproduce all --out results --jobs 2`."
 UNLIKE = "Every system that learns has the same images, but not the same number of steps."
 """How the note begins without which Table 1 would read as a race under equal conditions."""
@@ -78,9 +79,9 @@ def _goals(content: dict[str, Any], tables: dict[str, dict[str, Any]]) -> list[s
 
 def _cue_goals(measured: dict[str, tuple[str, str]], prompt: float, ceiling: float) -> list[tuple[str, str, str, bool]]:
     """The same goals for the variant with a cue head; none where it was not run."""
-    if "cues" not in measured:
+    if CUE_HEAD not in measured:
         return []
-    accuracy, error = map(float, measured["cues"])
+    accuracy, error = map(float, measured[CUE_HEAD])
     share = accuracy / ceiling
     return [
         ("cue head on top of the soft prompt", f"{accuracy - prompt:+.1f} points", "≥ +3", accuracy - prompt >= 3),

@@ -61,7 +61,7 @@ class CueSettings:
     prompt: str | None = None
     task: str | None = None
     fewest: Positive = 20
-    penalties: Annotated[tuple[Penalty, ...], Field(min_length=1)] = (0.1, 1.0, 10.0, 100.0, 1000.0)
+    penalties: Annotated[tuple[Penalty, ...], Field(min_length=1)] = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
     strengths: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
     without_val: float = 0.1
     iterations: Positive = 1000
@@ -167,7 +167,7 @@ class CueHead:
         occurs, rows = layer["known"].tolist(), []
         for chances, added in zip(inputs.tolist(), effects.tolist(), strict=True):
             table = zip(words, chances, added, strict=True)
-            made = [Cue(*word, chance, self._known(row, occurs)) for word, chance, row in table]
+            made = [Cue(aspect, word, p, self._known(row, occurs)) for (aspect, word), p, row in table]
             rows.append(sorted(made, key=lambda cue: -cue.probability))
         return rows
 

@@ -1,0 +1,168 @@
+"""Does a cue head know why? The largest effect on the label against the true cause, beside leaving aspects out.
+
+The shipped adapter of the embedded default says which aspect decided by leaving each of them out. A cue head on the
+same aspects and the same soft prompt says it by adding up, for every aspect, what its words add to the label. Only the
+made world knows which is right. All pictures are drawn for this file, so the shipped test split takes no part.
+
+    python benchmarks/cue_causes.py WORK_FOLDER --out benchmarks/results/cue_causes.json
+"""
+
+import argparse
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from masp.adapters import library_versions
+from masp.aspects import ASPECTS, level
+from masp.bench.clock import processor
+from masp.data.emoji.dataset import annotation
+from masp.data.emoji.splits import scenes
+from masp.evaluation import metrics
+from masp.explain import leave_one_out, taking_part
+from masp.predictor import Masp
+from masp.systems.base import Lesson, Lessons
+from masp.systems.cues import CueHead
+from masp.systems.prompted import Prompted
+from masp.types import VisualTokens
+
+SEED = 9  # of the pictures
+TOGETHER = 64
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of one split as the backbone sees them, with their annotations."""
+
+    visual: VisualTokens
+    notes: list[dict[str, Any]]
+
+    def lessons(self, first: int) -> tuple[Lesson, ...]:
+        """What a system learns from them; their numbers begin at `first`."""
+        return tuple(Lesson(first + at, note["emotion"], told(note)) for at, note in enumerate(self.notes))
+
+
+class Held:
+    """The visual tokens of several splits in memory, one behind the other; see `masp.systems.base.Images`."""
+
+    def __init__(self, parts: Sequence[Pictures]) -> None:
+        self.tokens = VisualTokens.stack([part.visual for part in parts])
+
+    def visual(self, images: Sequence[int]) -> VisualTokens:
+        """Some of them."""
+        return self.tokens.select(images)
+
+
+def told(note: dict[str, Any]) -> dict[str, str]:
+    """The annotated cues of a picture as a data set gives them to a system."""
+    found = {}
+    for aspect in ASPECTS:
+        value = note.get(aspect)
+        if isinstance(value, float):
+            found[aspect] = level(value)
+        elif value:
+            found[aspect] = ", ".join(value) if isinstance(value, list) else str(value)
+    return found
+
+
+@torch.no_grad()
+def draw(masp: Masp, split: str, count: int) -> Pictures:
+    """Draw pictures and turn them into visual tokens."""
+    backbone, parts, notes, batch = masp.backbone, [], [], []
+    for number, made in enumerate(scenes(split, SEED, count)):
+        notes.append(annotation(made, ""))
+        batch.append(made.drawing.image)
+        if len(batch) == TOGETHER or number == count - 1:
+            parts.append(backbone.visual_tokens(backbone.preprocess(batch)))
+            batch = []
+    return Pictures(VisualTokens.stack(parts), notes)
+
+
+def by_leaving_out(masp: Masp, visual: VisualTokens) -> list[tuple[str, str]]:
+    """What the adapter names for each picture, and the aspect whose loss would cost that label most."""
+    task, said = masp.task, Prompted(masp).answer(visual)
+    names = taking_part(masp.model, task.use)
+    effects = leave_one_out(masp.model, visual, task.question, task.labels, task.use)
+    found = []
+    for row, one in zip(effects, said, strict=True):
+        assert one.predicted is not None
+        column = row[:, task.labels.index(one.predicted)]
+        found.append((one.predicted, names[int(column.argmax())]))
+    return found
+
+
+def by_adding_up(head: CueHead, visual: VisualTokens) -> list[tuple[str, str]]:
+    """What a cue head names for each picture, and the aspect whose words add most to that label."""
+    found = []
+    for one, cues in zip(head.answer(visual), head.cues(visual), strict=True):
+        assert one.predicted is not None
+        added = dict.fromkeys(ASPECTS, 0.0)
+        for cue in cues:
+            added[cue.aspect] += cue.effects.get(one.predicted, 0.0)
+        found.append((one.predicted, max(added, key=added.__getitem__)))
+    return found
+
+
+def judged(found: Sequence[tuple[str, str]], notes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Accuracy, and how often the aspect that is named is the true cause, among correct predictions."""
+    named = list(zip(found, notes, strict=True))
+    right = [(aspect, note["emoji"]["cause"]) for (label, aspect), note in named if label == note["emotion"]]
+    share = metrics.share(sum(aspect == cause for aspect, cause in right), len(right))
+    guess = max(Counter(cause for _, cause in right).values()) / len(right)
+    accuracy = metrics.share(len(right), len(notes))
+    return {"accuracy": accuracy.value, "cause": [share.value, share.low, share.high], "guess": guess}
+
+
+def measure(work: Path, sizes: tuple[int, int, int], out: Path) -> None:
+    """Learn two cue heads, ask them and the adapter, write the result file."""
+    started, masp = time.perf_counter(), Masp.from_pretrained()
+    train, val, test = (draw(masp, split, size) for split, size in zip(("train", "val", "test"), sizes, strict=True))
+    images = Held([train, val])
+    systems = {"words alone": None, "words and the soft prompt's scores": Prompted(masp)}
+    found = {}
+    groups = [range(start, min(start + TOGETHER, sizes[2])) for start in range(0, sizes[2], TOGETHER)]
+    batches = [test.visual.select(list(group)) for group in groups]
+    found["MASP, each aspect left out"] = [one for batch in batches for one in by_leaving_out(masp, batch)]
+    for name, over in systems.items():
+        head = CueHead(masp.model, masp.labels, over)
+        folder = work / name.replace(" ", "-")
+        head.learn(Lessons(images, train.lessons(0), val.lessons(sizes[0]), folder, 0, f"emoji {SEED} {sizes}"))
+        found[f"cue head, {name}"] = [one for batch in batches for one in by_adding_up(head, batch)]
+    figures = {name: judged(answers, test.notes) for name, answers in found.items()}
+    write(out, sizes, figures, time.perf_counter() - started)
+
+
+def write(out: Path, sizes: tuple[int, int, int], figures: dict[str, dict[str, Any]], took: float) -> None:
+    """The result file, with a table for people."""
+    rows = []
+    for name, one in figures.items():
+        share, low, high = (100 * value for value in one["cause"])
+        rows.append([name, f"{100 * one['accuracy']:.1f}", f"{share:.1f} [{low:.1f}, {high:.1f}]"])
+        rows[-1].append(f"{100 * one['guess']:.1f}")
+    head = ["system", "accuracy, %", "true cause named, % of correct predictions", "always the commonest cause, %"]
+    content = {
+        "command": f"python benchmarks/cue_causes.py WORK_FOLDER --sizes {' '.join(map(str, sizes))}",
+        "title": "Which cue decided: a cue head beside leaving aspects out, on the embedded default",
+        "note": f"{sizes[2]:,} pictures, drawn for this; the heads learned from {sizes[0]:,} others.",
+        "table": {"head": head, "rows": rows},
+        "figures": figures,
+        "machine": {"processor": processor(), "threads": torch.get_num_threads()},
+        "versions": library_versions(),
+        "seconds": round(took),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--sizes", type=int, nargs=3, default=[5000, 500, 2000], help="train, val, test")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cue_causes.json")
+    args = parser.parse_args()
+    measure(args.work, tuple(args.sizes), args.out)
