@@ -40,7 +40,12 @@ def _bar(axes: Axes, place: int, row: Row, dataset: str, paper: bool) -> None:
     entry = row.entries[dataset]
     found = entry.interval
     assert found is not None
-    axes.barh([place], [100 * found.value], height=0.56, color=MID if "+S" in row.name or row.name.startswith("MASP") else SOFT)
+    axes.barh(
+        [place],
+        [100 * found.value],
+        height=0.56,
+        color=MID if "+S" in row.name or row.name.startswith("MASP") else SOFT,
+    )
     axes.plot([100 * found.low, 100 * found.high], [place, place], color=INK, linewidth=1.2, solid_capstyle="butt")
     if len(entry.values) > 1:
         points = [100 * value for value in entry.values]
