@@ -297,7 +297,7 @@ def measure(sizes: tuple[int, int], seeds: Sequence[int], steps: int | None, row
     found: dict[str, list[float]] = {}
     gates: list[dict[str, float]] = []
     linear: list[dict[str, float]] = []
-    for seed in seeds:
+    for number, seed in enumerate(seeds):
         scores = {}
         for row in rows:
             model = bench.trained(row if steps is None else replace(row, steps=steps), seed)
@@ -310,12 +310,14 @@ def measure(sizes: tuple[int, int], seeds: Sequence[int], steps: int | None, row
         if FULL.name in scores:
             gates.append(together(scores, test))
             print(gates[-1], flush=True)
-    for group in (gates, linear):
-        for name in group[0] if group else ():
-            found[name] = [one[name] for one in group]
-    asked = f"--train {sizes[0]} --test {sizes[1]} --seeds {' '.join(map(str, seeds))}"
-    asked += f" --rows {len(rows)}"
-    write(out, asked, found, test, time.perf_counter() - started)
+        done = " ".join(map(str, seeds[: number + 1]))  # what is measured is written, whatever happens to the rest
+        asked = f"--train {sizes[0]} --test {sizes[1]} --seeds {done} --rows {len(rows)}"
+        write(out, asked, {**found, **_by_name(gates), **_by_name(linear)}, test, time.perf_counter() - started)
+
+
+def _by_name(group: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """One list of values over the seeds for each name."""
+    return {name: [one[name] for one in group] for name in (group[0] if group else ())}
 
 
 def write(out: Path, asked: str, found: Mapping[str, list[float]], test: Pictures, took: float) -> None:
