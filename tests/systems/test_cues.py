@@ -1,6 +1,7 @@
 """The cue head by hand: its words, the optimum of its first layer, effects that add up, and what is refused."""
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,25 @@ def test_a_prompt_is_added_up_with_its_own_scores(tmp_path: Path) -> None:
         assert alone.log_probabilities == pytest.approx(said[place.name][1].log_probabilities, abs=1e-4)
         assert system.describe()["tuned"]["adapter"]["aspects"] == ([] if place is prompt else list(ASPECTS))
     assert said["prompt"] != said["whole"]
+
+
+def test_what_was_learned_is_loaded_without_the_lessons(tmp_path: Path) -> None:
+    system, images = head(over=True), Watched(tiny.backbone())
+    system.learn(replace(taught(tmp_path / "out", images), seed=3))
+    again = head(over=True).load(tmp_path / "out")
+    visual = images.visual([0, 1])
+    assert again.answer(visual) == system.answer(visual)
+    assert again.cues(visual) == system.cues(visual)
+    assert again.describe() == system.describe()
+    with pytest.raises(UsageError, match="tuned: "):
+        head(over=False).load(tmp_path / "out")
+    with pytest.raises(UsageError, match="settings: "):
+        head(over=True, settings=replace(FREELY, fewest=3)).load(tmp_path / "out")
+    with pytest.raises(UsageError, match="holds nothing that a cue head learned"):
+        head().load(tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "out" / "learned")
+    with pytest.raises(UsageError, match="has not learned to the end"):
+        head(over=True).load(tmp_path / "out")
 
 
 def test_what_cannot_work_is_refused(tmp_path: Path) -> None:

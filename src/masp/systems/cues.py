@@ -5,10 +5,12 @@ modules as stage 1 left them: nothing of the backbone, the aspects or the soft p
 stage 1 needs, images with annotated aspects.
 """
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Self
 
 import torch
 from jaxtyping import Float
@@ -30,8 +32,9 @@ from masp.systems.plain import plain
 from masp.systems.probe import figures, fitted, logits
 from masp.systems.prompted import Prompted
 from masp.systems.zero_shot import said
-from masp.training.checkpoints import Checkpoint
+from masp.training.checkpoints import Checkpoint, CheckpointStore
 from masp.training.recipe import hash_of
+from masp.training.runs import RunFolder, compare
 from masp.types import VisualTokens
 
 log = logging.getLogger(__name__)
@@ -138,6 +141,30 @@ class CueHead:
         with studying(NAME, self.backbone, self.labels, lessons, identity) as study:
             self.learned = study.once(lambda: self._fitted(study, words))
         self.seed = lessons.seed
+
+    def load(self, folder: str | Path) -> Self:
+        """What `learn` left in a folder, ready to answer about any image without the lessons.
+
+        Args:
+            folder: `out` of the lessons; of `masp baseline cues --out DIR` it is DIR/training.
+
+        Raises:
+            UsageError: nothing there, or learned with other adapters, labels or settings, or on another backbone.
+        """
+        run = RunFolder(Path(folder))
+        todo = "Name the folder training of masp baseline cues, once it has finished."
+        try:
+            before = json.loads(run.description.read_text(encoding="utf-8"))["identity"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UsageError(f"{folder} holds nothing that a cue head learned", "its folder", todo) from None
+        own = {"system": NAME, "backbone": self.backbone.fingerprint(), "labels": list(self.labels), **self._identity()}
+        own = json.loads(json.dumps(own))
+        compare({key: before.get(key) for key in own}, own, run.out)
+        self.learned = CheckpointStore(run.out / "learned", keep=1).latest()
+        if self.learned is None:
+            raise UsageError(f"the cue head in {folder} has not learned to the end", "a finished one", todo)
+        self.seed = before["seed"]
+        return self
 
     @torch.no_grad()
     def answer(self, visual: VisualTokens) -> list[Said]:
