@@ -247,6 +247,8 @@ def words_of(bench: Bench, inputs: Sequence[np.ndarray], own: bool) -> list[np.n
     lessons = [Lesson(number, "", row) for number, row in enumerate(bench.train.words)]
     found: list[list[Tensor]] = [[], []]
     for place, (aspect, words) in enumerate(vocabulary(lessons, ASPECTS, 20).items()):
+        if not words:
+            continue  # too few pictures
         sixths = [np.split(part, len(ASPECTS), axis=1)[place] if own else part for part in inputs]
         columns = [torch.from_numpy(part).float() for part in sixths]
         layer, left_out, _ = read_words(columns[0], present(lessons, aspect, words), PENALTIES)
@@ -297,7 +299,8 @@ def measure(sizes: tuple[int, int], seeds: Sequence[int], steps: int | None, row
     found: dict[str, list[float]] = {}
     gates: list[dict[str, float]] = []
     linear: list[dict[str, float]] = []
-    for number, seed in enumerate(seeds):
+    asked = f"--train {sizes[0]} --test {sizes[1]} --seeds {' '.join(map(str, seeds))} --rows {len(rows)}"
+    for seed in seeds:
         scores = {}
         for row in rows:
             model = bench.trained(row if steps is None else replace(row, steps=steps), seed)
@@ -307,12 +310,11 @@ def measure(sizes: tuple[int, int], seeds: Sequence[int], steps: int | None, row
             if row is ROWS[0]:
                 linear.append(heads(bench, model))
                 print(linear[-1], flush=True)
-        if FULL.name in scores:
-            gates.append(together(scores, test))
-            print(gates[-1], flush=True)
-        done = " ".join(map(str, seeds[: number + 1]))  # what is measured is written, whatever happens to the rest
-        asked = f"--train {sizes[0]} --test {sizes[1]} --seeds {done} --rows {len(rows)}"
-        write(out, asked, {**found, **_by_name(gates), **_by_name(linear)}, test, time.perf_counter() - started)
+            if row is FULL:
+                gates.append(together(scores, test))
+                print(gates[-1], flush=True)
+            told = {**found, **_by_name(gates), **_by_name(linear)}  # written at once, whatever happens to the rest
+            write(out, asked, told, test, time.perf_counter() - started)
 
 
 def _by_name(group: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
