@@ -137,7 +137,7 @@ def _load(name, **kwargs):
 '''
 
 BAD = [
-    ("too_long", "x = 1\n" * 401, "has 401 lines"),
+    ("too_long", "x = 1\n" * 501, "has 501 lines"),
     ("too_long", "def f():\n" + "    x = 1\n" * 60, "f has 61 lines"),
     ("foreign_owners", "import yaml", "imports yaml, which only masp.config may"),
     ("foreign_owners", "def f():\n    from matplotlib import pyplot", "imports matplotlib"),
