@@ -15,7 +15,7 @@ TORCH := $(shell grep -i '^torch==' constraints.txt)
 PIP_FLAGS := --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test test-slow coverage lint format types docs families wheel-test lock clean
+.PHONY: help setup demo bench test test-slow coverage lint format types docs prediction families wheel-test lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,10 +59,14 @@ types: $(READY) ## static types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(READY) ## write the generated parts of README and docs again
+	$(BIN)/python scripts/draw_architecture.py
 	$(BIN)/python scripts/update_readme.py
 	$(BIN)/python scripts/update_configuration_doc.py
 	$(BIN)/python scripts/update_adapter_schema.py
 	$(BIN)/python scripts/update_backbones_doc.py
+
+prediction: $(READY) ## write docs/prediction.txt, the terminal that the README shows
+	COLUMNS=100 $(BIN)/masp predict src/masp/demo_pictures/hospital.png > docs/prediction.txt
 
 families: $(READY) ## run the contract of every backbone family and write its table
 	MASP_RECORD_FAMILIES=docs/backbones.json $(BIN)/python -m pytest -q tests/contract

@@ -1,4 +1,4 @@
-"""The part of the README that `masp reproduce all --out results` fills: its tables, without rows that say nothing."""
+"""The tables that `masp reproduce all --out results` fills: its tables, without rows that say nothing."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from generated import table
 
 SHOWN = ("table1", "table1-differences", "table2", "table2-differences", "table3", "figure3", "figure4")
-"""Tables in the order of the README; Table 4 does not depend on any run."""
+"""Tables in the order of the page; Table 4 does not depend on any run."""
 
 CUE_HEAD = "MASP with a cue head"
 NOTHING = "Not run yet: `masp reproduce all --out results --jobs 2`."
@@ -21,7 +21,7 @@ PICTURES = (
 
 
 def reproduction(folder: Path) -> str:
-    """The tables of a reproduction, or that there is none."""
+    """The tables of a reproduction for a page in docs/, or that there is none."""
     file = folder / "reproduce.json"
     if not file.is_file():
         return NOTHING
@@ -31,14 +31,28 @@ def reproduction(folder: Path) -> str:
     parts += _goals(content, tables)
     parts += [_shown(tables[name]) for name in SHOWN if name in tables]
     pictures = [one for one in PICTURES if Path(one[0]).stem in tables and (folder / one[0]).is_file()]
-    parts += [f"![{words}]({folder.name}/{name})" for name, words in pictures]
+    parts += [f"![{words}](../{folder.name}/{name})" for name, words in pictures]
     if content["failed"]:
         parts.append("Failed: " + ", ".join(f"{cell} ({error})" for cell, error in content["failed"].items()) + ".")
     place = f"{folder.name}/README.md"
     wrote = dict.fromkeys(tables[name].get("command", content["command"]) for name in SHOWN if name in tables)
     commands = ", ".join(f"`{command}`" for command in wrote) or f"`{content['command']}`"
-    parts.append(f"Written by {commands}; all of it, and what it depended on: [{place}]({place}).")
+    parts.append(f"Written by {commands}; all of it, and what it depended on: [{place}](../{place}).")
     return "\n\n".join(parts)
+
+
+def headline(folder: Path) -> str:
+    """The one table of the README: Table 2, and what it has to be read against."""
+    file = folder / "reproduce.json"
+    if not file.is_file():
+        return NOTHING
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    (one,) = [entry for entry in content["tables"] if entry["name"] == "table2"]
+    wanted = ("system", "what takes part", "accuracy, %", "each seed", "95 % interval")
+    places = [one["head"].index(name) for name in wanted]
+    rows = [tuple(row[place] for place in places) for row in one["rows"]]
+    command = one.get("command", content["command"])
+    return f"{_facts(content)}\n\n{table(wanted, rows)}\n\nWritten by `{command}`."
 
 
 def _facts(content: dict[str, Any]) -> str:

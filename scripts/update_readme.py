@@ -1,7 +1,6 @@
-"""Write the generated parts of README.md and docs/measurements.md (`make docs`).
+"""Write the generated parts of README.md, docs/measurements.md and docs/data-flow.md (`make docs`).
 
-The README has the rooms of the house, the reproduced tables and what is gained in time; all other measurements have a
-page of their own. A result is a JSON file in benchmarks/results/ that a command wrote, with the `command` in it. How it
+The README shows one prediction and Table 2; everything else that was measured has a page of its own. A result is a JSON file in benchmarks/results/ that a command wrote, with the `command` in it. How it
 is shown is decided in `result_tables.py`; or the file brings a `title`, a `table` (`head` and `rows`), perhaps a
 `note`.
 """
@@ -12,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from generated import ROOT, table, update
-from reproduced_tables import reproduction
+from reproduced_tables import headline, reproduction
 from result_tables import SHAPES, speed
 
 README = ROOT / "README.md"
 MEASUREMENTS = ROOT / "docs" / "measurements.md"
+DATA_FLOW = ROOT / "docs" / "data-flow.md"
+PREDICTION = ROOT / "docs" / "prediction.txt"
 RESULTS = ROOT / "benchmarks" / "results"
 FIRST = "embedded.json"
 REPRODUCED = ROOT / "results"
@@ -71,13 +72,20 @@ def _first_line(path: Path) -> str:
     return text.partition("\n")[0].replace("``", "`")
 
 
+def prediction() -> str:
+    """What a person sees of `masp predict`, as `make prediction` wrote it."""
+    return f"```\n{PREDICTION.read_text(encoding='utf-8').rstrip()}\n```"
+
+
 def parts() -> dict[tuple[Path, str], str]:
     """Document and name of each generated part → what it should say."""
     return {
-        (README, "rooms"): rooms(),
-        (README, "reproduction"): reproduction(REPRODUCED),
-        (README, "speed"): gained(),
+        (README, "prediction"): prediction(),
+        (README, "table2"): headline(REPRODUCED),
+        (MEASUREMENTS, "reproduction"): reproduction(REPRODUCED),
+        (MEASUREMENTS, "speed"): gained(),
         (MEASUREMENTS, "results"): results(),
+        (DATA_FLOW, "rooms"): rooms(),
     }
 
 

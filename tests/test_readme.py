@@ -224,7 +224,7 @@ def test_a_reproduction_is_shown_without_empty_rows(tmp_path: Path) -> None:
     assert "the best that anyone could reach 76.4 %." in shown
     assert "| V | 41.7 |" in shown
     assert "another" not in shown
-    assert "(results/figure4.png)" in shown
+    assert "(../results/figure4.png)" in shown
     assert "figure3.png" not in shown, "its table is not there, so the picture is of another run"
     assert "Failed: a/b/seed0 (no memory)." in shown
     assert "Written by `masp reproduce table2`, `masp reproduce all`; all of it" in shown
