@@ -241,7 +241,7 @@ def test_a_signal_during_validation_stops_all_before_the_same_group(monkeypatch,
             stage = stage1_aspects.AspectStage(model, store, [], list(enumerate(records)), questions)
         else:
             held = [(number, record.label) for number, record in enumerate(records)]
-            asking = stage2_prompt.Asking(questions, small_training.LABELS, "comma", False, 0)
+            asking = stage2_prompt.Asking(questions, small_training.LABELS, "comma", "fixed", 0)
             stage = stage2_prompt.PromptStage(model, store, [], held, asking, Use(()))
         stage.validate(stops[processes.rank])
 
