@@ -93,6 +93,7 @@ class Bench:
         self.backbone, self.memory = load_backbone("embedded", dtype="float32", device="cpu"), VisualMemory()
         self.questions = load_questions()
         home = self.work / "pictures"
+        (self.work / "cells").mkdir(parents=True, exist_ok=True)
         if not (home / "info.json").exists():
             shutil.rmtree(home, ignore_errors=True)
             held = max(SIZES.values())
