@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -204,17 +205,16 @@ def _cell(found: Mapping[str, float]) -> str:
 
 
 def measure(work: Path, pictures: Pictures, seeds: Sequence[int], rows: Sequence[str], most: int, out: Path) -> None:
-    """Every row with every size and seed, at most so many new ones; the result file once the defaults are there."""
-    bench, cells, asked = Bench(work, pictures), [], "--select" if pictures == SELECTION else ""
-    wanted = [(size, row, seed) for seed in seeds for row in rows for size in SIZES]
-    before = set((bench.work / "cells").glob("*.json"))
-    for size, row, seed in wanted:
-        if len(set((bench.work / "cells").glob("*.json")) - before) >= most:
-            print("stopped; the same command goes on")
-            return
-        cells.append(bench.cell(size, row, seed))
-    asked = f"{asked} --seeds {' '.join(map(str, seeds))}".strip()
-    write_file(out, (json.dumps(result(cells, pictures, asked), indent=1) + "\n").encode())
+    """Every row with every size and seed, at most so many new ones; the result file is written after every seed."""
+    bench, cells, started = Bench(work, pictures), [], time.time()
+    for place, seed in enumerate(seeds, start=1):
+        for row, size in product(rows, SIZES):
+            if sum(file.stat().st_mtime > started for file in (bench.work / "cells").glob("*.json")) >= most:
+                print("stopped; the same command goes on")
+                return
+            cells.append(bench.cell(size, row, seed))
+        asked = "--select " * (pictures == SELECTION) + f"--seeds {' '.join(map(str, seeds[:place]))}"
+        write_file(out, (json.dumps(result(cells, pictures, asked), indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":
