@@ -4,12 +4,12 @@ V+S on the embedded backbone in float32, on 182 and on 1,386 emoji scenes (what 
 training; 13 and 99 are for validation), several training seeds. Every row of the sweep differs from the defaults in
 the settings that it names.
 
-The defaults were chosen with `--select`: other pictures (data seed 11), another training seed, measured on pictures of
-the split val. The committed figures are of pictures that took no part in that (data seed 0, split test). Two measures:
-accuracy, and the mean true probability of the named label, which accuracy tends to and which has far less noise.
+Defaults are chosen with `--select`: other pictures (data seed 11), another training seed, measured on pictures of the
+split val. The result is of pictures that take no part in that (data seed 0, split test). Two measures: accuracy, and
+the mean true probability of the named label, which accuracy tends to and which has far less noise.
 
-    python benchmarks/defaults.py WORK --select            # what the defaults were chosen by
-    python benchmarks/defaults.py WORK --seeds 0 1 2       # the committed result; a finished cell is not run again
+    python benchmarks/defaults.py WORK --select --seeds 10 # to choose by
+    python benchmarks/defaults.py WORK --seeds 0 1 2       # the result; a finished cell is not run again
 """
 
 import argparse
