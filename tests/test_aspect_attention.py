@@ -1,6 +1,7 @@
 """Aspect attention: a number computed by hand, the plain formula, torch's own attention, masks and gradients."""
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -137,6 +138,16 @@ def test_the_start_depends_on_the_seed_alone() -> None:
     same = [torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True)]
     assert all(same)
     assert not torch.equal(first.module("scene").queries, other.module("scene").queries)
+
+
+@pytest.mark.parametrize("kind", ["single", "multihead"])
+def test_the_queries_start_as_wide_as_is_asked_for(kind: Literal["single", "multihead"]) -> None:
+    wide, usual = (
+        AspectModules(400, NAMES, 30, kind, torch.Generator().manual_seed(2), std).module("scene")
+        for std in (1.0, None)
+    )
+    assert float(wide.queries.detach().std()) == pytest.approx(1.0, rel=0.05)
+    assert torch.allclose(wide.queries, usual.queries * 20)
 
 
 def test_an_unknown_aspect_is_named() -> None:

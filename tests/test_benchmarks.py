@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import annotations
+import defaults
 import embedded
 import full_size
 import pytest
@@ -20,6 +21,7 @@ import tiny
 from masp.backbones.facts import count
 from masp.backbones.loading import load_backbone
 from masp.backbones.published import Description, describe
+from masp.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -115,3 +117,30 @@ def test_what_does_not_belong_together_is_not_joined(tmp_path, other):
     with pytest.raises(SystemExit, match="do not go together"):
         embedded.join([of_seed(tmp_path, 0, 0.5), of_seed(tmp_path / "other", *other)], tmp_path / "all.json")
     assert not (tmp_path / "all.json").exists()
+
+
+def swept(**accuracies: float) -> list[dict[str, object]]:
+    """Cells of a sweep in two sizes and with two seeds, which do not differ."""
+    return [
+        {"images": size, "row": row, "seed": seed, "accuracy": value, "expected": value / 2, "settings": {}}
+        for row, value in accuracies.items()
+        for size in defaults.SIZES
+        for seed in (0, 1)
+    ]
+
+
+def test_the_sweep_says_how_far_the_defaults_are_behind_the_best_row():
+    cells = swept(**{"defaults": 0.5, "rate / 3": 0.25, "rate × 3": 0.75})
+    content = defaults.result(cells, defaults.FINAL, "")
+    assert content["behind_best"] == {str(size): {"accuracy": 0.25, "expected": 0.125} for size in defaults.SIZES}
+    assert [row[0] for row in content["table"]["rows"]] == ["defaults", "rate / 3", "rate × 3"]
+    unfinished = defaults.result(cells[:-1], defaults.FINAL, "")  # a seed is missing in the last row
+    assert [row[0] for row in unfinished["table"]["rows"]] == ["defaults", "rate / 3"]
+    assert all(one["accuracy"] == 0 for one in unfinished["behind_best"].values())
+
+
+def test_every_row_of_the_sweep_is_a_setting_of_stage_2_and_differs_from_the_defaults():
+    plain = load_config().prompt
+    for row, changes in defaults.ROWS.items():
+        found = load_config(None, [f"prompt.{change}" for change in changes]).prompt
+        assert (found == plain) == (row == defaults.DEFAULTS), row

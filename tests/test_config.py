@@ -42,11 +42,11 @@ LEAVES = dict(leaves(RunConfig))
 # --- values --------------------------------------------------------------------------------------------------------
 
 
-def test_defaults_are_the_papers() -> None:
+def test_the_method_is_the_papers_by_default_and_its_training_fits_any_backbone() -> None:
     config = load_config()
     assert (config.method.variant, config.method.prompt_length) == ("paper", 32)
     for stage in (config.aspects, config.prompt):
-        assert (stage.learning_rate, stage.warmup, stage.schedule, stage.weight_decay) == (1e-4, 0.03, "cosine", 0.0)
+        assert (stage.learning_rate, stage.epochs, stage.schedule, stage.weight_decay) == (None, None, "cosine", 0.0)
         assert stage.aspects == ASPECTS
     assert (config.data.splits.train, config.data.splits.val, config.data.splits.test) == (0.8, 0.05, 0.15)
 

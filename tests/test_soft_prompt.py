@@ -1,4 +1,4 @@
-"""The soft prompt and its three starts."""
+"""The soft prompt and its starts."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ import tiny
 from masp.config import PromptInit
 from masp.errors import UsageError
 from masp.model import start_prompt
-from masp.modules.soft_prompt import SoftPrompt, random_start, text_start, vocabulary_start
+from masp.modules.soft_prompt import SoftPrompt, random_start, text_start, unused_start, vocabulary_start
 
 LENGTH, DIM = 5, 7
 ROWS = torch.arange(11 * DIM).view(11, DIM).float()
@@ -48,6 +48,12 @@ def test_text_repeats_or_is_cut() -> None:
         text_start(ROWS[:0], LENGTH)
 
 
+def test_unused_rows_are_the_first_that_are_left_and_there_have_to_be_enough() -> None:
+    assert torch.equal(unused_start(ROWS[4:], LENGTH), ROWS[4 : 4 + LENGTH])
+    with pytest.raises(UsageError, match="4 rows that no token has"):
+        unused_start(ROWS[7:], LENGTH)
+
+
 def test_starts_over_a_backbone() -> None:
     backbone = tiny.backbone()
     rows = backbone.embedding_rows().detach()
@@ -58,3 +64,7 @@ def test_starts_over_a_backbone() -> None:
     assert all((rows == word).all(1).any() for word in words)
     text = start_prompt(PromptInit(kind="text", text="What do people do"), 3, backbone).vectors
     assert torch.equal(text, rows[backbone.text_ids("What do people do")][:3])
+    free = backbone.known_tokens
+    assert 0 < free < len(rows)
+    unused = start_prompt(PromptInit(kind="unused_rows"), 1, backbone).vectors
+    assert torch.equal(unused, rows[free : free + 1])

@@ -14,7 +14,7 @@ from masp.backbones.base import Backbone
 from masp.config import MethodConfig, PromptInit
 from masp.errors import UsageError, did_you_mean
 from masp.modules.aspect_attention import AspectModules
-from masp.modules.soft_prompt import SoftPrompt, random_start, text_start, vocabulary_start
+from masp.modules.soft_prompt import SoftPrompt, random_start, text_start, unused_start, vocabulary_start
 from masp.questions import Questions, load_questions
 from masp.types import IGNORED, AspectTokens, Assembled, KeyValues, Prefix, Seen, VisualTokens
 
@@ -284,12 +284,19 @@ def start_prompt(
     """An untrained soft prompt for a backbone.
 
     Args:
-        init: normal noise with the spread of the backbone's embedding rows, rows of random words, or rows of a text.
+        init: normal noise with the spread of the backbone's embedding rows, rows of random words, rows of a text, or
+            the first rows that no token has, where the authors' code begins.
         length: number of vectors.
         backbone: gives width and embedding rows.
         generator: source of randomness; the same seed gives the same vectors.
+
+    Raises:
+        UsageError: the text has no tokens, or the backbone has fewer unused rows than vectors are wanted.
     """
-    if init.kind == "vocabulary":
+    if init.kind == "unused_rows":
+        rows = backbone.embedding_rows()[backbone.known_tokens :]
+        vectors = unused_start(rows, length) * backbone.embedding_scale
+    elif init.kind == "vocabulary":
         vectors = vocabulary_start(backbone.embedding_rows(), length, generator) * backbone.embedding_scale
     elif init.kind == "text":
         ids = torch.tensor(backbone.text_ids(init.text or ""), dtype=torch.long, device=backbone.device)

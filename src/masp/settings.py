@@ -14,6 +14,7 @@ from masp.taxonomies import Taxonomy
 
 Stage = Literal["aspects", "prompt"]
 Variant = Literal["paper", "released"]
+LabelOrder = Literal["fixed", "once", "shuffled"]
 
 FREE = {"may_change_on_resume": True}
 """Mark of a setting that changes neither the result nor the state of a run: a resumed run may have another value."""
@@ -23,6 +24,7 @@ Switch = Annotated[bool, Strict()]
 Count = Annotated[int, Strict(), Field(ge=0)]
 Positive = Annotated[int, Strict(), Field(ge=1)]
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+Factor = Annotated[float, Strict(), Field(gt=0, le=1000, allow_inf_nan=False)]
 Share = Annotated[float, Strict(), Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -101,10 +103,10 @@ class MethodConfig(Settings):
     label_list: Literal["comma", "python"] | None = Field(
         default=None, description="Labels in the question: 'joy, anger' (paper), or a printed Python list (released)."
     )
-    label_order: Literal["fixed", "shuffled"] | None = Field(
+    label_order: LabelOrder | None = Field(
         default=None,
-        description="Order of the labels in training: always the same (paper), or new for each example and epoch "
-        "(released). Evaluation always has the fixed order.",
+        description="Order of the labels in training: always the same (paper), drawn once a run for each text of the "
+        "question, or new for each example and epoch (released). Evaluation always has the fixed order.",
     )
 
     def resolved(self) -> Self:
@@ -138,9 +140,10 @@ _VARIANTS: dict[str, dict[str, object]] = {
 class PromptInit(Settings):
     """How the soft prompt starts."""
 
-    kind: Literal["random", "vocabulary", "text"] = Field(
+    kind: Literal["random", "vocabulary", "text", "unused_rows"] = Field(
         default="random",
-        description="Normal noise as wide as the embedding rows, rows of random words, or rows of a text.",
+        description="Normal noise as wide as the embedding rows, rows of random words, rows of a text, or the first "
+        "rows that no token has (the authors' code).",
     )
     text: Text | None = Field(default=None, description="The text, for kind text.")
 
@@ -181,8 +184,19 @@ class BackboneConfig(Settings):
 class TrainConfig(Settings):
     """What both stages of training share."""
 
-    learning_rate: Number = Field(default=1e-4, gt=0, le=10, description="Peak learning rate (the paper's: 1e-4).")
-    epochs: Positive = Field(default=3, description="Passes over the training images.")
+    learning_rate: Annotated[Number, Field(gt=0, le=10)] | None = Field(
+        default=None,
+        description="Peak learning rate (the paper's: 1e-4); null: by learning_rate_scale, which fits any backbone.",
+    )
+    learning_rate_scale: Factor = Field(
+        default=1.0, description="Where learning_rate is null, the peak in the natural scale of what is trained."
+    )
+    epochs: Positive | None = Field(
+        default=None, description="Passes over the training images; null: 3, or as many as make min_steps."
+    )
+    min_steps: Count = Field(
+        default=0, description="Where epochs is null: steps at least, however few images there are."
+    )
     max_steps: Positive | None = Field(default=None, description="Stop after this many steps; null: after the epochs.")
     batch_size: Positive = Field(
         default=8, description="Examples per step; stage 1 takes as many whole images as make about this many pairs."
@@ -201,7 +215,14 @@ class TrainConfig(Settings):
     patience: Positive | None = Field(
         default=None, description="Stop after this many epochs without a better result on the split val; null: never."
     )
-    evaluate_every: Count = Field(default=1, description="Epochs between evaluations on the split val; 0: never.")
+    evaluate_every: Count = Field(
+        default=1,
+        description="Epochs between evaluations on the split val; 0: never. Where epochs is null there are at most "
+        "about ten.",
+    )
+    keep: Literal["best", "last"] = Field(
+        default="best", description="The state that is kept: the best on the split val, or the last."
+    )
     checkpoint_every: Positive = Field(
         default=200, description="Steps between checkpoints.", json_schema_extra={**FREE}
     )
@@ -236,11 +257,25 @@ class TrainConfig(Settings):
     def _patience_needs_evaluation(self) -> Self:
         if self.patience is not None and self.evaluate_every == 0:
             raise ValueError("patience needs evaluations: set evaluate_every, or patience to null")
+        if self.patience is not None and self.keep == "last":
+            raise ValueError("keep is last, but patience waits for the best: set keep to best, or patience to null")
         return self
 
 
 class AspectTraining(TrainConfig):
     """Stage 1: one module per aspect learns to name its aspect."""
+
+    learning_rate_scale: Factor = Field(
+        default=0.5,
+        description="Where learning_rate is null, the peak is this, divided by the width of the language model: so "
+        "much of its size can a step change what a module makes of a token.",
+    )
+    batch_size: Positive = Field(default=64, description=TrainConfig.model_fields["batch_size"].description)
+    min_steps: Count = Field(default=600, description=TrainConfig.model_fields["min_steps"].description)
+    query_std: Annotated[Number, Field(gt=0)] | None = Field(
+        default=None,
+        description="Standard deviation of the aspect queries at the start; null: 1 / √width of the language model.",
+    )
 
     @model_validator(mode="after")
     def _has_aspects_and_no_labels(self) -> Self:
@@ -256,6 +291,13 @@ class AspectTraining(TrainConfig):
 class PromptTraining(TrainConfig):
     """Stage 2: the soft prompt learns the emotion, with the aspects above in front of the image."""
 
+    learning_rate_scale: Factor = Field(
+        default=0.17,
+        description="Where learning_rate is null, the peak is this, times the standard deviation of the backbone's "
+        "embedding rows.",
+    )
+    batch_size: Positive = Field(default=16, description=TrainConfig.model_fields["batch_size"].description)
+    min_steps: Count = Field(default=300, description=TrainConfig.model_fields["min_steps"].description)
     init: PromptInit = Field(default_factory=PromptInit, description="How the soft prompt starts.")
     bucketed: Switch = Field(
         default=True, description="Images of about the same size share a batch, which saves padding."

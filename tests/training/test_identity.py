@@ -51,11 +51,15 @@ OTHER_VALUES = {
     "data.splits.seed": "7",
     "prompt.init.kind": "vocabulary",
     "prompt.bucketed": "false",
+    "aspects.query_std": "0.5",
 }
 for _stage in ("aspects", "prompt"):
     OTHER_VALUES |= {
         f"{_stage}.learning_rate": "0.5",
+        f"{_stage}.learning_rate_scale": "7",
         f"{_stage}.epochs": "7",
+        f"{_stage}.min_steps": "7",
+        f"{_stage}.keep": "last",
         f"{_stage}.max_steps": "7",
         f"{_stage}.batch_size": "7",
         f"{_stage}.warmup": "0.5",

@@ -241,7 +241,7 @@ def test_a_signal_during_validation_stops_all_before_the_same_group(monkeypatch,
             stage = stage1_aspects.AspectStage(model, store, [], list(enumerate(records)), questions)
         else:
             held = [(number, record.label) for number, record in enumerate(records)]
-            asking = stage2_prompt.Asking(questions, small_training.LABELS, "comma", False, 0)
+            asking = stage2_prompt.Asking(questions, small_training.LABELS, "comma", "fixed", 0)
             stage = stage2_prompt.PromptStage(model, store, [], held, asking, Use(()))
         stage.validate(stops[processes.rank])
 
@@ -489,7 +489,7 @@ def test_the_commands_say_everything_once(folder, tmp_path):
         place.mkdir(parents=True, exist_ok=True)
         (place / f"{number}.png").write_bytes((folder / "more" / f"{[0, 1, 2, 3][number % 4]:03}.png").read_bytes())
     few = ["--data", data, "--backbone", folder / "checkpoint", "--out", tmp_path / "run", "backbone.dtype=float32"]
-    few += ["backbone.device=cpu", "prompt.batch_size=4", "method.prompt_length=2", "data.workers=1"]
+    few += ["backbone.device=cpu", "prompt.batch_size=4", "prompt.epochs=3", "method.prompt_length=2", "data.workers=1"]
     trained = several.launched(2, *words, "train", "prompt", *few, kind="torchrun")
     assert trained.code == 0, trained.err[-3000:]
     assert trained.out.splitlines() == [str(tmp_path / "run" / "adapter")]

@@ -14,7 +14,7 @@ import small_training as small
 import tiny
 from masp.adapters import load_adapter, read_info
 from masp.aspects import ASPECTS
-from masp.config import MethodConfig, PromptInit
+from masp.config import MethodConfig, PromptInit, load_config
 from masp.errors import AdapterError, CheckpointError, ConfigError, DataError, MaspError, UsageError
 from masp.model import MaspModel, Use
 from masp.modules.aspect_attention import AspectModules
@@ -473,8 +473,8 @@ def test_a_full_disk_is_one_clear_error_and_the_same_command_goes_on(tmp_path, d
 
 def test_only_the_released_variant_shuffles_its_labels():
     questions = load_questions()
-    fixed = Asking(questions, small.LABELS, "comma", shuffled=False, seed=0)
-    mixed = Asking(questions, small.LABELS, "python", shuffled=True, seed=0)
+    fixed = Asking(questions, small.LABELS, "comma", "fixed", seed=0)
+    mixed = Asking(questions, small.LABELS, "python", "shuffled", seed=0)
     count = len(questions.emotion)
     assert fixed.evaluation() == fixed.training(0, 0) == questions.ask_emotion("joy, fear, disgust")
     assert [fixed.training(0, epoch) for epoch in range(count)] == [
@@ -484,6 +484,32 @@ def test_only_the_released_variant_shuffles_its_labels():
     orders = {mixed.training(example * count, 0) for example in range(40)}
     assert len(orders) == 6
     assert mixed.training(5, 1) == mixed.training(5, 1)
+
+
+def test_a_run_without_a_rate_takes_that_of_the_backbone_and_as_many_steps_as_it_needs(tmp_path, dataset):
+    backbone = tiny.backbone()
+    few = ["data.path=unused", "data.workers=1", "method.prompt_length=3", "aspects.min_steps=4", "prompt.min_steps=5"]
+    config = load_config(None, few)
+    aspects = train_aspects(config, dataset, backbone, tmp_path / "aspects")
+    prompt = train_prompt(config, dataset, backbone, None, tmp_path / "prompt")
+    assert (aspects.steps, prompt.steps) == (4, 5)  # an epoch is one step in each, and three epochs are too few
+    rates = {name: read_info(tmp_path / name).training[name].learning_rate for name in ("aspects", "prompt")}
+    assert rates["aspects"] == pytest.approx(config.aspects.learning_rate_scale / backbone.dim)
+    assert rates["prompt"] == pytest.approx(config.prompt.learning_rate_scale * backbone.embedding_std())
+
+
+def test_an_order_that_is_drawn_once_a_run_belongs_to_the_text_and_the_seed():
+    questions, orders = load_questions(), set()
+    count = len(questions.emotion)
+    for seed in range(20):
+        once = Asking(questions, small.LABELS, "comma", "once", seed)
+        asked = [{once.training(example, epoch) for epoch in range(30)} for example in range(5)]
+        assert all(found == asked[0] for found in asked)
+        assert len(asked[0]) == count  # one list for each text
+        assert asked[0] <= set(once.all())
+        assert once.evaluation() == once.all()[0] == questions.ask_emotion("joy, fear, disgust")
+        orders.add(once.training(0, 0))
+    assert len(orders) > 3
 
 
 def test_trackers_hear_of_the_run(tmp_path, dataset):
@@ -543,7 +569,7 @@ def test_a_process_without_an_example_in_a_step_is_given_none(dataset, name, bud
     if name == "aspects":
         stage = AspectStage(model, store, [AspectExample(i, 0, "low") for i in range(7)], [], questions)
     else:
-        asking = Asking(questions, small.LABELS, "comma", shuffled=False, seed=0)
+        asking = Asking(questions, small.LABELS, "comma", "fixed", seed=0)
         stage = PromptStage(model, store, [(i, "joy") for i in range(7)], [], asking, Use(()))
     shares = [Share(0, 0, (0, 1), 4), Share(1, 0, (), 1), Share(2, 1, (3,), 2), Share(3, 1, (), 1)]
     loaded = [share.loaded for share in stage.load(shares)]

@@ -23,6 +23,7 @@ class Backbone(Protocol):
         number_format: of its weights, for the record: "bfloat16", or "nf4/bfloat16" where linear layers are packed.
         device: where it lives.
         end_of_turn: id of the token that ends an answer.
+        known_tokens: one more than the tokenizer's largest id; embedding rows from there on belong to no token.
         image_transform: what happens to an image on its way to the vision tower, for the record.
         embedding_scale: what rows of the embedding matrix are multiplied with before they enter; 1 for most families.
         asks: whether visual tokens depend on the question, so that `asked` must be called for each.
@@ -37,6 +38,7 @@ class Backbone(Protocol):
     number_format: str
     device: torch.device
     end_of_turn: int
+    known_tokens: int
     image_transform: dict[str, Any]
     embedding_scale: float
     asks: bool

@@ -137,6 +137,11 @@ class Chat:
     # Answers
 
     @functools.cached_property
+    def known_tokens(self) -> int:
+        """One more than the largest id that the tokenizer gives."""
+        return 1 + max(self._tokenizer.get_vocab().values())
+
+    @functools.cached_property
     def end_of_turn(self) -> int:
         """The token that ends an answer: the mark that the template writes behind it, else the tokenizer's own end."""
         closing = self._turn.render(True).partition(ANSWER_HERE)[2].lstrip()

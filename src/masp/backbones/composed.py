@@ -84,6 +84,7 @@ class ComposedBackbone:
         self.number_format: str = "nf4/" * packed + str(self.dtype).removeprefix("torch.")
         self.device: torch.device = parts.language.device
         self.end_of_turn: int = self._chat.end_of_turn
+        self.known_tokens: int = self._chat.known_tokens
         self.image_transform: dict[str, Any] = parts.vision.image_transform
         self.asks: bool = parts.ask is not None
         self.sharded: bool = False

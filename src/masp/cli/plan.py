@@ -107,8 +107,8 @@ def train_line(backbone: str, dtype: str, sizes: "Sizes", job: "Job", devices: i
     """The command that trains as it was planned; None where nothing is trained.
 
     DATA, RUN, STORE and, where stage 1 is left out, ASPECTS stand for folders. Both stages share one store. What is
-    kept and where is always said, because training on its own keeps what fits in a few GB of memory; settings that are
-    the default are not.
+    kept and where is always said, because training on its own keeps what fits in a few GB of memory; so are epochs and
+    batch, which training on its own takes from the number of images and the stage.
     """
     from shlex import quote
 
@@ -130,16 +130,14 @@ def _stage_settings(stage: str, epochs: int, sizes: "Sizes", job: "Job") -> list
     """The settings of one stage."""
     from math import ceil
 
-    from masp.config import TrainConfig
     from masp.plan import chosen_store, store_gb
 
-    kept, usual = chosen_store(sizes, job), TrainConfig()
+    kept = chosen_store(sizes, job)
     values: dict[str, object] = {"store": "features" if stage == "aspects" and kept == "prefix" else kept}
     if kept != "none":
         gigabytes = ceil(ROOM * store_gb(sizes, job, kept) * 1e9 / 1024**3)
         values |= {"store_dir": "STORE", "store_disk_gb": max(1, gigabytes)}
-    values |= {"epochs": epochs} if epochs != usual.epochs else {}
-    values |= {"batch_size": job.batch} if job.batch != usual.batch_size else {}
+    values |= {"epochs": epochs, "batch_size": job.batch}
     return [f"{stage}.{name}={value}" for name, value in values.items()]
 
 

@@ -16,6 +16,12 @@ from masp.errors import UsageError, did_you_mean
 from masp.types import AspectTokens, VisualTokens
 
 
+def _random_queries(queries: int, dim: int, generator: torch.Generator | None, std: float | None) -> nn.Parameter:
+    """Normal queries with the standard deviation `std`; None: 1/√d."""
+    drawn = torch.randn(queries, dim, generator=generator)
+    return nn.Parameter(drawn / math.sqrt(dim) if std is None else drawn * std)
+
+
 class SingleAttention(nn.Module):
     """softmax(q (V W_Kᵀ)ᵀ / √d) V W_Vᵀ, with no projection of the query and none of the output (variant `paper`).
 
@@ -28,11 +34,14 @@ class SingleAttention(nn.Module):
         dim: width of the language model.
         queries: number of queries n.
         generator: source of the random start.
+        query_std: standard deviation of the queries at the start; None: 1/√d.
     """
 
-    def __init__(self, dim: int, queries: int, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self, dim: int, queries: int, generator: torch.Generator | None = None, query_std: float | None = None
+    ) -> None:
         super().__init__()
-        self.queries = nn.Parameter(torch.randn(queries, dim, generator=generator) / math.sqrt(dim))
+        self.queries = _random_queries(queries, dim, generator, query_std)
         self.key = nn.Parameter(nn.init.xavier_uniform_(torch.empty(dim, dim), generator=generator))
         self.value = nn.Parameter(torch.eye(dim))
 
@@ -55,11 +64,14 @@ class MultiheadAttention(nn.Module):
         dim: width of the language model.
         queries: number of queries n.
         generator: source of the random start.
+        query_std: standard deviation of the queries at the start; None: 1/√d.
     """
 
-    def __init__(self, dim: int, queries: int, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self, dim: int, queries: int, generator: torch.Generator | None = None, query_std: float | None = None
+    ) -> None:
         super().__init__()
-        self.queries = nn.Parameter(torch.randn(queries, dim, generator=generator) / math.sqrt(dim))
+        self.queries = _random_queries(queries, dim, generator, query_std)
         self.in_proj_weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(3 * dim, dim), generator=generator))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
         self.out_proj = nn.Linear(dim, dim)
@@ -93,6 +105,7 @@ class AspectModules(nn.Module):
         queries: aspect tokens per aspect.
         attention: "single" (variant `paper`) or "multihead" (variant `released`).
         generator: source of the random start.
+        query_std: standard deviation of the queries at the start; None: 1/√d.
     """
 
     def __init__(
@@ -102,13 +115,14 @@ class AspectModules(nn.Module):
         queries: int,
         attention: Literal["single", "multihead"] = "single",
         generator: torch.Generator | None = None,
+        query_std: float | None = None,
     ) -> None:
         super().__init__()
         self.dim = dim
         self.aspects = tuple(aspects)
         self.queries = queries
         self.attention = attention
-        self.by_aspect = nn.ModuleDict({a: KINDS[attention](dim, queries, generator) for a in self.aspects})
+        self.by_aspect = nn.ModuleDict({a: KINDS[attention](dim, queries, generator, query_std) for a in self.aspects})
 
     def module(self, aspect: str) -> SingleAttention | MultiheadAttention:
         """The attention module of one aspect.

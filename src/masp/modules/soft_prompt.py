@@ -63,3 +63,16 @@ def text_start(rows: Float[Tensor, "words dim"], length: int) -> Float[Tensor, "
     if not len(rows):
         raise UsageError("the text to start the soft prompt from is empty", "at least one word")
     return rows[torch.arange(length, device=rows.device) % len(rows)].float().cpu()
+
+
+def unused_start(rows: Float[Tensor, "unused dim"], length: int) -> Float[Tensor, "prompt dim"]:
+    """The first `length` of the embedding rows that no token has.
+
+    Raises:
+        UsageError: there are fewer.
+    """
+    if len(rows) < length:
+        raise UsageError(
+            f"the embedding matrix has {len(rows)} rows that no token has", f"{length}", "Set prompt.init.kind=random."
+        )
+    return rows[:length].float().cpu()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -46,6 +46,7 @@ class LoopSettings:
     patience: int | None  # validations without a better one before the run stops
     checkpoint_every: int
     identity: str  # hash of all that decides the result; a checkpoint with another one is refused
+    keep: Literal["best", "last"] = "best"  # which of the states that were measured is left in the parameters
 
 
 @dataclass(frozen=True)
@@ -262,7 +263,7 @@ class Trainer:
             self._save()
 
     def _validate(self, stop: StopRequest) -> None:
-        """Measure, remember the state if it is the best so far, and decide whether to stop early."""
+        """Measure, remember the state if it is the best so far (or the last is wanted), and decide whether to stop."""
         metrics = self.stage.validate(stop)
         self.at.validated = self.at.step
         if not metrics:
@@ -270,7 +271,7 @@ class Trainer:
         log.info("step %d: %s", self.at.step, ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
         self._record("validation", metrics)
         best = [self.at.best_metrics.get(name, -math.inf) for name in self.stage.score]
-        if [metrics[name] for name in self.stage.score] > best:
+        if self.settings.keep == "last" or [metrics[name] for name in self.stage.score] > best:
             self.at.best_step, self.at.best_metrics, self.at.stale = self.at.step, metrics, 0
             self.best = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
             return

@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -38,6 +38,7 @@ from masp.training.loop import LoopSettings, Stage, Trainer
 from masp.training.prefixes import PrefixStore, choose
 from masp.training.processes import ALONE, Processes, launched
 from masp.training.runs import RunFolder, TrainResult
+from masp.training.schedule import NEGLIGIBLE, Budget, Scale, budget_of, reach
 from masp.training.shelf import GIGA, Shelf
 from masp.training.visual_groups import VisualMemory
 
@@ -67,6 +68,7 @@ class Outcome:
     info: AdapterInfo
     aspects: AspectModules | None
     prompt: SoftPrompt | None
+    scale: Scale
     prompt_start: PromptInit | None = None
 
 
@@ -175,8 +177,8 @@ class Run:
         prefixes, before, settings = None, self.before, self.settings
         if model is not None and any(store.usable):
             candidate = PrefixStore(model, store, use or Use(), questions, endless)
-            steps = settings.epochs * -(-images // settings.batch_size)
-            again = min(steps, settings.max_steps or steps) * settings.batch_size > images
+            steps = budget_of(settings, -(-images // settings.batch_size), 1.0).steps
+            again = steps * settings.batch_size > images
             room = partial(self._room, store, candidate)
             prefixes = candidate if choose(candidate, before or settings.store, room, again) else None
         if before is None:
@@ -246,12 +248,13 @@ def run_stage(
             stack.callback(shelf.close)
         outcome = prepare(Run(config, settings, dataset, backbone, folder, stop, memory, processes, before, shelf))
         checkpoints = CheckpointStore(folder.checkpoints, settings.keep_checkpoints)
-        loop = loop_settings(settings, outcome.order, hash_of(identity))
+        loop = loop_settings(settings, outcome.order, hash_of(identity), outcome.scale.rate)
+        tell_reach(settings, Budget(loop.learning_rate, loop.steps, loop.validate_every), outcome.scale)
         with tracked(accelerator, f"masp-{stage}", identity):
             fit = Trainer(outcome.stage, loop, checkpoints, accelerator, processes).fit(folder.metrics, stop)
         pace = fit.examples / fit.seconds if fit.seconds else 0.0
         result = TrainResult(folder.adapter, fit.metrics, fit.steps, fit.seconds, pace)
-        record = training_record(settings, backbone, fit.steps, outcome.prompt_start)
+        record = training_record(settings, backbone, fit.steps, loop.learning_rate, outcome.prompt_start)
         info = _measured(outcome.info, stage, fit.metrics, record)
 
         def save() -> None:
@@ -330,10 +333,12 @@ def hash_of(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def training_record(settings: TrainConfig, backbone: Backbone, steps: int, start: PromptInit | None) -> TrainingRecord:
+def training_record(
+    settings: TrainConfig, backbone: Backbone, steps: int, rate: float, start: PromptInit | None
+) -> TrainingRecord:
     """The conditions of a stage, as its adapter names them."""
     return TrainingRecord(
-        learning_rate=settings.learning_rate,
+        learning_rate=rate,
         schedule=settings.schedule,
         warmup=settings.warmup,
         weight_decay=settings.weight_decay,
@@ -345,23 +350,44 @@ def training_record(settings: TrainConfig, backbone: Backbone, steps: int, start
     )
 
 
-def loop_settings(settings: TrainConfig, order: Order, identity: str) -> LoopSettings:
-    """What the loop needs to know, with everything counted in steps."""
-    steps = settings.epochs * order.per_epoch
+def tell_reach(settings: TrainConfig, budget: Budget, scale: Scale) -> None:
+    """Say how far the run can go, beside what it has to be held against; warn where that is next to nothing."""
+    furthest = reach(budget, settings.warmup, settings.schedule)
+    told = (
+        f"learning rate {budget.learning_rate:.2g}, {budget.steps:,} steps: no trained number can move further than "
+        f"about {furthest:.2g}, {furthest / scale.spread:.2g} times the spread of {scale.name} ({scale.spread:.2g})"
+    )
+    if furthest >= NEGLIGIBLE * scale.spread:
+        log.info("%s", told)
+        return
+    log.warning("%s; what is trained stays about where it began. Raise learning_rate or the steps", told)
+
+
+def loop_settings(settings: TrainConfig, order: Order, identity: str, scale: float = 1.0) -> LoopSettings:
+    """What the loop needs to know, with everything counted in steps.
+
+    Args:
+        settings: of the run.
+        order: of its examples.
+        identity: hash of all that decides its result; rate and steps join it here.
+        scale: what `learning_rate_scale` is multiplied with (see `Scale`).
+    """
+    budget = budget_of(settings, order.per_epoch, scale)
     return LoopSettings(
-        steps=min(steps, settings.max_steps or steps),
+        steps=budget.steps,
         steps_per_epoch=order.per_epoch,
         batches=order.batches,
-        learning_rate=settings.learning_rate,
+        learning_rate=budget.learning_rate,
         warmup=settings.warmup,
         schedule=settings.schedule,
         weight_decay=settings.weight_decay,
         clip=None,
         log_every=settings.log_every,
-        validate_every=settings.evaluate_every * order.per_epoch,
+        validate_every=budget.validate_every,
         patience=None if settings.patience is None else -(-settings.patience // max(1, settings.evaluate_every)),
         checkpoint_every=settings.checkpoint_every,
-        identity=identity,
+        identity=hash_of({"settings": identity, **asdict(budget)}),
+        keep=settings.keep,
     )
 
 

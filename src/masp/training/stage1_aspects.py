@@ -1,6 +1,7 @@
 """Stage 1: aspect modules learn to say what they read, one image–aspect pair per example (paper, section 3.2)."""
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from masp.training.interrupts import StopRequest
 from masp.training.loop import Share
 from masp.training.recipe import Outcome, Run, run_stage
 from masp.training.runs import TrainResult
+from masp.training.schedule import Scale
 from masp.training.visual_groups import VisualMemory
 
 log = logging.getLogger(__name__)
@@ -197,11 +199,12 @@ def train_aspects(
 
 
 def _prepare(run: Run) -> Outcome:
-    names, method = run.settings.aspects, run.method
+    settings, method = run.config.aspects, run.method
+    names, width = settings.aspects, run.backbone.dim
     assert method.queries is not None
     assert method.attention is not None
-    generator = torch.Generator().manual_seed(run.settings.seed)
-    modules = AspectModules(run.backbone.dim, names, method.queries, method.attention, generator)
+    generator = torch.Generator().manual_seed(settings.seed)
+    modules = AspectModules(width, names, method.queries, method.attention, generator, settings.query_std)
     questions = load_questions(run.config.questions)
     train = [record for record in run.dataset.split("train") if any(name in record.annotations for name in names)]
     held = [record for record in run.dataset.splits.get("val", ()) if any(name in record.annotations for name in names)]
@@ -224,9 +227,10 @@ def _prepare(run: Run) -> Outcome:
         longest_side=run.config.data.longest_side,
         questions=run.first_questions(questions),
         data={"aspects": run.data_record(numbers)},
-        seeds={"aspects": run.settings.seed},
+        seeds={"aspects": settings.seed},
     )
-    return Outcome(stage, ImageMajor(examples, run.settings.batch_size, run.settings.seed), info, modules, None)
+    scale = Scale(1 / width, 1 / math.sqrt(width), "the matrices at their start")
+    return Outcome(stage, ImageMajor(examples, settings.batch_size, settings.seed), info, modules, None, scale)
 
 
 def spread(records: Sequence[Record], most: int) -> list[Record]:

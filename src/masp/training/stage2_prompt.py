@@ -24,6 +24,7 @@ from masp.errors import AdapterError
 from masp.labels import LabelStyle, render_labels
 from masp.model import MaspModel, Use, start_prompt
 from masp.questions import Questions, load_questions
+from masp.settings import LabelOrder
 from masp.storage import write_file
 from masp.training.checkpoints import unwritable
 from masp.training.features import VisualTokenStore
@@ -32,6 +33,7 @@ from masp.training.loop import Share
 from masp.training.prefixes import PrefixStore
 from masp.training.recipe import Outcome, Run, run_stage
 from masp.training.runs import TrainResult
+from masp.training.schedule import Scale
 from masp.training.visual_groups import VisualMemory
 from masp.types import Seen
 
@@ -48,14 +50,14 @@ class Asking:
         questions: several texts; training takes them in turn, validation the first.
         labels: what to choose from, in the order of the question at evaluation.
         style: how the list of labels is printed.
-        shuffled: whether training shuffles the list.
-        seed: decides the shuffles.
+        order: of the list in training: "fixed", "once" (drawn once for each text) or "shuffled" (for each example).
+        seed: decides what is drawn.
     """
 
     questions: Questions
     labels: tuple[str, ...]
     style: LabelStyle
-    shuffled: bool
+    order: LabelOrder
     seed: int
 
     def evaluation(self) -> str:
@@ -63,16 +65,24 @@ class Asking:
         return self.questions.ask_emotion(render_labels(self.labels, self.style))
 
     def all(self) -> list[str]:
-        """Every text that is asked, the lists of labels in their own order; shuffled ones are not among them."""
-        lists = render_labels(self.labels, self.style)
-        return [self.questions.ask_emotion(lists, turn) for turn in range(len(self.questions.emotion))]
+        """Every text that is asked; those with a list that is shuffled for each example are not among them."""
+        texts = [self._asked(self.labels, turn) for turn in range(len(self.questions.emotion))]
+        if self.order == "once":
+            texts += [self._asked(self._drawn(f"{turn}"), turn) for turn in range(len(texts))]
+        return list(dict.fromkeys(texts))
 
     def training(self, example: int, epoch: int) -> str:
         """The question for one example in one epoch."""
-        labels = self.labels
-        if self.shuffled:
-            labels = tuple(sorted(labels, key=lambda label: _digest(f"{self.seed}:{epoch}:{example}:{label}")))
         turn = (example + epoch) % len(self.questions.emotion)
+        if self.order == "fixed":
+            return self._asked(self.labels, turn)
+        return self._asked(self._drawn(f"{epoch}:{example}" if self.order == "shuffled" else f"{turn}"), turn)
+
+    def _drawn(self, name: str) -> tuple[str, ...]:
+        """The labels in an order that depends on the seed and this name alone."""
+        return tuple(sorted(self.labels, key=lambda label: _digest(f"{self.seed}:{name}:{label}")))
+
+    def _asked(self, labels: Sequence[str], turn: int) -> str:
         return self.questions.ask_emotion(render_labels(labels, self.style), turn)
 
 
@@ -259,7 +269,8 @@ def _prepare(run: Run, adapter: Adapter | None, home: Path | None) -> Outcome:
         weights = torch.tensor([balance.weights[record.label or ""] for _, record in numbers["train"]])
     questions = load_questions(run.config.questions)
     assert method.label_list is not None
-    asking = Asking(questions, labels, method.label_list, method.label_order == "shuffled", settings.seed)
+    assert method.label_order is not None
+    asking = Asking(questions, labels, method.label_list, method.label_order, settings.seed)
     generator = torch.Generator().manual_seed(settings.seed)
     prompt = start_prompt(settings.init, method.prompt_length, run.backbone, generator)
     modules = None if adapter is None else adapter.aspects
@@ -267,7 +278,7 @@ def _prepare(run: Run, adapter: Adapter | None, home: Path | None) -> Outcome:
         modules.requires_grad_(False)
     model = MaspModel(run.backbone, method, modules, prompt, questions)
     learned, measured = _labelled(numbers["train"]), _labelled(numbers["val"])
-    prefixes = run.kept(store, model, Use(used), asking.all(), len(learned), asking.shuffled)
+    prefixes = run.kept(store, model, Use(used), asking.all(), len(learned), asking.order == "shuffled")
     stage = PromptStage(model, store, learned, measured, asking, Use(used), weights, prefixes)
     before = adapter.info if adapter is not None else None
     info = AdapterInfo(
@@ -285,7 +296,9 @@ def _prepare(run: Run, adapter: Adapter | None, home: Path | None) -> Outcome:
     )
     lengths = run.lengths(store, [image for image, _ in learned]) if settings.bucketed else None
     order = Batches(len(learned), settings.batch_size, settings.seed, lengths)
-    return Outcome(stage, order, info, modules, model.prompt, settings.init)
+    spread = run.backbone.embedding_std()
+    scale = Scale(spread, spread, "the embeddings")
+    return Outcome(stage, order, info, modules, model.prompt, scale, settings.init)
 
 
 def _labelled(numbers: Sequence[tuple[int, Record]]) -> list[tuple[int, str]]:
