@@ -324,7 +324,8 @@ class DataConfig(Settings):
     splits: SplitConfig = Field(default_factory=SplitConfig, description="Division into train, val and test.")
     longest_side: Positive | None = Field(
         default=1024,
-        description="Images with a longer side are shrunk to this many pixels before anything else; null: never.",
+        description="Images with a longer side are shrunk to this many pixels before anything else; null: never, but "
+        "for a JPEG of more than 50 megapixels.",
     )
     workers: Annotated[int, Strict(), Field(ge=0, le=256)] = Field(
         default=2, description="Threads that read images ahead; 0: none.", json_schema_extra={**FREE}
