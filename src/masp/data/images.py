@@ -31,6 +31,9 @@ FORMAT_NAMES = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
 SUFFIXES = frozenset(suffix for suffixes in _SUFFIXES_OF.values() for suffix in suffixes)
 """Names under which pictures are looked for in folders."""
 
+UNREAD_SUFFIXES = frozenset({".tif", ".tiff"})
+"""Names of pictures that are not read: a folder of them is not an empty one."""
+
 _BEGINNINGS = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
