@@ -1,21 +1,23 @@
-"""Folder trees: one folder per class, perhaps inside one folder per split, perhaps with annotations beside them."""
+"""Folders of pictures whose paths tell the labels: one folder per class, perhaps one per split, or a pattern."""
 
 import logging
+import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from masp.data.annotations import read_annotation
 from masp.data.images import FORMAT_NAMES, UNREAD_SUFFIXES
 from masp.data.quarantine import Quarantine
-from masp.data.reading import Reading, exists, label_of
+from masp.data.reading import Reading, by_split, exists, label_of
 from masp.data.records import Record
-from masp.data.walk import is_picture, listing
+from masp.data.walk import images_from, is_picture, listing
 from masp.errors import DataError, counted
 
 log = logging.getLogger(__name__)
 
 ANNOTATION = "annotation"
-_MOST_NAMED = 10  # empty folders in a message
+_MOST_NAMED = 10  # names in a message
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -87,6 +89,68 @@ def read_folders(root: Path, account: Quarantine) -> Reading:
     return Reading(layout, tuple(sorted(labels)), chosen, account, tuple(tree.missing), tree.skipped())
 
 
+def read_pattern(root: Path, pattern: str, account: Quarantine) -> Reading:
+    """Records of all pictures below a folder, with the label that a pattern finds in their paths.
+
+    Args:
+        root: the folder.
+        pattern: a regular expression that is searched for in the path below the folder, written with slashes. Its
+            group `label` is the label, a group `split`, if there is one, the split. Where it finds nothing the picture
+            is left out, and counted.
+        account: counts what can be used and what cannot.
+
+    Raises:
+        DataError: it is no folder, there are no pictures, or the pattern finds a label in none of them.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root} is a file", "a folder, as data.label_pattern looks at paths", "Name the folder.")
+    search = re.compile(pattern).search
+    found: list[tuple[str, Record]] = []
+    others: list[str] = []
+    for picture in images_from([root]):
+        place = picture.relative_to(root).as_posix()
+        match = search(label_of(place))
+        label = (match["label"] or "").strip() if match is not None else ""
+        if match is None or not label:
+            others.append(place)
+            continue
+        try:
+            split = split_of(match["split"] or "") if "split" in match.groupdict() else "all"
+        except DataError as error:
+            account.reject(picture, str(error), "row")
+            continue
+        account.accept()
+        found.append((split, Record(picture, label)))
+    account.finish()
+    if others and not found:
+        seen = "data.label_pattern finds no label in any of"
+        todo = f"Correct the pattern {pattern!r}."
+        raise DataError(f"{seen} {counted(len(others), 'picture')} below {root}", f"a label in {_shown(others)}", todo)
+    skipped: dict[str, int] = {}
+    if others:
+        reason = f"pictures in whose path data.label_pattern finds no label: {_shown(others)}"
+        log.warning("left out %d %s", len(others), reason)
+        skipped[reason] = len(others)
+    labels = tuple(sorted({record.label for _, record in found if record.label is not None}))
+    return Reading("pattern", labels, by_split(found), account, skipped=skipped)
+
+
+def split_of(name: str) -> str:
+    """The split that a name means.
+
+    Raises:
+        DataError: it means none.
+    """
+    split = SPLITS.get(name.lower())
+    if split is None:
+        raise DataError(f"the split is {name!r:.40}", "train, val or test", "Correct its name.")
+    return split
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MOST_NAMED]) + (", …" if len(names) > _MOST_NAMED else "")
+
+
 class _Tree:
     """Class folders as records, with an account of what was passed over."""
 
@@ -131,8 +195,7 @@ class _Tree:
         found = {f"files named {suffix}, which are not pictures": count for suffix, count in self.ignored.items()}
         if self.empty:
             names = [folder.name for folder in self.empty]
-            shown = ", ".join(names[:_MOST_NAMED]) + (", …" if len(names) > _MOST_NAMED else "")
-            reason = f"folders without a picture, which are no labels: {shown}"
+            reason = f"folders without a picture, which are no labels: {_shown(names)}"
             log.warning("passed over %d %s", len(names), reason)
             found[reason] = len(names)
         return found

@@ -87,6 +87,18 @@ LAYOUTS: tuple[Layout, ...] = (
 )
 _LEFT_BEHIND = "hidden entries and what systems leave behind (.DS_Store, Thumbs.db, __MACOSX …)"
 _PUBLISHED = ("emotion6", "emoset", "fi", "abstract", "artphoto")  # looked for one folder deeper as well
+_PATTERN = Layout(
+    "pattern",
+    lambda root, settings: settings.label_pattern is not None,
+    lambda root, settings, account: folders.read_pattern(root, settings.label_pattern or "", account),
+)
+_VALUES = Layout(
+    "table",
+    lambda root, settings: settings.label_thresholds is not None,
+    lambda root, settings, account: listed.read_values(
+        root, settings.columns, settings.label_thresholds or {}, account
+    ),
+)
 _BY_NAME = {layout.name: layout for layout in LAYOUTS}
 
 
@@ -110,6 +122,9 @@ def read_layout(root: Path, settings: DataConfig, account: Quarantine) -> Readin
 
 def recognised(root: Path, settings: DataConfig) -> tuple[Layout, Path] | None:
     """The layout that a path looks like and the folder it begins in; None where it looks like nothing known."""
+    for chosen in (_PATTERN, _VALUES):  # the settings say what the labels are, whatever the folder looks like
+        if chosen.fits(root, settings):
+            return chosen, root
     if settings.layout != "auto":
         return _BY_NAME[settings.layout], root
     for layout in LAYOUTS:
