@@ -10,6 +10,7 @@ DOCUMENT = ROOT / "docs" / "configuration.md"
 SCRIPT = "scripts/update_configuration_doc.py"
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 KINDS = {"integer": "whole number", "number": "number", "boolean": "true, false", "string": "text", "null": "null"}
+KINDS["object"] = "names with two numbers each"
 
 
 def content() -> str:

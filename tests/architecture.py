@@ -78,6 +78,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "pandas": (),
     "peft": ("masp.systems.lora_layers",),
     "pickle": (),
+    "pillow_heif": ("masp.data.images",),
     "pickletools": ("masp.adapters.pickled",),
     "pyarrow": ("masp.data.tables",),
     "requests": (),

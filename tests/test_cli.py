@@ -179,7 +179,7 @@ def test_a_folder_without_images_is_a_failure(masp, world, tmp_path):
     code, out, _ = masp("predict", tmp_path / "empty", "--adapter", world / "adapter", "--json")
     assert code == 1
     assert objects(out) == [
-        {"image": str(tmp_path / "empty"), "error": "names no images (JPEG, PNG, WebP, GIF or BMP)"}
+        {"image": str(tmp_path / "empty"), "error": "names no images (JPEG, PNG, WEBP, GIF, BMP, AVIF or HEIC)"}
     ]
 
 

@@ -13,6 +13,7 @@ import update_configuration_doc as configuration
 from masp.adapters import AdapterInfo
 from masp.backbones.loading import FAMILIES
 from masp.config import load_config
+from masp.data.images import FORMATS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -37,6 +38,12 @@ def paths_in(document: str) -> set[str]:
 def test_configuration_tables_are_current(name: str, content: str) -> None:
     document = configuration.DOCUMENT.read_text(encoding="utf-8")
     assert generated.replaced(document, name, configuration.SCRIPT, content) == document, "run `make docs`"
+
+
+def test_the_formats_of_pictures_are_named_as_the_package_names_them() -> None:
+    document = " ".join((ROOT / "docs" / "add-a-data-set.md").read_text(encoding="utf-8").split())
+    sentence = next(part for part in document.split(". ") if "Pictures are JPEG" in part)
+    assert [name for name in FORMATS if name.casefold() not in sentence.casefold()] == []
 
 
 def test_the_adapter_format_is_current() -> None:

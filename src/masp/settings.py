@@ -3,10 +3,13 @@
 Every setting has a description; the reference pages are generated from it.
 """
 
+import math
+import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 
 from masp.aspects import ASPECTS
 from masp.errors import ConfigError, did_you_mean, shown
@@ -18,6 +21,8 @@ LabelOrder = Literal["fixed", "once", "shuffled"]
 
 FREE = {"may_change_on_resume": True}
 """Mark of a setting that changes neither the result nor the state of a run: a resumed run may have another value."""
+
+_LONGEST_PATTERN = 500
 
 Text = Annotated[str, Strict()]
 Switch = Annotated[bool, Strict()]
@@ -53,6 +58,36 @@ def _in_order(aspects: object) -> object:
     return tuple(name for name in ASPECTS if name in names)
 
 
+def _as_pattern(text: str) -> str:
+    """A regular expression that names the group `label`."""
+    if len(text) > _LONGEST_PATTERN:
+        raise ValueError(f"the pattern has {len(text)} characters: at most {_LONGEST_PATTERN} are taken")
+    try:
+        groups = re.compile(text).groupindex
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{text!r} is no regular expression ({error})") from None
+    if "label" not in groups:
+        raise ValueError(f"{text!r} has no group of the name label: write (?P<label>…) where the label stands")
+    return text
+
+
+def _in_rising_order(bounds: dict[str, tuple[float | None, float | None]]) -> object:
+    """Labels by their values, whatever the order they were written in."""
+    if len(bounds) < 2:
+        raise ValueError("at least two labels are needed")
+    for label, (low, high) in bounds.items():
+        if low is not None and high is not None and low >= high:
+            raise ValueError(f"{label} goes from {low:g} to {high:g}: the lower number comes first")
+    rising = sorted(bounds.items(), key=lambda item: -math.inf if item[1][0] is None else item[1][0])
+    for (one, (_, high)), (other, (low, _)) in pairwise(rising):
+        if high is None or low is None or low < high:
+            raise ValueError(f"{one} and {other} overlap: where one ends the other may begin, not before")
+    return dict(rising)
+
+
+Pattern = Annotated[str, Strict(), AfterValidator(_as_pattern)]
+Bounds = tuple[Number | None, Number | None]
+Thresholds = Annotated[dict[Text, Bounds], AfterValidator(_in_rising_order)]
 FilePath = Annotated[Path, BeforeValidator(_as_path)]
 AspectNames = Annotated[tuple[str, ...], BeforeValidator(_in_order)]
 Tracker = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
@@ -336,6 +371,9 @@ class ColumnsConfig(Settings):
         default=None, min_length=1, description="The picture: its path, its file name, or its number without a suffix."
     )
     label: Text | None = Field(default=None, min_length=1, description="The label.")
+    value: Text | None = Field(
+        default=None, min_length=1, description="A number of which data.label_thresholds makes labels, such as valence."
+    )
     split: Text | None = Field(default=None, min_length=1, description="The split; a table may have none.")
     positive: Text | None = Field(default=None, min_length=1, description="Votes for positive (Flickr, Instagram).")
     negative: Text | None = Field(default=None, min_length=1, description="Votes for negative.")
@@ -357,6 +395,16 @@ class DataConfig(Settings):
         default="folder",
         description="Emotion6: the folder (a search word, as in the paper), or the majority of the votes.",
     )
+    label_pattern: Pattern | None = Field(
+        default=None,
+        description="A regular expression that finds the label in a picture's path below the folder: its group label "
+        "is the label, a group split, if there is one, the split. Pictures it finds nothing in are left out.",
+    )
+    label_thresholds: Thresholds | None = Field(
+        default=None,
+        description="Labels from a column of numbers: label, and the numbers from (included) and to (not included); "
+        "null: no end. {negative: [null, 3.5], positive: [4.5, null]} leaves out what lies between.",
+    )
     taxonomy: Taxonomy | None = Field(
         default=None,
         description="Map the labels to those of another taxonomy and leave out what has no counterpart; "
@@ -366,11 +414,24 @@ class DataConfig(Settings):
     splits: SplitConfig = Field(default_factory=SplitConfig, description="Division into train, val and test.")
     longest_side: Positive | None = Field(
         default=1024,
-        description="Images with a longer side are shrunk to this many pixels before anything else; null: never.",
+        description="Images with a longer side are shrunk to this many pixels before anything else; null: never, but "
+        "for a JPEG of more than 50 megapixels.",
     )
     workers: Annotated[int, Strict(), Field(ge=0, le=256)] = Field(
         default=2, description="Threads that read images ahead; 0: none.", json_schema_extra={**FREE}
     )
+
+    @model_validator(mode="after")
+    def _one_source_of_labels(self) -> Self:
+        if self.label_pattern is not None and (self.label_thresholds is not None or self.layout != "auto"):
+            other = "label_thresholds" if self.label_thresholds is not None else f"layout {self.layout}"
+            raise ValueError(f"label_pattern and {other} both say what the labels are: leave one out")
+        if self.label_thresholds is None and self.columns.value is not None:
+            raise ValueError("columns.value names numbers, but nothing makes labels of them: set label_thresholds")
+        if self.label_thresholds is not None and (self.columns.label or self.layout not in ("auto", "table")):
+            other = "columns.label" if self.columns.label else f"layout {self.layout}"
+            raise ValueError(f"label_thresholds and {other} both say what the labels are: leave one out")
+        return self
 
 
 class RunConfig(Settings):

@@ -28,6 +28,31 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return buffer.getvalue()
 
 
+def heic(image: Image.Image, *others: Image.Image, exif: Image.Exif | None = None, **options: object) -> bytes:
+    """Pictures as a HEIC file, the first of them its primary one; skips the test without pillow-heif."""
+    pillow_heif = pytest.importorskip("pillow_heif", reason="needs pip install 'masp[heic]'")
+    collection = pillow_heif.from_pillow(image)
+    for other in others:
+        collection.add_from_pillow(other)
+    if exif is not None:
+        collection.info["exif"] = exif.tobytes()
+    buffer = io.BytesIO()
+    collection.save(buffer, **options)
+    return buffer.getvalue()
+
+
+def long_jpeg(width: int, height: int, image: Image.Image | None = None) -> bytes:
+    """A JPEG of `height` rows, a multiple of 16, made of one strip again and again: a large one in no time."""
+    strip = Image.new("RGB", (width, 16), (200, 30, 60)) if image is None else image.resize((width, 16))
+    content = encoded(strip, "JPEG", restart_marker_rows=1)
+    frame, scan = content.index(b"\xff\xc0"), content.index(b"\xff\xda")
+    start = scan + 2 + int.from_bytes(content[scan + 2 : scan + 4])
+    header = bytearray(content[:start])
+    header[frame + 5 : frame + 7] = height.to_bytes(2)
+    rows = (content[start:-2] + bytes([0xFF, 0xD0 + row % 8]) for row in range(height // 16 - 1))
+    return bytes(header) + b"".join(rows) + content[start:]
+
+
 def put(path: Path, seed: int = 0) -> Path:
     """A picture at `path`; its content depends on the seed."""
     path.parent.mkdir(parents=True, exist_ok=True)

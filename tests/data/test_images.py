@@ -6,13 +6,14 @@ import random
 import struct
 import tracemalloc
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_pictures import encoded, noise
+from made_pictures import encoded, heic, noise
 from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
@@ -300,7 +301,7 @@ def test_files_that_are_no_pictures_are_refused(tmp_path: Path) -> None:
     file.write_bytes(b"")
     assert refused(file) == "the file is empty"
     file.write_bytes(b"<html>picture removed</html>")
-    assert refused(file) == "not a JPEG, PNG, WEBP, GIF, BMP file"
+    assert refused(file) == "not a JPEG, PNG, WEBP, GIF, BMP, AVIF or HEIC file"
     assert refused(tmp_path) == "not a file"
     assert refused("a\0b.png") == "cannot be read (embedded null byte)"
     assert refused("x" * 3000).startswith("cannot be read (File name too long")
@@ -317,10 +318,25 @@ def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
     assert refused(tmp_path / "huge.bmp") == "has 268,435,457 bytes, at most 268,435,456 are read"
 
 
-@pytest.mark.parametrize("kind", ["TIFF", "PPM", "ICO", "TGA", "DIB", "SGI"])
+@pytest.mark.parametrize("kind", ["PPM", "ICO", "TGA", "DIB", "SGI"])
 def test_formats_off_the_list_are_refused(kind: str) -> None:
-    with pytest.raises(ImageError, match=r"not a JPEG, PNG, WEBP, GIF, BMP file\. Save the picture again"):
+    with pytest.raises(
+        ImageError, match=r"not a JPEG, PNG, WEBP, GIF, BMP, AVIF or HEIC file\. Save the picture again"
+    ):
         decode_image(encoded(noise(), kind), "x")
+
+
+def test_a_tiff_is_refused_with_the_reason() -> None:
+    with pytest.raises(
+        ImageError, match=r"TIFF .*which is not read.*known flaws\. Save the picture again as JPEG or PNG"
+    ):
+        decode_image(encoded(noise(), "TIFF"), "x")
+
+
+def test_films_in_the_same_container_are_no_pictures() -> None:
+    film = struct.pack(">I", 24) + b"ftypisom" + bytes(4) + b"isommp42"
+    with pytest.raises(ImageError, match="not a JPEG"):
+        decode_image(film + bytes(100), "x")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
@@ -381,6 +397,22 @@ def seeds() -> list[bytes]:
         encoded(image, "GIF", **moving),
         encoded(image, "BMP"),
         encoded(image.convert("P"), "BMP"),
+        encoded(image, "AVIF", exif=exif),
+        encoded(image.convert("RGBA"), "AVIF"),
+        encoded(image, "AVIF", **moving),
+        *(heics() if find_spec("pillow_heif") else ()),
+    ]
+
+
+def heics() -> list[bytes]:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    tiled = heic(noise(80, 70), grid_tile_size=64)
+    return [
+        heic(noise(19, 13), exif=exif),
+        heic(noise(19, 13).convert("RGBA")),
+        heic(noise(19, 13).convert("L"), noise(9, 9)),
+        tiled,
     ]
 
 
@@ -426,7 +458,16 @@ def test_many_damaged_pictures_are_read_or_refused() -> None:
 
 @given(
     st.sampled_from(
-        [b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"RIFF\x00\x01\x00\x00WEBPVP8X", b"GIF89a", b"BM"]
+        [
+            b"",
+            b"\0\0\0\x18ftypheic",
+            b"\0\0\0\x18ftypavif",
+            b"\xff\xd8\xff\xe0",
+            b"\x89PNG\r\n\x1a\n",
+            b"RIFF\x00\x01\x00\x00WEBPVP8X",
+            b"GIF89a",
+            b"BM",
+        ]
     ),
     st.binary(),
 )

@@ -45,7 +45,7 @@ def test_batches_keep_the_order_and_leave_bad_pictures_out(pictures: list[Path])
     ]
     assert batches[0].pixels == mean([noise(seed=number) for number in range(4)])
     assert batches[0].paths == tuple(pictures[:4])
-    assert batches[0].failures == (Failed(4, pictures[4], "not a JPEG, PNG, WEBP, GIF, BMP file"),)
+    assert batches[0].failures == (Failed(4, pictures[4], "not a JPEG, PNG, WEBP, GIF, BMP, AVIF or HEIC file"),)
     assert batches[3].failures[0].reason == "cannot be read (No such file or directory)"
     assert all(batch.images == () for batch in batches)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from made_layouts import abstract, fi, votes
+from made_layouts import abstract, artphoto, fi, votes
 from made_pictures import ROWS, VOTES, complaint, emoset, emotion6, put, put_json, tree
 
 from masp.config import load_config
@@ -187,10 +187,87 @@ def test_one_class_is_refused(tmp_path: Path) -> None:
     assert "holds one class only (fear)" in complaint(tmp_path / "b")
 
 
-def test_an_empty_class_is_refused(tmp_path: Path) -> None:
+def leftovers(folder: Path) -> int:
+    """What systems and programmes leave in a folder, and how many of them."""
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._0.png"):
+        (folder / name).write_bytes(b"junk")
+    for name in ("__MACOSX", ".ipynb_checkpoints"):
+        put(folder / name / "copy.png")
+    return 6
+
+
+@pytest.mark.parametrize("layout", ["folder", "emotion6", "fi", "artphoto"])
+def test_what_systems_leave_behind_is_passed_over_and_counted(
+    tmp_path: Path, layout: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    makers = {
+        "folder": lambda root: tree(root, {"joy": 3, "fear": 3}),
+        "emotion6": lambda root: emotion6(root, VOTES),
+        "fi": lambda root: fi(root, {"awe": 2, "fear": 2}, []),
+        "artphoto": lambda root: artphoto(root, {"awe": 1, "fear": 2}),
+    }
+    root = makers[layout](tmp_path / "data")
+    before = open_dataset(root)
+    homes = {record.path.parent for record in before.records} | {root}
+    left = sum(leftovers(home) for home in sorted(homes))
+    dataset = open_dataset(root)
+    assert (dataset.layout, dataset.labels, dataset.splits) == (before.layout, before.labels, before.splits)
+    (found,) = check([open_for_check(settings_for(root))], Depth(images=False)).data_sets
+    assert sum(count for reason, count in found.skipped.items() if "leave behind" in reason) == left
+    assert caplog.text.count("leave behind") == 1  # the check tells it on its own
+
+
+def test_empty_class_folders_are_passed_over_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tree(tmp_path, {"joy": 3, "fear": 3})
     (tmp_path / "awe").mkdir()
-    assert "awe holds no picture" in complaint(tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "readme.md").write_text("hello")
+    dataset = open_dataset(tmp_path)
+    assert (dataset.labels, len(dataset.records)) == (("fear", "joy"), 6)
+    assert "folders without a picture, which are no labels: awe, docs" in caplog.text
+    (found,) = check([open_for_check(settings_for(tmp_path))], Depth(images=False)).data_sets
+    assert found.skipped["folders without a picture, which are no labels: awe, docs"] == 2
+
+
+def test_an_empty_class_of_a_split_is_passed_over_and_so_is_an_empty_split(tmp_path: Path) -> None:
+    tree(tmp_path / "train", {"joy": 3, "fear": 3})
+    tree(tmp_path / "test", {"joy": 2}, 100)
+    (tmp_path / "test" / "fear").mkdir()
+    (tmp_path / "val" / "joy").mkdir(parents=True)
+    (tmp_path / "notes").mkdir()
+    dataset = open_dataset(tmp_path)
+    assert {split: len(records) for split, records in dataset.splits.items()} == {"train": 6, "test": 2}
+    assert dataset.labels == ("fear", "joy")
+
+
+def test_an_empty_folder_of_a_search_word_is_no_label_of_emotion6(tmp_path: Path) -> None:
+    root = emotion6(tmp_path, VOTES)
+    before = open_dataset(root).labels
+    (root / "images" / "contempt").mkdir()
+    assert open_dataset(root).labels == before
+
+
+def test_a_class_of_pictures_that_are_not_read_is_refused(tmp_path: Path) -> None:
+    """Its label is meant: to leave it out would be another data set."""
+    tree(tmp_path, {"joy": 3, "fear": 3})
+    put(tmp_path / "awe" / "scan.TIF")
+    assert "awe holds no picture that is read, but scan.TIF" in complaint(tmp_path)
+
+
+def test_a_data_set_whose_folders_are_all_empty_is_refused(tmp_path: Path) -> None:
+    for name in ("joy", "fear"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".DS_Store").write_bytes(b"junk")
+    assert "holds no pictures" in complaint(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["", "train"])
+def test_pictures_beside_the_folders_of_labels_are_refused(tmp_path: Path, place: str) -> None:
+    """Nobody can know whether they belong to a label, or which."""
+    root = tree(tmp_path / place, {"joy": 3, "fear": 3})
+    put(root / "stray.png")
+    assert f"{root} holds pictures (stray.png, …) beside its folders of labels" in complaint(tmp_path)
 
 
 def test_empty_lists_are_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_pictures import put
 
 import tiny
 from masp.adapters import portable
@@ -13,7 +14,7 @@ from masp.data.readers import open_dataset
 from masp.errors import ConfigError, UsageError
 from masp.reproduce.cells import Outcome
 from masp.reproduce.estimate import estimate
-from masp.reproduce.job import Job, Source, find_sources, find_teacher
+from masp.reproduce.job import Job, Source, drawn_source, find_sources, find_teacher
 from masp.reproduce.others import all_recipes, changes_of, divided
 from masp.reproduce.paper import load_paper
 from masp.reproduce.planning import NO_WORDS, plan_cells
@@ -146,6 +147,15 @@ def test_data_sets_are_found_by_their_names(tmp_path: Path) -> None:
     assert (own.name, none) == ("mine", ())
     with pytest.raises(UsageError, match="some of yours"):
         find_sources(tmp_path, ("yours",), DataConfig(), PAPER)
+
+
+def test_where_labels_come_from_counts_for_ones_own_data_sets_not_for_those_that_are_drawn(tmp_path: Path) -> None:
+    for number, name in enumerate(("joy1.png", "joy2.png", "sad1.png", "sad2.png")):
+        put(tmp_path / "mine" / name, number)
+    settings = DataConfig(label_pattern=r"(?P<label>[a-z]+)\d")
+    (own,), _ = find_sources(tmp_path, ("mine",), settings, PAPER)
+    assert open_dataset(own.data).labels == ("joy", "sad")
+    assert drawn_source(tmp_path, settings).data.label_pattern is None
 
 
 def test_without_annotations_rows_with_aspects_are_not_run(tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ OTHER_VALUES = {
     "data.path": "elsewhere",
     "data.layout": "folder",
     "data.label_from": "majority",
+    "data.label_pattern": "(?P<label>[a-z]+)",
+    "data.label_thresholds": "{low: [null, 3], high: [3, null]}",
     "data.taxonomy": "polarity",
     **{f"data.columns.{name}": "x" for name in ("path", "label", "split", "positive", "negative", "neutral")},
     "data.longest_side": "77",
@@ -81,6 +83,7 @@ for _stage in ("aspects", "prompt"):
     }
 TESTED_APART = {
     "prompt.init.text",
+    "data.columns.value",
     "prompt.class_weights",
     "aspects.class_weights",
     "data.splits.train",
@@ -120,6 +123,7 @@ def test_the_identity_changes_with_what_must_match_for_a_resume(key: str, datase
     [
         ["prompt.class_weights=balanced"],
         ["prompt.init={kind: text, text: a}"],
+        ["data.label_thresholds={low: [null, 3], high: [3, null]}", "data.columns.value=x"],
         ["data.splits={train: 0.7, val: 0.1, test: 0.2}"],
     ],
 )

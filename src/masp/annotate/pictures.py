@@ -10,6 +10,7 @@ from pathlib import Path
 
 from masp.config import DataConfig
 from masp.data.emoset import SPLITS, UNDIVIDED
+from masp.data.images import FORMAT_NAMES
 from masp.data.layouts import recognised
 from masp.data.quarantine import Quarantine
 from masp.data.readers import existing_path, read_dataset
@@ -87,7 +88,7 @@ def pictures_of(settings: DataConfig, limit: int | None = None) -> Pictures:
     rows = _known(settings) if recognised(path, settings) is not None else _plain(path)
     labels, found = rows
     if not found:
-        raise DataError(f"{path} holds no pictures", "JPEG, PNG, WebP, GIF or BMP files", "Check the path.")
+        raise DataError(f"{path} holds no pictures", f"{FORMAT_NAMES} files", "Check the path.")
     if limit is not None and limit < len(found):
         found = [found[number * len(found) // limit] for number in range(limit)]
     named = _Names()

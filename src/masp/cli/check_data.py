@@ -23,6 +23,8 @@ Examples:
 `masp data check EmoSet-118K FI data.splits.kind=auto --out check.json`
 
 `masp data check photos data.layout=table --labels calm,stormy --no-images`
+
+`masp data check photos 'data.label_pattern=(?P<label>[a-z]+)\\d+'`
 """
 
 SHOWN = 3

@@ -134,6 +134,7 @@ def _named(paths: Sequence[str], failures: _Failures) -> Iterator[Path]:
 
     An argument that names none, and a line of a list whose folder cannot be read, are failures; the others go on.
     """
+    from masp.data.images import FORMAT_NAMES
     from masp.data.walk import images_from
     from masp.errors import DataError
     from masp.predictor import Failure
@@ -148,7 +149,7 @@ def _named(paths: Sequence[str], failures: _Failures) -> Iterator[Path]:
             failures.add(Failure(argument, str(error)))
             continue
         if not found and failures.count == before:
-            failures.add(Failure(argument, "names no images (JPEG, PNG, WebP, GIF or BMP)"))
+            failures.add(Failure(argument, f"names no images ({FORMAT_NAMES})"))
 
 
 def _json_line(result: "Prediction | Failure") -> None:

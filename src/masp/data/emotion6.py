@@ -39,7 +39,7 @@ def read_emotion6(root: Path, account: Quarantine, label_from: Literal["folder",
     """
     table = root / VOTES
     columns, rows = _table(table)
-    folders = listing(root / PICTURES)[0]
+    folders = [folder for folder in listing(root / PICTURES)[0] if any(map(is_picture, listing(folder)[1]))]
     labels = tuple(sorted(label_of(folder.name) for folder in folders))
     records: list[Record] = []
     voteless: list[Path] = []

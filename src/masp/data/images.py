@@ -2,19 +2,37 @@
 
 import io
 import os
+import re
 import stat
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError, features
 
 from masp.errors import ImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-"""What is read, told by the content of a file; of an animation, the first frame."""
+_SUFFIXES_OF = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "AVIF": (".avif", ".avifs"),
+    "HEIC": (".heic", ".heif", ".hif", ".heics", ".heifs"),
+}
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"})
+FORMATS = tuple(_SUFFIXES_OF)
+"""What is read, told by the content of a file; of an animation or a collection, the first or the primary picture."""
+
+FORMAT_NAMES = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+"""The formats as messages name them."""
+
+SUFFIXES = frozenset(suffix for suffixes in _SUFFIXES_OF.values() for suffix in suffixes)
 """Names under which pictures are looked for in folders."""
+
+UNREAD_SUFFIXES = frozenset({".tif", ".tiff"})
+"""Names of pictures that are not read: a folder of them is not an empty one."""
 
 _BEGINNINGS = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -22,19 +40,34 @@ _BEGINNINGS = (
     (b"GIF8", "GIF"),
     (b"BM", "BMP"),
 )
-_SUFFIXES_OF = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
-    "PNG": (".png",),
-    "WEBP": (".webp",),
-    "GIF": (".gif",),
-    "BMP": (".bmp",),
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BRANDS = {  # of the codecs that HEIF files hold; "mif1" and "msf1" alone do not tell which
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"), "HEIC"),
 }
+_LONGEST_BEGINNING = 512
+_MOST_BOXES = 1000
+_EXTENT = re.compile(rb"ispe.{4}(.{4})(.{4})", re.DOTALL)
 
 SPARE = 1.5
 """How much larger than its final size a JPEG is decoded at least, where it is decoded smaller than it is."""
 
 MAX_PIXELS = 50_000_000
+"""Of a decoded picture, and of a file in any format but JPEG."""
+
+MAX_JPEG_PIXELS = 300_000_000
+"""Of a JPEG, which is decoded row by row at a fraction of its size where it has more than `MAX_PIXELS`."""
+
+MAX_PROGRESSIVE_PIXELS = 100_000_000
+"""Of a JPEG whose parts come in several scans: its decoder keeps all of it, 6 bytes a pixel, at whatever fraction."""
+
 MAX_BYTES = 268_435_456
+
+_MARKER = re.compile(rb"\xff+([^\x00\xff])")  # of a JPEG's segment
+_START_OF_SCAN = 0xDA
+_PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
+_FRAMES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
+_BARE = (0x01, *range(0xD0, 0xD9))  # markers without a segment
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _UPRIGHT = {
@@ -59,7 +92,8 @@ def open_image(path: str | os.PathLike[str], longest_side: int | None = None) ->
     Transparent parts become white; 16-bit greys are scaled to 8 bits.
 
     Args:
-        path: a JPEG, PNG, WebP, GIF or BMP file of at most 50 million pixels, whatever its suffix.
+        path: a file in one of `FORMATS`, whatever its suffix, of at most `MAX_PIXELS`; a JPEG may have
+            `MAX_JPEG_PIXELS`, or `MAX_PROGRESSIVE_PIXELS`, and then comes out with at most `MAX_PIXELS`.
         longest_side: shrink (Lanczos) so that the longer side has at most this many pixels. A JPEG that is much larger
             is decoded at a fraction of its size, which changes a pixel by a few of 255 at most.
 
@@ -72,31 +106,95 @@ def open_image(path: str | os.PathLike[str], longest_side: int | None = None) ->
 def image_area(path: str | os.PathLike[str], longest_side: int | None = None) -> int:
     """Pixels of the picture in a file once it is shrunk, from its header alone; 0 where that cannot be read."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
+        with Path(path).open("rb") as file:
+            kind = format_of(file.read(_LONGEST_BEGINNING))
+            file.seek(0)
+            with _opened(file, kind or "") as image:
+                width, height = _final_size(image.size, longest_side)
     except Exception:  # whatever is wrong with it, `open_image` will say
         return 0
-    width, height = shrunk_size((width, height), longest_side)
     return width * height
 
 
 def decode_image(content: bytes, name: str | os.PathLike[str], longest_side: int | None = None) -> Image.Image:
     """As `open_image`, for a file that is already in memory; `name` is for the messages."""
-    _check_pixels(name, _webp_size(content))
+    kind = _readable(content, name)
+    _check_pixels(name, _webp_size(content), MAX_PIXELS)
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            _check_pixels(name, image.size)
+        for size in _heic_sizes(content) if kind == "HEIC" else ():
+            _check_pixels(name, size, MAX_PIXELS)
+        with _opened(io.BytesIO(content), kind) as image:
+            _check_pixels(name, image.size, _most_pixels(kind, content))
             return shrink(to_rgb(_loaded(image, longest_side)), longest_side)
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(name, f"not a {', '.join(FORMATS)} file", _SAVE_AGAIN) from None
+        raise _damaged(name, "its header cannot be read") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise _too_many_pixels(name, "far more than the allowed number of") from None
+        raise _too_many_pixels(name, "far more than the allowed number of", MAX_PIXELS) from None
     except MemoryError:
         raise _too_large(name) from None
     except Exception as error:  # decoders raise anything on damaged files: SyntaxError, struct.error, IndexError …
-        raise ImageError(name, f"damaged ({_short(error)})", "Copy it again from its source, or remove it.") from None
+        raise _damaged(name, _short(error)) from None
+
+
+def _readable(content: bytes, name: str | os.PathLike[str]) -> str:
+    """The format of a file's content, one of `FORMATS` that can be read here.
+
+    Raises:
+        ImageError: it is none, or what reads it is not installed.
+    """
+    kind = format_of(content)
+    if kind is None and content.startswith(_TIFF):
+        reason = (
+            "TIFF (or a camera's raw file), which is not read: its many encodings are decoders with many known flaws"
+        )
+        raise ImageError(name, reason, _SAVE_AGAIN)
+    if kind is None:
+        raise ImageError(name, f"not a {FORMAT_NAMES} file", _SAVE_AGAIN)
+    if kind == "HEIC" and find_spec("pillow_heif") is None:
+        reason = "HEIC, and pillow-heif is not installed (pip install 'masp[heic]')"
+        raise ImageError(name, reason, "Install it, or save the picture again as JPEG.", passing=True)
+    if kind == "AVIF" and not features.check("avif"):
+        reason = "AVIF, which this build of Pillow cannot read (pip install --force-reinstall pillow)"
+        raise ImageError(name, reason, "Install Pillow's own wheel, or save the picture again as JPEG.", passing=True)
+    return kind
+
+
+def _opened(file: io.BytesIO | io.BufferedReader, kind: str) -> Image.Image:
+    """A picture whose header is read. Not by `Image.open` where that refuses what is read here, or knows nothing of it.
+
+    HEIC: the primary picture, turned as the file says; Pillow's list of formats, which others use too, stays as it is.
+    """
+    if kind == "JPEG":
+        return JpegImagePlugin.jpeg_factory(file)
+    if kind == "HEIC":
+        from pillow_heif import HeifImageFile  # an extra
+
+        return HeifImageFile(file)
+    return Image.open(file, formats=[kind])
+
+
+def _most_pixels(kind: str, content: bytes) -> int:
+    """How many pixels a file may have by its header."""
+    if kind != "JPEG":
+        return MAX_PIXELS
+    return MAX_PROGRESSIVE_PIXELS if _in_scans(content) else MAX_JPEG_PIXELS
+
+
+def _in_scans(content: bytes) -> bool:
+    """Whether a JPEG is progressive or its colours come one after the other, so that its decoder keeps all of it."""
+    place, colours, progressive = 2, 0, False
+    while found := _MARKER.search(content, place):
+        marker, place = found[1][0], found.end()
+        if marker == _START_OF_SCAN:
+            return progressive or int.from_bytes(content[place + 2 : place + 3]) < colours
+        if marker in _FRAMES:
+            progressive = marker in _PROGRESSIVE
+            colours = int.from_bytes(content[place + 7 : place + 8])
+        if marker not in _BARE:
+            place += int.from_bytes(content[place : place + 2])
+    return progressive
 
 
 def _loaded(image: Image.Image, longest_side: int | None) -> Image.Image:
@@ -104,21 +202,47 @@ def _loaded(image: Image.Image, longest_side: int | None) -> Image.Image:
 
     A JPEG can be decoded at a half, a quarter or an eighth of its size, where the decoder averages blocks of pixels,
     which is several times faster than decoding all of them. `SPARE` times the final size is left, so that the filter
-    still decides what the picture looks like.
+    still decides what the picture looks like, but never more than `MAX_PIXELS`.
     """
-    size = shrunk_size(image.size, longest_side)
-    spare = (round(SPARE * size[0]), round(SPARE * size[1]))
-    drafted = image.draft(None, spare) if size != image.size else None
+    size = _final_size(image.size, longest_side)
+    drafted = None
+    if size != image.size and isinstance(image, JpegImagePlugin.JpegImageFile):
+        # Other formats have drafts too: HEIC a thumbnail, which may be another picture.
+        width, height = _halved(image.size)
+        drafted = image.draft(None, (min(round(SPARE * size[0]), width), min(round(SPARE * size[1]), height)))
     image.load()
     # The box is the picture in the pixels of the smaller one; its last row and column may reach beyond it.
     return image if drafted is None else image.resize(size, Image.Resampling.LANCZOS, box=drafted[1])
+
+
+def _halved(size: tuple[int, int]) -> tuple[int, int]:
+    """A size of at most `MAX_PIXELS`: this one, or the half, the quarter or the eighth of its sides."""
+    while size[0] * size[1] > MAX_PIXELS:
+        size = size[0] // 2, size[1] // 2
+    return size
+
+
+def _final_size(size: tuple[int, int], longest_side: int | None) -> tuple[int, int]:
+    """Width and height that a picture of this size comes out with."""
+    largest = max(_halved(size))
+    return shrunk_size(size, largest if longest_side is None else min(longest_side, largest))
 
 
 def format_of(content: bytes) -> str | None:
     """The format that the first bytes of a file tell: one of `FORMATS`, or None."""
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         return "WEBP"
+    if content[4:8] == b"ftyp":
+        return _format_of_brands(content[8 : min(int.from_bytes(content[:4]), _LONGEST_BEGINNING)])
     return next((name for beginning, name in _BEGINNINGS if content.startswith(beginning)), None)
+
+
+def _format_of_brands(brands: bytes) -> str | None:
+    """AVIF or HEIC, from the major brand of a file and those it is compatible with; None for films and others."""
+    major, compatible = brands[:4], [brands[place : place + 4] for place in range(8, len(brands), 4)]
+    if major in (b"mif1", b"msf1"):
+        return next((_BRANDS[brand] for brand in compatible if brand in _BRANDS), None)
+    return _BRANDS.get(major)
 
 
 def suffix_of(content: bytes) -> str | None:
@@ -161,13 +285,18 @@ def read_content(path: str | os.PathLike[str]) -> bytes:
     return content
 
 
-def _check_pixels(name: str | os.PathLike[str], size: tuple[int, int] | None) -> None:
-    if size is not None and size[0] * size[1] > MAX_PIXELS:
-        raise _too_many_pixels(name, f"{size[0]} × {size[1]}")
+def _check_pixels(name: str | os.PathLike[str], size: tuple[int, int] | None, most: int) -> None:
+    if size is not None and size[0] * size[1] > most:
+        raise _too_many_pixels(name, f"{size[0]} × {size[1]}", most)
 
 
-def _too_many_pixels(name: str | os.PathLike[str], amount: str) -> ImageError:
-    return ImageError(name, f"{amount} pixels, at most {MAX_PIXELS:,} are read", "Make the picture smaller.")
+def _too_many_pixels(name: str | os.PathLike[str], amount: str, most: int) -> ImageError:
+    kind = " of a progressive JPEG" if most == MAX_PROGRESSIVE_PIXELS else ""
+    return ImageError(name, f"{amount} pixels, at most {most:,}{kind} are read", "Make the picture smaller.")
+
+
+def _damaged(name: str | os.PathLike[str], how: str) -> ImageError:
+    return ImageError(name, f"damaged ({how})", "Copy it again from its source, or remove it.")
 
 
 def _too_large(name: str | os.PathLike[str]) -> ImageError:
@@ -185,6 +314,26 @@ def _webp_size(content: bytes) -> tuple[int, int] | None:
         bits = int.from_bytes(content[21:25], "little")
         return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
     return int.from_bytes(content[26:28], "little") & 0x3FFF, int.from_bytes(content[28:30], "little") & 0x3FFF
+
+
+def _heic_sizes(content: bytes) -> list[tuple[int, int]]:
+    """Width and height of everything that is described in a HEIC file, before it is cut to what is shown.
+
+    Raises:
+        ValueError: the box of descriptions is not among the first.
+    """
+    place = 0
+    for _ in range(_MOST_BOXES):
+        length, kind = int.from_bytes(content[place : place + 4]), content[place + 4 : place + 8]
+        if length == 1:
+            length = int.from_bytes(content[place + 8 : place + 16])
+        if kind == b"meta":
+            found = _EXTENT.findall(content, place, place + length if length else len(content))
+            return [(int.from_bytes(width), int.from_bytes(height)) for width, height in found]
+        if length < 8:
+            break
+        place += length
+    raise ValueError("nothing in it says what it holds")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -1,7 +1,9 @@
 """The layouts that are known, how each is recognised, and which reader reads it."""
 
+import logging
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -9,8 +11,10 @@ from masp.config import DataConfig
 from masp.data import art, emoset, emotion6, fi, folders, listed
 from masp.data.quarantine import Quarantine
 from masp.data.reading import Reading
-from masp.data.walk import listing
+from masp.data.walk import left_behind, listing
 from masp.errors import DataError
+
+log = logging.getLogger(__name__)
 
 NAMES: tuple[str, ...] = get_args(DataConfig.model_fields["layout"].annotation)
 
@@ -81,7 +85,20 @@ LAYOUTS: tuple[Layout, ...] = (
         lambda root, settings, account: listed.read_labels(root, settings.columns, account),
     ),
 )
+_LEFT_BEHIND = "hidden entries and what systems leave behind (.DS_Store, Thumbs.db, __MACOSX …)"
 _PUBLISHED = ("emotion6", "emoset", "fi", "abstract", "artphoto")  # looked for one folder deeper as well
+_PATTERN = Layout(
+    "pattern",
+    lambda root, settings: settings.label_pattern is not None,
+    lambda root, settings, account: folders.read_pattern(root, settings.label_pattern or "", account),
+)
+_VALUES = Layout(
+    "table",
+    lambda root, settings: settings.label_thresholds is not None,
+    lambda root, settings, account: listed.read_values(
+        root, settings.columns, settings.label_thresholds or {}, account
+    ),
+)
 _BY_NAME = {layout.name: layout for layout in LAYOUTS}
 
 
@@ -92,11 +109,22 @@ def read_layout(root: Path, settings: DataConfig, account: Quarantine) -> Readin
         DataError: nothing fits, the layout is another one, or too much of it cannot be used.
     """
     layout, home = recognised(root, settings) or (_BY_NAME["folder"], root)
-    return layout.read(home, settings, account)
+    reading = layout.read(home, settings, account)
+    homes = {os.path.dirname(record.path) for records in reading.splits.values() for record in records}  # noqa: PTH120
+    tops = {os.fspath(path if path.is_dir() else path.parent) for path in (root, home)}
+    count = left_behind(tops | homes)
+    if not count:
+        return reading
+    if not account.tolerant:  # a check tells it in its own way
+        log.info("%s: passed over %d %s", root, count, _LEFT_BEHIND)
+    return replace(reading, skipped={**reading.skipped, _LEFT_BEHIND: count})
 
 
 def recognised(root: Path, settings: DataConfig) -> tuple[Layout, Path] | None:
     """The layout that a path looks like and the folder it begins in; None where it looks like nothing known."""
+    for chosen in (_PATTERN, _VALUES):  # the settings say what the labels are, whatever the folder looks like
+        if chosen.fits(root, settings):
+            return chosen, root
     if settings.layout != "auto":
         return _BY_NAME[settings.layout], root
     for layout in LAYOUTS:

@@ -1,10 +1,12 @@
 """Pictures that a table lists: any table of path and label, and the tables of votes of Flickr and Instagram."""
 
 import logging
+import math
 from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from masp.data.folders import SPLITS
+from masp.data.folders import split_of
 from masp.data.places import Places
 from masp.data.quarantine import Quarantine
 from masp.data.reading import LabelError, Reading, by_split, label_of
@@ -22,12 +24,15 @@ PATHS = (
     *("image name", "img name", "picture", "photo", "photo id", "image id", "flickr id", "id", "name"),
 )
 LABELS = ("label", "emotion", "class", "category", "sentiment", "polarity", "emotion label", "label name", "target")
+VALUES = ("valence mean", "mean valence", "valence", "value", "score")
+THEMES = ("theme",)  # OASIS names pictures by it; elsewhere it is seldom a picture's name
 SPLIT = ("split", "set", "subset", "partition", "fold")
 POSITIVE = ("positive", "pos", "num of positive", "n positive", "positive votes", "positive count")
 NEGATIVE = ("negative", "neg", "num of negative", "n negative", "negative votes", "negative count")
 NEUTRAL = ("neutral", "neu", "num of neutral", "n neutral", "neutral votes", "neutral count")
 
 _UNDECIDED = "rows without a majority for positive or negative"
+_BETWEEN = "rows whose number lies in the bounds of no label"
 _GONE = "rows without a picture"
 
 
@@ -69,27 +74,94 @@ def read_labels(path: Path, names: ColumnsConfig, account: Quarantine) -> Readin
     table, places = _opened(path)
     picture_at = _needed(table, names.path, PATHS, "pictures", "path")
     label_at = _needed(table, names.label, LABELS, "labels", "label")
+
+    def labelled(cells: tuple[str, ...], picture: Path) -> Record:
+        label = label_of(_cell(cells, label_at))
+        if not label:
+            raise LabelError("the label is blank", "", "Correct the table.")
+        return Record(picture, label)
+
+    found = _records(table, places, picture_at, names, labelled, account)
+    labels = tuple(sorted({record.label for _, record in found if record.label is not None}))
+    return Reading("table", labels, by_split(found), account)
+
+
+def read_values(
+    path: Path, names: ColumnsConfig, thresholds: Mapping[str, tuple[float | None, float | None]], account: Quarantine
+) -> Reading:
+    """Records of a table of path and number, and perhaps split, with the label in whose bounds the number lies.
+
+    Args:
+        path: the table, or the folder it lies in.
+        names: names of the columns.
+        thresholds: label → the numbers it begins at and ends before, None where it has no end; in rising order.
+        account: counts what can be used and what cannot. A number that lies in no bounds is no fault: its picture is
+            left out, and counted.
+
+    Raises:
+        DataError: no table, or one without these columns, or too many rows that cannot be used.
+    """
+    table, places = _opened(path)
+    picture_at = _needed(table, names.path, (*PATHS, *THEMES), "pictures", "path")
+    value_at = _needed(table, names.value, VALUES, "numbers", "value")
+
+    def labelled(cells: tuple[str, ...], picture: Path) -> Record:
+        value = _number(_cell(cells, value_at))
+        return Record(picture, _label_at(value, thresholds), extra={table.columns[value_at]: value})
+
+    rows = _records(table, places, picture_at, names, labelled, account)
+    found = [(split, record) for split, record in rows if record.label is not None]
+    skipped = {}
+    if len(found) < len(rows):
+        skipped[_BETWEEN] = len(rows) - len(found)
+        log.info("%s: %d %s", table.file, skipped[_BETWEEN], _BETWEEN)
+    return Reading("table", tuple(thresholds), by_split(found), account, skipped=skipped)
+
+
+def _records(
+    table: Table,
+    places: Places,
+    picture_at: int,
+    names: ColumnsConfig,
+    labelled: Callable[[tuple[str, ...], Path], Record],
+    account: Quarantine,
+) -> list[tuple[str, Record]]:
+    """(Split, record) for every row that can be used; the account knows the others."""
     split_at = table.find(names.split, SPLIT)
     found: list[tuple[str, Record]] = []
     for number, cells in enumerate(table.rows, start=1):
         try:
-            split = _split(_cell(cells, split_at)) if split_at is not None else "all"
-            label = label_of(_cell(cells, label_at))
+            split = split_of(_cell(cells, split_at)) if split_at is not None else "all"
             picture = places.find(_cell(cells, picture_at))
+            record = labelled(cells, picture or table.file)
         except DataError as error:
             fault = "label" if isinstance(error, LabelError) else "row"
             account.reject(table.file, f"row {number}: {error}", fault)
             continue
-        if not label:
-            account.reject(table.file, f"row {number}: the label is blank", "label")
-        elif picture is None:
+        if picture is None:
             account.reject(table.file, f"row {number}: there is no picture {_cell(cells, picture_at)}", "picture")
-        else:
-            account.accept()
-            found.append((split, Record(picture, label)))
+            continue
+        account.accept()
+        found.append((split, record))
     account.finish()
-    labels = tuple(sorted({record.label for _, record in found if record.label is not None}))
-    return Reading("table", labels, by_split(found), account)
+    return found
+
+
+def _label_at(value: float, thresholds: Mapping[str, tuple[float | None, float | None]]) -> str | None:
+    for label, (low, high) in thresholds.items():
+        if (low is None or low <= value) and (high is None or value < high):
+            return label
+    return None
+
+
+def _number(cell: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise LabelError(f"the value is {cell!r:.40}", "a number such as 4.5", "Correct the table.")
+    return value
 
 
 def read_votes(path: Path, names: ColumnsConfig, account: Quarantine) -> Reading:
@@ -156,13 +228,6 @@ def _cell(cells: tuple[str, ...], place: int) -> str:
     if "\n" in cells[place]:
         raise DataError(f"a cell is {cells[place]!r:.60}", "one line", "Close the quotation marks.")
     return cells[place]
-
-
-def _split(name: str) -> str:
-    split = SPLITS.get(name.lower())
-    if split is None:
-        raise DataError(f"the split is {name!r:.40}", "train, val or test", "Correct the table.")
-    return split
 
 
 def _count(cell: str) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from masp.data.images import SUFFIXES
 from masp.errors import DataError, nearest
 
-_CLUTTER = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN"})
+_CLUTTER = frozenset({"__macosx", "@eadir", "$recycle.bin", "thumbs.db", "desktop.ini"})
 
 
 def listing(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -22,11 +22,27 @@ def listing(folder: Path) -> tuple[list[Path], list[Path]]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not entry.name.startswith(".") and entry.name not in _CLUTTER:
+                if not _left_behind(entry.name):
                     (folders if entry.is_dir() else files).append(entry.name)
     except OSError as error:
         raise unreadable(folder, error) from None
     return [folder / name for name in sorted(folders)], [folder / name for name in sorted(files)]
+
+
+def _left_behind(name: str) -> bool:
+    """Whether a name is hidden (.DS_Store, ._photo.jpg, .ipynb_checkpoints), or one that systems leave in folders."""
+    return name.startswith(".") or name.casefold() in _CLUTTER
+
+
+def left_behind(folders: Iterable[str | Path]) -> int:
+    """How many entries of folders `listing` leaves out; folders that cannot be read have none."""
+    count = 0
+    for folder in folders:
+        try:
+            count += sum(map(_left_behind, os.listdir(folder)))  # noqa: PTH208  (names only, of many folders)
+        except OSError:
+            continue
+    return count
 
 
 def unreadable(path: Path, error: OSError) -> DataError:

@@ -13,6 +13,7 @@ from masp.errors import DataError, UsageError, did_you_mean
 from masp.reproduce.paper import Paper
 from masp.reproduce.recipes import EXPERIMENTS
 
+_PUBLISHED_LABELS = {"label_pattern": None, "label_thresholds": None}  # what the user's own data sets may need
 DRAWN = "emoji-scenes"
 """Name of the data set that is drawn where none is given."""
 
@@ -121,7 +122,7 @@ def embedded_config(changes: Sequence[str], quick: bool) -> RunConfig:
 
 def drawn_source(work: Path, data: DataConfig) -> Source:
     """The drawn data set, whether it is drawn already or not; `data` has the settings of reading it."""
-    place = {"path": work / "data" / DRAWN, "layout": "emoset"}
+    place = {"path": work / "data" / DRAWN, "layout": "emoset", **_PUBLISHED_LABELS}
     return Source(DRAWN, data.model_copy(update=place), annotated=True)
 
 
@@ -180,7 +181,8 @@ def find_teacher(root: Path, data: DataConfig, found: Sequence[Source], paper: P
     place = _place(root, EMOSET, paper)
     if place is None:
         return None
-    source = next((source for source in found if source.name == EMOSET), None) or _source(EMOSET, place, data)
+    source = next((source for source in found if source.name == EMOSET), None)
+    source = source or _source(EMOSET, place, data.model_copy(update=_PUBLISHED_LABELS))
     return source if source.annotated else None
 
 
