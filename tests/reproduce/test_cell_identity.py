@@ -146,6 +146,32 @@ def test_what_stands_on_a_training_follows_it(out: Path) -> None:
         assert differences(identity(out, recipe), identity(out, recipe, *again)) == {"stage 1"}
 
 
+SEPM, SIZE = recipe_of("sepm"), "data.longest_side=1000"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "side"),
+    [
+        (PLAIN, (), None),  # as the backbone's own processor says
+        (LETTERS, (), None),
+        (SEPM, (), None),
+        (PLAIN, (SIZE,), 1000),
+        (SEPM, (SIZE,), 1000),
+        (PLAIN, ("data.longest_side=1024",), 1024),  # said, though it is the default
+        (PLAIN, ("method.variant=released",), 1024),  # the authors shrink for everything
+        (RANDOM, (), 1024),
+        (ALONE, (), 1024),
+        (FULL, (), 1024),
+        (PROBE, (), 1024),
+        (LORA, (), 1024),
+    ],
+)
+def test_the_backbone_alone_reads_images_as_its_own_processor_says(
+    out: Path, recipe: Recipe, changes: tuple[str, ...], side: int | None
+) -> None:
+    assert identity(out, recipe, *changes)["longest_side"] == side
+
+
 def test_packed_weights_are_others(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A backbone in 4 bits has the same fingerprint and computes in the same format."""
     workshop = Workshop(small_job(out, "table1"))

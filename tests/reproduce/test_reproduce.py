@@ -11,6 +11,7 @@ from multiprocessing import Pipe, Process
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
@@ -20,6 +21,7 @@ from masp.adapters import load_adapter, read_info, tensors_sha256
 from masp.aspects import ASPECTS
 from masp.cli.app import main
 from masp.config import DataConfig
+from masp.data.images import open_image
 from masp.data.readers import open_dataset
 from masp.demo import pictures
 from masp.errors import UsageError
@@ -36,7 +38,8 @@ from masp.reproduce.planning import plan_cells
 from masp.reproduce.pool import blocked, run_cells
 from masp.reproduce.recipes import DATA, FULL, PARAMETERS, PLAIN
 from masp.reproduce.run import Reproduced, reproduce
-from masp.training.interrupts import Interrupted
+from masp.reproduce.tables import Results, accuracy_table
+from masp.training.interrupts import Interrupted, StopRequest
 from small_reproduction import PLAN, small_job
 
 RUN = ("table2", "table4", "figure4")
@@ -166,6 +169,43 @@ def test_pictures_that_are_left_out_are_named(tmp_path: Path) -> None:
     found = read_result(tmp_path / "scratch" / "results" / "emoji-scenes" / "V" / "seed0")
     assert [bad.image for bad in found.quarantined] == [record.path.relative_to(folder).as_posix()]
     assert (found.used, found.unlabelled) == (PLAN.test - 1, 0)
+
+
+def test_large_pictures_are_shrunk_for_what_is_trained_only(tmp_path: Path) -> None:
+    """One test picture of 1,400 pixels: V reads it whole, on every family that works above 1,024 pixels."""
+    pictures.draw_dataset(tmp_path / "scratch" / "data" / "emoji-scenes", PLAN, lambda _: None)
+    job = small_job(tmp_path, "table2", seeds=1)
+    records = open_dataset(job.sources[0].data).split("test")
+    tiny.picture(1400, 56).save(records[1].path, format="PNG")
+    bench = workshop.Workshop(job)
+    backbone = bench.library.backbone
+    for alone, side in ((False, 1024), (True, None)):
+        with StopRequest() as stop:
+            found = bench.library.tested("emoji-scenes", stop, alone)
+        by_hand = backbone.visual_tokens(backbone.preprocess([open_image(records[1].path, side)]))
+        assert torch.equal(found.images.visual([found.numbers[1]]).tokens, by_hand.tokens)
+    assert not torch.equal(by_hand.tokens, bench.library.tested("emoji-scenes", stop).images.visual([1]).tokens)
+    (data,) = [cell for cell in plan_cells(job, load_paper(), ()).cells if cell.recipe == DATA]
+    assert bench.run(data)[0].figures["shrunk"] == 1
+    plain = bench.run(Cell("emoji-scenes", PLAIN, 0))[0]
+    assert (plain.about["longest_side"], plain.identity["longest_side"]) == (None, None)
+    (note,) = [note for note in accuracy_table(results_of(job), "table2").notes if "1 test images" in note]
+    assert "1024 pixels" in note
+
+
+def results_of(job: Job) -> Results:
+    """What the cells of a job left so far."""
+    cells = plan_cells(job, load_paper(), all_recipes()).cells
+    found = {cell.name: read_outcome(job.out, cell.name) for cell in cells}
+    return Results(job, load_paper(), {name: one for name, one in found.items() if one is not None}, ())
+
+
+def test_small_pictures_are_read_once_for_all_rows(tmp_path: Path) -> None:
+    """Where nothing would be shrunk, V finds the visual tokens that the other rows read."""
+    pictures.draw_dataset(tmp_path / "scratch" / "data" / "emoji-scenes", PLAN, lambda _: None)
+    library = workshop.Workshop(small_job(tmp_path, "table2", seeds=1)).library
+    with StopRequest() as stop:
+        assert library.tested("emoji-scenes", stop, alone=True).images is library.tested("emoji-scenes", stop).images
 
 
 def test_adapters_hold_no_copy_of_the_aspects(first: tuple[Reproduced, str], out: Path) -> None:

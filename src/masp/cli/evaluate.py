@@ -183,7 +183,8 @@ def _measured(
             dtype=dtype,
             device=device,
         )
-        batching = Batching(choice.batch_size, settings.workers, masp.task.longest_side)
+        task = masp.task
+        batching = Batching(choice.batch_size, settings.workers, task.longest_side, task.rounding)
         found = measured(masp, dataset, split, mode.value, batching, calibrate and mode is Mode.score, out)
         if choice.record:
             processes.first(lambda: _record(found, home, choice.task))

@@ -4,6 +4,7 @@ import io
 import os
 import stat
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -33,6 +34,9 @@ _SUFFIXES_OF = {
 SPARE = 1.5
 """How much larger than its final size a JPEG is decoded at least, where it is decoded smaller than it is."""
 
+Rounding = Literal["nearest", "down"]
+"""How the shorter side of a shrunk picture becomes a whole number of pixels."""
+
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 268_435_456
 
@@ -53,7 +57,9 @@ _TOGETHER = (
 )
 
 
-def open_image(path: str | os.PathLike[str], longest_side: int | None = None) -> Image.Image:
+def open_image(
+    path: str | os.PathLike[str], longest_side: int | None = None, rounding: Rounding = "nearest"
+) -> Image.Image:
     """The picture in a file: upright, RGB uint8, without metadata.
 
     Transparent parts become white; 16-bit greys are scaled to 8 bits.
@@ -62,31 +68,44 @@ def open_image(path: str | os.PathLike[str], longest_side: int | None = None) ->
         path: a JPEG, PNG, WebP, GIF or BMP file of at most 50 million pixels, whatever its suffix.
         longest_side: shrink (Lanczos) so that the longer side has at most this many pixels. A JPEG that is much larger
             is decoded at a fraction of its size, which changes a pixel by a few of 255 at most.
+        rounding: of the shorter side, where it is shrunk.
 
     Raises:
         ImageError: anything at all is wrong with the file.
     """
-    return decode_image(read_content(path), path, longest_side)
+    return decode_image(read_content(path), path, longest_side, rounding)
 
 
-def image_area(path: str | os.PathLike[str], longest_side: int | None = None) -> int:
-    """Pixels of the picture in a file once it is shrunk, from its header alone; 0 where that cannot be read."""
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Width and height as the header of a file says, not turned upright; None where that cannot be read."""
     try:
         with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
+            return image.size
     except Exception:  # whatever is wrong with it, `open_image` will say
+        return None
+
+
+def image_area(path: str | os.PathLike[str], longest_side: int | None = None, rounding: Rounding = "nearest") -> int:
+    """Pixels of the picture in a file once it is shrunk, from its header alone; 0 where that cannot be read."""
+    size = image_size(path)
+    if size is None:
         return 0
-    width, height = shrunk_size((width, height), longest_side)
+    width, height = shrunk_size(size, longest_side, rounding)
     return width * height
 
 
-def decode_image(content: bytes, name: str | os.PathLike[str], longest_side: int | None = None) -> Image.Image:
+def decode_image(
+    content: bytes,
+    name: str | os.PathLike[str],
+    longest_side: int | None = None,
+    rounding: Rounding = "nearest",
+) -> Image.Image:
     """As `open_image`, for a file that is already in memory; `name` is for the messages."""
     _check_pixels(name, _webp_size(content))
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_pixels(name, image.size)
-            return shrink(to_rgb(_loaded(image, longest_side)), longest_side)
+            return shrink(to_rgb(_loaded(image, longest_side, rounding)), longest_side, rounding)
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -99,14 +118,14 @@ def decode_image(content: bytes, name: str | os.PathLike[str], longest_side: int
         raise ImageError(name, f"damaged ({_short(error)})", "Copy it again from its source, or remove it.") from None
 
 
-def _loaded(image: Image.Image, longest_side: int | None) -> Image.Image:
+def _loaded(image: Image.Image, longest_side: int | None, rounding: Rounding) -> Image.Image:
     """The decoded picture; a JPEG that is much larger than `longest_side` is already shrunk to it.
 
     A JPEG can be decoded at a half, a quarter or an eighth of its size, where the decoder averages blocks of pixels,
     which is several times faster than decoding all of them. `SPARE` times the final size is left, so that the filter
     still decides what the picture looks like.
     """
-    size = shrunk_size(image.size, longest_side)
+    size = shrunk_size(image.size, longest_side, rounding)
     spare = (round(SPARE * size[0]), round(SPARE * size[1]))
     drafted = image.draft(None, spare) if size != image.size else None
     image.load()
@@ -231,16 +250,24 @@ def _grey_to_rgb(image: Image.Image) -> Image.Image:
     return Image.fromarray(scaled).convert("RGB")
 
 
-def shrink(image: Image.Image, longest_side: int | None) -> Image.Image:
+def shrink(image: Image.Image, longest_side: int | None, rounding: Rounding = "nearest") -> Image.Image:
     """The picture, no longer than `longest_side` pixels on its longer side (Lanczos, as the authors' code does)."""
-    size = shrunk_size(image.size, longest_side)
+    size = shrunk_size(image.size, longest_side, rounding)
     return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
 
 
-def shrunk_size(size: tuple[int, int], longest_side: int | None) -> tuple[int, int]:
-    """Width and height of a picture of this size once its longer side has at most `longest_side` pixels."""
+def shrunk_size(size: tuple[int, int], longest_side: int | None, rounding: Rounding = "nearest") -> tuple[int, int]:
+    """Width and height of a picture of this size once its longer side has at most `longest_side` pixels.
+
+    Args:
+        size: width and height.
+        longest_side: of the result; None: the picture keeps its size.
+        rounding: of the shorter side: to the nearest pixel, or down, as the authors' code does. No side becomes 0.
+    """
     width, height = size
     if longest_side is None or max(size) <= longest_side:
         return size
+    if rounding == "down":
+        return max(1, width * longest_side // max(size)), max(1, height * longest_side // max(size))
     scale = longest_side / max(size)
     return max(1, round(width * scale)), max(1, round(height * scale))

@@ -6,6 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from masp.config import DataConfig, RunConfig, load_config
+from masp.data.images import Rounding
 from masp.data.layouts import read_layout
 from masp.data.quarantine import Quarantine
 from masp.demo.plan import Plan
@@ -89,6 +90,18 @@ class Job:
         """The data set of this name."""
         known = (*self.sources, *(() if self.teacher is None else (self.teacher,)))
         return next(source for source in known if source.name == name)
+
+    def side_of(self, dataset: str, alone: bool) -> int | None:
+        """The longest side that pictures of a data set enter with; `alone` as in `DataConfig.side_of`.
+
+        The authors' code shrinks pictures for everything it measures, and so does the variant `released`.
+        """
+        return self.source(dataset).data.side_of(alone and self.config.method.variant == "paper")
+
+    @property
+    def rounding(self) -> Rounding:
+        """How the shorter side of a picture that is shrunk becomes a whole number."""
+        return self.config.method.resolved().shrink_rounding or "nearest"
 
     def aspects_from(self, dataset: str) -> Source | None:
         """What stage 1 is trained on for a data set: EmoSet, else its own annotations; None where there are none."""

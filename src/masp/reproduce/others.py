@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from masp.aspects import ASPECTS
 from masp.errors import UsageError
-from masp.reproduce.recipes import SOFT, Recipe
+from masp.reproduce.recipes import PLAIN, SOFT, Recipe
 from masp.systems.catalogue import CATALOGUE, settings_of
 
 
@@ -77,6 +77,11 @@ def recipe_of(name: str) -> Recipe:
 def all_recipes() -> tuple[Recipe, ...]:
     """The recipes of all systems, in the order of the table."""
     return tuple(recipe_of(name) for name in OTHERS)
+
+
+def alone(recipe: Recipe) -> bool:
+    """Whether the backbone answers as it was released, with nothing trained beside it."""
+    return recipe == PLAIN or (recipe.kind == "baseline" and CATALOGUE[recipe.name].alone)
 
 
 def over_of(name: str, changes: Sequence[str]) -> str:

@@ -280,6 +280,7 @@ def _notes(results: Results, experiment: str, datasets: Sequence[str]) -> tuple[
         facts = facts_of(results, name)
         if facts:
             notes.append(_facts_note(name, facts))
+            notes += _size_note(job, name, facts)
     notes += [
         f"{skipped.dataset}: {skipped.reason}."
         for skipped in results.skipped
@@ -316,6 +317,17 @@ def _lessons_note(job: Job) -> str:
         f"Every system that learns has the same images, but not the same number of steps.{told} Most questions of "
         "instruction are about aspects, so that in as many steps it meets fewer emotion questions than qlora."
     )
+
+
+def _size_note(job: Job, name: str, facts: Mapping[str, object]) -> list[str]:
+    """Which pictures the rows of a table read in different sizes; nothing where there are none."""
+    shrunk, side = facts.get("shrunk"), job.side_of(name, alone=False)
+    if not shrunk or job.side_of(name, alone=True) == side:
+        return []
+    return [
+        f"{name}: {shrunk} test images have a side of more than {side} pixels. Rows of the backbone alone read them as "
+        "its own processor says, all others shrunk to that side first."
+    ]
 
 
 def _facts_note(name: str, facts: Mapping[str, object]) -> str:

@@ -25,7 +25,7 @@ from masp.reproduce import counts, identity, measure
 from masp.reproduce.cells import Cell, Outcome, read_outcome, write_outcome
 from masp.reproduce.job import Job, with_seed
 from masp.reproduce.library import Library
-from masp.reproduce.others import all_recipes, changes_of
+from masp.reproduce.others import all_recipes, alone, changes_of
 from masp.reproduce.paper import load_paper
 from masp.reproduce.planning import base_of, depends_on_seed, plan_cells
 from masp.reproduce.recipes import FULL, STAGE1, masp
@@ -102,7 +102,8 @@ class Workshop:
         if recipe.kind == "parameters":
             return json.loads(json.dumps(table | {"method": config.method.resolved().model_dump(mode="json")}))
         dataset = self.library.dataset(cell.dataset)
-        table |= {"data": dataset.fingerprint(), "longest_side": config.data.longest_side}
+        side = job.side_of(cell.dataset, alone(recipe))
+        table |= {"data": dataset.fingerprint(), "longest_side": side, "rounding": job.rounding}
         if recipe.kind == "data":
             return table
         if recipe.kind == "aspects":
@@ -179,7 +180,8 @@ class Workshop:
         with StopRequest() as stop:
             taught = self.library.taught(cell.dataset, stop)
             pictures = self.library.tested(cell.dataset, stop)
-        return measure.facts(pictures), {"visual_tokens_bytes": taught.store.bytes()}
+        found = measure.facts(pictures) | {"shrunk": self.library.shrunk(cell.dataset)}
+        return found, {"visual_tokens_bytes": taught.store.bytes()}
 
     def _aspects(self, cell: Cell) -> Found:
         dataset, memory = self.library.dataset(cell.dataset), self.library.memory(cell.dataset)
@@ -249,7 +251,8 @@ class Workshop:
 
     def _measured(self, cell: Cell, system: System, about: Mapping[str, Any]) -> Found:
         with StopRequest() as stop:
-            pictures, started = self.library.tested(cell.dataset, stop), time.perf_counter()
+            pictures = self.library.tested(cell.dataset, stop, alone(cell.recipe))
+            started = time.perf_counter()
             found = measure.answers(system, pictures, stop, cell.name)
             seconds = time.perf_counter() - started
             held = self._held(cell, system, stop)
@@ -260,7 +263,8 @@ class Workshop:
 
     def _depended(self, cell: Cell, system: System, seconds: float) -> dict[str, Any]:
         """What the answers of a system on the test split depend on, as `masp evaluate` says it."""
-        batching = Batching(measure.TOGETHER, longest_side=self.config(cell).data.longest_side)
+        side = self.job.side_of(cell.dataset, alone(cell.recipe))
+        batching = Batching(measure.TOGETHER, longest_side=side, rounding=self.job.rounding)
         return dated(of_system(system, self.library.dataset(cell.dataset), "test", batching), seconds)
 
     def _held(self, cell: Cell, system: System, stop: StopRequest) -> list[Answered]:
@@ -268,7 +272,7 @@ class Workshop:
         records = self.library.dataset(cell.dataset).splits.get("val", ())
         if not any(record.label for record in records):
             return []
-        pictures = self.library.pictures(cell.dataset, "val", stop)
+        pictures = self.library.pictures(cell.dataset, "val", stop, alone(cell.recipe))
         return measure.answers(system, pictures, stop, f"{cell.name}, val")
 
     def _stage1(self, cell: Cell) -> Path:
