@@ -5,10 +5,12 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from multiprocessing import Pipe, Process
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +31,7 @@ from masp.evaluation.result import read_result
 from masp.evaluation.runner import evaluate
 from masp.predictor import Masp
 from masp.report.gather import read_sources, trials
-from masp.reproduce import pool, workshop
+from masp.reproduce import pool, variants, workshop
 from masp.reproduce.cells import Cell, Outcome, read_outcome, result_file
 from masp.reproduce.job import Job, Source
 from masp.reproduce.others import all_recipes
@@ -40,6 +42,7 @@ from masp.reproduce.recipes import DATA, FULL, PARAMETERS, PLAIN
 from masp.reproduce.run import Reproduced, reproduce
 from masp.reproduce.tables import Results, accuracy_table
 from masp.training.interrupts import Interrupted, StopRequest
+from masp.training.runs import TrainResult
 from small_reproduction import PLAN, small_job
 
 RUN = ("table2", "table4", "figure4")
@@ -206,6 +209,47 @@ def test_small_pictures_are_read_once_for_all_rows(tmp_path: Path) -> None:
     library = workshop.Workshop(small_job(tmp_path, "table2", seeds=1)).library
     with StopRequest() as stop:
         assert library.tested("emoji-scenes", stop, alone=True).images is library.tested("emoji-scenes", stop).images
+
+
+def test_generated_texts_are_counted_exactly_and_beside_it_leniently(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other reading of the same trainings: measured again, trained not at all, and another identity."""
+    names = [f"emoji-scenes/{recipe}/seed0" for recipe in ("V", "V+S", "V+A", "V+A+S")]
+    quietly(small_job(tmp_path, "table2", seeds=1))
+    before = [outcome(tmp_path, name).identity for name in names]
+    right = [record.label or "" for record in open_dataset(small_job(tmp_path).sources[0].data).split("test")]
+    wrong = ["no idea"] * len(right)
+    said = iter([right[0], f" {right[1]} ", f"{right[2].capitalize()}.", *wrong[3:]] * 20)
+    monkeypatch.setattr(variants, "generate", lambda _, visual, *__: [next(said) for _ in range(len(visual))])
+    for training in ("train_aspects", "train_prompt"):
+        real = getattr(workshop, training)
+        monkeypatch.setattr(workshop, training, partial(only_loaded, real, tmp_path))
+    monkeypatch.setattr(workshop.Workshop, "_held", lambda *_: [])
+    found, seen = quietly(replace(small_job(tmp_path, "table2", seeds=1), reading="generate"))
+    assert not found.failed
+    assert seen.count("there already") == 2, "the data set and stage 1"
+    for name, known in zip(names, before, strict=True):
+        one = outcome(tmp_path, name)
+        assert one.identity == {**known, "reading": "generate"}
+        assert one.figures["exact"]["accuracy"]["value"] == 2 / PLAN.test
+        assert one.figures["exact"]["unparsed"] == PLAN.test - 2
+        assert (one.figures["accuracy"]["value"], one.figures["unparsed"]) == (3 / PLAN.test, PLAN.test - 3)
+    content = json.loads((tmp_path / "reproduce.json").read_text())
+    assert content["reading"] == "generate"
+    line = next(line for line in content["tables"][0]["lines"] if line["system"] == "V+A+S")
+    shares = [line[key] for key in ("accuracy", "lenient", "unparsed", "inexact")]
+    assert shares == [round(100 * count / PLAN.test, 4) for count in (2, 3, PLAN.test - 3, PLAN.test - 2)]
+    (row,) = re.findall(r"^\| V\+A\+S \|.*$", (tmp_path / "table2.md").read_text(), re.MULTILINE)
+    assert [cell.strip() for cell in row.split("|")][8:10] == ["42.9", "57.1 (71.4)"]
+    assert read_result(tmp_path / "scratch" / "results" / names[0]).mode == "generate"
+
+
+def only_loaded(real: Callable[..., TrainResult], out: Path, *given: Any, **named: Any) -> TrainResult:
+    """A training that must have finished before."""
+    (place,) = [one for one in given if isinstance(one, Path) and one.is_relative_to(out) and "runs" in one.parts][-1:]
+    assert (place / "adapter").is_dir(), f"{place} is trained again"
+    return real(*given, **named)
 
 
 def test_adapters_hold_no_copy_of_the_aspects(first: tuple[Reproduced, str], out: Path) -> None:

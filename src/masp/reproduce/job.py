@@ -13,6 +13,7 @@ from masp.demo.plan import Plan
 from masp.errors import DataError, UsageError, did_you_mean
 from masp.reproduce.paper import Paper
 from masp.reproduce.recipes import EXPERIMENTS
+from masp.systems.base import Reading
 
 DRAWN = "emoji-scenes"
 """Name of the data set that is drawn where none is given."""
@@ -68,6 +69,7 @@ class Job:
         adapter: aspects that were trained before; None: stage 1 is a cell of its own.
         others: settings of the other systems of Table 1, as "system.key=value"; the last one wins.
         drawn: pictures of the drawn data set; None where data was given.
+        reading: how answers are read, of every system that can be asked for a text.
     """
 
     experiments: tuple[str, ...]
@@ -80,6 +82,7 @@ class Job:
     adapter: Path | None = None
     others: tuple[str, ...] = ()
     drawn: Plan | None = None
+    reading: Reading = "score"
 
     @property
     def work(self) -> Path:

@@ -120,6 +120,10 @@ class Library:
         bare = sum(not record.label for record in dataset.split(split))
         return Pictures(dataset, records, places, found.store, bad, bare)
 
+    def learned_from(self, name: str) -> Sequence[Record]:
+        """The labelled training pictures of a data set, those included that turn out unreadable."""
+        return [record for record in self.dataset(name).splits.get("train", ()) if record.label]
+
     def shrunk(self, name: str) -> int:
         """How many pictures of the test split have a longer side than rows with a trained part read."""
         side = self.job.side_of(name, alone=False)
