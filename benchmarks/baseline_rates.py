@@ -2,7 +2,8 @@
 
 Every system learns as many steps of as many questions as a soft prompt of `masp reproduce` does on the embedded
 backbone. Rates of LoRA layers are given in the natural scale, 1 / width of the language model: one step of AdamW
-changes what a matrix makes of a vector by up to rate · width of its size. No test picture takes part.
+changes what a matrix makes of a vector by up to rate · width of its size. Those of a distilled head, which stands on a
+probe here, are multiples of its own. No test picture takes part.
 
     python benchmarks/baseline_rates.py WORK_FOLDER --out benchmarks/results/baseline_rates.json
 """
@@ -26,11 +27,12 @@ from masp.demo.pictures import draw_dataset, is_drawn
 from masp.demo.plan import Plan
 from masp.evaluation.lessons import make_lessons
 from masp.systems.base import Lessons
-from masp.systems.catalogue import make_system
+from masp.systems.catalogue import make_system, settings_of
 
 PLAN = Plan(train=2000, val=1000, test=8, seed=2)  # other pictures than those of any committed table
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0)
-SYSTEMS = ("qlora", "instruction")
+SYSTEMS = ("qlora", "instruction", "distilled")
+PARTS = ("teacher_rate", "head_rate", "gate_rate")
 CONFIG = Path(__file__).parents[1] / "src" / "masp" / "configs" / "reproduce.yaml"
 TOGETHER = 32
 
@@ -54,16 +56,8 @@ def one(
     backbone: Backbone, labels: tuple[str, ...], lessons: Lessons, what: tuple[str, float], work: Path
 ) -> dict[str, Any]:
     """A system with one rate: what it answers on the validation split."""
-    (name, rate), budget, started = what, load_config(CONFIG).prompt, time.perf_counter()
-    changes = [
-        f"learning_rate={rate / backbone.dim}",
-        f"max_steps={budget.max_steps}",
-        f"batch_size={budget.batch_size}",
-        f"epochs={budget.epochs}",
-        f"schedule={budget.schedule}",
-        f"warmup={budget.warmup}",
-        "evaluate_every=0",
-    ]
+    (name, rate), started = what, time.perf_counter()
+    changes = _changes(name, rate, backbone.dim)
     system = make_system(name, backbone, labels, changes)
     out = work / name / f"{rate:g}"
     system.learn(Lessons(lessons.images, lessons.train, lessons.val, out, 0, lessons.fingerprint))
@@ -79,6 +73,16 @@ def one(
     return {"system": name, "rate": rate, **figures, "seconds": round(time.perf_counter() - started, 1)}
 
 
+def _changes(name: str, rate: float, width: int) -> list[str]:
+    """The settings of a system: the rate, and the budget of the soft prompt."""
+    if name == "distilled":
+        own = settings_of(name)
+        return ["over=probe", *(f"{part}={rate * float(str(own[part]))}" for part in PARTS)]
+    budget = load_config(CONFIG).prompt
+    lengths = {key: getattr(budget, key) for key in ("max_steps", "batch_size", "epochs", "schedule", "warmup")}
+    return [f"learning_rate={rate / width}", "evaluate_every=0", *(f"{key}={is_}" for key, is_ in lengths.items())]
+
+
 def write(out: Path, plan: Plan, found: list[dict[str, Any]]) -> None:
     """The result file, with a table for people."""
     budget, backbone = load_config(CONFIG).prompt, load_backbone("embedded", dtype="float32")
@@ -86,7 +90,9 @@ def write(out: Path, plan: Plan, found: list[dict[str, Any]]) -> None:
     for one in found:
         half = 1.96 * math.sqrt(one["accuracy"] * (1 - one["accuracy"]) / plan.val)
         accuracy = f"{100 * one['accuracy']:.1f} ± {100 * half:.1f}"
-        given = f"{one['rate'] / backbone.dim:.2g}"
+        times = PARTS if one["system"] == "distilled" else ()
+        own = [float(str(settings_of("distilled")[part])) for part in times] or [1 / backbone.dim]
+        given = " · ".join(f"{one['rate'] * each:.2g}" for each in own)
         rows.append([one["system"], f"{one['rate']:g}", given, accuracy, f"{one['negative_log_likelihood']:.3f}"])
     content = {
         "command": "python benchmarks/baseline_rates.py WORK_FOLDER",
@@ -94,7 +100,13 @@ def write(out: Path, plan: Plan, found: list[dict[str, Any]]) -> None:
         "note": f"Embedded backbone in float32, {budget.max_steps} steps of {budget.batch_size} questions, one seed, "
         f"{plan.train:,} pictures to learn from and {plan.val:,} to validate on, drawn for this.",
         "table": {
-            "head": ["system", "rate × width", "rate", "accuracy on val, %", "negative log-likelihood, nats"],
+            "head": [
+                "system",
+                "factor",
+                "rate: factor / width, or of teacher · head · gate",
+                "accuracy on val, %",
+                "negative log-likelihood, nats",
+            ],
             "rows": rows,
         },
         "figures": found,
