@@ -306,8 +306,8 @@ class Masp:
         if task is not None:
             yield from self._only(task).predict_stream(paths, batch_size, explain, workers)
             return
-        task, prepare = self.task, self.backbone.preprocess
-        read = prefetch(paths, prepare, batch_size, workers, task.longest_side, rounding=task.rounding)
+        asked, prepare = self.task, self.backbone.preprocess
+        read = prefetch(paths, prepare, batch_size, workers, asked.longest_side, rounding=asked.rounding)
         for batch in read:
             results: dict[int, Prediction | Failure] = {
                 failed.index: Failure(str(failed.path), failed.reason) for failed in batch.failures

@@ -100,7 +100,8 @@ def told(budgets: Mapping[str, Budget], stage1: TrainConfig, changes: Sequence[s
         f"One budget for all that ask the language model the emotion question, the soft prompts and qlora: {lengths}. "
         f"instruction has {'' if counted else 'as many questions, '}{share}; MASP learned aspects before, in stage 1"
         f"{longer}. The parts of distilled have its own epochs, but at least as many steps; probe and cue head are "
-        "fitted to their optimum. Rates: chosen on validation splits."
+        "fitted to their optimum."
     )
-    set_here = [change for change in changes if change.partition(".")[0] in (*ASKING, "distilled", "probe", "cues")]
+    learns = (*ASKING, "distilled", "probe", "cues")
+    set_here = [one for one in changes if one.partition(".")[0] in learns and ".reading=" not in one]
     return text + (f" Set otherwise: {', '.join(set_here)}." if set_here else "")
