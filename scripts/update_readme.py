@@ -1,8 +1,8 @@
 """Write the generated parts of README.md, docs/measurements.md and docs/data-flow.md (`make docs`).
 
-The README shows one prediction and Table 2; everything else that was measured has a page of its own. A result is a JSON file in benchmarks/results/ that a command wrote, with the `command` in it. How it
-is shown is decided in `result_tables.py`; or the file brings a `title`, a `table` (`head` and `rows`), perhaps a
-`note`.
+The README shows one prediction and Table 2; everything else that was measured has a page of its own. A result is a
+JSON file in benchmarks/results/ that a command wrote, with the `command` in it. How it is shown is decided in
+`result_tables.py`; or the file brings a `title`, a `table` (`head` and `rows`), perhaps a `note`.
 """
 
 import ast

@@ -5,7 +5,7 @@ from pathlib import Path
 import tiny
 from masp.demo.plan import Plan
 from masp.reproduce.job import Job, drawn_source, embedded_config
-from masp.reproduce.others import EMBEDDED, QUICKLY
+from masp.reproduce.others import QUICKLY
 
 PLAN = Plan(train=11, val=3, test=7, seed=5)
 SETTINGS = (
@@ -22,5 +22,4 @@ def small_job(out: Path, *experiments: str, seeds: int = 2, changes: tuple[str, 
     """The job of the embedded default, made as small as it goes."""
     config = embedded_config([f"backbone.id={tiny.checkpoint()}", *SETTINGS, *changes], quick=True)
     source = drawn_source(out / "scratch", config.data)
-    others = (*EMBEDDED, *QUICKLY)
-    return Job(experiments, config, (source,), (), tuple(range(seeds)), out, others=others, drawn=PLAN)
+    return Job(experiments, config, (source,), (), tuple(range(seeds)), out, others=QUICKLY, drawn=PLAN)

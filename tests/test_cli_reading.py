@@ -57,9 +57,9 @@ def test_evaluate_reads_with_as_many_threads_as_asked(masp, home, monkeypatch, w
 def test_predict_reads_with_as_many_threads_as_asked(masp, home, monkeypatch, workers):
     asked = []
 
-    def noted(paths, preprocess, batch_size, threads, longest_side):
+    def noted(paths, preprocess, batch_size, threads, longest_side, **more):
         asked.append((batch_size, threads))
-        return prefetch(paths, preprocess, batch_size, threads, longest_side)
+        return prefetch(paths, preprocess, batch_size, threads, longest_side, **more)
 
     monkeypatch.setattr("masp.predictor.prefetch", noted)
     words = ("predict", home / "data", "--adapter", home / "adapter", "--json", "--no-explain", "--batch-size", 2)

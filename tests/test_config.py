@@ -54,13 +54,14 @@ def test_the_method_is_the_papers_by_default_and_its_training_fits_any_backbone(
 @pytest.mark.parametrize(
     ("variant", "expected"),
     [
-        ("paper", (1, "single", "after_image", "native", "answer_end", "comma", "fixed")),
-        ("released", (5, "multihead", "both", "sequential", "newline_answer", "python", "shuffled")),
+        ("paper", (1, "single", "after_image", "native", "answer_end", "comma", "fixed", "nearest")),
+        ("released", (5, "multihead", "both", "sequential", "newline_answer", "python", "shuffled", "down")),
     ],
 )
 def test_a_variant_fills_what_is_left_open(variant: str, expected: tuple[object, ...]) -> None:
     method = load_config(None, [f"method.variant={variant}"]).method.resolved()
     names = ("queries", "attention", "prompt_places", "positions", "supervised", "label_list", "label_order")
+    names += ("shrink_rounding",)
     assert tuple(getattr(method, name) for name in names) == expected
     assert method.resolved() == method
 

@@ -6,15 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 import small_training as small
 import tiny
-from masp.adapters import read_info
+from masp.adapters import AdapterInfo, BackboneRecord, read_info
 from masp.aspects import ASPECTS
 from masp.config import MethodConfig, RunConfig, load_config
-from masp.data.images import open_image
+from masp.data.images import open_image, shrunk_size
+from masp.data.loading import prefetch
 from masp.labels import LABEL_SETS, RELEASED_LABELS
 from masp.model import MaspModel
+from masp.prediction import task_of
+from masp.questions import EMOTION
 from masp.training import train_aspects, train_prompt
 from masp.training.schedule import rate_factor
 
@@ -35,6 +39,7 @@ def test_the_file_says_what_the_authors_code_does() -> None:
         "supervised": "newline_answer",
         "label_list": "python",
         "label_order": "once",
+        "shrink_rounding": "down",
     }
     for stage, rate, epochs in ((config.aspects, 1e-5, 3), (config.prompt, 5e-6, 1)):
         assert (stage.learning_rate, stage.epochs, stage.batch_size) == (rate, epochs, 1)
@@ -112,11 +117,62 @@ def test_the_authors_lists_hold_the_labels_of_the_data_sets() -> None:
 
 def test_large_pictures_are_shrunk_with_lanczos_before_the_backbones_own_rule(tmp_path: Path) -> None:
     file = tmp_path / "wide.png"
-    tiny.picture(1900, 950).save(file)
-    backbone, side = tiny.backbone(), load_config(FILE).data.longest_side
+    tiny.picture(1900, 957).save(file)  # 515.8 pixels high
+    backbone, config = tiny.backbone(), load_config(FILE)
+    side, rounding = config.data.longest_side, config.method.resolved().shrink_rounding or "nearest"
     with Image.open(file) as image:
-        by_hand = image.resize((1024, 512), Image.Resampling.LANCZOS)
-    found, whole = (backbone.preprocess([open_image(file, limit)]).values for limit in (side, None))
+        by_hand = image.resize((1024, 515), Image.Resampling.LANCZOS)
+    opened = open_image(file, side, rounding)
+    assert opened.tobytes() == by_hand.tobytes()
+    assert open_image(file, side).size == (1024, 516), "the paper variant rounds"
+    found, whole = (backbone.preprocess([image]).values for image in (opened, open_image(file)))
     assert torch.equal(found, backbone.preprocess([by_hand]).values)
     assert found.shape == whole.shape
     assert not torch.equal(found, whole)
+
+
+@pytest.mark.parametrize(
+    ("size", "down", "nearest", "rows"),
+    [
+        ((1900, 957), (1024, 515), (1024, 516), (18, 18)),
+        ((957, 1900), (515, 1024), (516, 1024), (37, 37)),
+        ((3000, 2001), (1024, 683), (1024, 683), (24, 24)),
+        ((1025, 1024), (1024, 1023), (1024, 1023), (37, 37)),
+        ((2787, 2784), (1024, 1022), (1024, 1023), (36, 37)),  # a row of visual tokens less
+        ((4851, 2586), (1024, 545), (1024, 546), (19, 20)),
+        ((2586, 4851), (545, 1024), (546, 1024), (37, 37)),
+        ((1024, 1023), (1024, 1023), (1024, 1023), (37, 37)),  # nothing is shrunk
+        ((5000, 2), (1024, 1), (1024, 1), None),
+    ],
+)
+def test_sizes_after_the_first_shrink_and_qwens_rule(
+    size: tuple[int, int], down: tuple[int, int], nearest: tuple[int, int], rows: tuple[int, int] | None
+) -> None:
+    """`rows`: visual tokens from top to bottom of each, one for 28 pixels."""
+    assert shrunk_size(size, 1024, "down") == down
+    assert shrunk_size(size, 1024) == nearest
+    if rows is not None:
+        found = [smart_resize(height, width, 28, 56 * 56, 12_845_056)[0] // 28 for width, height in (down, nearest)]
+        assert tuple(found) == rows
+
+
+def test_a_released_adapter_reads_images_as_its_training_did(tmp_path: Path) -> None:
+    """The rounding comes with the method of an adapter."""
+    file = tmp_path / "large.png"
+    tiny.picture(2787, 2784).save(file)
+    sides = {}
+    for variant in ("paper", "released"):
+        method = MethodConfig(variant=variant).resolved()
+        info = AdapterInfo(
+            backbone=BackboneRecord.of(tiny.backbone()),
+            method=method,
+            aspects=(),
+            labels=small.LABELS,
+            longest_side=1024,
+            questions={**dict.fromkeys(ASPECTS, "What?"), EMOTION: "Which of {}?"},
+            data={},
+        )
+        task = task_of(info)
+        assert open_image(file, task.longest_side, task.rounding).size == shrunk_size((2787, 2784), 1024, task.rounding)
+        sides[variant] = next(prefetch([file], None, 1, 0, task.longest_side, rounding=task.rounding)).images[0].height
+    assert sides == {"paper": 1023, "released": 1022}

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from masp.adapters import AdapterInfo
+from masp.data.images import Rounding
 from masp.errors import AdapterError
 from masp.explain import AspectReading, PromptAttention
 from masp.labels import render_labels, validate_labels
@@ -65,6 +66,7 @@ class Task:
         questions: texts for the aspects.
         use: the parts of the model that take part.
         longest_side: images with a longer side are shrunk to it first; None: never.
+        rounding: of the shorter side then.
     """
 
     labels: tuple[str, ...]
@@ -72,6 +74,7 @@ class Task:
     questions: Questions
     use: Use
     longest_side: int | None = None
+    rounding: Rounding = "nearest"
 
 
 def task_of(info: AdapterInfo, labels: Sequence[str] | None = None) -> Task:
@@ -86,6 +89,7 @@ def task_of(info: AdapterInfo, labels: Sequence[str] | None = None) -> Task:
         raise AdapterError("this adapter reads aspects but has no labels", "an adapter with a soft prompt", todo)
     chosen = validate_labels(info.labels if labels is None else labels)
     questions = info.asked()
-    style = info.method.resolved().label_list or "comma"
-    question = questions.ask_emotion(render_labels(chosen, style))
-    return Task(chosen, question, questions, Use(info.aspects), info.longest_side)
+    method = info.method.resolved()
+    question = questions.ask_emotion(render_labels(chosen, method.label_list or "comma"))
+    rounding = method.shrink_rounding or "nearest"
+    return Task(chosen, question, questions, Use(info.aspects), info.longest_side, rounding)

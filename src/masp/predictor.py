@@ -306,7 +306,9 @@ class Masp:
         if task is not None:
             yield from self._only(task).predict_stream(paths, batch_size, explain, workers)
             return
-        for batch in prefetch(paths, self.backbone.preprocess, batch_size, workers, self.task.longest_side):
+        asked, prepare = self.task, self.backbone.preprocess
+        read = prefetch(paths, prepare, batch_size, workers, asked.longest_side, rounding=asked.rounding)
+        for batch in read:
             results: dict[int, Prediction | Failure] = {
                 failed.index: Failure(str(failed.path), failed.reason) for failed in batch.failures
             }
@@ -333,8 +335,8 @@ class Masp:
 
     def _open(self, image: Picture) -> Image.Image:
         if isinstance(image, Image.Image):
-            return shrink(to_rgb(image), self.task.longest_side)
-        return open_image(image, self.task.longest_side)
+            return shrink(to_rgb(image), self.task.longest_side, self.task.rounding)
+        return open_image(image, self.task.longest_side, self.task.rounding)
 
     def _predicted(self, pixels: Pixels, names: Sequence[str], explain: bool) -> list[Prediction]:
         """Predictions of one batch of preprocessed images."""

@@ -144,6 +144,12 @@ class MethodConfig(Settings):
         "question, or new for each example and epoch (released). Evaluation always has the fixed order.",
     )
 
+    shrink_rounding: Literal["nearest", "down"] | None = Field(
+        default=None,
+        description="The shorter side of an image that is shrunk to data.longest_side: to the nearest pixel (paper), "
+        "or down (released).",
+    )
+
     def resolved(self) -> Self:
         """The same settings with every null replaced by what the variant says."""
         given = {name: value for name, value in self.model_dump().items() if value is not None}
@@ -159,6 +165,7 @@ _VARIANTS: dict[str, dict[str, object]] = {
         "supervised": "answer_end",
         "label_list": "comma",
         "label_order": "fixed",
+        "shrink_rounding": "nearest",
     },
     "released": {
         "queries": 5,
@@ -168,6 +175,7 @@ _VARIANTS: dict[str, dict[str, object]] = {
         "supervised": "newline_answer",
         "label_list": "python",
         "label_order": "shuffled",
+        "shrink_rounding": "down",
     },
 }
 
@@ -432,6 +440,15 @@ class DataConfig(Settings):
             other = "columns.label" if self.columns.label else f"layout {self.layout}"
             raise ValueError(f"label_thresholds and {other} both say what the labels are: leave one out")
         return self
+
+    def side_of(self, alone: bool) -> int | None:
+        """The longest side that images enter with; None: as they are, so that the backbone's own processor decides.
+
+        Args:
+            alone: whether a released backbone answers without anything trained. It then works as its processor says,
+                unless somebody set `longest_side`; what is trained has one size in training and afterwards.
+        """
+        return None if alone and "longest_side" not in self.model_fields_set else self.longest_side
 
 
 class RunConfig(Settings):

@@ -55,6 +55,10 @@ def test_what_was_written_is_read_back_value_for_value(tmp_path):
         "log_probabilities",
         "answer",
     ]
+    texts = (Answered("a.png", "joy", "joy", None, "Joy", False), Answered("b.png", "joy", "joy", None, "joy", True))
+    write_predictions(tmp_path / "t.jsonl", texts)
+    assert read_predictions(tmp_path / "t.jsonl") == texts
+    assert [one.counted for one in texts] == [None, "joy"]
     write(tmp_path / "q.jsonl", {"image": "a"})
     with pytest.raises(DataError, match="line 1 holds image; expected image and truth"):
         read_predictions(tmp_path / "q.jsonl")
@@ -213,6 +217,22 @@ def test_the_mode_says_where_the_labels_were_read(tmp_path, said, mode):
     found = evaluate_predictions(write(tmp_path / "p.jsonl", *({"image": place, **said} for place in places)), data)
     assert found.mode == mode
     assert found.answers[0].answer == said.get("answer")
+
+
+def test_texts_of_another_system_are_counted_exactly_too(tmp_path):
+    """Six images, joy, sadness and awe twice: two labels are right, one of them by the same characters."""
+    data = dataset(tmp_path / "things")
+    places = [data.place(one.path) for one in data.splits["test"]]
+    texts = ["joy", "Sadness.", "joy", "no idea", "no idea", "joy"]
+    rows = [{"image": place, "answer": text} for place, text in zip(places, texts, strict=True)]
+    found = evaluate_predictions(write(tmp_path / "p.jsonl", *rows), data)
+    assert found.exact is not None
+    assert (found.accuracy.value, found.unparsed) == (2 / 6, 2)
+    assert (found.exact.accuracy.value, found.exact.unparsed) == (1 / 6, 3)
+    some = evaluate_predictions(write(tmp_path / "q.jsonl", *rows[1:]), data, allow_missing=True)
+    assert some.exact is not None
+    assert (some.exact.accuracy.value, some.exact.unparsed) == (0, 4)
+    assert evaluate_predictions(write(tmp_path / "r.jsonl", *rows_for(data)), data).exact is None
 
 
 def test_one_label_from_elsewhere_is_enough_and_other_splits_do_not_count(tmp_path):

@@ -61,6 +61,7 @@ def test_scores_agree_with_predict(masp, tmp_path):
     assert found.chances is not None
     assert found.chances.negative_log_likelihood.value > 0
     assert found.mode == "score"
+    assert found.exact is None
 
 
 def test_generated_answers_are_read_as_labels_or_counted_as_wrong(masp, tmp_path, monkeypatch):
@@ -74,6 +75,9 @@ def test_generated_answers_are_read_as_labels_or_counted_as_wrong(masp, tmp_path
     assert found.mode == "generate"
     assert found.answers[2].answer == "nothing"
     assert [row[-1] for row in found.confusion] == [0, 0, 2]  # both unreadable answers were to "awe"
+    assert [a.exact for a in found.answers] == [False, False, False, True, True, False, True]
+    assert found.exact is not None
+    assert (found.exact.accuracy.value, found.exact.unparsed) == (2 / 7, 4)
 
 
 def test_generate_runs_without_a_mock(masp, tmp_path):

@@ -13,7 +13,7 @@ from masp.demo import pictures
 from masp.questions import load_questions
 from masp.reproduce import library
 from masp.reproduce.cells import Cell
-from masp.reproduce.others import divided, recipe_of
+from masp.reproduce.others import divided, read_by, recipe_of
 from masp.reproduce.recipes import ATTENTION, FULL, PLAIN, Recipe, masp
 from masp.reproduce.workshop import Workshop
 from masp.systems import catalogue
@@ -144,6 +144,57 @@ def test_what_stands_on_a_training_follows_it(out: Path) -> None:
     again = ("aspects.learning_rate=0.5",)
     for recipe in (ALONE, FULL, masp(ASPECTS, "random")):
         assert differences(identity(out, recipe), identity(out, recipe, *again)) == {"stage 1"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "keys"),
+    [
+        (PLAIN, {"reading"}),
+        (RANDOM, {"reading"}),
+        (FULL, {"reading"}),
+        (LETTERS, {"settings.reading"}),
+        (LORA, {"settings.reading"}),
+        (DISTILLED, {"settings.over.reading"}),  # its gate learns from what the other system answers
+        (PROBE, set()),
+        (CUES, set()),
+        (ATTENTION, set()),
+    ],
+)
+def test_the_reading_is_in_the_identity_of_what_can_be_asked_for_a_text(
+    out: Path, recipe: Recipe, keys: set[str]
+) -> None:
+    job, cell = small_job(out, "table1"), Cell("emoji-scenes", recipe, 0)
+    other = replace(job, others=(*job.others, *read_by("generate")), reading="generate")
+    scored, generated = Workshop(job), Workshop(other)
+    assert differences(scored.identity(cell), generated.identity(cell)) == keys
+    trained_again = "settings.over.reading" in keys
+    assert (scored.folder(cell) == generated.folder(cell)) == (not trained_again)
+
+
+SEPM, SIZE = recipe_of("sepm"), "data.longest_side=1000"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "side"),
+    [
+        (PLAIN, (), None),  # as the backbone's own processor says
+        (LETTERS, (), None),
+        (SEPM, (), None),
+        (PLAIN, (SIZE,), 1000),
+        (SEPM, (SIZE,), 1000),
+        (PLAIN, ("data.longest_side=1024",), 1024),  # said, though it is the default
+        (PLAIN, ("method.variant=released",), 1024),  # the authors shrink for everything
+        (RANDOM, (), 1024),
+        (ALONE, (), 1024),
+        (FULL, (), 1024),
+        (PROBE, (), 1024),
+        (LORA, (), 1024),
+    ],
+)
+def test_the_backbone_alone_reads_images_as_its_own_processor_says(
+    out: Path, recipe: Recipe, changes: tuple[str, ...], side: int | None
+) -> None:
+    assert identity(out, recipe, *changes)["longest_side"] == side
 
 
 def test_packed_weights_are_others(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

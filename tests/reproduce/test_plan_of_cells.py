@@ -9,18 +9,22 @@ from made_pictures import put
 import tiny
 from masp.adapters import portable
 from masp.aspects import ASPECTS
-from masp.config import DataConfig
+from masp.config import DataConfig, TrainConfig, parsed_override
 from masp.data.readers import open_dataset
+from masp.data.sampling import Batches
 from masp.errors import ConfigError, UsageError
+from masp.reproduce.budget import Budget, budget_of, settings
 from masp.reproduce.cells import Outcome
 from masp.reproduce.estimate import estimate
 from masp.reproduce.job import Job, Source, drawn_source, find_sources, find_teacher
-from masp.reproduce.others import all_recipes, changes_of, divided
+from masp.reproduce.others import OTHERS, all_recipes, changes_of, divided
 from masp.reproduce.paper import load_paper
 from masp.reproduce.planning import NO_WORDS, plan_cells
 from masp.reproduce.recipes import FULL, LENGTHS, STAGE1, masp
 from masp.reproduce.request import Request, job_of
-from masp.reproduce.tables import Results, accuracy_table
+from masp.reproduce.tables import Results, accuracy_table, budgets
+from masp.systems.catalogue import checked
+from masp.training.recipe import loop_settings
 from small_reproduction import small_job
 
 PAPER = load_paper()
@@ -225,14 +229,64 @@ def test_the_record_of_a_command_names_no_place(tmp_path: Path) -> None:
     )
 
 
-def test_table_1_says_how_long_each_system_learns(tmp_path: Path) -> None:
-    """The same images for all, but not the same number of steps."""
-    job = replace(small_job(tmp_path, "table1"), others=("qlora.max_steps=7", "qlora.batch_size=5"))
-    (note,) = [note for note in accuracy_table(Results(job, PAPER, {}, ()), "table1").notes if "not the same" in note]
-    assert f"its soft prompts {job.config.prompt.max_steps} steps of {job.config.prompt.batch_size}" in note
-    assert "qlora 7 steps of 5." in note
-    assert "sepm" not in note
-    assert not [note for note in accuracy_table(Results(job, PAPER, {}, ()), "table2").notes if "not the same" in note]
+def test_table_1_says_the_budget_that_all_systems_share(tmp_path: Path) -> None:
+    job = replace(small_job(tmp_path, "table1"), others=("qlora.rank=4", "sepm.dropped=0.3"))
+    config = job.config.model_copy(update={"prompt": TrainConfig(max_steps=110, batch_size=64, epochs=100)})
+    job = replace(job, config=config)
+    facts = {"splits": {"train": 5000, "test": 8}, "split_by": "published", "majority": {"value": 0.5}, "guess": 0.5}
+    data = Outcome("emoji-scenes/data/seed0", "done", facts, {}, {})
+    results = Results(job, PAPER, {data.cell: data}, ())
+    assert budgets(results, ["emoji-scenes"]) == {"emoji-scenes": Budget(5000, 110, 64)}
+    (note,) = [note for note in accuracy_table(results, "table1").notes if note.startswith("One budget")]
+    assert "110 steps of 64 (1.4 × its 5,000 training images)" in note
+    assert note.endswith("Set otherwise: qlora.rank=4.")
+    assert not [note for note in accuracy_table(results, "table2").notes if note.startswith("One budget")]
+
+
+@pytest.mark.parametrize(
+    ("stage", "examples", "expected"),
+    [
+        (TrainConfig(max_steps=110, batch_size=64, epochs=100), 5000, Budget(5000, 110, 64)),
+        (TrainConfig(batch_size=8, epochs=3), 182, Budget(182, 69, 8)),
+        (TrainConfig(batch_size=1, epochs=3), 1386, Budget(1386, 4158, 1)),
+    ],
+)
+def test_the_budget_is_what_the_soft_prompt_learns_from(stage: TrainConfig, examples: int, expected: Budget) -> None:
+    assert budget_of(stage, examples) == expected
+    order = Batches(examples, stage.batch_size, 0)
+    assert loop_settings(stage, order, "").steps == expected.steps, "as the loop counts"
+
+
+def test_the_rule_gives_every_system_the_steps_of_the_soft_prompt() -> None:
+    """182 images: ten epochs of a distilled head would be 60 steps, so that it gets more of them."""
+    stage = TrainConfig(max_steps=300, batch_size=8, epochs=100)
+    ruled = settings(stage, budget_of(stage, 182), 256)
+    for name in ("qlora", "instruction"):
+        found = checked(name, dict(map(parsed_override, changes_of(name, ruled))))
+        assert (found.max_steps, found.batch_size, found.schedule, found.warmup) == (300, 8, "cosine", 0.03)
+        assert found.learning_rate == 0.00195
+        assert found.epochs * -(-182 // 8) >= 300
+    heads = checked(
+        "distilled", dict(map(parsed_override, [c for c in changes_of("distilled", ruled) if "over" not in c]))
+    )
+    epochs = (heads.teacher_epochs, heads.head_epochs, heads.gate_epochs)
+    assert epochs == (53, 53, 53)
+    assert 53 * -(-182 // heads.batch_size) >= 300
+    many = changes_of("distilled", settings(stage, budget_of(stage, 100_000), 256))
+    assert {"teacher_epochs=10", "head_epochs=5", "gate_epochs=10", "over.max_steps=300"} <= set(many)
+
+
+def test_the_reading_is_a_setting_of_all_systems_that_generate(tmp_path: Path) -> None:
+    request = Request("table1", tmp_path, reading="generate", changes=("sepm.reading=score",))
+    job = job_of(request)
+    assert job.reading == "generate"
+    own = {name: changes_of(name, job.others) for name in OTHERS}
+    assert own["qlora"] == own["instruction"] == own["zero-shot-letters"] == ("reading=generate",)
+    assert own["sepm"] == ("reading=generate", "reading=score"), "the last one wins"
+    assert own["distilled"] == ("over=qlora", "over.reading=generate")
+    assert own["probe"] == own["cues"] == ()
+    assert request.command(1) == "masp reproduce table1 --reading generate --seeds 3 --jobs 1 sepm.reading=score"
+    assert job_of(replace(request, reading="score", changes=())).others == ()
 
 
 def test_settings_of_reading_hold_for_the_drawn_pictures_too(tmp_path: Path) -> None:

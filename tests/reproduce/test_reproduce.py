@@ -5,12 +5,15 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from multiprocessing import Pipe, Process
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
@@ -20,6 +23,7 @@ from masp.adapters import load_adapter, read_info, tensors_sha256
 from masp.aspects import ASPECTS
 from masp.cli.app import main
 from masp.config import DataConfig
+from masp.data.images import open_image
 from masp.data.readers import open_dataset
 from masp.demo import pictures
 from masp.errors import UsageError
@@ -27,7 +31,7 @@ from masp.evaluation.result import read_result
 from masp.evaluation.runner import evaluate
 from masp.predictor import Masp
 from masp.report.gather import read_sources, trials
-from masp.reproduce import pool, workshop
+from masp.reproduce import pool, variants, workshop
 from masp.reproduce.cells import Cell, Outcome, read_outcome, result_file
 from masp.reproduce.job import Job, Source
 from masp.reproduce.others import all_recipes
@@ -36,7 +40,9 @@ from masp.reproduce.planning import plan_cells
 from masp.reproduce.pool import blocked, run_cells
 from masp.reproduce.recipes import DATA, FULL, PARAMETERS, PLAIN
 from masp.reproduce.run import Reproduced, reproduce
-from masp.training.interrupts import Interrupted
+from masp.reproduce.tables import Results, accuracy_table
+from masp.training.interrupts import Interrupted, StopRequest
+from masp.training.runs import TrainResult
 from small_reproduction import PLAN, small_job
 
 RUN = ("table2", "table4", "figure4")
@@ -166,6 +172,84 @@ def test_pictures_that_are_left_out_are_named(tmp_path: Path) -> None:
     found = read_result(tmp_path / "scratch" / "results" / "emoji-scenes" / "V" / "seed0")
     assert [bad.image for bad in found.quarantined] == [record.path.relative_to(folder).as_posix()]
     assert (found.used, found.unlabelled) == (PLAN.test - 1, 0)
+
+
+def test_large_pictures_are_shrunk_for_what_is_trained_only(tmp_path: Path) -> None:
+    """One test picture of 1,400 pixels: V reads it whole, on every family that works above 1,024 pixels."""
+    pictures.draw_dataset(tmp_path / "scratch" / "data" / "emoji-scenes", PLAN, lambda _: None)
+    job = small_job(tmp_path, "table2", seeds=1)
+    records = open_dataset(job.sources[0].data).split("test")
+    tiny.picture(1400, 56).save(records[1].path, format="PNG")
+    bench = workshop.Workshop(job)
+    backbone = bench.library.backbone
+    for alone, side in ((False, 1024), (True, None)):
+        with StopRequest() as stop:
+            found = bench.library.tested("emoji-scenes", stop, alone)
+        by_hand = backbone.visual_tokens(backbone.preprocess([open_image(records[1].path, side)]))
+        assert torch.equal(found.images.visual([found.numbers[1]]).tokens, by_hand.tokens)
+    assert not torch.equal(by_hand.tokens, bench.library.tested("emoji-scenes", stop).images.visual([1]).tokens)
+    (data,) = [cell for cell in plan_cells(job, load_paper(), ()).cells if cell.recipe == DATA]
+    assert bench.run(data)[0].figures["shrunk"] == 1
+    plain = bench.run(Cell("emoji-scenes", PLAIN, 0))[0]
+    assert (plain.about["longest_side"], plain.identity["longest_side"]) == (None, None)
+    (note,) = [note for note in accuracy_table(results_of(job), "table2").notes if "1 test images" in note]
+    assert "1024 pixels" in note
+
+
+def results_of(job: Job) -> Results:
+    """What the cells of a job left so far."""
+    cells = plan_cells(job, load_paper(), all_recipes()).cells
+    found = {cell.name: read_outcome(job.out, cell.name) for cell in cells}
+    return Results(job, load_paper(), {name: one for name, one in found.items() if one is not None}, ())
+
+
+def test_small_pictures_are_read_once_for_all_rows(tmp_path: Path) -> None:
+    """Where nothing would be shrunk, V finds the visual tokens that the other rows read."""
+    pictures.draw_dataset(tmp_path / "scratch" / "data" / "emoji-scenes", PLAN, lambda _: None)
+    library = workshop.Workshop(small_job(tmp_path, "table2", seeds=1)).library
+    with StopRequest() as stop:
+        assert library.tested("emoji-scenes", stop, alone=True).images is library.tested("emoji-scenes", stop).images
+
+
+def test_generated_texts_are_counted_exactly_and_beside_it_leniently(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other reading of the same trainings: measured again, trained not at all, and another identity."""
+    names = [f"emoji-scenes/{recipe}/seed0" for recipe in ("V", "V+S", "V+A", "V+A+S")]
+    quietly(small_job(tmp_path, "table2", seeds=1))
+    before = [outcome(tmp_path, name).identity for name in names]
+    right = [record.label or "" for record in open_dataset(small_job(tmp_path).sources[0].data).split("test")]
+    wrong = ["no idea"] * len(right)
+    said = iter([right[0], f" {right[1]} ", f"{right[2].capitalize()}.", *wrong[3:]] * 20)
+    monkeypatch.setattr(variants, "generate", lambda _, visual, *__: [next(said) for _ in range(len(visual))])
+    for training in ("train_aspects", "train_prompt"):
+        real = getattr(workshop, training)
+        monkeypatch.setattr(workshop, training, partial(only_loaded, real, tmp_path))
+    monkeypatch.setattr(workshop.Workshop, "_held", lambda *_: [])
+    found, seen = quietly(replace(small_job(tmp_path, "table2", seeds=1), reading="generate"))
+    assert not found.failed
+    assert seen.count("there already") == 2, "the data set and stage 1"
+    for name, known in zip(names, before, strict=True):
+        one = outcome(tmp_path, name)
+        assert one.identity == {**known, "reading": "generate"}
+        assert one.figures["exact"]["accuracy"]["value"] == 2 / PLAN.test
+        assert one.figures["exact"]["unparsed"] == PLAN.test - 2
+        assert (one.figures["accuracy"]["value"], one.figures["unparsed"]) == (3 / PLAN.test, PLAN.test - 3)
+    content = json.loads((tmp_path / "reproduce.json").read_text())
+    assert content["reading"] == "generate"
+    line = next(line for line in content["tables"][0]["lines"] if line["system"] == "V+A+S")
+    shares = [line[key] for key in ("accuracy", "lenient", "unparsed", "inexact")]
+    assert shares == [round(100 * count / PLAN.test, 4) for count in (2, 3, PLAN.test - 3, PLAN.test - 2)]
+    (row,) = re.findall(r"^\| V\+A\+S \|.*$", (tmp_path / "table2.md").read_text(), re.MULTILINE)
+    assert [cell.strip() for cell in row.split("|")][8:10] == ["42.9", "57.1 (71.4)"]
+    assert read_result(tmp_path / "scratch" / "results" / names[0]).mode == "generate"
+
+
+def only_loaded(real: Callable[..., TrainResult], out: Path, *given: Any, **named: Any) -> TrainResult:
+    """A training that must have finished before."""
+    (place,) = [one for one in given if isinstance(one, Path) and one.is_relative_to(out) and "runs" in one.parts][-1:]
+    assert (place / "adapter").is_dir(), f"{place} is trained again"
+    return real(*given, **named)
 
 
 def test_adapters_hold_no_copy_of_the_aspects(first: tuple[Reproduced, str], out: Path) -> None:

@@ -29,6 +29,7 @@ QUICK = {
 
 MODES = [(name, QUICK.get(name, ())) for name in CATALOGUE]
 MODES += [(name, ("reading=generate",)) for name in ("zero-shot", "zero-shot-letters", "sepm", "random-prompt")]
+MODES += [("qlora", (*QUICK["qlora"], "reading=generate"))]
 EVERY = pytest.mark.parametrize(("name", "changes"), MODES, ids=[f"{n}-{len(c)}" for n, c in MODES])
 LEARNING = pytest.mark.parametrize("name", [name for name, entry in CATALOGUE.items() if entry.learns])
 FAMILY = pytest.mark.parametrize("family", FAMILIES)

@@ -15,6 +15,7 @@ from masp.questions import load_questions
 from masp.systems.base import Lesson, System
 from masp.systems.instruction import SETTINGS, instruction_system, instructions
 from masp.systems.lora import LoraSettings, lora_system
+from masp.systems.lora_layers import natural_rate
 from masp.systems.tuning import PLAIN
 from masp.training.interrupts import Interrupted
 
@@ -48,6 +49,23 @@ def test_one_image_gives_these_questions():
         ),
     ]
     assert all("{}" not in text for turn in turns for text in (*turn.questions, turn.answer))
+
+
+def test_steps_may_be_counted_by_their_emotion_questions(tmp_path):
+    """8 emotion questions of 28: three steps' worth of them are 10.5 steps of all."""
+    backbone = tiny.backbone()
+    for counted, steps in (("questions", 3), ("emotion", 11)):
+        system = instruction_system(backbone, LABELS, replace(FEW, epochs=9, max_steps=3, counted=counted))
+        system.learn(lessons(backbone, tmp_path / counted, aspects=True))
+        assert system.describe()["learned"]["steps"] == steps
+
+
+def test_the_rate_follows_the_width_where_none_is_set():
+    backbone = tiny.backbone()
+    assert instruction_system(backbone, LABELS).settings.learning_rate == natural_rate(backbone.dim)
+    assert instruction_system(backbone, LABELS, FEW).settings.learning_rate == 0.01
+    assert natural_rate(256) == 0.00195
+    assert natural_rate(3584) == pytest.approx(1.4e-4, rel=0.01)
 
 
 def test_a_label_with_braces_is_only_text():

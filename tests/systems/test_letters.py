@@ -3,7 +3,8 @@
 import pytest
 
 from masp.errors import UsageError
-from masp.systems.letters import lettered, letters_of, read_letter
+from masp.systems.base import Said, named
+from masp.systems.letters import lettered, letters_of, named_by_letter, read_letter
 
 OPTIONS = ("joy", "fear", "awe")
 
@@ -20,6 +21,23 @@ def test_a_letter_names_its_option(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "D", "A happy dog", "Because", "fear", "B. joy", "1", "?"])
 def test_anything_else_names_none(text: str) -> None:
     assert read_letter(text, OPTIONS) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "predicted", "exact"),
+    [("B", "fear", True), (" B\n", "fear", True), ("b", "fear", False), ("B. fear", "fear", False), ("Q", None, False)],
+)
+def test_an_exact_answer_is_the_letter_alone(text: str, predicted: str | None, exact: bool) -> None:
+    assert named_by_letter(text, OPTIONS) == Said(predicted, answer=text, exact=exact)
+
+
+@pytest.mark.parametrize(
+    ("text", "predicted", "exact"),
+    [("fear", "fear", True), (" fear ", "fear", True), ("Fear", "fear", False), ("fear.", "fear", False)],
+)
+def test_an_exact_answer_is_the_label_character_for_character(text: str, predicted: str, exact: bool) -> None:
+    assert named(text, OPTIONS) == Said(predicted, answer=text, exact=exact)
+    assert named(f"{text} or awe", OPTIONS) == Said(None, answer=f"{text} or awe", exact=False)
 
 
 def test_there_are_no_more_options_than_letters() -> None:

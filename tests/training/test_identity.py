@@ -35,6 +35,7 @@ OTHER_VALUES = {
     "method.supervised": "newline_answer",
     "method.label_list": "python",
     "method.label_order": "shuffled",
+    "method.shrink_rounding": "down",
     "backbone.id": "other",
     "backbone.revision": "abc",
     "backbone.dtype": "float32",

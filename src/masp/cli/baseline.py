@@ -87,7 +87,7 @@ def baseline(
     system = make_system(name, loaded, chosen, own, seed, questions)
     if entry_of(name).learns:
         _learn(system, dataset, settings, out / TRAINING, seed)
-    batching = Batching(batch_size, settings.workers, settings.longest_side)
+    batching = Batching(batch_size, settings.workers, settings.side_of(entry_of(name).alone))
     tell(measured(system, dataset, split, "score", batching, calibrate, out), out)
 
 

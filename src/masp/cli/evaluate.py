@@ -1,7 +1,6 @@
 """`masp evaluate`: figures on a labelled split."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +17,7 @@ from masp.cli.options import (
     DeviceIfAny,
     Dtype,
     DtypeIfAny,
+    Reading,
     Revision,
     Task,
     refuse,
@@ -37,13 +37,6 @@ Examples:
 
 `masp evaluate --predictions theirs.jsonl --data photos`
 """
-
-
-class Mode(StrEnum):
-    """How the answer is read."""
-
-    score = "score"
-    generate = "generate"
 
 
 AdapterOption = Annotated[
@@ -68,10 +61,12 @@ Against = Annotated[
     ),
 ]
 AnswerMode = Annotated[
-    Mode | None,
+    Reading | None,
     typer.Option(
-        help="How an answer is read. *score*: the most probable label; *generate*: the text must name a label exactly. "
-        "Default: *score*."
+        "--mode",
+        "--reading",
+        help="How an answer is read. *score*: the most probable label; *generate*: the label that the greedy text "
+        "names, and beside it the exact matches (the paper's measure). Default: *score*.",
     ),
 ]
 Out = Annotated[
@@ -146,7 +141,7 @@ class Choice:
     dtype: Dtype | None
     device: str | None
     batch_size: int | None
-    mode: Mode | None
+    mode: Reading | None
     record: bool
 
     def options(self) -> dict[str, object]:
@@ -165,7 +160,7 @@ def _measured(
     from masp.predictor import Masp
     from masp.training.processes import launched
 
-    dtype, device, mode = (choice.dtype or Dtype.auto).value, choice.device or "auto", choice.mode or Mode.score
+    dtype, device, mode = (choice.dtype or Dtype.auto).value, choice.device or "auto", choice.mode or Reading.score
     processes = launched(choose_placement(dtype, device).device)
     with processes.guarded():
         home = find_adapter(adapter, choice.adapter_revision)
@@ -183,8 +178,9 @@ def _measured(
             dtype=dtype,
             device=device,
         )
-        batching = Batching(choice.batch_size, settings.workers, masp.task.longest_side)
-        found = measured(masp, dataset, split, mode.value, batching, calibrate and mode is Mode.score, out)
+        task = masp.task
+        batching = Batching(choice.batch_size, settings.workers, task.longest_side, task.rounding)
+        found = measured(masp, dataset, split, mode.value, batching, calibrate and mode is Reading.score, out)
         if choice.record:
             processes.first(lambda: _record(found, home, choice.task))
         return found

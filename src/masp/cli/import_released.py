@@ -8,7 +8,7 @@ import typer
 EXAMPLES = """
 Example:
 
-`masp import-released --aspects aspect.pth --soft-prompt soft_prompt_emotion6.pt
+`masp import-released --aspects aspect.pth --soft-prompt soft_prompt_emotion6.pt --questions prompts.json
 --backbone Qwen/Qwen2-VL-7B-Instruct --out emotion6`
 """
 

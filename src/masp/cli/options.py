@@ -17,6 +17,13 @@ class Dtype(StrEnum):
     nf4 = "nf4"
 
 
+class Reading(StrEnum):
+    """How answers are read."""
+
+    score = "score"
+    generate = "generate"
+
+
 _DTYPE = "Number format of the frozen weights; *auto*: what the device does well; *nf4*: 4 bits (the extra *4bit*)."
 _DEVICE = (
     "*auto* (a GPU if there is one), *cpu*, *cuda*, *cuda:1*, *mps* …; *spread*: all GPUs, then memory, then disk."

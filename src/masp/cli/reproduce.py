@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from masp.cli.options import Reading
+
 EXAMPLES = """
 Examples:
 
@@ -55,6 +57,13 @@ def reproduce(
         str | None, typer.Option(metavar="DIR|ID", help="Aspects trained before. Default: stage 1 is run here.")
     ] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="Settings as YAML.")] = None,
+    reading: Annotated[
+        Reading,
+        typer.Option(
+            help="How answers are read. *score*: the most probable label; *generate*: the greedy text, which must be "
+            "a label exactly (the paper's measure), counted beside the texts that name one."
+        ),
+    ] = Reading.score,
     quick: Annotated[
         bool, typer.Option("--quick", help="Some minutes on drawn pictures; its figures mean nothing.")
     ] = False,
@@ -69,7 +78,7 @@ def reproduce(
     from masp.reproduce.run import reproduce as run
 
     names = None if datasets is None else tuple(name.strip() for name in datasets.split(",") if name.strip())
-    asked = (data, backbone, names, seeds, aspects, config, quick, tuple(changes or ()))
+    asked = (data, backbone, names, seeds, aspects, config, quick, tuple(changes or ()), reading.value)
     request = Request(what.value, out, *asked)
     found = run(job_of(request), jobs, request.command(jobs))
     for outcome in found.failed:

@@ -145,6 +145,7 @@ def evaluation_tables(found: "Evaluation") -> Group:
     figures = Table.grid(padding=(0, 2))
     rows = [
         ("accuracy", found.accuracy.percent()),
+        *((("exact match", found.exact.accuracy.percent()),) if found.exact else ()),
         ("macro F1", found.macro_f1.percent()),
         ("always the most frequent label", found.majority.percent()),
         *(_chance_rows(found.chances) if found.chances else ()),
@@ -156,6 +157,8 @@ def evaluation_tables(found: "Evaluation") -> Group:
     rows.append(("images", f"{found.used} used, {len(found.quarantined)} unreadable"))
     if found.unparsed > found.unanswered:
         rows.append(("answers that name no label", str(found.unparsed - found.unanswered)))
+    if found.exact is not None:
+        rows.append(("answers that are no label exactly", str(found.exact.unparsed)))
     if found.unanswered:
         rows.append(("images without an answer", str(found.unanswered)))
     for name, value in rows:

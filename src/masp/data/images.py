@@ -6,6 +6,7 @@ import re
 import stat
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError, features
@@ -52,6 +53,9 @@ _EXTENT = re.compile(rb"ispe.{4}(.{4})(.{4})", re.DOTALL)
 SPARE = 1.5
 """How much larger than its final size a JPEG is decoded at least, where it is decoded smaller than it is."""
 
+Rounding = Literal["nearest", "down"]
+"""How the shorter side of a shrunk picture becomes a whole number of pixels."""
+
 MAX_PIXELS = 50_000_000
 """Of a decoded picture, and of a file in any format but JPEG."""
 
@@ -86,7 +90,9 @@ _TOGETHER = (
 )
 
 
-def open_image(path: str | os.PathLike[str], longest_side: int | None = None) -> Image.Image:
+def open_image(
+    path: str | os.PathLike[str], longest_side: int | None = None, rounding: Rounding = "nearest"
+) -> Image.Image:
     """The picture in a file: upright, RGB uint8, without metadata.
 
     Transparent parts become white; 16-bit greys are scaled to 8 bits.
@@ -96,27 +102,41 @@ def open_image(path: str | os.PathLike[str], longest_side: int | None = None) ->
             `MAX_JPEG_PIXELS`, or `MAX_PROGRESSIVE_PIXELS`, and then comes out with at most `MAX_PIXELS`.
         longest_side: shrink (Lanczos) so that the longer side has at most this many pixels. A JPEG that is much larger
             is decoded at a fraction of its size, which changes a pixel by a few of 255 at most.
+        rounding: of the shorter side, where it is shrunk.
 
     Raises:
         ImageError: anything at all is wrong with the file.
     """
-    return decode_image(read_content(path), path, longest_side)
+    return decode_image(read_content(path), path, longest_side, rounding)
 
 
-def image_area(path: str | os.PathLike[str], longest_side: int | None = None) -> int:
-    """Pixels of the picture in a file once it is shrunk, from its header alone; 0 where that cannot be read."""
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Width and height as the header of a file says, not turned upright; None where that cannot be read."""
     try:
         with Path(path).open("rb") as file:
             kind = format_of(file.read(_LONGEST_BEGINNING))
             file.seek(0)
             with _opened(file, kind or "") as image:
-                width, height = _final_size(image.size, longest_side)
+                return image.size
     except Exception:  # whatever is wrong with it, `open_image` will say
+        return None
+
+
+def image_area(path: str | os.PathLike[str], longest_side: int | None = None, rounding: Rounding = "nearest") -> int:
+    """Pixels of the picture in a file once it is shrunk, from its header alone; 0 where that cannot be read."""
+    size = image_size(path)
+    if size is None:
         return 0
+    width, height = _final_size(size, longest_side, rounding)
     return width * height
 
 
-def decode_image(content: bytes, name: str | os.PathLike[str], longest_side: int | None = None) -> Image.Image:
+def decode_image(
+    content: bytes,
+    name: str | os.PathLike[str],
+    longest_side: int | None = None,
+    rounding: Rounding = "nearest",
+) -> Image.Image:
     """As `open_image`, for a file that is already in memory; `name` is for the messages."""
     kind = _readable(content, name)
     _check_pixels(name, _webp_size(content), MAX_PIXELS)
@@ -125,7 +145,7 @@ def decode_image(content: bytes, name: str | os.PathLike[str], longest_side: int
             _check_pixels(name, size, MAX_PIXELS)
         with _opened(io.BytesIO(content), kind) as image:
             _check_pixels(name, image.size, _most_pixels(kind, content))
-            return shrink(to_rgb(_loaded(image, longest_side)), longest_side)
+            return shrink(to_rgb(_loaded(image, longest_side, rounding)), longest_side, rounding)
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -197,14 +217,14 @@ def _in_scans(content: bytes) -> bool:
     return progressive
 
 
-def _loaded(image: Image.Image, longest_side: int | None) -> Image.Image:
+def _loaded(image: Image.Image, longest_side: int | None, rounding: Rounding) -> Image.Image:
     """The decoded picture; a JPEG that is much larger than `longest_side` is already shrunk to it.
 
     A JPEG can be decoded at a half, a quarter or an eighth of its size, where the decoder averages blocks of pixels,
     which is several times faster than decoding all of them. `SPARE` times the final size is left, so that the filter
     still decides what the picture looks like, but never more than `MAX_PIXELS`.
     """
-    size = _final_size(image.size, longest_side)
+    size = _final_size(image.size, longest_side, rounding)
     drafted = None
     if size != image.size and isinstance(image, JpegImagePlugin.JpegImageFile):
         # Other formats have drafts too: HEIC a thumbnail, which may be another picture.
@@ -222,10 +242,10 @@ def _halved(size: tuple[int, int]) -> tuple[int, int]:
     return size
 
 
-def _final_size(size: tuple[int, int], longest_side: int | None) -> tuple[int, int]:
+def _final_size(size: tuple[int, int], longest_side: int | None, rounding: Rounding) -> tuple[int, int]:
     """Width and height that a picture of this size comes out with."""
     largest = max(_halved(size))
-    return shrunk_size(size, largest if longest_side is None else min(longest_side, largest))
+    return shrunk_size(size, largest if longest_side is None else min(longest_side, largest), rounding)
 
 
 def format_of(content: bytes) -> str | None:
@@ -380,16 +400,24 @@ def _grey_to_rgb(image: Image.Image) -> Image.Image:
     return Image.fromarray(scaled).convert("RGB")
 
 
-def shrink(image: Image.Image, longest_side: int | None) -> Image.Image:
+def shrink(image: Image.Image, longest_side: int | None, rounding: Rounding = "nearest") -> Image.Image:
     """The picture, no longer than `longest_side` pixels on its longer side (Lanczos, as the authors' code does)."""
-    size = shrunk_size(image.size, longest_side)
+    size = shrunk_size(image.size, longest_side, rounding)
     return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
 
 
-def shrunk_size(size: tuple[int, int], longest_side: int | None) -> tuple[int, int]:
-    """Width and height of a picture of this size once its longer side has at most `longest_side` pixels."""
+def shrunk_size(size: tuple[int, int], longest_side: int | None, rounding: Rounding = "nearest") -> tuple[int, int]:
+    """Width and height of a picture of this size once its longer side has at most `longest_side` pixels.
+
+    Args:
+        size: width and height.
+        longest_side: of the result; None: the picture keeps its size.
+        rounding: of the shorter side: to the nearest pixel, or down, as the authors' code does. No side becomes 0.
+    """
     width, height = size
     if longest_side is None or max(size) <= longest_side:
         return size
+    if rounding == "down":
+        return max(1, width * longest_side // max(size)), max(1, height * longest_side // max(size))
     scale = longest_side / max(size)
     return max(1, round(width * scale)), max(1, round(height * scale))

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from masp.data.images import open_image
+from masp.data.images import Rounding, open_image
 from masp.data.quarantine import Quarantine
 from masp.errors import ImageError, MaspError, UsageError
 
@@ -64,6 +64,7 @@ class Loading:
         keep_images: hand the pictures out beside what `preprocess` made of them.
         workers: threads; 0 reads in the caller's own. The result does not depend on it.
         ahead: batches that are read or wait to be fetched at most; None: one more than there are workers.
+        rounding: see `open_image`.
     """
 
     preprocess: Preprocess | None = None
@@ -71,6 +72,7 @@ class Loading:
     keep_images: bool = False
     workers: int = 2
     ahead: int | None = None
+    rounding: Rounding = "nearest"
 
 
 def prefetch(
@@ -81,6 +83,7 @@ def prefetch(
     longest_side: int | None = None,
     keep_images: bool = False,
     quarantine: Quarantine | None = None,
+    rounding: Rounding = "nearest",
 ) -> Iterator[LoadedBatch]:
     """Batches of the pictures that a stream of paths names, in its order; the stream is read only a little ahead.
 
@@ -95,6 +98,7 @@ def prefetch(
         longest_side: largest side of a picture.
         keep_images: whether batches hold their pictures.
         quarantine: the account to keep; it stops the stream when too much is bad.
+        rounding: see `Loading`.
 
     Raises:
         DataError: the quarantine stopped the stream.
@@ -102,7 +106,7 @@ def prefetch(
     """
     if batch_size < 1:
         raise UsageError(f"batch_size is {batch_size}", "1 or more", "Correct batch_size.")
-    loading = Loading(preprocess, longest_side, keep_images, workers)
+    loading = Loading(preprocess, longest_side, keep_images, workers, rounding=rounding)
     return load(_chunks(paths, batch_size), loading, quarantine)
 
 
@@ -177,7 +181,7 @@ def _batch(items: tuple[Item, ...], loading: Loading) -> LoadedBatch:
     failures: list[Failed] = []
     for index, path in items:
         try:
-            good.append((index, path, open_image(path, loading.longest_side)))
+            good.append((index, path, open_image(path, loading.longest_side, loading.rounding)))
         except ImageError as error:
             failures.append(Failed(index, path, error.reason, error.passing))
     pixels = None

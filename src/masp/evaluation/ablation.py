@@ -110,7 +110,7 @@ def table2(
     """
     _check_pair(full, without_aspects)
     models = _models(full, without_aspects, seed)
-    batching = batching or Batching(longest_side=full.task.longest_side)
+    batching = batching or Batching(longest_side=full.task.longest_side, rounding=full.task.rounding)
     known = labelled(records, full.labels)
     account = Quarantine(total=len(known))
     used: list[Record] = []

@@ -132,7 +132,7 @@ def _answered(image: str, truth: str, said: Said, labels: Sequence[str]) -> Answ
         if set(logs) != set(labels) or not abs(sum(map(math.exp, logs.values())) - 1) < 1e-3:
             raise UsageError(f"the system gives {image} the log-probabilities {shown(dict(logs))}", "all, normalised")
         logs = {label: max(LOWEST, logs[label]) for label in labels}
-    return Answered(image, truth, said.predicted, logs, said.answer)
+    return Answered(image, truth, said.predicted, logs, said.answer, said.exact)
 
 
 def _tell(batching: Batching, one: Asked) -> None:

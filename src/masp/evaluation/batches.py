@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from masp.backbones.base import Backbone
+from masp.data.images import Rounding
 from masp.data.loading import prefetch
 from masp.data.quarantine import Quarantine
 from masp.data.records import Record
@@ -28,12 +29,14 @@ class Batching:
             command line and in Python alike. The last bits of an answer depend on it, and so the name of a run.
         workers: threads that read ahead.
         longest_side: images with a longer side are shrunk to it first; None: never.
+        rounding: of the shorter side then.
         progress: is told how many images each batch had.
     """
 
     batch_size: int | None = None
     workers: int = 2
     longest_side: int | None = None
+    rounding: Rounding = "nearest"
     progress: Callable[[int], object] | None = None
 
     def size_on(self, backbone: Backbone) -> int:
@@ -57,7 +60,8 @@ def visual_batches(
         DataError: too many images cannot be read, or none can.
     """
     paths, size = [record.path for record in records], batching.size_on(backbone)
-    loaded = prefetch(paths, backbone.preprocess, size, batching.workers, batching.longest_side, quarantine=account)
+    how = (size, batching.workers, batching.longest_side)
+    loaded = prefetch(paths, backbone.preprocess, *how, quarantine=account, rounding=batching.rounding)
     for batch in loaded:
         if batch.indices:
             yield [records[index] for index in batch.indices], backbone.visual_tokens(batch.pixels.to(backbone.device))

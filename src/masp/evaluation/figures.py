@@ -12,7 +12,7 @@ from masp.evaluation import metrics
 from masp.evaluation.bootstrap import Draws, Figures, Rows, bootstrap
 from masp.evaluation.metrics import Interval
 from masp.evaluation.predictions import Answered
-from masp.evaluation.result import Chances, Distribution, Evaluation, LeftOut, Mode
+from masp.evaluation.result import Chances, Distribution, Evaluation, ExactMatch, LeftOut, Mode
 from masp.labels import spelled
 
 Votes = Mapping[str, Mapping[str, float]]
@@ -75,7 +75,19 @@ def measured(
         unanswered=about.unanswered,
         answers=tuple(answers),
         provenance={**about.provenance, "bootstrap": asdict(draws)},
+        exact=exact_match(answers),
     )
+
+
+def exact_match(answers: Sequence[Answered]) -> ExactMatch | None:
+    """Exact match of generated texts (paper, Preliminaries); None unless it is known of every label that is named."""
+    if any(answer.exact is None and answer.predicted is not None for answer in answers):
+        return None
+    if all(answer.answer is None for answer in answers):
+        return None
+    counted = [answer.counted for answer in answers]
+    right = metrics.accuracy([answer.truth for answer in answers], counted)
+    return ExactMatch(right, sum(label is None for label in counted))
 
 
 def label_intervals(

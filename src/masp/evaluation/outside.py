@@ -137,7 +137,9 @@ def _answers(
             missing.append(place)
             answers.append(Answered(place, record.label or "", None))
         else:
-            answers.append(Answered(place, record.label or "", row.predicted, row.log_probabilities, row.answer))
+            exact = None if row.answer is None or not row.from_text else row.answer.strip() == row.predicted
+            said = (row.predicted, row.log_probabilities, row.answer)
+            answers.append(Answered(place, record.label or "", *said, exact))
     return answers, missing
 
 

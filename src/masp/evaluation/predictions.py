@@ -35,6 +35,8 @@ class Answered:
         predicted: the most probable label, or the one that the generated text names; None if it names none.
         log_probabilities: of every label, in nats, normalised over the labels; None where the system gives none.
         answer: the generated text; None where there is none.
+        exact: whether that text is the answer asked for, character for character; None where there is none, or it was
+            written by a version that did not look.
     """
 
     image: str
@@ -42,6 +44,12 @@ class Answered:
     predicted: str | None
     log_probabilities: Mapping[str, float] | None = None
     answer: str | None = None
+    exact: bool | None = None
+
+    @property
+    def counted(self) -> str | None:
+        """The label that counts in the paper's measure: of generated text, an exact answer only."""
+        return None if self.exact is False else self.predicted
 
     @property
     def probabilities(self) -> Mapping[str, float] | None:
@@ -88,8 +96,11 @@ def content_of(answers: Iterable[Answered]) -> bytes:
 
 
 def line_of(answer: Answered) -> str:
-    """An answer as a line of the file."""
-    return json.dumps(asdict(answer), allow_nan=False) + "\n"
+    """An answer as a line of the file; what nobody looked at is not in it."""
+    content = asdict(answer)
+    if answer.exact is None:
+        del content["exact"]
+    return json.dumps(content, allow_nan=False) + "\n"
 
 
 def read_predictions(file: Path) -> tuple[Answered, ...]:
@@ -100,7 +111,7 @@ def read_predictions(file: Path) -> tuple[Answered, ...]:
     """
     answers = []
     for number, content in _lines(file):
-        known = content.keys() == {"image", "truth", "predicted", "log_probabilities", "answer"}
+        known = content.keys() - {"exact"} == {"image", "truth", "predicted", "log_probabilities", "answer"}
         if not known or not isinstance(content["image"], str) or not isinstance(content["truth"], str):
             expected = "image and truth as text, beside predicted, log_probabilities and answer"
             raise DataError(f"{file}, line {number} holds {', '.join(content)}", expected, "Measure it again.")

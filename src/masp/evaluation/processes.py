@@ -29,5 +29,7 @@ def shared_batches(
     size = batching.size_on(backbone)
     groups = [range(start, min(start + size, len(paths))) for start in range(0, len(paths), size)]
     own = groups if processes.alike else processes.own(groups)
-    read = prefetch_batches(paths, own, Loading(backbone.preprocess, batching.longest_side, workers=batching.workers))
+    side, rounding = batching.longest_side, batching.rounding
+    loading = Loading(backbone.preprocess, side, workers=batching.workers, rounding=rounding)
+    read = prefetch_batches(paths, own, loading)
     yield from processes.share(groups, lambda _: answer(next(read)))

@@ -28,7 +28,9 @@ def surroundings(backbone: Backbone, dataset: Dataset | None = None, split: str 
 
 def provenance(masp: Masp, dataset: Dataset | None = None, split: str | None = None) -> dict[str, Any]:
     """What a measurement depends on: versions, backbone, adapter, data, question. It names no place on this machine."""
-    own = {"adapter": adapter_facts(masp), "question": masp.task.question, "longest_side": masp.task.longest_side}
+    task = masp.task
+    size = {"longest_side": task.longest_side, "rounding": task.rounding}
+    own = {"adapter": adapter_facts(masp), "question": task.question, **size}
     return {**surroundings(masp.backbone, dataset, split), **own}
 
 
@@ -45,6 +47,7 @@ def of_system(system: System, dataset: Dataset, split: str, batching: Batching) 
         "seed": said["seed"] if "seed" in said else _seed(adapter),
         "batch_size": batching.size_on(system.backbone),
         "longest_side": batching.longest_side,
+        "rounding": batching.rounding,
     }
 
 

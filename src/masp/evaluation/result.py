@@ -118,6 +118,20 @@ class Calibrated:
 
 
 @dataclass(frozen=True)
+class ExactMatch:
+    """The paper's measure of generated text, beside `Evaluation.accuracy`, which forgives case and punctuation.
+
+    Attributes:
+        accuracy: share of images whose text is the true label, character for character but for blanks at its ends;
+            of lettered options, the letter alone. With Wilson's interval.
+        unparsed: texts that are no answer in this sense; they count as wrong.
+    """
+
+    accuracy: Interval
+    unparsed: int
+
+
+@dataclass(frozen=True)
 class Chances:
     """Figures of the log-probabilities. Here an answer is the most probable label, its confidence that probability.
 
@@ -171,11 +185,12 @@ class Evaluation:
         system: its name.
         dataset: name of the data set.
         split: name of the split.
-        mode: `score`: the most probable label counts; `generate`: the label that the text names exactly.
+        mode: `score`: the most probable label counts; `generate`: the label that the text names.
         labels: what there was to choose from, in the order of the question.
         accuracy: with Wilson's interval.
         accuracy_bootstrap: the same, with the bootstrap's.
         macro_f1: mean F1 over the labels that occur.
+        exact: the paper's measure of generated text; None where not every answer is one.
         majority: accuracy of always answering the most frequent label of this split, with Wilson's interval.
         classes: figures of each label.
         confusion: a row for each true label; the last column counts answers that name no label.
@@ -212,6 +227,7 @@ class Evaluation:
     answers: tuple[Answered, ...]
     provenance: Mapping[str, Any]
     format: int = FORMAT
+    exact: ExactMatch | None = None
 
     def summary(self) -> dict[str, Any]:
         """Everything but the single answers, of which there is the hash of their file; ready for JSON."""

@@ -107,7 +107,8 @@ def name_of(system: System) -> str:
 
 def _system(system: System | Masp, mode: Mode, batching: Batching | None) -> tuple[System, Batching]:
     if isinstance(system, Masp):
-        return Prompted(system, mode), batching or Batching(longest_side=system.task.longest_side)
+        usual = Batching(longest_side=system.task.longest_side, rounding=system.task.rounding)
+        return Prompted(system, mode), batching or usual
     return system, batching or Batching()
 
 

@@ -120,7 +120,7 @@ def measure_explanations(masp: Masp, records: Sequence[Record], batching: Batchi
         DataError: a record carries no truth, or too many images cannot be read.
         UsageError: the model has no aspects.
     """
-    batching = batching or Batching(longest_side=masp.task.longest_side)
+    batching = batching or Batching(longest_side=masp.task.longest_side, rounding=masp.task.rounding)
     masp.model.aspect_module()
     known = labelled(records, masp.labels)
     found: list[Explained] = []

@@ -24,6 +24,7 @@ SAYS = {
     "data": "other data",
     "reading": "other questions or picture sizes",
     "aspects": "other aspects",
+    "answers": "another reading of the answers",
 }
 """What has to agree → how its difference is said."""
 
@@ -51,6 +52,7 @@ def made_with(results: Results, command: str) -> dict[str, Any]:
         "settings": hashed(settings_of(job)),
         "data": {source.name: _fingerprint(results, source.name) for source in job.sources},
         "reading": hashed([load_questions(job.config.questions).fingerprint(), job.config.data.longest_side]),
+        "answers": job.reading,
         "aspects": "" if job.adapter is None else hashed(dict(read_info(job.adapter).aspects_sha256 or {})),
     }
 
@@ -74,6 +76,7 @@ def read_before(file: Path) -> Before:
             "seeds": content["seeds"],
             "settings": hashed(content["settings"]),
             "data": dict.fromkeys(datasets, ""),
+            "answers": "score",  # the only reading there was
         }
         return Before(tuple({**common, **table} for table in content["tables"] if table["name"]), datasets)
     except (OSError, ValueError, KeyError, TypeError):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from masp.reproduce.budget import ASKING, budget_of
 from masp.reproduce.cells import Cell
 from masp.reproduce.job import Job
 from masp.reproduce.recipes import Kind
@@ -21,7 +22,7 @@ ANSWER = 1 / 140
 """Seconds to answer one whose visual tokens are there."""
 
 BASELINE = 75 / 5000
-"""Seconds that another system learns, for each picture to learn from."""
+"""Seconds that another system learns, for each picture to learn from, or each question where it asks any."""
 
 START = 0.8
 """Seconds that every cell takes, whatever it does."""
@@ -62,7 +63,8 @@ def _seconds(job: Job, cell: Cell) -> float:
         each = EXAMPLE + VECTOR * length
         return test + each * config.prompt.batch_size * _steps(config.prompt.max_steps)
     if cell.recipe.kind == "baseline" and CATALOGUE[cell.recipe.name].learns:
-        return test + BASELINE * plan.train
+        asked = budget_of(config.prompt, plan.train).questions
+        return test + BASELINE * (asked if cell.recipe.name in ASKING else plan.train)
     return kinds[cell.recipe.kind]
 
 

@@ -6,12 +6,14 @@ from importlib import resources
 from pathlib import Path
 
 from masp.config import DataConfig, RunConfig, load_config
+from masp.data.images import Rounding
 from masp.data.layouts import read_layout
 from masp.data.quarantine import Quarantine
 from masp.demo.plan import Plan
 from masp.errors import DataError, UsageError, did_you_mean
 from masp.reproduce.paper import Paper
 from masp.reproduce.recipes import EXPERIMENTS
+from masp.systems.base import Reading
 
 _PUBLISHED_LABELS = {"label_pattern": None, "label_thresholds": None}  # what the user's own data sets may need
 DRAWN = "emoji-scenes"
@@ -68,6 +70,7 @@ class Job:
         adapter: aspects that were trained before; None: stage 1 is a cell of its own.
         others: settings of the other systems of Table 1, as "system.key=value"; the last one wins.
         drawn: pictures of the drawn data set; None where data was given.
+        reading: how answers are read, of every system that can be asked for a text.
     """
 
     experiments: tuple[str, ...]
@@ -80,6 +83,7 @@ class Job:
     adapter: Path | None = None
     others: tuple[str, ...] = ()
     drawn: Plan | None = None
+    reading: Reading = "score"
 
     @property
     def work(self) -> Path:
@@ -90,6 +94,18 @@ class Job:
         """The data set of this name."""
         known = (*self.sources, *(() if self.teacher is None else (self.teacher,)))
         return next(source for source in known if source.name == name)
+
+    def side_of(self, dataset: str, alone: bool) -> int | None:
+        """The longest side that pictures of a data set enter with; `alone` as in `DataConfig.side_of`.
+
+        The authors' code shrinks pictures for everything it measures, and so does the variant `released`.
+        """
+        return self.source(dataset).data.side_of(alone and self.config.method.variant == "paper")
+
+    @property
+    def rounding(self) -> Rounding:
+        """How the shorter side of a picture that is shrunk becomes a whole number."""
+        return self.config.method.resolved().shrink_rounding or "nearest"
 
     def aspects_from(self, dataset: str) -> Source | None:
         """What stage 1 is trained on for a data set: EmoSet, else its own annotations; None where there are none."""

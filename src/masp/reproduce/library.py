@@ -8,6 +8,7 @@ from pathlib import Path
 
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
+from masp.data.images import image_size
 from masp.data.quarantine import Rejected
 from masp.data.readers import open_dataset
 from masp.data.records import Dataset, Record
@@ -53,7 +54,7 @@ class Library:
         self.job = job
         self._datasets: dict[str, Dataset] = {}
         self._memory: dict[str, VisualMemory] = {}
-        self._stores: dict[tuple[str, ...], Filled] = {}
+        self._stores: dict[tuple[str | int | None, ...], Filled] = {}
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -91,27 +92,42 @@ class Library:
         splits = self.dataset(name).splits
         return self._filled(name, {split: splits.get(split, ()) for split in TAUGHT}, stop)
 
-    def tested(self, name: str, stop: StopRequest) -> Pictures:
-        """The pictures of the test split.
+    def tested(self, name: str, stop: StopRequest, alone: bool = False) -> Pictures:
+        """The pictures of the test split; `alone` as in `pictures`.
 
         Raises:
             DataError: there is no test split, or too many pictures are bad.
         """
-        return self.pictures(name, "test", stop)
+        return self.pictures(name, "test", stop, alone)
 
-    def pictures(self, name: str, split: str, stop: StopRequest) -> Pictures:
+    def pictures(self, name: str, split: str, stop: StopRequest, alone: bool = False) -> Pictures:
         """The labelled pictures of a split, and those that are left out.
+
+        Args:
+            name: of the data set.
+            split: name of the split.
+            stop: asked between pictures.
+            alone: read them for a backbone that answers alone (`Job.side_of`).
 
         Raises:
             DataError: there is no such split, or too many pictures are bad.
         """
         dataset = self.dataset(name)
-        found = self._filled(name, {split: dataset.split(split)}, stop)
+        found = self._filled(name, {split: dataset.split(split)}, stop, alone)
         chosen = found.records[split]
         records, places = tuple(record for _, record in chosen), tuple(number for number, _ in chosen)
         bad = tuple(LeftOut(dataset.place(one.path), one.reason) for one in found.rejected)
         bare = sum(not record.label for record in dataset.split(split))
         return Pictures(dataset, records, places, found.store, bad, bare)
+
+    def learned_from(self, name: str) -> Sequence[Record]:
+        """The labelled training pictures of a data set, those included that turn out unreadable."""
+        return [record for record in self.dataset(name).splits.get("train", ()) if record.label]
+
+    def shrunk(self, name: str) -> int:
+        """How many pictures of the test split have a longer side than rows with a trained part read."""
+        side = self.job.side_of(name, alone=False)
+        return sum(_exceeds(record, side) for record in self.dataset(name).split("test") if record.label)
 
     def lessons(self, name: str, out: Path, seed: int, stop: StopRequest) -> Lessons:
         """What a system learns from a data set: labels and, where they are, annotations of train and val."""
@@ -120,16 +136,24 @@ class Library:
         out.mkdir(parents=True, exist_ok=True)
         return Lessons(found.store, train, val, out, seed, self.dataset(name).fingerprint())
 
-    def _filled(self, name: str, splits: dict[str, Sequence[Record]], stop: StopRequest) -> Filled:
+    def _side(self, name: str, records: Sequence[Record], alone: bool) -> int | None:
+        """The side that pictures are shrunk to; where it makes no difference, the one that is read anyway."""
+        usual, wanted = self.job.side_of(name, alone=False), self.job.side_of(name, alone)
+        if wanted == usual or any(_exceeds(record, usual) for record in records):
+            return wanted
+        return usual
+
+    def _filled(self, name: str, splits: dict[str, Sequence[Record]], stop: StopRequest, alone: bool = False) -> Filled:
         """Read once in a process, in the order of training, so that all find what the first of them computed."""
-        memory, key = self.memory(name), (name, *splits)
+        side = self._side(name, [record for records in splits.values() for record in records], alone)
+        memory, key = self.memory(name), (name, side, *splits)
         if key in self._stores:
             return self._stores[key]
         labelled = [(split, record) for split, records in splits.items() for record in records if record.label]
         settings, data = self.job.config.prompt, self.job.source(name).data
         shelf = None if self.shelf is None else Shelf(self.shelf, int(settings.store_disk_gb * GIGA))
         budget = 0 if shelf is None else shelf.room()
-        reading = Reading(data.longest_side, data.workers, budget, settings.strict)
+        reading = Reading(side, data.workers, budget, settings.strict, rounding=self.job.rounding)
         paths = [record.path for _, record in labelled]
         store = VisualTokenStore(self.backbone, paths, reading, memory, shelf)
         account = store.fill(stop)
@@ -140,6 +164,12 @@ class Library:
                 numbers[split].append((number, record))
         self._stores[key] = Filled(store, numbers, tuple(account.rejected))
         return self._stores[key]
+
+
+def _exceeds(record: Record, side: int | None) -> bool:
+    """Whether a picture would be shrunk to a side."""
+    size = image_size(record.path)
+    return side is not None and size is not None and max(size) > side
 
 
 def _lesson(number: int, record: Record) -> Lesson:

@@ -60,7 +60,8 @@ def answers(system: System, pictures: Pictures, stop: StopRequest, title: str) -
             said = system.answer(pictures.images.visual(pictures.numbers[start : start + TOGETHER]))
             for record, one in zip(records, said, strict=True):
                 place = pictures.dataset.place(record.path)
-                found.append(Answered(place, record.label or "", one.predicted, one.log_probabilities, one.answer))
+                what = (one.predicted, one.log_probabilities, one.answer, one.exact)
+                found.append(Answered(place, record.label or "", *what))
             bar.show(len(found))
     return found
 
@@ -99,6 +100,8 @@ def figures(found: Evaluation) -> dict[str, Any]:
         "macro_f1": asdict(found.macro_f1),
         "unparsed": found.unparsed,
     }
+    if found.exact is not None:
+        content["exact"] = asdict(found.exact)
     chances = found.chances
     if chances is not None:
         content["negative_log_likelihood"] = asdict(chances.negative_log_likelihood)

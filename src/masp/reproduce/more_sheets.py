@@ -84,7 +84,7 @@ def paired(results: Results, dataset: str, base: Recipe, recipe: Recipe) -> Diff
         truth = truth or [(one.image, one.truth) for one in first]
         if all([(one.image, one.truth) for one in answers] == truth for answers in (first, second)):
             seeds.append(seed)
-            said.append(([one.predicted for one in first], [one.predicted for one in second]))
+            said.append(([one.counted for one in first], [one.counted for one in second]))
     if not seeds:
         return None
     labels = [label for _, label in truth]

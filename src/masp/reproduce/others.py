@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from masp.aspects import ASPECTS
 from masp.errors import UsageError
-from masp.reproduce.recipes import SOFT, Recipe
+from masp.reproduce.recipes import PLAIN, SOFT, Recipe
+from masp.systems.base import Reading
 from masp.systems.catalogue import CATALOGUE, settings_of
 
 
@@ -40,20 +41,6 @@ OTHERS: Mapping[str, Other] = {
 ADAPTERS = {"cues": ("aspects", "prompt", "task")}
 """Settings that name adapters: here these are made by the cells that a system needs, so nobody sets them."""
 
-EMBEDDED: tuple[str, ...] = (
-    "qlora.learning_rate=2e-3",
-    "qlora.schedule=cosine",
-    "qlora.batch_size=64",
-    "qlora.max_steps=80",
-    "qlora.evaluate_every=0",
-    "instruction.learning_rate=2e-3",
-    "instruction.schedule=cosine",
-    "instruction.batch_size=64",
-    "instruction.max_steps=80",
-    "instruction.evaluate_every=0",
-)
-"""Settings on the embedded default, which is far smaller than what the systems' own defaults were made for."""
-
 QUICKLY: tuple[str, ...] = (
     "qlora.max_steps=2",
     "qlora.batch_size=8",
@@ -77,6 +64,18 @@ def recipe_of(name: str) -> Recipe:
 def all_recipes() -> tuple[Recipe, ...]:
     """The recipes of all systems, in the order of the table."""
     return tuple(recipe_of(name) for name in OTHERS)
+
+
+def read_by(reading: Reading) -> tuple[str, ...]:
+    """The reading as a setting of every system that has one; the others give probabilities and no text."""
+    if reading == "score":
+        return ()
+    return tuple(f"{name}.reading={reading}" for name in OTHERS if "reading" in settings_of(name))
+
+
+def alone(recipe: Recipe) -> bool:
+    """Whether the backbone answers as it was released, with nothing trained beside it."""
+    return recipe == PLAIN or (recipe.kind == "baseline" and CATALOGUE[recipe.name].alone)
 
 
 def over_of(name: str, changes: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ from masp.reproduce.job import (
     find_teacher,
 )
 from masp.reproduce.paper import load_paper
+from masp.systems.base import Reading
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Request:
         config: settings as YAML; None: the defaults, or those of the embedded default.
         quick: a smoke test.
         changes: "key=value" each; what begins with the name of another system is a setting of that system.
+        reading: how answers are read.
     """
 
     what: str
@@ -47,6 +49,7 @@ class Request:
     config: Path | None = None
     quick: bool = False
     changes: tuple[str, ...] = ()
+    reading: Reading = "score"
 
     def command(self, jobs: int) -> str:
         """How it was asked, without places on this machine."""
@@ -58,6 +61,7 @@ class Request:
         words += ["--aspects ADAPTER"] if self.aspects is not None else []
         words += ["--config FILE"] if self.config is not None else []
         words += ["--quick"] if self.quick else []
+        words += [] if self.reading == "score" else [f"--reading {self.reading}"]
         return " ".join([*words, f"--seeds {self.seeds} --jobs {jobs}", *self.changes])
 
 
@@ -75,15 +79,18 @@ def job_of(request: Request) -> Job:
     config = _config(request, changes)
     experiments, seeds = experiments_of(request.what), tuple(range(request.seeds))
     adapter = None if request.aspects is None else find_adapter(request.aspects)
+    read = others.read_by(request.reading)
     if request.data is None:
-        small = (*others.EMBEDDED, *(others.QUICKLY if request.quick else ()))
+        small = others.QUICKLY if request.quick else ()
         plan, source = QUICK if request.quick else SCENES, drawn_source(request.out / "scratch", config.data)
-        settings = (*small, *own)
-        return Job(experiments, config, (source,), (), seeds, request.out, None, adapter, settings, plan)
+        settings = (*small, *read, *own)
+        where = (request.out, None, adapter)
+        return Job(experiments, config, (source,), (), seeds, *where, settings, plan, request.reading)
     paper = load_paper()
     sources, missing = find_sources(request.data, request.datasets, config.data, paper)
     teacher = find_teacher(request.data, config.data, sources, paper)
-    return Job(experiments, config, sources, missing, seeds, request.out, teacher, adapter, tuple(own))
+    found = (sources, missing, seeds, request.out, teacher, adapter)
+    return Job(experiments, config, *found, (*read, *own), reading=request.reading)
 
 
 def _check(request: Request) -> None:

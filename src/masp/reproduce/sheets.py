@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from masp.reproduce.tables import Entry, Row, Table
+from masp.reproduce.tables import Entry, Row, Table, Texts
 
 _TEX = {
     "\\": r"\textbackslash{}",
@@ -102,18 +102,28 @@ def _narrow(table: Table) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]
     (dataset,) = table.datasets
     beside = tuple(table.beside)
     head = ("system", "what takes part", "accuracy, %", "± sd", "each seed", "95 % interval", "ECE, scaled")
+    texts = any(row.entries[dataset].read for row in table.rows)
+    head += ("lenient, %", "unparsed, %") if texts else ()
     head += tuple(f"paper, {name}" for name in beside) if beside else ("paper", "difference")
-    return head, tuple(_long_row(table, row, row.entries[dataset], beside) for row in table.rows)
+    return head, tuple(_long_row(table, row, row.entries[dataset], beside, texts) for row in table.rows)
 
 
-def _long_row(table: Table, row: Row, entry: Entry, beside: Sequence[str]) -> tuple[str, ...]:
+def _long_row(table: Table, row: Row, entry: Entry, beside: Sequence[str], texts: bool) -> tuple[str, ...]:
     seeds = " · ".join(percent(value) for value in entry.values) if len(entry.values) > 1 else ""
     spread = "" if entry.spread is None else percent(entry.spread)
     error = "" if entry.calibration is None else f"{entry.calibration:.3f}"
     own = (row.name, row.meaning, percent(entry.mean), spread, seeds, _bracket(entry), error)
+    own += _read(entry.read) if texts else ()
     if beside:
         return own + tuple(_number(table.beside[name].get(row.printed)) for name in beside)
     return (*own, _number(entry.paper), _signed(entry.difference))
+
+
+def _read(texts: Texts | None) -> tuple[str, str]:
+    """The lenient accuracy, and how many texts were no label."""
+    if texts is None:
+        return "", ""
+    return percent(texts.lenient), f"{percent(texts.unparsed)} ({percent(texts.inexact)})"
 
 
 def _wide(table: Table) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
@@ -128,6 +138,9 @@ def _short(entry: Entry) -> str:
     if found is None:
         return f"–; {paper}" if paper else "–"
     text = f"{found.text()} {_bracket(entry)}"
+    if entry.read is not None:
+        lenient, unparsed = _read(entry.read)
+        text += f"; lenient {lenient}, unparsed {unparsed} %"
     return text if entry.difference is None else f"{text}; {paper} ({_signed(entry.difference)})"
 
 
@@ -145,6 +158,9 @@ def _line(table: Table, row: Row, dataset: str) -> dict[str, Any]:
         "low": _plain(interval and interval.low),
         "high": _plain(interval and interval.high),
         "calibration_error_scaled": "" if entry.calibration is None else round(entry.calibration, 6),
+        "lenient": _plain(entry.read and entry.read.lenient),
+        "unparsed": _plain(entry.read and entry.read.unparsed),
+        "inexact": _plain(entry.read and entry.read.inexact),
         "paper": "" if entry.paper is None else entry.paper,
         "difference": "" if entry.difference is None else round(entry.difference, 4),
         "reason": entry.reason,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
+from typing import Any
 
 from masp.adapters import portable
 from masp.aspects import ASPECTS
@@ -10,6 +11,7 @@ from masp.evaluation import metrics
 from masp.evaluation.ablation import ROWS
 from masp.evaluation.metrics import Interval
 from masp.evaluation.spread import Spread, spread_of
+from masp.reproduce.budget import Budget, budget_of, told
 from masp.reproduce.cells import Outcome, cell_name
 from masp.reproduce.job import Job, Skipped
 from masp.reproduce.others import OTHERS, recipe_of
@@ -35,7 +37,28 @@ PATTERN = ("FI", "Emotion6")
 
 PREDICTIONS = "not part of this package: compare through a predictions file (masp evaluate --predictions)"
 CUE_HEAD = "MASP with a cue head"
+GENERATED = (
+    "Read by generated text. Accuracy: the greedy text is the label exactly, as the paper counts (of lettered options, "
+    "the letter alone); every other text counts as wrong. Lenient: other case, and punctuation at the ends, are "
+    "forgiven. Unparsed: texts that name no label even then, in brackets those that are no label exactly. Rows without "
+    "these figures generate no text: their most probable label counts."
+)
 OTHER_BACKBONE = "another backbone: run it with --backbone"
+
+
+@dataclass(frozen=True)
+class Texts:
+    """How generated texts were read, as shares of the images, mean over the seeds.
+
+    Attributes:
+        lenient: accuracy where other case, and punctuation at the ends, are forgiven.
+        unparsed: texts that name no label even then.
+        inexact: texts that are no label exactly; in the accuracy of an entry they count as wrong.
+    """
+
+    lenient: float
+    unparsed: float
+    inexact: float
 
 
 @dataclass(frozen=True)
@@ -50,6 +73,7 @@ class Entry:
         calibration: expected calibration error after temperature scaling, mean over the seeds; None where there are
             no probabilities or no validation split.
         seeds: of the values, in their order.
+        read: how the answers were read, mean over the seeds; None where no text was generated.
     """
 
     values: tuple[float, ...] = ()
@@ -58,6 +82,7 @@ class Entry:
     reason: str = ""
     calibration: float | None = None
     seeds: tuple[int, ...] = ()
+    read: Texts | None = None
 
     @property
     def over_seeds(self) -> Spread | None:
@@ -231,11 +256,26 @@ def _entry(results: Results, experiment: str, line: Line, dataset: str) -> Entry
     if line.recipe is None:
         return Entry(paper=paper, reason=line.reason)
     found, reason = seed_values(results, line.recipe, dataset)
-    values = tuple(outcome.figures["accuracy"]["value"] for outcome in found)
+    values = tuple(_accuracy(outcome.figures) for outcome in found)
     scaled = [outcome.figures.get("calibration_error_scaled") for outcome in found]
     calibration = mean(one["value"] for one in scaled if one) if scaled and all(scaled) else None
     images, seeds = found[0].figures["images"] if found else 0, tuple(_seed_of(outcome) for outcome in found)
-    return Entry(values, images, paper, reason, calibration, seeds)
+    return Entry(values, images, paper, reason, calibration, seeds, _texts([outcome.figures for outcome in found]))
+
+
+def _accuracy(figures: Mapping[str, Any]) -> float:
+    """The paper's measure: of generated texts the exact matches, else the share of right labels."""
+    return figures.get("exact", figures)["accuracy"]["value"]
+
+
+def _texts(figures: Sequence[Mapping[str, Any]]) -> Texts | None:
+    if not figures or not all("exact" in one for one in figures):
+        return None
+    return Texts(
+        mean(one["accuracy"]["value"] for one in figures),
+        mean(one["unparsed"] / one["images"] for one in figures),
+        mean(one["exact"]["unparsed"] / one["images"] for one in figures),
+    )
 
 
 def _seed_of(outcome: Outcome) -> int:
@@ -274,12 +314,16 @@ def _notes(results: Results, experiment: str, datasets: Sequence[str]) -> tuple[
     )
     notes.append("Brackets: 95 % interval (Wilson) for the number of test images; it says nothing about seeds.")
     notes.append("ECE, scaled: expected calibration error after temperature scaling on the validation split.")
+    if job.reading == "generate":
+        notes.append(GENERATED)
     if experiment == "table1":
-        notes.append(_lessons_note(job))
+        found = budgets(results, datasets)
+        notes += [told(found, job.config.aspects, job.others)] if found else []
     for name in datasets:
         facts = facts_of(results, name)
         if facts:
             notes.append(_facts_note(name, facts))
+            notes += _size_note(job, name, facts)
     notes += [
         f"{skipped.dataset}: {skipped.reason}."
         for skipped in results.skipped
@@ -302,20 +346,27 @@ def _once(job: Job, lines: Sequence[Line], rows: Sequence[Row]) -> list[str]:
     return [f"Run once, since nothing in them depends on a seed: {', '.join(names)}."]
 
 
-def _lessons_note(job: Job) -> str:
-    """How much each system learns from the same images, where steps were set; a reader compares with that in mind."""
-    stages = (("stage 1 of MASP", job.config.aspects), ("its soft prompts", job.config.prompt))
-    lengths = [f"{name} {stage.max_steps} steps of {stage.batch_size}" for name, stage in stages if stage.max_steps]
-    set_here = {key: value for key, _, value in (change.partition("=") for change in job.others)}
-    for name in OTHERS:
-        steps, batch = set_here.get(f"{name}.max_steps"), set_here.get(f"{name}.batch_size")
-        if steps and batch:
-            lengths.append(f"{name} {steps} steps of {batch}")
-    told = f" Lengths that were set: {'; '.join(lengths)}." if lengths else ""
-    return (
-        f"Every system that learns has the same images, but not the same number of steps.{told} Most questions of "
-        "instruction are about aspects, so that in as many steps it meets fewer emotion questions than qlora."
-    )
+def budgets(results: Results, datasets: Sequence[str]) -> dict[str, Budget]:
+    """How long systems learn on each data set that was looked at."""
+    found: dict[str, Budget] = {}
+    for name in datasets:
+        facts = facts_of(results, name)
+        splits = facts.get("splits")
+        examples = facts.get("learned_from", splits.get("train") if isinstance(splits, Mapping) else None)
+        if isinstance(examples, int) and examples:
+            found[name] = budget_of(results.job.config.prompt, examples)
+    return found
+
+
+def _size_note(job: Job, name: str, facts: Mapping[str, object]) -> list[str]:
+    """Which pictures the rows of a table read in different sizes; nothing where there are none."""
+    shrunk, side = facts.get("shrunk"), job.side_of(name, alone=False)
+    if not shrunk or job.side_of(name, alone=True) == side:
+        return []
+    return [
+        f"{name}: {shrunk} test images have a side of more than {side} pixels. Rows of the backbone alone read them as "
+        "its own processor says, all others shrunk to that side first."
+    ]
 
 
 def _facts_note(name: str, facts: Mapping[str, object]) -> str:

@@ -70,5 +70,5 @@ class Teller:
 
 
 def _figure(outcome: Outcome) -> str:
-    accuracy = outcome.figures.get("accuracy")
+    accuracy = outcome.figures.get("exact", outcome.figures).get("accuracy")
     return f"{100 * accuracy['value']:.1f} %" if isinstance(accuracy, dict) else ""

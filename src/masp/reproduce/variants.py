@@ -8,14 +8,15 @@ import torch
 from torch import nn
 
 from masp.adapters import AdapterInfo, load_adapter
-from masp.answers import score
+from masp.answers import generate, score
 from masp.backbones.base import Backbone
 from masp.config import RunConfig
 from masp.labels import render_labels
 from masp.model import MaspModel, Use, start_prompt
+from masp.predictor import longest_answer
 from masp.questions import load_questions
 from masp.reproduce.recipes import Recipe
-from masp.systems.base import Lessons, Said
+from masp.systems.base import Lessons, Reading, Said, named
 from masp.systems.prompted import trained_facts
 from masp.types import VisualTokens
 
@@ -31,6 +32,7 @@ class Variant:
         question: the emotion question with the labels in place.
         info: what training left of its parts; None where it has none that was trained.
         seed: of what was trained or drawn; None where nothing was.
+        reading: how its answers are read.
     """
 
     def __init__(
@@ -42,9 +44,10 @@ class Variant:
         question: str,
         info: AdapterInfo | None = None,
         seed: int | None = None,
+        reading: Reading = "score",
     ) -> None:
         self.name, self.model, self.use, self._labels, self.question = name, model, use, labels, question
-        self.info, self.seed = info, seed
+        self.info, self.seed, self.reading = info, seed, reading
 
     @property
     def backbone(self) -> Backbone:
@@ -61,7 +64,10 @@ class Variant:
 
     @torch.no_grad()
     def answer(self, visual: VisualTokens) -> list[Said]:
-        """The most probable label of each image, and the log-probabilities of all."""
+        """The most probable label of each image with the log-probabilities of all, or the greedy text."""
+        if self.reading == "generate":
+            limit = longest_answer(self.backbone, self.labels)
+            return [named(text, self.labels) for text in generate(self.model, visual, self.question, self.use, limit)]
         rows = score(self.model, visual, self.question, self.labels, self.use)
         best = rows.argmax(1).tolist()
         tables = [dict(zip(self.labels, row, strict=True)) for row in rows.double().log_softmax(1).tolist()]
@@ -80,6 +86,7 @@ class Variant:
             "numbers": {"prompt": 0 if prompt is None else _count(prompt), "aspects": aspects},
             "method": self.model.method.model_dump(mode="json"),
             "question": self.question,
+            "reading": self.reading,
             "seed": self.seed,
             "adapter": None if bare else trained_facts(self.name, self.model, self.use, self.info),
         }
@@ -93,6 +100,7 @@ def build(
     aspects: Path | None,
     prompt: Path | None,
     seed: int | None,
+    reading: Reading = "score",
 ) -> Variant:
     """The system of a recipe.
 
@@ -104,6 +112,7 @@ def build(
         aspects: the folder of stage 1; not read where the recipe has no aspects.
         prompt: the folder of stage 2; None where the recipe has no trained prompt.
         seed: of training, and of an untrained prompt; None where the recipe has nothing that depends on one.
+        reading: how its answers are read.
     """
     trained, found = None, None
     info: AdapterInfo | None = None
@@ -123,7 +132,8 @@ def build(
     style = config.method.resolved().label_list or "comma"
     model = MaspModel(backbone, method, found, trained, questions)
     use = Use(recipe.aspects, recipe.prompt != "none")
-    return Variant(recipe.name, model, use, labels, questions.ask_emotion(render_labels(labels, style)), info, seed)
+    question = questions.ask_emotion(render_labels(labels, style))
+    return Variant(recipe.name, model, use, labels, question, info, seed, reading)
 
 
 def _count(module: nn.Module) -> int:

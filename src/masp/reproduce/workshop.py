@@ -21,17 +21,17 @@ from masp.evaluation.predictions import Answered
 from masp.evaluation.provenance import of_system, surroundings
 from masp.evaluation.result import write_result
 from masp.questions import load_questions
-from masp.reproduce import counts, identity, measure
+from masp.reproduce import budget, counts, identity, measure
 from masp.reproduce.cells import Cell, Outcome, read_outcome, write_outcome
 from masp.reproduce.job import Job, with_seed
 from masp.reproduce.library import Library
-from masp.reproduce.others import all_recipes, changes_of
+from masp.reproduce.others import all_recipes, alone, changes_of
 from masp.reproduce.paper import load_paper
 from masp.reproduce.planning import base_of, depends_on_seed, plan_cells
 from masp.reproduce.recipes import FULL, STAGE1, masp
 from masp.reproduce.variants import Variant, build, trained_with
 from masp.storage import write_folder
-from masp.systems.base import System
+from masp.systems.base import Reading, System
 from masp.systems.catalogue import CATALOGUE, checked, make_system
 from masp.systems.cues import CueHead
 from masp.training.interrupts import Interrupted, StopRequest
@@ -102,7 +102,8 @@ class Workshop:
         if recipe.kind == "parameters":
             return json.loads(json.dumps(table | {"method": config.method.resolved().model_dump(mode="json")}))
         dataset = self.library.dataset(cell.dataset)
-        table |= {"data": dataset.fingerprint(), "longest_side": config.data.longest_side}
+        side = job.side_of(cell.dataset, alone(recipe))
+        table |= {"data": dataset.fingerprint(), "longest_side": side, "rounding": job.rounding}
         if recipe.kind == "data":
             return table
         if recipe.kind == "aspects":
@@ -111,15 +112,17 @@ class Workshop:
             table |= identity_of(config, config.prompt, "prompt", dataset, backbone)
         elif recipe.kind == "masp":
             table |= identity.of_parts(recipe, config, self._method(cell, config))
+        if recipe.kind == "masp" and job.reading != "score":
+            table["reading"] = job.reading  # of other systems it is one of their settings
         if recipe.aspects:
             table["stage 1"] = self._stage1_identity(cell)
         if recipe.kind != "masp" or recipe.prompt == "random":
             table["seed"] = self._seed(cell)
         if recipe.kind == "baseline":
-            table |= identity.of_system(recipe.name, changes_of(recipe.name, job.others), config)
+            table |= identity.of_system(recipe.name, self._changes(cell), config)
         read = Cell(cell.dataset, FULL, cell.seed) if recipe.kind == "attention" else base_of(job, cell)
         if read is not None and read.recipe.kind == "masp":
-            table["prompt"] = _hash(self.identity(read))
+            table["prompt"] = _hash(self._trained_by(read))
         return json.loads(json.dumps(table))
 
     def config(self, cell: Cell) -> RunConfig:
@@ -133,9 +136,19 @@ class Workshop:
         config = config.model_copy(update=stages)
         return trained_with(config, cell.recipe) if cell.recipe.kind == "masp" else config
 
+    def _changes(self, cell: Cell) -> tuple[str, ...]:
+        """Settings of another system: what the rule of the budget says, then what was set."""
+        stage, examples = self.job.config.prompt, len(self.library.learned_from(cell.dataset))
+        ruled = budget.settings(stage, budget.budget_of(stage, examples), self.library.backbone.dim) if examples else ()
+        return changes_of(cell.recipe.name, (*ruled, *self.job.others))
+
     def folder(self, cell: Cell) -> Path:
-        """The folder of a cell's run; another identity has another folder."""
-        return self.job.work / "runs" / f"{cell.name}-{_hash(self.identity(cell))[:10]}"
+        """The folder of a cell's run; what is trained otherwise has another folder."""
+        return self.job.work / "runs" / f"{cell.name}-{_hash(self._trained_by(cell))[:10]}"
+
+    def _trained_by(self, cell: Cell) -> dict[str, Any]:
+        """What decides the training of a cell: all but how answers are read afterwards."""
+        return {key: value for key, value in self.identity(cell).items() if key not in ("reading", "settings.reading")}
 
     @cached_property
     def _planned(self) -> tuple[Cell, ...]:
@@ -179,7 +192,12 @@ class Workshop:
         with StopRequest() as stop:
             taught = self.library.taught(cell.dataset, stop)
             pictures = self.library.tested(cell.dataset, stop)
-        return measure.facts(pictures), {"visual_tokens_bytes": taught.store.bytes()}
+        more = {
+            "learned_from": len(self.library.learned_from(cell.dataset)),
+            "shrunk": self.library.shrunk(cell.dataset),
+        }
+        found = measure.facts(pictures) | more
+        return found, {"visual_tokens_bytes": taught.store.bytes()}
 
     def _aspects(self, cell: Cell) -> Found:
         dataset, memory = self.library.dataset(cell.dataset), self.library.memory(cell.dataset)
@@ -193,7 +211,7 @@ class Workshop:
         if recipe.prompt == "trained":
             about = _training(self._trained(cell))
             prompt = self.folder(cell)
-        return self._measured(cell, self._variant(cell, prompt), about)
+        return self._measured(cell, self._variant(cell, prompt, self.job.reading), about)
 
     def _trained(self, cell: Cell) -> TrainResult:
         aspects = self._stage1(cell) if cell.recipe.aspects else None
@@ -201,10 +219,11 @@ class Workshop:
         place = (self.library.dataset(cell.dataset), self.library.backbone, aspects, self.folder(cell))
         return train_prompt(self.config(cell), *place, include_aspects=False, memory=memory)
 
-    def _variant(self, cell: Cell, prompt: Path | None) -> Variant:
+    def _variant(self, cell: Cell, prompt: Path | None, reading: Reading = "score") -> Variant:
         labels = self.library.dataset(cell.dataset).labels
         aspects = self._stage1(cell) if cell.recipe.aspects else None
-        return build(cell.recipe, self.config(cell), self.library.backbone, labels, aspects, prompt, self._seed(cell))
+        parts = (labels, aspects, prompt, self._seed(cell), reading)
+        return build(cell.recipe, self.config(cell), self.library.backbone, *parts)
 
     def _baseline(self, cell: Cell) -> Found:
         system, base = self._system(cell), base_of(self.job, cell)
@@ -219,7 +238,7 @@ class Workshop:
 
     def _system(self, cell: Cell) -> System:
         """Another system, ready to learn; adapters that it reads are those of the cells it needs."""
-        name, changes = cell.recipe.name, changes_of(cell.recipe.name, self.job.others)
+        name, changes = cell.recipe.name, self._changes(cell)
         labels = self.library.dataset(cell.dataset).labels
         if not cell.recipe.aspects:
             questions = load_questions(self.job.config.questions)
@@ -249,7 +268,8 @@ class Workshop:
 
     def _measured(self, cell: Cell, system: System, about: Mapping[str, Any]) -> Found:
         with StopRequest() as stop:
-            pictures, started = self.library.tested(cell.dataset, stop), time.perf_counter()
+            pictures = self.library.tested(cell.dataset, stop, alone(cell.recipe))
+            started = time.perf_counter()
             found = measure.answers(system, pictures, stop, cell.name)
             seconds = time.perf_counter() - started
             held = self._held(cell, system, stop)
@@ -260,7 +280,8 @@ class Workshop:
 
     def _depended(self, cell: Cell, system: System, seconds: float) -> dict[str, Any]:
         """What the answers of a system on the test split depend on, as `masp evaluate` says it."""
-        batching = Batching(measure.TOGETHER, longest_side=self.config(cell).data.longest_side)
+        side = self.job.side_of(cell.dataset, alone(cell.recipe))
+        batching = Batching(measure.TOGETHER, longest_side=side, rounding=self.job.rounding)
         return dated(of_system(system, self.library.dataset(cell.dataset), "test", batching), seconds)
 
     def _held(self, cell: Cell, system: System, stop: StopRequest) -> list[Answered]:
@@ -268,7 +289,7 @@ class Workshop:
         records = self.library.dataset(cell.dataset).splits.get("val", ())
         if not any(record.label for record in records):
             return []
-        pictures = self.library.pictures(cell.dataset, "val", stop)
+        pictures = self.library.pictures(cell.dataset, "val", stop, alone(cell.recipe))
         return measure.answers(system, pictures, stop, f"{cell.name}, val")
 
     def _stage1(self, cell: Cell) -> Path:

@@ -12,7 +12,7 @@ from masp.reproduce import carried, charts, more_sheets
 from masp.reproduce.carried import Before
 from masp.reproduce.recipes import ATTENTION
 from masp.reproduce.sheets import Sheet, comma_separated, latex, markdown, sheet_of
-from masp.reproduce.tables import Results, Table, accuracy_table, facts_of, seed_values
+from masp.reproduce.tables import Results, Table, accuracy_table, budgets, facts_of, seed_values
 from masp.storage import write_file
 
 TITLES: Mapping[str, str] = {
@@ -166,6 +166,7 @@ def _summary(
         "command": now["command"],
         "backbone": now["backbone"],
         "seeds": now["seeds"],
+        "reading": now["answers"],
         "datasets": _datasets(results, tables, before),
         "tables": sorted(tables, key=lambda table: (table["name"].startswith("figure"), table["name"])),
         "not_run": [asdict(skipped) for skipped in results.skipped],
@@ -173,6 +174,7 @@ def _summary(
         "seconds": round(sum(outcome.seconds for outcome in outcomes), 1),
         "cells": {outcome.cell: outcome.seconds for outcome in outcomes if outcome.state == "done"},
         "settings": carried.settings_of(job),
+        "budgets": {name: asdict(one) for name, one in budgets(results, [one.name for one in job.sources]).items()},
         "machines": [json.loads(machine) for machine in sorted(machines)],
         "versions": library_versions(),
     }

@@ -7,10 +7,14 @@ reads the images, and all systems on one backbone share its frozen vision tower.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from masp.backbones.base import Backbone
+from masp.labels import parse
 from masp.types import VisualTokens
+
+Reading = Literal["score", "generate"]
+"""How an answer is read: the most probable label, or the label that the greedy text names."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +25,20 @@ class Said:
         predicted: the label it names; None if its answer names none.
         log_probabilities: of every label, in nats, normalised over the labels; None where the system gives none.
         answer: the text it generated; None where it generates none.
+        exact: whether that text is what was asked for, character for character, but for blanks at its ends (the
+            paper's measure); None where there is no text.
     """
 
     predicted: str | None
     log_probabilities: Mapping[str, float] | None = None
     answer: str | None = None
+    exact: bool | None = None
+
+
+def named(text: str, labels: Sequence[str]) -> Said:
+    """What a generated text says: the label that it names, other case and punctuation at its ends forgiven."""
+    label = parse(text, labels)
+    return Said(label, answer=text, exact=text.strip() == label)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class Entry:
         fixed: settings that make this entry what it is.
         defaults: settings that differ here from the defaults of their class.
         over: the system it stands on, unless `over=NAME` says otherwise.
+        alone: whether the backbone answers as it was released; images then enter as its own processor says.
     """
 
     meaning: str
@@ -42,6 +43,7 @@ class Entry:
     fixed: Mapping[str, object] = field(default_factory=dict)
     defaults: Mapping[str, object] = field(default_factory=dict)
     over: str | None = None
+    alone: bool = False
 
 
 CATALOGUE: Mapping[str, Entry] = MappingProxyType(
@@ -50,12 +52,14 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
             "the backbone alone, with the list of labels in the question",
             "masp.systems.zero_shot:ZeroShot",
             "masp.systems.zero_shot:ZeroShotSettings",
+            alone=True,
         ),
         "zero-shot-letters": Entry(
             "the backbone alone, with lettered options",
             "masp.systems.zero_shot:ZeroShot",
             "masp.systems.zero_shot:ZeroShotSettings",
             fixed={"options": "letters"},
+            alone=True,
         ),
         "aspects": Entry(
             "aspect tokens before the image, no soft prompt (V+A); aspects=DIR",
@@ -73,6 +77,7 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
             "positive or negative first, then which, without the image tokens that got least attention (SEPM)",
             "masp.systems.sepm:Sepm",
             "masp.systems.sepm:SepmSettings",
+            alone=True,
         ),
         "probe": Entry(
             "logistic regression on the mean visual token, no language model",

@@ -6,6 +6,7 @@ from string import ascii_uppercase
 
 from masp.errors import UsageError
 from masp.labels import normalise_answer
+from masp.systems.base import Said
 
 _LETTER = re.compile(r"[(\[]?([A-Za-z])(?:[)\].:,\n]|$)\s*(.*)", re.DOTALL)
 
@@ -25,6 +26,13 @@ def letters_of(options: Sequence[str]) -> tuple[str, ...]:
 def lettered(options: Sequence[str]) -> str:
     """One line for each option: "A. amusement"."""
     return "\n".join(f"{letter}. {option}" for letter, option in zip(letters_of(options), options, strict=True))
+
+
+def named_by_letter(text: str, options: Sequence[str]) -> Said:
+    """What a generated text says where options have letters; exact is the letter alone."""
+    option = read_letter(text, options)
+    letters = dict(zip(options, letters_of(options), strict=True))
+    return Said(option, answer=text, exact=option is not None and text.strip() == letters[option])
 
 
 def read_letter(text: str, options: Sequence[str]) -> str | None:

@@ -1,15 +1,14 @@
 """A backbone with an adapter as one system among others: what `masp train` made, or a model put together by hand."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from masp.adapters import AdapterInfo, portable, tensors_sha256
 from masp.answers import generate, score
 from masp.backbones.base import Backbone
-from masp.labels import parse
 from masp.model import MaspModel, Use
 from masp.predictor import Masp, longest_answer
-from masp.systems.base import Lessons, Said
+from masp.systems.base import Lessons, Reading, Said, named
 from masp.types import VisualTokens
 
 
@@ -18,10 +17,10 @@ class Prompted:
 
     Args:
         masp: backbone, aspects and soft prompt, as far as it has them, and the question.
-        mode: `score`: the most probable label; `generate`: the label that the generated text names exactly.
+        mode: `score`: the most probable label; `generate`: the label that the generated text names.
     """
 
-    def __init__(self, masp: Masp, mode: Literal["score", "generate"] = "score") -> None:
+    def __init__(self, masp: Masp, mode: Reading = "score") -> None:
         self.masp = masp
         self.mode = mode
 
@@ -63,7 +62,7 @@ class Prompted:
         task = self.masp.task
         limit = longest_answer(self.backbone, task.labels)
         texts = generate(self.masp.model, visual, task.question, task.use, limit)
-        return [Said(parse(text, task.labels), answer=text) for text in texts]
+        return [named(text, task.labels) for text in texts]
 
 
 def adapter_facts(masp: Masp) -> dict[str, Any]:

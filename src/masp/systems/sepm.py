@@ -21,10 +21,9 @@ from masp.questions import Questions
 from masp.settings import Number, Share
 from masp.systems.asking import question_by_letter
 from masp.systems.attended import cue_span, least_attended, without
-from masp.systems.base import Lessons, Said
-from masp.systems.letters import lettered, letters_of, read_letter
+from masp.systems.base import Lessons, Reading, Said
+from masp.systems.letters import lettered, letters_of, named_by_letter
 from masp.systems.plain import plain
-from masp.systems.zero_shot import Reading
 from masp.taxonomies import mapping
 from masp.types import Assembled, VisualTokens
 
@@ -137,14 +136,14 @@ class Sepm:
         single = len(options) == 1
         if single and self.settings.reading == "generate":
             letter = letters_of(POLARITIES)[POLARITIES.index(name)]
-            return [Said(options[0], answer=letter)] * len(visual)
+            return [Said(options[0], answer=letter, exact=True)] * len(visual)
         log_p = torch.zeros(len(visual), 1, device=chances.device)
         if not single:
             question = (UNSURE if name == AMBIGUOUS else "") + self.fine.replace("{}", lettered(options))
             rows = without(self.model.assemble(visual, [question] * len(visual)), least)
             if self.settings.reading == "generate":
                 texts = generate_rows(self.model, rows, longest_answer(self.backbone, self.labels))
-                return [Said(read_letter(text, options), answer=text) for text in texts]
+                return [named_by_letter(text, options) for text in texts]
             log_p = score_rows(self.model, rows, letters_of(options))
         best = [options[number] for number in log_p.argmax(1).tolist()]
         tables = spread(log_p, chances, [self.labels.index(option) for option in options], len(self.labels))

@@ -19,17 +19,18 @@ from torch import Tensor, nn
 
 from masp.adapters import tensors_sha256
 from masp.adapters.info import BackboneRecord
-from masp.answers import score
+from masp.answers import generate, score
 from masp.backbones.base import Backbone
 from masp.config import MethodConfig
 from masp.data.sampling import Batches
 from masp.errors import DataError, UsageError, did_you_mean
 from masp.labels import render_labels, validate_labels
 from masp.model import MaspModel, Use
+from masp.predictor import longest_answer
 from masp.questions import Questions, load_questions
 from masp.settings import TrainConfig
-from masp.systems.base import Images, Lesson, Lessons, Said
-from masp.systems.lora_layers import LoraLayers, LoraSettings
+from masp.systems.base import Images, Lesson, Lessons, Said, named
+from masp.systems.lora_layers import LoraLayers, LoraSettings, natural_rate
 from masp.systems.plain import deciding
 from masp.training.checkpoints import Checkpoint, CheckpointStore
 from masp.training.interrupts import StopRequest
@@ -181,7 +182,9 @@ class TunedSystem:
         questions: Questions | None = None,
         packed: str = "",
     ) -> None:
-        self.kind, self.teach, self.backbone, self.settings = kind, teach, backbone, settings
+        self.kind, self.teach, self.backbone = kind, teach, backbone
+        rate = natural_rate(backbone.dim) if settings.learning_rate is None else settings.learning_rate
+        self.settings = replace(settings, learning_rate=rate)
         self.labels = validate_labels(labels)
         self.questions = load_questions() if questions is None else questions
         self.layers = LoraLayers(backbone, settings)
@@ -232,7 +235,7 @@ class TunedSystem:
         self, lessons: Lessons, turns: Sequence[Turn], identity: str, folder: RunFolder, stop: StopRequest
     ) -> Checkpoint:
         """What the run leaves; random numbers of dropout are its own, and everybody else's go on as they were."""
-        config = self._train_config(lessons.seed)
+        config = self._train_config(turns, lessons.seed)
         order = Batches(len(turns), config.batch_size, lessons.seed)
         stage = TuningStage(self.model, self.layers, lessons.images, turns, lessons.val, self.question, self.labels)
         log.info("%s trains %d values on %s weights", self.kind, self.layers.count, self.layers.weights)
@@ -250,9 +253,12 @@ class TunedSystem:
         state = {"steps": fit.steps, "seed": lessons.seed, "images": len(lessons.train), "questions": kinds}
         return Checkpoint(fit.steps, tensors, {**state, "validation": fit.metrics})
 
-    def _train_config(self, seed: int) -> TrainConfig:
+    def _train_config(self, turns: Sequence[Turn], seed: int) -> TrainConfig:
         """The settings as the loop of the two stages takes them."""
         common = {name: value for name, value in asdict(self.settings).items() if name in TrainConfig.model_fields}
+        if self.settings.counted == "emotion" and common["max_steps"] is not None:
+            asked = sum(turn.kind == CLASSIFICATION for turn in turns)
+            common["max_steps"] = -(-common["max_steps"] * len(turns) // asked)
         return TrainConfig(**common, seed=seed)
 
     def _identity(self, lessons: Lessons, turns: Sequence[Turn]) -> dict[str, Any]:
@@ -268,19 +274,24 @@ class TunedSystem:
             "turns": _digest([asdict(turn) for turn in turns]),
             "val": _digest([(lesson.image, lesson.label) for lesson in lessons.val]),
             "seed": lessons.seed,
-            **deciding(self.settings),
+            **{name: value for name, value in deciding(self.settings).items() if name != "reading"},
         }
         return json.loads(json.dumps(table))
 
     @torch.no_grad()
     def answer(self, visual: VisualTokens) -> list[Said]:
-        """Log-probabilities of the labels by the emotion question, and the most probable one.
+        """What the emotion question is answered with: log-probabilities of the labels, or the greedy text.
 
         Raises:
             UsageError: it has learned nothing yet.
         """
         if self._learned is None:
             raise UsageError(f"the system {self.name} has not learned yet", "", "Call learn first.")
+        if self.settings.reading == "generate":
+            limit = longest_answer(self.backbone, self.labels)
+            with self.layers.inside():
+                texts = generate(self.model, visual, self.question, PLAIN, limit)
+            return [named(text, self.labels) for text in texts]
         with self.layers.inside():
             rows: list[list[float]] = score(self.model, visual, self.question, self.labels, PLAIN).tolist()
         found = [dict(zip(self.labels, row, strict=True)) for row in rows]

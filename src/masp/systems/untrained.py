@@ -12,14 +12,14 @@ from masp.answers import generate_rows, score_rows
 from masp.backbones.base import Backbone
 from masp.config import MethodConfig, PromptInit
 from masp.errors import UsageError
-from masp.labels import parse, render_labels, validate_labels
+from masp.labels import render_labels, validate_labels
 from masp.model import MaspModel, start_prompt
 from masp.predictor import longest_answer
 from masp.questions import Questions, load_questions
 from masp.settings import Count
-from masp.systems.base import Lessons, Said
+from masp.systems.base import Lessons, Reading, Said, named
 from masp.systems.plain import plain
-from masp.systems.zero_shot import Reading, said
+from masp.systems.zero_shot import said
 from masp.types import VisualTokens
 
 
@@ -90,7 +90,7 @@ class Untrained:
         if self.settings.reading == "score":
             return said(self.labels, score_rows(self.model, rows, self.labels))
         texts = generate_rows(self.model, rows, longest_answer(self.backbone, self.labels))
-        return [Said(parse(text, self.labels), answer=text) for text in texts]
+        return [named(text, self.labels) for text in texts]
 
     def describe(self) -> Mapping[str, Any]:
         """Its settings, its question, and the hash of aspects and prompt."""

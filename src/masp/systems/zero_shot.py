@@ -10,17 +10,16 @@ from torch import Tensor
 from masp.answers import generate_rows, score_rows
 from masp.backbones.base import Backbone
 from masp.config import MethodConfig
-from masp.labels import parse, validate_labels
+from masp.labels import validate_labels
 from masp.model import MaspModel
 from masp.predictor import longest_answer
 from masp.questions import Questions
 from masp.systems.asking import emotion_question, question_by_letter
-from masp.systems.base import Lessons, Said
-from masp.systems.letters import lettered, letters_of, read_letter
+from masp.systems.base import Lessons, Reading, Said, named
+from masp.systems.letters import lettered, letters_of, named_by_letter
 from masp.systems.plain import plain
 from masp.types import VisualTokens
 
-Reading = Literal["score", "generate"]
 Options = Literal["list", "letters"]
 
 
@@ -81,9 +80,9 @@ class ZeroShot:
         words = letters_of(self.labels) if letters else self.labels
         if self.settings.reading == "score":
             return said(self.labels, score_rows(self.model, rows, words))
-        read = read_letter if letters else parse
+        read = named_by_letter if letters else named
         texts = generate_rows(self.model, rows, longest_answer(self.backbone, self.labels))
-        return [Said(read(text, self.labels), answer=text) for text in texts]
+        return [read(text, self.labels) for text in texts]
 
     def describe(self) -> Mapping[str, Any]:
         """Its settings and its question."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from masp.backbones.base import Backbone
+from masp.data.images import Rounding
 from masp.data.loading import LoadedBatch, Loading, prefetch_batches
 from masp.data.quarantine import Quarantine
 from masp.errors import DataError, MaspError
@@ -46,6 +47,7 @@ class Reading:
         strict: stop at the first bad image.
         wanted: somebody asked for them to be kept. If they cannot be, that is a warning; and what they need is found
             out even where the budget is 0.
+        rounding: of the shorter side of an image that is shrunk.
     """
 
     longest_side: int | None = None
@@ -53,6 +55,7 @@ class Reading:
     budget: int = 4 * GIGA
     strict: bool = False
     wanted: bool = False
+    rounding: Rounding = "nearest"
 
 
 class VisualTokenStore:
@@ -93,7 +96,7 @@ class VisualTokenStore:
         self.allowed = reading.budget
         self._own: VisualGroup | None = None  # what this process has just read
         self._size = 0
-        shared = None if memory is None else memory_keys(paths, backbone, reading.longest_side)
+        shared = None if memory is None else memory_keys(paths, backbone, reading.longest_side, reading.rounding)
         self._keys: list[MemoryKey] = shared or [(path, None, "") for path in paths]
         self._kept = VisualMemory().tokens if memory is None else memory.tokens
 
@@ -145,7 +148,8 @@ class VisualTokenStore:
 
     def _reader(self, groups: Iterable[Sequence[int]]) -> Iterator[LoadedBatch]:
         """The images of these groups, read ahead."""
-        loading = Loading(self.backbone.preprocess, self.reading.longest_side, workers=self.reading.workers)
+        how = self.reading
+        loading = Loading(self.backbone.preprocess, how.longest_side, workers=how.workers, rounding=how.rounding)
         return prefetch_batches(self.paths, groups, loading)
 
     def _computed(self, loaded: LoadedBatch) -> VisualGroup:
@@ -227,7 +231,7 @@ class VisualTokenStore:
     def depends(self, numbers: Sequence[int]) -> dict[str, object]:
         """What the visual tokens of these images depend on when they are computed together."""
         hashes = [self.hashes[number] for number in numbers]
-        return {"images": hashes, **origin_of(self.backbone, self.reading.longest_side)}
+        return {"images": hashes, **origin_of(self.backbone, self.reading.longest_side, self.reading.rounding)}
 
     def _remember(self, known: Mapping[str, str]) -> Quarantine:
         """The account of an earlier start of the same run."""

@@ -19,7 +19,7 @@ from masp import launch
 from masp.adapters import AdapterInfo, BackboneRecord, DataRecord, TrainingRecord, save_adapter
 from masp.backbones.base import Backbone
 from masp.config import MethodConfig, PromptInit, RunConfig
-from masp.data.images import image_area
+from masp.data.images import Rounding, image_area
 from masp.data.quarantine import Quarantine
 from masp.data.records import Dataset, Record
 from masp.data.splits import write_split
@@ -92,6 +92,11 @@ class Run:
         """The variant with every choice filled in."""
         return self.config.method.resolved()
 
+    @property
+    def rounding(self) -> Rounding:
+        """How the shorter side of an image that is shrunk becomes a whole number."""
+        return self.method.shrink_rounding or "nearest"
+
     def store(
         self, splits: Mapping[str, Sequence[Record]]
     ) -> tuple[VisualTokenStore, dict[str, list[tuple[int, Record]]]]:
@@ -141,7 +146,8 @@ class Run:
             budget = int(self.settings.feature_memory_gb * GIGA)
         else:
             budget = self.processes.first(self.shelf.room)
-        return Reading(data.longest_side, data.workers, budget, self.settings.strict, wanted in ("features", "prefix"))
+        kept = wanted in ("features", "prefix")
+        return Reading(data.longest_side, data.workers, budget, self.settings.strict, kept, self.rounding)
 
     def _room(self, store: VisualTokenStore, prefixes: PrefixStore) -> int:
         """Bytes of memory, or of disk where there is a shelf, for all that is kept: the same in all processes."""
@@ -193,7 +199,8 @@ class Run:
 
         Not the number of visual tokens, which is only known where these are kept: the order must not depend on that.
         """
-        found = [image_area(store.paths[number], self.config.data.longest_side) for number in numbers]
+        side = self.config.data.longest_side
+        found = [image_area(store.paths[number], side, self.rounding) for number in numbers]
         return found if len(set(found)) > 1 else None
 
     def backbone_record(self) -> BackboneRecord:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from masp.adapters import library_versions
 from masp.backbones.base import Backbone
+from masp.data.images import Rounding
 from masp.storage import digest
 from masp.training.shelf import Group, key_of
 from masp.types import VisualTokens
@@ -38,9 +39,11 @@ class VisualMemory:
         self.tokens: dict[MemoryKey, VisualTokens] = {}
 
 
-def memory_keys(paths: Sequence[Path], backbone: Backbone, longest_side: int | None) -> list[MemoryKey]:
+def memory_keys(
+    paths: Sequence[Path], backbone: Backbone, longest_side: int | None, rounding: Rounding
+) -> list[MemoryKey]:
     """The keys of images in a memory that several runs share."""
-    origin = key_of(origin_of(backbone, longest_side))
+    origin = key_of(origin_of(backbone, longest_side, rounding))
     return [(path, _state(path), origin) for path in paths]
 
 
@@ -52,12 +55,13 @@ def _state(path: Path) -> tuple[int, int] | None:
     return found.st_size, found.st_mtime_ns
 
 
-def origin_of(backbone: Backbone, longest_side: int | None) -> dict[str, object]:
+def origin_of(backbone: Backbone, longest_side: int | None, rounding: Rounding) -> dict[str, object]:
     """What visual tokens depend on beside their images, to the last bit."""
     return {
         "backbone": backbone.fingerprint(),
         "transform": backbone.image_transform,
         "longest_side": longest_side,
+        "rounding": rounding,
         "dtype": backbone.number_format,
         "device": backbone.device.type,
         "threads": torch.get_num_threads(),
