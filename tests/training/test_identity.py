@@ -39,6 +39,8 @@ OTHER_VALUES = {
     "backbone.revision": "abc",
     "backbone.dtype": "float32",
     "backbone.device": "cpu",
+    "backbone.min_pixels": "7000",
+    "backbone.max_pixels": "7000",
     "backbone.shard": "true",
     "data.path": "elsewhere",
     "data.layout": "folder",
@@ -64,6 +66,11 @@ for _stage in ("aspects", "prompt"):
         f"{_stage}.seed": "7",
         f"{_stage}.patience": "7",
         f"{_stage}.evaluate_every": "7",
+        f"{_stage}.micro_batch_size": "7",
+        f"{_stage}.max_grad_norm": "7",
+        f"{_stage}.gradient_checkpointing": "true",
+        f"{_stage}.eval_batch_size": "7",
+        f"{_stage}.checkpoint_minutes": "7",
         f"{_stage}.checkpoint_every": "7",
         f"{_stage}.keep_checkpoints": "7",
         f"{_stage}.log_every": "7",
@@ -85,7 +92,9 @@ TESTED_APART = {
     "data.splits.file",
     "questions",
 }
-LOADED = {f"backbone.{name}" for name in ("id", "revision", "dtype", "device", "shard")}  # known by what was loaded
+LOADED = {
+    f"backbone.{name}" for name in ("id", "revision", "dtype", "device", "min_pixels", "max_pixels", "shard")
+}  # known by what was loaded
 
 
 @pytest.fixture(scope="module")

@@ -98,6 +98,7 @@ class Workshop:
             "aspects": list(recipe.aspects),
             "backbone": backbone.fingerprint(),
             "backbone.dtype": backbone.number_format,
+            "backbone.image_transform": backbone.image_transform,
         }
         if recipe.kind == "parameters":
             return json.loads(json.dumps(table | {"method": config.method.resolved().model_dump(mode="json")}))
@@ -260,7 +261,7 @@ class Workshop:
 
     def _depended(self, cell: Cell, system: System, seconds: float) -> dict[str, Any]:
         """What the answers of a system on the test split depend on, as `masp evaluate` says it."""
-        batching = Batching(measure.TOGETHER, longest_side=self.config(cell).data.longest_side)
+        batching = Batching(longest_side=self.config(cell).data.longest_side)
         return dated(of_system(system, self.library.dataset(cell.dataset), "test", batching), seconds)
 
     def _held(self, cell: Cell, system: System, stop: StopRequest) -> list[Answered]:

@@ -39,8 +39,14 @@ class LoraSettings:
         epochs: passes over the training examples.
         max_steps: stop after this many steps; None: after the epochs.
         batch_size: examples per step.
+        micro_batch_size: examples that are passed at once; None: all of the step.
+        max_grad_norm: norm to which larger gradients are scaled down; None: never.
+        gradient_checkpointing: whether the blocks are computed again in the backward pass instead of kept; does not
+            change the result.
         evaluate_every: epochs between measurements on val, the best of which is kept; 0: the last state is kept.
-        checkpoint_every: steps between checkpoints; does not change the result.
+        eval_batch_size: images measured on val at once; None: as many as are trained at once, more on a small backbone.
+        checkpoint_minutes: minutes between checkpoints; does not change the result.
+        checkpoint_every: steps between checkpoints, beside those by time; None: none. Does not change the result.
 
     Raises:
         UsageError: a value out of its range.
@@ -57,13 +63,22 @@ class LoraSettings:
     epochs: int = 5
     max_steps: int | None = None
     batch_size: int = 8
+    micro_batch_size: int | None = None
+    max_grad_norm: float | None = None
+    gradient_checkpointing: bool = False
     evaluate_every: int = 1
-    checkpoint_every: int = 200
+    eval_batch_size: int | None = None
+    checkpoint_minutes: float = 10.0
+    checkpoint_every: int | None = None
 
     def __post_init__(self) -> None:
-        whole = ("rank", "alpha", "epochs", "batch_size", "checkpoint_every")
+        whole = ("rank", "alpha", "epochs", "batch_size")
         ranges = {name: (getattr(self, name) >= 1, "1 or more") for name in whole}
-        ranges["max_steps"] = (self.max_steps is None or self.max_steps >= 1, "1 or more, or None")
+        for name in ("max_steps", "micro_batch_size", "eval_batch_size", "checkpoint_every"):
+            value = getattr(self, name)
+            ranges[name] = (value is None or value >= 1, "1 or more, or None")
+        ranges["max_grad_norm"] = (self.max_grad_norm is None or self.max_grad_norm > 0, "more than 0, or None")
+        ranges["checkpoint_minutes"] = (self.checkpoint_minutes >= 0, "0 or more")
         ranges["evaluate_every"] = (self.evaluate_every >= 0, "0 or more")
         ranges["dropout"] = (0 <= self.dropout < 1, "a share from 0 to below 1")
         ranges["warmup"] = (0 <= self.warmup <= 1, "a share from 0 to 1")

@@ -5,7 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,8 @@ from accelerate.tracking import get_available_trackers
 
 from masp import launch
 from masp.adapters import AdapterInfo, BackboneRecord, DataRecord, TrainingRecord, save_adapter
-from masp.backbones.base import Backbone
+from masp.arithmetic import images_at_once
+from masp.backbones.base import Again, Backbone
 from masp.config import MethodConfig, PromptInit, RunConfig
 from masp.data.images import image_area
 from masp.data.quarantine import Quarantine
@@ -304,6 +305,7 @@ def identity_of(
         "stage": stage,
         "backbone": backbone.fingerprint(),
         "backbone.dtype": backbone.number_format,
+        "backbone.image_transform": backbone.image_transform,
         "data": dataset.fingerprint(),
         "questions": load_questions(config.questions).fingerprint(),
         **flat("method", resolved),
@@ -340,9 +342,28 @@ def training_record(settings: TrainConfig, backbone: Backbone, steps: int, start
         steps=steps,
         batch_size=settings.batch_size,
         class_weights=settings.class_weights,
+        max_grad_norm=settings.max_grad_norm,
         dtype=backbone.number_format,
         prompt_start=start,
     )
+
+
+def measured_at_once(settings: TrainConfig, width: int) -> int:
+    """Images that are measured at once on the split val: what was asked for, or what a step of training fits.
+
+    Args:
+        settings: how it is trained.
+        width: of the language model.
+    """
+    if settings.eval_batch_size is not None:
+        return settings.eval_batch_size
+    step = min(settings.batch_size, settings.micro_batch_size or settings.batch_size)
+    return images_at_once(width, step)
+
+
+def checkpointing(settings: TrainConfig) -> Again | None:
+    """How layers without anything trained are computed again, if they are."""
+    return nullcontext if settings.gradient_checkpointing else None
 
 
 def loop_settings(settings: TrainConfig, order: Order, identity: str) -> LoopSettings:
@@ -356,12 +377,14 @@ def loop_settings(settings: TrainConfig, order: Order, identity: str) -> LoopSet
         warmup=settings.warmup,
         schedule=settings.schedule,
         weight_decay=settings.weight_decay,
-        clip=None,
+        clip=settings.max_grad_norm,
         log_every=settings.log_every,
         validate_every=settings.evaluate_every * order.per_epoch,
         patience=None if settings.patience is None else -(-settings.patience // max(1, settings.evaluate_every)),
         checkpoint_every=settings.checkpoint_every,
+        checkpoint_seconds=60 * settings.checkpoint_minutes,
         identity=identity,
+        micro_batch=settings.micro_batch_size,
     )
 
 
