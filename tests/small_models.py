@@ -1,10 +1,10 @@
 """Whole models over tiny backbones: random aspects, a random soft prompt, and what tests read off them."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import tiny
 from masp.answers import last_real
@@ -60,3 +60,17 @@ def last_logits(model: MaspModel, visual: VisualTokens, questions: Sequence[str]
     whole = (assembled.embeddings, assembled.positions, assembled.mask)
     hidden = model.backbone.run(*whole, extras=assembled.extras(0)).hidden
     return model.backbone.logits(hidden[torch.arange(len(hidden)), last_real(assembled)]).float()
+
+
+def kept_bytes(work: Callable[[], Tensor]) -> tuple[Tensor, int]:
+    """What `work` gave, and the bytes of what its graph keeps for the backward pass, parameters left out."""
+    seen: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        found = work()
+    return found, sum(seen.values())

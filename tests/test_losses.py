@@ -1,11 +1,10 @@
 """The two losses against plain oracles: one pass over the whole sequence, all logits, autograd through everything."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 import tiny
@@ -16,7 +15,7 @@ from masp.model import MaspModel, Use
 from masp.modules.aspect_attention import AspectModules, SingleAttention
 from masp.modules.soft_prompt import SoftPrompt
 from masp.types import Assembled
-from small_models import QUESTIONS, full_model, parts, visual_tokens
+from small_models import QUESTIONS, full_model, kept_bytes, parts, visual_tokens
 
 ANSWERS = ["joy", "very low", "they sing and dance"]
 VARIANTS = pytest.mark.parametrize("variant", ["paper", "released"])
@@ -208,20 +207,6 @@ def test_stage_1_needs_aspects() -> None:
 
 
 # --- gradient checkpointing ------------------------------------------------------------------------------------------
-
-
-def kept_bytes(work: Callable[[], Tensor]) -> tuple[Tensor, int]:
-    """What `work` gave, and the bytes of what its graph keeps for the backward pass, parameters left out."""
-    seen: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        found = work()
-    return found, sum(seen.values())
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -9,7 +9,8 @@ from pydantic import BaseModel
 
 import small_training as small
 import tiny
-from masp.config import RunConfig, load_config
+from masp.backbones.loading import load_backbone
+from masp.config import BackboneConfig, RunConfig, load_config
 from masp.data.records import Dataset
 from masp.settings import FREE, is_section
 from masp.training.recipe import hash_of, identity_of
@@ -162,3 +163,16 @@ def test_questions_count_with_their_content(tmp_path: Path, dataset: Dataset) ->
     assert identity(dataset, f"questions={first}") == identity(dataset, f"questions={copy}") == identity(dataset)
     copy.write_text(text.replace("Name the place.", "Name this place."))
     assert identity(dataset, f"questions={copy}") != identity(dataset)
+
+
+def test_pixel_bounds_count_by_the_backbone_that_was_loaded(dataset: Dataset) -> None:
+    """They change every visual token, and the fingerprint of the weights not at all."""
+    config, place = load_config(), str(tiny.checkpoint())
+    usual, bounded = (
+        load_backbone(BackboneConfig(id=place, dtype="float32", device="cpu", max_pixels=most)) for most in (None, 5000)
+    )
+    assert usual.fingerprint() == bounded.fingerprint()
+    identities = [identity_of(config, config.prompt, "prompt", dataset, one) for one in (usual, bounded)]
+    assert hash_of(identities[0]) != hash_of(identities[1])
+    assert identities[1]["backbone.image_transform"]["max_pixels"] == 5000
+    assert identities[0] == identity(dataset)

@@ -17,11 +17,13 @@ from masp.adapters import load_adapter, read_info
 from masp.answers import score
 from masp.aspects import ASPECTS
 from masp.backbones.decoder import Decoder
-from masp.config import MethodConfig, PromptInit, TrainConfig
+from masp.backbones.loading import load_backbone
+from masp.config import BackboneConfig, MethodConfig, PromptInit, TrainConfig
 from masp.errors import AdapterError, CheckpointError, ConfigError, DataError, MaspError, UsageError
 from masp.model import MaspModel, Use
 from masp.modules.aspect_attention import AspectModules
 from masp.modules.soft_prompt import SoftPrompt
+from masp.predictor import Masp
 from masp.questions import load_questions
 from masp.training import Interrupted, VisualMemory, stage1_aspects, stage2_prompt, train_aspects, train_prompt
 from masp.training.features import Reading, VisualTokenStore
@@ -673,3 +675,14 @@ def test_validation_reads_ahead(tmp_path, dataset, name, monkeypatch):
     monkeypatch.setattr(module, word, waits)
     assert stage.validate(StopRequest())
     assert seen == [2, 2, 2]
+
+
+def test_pixel_bounds_of_training_are_those_of_prediction(tmp_path, dataset):
+    """Whatever the checkpoint says of itself, also when it says something else by then."""
+    place = str(tiny.checkpoint())
+    bounded = load_backbone(BackboneConfig(id=place, dtype="float32", device="cpu", max_pixels=5000))
+    settings = small.config("prompt.max_steps=1", "prompt.evaluate_every=0")
+    trained = train_prompt(settings, dataset, bounded, None, tmp_path / "run")
+    found = Masp.from_pretrained(trained.adapter, place, dtype="float32", device="cpu")
+    assert found.backbone.image_transform == bounded.image_transform != tiny.backbone().image_transform
+    assert found.predict(tiny.picture(300, 300)).label in dataset.labels
