@@ -8,6 +8,9 @@ from dataclasses import dataclass
 SMALL, MANY = 512, 64
 """Up to this width of a language model, so many images go through it together: they take little memory there."""
 
+VALIDATED = 256
+"""Images of the split val, at most, whose aspects are put into words at each validation of stage 1."""
+
 STEP = 8
 """Examples of a training step by default."""
 

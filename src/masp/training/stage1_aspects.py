@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from masp.adapters import AdapterInfo
 from masp.answers import describe_aspects
+from masp.arithmetic import VALIDATED
 from masp.backbones.base import Backbone
 from masp.config import RunConfig
 from masp.data.records import Dataset, Record
@@ -29,8 +30,6 @@ from masp.training.runs import TrainResult
 from masp.training.visual_groups import VisualMemory
 
 log = logging.getLogger(__name__)
-
-VALIDATED = 256  # images of the validation split whose aspects are put into words at each validation
 
 
 @dataclass(frozen=True)
