@@ -251,5 +251,5 @@ def test_layers_that_are_computed_again_keep_their_input_alone() -> None:
     prompt = SoftPrompt(5, backbone.dim)
     for again in (None, nullcontext):
         model = MaspModel(backbone, MethodConfig(variant="released"), None, prompt, None, again)
-        sizes.append(kept_bytes(lambda model=model: model.prompt_loss(visual, QUESTIONS, ANSWERS))[1])
+        sizes.append(kept_bytes(lambda model=model: model.prompt_loss(visual, QUESTIONS, ANSWERS), backbone))
     assert sizes[1] < 0.4 * sizes[0]

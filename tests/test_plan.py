@@ -76,6 +76,9 @@ def test_a_step_in_pieces_and_layers_computed_again_take_less():
         beyond = [found[name].memory - found[name].weights for found in (usual, pieces, again)]
         assert beyond[1] == pytest.approx(beyond[0] / 4)
         assert beyond[2] < beyond[0]
+        behind = {"stage 1": SIZES.forward_flops(45), "stage 2": SIZES.forward_flops(45, 25)}[name]
+        more = again[name].seconds - usual[name].seconds
+        assert more == pytest.approx(usual[name].examples * behind / 0.5e6)
     seven = {"images": 8, "visual": 256, "released": True}
     (whole, less) = (
         {part.name: part for part in estimate(QWEN2_VL_7B, Job(**seven, checkpointing=again), FAST)}

@@ -235,14 +235,14 @@ def estimate(sizes: Sizes, job: Job, device: Device, reading: float = READING) -
         )
     if job.images and job.epochs1 and job.aspects:
         once = pictures / job.aspects  # an image is read once for all its pairs
-        pair = _Work(sizes.step_flops(PAIR, 0, SUPERVISED) + vision * once, job.at_once, graph=PAIR, pictures=once)
+        pair = _Work(_step_flops(sizes, job, PAIR, 0) + vision * once, job.at_once, graph=PAIR, pictures=once)
         parts.append(plan.part("stage 1", job.images * job.aspects * job.epochs1, pair, steps=job.steps1))
         parts += plan.beside(1, parts[-1], min(job.val, VALIDATED) * job.epochs1, _words(sizes, job, vision * pictures))
     if job.images and kept == "prefix":
         work = _Work(before, job.batch, bare=job.prefix)
         parts.append(plan.part("prefixes", job.images, work, job.prefix * column * job.images / 1e9))
     if job.images and job.epochs2:
-        flops = sizes.step_flops(job.graph, job.prefix, SUPERVISED) + seen
+        flops = _step_flops(sizes, job, job.graph, job.prefix) + seen
         work = _Work(flops, job.at_once, graph=job.graph, read=read, pictures=pictures)
         parts.append(plan.part("stage 2", job.images * job.epochs2, work, steps=job.steps2))
         flops = sizes.forward_flops(job.graph + BRANCHES, job.prefix) + sizes.head_flops(BRANCHES) + seen
@@ -259,6 +259,12 @@ def estimate(sizes: Sizes, job: Job, device: Device, reading: float = READING) -
 def measured_at_once(sizes: Sizes, job: Job) -> int:
     """Images of the split val that are measured at once."""
     return images_at_once(sizes.dim, job.at_once) if job.eval_batch is None else job.eval_batch
+
+
+def _step_flops(sizes: Sizes, job: Job, graph: int, past: int) -> float:
+    """Operations of an example that is trained, behind `past` columns."""
+    again = sizes.forward_flops(graph, past) if job.checkpointing else 0.0
+    return sizes.step_flops(graph, past, SUPERVISED) + again
 
 
 def _words(sizes: Sizes, job: Job, vision: float) -> _Work:

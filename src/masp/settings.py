@@ -212,7 +212,7 @@ class TrainConfig(Settings):
     gradient_checkpointing: Switch = Field(
         default=False,
         description="Compute the language model's layers again in the backward pass instead of keeping what they "
-        "computed: less memory, a third more arithmetic.",
+        "computed: much less memory, half more arithmetic where there are gradients.",
         json_schema_extra={**FREE},
     )
     warmup: Share = Field(default=0.03, description="Share of the steps during which the learning rate rises.")

@@ -421,7 +421,7 @@ def test_the_boundary_says_a_shared_error_once(capsys):
 def test_two_processes_learn_and_measure_what_one_does(one, two):
     both, _ = two
     runs = sorted(path.parent.name for path in one.glob("*/adapter"))
-    assert len(runs) == 14
+    assert len(runs) == 15
     for name in runs:
         assert distance(one / name, both / name) <= NEAR, name
     start = one / "plain-none"
@@ -513,7 +513,7 @@ def test_a_divided_language_model_learns_what_a_whole_one_does(folder, kind):
     for report in held:
         assert report["held"] == ["DTensor", "Parameter"]  # all layers but the last
         assert report["part"] == pytest.approx(0.5, abs=0.02)
-    for run in ("aspects", "with-none", "with-prefix"):
+    for run in ("aspects", "with-none", "with-prefix", "pieces"):
         assert distance(folder / "whole" / run, folder / name / run) <= NEAR, run
     answers = [(folder / at / "generate" / "predictions.jsonl").read_text() for at in ("whole", name)]
     assert answers[0] == answers[1]
