@@ -11,7 +11,7 @@ import argparse
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from masp.data.emoji.splits import scenes
 from masp.evaluation import metrics
 from masp.explain import leave_one_out, taking_part
 from masp.predictor import Masp
-from masp.systems.base import Lesson, Lessons
+from masp.systems.base import Item, Lesson, Lessons
 from masp.systems.cues import CueHead
 from masp.systems.prompted import Prompted
 from masp.types import VisualTokens
@@ -56,6 +56,12 @@ class Held:
     def visual(self, images: Sequence[int]) -> VisualTokens:
         """Some of them."""
         return self.tokens.select(images)
+
+    def stream(
+        self, items: Iterable[Item], images: Callable[[Item], Sequence[int]]
+    ) -> Iterator[tuple[Item, VisualTokens | None]]:
+        """One batch after the other."""
+        return ((item, self.visual(images(item)) if images(item) else None) for item in items)
 
 
 def told(note: dict[str, Any]) -> dict[str, str]:

@@ -31,6 +31,10 @@ class Watched:
         self.all = backbone.visual_tokens(backbone.preprocess(pictures))
         self.calls, self.signal_at = 0, signal_at
 
+    def stream(self, items, images):
+        """See `Images`."""
+        return ((item, self.visual(images(item))) for item in items)
+
     def visual(self, images: Sequence[int]) -> VisualTokens:
         """See `Images`."""
         if self.calls == self.signal_at:

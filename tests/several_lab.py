@@ -30,6 +30,7 @@ from masp.training.loop import Trainer
 
 RANK = int(os.environ.get("RANK", "0"))
 RATE = ("aspects.learning_rate=0.001", "prompt.learning_rate=0.001")
+PIECES = ("prompt.micro_batch_size=1", "prompt.gradient_checkpointing=true", "prompt.max_grad_norm=0.01")
 STORES = {
     "none": ["prompt.store=none"],
     "features": ["prompt.store=features"],
@@ -64,6 +65,7 @@ def learn(data: Dataset, backbone: Backbone, out: Path) -> None:
         settings = config(out, *changes)
         train_prompt(settings, data, backbone, None, out / f"plain-{name}")
         train_prompt(settings, data, backbone, out / "aspects", out / f"with-{name}")
+    train_prompt(config(out, *PIECES), data, backbone, out / "aspects", out / "pieces")
     for name in ("none", "features"):  # 21 examples: the last step of an epoch has one, and nothing for process 1
         train_prompt(config(out, *STORES[name], "prompt.batch_size=4"), data, backbone, None, out / f"few-{name}")
 
@@ -91,6 +93,7 @@ def shard(data: Dataset, out: Path) -> None:
     for name in ("none", "prefix"):
         settings = config(out, *STORES[name], "prompt.batch_size=4")  # 21 examples: one is left for the last step
         train_prompt(settings, data, backbone, out / "aspects", out / f"with-{name}")
+    train_prompt(config(out, "prompt.batch_size=5", *PIECES), data, backbone, out / "aspects", out / "pieces")
     masp = Masp.from_pretrained(out / "with-none", backbone)
     evaluate(masp, data, "test", "generate", Batching(4, workers=1), out / "generate")
 

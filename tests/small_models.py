@@ -1,7 +1,7 @@
 """Whole models over tiny backbones: random aspects, a random soft prompt, and what tests read off them."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 import tiny
 from masp.answers import last_real
 from masp.aspects import ASPECTS
+from masp.backbones.base import Backbone
 from masp.config import MethodConfig
 from masp.model import MaspModel, Use
 from masp.modules.aspect_attention import AspectModules
@@ -60,3 +61,21 @@ def last_logits(model: MaspModel, visual: VisualTokens, questions: Sequence[str]
     whole = (assembled.embeddings, assembled.positions, assembled.mask)
     hidden = model.backbone.run(*whole, extras=assembled.extras(0)).hidden
     return model.backbone.logits(hidden[torch.arange(len(hidden)), last_real(assembled)]).float()
+
+
+def kept_bytes(work: Callable[[], Tensor], backbone: Backbone) -> int:
+    """Bytes of what the graph of `work` keeps for the backward pass, beside the weights."""
+    weights = {one.untyped_storage().data_ptr() for block in backbone.blocks() for one in block.parameters()}
+    weights.add(backbone.embedding_rows().untyped_storage().data_ptr())  # or a view of them, transposed
+    seen: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        found = work()
+    assert found.requires_grad
+    return sum(seen.values())

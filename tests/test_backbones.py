@@ -190,6 +190,39 @@ def test_pixel_bounds_are_the_checkpoints(folder: Path) -> None:
     assert found.image_transform["max_pixels"] == 4 * 28**2
 
 
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_pixel_bounds_that_were_asked_for_are_those_of_a_checkpoint_that_says_so(family: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny.checkpoint(family), tmp_path / "checkpoint"))
+    area = json.loads((folder / "preprocessor_config.json").read_text())["min_pixels"] // 4  # of one visual token
+    config = BackboneConfig(id=str(folder), dtype="float32", device="cpu", min_pixels=area, max_pixels=6 * area)
+    asked = load_backbone(config)
+    edit(folder, "preprocessor_config.json", min_pixels=area, max_pixels=6 * area)
+    said = load_backbone(str(folder), dtype="float32", device="cpu")
+    pictures = [tiny.picture(400, 400), tiny.picture(20, 20)]
+    ours, theirs = (one.visual_tokens(one.preprocess(pictures)) for one in (asked, said))
+    assert torch.equal(ours.tokens, theirs.tokens)
+    assert (
+        max(ours.counts)
+        <= 6
+        < tiny.backbone(family).visual_tokens(tiny.backbone(family).preprocess(pictures)).counts[0]
+    )
+    assert asked.image_transform == said.image_transform != tiny.backbone(family).image_transform
+    assert (asked.image_transform["min_pixels"], asked.image_transform["max_pixels"]) == (area, 6 * area)
+
+
+@pytest.mark.parametrize("family", sorted(set(tiny.FAMILIES) - {"qwen2_vl", "qwen2_5_vl", "qwen3_vl"}))
+def test_pixel_bounds_are_refused_where_a_family_has_none(family: str) -> None:
+    with pytest.raises(BackboneError, match=rf"max_pixels for .* family {family} .*Qwen-VL alone.*longest_side"):
+        load_backbone(str(tiny.checkpoint(family)), dtype="float32", device="cpu", max_pixels=10_000)
+
+
+@pytest.mark.parametrize("bounds", [{"max_pixels": 100}, {"min_pixels": 10_000_000}])
+def test_pixel_bounds_that_cannot_be_are_refused(bounds: dict[str, int]) -> None:
+    """Below the checkpoint's lower bound, or above its upper one."""
+    with pytest.raises(BackboneError, match=r"max_pixels of at least min_pixels"):
+        load_backbone(str(tiny.checkpoint()), dtype="float32", device="cpu", **bounds)
+
+
 def test_boxes_cover_the_image_row_by_row() -> None:
     backbone = tiny.backbone()
     visual = backbone.visual_tokens(backbone.preprocess([tiny.picture(90, 62), tiny.picture(58, 140)]))

@@ -123,6 +123,9 @@ def test_settings_are_frozen_and_described() -> None:
 # --- refusals ------------------------------------------------------------------------------------------------------
 
 WRONG_VALUES = [
+    ("backbone={min_pixels: 9, max_pixels: 4}", r"min_pixels is 9, more than max_pixels, 4"),
+    ("prompt.max_grad_norm=0", r"prompt\.max_grad_norm is 0"),
+    ("prompt.checkpoint_minutes=-1", r"prompt\.checkpoint_minutes is -1"),
     ("promt.epochs=3", r"unknown setting 'promt'\. Did you mean 'prompt'\?"),
     ("prompt.learning_rat=3", r"unknown setting 'prompt\.learning_rat'\. Did you mean 'prompt\.learning_rate'\?"),
     (

@@ -1,17 +1,21 @@
 """The two losses against plain oracles: one pass over the whole sequence, all logits, autograd through everything."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 import tiny
+from masp.backbones.loading import load_backbone
+from masp.config import MethodConfig
 from masp.errors import UsageError
 from masp.model import MaspModel, Use
 from masp.modules.aspect_attention import AspectModules, SingleAttention
 from masp.modules.soft_prompt import SoftPrompt
 from masp.types import Assembled
-from small_models import QUESTIONS, full_model, parts, visual_tokens
+from small_models import QUESTIONS, full_model, kept_bytes, parts, visual_tokens
 
 ANSWERS = ["joy", "very low", "they sing and dance"]
 VARIANTS = pytest.mark.parametrize("variant", ["paper", "released"])
@@ -200,3 +204,52 @@ def test_stage_1_needs_aspects() -> None:
     bare = MaspModel(model.backbone, model.method)
     with pytest.raises(UsageError, match="no aspects"):
         bare.aspect_loss(visual_tokens(model), torch.tensor([0, 0, 0]), QUESTIONS, ANSWERS)
+
+
+# --- gradient checkpointing ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_layers_that_are_computed_again_give_the_same_bits(family: str) -> None:
+    """Sequence of stage 2, behind a prefix that is computed without a graph."""
+    model = full_model.__wrapped__(family)
+    visual, found = visual_tokens(model), []
+    for again in (None, nullcontext):
+        model.again = again
+        losses = model.prompt_loss(visual, QUESTIONS, ANSWERS)
+        found.append((losses.detach(), *torch.autograd.grad(losses.sum(), parts(model)[1].vectors)))
+    assert all(map(torch.equal, *found))
+    assert found[0][1].norm() > 1e-3
+
+
+@VARIANTS
+def test_aspects_are_learned_to_the_same_bits_with_layers_computed_again(variant: str) -> None:
+    model = full_model.__wrapped__(variant=variant)
+    visual, index, found = visual_tokens(model), torch.tensor([4, 1, 4]), []
+    parameters = [p for name in ("object", "brightness") for p in parts(model)[0].module(name).parameters()]
+    for again in (None, nullcontext):
+        model.again = again
+        found.append(torch.autograd.grad(model.aspect_loss(visual, index, QUESTIONS, ANSWERS).sum(), parameters))
+    assert all(map(torch.equal, *found))
+
+
+def test_a_kept_prefix_is_gone_on_from_with_layers_computed_again() -> None:
+    model = full_model.__wrapped__()
+    visual = visual_tokens(model)
+    kept = model.prefix(visual, QUESTIONS)
+    (wanted,) = torch.autograd.grad(model.prompt_loss(kept, QUESTIONS, ANSWERS).sum(), parts(model)[1].vectors)
+    model.again = nullcontext
+    (found,) = torch.autograd.grad(model.prompt_loss(kept, QUESTIONS, ANSWERS).sum(), parts(model)[1].vectors)
+    assert torch.equal(found, wanted)
+
+
+def test_layers_that_are_computed_again_keep_their_input_alone() -> None:
+    """In the layout of the authors' code, where nearly the whole row has a graph; on a backbone of some layers."""
+    backbone = load_backbone("embedded", dtype="float32", device="cpu")
+    pixels = backbone.preprocess([tiny.picture(84, 112, seed=number) for number in range(3)])
+    visual, sizes = backbone.visual_tokens(pixels), []
+    prompt = SoftPrompt(5, backbone.dim)
+    for again in (None, nullcontext):
+        model = MaspModel(backbone, MethodConfig(variant="released"), None, prompt, None, again)
+        sizes.append(kept_bytes(lambda model=model: model.prompt_loss(visual, QUESTIONS, ANSWERS), backbone))
+    assert sizes[1] < 0.4 * sizes[0]

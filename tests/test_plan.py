@@ -8,6 +8,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import small_training
+import tiny
 from masp.arithmetic import QWEN2_VL_7B, Sizes
 from masp.aspects import ASPECTS
 from masp.backbones.sizes import sizes_of
@@ -24,12 +26,14 @@ from masp.plan import (
     Device,
     Job,
     activation_bytes,
+    checkpoint_bytes,
     chosen_store,
     estimate,
     measured_efficiency,
     measured_peaks,
     store_gb,
 )
+from masp.training import stage1_aspects, stage2_prompt
 
 SIZES = Sizes(10, 2, 4, 6000, 100, 700, 8, 3)
 FAST = Device(tflops=1e-6, bandwidth=1e9, memory=1.0, efficiency=0.5)  # a million operations per second, half reached
@@ -38,6 +42,106 @@ JOB = Job(images=20, visual=6, epochs1=2, epochs2=3, aspects=3, prompt=5, store=
 
 def parts(job, device=FAST, reading=1e9):
     return {part.name: part for part in estimate(SIZES, job, device, reading)}
+
+
+def test_validation_by_hand():
+    job = replace(JOB, val=7, eval_batch=4)
+    found, before = parts(job), SIZES.vision_flops(6) + SIZES.forward_flops(25)
+    assert (found["validation 1"].examples, found["validation 2"].examples) == (7 * 2, 7 * 3)
+    scored = SIZES.forward_flops(45 + 16, 25) + SIZES.head_flops(16) + before
+    assert found["validation 2"].seconds == pytest.approx(21 * scored / 0.5e6)
+    said = 3 * (SIZES.forward_flops(45 + 16) + SIZES.head_flops(16)) + SIZES.vision_flops(6)
+    assert found["validation 1"].seconds == pytest.approx(14 * said / 0.5e6)
+    layer = activation_bytes(SIZES, 2) // SIZES.layers
+    memory = found["validation 2"].memory - found["validation 2"].weights
+    assert memory == pytest.approx(4 * ((45 + 16 + 25) * layer + SIZES.kept_bytes(25 + 45)) / 1e9, rel=1e-3)
+    many = replace(job, images=9000, val=3000)
+    assert (parts(many)["validation 1"].examples, parts(many)["validation 2"].examples) == (256 * 2, 3000 * 3)
+
+
+def test_measuring_takes_no_more_memory_than_the_step_it_stands_beside():
+    """The rule by which images are measured at once where nobody says how many, on a 7B and in every layout."""
+    for change in ({}, {"released": True}, {"store": "prefix", "disk": 1e9}, {"micro_batch": 2}, {"visual": 1400}):
+        job = replace(Job(images=1000, visual=700, val=100, store="features"), **change)
+        found = {part.name: part for part in estimate(QWEN2_VL_7B, job, FAST)}
+        assert found["validation 2"].memory < found["stage 2"].memory, change
+        assert found["validation 1"].memory < found["stage 1"].memory * 1.05, change
+
+
+def test_a_step_in_pieces_and_layers_computed_again_take_less():
+    usual, pieces, again = (
+        parts(replace(JOB, batch=8, **change)) for change in ({}, {"micro_batch": 2}, {"checkpointing": True})
+    )
+    for name in ("stage 1", "stage 2"):
+        beyond = [found[name].memory - found[name].weights for found in (usual, pieces, again)]
+        assert beyond[1] == pytest.approx(beyond[0] / 4)
+        assert beyond[2] < beyond[0]
+        behind = {"stage 1": SIZES.forward_flops(45), "stage 2": SIZES.forward_flops(45, 25)}[name]
+        more = again[name].seconds - usual[name].seconds
+        assert more == pytest.approx(usual[name].examples * behind / 0.5e6)
+    seven = {"images": 8, "visual": 256, "released": True}
+    (whole, less) = (
+        {part.name: part for part in estimate(QWEN2_VL_7B, Job(**seven, checkpointing=again), FAST)}
+        for again in (False, True)
+    )
+    assert less["stage 2"].memory - less["stage 2"].weights < 0.15 * (
+        whole["stage 2"].memory - whole["stage 2"].weights
+    )
+
+
+def test_checkpoints_are_counted_by_time():
+    """A run of an hour and a half leaves one every ten minutes, and one behind the last step."""
+    hours = parts(replace(JOB, images=2000, epochs1=0), replace(FAST, tflops=1e-6 * parts(JOB)["stage 2"].seconds / 54))
+    assert hours["stage 2"].seconds == pytest.approx(5400, rel=0.01)
+    assert hours["checkpoints 2"].examples == 1 + 5400 // 600
+    every = parts(replace(JOB, checkpoint_minutes=0.0))
+    assert (every["checkpoints 1"].examples, every["checkpoints 2"].examples) == (2 * 20, 3 * 10)
+    seven = Job(images=94_481, visual=256, val=100)
+    assert checkpoint_bytes(QWEN2_VL_7B, replace(seven, val=0), 1) == pytest.approx(1.85e9, rel=0.01)
+    assert checkpoint_bytes(QWEN2_VL_7B, seven, 2) == 4 * 4 * 32 * 3584
+
+
+def test_the_counts_are_those_of_a_real_run(tmp_path, monkeypatch):
+    """Steps, images measured, checkpoints and their size, of both stages on drawn pictures with every aspect."""
+    data = small_training.write_dataset(tmp_path / "data", train=13, val=5)
+    known = dict.fromkeys(ASPECTS, "low")
+    full = {name: tuple(replace(one, annotations=known) for one in records) for name, records in data.splits.items()}
+    data, backbone = replace(data, splits=full), tiny.backbone()
+    sizes = replace(SIZES, dim=backbone.dim)
+    counted = {"describe_aspects": 0, "score": 0}
+    for module, name in ((stage1_aspects, "describe_aspects"), (stage2_prompt, "score")):
+        asked = getattr(module, name)
+
+        def counts(model, visual, *given, name=name, asked=asked):
+            counted[name] += len(visual)
+            return asked(model, visual, *given)
+
+        monkeypatch.setattr(module, name, counts)
+    for batch in (5, 10):
+        counted.update(describe_aspects=0, score=0)
+        job = Job(13, 6, epochs1=2, epochs2=3, prompt=3, store="none", batch=batch, val=5, checkpoint_minutes=0.0)
+        found = {part.name: part for part in estimate(sizes, job, FAST)}
+        changes = [
+            f"{stage}.{line}" for stage in ("aspects", "prompt") for line in (f"batch_size={batch}", "store=none")
+        ]
+        changes += [
+            "aspects.epochs=2",
+            "prompt.epochs=3",
+            "aspects.checkpoint_minutes=0",
+            "prompt.checkpoint_minutes=0",
+        ]
+        config = small_training.config(*changes, "aspects.keep_checkpoints=99", "prompt.keep_checkpoints=99")
+        runs = tmp_path / str(batch)
+        first = stage1_aspects.train_aspects(config, data, backbone, runs / "aspects")
+        second = stage2_prompt.train_prompt(config, data, backbone, first.adapter, runs / "prompt")
+        assert (first.steps, second.steps) == (found["stage 1"].steps, found["stage 2"].steps)
+        assert counted["describe_aspects"] == found["validation 1"].examples
+        assert counted["score"] == found["validation 2"].examples
+        for number, stage in enumerate(("aspects", "prompt"), start=1):
+            files = list((runs / stage / "checkpoints").glob("step-*/tensors.safetensors"))
+            assert len(files) == found[f"checkpoints {number}"].examples
+            size = max(file.stat().st_size for file in files)
+            assert 0 < size - checkpoint_bytes(sizes, job, number) < 20_000  # its header, counts, random numbers
 
 
 def test_operations_by_hand():
@@ -57,9 +161,9 @@ def test_times_are_operations_over_what_is_reached():
     example = vision + SIZES.forward_flops(prefix) + SIZES.step_flops(graph, prefix, 3)
     assert found["stage 2"].seconds == pytest.approx(60 * example / 0.5e6)
     assert found["stage 2"].bound == "arithmetic"
-    assert found.keys() == {"stage 1", "stage 2"}
+    assert found.keys() == {"stage 1", "checkpoints 1", "stage 2", "checkpoints 2"}
     kept = parts(replace(JOB, store="prefix"))
-    assert kept.keys() == {"features", "stage 1", "prefixes", "stage 2"}
+    assert kept.keys() == {"features", "stage 1", "checkpoints 1", "prefixes", "stage 2", "checkpoints 2"}
     assert kept["stage 2"].seconds == pytest.approx(60 * SIZES.step_flops(graph, prefix, 3) / 0.5e6)
     assert kept["features"].disk == pytest.approx(20 * 6 * 10 * 2 / 1e9)
     assert kept["prefixes"].disk == pytest.approx(20 * SIZES.kept_bytes(prefix) / 1e9)
@@ -207,7 +311,9 @@ def test_the_command_prints_a_table_or_json(tmp_path):
     assert "to train like this: masp train all --data DATA" in shown.output
     content = json.loads(run("--images", "1000", "--json", *DEVICE).stdout)
     assert "prompt.store=prefix prompt.store_dir=STORE prompt.store_disk_gb=" in content["train"]
-    assert [part["name"] for part in content["parts"]] == ["features", "stage 1", "prefixes", "stage 2"]
+    names = ["features", "stage 1", "validation 1", "checkpoints 1", "prefixes", "stage 2", "validation 2"]
+    assert [part["name"] for part in content["parts"]] == [*names, "checkpoints 2"]
+    assert content["job"]["val"] == 1000 // 16
     machine = {"gemm_tflops": 1.5, "bandwidth_gb_s": 20.0, "dtype": "float32"}
     groups = {"stage2": {"gemm_tflops": 2.0, "bandwidth_gb_s": 10.0}}
     (tmp_path / "bench.json").write_text(json.dumps({"machine": machine, "groups": groups, "results": lines()}))
@@ -242,6 +348,14 @@ def test_the_line_that_trains_as_planned():
     assert (settings.aspects.batch_size, settings.prompt.batch_size) == (16, 16)
     assert (settings.method.variant, settings.backbone.dtype) == ("paper", "bfloat16")
     assert "prompt.epochs=3" in words  # without it, a run is as long as the number of images asks for
+
+
+def test_the_line_names_what_saves_memory():
+    job = replace(JOB, micro_batch=1, checkpointing=True, eval_batch=3, checkpoint_minutes=2.5, epochs1=3)
+    settings, _ = changes(train_line("a/b", "bfloat16", SIZES, job))
+    for stage in (settings.aspects, settings.prompt):
+        assert (stage.micro_batch_size, stage.gradient_checkpointing) == (1, True)
+        assert (stage.eval_batch_size, stage.checkpoint_minutes) == (3, 2.5)
 
 
 def test_the_line_has_room_for_all_that_is_kept():

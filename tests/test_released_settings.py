@@ -44,6 +44,7 @@ def test_the_file_says_what_the_authors_code_does() -> None:
     for stage, rate, epochs in ((config.aspects, 1e-5, 3), (config.prompt, 5e-6, 1)):
         assert (stage.learning_rate, stage.epochs, stage.batch_size) == (rate, epochs, 1)
         assert (stage.warmup, stage.schedule, stage.weight_decay, stage.keep) == (0.03, "linear", 0.01, "last")
+        assert stage.max_grad_norm == 1.0
     assert (config.aspects.query_std, config.prompt.init.kind) == (1.0, "unused_rows")
     assert config.data.longest_side == 1024
 
@@ -52,7 +53,7 @@ def test_the_papers_file_says_what_the_paper_does() -> None:
     config = load_config(PAPER)
     assert config.method.resolved() == MethodConfig(variant="paper", prompt_length=32).resolved()
     for stage in (config.aspects, config.prompt):
-        assert (stage.learning_rate, stage.batch_size) == (1e-4, 1)
+        assert (stage.learning_rate, stage.batch_size, stage.max_grad_norm) == (1e-4, 1, None)
         assert stage.epochs is not None  # exact: no least number of steps comes on top
 
 

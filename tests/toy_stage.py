@@ -1,6 +1,6 @@
 """A stage without images or a backbone: fits a line, remembers which examples it saw, and can stumble on purpose."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from masp.training.checkpoints import CheckpointStore
 from masp.training.interrupts import StopRequest
-from masp.training.loop import Fit, LoopSettings, Share, Trainer
+from masp.training.loop import Fit, LoopSettings, Share, Stage, Trainer
 
 
 def batches(epoch: int, first: int) -> list[tuple[int, ...]]:
@@ -32,6 +32,7 @@ SETTINGS = LoopSettings(
     validate_every=5,
     patience=None,
     checkpoint_every=3,
+    checkpoint_seconds=1e9,
     identity="toy",
 )
 
@@ -87,3 +88,13 @@ def train(out: Path, stage: ToyStage, settings: LoopSettings = SETTINGS, stop: S
 def numbers(stage: ToyStage) -> list[float]:
     """The trained values, to be compared bit by bit."""
     return [*stage.weight.detach().tolist(), float(stage.bias.detach())]
+
+
+def gradients(folder: Path, stage: Stage, examples: Sequence[int], micro: int | None) -> dict[str, torch.Tensor]:
+    """Gradients of one step over these examples, passed in pieces of `micro`."""
+    settings = replace(SETTINGS, steps=1, steps_per_epoch=1, batches=lambda epoch, first: [examples], micro_batch=micro)
+    trainer = Trainer(stage, settings, CheckpointStore(folder), Accelerator(cpu=True))
+    trainer._accumulate(iter(stage.load(trainer._shares())))
+    found = {name: one.grad.clone() for name, one in stage.parameters().items() if one.grad is not None}
+    trainer.optimizer.zero_grad(set_to_none=True)
+    return found

@@ -5,6 +5,28 @@ Operations are counted as two per multiplication and addition of a matrix produc
 
 from dataclasses import dataclass
 
+SMALL, MANY = 512, 64
+"""Up to this width of a language model, so many images go through it together: they take little memory there."""
+
+VALIDATED = 256
+"""Images of the split val, at most, whose aspects are put into words at each validation of stage 1."""
+
+STEP = 8
+"""Examples of a training step by default."""
+
+
+def images_at_once(width: int, step: int = STEP) -> int:
+    """Images that go through a language model together where nothing is trained and nobody says how many.
+
+    As many as a training step has examples: without a graph each takes a fraction of what it takes there, so that they
+    fit wherever the step does. A small model takes more of them, since a few would leave the machine idle.
+
+    Args:
+        width: of the language model.
+        step: examples that are trained at once.
+    """
+    return max(step, MANY) if width <= SMALL else step
+
 
 @dataclass(frozen=True)
 class Sizes:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from masp.aspects import ASPECTS
 from masp.assembly import Assembler, Layout, Spliced
-from masp.backbones.base import Backbone
+from masp.backbones.base import Again, Backbone
 from masp.config import MethodConfig, PromptInit
 from masp.errors import UsageError, did_you_mean
 from masp.modules.aspect_attention import AspectModules
@@ -52,6 +52,7 @@ class MaspModel(nn.Module):
         aspects: the modules of stage 1.
         prompt: the soft prompt of stage 2.
         questions: what the aspects are asked, for a backbone whose visual tokens depend on it; None: the package's own.
+        again: gradient checkpointing in the losses (see `Backbone.run`); None: none.
 
     Raises:
         UsageError: a module of another width than the backbone.
@@ -64,6 +65,7 @@ class MaspModel(nn.Module):
         aspects: AspectModules | None = None,
         prompt: SoftPrompt | None = None,
         questions: Questions | None = None,
+        again: Again | None = None,
     ) -> None:
         super().__init__()
         widths = {"aspects": aspects and aspects.dim, "soft prompt": prompt and prompt.vectors.shape[1]}
@@ -76,6 +78,7 @@ class MaspModel(nn.Module):
         self.aspects = None if aspects is None else aspects.to(backbone.device)
         self.prompt = None if prompt is None else prompt.to(backbone.device)
         self.questions = load_questions() if questions is None and backbone.asks else questions
+        self.again = again
 
     def aspect_module(self) -> AspectModules:
         """The modules of stage 1.
@@ -232,7 +235,7 @@ class MaspModel(nn.Module):
         start = assembled.prefix_end
         cut = (assembled.embeddings[:, start:end], assembled.positions[:, :, start:end], assembled.mask[:, :end])
         extras = assembled.extras(start, end)
-        return self.backbone.run(*cut, cache=self._prefix(assembled), read=read, extras=extras).hidden
+        return self.backbone.run(*cut, cache=self._prefix(assembled), read=read, extras=extras, again=self.again).hidden
 
     @torch.no_grad()
     def _prefix(self, assembled: Assembled) -> KeyValues | None:

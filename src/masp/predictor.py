@@ -113,6 +113,7 @@ class Masp:
             place = backbone or backbone_place(folder, info)
             commit = backbone_commit(place, info) if backbone_revision is None else backbone_revision
             backbone = load_backbone(place, commit, dtype, device)
+            _bound_as_trained(backbone, info)
         parts = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects))
         served: dict[str | None, Served] = {}
         for key, question in asked.items():
@@ -381,6 +382,16 @@ def shipped_adapter() -> Path:
             "this installation has no adapter of its own", "--adapter DIR", "Name one, or install masp again."
         )
     return folder
+
+
+def _bound_as_trained(backbone: Backbone, info: AdapterInfo) -> None:
+    """Size images by area as they were in training, where the family does."""
+    before, now = (
+        [transform.get(name) for name in ("min_pixels", "max_pixels")]
+        for transform in (info.image_transform, backbone.image_transform)
+    )
+    if None not in (*before, *now) and before != now:
+        backbone.bound_pixels(*before)
 
 
 def longest_answer(backbone: Backbone, labels: Sequence[str]) -> int:

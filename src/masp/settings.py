@@ -217,11 +217,25 @@ class BackboneConfig(Settings):
         description="auto, cpu, cuda, cuda:1, mps …; spread: over all GPUs, then main memory, then the disk.",
         json_schema_extra={**FREE},
     )
+    min_pixels: Positive | None = Field(
+        default=None, description="Qwen-VL: smaller images are enlarged to this area; null: as the checkpoint says."
+    )
+    max_pixels: Positive | None = Field(
+        default=None,
+        description="Qwen-VL: larger images are shrunk to this area, which bounds their visual tokens; null: as the "
+        "checkpoint says.",
+    )
     shard: Switch = Field(
         default=False,
         description="Several processes: each holds a part of the language model's weights (FSDP) instead of all.",
         json_schema_extra={**FREE},
     )
+
+    @model_validator(mode="after")
+    def _least_is_not_above_most(self) -> Self:
+        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels is {self.min_pixels}, more than max_pixels, {self.max_pixels}: exchange them")
+        return self
 
 
 class TrainConfig(Settings):
@@ -242,7 +256,21 @@ class TrainConfig(Settings):
     )
     max_steps: Positive | None = Field(default=None, description="Stop after this many steps; null: after the epochs.")
     batch_size: Positive = Field(
-        default=8, description="Examples per step; stage 1 takes as many whole images as make about this many pairs."
+        default=8, description="Examples per step; stage 1 takes as many whole images as come nearest to so many pairs."
+    )
+    micro_batch_size: Positive | None = Field(
+        default=None,
+        description="Examples that each process passes forward and backward at once; the gradients of a step are added "
+        "up. Less memory for the same step. null: all of the step.",
+    )
+    max_grad_norm: Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=None, description="Gradients whose norm, over all trained tensors, is larger are scaled down to it."
+    )
+    gradient_checkpointing: Switch = Field(
+        default=False,
+        description="Compute the language model's layers again in the backward pass instead of keeping what they "
+        "computed: much less memory, half more arithmetic where there are gradients.",
+        json_schema_extra={**FREE},
     )
     warmup: Share = Field(default=0.03, description="Share of the steps during which the learning rate rises.")
     schedule: Literal["cosine", "linear", "constant"] = Field(
@@ -266,8 +294,20 @@ class TrainConfig(Settings):
     keep: Literal["best", "last"] = Field(
         default="best", description="The state that is kept: the best on the split val, or the last."
     )
-    checkpoint_every: Positive = Field(
-        default=200, description="Steps between checkpoints.", json_schema_extra={**FREE}
+    eval_batch_size: Positive | None = Field(
+        default=None,
+        description="Images measured at once on the split val; null: as many as a step passes examples at once, and "
+        "at least 64 where the language model is at most 512 wide.",
+    )
+    checkpoint_minutes: Number = Field(
+        default=10.0,
+        ge=0,
+        description="Minutes between checkpoints; 0: after every step. The last step and an interruption always leave "
+        "one.",
+        json_schema_extra={**FREE},
+    )
+    checkpoint_every: Positive | None = Field(
+        default=None, description="Steps between checkpoints, beside those by time.", json_schema_extra={**FREE}
     )
     keep_checkpoints: Positive = Field(
         default=2, description="Newest checkpoints that are kept.", json_schema_extra={**FREE}

@@ -344,7 +344,7 @@ class Run:
 
     Attributes:
         hidden: final hidden states (normalised) of the columns that were asked for.
-        cache: keys and values of all columns so far.
+        cache: keys and values of all columns so far; no layers where they are computed again in the backward pass.
     """
 
     hidden: Float[Tensor, "batch read dim"]

@@ -7,10 +7,11 @@ import pytest
 
 import tiny
 from asked import ByBrightness
+from masp.arithmetic import images_at_once
 from masp.data.records import Dataset, Record
 from masp.errors import DataError, UsageError
 from masp.evaluation import runner
-from masp.evaluation.batches import Batching, usual_size
+from masp.evaluation.batches import Batching
 from masp.evaluation.result import read_result
 from masp.evaluation.runner import evaluate
 from masp.predictor import Masp
@@ -29,7 +30,8 @@ def with_records(dataset, *more):
 
 
 def test_a_small_backbone_gets_more_images_at_a_time():
-    assert (usual_size(256), usual_size(512), usual_size(3584)) == (64, 64, 16)
+    assert [images_at_once(width) for width in (256, 512, 513, 3584)] == [64, 64, 8, 8]
+    assert [images_at_once(3584, 2), images_at_once(256, 2), images_at_once(256, 100)] == [2, 64, 100]
 
 
 def test_where_nobody_says_how_many_at_a_time_the_backbone_decides(masp, tmp_path):

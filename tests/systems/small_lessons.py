@@ -19,6 +19,9 @@ class Held:
     def __init__(self, visual: VisualTokens, at_call: Callable[[int], None] = lambda call: None) -> None:
         self.tokens, self.at_call, self.calls = visual, at_call, 0
 
+    def stream(self, items, images):
+        return ((item, self.visual(images(item))) for item in items)
+
     def visual(self, images: Sequence[int]) -> VisualTokens:
         self.calls += 1
         self.at_call(self.calls)

@@ -3,7 +3,10 @@
 import os
 import signal
 import sys
+import threading
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,20 +15,26 @@ from small_lessons import LABELS, Held, lessons, tokens
 from torch.nn import functional
 from transformers import AutoModelForImageTextToText
 
+import small_training
 import tiny
 from masp.answers import score
 from masp.backbones.loading import load_backbone
 from masp.backbones.made import Shape, make
 from masp.config import MethodConfig
 from masp.errors import CheckpointError, DataError, UsageError
+from masp.evaluation.lessons import make_lessons
 from masp.model import MaspModel
+from masp.systems import tuning
 from masp.systems.base import System
 from masp.systems.lora import LoraSettings, lora_system
 from masp.systems.lora_layers import LoraLayers
-from masp.systems.tuning import PLAIN, tuning_loss
+from masp.systems.tuning import PLAIN, TuningStage, classifications, tuning_loss
+from masp.training.features import Reading, VisualTokenStore
 from masp.training.interrupts import Interrupted
+from masp.training.loop import Share
 from own_forward import own_inputs, tokens_of
-from small_models import QUESTIONS
+from small_models import QUESTIONS, kept_bytes
+from toy_stage import gradients
 
 peft = pytest.importorskip("peft")
 
@@ -330,6 +339,111 @@ def test_over_4_bit_weights_it_is_qlora():
         assert lora_system(backbone, LABELS).describe()["system"] == ("qlora" if kind == "nf4" else "lora")
     for ours, expected in zip(found["nf4"], found["float32"], strict=True):
         assert (ours - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+AGAIN = replace(FEW, gradient_checkpointing=True)
+
+
+def stage_of(backbone, settings):
+    """Eight questions about eight pictures, on layers that do something."""
+    system = lora_system(backbone, LABELS, settings)
+    system.layers = layers = shaken(backbone, settings)
+    given = lessons(backbone, Path("unused"))
+    turns = classifications(system.questions, LABELS, given.train)
+    again = partial(layers.inside, training=True) if settings.gradient_checkpointing else None
+    model = MaspModel(backbone, MethodConfig(prompt_length=0), again=again)
+    return TuningStage(model, layers, given.images, turns, given.val, system.question, LABELS, 1)
+
+
+@pytest.mark.parametrize("micro", [1, 3])
+def test_the_gradient_of_a_step_in_pieces_is_that_of_the_whole_batch(tmp_path, micro):
+    backbone, plainly = tiny.backbone(), replace(FEW, dropout=0.0)
+    wanted = gradients(tmp_path, stage_of(backbone, plainly), range(8), None)
+    found = gradients(tmp_path, stage_of(backbone, plainly), range(8), micro)
+    largest = max(float(gradient.abs().max()) for gradient in wanted.values())
+    assert largest > 1e-4
+    for name, gradient in found.items():
+        assert (gradient - wanted[name]).abs().max() <= 2e-5 * largest, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_that_are_computed_again_have_their_layers_and_their_dropout(tmp_path, family):
+    """The backward pass begins when the layers have been taken out of the backbone."""
+    backbone, found = tiny.backbone(family), []
+    for settings in (FEW, AGAIN):
+        stage = stage_of(backbone, settings)
+        torch.manual_seed(5)
+        found.append(gradients(tmp_path, stage, range(8), 3))
+    assert found[0].keys() == found[1].keys() == stage.parameters().keys()
+    assert all(torch.equal(gradient, found[1][name]) for name, gradient in found[0].items())
+    assert all("lora" not in name for block in backbone.blocks() for name, _ in block.named_modules())
+
+
+def test_blocks_that_are_computed_again_keep_their_input_alone():
+    backbone, sizes = load_backbone("embedded", dtype="float32", device="cpu"), []
+    for settings in (FEW, AGAIN):
+        stage = stage_of(backbone, settings)
+        share = next(iter(stage.load([Share(0, 0, tuple(range(8)), 8)])))
+        sizes.append(kept_bytes(partial(stage.losses, share), backbone))
+    assert sizes[1] < 0.4 * sizes[0]
+
+
+def test_a_run_goes_on_with_blocks_computed_again_to_the_same_bits(tmp_path):
+    """It changes no result, so a run that did not fit goes on with it; settings that do are refused."""
+    backbone = tiny.backbone()
+    whole = lora_system(backbone, LABELS, FEW)
+    whole.learn(lessons(backbone, tmp_path / "whole"))
+
+    def stop(call: int) -> None:
+        if call == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        lora_system(backbone, LABELS, FEW).learn(lessons(backbone, tmp_path / "cut", at_call=stop))
+    again = lora_system(backbone, LABELS, AGAIN)
+    again.learn(lessons(backbone, tmp_path / "cut"))
+    expected = learned(whole)
+    assert all(torch.equal(value, expected[name]) for name, value in learned(again).items())
+    for change in ({"micro_batch_size": 2}, {"max_grad_norm": 1.0}, {"eval_batch_size": 2}):
+        with pytest.raises(UsageError, match="another configuration"):
+            lora_system(backbone, LABELS, replace(FEW, **change)).learn(lessons(backbone, tmp_path / "cut"))
+
+
+def test_settings_of_memory_reach_training_and_validation(tmp_path, monkeypatch):
+    backbone, passed, measured = tiny.backbone(), [], []
+    loss = tuning.tuning_loss
+    monkeypatch.setattr(tuning, "score", lambda *given: (measured.append(len(given[1])), score(*given))[1])
+    monkeypatch.setattr(tuning, "tuning_loss", lambda *given: (passed.append(len(given[2])), loss(*given))[1])
+    settings = replace(AGAIN, epochs=1, batch_size=5, micro_batch_size=2, eval_batch_size=3, max_grad_norm=1.0)
+    lora_system(backbone, LABELS, settings).learn(lessons(backbone, tmp_path))
+    assert passed == [2, 2, 1, 2, 1]
+    assert measured == [3, 1]
+
+
+def test_pictures_are_read_ahead_in_training_and_validation(tmp_path):
+    """Nothing is kept in memory here: pictures of later steps are read while the first is computed."""
+    backbone, threads = load_backbone(str(tiny.checkpoint()), dtype="float32", device="cpu"), set()
+    data = small_training.write_dataset(tmp_path / "data", train=6, val=4)
+    read = backbone.preprocess
+
+    def watched(images):
+        threads.add(threading.current_thread().name)
+        return read(images)
+
+    backbone.preprocess = watched
+    reading = Reading(workers=1, budget=0)
+    given = make_lessons(backbone, data, small_training.LABELS, tmp_path / "run", 0, reading)
+    threads.clear()
+    steps = []
+    visual = VisualTokenStore.visual
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VisualTokenStore, "visual", lambda *given: (steps.append(1), visual(*given))[1])
+        lora_system(backbone, small_training.LABELS, replace(FEW, epochs=1)).learn(given)
+    assert not steps  # nothing was read when it was needed, and not before
+    assert threads
+    assert all(name.startswith("masp-loader") for name in threads)
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from pydantic import BaseModel
 
 import small_training as small
 import tiny
-from masp.config import RunConfig, load_config
+from masp.backbones.loading import load_backbone
+from masp.config import BackboneConfig, RunConfig, load_config
 from masp.data.records import Dataset
 from masp.settings import FREE, is_section
 from masp.training.recipe import hash_of, identity_of
@@ -40,6 +41,8 @@ OTHER_VALUES = {
     "backbone.revision": "abc",
     "backbone.dtype": "float32",
     "backbone.device": "cpu",
+    "backbone.min_pixels": "7000",
+    "backbone.max_pixels": "7000",
     "backbone.shard": "true",
     "data.path": "elsewhere",
     "data.layout": "folder",
@@ -71,6 +74,11 @@ for _stage in ("aspects", "prompt"):
         f"{_stage}.seed": "7",
         f"{_stage}.patience": "7",
         f"{_stage}.evaluate_every": "7",
+        f"{_stage}.micro_batch_size": "7",
+        f"{_stage}.max_grad_norm": "7",
+        f"{_stage}.gradient_checkpointing": "true",
+        f"{_stage}.eval_batch_size": "7",
+        f"{_stage}.checkpoint_minutes": "7",
         f"{_stage}.checkpoint_every": "7",
         f"{_stage}.keep_checkpoints": "7",
         f"{_stage}.log_every": "7",
@@ -93,7 +101,9 @@ TESTED_APART = {
     "data.splits.file",
     "questions",
 }
-LOADED = {f"backbone.{name}" for name in ("id", "revision", "dtype", "device", "shard")}  # known by what was loaded
+LOADED = {
+    f"backbone.{name}" for name in ("id", "revision", "dtype", "device", "min_pixels", "max_pixels", "shard")
+}  # known by what was loaded
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +172,16 @@ def test_questions_count_with_their_content(tmp_path: Path, dataset: Dataset) ->
     assert identity(dataset, f"questions={first}") == identity(dataset, f"questions={copy}") == identity(dataset)
     copy.write_text(text.replace("Name the place.", "Name this place."))
     assert identity(dataset, f"questions={copy}") != identity(dataset)
+
+
+def test_pixel_bounds_count_by_the_backbone_that_was_loaded(dataset: Dataset) -> None:
+    """They change every visual token, and the fingerprint of the weights not at all."""
+    config, place = load_config(), str(tiny.checkpoint())
+    usual, bounded = (
+        load_backbone(BackboneConfig(id=place, dtype="float32", device="cpu", max_pixels=most)) for most in (None, 5000)
+    )
+    assert usual.fingerprint() == bounded.fingerprint()
+    identities = [identity_of(config, config.prompt, "prompt", dataset, one) for one in (usual, bounded)]
+    assert hash_of(identities[0]) != hash_of(identities[1])
+    assert identities[1]["backbone.image_transform"]["max_pixels"] == 5000
+    assert identities[0] == identity(dataset)

@@ -5,15 +5,19 @@ import json
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from rich.console import Console
 
 from masp.data.sampling import Batches
 from masp.errors import CheckpointError, MaspError
 from masp.settings import TrainConfig
+from masp.training.checkpoints import CheckpointStore
 from masp.training.interrupts import Interrupted, StopRequest
+from masp.training.loop import Trainer
 from masp.training.progress import Bar
 from masp.training.recipe import loop_settings, tell_reach
 from masp.training.schedule import Budget, Scale, budget_of, rate_factor, reach
@@ -263,3 +267,101 @@ def test_the_bar_shows_loss_pace_and_time_left():
     with Bar("prompt", 40, console=Console(file=silent)) as bar:
         bar.show(20, 1.25, 183.4)
     assert silent.getvalue() == ""
+
+
+# --- what a step is made of ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("micro", [1, 2, 3, 50])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_step_in_pieces_is_the_whole_step(tmp_path, micro, weighted):
+    """Up to rounding, whatever the pieces; their losses are those of the whole batch, in the log too."""
+    weights = torch.linspace(0.2, 1.8, 11) if weighted else None
+    found, losses = [], []
+    for name, size in (("whole", None), ("pieces", micro)):
+        stage = ToyStage(weights=weights)
+        torch.manual_seed(3)
+        train(tmp_path / name, stage, replace(SETTINGS, micro_batch=size))
+        found.append(torch.tensor(numbers(stage)))
+        logged = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        losses.append([line["loss"] for line in logged if line["event"] == "step"])
+    assert (found[0] - found[1]).abs().max() <= 1e-5
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert max(len(examples) for _, examples in stage.seen) == min(micro, 3)
+    assert sorted(number for step, examples in stage.seen if step < 4 for number in examples) == list(range(11))
+
+
+@pytest.mark.parametrize("step", [1, 7])
+def test_a_run_in_pieces_that_died_ends_with_the_same_bits(tmp_path, step):
+    settings = replace(SETTINGS, micro_batch=2)
+    whole = ToyStage()
+    torch.manual_seed(3)
+    train(tmp_path / "whole", whole, settings)
+    torch.manual_seed(3)
+    with pytest.raises(Died):
+        train(tmp_path / "cut", ToyStage(die_at(step)), settings)
+    torch.manual_seed(3)
+    again = ToyStage()
+    train(tmp_path / "cut", again, settings)
+    assert numbers(again) == numbers(whole)
+
+
+def test_gradients_are_scaled_down_to_the_norm_that_was_asked_for(tmp_path):
+    """AdamW does not see the scale of one step, so the gradient itself is compared."""
+    norms = []
+
+    class Watched(ToyStage):
+        def losses(self, share):
+            if share.step == 1:
+                moments = trainer.optimizer.state[self.weight]["exp_avg"], trainer.optimizer.state[self.bias]["exp_avg"]
+                norms.append(float(torch.cat([one.flatten() for one in moments]).norm()) / 0.1)  # 1 - beta1
+            return super().losses(share)
+
+    for clip in (None, 0.5):
+        stage = Watched()
+        store = CheckpointStore(tmp_path / str(clip), keep=1)
+        trainer = Trainer(stage, replace(SETTINGS, steps=2, clip=clip), store, Accelerator(cpu=True))
+        with StopRequest() as stop:
+            trainer.fit(tmp_path / f"{clip}.jsonl", stop)
+    assert norms[0] > 1
+    assert norms[1] == pytest.approx(0.5, rel=1e-4)
+
+
+def steps_kept(folder):
+    return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").iterdir())
+
+
+def test_checkpoints_are_written_by_time(tmp_path, monkeypatch):
+    """A clock that goes on by a minute a step: with ten minutes between them, after steps 10 and 20, and at the end."""
+    now = [0.0]
+    monkeypatch.setattr("masp.training.loop.time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def minute(step):
+        now[0] += 60.0
+
+    saved = []
+    monkeypatch.setattr(CheckpointStore, "save", lambda self, checkpoint: saved.append(checkpoint.step))
+    by_time = replace(SETTINGS, steps=25, checkpoint_every=None, checkpoint_seconds=600.0)
+    train(tmp_path / "a", ToyStage(minute), by_time)
+    assert saved == [10, 20, 25]
+    saved.clear()
+    train(tmp_path / "b", ToyStage(minute), replace(by_time, checkpoint_every=8))
+    assert saved == [8, 16, 24, 25]  # one by steps counts for the time too
+    saved.clear()
+    train(tmp_path / "c", ToyStage(), replace(by_time, steps=3, checkpoint_seconds=0.0))
+    assert saved == [1, 2, 3]
+
+
+def test_an_interruption_leaves_a_checkpoint_whatever_the_time(tmp_path):
+    stage = ToyStage(lambda step: signal.raise_signal(signal.SIGTERM) if step == 7 else None)
+    with pytest.raises(Interrupted):
+        train(tmp_path, stage, replace(SETTINGS, checkpoint_every=None))
+    assert steps_kept(tmp_path) == [8]
+
+
+def test_settings_reach_the_loop():
+    settings = TrainConfig(micro_batch_size=2, max_grad_norm=0.5, checkpoint_minutes=3.0)
+    found = loop_settings(settings, Batches(10, 5, 0), "")
+    assert (found.micro_batch, found.clip, found.checkpoint_seconds, found.checkpoint_every) == (2, 0.5, 180.0, None)
+    usual = loop_settings(TrainConfig(), Batches(10, 5, 0), "")
+    assert (usual.micro_batch, usual.clip, usual.checkpoint_seconds) == (None, None, 600.0)

@@ -7,17 +7,20 @@ import signal
 import subprocess
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 import several
 import several_lab
 import small_training
 import tiny
+import toy_stage
 from masp import launch
 from masp.aspects import ASPECTS
 from masp.bars import Bar
@@ -28,11 +31,14 @@ from masp.modules.aspect_attention import AspectModules
 from masp.questions import load_questions
 from masp.training import processes as room
 from masp.training import stage1_aspects, stage2_prompt
+from masp.training.checkpoints import CheckpointStore
 from masp.training.features import Reading, VisualTokenStore
 from masp.training.interrupts import Interrupted, StopRequest
+from masp.training.loop import Trainer
 from masp.training.prefixes import PrefixStore
 from masp.training.processes import ALONE, Processes, launched, patience
 from masp.training.shelf import Shelf
+from toy_stage import ToyStage
 
 NEAR = 1e-5
 
@@ -235,8 +241,12 @@ def test_a_signal_during_validation_stops_all_before_the_same_group(monkeypatch,
             backbone, [record.path for record in records], Reading(workers=0), None, None, processes
         )
         store.fill(StopRequest())
-        visual = store.visual
-        store.visual = lambda images: (measuring(processes.rank), visual(images))[1]
+        stream = store.stream
+
+        def counted(items, images):
+            return ((measuring(processes.rank), one)[1] for one in stream(items, images))
+
+        store.stream = counted
         if name == "aspects":
             stage = stage1_aspects.AspectStage(model, store, [], list(enumerate(records)), questions)
         else:
@@ -245,10 +255,38 @@ def test_a_signal_during_validation_stops_all_before_the_same_group(monkeypatch,
             stage = stage2_prompt.PromptStage(model, store, [], held, asking, Use(()))
         stage.validate(stops[processes.rank])
 
-    monkeypatch.setattr({"aspects": stage1_aspects, "prompt": stage2_prompt}[name], "TOGETHER", 1)
     found = together(monkeypatch, work, 2, alike=True)
     assert [type(error) for error in found] == [Interrupted] * 2, found
     assert sorted(measured) == [0, 0, 1, 1]
+
+
+class Exact(ToyStage):
+    """The toy without its noise, which each process would draw for itself."""
+
+    def losses(self, share):
+        self.seen.append((share.step, share.examples))
+        return (share.loaded @ self.weight + self.bias - self.outputs[list(share.examples)]) ** 2
+
+
+@pytest.mark.parametrize("alike", [False, True])
+@pytest.mark.parametrize("micro", [None, 1, 2])
+def test_the_pieces_of_all_processes_are_the_whole_step(micro, alike):
+    """Eight examples of weights of their own, by three processes; where they have to, all make as many calls."""
+    settings = replace(
+        toy_stage.SETTINGS, steps=1, steps_per_epoch=1, batches=lambda epoch, first: [range(8)], micro_batch=micro
+    )
+    found, calls = [], []
+    for processes in (ALONE, *(Processes(rank, 3, alike) for rank in range(3))):
+        stage = Exact(weights=torch.linspace(0.1, 1.9, 11))
+        own = replace(settings, micro_batch=None) if processes is ALONE else settings
+        trainer = Trainer(stage, own, CheckpointStore(Path("unused")), Accelerator(cpu=True), processes)
+        total, _, _ = trainer._accumulate(iter(stage.load(trainer._shares())))
+        assert total == 8
+        gradients = [stage.weight.grad, stage.bias.grad[None]]  # pyright: ignore[reportOptionalSubscript]
+        found.append(torch.cat(gradients))
+        calls.append(len(stage.seen))
+    assert (torch.stack(found[1:]).sum(0) - found[0]).abs().max() <= 1e-5 * found[0].abs().max()
+    assert calls[1:] == {None: [1, 1, 1], 1: [3, 3, 3 if alike else 2], 2: [2, 2, 2 if alike else 1]}[micro]
 
 
 def test_prefixes_that_one_process_does_not_find_are_computed_by_all(monkeypatch, folder, tmp_path):
@@ -383,7 +421,7 @@ def test_the_boundary_says_a_shared_error_once(capsys):
 def test_two_processes_learn_and_measure_what_one_does(one, two):
     both, _ = two
     runs = sorted(path.parent.name for path in one.glob("*/adapter"))
-    assert len(runs) == 14
+    assert len(runs) == 15
     for name in runs:
         assert distance(one / name, both / name) <= NEAR, name
     start = one / "plain-none"
@@ -475,7 +513,7 @@ def test_a_divided_language_model_learns_what_a_whole_one_does(folder, kind):
     for report in held:
         assert report["held"] == ["DTensor", "Parameter"]  # all layers but the last
         assert report["part"] == pytest.approx(0.5, abs=0.02)
-    for run in ("aspects", "with-none", "with-prefix"):
+    for run in ("aspects", "with-none", "with-prefix", "pieces"):
         assert distance(folder / "whole" / run, folder / name / run) <= NEAR, run
     answers = [(folder / at / "generate" / "predictions.jsonl").read_text() for at in ("whole", name)]
     assert answers[0] == answers[1]

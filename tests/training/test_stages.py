@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,18 +14,25 @@ import torch
 import small_training as small
 import tiny
 from masp.adapters import load_adapter, read_info
+from masp.answers import score
 from masp.aspects import ASPECTS
-from masp.config import MethodConfig, PromptInit, load_config
+from masp.backbones.decoder import Decoder
+from masp.backbones.loading import load_backbone
+from masp.config import BackboneConfig, MethodConfig, PromptInit, TrainConfig, load_config
 from masp.errors import AdapterError, CheckpointError, ConfigError, DataError, MaspError, UsageError
 from masp.model import MaspModel, Use
 from masp.modules.aspect_attention import AspectModules
+from masp.modules.soft_prompt import SoftPrompt
+from masp.predictor import Masp
 from masp.questions import load_questions
-from masp.training import Interrupted, VisualMemory, train_aspects, train_prompt
+from masp.training import Interrupted, VisualMemory, stage1_aspects, stage2_prompt, train_aspects, train_prompt
 from masp.training.features import Reading, VisualTokenStore
 from masp.training.interrupts import StopRequest
 from masp.training.loop import Share
+from masp.training.recipe import measured_at_once
 from masp.training.stage1_aspects import AspectExample, AspectStage, ImageMajor, list_f1, measured
 from masp.training.stage2_prompt import Asking, PromptStage
+from toy_stage import gradients
 
 PROMPT = ("prompt.max_steps=3", "aspects.max_steps=3")
 
@@ -117,7 +125,7 @@ def test_stage_1_meets_each_image_once_in_an_epoch(dataset):
     examples = [AspectExample(i, a, "low") for i, _ in enumerate(records) for a in range(6) if (i * a) % 5 != 3]
     order = ImageMajor(examples, 7, seed=3)
     batches = list(order.batches(0))
-    assert order.images == 7 * len(records) // len(examples) == 1
+    assert order.images == 1 < 7 * len(records) / len(examples) < 1.5
     assert len(batches) == order.per_epoch == len(records)
     assert sorted(number for batch in batches for number in batch) == list(range(len(examples)))
     assert list(order.batches(0, 2)) == batches[2:]
@@ -129,6 +137,15 @@ def test_stage_1_meets_each_image_once_in_an_epoch(dataset):
     assert sum(map(len, images)) == len({image for batch in images for image in batch}) == len(records)
     assert [len(batch) for batch in images[:-1]] == [3] * (wide.per_epoch - 1)
     assert next(iter(ImageMajor(examples, 1, seed=3).batches(0)))  # one image at least, with all its pairs
+
+
+@pytest.mark.parametrize(("size", "images"), [(1, 1), (5, 1), (6, 2), (8, 2), (9, 2), (10, 3), (12, 3), (64, 16)])
+def test_a_batch_has_the_number_of_images_whose_pairs_come_nearest(size, images):
+    """Four pairs an image: 6 pairs are as far from one image as from two, and take two."""
+    examples = [AspectExample(number // 4, number % 4, "low") for number in range(4 * 50)]
+    order = ImageMajor(examples, size, seed=0)
+    assert order.images == images
+    assert order.per_epoch == -(-50 // images)
 
 
 def test_the_vision_tower_is_not_run_once_per_aspect(tmp_path, dataset, monkeypatch):
@@ -576,3 +593,122 @@ def test_a_process_without_an_example_in_a_step_is_given_none(dataset, name, bud
     assert [share.step for share in stage.load(shares)] == [0, 1, 2, 3]
     assert [None if tokens is None else len(tokens) for tokens in loaded] == [2, None, 1, None]
     assert torch.equal(loaded[2].tokens, store.visual([3]).tokens)
+
+
+def stage_of(name, dataset):
+    """A stage over seven examples, fresh every time."""
+    backbone, questions = tiny.backbone(), load_questions()
+    records = dataset.split("train")
+    store = VisualTokenStore(backbone, [record.path for record in records], Reading(workers=0, budget=0))
+    store.fill(StopRequest())
+    generator = torch.Generator().manual_seed(2)
+    modules = AspectModules(backbone.dim, ASPECTS, 1, "single", generator)
+    if name == "aspects":
+        examples = [AspectExample(i, a, "very low") for i in range(3) for a in (0, 2, 5)][:7]
+        return AspectStage(MaspModel(backbone, MethodConfig(), modules), store, examples, [], questions)
+    prompt = SoftPrompt(3, backbone.dim, torch.randn(3, backbone.dim, generator=generator))
+    model = MaspModel(backbone, MethodConfig(prompt_length=3), modules.requires_grad_(False), prompt)
+    asking = Asking(questions, small.LABELS, "comma", order="fixed", seed=0)
+    chosen = [(i, small.LABELS[i % 3]) for i in range(7)]
+    return PromptStage(model, store, chosen, [], asking, Use(), torch.linspace(0.1, 1.9, 7))
+
+
+@pytest.mark.parametrize("micro", [1, 3])
+@pytest.mark.parametrize("name", ["aspects", "prompt"])
+def test_the_gradient_of_a_step_in_pieces_is_that_of_the_whole_batch(tmp_path, dataset, name, micro):
+    """In fp32, with a weight for each label, images of several sizes, visual tokens read for every piece."""
+    whole, pieces = stage_of(name, dataset), stage_of(name, dataset)
+    wanted = gradients(tmp_path, whole, range(7), None)
+    found = gradients(tmp_path, pieces, range(7), micro)
+    largest = max(float(gradient.abs().max()) for gradient in wanted.values())
+    assert largest > 1e-4
+    assert found.keys() == wanted.keys()
+    for key, gradient in found.items():
+        assert (gradient - wanted[key]).abs().max() <= 1e-5 * largest, key
+
+
+def test_settings_of_memory_reach_both_stages(tmp_path, dataset, aspects, monkeypatch):
+    """Pieces of two, layers computed again, validation of two images at once; the run goes on being the same run."""
+    passed = []
+    run = Decoder.run
+
+    def watched(self, embeddings, *given):
+        if torch.is_grad_enabled():
+            passed.append((len(embeddings), given[-1] is not None))
+        return run(self, embeddings, *given)
+
+    monkeypatch.setattr(Decoder, "run", watched)
+    measured = []
+    monkeypatch.setattr(stage2_prompt, "score", lambda *given: (measured.append(len(given[1])), score(*given))[1])
+    memory = [f"{stage}.{line}" for stage in ("aspects", "prompt") for line in ("micro_batch_size=2", "epochs=1")]
+    memory += ["aspects.gradient_checkpointing=true", "prompt.gradient_checkpointing=true", "prompt.eval_batch_size=2"]
+    train_aspects(small.config(*memory), dataset, tiny.backbone(), tmp_path / "aspects")
+    assert passed
+    assert set(passed) <= {(1, True), (2, True)}
+    passed.clear()
+    train_prompt(small.config(*memory), dataset, tiny.backbone(), None, tmp_path / "prompt")
+    assert [size for size, _ in passed] == [2, 2, 1, 2, 2, 1, 2, 1]  # 13 images in batches of 5
+    assert measured == [2, 2, 1]
+    other = [line for line in memory if "checkpointing" not in line]
+    again = train_prompt(small.config(*other), dataset, tiny.backbone(), None, tmp_path / "prompt")
+    assert again.steps == 3
+    with pytest.raises(UsageError, match=r"prompt\.micro_batch_size: 2 there, 3 now"):
+        train_prompt(
+            small.config(*memory, "prompt.micro_batch_size=3"), dataset, tiny.backbone(), None, tmp_path / "prompt"
+        )
+
+
+@pytest.mark.parametrize(
+    ("width", "settings", "images"),
+    [
+        (64, {}, 64),
+        (3584, {}, 8),
+        (3584, {"micro_batch_size": 2}, 2),
+        (3584, {"batch_size": 4, "micro_batch_size": 6}, 4),
+        (3584, {"eval_batch_size": 32}, 32),
+        (64, {"eval_batch_size": 3}, 3),
+    ],
+)
+def test_validation_takes_as_many_images_as_a_step_of_training_fits(width, settings, images):
+    assert measured_at_once(TrainConfig(**settings), width) == images
+
+
+@pytest.mark.parametrize("name", ["aspects", "prompt"])
+def test_validation_reads_ahead(tmp_path, dataset, name, monkeypatch):
+    """While the first group is measured, the next ones are being read: here before anything is measured at all."""
+    stage = stage_of(name, dataset)
+    held = list(enumerate(dataset.split("train")[:6]))
+    shown = held if name == "aspects" else [(number, "joy") for number, _ in held]
+    stage.validation = shown  # pyright: ignore[reportAttributeAccessIssue]
+    stage.at_once, stage.store.reading = 2, Reading(workers=1, budget=0)
+    begun, seen = threading.Event(), []
+    read = stage.store.backbone.preprocess
+
+    def watched(images):
+        seen.append(len(images))
+        if len(seen) == 2:
+            begun.set()
+        return read(images)
+
+    monkeypatch.setattr(stage.store.backbone, "preprocess", watched)
+    module, word = (stage1_aspects, "describe_aspects") if name == "aspects" else (stage2_prompt, "score")
+    measure = getattr(module, word)
+
+    def waits(*given):
+        assert begun.wait(60)  # the second group, while this is the first
+        return measure(*given)
+
+    monkeypatch.setattr(module, word, waits)
+    assert stage.validate(StopRequest())
+    assert seen == [2, 2, 2]
+
+
+def test_pixel_bounds_of_training_are_those_of_prediction(tmp_path, dataset):
+    """Whatever the checkpoint says of itself, also when it says something else by then."""
+    place = str(tiny.checkpoint())
+    bounded = load_backbone(BackboneConfig(id=place, dtype="float32", device="cpu", max_pixels=5000))
+    settings = small.config("prompt.max_steps=1", "prompt.evaluate_every=0")
+    trained = train_prompt(settings, dataset, bounded, None, tmp_path / "run")
+    found = Masp.from_pretrained(trained.adapter, place, dtype="float32", device="cpu")
+    assert found.backbone.image_transform == bounded.image_transform != tiny.backbone().image_transform
+    assert found.predict(tiny.picture(300, 300)).label in dataset.labels

@@ -161,6 +161,8 @@ def _conditions(record: TrainingRecord) -> str:
         f"warm-up {record.warmup:g}), weight decay {record.weight_decay:g}, class weights {record.class_weights}, "
         f"backbone in {record.dtype}"
     )
+    if record.max_grad_norm is not None:
+        text += f", gradients scaled down to a norm of {record.max_grad_norm:g}"
     start = record.prompt_start
     if start is None:
         return text

@@ -84,6 +84,9 @@ class TrainingRecord(_Record):
     steps: int = Field(ge=0, description="Steps that were taken.")
     batch_size: int = Field(ge=1, description="Examples per step.")
     class_weights: str = Field(description="Whether examples of rare labels counted more.")
+    max_grad_norm: float | None = Field(
+        default=None, description="Norm that gradients were scaled down to; null: none."
+    )
     dtype: str = Field(description="Number format of the frozen backbone; what is trained is float32.")
     prompt_start: PromptInit | None = Field(default=None, description="How the soft prompt started; stage 2 only.")
 

@@ -1,6 +1,7 @@
 """The interface between the method and a backbone; a family file fits one kind of backbone to it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -8,6 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from masp.types import Assembled, Extras, ImageLayout, KeyValues, Pixels, Run, Template, VisualTokens
+
+Again = Callable[[], AbstractContextManager[object]]
+"""Gives the context in which a layer is computed a second time: the one in which it was computed first."""
 
 
 @runtime_checkable
@@ -46,6 +50,14 @@ class Backbone(Protocol):
 
     def shard(self, device: torch.device) -> None:
         """Divide the language model between the processes of a run, and move everything else to `device`."""
+        ...
+
+    def bound_pixels(self, least: int | None, most: int | None) -> None:
+        """Bring images to an area between these bounds, in pixels, from now on; None leaves a bound as it is.
+
+        Raises:
+            BackboneError: the family has no such bounds, or not these.
+        """
         ...
 
     def fingerprint(self) -> str:
@@ -107,6 +119,7 @@ class Backbone(Protocol):
         branches: Int[Tensor, " total"] | None = None,
         read: Int[Tensor, "batch read"] | None = None,
         extras: Extras | None = None,
+        again: Again | None = None,
     ) -> Run:
         """The language model over new columns.
 
@@ -120,6 +133,9 @@ class Backbone(Protocol):
             read: which of the new columns' hidden states are wanted, for each row; the final layer is spared for the
                 others. None: all of them, in order.
             extras: what the new columns carry besides. None: they are plain text.
+            again: the backward pass computes the layers below the final one a second time, inside what this gives,
+                instead of keeping what they computed (gradient checkpointing); nothing can continue such a pass. None:
+                everything is kept.
         """
         ...
 

@@ -9,10 +9,12 @@ from jaxtyping import Bool, Float, Int
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from masp.backbones.base import Again
 from masp.backbones.chat import Chat, Turn
 from masp.backbones.decoder import Decoder
 from masp.backbones.files import BackboneFiles
 from masp.backbones.sharding import shard_layers
+from masp.errors import BackboneError
 from masp.types import Assembled, Extras, ImageLayout, KeyValues, Pixels, Run, Template, VisualTokens
 
 Positions = Callable[[int, int, ImageLayout], Int[Tensor, "axes length"]]
@@ -35,6 +37,15 @@ class Vision(Protocol):
 
     def visual_tokens(self, pixels: Pixels) -> VisualTokens:
         """See `Backbone.visual_tokens`; gradients are off, and the pixels are on the model's device."""
+        ...
+
+
+@runtime_checkable
+class BoundedVision(Protocol):
+    """The image side of a family that sizes images by their area."""
+
+    def bound_pixels(self, least: int | None, most: int | None) -> None:
+        """See `Backbone.bound_pixels`."""
         ...
 
 
@@ -106,6 +117,21 @@ class ComposedBackbone:
 
     # Images
 
+    def bound_pixels(self, least: int | None, most: int | None) -> None:
+        """Bounds of an image's area.
+
+        Raises:
+            BackboneError: the family has none, or not these.
+        """
+        if not isinstance(self._vision, BoundedVision):
+            raise BackboneError(
+                f"min_pixels or max_pixels for '{self.name}', whose family {self.family} does not size images by area",
+                "them for Qwen-VL alone",
+                "Leave them out; data.longest_side shrinks images for every family.",
+            )
+        self._vision.bound_pixels(least, most)
+        self.image_transform = self._vision.image_transform
+
     def preprocess(self, images: Sequence[Image]) -> Pixels:
         """Pixels of RGB images, as the checkpoint's own settings make them."""
         return self._vision.preprocess(images)
@@ -171,9 +197,10 @@ class ComposedBackbone:
         branches: Int[Tensor, " total"] | None = None,
         read: Int[Tensor, "batch read"] | None = None,
         extras: Extras | None = None,
+        again: Again | None = None,
     ) -> Run:
         """A pass over new columns."""
-        return self._decoder.run(embeddings, positions, mask, cache, branches, read, extras)
+        return self._decoder.run(embeddings, positions, mask, cache, branches, read, extras, again)
 
     def logits(self, hidden: Float[Tensor, "... dim"]) -> Float[Tensor, "... vocabulary"]:
         """The output head."""

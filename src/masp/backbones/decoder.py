@@ -6,6 +6,7 @@ r columns that are read, e width of a head.
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -13,8 +14,10 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
+from masp.backbones.base import Again
 from masp.backbones.masks import attention_masks
 from masp.errors import BackboneError, UsageError
 from masp.types import Assembled, Extras, KeyValues, Run
@@ -92,17 +95,18 @@ class Decoder:
         branches: Int[Tensor, " total"] | None,
         read: Int[Tensor, "batch read"] | None,
         extras: Extras | None,
+        again: Again | None = None,
     ) -> Run:
         """See `Backbone.run`. Keys and values of `cache` are copied from, never written to."""
         wrapped = DynamicCache(self._past(cache, embeddings.device) if cache else None)
         masks = self._masks(mask, embeddings.shape[1], branches, extras)
         rotary = self._rotary(embeddings, positions)
-        states = self._layers_below(embeddings, rotary, masks, wrapped, extras)
+        states = self._layers_below(embeddings, rotary, masks, wrapped, extras, again)
         if read is None:
             states = self._layer(len(self._layers) - 1, states, rotary, masks, wrapped)
         else:
             states = self._final_layer(states, rotary[self._types[-1]], masks[self._types[-1]], wrapped, read)
-        layers: list[Any] = wrapped.layers
+        layers: list[Any] = wrapped.layers if again is None else []
         return Run(self._language.norm(states), KeyValues(tuple((layer.keys, layer.values) for layer in layers)))
 
     def last_attention(self, assembled: Assembled, start: int) -> Float[Tensor, "batch heads rest sequence"]:
@@ -154,6 +158,7 @@ class Decoder:
         masks: dict[str, Any],
         cache: DynamicCache,
         extras: Extras | None,
+        again: Again | None = None,
     ) -> Float[Tensor, "batch sequence dim"]:
         """The states that enter the final layer."""
         deep = None if extras is None else extras.deep
@@ -161,7 +166,10 @@ class Decoder:
         assert levels < len(self._layers), "deep features go into the layers before the last"
         home = states.device  # the layers may be spread over several; the last one is where the first states are
         for number in range(len(self._layers) - 1):
-            states = self._layer(number, states, rotary, masks, cache)
+            if again is None:
+                states = self._layer(number, states, rotary, masks, cache)
+            else:
+                states = self._layer_twice(number, states, rotary, masks, cache, again)
             if deep is not None and number < levels:
                 states = states + deep[:, :, number].to(states.device)
         return states.to(home)
@@ -172,7 +180,7 @@ class Decoder:
         states: Float[Tensor, "batch sequence dim"],
         rotary: dict[str, Rotary],
         masks: dict[str, Any],
-        cache: DynamicCache,
+        cache: Any,
     ) -> Float[Tensor, "batch sequence dim"]:
         return self._layers[number](
             states,
@@ -180,6 +188,28 @@ class Decoder:
             position_embeddings=rotary[self._types[number]],
             past_key_values=cache,
             use_cache=True,
+        )
+
+    def _layer_twice(
+        self,
+        number: int,
+        states: Float[Tensor, "batch sequence dim"],
+        rotary: dict[str, Rotary],
+        masks: dict[str, Any],
+        cache: DynamicCache,
+        again: Again,
+    ) -> Float[Tensor, "batch sequence dim"]:
+        """A layer that keeps its input alone, and is computed again when its gradient is wanted.
+
+        Its own keys and values are not added to the cache: the second time they would be there already.
+        """
+        known: list[Any] = cache.layers
+        past = Past(known[number].keys, known[number].values) if number < len(known) else Past()
+        return checkpoint(
+            lambda entering: self._layer(number, entering, rotary, masks, past),
+            states,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), again()),
         )
 
     def _final_layer(
@@ -235,6 +265,25 @@ class Known:
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
         """All keys and values, those of the columns at hand among them."""
         return self.key, self.value
+
+
+@dataclass(frozen=True)
+class Past:
+    """A cache that answers with what came before and what is at hand, and keeps nothing of the latter.
+
+    Attributes:
+        key: keys of the columns before; None where there are none.
+        value: their values.
+    """
+
+    key: Tensor | None = None
+    value: Tensor | None = None
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
+        """All keys and values."""
+        if self.key is None or self.value is None:
+            return key, value
+        return torch.cat([self.key, key], dim=2), torch.cat([self.value, value], dim=2)
 
 
 def pick(

@@ -56,31 +56,39 @@ _LOG = logging.getLogger(__name__)
 
 
 def load_backbone(
-    config: BackboneConfig | str, revision: str | None = None, dtype: str = "auto", device: str = "auto"
+    config: BackboneConfig | str,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
 ) -> Backbone:
     """A frozen backbone.
 
     Args:
         config: what to load, or only its name: hub id, folder, or "embedded" for the small one in this package.
-            Settings carry the three other arguments themselves, which then do not count.
+            Settings carry the other arguments themselves, which then do not count.
         revision: commit, tag or branch on the hub.
         dtype: "float32", "bfloat16", "float16", "nf4" for 4 bits through bitsandbytes, or "auto": bfloat16 where the
             device computes in it, otherwise float32.
         device: a torch device, "auto" for the GPU if there is one, or "spread" for all GPUs, then main memory, then
             the disk.
+        min_pixels: bounds of an image's area, for Qwen-VL; None: the checkpoint's own.
+        max_pixels: the upper one.
 
     Under `accelerate launch --use_fsdp`, or with `shard` in the settings, each process holds a part of the weights of
     the language model.
 
     Raises:
         BackboneError: not found, not reachable, not a supported family, an unknown dtype or device, no bitsandbytes,
-            or not enough room.
+            not enough room, or pixel bounds that the family does not have.
         UsageError: a revision of a folder.
         ConfigError: it is to be divided, and there is only one process, or it is packed or spread as well.
     """
     shard = launch.fsdp()
     if isinstance(config, BackboneConfig):
         name, revision, dtype, device = config.id, config.revision, config.dtype, config.device
+        min_pixels, max_pixels = config.min_pixels, config.max_pixels
         shard = shard or config.shard
     else:
         name = config
@@ -91,16 +99,18 @@ def load_backbone(
         raise ConfigError(f"a backbone in {place}, and divided between processes", "one of the two", todo)
     load = by_name(FAMILIES[files.model_type])
     _LOG.info("loading backbone %s (%s, %s)", name, files.model_type, place)
+    # Divided, it goes to main memory first: a device may be too small for all of it.
+    first = replace(place, device=torch.device("cpu")) if shard else place
     try:
-        if not shard:
-            return load(files, place)
-        # Main memory first: a device may be too small for all of it.
-        backbone: Backbone = load(files, replace(place, device=torch.device("cpu")))
+        backbone: Backbone = load(files, first)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BackboneError(
             f"the backbone '{name}' cannot be loaded: {error}", "", "Check that its files are whole."
         ) from error
-    backbone.shard(place.device)
+    if shard:
+        backbone.shard(place.device)
+    if min_pixels is not None or max_pixels is not None:
+        backbone.bound_pixels(min_pixels, max_pixels)
     return backbone
 
 

@@ -18,6 +18,7 @@ from masp.backbones.files import BackboneFiles
 from masp.backbones.placement import Placement
 from masp.backbones.qwen2_vl_vision import BatchedVisionAttention, MatrixPatchEmbed
 from masp.backbones.visual import cell_boxes, left
+from masp.errors import BackboneError
 from masp.types import ImageLayout, Pixels, VisualTokens
 
 MODELS = {"qwen2_vl": Qwen2VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
@@ -73,8 +74,12 @@ class QwenVision:
         for block in tower.blocks:
             block.attn = BatchedVisionAttention(block.attn)
 
+    def bound_pixels(self, least: int | None, most: int | None) -> None:
+        """See `Backbone.bound_pixels`."""
+        self.image_transform = bounded(self._processor, least, most)
+
     def preprocess(self, images: Sequence[Image]) -> Pixels:
-        """Flattened patches of RGB images, sized by the checkpoint's own pixel bounds."""
+        """Flattened patches of RGB images, their area within the pixel bounds."""
         return patches(self._processor, images)
 
     def visual_tokens(self, pixels: Pixels) -> VisualTokens:
@@ -92,6 +97,25 @@ def transform(processor: Any) -> dict[str, Any]:
         "patch": processor.patch_size,
         "merge": processor.merge_size,
     }
+
+
+def bounded(processor: Any, least: int | None, most: int | None) -> dict[str, Any]:
+    """Give a Qwen image processor other pixel bounds; what it then does, for the record.
+
+    Raises:
+        BackboneError: the upper bound is below the lower one, or holds no visual token.
+    """
+    low = processor.size["shortest_edge"] if least is None else least
+    high = processor.size["longest_edge"] if most is None else most
+    cell = (processor.patch_size * processor.merge_size) ** 2
+    if high < max(low, cell):
+        raise BackboneError(
+            f"min_pixels {low:,} and max_pixels {high:,}",
+            f"max_pixels of at least min_pixels, and of at least {cell:,}, the area of one visual token",
+            "Lower min_pixels too, or raise max_pixels.",
+        )
+    processor.size = {"shortest_edge": low, "longest_edge": high}
+    return transform(processor)
 
 
 def visual_count(config: Any, settings: Mapping[str, Any], width: int, height: int) -> int:

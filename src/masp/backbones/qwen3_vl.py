@@ -13,7 +13,7 @@ from masp.backbones.checkpoint import load_image_processor, load_model, load_tok
 from masp.backbones.composed import ComposedBackbone, Parts
 from masp.backbones.files import BackboneFiles
 from masp.backbones.placement import Placement
-from masp.backbones.qwen2_vl import grid_positions, on_grids, patches, transform, turn
+from masp.backbones.qwen2_vl import bounded, grid_positions, on_grids, patches, transform, turn
 from masp.types import Pixels, VisualTokens
 
 
@@ -46,8 +46,12 @@ class DeepVision:
         self._tower, self._processor = tower, processor
         self.image_transform: dict[str, Any] = transform(processor)
 
+    def bound_pixels(self, least: int | None, most: int | None) -> None:
+        """See `Backbone.bound_pixels`."""
+        self.image_transform = bounded(self._processor, least, most)
+
     def preprocess(self, images: Sequence[Image]) -> Pixels:
-        """Flattened patches of RGB images, sized by the checkpoint's own pixel bounds."""
+        """Flattened patches of RGB images, their area within the pixel bounds."""
         return patches(self._processor, images)
 
     def visual_tokens(self, pixels: Pixels) -> VisualTokens:

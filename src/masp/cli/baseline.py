@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from masp.cli.measuring import measured, tell, with_split
-from masp.cli.options import BatchSize, Calibrate, Device, Dtype, DtypeOption, Revision
+from masp.cli.options import BatchSize, Calibrate, Device, Dtype, DtypeOption, MaxPixels, MinPixels, Revision
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,6 +60,8 @@ def baseline(
     revision: Revision = None,
     dtype: DtypeOption = Dtype.auto,
     device: Device = "auto",
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Train and measure a system that MASP is compared with: same images, same splits, same figures, same files."""
     from masp.backbones.loading import load_backbone
@@ -83,7 +85,7 @@ def baseline(
     settings, questions = config.data, None if config.questions is None else load_questions(config.questions)
     dataset = with_split(open_dataset(settings), settings, split)
     chosen = dataset.labels if labels is None else tuple(label.strip() for label in labels.split(","))
-    loaded = load_backbone(backbone, revision, dtype.value, device)
+    loaded = load_backbone(backbone, revision, dtype.value, device, min_pixels, max_pixels)
     system = make_system(name, loaded, chosen, own, seed, questions)
     if entry_of(name).learns:
         _learn(system, dataset, settings, out / TRAINING, seed)

@@ -50,9 +50,17 @@ BackboneOfAdapter = Annotated[
 ]
 DtypeOption = Annotated[Dtype, typer.Option(help=_DTYPE)]
 Device = Annotated[str, typer.Option(metavar="NAME", help=_DEVICE)]
+MinPixels = Annotated[
+    int | None,
+    typer.Option(min=1, help="Qwen-VL: smaller images are enlarged to this area. Default: as the checkpoint says."),
+]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(min=1, help="Qwen-VL: larger images are shrunk to this area. Default: as the checkpoint says."),
+]
 BatchSize = Annotated[
     int | None,
-    typer.Option(min=1, help="Images measured at a time. Default: 16; 64 on a backbone as small as `embedded`."),
+    typer.Option(min=1, help="Images measured at a time. Default: 8; 64 on a backbone as small as `embedded`."),
 ]
 Calibrate = Annotated[
     bool,

@@ -44,6 +44,19 @@ Released = Annotated[
     typer.Option("--released", help="The layout of the authors' code: the prompt in two places, 5 queries per aspect."),
 ]
 
+MicroBatch = Annotated[int | None, typer.Option(help="Examples that are trained at once. Default: all of a batch.")]
+Checkpointing = Annotated[
+    bool, typer.Option("--gradient-checkpointing", help="Layers are computed again in the backward pass.")
+]
+Val = Annotated[
+    int | None,
+    typer.Option(help="Images of the split val, measured once an epoch. Default: one for 16 that are trained on."),
+]
+EvalBatch = Annotated[
+    int | None, typer.Option(help="Images of the split val measured at once. Default: what a step fits.")
+]
+CheckpointMinutes = Annotated[float, typer.Option(help="Minutes between checkpoints; 0: after every step.")]
+
 
 def plan(
     backbone: Annotated[str, typer.Option(metavar="ID", help="Hub id, folder, or `embedded`.")] = BACKBONE,
@@ -64,6 +77,11 @@ def plan(
     aspect_epochs: Annotated[int, typer.Option(help="Passes of stage 1 over the images; 0: leave it out.")] = 3,
     prompt_epochs: Annotated[int, typer.Option(help="Passes of stage 2 over the images; 0: leave it out.")] = 3,
     batch_size: Annotated[int, typer.Option(help="Examples in a batch.")] = 8,
+    micro_batch_size: MicroBatch = None,
+    gradient_checkpointing: Checkpointing = False,
+    val: Val = None,
+    eval_batch_size: EvalBatch = None,
+    checkpoint_minutes: CheckpointMinutes = 10.0,
     released: Released = False,
     json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
@@ -86,6 +104,8 @@ def plan(
     _one_of("--dtype", chosen, tuple(FORMATS))
     job = Job(
         images, tokens, label, aspect_epochs, prompt_epochs, store=cast("Store", store), disk=disk, batch=batch_size,
+        micro_batch=micro_batch_size, checkpointing=gradient_checkpointing, eval_batch=eval_batch_size,
+        val=images // 16 if val is None else val, checkpoint_minutes=checkpoint_minutes,
         released=released, itemsize=FORMATS[chosen], packed=chosen == "nf4", queries=5 if released else 1,
     )  # fmt: skip
     sizes = sizes_of(backbone)
@@ -97,6 +117,13 @@ def plan(
     results().print(_table(parts, device.memory))
     said = "given" if efficiency is not None else "measured" if known else "assumed; measure it with masp bench"
     say(f"store: {chosen_store(sizes, job)}; efficiency {device.efficiency:.0%} of the peak ({said})")
+    _remark(line, job)
+
+
+def _remark(line: str | None, job: "Job") -> None:
+    """The command that trains like this, and what is not in the plan."""
+    from masp.cli.show import say
+
     if line is not None:
         say(f"to train like this: {line}")
     if job.packed:
@@ -130,15 +157,24 @@ def _stage_settings(stage: str, epochs: int, sizes: "Sizes", job: "Job") -> list
     """The settings of one stage."""
     from math import ceil
 
+    from masp.config import TrainConfig
     from masp.plan import chosen_store, store_gb
 
-    kept = chosen_store(sizes, job)
+    kept, usual = chosen_store(sizes, job), TrainConfig()
     values: dict[str, object] = {"store": "features" if stage == "aspects" and kept == "prefix" else kept}
     if kept != "none":
         gigabytes = ceil(ROOM * store_gb(sizes, job, kept) * 1e9 / 1024**3)
         values |= {"store_dir": "STORE", "store_disk_gb": max(1, gigabytes)}
     values |= {"epochs": epochs, "batch_size": job.batch}
-    return [f"{stage}.{name}={value}" for name, value in values.items()]
+    planned = {
+        "micro_batch_size": job.micro_batch,
+        "gradient_checkpointing": job.checkpointing,
+        "eval_batch_size": job.eval_batch,
+        "checkpoint_minutes": job.checkpoint_minutes,
+    }
+    values |= {name: value for name, value in planned.items() if value != getattr(usual, name)}
+    written = {name: str(value).lower() if isinstance(value, bool) else value for name, value in values.items()}
+    return [f"{stage}.{name}={value}" for name, value in written.items()]
 
 
 def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
@@ -202,12 +238,14 @@ def _table(parts: "list[Part]", memory: float) -> "Table":
     from rich.box import SIMPLE
     from rich.table import Table
 
-    table = Table("", "examples", "time", "memory, GB", "disk, GB", "cost", "set by", box=SIMPLE)
+    table = Table("", "how many", "time", "memory, GB", "disk, GB", "cost", "set by", box=SIMPLE)
     for part in parts:
-        space = f"{part.memory:,.1f}" + (" (too much: a smaller batch)" if part.memory > memory else "")
+        space = f"{part.memory:,.1f}" if part.memory else ""
+        space += " (too much: a smaller --micro-batch-size)" if part.memory > memory else ""
         cost = f"{part.cost:,.2f}" if part.cost else ""
         disk = f"{part.disk:,.1f}" if part.disk else ""
-        table.add_row(part.name, f"{part.examples:,}", _time(part.seconds), space, disk, cost, part.bound)
+        time = _time(part.seconds) if part.seconds else ""
+        table.add_row(part.name, f"{part.examples:,}", time, space, disk, cost, part.bound)
     total = sum(part.seconds for part in parts)
     table.add_row("together", "", _time(total), "", "", f"{sum(part.cost for part in parts):,.2f}", "", style="bold")
     return table

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from masp.arithmetic import images_at_once
 from masp.backbones.base import Backbone
 from masp.data.images import Rounding
 from masp.data.loading import prefetch
@@ -11,21 +12,13 @@ from masp.data.records import Record
 from masp.errors import DataError, UsageError, did_you_mean
 from masp.types import VisualTokens
 
-SMALL = 512
-"""Up to this width of the language model, images take so little memory that many go through it together."""
-
-
-def usual_size(width: int) -> int:
-    """Images at a time where nobody says how many, by the width of the language model."""
-    return 64 if width <= SMALL else 16
-
 
 @dataclass(frozen=True)
 class Batching:
     """How images are read for a measurement.
 
     Attributes:
-        batch_size: images that go through the model together; None: as many as is usual for the backbone, on the
+        batch_size: images that go through the model together; None: as `images_at_once` says of the backbone, on the
             command line and in Python alike. The last bits of an answer depend on it, and so the name of a run.
         workers: threads that read ahead.
         longest_side: images with a longer side are shrunk to it first; None: never.
@@ -45,7 +38,7 @@ class Batching:
         Raises:
             UsageError: fewer than one.
         """
-        size = usual_size(backbone.dim) if self.batch_size is None else self.batch_size
+        size = images_at_once(backbone.dim) if self.batch_size is None else self.batch_size
         if size < 1:
             raise UsageError(f"batch_size is {size}", "1 or more", "Correct batch_size.")
         return size

@@ -1,8 +1,9 @@
 """Lessons out of a data set: what systems learn from, built once and the same for all of them."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from masp.backbones.base import Backbone
 from masp.data.records import Dataset, Record
@@ -17,6 +18,8 @@ from masp.training.interrupts import StopRequest
 from masp.types import VisualTokens
 
 log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 QUARANTINE = "quarantine.jsonl"
 """Beside what a system learned: which images could not be read."""
@@ -36,6 +39,18 @@ class LateImages:
 
     def __init__(self, store: VisualTokenStore, known: dict[str, str] | None) -> None:
         self.store, self.known, self.filled = store, known, False
+
+    def stream(
+        self, items: Iterable[Item], images: Callable[[Item], Sequence[int]]
+    ) -> Iterator[tuple[Item, VisualTokens | None]]:
+        """See `Images`.
+
+        Raises:
+            Interrupted: a signal arrived while the images were read.
+            DataError: an image of a lesson cannot be read any more.
+        """
+        self.fill()
+        yield from self.store.stream(items, images)
 
     def visual(self, images: Sequence[int]) -> VisualTokens:
         """See `Images`.

@@ -66,4 +66,5 @@ def backbone_facts(backbone: Backbone) -> dict[str, Any]:
         "fingerprint": backbone.fingerprint(),
         "dtype": backbone.number_format,
         "device": str(backbone.device),
+        "image_transform": backbone.image_transform,
     }

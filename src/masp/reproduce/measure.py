@@ -1,13 +1,15 @@
 """Measuring a system on pictures whose visual tokens are there already, and what a data set alone tells."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from masp.arithmetic import images_at_once
 from masp.attention import prompt_attention
+from masp.backbones.base import Backbone
 from masp.data.records import Dataset, Record
 from masp.errors import DataError
 from masp.evaluation import metrics
@@ -19,9 +21,10 @@ from masp.explain import normalised
 from masp.reproduce.variants import Variant
 from masp.systems.base import Images, System
 from masp.training.interrupts import StopRequest
+from masp.training.loop import groups_of
 from masp.training.progress import Bar
+from masp.types import VisualTokens
 
-TOGETHER = 32  # images answered at once
 EXAMPLES = 3  # pictures of Figure 4
 
 
@@ -54,11 +57,8 @@ def answers(system: System, pictures: Pictures, stop: StopRequest, title: str) -
     """
     found: list[Answered] = []
     with Bar(title, len(pictures.records)) as bar:
-        for start in range(0, len(pictures.records), TOGETHER):
-            stop.check()
-            records = pictures.records[start : start + TOGETHER]
-            said = system.answer(pictures.images.visual(pictures.numbers[start : start + TOGETHER]))
-            for record, one in zip(records, said, strict=True):
+        for places, visual in _batches(pictures, system.backbone, stop):
+            for record, one in zip([pictures.records[place] for place in places], system.answer(visual), strict=True):
                 place = pictures.dataset.place(record.path)
                 what = (one.predicted, one.log_probabilities, one.answer, one.exact)
                 found.append(Answered(place, record.label or "", *what))
@@ -141,9 +141,7 @@ def attention(variant: Variant, pictures: Pictures, stop: StopRequest) -> dict[s
     deviation over the pictures.
     """
     rows: list[torch.Tensor] = []
-    for start in range(0, len(pictures.records), TOGETHER):
-        stop.check()
-        visual = pictures.images.visual(pictures.numbers[start : start + TOGETHER])
+    for _, visual in _batches(pictures, variant.model.backbone, stop):
         rows.append(prompt_attention(variant.model, visual, variant.question, variant.use).double().cpu())
     raw = torch.cat(rows)
     shares, names = normalised(raw), variant.use.aspects
@@ -165,6 +163,14 @@ def attention(variant: Variant, pictures: Pictures, stop: StopRequest) -> dict[s
             for place, one in zip(chosen, said, strict=True)
         ],
     }
+
+
+def _batches(pictures: Pictures, backbone: Backbone, stop: StopRequest) -> Iterator[tuple[Sequence[int], VisualTokens]]:
+    """Places of the pictures with their visual tokens, batch by batch in order, read ahead."""
+    groups = stop.between(groups_of(range(len(pictures.records)), images_at_once(backbone.dim)))
+    for group, visual in pictures.images.stream(groups, lambda group: [pictures.numbers[place] for place in group]):
+        assert visual is not None
+        yield group, visual
 
 
 def examples(records: Sequence[Record]) -> list[int]:

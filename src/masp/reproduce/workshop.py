@@ -98,6 +98,7 @@ class Workshop:
             "aspects": list(recipe.aspects),
             "backbone": backbone.fingerprint(),
             "backbone.dtype": backbone.number_format,
+            "backbone.image_transform": backbone.image_transform,
         }
         if recipe.kind == "parameters":
             return json.loads(json.dumps(table | {"method": config.method.resolved().model_dump(mode="json")}))
@@ -281,7 +282,7 @@ class Workshop:
     def _depended(self, cell: Cell, system: System, seconds: float) -> dict[str, Any]:
         """What the answers of a system on the test split depend on, as `masp evaluate` says it."""
         side = self.job.side_of(cell.dataset, alone(cell.recipe))
-        batching = Batching(measure.TOGETHER, longest_side=side, rounding=self.job.rounding)
+        batching = Batching(longest_side=side, rounding=self.job.rounding)
         return dated(of_system(system, self.library.dataset(cell.dataset), "test", batching), seconds)
 
     def _held(self, cell: Cell, system: System, stop: StopRequest) -> list[Answered]:

@@ -4,14 +4,16 @@ A system knows images, labels and, if it wants them, aspect annotations. It neve
 reads the images, and all systems on one backbone share its frozen vision tower.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from masp.backbones.base import Backbone
 from masp.labels import parse
 from masp.types import VisualTokens
+
+Item = TypeVar("Item")
 
 Reading = Literal["score", "generate"]
 """How an answer is read: the most probable label, or the label that the greedy text names."""
@@ -59,6 +61,17 @@ class Lesson:
 @runtime_checkable
 class Images(Protocol):
     """Visual tokens by the number of their image."""
+
+    def stream(
+        self, items: Iterable[Item], images: Callable[[Item], Sequence[int]]
+    ) -> Iterator[tuple[Item, VisualTokens | None]]:
+        """Visual tokens of one batch after the other, read ahead; None for a batch without images.
+
+        Args:
+            items: batches, as the caller names them.
+            images: the numbers of a batch's images; one may occur several times.
+        """
+        ...
 
     def visual(self, images: Sequence[int]) -> VisualTokens:
         """Visual tokens of one batch, on the backbone's device; a number may occur several times."""

@@ -56,7 +56,8 @@ class DistilledSettings:
         gate_rate: learning rate of the gate; EmoVLM-KD: 1e-4.
         gate_epochs: passes of the gate over the images.
         batch_size: images per step.
-        checkpoint_every: steps between checkpoints.
+        checkpoint_minutes: minutes between checkpoints.
+        checkpoint_every: steps between checkpoints, beside those by time; None: none.
     """
 
     teacher_width: Positive = 256
@@ -71,7 +72,8 @@ class DistilledSettings:
     gate_rate: Rate = 1e-2
     gate_epochs: Positive = 10
     batch_size: Positive = 32
-    checkpoint_every: Positive = 200
+    checkpoint_minutes: Annotated[Number, Field(ge=0)] = 10.0
+    checkpoint_every: Positive | None = None
 
 
 class Distilled:
@@ -224,6 +226,7 @@ class Distilled:
             learning_rate=rates[part],
             epochs=epochs[part],
             batch_size=self.settings.batch_size,
+            checkpoint_minutes=self.settings.checkpoint_minutes,
             checkpoint_every=self.settings.checkpoint_every,
             seed=study.lessons.seed,
         )

@@ -11,9 +11,9 @@ from torch.nn import functional
 
 from masp.backbones.base import Backbone
 from masp.systems.base import Lesson
-from masp.systems.learning import TOGETHER, Study
+from masp.systems.learning import Study
 from masp.training.interrupts import StopRequest
-from masp.training.loop import Share
+from masp.training.loop import Share, groups_of
 from masp.types import VisualTokens
 
 SMALLEST = 1e-6  # a column that hardly varies is not blown up
@@ -120,9 +120,8 @@ class HeadStage:
         """Accuracy, and the mean log-likelihood of the right label, which decides between equals."""
         self.module.eval()
         right, likelihood, held = 0, 0.0, self.study.lessons.val
-        for start in range(0, len(held), TOGETHER):
+        for lessons in groups_of(held, self.study.at_once):
             stop.check()
-            lessons = held[start : start + TOGETHER]
             log_p = self.module(*self.inputs([lesson.image for lesson in lessons])).log_softmax(1)
             truth = self._targets(lessons)
             right += int((log_p.argmax(1) == truth).sum())

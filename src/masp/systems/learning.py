@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from masp.arithmetic import images_at_once
 from masp.backbones.base import Backbone
 from masp.data.sampling import Batches
 from masp.errors import DataError, UsageError
@@ -21,7 +22,7 @@ from masp.settings import TrainConfig
 from masp.systems.base import Lesson, Lessons
 from masp.training.checkpoints import Checkpoint, CheckpointStore
 from masp.training.interrupts import StopRequest
-from masp.training.loop import Stage, Trainer
+from masp.training.loop import Stage, Trainer, groups_of
 from masp.training.progress import Bar
 from masp.training.recipe import hash_of, loop_settings, make_accelerator
 from masp.training.runs import RunFolder
@@ -29,7 +30,6 @@ from masp.training.shelf import Group, Shelf, key_of
 from masp.training.state import put
 from masp.types import VisualTokens
 
-TOGETHER = 32  # images that are read in one batch
 GROUP = 8  # batches whose results are written together
 
 
@@ -50,6 +50,11 @@ class Study:
     labels: tuple[str, ...]
     stop: StopRequest
     identity: Mapping[str, Any]
+
+    @property
+    def at_once(self) -> int:
+        """Images that are read in one batch."""
+        return images_at_once(self.backbone.dim)
 
     @property
     def examples(self) -> tuple[Lesson, ...]:
@@ -74,22 +79,23 @@ class Study:
             Interrupted: a signal arrived; whole groups of images are saved.
         """
         images = sorted({lesson.image for lesson in self.examples})
-        shelf, parts = Shelf(self.lessons.out / "read", sys.maxsize), []
+        shelf, parts, done = Shelf(self.lessons.out / "read", sys.maxsize), [], 0
         with Bar(name, len(images)) as bar:
-            for start in range(0, len(images), TOGETHER * GROUP):
-                chosen = images[start : start + TOGETHER * GROUP]
+            for chosen in groups_of(images, self.at_once * GROUP):
                 key = key_of({"kind": name, "images": chosen, **self.identity})
                 parts.append((shelf.load(key) or shelf.save(key, self._group(chosen, read))).tensors)
-                bar.show(start + len(chosen))
+                done += len(chosen)
+                bar.show(done)
         columns = {column: torch.cat([part[column] for part in parts]) for column in parts[0]}
         return columns, {image: row for row, image in enumerate(images)}
 
     def _group(self, images: Sequence[int], read: Callable[[VisualTokens], Mapping[str, Tensor]]) -> Group:
         found: list[Mapping[str, Tensor]] = []
-        for start in range(0, len(images), TOGETHER):
-            self.stop.check()
+        groups = self.stop.between(groups_of(images, self.at_once))
+        for _, visual in self.lessons.images.stream(groups, lambda group: group):
+            assert visual is not None
             with torch.no_grad():
-                found.append(read(self.lessons.images.visual(images[start : start + TOGETHER])))
+                found.append(read(visual))
         return Group({name: torch.cat([part[name].cpu() for part in found]) for name in found[0]}, {})
 
     def fit(self, stage: Stage, settings: TrainConfig) -> dict[str, float]:
@@ -149,6 +155,7 @@ def studying(
         "system": system,
         "backbone": backbone.fingerprint(),
         "backbone.dtype": str(backbone.dtype).removeprefix("torch."),
+        "image_transform": backbone.image_transform,
         "labels": list(labels),
         "data": lessons.fingerprint,
         "lessons": hash_of({"told": told}),

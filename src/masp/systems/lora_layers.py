@@ -53,8 +53,14 @@ class LoraSettings:
         counted: what `max_steps` counts where not every question is about the emotion: steps of all questions, or the
             emotion questions in them, so that the others come on top.
         batch_size: examples per step.
+        micro_batch_size: examples that are passed at once; None: all of the step.
+        max_grad_norm: norm to which larger gradients are scaled down; None: never.
+        gradient_checkpointing: whether the blocks are computed again in the backward pass instead of kept; does not
+            change the result.
         evaluate_every: epochs between measurements on val, the best of which is kept; 0: the last state is kept.
-        checkpoint_every: steps between checkpoints; does not change the result.
+        eval_batch_size: images measured on val at once; None: as many as are trained at once, more on a small backbone.
+        checkpoint_minutes: minutes between checkpoints; does not change the result.
+        checkpoint_every: steps between checkpoints, beside those by time; None: none. Does not change the result.
         reading: how answers are read once it has learned; has no part in training.
 
     Raises:
@@ -73,14 +79,23 @@ class LoraSettings:
     max_steps: int | None = None
     counted: Literal["questions", "emotion"] = "questions"
     batch_size: int = 8
+    micro_batch_size: int | None = None
+    max_grad_norm: float | None = None
+    gradient_checkpointing: bool = False
     evaluate_every: int = 1
-    checkpoint_every: int = 200
+    eval_batch_size: int | None = None
+    checkpoint_minutes: float = 10.0
+    checkpoint_every: int | None = None
     reading: Reading = "score"
 
     def __post_init__(self) -> None:
-        whole = ("rank", "alpha", "epochs", "batch_size", "checkpoint_every")
+        whole = ("rank", "alpha", "epochs", "batch_size")
         ranges = {name: (getattr(self, name) >= 1, "1 or more") for name in whole}
-        ranges["max_steps"] = (self.max_steps is None or self.max_steps >= 1, "1 or more, or None")
+        for name in ("max_steps", "micro_batch_size", "eval_batch_size", "checkpoint_every"):
+            value = getattr(self, name)
+            ranges[name] = (value is None or value >= 1, "1 or more, or None")
+        ranges["max_grad_norm"] = (self.max_grad_norm is None or self.max_grad_norm > 0, "more than 0, or None")
+        ranges["checkpoint_minutes"] = (self.checkpoint_minutes >= 0, "0 or more")
         ranges["evaluate_every"] = (self.evaluate_every >= 0, "0 or more")
         ranges["dropout"] = (0 <= self.dropout < 1, "a share from 0 to below 1")
         ranges["warmup"] = (0 <= self.warmup <= 1, "a share from 0 to 1")

@@ -3,7 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
-FREE = ("checkpoint_every",)
+FREE = ("checkpoint_every", "checkpoint_minutes", "gradient_checkpointing")
 """Settings that change nothing of what is learned or answered."""
 
 

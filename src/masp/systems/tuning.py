@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,15 +35,14 @@ from masp.systems.lora_layers import LoraLayers, LoraSettings, natural_rate
 from masp.systems.plain import deciding
 from masp.training.checkpoints import Checkpoint, CheckpointStore
 from masp.training.interrupts import StopRequest
-from masp.training.loop import Share, Trainer
-from masp.training.recipe import hash_of, loop_settings, make_accelerator
+from masp.training.loop import Share, Trainer, groups_of
+from masp.training.recipe import hash_of, loop_settings, make_accelerator, measured_at_once
 from masp.training.runs import RunFolder, TrainResult
 from masp.types import VisualTokens
 
 log = logging.getLogger(__name__)
 
 PLAIN = Use(aspects=(), prompt=False)
-TOGETHER = 32  # images scored at once in validation
 LEARNED = "learned"  # folder of what was learned, inside the system's own
 CLASSIFICATION = "classification"
 
@@ -91,6 +91,7 @@ class TuningStage:
         val: what is measured on, by the emotion question.
         question: the emotion question of every evaluation.
         labels: what it chooses from.
+        at_once: images scored at once in validation.
     """
 
     name: str = "tuning"
@@ -106,9 +107,11 @@ class TuningStage:
         val: Sequence[Lesson],
         question: str,
         labels: tuple[str, ...],
+        at_once: int,
     ) -> None:
         self.model, self.layers, self.images = model, layers, images
         self.turns, self.val, self.question, self.labels = turns, val, question, labels
+        self.at_once = at_once
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Both matrices of every LoRA layer."""
@@ -120,9 +123,8 @@ class TuningStage:
 
     def load(self, shares: Iterable[Share]) -> Iterator[Share]:
         """Adds the visual tokens of each question's image."""
-        for share in shares:
-            numbers = [self.turns[number].image for number in share.examples]
-            yield replace(share, loaded=self.images.visual(numbers))
+        stream = self.images.stream(shares, lambda share: [self.turns[number].image for number in share.examples])
+        return (replace(share, loaded=visual) for share, visual in stream)
 
     def losses(self, share: Share) -> Float[Tensor, " batch"]:
         """Cross-entropy of each answer and its end of turn."""
@@ -133,11 +135,10 @@ class TuningStage:
     def validate(self, stop: StopRequest) -> dict[str, float]:
         """Accuracy by label scores, and the mean log-likelihood of the right label, which decides between equals."""
         right, likelihood = 0, 0.0
-        for start in range(0, len(self.val), TOGETHER):
-            stop.check()
-            group = self.val[start : start + TOGETHER]
+        groups = stop.between(groups_of(self.val, self.at_once))
+        for group, visual in self.images.stream(groups, lambda group: [lesson.image for lesson in group]):
+            assert visual is not None
             with self.layers.inside():
-                visual = self.images.visual([lesson.image for lesson in group])
                 scores = score(self.model, visual, self.question, self.labels, PLAIN)
             truth = torch.tensor([self.labels.index(lesson.label) for lesson in group], device=scores.device)
             right += int((scores.argmax(1) == truth).sum())
@@ -188,7 +189,8 @@ class TunedSystem:
         self.labels = validate_labels(labels)
         self.questions = load_questions() if questions is None else questions
         self.layers = LoraLayers(backbone, settings)
-        self.model = MaspModel(backbone, MethodConfig(prompt_length=0))
+        again = partial(self.layers.inside, training=True) if settings.gradient_checkpointing else None
+        self.model = MaspModel(backbone, MethodConfig(prompt_length=0), again=again)
         self.question = emotion_questions(self.questions, self.labels)[0]
         self.name = packed if packed and self.layers.quantised else kind
         self._learned: dict[str, Any] | None = None
@@ -237,7 +239,9 @@ class TunedSystem:
         """What the run leaves; random numbers of dropout are its own, and everybody else's go on as they were."""
         config = self._train_config(turns, lessons.seed)
         order = Batches(len(turns), config.batch_size, lessons.seed)
-        stage = TuningStage(self.model, self.layers, lessons.images, turns, lessons.val, self.question, self.labels)
+        at_once = measured_at_once(config, self.backbone.dim)
+        given = (lessons.images, turns, lessons.val, self.question, self.labels, at_once)
+        stage = TuningStage(self.model, self.layers, *given)
         log.info("%s trains %d values on %s weights", self.kind, self.layers.count, self.layers.weights)
         device = self.backbone.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -268,6 +272,7 @@ class TunedSystem:
             "backbone": self.backbone.fingerprint(),
             "weights": self.layers.weights,
             "dtype": str(self.backbone.dtype).removeprefix("torch."),
+            "image_transform": self.backbone.image_transform,
             "labels": self.labels,
             "data": lessons.fingerprint,
             "questions": self.questions.fingerprint(),

@@ -2,9 +2,13 @@
 
 import signal
 import threading
+from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
+from typing import TypeVar
 
 from masp.errors import MaspError
+
+T = TypeVar("T")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -38,6 +42,16 @@ class StopRequest:
                 expected="a run that goes to its end",
                 todo="Give the same command again: it goes on from there.",
             )
+
+    def between(self, items: Iterable[T]) -> Iterator[T]:
+        """The items; before each it is asked whether to go on.
+
+        Raises:
+            Interrupted: a signal has arrived.
+        """
+        for item in items:
+            self.check()
+            yield item
 
     def close(self) -> None:
         """Let signals do from now on what they did before; what has been received stays known."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -24,13 +24,18 @@ from masp.training.state import Position, pack, put, random_numbers, set_random_
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """What the loop itself needs to know; how often things happen is counted in steps.
+    """What the loop itself needs to know; how often things happen is counted in steps, except for checkpoints.
 
     `batches(epoch, first)` gives the examples of each step of an epoch, from its step `first` on; every example occurs
     once in an epoch, and the order depends on nothing but the epoch and the seed behind it.
+
+    `micro_batch` is the number of examples that one process passes forward and backward at once; None: all that fall
+    to it in a step.
     """
 
     steps: int
@@ -44,22 +49,25 @@ class LoopSettings:
     log_every: int
     validate_every: int  # 0: never, otherwise also at the end
     patience: int | None  # validations without a better one before the run stops
-    checkpoint_every: int
+    checkpoint_every: int | None  # None: by time alone
+    checkpoint_seconds: float  # 0: after every step
     identity: str  # hash of all that decides the result; a checkpoint with another one is refused
     keep: Literal["best", "last"] = "best"  # which of the states that were measured is left in the parameters
+    micro_batch: int | None = None
 
 
 @dataclass(frozen=True)
 class Share:
-    """One step's examples for this process: their numbers, and what the stage loaded for them.
+    """Examples of one step that this process passes at once: their numbers, and what the stage loaded for them.
 
     Attributes:
         step: the step.
         epoch: its epoch.
         examples: numbers of the examples.
-        total: examples of all processes.
+        total: examples of the whole step, of all processes.
         counts: whether the losses count; where all processes have to make the same calls, one that has nothing to do
             does the work of another once more, for nothing.
+        last: whether the step ends with it.
         loaded: what the stage loaded.
     """
 
@@ -68,6 +76,7 @@ class Share:
     examples: tuple[int, ...]
     total: int
     counts: bool = True
+    last: bool = True
     loaded: Any = None
 
 
@@ -104,6 +113,11 @@ class Stage(Protocol):
     def validate(self, stop: StopRequest) -> dict[str, float]:
         """Metrics on the validation split; empty where there is none."""
         ...
+
+
+def groups_of(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """The items in their order, so many together; the last group may be smaller."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 @dataclass(frozen=True)
@@ -148,7 +162,8 @@ class Trainer:
         self.best: dict[str, Tensor] = {}
         self.saved = -1  # the position of the last checkpoint
         self.window: Tensor | float = 0.0  # grows on the device; read only when something is written
-        self.logged = time.perf_counter()
+        self.logged = self.written = time.perf_counter()
+        self.due = False  # whether it is time for a checkpoint, as the process that writes it says
 
     def fit(self, metrics: Path, stop: StopRequest) -> Fit:
         """Train to the end, and leave the best state (the last one, without validation) in the parameters.
@@ -197,7 +212,7 @@ class Trainer:
             started = time.perf_counter()
 
     def _shares(self) -> Iterator[Share]:
-        """The steps that are left, each with this process's part of its examples."""
+        """The steps that are left, each with this process's part of its examples, in pieces that are passed at once."""
         start, batches = self.at.step, iter(())
         for step in range(start, self.settings.steps):
             epoch, first = divmod(step, self.settings.steps_per_epoch)
@@ -205,8 +220,14 @@ class Trainer:
                 batches = iter(self.settings.batches(epoch, first))
             examples = tuple(next(batches))
             own = tuple(self.processes.own(examples))
-            idle = self.processes.alike and not own
-            yield Share(step, epoch, examples[:1] if idle else own, len(examples), not idle)
+            size = self.settings.micro_batch or len(examples)
+            most = -(-len(examples) // self.processes.count) if self.processes.alike else len(own)
+            pieces = max(1, -(-most // size))  # where all processes make the same calls: as many as the one with most
+            for piece in range(pieces):
+                chosen = own[piece * size : (piece + 1) * size]
+                idle = self.processes.alike and not chosen
+                shown = examples[:1] if idle else chosen
+                yield Share(step, epoch, shown, len(examples), not idle, piece == pieces - 1)
 
     def _step(self, shares: Iterator[Share]) -> None:
         """One step of the optimizer."""
@@ -214,24 +235,35 @@ class Trainer:
         rate = settings.learning_rate * rate_factor(at.step, settings.steps, settings.warmup, settings.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        done = self.processes.all(lambda: self._backward(next(shares)))
+        done = self.processes.all(lambda: self._accumulate(shares))
         if self.processes.count > 1:
-            self._add_gradients([touched for _, touched in done])
+            self._add_gradients([touched for _, touched, _ in done])
         if settings.clip is not None:
             self.accelerator.clip_grad_norm_(list(self.parameters.values()), settings.clip)
         self.stepper.step()
         self.stepper.zero_grad(set_to_none=True)
-        examples = done[0][0]
+        examples, _, self.due = done[0]
         at.window_examples += examples
         at.examples += examples
         at.step += 1
 
-    def _backward(self, share: Share) -> tuple[int, list[bool]]:
-        """Gradients of this process's share.
+    def _accumulate(self, shares: Iterator[Share]) -> tuple[int, list[bool], bool]:
+        """Gradients of this process's part of a step, added up over the pieces that are passed at once.
 
         Returns:
-            How many examples all shares of this step have, and which tensors got a gradient.
+            How many examples the whole step has, which tensors got a gradient, and whether by this process's clock it
+            is time for a checkpoint.
         """
+        share = next(shares)
+        self._backward(share)
+        while not share.last:
+            share = next(shares)
+            self._backward(share)
+        due = time.perf_counter() - self.written >= self.settings.checkpoint_seconds
+        return share.total, [tensor.grad is not None for tensor in self.parameters.values()], due
+
+    def _backward(self, share: Share) -> None:
+        """Gradients of one piece; each example has its share of the step's mean, whatever piece it is in."""
         if share.examples:
             losses = self.stage.losses(share)
             if self.weights is not None:
@@ -239,7 +271,6 @@ class Trainer:
             loss = losses.sum() * share.counts
             self.accelerator.backward(loss / share.total)
             self.window = self.window + loss.detach()
-        return share.total, [tensor.grad is not None for tensor in self.parameters.values()]
 
     def _add_gradients(self, touched: Sequence[Sequence[bool]]) -> None:
         """Sum the gradients of all processes; a tensor that none of them touched keeps having none."""
@@ -259,7 +290,8 @@ class Trainer:
         due = settings.validate_every and (last or at.step % settings.validate_every == 0)
         if at.step and due and at.validated != at.step:
             self._validate(stop)
-        if at.step and (last or at.stopped or at.step % settings.checkpoint_every == 0):
+        every = settings.checkpoint_every
+        if at.step and (last or at.stopped or self.due or (every and at.step % every == 0)):
             self._save()
 
     def _validate(self, stop: StopRequest) -> None:
@@ -317,7 +349,7 @@ class Trainer:
             return
         self.at.window = self._window_sum()
         self.processes.first(self._write)
-        self.saved = self.at.step
+        self.saved, self.due, self.written = self.at.step, False, time.perf_counter()
 
     def _write(self) -> None:
         scaler = self.accelerator.scaler

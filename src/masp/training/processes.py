@@ -89,6 +89,10 @@ class Processes:
         """The parts of a work that fall to this process."""
         return parts[self.rank :: self.count]
 
+    def shared(self, parts: Sequence[P]) -> Sequence[P]:
+        """The parts that `share` has this process do, in the order in which it does them: to be read ahead."""
+        return parts if self.alike else self.own(parts)
+
     def share(self, parts: Sequence[P], work: Callable[[P], T], stop: StopRequest | None = None) -> Iterator[T]:
         """What the language model's work gave for each part, in their order, each done by one of the processes.
 

@@ -5,7 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,8 @@ from accelerate.tracking import get_available_trackers
 
 from masp import launch
 from masp.adapters import AdapterInfo, BackboneRecord, DataRecord, TrainingRecord, save_adapter
-from masp.backbones.base import Backbone
+from masp.arithmetic import images_at_once
+from masp.backbones.base import Again, Backbone
 from masp.config import MethodConfig, PromptInit, RunConfig
 from masp.data.images import Rounding, image_area
 from masp.data.quarantine import Quarantine
@@ -314,6 +315,7 @@ def identity_of(
         "stage": stage,
         "backbone": backbone.fingerprint(),
         "backbone.dtype": backbone.number_format,
+        "backbone.image_transform": backbone.image_transform,
         "data": dataset.fingerprint(),
         "questions": load_questions(config.questions).fingerprint(),
         **flat("method", resolved),
@@ -352,6 +354,7 @@ def training_record(
         steps=steps,
         batch_size=settings.batch_size,
         class_weights=settings.class_weights,
+        max_grad_norm=settings.max_grad_norm,
         dtype=backbone.number_format,
         prompt_start=start,
     )
@@ -368,6 +371,24 @@ def tell_reach(settings: TrainConfig, budget: Budget, scale: Scale) -> None:
         log.info("%s", told)
         return
     log.warning("%s; what is trained stays about where it began. Raise learning_rate or the steps", told)
+
+
+def measured_at_once(settings: TrainConfig, width: int) -> int:
+    """Images that are measured at once on the split val: what was asked for, or what a step of training fits.
+
+    Args:
+        settings: how it is trained.
+        width: of the language model.
+    """
+    if settings.eval_batch_size is not None:
+        return settings.eval_batch_size
+    step = min(settings.batch_size, settings.micro_batch_size or settings.batch_size)
+    return images_at_once(width, step)
+
+
+def checkpointing(settings: TrainConfig) -> Again | None:
+    """How layers without anything trained are computed again, if they are."""
+    return nullcontext if settings.gradient_checkpointing else None
 
 
 def loop_settings(settings: TrainConfig, order: Order, identity: str, scale: float = 1.0) -> LoopSettings:
@@ -388,13 +409,15 @@ def loop_settings(settings: TrainConfig, order: Order, identity: str, scale: flo
         warmup=settings.warmup,
         schedule=settings.schedule,
         weight_decay=settings.weight_decay,
-        clip=None,
+        clip=settings.max_grad_norm,
         log_every=settings.log_every,
         validate_every=budget.validate_every,
         patience=None if settings.patience is None else -(-settings.patience // max(1, settings.evaluate_every)),
         checkpoint_every=settings.checkpoint_every,
         identity=hash_of({"settings": identity, **asdict(budget)}),
         keep=settings.keep,
+        checkpoint_seconds=60 * settings.checkpoint_minutes,
+        micro_batch=settings.micro_batch_size,
     )
 
 

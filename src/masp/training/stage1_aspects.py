@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from masp.adapters import AdapterInfo
 from masp.answers import describe_aspects
+from masp.arithmetic import VALIDATED
 from masp.backbones.base import Backbone
 from masp.config import RunConfig
 from masp.data.records import Dataset, Record
@@ -24,16 +25,13 @@ from masp.modules.aspect_attention import AspectModules
 from masp.questions import Questions, load_questions
 from masp.training.features import VisualTokenStore
 from masp.training.interrupts import StopRequest
-from masp.training.loop import Share
-from masp.training.recipe import Outcome, Run, run_stage
+from masp.training.loop import Share, groups_of
+from masp.training.recipe import Outcome, Run, checkpointing, measured_at_once, run_stage
 from masp.training.runs import TrainResult
 from masp.training.schedule import Scale
 from masp.training.visual_groups import VisualMemory
 
 log = logging.getLogger(__name__)
-
-VALIDATED = 256  # images of the validation split whose aspects are put into words at each validation
-TOGETHER = 32  # images put into words at once
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class ImageMajor:
 
     So a batch of 60 holds six aspects of ten images, and where visual tokens are computed for every batch, the vision
     tower meets each image once in an epoch instead of once for each aspect. Every batch has the same number of images,
-    as many as make `batch_size` pairs on average, at least one.
+    the one whose pairs are on average nearest to `batch_size`, at least one.
 
     Args:
         examples: all pairs.
@@ -63,7 +61,7 @@ class ImageMajor:
         for number, example in enumerate(examples):
             pairs.setdefault(example.image, []).append(number)
         self.pairs, self.seed = list(pairs.values()), seed
-        self.images = max(1, batch_size * len(self.pairs) // max(1, len(examples)))
+        self.images = max(1, (2 * batch_size * len(self.pairs) + len(examples)) // max(1, 2 * len(examples)))
 
     @property
     def per_epoch(self) -> int:
@@ -87,6 +85,7 @@ class AspectStage:
         examples: the pairs to learn.
         validation: image numbers and annotations to measure on.
         questions: several texts per aspect; training takes them in turn, validation the first.
+        at_once: images put into words at once in validation.
     """
 
     name: str = "aspects"
@@ -100,9 +99,10 @@ class AspectStage:
         examples: Sequence[AspectExample],
         validation: Sequence[tuple[int, Record]],
         questions: Questions,
+        at_once: int = 1,
     ) -> None:
         self.model, self.store, self.examples, self.validation = model, store, examples, validation
-        self.questions = questions
+        self.questions, self.at_once = questions, at_once
         self.aspects = model.aspect_module().aspects
         self.texts = [questions.aspect(name) for name in self.aspects]
         self.aspect_of = torch.tensor([example.aspect for example in examples])
@@ -139,9 +139,14 @@ class AspectStage:
 
         The answers are generated from the aspect tokens alone. In `score`, objects count with their F1.
         """
+        groups = groups_of(self.validation, self.at_once)
+        processes = self.store.processes
+        read = self.store.stream(processes.shared(groups), lambda group: [image for image, _ in group])
 
         def ask(group: Sequence[tuple[int, Record]]) -> list[tuple[str, str, str]]:
-            said = describe_aspects(self.model, self.store.visual([image for image, _ in group]), self.questions)
+            _, visual = next(read)
+            assert visual is not None
+            said = describe_aspects(self.model, visual, self.questions)
             return [
                 (name, answers[name], record.annotations[name])
                 for answers, (_, record) in zip(said, group, strict=True)
@@ -149,8 +154,7 @@ class AspectStage:
                 if name in record.annotations
             ]
 
-        groups = [self.validation[start : start + TOGETHER] for start in range(0, len(self.validation), TOGETHER)]
-        return measured([pair for group in self.store.processes.share(groups, ask, stop) for pair in group])
+        return measured([pair for found in processes.share(groups, ask, stop) for pair in found])
 
 
 def measured(pairs: Sequence[tuple[str, str, str]]) -> dict[str, float]:
@@ -217,8 +221,10 @@ def _prepare(run: Run) -> Outcome:
         if name in record.annotations
     ]
     run.kept(store)
-    model = MaspModel(run.backbone, method, modules, questions=questions)
-    stage = AspectStage(model, store, examples, numbers["val"], questions)
+    model = MaspModel(run.backbone, method, modules, questions=questions, again=checkpointing(run.settings))
+    stage = AspectStage(
+        model, store, examples, numbers["val"], questions, measured_at_once(run.settings, run.backbone.dim)
+    )
     info = AdapterInfo(
         backbone=run.backbone_record(),
         method=method,

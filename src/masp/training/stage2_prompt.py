@@ -2,10 +2,11 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -29,9 +30,9 @@ from masp.storage import write_file
 from masp.training.checkpoints import unwritable
 from masp.training.features import VisualTokenStore
 from masp.training.interrupts import StopRequest
-from masp.training.loop import Share
+from masp.training.loop import Share, groups_of
 from masp.training.prefixes import PrefixStore
-from masp.training.recipe import Outcome, Run, run_stage
+from masp.training.recipe import Outcome, Run, checkpointing, measured_at_once, run_stage
 from masp.training.runs import TrainResult
 from masp.training.schedule import Scale
 from masp.training.visual_groups import VisualMemory
@@ -39,7 +40,7 @@ from masp.types import Seen
 
 log = logging.getLogger(__name__)
 
-TOGETHER = 64  # images scored at once
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class PromptStage:
         use: what stands in the sequence.
         example_weights: what each example's loss is multiplied with.
         prefixes: what stands before the soft prompt, where it is kept; it then takes the place of visual tokens.
+        at_once: images scored at once in validation.
     """
 
     name: str = "prompt"
@@ -114,9 +116,11 @@ class PromptStage:
         use: Use,
         example_weights: Float[Tensor, " examples"] | None = None,
         prefixes: PrefixStore | None = None,
+        at_once: int = 1,
     ) -> None:
         self.model, self.store, self.examples, self.validation = model, store, examples, validation
         self.asking, self.use, self.example_weights, self.prefixes = asking, use, example_weights, prefixes
+        self.at_once = at_once
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The soft prompt."""
@@ -129,10 +133,7 @@ class PromptStage:
 
     def load(self, shares: Iterable[Share]) -> Iterator[Share]:
         """Adds the visual tokens of each image, or what is kept of all that stands before the soft prompt."""
-        if self.prefixes is not None:
-            return (replace(share, loaded=self._seen(self._images(share), self._asked(share))) for share in shares)
-        stream = self.store.stream(shares, self._images)
-        return (replace(share, loaded=visual) for share, visual in stream)
+        return (replace(share, loaded=seen) for share, seen in self._given(shares, self._images, self._asked))
 
     def _images(self, share: Share) -> list[int]:
         return [self.examples[number][0] for number in share.examples]
@@ -140,11 +141,16 @@ class PromptStage:
     def _asked(self, share: Share) -> list[str]:
         return [self.asking.training(number, share.epoch) for number in share.examples]
 
-    def _seen(self, images: Sequence[int], questions: Sequence[str]) -> Seen | None:
-        """What the model is given of these images; None for none, as the share of a process may be empty."""
-        if not images:
-            return None
-        return self.store.visual(images) if self.prefixes is None else self.prefixes.seen(images, questions)
+    def _given(
+        self, items: Iterable[T], images: Callable[[T], Sequence[int]], asked: Callable[[T], Sequence[str]]
+    ) -> Iterator[tuple[T, Seen | None]]:
+        """What the model is given of one batch after the other, read ahead; None for none, as one may be empty."""
+        if self.prefixes is None:
+            yield from self.store.stream(items, images)
+            return
+        for item in items:
+            numbers = images(item)
+            yield item, self.prefixes.seen(numbers, asked(item)) if numbers else None
 
     def losses(self, share: Share) -> Float[Tensor, " batch"]:
         """Cross-entropy of each image's label."""
@@ -154,9 +160,15 @@ class PromptStage:
     def validate(self, stop: StopRequest) -> dict[str, float]:
         """Accuracy by label scores, and the mean log-likelihood of the right label, which decides between equals."""
         question, labels = self.asking.evaluation(), self.asking.labels
+        groups, processes = groups_of(self.validation, self.at_once), self.store.processes
+        given = self._given(
+            processes.shared(groups),
+            lambda group: [image for image, _ in group],
+            lambda group: [question] * len(group),
+        )
 
         def measure(group: Sequence[tuple[int, str]]) -> tuple[int, float]:
-            seen = self._seen([image for image, _ in group], [question] * len(group))
+            _, seen = next(given)
             assert seen is not None
             scores = score(self.model, seen, question, labels, self.use)
             truth = torch.tensor([labels.index(label) for _, label in group], device=scores.device)
@@ -164,8 +176,7 @@ class PromptStage:
             return right, float(scores.gather(1, truth[:, None]).double().sum())
 
         count = len(self.validation)
-        groups = [self.validation[start : start + TOGETHER] for start in range(0, count, TOGETHER)]
-        found = list(self.store.processes.share(groups, measure, stop))
+        found = list(processes.share(groups, measure, stop))
         right, likelihood = sum(one for one, _ in found), sum(one for _, one in found)
         return {"accuracy": right / count, "log_likelihood": likelihood / count} if count else {}
 
@@ -276,10 +287,20 @@ def _prepare(run: Run, adapter: Adapter | None, home: Path | None) -> Outcome:
     modules = None if adapter is None else adapter.aspects
     if modules is not None:
         modules.requires_grad_(False)
-    model = MaspModel(run.backbone, method, modules, prompt, questions)
+    model = MaspModel(run.backbone, method, modules, prompt, questions, checkpointing(settings))
     learned, measured = _labelled(numbers["train"]), _labelled(numbers["val"])
     prefixes = run.kept(store, model, Use(used), asking.all(), len(learned), asking.order == "shuffled")
-    stage = PromptStage(model, store, learned, measured, asking, Use(used), weights, prefixes)
+    stage = PromptStage(
+        model,
+        store,
+        learned,
+        measured,
+        asking,
+        Use(used),
+        weights,
+        prefixes,
+        measured_at_once(settings, run.backbone.dim),
+    )
     before = adapter.info if adapter is not None else None
     info = AdapterInfo(
         backbone=run.backbone_record(),
