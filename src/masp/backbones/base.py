@@ -7,12 +7,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from masp.recent import Recent
 from masp.types import Assembled, Extras, ImageLayout, KeyValues, Pixels, Run, Template, VisualTokens
 
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A frozen vision-language model in evaluation mode.
+    """A frozen vision-language model in evaluation mode; any number of threads may call it at once.
 
     Attributes:
         name: hub id, folder or "embedded", as the user asked for it.
@@ -27,6 +28,7 @@ class Backbone(Protocol):
         embedding_scale: what rows of the embedding matrix are multiplied with before they enter; 1 for most families.
         asks: whether visual tokens depend on the question, so that `asked` must be called for each.
         sharded: whether each of several processes holds a part of the language model's weights.
+        plans: row plans of all models over this backbone, within one bound.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Backbone(Protocol):
     embedding_scale: float
     asks: bool
     sharded: bool
+    plans: Recent
 
     def shard(self, device: torch.device) -> None:
         """Divide the language model between the processes of a run, and move everything else to `device`."""

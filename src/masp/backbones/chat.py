@@ -144,7 +144,10 @@ class Chat:
         first = self._tokenizer.bos_token
         begins = not (first and head.startswith(first))
         if self._turn.image_first:
-            return [*self._ids(picture, marks=True), *self._encode(head.replace(self._turn.image, ""), question, tail, begins)]
+            return [
+                *self._ids(picture, marks=True),
+                *self._encode(head.replace(self._turn.image, ""), question, tail, begins),
+            ]
         head, tail = (part.replace(self._turn.image, picture) for part in (head, tail))
         return self._encode(head, question, tail, begins)
 

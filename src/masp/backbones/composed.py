@@ -13,10 +13,14 @@ from masp.backbones.chat import Chat, Turn
 from masp.backbones.decoder import Decoder
 from masp.backbones.files import BackboneFiles
 from masp.backbones.sharding import shard_layers
+from masp.recent import Recent
 from masp.types import Assembled, Extras, ImageLayout, KeyValues, Pixels, Run, Template, VisualTokens
 
 Positions = Callable[[int, int, ImageLayout], Int[Tensor, "axes length"]]
 Ask = Callable[[VisualTokens, Sequence[str]], VisualTokens]
+
+PLANS_KEPT = 96_000_000
+"""Bytes of row plans that are kept for one backbone, whatever the number of tasks."""
 
 
 @runtime_checkable
@@ -88,6 +92,7 @@ class ComposedBackbone:
         self.asks: bool = parts.ask is not None
         self.sharded: bool = False
         self.embedding_scale: float = parts.embedding_scale
+        self.plans = Recent(PLANS_KEPT)
 
     def shard(self, device: torch.device) -> None:
         """Divide the language model between the processes of a run, and move everything else to `device`.
