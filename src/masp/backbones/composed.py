@@ -1,6 +1,8 @@
 """A backbone put together from the parts that a family file names; what all families share is here."""
 
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -93,6 +95,9 @@ class ComposedBackbone:
         self.sharded: bool = False
         self.embedding_scale: float = parts.embedding_scale
         self.plans = Recent(PLANS_KEPT)
+        # Weights that wait in main memory or on the disk enter a layer before its pass and leave it afterwards.
+        waits = any(parameter.device.type == "meta" for parameter in parts.language.parameters())
+        self._alone: AbstractContextManager[Any] = threading.RLock() if waits else nullcontext()
 
     def shard(self, device: torch.device) -> None:
         """Divide the language model between the processes of a run, and move everything else to `device`.
@@ -177,7 +182,8 @@ class ComposedBackbone:
         extras: Extras | None = None,
     ) -> Run:
         """A pass over new columns."""
-        return self._decoder.run(embeddings, positions, mask, cache, branches, read, extras)
+        with self._alone:
+            return self._decoder.run(embeddings, positions, mask, cache, branches, read, extras)
 
     def logits(self, hidden: Float[Tensor, "... dim"]) -> Float[Tensor, "... vocabulary"]:
         """The output head."""
@@ -194,4 +200,5 @@ class ComposedBackbone:
         Raises:
             UsageError: see `Backbone.last_attention`.
         """
-        return self._decoder.last_attention(assembled, start)
+        with self._alone:
+            return self._decoder.last_attention(assembled, start)
