@@ -146,7 +146,7 @@ class Desk:
         return [Masp.from_pretrained(self.several, backbone), *own]
 
     def calls(self, count: int) -> list[Call]:
-        """Tasks, label sets, sizes, numbers of images, with reasons and without; no two neighbours alike, most twice."""
+        """Tasks, label sets, sizes, numbers of images, with reasons and without; most come several times."""
         names, made = list(TASKS), []
         for number in [place % MIXED for place in range(count)]:
             masp = 0 if number % 3 == 0 else 1 + number % len(self.label_sets)
