@@ -1,6 +1,6 @@
 """`Masp`: a backbone with an adapter, ready to predict. This is the library's front door."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -88,6 +88,7 @@ class Masp:
         backbone_revision: str | None = None,
         dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = "auto",
         device: str = "auto",
+        accept: Collection[str] = (),
     ) -> Self:
         """Loads an adapter and the backbone it was trained on.
 
@@ -102,6 +103,8 @@ class Masp:
             dtype: Number format of the backbone; `nf4`: its linear layers in 4 bits, with `masp[4bit]`.
             device: Where it runs; `auto`: the GPU if there is one; `spread`: over all GPUs, then main memory,
                 then the disk.
+            accept: Which of the backbone's `processor` settings, chat `template` and `tokenizer` may be others than
+                those that the adapter was trained with.
 
         Raises:
             AdapterError: No adapter there, a damaged one, or one for another backbone.
@@ -116,7 +119,7 @@ class Masp:
             place = backbone or backbone_place(folder, info)
             commit = backbone_commit(place, info) if backbone_revision is None else backbone_revision
             backbone = load_backbone(place, commit, dtype, device)
-        parts = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects))
+        parts = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects), accept)
         served: dict[str | None, Served] = {}
         for key, question in asked.items():
             one = parts.for_task(key)

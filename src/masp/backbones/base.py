@@ -1,6 +1,6 @@
 """The interface between the method and a backbone; a family file fits one kind of backbone to it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -28,6 +28,7 @@ class Backbone(Protocol):
         embedding_scale: what rows of the embedding matrix are multiplied with before they enter; 1 for most families.
         asks: whether visual tokens depend on the question, so that `asked` must be called for each.
         sharded: whether each of several processes holds a part of the language model's weights.
+        accepted: names of `hashes` that adapters and runs may have been made with others of.
         plans: row plans of all models over this backbone, within one bound.
     """
 
@@ -43,6 +44,7 @@ class Backbone(Protocol):
     embedding_scale: float
     asks: bool
     sharded: bool
+    accepted: frozenset[str]
     plans: Recent
 
     def shard(self, device: torch.device) -> None:
@@ -51,6 +53,10 @@ class Backbone(Protocol):
 
     def fingerprint(self) -> str:
         """Hash of configuration and weights as stored; does not depend on the dtype or device they were loaded to."""
+        ...
+
+    def hashes(self) -> Mapping[str, str]:
+        """Hashes of what decides how it reads images and texts, as stored: `processor`, `template`, `tokenizer`."""
         ...
 
     def preprocess(self, images: Sequence[Any]) -> Pixels:

@@ -1,7 +1,7 @@
 """A backbone put together from the parts that a family file names; what all families share is here."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -94,6 +94,7 @@ class ComposedBackbone:
         self.asks: bool = parts.ask is not None
         self.sharded: bool = False
         self.embedding_scale: float = parts.embedding_scale
+        self.accepted: frozenset[str] = files.accepted
         self.plans = Recent(PLANS_KEPT)
         # Weights that wait in main memory or on the disk enter a layer before its pass and leave it afterwards.
         waits = any(parameter.device.type == "meta" for parameter in parts.language.parameters())
@@ -112,6 +113,10 @@ class ComposedBackbone:
     def fingerprint(self) -> str:
         """Hash of the stored configuration and weights."""
         return self._files.fingerprint
+
+    def hashes(self) -> Mapping[str, str]:
+        """Hashes of processor settings, chat template and tokenizer, as stored."""
+        return self._files.hashes
 
     # Images
 

@@ -1,7 +1,7 @@
 """Loading a backbone by name: which family serves it, in which dtype, on which device."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from importlib import import_module
 from types import MappingProxyType
@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from masp import launch
 from masp.backbones.base import Backbone
-from masp.backbones.files import BackboneFiles, find, read_json
+from masp.backbones.files import BackboneFiles, check_accepted, find, read_json
 from masp.backbones.four_bit import require_bitsandbytes
 from masp.backbones.placement import Placement
 from masp.config import BackboneConfig
@@ -56,18 +56,23 @@ _LOG = logging.getLogger(__name__)
 
 
 def load_backbone(
-    config: BackboneConfig | str, revision: str | None = None, dtype: str = "auto", device: str = "auto"
+    config: BackboneConfig | str,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    accept: Collection[str] = (),
 ) -> Backbone:
     """A frozen backbone.
 
     Args:
         config: what to load, or only its name: hub id, folder, or "embedded" for the small one in this package.
-            Settings carry the three other arguments themselves, which then do not count.
+            Settings carry the other arguments themselves, which then do not count.
         revision: commit, tag or branch on the hub.
         dtype: "float32", "bfloat16", "float16", "nf4" for 4 bits through bitsandbytes, or "auto": bfloat16 where the
             device computes in it, otherwise float32.
         device: a torch device, "auto" for the GPU if there is one, or "spread" for all GPUs, then main memory, then
             the disk.
+        accept: which of `processor`, `template`, `tokenizer` may differ from those of adapters and runs that it meets.
 
     Under `accelerate launch --use_fsdp`, or with `shard` in the settings, each process holds a part of the weights of
     the language model.
@@ -75,16 +80,17 @@ def load_backbone(
     Raises:
         BackboneError: not found, not reachable, not a supported family, an unknown dtype or device, no bitsandbytes,
             or not enough room.
-        UsageError: a revision of a folder.
+        UsageError: a revision of a folder, or something else to be accepted.
         ConfigError: it is to be divided, and there is only one process, or it is packed or spread as well.
     """
     shard = launch.fsdp()
     if isinstance(config, BackboneConfig):
         name, revision, dtype, device = config.id, config.revision, config.dtype, config.device
+        accept = config.accept
         shard = shard or config.shard
     else:
         name = config
-    files = find_supported(name, revision)
+    files = replace(find_supported(name, revision), accepted=check_accepted(accept))
     place = choose_placement(dtype, device)
     if shard and (place.four_bit or place.spread):
         todo = "Choose another dtype and device, or start without dividing it."

@@ -36,7 +36,7 @@ from masp.systems.catalogue import CATALOGUE, checked, make_system
 from masp.systems.cues import CueHead
 from masp.training.interrupts import Interrupted, StopRequest
 from masp.training.recipe import identity_of
-from masp.training.runs import RunFolder, TrainResult
+from masp.training.runs import RunFolder, TrainResult, alike, hash_of, reading
 from masp.training.stage1_aspects import train_aspects
 from masp.training.stage2_prompt import train_prompt
 
@@ -98,6 +98,7 @@ class Workshop:
             "aspects": list(recipe.aspects),
             "backbone": backbone.fingerprint(),
             "backbone.dtype": backbone.number_format,
+            **reading(backbone),
         }
         if recipe.kind == "parameters":
             return json.loads(json.dumps(table | {"method": config.method.resolved().model_dump(mode="json")}))
@@ -119,7 +120,7 @@ class Workshop:
             table |= identity.of_system(recipe.name, changes_of(recipe.name, job.others), config)
         read = Cell(cell.dataset, FULL, cell.seed) if recipe.kind == "attention" else base_of(job, cell)
         if read is not None and read.recipe.kind == "masp":
-            table["prompt"] = _hash(self.identity(read))
+            table["prompt"] = hash_of(self.identity(read))
         return json.loads(json.dumps(table))
 
     def config(self, cell: Cell) -> RunConfig:
@@ -144,7 +145,7 @@ class Workshop:
     def _before(self, cell: Cell, known: Mapping[str, Any]) -> Outcome | None:
         """What an earlier run of the same cell left; None where it has to be run."""
         before = read_outcome(self.job.out, cell.name)
-        if before is None or before.state != "done" or before.identity != known:
+        if before is None or before.state != "done" or not alike(before.identity, known):
             return None
         return before if self._has_training(cell) or not self._is_read(cell) else None
 
@@ -289,7 +290,7 @@ class Workshop:
 
     def _stage1_identity(self, cell: Cell) -> str:
         if self.job.adapter is None:
-            return _hash(self.identity(self._stage1_cell(cell)))
+            return hash_of(self.identity(self._stage1_cell(cell)))
         aspects = load_adapter(self.job.adapter, self.library.backbone).aspects
         return "" if aspects is None else tensors_sha256(aspects.state_dict())
 

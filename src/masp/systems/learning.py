@@ -23,8 +23,8 @@ from masp.training.checkpoints import Checkpoint, CheckpointStore
 from masp.training.interrupts import StopRequest
 from masp.training.loop import Stage, Trainer
 from masp.training.progress import Bar
-from masp.training.recipe import hash_of, loop_settings, make_accelerator
-from masp.training.runs import RunFolder
+from masp.training.recipe import loop_settings, make_accelerator
+from masp.training.runs import RunFolder, hash_of, reading
 from masp.training.shelf import Group, Shelf, key_of
 from masp.training.state import put
 from masp.types import VisualTokens
@@ -148,6 +148,7 @@ def studying(
     identity = {
         "system": system,
         "backbone": backbone.fingerprint(),
+        **reading(backbone),
         "backbone.dtype": str(backbone.dtype).removeprefix("torch."),
         "labels": list(labels),
         "data": lessons.fingerprint,

@@ -34,8 +34,8 @@ from masp.systems.plain import deciding
 from masp.training.checkpoints import Checkpoint, CheckpointStore
 from masp.training.interrupts import StopRequest
 from masp.training.loop import Share, Trainer
-from masp.training.recipe import hash_of, loop_settings, make_accelerator
-from masp.training.runs import RunFolder, TrainResult
+from masp.training.recipe import loop_settings, make_accelerator
+from masp.training.runs import RunFolder, TrainResult, hash_of, reading
 from masp.types import VisualTokens
 
 log = logging.getLogger(__name__)
@@ -260,6 +260,7 @@ class TunedSystem:
         table = {
             "system": self.kind,
             "backbone": self.backbone.fingerprint(),
+            **reading(self.backbone),
             "weights": self.layers.weights,
             "dtype": str(self.backbone.dtype).removeprefix("torch."),
             "labels": self.labels,
