@@ -12,7 +12,8 @@ import tiny
 from masp.config import RunConfig, load_config
 from masp.data.records import Dataset
 from masp.settings import FREE, is_section
-from masp.training.recipe import hash_of, identity_of
+from masp.training.recipe import identity_of
+from masp.training.runs import hash_of
 
 
 def leaves(section: type[BaseModel], before: str = "") -> Iterator[tuple[str, bool]]:
@@ -40,6 +41,7 @@ OTHER_VALUES = {
     "backbone.dtype": "float32",
     "backbone.device": "cpu",
     "backbone.shard": "true",
+    "backbone.accept": "[template]",
     "data.path": "elsewhere",
     "data.layout": "folder",
     "data.label_from": "majority",
@@ -85,7 +87,9 @@ TESTED_APART = {
     "data.splits.file",
     "questions",
 }
-LOADED = {f"backbone.{name}" for name in ("id", "revision", "dtype", "device", "shard")}  # known by what was loaded
+LOADED = {
+    f"backbone.{name}" for name in ("id", "revision", "dtype", "device", "shard", "accept")
+}  # known by what was loaded
 
 
 @pytest.fixture(scope="module")
