@@ -28,6 +28,7 @@ ROWS = (
         "masp.machine",
         "masp.bars",
         "masp.arithmetic",
+        "masp.recent",
     ),
     (
         "masp.types",

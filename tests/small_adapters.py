@@ -37,6 +37,7 @@ def write_adapter(
         family=backbone.family,
         fingerprint=backbone.fingerprint(),
         dim=backbone.dim,
+        hashes=dict(backbone.hashes()),
     )
     info = AdapterInfo(
         backbone=known,

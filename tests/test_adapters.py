@@ -70,7 +70,12 @@ def made(backbone: Backbone, seed: int = 0) -> Made:
     questions = load_questions()
     texts = {name: questions.aspect(name)[0] for name in ASPECTS} | {"emotion": questions.emotion[0]}
     record = BackboneRecord(
-        name=backbone.name, revision=None, family=backbone.family, fingerprint=backbone.fingerprint(), dim=backbone.dim
+        name=backbone.name,
+        revision=None,
+        family=backbone.family,
+        fingerprint=backbone.fingerprint(),
+        dim=backbone.dim,
+        hashes=dict(backbone.hashes()),
     )
     info = AdapterInfo(
         backbone=record,
@@ -265,7 +270,7 @@ def test_the_same_backbone_under_another_name_is_accepted(tmp_path, backbone):
     ("change", "message"),
     [
         (lambda info: info | {"backbone": info["backbone"] | {"dim": 31}}, "hidden size 31 .*expected 30"),
-        (lambda info: info | {"format_version": 3}, "format version 3; expected 1 or 2.* Install a newer masp"),
+        (lambda info: info | {"format_version": 4}, "format version 4; expected 1 to 3.* Install a newer masp"),
         (lambda info: info | {"format_version": 0}, "format version 0.* Train it again"),
         (lambda info: info | {"format_version": True}, "format version True"),
         (lambda info: info | {"format_version": "1"}, "format version '1'"),
@@ -387,7 +392,7 @@ def test_the_shipped_adapter_of_the_first_format_is_read_and_written_anew(tmp_pa
     found = load_adapter(copy, embedded)
     assert (found.info.format_version, found.info.training, found.info.results) == (1, {}, ())
     again = save_adapter(tmp_path / "new", found.info, found.aspects, found.prompt)
-    assert again == found.info.model_copy(update={"format_version": 2})
+    assert again == found.info.model_copy(update={"format_version": 3})
     assert torch.equal(load_adapter(tmp_path / "new", embedded).prompt.vectors, found.prompt.vectors)
 
 

@@ -1,16 +1,19 @@
 """Assembly: what stands where, in both layouts, and what is padding, prefix and target."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import tiny
-from masp import assembly
-from masp.assembly import Layout, RecentPlans, RowPlan, Spliced
+from masp.assembly import Assembler, Layout, Spliced
+from masp.backbones.loading import load_backbone
 from masp.config import MethodConfig
 from masp.errors import UsageError
 from masp.model import Use
+from masp.recent import Recent
 from masp.types import IGNORED, Assembled, ImageLayout
 from small_models import PROMPT_LENGTH, QUESTIONS, full_model, parts, visual_tokens
 
@@ -222,38 +225,72 @@ def test_variants_name_their_layout(variant: str, layout: Layout) -> None:
     assert Layout.of(MethodConfig(variant=variant)) == layout  # pyright: ignore[reportArgumentType]
 
 
-def columns(plans: RecentPlans) -> int:
-    return sum(len(plan.kind) for plan in plans.kept())
+@dataclass(frozen=True)
+class Heavy:
+    """A value of so many bytes."""
+
+    nbytes: int
 
 
-def test_plans_are_kept_by_their_columns() -> None:
+def test_what_is_kept_is_bounded_by_its_bytes() -> None:
     """8,192 plans of long rows, as shuffled labels ask for them, once took half a gigabyte."""
     made: list[str] = []
 
-    def make(question: str, answer: str | None, spliced: Spliced) -> RowPlan:
-        made.append(question)
-        row = np.zeros(spliced.image.count, dtype=np.int64)
-        return RowPlan(row, row, row[None], row, 0)
+    def make(key: str, nbytes: int) -> Heavy:
+        made.append(key)
+        return Heavy(nbytes)
 
-    plans = RecentPlans(make, limit=100)
-    usual = Spliced(ImageLayout(7), 0, 0, 0)
-    first = plans("the usual one", None, usual)
+    def total() -> int:
+        return sum(one.nbytes for one in kept.kept())
+
+    kept = Recent(limit=100)
+    first = kept.get("the usual one", lambda: make("the usual one", 7))
     for number in range(50):
-        plans(f"question {number}", None, Spliced(ImageLayout(11), 0, 0, 0))
-        assert plans("the usual one", None, usual) is first  # used again and again, it stays
-        assert columns(plans) <= 100
+        kept.get(number, lambda: make("another", 11))
+        assert kept.get("the usual one", lambda: make("the usual one", 7)) is first  # used again and again, it stays
+        assert total() <= 100
     assert made.count("the usual one") == 1
-    assert columns(plans) > 50
-    plans("question 0", None, Spliced(ImageLayout(11), 0, 0, 0))
-    assert made.count("question 0") == 2
-    huge = Spliced(ImageLayout(1000), 0, 0, 0)
-    assert plans("huge", "joy", huge) is plans("huge", "joy", huge)  # too long for the limit, but just used
+    assert total() > 50
+    kept.get(0, lambda: make("the first again", 11))
+    assert made[-1] == "the first again"
+    assert kept.get("huge", lambda: make("huge", 1000)) is kept.get(
+        "huge", lambda: Heavy(1)
+    )  # too large, but just used
+
+
+def test_what_cannot_be_made_is_not_kept() -> None:
+    kept = Recent(limit=100)
+
+    def broken() -> Heavy:
+        raise UsageError("nothing", "something")
+
+    with pytest.raises(UsageError):
+        kept.get("key", broken)
+    assert kept.get("key", lambda: Heavy(1)) == Heavy(1)
+
+
+def test_tasks_share_one_bound_and_never_a_plan_of_another_layout() -> None:
+    """Row plans were once kept for each task: fifty tasks took 4 GB."""
+    backbone = load_backbone(str(tiny.checkpoint()), dtype="float32", device="cpu")
+    image = Spliced(ImageLayout(400, (20, 20)), 6, 2, 7)
+    sizes: list[int] = []
+    for task in range(3):
+        for layout in (Layout(), Layout("both", native=False)):
+            assembler = Assembler(backbone, layout)
+            found = assembler.signs([f"task {task}"], [image])
+            assert found == Assembler(tiny.backbone(), layout).signs([f"task {task}"], [image])
+            sizes.append(len(backbone.plans.kept()))
+    assert sizes == [1, 2, 3, 4, 5, 6]
+    backbone.plans = Recent(3 * backbone.plans.kept()[0].nbytes)
+    for task in range(50):
+        Assembler(backbone, Layout()).signs([f"task {task}"], [image])
+    assert 0 < len(backbone.plans.kept()) <= 3
 
 
 def test_rows_that_are_planned_again_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = full_model()
     expected = usual.assemble(visual_tokens(usual), QUESTIONS, ANSWERS)
-    monkeypatch.setattr(assembly, "COLUMNS_KEPT", 1)  # nothing fits
+    monkeypatch.setattr(usual.backbone, "plans", Recent(1))  # nothing fits
     model = full_model()
     for _ in range(2):
         found = model.assemble(visual_tokens(model), QUESTIONS, ANSWERS)

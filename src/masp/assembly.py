@@ -6,7 +6,7 @@ A family gives the whole chat turn with placeholders; the other parts are splice
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -23,8 +23,8 @@ from masp.errors import UsageError
 from masp.types import IGNORED, Assembled, ImageLayout, Prefix, Template, VisualTokens
 
 TEXT, ASPECT, VISUAL, PROMPT = range(4)  # what a column holds
-COLUMNS_KEPT = 2_000_000
-"""Columns of row plans that are kept: 96 MB, at 8 bytes each for kind, value, target and three axes of positions."""
+PLAN_OBJECTS = 1_500
+"""Bytes of a row plan beside its numbers: the objects that hold them, and its key."""
 
 
 @dataclass(frozen=True)
@@ -89,45 +89,14 @@ class RowPlan:
     sign: bytes = b""
     image: ImageLayout | None = None
 
-
-class RecentPlans:
-    """Row plans that were used lately, as many as have `limit` columns together.
-
-    One question about images of one size is a handful of plans; questions whose labels are shuffled are thousands, each
-    as long as its image. New plans fill one table. Once it has half of the columns it takes the place of the table
-    before it, whose plans are gone unless they were used since. Nothing is locked: at worst, two threads both plan one
-    row.
-
-    Args:
-        make: plans a row of a question, an answer and what is spliced.
-        limit: columns.
-    """
-
-    def __init__(self, make: Callable[[str, str | None, Spliced], RowPlan], limit: int) -> None:
-        self._make, self._limit = make, limit
-        self._young: dict[tuple[str, str | None, Spliced], RowPlan] = {}
-        self._old: dict[tuple[str, str | None, Spliced], RowPlan] = {}
-        self._columns = 0
-
-    def __call__(self, question: str, answer: str | None, spliced: Spliced) -> RowPlan:
-        """The plan of a row."""
-        key = (question, answer, spliced)
-        plan = self._young.get(key)
-        if plan is None:
-            plan = self._old.get(key) or self._make(*key)
-            if self._columns + len(plan.kind) > self._limit // 2:
-                self._old, self._young, self._columns = self._young, {}, 0
-            self._young[key] = plan
-            self._columns += len(plan.kind)
-        return plan
-
-    def kept(self) -> tuple[RowPlan, ...]:
-        """The plans that need not be made again."""
-        return tuple({**self._old, **self._young}.values())
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes where it is kept."""
+        return sum(part.nbytes for part in (self.kind, self.value, self.positions, self.targets)) + PLAN_OBJECTS
 
 
 class Assembler:
-    """Assembles batches for one backbone in one layout.
+    """Assembles batches for one backbone in one layout; the plans of its rows are kept with the backbone.
 
     Args:
         backbone: gives templates, embeddings and positions.
@@ -137,7 +106,6 @@ class Assembler:
     def __init__(self, backbone: Backbone, layout: Layout) -> None:
         self.backbone = backbone
         self.layout = layout
-        self._plan = RecentPlans(self._plan_row, COLUMNS_KEPT)
 
     def __call__(
         self,
@@ -204,6 +172,11 @@ class Assembler:
     ) -> list[RowPlan]:
         texts = [None] * len(questions) if answers is None else answers
         return [self._plan(*parts) for parts in zip(questions, texts, spliced, strict=True)]
+
+    def _plan(self, question: str, answer: str | None, spliced: Spliced) -> RowPlan:
+        """The plan of a row, kept from before or made."""
+        key = (self.layout, question, answer, spliced)
+        return self.backbone.plans.get(key, lambda: self._plan_row(question, answer, spliced))
 
     def _plan_row(self, question: str, answer: str | None, spliced: Spliced) -> RowPlan:
         template, image = self.backbone.template(question, spliced.image), spliced.image

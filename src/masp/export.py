@@ -1,11 +1,12 @@
 """`masp export`: a soft prompt in a form that other engines serve."""
 
 import json
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from masp.adapters import AdapterInfo, backbone_commit, backbone_place, find_adapter, read_prompt
+from masp.adapters import AdapterInfo, backbone_commit, backbone_place, check_reading, find_adapter, read_prompt
 from masp.backbones.files import BackboneFiles, find, read_json
 from masp.errors import AdapterError
 from masp.labels import render_labels
@@ -22,6 +23,7 @@ def export_embedding_rows(
     backbone: str | None = None,
     revision: str | None = None,
     task: str | None = None,
+    accept: Collection[str] = (),
 ) -> "ExportedRows":
     """Write a copy of the backbone whose embedding matrix holds the soft prompt, for the variant V+S.
 
@@ -34,6 +36,7 @@ def export_embedding_rows(
         backbone: hub id or folder; None: the one that the adapter names.
         revision: of an adapter on a hub.
         task: which of several tasks.
+        accept: which of the backbone's `processor`, `template` and `tokenizer` may be others than it was trained with.
 
     Returns:
         What the copy holds.
@@ -58,14 +61,14 @@ def export_embedding_rows(
         )
     name = backbone or backbone_place(folder, info)
     files = find(name, backbone_commit(name, info))
-    _check(info, files)
+    _check(info, files, accept)
     method = info.method.resolved()
     question = info.asked().ask_emotion(render_labels(info.labels, method.label_list or "comma"))
     notes = partial(_notes, info, question)
     return export_rows(files, vectors, method.prompt_places == "both", question, target, notes)
 
 
-def _check(info: AdapterInfo, files: BackboneFiles) -> None:
+def _check(info: AdapterInfo, files: BackboneFiles, accept: Collection[str]) -> None:
     """Whether the soft prompt means the same in this checkpoint and in other engines."""
     if files.fingerprint != info.backbone.fingerprint:
         raise AdapterError(
@@ -73,6 +76,7 @@ def _check(info: AdapterInfo, files: BackboneFiles) -> None:
             f"{files.name} ({files.fingerprint[:12]}…)",
             "Name that backbone (--backbone), or train an adapter for this one.",
         )
+    check_reading(info, files.hashes, "the adapter", files.name, accept)
     config = read_json(files.folder / "config.json")
     if info.method.resolved().positions == "sequential" and "mrope_section" in json.dumps(config):
         raise AdapterError(

@@ -1,6 +1,6 @@
 """`Masp`: a backbone with an adapter, ready to predict. This is the library's front door."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -46,7 +46,7 @@ Picture = str | Path | Image.Image
 
 @dataclass(frozen=True)
 class Served:
-    """One task with what answers it."""
+    """One task with what answers it; read as one, so that no call pairs a task with the prompt of another."""
 
     model: MaspModel
     task: Task
@@ -58,6 +58,9 @@ class Masp:
 
     An adapter may hold several tasks, each with a soft prompt of its own over the same backbone and aspects. Then one
     is chosen with `use`, or with `task=` for single calls; before that, whatever depends on the task is refused.
+
+    Any number of threads may predict with one object at once; each gets what it would get alone. Threads that want
+    different tasks name them with `task=`: `use` changes the object for all of them.
 
     Args:
         model: Backbone, aspects and soft prompt.
@@ -85,6 +88,7 @@ class Masp:
         backbone_revision: str | None = None,
         dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = "auto",
         device: str = "auto",
+        accept: Collection[str] = (),
     ) -> Self:
         """Loads an adapter and the backbone it was trained on.
 
@@ -99,6 +103,8 @@ class Masp:
             dtype: Number format of the backbone; `nf4`: its linear layers in 4 bits, with `masp[4bit]`.
             device: Where it runs; `auto`: the GPU if there is one; `spread`: over all GPUs, then main memory,
                 then the disk.
+            accept: Which of the backbone's `processor` settings, chat `template` and `tokenizer` may be others than
+                those that the adapter was trained with.
 
         Raises:
             AdapterError: No adapter there, a damaged one, or one for another backbone.
@@ -114,7 +120,7 @@ class Masp:
             commit = backbone_commit(place, info) if backbone_revision is None else backbone_revision
             backbone = load_backbone(place, commit, dtype, device)
             _bound_as_trained(backbone, info)
-        parts = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects))
+        parts = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects), accept)
         served: dict[str | None, Served] = {}
         for key, question in asked.items():
             one = parts.for_task(key)
@@ -138,6 +144,8 @@ class Masp:
 
     def use(self, task: str) -> Self:
         """Switches to another task of the adapter, for all calls that name none; nothing is loaded anew.
+
+        Not for threads that share this object: the switch is for all of them. A call that has begun keeps its task.
 
         Returns:
             This object.
@@ -164,13 +172,16 @@ class Masp:
         return self._in_use().info
 
     def _in_use(self) -> Served:
-        if self._name is None and None not in self._served:
+        return self._chosen(self._name)
+
+    def _chosen(self, name: str | None) -> Served:
+        if name is None and None not in self._served:
             raise UsageError(
                 f"this adapter holds several tasks ({', '.join(self.tasks)}), and none was named",
                 "one of them",
                 "Name one: --task NAME on the command line, task=NAME or Masp.use(NAME) in Python.",
             )
-        return self._served[self._name]
+        return self._served[name]
 
     def _known(self, task: str) -> str:
         if task not in self.tasks:
@@ -178,11 +189,12 @@ class Masp:
             raise UsageError(f"this adapter has no task '{task}'", known, did_you_mean(task, self.tasks))
         return task
 
-    def _only(self, task: str) -> "Masp":
-        """This object with one task, sharing everything; a switch of the other does not reach it."""
-        chosen = self._served[self._known(task)]
+    def _only(self, task: str | None) -> "Masp":
+        """This object with one task, or with the one in use now, sharing everything; no `use` reaches it."""
+        name = self._name if task is None else self._known(task)
+        chosen = self._chosen(name)
         view = Masp(chosen.model, chosen.task, self.adapter, chosen.info)
-        view._served, view._name = {task: chosen}, task
+        view._served, view._name = {name: chosen}, name
         return view
 
     @property
@@ -258,16 +270,15 @@ class Masp:
             ImageError: An image cannot be read.
             UsageError: No such task, several and none named, or another number of tasks than of images.
         """
-        if isinstance(task, str):
-            return self._only(task).predict(images, explain, batch_size)
-        if task is not None:
+        if task is not None and not isinstance(task, str):
             return self._mixed(images, explain, batch_size, task)
+        view = self._only(task)
         if isinstance(images, str | Path | Image.Image):
-            return self._batch([images], explain)[0]
+            return view._batch([images], explain)[0]
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}", "1 or more", "Correct batch_size.")
         starts = range(0, len(images), batch_size)
-        return [one for start in starts for one in self._batch(images[start : start + batch_size], explain)]
+        return [one for start in starts for one in view._batch(images[start : start + batch_size], explain)]
 
     def _mixed(
         self, images: Picture | Sequence[Picture], explain: bool, batch_size: int, tasks: Sequence[str]
@@ -304,17 +315,15 @@ class Masp:
         Yields:
             A prediction for each image, or a failure in the place of one that cannot be read.
         """
-        if task is not None:
-            yield from self._only(task).predict_stream(paths, batch_size, explain, workers)
-            return
-        asked, prepare = self.task, self.backbone.preprocess
+        view = self._only(task)
+        asked, prepare = view.task, self.backbone.preprocess
         read = prefetch(paths, prepare, batch_size, workers, asked.longest_side, rounding=asked.rounding)
         for batch in read:
             results: dict[int, Prediction | Failure] = {
                 failed.index: Failure(str(failed.path), failed.reason) for failed in batch.failures
             }
             if batch.indices:
-                found = self._predicted(batch.pixels, [str(path) for path in batch.paths], explain)
+                found = view._predicted(batch.pixels, [str(path) for path in batch.paths], explain)
                 results |= dict(zip(batch.indices, found, strict=True))
             for index in sorted(results):
                 yield results[index]

@@ -230,6 +230,11 @@ class BackboneConfig(Settings):
         description="Several processes: each holds a part of the language model's weights (FSDP) instead of all.",
         json_schema_extra={**FREE},
     )
+    accept: Annotated[tuple[Literal["processor", "template", "tokenizer"], ...], BeforeValidator(_as_tuple)] = Field(
+        default=(),
+        description="What of the backbone's files may differ from those that an adapter or a run was made with.",
+        json_schema_extra={**FREE},
+    )
 
     @model_validator(mode="after")
     def _least_is_not_above_most(self) -> Self:

@@ -110,7 +110,12 @@ def test_6_save_and_load_give_the_same_logits(family: str, dtype: str, tmp_path:
     model = full_model(family, dtype)
     visual, backbone = tokens_of(family, dtype, [0, 1]), model.backbone
     record = BackboneRecord(
-        name=backbone.name, revision=None, family=family, fingerprint=backbone.fingerprint(), dim=backbone.dim
+        name=backbone.name,
+        revision=None,
+        family=family,
+        fingerprint=backbone.fingerprint(),
+        dim=backbone.dim,
+        hashes=dict(backbone.hashes()),
     )
     asked = dict.fromkeys((*ASPECTS, "emotion"), "What is it?")
     info = AdapterInfo(

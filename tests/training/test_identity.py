@@ -13,7 +13,8 @@ from masp.backbones.loading import load_backbone
 from masp.config import BackboneConfig, RunConfig, load_config
 from masp.data.records import Dataset
 from masp.settings import FREE, is_section
-from masp.training.recipe import hash_of, identity_of
+from masp.training.recipe import identity_of
+from masp.training.runs import hash_of
 
 
 def leaves(section: type[BaseModel], before: str = "") -> Iterator[tuple[str, bool]]:
@@ -44,6 +45,7 @@ OTHER_VALUES = {
     "backbone.min_pixels": "7000",
     "backbone.max_pixels": "7000",
     "backbone.shard": "true",
+    "backbone.accept": "[template]",
     "data.path": "elsewhere",
     "data.layout": "folder",
     "data.label_from": "majority",
@@ -102,7 +104,7 @@ TESTED_APART = {
     "questions",
 }
 LOADED = {
-    f"backbone.{name}" for name in ("id", "revision", "dtype", "device", "min_pixels", "max_pixels", "shard")
+    f"backbone.{name}" for name in ("id", "revision", "dtype", "device", "min_pixels", "max_pixels", "shard", "accept")
 }  # known by what was loaded
 
 

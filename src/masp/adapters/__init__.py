@@ -23,7 +23,7 @@ from masp.adapters.info import (
     resolve,
 )
 from masp.adapters.publish import publish, push_to_hub, record_result, save_pretrained
-from masp.adapters.store import Adapter, load_adapter, read_prompt, save_adapter, tensors_sha256
+from masp.adapters.store import Adapter, check_reading, load_adapter, read_prompt, save_adapter, tensors_sha256
 
 __all__ = [
     "Adapter",
@@ -35,6 +35,7 @@ __all__ = [
     "TrainingRecord",
     "backbone_commit",
     "backbone_place",
+    "check_reading",
     "combine",
     "find_adapter",
     "library_versions",

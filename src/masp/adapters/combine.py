@@ -11,6 +11,7 @@ from masp.adapters.hub import find_adapter
 from masp.adapters.info import TASK_NAME, AdapterInfo, TaskRecord, read_info
 from masp.adapters.publish import check_replaceable
 from masp.adapters.store import PROMPT, read_tensors, task_tensor, tensors_sha256, write_tensors
+from masp.backbones.files import READING, read_otherwise
 from masp.errors import AdapterError, UsageError
 
 
@@ -104,6 +105,10 @@ def _check_fits(first: _Part, other: _Part) -> None:
         if mine.aspects_sha256[name] != theirs.aspects_sha256[name]:
             got = f"the aspect {name} of {other.name} is another module than that of {first.name}"
             raise AdapterError(got, f"SHA-256 {mine.aspects_sha256[name][:12]}…", "Train it on the same aspects.")
+    others = read_otherwise(mine.backbone.hashes, theirs.backbone.hashes)
+    if others:
+        got = f"{other.name} was trained with another {READING[others[0]]} than {first.name}"
+        raise AdapterError(got, f"{mine.backbone.hashes[others[0]][:12]}…", "Combine adapters of one checkpoint.")
     if mine.image_transform != theirs.image_transform:
         raise AdapterError(f"{other.name} was trained with another image transform", f"that of {first.name}")
 
@@ -128,4 +133,8 @@ def _together(parts: Sequence[_Part], tasks: dict[str, TaskRecord]) -> AdapterIn
     metrics = {name: value for name, value in task.metrics.items() if name.startswith("aspects/")}
     emptied = {"prompt_length": 0, "labels": (), "results": (), "imported": {}, "metrics": metrics}
     license = licenses.pop() if len(licenses) == 1 else None
-    return info.model_copy(update={**kept, **emptied, "license": license, "tasks": tasks})
+    known = [part.info.backbone.hashes for part in parts]  # what not all of them know, nobody knows of the whole
+    hashes = {name: digest for name, digest in known[0].items() if all(name in one for one in known)}
+    backbone = info.backbone.model_copy(update={"hashes": hashes})
+    about = {"license": license, "tasks": tasks, "backbone": backbone}
+    return info.model_copy(update={**kept, **emptied, **about})

@@ -17,9 +17,10 @@ from masp.config import MethodConfig, PromptInit
 from masp.errors import AdapterError, UsageError, did_you_mean
 from masp.questions import EMOTION, Questions
 
-FORMAT = 2
-READ = (1, 2)
-"""Versions that are read. Version 1 lacks `training`, `results`, `license` and `tasks`; it is written as 2 again."""
+FORMAT = 3
+READ = (1, 2, 3)
+"""Versions that are read. 2 lacks `backbone.hashes`, 1 `training`, `results`, `license` and `tasks` as well; both are
+written as 3 again."""
 
 WEIGHTS, INFO, CARD = "weights.safetensors", "adapter.json", "README.md"
 RUN = "run.json"  # of the run, in the folder that an adapter lies in
@@ -53,6 +54,11 @@ class BackboneRecord(_Record):
     family: str = Field(description="The family that served it.")
     fingerprint: str = Field(description="Hash of its configuration and weights: what has to fit.")
     dim: int = Field(ge=1, description="Width of the language model.")
+    hashes: dict[str, str] = Field(
+        default={},
+        description="Hashes of its processor settings (`processor`), chat template (`template`) and tokenizer "
+        "(`tokenizer`), which have to fit too unless they are accepted by name; empty where nobody knows them.",
+    )
 
     @staticmethod
     def of(backbone: Backbone) -> "BackboneRecord":
@@ -63,6 +69,7 @@ class BackboneRecord(_Record):
             family=backbone.family,
             fingerprint=backbone.fingerprint(),
             dim=backbone.dim,
+            hashes=dict(backbone.hashes()),
         )
 
 
@@ -125,7 +132,7 @@ class TaskRecord(_Record):
 class AdapterInfo(_Record):
     """Everything about an adapter but its numbers."""
 
-    format_version: Literal[1, 2] = Field(default=FORMAT, description="2; version 1 is still read.")
+    format_version: Literal[1, 2, 3] = Field(default=FORMAT, description="3; versions 1 and 2 are still read.")
     parts: tuple[Literal["aspects", "prompt"], ...] = Field(default=(), description="What the folder holds.")
     backbone: BackboneRecord = Field(description="What it fits.")
     method: MethodConfig = Field(description="The variant, with every choice filled in.")
@@ -262,7 +269,7 @@ def read_info(folder: str | Path) -> AdapterInfo:
     found = content.get("format_version") if isinstance(content, dict) else None
     if found not in READ or isinstance(found, bool):
         todo = "Install a newer masp." if isinstance(found, int) and found > FORMAT else "Train it again."
-        known = " or ".join(map(str, READ))
+        known = f"{READ[0]} to {READ[-1]}"
         raise AdapterError(f"{path} has the format version {found!r:.40}", f"{known}, which this masp reads", todo)
     try:
         info = AdapterInfo.model_validate_json(json.dumps(content))

@@ -77,6 +77,7 @@ def import_released(
             family=files.model_type,
             fingerprint=files.fingerprint,
             dim=files.width,
+            hashes=dict(files.hashes),
         ),
         method=MethodConfig.model_validate({"variant": "released", **sizes}).resolved(),
         aspects=() if modules is None else modules.aspects,

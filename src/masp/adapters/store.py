@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +27,7 @@ from masp.adapters.info import (
     resolve,
 )
 from masp.backbones.base import Backbone
+from masp.backbones.files import READING, check_accepted, read_otherwise
 from masp.errors import AdapterError
 from masp.modules.aspect_attention import AspectModules
 from masp.modules.soft_prompt import SoftPrompt
@@ -33,6 +35,8 @@ from masp.storage import with_usual_rights, write_folder
 
 PROMPT = "prompt.vectors"
 PART_OF_PROMPTS = ("prompt.", "prompts.")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -135,19 +139,25 @@ def task_tensor(name: str) -> str:
     return f"prompts.{name}.vectors"
 
 
-def load_adapter(folder: str | Path, backbone: Backbone, aspects: str | Path | None = None) -> Adapter:
+def load_adapter(
+    folder: str | Path, backbone: Backbone, aspects: str | Path | None = None, accept: Collection[str] = ()
+) -> Adapter:
     """An adapter for this backbone.
 
     Args:
         folder: the adapter, or the run that made it.
         backbone: what it has to fit.
         aspects: for a prompt that only names its aspects, the adapter that holds them.
+        accept: which of the backbone's `processor`, `template` and `tokenizer` may be others than it was trained with,
+            beside those that the backbone was loaded with.
 
     Raises:
+        UsageError: something else is to be accepted.
         AdapterError: it is damaged, belongs to another backbone, or needs aspects that were not given or are others.
     """
     path, info = resolve(folder), read_info(folder)
     _check_backbone(info, backbone, path)
+    check_reading(info, backbone.hashes(), f"the adapter {path}", backbone.name, backbone.accepted.union(accept))
     tensors = read_tensors(path, info)
     found = {
         name: SoftPrompt(len(tensors[name]), backbone.dim, tensors[name]).to(backbone.device)
@@ -159,7 +169,7 @@ def load_adapter(folder: str | Path, backbone: Backbone, aspects: str | Path | N
         modules = _filled(info, tensors).to(backbone.device)
         _check_hashes(info, modules, f"the adapter {path} itself")
     elif info.aspects:
-        modules = _borrowed(info, backbone, path, aspects)
+        modules = _borrowed(info, backbone, path, aspects, accept)
     return Adapter(info, modules, found.get(PROMPT), {name: found[task_tensor(name)] for name in info.tasks})
 
 
@@ -270,7 +280,9 @@ def read_tensors(path: Path, info: AdapterInfo) -> dict[str, Tensor]:
     return tensors
 
 
-def _borrowed(info: AdapterInfo, backbone: Backbone, path: Path, aspects: str | Path | None) -> AspectModules:
+def _borrowed(
+    info: AdapterInfo, backbone: Backbone, path: Path, aspects: str | Path | None, accept: Collection[str]
+) -> AspectModules:
     """The aspects that a prompt names, from another adapter.
 
     Raises:
@@ -279,7 +291,7 @@ def _borrowed(info: AdapterInfo, backbone: Backbone, path: Path, aspects: str | 
     if aspects is None:
         todo = "Name the aspects adapter it was trained with (--aspects DIR)."
         raise AdapterError(f"the prompt {path} does not hold its aspects", "a copy of them, or their folder", todo)
-    other = load_adapter(aspects, backbone)
+    other = load_adapter(aspects, backbone, accept=accept)
     missing = [name for name in info.aspects if other.aspects is None or name not in other.aspects.aspects]
     if other.aspects is None or missing:
         raise AdapterError(f"{aspects} holds no aspect modules for {', '.join(missing)}", "the aspects of the prompt")
@@ -314,6 +326,37 @@ def _check_backbone(info: AdapterInfo, backbone: Backbone, path: Path) -> None:
             f"the adapter {path} was trained on {known.name} ({known.family}, {known.fingerprint[:12]}…)",
             f"{backbone.name} ({backbone.family}, {backbone.fingerprint()[:12]}…)",
             todo,
+        )
+
+
+def check_reading(
+    info: AdapterInfo, now: Mapping[str, str], name: str, backbone: str, accepted: Collection[str] = ()
+) -> None:
+    """Make sure that a backbone reads images and texts as the one that an adapter was trained on; warn if nobody knows.
+
+    Args:
+        info: of the adapter.
+        now: hashes of the backbone at hand.
+        name: of the adapter, for the messages.
+        backbone: name of the backbone at hand.
+        accepted: which of them may differ.
+
+    Raises:
+        AdapterError: processor settings, chat template or tokenizer are others.
+        UsageError: something else is to be accepted.
+    """
+    made, names = info.backbone.hashes, check_accepted(accepted)
+    unknown = [words for one, words in READING.items() if one not in made and one not in names]
+    if unknown:
+        log.warning("%s does not say with which %s it was trained: nothing is checked", name, " and ".join(unknown))
+    others = read_otherwise(made, now, names)
+    if others:
+        listed = ",".join(others)
+        raise AdapterError(
+            f"{name} was trained with " + " and ".join(f"another {READING[one]} ({made[one][:12]}…)" for one in others),
+            f"that of {backbone} (" + ", ".join(f"{now[one][:12]}…" for one in others) + ")",
+            "Take the files of the checkpoint it was trained on; or accept the difference: "
+            f"--accept {listed}, the setting backbone.accept=[{listed}], or accept= in Python.",
         )
 
 

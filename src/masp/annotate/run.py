@@ -19,6 +19,7 @@ from masp.aspects import MEASURED
 from masp.data.loading import LoadedBatch, Loading, load
 from masp.data.quarantine import Quarantine
 from masp.storage import write_file
+from masp.training.runs import reading
 
 log = logging.getLogger(__name__)
 
@@ -186,6 +187,7 @@ def _identity(pictures: Pictures, annotator: Annotator, work: Work) -> dict[str,
         "pictures": len(pictures.items),
         "data": pictures.digest(),
         "backbone": source["fingerprint"],
+        **reading(annotator.model.backbone),
         "dtype": source["dtype"],
         "adapter": adapter,
         "aspects": list(asking.questions),

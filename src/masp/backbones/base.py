@@ -1,6 +1,6 @@
 """The interface between the method and a backbone; a family file fits one kind of backbone to it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from masp.recent import Recent
 from masp.types import Assembled, Extras, ImageLayout, KeyValues, Pixels, Run, Template, VisualTokens
 
 Again = Callable[[], AbstractContextManager[object]]
@@ -16,7 +17,7 @@ Again = Callable[[], AbstractContextManager[object]]
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A frozen vision-language model in evaluation mode.
+    """A frozen vision-language model in evaluation mode; any number of threads may call it at once.
 
     Attributes:
         name: hub id, folder or "embedded", as the user asked for it.
@@ -32,6 +33,8 @@ class Backbone(Protocol):
         embedding_scale: what rows of the embedding matrix are multiplied with before they enter; 1 for most families.
         asks: whether visual tokens depend on the question, so that `asked` must be called for each.
         sharded: whether each of several processes holds a part of the language model's weights.
+        accepted: names of `hashes` that adapters and runs may have been made with others of.
+        plans: row plans of all models over this backbone, within one bound.
     """
 
     name: str
@@ -47,6 +50,8 @@ class Backbone(Protocol):
     embedding_scale: float
     asks: bool
     sharded: bool
+    accepted: frozenset[str]
+    plans: Recent
 
     def shard(self, device: torch.device) -> None:
         """Divide the language model between the processes of a run, and move everything else to `device`."""
@@ -62,6 +67,10 @@ class Backbone(Protocol):
 
     def fingerprint(self) -> str:
         """Hash of configuration and weights as stored; does not depend on the dtype or device they were loaded to."""
+        ...
+
+    def hashes(self) -> Mapping[str, str]:
+        """Hashes of what decides how it reads images and texts, as stored: `processor`, `template`, `tokenizer`."""
         ...
 
     def preprocess(self, images: Sequence[Any]) -> Pixels:

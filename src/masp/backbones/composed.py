@@ -1,6 +1,8 @@
 """A backbone put together from the parts that a family file names; what all families share is here."""
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,10 +17,14 @@ from masp.backbones.decoder import Decoder
 from masp.backbones.files import BackboneFiles
 from masp.backbones.sharding import shard_layers
 from masp.errors import BackboneError
+from masp.recent import Recent
 from masp.types import Assembled, Extras, ImageLayout, KeyValues, Pixels, Run, Template, VisualTokens
 
 Positions = Callable[[int, int, ImageLayout], Int[Tensor, "axes length"]]
 Ask = Callable[[VisualTokens, Sequence[str]], VisualTokens]
+
+PLANS_KEPT = 96_000_000
+"""Bytes of row plans that are kept for one backbone, whatever the number of tasks."""
 
 
 @runtime_checkable
@@ -100,6 +106,11 @@ class ComposedBackbone:
         self.asks: bool = parts.ask is not None
         self.sharded: bool = False
         self.embedding_scale: float = parts.embedding_scale
+        self.accepted: frozenset[str] = files.accepted
+        self.plans = Recent(PLANS_KEPT)
+        # Weights that wait in main memory or on the disk enter a layer before its pass and leave it afterwards.
+        waits = any(parameter.device.type == "meta" for parameter in parts.language.parameters())
+        self._alone: AbstractContextManager[Any] = threading.RLock() if waits else nullcontext()
 
     def shard(self, device: torch.device) -> None:
         """Divide the language model between the processes of a run, and move everything else to `device`.
@@ -114,6 +125,10 @@ class ComposedBackbone:
     def fingerprint(self) -> str:
         """Hash of the stored configuration and weights."""
         return self._files.fingerprint
+
+    def hashes(self) -> Mapping[str, str]:
+        """Hashes of processor settings, chat template and tokenizer, as stored."""
+        return self._files.hashes
 
     # Images
 
@@ -200,7 +215,8 @@ class ComposedBackbone:
         again: Again | None = None,
     ) -> Run:
         """A pass over new columns."""
-        return self._decoder.run(embeddings, positions, mask, cache, branches, read, extras, again)
+        with self._alone:
+            return self._decoder.run(embeddings, positions, mask, cache, branches, read, extras, again)
 
     def logits(self, hidden: Float[Tensor, "... dim"]) -> Float[Tensor, "... vocabulary"]:
         """The output head."""
@@ -217,4 +233,5 @@ class ComposedBackbone:
         Raises:
             UsageError: see `Backbone.last_attention`.
         """
-        return self._decoder.last_attention(assembled, start)
+        with self._alone:
+            return self._decoder.last_attention(assembled, start)

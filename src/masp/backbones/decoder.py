@@ -5,6 +5,7 @@ would make positions and masks of its own. Axes: h query heads, g key/value head
 r columns that are read, e width of a head.
 """
 
+import copy
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -80,6 +81,9 @@ class Decoder:
         self._window: int | None = settings.get("sliding_window")
         every = "full_attention" if self._window is None else "sliding_attention"
         self._types: list[str] = list(settings.get("layer_types") or [every] * len(self._layers))
+        kinds: Any = language.rotary_emb.rope_type
+        rules = set(kinds.values()) if isinstance(kinds, dict) else {kinds}
+        self._adapts = any("dynamic" in rule or rule == "longrope" for rule in rules)
 
     @property
     def blocks(self) -> tuple[nn.Module, ...]:
@@ -144,11 +148,17 @@ class Decoder:
     def _rotary(
         self, embeddings: Float[Tensor, "batch sequence dim"], positions: Int[Tensor, "axes batch sequence"]
     ) -> dict[str, Rotary]:
-        """The rotary embedding of each type of layer."""
-        places = positions if self.kind.axes > 1 else positions[0]
+        """The rotary embedding of each type of layer.
+
+        Where the frequencies follow the length of the sequence, transformers' module keeps those of the longest so far;
+        a copy for each pass keeps one from reaching the next, or another thread.
+        """
+        places, module = positions if self.kind.axes > 1 else positions[0], self._language.rotary_emb
+        if self._adapts:
+            module = copy.deepcopy(module, {id(module.config): module.config})
         if self.kind.rotary_by_layer:
-            return {name: self._language.rotary_emb(embeddings, places, name) for name in set(self._types)}
-        same: Rotary = self._language.rotary_emb(embeddings, places)
+            return {name: module(embeddings, places, name) for name in set(self._types)}
+        same: Rotary = module(embeddings, places)
         return dict.fromkeys(self._types, same)
 
     def _layers_below(

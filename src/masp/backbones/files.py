@@ -3,18 +3,32 @@
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from masp.errors import BackboneError, UsageError
+from masp.errors import BackboneError, UsageError, did_you_mean
 
 EMBEDDED = "embedded"
 WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # no pickles and no code
 UNHASHED = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}
 HASHED_WHOLE = 64 * 2**20  # a larger weights file is hashed in evenly spaced blocks
 BLOCKS, BLOCK = 2048, 4096
+
+READING: Mapping[str, str] = MappingProxyType(
+    {"processor": "processor settings", "template": "chat template", "tokenizer": "tokenizer"}
+)
+"""What decides, beside configuration and weights, how a backbone reads images and texts → how it is called."""
+
+_UNREAD = {
+    *UNHASHED,
+    *("name_or_path", "processor_class", "feature_extractor_type", "auto_map", "cache_dir", "local_files_only"),
+    *("chat_template", "model_max_length", "backend", "is_local", "tokenizer_file", "special_tokens_map_file"),
+}
+"""Keys of processor and tokenizer settings that say where they come from, or what nothing here reads."""
+_VOCABULARY = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model")  # read where there is no tokenizer.json
 
 
 @dataclass(frozen=True)
@@ -26,12 +40,14 @@ class BackboneFiles:
         folder: where its files lie.
         revision: commit on the hub; None for a folder.
         model_type: what its configuration calls its kind.
+        accepted: names of `READING` that may differ from those that adapters and runs were made with.
     """
 
     name: str
     folder: Path
     revision: str | None
     model_type: str
+    accepted: frozenset[str] = frozenset()
 
     @functools.cached_property
     def width(self) -> int:
@@ -55,6 +71,101 @@ class BackboneFiles:
         for path in sorted(self.folder.glob("*.safetensors")):
             _hash_weights(path, digest)
         return digest.hexdigest()
+
+    @functools.cached_property
+    def hashes(self) -> Mapping[str, str]:
+        """SHA-256 of each of `READING`, as its files say it.
+
+        The order of keys, line endings, nulls and what `_UNREAD` names do not count, so that a folder and a hub agree,
+        whatever the machine and the version of transformers that reads them.
+
+        Raises:
+            BackboneError: one of the files is damaged.
+        """
+        parts = {"processor": _processor(self.folder), "template": _template(self.folder)}
+        parts["tokenizer"] = [_tokenizer(folder) for folder in (self.folder, self.folder / "qformer_tokenizer")]
+        return {name: hashlib.sha256(json.dumps(parts[name], sort_keys=True).encode()).hexdigest() for name in READING}
+
+
+def _processor(folder: Path) -> Any:
+    """The settings of the image processor, from where transformers takes them."""
+    whole = section(_optional(folder / "processor_config.json"), "image_processor")
+    settings = _settings(whole or _optional(folder / "preprocessor_config.json"))
+    kind = str(settings.get("image_processor_type", "")).removesuffix("Pil").removesuffix("Fast")
+    return settings | {"image_processor_type": kind}
+
+
+def _template(folder: Path) -> str:
+    """The chat template as jinja reads it, without its last line break; "" where there is none."""
+    written = folder / "chat_template.jinja"
+    found = written.read_text(encoding="utf-8") if written.is_file() else None
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        found = found or _optional(folder / name).get("chat_template")
+    if isinstance(found, list):  # several by name, of which the one called default is used
+        found = next((one.get("template") for one in found if one.get("name") == "default"), None)
+    return str(found or "").replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
+
+
+def _tokenizer(folder: Path) -> Any:
+    """Vocabulary, merges, added tokens and every step of a tokenizer."""
+    config = _settings(_optional(folder / "tokenizer_config.json"))
+    tokens = {key: value["content"] for key, value in config.items() if isinstance(value, dict) and "content" in value}
+    kind = (
+        str(config.get("tokenizer_class", "")).removesuffix("Fast").replace("PreTrainedTokenizer", "TokenizersBackend")
+    )
+    parts: dict[str, Any] = {"settings": config | tokens | {"tokenizer_class": kind}}
+    if "added_tokens_decoder" not in config:
+        parts |= {name: _optional(folder / name) for name in ("special_tokens_map.json", "added_tokens.json")}
+    whole = _optional(folder / "tokenizer.json")
+    if not whole:
+        texts = {name: folder / name for name in _VOCABULARY if (folder / name).is_file()}
+        return parts | {name: _content_hash(path) for name, path in texts.items()}
+    steps = {key: value for key, value in whole.items() if key not in ("version", "truncation", "padding")}
+    model = dict(section(whole, "model"))
+    if "merges" in model:  # older files write each as one text
+        model["merges"] = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+    return _without_nulls(parts | {"steps": steps | {"model": model}})
+
+
+def _content_hash(path: Path) -> str:
+    content = path.read_bytes()
+    return hashlib.sha256(content if path.suffix == ".model" else content.replace(b"\r\n", b"\n")).hexdigest()
+
+
+def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in _without_nulls(content).items() if key not in _UNREAD}
+
+
+def _without_nulls(content: Any) -> Any:
+    """JSON values without keys whose value is null, which transformers reads as absent."""
+    if not isinstance(content, Mapping):
+        return content
+    return {key: _without_nulls(value) for key, value in content.items() if value is not None}
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def check_accepted(names: Collection[str]) -> frozenset[str]:
+    """The names of `READING` that a user accepts in another form.
+
+    Raises:
+        UsageError: one is none of them.
+    """
+    for name in names:
+        if name not in READING:
+            raise UsageError(
+                f"'{name}' cannot be accepted", f"some of {', '.join(READING)}", did_you_mean(name, READING)
+            )
+    return frozenset(names)
+
+
+def read_otherwise(made: Mapping[str, str], now: Mapping[str, str], accepted: Collection[str] = ()) -> tuple[str, ...]:
+    """Which of `READING` differ between two records; what one of them does not know, or is accepted, does not count."""
+    return tuple(
+        name for name in READING if name in made.keys() & now.keys() - set(accepted) and made[name] != now[name]
+    )
 
 
 def _hash_weights(path: Path, digest: Any) -> None:

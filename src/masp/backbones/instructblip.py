@@ -4,6 +4,7 @@ Its visual tokens depend on the question, so the vision tower's features are wha
 question to them. There is no chat template: the processor writes the visual tokens, then "<s>" and the bare question.
 """
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,6 +85,7 @@ class AskedVision:
 
     def __init__(self, model: Any, processor: Any, asker: Any) -> None:
         self._model, self._processor, self._asker = model, processor, asker
+        self._lock = threading.Lock()  # a tokenizer sets its padding and truncation in the call that asks for them
         self.image_transform: dict[str, Any] = {"rule": "instructblip", "size": dict(processor.size)}
 
     def preprocess(self, images: Sequence[Image]) -> Pixels:
@@ -98,7 +100,8 @@ class AskedVision:
     def ask(self, visual: VisualTokens, questions: Sequence[str]) -> VisualTokens:
         """What the Q-Former reads from the features with each question, in language-model space."""
         device = visual.tokens.device
-        text = self._asker(list(questions), padding=True, truncation=True, return_tensors="pt").to(device)
+        with self._lock:
+            text = self._asker(list(questions), padding=True, truncation=True, return_tensors="pt").to(device)
         queries = self._model.query_tokens.expand(len(visual), -1, -1)
         seeing = text.attention_mask.new_ones(queries.shape[:2])
         states = self._model.qformer(

@@ -1,7 +1,7 @@
 """Loading a backbone by name: which family serves it, in which dtype, on which device."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from importlib import import_module
 from types import MappingProxyType
@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from masp import launch
 from masp.backbones.base import Backbone
-from masp.backbones.files import BackboneFiles, find, read_json
+from masp.backbones.files import BackboneFiles, check_accepted, find, read_json
 from masp.backbones.four_bit import require_bitsandbytes
 from masp.backbones.placement import Placement
 from masp.config import BackboneConfig
@@ -62,6 +62,7 @@ def load_backbone(
     device: str = "auto",
     min_pixels: int | None = None,
     max_pixels: int | None = None,
+    accept: Collection[str] = (),
 ) -> Backbone:
     """A frozen backbone.
 
@@ -75,6 +76,7 @@ def load_backbone(
             the disk.
         min_pixels: bounds of an image's area, for Qwen-VL; None: the checkpoint's own.
         max_pixels: the upper one.
+        accept: which of `processor`, `template`, `tokenizer` may differ from those of adapters and runs that it meets.
 
     Under `accelerate launch --use_fsdp`, or with `shard` in the settings, each process holds a part of the weights of
     the language model.
@@ -82,17 +84,18 @@ def load_backbone(
     Raises:
         BackboneError: not found, not reachable, not a supported family, an unknown dtype or device, no bitsandbytes,
             not enough room, or pixel bounds that the family does not have.
-        UsageError: a revision of a folder.
+        UsageError: a revision of a folder, or something else to be accepted.
         ConfigError: it is to be divided, and there is only one process, or it is packed or spread as well.
     """
     shard = launch.fsdp()
     if isinstance(config, BackboneConfig):
         name, revision, dtype, device = config.id, config.revision, config.dtype, config.device
         min_pixels, max_pixels = config.min_pixels, config.max_pixels
+        accept = config.accept
         shard = shard or config.shard
     else:
         name = config
-    files = find_supported(name, revision)
+    files = replace(find_supported(name, revision), accepted=check_accepted(accept))
     place = choose_placement(dtype, device)
     if shard and (place.four_bit or place.spread):
         todo = "Choose another dtype and device, or start without dividing it."

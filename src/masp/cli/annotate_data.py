@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from masp.cli.options import Device, Dtype, DtypeOption, Revision
+from masp.cli.options import Accept, Device, Dtype, DtypeOption, Revision, accepted
 
 if TYPE_CHECKING:
     from masp.adapters import Adapter
@@ -97,6 +97,7 @@ def annotate_data(
     revision: Revision = None,
     dtype: DtypeOption = Dtype.auto,
     device: Device = "auto",
+    accept: Accept = None,
 ) -> None:
     """Let a frozen backbone answer the aspect questions about pictures, and write the answers in EmoSet's format.
 
@@ -119,7 +120,7 @@ def annotate_data(
     with waiting("looking for pictures"):
         pictures = pictures_of(settings, limit)
     _say_what(pictures.labelled, len(pictures.items))
-    loaded, trained = _loaded(backbone, adapter, revision, dtype.value, device)
+    loaded, trained = _loaded(backbone, adapter, revision, dtype.value, device, accepted(accept))
     model = _model(loaded, trained)
     asking = _asking(names, questions, trained, options, measured_light)
     with Bar("pictures", len(pictures.items)) as bar:
@@ -153,7 +154,7 @@ def _say_what(labelled: bool, count: int) -> None:
 
 
 def _loaded(
-    backbone: str | None, adapter: str | None, revision: str | None, dtype: str, device: str
+    backbone: str | None, adapter: str | None, revision: str | None, dtype: str, device: str, accept: tuple[str, ...]
 ) -> "tuple[Backbone, Adapter | None]":
     """The backbone, and the adapter on it where one is named.
 
@@ -178,7 +179,7 @@ def _loaded(
     place = backbone or backbone_place(folder, info)
     if revision is None and place == info.backbone.name:
         revision = info.backbone.revision
-    loaded = load_backbone(place, revision, dtype, device)
+    loaded = load_backbone(place, revision, dtype, device, accept=accept)
     return loaded, load_adapter(folder, loaded)
 
 

@@ -9,6 +9,7 @@ import typer
 from masp import launch
 from masp.cli.measuring import data_settings, measured, tell, with_split
 from masp.cli.options import (
+    Accept,
     AdapterRevision,
     AspectsOfPrompt,
     BackboneOfAdapter,
@@ -20,6 +21,7 @@ from masp.cli.options import (
     Reading,
     Revision,
     Task,
+    accepted,
     refuse,
 )
 
@@ -102,6 +104,7 @@ def evaluate(
     revision: Revision = None,
     dtype: DtypeIfAny = None,
     device: DeviceIfAny = None,
+    accept: Accept = None,
 ) -> None:
     """Measure an adapter, or what another system said, on a labelled split: accuracy, every label, calibration.
 
@@ -109,8 +112,8 @@ def evaluate(
     """
     from masp.errors import UsageError
 
-    given = (adapter, adapter_revision, aspects, task, backbone, revision, dtype, device, batch_size, mode, record)
-    choice = Choice(*given)
+    model = (adapter, adapter_revision, aspects, task, backbone, revision, dtype, device)
+    choice = Choice(*model, batch_size, mode, record, accept)
     if predictions is not None:
         refuse(choice.options(), "with --predictions", "options of a model only where one runs, and here none does")
     else:
@@ -143,6 +146,7 @@ class Choice:
     batch_size: int | None
     mode: Reading | None
     record: bool
+    accept: str | None
 
     def options(self) -> dict[str, object]:
         """The values by the names of the options."""
@@ -177,6 +181,7 @@ def _measured(
             backbone_revision=choice.revision,
             dtype=dtype,
             device=device,
+            accept=accepted(choice.accept),
         )
         task = masp.task
         batching = Batching(choice.batch_size, settings.workers, task.longest_side, task.rounding)

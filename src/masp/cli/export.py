@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from masp.cli.options import AdapterRevision, BackboneOfAdapter, Task
+from masp.cli.options import Accept, AdapterRevision, BackboneOfAdapter, Task, accepted
 
 EXAMPLES = """
 Example: `masp export --as embedding-rows --adapter runs/plain --out qwen-with-emotions`
@@ -28,6 +28,7 @@ def export(
     backbone: BackboneOfAdapter = None,
     adapter_revision: AdapterRevision = None,
     task: Task = None,
+    accept: Accept = None,
 ) -> None:
     """Write a copy of the backbone that holds the soft prompt, so that any engine can serve it (V+S, no reasons).
 
@@ -38,7 +39,7 @@ def export(
     from masp.export import export_embedding_rows
 
     assert form is Form.embedding_rows
-    made = export_embedding_rows(adapter, out, backbone, adapter_revision, task)
+    made = export_embedding_rows(adapter, out, backbone, adapter_revision, task, accepted(accept))
     grown = made.rows - made.rows_before
     where = f"{grown} rows were added" if grown else "spare rows were enough"
     say(f"{counted(len(made.tokens), 'token')}, {made.tokens[0]} to {made.tokens[-1]}; {where} ({made.rows:,} rows)")

@@ -48,6 +48,14 @@ BackboneOfAdapter = Annotated[
     str | None,
     typer.Option(metavar="ID", help="Hub id, folder, or `embedded`. Default: the one that the adapter names."),
 ]
+Accept = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES",
+        help="What of the backbone's files may differ from those the adapter was trained with: *processor*, "
+        "*template*, *tokenizer*, with commas between.",
+    ),
+]
 DtypeOption = Annotated[Dtype, typer.Option(help=_DTYPE)]
 Device = Annotated[str, typer.Option(metavar="NAME", help=_DEVICE)]
 MinPixels = Annotated[
@@ -73,6 +81,11 @@ Calibrate = Annotated[
 # Where a command may load no model at all: None, as long as nobody asked.
 DtypeIfAny = Annotated[Dtype | None, typer.Option(help=f"{_DTYPE} Default: *auto*.")]
 DeviceIfAny = Annotated[str | None, typer.Option(metavar="NAME", help=f"{_DEVICE} Default: *auto*.")]
+
+
+def accepted(names: str | None) -> tuple[str, ...]:
+    """What `--accept` names."""
+    return tuple(name.strip() for name in names.split(",")) if names else ()
 
 
 def refuse(options: Mapping[str, object], where: str, expected: str) -> None:

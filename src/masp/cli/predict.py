@@ -4,11 +4,12 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from masp.cli.options import (
+    Accept,
     AdapterRevision,
     AspectsOfPrompt,
     BackboneOfAdapter,
@@ -17,6 +18,7 @@ from masp.cli.options import (
     DtypeOption,
     Revision,
     Task,
+    accepted,
     refuse,
 )
 
@@ -71,6 +73,7 @@ def predict(
     revision: Revision = None,
     dtype: DtypeOption = Dtype.auto,
     device: Device = "auto",
+    accept: Accept = None,
 ) -> None:
     """Predict the emotion of images: every label's probability, what each aspect saw, and which of them decided.
 
@@ -84,8 +87,9 @@ def predict(
         refuse({"--adapter-revision": adapter_revision}, "without --adapter", "it only with an adapter on a hub")
     else:  # where a task has to be named, that is said before a large backbone is loaded
         task = read_info(find_adapter(adapter, adapter_revision)).chosen(task)
-    loading = {"backbone_revision": revision, "dtype": dtype.value, "device": device}
-    masp = Masp.from_pretrained(adapter, backbone, aspects=aspects, task=task, revision=adapter_revision, **loading)
+    loading: dict[str, Any] = {"backbone_revision": revision, "dtype": dtype.value, "device": device}
+    loading |= {"revision": adapter_revision, "accept": accepted(accept)}
+    masp = Masp.from_pretrained(adapter, backbone, aspects=aspects, task=task, **loading)
     show = _json_line if as_json else _for_people(masp, explain)
     failures = _Failures(show, None if as_json else MOST_SAID)
     kept: list[Prediction] = []

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from masp.cli.options import BackboneOfAdapter, DeviceIfAny, Dtype, DtypeIfAny, Task, refuse
+from masp.cli.options import Accept, BackboneOfAdapter, DeviceIfAny, Dtype, DtypeIfAny, Task, accepted, refuse
 
 if TYPE_CHECKING:
     from masp.predictor import Masp
@@ -52,6 +52,7 @@ def report(
     backbone: BackboneOfAdapter = None,
     dtype: DtypeIfAny = None,
     device: DeviceIfAny = None,
+    accept: Accept = None,
 ) -> None:
     """Write one page about one or many systems: figures, calibration, confusion, worst mistakes.
 
@@ -66,22 +67,26 @@ def report(
 
     if adapter is None:
         of_adapter = {"--task": task, "--backbone": backbone, "--dtype": dtype, "--device": device}
+        of_adapter |= {"--accept": accept}
         refuse(of_adapter, "without --adapter", "options of a model only where one runs")
     sources, tables = read_sources(results)
     if data is not None and not data.exists():
         raise _missing(data)
     if adapter is not None and data is None:
         raise _no_pictures(adapter)
-    masp = None if adapter is None else _loaded(adapter, backbone, task, dtype or Dtype.auto, device or "auto")
+    format, names = dtype or Dtype.auto, accepted(accept)
+    masp = None if adapter is None else _loaded(adapter, backbone, task, format, device or "auto", names)
     asked = Asked(against, mistakes, data, masp, mistakes_of)
     write_page(out, comparison(sources, tables, asked, title))
     say(f"report: {out}")
 
 
-def _loaded(adapter: str, backbone: str | None, task: str | None, dtype: Dtype, device: str) -> "Masp":
+def _loaded(
+    adapter: str, backbone: str | None, task: str | None, dtype: Dtype, device: str, accept: tuple[str, ...]
+) -> "Masp":
     from masp.predictor import Masp
 
-    return Masp.from_pretrained(adapter, backbone, task=task, dtype=dtype.value, device=device)
+    return Masp.from_pretrained(adapter, backbone, task=task, dtype=dtype.value, device=device, accept=accept)
 
 
 def _missing(data: Path) -> Exception:

@@ -152,6 +152,8 @@ def _check_pair(full: Masp, without_aspects: Masp) -> None:
         problem = "the second adapter is not a soft prompt trained without aspects"
     elif without_aspects.backbone.fingerprint() != full.backbone.fingerprint():
         problem = "the two adapters belong to different backbones"
+    elif without_aspects.backbone.hashes() != full.backbone.hashes():
+        problem = "the two backbones have other processor settings, chat templates or tokenizers"
     elif (without_aspects.labels, without_aspects.task.question) != (full.labels, full.task.question):
         problem = "the two adapters choose from different labels or ask different questions"
     if problem:

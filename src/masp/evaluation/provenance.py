@@ -64,6 +64,7 @@ def backbone_facts(backbone: Backbone) -> dict[str, Any]:
         "revision": backbone.revision,
         "family": backbone.family,
         "fingerprint": backbone.fingerprint(),
+        "hashes": dict(backbone.hashes()),
         "dtype": backbone.number_format,
         "device": str(backbone.device),
         "image_transform": backbone.image_transform,

@@ -1,6 +1,5 @@
 """Running one cell: train what has to be trained, measure, write its result; what is there already is only read."""
 
-import hashlib
 import json
 import logging
 import shutil
@@ -36,7 +35,7 @@ from masp.systems.catalogue import CATALOGUE, checked, make_system
 from masp.systems.cues import CueHead
 from masp.training.interrupts import Interrupted, StopRequest
 from masp.training.recipe import identity_of
-from masp.training.runs import RunFolder, TrainResult
+from masp.training.runs import RunFolder, TrainResult, alike, hash_of, reading
 from masp.training.stage1_aspects import train_aspects
 from masp.training.stage2_prompt import train_prompt
 
@@ -99,6 +98,7 @@ class Workshop:
             "backbone": backbone.fingerprint(),
             "backbone.dtype": backbone.number_format,
             "backbone.image_transform": backbone.image_transform,
+            **reading(backbone),
         }
         if recipe.kind == "parameters":
             return json.loads(json.dumps(table | {"method": config.method.resolved().model_dump(mode="json")}))
@@ -123,7 +123,7 @@ class Workshop:
             table |= identity.of_system(recipe.name, self._changes(cell), config)
         read = Cell(cell.dataset, FULL, cell.seed) if recipe.kind == "attention" else base_of(job, cell)
         if read is not None and read.recipe.kind == "masp":
-            table["prompt"] = _hash(self._trained_by(read))
+            table["prompt"] = hash_of(self._trained_by(read))
         return json.loads(json.dumps(table))
 
     def config(self, cell: Cell) -> RunConfig:
@@ -145,7 +145,7 @@ class Workshop:
 
     def folder(self, cell: Cell) -> Path:
         """The folder of a cell's run; what is trained otherwise has another folder."""
-        return self.job.work / "runs" / f"{cell.name}-{_hash(self._trained_by(cell))[:10]}"
+        return self.job.work / "runs" / f"{cell.name}-{hash_of(self._trained_by(cell))[:10]}"
 
     def _trained_by(self, cell: Cell) -> dict[str, Any]:
         """What decides the training of a cell: all but how answers are read afterwards."""
@@ -158,7 +158,7 @@ class Workshop:
     def _before(self, cell: Cell, known: Mapping[str, Any]) -> Outcome | None:
         """What an earlier run of the same cell left; None where it has to be run."""
         before = read_outcome(self.job.out, cell.name)
-        if before is None or before.state != "done" or before.identity != known:
+        if before is None or before.state != "done" or not alike(before.identity, known):
             return None
         return before if self._has_training(cell) or not self._is_read(cell) else None
 
@@ -311,7 +311,7 @@ class Workshop:
 
     def _stage1_identity(self, cell: Cell) -> str:
         if self.job.adapter is None:
-            return _hash(self.identity(self._stage1_cell(cell)))
+            return hash_of(self.identity(self._stage1_cell(cell)))
         aspects = load_adapter(self.job.adapter, self.library.backbone).aspects
         return "" if aspects is None else tensors_sha256(aspects.state_dict())
 
@@ -344,7 +344,3 @@ def _training(result: TrainResult) -> dict[str, Any]:
     facts = asdict(result)
     del facts["adapter"]
     return {"training": facts}
-
-
-def _hash(identity: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -33,8 +33,7 @@ from masp.systems.probe import figures, fitted, logits
 from masp.systems.prompted import Prompted
 from masp.systems.zero_shot import said
 from masp.training.checkpoints import Checkpoint, CheckpointStore
-from masp.training.recipe import hash_of
-from masp.training.runs import RunFolder, compare
+from masp.training.runs import RunFolder, compare, hash_of, reading
 from masp.types import VisualTokens
 
 log = logging.getLogger(__name__)
@@ -158,8 +157,8 @@ class CueHead:
         except (OSError, ValueError, KeyError, TypeError):
             raise UsageError(f"{folder} holds nothing that a cue head learned", "its folder", todo) from None
         own = {"system": NAME, "backbone": self.backbone.fingerprint(), "labels": list(self.labels), **self._identity()}
-        own = json.loads(json.dumps(own))
-        compare({key: before.get(key) for key in own}, own, run.out)
+        own = json.loads(json.dumps(own | reading(self.backbone)))
+        compare({key: value for key, value in before.items() if key in own}, own, run.out)
         self.learned = CheckpointStore(run.out / "learned", keep=1).latest()
         if self.learned is None:
             raise UsageError(f"the cue head in {folder} has not learned to the end", "a finished one", todo)

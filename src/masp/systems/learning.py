@@ -24,8 +24,8 @@ from masp.training.checkpoints import Checkpoint, CheckpointStore
 from masp.training.interrupts import StopRequest
 from masp.training.loop import Stage, Trainer, groups_of
 from masp.training.progress import Bar
-from masp.training.recipe import hash_of, loop_settings, make_accelerator
-from masp.training.runs import RunFolder
+from masp.training.recipe import loop_settings, make_accelerator
+from masp.training.runs import RunFolder, hash_of, reading
 from masp.training.shelf import Group, Shelf, key_of
 from masp.training.state import put
 from masp.types import VisualTokens
@@ -154,6 +154,7 @@ def studying(
     identity = {
         "system": system,
         "backbone": backbone.fingerprint(),
+        **reading(backbone),
         "backbone.dtype": str(backbone.dtype).removeprefix("torch."),
         "image_transform": backbone.image_transform,
         "labels": list(labels),

@@ -36,8 +36,8 @@ from masp.systems.plain import deciding
 from masp.training.checkpoints import Checkpoint, CheckpointStore
 from masp.training.interrupts import StopRequest
 from masp.training.loop import Share, Trainer, groups_of
-from masp.training.recipe import hash_of, loop_settings, make_accelerator, measured_at_once
-from masp.training.runs import RunFolder, TrainResult
+from masp.training.recipe import loop_settings, make_accelerator, measured_at_once
+from masp.training.runs import RunFolder, TrainResult, hash_of, reading
 from masp.types import VisualTokens
 
 log = logging.getLogger(__name__)
@@ -270,6 +270,7 @@ class TunedSystem:
         table = {
             "system": self.kind,
             "backbone": self.backbone.fingerprint(),
+            **reading(self.backbone),
             "weights": self.layers.weights,
             "dtype": str(self.backbone.dtype).removeprefix("torch."),
             "image_transform": self.backbone.image_transform,

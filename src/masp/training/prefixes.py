@@ -141,7 +141,8 @@ class PrefixStore:
         turn = backbone.template(question, ImageLayout(1) if backbone.asks else self.features.layout(group[0]))
         begins = turn.ids if self._apart else turn.ids[: turn.vision_close]
         asked = question if self._apart else ""
-        depends = {"aspects": self._aspects, "method": method, "asked": asked, "begins": begins}
+        tokenizer = backbone.hashes()["tokenizer"]
+        depends = {"tokenizer": tokenizer, "aspects": self._aspects, "method": method, "asked": asked, "begins": begins}
         return key_of({"kind": "prefix", **self.features.depends(group), **depends})
 
     @cached_property

@@ -1,6 +1,5 @@
 """What both stages have in common from an opened data set to a finished adapter."""
 
-import hashlib
 import json
 import logging
 import sys
@@ -38,7 +37,7 @@ from masp.training.interrupts import StopRequest
 from masp.training.loop import LoopSettings, Stage, Trainer
 from masp.training.prefixes import PrefixStore, choose
 from masp.training.processes import ALONE, Processes, launched
-from masp.training.runs import RunFolder, TrainResult
+from masp.training.runs import RunFolder, TrainResult, hash_of, reading
 from masp.training.schedule import NEGLIGIBLE, Budget, Scale, budget_of, reach
 from masp.training.shelf import GIGA, Shelf
 from masp.training.visual_groups import VisualMemory
@@ -316,6 +315,7 @@ def identity_of(
         "backbone": backbone.fingerprint(),
         "backbone.dtype": backbone.number_format,
         "backbone.image_transform": backbone.image_transform,
+        **reading(backbone),
         "data": dataset.fingerprint(),
         "questions": load_questions(config.questions).fingerprint(),
         **flat("method", resolved),
@@ -335,11 +335,6 @@ def flat(prefix: str, settings: Settings) -> dict[str, Any]:
             continue
         table |= flat(f"{prefix}.{name}", value) if isinstance(value, Settings) else {f"{prefix}.{name}": value}
     return table
-
-
-def hash_of(identity: Mapping[str, Any]) -> str:
-    """One hash of an identity, for the checkpoints."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def training_record(

@@ -1,6 +1,7 @@
 """The folder of one run: what lies where, who may write in it, and whether it may be gone on with."""
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -10,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from masp.adapters import library_versions
+from masp.backbones.base import Backbone
+from masp.backbones.files import READING
 from masp.data.splits import ASPECTS_SPLITS, RUN_SPLITS
 from masp.errors import CheckpointError, UsageError
 from masp.storage import remove_leftovers, write_file
 from masp.training.checkpoints import unwritable
 
 FORMAT = 1
+_READING = {name: f"backbone.{name}" for name in READING}
 
 
 @dataclass(frozen=True)
@@ -165,17 +169,43 @@ class RunFolder:
             raise unwritable(error, self.description) from error
 
 
+def reading(backbone: Backbone) -> dict[str, str]:
+    """Hashes of how a backbone reads images and texts, for an identity; without those that may be others."""
+    hashes = backbone.hashes()
+    return {_READING[name]: digest for name, digest in hashes.items() if name not in backbone.accepted}
+
+
+def alike(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether two identities are the same; how images and texts are read counts where both say it."""
+    return not _changed(before, now)
+
+
+def hash_of(identity: Mapping[str, Any]) -> str:
+    """One hash of an identity, for what lies in a folder whose identity was compared: so without `reading`."""
+    kept = {key: value for key, value in identity.items() if key not in _READING.values()}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys whose values differ."""
+    told = before.keys() & now.keys()
+    keys = [key for key in sorted(before.keys() | now.keys()) if key in told or key not in _READING.values()]
+    return [key for key in keys if before.get(key) != now.get(key)]
+
+
 def compare(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
     """Make sure that two runs are the same one.
 
     Raises:
         UsageError: they differ; it names each difference.
     """
-    keys = sorted(before.keys() | now.keys())
-    changes = [f"{key}: {before.get(key)} there, {now.get(key)} now" for key in keys if before.get(key) != now.get(key)]
+    changed = _changed(before, now)
+    changes = [f"{key}: {before.get(key)} there, {now.get(key)} now" for key in changed]
+    accept = ",".join(name for name, key in _READING.items() if key in changed)
     if changes:
         raise UsageError(
             got=f"{out} belongs to a run with another configuration ({'; '.join(changes)})",
             expected="the same configuration, to go on with that run",
-            todo="Name another --out, or change it back.",
+            todo="Name another --out, or change it back."
+            + f" Or accept the backbone's files as they are now: backbone.accept=[{accept}]." * bool(accept),
         )

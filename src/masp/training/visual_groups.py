@@ -59,6 +59,7 @@ def origin_of(backbone: Backbone, longest_side: int | None, rounding: Rounding) 
     """What visual tokens depend on beside their images, to the last bit."""
     return {
         "backbone": backbone.fingerprint(),
+        "processor": backbone.hashes()["processor"],
         "transform": backbone.image_transform,
         "longest_side": longest_side,
         "rounding": rounding,
