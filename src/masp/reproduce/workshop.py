@@ -1,5 +1,6 @@
 """Running one cell: train what has to be trained, measure, write its result; what is there already is only read."""
 
+import hashlib
 import json
 import logging
 import shutil
@@ -145,7 +146,7 @@ class Workshop:
 
     def folder(self, cell: Cell) -> Path:
         """The folder of a cell's run; what is trained otherwise has another folder."""
-        return self.job.work / "runs" / f"{cell.name}-{hash_of(self._trained_by(cell))[:10]}"
+        return self.job.work / "runs" / f"{cell.name}-{_hash(self._trained_by(cell))[:10]}"
 
     def _trained_by(self, cell: Cell) -> dict[str, Any]:
         """What decides the training of a cell: all but how answers are read afterwards."""
@@ -344,3 +345,8 @@ def _training(result: TrainResult) -> dict[str, Any]:
     facts = asdict(result)
     del facts["adapter"]
     return {"training": facts}
+
+
+def _hash(identity: Mapping[str, Any]) -> str:
+    """One hash of all of an identity, how the backbone reads included: another reading gets a folder of its own."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
