@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import tiny
 from masp.backbones.decoder import Decoder
 from masp.backbones.facts import PARTS, count, lora_size, memory_of
-from masp.backbones.loading import load_backbone
+from masp.backbones.loading import choose_device, load_backbone
 from masp.backbones.published import Description, describe, published
 from masp.cli.info import memory
 from masp.errors import BackboneError
@@ -350,6 +350,15 @@ def test_json_is_one_object(masp):
     assert found["qlora"] == {"rank": 8, "parameters": 2_523_136, "bytes": 10_092_544}
     assert found["visual_tokens"] == {"56x84": 6}
     assert (found["source"], found["served"], found["tied_output_head"]) == ("table", True, False)
+
+
+@pytest.mark.parametrize(("units", "seven"), [("0", "float32"), ("1", "bfloat16")])
+def test_what_auto_means_here_is_said(masp, units, seven, monkeypatch):
+    monkeypatch.setenv("MASP_BFLOAT16_UNITS", units)
+    for name, dtype in ((SEVEN, seven), ("embedded", "float32")):
+        auto = json.loads(masp("info", name, "--json")[1])["auto"]
+        assert auto == {"dtype": dtype, "device": str(choose_device("auto"))}
+        assert f"{dtype} on {auto['device']}" in masp("info", name)[1]
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -141,12 +141,12 @@ class AspectModules(nn.Module):
         """
         present, slot = torch.unique(aspect_index.to(visual.tokens.device), return_inverse=True)
         chosen = [self.module(self.aspects[index]) for index in present.tolist()]
-        folded = torch.stack([module.folded() for module in chosen]).index_select(0, slot)
+        folded = torch.stack([module.folded() for module in chosen])[slot]
         pooled, weights = attend(folded, visual)
         order = torch.argsort(slot, stable=True)
-        parts = pooled.index_select(0, order).split(torch.bincount(slot).tolist())
+        parts = pooled[order].split(torch.bincount(slot).tolist())
         tokens = torch.cat([module.project(part) for module, part in zip(chosen, parts, strict=True)])
-        return tokens.index_select(0, torch.argsort(order)), weights
+        return tokens[torch.argsort(order)], weights
 
     def per_pair(
         self, visual: VisualTokens, images: Sequence[int], aspects: Sequence[int]

@@ -141,7 +141,7 @@ def attention(variant: Variant, pictures: Pictures, stop: StopRequest) -> dict[s
     for start in range(0, len(pictures.records), TOGETHER):
         stop.check()
         visual = pictures.images.visual(pictures.numbers[start : start + TOGETHER])
-        rows.append(prompt_attention(variant.model, visual, variant.question, variant.use).double().cpu())
+        rows.append(prompt_attention(variant.model, visual, variant.question, variant.use).cpu().double())
     raw = torch.cat(rows)
     shares, names = normalised(raw), variant.use.aspects
     chosen = examples(pictures.records)
