@@ -162,8 +162,8 @@ class BackboneConfig(Settings):
     revision: Text | None = Field(default=None, description="Commit, tag or branch on the hub; null: the newest.")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = Field(
         default="auto",
-        description="Number format of the frozen weights; auto: what the device does well; nf4: linear layers in "
-        "4 bits, with the extra masp[4bit].",
+        description="Number format of the frozen weights; auto: bfloat16 where the device has units for it, otherwise "
+        "and for the embedded backbone float32; nf4: linear layers in 4 bits, with the extra masp[4bit].",
     )
     device: Text = Field(
         default="auto",

@@ -47,7 +47,9 @@ class _WideProduct(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Float[Tensor, "rows vocabulary"]) -> tuple[Tensor, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  (the base takes any number of gradients)
+        ctx: Any, gradient: Float[Tensor, "rows vocabulary"]
+    ) -> tuple[Tensor, None]:
         (weight,) = ctx.saved_tensors
         found = gradient.new_zeros(len(gradient), weight.shape[1])
         start = 0
