@@ -4,9 +4,10 @@ Stage 1 is trained with the demo's settings on the demo's pictures, once in each
 the format that it was trained in. The shipped adapter scores the same pictures in both formats; where the backbone
 computes in bfloat16, logits, losses and everything trained are float32.
 
-    python benchmarks/bfloat16.py WORK_FOLDER --seeds 0 1 2
+    python benchmarks/bfloat16.py WORK_FOLDER --seeds 0 1 2 --aspects human_action
 
-A run that is finished is not trained again, so a call that was stopped goes on where it was.
+An aspect alone learns what it learns among six, because no module gets a gradient from another's pairs; a batch is then
+as much smaller. A run that is finished is not trained again, so a call that was stopped goes on where it was.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import torch
 
 from masp.adapters import library_versions, load_adapter
 from masp.answers import score
+from masp.aspects import ASPECTS
 from masp.backbones.base import Backbone
 from masp.backbones.loading import bfloat16_units, load_backbone
 from masp.data.quarantine import Quarantine
@@ -33,19 +35,21 @@ from masp.machine import processor
 from masp.model import MaspModel
 from masp.predictor import Masp
 from masp.questions import load_questions
+from masp.settings import AspectTraining
 from masp.training.stage1_aspects import train_aspects
+from masp.training.visual_groups import VisualMemory
 
 RESULT = Path(__file__).parent / "results" / "bfloat16.json"
 FORMATS = ("float32", "bfloat16")
 
 
-def stage1(work: Path, dataset: Dataset, backbone: Backbone, seed: int, steps: int) -> dict[str, float]:
+def stage1(
+    run: Path, dataset: Dataset, backbone: Backbone, settings: AspectTraining, memory: VisualMemory
+) -> dict[str, float]:
     """Share of exactly right answers per aspect after stage 1 on this backbone, on the split val."""
     config = demo_config()
-    settings = config.aspects.model_copy(update={"seed": seed, "max_steps": steps})
-    run = work / f"{backbone.number_format}-seed{seed}"
     if not (run / "adapter" / "adapter.json").is_file():
-        train_aspects(config.model_copy(update={"aspects": settings}), dataset, backbone, run)
+        train_aspects(config.model_copy(update={"aspects": settings}), dataset, backbone, run, memory)
     found = load_adapter(run / "adapter", backbone)
     model = MaspModel(backbone, found.info.method, found.aspects)
     quality = aspect_quality(model, dataset.split("val"), load_questions(config.questions))
@@ -82,20 +86,35 @@ def compared(records: Sequence[Record], backbones: dict[str, Backbone]) -> dict[
     }
 
 
-def measure(work: Path, seeds: Sequence[int], steps: int, images: int) -> dict[str, Any]:
+def settings_of(seed: int, steps: int, aspects: Sequence[str]) -> AspectTraining:
+    """The demo's, with as many pairs in a batch as these aspects have of its batches."""
+    usual = demo_config().aspects
+    size = round(usual.batch_size * len(aspects) / len(ASPECTS))
+    changes = {"seed": seed, "max_steps": steps, "aspects": tuple(aspects), "batch_size": size}
+    return usual.model_copy(update=changes)
+
+
+def measure(work: Path, seeds: Sequence[int], steps: int, aspects: Sequence[str], images: int) -> dict[str, Any]:
     """Everything, ready for JSON."""
     plan = Plan()
     if not pictures.is_drawn(work / "data", plan):
         pictures.draw_dataset(work / "data", plan, lambda _: None)
     dataset = pictures.opened(work / "data")
     backbones = {name: load_backbone("embedded", dtype=name, device="cpu") for name in FORMATS}
-    found = {name: [stage1(work, dataset, backbones[name], seed, steps) for seed in seeds] for name in FORMATS}
+    found: dict[str, list[dict[str, float]]] = {}
+    for name, backbone in backbones.items():
+        memory = VisualMemory()
+        found[name] = [
+            stage1(work / f"{name}-seed{seed}", dataset, backbone, settings_of(seed, steps, aspects), memory)
+            for seed in seeds
+        ]
     apart = compared(dataset.split("test")[:images], backbones)
     rows = [
         [aspect, *(_cell([one[aspect] for one in found[name]]) for name in FORMATS)] for aspect in found["float32"][0]
     ]
     return {
-        "command": f"python benchmarks/bfloat16.py WORK_FOLDER --seeds {' '.join(map(str, seeds))} --steps {steps}",
+        "command": f"python benchmarks/bfloat16.py WORK_FOLDER --seeds {' '.join(map(str, seeds))} "
+        f"--steps {steps} --aspects {' '.join(aspects)}",
         "title": "Stage 1 in float32 and in bfloat16",
         "note": f"The embedded backbone, settings and pictures of `masp demo`, {steps} steps; exactly right answers on "
         f"{len(dataset.split('val'))} pictures, mean and each seed, in %. Of the shipped adapter's log-probabilities "
@@ -124,10 +143,11 @@ if __name__ == "__main__":
     parser.add_argument("work", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=demo_config().aspects.max_steps)
+    parser.add_argument("--aspects", nargs="+", choices=ASPECTS, default=list(ASPECTS))
     parser.add_argument("--images", type=int, default=240, help="test pictures that the adapter scores")
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
-    content = measure(args.work, args.seeds, args.steps, args.images)
+    content = measure(args.work, args.seeds, args.steps, args.aspects, args.images)
     for row in (content["table"]["head"], *content["table"]["rows"]):
         print("  ".join(f"{cell:<32}" for cell in row))
     print(content["note"])
