@@ -6,8 +6,9 @@ computes in bfloat16, logits, losses and everything trained are float32.
 
     python benchmarks/bfloat16.py WORK_FOLDER --seeds 0 1 2 --aspects human_action
 
-An aspect alone learns what it learns among six, because no module gets a gradient from another's pairs; a batch is then
-as much smaller. A run that is finished is not trained again, so a call that was stopped goes on where it was.
+Aspects learn alone what they learn among six, as no module gets a gradient from another's pairs. A batch of one aspect
+has a sixth of the demo's pairs, some more than the demo's batches hold of an aspect that not every picture shows. A run
+that is finished is not trained again, so a call that was stopped goes on where it was.
 """
 
 import argparse
