@@ -11,14 +11,19 @@ WHEEL_DIR := build/wheel
 # One process for each core, one thread in each: tiny models gain nothing from several.
 WORKERS ?= auto
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+OPPOSITE := 'import torch; from masp.backbones import loading; print(int(not loading.bfloat16_units(torch.device("cpu"))))'
+NUMBERS := -k 'not test_contract or qwen2_vl or gemma3 or instructblip' tests/contract/test_contract.py \
+    tests/test_answers.py tests/test_output_head.py tests/test_predictor.py tests/test_backbones.py tests/parity \
+    tests/systems/test_cues.py tests/reproduce/test_reproduce.py::test_a_result_says_what_masp_evaluate_says
 TORCH := $(shell grep -i '^torch==' constraints.txt)
 PIP_FLAGS := --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test test-slow coverage lint format types docs prediction families wheel-test lock clean
+.PHONY: help setup demo bench test test-processors test-slow coverage lint format types docs prediction families wheel-test \
+	lock clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## create .venv with the pinned versions (the other targets do it for you)
 
@@ -40,6 +45,11 @@ bench: $(READY) ## what training and prediction cost, against a plain baseline (
 
 test: $(READY) ## the default tests (seven minutes on two cores)
 	$(PYTEST) $(PYTEST_ARGS)
+
+# Vector units as of 2008, and bfloat16 units where this machine has none, or none where it has them.
+test-processors: $(READY) ## the tests of numbers once more, as another processor runs them (three minutes)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
+	    MASP_BFLOAT16_UNITS=$$($(BIN)/python -c $(OPPOSITE)) $(PYTEST) $(NUMBERS) $(PYTEST_ARGS)
 
 test-slow: $(READY) ## the tests of reliability that take longer: kill points, fuzzing
 	$(PYTEST) -m slow $(PYTEST_ARGS)

@@ -101,6 +101,7 @@ SAFELY = "weights_only"
 # What a class may be built on: interfaces, records, errors and torch's modules; the rest is composed.
 BASES: Mapping[str, str] = {
     "Module": "torch finds parameters by it",
+    "Function": "torch takes a gradient of one's own by it",
     "Protocol": "an interface",
     "BaseModel": "a record that pydantic checks; records in one file may share a base",
     "NamedTuple": "a record",
@@ -349,6 +350,29 @@ def shared_state(source: Source) -> list[str]:
     return found
 
 
+UNORDERED = {
+    "index_add": "index_add, whose order is left to chance",
+    "index_add_": "index_add_, whose order is left to chance",
+    "scatter_add": "scatter_add, whose order is left to chance",
+    "scatter_add_": "scatter_add_, whose order is left to chance",
+    "index_select": "index_select, whose gradient's order is left to chance",
+}
+
+
+def device_traps(source: Source) -> list[str]:
+    """What works on a CPU and not on other devices: float64 (MPS has none), and sums in no fixed order (CUDA)."""
+    found = []
+    for call in source.calls:
+        if not isinstance(call.func, ast.Attribute):
+            continue
+        name, owner = call.func.attr, ast.unparse(call.func.value)
+        if name == "double" and not owner.endswith(".cpu()"):
+            found.append(f"{source.module}:{call.lineno} takes double precision before it is on the CPU: {owner}")
+        if name in UNORDERED:
+            found.append(f"{source.module}:{call.lineno} uses {UNORDERED[name]} on a GPU; index with [...] instead")
+    return found
+
+
 EACH_FILE: Mapping[str, Check] = {
     check.__name__: check
     for check in (
@@ -360,6 +384,7 @@ EACH_FILE: Mapping[str, Check] = {
         undocumented,
         inheritance,
         shared_state,
+        device_traps,
     )
 }
 

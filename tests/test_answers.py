@@ -1,13 +1,30 @@
 """Reading answers against plain loops: each label by passes of its own, each word by a pass over all before it."""
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 
 import tiny
-from masp.answers import aspect_log_probabilities, describe_aspects, generate, generate_ids, last_real, score
+from masp.answers import (
+    Answer,
+    answer_of,
+    aspect_answers,
+    aspect_log_probabilities,
+    describe_aspects,
+    generate,
+    generate_ids,
+    last_real,
+    score,
+)
 from masp.aspects import ASPECTS
+from masp.backbones.loading import load_backbone
 from masp.errors import UsageError
+from masp.explain import read_aspects
 from masp.labels import parse
 from masp.model import MaspModel, Use
 from masp.questions import load_questions
@@ -140,6 +157,7 @@ def test_generation_stops_at_the_end_of_the_turn_row_by_row() -> None:
         """The backbone with another end of turn."""
 
         end_of_turn = end
+        stop_tokens = (end,)
 
         def __getattr__(self, name: str) -> object:
             return getattr(original, name)
@@ -150,6 +168,64 @@ def test_generation_stops_at_the_end_of_the_turn_row_by_row() -> None:
     assert generate(model, visual, QUESTIONS[2], max_new_tokens=5) == [original.decode(ids) for ids in kept]
     whole = [ids[: len(rest) + 1] for ids, rest in zip(said, kept, strict=True)]  # with the end, where it was reached
     assert generate_ids(model, visual, QUESTIONS[2], max_new_tokens=5) == whole
+
+
+@pytest.mark.parametrize("settings", ["one", "several", "tokenizer"])
+def test_generation_stops_where_the_checkpoint_says(settings: str, tmp_path: Path) -> None:
+    """A word that the backbone says becomes a stop token of its generation settings, or its tokenizer's own end."""
+    model = full_model()
+    visual = visual_tokens(model)
+    (said, *_) = generate_ids(model, visual, QUESTIONS[2], max_new_tokens=5)
+    assert len(set(said[:3])) == 3
+    folder = Path(shutil.copytree(tiny.checkpoint(), tmp_path / "checkpoint"))
+    if settings == "tokenizer":
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(said[2])
+        tokenizer.save_pretrained(folder)
+    else:
+        file = folder / "generation_config.json"
+        content = json.loads(file.read_text())
+        file.write_text(json.dumps(content | {"eos_token_id": said[2] if settings == "one" else [said[2], said[4]]}))
+    backbone = load_backbone(str(folder), dtype="float32", device="cpu")
+    assert backbone.end_of_turn == model.backbone.end_of_turn, "what ends the answers that are trained"
+    assert {model.backbone.end_of_turn, said[2]} <= set(backbone.stop_tokens)
+    again = MaspModel(backbone, model.method, model.aspects, model.prompt)
+    assert generate_ids(again, visual, QUESTIONS[2], max_new_tokens=5)[0] == said[:3]
+    assert generate(again, visual, QUESTIONS[2], max_new_tokens=5)[0] == backbone.decode(said[:2])
+
+
+def test_many_labels_are_scored_with_few_logits_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = full_model()
+    visual, asked = visual_tokens(model), []
+    labels = [f"{first} {second}" for first in ("calm", "wild", "sad") for second in ("joy", "fear", "awe and dread")]
+    whole = score(model, visual, QUESTIONS[0], labels)
+    original = model.backbone.logits
+
+    def logits(hidden: Tensor) -> Tensor:
+        asked.append(original(hidden))
+        return asked[-1]
+
+    limit = 2 * 3 * len(model.backbone.embedding_rows())
+    monkeypatch.setattr(model.backbone, "logits", logits)
+    monkeypatch.setattr("masp.answers.LOGITS", limit)
+    assert (score(model, visual, QUESTIONS[0], labels) - whole).abs().max() <= 1e-5
+    assert len(asked) > 5
+    assert all(one.numel() <= limit for one in asked)
+
+
+def test_an_answer_that_was_cut_is_marked() -> None:
+    model = full_model()
+    visual, questions = visual_tokens(model), load_questions()
+    texts = describe_aspects(model, visual, questions, 3)
+    answers = aspect_answers(model, visual, questions, 3)
+    assert [{name: answer.text for name, answer in one.items()} for one in answers] == texts
+    assert all(answer.cut for one in answers for answer in one.values()), "random weights do not come to an end"
+    end = model.backbone.end_of_turn
+    assert answer_of(model.backbone, [*model.backbone.text_ids("a cat"), end]) == Answer("a cat", cut=False)
+    assert answer_of(model.backbone, model.backbone.text_ids("a cat")) == Answer("a cat", cut=True)
+    reading = read_aspects(model, visual, questions, Use(), torch.zeros(3, len(ASPECTS)))[0]["scene"]
+    assert reading.cut
+    assert reading.answer == aspect_answers(model, visual, questions)[0]["scene"].text + "…"
 
 
 def test_generating_nothing_gives_nothing() -> None:

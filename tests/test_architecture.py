@@ -45,26 +45,23 @@ def test_the_checks_read_the_package() -> None:
 # --- imports, measured ---------------------------------------------------------------------------------------------
 
 PROBE = """
-import json, sys, time
-begin = time.process_time()
+import json, sys
 import {module}
-print(json.dumps([time.process_time() - begin, sorted({{name.partition(".")[0] for name in sys.modules}})]))
+print(json.dumps(sorted({{name.partition(".")[0] for name in sys.modules}})))
 """
 
 
-def probe(module: str) -> tuple[float, set[str]]:
-    """Processor seconds that importing a module took in a fresh interpreter, and every package that was then loaded."""
+def probe(module: str) -> set[str]:
+    """Every package that is loaded once a fresh interpreter has imported a module."""
     done = subprocess.run(
         [sys.executable, "-c", PROBE.format(module=module)], capture_output=True, text=True, check=True
     )
-    seconds, loaded = json.loads(done.stdout)
-    return seconds, set(loaded)
+    return set(json.loads(done.stdout))
 
 
 def test_importing_the_package_is_quick() -> None:
-    measured = [probe("masp") for _ in range(5)]
-    assert min(seconds for seconds, _ in measured) <= 0.3
-    assert not measured[0][1] & (HEAVY | {"numpy", "PIL", "pydantic"})
+    """It loads nothing but itself and the standard library; seconds would measure who else uses the machine."""
+    assert probe("masp") - probe("json") - sys.stdlib_module_names == {"masp"}
 
 
 @pytest.mark.parametrize(
@@ -75,13 +72,11 @@ def test_importing_the_package_is_quick() -> None:
     ],
 )
 def test_light_modules_load_nothing_heavy(module: str) -> None:
-    assert not probe(module)[1] & HEAVY
+    assert not probe(module) & HEAVY
 
 
 def test_the_probe_sees_heavy_packages() -> None:
-    seconds, loaded = probe("jinja2")
-    assert seconds > 0
-    assert loaded & HEAVY == {"jinja2"}
+    assert probe("jinja2") & HEAVY == {"jinja2"}
 
 
 def test_public_names_are_lazy_and_complete() -> None:
@@ -162,6 +157,9 @@ BAD = [
     ("shared_state", "def f():\n    global cache\n    cache = 1", "assigns a global"),
     ("shared_state", "@dataclass\nclass A: pass", "A is a dataclass that is not frozen"),
     ("shared_state", "@dataclasses.dataclass(slots=True)\nclass A: pass", "A is a dataclass that is not frozen"),
+    ("device_traps", "x = scores.double()", "double precision before it is on the CPU"),
+    ("device_traps", "x = y.new_zeros(3).index_add(0, rows, y)", "index_add, whose order is left to chance"),
+    ("device_traps", "x = table.index_select(0, rows)", "index_select, whose gradient's order is left to chance"),
 ]
 
 

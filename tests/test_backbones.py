@@ -11,8 +11,8 @@ from torch import nn
 
 import tiny
 from masp.backbones.base import Backbone
-from masp.backbones.files import find
-from masp.backbones.loading import FAMILIES, choose_device, choose_dtype, choose_placement, load_backbone
+from masp.backbones.files import EMBEDDED, find
+from masp.backbones.loading import FAMILIES, UNITS, choose_device, choose_dtype, choose_placement, load_backbone
 from masp.backbones.masks import attention_masks
 from masp.backbones.qwen2_vl_vision import MatrixPatchEmbed
 from masp.config import BackboneConfig
@@ -169,8 +169,6 @@ def test_large_weights_are_hashed_in_blocks(folder: Path, monkeypatch: pytest.Mo
 def test_dtypes_and_devices() -> None:
     cpu = torch.device("cpu")
     assert choose_dtype("float16", cpu) == torch.float16
-    assert choose_dtype("auto", cpu) in (torch.float32, torch.bfloat16)
-    assert choose_dtype("auto", torch.device("cuda")) == torch.bfloat16
     with pytest.raises(BackboneError, match="Did you mean 'float16'"):
         choose_dtype("floot16", cpu)
     with pytest.raises(BackboneError, match=r"unknown dtype 'nf4'; expected auto, float32, bfloat16, float16\."):
@@ -180,6 +178,36 @@ def test_dtypes_and_devices() -> None:
     assert choose_device("cpu") == cpu
     with pytest.raises(BackboneError, match="device 'tpu'"):
         choose_device("tpu")
+
+
+@pytest.mark.parametrize(("capability", "chosen"), [((7, 0), "float32"), ((7, 5), "float32"), ((8, 0), "bfloat16")])
+def test_auto_is_bfloat16_on_gpus_that_compute_in_it(
+    capability: tuple[int, int], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """V100 and T4 have no units for it; torch would emulate it there."""
+    monkeypatch.delenv(UNITS, raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert str(choose_dtype("auto", torch.device("cuda", 1))) == f"torch.{chosen}"
+
+
+@pytest.mark.parametrize("units", [(False, False), (True, False), (False, True)])
+def test_auto_is_bfloat16_on_cpus_that_compute_in_it(units: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(UNITS, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units[0])
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units[1])
+    chosen = torch.bfloat16 if any(units) else torch.float32
+    assert choose_dtype("auto", torch.device("cpu")) == chosen
+    assert choose_dtype("auto", torch.device("mps")) == torch.float32
+
+
+@pytest.mark.parametrize("units", ["0", "1"])
+def test_the_embedded_default_is_float32_on_every_processor(units: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(UNITS, units)
+    other = torch.bfloat16 if units == "1" else torch.float32
+    assert choose_placement("auto", "cpu").dtype == choose_placement("auto", "cpu", "a/b").dtype == other
+    assert choose_placement("auto", "cpu", EMBEDDED).dtype == load_backbone(EMBEDDED, device="cpu").dtype
+    assert load_backbone(EMBEDDED, device="cpu").dtype == torch.float32
+    assert load_backbone(BackboneConfig(dtype="bfloat16", device="cpu")).dtype == torch.bfloat16
 
 
 def test_pixel_bounds_are_the_checkpoints(folder: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import tiny
 from masp.backbones.decoder import Decoder
 from masp.backbones.facts import PARTS, count, lora_size, memory_of
-from masp.backbones.loading import load_backbone
+from masp.backbones.loading import choose_device, load_backbone
 from masp.backbones.published import Description, describe, published
 from masp.cli.info import memory
 from masp.errors import BackboneError
@@ -352,6 +352,15 @@ def test_json_is_one_object(masp):
     assert (found["source"], found["served"], found["tied_output_head"]) == ("table", True, False)
 
 
+@pytest.mark.parametrize(("units", "seven"), [("0", "float32"), ("1", "bfloat16")])
+def test_what_auto_means_here_is_said(masp, units, seven, monkeypatch):
+    monkeypatch.setenv("MASP_BFLOAT16_UNITS", units)
+    for name, dtype in ((SEVEN, seven), ("embedded", "float32")):
+        auto = json.loads(masp("info", name, "--json")[1])["auto"]
+        assert auto == {"dtype": dtype, "device": str(choose_device("auto"))}
+        assert f"{dtype} on {auto['device']}" in masp("info", name)[1]
+
+
 @pytest.mark.parametrize("width", [80, 120])
 @pytest.mark.parametrize("name", [SEVEN, "embedded", "google/gemma-3-4b-it", "of-nobody"])
 def test_people_read_every_number_on_a_narrow_terminal(masp, monkeypatch, tmp_path, name, width):
@@ -374,7 +383,8 @@ def test_the_example_of_the_documents_is_what_the_command_prints(masp, monkeypat
     monkeypatch.setenv("COLUMNS", "120")
     document = (Path(__file__).parents[1] / "docs" / "add-a-backbone.md").read_text(encoding="utf-8")
     example = document.partition(f"$ masp info {SEVEN}\n")[2].partition("\n```")[0]
-    _, out, _ = masp("info", SEVEN)
+    monkeypatch.setenv("MASP_BFLOAT16_UNITS", "1")  # as on the machine of the example, which also has no GPU
+    out = masp("info", SEVEN)[1].replace(f"bfloat16 on {choose_device('auto')}", "bfloat16 on cpu")
     assert example.splitlines() == [line.rstrip() for line in out.splitlines()]
 
 

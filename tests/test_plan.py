@@ -321,6 +321,8 @@ def test_the_command_prints_a_table_or_json(tmp_path):
     assert (measured["device"]["tflops"], measured["device"]["bandwidth"]) == (2.0, 20.0)
     assert measured["device"]["efficiency"] == pytest.approx(0.4)
     assert measured["job"]["itemsize"] == 4
+    embedded = json.loads(run("--label", "10", "--backbone", "embedded", "--json", *DEVICE).stdout)
+    assert (content["job"]["itemsize"], embedded["job"]["itemsize"]) == (2, 4), "bfloat16, but for the embedded one"
     packed = run("--label", "10", "--dtype", "nf4", *DEVICE)
     assert packed.exit_code == 0, packed.output
     assert "unpacking" in packed.output

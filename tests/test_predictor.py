@@ -60,7 +60,7 @@ def test_json_has_exactly_the_promised_keys(masp, pictures):
     content = json.loads(json.dumps(masp.predict(pictures[0]).to_json()))
     expected = "image label probabilities answer aspects prompt_attention adapter backbone task"
     assert list(content) == expected.split()
-    assert list(content["aspects"]["scene"]) == ["answer", "attention", "effect"]
+    assert list(content["aspects"]["scene"]) == ["answer", "attention", "effect", "cut"]
     assert len(content["aspects"]["scene"]["attention"]) == 4  # rows of a picture 112 pixels high
     assert list(content["prompt_attention"]) == ["raw", "normalised"]
     assert Failure("a.png", "broken").to_json() == {"image": "a.png", "error": "broken"}

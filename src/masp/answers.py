@@ -1,15 +1,37 @@
 """Reading answers: the probability of every label, or greedy text (paper, Algorithm 1)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from masp.backbones.base import Backbone
 from masp.errors import UsageError
 from masp.model import MaspModel, Use
 from masp.questions import Questions
 from masp.types import Assembled, Run, Seen, VisualTokens
+
+LOGITS = 2**25
+"""Logits that there are at a time while labels are scored: 128 MiB. A thousand labels have some thousand columns, each
+with a logit for every word of the vocabulary."""
+
+LONGEST = 32
+"""Tokens of an aspect's answer as people read it. A list of objects may need more, and is then marked as cut."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy answer.
+
+    Attributes:
+        text: without what ends it, and without special tokens.
+        cut: it did not end by itself.
+    """
+
+    text: str
+    cut: bool
 
 
 @torch.no_grad()
@@ -75,26 +97,32 @@ def generate_aspect_ids(
     return _greedy(model, _about_aspect(model, visual, aspect, question), max_new_tokens)
 
 
+def answer_of(backbone: Backbone, ids: Sequence[int]) -> Answer:
+    """What generated token ids say."""
+    end = next((place for place, word in enumerate(ids) if word in backbone.stop_tokens), None)
+    return Answer(backbone.decode(ids[:end]), end is None)
+
+
 @torch.no_grad()
 def generate(
     model: MaspModel, visual: Seen, question: str, use: Use | None = None, max_new_tokens: int = 16
 ) -> list[str]:
-    """The greedy answer for every image, up to the end of its turn, without special tokens."""
-    return [_text(model, ids) for ids in generate_ids(model, visual, question, use, max_new_tokens)]
+    """The greedy answer for every image, up to where it stops, without special tokens."""
+    return [answer_of(model.backbone, ids).text for ids in generate_ids(model, visual, question, use, max_new_tokens)]
 
 
 @torch.no_grad()
 def generate_ids(
     model: MaspModel, visual: Seen, question: str, use: Use | None = None, max_new_tokens: int = 16
 ) -> list[list[int]]:
-    """As `generate`, but token ids; the end of turn is the last of them where it was reached."""
+    """As `generate`, but token ids; the last of them is the stop token, where one was reached."""
     return _greedy(model, model.assemble(visual, [question] * len(visual), use=use), max_new_tokens)
 
 
 @torch.no_grad()
-def describe_aspects(
-    model: MaspModel, visual: VisualTokens, questions: Questions, max_new_tokens: int = 16
-) -> list[dict[str, str]]:
+def aspect_answers(
+    model: MaspModel, visual: VisualTokens, questions: Questions, max_new_tokens: int = LONGEST
+) -> list[dict[str, Answer]]:
     """What each aspect module has read from each image, in words.
 
     This is the greedy answer to the aspect's first question from the aspect's tokens alone, as in stage 1. All aspects
@@ -104,7 +132,16 @@ def describe_aspects(
     read = model.aspect_tokens(visual, questions=texts)
     rows = read.tokens.flatten(0, 1)[:, None]  # (b·a, 1, n, d)
     answers = iter(_greedy(model, model.assembler(texts * len(visual), aspects=rows), max_new_tokens))
-    return [{name: _text(model, next(answers)) for name in read.aspects} for _ in range(len(visual))]
+    return [{name: answer_of(model.backbone, next(answers)) for name in read.aspects} for _ in range(len(visual))]
+
+
+@torch.no_grad()
+def describe_aspects(
+    model: MaspModel, visual: VisualTokens, questions: Questions, max_new_tokens: int = 16
+) -> list[dict[str, str]]:
+    """The texts of `aspect_answers`, as far as they were generated."""
+    found = aspect_answers(model, visual, questions, max_new_tokens)
+    return [{name: answer.text for name, answer in one.items()} for one in found]
 
 
 @torch.no_grad()
@@ -120,13 +157,13 @@ def score_rows(model: MaspModel, rows: Assembled, labels: Sequence[str]) -> Floa
 @torch.no_grad()
 def generate_rows(model: MaspModel, rows: Assembled, max_new_tokens: int = 16) -> list[str]:
     """As `generate`, for rows that were assembled already."""
-    return [_text(model, ids) for ids in _greedy(model, rows, max_new_tokens)]
+    return [answer_of(model.backbone, ids).text for ids in _greedy(model, rows, max_new_tokens)]
 
 
 @torch.no_grad()
 def first_word(model: MaspModel, rows: Assembled) -> Float[Tensor, "batch vocabulary"]:
     """Log-probabilities of the first token of each row's answer, over the whole vocabulary; fp32."""
-    return model.backbone.logits(_opened(model, rows).hidden[:, 0]).float().log_softmax(-1)
+    return model.backbone.logits(_opened(model, rows).hidden[:, 0]).log_softmax(-1)
 
 
 def _about_aspect(model: MaspModel, visual: VisualTokens, aspect: str, question: str) -> Assembled:
@@ -177,9 +214,11 @@ def _score(model: MaspModel, assembled: Assembled, labels: Sequence[str]) -> Flo
         read=torch.cat([last[:, None] - start, places], dim=1),
         extras=assembled.extras(start).followed_by(len(branch)),
     )
-    log_p = backbone.logits(run.hidden).float().log_softmax(-1)
-    sums = [_branch_sum(log_p, answer, start) for answer, start in zip(answers, _starts(fed), strict=True)]
-    return torch.stack(sums, dim=1)
+    columns = [
+        column for start, ids in zip(_starts(fed), fed, strict=True) for column in (0, *range(start, start + len(ids)))
+    ]
+    chosen = _log_p(backbone, run.hidden, columns, [word for answer in answers for word in answer])
+    return torch.stack([own.sum(1) for own in chosen.split([len(answer) for answer in answers], dim=1)], dim=1)
 
 
 def _starts(fed: Sequence[Sequence[int]]) -> list[int]:
@@ -190,36 +229,45 @@ def _starts(fed: Sequence[Sequence[int]]) -> list[int]:
     return starts
 
 
-def _branch_sum(
-    log_p: Float[Tensor, "batch read vocabulary"], answer: Sequence[int], start: int
-) -> Float[Tensor, " batch"]:
-    """Sum of an answer's log-probabilities: its first token after the prompt, the others along the branch."""
-    columns = [0, *range(start, start + len(answer) - 1)]
-    return log_p[:, columns, list(answer)].sum(1)
+def _log_p(
+    backbone: Backbone, hidden: Float[Tensor, "batch read dim"], columns: Sequence[int], words: Sequence[int]
+) -> Float[Tensor, "batch words"]:
+    """Log-probability of each word after its column of `hidden`; no more than LOGITS logits are there at a time."""
+    batch, read = hidden.shape[:2]
+    column, word = (torch.tensor(one, dtype=torch.long, device=hidden.device) for one in (columns, words))
+    found = torch.empty(batch, len(words), device=hidden.device)
+    step = max(1, LOGITS // (batch * len(backbone.embedding_rows())))
+    for start in range(0, read, step):
+        inside = ((column >= start) & (column < start + step)).nonzero()[:, 0]
+        logits, own = backbone.logits(hidden[:, start : start + step]), column[inside] - start
+        found[:, inside] = logits[:, own, word[inside]] - logits.logsumexp(-1)[:, own]
+    return found
 
 
 def _greedy(model: MaspModel, assembled: Assembled, limit: int) -> list[list[int]]:
+    """The likeliest token, again and again, until one of the backbone's stop tokens; it is the last one."""
     backbone = model.backbone
     batch = len(assembled.mask)
     row, last = torch.arange(batch, device=assembled.mask.device), last_real(assembled)
     mask, position = assembled.mask, assembled.positions[:, row, last, None]
     run = _opened(model, assembled)
-    done = torch.zeros_like(mask[:, 0])
+    done, stops = torch.zeros_like(mask[:, 0]), torch.tensor(backbone.stop_tokens, device=mask.device)
+    embed = model.generated_embedding(assembled)
     words: list[Int[Tensor, " batch"]] = []
     for step in range(1, limit + 1):
         word = backbone.logits(run.hidden[:, 0]).argmax(-1).masked_fill(done, backbone.end_of_turn)
         words.append(word)
-        done = done | (word == backbone.end_of_turn)
+        done = done | torch.isin(word, stops)
         if step == limit or bool(done.all()):
             break
         position = position + 1
         mask = torch.cat([mask, mask.new_ones(batch, 1)], dim=1)
-        run = backbone.run(backbone.embed(word)[:, None], position, mask, run.cache)
+        run = backbone.run(embed(word)[:, None], position, mask, run.cache)
     rows: list[list[int]] = torch.stack(words, dim=1).tolist() if words else [[]] * batch
-    return [ids[: ids.index(backbone.end_of_turn) + 1] if backbone.end_of_turn in ids else ids for ids in rows]
+    return [_until(ids, backbone.stop_tokens) for ids in rows]
 
 
-def _text(model: MaspModel, ids: list[int]) -> str:
-    """The text before the end of turn."""
-    end = model.backbone.end_of_turn
-    return model.backbone.decode(ids[: ids.index(end)] if end in ids else ids)
+def _until(ids: list[int], stops: Sequence[int]) -> list[int]:
+    """Ids up to the first stop token and with it."""
+    end = next((place for place, word in enumerate(ids, start=1) if word in stops), None)
+    return ids[:end]

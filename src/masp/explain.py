@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from masp.answers import describe_aspects, score
+from masp.answers import Answer, aspect_answers, score
 from masp.attention import prompt_attention
 from masp.model import MaspModel, Use
 from masp.questions import Questions
@@ -23,15 +23,17 @@ class AspectReading:
     """What one aspect contributed to one image's label.
 
     Attributes:
-        answer: its answer in words, from its aspect tokens alone.
+        answer: its answer in words, from its aspect tokens alone; one that was cut ends with an ellipsis.
         attention: where it looked: rows from the top, columns from the left, summing to 1; None where the backbone's
             visual tokens form no grid.
         effect: fall of the predicted label's log-probability, in nats, when the aspect is left out.
+        cut: the answer went on for longer than is generated.
     """
 
     answer: str
     attention: tuple[tuple[float, ...], ...] | None
     effect: float
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,18 +64,22 @@ def read_aspects(
 ) -> list[dict[str, AspectReading]]:
     """For every image what each aspect of `use` saw, where, and its given effect."""
     names = taking_part(model, use)
-    answers = describe_aspects(model, visual, questions)
+    answers = aspect_answers(model, visual, questions)
     maps = heatmaps(model.aspect_tokens(visual, names).weights, visual)
     drawn = (
         [[_rows(one) for one in image] for image in maps] if maps is not None else [[None] * len(names)] * len(visual)
     )
     return [
         {
-            name: AspectReading(answers[image][name], drawn[image][place], float(effects[image, place]))
+            name: _reading(answers[image][name], drawn[image][place], float(effects[image, place]))
             for place, name in enumerate(names)
         }
         for image in range(len(visual))
     ]
+
+
+def _reading(answer: Answer, attention: tuple[tuple[float, ...], ...] | None, effect: float) -> AspectReading:
+    return AspectReading(answer.text + "…" * answer.cut, attention, effect, answer.cut)
 
 
 def attention_to_aspects(

@@ -1,6 +1,6 @@
 """The method around a frozen backbone: what is trained in which stage, and the two losses (paper, section 3)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,14 @@ from masp.backbones.base import Again, Backbone
 from masp.config import MethodConfig, PromptInit
 from masp.errors import UsageError, did_you_mean
 from masp.modules.aspect_attention import AspectModules
-from masp.modules.soft_prompt import SoftPrompt, random_start, text_start, unused_start, vocabulary_start
+from masp.modules.soft_prompt import (
+    SoftPrompt,
+    prompt_tokens,
+    random_start,
+    text_start,
+    unused_start,
+    vocabulary_start,
+)
 from masp.questions import Questions, load_questions
 from masp.types import IGNORED, AspectTokens, Assembled, KeyValues, Prefix, Seen, VisualTokens
 
@@ -140,6 +147,27 @@ class MaspModel(nn.Module):
                 tokens = self.aspect_tokens(visual, names).tokens
         return self.assembler(questions, answers, self.backbone.asked(visual, questions), tokens, prompt)
 
+    def generated_embedding(
+        self, assembled: Assembled
+    ) -> Callable[[Int[Tensor, " batch"]], Float[Tensor, "batch dim"]]:
+        """What embeds the tokens that are generated behind these rows.
+
+        In the variant `released` the soft prompt stands in the embedding matrix, as the rows of the tokens that
+        `prompt_tokens` names, so a generated token with such an id enters with the trained vector. In any other the
+        soft prompt has no ids, and every token enters with the backbone's own row.
+        """
+        if self.prompt is None or self.method.variant != "released" or not bool(assembled.prompt_columns.any()):
+            return self.backbone.embed
+        ids = torch.tensor(self.backbone.special_ids(prompt_tokens(self.prompt.length)), device=self.backbone.device)
+        vectors = self.prompt().detach().to(self.backbone.dtype)
+
+        def embed(words: Int[Tensor, " batch"]) -> Float[Tensor, "batch dim"]:
+            same = words[:, None] == ids
+            own = vectors[same.int().argmax(1)]
+            return torch.where(same.any(1, keepdim=True), own, self.backbone.embed(words))
+
+        return embed
+
     def spliced(self, use: Use) -> tuple[str, ...]:
         """The aspects of this model that take part, in its order."""
         return () if self.aspects is None else tuple(name for name in self.aspects.aspects if name in use.aspects)
@@ -224,9 +252,9 @@ class MaspModel(nn.Module):
         # A token is predicted from the place before it; the last column is only ever a target.
         hidden = self._suffix_states(assembled, assembled.mask.shape[1] - 1, read=(places - 1).clamp(min=0))
         wanted = targets.gather(1, places)[real]
-        losses = functional.cross_entropy(self.backbone.logits(hidden[real]).float(), wanted, reduction="none")
-        rows = torch.arange(len(targets), device=targets.device)[:, None].expand_as(real)[real]
-        return losses.new_zeros(len(targets)).index_add(0, rows, losses) / supervised.sum(1)
+        losses = functional.cross_entropy(self.backbone.logits(hidden[real]), wanted, reduction="none")
+        # Sums along a row, not `index_add`, whose order of summing is left to chance on a GPU.
+        return losses.new_zeros(real.shape).masked_scatter(real, losses).sum(1) / supervised.sum(1)
 
     def _suffix_states(
         self, assembled: Assembled, end: int, read: Int[Tensor, "batch read"]

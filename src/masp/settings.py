@@ -208,8 +208,8 @@ class BackboneConfig(Settings):
     revision: Text | None = Field(default=None, description="Commit, tag or branch on the hub; null: the newest.")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = Field(
         default="auto",
-        description="Number format of the frozen weights; auto: what the device does well; nf4: linear layers in "
-        "4 bits, with the extra masp[4bit].",
+        description="Number format of the frozen weights; auto: bfloat16 where the device has units for it, otherwise "
+        "and for the embedded backbone float32; nf4: linear layers in 4 bits, with the extra masp[4bit].",
     )
     device: Text = Field(
         default="auto",
@@ -360,9 +360,8 @@ class AspectTraining(TrainConfig):
     )
     batch_size: Positive = Field(default=64, description=TrainConfig.model_fields["batch_size"].description)
     min_steps: Count = Field(default=600, description=TrainConfig.model_fields["min_steps"].description)
-    query_std: Annotated[Number, Field(gt=0)] | None = Field(
-        default=None,
-        description="Standard deviation of the aspect queries at the start; null: 1 / √width of the language model.",
+    query_std: Number = Field(
+        default=1.0, gt=0, description="Standard deviation of the aspect queries at the start, the authors' by default."
     )
 
     @model_validator(mode="after")

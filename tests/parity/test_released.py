@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,8 @@ import pytest
 import torch
 from benchmarks import parity
 from benchmarks.parity import Difference, Oracle
-from transformers import AutoTokenizer
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
 
 from masp.config import MethodConfig
 from masp.labels import RELEASED_LABELS, render_labels
@@ -114,6 +116,63 @@ def words(ids: list[int], image: int) -> Iterator[str]:
 def test_greedy_token_ids(oracle: Oracle, number: int) -> None:
     found, expected = parity.greedy(oracle, number)
     assert found == expected
+
+
+@pytest.fixture(scope="module")
+def speaking(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    """An oracle in the same format whose first image generates a token of the prompt: another row of the output head.
+
+    What it should say is computed by transformers' own model, from the whole sequence again for every token, with the
+    soft prompt as rows of the embedding matrix, where the authors' code trains it.
+    """
+    folder = Path(shutil.copytree(parity.SHIPPED, tmp_path_factory.mktemp("speaking") / "oracle"))
+    expected = json.loads((folder / "expected.json").read_text())
+    first = expected["generate"][0]["token_ids"][0]
+    weights = load_file(folder / "vlm" / "model.safetensors")
+    weights["lm_head.weight"][PROMPT_ID] = 1.5 * weights["lm_head.weight"][first]
+    save_file(weights, folder / "vlm" / "model.safetensors", {"format": "pt"})
+    made = parity.load_oracle(folder, tmp_path_factory.mktemp("imported"))
+    for number, example in enumerate(expected["generate"]):
+        example["token_ids"] = by_transformers(made, number)
+    return dataclasses.replace(made, expected=expected)
+
+
+PROMPT_ID = 467
+"""The oracle's tokenizer has 467 tokens, so that the authors' code gives the next ids to those of the prompt."""
+
+
+@torch.no_grad()
+def by_transformers(oracle: Oracle, number: int) -> list[int]:
+    example, rows = oracle.expected["generate"][number], oracle.model.prompt.vectors
+    model = Qwen2VLForConditionalGeneration.from_pretrained(oracle.folder / "vlm", dtype=torch.float32)
+    model.model.language_model.embed_tokens.weight[PROMPT_ID : PROMPT_ID + len(rows)] = rows
+    vectors = oracle.model.assemble(oracle.visual(example["image"]), [example["text"]]).embeddings
+    said: list[int] = []
+    for _ in range(len(example["token_ids"])):
+        places = torch.arange(vectors.shape[1]).expand(3, 1, -1)
+        hidden = model.model.language_model(inputs_embeds=vectors, position_ids=places).last_hidden_state
+        said.append(int(model.lm_head(hidden[0, -1]).argmax()))
+        word = model.model.language_model.embed_tokens(torch.tensor([[said[-1]]]))
+        vectors = torch.cat([vectors, word], dim=1)
+    return said
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_generated_token_of_the_prompt_enters_as_the_trained_vector(speaking: Oracle, number: int) -> None:
+    found, expected = parity.greedy(speaking, number)
+    assert found == expected
+    if number == 0:
+        assert expected[0] == PROMPT_ID
+
+
+def test_the_backbones_old_row_would_say_something_else(speaking: Oracle) -> None:
+    """So would the variant `paper`, whose prompt has no ids: there this token is the backbone's own."""
+    model = speaking.model
+    method = model.method.model_copy(update={"variant": "paper"})
+    other = dataclasses.replace(speaking, model=MaspModel(model.backbone, method, model.aspects, model.prompt))
+    found, expected = parity.greedy(other, 0)
+    assert found[0] == expected[0] == PROMPT_ID
+    assert found != expected
 
 
 @pytest.mark.parametrize("number", COUNTS["stage2"])

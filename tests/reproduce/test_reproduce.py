@@ -21,6 +21,7 @@ import ending
 import tiny
 from masp.adapters import load_adapter, read_info, tensors_sha256
 from masp.aspects import ASPECTS
+from masp.backbones.loading import load_backbone
 from masp.cli.app import main
 from masp.config import DataConfig
 from masp.data.images import open_image
@@ -134,8 +135,9 @@ def test_a_result_says_what_masp_evaluate_says(first: tuple[Reproduced, str], ou
     assert {key: about[key] for key in known} == known
     runs = out / "scratch" / "runs" / "emoji-scenes"
     ((prompt,), (aspects,)) = ((runs / part).glob("seed1-*") for part in ("V+A+S", "stage-1"))
-    dataset = open_dataset(small_job(out, *RUN).sources[0].data)
-    measured = evaluate(Masp.from_pretrained(prompt, tiny.backbone(), aspects=aspects), dataset)
+    job = small_job(out, *RUN)
+    dataset, backbone = open_dataset(job.sources[0].data), load_backbone(job.config.backbone)
+    measured = evaluate(Masp.from_pretrained(prompt, backbone, aspects=aspects), dataset)
     theirs = measured.provenance
     assert known.keys() == theirs.keys()
     assert measured.accuracy.value == outcome(out, name).figures["accuracy"]["value"]

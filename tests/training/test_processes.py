@@ -88,7 +88,7 @@ class Table:
     """A meeting place of threads, in the place of a network."""
 
     def __init__(self, count):
-        self.barrier, self.values = threading.Barrier(count, timeout=20), {}
+        self.barrier, self.values = threading.Barrier(count, timeout=several.LIMIT), {}
 
     def meet(self, rank, value):
         self.values[rank] = value

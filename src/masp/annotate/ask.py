@@ -9,7 +9,13 @@ from PIL import Image
 
 from masp.annotate.light import measured
 from masp.annotate.wording import NOTHING, Understood, middle, says_nothing, understood
-from masp.answers import aspect_log_probabilities, generate_aspect_ids, generate_ids, log_probabilities
+from masp.answers import (
+    answer_of,
+    aspect_log_probabilities,
+    generate_aspect_ids,
+    generate_ids,
+    log_probabilities,
+)
 from masp.aspects import MEASURED
 from masp.model import MaspModel, Use
 from masp.types import Pixels, Seen, VisualTokens
@@ -108,9 +114,8 @@ class Annotator:
             rows = generate_ids(model, seen, question, PLAIN, longest)
         else:
             rows = generate_aspect_ids(model, visual, aspect, question, longest)
-        end = model.backbone.end_of_turn
-        texts = [(model.backbone.decode(ids[: ids.index(end)] if end in ids else ids), end in ids) for ids in rows]
-        return [understood(aspect, text, whole) for text, whole in texts]
+        answers = [answer_of(model.backbone, ids) for ids in rows]
+        return [understood(aspect, answer.text, not answer.cut) for answer in answers]
 
     def _chosen(
         self, visual: VisualTokens, seen: Seen, aspect: str, question: str, options: Sequence[str]

@@ -24,11 +24,12 @@ class Backbone(Protocol):
         revision: commit of the weights on the hub; None for a folder.
         family: name of the family that serves it.
         dim: width of the language model.
-        dtype: dtype of everything it returns, and of its weights where none are packed.
+        dtype: dtype of everything it returns but logits, and of its weights where none are packed.
         number_format: of its weights, for the record: "bfloat16", or "nf4/bfloat16" where linear layers are packed.
         device: where it lives.
         end_of_turn: id of the token that ends an answer.
         known_tokens: one more than the tokenizer's largest id; embedding rows from there on belong to no token.
+        stop_tokens: ids at which a generated answer is over, `end_of_turn` the first of them.
         image_transform: what happens to an image on its way to the vision tower, for the record.
         embedding_scale: what rows of the embedding matrix are multiplied with before they enter; 1 for most families.
         asks: whether visual tokens depend on the question, so that `asked` must be called for each.
@@ -46,6 +47,7 @@ class Backbone(Protocol):
     device: torch.device
     end_of_turn: int
     known_tokens: int
+    stop_tokens: tuple[int, ...]
     image_transform: dict[str, Any]
     embedding_scale: float
     asks: bool
@@ -100,6 +102,10 @@ class Backbone(Protocol):
         """Token ids of plain text; special tokens in it are text."""
         ...
 
+    def special_ids(self, tokens: Sequence[str]) -> tuple[int, ...]:
+        """Ids of special tokens; those that the tokenizer lacks get the ids that adding them would give."""
+        ...
+
     def embed(self, ids: Int[Tensor, "..."]) -> Float[Tensor, "... dim"]:
         """Input embeddings of token ids."""
         ...
@@ -149,7 +155,7 @@ class Backbone(Protocol):
         ...
 
     def logits(self, hidden: Float[Tensor, "... dim"]) -> Float[Tensor, "... vocabulary"]:
-        """The output head."""
+        """The output head, in fp32 whatever the format of its weights."""
         ...
 
     def blocks(self) -> Sequence[nn.Module]:

@@ -3,6 +3,7 @@
 Only the family's own template writes special tokens. Text of a user is text, whatever it looks like.
 """
 
+import copy
 import functools
 import re
 import threading
@@ -83,6 +84,7 @@ class Chat:
         self._visual: int = tokenizer.convert_tokens_to_ids(turn.visual)
         self._frame = {tokenizer.convert_tokens_to_ids(mark) for mark in turn.frame}
         self._skeleton = functools.lru_cache(TEMPLATES_KEPT)(self._encoded)
+        self.special_ids = functools.lru_cache(16)(self._special_ids)
 
     def template(self, question: str, image: ImageLayout) -> Template:
         """The chat turn with the image's placeholders; special tokens in the question are text."""
@@ -223,6 +225,12 @@ class Chat:
             return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
     # Special tokens
+
+    def _special_ids(self, tokens: tuple[str, ...]) -> tuple[int, ...]:
+        """See `Backbone.special_ids`; the tokenizer itself stays as it is."""
+        larger = copy.deepcopy(self._tokenizer)
+        larger.add_tokens(list(tokens), special_tokens=True)
+        return tuple(larger.convert_tokens_to_ids(list(tokens)))
 
     @functools.cached_property
     def _marks(self) -> dict[str, int]:

@@ -15,6 +15,7 @@ from masp.backbones.base import Again
 from masp.backbones.chat import Chat, Turn
 from masp.backbones.decoder import Decoder
 from masp.backbones.files import BackboneFiles
+from masp.backbones.output_head import head_logits
 from masp.backbones.sharding import shard_layers
 from masp.errors import BackboneError
 from masp.recent import Recent
@@ -102,6 +103,7 @@ class ComposedBackbone:
         self.device: torch.device = parts.language.device
         self.end_of_turn: int = self._chat.end_of_turn
         self.known_tokens: int = self._chat.known_tokens
+        self.stop_tokens: tuple[int, ...] = _stop_tokens(self.end_of_turn, parts)
         self.image_transform: dict[str, Any] = parts.vision.image_transform
         self.asks: bool = parts.ask is not None
         self.sharded: bool = False
@@ -175,6 +177,10 @@ class ComposedBackbone:
         """Ids of plain text."""
         return self._chat.text_ids(text)
 
+    def special_ids(self, tokens: Sequence[str]) -> tuple[int, ...]:
+        """Ids of special tokens, or those that they would get."""
+        return self._chat.special_ids(tuple(tokens))
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids without special tokens."""
         return self._chat.decode(ids)
@@ -193,8 +199,8 @@ class ComposedBackbone:
         """Standard deviation of what words enter with, in double precision and in parts, as the matrix may be large."""
         parts = self.embedding_rows().split(4096)
         count = sum(part.numel() for part in parts)
-        mean = sum(float(part.double().sum()) for part in parts) / count
-        spread = (sum(float((part.double() - mean).square().sum()) for part in parts) / count) ** 0.5
+        mean = sum(float(part.cpu().double().sum()) for part in parts) / count
+        spread = (sum(float((part.cpu().double() - mean).square().sum()) for part in parts) / count) ** 0.5
         return spread * self.embedding_scale
 
     def positions(self, length: int, visual_start: int, image: ImageLayout, native: bool) -> Int[Tensor, "axes length"]:
@@ -219,8 +225,8 @@ class ComposedBackbone:
             return self._decoder.run(embeddings, positions, mask, cache, branches, read, extras, again)
 
     def logits(self, hidden: Float[Tensor, "... dim"]) -> Float[Tensor, "... vocabulary"]:
-        """The output head."""
-        return self._parts.head(hidden)
+        """The output head, in fp32 whatever the format of its weights."""
+        return head_logits(self._parts.head, hidden)
 
     def blocks(self) -> Sequence[nn.Module]:
         """The blocks that every pass runs through."""
@@ -235,3 +241,11 @@ class ComposedBackbone:
         """
         with self._alone:
             return self._decoder.last_attention(assembled, start)
+
+
+def _stop_tokens(end_of_turn: int, parts: Parts) -> tuple[int, ...]:
+    """The end of a turn, what the checkpoint's generation settings stop at, and the tokenizer's own end."""
+    settings = parts.model.generation_config
+    named = None if settings is None else settings.eos_token_id  # one, several or none
+    ends = [end_of_turn, parts.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
+    return tuple(dict.fromkeys(end for end in ends if end is not None))

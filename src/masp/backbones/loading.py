@@ -1,6 +1,7 @@
 """Loading a backbone by name: which family serves it, in which dtype, on which device."""
 
 import logging
+import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from importlib import import_module
@@ -12,7 +13,7 @@ from safetensors import SafetensorError
 
 from masp import launch
 from masp.backbones.base import Backbone
-from masp.backbones.files import BackboneFiles, check_accepted, find, read_json
+from masp.backbones.files import EMBEDDED, BackboneFiles, check_accepted, find, read_json
 from masp.backbones.four_bit import require_bitsandbytes
 from masp.backbones.placement import Placement
 from masp.config import BackboneConfig
@@ -52,6 +53,10 @@ NF4 = "nf4"
 SPREAD = "spread"
 """The device of a backbone that may be larger than one."""
 
+UNITS = "MASP_BFLOAT16_UNITS"
+"""Environment variable for tests of another processor: 1 or 0 makes "auto" believe that every device computes in
+bfloat16 by itself, or none."""
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -70,8 +75,7 @@ def load_backbone(
         config: what to load, or only its name: hub id, folder, or "embedded" for the small one in this package.
             Settings carry the other arguments themselves, which then do not count.
         revision: commit, tag or branch on the hub.
-        dtype: "float32", "bfloat16", "float16", "nf4" for 4 bits through bitsandbytes, or "auto": bfloat16 where the
-            device computes in it, otherwise float32.
+        dtype: "float32", "bfloat16", "float16", "nf4" for 4 bits through bitsandbytes, or "auto", see `choose_dtype`.
         device: a torch device, "auto" for the GPU if there is one, or "spread" for all GPUs, then main memory, then
             the disk.
         min_pixels: bounds of an image's area, for Qwen-VL; None: the checkpoint's own.
@@ -96,12 +100,12 @@ def load_backbone(
     else:
         name = config
     files = replace(find_supported(name, revision), accepted=check_accepted(accept))
-    place = choose_placement(dtype, device)
+    place = choose_placement(dtype, device, name)
     if shard and (place.four_bit or place.spread):
         todo = "Choose another dtype and device, or start without dividing it."
         raise ConfigError(f"a backbone in {place}, and divided between processes", "one of the two", todo)
     load = by_name(FAMILIES[files.model_type])
-    _LOG.info("loading backbone %s (%s, %s)", name, files.model_type, place)
+    _LOG.info("loading backbone %s (%s) in %s", name, files.model_type, place)
     # Divided, it goes to main memory first: a device may be too small for all of it.
     first = replace(place, device=torch.device("cpu")) if shard else place
     try:
@@ -152,8 +156,13 @@ def by_name(place: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def choose_placement(dtype: str, device: str) -> Placement:
+def choose_placement(dtype: str, device: str, name: str | None = None) -> Placement:
     """What names of a number format and of a device stand for.
+
+    Args:
+        dtype: name of the number format.
+        device: name of the device.
+        name: of the backbone, as the user asked for it; None: any but the embedded one.
 
     Raises:
         BackboneError: unknown names, or no bitsandbytes for "nf4".
@@ -162,8 +171,10 @@ def choose_placement(dtype: str, device: str) -> Placement:
     if four_bit:
         require_bitsandbytes()
     where = choose_device("auto" if spread else device)
-    chosen = choose_dtype("auto" if four_bit else dtype, where, (*DTYPES, NF4))
-    return Placement(chosen, where, four_bit, spread)
+    asked = "auto" if four_bit else dtype
+    if asked == "auto" and name == EMBEDDED:
+        asked = "float32"
+    return Placement(choose_dtype(asked, where, (*DTYPES, NF4)), where, four_bit, spread)
 
 
 def choose_device(device: str) -> torch.device:
@@ -187,7 +198,8 @@ def choose_device(device: str) -> torch.device:
 def choose_dtype(dtype: str, device: torch.device, known: Iterable[str] = DTYPES) -> torch.dtype:
     """The dtype of this name.
 
-    "auto" is bfloat16, except on a CPU that has no bfloat16 arithmetic and would be slower in it than in float32.
+    "auto" is bfloat16 where the device has units for it, otherwise float32. `choose_placement` knows one more rule: the
+    embedded backbone is float32 everywhere, because it is small, and its figures should be the same on every machine.
 
     Args:
         dtype: the name.
@@ -198,8 +210,20 @@ def choose_dtype(dtype: str, device: torch.device, known: Iterable[str] = DTYPES
         BackboneError: unknown name.
     """
     if dtype == "auto":
-        native = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if native else torch.float32
+        return torch.bfloat16 if bfloat16_units(device) else torch.float32
     if dtype not in DTYPES:
         raise BackboneError(f"unknown dtype '{dtype}'", f"auto, {', '.join(known)}", did_you_mean(dtype, known))
     return DTYPES[dtype]
+
+
+def bfloat16_units(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16 by itself, rather than in float32 with a conversion before and after.
+
+    NVIDIA GPUs do from compute capability 8.0 on (not T4, not V100), ROCm's do, CPUs with AVX512-BF16 or AMX do. Of
+    other devices nothing is known: on MPS it depends on the chip, and torch does not tell which one it is.
+    """
+    if UNITS in os.environ:
+        return os.environ[UNITS] == "1"
+    if device.type == "cuda":
+        return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

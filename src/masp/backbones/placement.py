@@ -46,8 +46,8 @@ class Placement:
     spread: bool = False
 
     def __str__(self) -> str:
-        format = "nf4 and " * self.four_bit + str(self.dtype)
-        return f"{format}, {self.device}" + " and beyond" * self.spread
+        format = "nf4/" * self.four_bit + str(self.dtype).removeprefix("torch.")
+        return f"{format} on {self.device}" + " and beyond" * self.spread
 
 
 def options(files: BackboneFiles, kind: Any, place: Placement) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def mean_row(file: Path, name: str) -> Float[Tensor, " dim"]:
         step = max(1, BLOCK // dim)
         total = torch.zeros(dim, dtype=torch.float64)
         for start in range(0, count, step):
-            total += matrix[start : min(start + step, count)].double().sum(0)
+            total += matrix[start : min(start + step, count)].cpu().double().sum(0)
     return (total / count).float()
 
 

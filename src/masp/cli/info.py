@@ -62,16 +62,19 @@ def info(
     sizes = tuple(_size(text) for text in (size or SIZES))
     description = describe(backbone, revision)
     from masp.backbones.facts import count  # heavy, and for nothing if there is no such backbone
+    from masp.backbones.loading import choose_placement
     from masp.backbones.visual_counts import visual_tokens
     from masp.parameters import trained_size
 
     facts = count(description)
     visual = dict(zip(sizes, visual_tokens(description, sizes), strict=True))
     variants = [trained_size(variant, facts.dim, queries, prompt_length) for variant in get_args(Variant)]
+    here = choose_placement("auto", "auto", backbone)
     if as_json:
-        typer.echo(json.dumps(_object(facts, variants, visual)))
+        auto = {"dtype": str(here.dtype).removeprefix("torch."), "device": str(here.device)}
+        typer.echo(json.dumps({**_object(facts, variants, visual), "auto": auto}))
     else:
-        results().print(_for_people(facts, variants, visual))
+        results().print(_for_people(facts, variants, visual, f"on this machine, dtype and device auto: {here}"))
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -124,7 +127,7 @@ def _object(
 
 
 def _for_people(
-    facts: "BackboneFacts", variants: "list[TrainedSize]", visual: dict[tuple[int, int], int | None]
+    facts: "BackboneFacts", variants: "list[TrainedSize]", visual: dict[tuple[int, int], int | None], here: str
 ) -> "RenderableType":
     """A title, then four small tables with what each of them means."""
     from rich.console import Group
@@ -138,6 +141,7 @@ def _for_people(
     parts: list[RenderableType] = [title, Text(about, style="dim")]
     parts += [Text(), _parts(facts), Text(), _memory(facts), Text(NF4, style="dim")]
     parts += [Text(NF4_CPU, style="dim")] * _differs_on_cpu(facts)
+    parts += [Text(here, style="dim")]
     parts += [Text(), _trained(facts, variants), Text(), _sequence(variants, visual), Text(SEQUENCE, style="dim")]
     return Group(*parts)
 

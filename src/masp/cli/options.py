@@ -24,7 +24,10 @@ class Reading(StrEnum):
     generate = "generate"
 
 
-_DTYPE = "Number format of the frozen weights; *auto*: what the device does well; *nf4*: 4 bits (the extra *4bit*)."
+_DTYPE = (
+    "Number format of the frozen weights; *auto*: bfloat16 where the device has units for it, otherwise "
+    "(and for `embedded`) float32; *nf4*: 4 bits (the extra *4bit*)."
+)
 _DEVICE = (
     "*auto* (a GPU if there is one), *cpu*, *cuda*, *cuda:1*, *mps* …; *spread*: all GPUs, then memory, then disk."
 )

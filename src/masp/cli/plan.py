@@ -37,7 +37,9 @@ Efficiency = Annotated[
 ]
 PlannedDtype = Annotated[
     str | None,
-    typer.Option(help="float32, bfloat16, float16 or nf4 (4 bits). Default: that of --bench, else bfloat16."),
+    typer.Option(
+        help="float32, bfloat16, float16 or nf4 (4 bits). Default: as in --bench, else bfloat16 (`embedded`: float32)."
+    ),
 ]
 Released = Annotated[
     bool,
@@ -92,6 +94,7 @@ def plan(
     from dataclasses import asdict
     from json import dumps
 
+    from masp.backbones.files import EMBEDDED
     from masp.backbones.sizes import sizes_of
     from masp.cli.show import results, say
     from masp.plan import Device, Job, chosen_store, estimate
@@ -100,7 +103,8 @@ def plan(
     known = {} if bench is None else _read(bench)
     top, wide, share = _peaks(known, peak, bandwidth, efficiency)
     device = Device(top, wide, memory, share, devices, cores, price)
-    chosen = dtype or known.get("machine", {}).get("dtype", "bfloat16")
+    usual = "float32" if backbone == EMBEDDED else "bfloat16"  # of a device with units for it, which may be elsewhere
+    chosen = dtype or known.get("machine", {}).get("dtype", usual)
     _one_of("--dtype", chosen, tuple(FORMATS))
     job = Job(
         images, tokens, label, aspect_epochs, prompt_epochs, store=cast("Store", store), disk=disk, batch=batch_size,
@@ -116,7 +120,9 @@ def plan(
         return
     results().print(_table(parts, device.memory))
     said = "given" if efficiency is not None else "measured" if known else "assumed; measure it with masp bench"
-    say(f"store: {chosen_store(sizes, job)}; efficiency {device.efficiency:.0%} of the peak ({said})")
+    say(
+        f"numbers: {chosen}; store: {chosen_store(sizes, job)}; efficiency {device.efficiency:.0%} of the peak ({said})"
+    )
     _remark(line, job)
 
 

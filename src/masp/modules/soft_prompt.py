@@ -32,6 +32,11 @@ class SoftPrompt(nn.Module):
         return self.vectors
 
 
+def prompt_tokens(length: int) -> tuple[str, ...]:
+    """Names of the tokens whose rows of the embedding matrix are the soft prompt in the authors' code."""
+    return tuple(f"<|reserved_special_token_{number}|>" for number in range(length))
+
+
 def random_start(
     length: int, dim: int, std: float, generator: torch.Generator | None = None
 ) -> Float[Tensor, "prompt dim"]:

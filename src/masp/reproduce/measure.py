@@ -142,7 +142,7 @@ def attention(variant: Variant, pictures: Pictures, stop: StopRequest) -> dict[s
     """
     rows: list[torch.Tensor] = []
     for _, visual in _batches(pictures, variant.model.backbone, stop):
-        rows.append(prompt_attention(variant.model, visual, variant.question, variant.use).double().cpu())
+        rows.append(prompt_attention(variant.model, visual, variant.question, variant.use).cpu().double())
     raw = torch.cat(rows)
     shares, names = normalised(raw), variant.use.aspects
     chosen = examples(pictures.records)

@@ -70,7 +70,7 @@ class Variant:
             return [named(text, self.labels) for text in generate(self.model, visual, self.question, self.use, limit)]
         rows = score(self.model, visual, self.question, self.labels, self.use)
         best = rows.argmax(1).tolist()
-        tables = [dict(zip(self.labels, row, strict=True)) for row in rows.double().log_softmax(1).tolist()]
+        tables = [dict(zip(self.labels, row, strict=True)) for row in rows.cpu().double().log_softmax(1).tolist()]
         return [Said(self.labels[place], table) for place, table in zip(best, tables, strict=True)]
 
     def describe(self) -> Mapping[str, Any]:

@@ -48,9 +48,9 @@ def read_words(
     Returns:
         The layer as `probe.logits` takes it; the leave-one-out probabilities; the penalty and its error.
     """
-    wide = tokens.double()
+    wide = tokens.cpu().double()
     mean, scale = wide.mean(0), wide.std(0, correction=0).clamp_min(SMALLEST)
-    inputs, targets = (wide - mean) / scale, wanted.double()
+    inputs, targets = (wide - mean) / scale, wanted.cpu().double()
     found = [_ridge(inputs, targets, penalty) for penalty in penalties]
     errors = [float((held - targets).square().mean()) for _, held in found]
     best = min(range(len(found)), key=errors.__getitem__)

@@ -125,7 +125,7 @@ class HeadStage:
             log_p = self.module(*self.inputs([lesson.image for lesson in lessons])).log_softmax(1)
             truth = self._targets(lessons)
             right += int((log_p.argmax(1) == truth).sum())
-            likelihood += float(log_p.gather(1, truth[:, None]).double().sum())
+            likelihood += float(log_p.gather(1, truth[:, None]).cpu().double().sum())
         return {"accuracy": right / len(held), "log_likelihood": likelihood / len(held)} if held else {}
 
     def _targets(self, lessons: Sequence[Lesson]) -> Int[Tensor, " batch"]:

@@ -183,13 +183,18 @@ def check_lessons(lessons: Lessons, labels: Sequence[str]) -> None:
 
 
 def once(folder: Path, make: Callable[[], Checkpoint]) -> Checkpoint:
-    """What is saved in a folder, or else made and saved there, whole or not at all."""
+    """What is saved in a folder, or else made and saved there, whole or not at all.
+
+    What was just made is read back as well. A tensor with other strides has the same numbers, but sums of products with
+    it may be taken in another order, and then the last bits of an answer would depend on who fitted the system.
+    """
     store = CheckpointStore(folder, keep=1)
     store.clean()
     found = store.latest()
     if found is None:
-        found = make()
-        store.save(found)
+        store.save(make())
+        found = store.latest()
+        assert found is not None, f"what was just written to {folder} cannot be read"
     return found
 
 

@@ -140,7 +140,7 @@ def fitted(
     present = sorted(set(targets))
     if len(present) < 2:
         raise DataError("all images to learn from have the same label", "at least two labels", "Check the data set.")
-    wide = means.double()
+    wide = means.cpu().double()
     mean, scale = wide.mean(0), wide.std(0, correction=0).clamp_min(SMALLEST)
     values: NDArray[np.float64] = ((wide - mean) / scale).numpy()
     model = LogisticRegression(C=strength, max_iter=iterations)
@@ -177,6 +177,6 @@ def figures(log_odds: Float[Tensor, "images labels"], targets: list[int]) -> dic
     """Accuracy and mean log-likelihood on val; empty without images."""
     if not targets:
         return {}
-    truth, log_p = torch.tensor(targets), log_odds.double().log_softmax(1)
+    truth, log_p = torch.tensor(targets), log_odds.cpu().double().log_softmax(1)
     right = int((log_p.argmax(1) == truth).sum())
     return {"accuracy": right / len(targets), "log_likelihood": float(log_p.gather(1, truth[:, None]).mean())}

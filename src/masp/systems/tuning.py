@@ -142,7 +142,7 @@ class TuningStage:
                 scores = score(self.model, visual, self.question, self.labels, PLAIN)
             truth = torch.tensor([self.labels.index(lesson.label) for lesson in group], device=scores.device)
             right += int((scores.argmax(1) == truth).sum())
-            likelihood += float(scores.gather(1, truth[:, None]).double().sum())
+            likelihood += float(scores.gather(1, truth[:, None]).cpu().double().sum())
         count = len(self.val)
         return {"accuracy": right / count, "log_likelihood": likelihood / count} if count else {}
 

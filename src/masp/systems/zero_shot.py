@@ -96,6 +96,6 @@ class ZeroShot:
 
 def said(labels: tuple[str, ...], log_p: Float[Tensor, "batch labels"]) -> list[Said]:
     """Normalised log-probabilities of the labels, with the most probable one as the answer."""
-    rows = log_p.double().log_softmax(1).tolist()
+    rows = log_p.cpu().double().log_softmax(1).tolist()
     best = log_p.argmax(1).tolist()
     return [Said(labels[b], dict(zip(labels, row, strict=True))) for b, row in zip(best, rows, strict=True)]

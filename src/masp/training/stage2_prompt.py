@@ -173,7 +173,7 @@ class PromptStage:
             scores = score(self.model, seen, question, labels, self.use)
             truth = torch.tensor([labels.index(label) for _, label in group], device=scores.device)
             right = int((scores.argmax(1) == truth).sum())
-            return right, float(scores.gather(1, truth[:, None]).double().sum())
+            return right, float(scores.gather(1, truth[:, None]).cpu().double().sum())
 
         count = len(self.validation)
         found = list(processes.share(groups, measure, stop))
