@@ -58,7 +58,7 @@ def test_predict_json_is_one_object_per_line(masp, world):
     assert [one["image"] for one in found] == [str(world / "pictures" / f"{number}.png") for number in range(3)]
     assert found[0]["adapter"] == str(world / "adapter")
     assert tuple(found[0]["probabilities"]) == LABELS
-    assert set(found[0]["aspects"]["object"]) == {"answer", "attention", "effect"}
+    assert set(found[0]["aspects"]["object"]) == {"answer", "attention", "cut", "effect"}
 
 
 def test_a_bad_image_fails_alone(masp, world, tmp_path):
@@ -324,6 +324,7 @@ OF_A_MODEL = {
     "--revision": "v1",
     "--dtype": "auto",  # what would be done anyhow was still asked of nobody
     "--device": "auto",
+    "--accept": "template",
     "--batch-size": 4,
     "--mode": "score",
     "--record": None,
