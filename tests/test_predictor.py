@@ -183,6 +183,28 @@ def test_a_shape_that_no_backbone_takes_is_a_bad_image(masp, tmp_path):
     assert isinstance(found, Failure)
 
 
+def test_of_a_list_only_the_bad_images_fail(masp, pictures, tmp_path):
+    """A shape that the vision tower refuses, and a file that is none, each alone and in its place."""
+    thin, bad = tmp_path / "thin.png", tmp_path / "bad.png"
+    Image.new("RGB", (1, 900)).save(thin)
+    bad.write_bytes(b"no picture")
+    images = [pictures[0], thin, pictures[1], bad, Image.new("RGB", (1, 900)), pictures[2]]
+    with pytest.raises(ImageError) as raised:
+        masp.predict([pictures[0], thin, pictures[1]])
+    assert raised.value.path == str(thin)
+    assert "0.png" not in str(raised.value)
+    found = masp.predict(images, explain=False, on_error="return")
+    kinds = [Prediction, Failure, Prediction, Failure, Failure, Prediction]
+    assert [type(one) for one in found] == kinds
+    assert [one.image for one in found] == [*map(str, images[:4]), "(image in memory)", str(images[5])]
+    assert "ratio" in found[1].error
+    assert found[2].probabilities == pytest.approx(masp.predict(pictures[1], explain=False).probabilities, abs=1e-5)
+    streamed = list(masp.predict_stream([one for one in images if not isinstance(one, Image.Image)], explain=False))
+    assert [streamed[1], streamed[3]] == [found[1], found[3]]
+    assert type(masp.predict(thin, on_error="return")) is Failure
+    assert [type(one) for one in masp.predict([bad, thin], on_error="return")] == [Failure, Failure]
+
+
 def test_a_stream_is_endless_and_keeps_little(masp, pictures):
     asked = []
 

@@ -26,7 +26,7 @@ from masp.answers import generate, score
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
 from masp.data.images import open_image, shrink, to_rgb
-from masp.data.loading import prefetch
+from masp.data.loading import prefetch, prepared
 from masp.errors import AdapterError, ImageError, UsageError, counted, did_you_mean
 from masp.explain import (
     attention_to_aspects,
@@ -42,6 +42,7 @@ EMBEDDED = "embedded"
 """Name of the shipped backbone and of the adapter that is shipped with it."""
 
 Picture = str | Path | Image.Image
+OnError = Literal["raise", "return"]
 
 
 @dataclass(frozen=True)
@@ -237,13 +238,37 @@ class Masp:
         task: str | Sequence[str] | None = None,
     ) -> list[Prediction]: ...
 
+    @overload
+    def predict(
+        self,
+        images: Picture,
+        explain: bool = True,
+        batch_size: int = 16,
+        task: str | None = None,
+        *,
+        on_error: OnError,
+    ) -> Prediction | Failure: ...
+
+    @overload
+    def predict(
+        self,
+        images: Sequence[Picture],
+        explain: bool = True,
+        batch_size: int = 16,
+        task: str | Sequence[str] | None = None,
+        *,
+        on_error: OnError,
+    ) -> list[Prediction | Failure]: ...
+
     def predict(
         self,
         images: Picture | Sequence[Picture],
         explain: bool = True,
         batch_size: int = 16,
         task: str | Sequence[str] | None = None,
-    ) -> Prediction | list[Prediction]:
+        *,
+        on_error: OnError = "raise",
+    ) -> Prediction | Failure | Sequence[Prediction | Failure]:
         """Predicts one image or several, each a path or a PIL image.
 
         Args:
@@ -252,34 +277,41 @@ class Masp:
             batch_size: Images that go through the model together.
             task: Which task of an adapter with several, for all images or, as a list, for each of them. Images of one
                 task go through the model together, so each prediction is the one that a call for its task alone gives.
+            on_error: `raise` an error that names the first image that cannot be used, or `return` a `Failure` in the
+                place of each of them; the others are predicted.
 
         Raises:
-            ImageError: An image cannot be read.
+            ImageError: An image cannot be read, or has a shape that the backbone refuses.
             UsageError: No such task, several and none named, or another number of tasks than of images.
         """
         if isinstance(task, str):
-            return self._only(task).predict(images, explain, batch_size)
+            return self._only(task).predict(images, explain, batch_size, on_error=on_error)
         if task is not None:
-            return self._mixed(images, explain, batch_size, task)
+            return self._mixed(images, explain, batch_size, task, on_error)
         if isinstance(images, str | Path | Image.Image):
-            return self._batch([images], explain)[0]
+            return self._batch([images], explain, on_error)[0]
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}", "1 or more", "Correct batch_size.")
         starts = range(0, len(images), batch_size)
-        return [one for start in starts for one in self._batch(images[start : start + batch_size], explain)]
+        return [one for start in starts for one in self._batch(images[start : start + batch_size], explain, on_error)]
 
     def _mixed(
-        self, images: Picture | Sequence[Picture], explain: bool, batch_size: int, tasks: Sequence[str]
-    ) -> list[Prediction]:
+        self,
+        images: Picture | Sequence[Picture],
+        explain: bool,
+        batch_size: int,
+        tasks: Sequence[str],
+        on_error: OnError,
+    ) -> list[Prediction | Failure]:
         """Predictions with a task for each image, in the order of the images."""
         if isinstance(images, str | Path | Image.Image) or len(images) != len(tasks):
             count = "one image" if isinstance(images, str | Path | Image.Image) else counted(len(images), "image")
             raise UsageError(f"a list of {counted(len(tasks), 'task')} for {count}", "a task for each image of a list")
         by_task = {name: self._only(name) for name in tasks}  # a wrong name is refused before anything is computed
-        found: dict[int, Prediction] = {}
+        found: dict[int, Prediction | Failure] = {}
         for name, view in by_task.items():
             rows = [row for row, task in enumerate(tasks) if task == name]
-            own = view.predict([images[row] for row in rows], explain, batch_size)
+            own = view.predict([images[row] for row in rows], explain, batch_size, on_error=on_error)
             found |= dict(zip(rows, own, strict=True))
         return [found[row] for row in range(len(tasks))]
 
@@ -320,21 +352,32 @@ class Masp:
         """Visual tokens of preprocessed images, on the backbone's device."""
         return self.backbone.visual_tokens(pixels.to(self.backbone.device))
 
-    def _batch(self, images: Sequence[Picture], explain: bool) -> list[Prediction]:
-        if not images:
-            return []
-        opened = [self._open(image) for image in images]
-        names = [str(image) if isinstance(image, str | Path) else "(image in memory)" for image in images]
-        try:
-            pixels = self.backbone.preprocess(opened)
-        except ValueError as error:  # a shape that the vision tower refuses, such as 1 × 900 pixels
-            raise ImageError(names[0] if len(names) == 1 else ", ".join(names), str(error)) from error
-        return self._predicted(pixels, names, explain)
+    def _batch(self, images: Sequence[Picture], explain: bool, on_error: OnError) -> list[Prediction | Failure]:
+        """What is said of each image that goes through the model in one batch, and of each that cannot."""
+        opened, failed = dict[int, Image.Image](), dict[int, ImageError]()
+        for place, image in enumerate(images):
+            try:
+                opened[place] = self._open(image)
+            except ImageError as error:
+                failed[place] = error
+        places = list(opened)
+        pixels, unfit = prepared(list(opened.values()), self.backbone.preprocess) if opened else (None, {})
+        failed |= {places[row]: ImageError(_name(images[places[row]]), why) for row, why in unfit.items()}
+        if failed and on_error != "return":
+            raise failed[min(failed)]
+        fit = [place for place in places if place not in failed]
+        found = [] if pixels is None else self._predicted(pixels, [_name(images[place]) for place in fit], explain)
+        said = {place: Failure(_name(images[place]), error.reason) for place, error in failed.items()}
+        said |= dict(zip(fit, found, strict=True))
+        return [said[place] for place in range(len(images))]
 
     def _open(self, image: Picture) -> Image.Image:
-        if isinstance(image, Image.Image):
+        if not isinstance(image, Image.Image):
+            return open_image(image, self.task.longest_side)
+        try:
             return shrink(to_rgb(image), self.task.longest_side)
-        return open_image(image, self.task.longest_side)
+        except OSError as error:  # of a file that Pillow opened and had not read yet
+            raise ImageError(_name(image), f"damaged ({error})") from None
 
     def _predicted(self, pixels: Pixels, names: Sequence[str], explain: bool) -> list[Prediction]:
         """Predictions of one batch of preprocessed images."""
@@ -379,6 +422,10 @@ def shipped_adapter() -> Path:
             "this installation has no adapter of its own", "--adapter DIR", "Name one, or install masp again."
         )
     return folder
+
+
+def _name(image: Picture) -> str:
+    return "(image in memory)" if isinstance(image, Image.Image) else str(image)
 
 
 def longest_answer(backbone: Backbone, labels: Sequence[str]) -> int:
