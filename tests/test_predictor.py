@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,10 +10,15 @@ from PIL import Image
 
 import masp.predictor as predictor
 import tiny
+from masp.adapters import find_adapter
+from masp.backbones.files import local_folder
+from masp.backbones.loading import load_backbone
 from masp.demo.pictures import demo_pictures
 from masp.errors import AdapterError, BackboneError, DataError, ImageError, MaspError, UsageError
 from masp.model import Use
 from masp.predictor import Failure, Masp, Prediction
+from masp.systems.zero_shot import ZeroShot
+from masp.taxonomies import TAXONOMIES
 from small_adapters import LABELS, name_a_place, write_adapter
 
 
@@ -271,3 +277,48 @@ def test_a_run_remembers_where_its_backbone_lies(pictures, tmp_path):
         (run / "run.json").write_text(damaged)
         with pytest.raises(AdapterError, match=rf"in a folder called {tiny.checkpoint().name}.*--backbone DIR"):
             Masp.from_pretrained(run)
+
+
+# --- without an adapter
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_backbone_without_an_adapter_answers_alone(family, pictures):
+    """Row V of Table 2: the figures of the system that the tables call zero-shot."""
+    masp = Masp.from_pretrained(backbone=tiny.backbone(family), labels="joy,fear,awe")
+    assert masp.zero_shot
+    found = masp.predict(pictures[:2])
+    alone = ZeroShot(tiny.backbone(family), LABELS)
+    expected = alone.answer(masp.visual_tokens(masp.backbone.preprocess([masp._open(path) for path in pictures[:2]])))
+    for one, other in zip(found, expected, strict=True):
+        assert one.adapter == "zero-shot"
+        assert (one.label, one.aspects, one.prompt_attention) == (other.predicted, {}, None)
+        assert isinstance(one.answer, str)
+        logs = torch.tensor([other.log_probabilities[label] for label in LABELS])
+        torch.testing.assert_close(torch.tensor(list(one.probabilities.values())), logs.exp(), atol=1e-5, rtol=1e-4)
+
+
+def test_alone_it_chooses_from_mikels_labels_unless_others_are_named(masp, pictures):
+    alone = Masp.from_pretrained(backbone=str(tiny.checkpoint()), dtype="float32")
+    assert alone.labels == TAXONOMIES["mikels"]
+    assert Masp.from_pretrained(backbone=tiny.backbone(), labels=["a", "b"]).labels == ("a", "b")
+    assert not masp.zero_shot
+
+
+def test_the_shipped_adapter_is_still_that_of_the_embedded_backbone(tmp_path):
+    """By its name, as a copy in a folder, and loaded already."""
+    copy = shutil.copytree(local_folder("embedded"), tmp_path / "copy")
+    for backbone in ("embedded", str(copy), load_backbone("embedded", dtype="float32")):
+        found = Masp.from_pretrained(backbone=backbone, dtype="float32")
+        assert (found.adapter, found.zero_shot) == ("embedded", False)
+
+
+def test_without_a_shipped_adapter_other_backbones_answer_alone(monkeypatch):
+    monkeypatch.setattr(predictor, "shipped_adapter", lambda: find_adapter("nowhere"))
+    assert Masp.from_pretrained(backbone=tiny.backbone()).zero_shot
+
+
+@pytest.mark.parametrize("part", [{"aspects": "a"}, {"task": "a"}, {"revision": "a"}])
+def test_parts_of_an_adapter_are_refused_where_there_is_none(part):
+    with pytest.raises(UsageError, match=next(iter(part))):
+        Masp.from_pretrained(backbone=tiny.backbone(), **part)

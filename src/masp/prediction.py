@@ -5,11 +5,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from masp.adapters import AdapterInfo
+from masp.config import DataConfig
 from masp.errors import AdapterError
 from masp.explain import AspectReading, PromptAttention
 from masp.labels import render_labels, validate_labels
 from masp.model import Use
-from masp.questions import Questions
+from masp.questions import Questions, load_questions
+from masp.taxonomies import NAMED_SETS
 
 
 @dataclass(frozen=True)
@@ -89,3 +91,16 @@ def task_of(info: AdapterInfo, labels: Sequence[str] | None = None) -> Task:
     style = info.method.resolved().label_list or "comma"
     question = questions.ask_emotion(render_labels(chosen, style))
     return Task(chosen, question, questions, Use(info.aspects), info.longest_side)
+
+
+def zero_shot_task(labels: Sequence[str] | None = None) -> Task:
+    """What a backbone alone is asked (row V of Table 2): about `labels`, or the first of `NAMED_SETS`.
+
+    Images are as large as training has them where nothing is set.
+
+    Raises:
+        DataError: Labels that cannot be told apart.
+    """
+    chosen = validate_labels(next(iter(NAMED_SETS.values())) if labels is None else labels)
+    questions = load_questions()
+    return Task(chosen, questions.ask_emotion(render_labels(chosen)), questions, Use(()), DataConfig().longest_side)

@@ -24,7 +24,8 @@ from masp.adapters import (
 )
 from masp.answers import generate, score
 from masp.backbones.base import Backbone
-from masp.backbones.loading import load_backbone
+from masp.backbones.loading import find_supported, load_backbone
+from masp.config import MethodConfig
 from masp.data.images import open_image, shrink, to_rgb
 from masp.data.loading import prefetch, prepared
 from masp.errors import AdapterError, ImageError, UsageError, counted, did_you_mean
@@ -35,11 +36,15 @@ from masp.explain import (
     taking_part,
 )
 from masp.model import MaspModel
-from masp.prediction import Failure, Prediction, Task, task_of
+from masp.prediction import Failure, Prediction, Task, task_of, zero_shot_task
+from masp.taxonomies import label_set
 from masp.types import Pixels, VisualTokens
 
 EMBEDDED = "embedded"
 """Name of the shipped backbone and of the adapter that is shipped with it."""
+
+ZERO_SHOT = "zero-shot"
+"""What stands in results for the adapter where there is none."""
 
 Picture = str | Path | Image.Image
 OnError = Literal["raise", "return"]
@@ -80,20 +85,22 @@ class Masp:
         backbone: str | Backbone | None = None,
         *,
         aspects: str | Path | None = None,
-        labels: Sequence[str] | None = None,
+        labels: str | Sequence[str] | None = None,
         task: str | None = None,
         revision: str | None = None,
         backbone_revision: str | None = None,
         dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = "auto",
         device: str = "auto",
     ) -> Self:
-        """Loads an adapter and the backbone it was trained on.
+        """Loads an adapter and the backbone it was trained on, or a backbone alone.
 
         Args:
-            adapter: Its folder, that of its run, or its id on a hub; None: the one shipped for the embedded backbone.
+            adapter: Its folder, that of its run, or its id on a hub. None: the one shipped for the embedded backbone;
+                with any other `backbone` that one alone, without aspects and soft prompt (zero-shot, row V of Table 2).
             backbone: Hub id, folder, or one that is loaded already; None: the one that the adapter names.
             aspects: For a prompt that only names its aspects, the adapter that holds them.
-            labels: Replaces the label set of the adapter, of every task if it holds several.
+            labels: Replaces the label set of the adapter, of every task if it holds several: a list, "joy, fear, awe",
+                or a set by its name (`mikels8`, `ekman6`, `polarity`). Zero-shot: what to choose from; None: `mikels8`.
             task: Which of several tasks to use; `use` changes it later.
             revision: Commit, tag or branch of an adapter on a hub; None: the newest.
             backbone_revision: Commit of the backbone on the hub; None: the one the adapter was trained on.
@@ -104,12 +111,19 @@ class Masp:
         Raises:
             AdapterError: No adapter there, a damaged one, or one for another backbone.
             BackboneError: The backbone cannot be loaded.
-            UsageError: No such task, or a revision of a backbone in a folder.
+            DataError: Fewer than two labels, or labels that cannot be told apart.
+            UsageError: No such task or label set, a revision of a folder, or a part of an adapter that is not used.
         """
+        chosen = None if labels is None else label_set(labels)
+        if adapter is None and backbone is not None and not _has_shipped(backbone, backbone_revision):
+            _refuse_parts(aspects=aspects, task=task, revision=revision)
+            named = isinstance(backbone, str)
+            alone = load_backbone(backbone, backbone_revision, dtype, device) if named else backbone
+            return cls(MaspModel(alone, MethodConfig()), zero_shot_task(chosen), ZERO_SHOT)
         folder = shipped_adapter() if adapter is None else find_adapter(adapter, revision)
         info = read_info(folder)
         name = info.chosen(task) if task is not None or len(info.tasks) == 1 else None
-        asked = {key: task_of(info.for_task(key), labels) for key in info.tasks or (None,)}
+        asked = {key: task_of(info.for_task(key), chosen) for key in info.tasks or (None,)}
         if backbone is None or isinstance(backbone, str):
             place = backbone or backbone_place(folder, info)
             commit = backbone_commit(place, info) if backbone_revision is None else backbone_revision
@@ -125,6 +139,11 @@ class Masp:
         made = cls(first.model, first.task, EMBEDDED if adapter is None else str(adapter), first.info)
         made._served, made._name, made._whole = served, name, parts
         return made
+
+    @property
+    def zero_shot(self) -> bool:
+        """Whether the backbone answers alone: nothing that was trained takes part."""
+        return all(one.model.aspects is None and one.model.prompt is None for one in self._served.values())
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -422,6 +441,28 @@ def shipped_adapter() -> Path:
             "this installation has no adapter of its own", "--adapter DIR", "Name one, or install masp again."
         )
     return folder
+
+
+def _has_shipped(backbone: str | Backbone, revision: str | None) -> bool:
+    """Whether the shipped adapter is for this backbone: the embedded one, by its name or a copy of it."""
+    if backbone == EMBEDDED:
+        return True
+    try:
+        known = read_info(shipped_adapter()).backbone.fingerprint
+    except AdapterError:
+        return False
+    if isinstance(backbone, str):
+        return find_supported(backbone, revision).fingerprint == known
+    return backbone.fingerprint() == known
+
+
+def _refuse_parts(**given: object) -> None:
+    """Make sure that no part of an adapter is named where there is none."""
+    named = [name for name, value in given.items() if value is not None]
+    if named:
+        raise UsageError(
+            f"{', '.join(named)} without an adapter", "an adapter", "Name one, or leave it out: zero-shot."
+        )
 
 
 def _name(image: Picture) -> str:

@@ -11,10 +11,11 @@ import typer
 from masp.cli.options import (
     AdapterRevision,
     AspectsOfPrompt,
-    BackboneOfAdapter,
+    BackboneOrNoAdapter,
     Device,
     Dtype,
     DtypeOption,
+    Labels,
     Revision,
     Task,
     refuse,
@@ -36,6 +37,8 @@ Examples:
 
 `masp predict photos/ --adapter runs/first --json > answers.jsonl`
 
+`masp predict photo.jpg --backbone Qwen/Qwen2-VL-2B-Instruct --labels ekman6`
+
 `find . -name '*.jpg' | masp predict - --report page.html`
 """
 
@@ -54,12 +57,14 @@ def predict(
         str | None,
         typer.Option(
             metavar="DIR|ID",
-            help="The adapter, its run, or its id on a hub. Default: the one shipped for the embedded backbone.",
+            help="The adapter, its run, or its id on a hub. Default: the one shipped for the embedded backbone; for "
+            "any other *--backbone* none.",
         ),
     ] = None,
     adapter_revision: AdapterRevision = None,
     task: Task = None,
-    backbone: BackboneOfAdapter = None,
+    backbone: BackboneOrNoAdapter = None,
+    labels: Labels = None,
     aspects: AspectsOfPrompt = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture, each on a line.")] = False,
     report: Annotated[
@@ -85,7 +90,9 @@ def predict(
     else:  # where a task has to be named, that is said before a large backbone is loaded
         task = read_info(find_adapter(adapter, adapter_revision)).chosen(task)
     loading = {"backbone_revision": revision, "dtype": dtype.value, "device": device}
-    masp = Masp.from_pretrained(adapter, backbone, aspects=aspects, task=task, revision=adapter_revision, **loading)
+    masp = Masp.from_pretrained(
+        adapter, backbone, aspects=aspects, labels=labels, task=task, revision=adapter_revision, **loading
+    )
     show = _json_line if as_json else _for_people(masp, explain)
     failures = _Failures(show, None if as_json else MOST_SAID)
     kept: list[Prediction] = []
@@ -163,7 +170,9 @@ def _for_people(masp: "Masp", explain: bool) -> "Callable[[Prediction | Failure]
     from masp.predictor import Failure
 
     console = results()
-    if not masp.task.use.aspects:
+    if masp.zero_shot:
+        say(f"{_alone(masp)}; it chooses from {', '.join(masp.labels)}")
+    elif not masp.task.use.aspects:
         say("this adapter was trained without aspects (V+S): it names the emotion, not the reasons")
     elif explain:
         say(LEGEND)
@@ -177,6 +186,10 @@ def _for_people(masp: "Masp", explain: bool) -> "Callable[[Prediction | Failure]
     return show
 
 
+def _alone(masp: "Masp") -> str:
+    return f"zero-shot: {masp.backbone.name} alone, without aspects and soft prompt (row V of the paper's Table 2)"
+
+
 def _write_report(file: Path, masp: "Masp", kept: "Sequence[Prediction]", failures: _Failures, predicted: int) -> None:
     from masp.adapters import library_versions
     from masp.cli.show import say
@@ -187,10 +200,11 @@ def _write_report(file: Path, masp: "Masp", kept: "Sequence[Prediction]", failur
     read = counted(predicted, "picture")
     shown = read if predicted == len(kept) else f"the first {len(kept)} of {read}"
     unread = f" {failures.count:,} more could not be read." if failures.count else ""
+    by = _alone(masp) if masp.zero_shot else f"predicted by {masp.adapter} on {masp.backbone.name}"
     facts = {"adapter": masp.adapter, "backbone": masp.backbone.name, "question": masp.task.question}
     data = ReportData(
         title="Predicted emotions",
-        summary=f"{shown}, predicted by {masp.adapter} on {masp.backbone.name}.{unread}",
+        summary=f"{shown}, {by}.{unread}",
         samples=tuple(sample_of(prediction, Path(prediction.image)) for prediction in kept),
         failures=tuple((failure.image, failure.error) for failure in failures.kept),
         provenance=Provenance(facts=(*facts.items(), *library_versions().items())),
