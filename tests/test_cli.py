@@ -16,7 +16,18 @@ from masp.data.emoji.dataset import write_dataset
 from masp.labels import LABEL_SETS
 from small_adapters import LABELS, write_adapter
 
-KEYS = ["image", "label", "probabilities", "answer", "aspects", "prompt_attention", "adapter", "backbone", "task"]
+KEYS = [
+    "image",
+    "label",
+    "probabilities",
+    "answer",
+    "aspects",
+    "prompt_attention",
+    "adapter",
+    "backbone",
+    "task",
+    "domain",
+]
 
 
 @pytest.fixture(scope="module")

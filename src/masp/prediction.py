@@ -12,6 +12,13 @@ from masp.labels import render_labels, validate_labels
 from masp.model import Use
 from masp.questions import Questions, load_questions
 from masp.taxonomies import NAMED_SETS
+from masp.types import Domain
+
+INSTEAD = (
+    "Name a backbone that knows such images (--backbone ID; without an adapter it answers zero-shot), "
+    "or train a prompt on one (masp train prompt)."
+)
+"""What to do about an image that is none of those that the backbone knows."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class Prediction:
         adapter: name of the adapter.
         backbone: name of the backbone.
         task: which task of an adapter with several; None for one with one.
+        domain: whether the image is of the kind that the backbone was trained on; None where the backbone cannot tell.
     """
 
     image: str
@@ -39,6 +47,14 @@ class Prediction:
     adapter: str
     backbone: str
     task: str | None = None
+    domain: Domain | None = None
+
+    @property
+    def warning(self) -> str | None:
+        """What to know before this is believed; None where there is nothing to say."""
+        if self.domain is None or self.domain.inside:
+            return None
+        return f"this backbone knows {self.domain.knows} only, and this is none: what it says here means nothing"
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists, numbers and texts, ready for `json.dumps`."""

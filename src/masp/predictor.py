@@ -38,7 +38,7 @@ from masp.explain import (
 from masp.model import MaspModel
 from masp.prediction import Failure, Prediction, Task, task_of, zero_shot_task
 from masp.taxonomies import label_set
-from masp.types import Pixels, VisualTokens
+from masp.types import Domain, Pixels, VisualTokens
 
 EMBEDDED = "embedded"
 """Name of the shipped backbone and of the adapter that is shipped with it."""
@@ -402,7 +402,9 @@ class Masp:
         """Predictions of one batch of preprocessed images."""
         visual, task = self.visual_tokens(pixels), self.task
         log_p = score(self.model, visual, task.question, task.labels, task.use)
-        found = [self._scored(name, row) for name, row in zip(names, log_p.exp().tolist(), strict=True)]
+        domains = self.backbone.domain(visual) or [None] * len(visual)
+        rows = zip(names, log_p.exp().tolist(), domains, strict=True)
+        found = [self._scored(name, row, domain) for name, row, domain in rows]
         if not explain:
             return found
         return self._explained(visual, found, log_p)
@@ -423,10 +425,11 @@ class Masp:
         reasons = zip(found, readings, looks, strict=True)
         return [replace(one, aspects=seen, prompt_attention=look) for one, seen, look in reasons]
 
-    def _scored(self, name: str, shares: Sequence[float]) -> Prediction:
+    def _scored(self, name: str, shares: Sequence[float], domain: Domain | None) -> Prediction:
         probabilities = dict(zip(self.task.labels, shares, strict=True))
         label = self.task.labels[max(range(len(shares)), key=shares.__getitem__)]
-        return Prediction(name, label, probabilities, None, {}, None, self.adapter, self.backbone.name, self._name)
+        by = (self.adapter, self.backbone.name, self._name)
+        return Prediction(name, label, probabilities, None, {}, None, *by, domain)
 
 
 def shipped_adapter() -> Path:

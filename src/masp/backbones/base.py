@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from masp.types import Assembled, Extras, ImageLayout, KeyValues, Pixels, Run, Template, VisualTokens
+from masp.types import Assembled, Domain, Extras, ImageLayout, KeyValues, Pixels, Run, Template, VisualTokens
 
 
 @runtime_checkable
@@ -59,6 +59,10 @@ class Backbone(Protocol):
 
         Where the family asks, these are the features that questions are put to, shared by all of them.
         """
+        ...
+
+    def domain(self, visual: VisualTokens) -> list[Domain] | None:
+        """For each image whether it is of the kind that the backbone was trained on; None: the backbone cannot tell."""
         ...
 
     def asked(self, visual: VisualTokens, questions: Sequence[str]) -> VisualTokens:

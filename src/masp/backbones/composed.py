@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from masp.backbones.chat import Chat, Turn
 from masp.backbones.decoder import Decoder
+from masp.backbones.domain import read_detector
 from masp.backbones.files import BackboneFiles
 from masp.backbones.sharding import shard_layers
-from masp.types import Assembled, Extras, ImageLayout, KeyValues, Pixels, Run, Template, VisualTokens
+from masp.types import Assembled, Domain, Extras, ImageLayout, KeyValues, Pixels, Run, Template, VisualTokens
 
 Positions = Callable[[int, int, ImageLayout], Int[Tensor, "axes length"]]
 Ask = Callable[[VisualTokens, Sequence[str]], VisualTokens]
@@ -88,6 +89,7 @@ class ComposedBackbone:
         self.asks: bool = parts.ask is not None
         self.sharded: bool = False
         self.embedding_scale: float = parts.embedding_scale
+        self._detector = read_detector(files.folder, self.dim)
 
     def shard(self, device: torch.device) -> None:
         """Divide the language model between the processes of a run, and move everything else to `device`.
@@ -113,6 +115,10 @@ class ComposedBackbone:
     def visual_tokens(self, pixels: Pixels) -> VisualTokens:
         """Visual tokens in language-model space; for a family that asks, what its questions are put to."""
         return self._vision.visual_tokens(pixels.to(self.device))
+
+    def domain(self, visual: VisualTokens) -> list[Domain] | None:
+        """What the detector in the backbone's folder says; None without one."""
+        return None if self._detector is None else self._detector.judge(visual)
 
     @torch.no_grad()
     def asked(self, visual: VisualTokens, questions: Sequence[str]) -> VisualTokens:
