@@ -4,12 +4,18 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import tiny
 from masp.backbones.domain import FILE, DomainDetector, read_detector, write_detector
 from masp.backbones.files import find
+from masp.backbones.loading import load_backbone
+from masp.data.emoji.splits import scenes
+from masp.data.images import open_image
+from masp.demo.pictures import demo_pictures
 from masp.errors import BackboneError
 from masp.predictor import Masp
 from masp.types import VisualTokens
@@ -24,9 +30,9 @@ def detector():
         knows="coloured blocks",
         limit=1.5,
         centre=torch.randn(DIM, generator=generator),
-        scale=torch.rand(DIM, generator=generator) + 0.5,
+        sphering=torch.randn(DIM, DIM, generator=generator),
         mean=torch.randn(DIM, generator=generator) * 0.1,
-        whitening=torch.randn(DIM, DIM, generator=generator),
+        minor=torch.randn(3, DIM, generator=generator),
     )
 
 
@@ -37,12 +43,12 @@ def visual(*counts, scale=1.0):
     return VisualTokens(torch.where(mask[..., None], tokens, torch.tensor(77.0)), mask)
 
 
-def test_the_distance_is_mahalanobis_of_the_mean_bent_token(detector):
+def test_the_distance_is_that_of_the_mean_bent_token_in_its_minor_components(detector):
     found = visual(3, 7)
     tokens = found.tokens[0, :3].double()
-    bent = torch.tanh((tokens - detector.centre) / detector.scale).mean(0) - detector.mean
-    precision = (detector.whitening.T @ detector.whitening).double()
-    expected = (bent @ precision @ bent / DIM).sqrt()
+    bent = torch.stack([torch.tanh(detector.sphering.double() @ (token - detector.centre)) for token in tokens])
+    away = bent.mean(0) - detector.mean
+    expected = (away @ (detector.minor.T @ detector.minor).double() @ away / 3).sqrt()
     assert float(detector.distances(found)[0]) == pytest.approx(float(expected), rel=1e-5)
     for limit, inside in ((float(expected) + 1e-3, True), (float(expected) - 1e-3, False)):
         assert replace(detector, limit=limit).judge(found)[0].inside is inside
@@ -78,7 +84,7 @@ def narrow(tmp_path_factory):
     """A tiny backbone with a detector for which no image is one that it knows."""
     folder = shutil.copytree(tiny.checkpoint(), tmp_path_factory.mktemp("narrow") / "backbone")
     zeros = torch.zeros(tiny.DIM)
-    detector = DomainDetector("coloured blocks", 1e-3, zeros, zeros + 1, zeros + 3, torch.eye(tiny.DIM))
+    detector = DomainDetector("coloured blocks", 1e-3, zeros, torch.eye(tiny.DIM), zeros + 3, torch.eye(tiny.DIM))
     write_detector(folder, detector)
     return folder
 
@@ -112,3 +118,34 @@ def test_a_foreign_image_is_marked_everywhere_and_predicted_all_the_same(masp, n
     assert sum(found["probabilities"].values()) == pytest.approx(1)
     stream = Masp.from_pretrained(backbone=str(narrow), dtype="float32").predict_stream([picture], explain=False)
     assert [one.to_json()["domain"]["inside"] for one in stream] == [False]
+
+
+# --- the embedded backbone
+
+
+def odd_pictures():
+    """What no emoji scene looks like: noise, a photograph's grain, a page of text lines, a plain white image."""
+    dice = np.random.default_rng(0)
+    grain = np.clip(dice.normal(120, 40, (150, 200, 1)) + np.linspace(0, 80, 200)[None, :, None], 0, 255)
+    page = np.full((200, 160, 3), 255, np.uint8)
+    page[20:180:9, 15:145:2] = 30
+    return [
+        Image.fromarray(dice.integers(0, 256, (168, 168, 3), np.uint8)),
+        Image.fromarray(np.repeat(grain, 3, axis=2).astype(np.uint8)),
+        Image.fromarray(page),
+        Image.new("RGB", (168, 168), "white"),
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_embedded_backbone_knows_its_scenes_and_nothing_else(dtype, tmp_path):
+    backbone = load_backbone("embedded", dtype=dtype, device="cpu")
+
+    def judged(images):
+        found = backbone.domain(backbone.visual_tokens(backbone.preprocess(images)))
+        assert found is not None
+        return [one.inside for one in found]
+
+    assert sum(judged([made.drawing.image for made in scenes("val", 3, 40)])) >= 39
+    assert all(judged([open_image(picture.path) for picture in demo_pictures(tmp_path)]))
+    assert not any(judged(odd_pictures()))

@@ -1,9 +1,9 @@
 """Whether an image is of the kind that a backbone was trained on, told from the visual tokens it has anyway.
 
 A backbone that knows one small world brings the statistics of its own training images in `domain/detector.safetensors`
-beside its weights; the others have no detector. Mean token features of those images are taken as one Gaussian, and the
-Mahalanobis distance of a new image from it is compared with a limit that was set on further images of the same kind
-(K. Lee et al., "A simple unified framework for detecting out-of-distribution samples", NeurIPS 2018).
+beside its weights; the others have no detector. Taken is the Mahalanobis distance of the mean visual token in its minor
+components: those in which the training images hardly vary. The major ones say which of them an image is, the minor ones
+whether it is one (R. Kamoi, K. Kobayashi, "Why is the Mahalanobis distance effective for anomaly detection?", 2020).
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from masp.types import Domain, VisualTokens
 FILE = "domain/detector.safetensors"
 """Where it lies in a backbone's folder; no part of the weights, and of no fingerprint."""
 
-TENSORS = ("centre", "scale", "mean", "whitening")
+TENSORS = ("centre", "sphering", "mean", "minor")
 
 
 @dataclass(frozen=True)
@@ -31,29 +31,29 @@ class DomainDetector:
     Attributes:
         knows: what these images are, for people: "emoji scenes".
         limit: the largest distance of an image that still counts as one of them.
-        centre: mean of each number of a visual token.
-        scale: what a token's distance from the centre is divided by before it is bent by tanh, so that no single token
-            decides.
+        centre: mean of all visual tokens.
+        sphering: turns a token's distance from the centre into independent numbers, which tanh bends so that no single
+            token decides; its scale says where.
         mean: of the mean bent tokens of the images.
-        whitening: turns a distance from the mean into independent numbers of variance 1.
+        minor: turns the distance of an image's mean bent token into its minor components, each of variance 1.
     """
 
     knows: str
     limit: float
     centre: Float[Tensor, " dim"]
-    scale: Float[Tensor, " dim"]
+    sphering: Float[Tensor, "dim dim"]
     mean: Float[Tensor, " dim"]
-    whitening: Float[Tensor, "dim dim"]
+    minor: Float[Tensor, "components dim"]
 
     def features(self, visual: VisualTokens) -> Float[Tensor, "batch dim"]:
         """The mean bent token of each image, padding left out."""
-        tokens = visual.tokens.float().cpu()
-        bent = torch.tanh((tokens - self.centre) / self.scale) * visual.mask.cpu()[..., None]
-        return bent.sum(1) / visual.mask.cpu().sum(1, keepdim=True)
+        tokens, mask = visual.tokens.float().cpu(), visual.mask.cpu()[..., None]
+        bent = torch.tanh((tokens - self.centre) @ self.sphering.T) * mask
+        return bent.sum(1) / mask.sum(1)
 
     def distances(self, visual: VisualTokens) -> Float[Tensor, " batch"]:
-        """Mahalanobis distance of each image, as the root of its mean square over the dimensions: about 1 inside."""
-        return ((self.features(visual) - self.mean) @ self.whitening.T).square().mean(1).sqrt()
+        """Of each image the root mean square of its minor components: about 1 for the training images."""
+        return ((self.features(visual) - self.mean) @ self.minor.T).square().mean(1).sqrt()
 
     def judge(self, visual: VisualTokens) -> list[Domain]:
         """For each image whether it is one of those that the backbone knows."""
@@ -77,15 +77,15 @@ def read_detector(folder: Path, dim: int) -> DomainDetector | None:
         raise BackboneError(
             f"{FILE} of the backbone cannot be read: {error}", "", "Copy it again, or remove it."
         ) from None
-    if found.whitening.shape != (dim, dim):
-        got = f"{FILE} of the backbone has width {found.whitening.shape[-1]}"
+    if found.centre.shape != (dim,):
+        got = f"{FILE} of the backbone has width {len(found.centre)}"
         raise BackboneError(got, f"{dim}, the width of the language model", "Copy the right one, or remove it.")
     return found
 
 
 def write_detector(folder: Path, detector: DomainDetector) -> None:
-    """Write a detector into a backbone's folder; the whitening, by far its largest part, in bfloat16."""
+    """Write a detector into a backbone's folder, its two matrices in float16."""
     (folder / FILE).parent.mkdir(exist_ok=True)
     tensors = {name: getattr(detector, name).float().contiguous() for name in TENSORS}
-    tensors["whitening"] = tensors["whitening"].bfloat16()
+    tensors |= {name: tensors[name].half() for name in ("sphering", "minor")}
     save_file(tensors, folder / FILE, {"knows": detector.knows, "limit": repr(detector.limit)})

@@ -127,8 +127,8 @@ class _Predictions:
 
         if not self.foreign:
             return ""
-        told = f"{self.foreign:,} of {counted(self.count, 'prediction')}"
-        return f"{told} mean nothing: the backbone does not know such images. {INSTEAD}"
+        told = f"{self.foreign:,} of {counted(self.count, 'image')}"
+        return f"Outside of what the backbone knows: {told}; what it says of them means nothing. {INSTEAD}"
 
     def add(self, prediction: "Prediction") -> None:
         self.count += 1
