@@ -1,16 +1,21 @@
 """Whether an image is of the kind that a backbone was trained on, told from the visual tokens it has anyway.
 
 A backbone that knows one small world brings the statistics of its own training images in `domain/detector.safetensors`
-beside its weights; the others have no detector. Taken is the Mahalanobis distance of the mean visual token in its minor
-components: those in which the training images hardly vary. The major ones say which of them an image is, the minor ones
-whether it is one (R. Kamoi, K. Kobayashi, "Why is the Mahalanobis distance effective for anomaly detection?", 2020).
+beside its weights; the others have no detector. Two numbers are read, and their standard deviations from the training
+images are added:
+
+- The Mahalanobis distance of the mean visual token in its minor components, those in which the training images hardly
+  vary. The major ones say which of them an image is, the minor ones whether it is one (R. Kamoi, K. Kobayashi, "Why is
+  the Mahalanobis distance effective for anomaly detection?", 2020).
+- How evenly far the single tokens are from the centre. In an image of the known kind some are nearer than others; in a
+  foreign one all are alike.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,7 +26,7 @@ from masp.types import Domain, VisualTokens
 FILE = "domain/detector.safetensors"
 """Where it lies in a backbone's folder; no part of the weights, and of no fingerprint."""
 
-TENSORS = ("centre", "sphering", "mean", "minor")
+TENSORS = ("centre", "sphering", "mean", "minor", "usual")
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class DomainDetector:
             token decides; its scale says where.
         mean: of the mean bent tokens of the images.
         minor: turns the distance of an image's mean bent token into its minor components, each of variance 1.
+        usual: mean and standard deviation of both numbers over the training images.
     """
 
     knows: str
@@ -44,20 +50,38 @@ class DomainDetector:
     sphering: Float[Tensor, "dim dim"]
     mean: Float[Tensor, " dim"]
     minor: Float[Tensor, "components dim"]
+    usual: Float[Tensor, "moments=2 numbers=2"]
 
-    def features(self, visual: VisualTokens) -> Float[Tensor, "batch dim"]:
-        """The mean bent token of each image, padding left out."""
-        tokens, mask = visual.tokens.float().cpu(), visual.mask.cpu()[..., None]
-        bent = torch.tanh((tokens - self.centre) @ self.sphering.T) * mask
-        return bent.sum(1) / mask.sum(1)
+    def sphered(self, visual: VisualTokens) -> Float[Tensor, "batch visual dim"]:
+        """Every token as independent numbers, on its own device."""
+        tokens = visual.tokens.float()
+        return (tokens - self.centre.to(tokens)) @ self.sphering.to(tokens).T
+
+    def numbers(self, visual: VisualTokens) -> Float[Tensor, "batch numbers=2"]:
+        """Both numbers of each image, padding left out."""
+        sphered = self.sphered(visual)
+        away = masked_mean(sphered.tanh(), visual.mask) - self.mean.to(sphered)
+        components = away @ self.minor.to(sphered).T
+        apart = sphered.square().mean(2).clamp_min(torch.finfo(sphered.dtype).tiny).log()[..., None]
+        spread = masked_mean((apart - masked_mean(apart, visual.mask)[:, None]).square(), visual.mask).sqrt()
+        return torch.stack([components.square().mean(1).sqrt(), -spread[:, 0]], dim=1)
 
     def distances(self, visual: VisualTokens) -> Float[Tensor, " batch"]:
-        """Of each image the root mean square of its minor components: about 1 for the training images."""
-        return ((self.features(visual) - self.mean) @ self.minor.T).square().mean(1).sqrt()
+        """Distance of each image from the training images, in standard deviations; 0 on their average."""
+        numbers = self.numbers(visual)
+        mean, deviation = self.usual.to(numbers)
+        return ((numbers - mean) / deviation).sum(1)
 
     def judge(self, visual: VisualTokens) -> list[Domain]:
         """For each image whether it is one of those that the backbone knows."""
         return [Domain(self.knows, one <= self.limit, one, self.limit) for one in self.distances(visual).tolist()]
+
+
+def masked_mean(
+    values: Float[Tensor, "batch visual numbers"], mask: Bool[Tensor, "batch visual"]
+) -> Float[Tensor, "batch numbers"]:
+    """Mean over the tokens of each image, padding left out."""
+    return (values * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
 def read_detector(folder: Path, dim: int) -> DomainDetector | None:
