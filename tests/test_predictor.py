@@ -64,7 +64,7 @@ def test_the_effect_is_that_on_the_predicted_label(masp, pictures):
 
 def test_json_has_exactly_the_promised_keys(masp, pictures):
     content = json.loads(json.dumps(masp.predict(pictures[0]).to_json()))
-    expected = "image label probabilities answer aspects prompt_attention adapter backbone task"
+    expected = "image label probabilities answer aspects prompt_attention adapter backbone task domain"
     assert list(content) == expected.split()
     assert list(content["aspects"]["scene"]) == ["answer", "attention", "effect"]
     assert len(content["aspects"]["scene"]["attention"]) == 4  # rows of a picture 112 pixels high
