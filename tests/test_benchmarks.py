@@ -10,6 +10,7 @@ import annotations
 import defaults
 import embedded
 import full_size
+import out_of_domain
 import pytest
 import real_width
 import torch
@@ -144,3 +145,28 @@ def test_every_row_of_the_sweep_is_a_setting_of_stage_2_and_differs_from_the_def
     for row, changes in defaults.ROWS.items():
         found = load_config(None, [f"prompt.{change}" for change in changes]).prompt
         assert (found == plain) == (row == defaults.DEFAULTS), row
+
+
+def test_photographs_are_chosen_evenly_from_all_folders(tmp_path):
+    for name, images in (("few", 2), ("many", 40)):
+        (tmp_path / name).mkdir()
+        for number in range(images):
+            tiny.picture(20, 20, number).save(tmp_path / name / f"{number:02}.png")
+    found = out_of_domain.chosen([tmp_path / "many", tmp_path / "few"], 12)
+    assert {name: [path.stem for path in paths] for name, paths in found.items()} == {
+        "few": ["00", "01"],
+        "many": ["00", "04", "08", "12", "16", "20", "24", "28", "32", "36"],
+    }
+
+
+def test_the_committed_figures_of_the_detector_meet_their_goals():
+    """Of the detector that ships: an image of noise is marked by it, and a scene is not."""
+    committed = json.loads((ROOT / "benchmarks" / "results" / "out_of_domain.json").read_text())
+    for dtype in out_of_domain.FORMATS:
+        caught, scenes = committed["photographs_caught"], committed["scenes_marked"]["emoji_scenes"]
+        assert caught["images"] >= 1500
+        assert caught[dtype]["value"] >= committed["goals"]["photographs_caught"] == 0.99
+        assert scenes[dtype]["value"] <= committed["goals"]["emoji_scenes_marked"] == 0.01
+    backbone = load_backbone("embedded", dtype="float32", device="cpu")
+    scene = next(out_of_domain.drawn("test", 1, lambda image: image))
+    assert out_of_domain.outside([backbone], [out_of_domain.odd_images()["noise"], scene]) == [(True,), (False,)]

@@ -13,9 +13,21 @@ from masp.bench.run import NAMES
 from masp.cli import annotate_data, bench, plan
 from masp.cli.evaluate import evaluate
 from masp.data.emoji.dataset import write_dataset
+from masp.labels import LABEL_SETS
 from small_adapters import LABELS, write_adapter
 
-KEYS = ["image", "label", "probabilities", "answer", "aspects", "prompt_attention", "adapter", "backbone", "task"]
+KEYS = [
+    "image",
+    "label",
+    "probabilities",
+    "answer",
+    "aspects",
+    "prompt_attention",
+    "adapter",
+    "backbone",
+    "task",
+    "domain",
+]
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +112,28 @@ def test_without_aspects_it_says_so_and_gives_no_reasons(masp, world):
     code, out, _ = masp("predict", world / "pictures/0.png", "--adapter", world / "plain", "--json")
     assert code == 0
     assert objects(out)[0]["aspects"] == {}
+
+
+def test_a_backbone_alone_predicts_and_says_so(masp, world, tmp_path):
+    page, alone = tmp_path / "page.html", ["predict", world / "pictures", "--backbone", tiny.checkpoint()]
+    code, out, err = masp(*alone, "--report", page)
+    assert code == 0
+    assert "zero-shot" in err
+    assert "row V" in err
+    assert "zero-shot" in page.read_text()
+    assert all(label in out for label in LABEL_SETS["emoset"])
+    code, out, _ = masp(*alone, "--json", "--labels", "ekman6")
+    assert code == 0
+    assert {(one["adapter"], tuple(one["probabilities"])) for one in objects(out)} == {
+        ("zero-shot", LABEL_SETS["emotion6"])
+    }
+
+
+def test_labels_replace_those_of_an_adapter(masp, world):
+    named = ["--adapter", world / "adapter", "--labels", "joy,shame", "--json", "--no-explain"]
+    code, out, _ = masp("predict", world / "pictures/0.png", *named)
+    assert code == 0
+    assert list(objects(out)[0]["probabilities"]) == ["joy", "shame"]
 
 
 def test_no_explain_only_scores(masp, world):
@@ -192,6 +226,8 @@ def test_a_folder_without_images_is_a_failure(masp, world, tmp_path):
         (["predcit"], 2, None),
         (["predict", "a.png", "--adapter", "nowhere"], 1, "nowhere does not exist"),
         (["predict", "a.png", "--adapter-revision", "v1"], 2, "--adapter-revision was given without --adapter"),
+        (["predict", "a.png", "--labels", "mikels"], 2, "Did you mean 'mikels8'"),
+        (["predict", "a.png", "--backbone", "nowhere", "--labels", "joy"], 2, "no label set is called 'joy'"),
         (["evaluate", "--adapter", "x", "--data", "y", "--mode", "guess"], 2, None),
         (["evaluate", "--data", "y"], 2, None),
         (["train", "all", "--data", "d", "--out", "o"], 2, "no backbone is named"),

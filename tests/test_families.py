@@ -111,6 +111,25 @@ def test_heatmaps_leave_out_newlines_and_spread_the_whole() -> None:
     assert torch.allclose(found, torch.tensor([[[0.2 / 0.6, 0.4 / 0.6]]]))  # (0.1 + 0.1), (0.1 + 0.3) of 0.6
 
 
+EXTREME = ((1, 150), (150, 1), (40, 2000), (2000, 40), (1, 1))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_pictures_of_extreme_shapes_have_heatmaps(family: str) -> None:
+    """In tiles such a picture may be less than one feature wide; then the map is that of the whole picture."""
+    visual = seen(family, *(tiny.picture(*size) for size in EXTREME))
+    model = full_model(family)
+    maps = heatmaps(model.aspect_tokens(visual).weights, visual)
+    if family == "instructblip":  # its visual tokens have no places
+        assert maps is None
+        return
+    assert maps is not None
+    assert len(maps) == len(EXTREME)
+    for one in maps:
+        assert one.shape[1] * one.shape[2] > 0
+        torch.testing.assert_close(one.sum((1, 2)), torch.ones(6))
+
+
 @pytest.mark.parametrize("most", [1, 2, 9])
 def test_tile_grids_are_the_processors(most: int) -> None:
     resolutions = [[384 * rows, 384 * columns] for rows in range(1, 7) for columns in range(1, 7)]

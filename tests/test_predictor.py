@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,10 +10,15 @@ from PIL import Image
 
 import masp.predictor as predictor
 import tiny
+from masp.adapters import find_adapter
+from masp.backbones.files import local_folder
+from masp.backbones.loading import load_backbone
 from masp.demo.pictures import demo_pictures
 from masp.errors import AdapterError, BackboneError, DataError, ImageError, MaspError, UsageError
 from masp.model import Use
 from masp.predictor import Failure, Masp, Prediction
+from masp.systems.zero_shot import ZeroShot
+from masp.taxonomies import TAXONOMIES
 from small_adapters import LABELS, name_a_place, write_adapter
 
 
@@ -58,7 +64,7 @@ def test_the_effect_is_that_on_the_predicted_label(masp, pictures):
 
 def test_json_has_exactly_the_promised_keys(masp, pictures):
     content = json.loads(json.dumps(masp.predict(pictures[0]).to_json()))
-    expected = "image label probabilities answer aspects prompt_attention adapter backbone task"
+    expected = "image label probabilities answer aspects prompt_attention adapter backbone task domain"
     assert list(content) == expected.split()
     assert list(content["aspects"]["scene"]) == ["answer", "attention", "effect", "cut"]
     assert len(content["aspects"]["scene"]["attention"]) == 4  # rows of a picture 112 pixels high
@@ -183,6 +189,28 @@ def test_a_shape_that_no_backbone_takes_is_a_bad_image(masp, tmp_path):
     assert isinstance(found, Failure)
 
 
+def test_of_a_list_only_the_bad_images_fail(masp, pictures, tmp_path):
+    """A shape that the vision tower refuses, and a file that is none, each alone and in its place."""
+    thin, bad = tmp_path / "thin.png", tmp_path / "bad.png"
+    Image.new("RGB", (1, 900)).save(thin)
+    bad.write_bytes(b"no picture")
+    images = [pictures[0], thin, pictures[1], bad, Image.new("RGB", (1, 900)), pictures[2]]
+    with pytest.raises(ImageError) as raised:
+        masp.predict([pictures[0], thin, pictures[1]])
+    assert raised.value.path == str(thin)
+    assert "0.png" not in str(raised.value)
+    found = masp.predict(images, explain=False, on_error="return")
+    kinds = [Prediction, Failure, Prediction, Failure, Failure, Prediction]
+    assert [type(one) for one in found] == kinds
+    assert [one.image for one in found] == [*map(str, images[:4]), "(image in memory)", str(images[5])]
+    assert "ratio" in found[1].error
+    assert found[2].probabilities == pytest.approx(masp.predict(pictures[1], explain=False).probabilities, abs=1e-5)
+    streamed = list(masp.predict_stream([one for one in images if not isinstance(one, Image.Image)], explain=False))
+    assert [streamed[1], streamed[3]] == [found[1], found[3]]
+    assert type(masp.predict(thin, on_error="return")) is Failure
+    assert [type(one) for one in masp.predict([bad, thin], on_error="return")] == [Failure, Failure]
+
+
 def test_a_stream_is_endless_and_keeps_little(masp, pictures):
     asked = []
 
@@ -249,3 +277,48 @@ def test_a_run_remembers_where_its_backbone_lies(pictures, tmp_path):
         (run / "run.json").write_text(damaged)
         with pytest.raises(AdapterError, match=rf"in a folder called {tiny.checkpoint().name}.*--backbone DIR"):
             Masp.from_pretrained(run)
+
+
+# --- without an adapter
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_backbone_without_an_adapter_answers_alone(family, pictures):
+    """Row V of Table 2: the figures of the system that the tables call zero-shot."""
+    masp = Masp.from_pretrained(backbone=tiny.backbone(family), labels="joy,fear,awe")
+    assert masp.zero_shot
+    found = masp.predict(pictures[:2])
+    alone = ZeroShot(tiny.backbone(family), LABELS)
+    expected = alone.answer(masp.visual_tokens(masp.backbone.preprocess([masp._open(path) for path in pictures[:2]])))
+    for one, other in zip(found, expected, strict=True):
+        assert one.adapter == "zero-shot"
+        assert (one.label, one.aspects, one.prompt_attention) == (other.predicted, {}, None)
+        assert isinstance(one.answer, str)
+        logs = torch.tensor([other.log_probabilities[label] for label in LABELS])
+        torch.testing.assert_close(torch.tensor(list(one.probabilities.values())), logs.exp(), atol=1e-5, rtol=1e-4)
+
+
+def test_alone_it_chooses_from_mikels_labels_unless_others_are_named(masp, pictures):
+    alone = Masp.from_pretrained(backbone=str(tiny.checkpoint()), dtype="float32")
+    assert alone.labels == TAXONOMIES["mikels"]
+    assert Masp.from_pretrained(backbone=tiny.backbone(), labels=["a", "b"]).labels == ("a", "b")
+    assert not masp.zero_shot
+
+
+def test_the_shipped_adapter_is_still_that_of_the_embedded_backbone(tmp_path):
+    """By its name, as a copy in a folder, and loaded already."""
+    copy = shutil.copytree(local_folder("embedded"), tmp_path / "copy")
+    for backbone in ("embedded", str(copy), load_backbone("embedded", dtype="float32")):
+        found = Masp.from_pretrained(backbone=backbone, dtype="float32")
+        assert (found.adapter, found.zero_shot) == ("embedded", False)
+
+
+def test_without_a_shipped_adapter_other_backbones_answer_alone(monkeypatch):
+    monkeypatch.setattr(predictor, "shipped_adapter", lambda: find_adapter("nowhere"))
+    assert Masp.from_pretrained(backbone=tiny.backbone()).zero_shot
+
+
+@pytest.mark.parametrize("part", [{"aspects": "a"}, {"task": "a"}, {"revision": "a"}])
+def test_parts_of_an_adapter_are_refused_where_there_is_none(part):
+    with pytest.raises(UsageError, match=next(iter(part))):
+        Masp.from_pretrained(backbone=tiny.backbone(), **part)

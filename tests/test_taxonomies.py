@@ -1,12 +1,13 @@
 """Every label of every set maps where it should, and nowhere else."""
 
 import itertools
+import re
 
 import pytest
 
-from masp.errors import DataError
+from masp.errors import DataError, MaspError
 from masp.labels import LABEL_SETS, SPELLINGS, common_spelling, spelled
-from masp.taxonomies import MAPPINGS, TAXONOMIES, mapping, taxonomy_of
+from masp.taxonomies import MAPPINGS, TAXONOMIES, label_set, mapping, taxonomy_of
 
 HOMES = {
     "emoset": "mikels",
@@ -88,3 +89,37 @@ def test_labels_of_no_taxonomy_are_refused_by_name() -> None:
         taxonomy_of(("awe", "sad", "calm"))
     assert taxonomy_of(("anger", "surprise")) == "ekman"
     assert taxonomy_of(("sad", "anger")) == "mikels"
+
+
+@pytest.mark.parametrize(
+    ("given", "labels"),
+    [
+        ("mikels8", LABEL_SETS["emoset"]),
+        (" ekman6 ", LABEL_SETS["emotion6"]),
+        ("polarity", ("positive", "negative")),
+        ("joy, deep sorrow,awe", ("joy", "deep sorrow", "awe")),
+        (["joy", "fear, or worse"], ("joy", "fear, or worse")),
+    ],
+)
+def test_labels_are_asked_for_by_name_or_one_by_one(given, labels):
+    assert label_set(given) == labels
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("mikels9", "Did you mean 'mikels8'"),
+        ("joy", "no label set is called 'joy'"),
+        ("", "two or more"),
+        (["joy"], "two or more"),
+        ([], "two or more"),
+        ("joy,,fear", "is empty"),
+        ("joy,fear,Joy!", "the same answer"),
+        ("joy,<|im_end|>", "looks like a special token"),
+        (["joy", "fear</s>"], "looks like a special token"),
+        ("[INST],joy", "looks like a special token"),
+    ],
+)
+def test_labels_that_cannot_be_meant_are_refused(given, message):
+    with pytest.raises(MaspError, match=re.escape(message)):
+        label_set(given)

@@ -5,12 +5,21 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from masp.adapters import AdapterInfo
+from masp.config import DataConfig
 from masp.data.images import Rounding
 from masp.errors import AdapterError
 from masp.explain import AspectReading, PromptAttention
 from masp.labels import render_labels, validate_labels
 from masp.model import Use
-from masp.questions import Questions
+from masp.questions import Questions, load_questions
+from masp.taxonomies import NAMED_SETS
+from masp.types import Domain
+
+INSTEAD = (
+    "Name a backbone that knows such images (--backbone ID; without an adapter it answers zero-shot), "
+    "or train a prompt on one (masp train prompt)."
+)
+"""What to do about an image that is none of those that the backbone knows."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,7 @@ class Prediction:
         adapter: name of the adapter.
         backbone: name of the backbone.
         task: which task of an adapter with several; None for one with one.
+        domain: whether the image is of the kind that the backbone was trained on; None where the backbone cannot tell.
     """
 
     image: str
@@ -38,6 +48,14 @@ class Prediction:
     adapter: str
     backbone: str
     task: str | None = None
+    domain: Domain | None = None
+
+    @property
+    def warning(self) -> str | None:
+        """What to know before this is believed; None where there is nothing to say."""
+        if self.domain is None or self.domain.inside:
+            return None
+        return f"this backbone knows {self.domain.knows} only, and this is none: what it says here means nothing"
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists, numbers and texts, ready for `json.dumps`."""
@@ -93,3 +111,18 @@ def task_of(info: AdapterInfo, labels: Sequence[str] | None = None) -> Task:
     question = questions.ask_emotion(render_labels(chosen, method.label_list or "comma"))
     rounding = method.shrink_rounding or "nearest"
     return Task(chosen, question, questions, Use(info.aspects), info.longest_side, rounding)
+
+
+def zero_shot_task(labels: Sequence[str] | None = None) -> Task:
+    """What a backbone alone is asked (row V of Table 2): about `labels`, or the first of `NAMED_SETS`.
+
+    Images are as large as the backbone's own processor takes them.
+
+    Raises:
+        DataError: Labels that cannot be told apart.
+    """
+    chosen = validate_labels(next(iter(NAMED_SETS.values())) if labels is None else labels)
+    questions = load_questions()
+    return Task(
+        chosen, questions.ask_emotion(render_labels(chosen)), questions, Use(()), DataConfig().side_of(alone=True)
+    )

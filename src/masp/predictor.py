@@ -24,9 +24,10 @@ from masp.adapters import (
 )
 from masp.answers import generate, score
 from masp.backbones.base import Backbone
-from masp.backbones.loading import load_backbone
+from masp.backbones.loading import find_supported, load_backbone
+from masp.config import MethodConfig
 from masp.data.images import open_image, shrink, to_rgb
-from masp.data.loading import prefetch
+from masp.data.loading import prefetch, prepared
 from masp.errors import AdapterError, ImageError, UsageError, counted, did_you_mean
 from masp.explain import (
     attention_to_aspects,
@@ -35,13 +36,18 @@ from masp.explain import (
     taking_part,
 )
 from masp.model import MaspModel
-from masp.prediction import Failure, Prediction, Task, task_of
-from masp.types import Pixels, VisualTokens
+from masp.prediction import Failure, Prediction, Task, task_of, zero_shot_task
+from masp.taxonomies import label_set
+from masp.types import Domain, Pixels, VisualTokens
 
 EMBEDDED = "embedded"
 """Name of the shipped backbone and of the adapter that is shipped with it."""
 
+ZERO_SHOT = "zero-shot"
+"""What stands in results for the adapter where there is none."""
+
 Picture = str | Path | Image.Image
+OnError = Literal["raise", "return"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ class Masp:
         backbone: str | Backbone | None = None,
         *,
         aspects: str | Path | None = None,
-        labels: Sequence[str] | None = None,
+        labels: str | Sequence[str] | None = None,
         task: str | None = None,
         revision: str | None = None,
         backbone_revision: str | None = None,
@@ -90,13 +96,15 @@ class Masp:
         device: str = "auto",
         accept: Collection[str] = (),
     ) -> Self:
-        """Loads an adapter and the backbone it was trained on.
+        """Loads an adapter and the backbone it was trained on, or a backbone alone.
 
         Args:
-            adapter: Its folder, that of its run, or its id on a hub; None: the one shipped for the embedded backbone.
+            adapter: Its folder, that of its run, or its id on a hub. None: the one shipped for the embedded backbone;
+                with any other `backbone` that one alone, without aspects and soft prompt (zero-shot, row V of Table 2).
             backbone: Hub id, folder, or one that is loaded already; None: the one that the adapter names.
             aspects: For a prompt that only names its aspects, the adapter that holds them.
-            labels: Replaces the label set of the adapter, of every task if it holds several.
+            labels: Replaces the label set of the adapter, of every task if it holds several: a list, "joy, fear, awe",
+                or a set by its name (`mikels8`, `ekman6`, `polarity`). Zero-shot: what to choose from; None: `mikels8`.
             task: Which of several tasks to use; `use` changes it later.
             revision: Commit, tag or branch of an adapter on a hub; None: the newest.
             backbone_revision: Commit of the backbone on the hub; None: the one the adapter was trained on.
@@ -109,12 +117,19 @@ class Masp:
         Raises:
             AdapterError: No adapter there, a damaged one, or one for another backbone.
             BackboneError: The backbone cannot be loaded.
-            UsageError: No such task, or a revision of a backbone in a folder.
+            DataError: Fewer than two labels, or labels that cannot be told apart.
+            UsageError: No such task or label set, a revision of a folder, or a part of an adapter that is not used.
         """
+        chosen = None if labels is None else label_set(labels)
+        if adapter is None and backbone is not None and not _has_shipped(backbone, backbone_revision):
+            _refuse_parts(aspects=aspects, task=task, revision=revision)
+            named = isinstance(backbone, str)
+            alone = load_backbone(backbone, backbone_revision, dtype, device) if named else backbone
+            return cls(MaspModel(alone, MethodConfig()), zero_shot_task(chosen), ZERO_SHOT)
         folder = shipped_adapter() if adapter is None else find_adapter(adapter, revision)
         info = read_info(folder)
         name = info.chosen(task) if task is not None or len(info.tasks) == 1 else None
-        asked = {key: task_of(info.for_task(key), labels) for key in info.tasks or (None,)}
+        asked = {key: task_of(info.for_task(key), chosen) for key in info.tasks or (None,)}
         if backbone is None or isinstance(backbone, str):
             place = backbone or backbone_place(folder, info)
             commit = backbone_commit(place, info) if backbone_revision is None else backbone_revision
@@ -131,6 +146,11 @@ class Masp:
         made = cls(first.model, first.task, EMBEDDED if adapter is None else str(adapter), first.info)
         made._served, made._name, made._whole = served, name, parts
         return made
+
+    @property
+    def zero_shot(self) -> bool:
+        """Whether the backbone answers alone: nothing that was trained takes part."""
+        return all(one.model.aspects is None and one.model.prompt is None for one in self._served.values())
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -250,13 +270,37 @@ class Masp:
         task: str | Sequence[str] | None = None,
     ) -> list[Prediction]: ...
 
+    @overload
+    def predict(
+        self,
+        images: Picture,
+        explain: bool = True,
+        batch_size: int = 16,
+        task: str | None = None,
+        *,
+        on_error: OnError,
+    ) -> Prediction | Failure: ...
+
+    @overload
+    def predict(
+        self,
+        images: Sequence[Picture],
+        explain: bool = True,
+        batch_size: int = 16,
+        task: str | Sequence[str] | None = None,
+        *,
+        on_error: OnError,
+    ) -> list[Prediction | Failure]: ...
+
     def predict(
         self,
         images: Picture | Sequence[Picture],
         explain: bool = True,
         batch_size: int = 16,
         task: str | Sequence[str] | None = None,
-    ) -> Prediction | list[Prediction]:
+        *,
+        on_error: OnError = "raise",
+    ) -> Prediction | Failure | Sequence[Prediction | Failure]:
         """Predicts one image or several, each a path or a PIL image.
 
         Args:
@@ -265,33 +309,40 @@ class Masp:
             batch_size: Images that go through the model together.
             task: Which task of an adapter with several, for all images or, as a list, for each of them. Images of one
                 task go through the model together, so each prediction is the one that a call for its task alone gives.
+            on_error: `raise` an error that names the first image that cannot be used, or `return` a `Failure` in the
+                place of each of them; the others are predicted.
 
         Raises:
-            ImageError: An image cannot be read.
+            ImageError: An image cannot be read, or has a shape that the backbone refuses.
             UsageError: No such task, several and none named, or another number of tasks than of images.
         """
         if task is not None and not isinstance(task, str):
-            return self._mixed(images, explain, batch_size, task)
+            return self._mixed(images, explain, batch_size, task, on_error)
         view = self._only(task)
         if isinstance(images, str | Path | Image.Image):
-            return view._batch([images], explain)[0]
+            return view._batch([images], explain, on_error)[0]
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}", "1 or more", "Correct batch_size.")
         starts = range(0, len(images), batch_size)
-        return [one for start in starts for one in view._batch(images[start : start + batch_size], explain)]
+        return [one for start in starts for one in view._batch(images[start : start + batch_size], explain, on_error)]
 
     def _mixed(
-        self, images: Picture | Sequence[Picture], explain: bool, batch_size: int, tasks: Sequence[str]
-    ) -> list[Prediction]:
+        self,
+        images: Picture | Sequence[Picture],
+        explain: bool,
+        batch_size: int,
+        tasks: Sequence[str],
+        on_error: OnError,
+    ) -> list[Prediction | Failure]:
         """Predictions with a task for each image, in the order of the images."""
         if isinstance(images, str | Path | Image.Image) or len(images) != len(tasks):
             count = "one image" if isinstance(images, str | Path | Image.Image) else counted(len(images), "image")
             raise UsageError(f"a list of {counted(len(tasks), 'task')} for {count}", "a task for each image of a list")
         by_task = {name: self._only(name) for name in tasks}  # a wrong name is refused before anything is computed
-        found: dict[int, Prediction] = {}
+        found: dict[int, Prediction | Failure] = {}
         for name, view in by_task.items():
             rows = [row for row, task in enumerate(tasks) if task == name]
-            own = view.predict([images[row] for row in rows], explain, batch_size)
+            own = view.predict([images[row] for row in rows], explain, batch_size, on_error=on_error)
             found |= dict(zip(rows, own, strict=True))
         return [found[row] for row in range(len(tasks))]
 
@@ -332,27 +383,40 @@ class Masp:
         """Visual tokens of preprocessed images, on the backbone's device."""
         return self.backbone.visual_tokens(pixels.to(self.backbone.device))
 
-    def _batch(self, images: Sequence[Picture], explain: bool) -> list[Prediction]:
-        if not images:
-            return []
-        opened = [self._open(image) for image in images]
-        names = [str(image) if isinstance(image, str | Path) else "(image in memory)" for image in images]
-        try:
-            pixels = self.backbone.preprocess(opened)
-        except ValueError as error:  # a shape that the vision tower refuses, such as 1 × 900 pixels
-            raise ImageError(names[0] if len(names) == 1 else ", ".join(names), str(error)) from error
-        return self._predicted(pixels, names, explain)
+    def _batch(self, images: Sequence[Picture], explain: bool, on_error: OnError) -> list[Prediction | Failure]:
+        """What is said of each image that goes through the model in one batch, and of each that cannot."""
+        opened, failed = dict[int, Image.Image](), dict[int, ImageError]()
+        for place, image in enumerate(images):
+            try:
+                opened[place] = self._open(image)
+            except ImageError as error:
+                failed[place] = error
+        places = list(opened)
+        pixels, unfit = prepared(list(opened.values()), self.backbone.preprocess) if opened else (None, {})
+        failed |= {places[row]: ImageError(_name(images[places[row]]), why) for row, why in unfit.items()}
+        if failed and on_error != "return":
+            raise failed[min(failed)]
+        fit = [place for place in places if place not in failed]
+        found = [] if pixels is None else self._predicted(pixels, [_name(images[place]) for place in fit], explain)
+        said = {place: Failure(_name(images[place]), error.reason) for place, error in failed.items()}
+        said |= dict(zip(fit, found, strict=True))
+        return [said[place] for place in range(len(images))]
 
     def _open(self, image: Picture) -> Image.Image:
-        if isinstance(image, Image.Image):
+        if not isinstance(image, Image.Image):
+            return open_image(image, self.task.longest_side, self.task.rounding)
+        try:
             return shrink(to_rgb(image), self.task.longest_side, self.task.rounding)
-        return open_image(image, self.task.longest_side, self.task.rounding)
+        except OSError as error:  # of a file that Pillow opened and had not read yet
+            raise ImageError(_name(image), f"damaged ({error})") from None
 
     def _predicted(self, pixels: Pixels, names: Sequence[str], explain: bool) -> list[Prediction]:
         """Predictions of one batch of preprocessed images."""
         visual, task = self.visual_tokens(pixels), self.task
         log_p = score(self.model, visual, task.question, task.labels, task.use)
-        found = [self._scored(name, row) for name, row in zip(names, log_p.exp().tolist(), strict=True)]
+        domains = self.backbone.domain(visual) or [None] * len(visual)
+        rows = zip(names, log_p.exp().tolist(), domains, strict=True)
+        found = [self._scored(name, row, domain) for name, row, domain in rows]
         if not explain:
             return found
         return self._explained(visual, found, log_p)
@@ -373,10 +437,11 @@ class Masp:
         reasons = zip(found, readings, looks, strict=True)
         return [replace(one, aspects=seen, prompt_attention=look) for one, seen, look in reasons]
 
-    def _scored(self, name: str, shares: Sequence[float]) -> Prediction:
+    def _scored(self, name: str, shares: Sequence[float], domain: Domain | None) -> Prediction:
         probabilities = dict(zip(self.task.labels, shares, strict=True))
         label = self.task.labels[max(range(len(shares)), key=shares.__getitem__)]
-        return Prediction(name, label, probabilities, None, {}, None, self.adapter, self.backbone.name, self._name)
+        by = (self.adapter, self.backbone.name, self._name)
+        return Prediction(name, label, probabilities, None, {}, None, *by, domain)
 
 
 def shipped_adapter() -> Path:
@@ -401,6 +466,32 @@ def _bound_as_trained(backbone: Backbone, info: AdapterInfo) -> None:
     )
     if None not in (*before, *now) and before != now:
         backbone.bound_pixels(*before)
+
+
+def _has_shipped(backbone: str | Backbone, revision: str | None) -> bool:
+    """Whether the shipped adapter is for this backbone: the embedded one, by its name or a copy of it."""
+    if backbone == EMBEDDED:
+        return True
+    try:
+        known = read_info(shipped_adapter()).backbone.fingerprint
+    except AdapterError:
+        return False
+    if isinstance(backbone, str):
+        return find_supported(backbone, revision).fingerprint == known
+    return backbone.fingerprint() == known
+
+
+def _refuse_parts(**given: object) -> None:
+    """Make sure that no part of an adapter is named where there is none."""
+    named = [name for name, value in given.items() if value is not None]
+    if named:
+        raise UsageError(
+            f"{', '.join(named)} without an adapter", "an adapter", "Name one, or leave it out: zero-shot."
+        )
+
+
+def _name(image: Picture) -> str:
+    return "(image in memory)" if isinstance(image, Image.Image) else str(image)
 
 
 def longest_answer(backbone: Backbone, labels: Sequence[str]) -> int:

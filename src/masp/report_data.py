@@ -104,7 +104,8 @@ class Sample:
     """One picture and everything said about it.
 
     `picture` is read when the page is written; where it cannot be read, the page says so. `expected` holds the
-    true probability of every label and `cause` the true main cause, both only where the data set knows them.
+    true probability of every label and `cause` the true main cause, both only where the data set knows them. `warning`
+    is what to know before the label is believed.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Sample:
     expected: Mapping[str, float] | None = None
     cause: str | None = None
     prompt_attention: Mapping[str, float] | None = None
+    warning: str | None = None
 
 
 @dataclass(frozen=True)

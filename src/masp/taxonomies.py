@@ -4,12 +4,13 @@ A label that could be two labels of the other taxonomy, or none, is not mapped: 
 fear for certain, joy could be any of four labels of Mikels, and surprise is neither good nor bad news.
 """
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
-from masp.errors import DataError
-from masp.labels import LABEL_SETS, common_spelling
+from masp.errors import DataError, UsageError, did_you_mean
+from masp.labels import LABEL_SETS, common_spelling, validate_labels
 
 Taxonomy = Literal["mikels", "ekman", "polarity"]
 
@@ -21,6 +22,14 @@ TAXONOMIES: Mapping[Taxonomy, tuple[str, ...]] = MappingProxyType(
     }
 )
 """The label sets that the published data sets share, up to spelling and order."""
+
+NAMED_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"mikels8": TAXONOMIES["mikels"], "ekman6": TAXONOMIES["ekman"], "polarity": TAXONOMIES["polarity"]}
+)
+"""Label sets by the names that `--labels` takes; the first is chosen from where nobody says otherwise."""
+
+_MARK = re.compile(r"<[^<>]*>|\[/?[A-Z_]+\]")
+"""What special tokens and marks of chat templates look like: "<|im_end|>", "</s>", "[INST]"."""
 
 _SHARED = {"anger": "anger", "disgust": "disgust", "fear": "fear", "sadness": "sadness"}
 _BAD_NEWS = dict.fromkeys(_SHARED, "negative")
@@ -37,6 +46,28 @@ MAPPINGS: Mapping[tuple[Taxonomy, Taxonomy], Mapping[str, str]] = MappingProxyTy
     }
 )
 """(From, to) → label → label; a label that is not there has no counterpart."""
+
+
+def label_set(given: str | Sequence[str]) -> tuple[str, ...]:
+    """The labels that somebody asks for: the name of a set, labels with commas between them, or a list of labels.
+
+    Raises:
+        UsageError: one word that names no set, or a label that looks like a special token.
+        DataError: fewer than two labels, an empty one, or two that cannot be told apart.
+    """
+    if isinstance(given, str):
+        if given.strip() in NAMED_SETS:
+            return NAMED_SETS[given.strip()]
+        if given.strip() and "," not in given:
+            expected = f"{', '.join(NAMED_SETS)}, or two or more labels with commas between them"
+            raise UsageError(f"no label set is called '{given}'", expected, did_you_mean(given, NAMED_SETS))
+    labels = [label.strip() for label in given.split(",")] if isinstance(given, str) else list(given)
+    if len(labels) < 2:
+        raise DataError(f"there are too few labels ({', '.join(labels) or 'none'})", "two or more", "Name more.")
+    marked = next((label for label in labels if _MARK.search(label)), None)
+    if marked is not None:
+        raise UsageError(f"the label {marked!r:.60} looks like a special token", "words", "Rename it.")
+    return validate_labels(labels)
 
 
 def taxonomy_of(labels: Iterable[str]) -> Taxonomy:

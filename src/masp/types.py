@@ -140,6 +140,23 @@ def _pad(values: Tensor, width: int) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Domain:
+    """Whether an image is of the kind that a backbone was trained on.
+
+    Attributes:
+        knows: what the backbone knows, for people: "emoji scenes".
+        inside: whether the image is one of these, as far as its visual tokens tell.
+        distance: from the backbone's own training images, in their standard deviations.
+        limit: the largest distance that counts as inside.
+    """
+
+    knows: str
+    inside: bool
+    distance: float
+    limit: float
+
+
+@dataclass(frozen=True)
 class AspectTokens:
     """What the aspect queries read from the visual tokens (Z of the paper, Eq. 2).
 

@@ -85,7 +85,11 @@ class TiledVision:
         boxes = [self._boxes(*grid) for grid in grids]
         if any(len(found) != len(known) for found, known in zip(features, boxes, strict=True)):
             return packed(features)  # a tower with a class token: no layout that could be drawn
-        return packed(features, boxes, grids, [()] * len(grids))
+        whole = (self._tiles.patches, self._tiles.patches)
+        drawn = [
+            grid if all(grid) else whole for grid in grids
+        ]  # thinner than a tile's feature: only the whole is left
+        return packed(features, boxes, drawn, [()] * len(grids))
 
     def _boxes(self, rows: int, columns: int) -> Float[Tensor, "features 4"]:
         """Places of all features; an empty box for a newline, which has none."""

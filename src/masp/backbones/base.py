@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from masp.recent import Recent
-from masp.types import Assembled, Extras, ImageLayout, KeyValues, Pixels, Run, Template, VisualTokens
+from masp.types import Assembled, Domain, Extras, ImageLayout, KeyValues, Pixels, Run, Template, VisualTokens
 
 Again = Callable[[], AbstractContextManager[object]]
 """Gives the context in which a layer is computed a second time: the one in which it was computed first."""
@@ -84,6 +84,10 @@ class Backbone(Protocol):
 
         Where the family asks, these are the features that questions are put to, shared by all of them.
         """
+        ...
+
+    def domain(self, visual: VisualTokens) -> list[Domain] | None:
+        """For each image whether it is of the kind that the backbone was trained on; None: the backbone cannot tell."""
         ...
 
     def asked(self, visual: VisualTokens, questions: Sequence[str]) -> VisualTokens:

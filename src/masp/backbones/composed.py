@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from masp.backbones.base import Again
 from masp.backbones.chat import Chat, Turn
 from masp.backbones.decoder import Decoder
+from masp.backbones.domain import read_detector
 from masp.backbones.files import BackboneFiles
 from masp.backbones.output_head import head_logits
 from masp.backbones.sharding import shard_layers
 from masp.errors import BackboneError
 from masp.recent import Recent
-from masp.types import Assembled, Extras, ImageLayout, KeyValues, Pixels, Run, Template, VisualTokens
+from masp.types import Assembled, Domain, Extras, ImageLayout, KeyValues, Pixels, Run, Template, VisualTokens
 
 Positions = Callable[[int, int, ImageLayout], Int[Tensor, "axes length"]]
 Ask = Callable[[VisualTokens, Sequence[str]], VisualTokens]
@@ -113,6 +114,7 @@ class ComposedBackbone:
         # Weights that wait in main memory or on the disk enter a layer before its pass and leave it afterwards.
         waits = any(parameter.device.type == "meta" for parameter in parts.language.parameters())
         self._alone: AbstractContextManager[Any] = threading.RLock() if waits else nullcontext()
+        self._detector = read_detector(files.folder, self.dim)
 
     def shard(self, device: torch.device) -> None:
         """Divide the language model between the processes of a run, and move everything else to `device`.
@@ -157,6 +159,10 @@ class ComposedBackbone:
     def visual_tokens(self, pixels: Pixels) -> VisualTokens:
         """Visual tokens in language-model space; for a family that asks, what its questions are put to."""
         return self._vision.visual_tokens(pixels.to(self.device))
+
+    def domain(self, visual: VisualTokens) -> list[Domain] | None:
+        """What the detector in the backbone's folder says; None without one."""
+        return None if self._detector is None else self._detector.judge(visual)
 
     @torch.no_grad()
     def asked(self, visual: VisualTokens, questions: Sequence[str]) -> VisualTokens:

@@ -59,6 +59,22 @@ Accept = Annotated[
         "*template*, *tokenizer*, with commas between.",
     ),
 ]
+BackboneOrNoAdapter = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ID|DIR",
+        help="Hub id, folder, or `embedded`. Default: the one that the adapter names. Without *--adapter* any but "
+        "`embedded` answers alone, zero-shot.",
+    ),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B,C|NAME",
+        help="What to choose from: labels, or *mikels8* (EmoSet, FI), *ekman6* (Emotion6), *polarity*. Default: those "
+        "of the adapter; zero-shot: *mikels8*.",
+    ),
+]
 DtypeOption = Annotated[Dtype, typer.Option(help=_DTYPE)]
 Device = Annotated[str, typer.Option(metavar="NAME", help=_DEVICE)]
 MinPixels = Annotated[

@@ -12,10 +12,11 @@ from masp.cli.options import (
     Accept,
     AdapterRevision,
     AspectsOfPrompt,
-    BackboneOfAdapter,
+    BackboneOrNoAdapter,
     Device,
     Dtype,
     DtypeOption,
+    Labels,
     Revision,
     Task,
     accepted,
@@ -38,6 +39,8 @@ Examples:
 
 `masp predict photos/ --adapter runs/first --json > answers.jsonl`
 
+`masp predict photo.jpg --backbone Qwen/Qwen2-VL-2B-Instruct --labels ekman6`
+
 `find . -name '*.jpg' | masp predict - --report page.html`
 """
 
@@ -56,12 +59,14 @@ def predict(
         str | None,
         typer.Option(
             metavar="DIR|ID",
-            help="The adapter, its run, or its id on a hub. Default: the one shipped for the embedded backbone.",
+            help="The adapter, its run, or its id on a hub. Default: the one shipped for the embedded backbone; for "
+            "any other *--backbone* none.",
         ),
     ] = None,
     adapter_revision: AdapterRevision = None,
     task: Task = None,
-    backbone: BackboneOfAdapter = None,
+    backbone: BackboneOrNoAdapter = None,
+    labels: Labels = None,
     aspects: AspectsOfPrompt = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture, each on a line.")] = False,
     report: Annotated[
@@ -89,25 +94,50 @@ def predict(
         task = read_info(find_adapter(adapter, adapter_revision)).chosen(task)
     loading: dict[str, Any] = {"backbone_revision": revision, "dtype": dtype.value, "device": device}
     loading |= {"revision": adapter_revision, "accept": accepted(accept)}
-    masp = Masp.from_pretrained(adapter, backbone, aspects=aspects, task=task, **loading)
+    masp = Masp.from_pretrained(adapter, backbone, aspects=aspects, labels=labels, task=task, **loading)
     show = _json_line if as_json else _for_people(masp, explain)
     failures = _Failures(show, None if as_json else MOST_SAID)
-    kept: list[Prediction] = []
-    predicted = 0
+    found = _Predictions(show)
     for result in masp.predict_stream(_named(paths, failures), batch_size, explain, workers):
         if isinstance(result, Failure):
             failures.add(result)
-            continue
-        show(result)
-        predicted += 1
-        if report is not None and len(kept) < MOST_REPORTED:
-            kept.append(result)
+        else:
+            found.add(result)
     if failures.unsaid:
         say(f"{failures.unsaid:,} more could not be read, {failures.count:,} in all")
+    if found.foreign:
+        say(found.warning)
     if report is not None:
-        _write_report(report, masp, kept, failures, predicted)
+        _write_report(report, masp, found, failures)
     if failures.count:
         raise typer.Exit(1)
+
+
+class _Predictions:
+    """How many there were, how many of images that the backbone does not know, and the first of them."""
+
+    def __init__(self, show: "Callable[[Prediction | Failure], None]") -> None:
+        self.count = self.foreign = 0
+        self.kept: list[Prediction] = []
+        self._show = show
+
+    @property
+    def warning(self) -> str:
+        """That some mean nothing, and what to do instead; empty where all images are such as the backbone knows."""
+        from masp.errors import counted
+        from masp.prediction import INSTEAD
+
+        if not self.foreign:
+            return ""
+        told = f"{self.foreign:,} of {counted(self.count, 'image')}"
+        return f"Outside of what the backbone knows: {told}; what it says of them means nothing. {INSTEAD}"
+
+    def add(self, prediction: "Prediction") -> None:
+        self.count += 1
+        self.foreign += prediction.warning is not None
+        if len(self.kept) < MOST_REPORTED:
+            self.kept.append(prediction)
+        self._show(prediction)
 
 
 class _Failures:
@@ -168,7 +198,9 @@ def _for_people(masp: "Masp", explain: bool) -> "Callable[[Prediction | Failure]
     from masp.predictor import Failure
 
     console = results()
-    if not masp.task.use.aspects:
+    if masp.zero_shot:
+        say(f"{_alone(masp)}; it chooses from {', '.join(masp.labels)}")
+    elif not masp.task.use.aspects:
         say("this adapter was trained without aspects (V+S): it names the emotion, not the reasons")
     elif explain:
         say(LEGEND)
@@ -182,21 +214,26 @@ def _for_people(masp: "Masp", explain: bool) -> "Callable[[Prediction | Failure]
     return show
 
 
-def _write_report(file: Path, masp: "Masp", kept: "Sequence[Prediction]", failures: _Failures, predicted: int) -> None:
+def _alone(masp: "Masp") -> str:
+    return f"zero-shot: {masp.backbone.name} alone, without aspects and soft prompt (row V of the paper's Table 2)"
+
+
+def _write_report(file: Path, masp: "Masp", found: _Predictions, failures: _Failures) -> None:
     from masp.adapters import library_versions
     from masp.cli.show import say
     from masp.errors import counted
     from masp.report import sample_of, write_report
     from masp.report_data import Provenance, ReportData
 
-    read = counted(predicted, "picture")
-    shown = read if predicted == len(kept) else f"the first {len(kept)} of {read}"
+    read = counted(found.count, "picture")
+    shown = read if found.count == len(found.kept) else f"the first {len(found.kept)} of {read}"
     unread = f" {failures.count:,} more could not be read." if failures.count else ""
+    by = _alone(masp) if masp.zero_shot else f"predicted by {masp.adapter} on {masp.backbone.name}"
     facts = {"adapter": masp.adapter, "backbone": masp.backbone.name, "question": masp.task.question}
     data = ReportData(
         title="Predicted emotions",
-        summary=f"{shown}, predicted by {masp.adapter} on {masp.backbone.name}.{unread}",
-        samples=tuple(sample_of(prediction, Path(prediction.image)) for prediction in kept),
+        summary=f"{shown}, {by}.{unread} {found.warning}".rstrip(),
+        samples=tuple(sample_of(prediction, Path(prediction.image)) for prediction in found.kept),
         failures=tuple((failure.image, failure.error) for failure in failures.kept),
         provenance=Provenance(facts=(*facts.items(), *library_versions().items())),
     )

@@ -66,13 +66,17 @@ def results() -> Console:
 
 def prediction_panel(prediction: "Prediction") -> Panel:
     """One image: its label, the probability of every label, and what each aspect contributed."""
-    parts: list[RenderableType] = [probability_bars(prediction.probabilities, prediction.label)]
+    parts: list[RenderableType] = []
+    if prediction.warning is not None:
+        parts += [Text(printable(prediction.warning), style="bold yellow"), Text()]
+    parts.append(probability_bars(prediction.probabilities, prediction.label))
     if prediction.aspects:
         parts += [Text(), aspect_table(prediction.aspects, _shares(prediction))]
     if prediction.answer is not None and prediction.answer != prediction.label:
         parts += [Text(), Text(f"In its own words: {printable(prediction.answer) or '(nothing)'}", style="italic")]
     sure = prediction.probabilities[prediction.label]
-    title = Text.assemble((prediction.label, "bold green"), f"  {sure:.0%}  ", (printable(prediction.image), "dim"))
+    trusted = "bold green" if prediction.warning is None else "yellow"
+    title = Text.assemble((prediction.label, trusted), f"  {sure:.0%}  ", (printable(prediction.image), "dim"))
     return Panel(Group(*parts), title=title, title_align="left", padding=(1, 2))
 
 

@@ -186,32 +186,37 @@ def _batch(items: tuple[Item, ...], loading: Loading) -> LoadedBatch:
             failures.append(Failed(index, path, error.reason, error.passing))
     pixels = None
     if loading.preprocess is not None and good:
-        pixels, good, unfit = _prepared(good, loading.preprocess)
-        failures += unfit
+        pixels, unfit = prepared([image for _, _, image in good], loading.preprocess)
+        failures += [Failed(*good[place][:2], reason) for place, reason in unfit.items()]
+        good = [one for place, one in enumerate(good) if place not in unfit]
     images = tuple(image for _, _, image in good) if loading.keep_images or loading.preprocess is None else ()
     return LoadedBatch(
         tuple(index for index, _, _ in good), tuple(path for _, path, _ in good), pixels, images, tuple(failures)
     )
 
 
-def _prepared(
-    good: list[tuple[int, Path, Image.Image]], preprocess: Preprocess
-) -> tuple[Any, list[tuple[int, Path, Image.Image]], list[Failed]]:
-    """What preprocessing makes of the pictures; those it refuses (such as 1 × 900 pixels) fail alone."""
+def prepared(images: Sequence[Image.Image], preprocess: Preprocess) -> tuple[Any, dict[int, str]]:
+    """What preprocessing makes of pictures; those it refuses (such as 1 × 900 pixels) are left out alone.
+
+    Returns:
+        What it made of the others, None where there are none, and why for the place of each that was left out.
+
+    Raises:
+        ValueError: it takes every picture alone and not all of them together.
+    """
     try:
-        return preprocess([image for _, _, image in good]), good, []
+        return preprocess(images), {}
     except (ValueError, MaspError):
-        fit: list[tuple[int, Path, Image.Image]] = []
-        unfit: list[Failed] = []
-        for index, path, image in good:
+        unfit: dict[int, str] = {}
+        for place, image in enumerate(images):
             try:
                 preprocess([image])
-                fit.append((index, path, image))
             except (ValueError, MaspError) as error:
-                unfit.append(Failed(index, path, " ".join(str(error).split())))
+                unfit[place] = " ".join(str(error).split())
         if not unfit:
             raise
-    return preprocess([image for _, _, image in fit]) if fit else None, fit, unfit
+    fit = [image for place, image in enumerate(images) if place not in unfit]
+    return preprocess(fit) if fit else None, unfit
 
 
 def _account(batch: LoadedBatch, quarantine: Quarantine) -> None:

@@ -84,6 +84,7 @@ def sample_of(prediction: "Prediction", picture: Path | Image.Image, truth: str 
         answer=prediction.answer,
         truth=truth,
         prompt_attention=looks.raw if looks else None,
+        warning=prediction.warning,
     )
 
 
