@@ -35,6 +35,7 @@ ROWS = (
         "masp.labels",
         "masp.taxonomies",
         "masp.questions",
+        "masp.setting_types",
         "masp.settings",
         "masp.config",
         "masp.evaluation.metrics",

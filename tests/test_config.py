@@ -18,7 +18,7 @@ from masp.config import (
     load_config,
 )
 from masp.errors import ConfigError
-from masp.settings import FREE, is_section
+from masp.setting_types import FREE, is_section
 
 
 def written(folder: Path, text: str) -> Path:

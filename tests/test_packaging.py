@@ -110,7 +110,11 @@ def test_version_is_the_package_s() -> None:
 
 
 def test_changelog_has_a_place_for_what_is_new() -> None:
-    assert re.search(r"^## Unreleased\n\n- \S", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    first = re.search(
+        r"^## \[(\d+\.\d+\.\d+)\] - unreleased\n\n### \w+\n\n- \S", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
+    assert first
+    assert Version(first[1]) > Version(masp.__version__)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from masp.errors import ConfigError, did_you_mean, nearest, shown
+from masp.setting_types import is_section
 from masp.settings import (
     AspectTraining,
     BackboneConfig,
@@ -22,7 +23,6 @@ from masp.settings import (
     SplitConfig,
     Stage,
     TrainConfig,
-    is_section,
 )
 
 __all__ = [

@@ -123,9 +123,9 @@ class Masp:
         chosen = None if labels is None else label_set(labels)
         if adapter is None and backbone is not None and not _has_shipped(backbone, backbone_revision):
             _refuse_parts(aspects=aspects, task=task, revision=revision)
-            named = isinstance(backbone, str)
-            alone = load_backbone(backbone, backbone_revision, dtype, device) if named else backbone
-            return cls(MaspModel(alone, MethodConfig()), zero_shot_task(chosen), ZERO_SHOT)
+            if isinstance(backbone, str):
+                backbone = load_backbone(backbone, backbone_revision, dtype, device)
+            return cls(MaspModel(backbone, MethodConfig()), zero_shot_task(chosen), ZERO_SHOT)
         folder = shipped_adapter() if adapter is None else find_adapter(adapter, revision)
         info = read_info(folder)
         name = info.chosen(task) if task is not None or len(info.tasks) == 1 else None
@@ -136,12 +136,7 @@ class Masp:
             backbone = load_backbone(place, commit, dtype, device)
             _bound_as_trained(backbone, info)
         parts = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects), accept)
-        served: dict[str | None, Served] = {}
-        for key, question in asked.items():
-            one = parts.for_task(key)
-            served[key] = Served(
-                MaspModel(backbone, one.info.method, parts.aspects, one.prompt, one.info.asked()), question, one.info
-            )
+        served = {key: _served(backbone, parts, key, question) for key, question in asked.items()}
         first = next(iter(served.values()))
         made = cls(first.model, first.task, EMBEDDED if adapter is None else str(adapter), first.info)
         made._served, made._name, made._whole = served, name, parts
@@ -466,6 +461,13 @@ def _bound_as_trained(backbone: Backbone, info: AdapterInfo) -> None:
     )
     if None not in (*before, *now) and before != now:
         backbone.bound_pixels(*before)
+
+
+def _served(backbone: Backbone, parts: Adapter, name: str | None, task: Task) -> Served:
+    """One task of an adapter with what answers it."""
+    one = parts.for_task(name)
+    model = MaspModel(backbone, one.info.method, parts.aspects, one.prompt, one.info.asked())
+    return Served(model, task, one.info)
 
 
 def _has_shipped(backbone: str | Backbone, revision: str | None) -> bool:

@@ -3,114 +3,34 @@
 Every setting has a description; the reference pages are generated from it.
 """
 
-import math
-import re
-from itertools import pairwise
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
+from pydantic import BeforeValidator, Field, Strict, model_validator
 
 from masp.aspects import ASPECTS
-from masp.errors import ConfigError, did_you_mean, shown
+from masp.errors import ConfigError
+from masp.setting_types import (
+    FREE,
+    AspectNames,
+    Count,
+    Factor,
+    FilePath,
+    Number,
+    Pattern,
+    Positive,
+    Settings,
+    Share,
+    Switch,
+    Text,
+    Thresholds,
+    Tracker,
+    as_tuple,
+)
 from masp.taxonomies import Taxonomy
 
 Stage = Literal["aspects", "prompt"]
 Variant = Literal["paper", "released"]
 LabelOrder = Literal["fixed", "once", "shuffled"]
-
-FREE = {"may_change_on_resume": True}
-"""Mark of a setting that changes neither the result nor the state of a run: a resumed run may have another value."""
-
-_LONGEST_PATTERN = 500
-
-Text = Annotated[str, Strict()]
-Switch = Annotated[bool, Strict()]
-Count = Annotated[int, Strict(), Field(ge=0)]
-Positive = Annotated[int, Strict(), Field(ge=1)]
-Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
-Factor = Annotated[float, Strict(), Field(gt=0, le=1000, allow_inf_nan=False)]
-Share = Annotated[float, Strict(), Field(ge=0, le=1, allow_inf_nan=False)]
-
-
-def _as_path(value: object) -> Path:
-    if isinstance(value, Path):
-        return value
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError("a path is needed")
-    return Path(value)
-
-
-def _as_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _in_order(aspects: object) -> object:
-    """Aspect names in the one order of Z."""
-    names = _as_tuple(aspects)
-    if not isinstance(names, tuple):
-        raise ValueError("a list of aspects is needed, like [scene, object]")
-    for name in names:
-        if name not in ASPECTS:
-            raise ValueError(f"unknown aspect {shown(name)}. {did_you_mean(str(name), ASPECTS)}")
-    if len(set(names)) != len(names):
-        raise ValueError("an aspect is named twice")
-    return tuple(name for name in ASPECTS if name in names)
-
-
-def _as_pattern(text: str) -> str:
-    """A regular expression that names the group `label`."""
-    if len(text) > _LONGEST_PATTERN:
-        raise ValueError(f"the pattern has {len(text)} characters: at most {_LONGEST_PATTERN} are taken")
-    try:
-        groups = re.compile(text).groupindex
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"{text!r} is no regular expression ({error})") from None
-    if "label" not in groups:
-        raise ValueError(f"{text!r} has no group of the name label: write (?P<label>…) where the label stands")
-    return text
-
-
-def _in_rising_order(bounds: dict[str, tuple[float | None, float | None]]) -> object:
-    """Labels by their values, whatever the order they were written in."""
-    if len(bounds) < 2:
-        raise ValueError("at least two labels are needed")
-    for label, (low, high) in bounds.items():
-        if low is not None and high is not None and low >= high:
-            raise ValueError(f"{label} goes from {low:g} to {high:g}: the lower number comes first")
-    rising = sorted(bounds.items(), key=lambda item: -math.inf if item[1][0] is None else item[1][0])
-    for (one, (_, high)), (other, (low, _)) in pairwise(rising):
-        if high is None or low is None or low < high:
-            raise ValueError(f"{one} and {other} overlap: where one ends the other may begin, not before")
-    return dict(rising)
-
-
-Pattern = Annotated[str, Strict(), AfterValidator(_as_pattern)]
-Bounds = tuple[Number | None, Number | None]
-Thresholds = Annotated[dict[Text, Bounds], AfterValidator(_in_rising_order)]
-FilePath = Annotated[Path, BeforeValidator(_as_path)]
-AspectNames = Annotated[tuple[str, ...], BeforeValidator(_in_order)]
-Tracker = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
-
-
-class Settings(BaseModel):
-    """What all sections share: frozen, no unknown keys, defaults checked like given values."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_section_is_defaults(cls, content: object) -> object:
-        """A section whose lines are all commented out reads as null; it then has its defaults."""
-        if not isinstance(content, dict):
-            return content
-        sections = {name for name, field in cls.model_fields.items() if is_section(field.annotation)}
-        return {key: value for key, value in content.items() if value is not None or key not in sections}
-
-
-def is_section(annotation: object) -> bool:
-    """Whether a setting is a group of settings."""
-    return isinstance(annotation, type) and issubclass(annotation, Settings)
 
 
 class MethodConfig(Settings):
@@ -230,7 +150,7 @@ class BackboneConfig(Settings):
         description="Several processes: each holds a part of the language model's weights (FSDP) instead of all.",
         json_schema_extra={**FREE},
     )
-    accept: Annotated[tuple[Literal["processor", "template", "tokenizer"], ...], BeforeValidator(_as_tuple)] = Field(
+    accept: Annotated[tuple[Literal["processor", "template", "tokenizer"], ...], BeforeValidator(as_tuple)] = Field(
         default=(),
         description="What of the backbone's files may differ from those that an adapter or a run was made with.",
         json_schema_extra={**FREE},
@@ -318,7 +238,7 @@ class TrainConfig(Settings):
         default=2, description="Newest checkpoints that are kept.", json_schema_extra={**FREE}
     )
     log_every: Positive = Field(default=10, description="Steps between lines in the log.", json_schema_extra={**FREE})
-    trackers: Annotated[tuple[Tracker, ...], BeforeValidator(_as_tuple)] = Field(
+    trackers: Annotated[tuple[Tracker, ...], BeforeValidator(as_tuple)] = Field(
         default=(), description="Trackers that accelerate reports to.", json_schema_extra={**FREE}
     )
     store: Literal["none", "features", "prefix", "auto"] = Field(

@@ -82,7 +82,7 @@ def test_a_thumbnail_inside_a_file_is_never_taken_for_the_picture() -> None:
     content = heic(corners(256, 192), thumbnails=[64])
     decoder = pytest.importorskip("pillow_heif").HeifImageFile(io.BytesIO(content))
     assert decoder.draft("RGB", (48, 36)) is not None  # there is one, and Pillow's own shrinking would take it
-    loaded = images._loaded(images._opened(io.BytesIO(content), "HEIC"), 32)
+    loaded = images._loaded(images._opened(io.BytesIO(content), "HEIC"), 32, "nearest")
     assert loaded.size == (256, 192)
 
 

@@ -12,7 +12,7 @@ import tiny
 from masp.backbones.loading import load_backbone
 from masp.config import BackboneConfig, RunConfig, load_config
 from masp.data.records import Dataset
-from masp.settings import FREE, is_section
+from masp.setting_types import FREE, is_section
 from masp.training.recipe import identity_of
 from masp.training.runs import hash_of
 

@@ -94,18 +94,15 @@ def plan(
     from dataclasses import asdict
     from json import dumps
 
-    from masp.backbones.files import EMBEDDED
     from masp.backbones.sizes import sizes_of
-    from masp.cli.show import results, say
+    from masp.cli.show import results
     from masp.plan import Device, Job, chosen_store, estimate
 
     _one_of("--store", store, STORES)
     known = {} if bench is None else _read(bench)
     top, wide, share = _peaks(known, peak, bandwidth, efficiency)
     device = Device(top, wide, memory, share, devices, cores, price)
-    usual = "float32" if backbone == EMBEDDED else "bfloat16"  # of a device with units for it, which may be elsewhere
-    chosen = dtype or known.get("machine", {}).get("dtype", usual)
-    _one_of("--dtype", chosen, tuple(FORMATS))
+    chosen = _planned_dtype(dtype, known, backbone)
     job = Job(
         images, tokens, label, aspect_epochs, prompt_epochs, store=cast("Store", store), disk=disk, batch=batch_size,
         micro_batch=micro_batch_size, checkpointing=gradient_checkpointing, eval_batch=eval_batch_size,
@@ -120,16 +117,29 @@ def plan(
         return
     results().print(_table(parts, device.memory))
     said = "given" if efficiency is not None else "measured" if known else "assumed; measure it with masp bench"
-    say(
-        f"numbers: {chosen}; store: {chosen_store(sizes, job)}; efficiency {device.efficiency:.0%} of the peak ({said})"
+    _remark(
+        f"numbers: {chosen}; store: {chosen_store(sizes, job)}; efficiency {share:.0%} of the peak ({said})", line, job
     )
-    _remark(line, job)
 
 
-def _remark(line: str | None, job: "Job") -> None:
-    """The command that trains like this, and what is not in the plan."""
+def _planned_dtype(asked: str | None, known: dict[str, Any], backbone: str) -> str:
+    """The number format: as asked, else that of the benchmark, else what `auto` is on a device with bfloat16 units.
+
+    Raises:
+        UsageError: it is unknown.
+    """
+    from masp.backbones.files import EMBEDDED
+
+    chosen = asked or known.get("machine", {}).get("dtype", "float32" if backbone == EMBEDDED else "bfloat16")
+    _one_of("--dtype", chosen, tuple(FORMATS))
+    return chosen
+
+
+def _remark(assumed: str, line: str | None, job: "Job") -> None:
+    """What was assumed, the command that trains like this, and what is not in the plan."""
     from masp.cli.show import say
 
+    say(assumed)
     if line is not None:
         say(f"to train like this: {line}")
     if job.packed:

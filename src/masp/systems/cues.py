@@ -24,7 +24,7 @@ from masp.labels import validate_labels
 from masp.model import MaspModel
 from masp.predictor import Masp
 from masp.questions import Questions
-from masp.settings import Positive
+from masp.setting_types import Positive
 from masp.systems.base import Lessons, Said, System
 from masp.systems.cue_layers import present, read_words, vocabulary
 from masp.systems.learning import Study, check_lessons, studying, unlearned

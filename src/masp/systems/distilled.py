@@ -18,7 +18,8 @@ from masp.backbones.base import Backbone
 from masp.labels import validate_labels
 from masp.parameters import numbers
 from masp.questions import Questions
-from masp.settings import Number, Positive, Share, TrainConfig
+from masp.setting_types import Number, Positive, Share
+from masp.settings import TrainConfig
 from masp.systems.asking import emotion_question
 from masp.systems.base import Lessons, Said, System
 from masp.systems.heads import (

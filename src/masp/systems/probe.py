@@ -19,7 +19,7 @@ from masp.backbones.base import Backbone
 from masp.errors import DataError
 from masp.labels import validate_labels
 from masp.questions import Questions
-from masp.settings import Positive
+from masp.setting_types import Positive
 from masp.systems.asking import emotion_question
 from masp.systems.base import Lessons, Said
 from masp.systems.heads import SMALLEST, mean_token, read_with

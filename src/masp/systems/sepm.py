@@ -18,7 +18,7 @@ from masp.labels import validate_labels
 from masp.model import MaspModel
 from masp.predictor import longest_answer
 from masp.questions import Questions
-from masp.settings import Number, Share
+from masp.setting_types import Number, Share
 from masp.systems.asking import question_by_letter
 from masp.systems.attended import cue_span, least_attended, without
 from masp.systems.base import Lessons, Reading, Said

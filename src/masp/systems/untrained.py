@@ -16,7 +16,7 @@ from masp.labels import render_labels, validate_labels
 from masp.model import MaspModel, start_prompt
 from masp.predictor import longest_answer
 from masp.questions import Questions, load_questions
-from masp.settings import Count
+from masp.setting_types import Count
 from masp.systems.base import Lessons, Reading, Said, named
 from masp.systems.plain import plain
 from masp.systems.zero_shot import said

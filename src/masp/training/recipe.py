@@ -28,7 +28,8 @@ from masp.model import MaspModel, Use
 from masp.modules.aspect_attention import AspectModules
 from masp.modules.soft_prompt import SoftPrompt
 from masp.questions import EMOTION, Questions, load_questions
-from masp.settings import FREE, Settings, TrainConfig
+from masp.setting_types import FREE, Settings
+from masp.settings import TrainConfig
 from masp.storage import write_file
 from masp.training.accounts import hold_to, left_out
 from masp.training.checkpoints import CheckpointStore, unwritable
