@@ -105,6 +105,7 @@ BASES: Mapping[str, str] = {
     "Function": "torch takes a gradient of one's own by it",
     "Protocol": "an interface",
     "BaseModel": "a record that pydantic checks; records in one file may share a base",
+    "Settings": "a section of settings, which pydantic checks",
     "NamedTuple": "a record",
     "StrEnum": "names",
 }
@@ -333,7 +334,7 @@ def inheritance(source: Source) -> list[str]:
     for node in source.classes:
         for base in node.bases:
             name = ast.unparse(base).partition("[")[0].rpartition(".")[2]
-            if name == "BaseModel" or name in records:
+            if name in ("BaseModel", "Settings") or name in records:
                 records.add(node.name)
             elif name not in BASES and not name.endswith(("Error", "Exception")):
                 found.append(f"{source.module}:{node.name} inherits from {name}; compose instead")

@@ -466,8 +466,7 @@ def _bound_as_trained(backbone: Backbone, info: AdapterInfo) -> None:
 def _served(backbone: Backbone, parts: Adapter, name: str | None, task: Task) -> Served:
     """One task of an adapter with what answers it."""
     one = parts.for_task(name)
-    model = MaspModel(backbone, one.info.method, parts.aspects, one.prompt, one.info.asked())
-    return Served(model, task, one.info)
+    return Served(MaspModel(backbone, one.info.method, parts.aspects, one.prompt, one.info.asked()), task, one.info)
 
 
 def _has_shipped(backbone: str | Backbone, revision: str | None) -> bool:

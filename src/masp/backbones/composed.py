@@ -72,6 +72,7 @@ class Parts:
         embedding_scale: what a family multiplies rows of its embedding matrix with.
         native: positions of a sequence of that many columns whose visual tokens begin there; None: 0, 1, 2 …
         ask: visual tokens as they are for a question each; None where they depend on none.
+        stored: whether the weights are those of the folder, so that what the folder says of them holds.
     """
 
     model: Any
@@ -84,6 +85,7 @@ class Parts:
     embedding_scale: float = 1.0
     native: Positions | None = None
     ask: Ask | None = None
+    stored: bool = True
 
 
 class ComposedBackbone:
@@ -114,7 +116,7 @@ class ComposedBackbone:
         # Weights that wait in main memory or on the disk enter a layer before its pass and leave it afterwards.
         waits = any(parameter.device.type == "meta" for parameter in parts.language.parameters())
         self._alone: AbstractContextManager[Any] = threading.RLock() if waits else nullcontext()
-        self._detector = read_detector(files.folder, self.dim)
+        self._detector = read_detector(files.folder, self.dim) if parts.stored else None
 
     def shard(self, device: torch.device) -> None:
         """Divide the language model between the processes of a run, and move everything else to `device`.

@@ -70,6 +70,7 @@ def make(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int = 0) 
         turn=turn(tokenizer, SYSTEM_TURN),
         vision=QwenVision(tower, processor),
         native=grid_positions,
+        stored=False,
     )
     named = BackboneFiles("random weights", files.folder, None, "qwen2_vl")
     return Made(ComposedBackbone(named, parts), model)
