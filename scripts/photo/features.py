@@ -12,6 +12,7 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -20,13 +21,15 @@ from PIL import Image
 from tower import STAGES, Tower, pixels
 
 PARTS = ("emotion6", "caltech101", "imagenet", "captions", "fi", "stanford40", "intel", "fer2013")
+MIXED = ("stanford40", "intel", "fer2013")
 BATCH, FLUSHED, WORKERS = 16, 320, 2
 
 
 def images(root: Path, part: str) -> list[str]:
-    """The images of a part, as paths below `root`."""
+    """The images of a part, as paths below `root`; large parts in an order in which any beginning is a fair sample."""
     folder = root / "aspects" / part if (root / "aspects" / part).is_dir() else root / part
-    return sorted(str(file.relative_to(root)) for file in folder.rglob("*.jpg"))
+    found = sorted(str(file.relative_to(root)) for file in folder.rglob("*.jpg"))
+    return sorted(found, key=lambda name: crc32(name.encode())) if part in MIXED else found
 
 
 def arrays(out: Path, part: str, count: int) -> list[np.memmap]:

@@ -68,7 +68,7 @@ def _first(shown: Shown, rng: np.random.Generator) -> Turn:
 
 def _choice(shown: Shown, rng: np.random.Generator, others: Sequence[str]) -> Turn:
     answer = shown.name or _guess(shown, rng)
-    options = {answer} | {_one(others, rng) for _ in range(int(rng.integers(2, 6)))}
+    options = {answer} | {_one(others, rng) for _ in range(int(rng.integers(1, 5)))}
     listed = sorted(options)
     rng.shuffle(listed)
     return _one(CHOOSE, rng).format(", ".join(listed)), answer
@@ -86,7 +86,7 @@ def _sort(shown: Shown, rng: np.random.Generator, _: Sequence[str]) -> Turn:
     options = list(KINDS)
     rng.shuffle(options)
     answer = list(KINDS)[int(rng.choice(len(chances), p=chances / chances.sum()))]
-    some = sorted({answer, *options[: int(rng.integers(3, 8))]})
+    some = sorted({answer, *options[: int(rng.integers(2, 6))]})
     rng.shuffle(some)
     return _one(SORT, rng).format(", ".join(some)), answer
 
@@ -105,6 +105,10 @@ class Packer:
         if text not in self._known:
             self._known[text] = list(self._tokenizer(text, add_special_tokens=False).input_ids)
         return self._known[text]
+
+    def length(self, turns: Sequence[Turn]) -> int:
+        """Columns of a picture with its turns."""
+        return self.common + sum(len(self.ids(q + TURN)) + len(self.ids(a + END)) - 1 for q, a in turns)
 
     def pack(self, pictures: Sequence[Sequence[Turn]]) -> Packed:
         """Pack the turns of each picture."""

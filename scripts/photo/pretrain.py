@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from bridge import HIDDEN_WHOLE, RANK, VISUAL, Bridge, Projector, inputs, load_bridge
-from lessons import Packed, Packer, turns
+from lessons import Packed, Packer, Turn, turns
 from photographs import Features, Shown, catalogue
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -49,6 +49,19 @@ class Keeper(nn.Module):
         """Shares of the features that are not read back, from visual places and from the question's end."""
         spread = target.pow(2).mean()
         return (self.image(image) - target).pow(2).mean() / spread, (self.asked(asked) - target).pow(2).mean() / spread
+
+
+Drawn = tuple[Shown, list[Turn]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A part of a batch, its features, and its share of the batch."""
+
+    packed: Packed
+    last: Tensor
+    stages: Tensor
+    share: float
 
 
 @dataclass
@@ -102,12 +115,29 @@ def losses(state: State, packer: Packer, packed: Packed, last: Tensor, stages: T
 
 
 def gradients(
-    state: State, packer: Packer, trained: list[Tensor], keep: float, packed: Packed, last: Tensor, stages: Tensor
+    state: State, packer: Packer, trained: list[Tensor], keep: float, work: Work
 ) -> tuple[list[float], tuple[Tensor, ...]]:
-    """The losses of a part of a batch, and the gradients of all that is trained."""
-    each = losses(state, packer, packed, last, stages)
-    grads = torch.autograd.grad(each[0] + keep * (each[1] + each[2]), trained)
-    return [one.item() for one in each], grads
+    """The losses of a part of a batch, times its share of it, and the gradients of all that is trained."""
+    each = losses(state, packer, work.packed, work.last, work.stages)
+    share = work.share
+    grads = torch.autograd.grad(share * (each[0] + keep * (each[1] + each[2])), trained)
+    return [share * one.item() for one in each], grads
+
+
+def halves(packer: Packer, drawn: list[Drawn]) -> tuple[list[Drawn], list[Drawn]]:
+    """A batch cut into long and short, so that little is padded and both parts cost about the same."""
+    drawn = sorted(drawn, key=lambda one: -packer.length(one[1]))
+    lengths = [packer.length(asked) for _, asked in drawn]
+    costs = [max(n * lengths[0], (len(drawn) - n) * lengths[n]) for n in range(1, len(drawn))]
+    cut = 1 + int(np.argmin(costs))
+    return drawn[:cut], drawn[cut:]
+
+
+def sum_of(tensors: list[Tensor]) -> Tensor:
+    """The sum of some tensors, in the place of the first."""
+    for one in tensors[1:]:
+        tensors[0].add_(one)
+    return tensors[0]
 
 
 class Draw:
@@ -160,20 +190,21 @@ def train(args: argparse.Namespace) -> None:
         left = (args.steps - state.step) / (FADE * args.steps)
         for group in state.optimizer.param_groups:
             group["lr"] = group["peak"] * min(1, (state.step + 1) / WARM, max(left, 0.02))
+        drawn = [(one, turns(one, rng, draw.others, args.second)) for one in draw.batch(args.batch)]
         work = []
-        for _ in range(WORKERS):
-            some = draw.batch(args.batch // WORKERS)
-            packed = packer.pack([turns(one, rng, draw.others, args.second) for one in some])
-            work.append((packed, *features.varied([(one.part, one.row) for one in some], rng)))
-        each = list(pool.map(lambda part: gradients(state, packer, trained, args.keep, *part), work))
+        for some in halves(packer, drawn):
+            packed = packer.pack([asked for _, asked in some])
+            seen = features.varied([(one.part, one.row) for one, _ in some], rng)
+            work.append(Work(packed, *seen, len(some) / len(drawn)))
+        each = list(pool.map(lambda part: gradients(state, packer, trained, args.keep, part), work))
         for number, one in enumerate(trained):
-            one.grad = torch.stack([grads[number] for _, grads in each]).mean(dim=0)
+            one.grad = sum_of([grads[number] for _, grads in each])
         nn.utils.clip_grad_norm_(trained, 1.0)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.seconds += time.monotonic() - begun
-        recent.append(np.mean([values for values, _ in each], axis=0))
+        recent.append(np.sum([values for values, _ in each], axis=0))
         if state.step % 10 == 0:
             means = dict(zip(("answers", "image", "asked"), np.mean(recent[-10:], axis=0).round(4), strict=True))
             log.write(json.dumps({"step": state.step, "seconds": round(state.seconds), **means}) + "\n")

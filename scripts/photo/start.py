@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 
 PARTS = ("caltech101", "imagenet", "captions", "stanford40", "intel")
 PAD = "\n"
-STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
+STRENGTHS = (10.0, 100.0, 1000.0, 3000.0)
 CELLS = 30_000
 
 
