@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 
 from pretrain import vectors
 
+SHORT = "Name the emotion of this image."
 EMOTION = "Which emotion does this image evoke? Choose one of: {}."
 STRENGTHS = (0.001, 0.003, 0.01, 0.03)
 BATCH, WORKERS = 32, 2
@@ -66,8 +67,7 @@ def probes(bridge: Bridge, packer: Packer, features: Features, part: str) -> dic
     """Probes for the labels of a part (the folders' names) on the tower and on the last hidden states."""
     labels = np.array([Path(name).parent.name for name in features.names[part]])
     rows = [(part, row) for row in range(len(labels))]
-    question = EMOTION.format(", ".join(sorted(set(labels))))
-    read = states(bridge, packer, features, rows, [[(NAME[1], "a"), (question, "a")]] * len(rows))
+    read = states(bridge, packer, features, rows, [[(NAME[1], "a"), (SHORT, "a")]] * len(rows))
     image = torch.cat([one[0] for one in read])
     ends = torch.cat([one[1].unflatten(0, (-1, 4)) for one in read])
     tower = torch.cat([inputs(*features.read(rows[i : i + 256]))[1] for i in range(0, len(rows), 256)])
@@ -81,7 +81,7 @@ def probes(bridge: Bridge, packer: Packer, features: Features, part: str) -> dic
         "end of a naming question": ends[:, 0],
         "end of an emotion question": ends[:, 2],
     }
-    return {name: probe(one.numpy(), labels) for name, one in kinds.items()}
+    return {name: probe(one.numpy().astype(np.float64), labels) for name, one in kinds.items()}
 
 
 def evaluate(args: argparse.Namespace) -> None:

@@ -37,8 +37,11 @@ class Keeper(nn.Module):
         self.register_buffer("matrix", start.whole.first.weight.detach().clone(), persistent=False)
         self.register_buffer("mean", start.whole_mean.clone(), persistent=False)
         self.register_buffer("scale", start.whole_scale.clone(), persistent=False)
-        weight = variances**0.25
+        weight = variances.sqrt()
         self.register_buffer("weight", weight / weight.pow(2).mean().sqrt(), persistent=False)
+        for name in ("image", "asked"):
+            self.register_buffer(f"{name}_mean", torch.zeros(576))
+            self.register_buffer(f"{name}_scale", torch.ones(576))
 
     def target(self, last: Tensor, stages: Tensor) -> Tensor:
         """Principal components of the whole picture's features; the large ones count more."""
@@ -48,7 +51,21 @@ class Keeper(nn.Module):
     def forward(self, image: Tensor, asked: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Shares of the features that are not read back, from visual places and from the question's end."""
         spread = target.pow(2).mean()
-        return (self.image(image) - target).pow(2).mean() / spread, (self.asked(asked) - target).pow(2).mean() / spread
+        image = self.image((image - self.image_mean) * self.image_scale)
+        asked = self.asked((asked - self.asked_mean) * self.asked_scale)
+        return (image - target).pow(2).mean() / spread, (asked - target).pow(2).mean() / spread
+
+    @torch.no_grad()
+    def solve(self, image: Tensor, asked: Tensor, target: Tensor) -> None:
+        """Start the heads by ridge regression on some pictures: Adam alone finds them slowly."""
+        for name, x in (("image", image), ("asked", asked)):
+            mean, scale = x.mean(dim=0), 1 / x.std(dim=0).clamp(min=1e-3)
+            y, centre = (x - mean) * scale, target.mean(dim=0)
+            gram = y.T @ y + len(y) * 0.5 * torch.eye(y.shape[1])
+            getattr(self, name).weight.copy_(torch.linalg.solve(gram, y.T @ (target - centre)).T)
+            getattr(self, name).bias.copy_(centre)
+            getattr(self, f"{name}_mean").copy_(mean)
+            getattr(self, f"{name}_scale").copy_(scale)
 
 
 Drawn = tuple[Shown, list[Turn]]
@@ -91,7 +108,7 @@ class State:
         weights = load_file(out / "bridge.safetensors")
         self.bridge.load(weights)
         heads = {name.removeprefix("keeper."): one for name, one in weights.items() if name.startswith("keeper.")}
-        self.keeper.load_state_dict(heads)
+        self.keeper.load_state_dict(heads, strict=False)
         rest = torch.load(out / "state.pt", weights_only=True)
         self.optimizer.load_state_dict(rest["optimizer"])
         self.step, self.seconds = rest["step"], rest["seconds"]
@@ -105,13 +122,31 @@ def vectors(bridge: Bridge, packed: Packed, tokens: Tensor, start: int) -> Tenso
 
 def losses(state: State, packer: Packer, packed: Packed, last: Tensor, stages: Tensor) -> tuple[Tensor, ...]:
     """Cross-entropy of the answers, and what is lost of the features at the visual places and at the question's end."""
-    bridge, start = state.bridge, packer.start
-    tokens = bridge.projector(last, stages)
-    hidden = bridge.language(vectors(bridge, packed, tokens, start), packed.positions, packed.mask)
-    logits = bridge.language.logits(hidden[packed.rows, packed.columns])
-    image = hidden[:, start : start + VISUAL].float().mean(dim=1)
-    asked = hidden[torch.arange(len(hidden)), packed.asked].float()
+    hidden, image, asked = pooled(state.bridge, packer, packed, last, stages)
+    logits = state.bridge.language.logits(hidden[packed.rows, packed.columns])
     return cross_entropy(logits.float(), packed.targets), *state.keeper(image, asked, state.keeper.target(last, stages))
+
+
+def pooled(bridge: Bridge, packer: Packer, packed: Packed, last: Tensor, stages: Tensor) -> tuple[Tensor, ...]:
+    """Last hidden states: all, their mean over visual places, and that at the question's end."""
+    tokens, start = bridge.projector(last, stages), packer.start
+    hidden = bridge.language(vectors(bridge, packed, tokens, start), packed.positions, packed.mask)
+    image = hidden[:, start : start + VISUAL].float().mean(dim=1)
+    return hidden, image, hidden[torch.arange(len(hidden)), packed.asked].float()
+
+
+def solve(state: State, packer: Packer, features: Features, draw: "Draw", count: int) -> None:
+    """Solve the throw-away heads on `count` pictures."""
+
+    def one(some: list[Shown]) -> tuple[Tensor, ...]:
+        packed = packer.pack([turns(each, np.random.default_rng(0), draw.others, 0)[:1] for each in some])
+        seen = features.read([(each.part, each.row) for each in some])
+        with torch.no_grad():
+            return *pooled(state.bridge, packer, packed, *seen)[1:], state.keeper.target(*seen)
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        parts = list(pool.map(one, [draw.batch(32) for _ in range(count // 32)]))
+    state.keeper.solve(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def gradients(
@@ -165,12 +200,13 @@ def prepare(args: argparse.Namespace) -> State:
     groups = [
         {"params": list(bridge.language.parameters()), "lr": args.rate},
         {"params": list(bridge.projector.parameters()), "lr": args.rate * args.projector_rate},
-        {"params": list(keeper.parameters()), "lr": args.rate * 2},
+        {"params": list(keeper.parameters()), "lr": args.rate * 0.3},
     ]
     state = State(bridge, keeper, torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01))
-    for group in state.optimizer.param_groups:
-        group["peak"] = group["lr"]
+    peaks = [group["lr"] for group in groups]
     state.resume(args.out)
+    for group, peak in zip(state.optimizer.param_groups, peaks, strict=True):
+        group["peak"] = peak
     return state
 
 
@@ -184,6 +220,8 @@ def train(args: argparse.Namespace) -> None:
     rng = np.random.default_rng((args.seed, state.step))
     draw, log = Draw(shown, rng), (args.out / "log.jsonl").open("a")
     trained = [p for group in state.optimizer.param_groups for p in group["params"]]
+    if args.solve:
+        solve(state, packer, features, draw, args.solve)
     saved, recent, pool = time.monotonic(), [], ThreadPoolExecutor(WORKERS)
     while state.step < args.steps:
         begun = time.monotonic()
@@ -229,6 +267,7 @@ if __name__ == "__main__":
     parser.add_argument("--rank", type=int, default=RANK)
     parser.add_argument("--second", type=float, default=0.4)
     parser.add_argument("--keep", type=float, default=0.5)
+    parser.add_argument("--solve", type=int, default=0, help="pictures on which the throw-away heads are solved first")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     torch.set_num_threads(1)

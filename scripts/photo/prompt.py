@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from bridge import RANK, Bridge, load_bridge
-from evaluate import EMOTION
+from evaluate import EMOTION, SHORT
 from lessons import TURN, Packer
 from photographs import Features
 from safetensors.torch import load_file, save_file
@@ -27,7 +27,6 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer
 
 WORKERS, BATCH = 2, 32
-SHORT = "Name the emotion of this image."
 
 
 class Kept:
