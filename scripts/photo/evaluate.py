@@ -23,7 +23,7 @@ from pretrain import vectors
 
 SHORT = "Name the emotion of this image."
 EMOTION = "Which emotion does this image evoke? Choose one of: {}."
-STRENGTHS = (0.001, 0.003, 0.01, 0.03)
+STRENGTHS = (0.0003, 0.001, 0.003, 0.01)
 BATCH, WORKERS = 32, 2
 
 
