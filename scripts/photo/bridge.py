@@ -43,6 +43,11 @@ class Gated(nn.Module):
 class Projector(nn.Module):
     """Cells of the last features and pooled outputs of all stages to visual tokens."""
 
+    cell_mean: Tensor
+    cell_scale: Tensor
+    whole_mean: Tensor
+    whole_scale: Tensor
+
     def __init__(self, width: int = 576) -> None:
         super().__init__()
         self.cell = Gated(CELL, HIDDEN_CELL, width)
@@ -68,6 +73,8 @@ def inputs(last: Tensor, stages: Tensor) -> tuple[Tensor, Tensor]:
 class LowRank(nn.Module):
     """A frozen linear layer (several fused by rows) with a trained low-rank one beside it."""
 
+    weight: Tensor
+
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
         self.register_buffer("weight", weight.contiguous(), persistent=False)
@@ -81,6 +88,9 @@ class LowRank(nn.Module):
 
 class Layer(nn.Module):
     """A layer of a Llama, written out for speed."""
+
+    norm1: Tensor
+    norm2: Tensor
 
     def __init__(self, layer: Any, rank: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -125,6 +135,10 @@ def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
 class Language(nn.Module):
     """SmolLM2 frozen, with low-rank layers; `folder` is an ordinary checkpoint of it."""
 
+    embedding: Tensor
+    norm: Tensor
+    frequencies: Tensor
+
     def __init__(self, folder: Path, rank: int = RANK, dtype: torch.dtype = torch.bfloat16) -> None:
         super().__init__()
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -132,7 +146,7 @@ class Language(nn.Module):
         self.layers = nn.ModuleList(Layer(layer, rank, dtype) for layer in inner.layers)
         self.register_buffer("embedding", inner.embed_tokens.weight.detach().to(dtype), persistent=False)
         self.register_buffer("norm", inner.norm.weight.detach().to(dtype), persistent=False)
-        self.eps, head = inner.norm.variance_epsilon, self.layers[0].head
+        self.eps, head = inner.norm.variance_epsilon, model.config.head_dim
         theta = model.config.rope_parameters["rope_theta"]
         self.register_buffer(
             "frequencies", theta ** -(torch.arange(0, head, 2, dtype=torch.float32) / head), persistent=False

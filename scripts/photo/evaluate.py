@@ -17,9 +17,8 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedShuffleSplit
 from torch import Tensor
+from train_bridge import vectors
 from transformers import AutoTokenizer
-
-from pretrain import vectors
 
 SHORT = "Name the emotion of this image."
 EMOTION = "Which emotion does this image evoke? Choose one of: {}."

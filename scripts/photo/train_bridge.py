@@ -1,6 +1,6 @@
 """Pre-train the bridge: names of things, guesses of the tower's own head, captions, and features that must survive.
 
-python scripts/photo/pretrain.py PHOTOGRAPHS --features FOLDER --smollm FOLDER --start FILE --out FOLDER --steps 600
+python scripts/photo/train_bridge.py PHOTOGRAPHS --features FOLDER --smollm FOLDER --start FILE --out FOLDER --steps 600
 
 A run that is broken off goes on from its last checkpoint; a later one with more --steps goes on longer.
 """
@@ -30,6 +30,15 @@ WORKERS = 2  # parts of a batch side by side, each on a thread of its own: they 
 
 class Keeper(nn.Module):
     """Throw-away heads: the tower's features read back from the last hidden states."""
+
+    matrix: Tensor
+    mean: Tensor
+    scale: Tensor
+    weight: Tensor
+    image_mean: Tensor
+    image_scale: Tensor
+    asked_mean: Tensor
+    asked_scale: Tensor
 
     def __init__(self, start: Projector, variances: Tensor) -> None:
         super().__init__()
