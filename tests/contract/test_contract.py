@@ -50,9 +50,12 @@ def test_1_a_model_without_parts_is_the_same_as_parts_off(family: str) -> None:
 @pytest.mark.parametrize("use", [Use(prompt=False), Use(aspects=()), Use(aspects=("scene",), prompt=False), Use()])
 def test_2_on_means_something_changes(family: str, dtype: str, use: Use) -> None:
     model = full_model(family, dtype)
-    visual = tokens_of(family, dtype, [0])
-    on, off = (last_logits(model, visual, QUESTIONS[:1], which) for which in (use, OFF))
-    assert distance(on, off) > (20 if dtype == "float32" else 1) * tolerance(family, dtype)
+    changes = []
+    for image in range(3):  # the tolerance is of the noisiest of the same three
+        visual = tokens_of(family, dtype, [image])
+        on, off = (last_logits(model, visual, QUESTIONS[:1], which) for which in (use, OFF))
+        changes.append(distance(on, off))
+    assert max(changes) > (20 if dtype == "float32" else 1.5) * tolerance(family, dtype)
 
 
 @FAMILIES
