@@ -27,8 +27,8 @@ from masp.adapters.info import library_versions
 from masp.backbones.loading import choose_device, choose_dtype
 from masp.bench.clock import machine, once
 from masp.bench.setting import Setting, setting
-from masp.model import Use
-from masp.types import IGNORED, Prefix, Seen
+from masp.core.types import IGNORED, Prefix, Seen
+from masp.model.masp_model import Use
 
 HOME = Path(__file__).parent
 ANSWER = "awe"

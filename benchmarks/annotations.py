@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from masp.data.checking.check import Depth, check
-from masp.data.checking.near import hasher
-from masp.data.checking.opening import open_for_check
-from masp.data.readers import settings_for
-from masp.labels import LABEL_SETS
-from masp.machine import processor
+from masp.core.hardware import processor
+from masp.core.labels import LABEL_SETS
+from masp.data.readers.open_dataset import settings_for
+from masp.data.validation.check import Depth, check
+from masp.data.validation.near_duplicates import hasher
+from masp.data.validation.open_datasets import open_for_check
 
 GOAL = 60.0
 """Seconds that reading and checking may take."""

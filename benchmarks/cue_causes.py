@@ -19,17 +19,17 @@ from typing import Any
 import torch
 
 from masp.adapters import library_versions
-from masp.aspects import ASPECTS, level
+from masp.baselines.base import Item, Lesson, Lessons
+from masp.baselines.concept_bottleneck import CueHead
+from masp.baselines.prompted import Prompted
 from masp.bench.clock import processor
+from masp.core.aspects import ASPECTS, level
+from masp.core.types import VisualTokens
 from masp.data.emoji.dataset import annotation
 from masp.data.emoji.splits import scenes
 from masp.evaluation import metrics
-from masp.explain import leave_one_out, taking_part
+from masp.model.explain import leave_one_out, taking_part
 from masp.predictor import Masp
-from masp.systems.base import Item, Lesson, Lessons
-from masp.systems.cues import CueHead
-from masp.systems.prompted import Prompted
-from masp.types import VisualTokens
 
 SEED = 9  # of the pictures
 TOGETHER = 64
@@ -48,7 +48,7 @@ class Pictures:
 
 
 class Held:
-    """The visual tokens of several splits in memory, one behind the other; see `masp.systems.base.Images`."""
+    """The visual tokens of several splits in memory, one behind the other; see `masp.baselines.base.Images`."""
 
     def __init__(self, parts: Sequence[Pictures]) -> None:
         self.tokens = VisualTokens.stack([part.visual for part in parts])

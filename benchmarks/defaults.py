@@ -28,21 +28,21 @@ import torch
 from torch import Tensor
 
 from masp.adapters import library_versions, load_adapter
-from masp.answers import score
 from masp.backbones.loading import load_backbone
-from masp.config import load_config
+from masp.core.atomic_io import write_file
+from masp.core.config import load_config
+from masp.core.hardware import processor
+from masp.core.labels import render_labels
+from masp.core.prompts import load_questions
+from masp.core.types import VisualTokens
 from masp.data.emoji.dataset import write_dataset
 from masp.data.images import open_image
-from masp.data.readers import open_dataset
+from masp.data.readers.open_dataset import open_dataset
 from masp.data.records import Dataset, read_json
-from masp.labels import render_labels
-from masp.machine import processor
-from masp.model import MaspModel, Use
-from masp.modules.soft_prompt import SoftPrompt
-from masp.questions import load_questions
-from masp.storage import write_file
+from masp.model.masp_model import MaspModel, Use
+from masp.model.scoring import score
+from masp.model.soft_prompt import SoftPrompt
 from masp.training import VisualMemory, train_prompt
-from masp.types import VisualTokens
 
 HOME = Path(__file__).parent
 SIZES = {182: 13, 1386: 99}

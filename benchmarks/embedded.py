@@ -24,15 +24,15 @@ from torch import Tensor, nn
 from masp.adapters.info import library_versions
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
-from masp.config import load_config
+from masp.core.config import load_config
+from masp.core.hardware import processor
 from masp.data.emoji.dataset import write_dataset
 from masp.data.emoji.splits import scenes
-from masp.data.readers import open_dataset
+from masp.data.readers.open_dataset import open_dataset
 from masp.demo.plan import Plan
 from masp.demo.run import run_demo
 from masp.demo.steps import Steps
 from masp.evaluation.runner import evaluate
-from masp.machine import processor
 from masp.predictor import Masp
 
 HOME = Path(__file__).parent

@@ -18,8 +18,8 @@ from typing import Any
 from random_backbone import Timed, configuration, machine, timed, write_checkpoint
 
 from masp.adapters.info import library_versions
-from masp.backbones.facts import count
-from masp.backbones.published import describe
+from masp.backbones.known_models import describe
+from masp.backbones.model_stats import count
 from masp.data.emoji.dataset import split_sizes
 
 IMAGES, BATCH = 8, 2

@@ -24,11 +24,11 @@ from PIL import Image
 from masp.adapters import library_versions
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
+from masp.core.hardware import processor
 from masp.data.emoji.splits import scenes
+from masp.data.file_listing import images_from
 from masp.data.images import open_image
-from masp.data.walk import images_from
 from masp.evaluation.metrics import Interval, share
-from masp.machine import processor
 
 HOME = Path(__file__).parent
 SEED = 1

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from masp import Masp
 from masp.adapters import library_versions
-from masp.adapters.released import import_released
-from masp.answers import generate_ids
+from masp.adapters.import_released import import_released
+from masp.core.types import Assembled, VisualTokens
 from masp.data.images import open_image
-from masp.model import MaspModel
+from masp.model.masp_model import MaspModel
+from masp.model.scoring import generate_ids
 from masp.predictor import Task
-from masp.types import Assembled, VisualTokens
 
 SHIPPED = Path(__file__).resolve().parents[1] / "tests" / "parity" / "oracle"
 RESULT = Path(__file__).parent / "results" / "parity.json"

@@ -27,23 +27,23 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from masp.adapters import library_versions, load_adapter
-from masp.answers import score_rows
-from masp.aspects import ASPECTS, level
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
+from masp.baselines.base import Lesson
+from masp.baselines.concept_layers import present, read_words, vocabulary
+from masp.baselines.heads import mean_token
+from masp.baselines.probe import logits
 from masp.bench.clock import processor
-from masp.config import MethodConfig, PromptInit
+from masp.core.aspects import ASPECTS, level
+from masp.core.config import MethodConfig, PromptInit
+from masp.core.labels import render_labels
+from masp.core.prompts import load_questions
+from masp.core.types import Assembled, VisualTokens
 from masp.data.emoji.dataset import annotation
+from masp.data.emoji.label_model import EMOTIONS
 from masp.data.emoji.splits import scenes
-from masp.data.emoji.world import EMOTIONS
-from masp.labels import render_labels
-from masp.model import MaspModel, start_prompt
-from masp.questions import load_questions
-from masp.systems.base import Lesson
-from masp.systems.cue_layers import present, read_words, vocabulary
-from masp.systems.heads import mean_token
-from masp.systems.probe import logits
-from masp.types import Assembled, VisualTokens
+from masp.model.masp_model import MaspModel, start_prompt
+from masp.model.scoring import score_rows
 
 HOME = Path(__file__).parent
 SEED = 8  # of the pictures; strengths below were chosen on those of seed 7
@@ -120,7 +120,7 @@ HEADS = {
     ("scores of V+S", "true cues"): 0.1,
 }
 """What a linear head reads → inverse strength of its regularisation. Words: probabilities of the true cues' words, by
-the first layer of the cue head (`masp.systems.cue_layers`) on the training pictures."""
+the first layer of the cue head (`masp.baselines.concept_layers`) on the training pictures."""
 
 PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
 """Of the words; the training pictures decide."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from generated import ROOT, table, update
-from masp.config import MethodConfig, RunConfig
+from masp.core.config import MethodConfig, RunConfig
 
 DOCUMENT = ROOT / "docs" / "configuration.md"
 SCRIPT = "scripts/update_configuration_doc.py"

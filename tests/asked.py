@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import tiny
-from masp.systems.base import Said
+from masp.baselines.base import Said
 from small_adapters import LABELS
 from small_scenes import write_scenes
 

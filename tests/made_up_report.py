@@ -4,9 +4,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from masp.aspects import ASPECTS
+from masp.core.aspects import ASPECTS
 from masp.evaluation.metrics import Interval, Paired
-from masp.report_data import (
+from masp.report.schema import (
     Ablation,
     AblationRow,
     AspectScore,

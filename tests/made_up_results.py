@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from masp.evaluation.bootstrap import Draws
-from masp.evaluation.figures import About, Calibration, measured
+from masp.evaluation.compute_metrics import About, Calibration, measured
 from masp.evaluation.predictions import Answered
 from masp.evaluation.result import Evaluation, write_result
 

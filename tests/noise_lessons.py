@@ -9,8 +9,8 @@ from pathlib import Path
 
 import tiny
 from masp.backbones.base import Backbone
-from masp.systems.base import Lesson, Lessons
-from masp.types import VisualTokens
+from masp.baselines.base import Lesson, Lessons
+from masp.core.types import VisualTokens
 from small_adapters import write_adapter
 
 LABELS = ("amusement", "awe", "contentment", "excitement", "anger", "disgust", "fear", "sadness")

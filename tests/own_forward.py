@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 import tiny
-from masp.model import Use
-from masp.types import ImageLayout, VisualTokens
+from masp.core.types import ImageLayout, VisualTokens
+from masp.model.masp_model import Use
 from small_models import QUESTIONS
 
 SIZES = ((90, 62), (58, 140), (118, 90))  # 2×3, 5×2 and 3×4 visual tokens in Qwen2-VL

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from masp.aspects import ASPECTS
-from masp.questions import EMOTION, Questions
+from masp.core.aspects import ASPECTS
+from masp.core.prompts import EMOTION, Questions
 
 OWN = Questions(
     {name: (f"Say the {name.replace('_', ' ')}, please.",) for name in ASPECTS},

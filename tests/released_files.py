@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import tiny
-from masp.aspects import ASPECTS
+from masp.core.aspects import ASPECTS
 
 QUERIES, PROMPT = 3, 7
 NAME = "<|reserved_special_token_{}|>"

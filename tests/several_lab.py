@@ -14,19 +14,19 @@ from pathlib import Path
 import torch
 
 import small_training as small
-from masp import launch
 from masp.backbones.base import Backbone
-from masp.backbones.composed import ComposedBackbone
+from masp.backbones.hf_backbone import ComposedBackbone
 from masp.backbones.loading import load_backbone
-from masp.cli.boundary import guarded
-from masp.config import BackboneConfig
+from masp.cli.error_handling import guarded
+from masp.core import launch
+from masp.core.config import BackboneConfig
 from masp.data.records import Dataset, Record
 from masp.evaluation.batches import Batching
 from masp.evaluation.runner import evaluate
-from masp.model import MaspModel
+from masp.model.masp_model import MaspModel
 from masp.predictor import Masp
 from masp.training import launched, train_aspects, train_prompt
-from masp.training.loop import Trainer
+from masp.training.trainer import Trainer
 
 RANK = int(os.environ.get("RANK", "0"))
 RATE = ("aspects.learning_rate=0.001", "prompt.learning_rate=0.001")

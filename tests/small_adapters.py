@@ -7,11 +7,11 @@ import torch
 
 import tiny
 from masp.adapters import AdapterInfo, BackboneRecord, DataRecord, save_adapter
-from masp.aspects import ASPECTS
-from masp.config import MethodConfig, PromptInit
-from masp.model import start_prompt
-from masp.modules.aspect_attention import AspectModules
-from masp.questions import load_questions
+from masp.core.aspects import ASPECTS
+from masp.core.config import MethodConfig, PromptInit
+from masp.core.prompts import load_questions
+from masp.model.aspect_attention import AspectModules
+from masp.model.masp_model import start_prompt
 
 LABELS = ("joy", "fear", "awe")
 

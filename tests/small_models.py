@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 import tiny
-from masp.answers import last_real
-from masp.aspects import ASPECTS
 from masp.backbones.base import Backbone
-from masp.config import MethodConfig
-from masp.model import MaspModel, Use
-from masp.modules.aspect_attention import AspectModules
-from masp.modules.soft_prompt import SoftPrompt
-from masp.types import VisualTokens
+from masp.core.aspects import ASPECTS
+from masp.core.config import MethodConfig
+from masp.core.types import VisualTokens
+from masp.model.aspect_attention import AspectModules
+from masp.model.masp_model import MaspModel, Use
+from masp.model.scoring import last_real
+from masp.model.soft_prompt import SoftPrompt
 
 PROMPT_LENGTH = 7
 QUESTIONS = [

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import tiny
 from masp.demo.plan import Plan
-from masp.reproduce.job import Job, drawn_source, embedded_config
+from masp.reproduce.config import Job, drawn_source, embedded_config
 from masp.reproduce.others import QUICKLY
 
 PLAN = Plan(train=11, val=3, test=7, seed=5)

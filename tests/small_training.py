@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from masp.aspects import ASPECTS
-from masp.config import RunConfig, load_config
+from masp.core.aspects import ASPECTS
+from masp.core.config import RunConfig, load_config
 from masp.data.records import Dataset, Record
 from tiny import picture
 

@@ -26,15 +26,15 @@ from masp.adapters import (
     resolve,
     save_adapter,
 )
-from masp.aspects import ASPECTS
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
-from masp.config import MethodConfig, PromptInit
-from masp.errors import AdapterError
-from masp.modules.aspect_attention import AspectModules
-from masp.modules.soft_prompt import SoftPrompt
+from masp.core.aspects import ASPECTS
+from masp.core.config import MethodConfig, PromptInit
+from masp.core.errors import AdapterError
+from masp.core.prompts import Questions, load_questions
+from masp.model.aspect_attention import AspectModules
+from masp.model.soft_prompt import SoftPrompt
 from masp.predictor import shipped_adapter
-from masp.questions import Questions, load_questions
 
 NAMES = ("scene", "brightness")
 LABELS = ("joy", "fear", "näïve | odd")

@@ -10,7 +10,15 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 import tiny
-from masp.answers import (
+from masp.backbones.loading import load_backbone
+from masp.core.aspects import ASPECTS
+from masp.core.errors import UsageError
+from masp.core.labels import parse
+from masp.core.prompts import load_questions
+from masp.core.types import Assembled
+from masp.model.explain import read_aspects
+from masp.model.masp_model import MaspModel, Use
+from masp.model.scoring import (
     Answer,
     answer_of,
     aspect_answers,
@@ -21,14 +29,6 @@ from masp.answers import (
     last_real,
     score,
 )
-from masp.aspects import ASPECTS
-from masp.backbones.loading import load_backbone
-from masp.errors import UsageError
-from masp.explain import read_aspects
-from masp.labels import parse
-from masp.model import MaspModel, Use
-from masp.questions import load_questions
-from masp.types import Assembled
 from small_models import QUESTIONS, full_model, parts, visual_tokens
 
 LABELS = ["sad", "sadness", "amusement", "awe", "a long label of many words"]
@@ -207,7 +207,7 @@ def test_many_labels_are_scored_with_few_logits_at_a_time(monkeypatch: pytest.Mo
 
     limit = 2 * 3 * len(model.backbone.embedding_rows())
     monkeypatch.setattr(model.backbone, "logits", logits)
-    monkeypatch.setattr("masp.answers.LOGITS", limit)
+    monkeypatch.setattr("masp.model.scoring.LOGITS", limit)
     assert (score(model, visual, QUESTIONS[0], labels) - whole).abs().max() <= 1e-5
     assert len(asked) > 5
     assert all(one.numel() <= limit for one in asked)

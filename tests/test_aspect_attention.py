@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from masp.errors import UsageError
-from masp.modules.aspect_attention import AspectModules, SingleAttention
-from masp.types import VisualTokens
+from masp.core.errors import UsageError
+from masp.core.types import VisualTokens
+from masp.model.aspect_attention import AspectModules, SingleAttention
 
 BATCH, VISUAL, QUERIES, DIM = 3, 5, 2, 11
 NAMES = ("object", "scene", "brightness")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from masp.aspects import ASPECTS, LEVELS, answer_text, level
-from masp.errors import DataError
+from masp.core.aspects import ASPECTS, LEVELS, answer_text, level
+from masp.core.errors import DataError
 
 
 def test_order_of_the_aspects_is_fixed() -> None:

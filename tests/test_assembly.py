@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 import tiny
-from masp.assembly import Assembler, Layout, Spliced
 from masp.backbones.loading import load_backbone
-from masp.config import MethodConfig
-from masp.errors import UsageError
-from masp.model import Use
-from masp.recent import Recent
-from masp.types import IGNORED, Assembled, ImageLayout
+from masp.core.config import MethodConfig
+from masp.core.errors import UsageError
+from masp.core.recent import Recent
+from masp.core.types import IGNORED, Assembled, ImageLayout
+from masp.model.masp_model import Use
+from masp.model.sequence_builder import Assembler, Layout, Spliced
 from small_models import PROMPT_LENGTH, QUESTIONS, full_model, parts, visual_tokens
 
 ANSWERS = ["joy", "very low", "they sing and dance"]

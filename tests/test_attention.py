@@ -5,10 +5,10 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 import tiny
-from masp.answers import score
-from masp.attention import prompt_attention
-from masp.errors import UsageError
-from masp.model import Use
+from masp.core.errors import UsageError
+from masp.model.attention import prompt_attention
+from masp.model.masp_model import Use
+from masp.model.scoring import score
 from small_models import QUESTIONS, full_model, visual_tokens
 
 

@@ -15,9 +15,9 @@ from masp.backbones.files import EMBEDDED, find
 from masp.backbones.loading import FAMILIES, UNITS, choose_device, choose_dtype, choose_placement, load_backbone
 from masp.backbones.masks import attention_masks
 from masp.backbones.qwen2_vl_vision import MatrixPatchEmbed
-from masp.config import BackboneConfig
-from masp.errors import BackboneError
-from masp.types import ImageLayout
+from masp.core.config import BackboneConfig
+from masp.core.errors import BackboneError
+from masp.core.types import ImageLayout
 
 THREE = ImageLayout(3, (1, 3))
 

@@ -6,9 +6,7 @@ import threading
 import pytest
 import torch
 
-from masp.arithmetic import QWEN2_VL_7B
-from masp.aspects import ASPECTS
-from masp.backbones.made import make
+from masp.backbones.random_init import make
 from masp.bench import clock
 from masp.bench.baseline import PlainSteps, bare_forward, plain_attention
 from masp.bench.clock import Timing, in_turn, memory_of
@@ -18,8 +16,10 @@ from masp.bench.run import GROUPS, NAMES, Options, run_bench
 from masp.bench.setting import ANSWERS, GRIDS, TINY, setting
 from masp.bench.training import as_released
 from masp.cli.app import app
-from masp.errors import UsageError
-from masp.model import Use
+from masp.core.aspects import ASPECTS
+from masp.core.errors import UsageError
+from masp.core.flops import QWEN2_VL_7B
+from masp.model.masp_model import Use
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from masp.arithmetic import Sizes
 from masp.bench.planned import LINES, NO_READING, checked
-from masp.plan import Device, Job, activation_bytes, estimate
+from masp.core.flops import Sizes
+from masp.model.cost_estimate import Device, Job, activation_bytes, estimate
 
 SIZES = Sizes(10, 2, 4, 6000, 100, 700, 8, 3)
 PEAKS = (2e-6, 1e9)  # two million operations a second

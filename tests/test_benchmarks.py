@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 
 import result_tables
 import tiny
-from masp.backbones.facts import count
+from masp.backbones.known_models import Description, describe
 from masp.backbones.loading import load_backbone
-from masp.backbones.published import Description, describe
-from masp.config import load_config
+from masp.backbones.model_stats import count
+from masp.core.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -8,12 +8,12 @@ import shutil
 import pytest
 
 import tiny
-from masp.aspects import ASPECTS
 from masp.bench.run import NAMES
 from masp.cli import annotate_data, bench, plan
 from masp.cli.evaluate import evaluate
+from masp.core.aspects import ASPECTS
+from masp.core.labels import LABEL_SETS
 from masp.data.emoji.dataset import write_dataset
-from masp.labels import LABEL_SETS
 from small_adapters import LABELS, write_adapter
 
 KEYS = [

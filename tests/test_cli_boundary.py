@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from masp.cli.boundary import FAILED, INTERRUPTED, WRONG_USE, describe, guarded
-from masp.errors import AdapterError, ConfigError, DataError, UsageError
+from masp.cli.error_handling import FAILED, INTERRUPTED, WRONG_USE, describe, guarded
+from masp.core.errors import AdapterError, ConfigError, DataError, UsageError
 
 
 def raising(error):

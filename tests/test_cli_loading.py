@@ -8,8 +8,8 @@ import pytest
 import tiny
 from masp.backbones.loading import load_backbone
 from masp.cli.options import Dtype
+from masp.core.settings import BackboneConfig
 from masp.predictor import Masp
-from masp.settings import BackboneConfig
 from small_adapters import LABELS, write_adapter
 
 

@@ -6,8 +6,8 @@ import pytest
 
 import tiny
 from masp.cli import main
-from masp.data.loading import prefetch
-from masp.data.readers import open_dataset
+from masp.data.prefetch import prefetch
+from masp.data.readers.open_dataset import open_dataset
 from masp.evaluation import processes
 from masp.evaluation.runner import evaluate
 from masp.predictor import Masp

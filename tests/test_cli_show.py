@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from made_up_results import answers, result
-from masp.cli.show import (
+from masp.cli.console import (
     aspect_table,
     bar,
     evaluation_tables,
@@ -16,7 +16,7 @@ from masp.cli.show import (
     printable,
     probability_bars,
 )
-from masp.explain import AspectReading, PromptAttention
+from masp.model.explain import AspectReading, PromptAttention
 from masp.predictor import Prediction
 
 

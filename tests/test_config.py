@@ -9,16 +9,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from masp.aspects import ASPECTS
-from masp.config import (
+from masp.core.aspects import ASPECTS
+from masp.core.config import (
     DataConfig,
     MethodConfig,
     PromptInit,
     RunConfig,
     load_config,
 )
-from masp.errors import ConfigError
-from masp.setting_types import FREE, is_section
+from masp.core.errors import ConfigError
+from masp.core.setting_types import FREE, is_section
 
 
 def written(folder: Path, text: str) -> Path:

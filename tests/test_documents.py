@@ -12,7 +12,7 @@ import update_backbones_doc as backbones
 import update_configuration_doc as configuration
 from masp.adapters import AdapterInfo
 from masp.backbones.loading import FAMILIES
-from masp.config import load_config
+from masp.core.config import load_config
 from masp.data.images import FORMATS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,7 +28,7 @@ def links(document: str) -> list[str]:
 
 
 def paths_in(document: str) -> set[str]:
-    """Files of the repository that a document names in code marks, such as `src/masp/model.py`."""
+    """Files of the repository that a document names in code marks, such as `src/masp/model/masp_model.py`."""
     return set(re.findall(r"`((?:src|tests|docs|scripts|configs|benchmarks|\.ci)/[\w./-]+)`", document))
 
 
@@ -95,7 +95,7 @@ def test_named_make_targets_exist(name: str) -> None:
 
 def test_what_the_checks_look_for() -> None:
     assert links("[a](b.md) [c](https://x.y) [d](e/f.md#g)") == ["b.md", "e/f.md"]
-    assert paths_in("see `src/masp/model.py`, not `model.py`") == {"src/masp/model.py"}
+    assert paths_in("see `src/masp/model/masp_model.py`, not `model.py`") == {"src/masp/model/masp_model.py"}
     assert len(DOCUMENTS) > 10
 
 

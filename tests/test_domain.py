@@ -13,12 +13,12 @@ import tiny
 from masp.backbones.domain import FILE, DomainDetector, read_detector, write_detector
 from masp.backbones.files import find
 from masp.backbones.loading import load_backbone
+from masp.core.errors import BackboneError
+from masp.core.types import VisualTokens
 from masp.data.emoji.splits import scenes
 from masp.data.images import open_image
 from masp.demo.pictures import demo_pictures
-from masp.errors import BackboneError
 from masp.predictor import Masp
-from masp.types import VisualTokens
 
 DIM = 5
 

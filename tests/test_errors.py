@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from masp.errors import (
+from masp.core.errors import (
     AdapterError,
     BackboneError,
     CheckpointError,

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import tiny
-from masp.answers import score
-from masp.explain import attention_to_aspects, heatmaps, leave_one_out, normalised, read_aspects, taking_part
-from masp.model import Use
+from masp.core.types import VisualTokens
+from masp.model.explain import attention_to_aspects, heatmaps, leave_one_out, normalised, read_aspects, taking_part
+from masp.model.masp_model import Use
+from masp.model.scoring import score
 from masp.predictor import Masp
-from masp.types import VisualTokens
 from small_adapters import LABELS, write_adapter
 
 ONE_OUT = ("facial_expression", "object", "scene", "brightness", "colorfulness")

@@ -12,20 +12,20 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 import tiny
 from masp.adapters import AdapterInfo, BackboneRecord, save_adapter
-from masp.answers import generate
-from masp.aspects import ASPECTS
 from masp.backbones.base import Backbone
+from masp.backbones.export import export_embedding_rows
 from masp.backbones.files import find
 from masp.backbones.loading import load_backbone
 from masp.backbones.shards import NewRows, mean_row, read_header, rewrite
 from masp.cli import main
-from masp.config import MethodConfig
-from masp.errors import AdapterError, BackboneError
-from masp.export import export_embedding_rows
-from masp.model import MaspModel, Use
-from masp.modules.soft_prompt import SoftPrompt
+from masp.core.aspects import ASPECTS
+from masp.core.config import MethodConfig
+from masp.core.errors import AdapterError, BackboneError
+from masp.core.prompts import load_questions
+from masp.model.masp_model import MaspModel, Use
+from masp.model.scoring import generate
+from masp.model.soft_prompt import SoftPrompt
 from masp.predictor import task_of
-from masp.questions import load_questions
 from small_adapters import LABELS, write_adapter
 from small_models import last_logits
 
@@ -253,7 +253,7 @@ def test_a_disk_that_is_full_leaves_nothing(tmp_path, monkeypatch):
 def test_families_whose_template_is_not_known_are_refused(tmp_path):
     from dataclasses import replace
 
-    from masp.backbones.export_rows import export_rows
+    from masp.backbones.export_embeddings import export_rows
 
     files = replace(find(str(tiny.checkpoint())), model_type="llava")
     with pytest.raises(BackboneError, match=r"family 'llava'.*one of qwen2_vl"):

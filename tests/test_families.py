@@ -17,11 +17,11 @@ import tiny
 from masp.backbones.anyres import Tiles
 from masp.backbones.decoder import Decoder
 from masp.backbones.loading import load_backbone
-from masp.config import PromptInit
-from masp.errors import BackboneError
-from masp.explain import heatmaps
-from masp.model import start_prompt
-from masp.types import ImageLayout, VisualTokens
+from masp.core.config import PromptInit
+from masp.core.errors import BackboneError
+from masp.core.types import ImageLayout, VisualTokens
+from masp.model.explain import heatmaps
+from masp.model.masp_model import start_prompt
 from own_forward import distance
 from small_models import PROMPT_LENGTH, full_model
 

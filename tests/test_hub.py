@@ -14,7 +14,7 @@ import stand_in_hub
 import tiny
 from masp.adapters import find_adapter, publish, read_info
 from masp.cli import main
-from masp.errors import AdapterError, UsageError
+from masp.core.errors import AdapterError, UsageError
 from masp.predictor import Masp
 from small_adapters import write_adapter
 from stand_in_hub import TOKEN, Hub

@@ -12,10 +12,10 @@ import torch
 import tiny
 from masp import Masp
 from masp.adapters import load_adapter, read_info
-from masp.adapters.released import import_released, labels_of, read_aspects, read_soft_prompt
-from masp.aspects import ASPECTS
-from masp.errors import AdapterError, BackboneError, DataError, UsageError
-from masp.labels import RELEASED_LABELS
+from masp.adapters.import_released import import_released, labels_of, read_aspects, read_soft_prompt
+from masp.core.aspects import ASPECTS
+from masp.core.errors import AdapterError, BackboneError, DataError, UsageError
+from masp.core.labels import RELEASED_LABELS
 from released_files import NAME, PROMPT, QUERIES, aspect_tables, prompt_table, saved
 
 EMOTION6 = ("sadness", "fear", "surprise", "anger", "joy", "disgust")

@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 
 import tiny
 from masp.backbones.decoder import Decoder
-from masp.backbones.facts import PARTS, count, lora_size, memory_of
+from masp.backbones.known_models import Description, describe, published
 from masp.backbones.loading import choose_device, load_backbone
-from masp.backbones.published import Description, describe, published
+from masp.backbones.model_stats import PARTS, count, lora_size, memory_of
 from masp.cli.info import memory
-from masp.errors import BackboneError
-from masp.parameters import trained_size
+from masp.core.errors import BackboneError
+from masp.model.param_count import trained_size
 
 SEVEN = "Qwen/Qwen2-VL-7B-Instruct"
 D, KEYS, INNER, LAYERS, VOCABULARY = 3584, 512, 18944, 28, 152064

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from masp.errors import DataError
-from masp.labels import LABEL_SETS, LabelStyle, normalise_answer, parse, render_labels, spelled, validate_labels
+from masp.core.errors import DataError
+from masp.core.labels import LABEL_SETS, LabelStyle, normalise_answer, parse, render_labels, spelled, validate_labels
 
 STYLES: list[LabelStyle] = ["comma", "python"]
 WORDS = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=11)

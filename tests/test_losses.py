@@ -9,12 +9,12 @@ from torch.nn import functional
 
 import tiny
 from masp.backbones.loading import load_backbone
-from masp.config import MethodConfig
-from masp.errors import UsageError
-from masp.model import MaspModel, Use
-from masp.modules.aspect_attention import AspectModules, SingleAttention
-from masp.modules.soft_prompt import SoftPrompt
-from masp.types import Assembled
+from masp.core.config import MethodConfig
+from masp.core.errors import UsageError
+from masp.core.types import Assembled
+from masp.model.aspect_attention import AspectModules, SingleAttention
+from masp.model.masp_model import MaspModel, Use
+from masp.model.soft_prompt import SoftPrompt
 from small_models import QUESTIONS, full_model, kept_bytes, parts, visual_tokens
 
 ANSWERS = ["joy", "very low", "they sing and dance"]

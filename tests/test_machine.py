@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from architecture import ROOT
+from masp.core.hardware import processor
 from masp.evaluation.facts import machine_facts
-from masp.machine import processor
 
 
 def test_the_processor_is_called_by_its_own_name(tmp_path: Path) -> None:

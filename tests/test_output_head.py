@@ -9,9 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import tiny
-from masp.answers import first_word, score
 from masp.backbones import output_head
 from masp.backbones.output_head import head_logits
+from masp.model.scoring import first_word, score
 from small_models import QUESTIONS, full_model, visual_tokens
 
 ROWS, DIM, WORDS = 5, 37, 211

@@ -141,7 +141,7 @@ def test_the_wheel_carries_code_data_and_licence(archives: Path) -> None:
     (wheel,) = archives.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert carried(ROOT) <= names
-    assert {"masp/py.typed", "masp/questions.json", "masp/data/emoji/assets/atlas.png"} <= names
+    assert {"masp/py.typed", "masp/core/prompts.json", "masp/data/emoji/assets/atlas.png"} <= names
     assert any(name.startswith("masp/templates/") for name in names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert any("OFL" in name for name in names)

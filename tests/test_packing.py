@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import tiny
-from masp.backbones.facts import count
-from masp.backbones.four_bit import packed_bytes, packed_layers, unpacked_wrongly
+from masp.backbones.device_map import Placement, skeleton
+from masp.backbones.known_models import describe
 from masp.backbones.loading import FAMILIES, by_name, find_supported
-from masp.backbones.placement import Placement, skeleton
-from masp.backbones.published import describe
+from masp.backbones.model_stats import count
+from masp.backbones.quantization import packed_bytes, packed_layers, unpacked_wrongly
 from nf4 import BLOCK, LEVELS, packs, rounded, unpacked
 
 bitsandbytes: Any = pytest.importorskip("bitsandbytes", reason='needs pip install "masp[4bit]"')

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from masp.adapters.pickled import load_tensors
-from masp.errors import AdapterError
+from masp.core.errors import AdapterError
 from released_files import NAME, archive, aspect_tables, instructions, prompt_table, rewritten, saved
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import tiny
-from masp.answers import generate
-from masp.backbones import placement
+from masp.backbones import device_map as placement
+from masp.backbones.device_map import spread_layers
 from masp.backbones.loading import choose_placement, load_backbone
-from masp.backbones.placement import spread_layers
-from masp.errors import BackboneError
-from masp.model import MaspModel
+from masp.core.errors import BackboneError
+from masp.model.masp_model import MaspModel
+from masp.model.scoring import generate
 from own_forward import distance, pictures, tokens_of
 from small_models import QUESTIONS, full_model, last_logits
 

@@ -10,16 +10,16 @@ from typer.testing import CliRunner
 
 import small_training
 import tiny
-from masp.arithmetic import QWEN2_VL_7B, Sizes
-from masp.aspects import ASPECTS
 from masp.backbones.sizes import sizes_of
 from masp.bench.setting import ANSWERS, LABELS, setting
 from masp.cli.app import app
-from masp.cli.boundary import guarded
+from masp.cli.error_handling import guarded
 from masp.cli.plan import train_line
-from masp.config import load_config
-from masp.errors import BackboneError, UsageError
-from masp.plan import (
+from masp.core.aspects import ASPECTS
+from masp.core.config import load_config
+from masp.core.errors import BackboneError, UsageError
+from masp.core.flops import QWEN2_VL_7B, Sizes
+from masp.model.cost_estimate import (
     AROUND,
     PAIR,
     SUFFIX,
@@ -33,7 +33,8 @@ from masp.plan import (
     measured_peaks,
     store_gb,
 )
-from masp.training import stage1_aspects, stage2_prompt
+from masp.training import stage1 as stage1_aspects
+from masp.training import stage2 as stage2_prompt
 
 SIZES = Sizes(10, 2, 4, 6000, 100, 700, 8, 3)
 FAST = Device(tflops=1e-6, bandwidth=1e9, memory=1.0, efficiency=0.5)  # a million operations per second, half reached

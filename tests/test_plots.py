@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 import made_up_report as made_up
-from masp import plots
-from masp.report_data import Ablation, AspectScore, Confusion, Curve
+from masp.report import plots
+from masp.report.schema import Ablation, AspectScore, Confusion, Curve
 
 HOSTILE = r'<script>$\frac{$ & "x" 恐れ'
 

@@ -13,12 +13,12 @@ import tiny
 from masp.adapters import find_adapter
 from masp.backbones.files import local_folder
 from masp.backbones.loading import load_backbone
+from masp.baselines.zero_shot import ZeroShot
+from masp.core.errors import AdapterError, BackboneError, DataError, ImageError, MaspError, UsageError
+from masp.core.label_mapping import TAXONOMIES
 from masp.demo.pictures import demo_pictures
-from masp.errors import AdapterError, BackboneError, DataError, ImageError, MaspError, UsageError
-from masp.model import Use
+from masp.model.masp_model import Use
 from masp.predictor import Failure, Masp, Prediction
-from masp.systems.zero_shot import ZeroShot
-from masp.taxonomies import TAXONOMIES
 from small_adapters import LABELS, name_a_place, write_adapter
 
 

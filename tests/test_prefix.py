@@ -6,13 +6,13 @@ from torch import Tensor
 from torch.nn import functional
 
 import tiny
-from masp.answers import first_word, generate, score, score_tasks
-from masp.aspects import ASPECTS
-from masp.attention import prompt_attention
-from masp.errors import UsageError
-from masp.model import MaspModel, Use
-from masp.modules.soft_prompt import SoftPrompt
-from masp.types import Assembled, Prefix
+from masp.core.aspects import ASPECTS
+from masp.core.errors import UsageError
+from masp.core.types import Assembled, Prefix
+from masp.model.attention import prompt_attention
+from masp.model.masp_model import MaspModel, Use
+from masp.model.scoring import first_word, generate, score, score_tasks
+from masp.model.soft_prompt import SoftPrompt
 from small_models import QUESTIONS, full_model, last_logits, parts, visual_tokens
 from test_answers import LABELS, plain_score
 from test_losses import ANSWERS, relative

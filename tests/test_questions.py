@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from masp.aspects import ASPECTS
-from masp.errors import DataError
-from masp.questions import Questions, load_questions
+from masp.core.aspects import ASPECTS
+from masp.core.errors import DataError
+from masp.core.prompts import Questions, load_questions
 
 GOOD: dict[str, object] = {
     **{name: [f"What {name}?", f"Which {name}?"] for name in ASPECTS},

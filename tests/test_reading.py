@@ -13,10 +13,10 @@ import tiny
 from masp.adapters import combine, load_adapter, read_info
 from masp.backbones.files import READING, find
 from masp.backbones.loading import load_backbone
-from masp.config import BackboneConfig, load_config
-from masp.errors import AdapterError, UsageError
+from masp.core.config import BackboneConfig, load_config
+from masp.core.errors import AdapterError, UsageError
 from masp.predictor import Masp
-from masp.training.runs import alike, compare, hash_of, reading
+from masp.training.run_dir import alike, compare, hash_of, reading
 from masp.training.visual_groups import origin_of
 from small_adapters import write_adapter
 

@@ -11,14 +11,14 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 import small_training as small
 import tiny
 from masp.adapters import AdapterInfo, BackboneRecord, read_info
-from masp.aspects import ASPECTS
-from masp.config import MethodConfig, RunConfig, load_config
+from masp.core.aspects import ASPECTS
+from masp.core.config import MethodConfig, RunConfig, load_config
+from masp.core.labels import LABEL_SETS, RELEASED_LABELS
+from masp.core.prompts import EMOTION
 from masp.data.images import open_image, shrunk_size
-from masp.data.loading import prefetch
-from masp.labels import LABEL_SETS, RELEASED_LABELS
-from masp.model import MaspModel
-from masp.prediction import task_of
-from masp.questions import EMOTION
+from masp.data.prefetch import prefetch
+from masp.model.masp_model import MaspModel
+from masp.model.prediction import task_of
 from masp.training import train_aspects, train_prompt
 from masp.training.schedule import rate_factor
 

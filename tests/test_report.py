@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 import made_up_report as made_up
-from masp.aspects import ASPECTS
-from masp.errors import MaspError
-from masp.explain import AspectReading, PromptAttention
+from masp.core.aspects import ASPECTS
+from masp.core.errors import MaspError
+from masp.model.explain import AspectReading, PromptAttention
 from masp.predictor import Prediction
 from masp.report import render, sample_of, verdict, write_report
-from masp.report.words import duration, grouped, points, signed, width
-from masp.report_data import Ablation, AspectScore, Confusion, ReportData, Sample, Sight
+from masp.report.formatting import duration, grouped, points, signed, width
+from masp.report.schema import Ablation, AspectScore, Confusion, ReportData, Sample, Sight
 from web_page import LOADING, Page
 
 HOSTILE = '<script>alert(1)</script>"\' onload="x'

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import tiny
-from masp.config import PromptInit
-from masp.errors import UsageError
-from masp.model import start_prompt
-from masp.modules.soft_prompt import SoftPrompt, random_start, text_start, unused_start, vocabulary_start
+from masp.core.config import PromptInit
+from masp.core.errors import UsageError
+from masp.model.masp_model import start_prompt
+from masp.model.soft_prompt import SoftPrompt, random_start, text_start, unused_start, vocabulary_start
 
 LENGTH, DIM = 5, 7
 ROWS = torch.arange(11 * DIM).view(11, DIM).float()

@@ -9,13 +9,13 @@ import torch
 
 import tiny
 from masp.adapters import AdapterInfo, DataRecord, combine, load_adapter, read_info, save_adapter
-from masp.aspects import ASPECTS
+from masp.backbones.export import export_embedding_rows
 from masp.cli import main
-from masp.config import MethodConfig
-from masp.errors import AdapterError, UsageError
-from masp.export import export_embedding_rows
-from masp.modules.aspect_attention import AspectModules
-from masp.modules.soft_prompt import SoftPrompt
+from masp.core.aspects import ASPECTS
+from masp.core.config import MethodConfig
+from masp.core.errors import AdapterError, UsageError
+from masp.model.aspect_attention import AspectModules
+from masp.model.soft_prompt import SoftPrompt
 from masp.predictor import Failure, Masp
 from small_adapters import name_a_place, write_adapter
 

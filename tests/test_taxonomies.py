@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from masp.errors import DataError, MaspError
-from masp.labels import LABEL_SETS, SPELLINGS, common_spelling, spelled
-from masp.taxonomies import MAPPINGS, TAXONOMIES, label_set, mapping, taxonomy_of
+from masp.core.errors import DataError, MaspError
+from masp.core.label_mapping import MAPPINGS, TAXONOMIES, label_set, mapping, taxonomy_of
+from masp.core.labels import LABEL_SETS, SPELLINGS, common_spelling, spelled
 
 HOMES = {
     "emoset": "mikels",

@@ -15,14 +15,14 @@ from transformers import LlamaConfig, LlamaModel
 
 import tiny
 from masp.adapters import combine
-from masp.answers import score
-from masp.backbones import placement
+from masp.backbones import device_map as placement
 from masp.backbones.base import Backbone
 from masp.backbones.decoder import Decoder
 from masp.backbones.loading import load_backbone
-from masp.model import MaspModel
+from masp.core.types import ImageLayout
+from masp.model.masp_model import MaspModel
+from masp.model.scoring import score
 from masp.predictor import Masp
-from masp.types import ImageLayout
 from small_adapters import write_adapter
 from small_models import full_model, visual_tokens
 from tiny.kind import text_config

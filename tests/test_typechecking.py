@@ -6,8 +6,8 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from masp.errors import did_you_mean
-from masp.types import VisualTokens
+from masp.core.errors import did_you_mean
+from masp.core.types import VisualTokens
 from typechecking import checked
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from masp.types import Extras, ImageLayout, KeyValues, VisualTokens
+from masp.core.types import Extras, ImageLayout, KeyValues, VisualTokens
 
 
 def made_up(counts: list[int], start: float, extras: bool = True) -> VisualTokens:

@@ -16,11 +16,11 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 
 import tiny
 from masp.backbones.base import Backbone
-from masp.backbones.facts import model_config
+from masp.backbones.known_models import Description, describe, published
 from masp.backbones.loading import FAMILIES, load_backbone
-from masp.backbones.published import Description, describe, published
-from masp.backbones.visual_counts import BOUNDED, RULES, visual_tokens
-from masp.errors import BackboneError, UsageError
+from masp.backbones.model_stats import model_config
+from masp.backbones.token_counts import BOUNDED, RULES, visual_tokens
+from masp.core.errors import BackboneError, UsageError
 
 SEVEN = "Qwen/Qwen2-VL-7B-Instruct"
 SIZES = ((224, 224), (90, 62), (58, 140), (1920, 1080), (500, 3000), (336, 1000))

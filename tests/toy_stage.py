@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from masp.training.checkpoints import CheckpointStore
-from masp.training.interrupts import StopRequest
-from masp.training.loop import Fit, LoopSettings, Share, Stage, Trainer
+from masp.training.signals import StopRequest
+from masp.training.trainer import Fit, LoopSettings, Share, Stage, Trainer
 
 
 def batches(epoch: int, first: int) -> list[tuple[int, ...]]:

@@ -16,8 +16,8 @@ from pictures import SEED
 
 from masp.backbones.domain import DomainDetector, masked_mean, write_detector
 from masp.backbones.loading import load_backbone
+from masp.core.types import VisualTokens
 from masp.data.emoji.splits import scene
-from masp.types import VisualTokens
 
 KNOWS = "emoji scenes"
 BENDS = 3.0

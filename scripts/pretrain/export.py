@@ -15,7 +15,7 @@ from tokenizer import build
 from transformers import Qwen2VLForConditionalGeneration
 
 from architecture import VOCABULARY, backbone_config
-from masp.data.emoji.draw import SIDE
+from masp.data.emoji.render import SIDE
 
 PREPROCESSING = {
     "image_processor_type": "Qwen2VLImageProcessor",

@@ -22,7 +22,7 @@ from transformers import Qwen2VLForConditionalGeneration
 from vision import DenseReader, patches
 
 from architecture import VOCABULARY, backbone_config
-from masp.data.emoji.world import Cues
+from masp.data.emoji.label_model import Cues
 
 TOKEN_SCALE = 0.3  # root mean square of the visual tokens; embeddings start at EMBEDDING_SCALE
 EMBEDDING_SCALE = 0.1

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from masp.data.emoji.draw import CELLS, SIDE
+from masp.data.emoji.render import CELLS, SIDE
 from masp.data.emoji.splits import scenes
 
 SEED = 0

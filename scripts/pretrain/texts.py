@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from masp.aspects import ASPECTS, answer_text
+from masp.core.aspects import ASPECTS, answer_text
+from masp.core.prompts import load_questions
 from masp.data.emoji.glyphs import ACTIONS, EXPRESSIONS, GLYPHS, OBJECTS, SCENES
-from masp.data.emoji.world import EMOTIONS, INVERSE_TEMPERATURE, Cues, cue_scores, softmax
-from masp.questions import load_questions
+from masp.data.emoji.label_model import EMOTIONS, INVERSE_TEMPERATURE, Cues, cue_scores, softmax
 
 CUE_NAMES = {
     "facial_expression": "face",

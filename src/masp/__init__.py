@@ -7,13 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from masp.errors import MaspError
+    from masp.core.errors import MaspError
     from masp.predictor import Masp, Prediction
 
 __version__ = "0.1.0"
 __all__ = ["Masp", "MaspError", "Prediction", "__version__"]
 
-_HOMES = {"Masp": "masp.predictor", "MaspError": "masp.errors", "Prediction": "masp.predictor"}
+_HOMES = {"Masp": "masp.predictor", "MaspError": "masp.core.errors", "Prediction": "masp.predictor"}
 
 
 def __getattr__(name: str) -> object:

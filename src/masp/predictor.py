@@ -22,23 +22,23 @@ from masp.adapters import (
     read_info,
     save_pretrained,
 )
-from masp.answers import generate, score
 from masp.backbones.base import Backbone
 from masp.backbones.loading import find_supported, load_backbone
-from masp.config import MethodConfig
+from masp.core.config import MethodConfig
+from masp.core.errors import AdapterError, ImageError, UsageError, counted, did_you_mean
+from masp.core.label_mapping import label_set
+from masp.core.types import Domain, Pixels, VisualTokens
 from masp.data.images import open_image, shrink, to_rgb
-from masp.data.loading import prefetch, prepared
-from masp.errors import AdapterError, ImageError, UsageError, counted, did_you_mean
-from masp.explain import (
+from masp.data.prefetch import prefetch, prepared
+from masp.model.explain import (
     attention_to_aspects,
     leave_one_out,
     read_aspects,
     taking_part,
 )
-from masp.model import MaspModel
-from masp.prediction import Failure, Prediction, Task, task_of, zero_shot_task
-from masp.taxonomies import label_set
-from masp.types import Domain, Pixels, VisualTokens
+from masp.model.masp_model import MaspModel
+from masp.model.prediction import Failure, Prediction, Task, task_of, zero_shot_task
+from masp.model.scoring import generate, score
 
 EMBEDDED = "embedded"
 """Name of the shipped backbone and of the adapter that is shipped with it."""

@@ -19,13 +19,13 @@ from masp.annotate.light import measured
 from masp.annotate.pictures import pictures_of
 from masp.annotate.run import Work, annotate
 from masp.annotate.wording import Understood
-from masp.answers import aspect_log_probabilities, describe_aspects, generate, score
-from masp.aspects import ASPECTS, LEVELS
-from masp.config import MethodConfig, load_config
-from masp.data.readers import open_dataset
-from masp.errors import DataError, UsageError
-from masp.model import MaspModel
-from masp.questions import load_questions
+from masp.core.aspects import ASPECTS, LEVELS
+from masp.core.config import MethodConfig, load_config
+from masp.core.errors import DataError, UsageError
+from masp.core.prompts import load_questions
+from masp.data.readers.open_dataset import open_dataset
+from masp.model.masp_model import MaspModel
+from masp.model.scoring import aspect_log_probabilities, describe_aspects, generate, score
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = load_questions()

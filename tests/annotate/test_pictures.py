@@ -6,8 +6,8 @@ import pytest
 from made_pictures import MIKELS, ROWS, emoset, put, tree
 
 from masp.annotate.pictures import UNLABELLED, pictures_of
-from masp.config import load_config
-from masp.errors import DataError, UsageError
+from masp.core.config import load_config
+from masp.core.errors import DataError, UsageError
 
 
 def found(path: Path, limit: int | None = None, *changes: str):

@@ -6,8 +6,8 @@ import pytest
 from made_pictures import ROWS, emoset
 
 from masp.annotate.vocabulary import EXPRESSIONS, read_vocabulary
-from masp.aspects import LEVELS
-from masp.errors import DataError
+from masp.core.aspects import LEVELS
+from masp.core.errors import DataError
 
 LIGHT = {"brightness": LEVELS, "colorfulness": LEVELS}
 

@@ -3,7 +3,7 @@
 import pytest
 
 from masp.annotate.wording import CUT, EMPTY, NO_LEVEL, NOTHING, Understood, middle, understood
-from masp.aspects import LEVELS, level
+from masp.core.aspects import LEVELS, level
 
 
 @pytest.mark.parametrize(

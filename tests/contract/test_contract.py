@@ -16,10 +16,10 @@ import torch
 import tiny
 import update_backbones_doc
 from masp.adapters import AdapterInfo, BackboneRecord, load_adapter, save_adapter
-from masp.aspects import ASPECTS
 from masp.backbones.chat import QUESTION_HERE
-from masp.labels import LABEL_SETS, parse
-from masp.model import MaspModel, Use
+from masp.core.aspects import ASPECTS
+from masp.core.labels import LABEL_SETS, parse
+from masp.model.masp_model import MaspModel, Use
 from own_forward import OFF, distance, own_logits, pictures, reference, tokens_of, tolerance
 from small_models import QUESTIONS, full_model, last_logits
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
 import tiny
-from masp.answers import score
+from masp.model.scoring import score
 from nf4 import packs, rounded
 from own_forward import OFF, distance, own_inputs, own_logits, tokens_of
 from small_models import QUESTIONS, full_model, last_logits

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 import tiny
-from masp.answers import generate, last_real, score
-from masp.model import MaspModel, Use
-from masp.types import IGNORED, Assembled, VisualTokens
+from masp.core.types import IGNORED, Assembled, VisualTokens
+from masp.model.masp_model import MaspModel, Use
+from masp.model.scoring import generate, last_real, score
 from own_forward import OFF, distance, own_inputs, own_log_p, reference, tokens_of
 from small_models import QUESTIONS, full_model, parts
 

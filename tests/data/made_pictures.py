@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from masp.data.readers import open_dataset
-from masp.errors import DataError
+from masp.core.errors import DataError
+from masp.data.readers.open_dataset import open_dataset
 
 MIKELS = ("amusement", "awe", "contentment", "excitement", "anger", "disgust", "fear", "sadness")
 

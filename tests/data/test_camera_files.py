@@ -11,10 +11,10 @@ import pytest
 from made_pictures import encoded, heic, long_jpeg
 from PIL import Image, ImageOps
 
+from masp.core.errors import ImageError
 from masp.data import images
-from masp.data.checking.look import look_at
 from masp.data.images import decode_image, format_of, image_area, open_image, suffix_of
-from masp.errors import ImageError
+from masp.data.validation.inspect_image import look_at
 
 ORIENTATION = 0x0112
 

@@ -13,16 +13,16 @@ from made_pictures import ROWS, VOTES, emoset, emotion6, encoded, noise, put, pu
 from PIL import Image, ImageDraw
 
 from masp.cli import main
-from masp.config import load_config
-from masp.data.checking import look
-from masp.data.checking.check import NO_LABEL, Depth, Report, check
-from masp.data.checking.findings import KINDS
-from masp.data.checking.look import look_at_all
-from masp.data.checking.near import BITS, hasher, near_groups, near_pairs
-from masp.data.checking.opening import open_for_check
-from masp.data.checking.written import as_json
-from masp.data.readers import open_dataset, settings_for
-from masp.errors import DataError
+from masp.core.config import load_config
+from masp.core.errors import DataError
+from masp.data.readers.open_dataset import open_dataset, settings_for
+from masp.data.validation import inspect_image as look
+from masp.data.validation.check import NO_LABEL, Depth, Report, check
+from masp.data.validation.inspect_image import look_at_all
+from masp.data.validation.issues import KINDS
+from masp.data.validation.near_duplicates import BITS, hasher, near_groups, near_pairs
+from masp.data.validation.open_datasets import open_for_check
+from masp.data.validation.report import as_json
 
 LISTS = Depth(images=False)
 ERRORS = {name for name, kind in KINDS.items() if kind.severity == "error"}

@@ -9,10 +9,10 @@ import pytest
 from made_pictures import emoset, emotion6, put, put_json, tree
 
 from masp.cli import main
-from masp.config import load_config
-from masp.data.readers import open_dataset
+from masp.core.config import load_config
+from masp.core.errors import DataError
+from masp.data.readers.open_dataset import open_dataset
 from masp.data.records import Dataset
-from masp.errors import DataError
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[object, str, str]:

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from masp.aspects import ASPECTS, level
+from masp.core.aspects import ASPECTS, level
+from masp.core.errors import DataError
+from masp.core.labels import LABEL_SETS
 from masp.data.emoji.dataset import split_sizes, write_dataset
-from masp.data.emoji.draw import CELLS, SIDE, brightness, colorfulness
 from masp.data.emoji.glyphs import GLYPHS, glyph_indices
-from masp.data.emoji.splits import SPLIT_NUMBERS, scene, scenes
-from masp.data.emoji.world import (
+from masp.data.emoji.label_model import (
     EMOTIONS,
     INVERSE_TEMPERATURE,
     Cues,
@@ -24,9 +24,9 @@ from masp.data.emoji.world import (
     softmax,
     without,
 )
-from masp.data.readers import open_dataset
-from masp.errors import DataError
-from masp.labels import LABEL_SETS
+from masp.data.emoji.render import CELLS, SIDE, brightness, colorfulness
+from masp.data.emoji.splits import SPLIT_NUMBERS, scene, scenes
+from masp.data.readers.open_dataset import open_dataset
 
 NOTHING = Cues(None, (), None, None, None, None)
 

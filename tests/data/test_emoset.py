@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from made_pictures import MIKELS, ROWS, complaint, emoset, put, put_json, tree
 
-from masp.data.readers import open_dataset
+from masp.core.errors import DataError
+from masp.data.readers.open_dataset import open_dataset
 from masp.data.records import Dataset, LazyExtra
-from masp.errors import DataError
 
 
 def labels_of(dataset: Dataset, split: str) -> list[str | None]:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from made_pictures import VOTES, complaint, emotion6, put
 
-from masp.config import load_config
-from masp.data.readers import open_dataset
+from masp.core.config import load_config
+from masp.data.readers.open_dataset import open_dataset
 
 
 def test_emotion6_is_read_with_its_votes(tmp_path: Path) -> None:

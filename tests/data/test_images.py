@@ -17,6 +17,7 @@ from made_pictures import encoded, heic, noise
 from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
+from masp.core.errors import ImageError
 from masp.data import images
 from masp.data.images import (
     decode_image,
@@ -24,7 +25,6 @@ from masp.data.images import (
     shrink,
     to_rgb,
 )
-from masp.errors import ImageError
 
 WHITE = (255, 255, 255)
 ORIENTATION = 0x0112

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from made_pictures import encoded, noise
 
+from masp.core.errors import DataError, UsageError
 from masp.data import hub
 from masp.data.hub import Source, import_dataset
-from masp.data.readers import open_dataset
-from masp.errors import DataError, UsageError
+from masp.data.readers.open_dataset import open_dataset
 
 CONTENTS = [encoded(noise(seed=seed), kind) for seed, kind in enumerate(["PNG", "JPEG", "PNG", "PNG"])]
 

@@ -8,10 +8,10 @@ import pytest
 from made_pictures import noise, put, tree
 
 from masp.cli import main
-from masp.config import DataConfig, load_config
-from masp.data.readers import open_dataset
+from masp.core.config import DataConfig, load_config
+from masp.core.errors import ConfigError, DataError
+from masp.data.readers.open_dataset import open_dataset
 from masp.data.records import Dataset
-from masp.errors import ConfigError, DataError
 
 VALENCE = {"negative": [None, 3.5], "neutral": [3.5, 4.5], "positive": [4.5, None]}
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from made_pictures import complaint, put, tree
 
-from masp.config import load_config
-from masp.data.quarantine import Quarantine
-from masp.data.readers import open_dataset, read_dataset, settings_for
+from masp.core.config import load_config
+from masp.core.errors import DataError, UsageError
+from masp.data.bad_files import Quarantine
+from masp.data.readers.open_dataset import open_dataset, read_dataset, settings_for
 from masp.data.tables import read_table
-from masp.errors import DataError, UsageError
 
 
 def pictures(root: Path, *names: str) -> Path:

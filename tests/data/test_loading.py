@@ -11,10 +11,10 @@ import pytest
 from made_pictures import noise, put
 from PIL import Image
 
-from masp.data.loading import Failed, LoadedBatch, Loading, load, prefetch, prefetch_batches
-from masp.data.quarantine import Quarantine
+from masp.core.errors import DataError, UsageError
+from masp.data.bad_files import Quarantine
+from masp.data.prefetch import Failed, LoadedBatch, Loading, load, prefetch, prefetch_batches
 from masp.data.sampling import Batches
-from masp.errors import DataError, UsageError
 
 
 def mean(images: Sequence[Image.Image]) -> list[float]:

@@ -6,12 +6,12 @@ import pytest
 from made_layouts import abstract, artphoto, fi, votes
 from made_pictures import complaint, put, tree
 
-from masp.config import load_config
-from masp.data.quarantine import Quarantine
-from masp.data.readers import open_dataset, read_dataset, settings_for
-from masp.data.reading import Reading
-from masp.errors import DataError
-from masp.labels import LABEL_SETS
+from masp.core.config import load_config
+from masp.core.errors import DataError
+from masp.core.labels import LABEL_SETS
+from masp.data.bad_files import Quarantine
+from masp.data.readers.common import Reading
+from masp.data.readers.open_dataset import open_dataset, read_dataset, settings_for
 
 
 def reading(path: Path, layout: str = "auto") -> Reading:

@@ -11,13 +11,13 @@ import pytest
 from made_layouts import abstract, artphoto, fi, votes
 from made_pictures import ROWS, VOTES, complaint, emoset, emotion6, put, put_json, tree
 
-from masp.config import load_config
-from masp.data.checking.check import Depth, check
-from masp.data.checking.opening import open_for_check
-from masp.data.checking.written import as_json
-from masp.data.readers import open_dataset, settings_for
+from masp.core.config import load_config
+from masp.core.errors import DataError
+from masp.data.readers.open_dataset import open_dataset, settings_for
 from masp.data.records import Dataset, Record
-from masp.errors import DataError
+from masp.data.validation.check import Depth, check
+from masp.data.validation.open_datasets import open_for_check
+from masp.data.validation.report import as_json
 
 
 def labels_of(dataset: Dataset, split: str) -> list[str | None]:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from made_pictures import MIKELS, ROWS, emoset, put, put_json, tree
 
-from masp.data.balance import class_balance
-from masp.data.quarantine import Quarantine
-from masp.data.readers import open_dataset
+from masp.core.errors import DataError
+from masp.data.bad_files import Quarantine
+from masp.data.class_weights import class_balance
+from masp.data.readers.open_dataset import open_dataset
 from masp.data.records import Record, read_json
-from masp.errors import DataError
 
 HERE = Path("a.png")
 

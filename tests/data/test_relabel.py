@@ -6,10 +6,10 @@ import pytest
 from made_layouts import artphoto, votes
 from made_pictures import MIKELS, VOTES, emotion6, tree
 
-from masp.config import load_config
-from masp.data.readers import open_dataset
+from masp.core.config import load_config
+from masp.core.errors import DataError
+from masp.data.readers.open_dataset import open_dataset
 from masp.data.records import Dataset
-from masp.errors import DataError
 
 
 def opened(path: Path, taxonomy: str) -> Dataset:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from masp.core.errors import UsageError
 from masp.data.sampling import Batches, EpochOrder
-from masp.errors import UsageError
 
 
 def test_the_order_is_pinned() -> None:

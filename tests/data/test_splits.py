@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_pictures import put, tree
 
-from masp.data.readers import open_dataset
+from masp.core.errors import DataError
+from masp.data.readers.open_dataset import open_dataset
 from masp.data.records import Record
 from masp.data.splits import _quotas, by_content, content_digests, paper_like, read_split, write_split
-from masp.errors import DataError
 
 
 def records_of(root: Path) -> list[Record]:

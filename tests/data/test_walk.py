@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from made_pictures import put
 
-from masp.data.readers import images_from
-from masp.data.walk import listing
-from masp.errors import DataError
+from masp.core.errors import DataError
+from masp.data.file_listing import listing
+from masp.data.readers.open_dataset import images_from
 
 
 def listed(*paths: str | Path, stdin: str = "") -> list[str]:

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from masp.answers import score
-from masp.errors import UsageError
+from masp.core.errors import UsageError
 from masp.evaluation.ablation import ROWS, table2, write_table
 from masp.evaluation.batches import Batching
-from masp.model import Use
+from masp.model.masp_model import Use
+from masp.model.scoring import score
 from masp.predictor import Masp
 from small_adapters import write_adapter
 from small_scenes import write_scenes

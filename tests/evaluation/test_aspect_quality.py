@@ -2,13 +2,13 @@
 
 import pytest
 
+from masp.core.errors import DataError
+from masp.core.prompts import load_questions
 from masp.data.records import Record
-from masp.errors import DataError
 from masp.evaluation import aspect_quality as quality
 from masp.evaluation.batches import Batching
-from masp.model import Use
+from masp.model.masp_model import Use
 from masp.predictor import Masp
-from masp.questions import load_questions
 from small_adapters import write_adapter
 from small_scenes import write_scenes
 

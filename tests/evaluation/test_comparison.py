@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from masp.errors import DataError, UsageError
+from masp.core.errors import DataError, UsageError
 from masp.evaluation.bootstrap import Draws
 from masp.evaluation.comparison import compare_results, over_seeds
-from masp.evaluation.figures import About, measured
+from masp.evaluation.compute_metrics import About, measured
 from masp.evaluation.predictions import Answered
 
 LABELS = ("joy", "fear")

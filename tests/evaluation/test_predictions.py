@@ -5,11 +5,11 @@ import math
 
 import pytest
 
+from masp.core.errors import DataError, UsageError
 from masp.data.records import Dataset, Record
-from masp.errors import DataError, UsageError
 from masp.evaluation.bootstrap import Draws
-from masp.evaluation.figures import About, measured
-from masp.evaluation.outside import evaluate_predictions
+from masp.evaluation.compute_metrics import About, measured
+from masp.evaluation.external_predictions import evaluate_predictions
 from masp.evaluation.predictions import LOWEST, Answered, read_foreign, read_predictions, write_predictions
 from masp.evaluation.result import read_result
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from masp.errors import DataError
+from masp.core.errors import DataError
 from masp.evaluation.metrics import ClassFigures, Interval
 from masp.evaluation.predictions import Answered
 from masp.evaluation.result import (

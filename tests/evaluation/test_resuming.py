@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from asked import ByBrightness, opened
+from masp.baselines.base import Said
+from masp.core.errors import UsageError
 from masp.data.records import Record
-from masp.errors import UsageError
 from masp.evaluation.batches import Batching
-from masp.evaluation.journal import ENDING
 from masp.evaluation.result import read_result
+from masp.evaluation.resume_log import ENDING
 from masp.evaluation.runner import evaluate
-from masp.systems.base import Said
 
 PROGRAM = Path(__file__).with_name("evaluation_killed.py")
 FILES = ("predictions.jsonl", "predictions.val.jsonl")

@@ -7,15 +7,15 @@ import pytest
 
 import tiny
 from asked import ByBrightness
-from masp.arithmetic import images_at_once
+from masp.baselines import prompted
+from masp.core.errors import DataError, UsageError
+from masp.core.flops import images_at_once
 from masp.data.records import Dataset, Record
-from masp.errors import DataError, UsageError
 from masp.evaluation import runner
 from masp.evaluation.batches import Batching
 from masp.evaluation.result import read_result
 from masp.evaluation.runner import evaluate
 from masp.predictor import Masp
-from masp.systems import prompted
 from small_adapters import LABELS, write_adapter
 from small_scenes import write_scenes
 

@@ -2,10 +2,10 @@
 
 import pytest
 
+from masp.core.errors import DataError, UsageError
 from masp.data.records import Record
-from masp.errors import DataError, UsageError
 from masp.evaluation.batches import Batching
-from masp.evaluation.truth import (
+from masp.evaluation.explanation_metrics import (
     Explained,
     Truth,
     agreement,

@@ -20,9 +20,9 @@ from benchmarks.parity import Difference, Oracle
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
 
-from masp.config import MethodConfig
-from masp.labels import RELEASED_LABELS, render_labels
-from masp.model import MaspModel
+from masp.core.config import MethodConfig
+from masp.core.labels import RELEASED_LABELS, render_labels
+from masp.model.masp_model import MaspModel
 
 FOLDER = Path(os.environ.get("MASP_ORACLE") or parity.SHIPPED)
 COUNTS = {

@@ -9,16 +9,16 @@ import pytest
 from PIL import Image
 
 from made_up_results import LABELS, answer, answers, result
-from masp.errors import UsageError
+from masp.core.errors import UsageError
 from masp.evaluation.bootstrap import Draws
-from masp.evaluation.figures import About, measured
+from masp.evaluation.compute_metrics import About, measured
 from masp.evaluation.metrics import Interval
 from masp.evaluation.predictions import Answered
 from masp.evaluation.result import Distribution, Evaluation
 from masp.report.comparison import comparison
-from masp.report.gather import Rows, Source
-from masp.report.mistakes import Asked
-from masp.report_data import Ablation, AblationRow
+from masp.report.error_analysis import Asked
+from masp.report.load_results import Rows, Source
+from masp.report.schema import Ablation, AblationRow
 from web_page import LOADING, Page
 
 HOSTILE = '<script>alert(1)</script>"\' onload="x'

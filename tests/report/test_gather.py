@@ -5,8 +5,8 @@ import json
 import pytest
 
 from made_up_results import answers, result, written
-from masp.errors import DataError
-from masp.report.gather import read_sources, trials
+from masp.core.errors import DataError
+from masp.report.load_results import read_sources, trials
 
 SAID = answers("jjjjffaa")
 

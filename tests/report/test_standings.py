@@ -3,12 +3,12 @@
 import pytest
 
 from made_up_results import TRUTH, answer, answers, result
-from masp.errors import UsageError
+from masp.core.errors import UsageError
 from masp.evaluation import metrics
 from masp.evaluation.predictions import Answered
 from masp.evaluation.result import Evaluation
-from masp.report import standings
-from masp.report.gather import Source, trials
+from masp.report import leaderboard as standings
+from masp.report.load_results import Source, trials
 
 WEAK, STRONG = answers("jjffffaj"), answers("jjjjffaf")  # 5 and 7 of 8 right; all that WEAK gets right STRONG does too
 

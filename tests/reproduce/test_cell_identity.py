@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 import tiny
-from masp.aspects import ASPECTS
+from masp.baselines import registry as catalogue
+from masp.core.aspects import ASPECTS
+from masp.core.prompts import load_questions
 from masp.demo import pictures
-from masp.questions import load_questions
 from masp.reproduce import library
-from masp.reproduce.cells import Cell
+from masp.reproduce.experiment import Cell
 from masp.reproduce.others import divided, read_by, recipe_of
-from masp.reproduce.recipes import ATTENTION, FULL, PLAIN, Recipe, masp
-from masp.reproduce.workshop import Workshop
-from masp.systems import catalogue
+from masp.reproduce.runner import Workshop
+from masp.reproduce.specs import ATTENTION, FULL, PLAIN, Recipe, masp
 from own_questions import write_questions
 from small_adapters import write_adapter
 from small_reproduction import PLAN, small_job

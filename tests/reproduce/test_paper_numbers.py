@@ -2,7 +2,7 @@
 
 import pytest
 
-from masp.arithmetic import QWEN2_VL_7B
+from masp.core.flops import QWEN2_VL_7B
 from masp.reproduce.counts import lora_numbers, of_paper_backbone
 from masp.reproduce.paper import load_paper, zero_shot_row
 

@@ -8,23 +8,23 @@ from made_pictures import put
 
 import tiny
 from masp.adapters import portable
-from masp.aspects import ASPECTS
-from masp.config import DataConfig, TrainConfig, parsed_override
-from masp.data.readers import open_dataset
+from masp.baselines.registry import checked
+from masp.core.aspects import ASPECTS
+from masp.core.config import DataConfig, TrainConfig, parsed_override
+from masp.core.errors import ConfigError, UsageError
+from masp.data.readers.open_dataset import open_dataset
 from masp.data.sampling import Batches
-from masp.errors import ConfigError, UsageError
 from masp.reproduce.budget import Budget, budget_of, settings
-from masp.reproduce.cells import Outcome
+from masp.reproduce.config import Job, Source, drawn_source, find_sources, find_teacher
+from masp.reproduce.dag import NO_WORDS, plan_cells
 from masp.reproduce.estimate import estimate
-from masp.reproduce.job import Job, Source, drawn_source, find_sources, find_teacher
+from masp.reproduce.experiment import Outcome
 from masp.reproduce.others import OTHERS, all_recipes, changes_of, divided
 from masp.reproduce.paper import load_paper
-from masp.reproduce.planning import NO_WORDS, plan_cells
-from masp.reproduce.recipes import FULL, LENGTHS, STAGE1, masp
 from masp.reproduce.request import Request, job_of
+from masp.reproduce.specs import FULL, LENGTHS, STAGE1, masp
 from masp.reproduce.tables import Results, accuracy_table, budgets
-from masp.systems.catalogue import checked
-from masp.training.recipe import loop_settings
+from masp.training.run_stage import loop_settings
 from small_reproduction import small_job
 
 PAPER = load_paper()

@@ -20,30 +20,32 @@ from rich.console import Console
 import ending
 import tiny
 from masp.adapters import load_adapter, read_info, tensors_sha256
-from masp.aspects import ASPECTS
 from masp.backbones.loading import load_backbone
 from masp.cli.app import main
-from masp.config import DataConfig
+from masp.core.aspects import ASPECTS
+from masp.core.config import DataConfig
+from masp.core.errors import UsageError
 from masp.data.images import open_image
-from masp.data.readers import open_dataset
+from masp.data.readers.open_dataset import open_dataset
 from masp.demo import pictures
-from masp.errors import UsageError
 from masp.evaluation.result import read_result
 from masp.evaluation.runner import evaluate
 from masp.predictor import Masp
-from masp.report.gather import read_sources, trials
-from masp.reproduce import pool, variants, workshop
-from masp.reproduce.cells import Cell, Outcome, read_outcome, result_file
-from masp.reproduce.job import Job, Source
+from masp.report.load_results import read_sources, trials
+from masp.reproduce import ablations as variants
+from masp.reproduce import executor as pool
+from masp.reproduce import runner as workshop
+from masp.reproduce.config import Job, Source
+from masp.reproduce.dag import plan_cells
+from masp.reproduce.executor import blocked, run_cells
+from masp.reproduce.experiment import Cell, Outcome, read_outcome, result_file
 from masp.reproduce.others import all_recipes
 from masp.reproduce.paper import load_paper
-from masp.reproduce.planning import plan_cells
-from masp.reproduce.pool import blocked, run_cells
-from masp.reproduce.recipes import DATA, FULL, PARAMETERS, PLAIN
 from masp.reproduce.run import Reproduced, reproduce
+from masp.reproduce.specs import DATA, FULL, PARAMETERS, PLAIN
 from masp.reproduce.tables import Results, accuracy_table
-from masp.training.interrupts import Interrupted, StopRequest
-from masp.training.runs import TrainResult
+from masp.training.run_dir import TrainResult
+from masp.training.signals import Interrupted, StopRequest
 from small_reproduction import PLAN, small_job
 
 RUN = ("table2", "table4", "figure4")

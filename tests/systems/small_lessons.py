@@ -6,8 +6,8 @@ from pathlib import Path
 from PIL import Image
 
 from masp.backbones.base import Backbone
-from masp.systems.base import Lesson, Lessons
-from masp.types import VisualTokens
+from masp.baselines.base import Lesson, Lessons
+from masp.core.types import VisualTokens
 
 LABELS = ("joy", "fear")
 ASPECTS = {"scene": ("beach", "city"), "brightness": ("high", "low")}

@@ -13,16 +13,16 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 import tiny
 from masp.adapters import load_adapter
-from masp.aspects import ASPECTS
-from masp.errors import DataError, UsageError
-from masp.model import MaspModel
-from masp.systems.base import Lesson, Lessons, Said
-from masp.systems.catalogue import make_system
-from masp.systems.cue_layers import present, read_words, vocabulary
-from masp.systems.cues import CueHead, CueSettings
-from masp.systems.probe import logits
-from masp.systems.zero_shot import ZeroShot, ZeroShotSettings
-from masp.types import VisualTokens
+from masp.baselines.base import Lesson, Lessons, Said
+from masp.baselines.concept_bottleneck import CueHead, CueSettings
+from masp.baselines.concept_layers import present, read_words, vocabulary
+from masp.baselines.probe import logits
+from masp.baselines.registry import make_system
+from masp.baselines.zero_shot import ZeroShot, ZeroShotSettings
+from masp.core.aspects import ASPECTS
+from masp.core.errors import DataError, UsageError
+from masp.core.types import VisualTokens
+from masp.model.masp_model import MaspModel
 from noise_lessons import LABELS, TRAIN, VAL, Watched, aspects_of, lessons
 from small_adapters import write_adapter
 

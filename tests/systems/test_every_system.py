@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import tiny
-from masp.questions import Questions, load_questions
-from masp.systems.base import Said, System
-from masp.systems.catalogue import CATALOGUE, make_system
+from masp.baselines.base import Said, System
+from masp.baselines.registry import CATALOGUE, make_system
+from masp.core.prompts import Questions, load_questions
 from masp.training import Interrupted
 from noise_lessons import LABELS, Watched, aspects_of, lessons
 from own_questions import OWN

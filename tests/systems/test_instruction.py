@@ -10,14 +10,14 @@ import torch
 from small_lessons import LABELS, lessons, tokens
 
 import tiny
-from masp.errors import DataError
-from masp.questions import load_questions
-from masp.systems.base import Lesson, System
-from masp.systems.instruction import SETTINGS, instruction_system, instructions
-from masp.systems.lora import LoraSettings, lora_system
-from masp.systems.lora_layers import natural_rate
-from masp.systems.tuning import PLAIN
-from masp.training.interrupts import Interrupted
+from masp.baselines.base import Lesson, System
+from masp.baselines.instruction import SETTINGS, instruction_system, instructions
+from masp.baselines.lora import LoraSettings, lora_system
+from masp.baselines.lora_finetune import PLAIN
+from masp.baselines.lora_layers import natural_rate
+from masp.core.errors import DataError
+from masp.core.prompts import load_questions
+from masp.training.signals import Interrupted
 
 pytest.importorskip("peft")
 

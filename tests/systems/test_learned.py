@@ -8,14 +8,14 @@ import pytest
 import torch
 
 import tiny
-from masp.errors import ConfigError, DataError, UsageError
-from masp.systems.base import Lesson
-from masp.systems.catalogue import CATALOGUE, make_system, settings_of
-from masp.systems.distilled import Distilled, DistilledSettings, gate_inputs
-from masp.systems.heads import AttentionHead, MeanHead, distillation_loss, mean_token
-from masp.systems.probe import Probe, fitted, logits
-from masp.systems.zero_shot import ZeroShot
-from masp.types import VisualTokens
+from masp.baselines.base import Lesson
+from masp.baselines.distilled import Distilled, DistilledSettings, gate_inputs
+from masp.baselines.heads import AttentionHead, MeanHead, distillation_loss, mean_token
+from masp.baselines.probe import Probe, fitted, logits
+from masp.baselines.registry import CATALOGUE, make_system, settings_of
+from masp.baselines.zero_shot import ZeroShot
+from masp.core.errors import ConfigError, DataError, UsageError
+from masp.core.types import VisualTokens
 from noise_lessons import LABELS, Watched, lessons
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from masp.errors import UsageError
-from masp.systems.base import Said, named
-from masp.systems.letters import lettered, letters_of, named_by_letter, read_letter
+from masp.baselines.base import Said, named
+from masp.baselines.multiple_choice import lettered, letters_of, named_by_letter, read_letter
+from masp.core.errors import UsageError
 
 OPTIONS = ("joy", "fear", "awe")
 

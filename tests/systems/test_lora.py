@@ -17,21 +17,21 @@ from transformers import AutoModelForImageTextToText
 
 import small_training
 import tiny
-from masp.answers import score
 from masp.backbones.loading import load_backbone
-from masp.backbones.made import Shape, make
-from masp.config import MethodConfig
-from masp.errors import CheckpointError, DataError, UsageError
-from masp.evaluation.lessons import make_lessons
-from masp.model import MaspModel
-from masp.systems import tuning
-from masp.systems.base import System
-from masp.systems.lora import LoraSettings, lora_system
-from masp.systems.lora_layers import LoraLayers
-from masp.systems.tuning import PLAIN, TuningStage, classifications, tuning_loss
-from masp.training.features import Reading, VisualTokenStore
-from masp.training.interrupts import Interrupted
-from masp.training.loop import Share
+from masp.backbones.random_init import Shape, make
+from masp.baselines import lora_finetune as tuning
+from masp.baselines.base import System
+from masp.baselines.lora import LoraSettings, lora_system
+from masp.baselines.lora_finetune import PLAIN, TuningStage, classifications, tuning_loss
+from masp.baselines.lora_layers import LoraLayers
+from masp.core.config import MethodConfig
+from masp.core.errors import CheckpointError, DataError, UsageError
+from masp.evaluation.training_data import make_lessons
+from masp.model.masp_model import MaspModel
+from masp.model.scoring import score
+from masp.training.feature_cache import Reading, VisualTokenStore
+from masp.training.signals import Interrupted
+from masp.training.trainer import Share
 from own_forward import own_inputs, tokens_of
 from small_models import QUESTIONS, kept_bytes
 from toy_stage import gradients

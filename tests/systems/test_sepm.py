@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import tiny
-from masp.answers import first_word
-from masp.config import MethodConfig
-from masp.errors import UsageError
-from masp.model import MaspModel
-from masp.systems.attended import cue_span, least_attended, without
-from masp.systems.sepm import COARSE, CUE, Sepm, SepmSettings, route, routes, spread
+from masp.baselines.sepm import COARSE, CUE, Sepm, SepmSettings, route, routes, spread
+from masp.baselines.token_pruning import cue_span, least_attended, without
+from masp.core.config import MethodConfig
+from masp.core.errors import UsageError
+from masp.model.masp_model import MaspModel
+from masp.model.scoring import first_word
 from noise_lessons import LABELS, Watched
 from own_questions import OWN
 

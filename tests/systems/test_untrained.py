@@ -7,13 +7,13 @@ import torch
 
 import tiny
 from masp.adapters import load_adapter
-from masp.answers import score
-from masp.config import MethodConfig, PromptInit
-from masp.errors import AdapterError, UsageError
-from masp.labels import render_labels
-from masp.model import MaspModel, start_prompt
-from masp.questions import load_questions
-from masp.systems.catalogue import make_system
+from masp.baselines.registry import make_system
+from masp.core.config import MethodConfig, PromptInit
+from masp.core.errors import AdapterError, UsageError
+from masp.core.labels import render_labels
+from masp.core.prompts import load_questions
+from masp.model.masp_model import MaspModel, start_prompt
+from masp.model.scoring import score
 from noise_lessons import LABELS, Watched, aspects_of
 from small_adapters import write_adapter
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 import tiny
-from masp.answers import generate, score
-from masp.config import MethodConfig
-from masp.errors import UsageError
-from masp.labels import parse
-from masp.model import MaspModel
-from masp.systems.asking import question_by_letter
-from masp.systems.letters import lettered
-from masp.systems.zero_shot import ZeroShot, ZeroShotSettings, said
+from masp.baselines.asking import question_by_letter
+from masp.baselines.multiple_choice import lettered
+from masp.baselines.zero_shot import ZeroShot, ZeroShotSettings, said
+from masp.core.config import MethodConfig
+from masp.core.errors import UsageError
+from masp.core.labels import parse
+from masp.model.masp_model import MaspModel
+from masp.model.scoring import generate, score
 from noise_lessons import LABELS, Watched
 from own_questions import OWN
 

@@ -15,9 +15,9 @@ from PIL import Image
 from transformers.utils import logging
 
 from masp.backbones.base import Backbone
+from masp.backbones.device_map import Placement
 from masp.backbones.loading import FAMILIES as LOADERS
 from masp.backbones.loading import NF4, by_name, find_supported, load_backbone
-from masp.backbones.placement import Placement
 from tiny import gemma, idefics, instructblip, internvl, llava, qwen
 from tiny.kind import DIM, Kind
 from tiny.qwen import QWEN2

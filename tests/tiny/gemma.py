@@ -13,7 +13,7 @@ from transformers import (
 )
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
-from masp.types import Pixels
+from masp.core.types import Pixels
 from tiny.kind import Kind, text_config
 from tiny.tokens import byte_level
 

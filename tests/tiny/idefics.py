@@ -18,7 +18,7 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
-from masp.types import Pixels
+from masp.core.types import Pixels
 from tiny.kind import Kind, text_config
 from tiny.tokens import byte_level
 

@@ -14,7 +14,7 @@ from transformers import (
 )
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from masp.types import Pixels
+from masp.core.types import Pixels
 from tiny.kind import Kind, text_config
 from tiny.tokens import WORDS, sentence_piece
 

@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
-from masp.types import Pixels
+from masp.core.types import Pixels
 from tiny.kind import Kind, text_config
 from tiny.tokens import byte_level
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from masp.types import Pixels
+from masp.core.types import Pixels
 
 DIM = 30  # 3 heads of 10
 

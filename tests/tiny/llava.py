@@ -28,7 +28,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
 
-from masp.types import Pixels
+from masp.core.types import Pixels
 from tiny.kind import Kind, text_config
 from tiny.tokens import byte_level, sentence_piece
 

@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from masp.types import Pixels
+from masp.core.types import Pixels
 from tiny.kind import DIM, Kind, text_config
 from tiny.tokens import byte_level
 

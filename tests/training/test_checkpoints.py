@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from masp import storage
-from masp.errors import CheckpointError
+from masp.core import atomic_io as storage
+from masp.core.errors import CheckpointError
 from masp.training.checkpoints import Checkpoint, CheckpointStore
-from masp.training.shelf import Group, Shelf
+from masp.training.disk_cache import Group, Shelf
 from small_adapters import write_adapter
 
 

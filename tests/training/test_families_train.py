@@ -10,7 +10,7 @@ import pytest
 import small_training as small
 import tiny
 from masp.adapters import load_adapter
-from masp.aspects import ASPECTS
+from masp.core.aspects import ASPECTS
 from masp.predictor import Masp
 from masp.training import train_aspects, train_prompt
 

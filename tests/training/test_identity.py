@@ -10,11 +10,11 @@ from pydantic import BaseModel
 import small_training as small
 import tiny
 from masp.backbones.loading import load_backbone
-from masp.config import BackboneConfig, RunConfig, load_config
+from masp.core.config import BackboneConfig, RunConfig, load_config
+from masp.core.setting_types import FREE, is_section
 from masp.data.records import Dataset
-from masp.setting_types import FREE, is_section
-from masp.training.recipe import identity_of
-from masp.training.runs import hash_of
+from masp.training.run_dir import hash_of
+from masp.training.run_stage import identity_of
 
 
 def leaves(section: type[BaseModel], before: str = "") -> Iterator[tuple[str, bool]]:
@@ -167,7 +167,7 @@ def test_a_division_counts_with_what_it_does_not_with_its_place(tmp_path: Path, 
 
 
 def test_questions_count_with_their_content(tmp_path: Path, dataset: Dataset) -> None:
-    text = (Path(small.__file__).parents[1] / "src" / "masp" / "questions.json").read_text()
+    text = (Path(small.__file__).parents[1] / "src" / "masp" / "core" / "prompts.json").read_text()
     first, copy = tmp_path / "a.json", tmp_path / "b.json"
     first.write_text(text)
     copy.write_text(text)

@@ -8,10 +8,11 @@ import torch
 import small_training as small
 import tiny
 from masp.adapters import load_adapter
-from masp.cli.boundary import guarded
-from masp.training import Interrupted, recipe, train_aspects, train_prompt
-from masp.training.interrupts import StopRequest
-from masp.training.stage2_prompt import PromptStage
+from masp.cli.error_handling import guarded
+from masp.training import Interrupted, train_aspects, train_prompt
+from masp.training import run_stage as recipe
+from masp.training.signals import StopRequest
+from masp.training.stage2 import PromptStage
 
 SHORT = ("aspects.max_steps=1", "prompt.max_steps=1")
 

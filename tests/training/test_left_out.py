@@ -10,13 +10,13 @@ import torch
 import small_training as small
 import tiny
 from masp.adapters import load_adapter, read_info
+from masp.core.errors import DataError
 from masp.data.records import Dataset
-from masp.errors import DataError
 from masp.training import Interrupted, train_prompt
 from masp.training.accounts import left_out
-from masp.training.features import Reading, VisualTokenStore
-from masp.training.interrupts import StopRequest
-from masp.training.shelf import Shelf
+from masp.training.disk_cache import Shelf
+from masp.training.feature_cache import Reading, VisualTokenStore
+from masp.training.signals import StopRequest
 
 FEW = ("prompt.max_steps=6", "prompt.batch_size=7", "prompt.epochs=3")
 HURT = 4

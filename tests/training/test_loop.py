@@ -12,15 +12,15 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 
+from masp.core.errors import CheckpointError, MaspError
+from masp.core.settings import TrainConfig
 from masp.data.sampling import Batches
-from masp.errors import CheckpointError, MaspError
-from masp.settings import TrainConfig
 from masp.training.checkpoints import CheckpointStore
-from masp.training.interrupts import Interrupted, StopRequest
-from masp.training.loop import Trainer
 from masp.training.progress import Bar
-from masp.training.recipe import loop_settings, tell_reach
+from masp.training.run_stage import loop_settings, tell_reach
 from masp.training.schedule import Budget, Scale, budget_of, rate_factor, reach
+from masp.training.signals import Interrupted, StopRequest
+from masp.training.trainer import Trainer
 from toy_stage import SETTINGS, ToyStage, batches, numbers, train
 
 
@@ -334,7 +334,7 @@ def steps_kept(folder):
 def test_checkpoints_are_written_by_time(tmp_path, monkeypatch):
     """A clock that goes on by a minute a step: with ten minutes between them, after steps 10 and 20, and at the end."""
     now = [0.0]
-    monkeypatch.setattr("masp.training.loop.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr("masp.training.trainer.time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     def minute(step):
         now[0] += 60.0

@@ -10,10 +10,10 @@ import torch
 import small_training as small
 import tiny
 from masp.adapters import load_adapter
-from masp.errors import ConfigError, MaspError
-from masp.model import MaspModel
+from masp.core.errors import ConfigError, MaspError
+from masp.model.masp_model import MaspModel
 from masp.training import Interrupted, train_aspects, train_prompt
-from masp.training.prefixes import GROUP
+from masp.training.prefix_cache import GROUP
 
 STORES = ("none", "features", "prefix")
 FEW = ("prompt.max_steps=4", "prompt.batch_size=7")
@@ -161,7 +161,7 @@ def test_the_released_layout_has_no_prefixes(tmp_path, dataset):
 
 def test_images_of_one_size_share_a_batch_whatever_is_kept(tmp_path, dataset, monkeypatch):
     """21 images in batches of 7: a third of them is wider, so one batch of each three is all wide."""
-    from masp.training import stage2_prompt
+    from masp.training import stage2 as stage2_prompt
 
     seen, losses = {}, stage2_prompt.PromptStage.losses
 

@@ -21,23 +21,24 @@ import several_lab
 import small_training
 import tiny
 import toy_stage
-from masp import launch
-from masp.aspects import ASPECTS
-from masp.bars import Bar
-from masp.config import MethodConfig
-from masp.errors import Agreement, DataError, MaspError, UsageError
-from masp.model import MaspModel, Use
-from masp.modules.aspect_attention import AspectModules
-from masp.questions import load_questions
-from masp.training import processes as room
-from masp.training import stage1_aspects, stage2_prompt
+from masp.core import launch
+from masp.core.aspects import ASPECTS
+from masp.core.config import MethodConfig
+from masp.core.errors import Agreement, DataError, MaspError, UsageError
+from masp.core.progress import Bar
+from masp.core.prompts import load_questions
+from masp.model.aspect_attention import AspectModules
+from masp.model.masp_model import MaspModel, Use
+from masp.training import distributed as room
+from masp.training import stage1 as stage1_aspects
+from masp.training import stage2 as stage2_prompt
 from masp.training.checkpoints import CheckpointStore
-from masp.training.features import Reading, VisualTokenStore
-from masp.training.interrupts import Interrupted, StopRequest
-from masp.training.loop import Trainer
-from masp.training.prefixes import PrefixStore
-from masp.training.processes import ALONE, Processes, launched, patience
-from masp.training.shelf import Shelf
+from masp.training.disk_cache import Shelf
+from masp.training.distributed import ALONE, Processes, launched, patience
+from masp.training.feature_cache import Reading, VisualTokenStore
+from masp.training.prefix_cache import PrefixStore
+from masp.training.signals import Interrupted, StopRequest
+from masp.training.trainer import Trainer
 from toy_stage import ToyStage
 
 NEAR = 1e-5
@@ -317,7 +318,7 @@ def test_prefixes_that_one_process_does_not_find_are_computed_by_all(monkeypatch
             shelf.load = lambda key: None
         store.build(StopRequest())
 
-    monkeypatch.setattr("masp.training.shelf.os.getpid", threading.get_ident)  # as each would have its own
+    monkeypatch.setattr("masp.training.disk_cache.os.getpid", threading.get_ident)  # as each would have its own
     assert together(monkeypatch, work, 2, alike=True) == [None, None]
     assert computed == [2, 1]
 
@@ -399,7 +400,7 @@ def test_only_the_first_process_draws_a_bar(monkeypatch):
 
 
 def test_the_boundary_says_a_shared_error_once(capsys):
-    from masp.cli.boundary import guarded
+    from masp.cli.error_handling import guarded
 
     left = []
     for tells in (True, False):
@@ -569,8 +570,8 @@ def test_the_launcher_itself_is_interrupted(folder, tmp_path):
 
 def test_a_divided_model_needs_several_processes(tmp_path):
     from masp.backbones.loading import load_backbone
-    from masp.config import BackboneConfig
-    from masp.errors import ConfigError
+    from masp.core.config import BackboneConfig
+    from masp.core.errors import ConfigError
 
     with pytest.raises(ConfigError, match=r"only one process.*accelerate launch"):
         load_backbone(BackboneConfig(id=str(several.prepare(tmp_path) / "checkpoint"), shard=True))
@@ -588,8 +589,8 @@ def test_lost_contact_is_told_by_everybody_with_what_to_do(monkeypatch):
 
 def test_a_folder_that_only_one_process_sees_is_refused(tmp_path):
     import tiny
-    from masp.training.features import Reading, VisualTokenStore
-    from masp.training.shelf import Shelf
+    from masp.training.disk_cache import Shelf
+    from masp.training.feature_cache import Reading, VisualTokenStore
 
     path: Path = tmp_path / "a.png"
     tiny.picture(60, 60).save(path)

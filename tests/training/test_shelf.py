@@ -16,17 +16,17 @@ import torch
 
 import small_training as small
 import tiny
-from masp.config import MethodConfig
-from masp.errors import MaspError
-from masp.model import MaspModel, Use
-from masp.modules.aspect_attention import AspectModules
-from masp.questions import Questions, load_questions
-from masp.storage import TEMPORARY
+from masp.core.atomic_io import TEMPORARY
+from masp.core.config import MethodConfig
+from masp.core.errors import MaspError
+from masp.core.prompts import Questions, load_questions
+from masp.model.aspect_attention import AspectModules
+from masp.model.masp_model import MaspModel, Use
 from masp.training import train_aspects, train_prompt
-from masp.training.features import Reading, VisualTokenStore
-from masp.training.interrupts import StopRequest
-from masp.training.prefixes import PrefixStore
-from masp.training.shelf import ABANDONED, Group, Shelf, key_of
+from masp.training.disk_cache import ABANDONED, Group, Shelf, key_of
+from masp.training.feature_cache import Reading, VisualTokenStore
+from masp.training.prefix_cache import PrefixStore
+from masp.training.signals import StopRequest
 from masp.training.uses import NAMED
 
 FEW = ("prompt.max_steps=6", "prompt.batch_size=7", "prompt.epochs=3", "prompt.store=prefix")
@@ -122,7 +122,7 @@ def test_a_group_that_is_not_read_for_want_of_open_files_stays(tmp_path):
 @pytest.mark.parametrize("step", ["open", "map", "torch"])
 def test_a_group_that_cannot_be_read_now_is_told_and_stays(tmp_path, monkeypatch, number, step, caplog):
     """Whoever says so: the system when the file is opened, the library when it maps it, or torch when it does."""
-    from masp.training import shelf as room
+    from masp.training import disk_cache as room
 
     shelf = Shelf(tmp_path, ROOM)
     shelf.save("k", group())
@@ -179,7 +179,7 @@ def test_a_disk_that_fills_while_a_group_is_written_leaves_nothing_half(tmp_path
     """The library writes a part, then says so in an error of its own."""
     from safetensors import SafetensorError
 
-    from masp.training import shelf as room
+    from masp.training import disk_cache as room
 
     def full(tensors, path, notes):
         path.write_bytes(b"half")
@@ -219,7 +219,7 @@ def test_a_writer_that_finishes_meanwhile_is_no_error(tmp_path, monkeypatch):
 
 def test_a_full_disk_takes_back_what_other_runs_left(tmp_path, monkeypatch):
     """`room` counts it as room, so saving has to make use of it."""
-    from masp.training import shelf as room
+    from masp.training import disk_cache as room
 
     Shelf(tmp_path, ROOM).save("old", group())
     disk = (tmp_path / "old.safetensors").stat().st_size + 100
@@ -466,7 +466,7 @@ def test_two_runs_that_build_one_store_at_once_disturb_nobody(tmp_path):
 
 KILLED = """
 import os, signal
-from masp.training import shelf
+from masp.training import disk_cache as shelf
 flush, calls = shelf.flush, []
 
 def dying(path):

@@ -14,24 +14,26 @@ import torch
 import small_training as small
 import tiny
 from masp.adapters import load_adapter, read_info
-from masp.answers import score
-from masp.aspects import ASPECTS
 from masp.backbones.decoder import Decoder
 from masp.backbones.loading import load_backbone
-from masp.config import BackboneConfig, MethodConfig, PromptInit, TrainConfig, load_config
-from masp.errors import AdapterError, CheckpointError, ConfigError, DataError, MaspError, UsageError
-from masp.model import MaspModel, Use
-from masp.modules.aspect_attention import AspectModules
-from masp.modules.soft_prompt import SoftPrompt
+from masp.core.aspects import ASPECTS
+from masp.core.config import BackboneConfig, MethodConfig, PromptInit, TrainConfig, load_config
+from masp.core.errors import AdapterError, CheckpointError, ConfigError, DataError, MaspError, UsageError
+from masp.core.prompts import load_questions
+from masp.model.aspect_attention import AspectModules
+from masp.model.masp_model import MaspModel, Use
+from masp.model.scoring import score
+from masp.model.soft_prompt import SoftPrompt
 from masp.predictor import Masp
-from masp.questions import load_questions
-from masp.training import Interrupted, VisualMemory, stage1_aspects, stage2_prompt, train_aspects, train_prompt
-from masp.training.features import Reading, VisualTokenStore
-from masp.training.interrupts import StopRequest
-from masp.training.loop import Share
-from masp.training.recipe import measured_at_once
-from masp.training.stage1_aspects import AspectExample, AspectStage, ImageMajor, list_f1, measured
-from masp.training.stage2_prompt import Asking, PromptStage
+from masp.training import Interrupted, VisualMemory, train_aspects, train_prompt
+from masp.training import stage1 as stage1_aspects
+from masp.training import stage2 as stage2_prompt
+from masp.training.feature_cache import Reading, VisualTokenStore
+from masp.training.run_stage import measured_at_once
+from masp.training.signals import StopRequest
+from masp.training.stage1 import AspectExample, AspectStage, ImageMajor, list_f1, measured
+from masp.training.stage2 import Asking, PromptStage
+from masp.training.trainer import Share
 from toy_stage import gradients
 
 PROMPT = ("prompt.max_steps=3", "aspects.max_steps=3")
@@ -360,7 +362,7 @@ def test_an_unreadable_run_description_is_refused(tmp_path, dataset):
 
 
 def test_two_runs_cannot_share_a_folder(tmp_path, dataset, monkeypatch):
-    from masp.training.runs import RunFolder
+    from masp.training.run_dir import RunFolder
 
     with RunFolder(tmp_path).opened({}, {}), pytest.raises(CheckpointError, match="another run is writing"):
         train_prompt(small.config(*PROMPT), dataset, tiny.backbone(), None, tmp_path)
@@ -407,7 +409,7 @@ def test_an_image_that_breaks_during_training_stops_it(tmp_path):
     backbone = tiny.backbone()
     out = tmp_path / "out"
 
-    from masp.training import stage2_prompt
+    from masp.training import stage2 as stage2_prompt
 
     class Breaking(stage2_prompt.PromptStage):
         def losses(self, share):
@@ -551,7 +553,7 @@ def test_measures_of_stage_1():
 
 def test_stage_1_is_measured_on_images_from_everywhere_in_the_split(tmp_path, monkeypatch):
     """24 validation images that are listed label by label, of which 9 are measured on, by every start the same ones."""
-    from masp.training import stage1_aspects
+    from masp.training import stage1 as stage1_aspects
 
     found = small.write_dataset(tmp_path / "data", train=9, val=24)
     held = tuple(sorted(found.splits["val"], key=lambda record: record.label))

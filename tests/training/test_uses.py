@@ -12,9 +12,9 @@ import torch
 
 import small_training as small
 import tiny
-from masp.errors import MaspError
+from masp.core.errors import MaspError
 from masp.training import train_prompt
-from masp.training.shelf import Group, Shelf
+from masp.training.disk_cache import Group, Shelf
 from masp.training.uses import NAMED
 
 ROOM = 10**9
@@ -96,7 +96,7 @@ def test_what_is_used_is_known_for_as_long_as_its_shelf_lives(tmp_path):
 
 
 def test_a_disk_without_locks_is_used_without(tmp_path, monkeypatch):
-    from masp.training import shelf as room
+    from masp.training import disk_cache as room
     from masp.training import uses
 
     def refuse(handle, how):
@@ -159,8 +159,8 @@ BUILDER = """
 import sys
 from pathlib import Path
 import torch
-from masp.errors import MaspError
-from masp.training.shelf import Group, Shelf
+from masp.core.errors import MaspError
+from masp.training.disk_cache import Group, Shelf
 
 folder, budget, who, wanted = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 shelf, saved = Shelf(folder, budget), []

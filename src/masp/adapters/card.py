@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from masp.adapters.info import AdapterInfo, DataRecord, ResultRecord, TrainingRecord
-from masp.errors import counted
+from masp.core.errors import counted
 from masp.evaluation.metrics import share
 
 TAGS = ("masp", "visual-emotion-recognition", "vision-language-model", "soft-prompt")

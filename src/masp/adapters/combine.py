@@ -12,7 +12,7 @@ from masp.adapters.info import TASK_NAME, AdapterInfo, TaskRecord, read_info
 from masp.adapters.publish import check_replaceable
 from masp.adapters.store import PROMPT, read_tensors, task_tensor, tensors_sha256, write_tensors
 from masp.backbones.files import READING, read_otherwise
-from masp.errors import AdapterError, UsageError
+from masp.core.errors import AdapterError, UsageError
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from masp.adapters.info import CARD, INFO, WEIGHTS, resolve
-from masp.errors import AdapterError
+from masp.core.errors import AdapterError
 
 FILES = (INFO, WEIGHTS, CARD)
 """All that is fetched and all that is pushed, whatever else lies in a folder or on the hub."""

@@ -11,11 +11,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from masp import __version__
-from masp.aspects import ASPECTS
 from masp.backbones.base import Backbone
-from masp.config import MethodConfig, PromptInit
-from masp.errors import AdapterError, UsageError, did_you_mean
-from masp.questions import EMOTION, Questions
+from masp.core.aspects import ASPECTS
+from masp.core.config import MethodConfig, PromptInit
+from masp.core.errors import AdapterError, UsageError, did_you_mean
+from masp.core.prompts import EMOTION, Questions
 
 FORMAT = 3
 READ = (1, 2, 3)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from masp.errors import AdapterError, shown
+from masp.core.errors import AdapterError, shown
 
 MOST_INSTRUCTIONS = 2**20  # bytes; those of the authors' aspect modules take 3 KB
 MOST_ENTRIES = 10_000

@@ -7,8 +7,8 @@ from masp.adapters.card import card
 from masp.adapters.hub import FILES, push_files
 from masp.adapters.info import CARD, INFO, WEIGHTS, AdapterInfo, ResultRecord, read_info, resolve
 from masp.adapters.store import Adapter, as_json, save_adapter, skeleton, without_places
-from masp.errors import AdapterError
-from masp.storage import write_file
+from masp.core.atomic_io import write_file
+from masp.core.errors import AdapterError
 
 
 def save_pretrained(adapter: Adapter, folder: str | Path, license: str | None = None) -> Path:

@@ -28,10 +28,10 @@ from masp.adapters.info import (
 )
 from masp.backbones.base import Backbone
 from masp.backbones.files import READING, check_accepted, read_otherwise
-from masp.errors import AdapterError
-from masp.modules.aspect_attention import AspectModules
-from masp.modules.soft_prompt import SoftPrompt
-from masp.storage import with_usual_rights, write_folder
+from masp.core.atomic_io import with_usual_rights, write_folder
+from masp.core.errors import AdapterError
+from masp.model.aspect_attention import AspectModules
+from masp.model.soft_prompt import SoftPrompt
 
 PROMPT = "prompt.vectors"
 PART_OF_PROMPTS = ("prompt.", "prompts.")

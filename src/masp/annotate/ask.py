@@ -9,16 +9,16 @@ from PIL import Image
 
 from masp.annotate.light import measured
 from masp.annotate.wording import NOTHING, Understood, middle, says_nothing, understood
-from masp.answers import (
+from masp.core.aspects import MEASURED
+from masp.core.types import Pixels, Seen, VisualTokens
+from masp.model.masp_model import MaspModel, Use
+from masp.model.scoring import (
     answer_of,
     aspect_log_probabilities,
     generate_aspect_ids,
     generate_ids,
     log_probabilities,
 )
-from masp.aspects import MEASURED
-from masp.model import MaspModel, Use
-from masp.types import Pixels, Seen, VisualTokens
 
 PLAIN = Use((), prompt=False)
 """The frozen backbone as it is."""

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from masp.errors import DataError, UsageError
-from masp.storage import discard, remove_folder, remove_leftovers, write_file
-from masp.training.runs import compare
+from masp.core.atomic_io import discard, remove_folder, remove_leftovers, write_file
+from masp.core.errors import DataError, UsageError
+from masp.training.run_dir import compare
 
 FORMAT = 1
 _BATCH = re.compile(r"batch-(\d{7})\.json")

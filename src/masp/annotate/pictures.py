@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from masp.config import DataConfig
-from masp.data.emoset import SPLITS, UNDIVIDED
+from masp.core.config import DataConfig
+from masp.core.errors import DataError, UsageError
+from masp.core.labels import LABEL_SETS
+from masp.data.bad_files import Quarantine
+from masp.data.file_listing import images_from
 from masp.data.images import FORMAT_NAMES
-from masp.data.layouts import recognised
-from masp.data.quarantine import Quarantine
-from masp.data.readers import existing_path, read_dataset
-from masp.data.walk import images_from
-from masp.errors import DataError, UsageError
-from masp.labels import LABEL_SETS
+from masp.data.readers.detect import recognised
+from masp.data.readers.emoset import SPLITS, UNDIVIDED
+from masp.data.readers.open_dataset import existing_path, read_dataset
 
 UNLABELLED = "unlabelled"
 """Folder of the pictures whose emotion nobody knows."""

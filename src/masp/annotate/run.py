@@ -15,11 +15,11 @@ from masp.annotate.folder import Workplace
 from masp.annotate.light import FORMULA
 from masp.annotate.pictures import Item, Pictures
 from masp.annotate.writing import write_emoset
-from masp.aspects import MEASURED
-from masp.data.loading import LoadedBatch, Loading, load
-from masp.data.quarantine import Quarantine
-from masp.storage import write_file
-from masp.training.runs import reading
+from masp.core.aspects import MEASURED
+from masp.core.atomic_io import write_file
+from masp.data.bad_files import Quarantine
+from masp.data.prefetch import LoadedBatch, Loading, load
+from masp.training.run_dir import reading
 
 log = logging.getLogger(__name__)
 

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from masp.aspects import ASPECTS, LEVELS, MEASURED, answer_text
-from masp.data.quarantine import Quarantine
-from masp.data.readers import read_dataset, settings_for
+from masp.core.aspects import ASPECTS, LEVELS, MEASURED, answer_text
+from masp.core.errors import DataError, did_you_mean, shown
+from masp.data.bad_files import Quarantine
+from masp.data.readers.open_dataset import read_dataset, settings_for
 from masp.data.records import read_json
-from masp.errors import DataError, did_you_mean, shown
 
 PUBLISHED = "published"
 EXPRESSIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise")

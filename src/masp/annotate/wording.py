@@ -3,8 +3,8 @@
 import re
 from dataclasses import dataclass
 
-from masp.aspects import LEVELS, MEASURED
-from masp.labels import normalise_answer
+from masp.core.aspects import LEVELS, MEASURED
+from masp.core.labels import normalise_answer
 
 EMPTY, NOTHING, CUT, NO_LEVEL = "empty", "says that there is nothing", "cut off", "names no level"
 """Why an answer is no annotation."""

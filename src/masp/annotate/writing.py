@@ -9,7 +9,7 @@ from typing import Any
 
 from masp.annotate.folder import unwritable
 from masp.annotate.pictures import Item, Pictures, splits_of
-from masp.storage import write_file, write_folder
+from masp.core.atomic_io import write_file, write_folder
 
 ANNOTATION, IMAGE = "annotation", "image"
 

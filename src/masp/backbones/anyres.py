@@ -15,8 +15,8 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
-from masp.backbones.visual import grid_boxes, packed
-from masp.types import Pixels, VisualTokens
+from masp.backbones.packing import grid_boxes, packed
+from masp.core.types import Pixels, VisualTokens
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from masp.recent import Recent
-from masp.types import Assembled, Domain, Extras, ImageLayout, KeyValues, Pixels, Run, Template, VisualTokens
+from masp.core.recent import Recent
+from masp.core.types import Assembled, Domain, Extras, ImageLayout, KeyValues, Pixels, Run, Template, VisualTokens
 
 Again = Callable[[], AbstractContextManager[object]]
 """Gives the context in which a layer is computed a second time: the one in which it was computed first."""

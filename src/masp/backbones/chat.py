@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from masp.errors import BackboneError
-from masp.types import ImageLayout, Template
+from masp.core.errors import BackboneError
+from masp.core.types import ImageLayout, Template
 
 QUESTION_HERE = "\ue000question\ue001"  # private-use characters: no template holds them
 ANSWER_HERE = "\ue000answer\ue001"

@@ -9,10 +9,10 @@ from warnings import catch_warnings, filterwarnings
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
+from masp.backbones.device_map import Placement, options
 from masp.backbones.files import BackboneFiles, chat_template
-from masp.backbones.four_bit import keep_packing
-from masp.backbones.placement import Placement, options
-from masp.errors import BackboneError
+from masp.backbones.quantization import keep_packing
+from masp.core.errors import BackboneError
 
 
 def load_model(files: BackboneFiles, kind: Any, place: Placement) -> Any:

@@ -20,8 +20,8 @@ from transformers import DynamicCache
 
 from masp.backbones.base import Again
 from masp.backbones.masks import attention_masks
-from masp.errors import BackboneError, UsageError
-from masp.types import Assembled, Extras, KeyValues, Run
+from masp.core.errors import BackboneError, UsageError
+from masp.core.types import Assembled, Extras, KeyValues, Run
 
 Rotary = tuple[Float[Tensor, "batch sequence head_dim"], Float[Tensor, "batch sequence head_dim"]]
 Mask = Bool[Tensor, "rows 1 sequence total"] | None

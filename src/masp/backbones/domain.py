@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from masp.errors import BackboneError
-from masp.types import Domain, VisualTokens
+from masp.core.errors import BackboneError
+from masp.core.types import Domain, VisualTokens
 
 FILE = "domain/detector.safetensors"
 """Where it lies in a backbone's folder; no part of the weights, and of no fingerprint."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from masp.errors import BackboneError, UsageError, did_you_mean
+from masp.core.errors import BackboneError, UsageError, did_you_mean
 
 EMBEDDED = "embedded"
 WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # no pickles and no code

@@ -15,11 +15,11 @@ from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImagePr
 
 from masp.backbones.chat import Picture, Turn, rendered
 from masp.backbones.checkpoint import load_image_processor, load_model, load_tokenizer
-from masp.backbones.composed import ComposedBackbone, Parts
+from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles
-from masp.backbones.placement import Placement
-from masp.backbones.visual import grid_boxes, packed
-from masp.types import ImageLayout, Pixels, VisualTokens
+from masp.backbones.hf_backbone import ComposedBackbone, Parts
+from masp.backbones.packing import grid_boxes, packed
+from masp.core.types import ImageLayout, Pixels, VisualTokens
 
 
 def load(files: BackboneFiles, place: Placement) -> ComposedBackbone:

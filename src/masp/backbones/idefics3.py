@@ -12,11 +12,11 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 
 from masp.backbones.chat import Picture, Turn, rendered
 from masp.backbones.checkpoint import image_processor, load_image_processor, load_model, load_tokenizer
-from masp.backbones.composed import ComposedBackbone, Parts
+from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles
-from masp.backbones.placement import Placement
-from masp.backbones.visual import packed, tile_boxes
-from masp.types import ImageLayout, Pixels, VisualTokens
+from masp.backbones.hf_backbone import ComposedBackbone, Parts
+from masp.backbones.packing import packed, tile_boxes
+from masp.core.types import ImageLayout, Pixels, VisualTokens
 
 KINDS = {
     "idefics3": (Idefics3ForConditionalGeneration, Idefics3ImageProcessorPil),

@@ -15,12 +15,12 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 from masp.backbones.chat import ANSWER_HERE, QUESTION_HERE, Picture, Turn
 from masp.backbones.checkpoint import load_image_processor, load_model, load_tokenizer
-from masp.backbones.composed import ComposedBackbone, Parts
+from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles, section
-from masp.backbones.placement import Placement
-from masp.backbones.visual import packed
-from masp.errors import BackboneError
-from masp.types import ImageLayout, Pixels, VisualTokens
+from masp.backbones.hf_backbone import ComposedBackbone, Parts
+from masp.backbones.packing import packed
+from masp.core.errors import BackboneError
+from masp.core.types import ImageLayout, Pixels, VisualTokens
 
 
 def load(files: BackboneFiles, place: Placement) -> ComposedBackbone:

@@ -16,12 +16,12 @@ from transformers import AutoImageProcessor, LlavaForConditionalGeneration
 
 from masp.backbones.chat import Picture, Turn, rendered
 from masp.backbones.checkpoint import load_model, load_tokenizer
-from masp.backbones.composed import ComposedBackbone, Parts
+from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles, section
-from masp.backbones.placement import Placement
-from masp.backbones.visual import grid_boxes, packed, within
-from masp.errors import BackboneError
-from masp.types import ImageLayout, Pixels, VisualTokens
+from masp.backbones.hf_backbone import ComposedBackbone, Parts
+from masp.backbones.packing import grid_boxes, packed, within
+from masp.core.errors import BackboneError
+from masp.core.types import ImageLayout, Pixels, VisualTokens
 
 TOWERS: Mapping[str, int] = MappingProxyType({"clip_vision_model": 1, "siglip_vision_model": 0})
 """Vision towers that are served → how many features stand before those of the patches (CLIP's class token)."""

@@ -8,10 +8,10 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 
 from masp.backbones.anyres import TiledVision, Tiles
 from masp.backbones.checkpoint import load_image_processor, load_model, load_tokenizer
-from masp.backbones.composed import ComposedBackbone
+from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles
+from masp.backbones.hf_backbone import ComposedBackbone
 from masp.backbones.llava import llava_parts
-from masp.backbones.placement import Placement
 
 
 def load(files: BackboneFiles, place: Placement) -> ComposedBackbone:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from masp import launch
 from masp.backbones.base import Backbone
+from masp.backbones.device_map import Placement
 from masp.backbones.files import EMBEDDED, BackboneFiles, check_accepted, find, read_json
-from masp.backbones.four_bit import require_bitsandbytes
-from masp.backbones.placement import Placement
-from masp.config import BackboneConfig
-from masp.errors import BackboneError, ConfigError, did_you_mean
+from masp.backbones.quantization import require_bitsandbytes
+from masp.core import launch
+from masp.core.config import BackboneConfig
+from masp.core.errors import BackboneError, ConfigError, did_you_mean
 
 FAMILIES: Mapping[str, str] = MappingProxyType(
     {

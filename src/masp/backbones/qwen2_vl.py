@@ -13,13 +13,13 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from masp.backbones.chat import Picture, Turn, rendered
 from masp.backbones.checkpoint import image_processor, load_image_processor, load_model, load_tokenizer
-from masp.backbones.composed import ComposedBackbone, Parts
+from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles
-from masp.backbones.placement import Placement
+from masp.backbones.hf_backbone import ComposedBackbone, Parts
+from masp.backbones.packing import cell_boxes, left
 from masp.backbones.qwen2_vl_vision import BatchedVisionAttention, MatrixPatchEmbed
-from masp.backbones.visual import cell_boxes, left
-from masp.errors import BackboneError
-from masp.types import ImageLayout, Pixels, VisualTokens
+from masp.core.errors import BackboneError
+from masp.core.types import ImageLayout, Pixels, VisualTokens
 
 MODELS = {"qwen2_vl": Qwen2VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
 SYSTEM_TURN = "You are a helpful assistant."  # what Qwen's own template says when it is asked for nothing else

@@ -10,11 +10,11 @@ from transformers import Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from masp.backbones.checkpoint import load_image_processor, load_model, load_tokenizer
-from masp.backbones.composed import ComposedBackbone, Parts
+from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles
-from masp.backbones.placement import Placement
+from masp.backbones.hf_backbone import ComposedBackbone, Parts
 from masp.backbones.qwen2_vl import bounded, grid_positions, on_grids, patches, transform, turn
-from masp.types import Pixels, VisualTokens
+from masp.core.types import Pixels, VisualTokens
 
 
 def load(files: BackboneFiles, place: Placement) -> ComposedBackbone:

@@ -12,8 +12,8 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from masp import launch
-from masp.errors import ConfigError
+from masp.core import launch
+from masp.core.errors import ConfigError
 
 
 def shard_layers(language: Any, device: torch.device) -> None:

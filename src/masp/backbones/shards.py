@@ -14,7 +14,7 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
-from masp.errors import BackboneError
+from masp.core.errors import BackboneError
 
 BLOCK = 2**24
 LARGEST_HEADER = 2**27

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText
 
-from masp.arithmetic import Sizes
-from masp.backbones.facts import UNBUILDABLE, model_config
-from masp.backbones.published import describe
-from masp.errors import BackboneError
+from masp.backbones.known_models import describe
+from masp.backbones.model_stats import UNBUILDABLE, model_config
+from masp.core.errors import BackboneError
+from masp.core.flops import Sizes
 
 
 def sizes_of(name: str, revision: str | None = None) -> Sizes:

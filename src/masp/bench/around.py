@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from PIL import Image, ImageFilter
 
-from masp.aspects import ASPECTS
 from masp.backbones.loading import load_backbone
 from masp.backbones.sizes import sizes_of
 from masp.bench import clock
 from masp.bench.clock import Work, in_turn, resident
 from masp.bench.result import Goal, Result, reaches
 from masp.bench.setting import LABELS, Setting
-from masp.config import MethodConfig, PromptInit
-from masp.data.loading import prefetch
-from masp.model import MaspModel, start_prompt
-from masp.modules.aspect_attention import AspectModules
-from masp.types import Prefix
+from masp.core.aspects import ASPECTS
+from masp.core.config import MethodConfig, PromptInit
+from masp.core.types import Prefix
+from masp.data.prefetch import prefetch
+from masp.model.aspect_attention import AspectModules
+from masp.model.masp_model import MaspModel, start_prompt
 
 Tell = Callable[[str], object]
 PICTURES = 8  # files, read again and again

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from masp.backbones.made import Made
-from masp.model import MaspModel
-from masp.modules.aspect_attention import MultiheadAttention, SingleAttention
-from masp.types import IGNORED, Assembled, ImageLayout, Pixels, VisualTokens
+from masp.backbones.random_init import Made
+from masp.core.types import IGNORED, Assembled, ImageLayout, Pixels, VisualTokens
+from masp.model.aspect_attention import MultiheadAttention, SingleAttention
+from masp.model.masp_model import MaspModel
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from masp.machine import processor
+from masp.core.hardware import processor
 
 Work = Callable[[], object]
 

@@ -6,8 +6,8 @@ from typing import Any
 from masp.bench.clock import Timing, Work, in_turn, once
 from masp.bench.setting import Setting
 from masp.bench.training import MOST, prompt_step
-from masp.model import MaspModel
-from masp.types import Prefix
+from masp.core.types import Prefix
+from masp.model.masp_model import MaspModel
 
 Tell = Callable[[str], object]
 Point = tuple[int, int]  # visual tokens of an image, images of a step

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from masp.answers import generate, score, score_tasks
 from masp.bench.baseline import bare_forward
 from masp.bench.clock import Work, in_turn
 from masp.bench.result import Goal, Result, costs
 from masp.bench.setting import LABELS, TASKS, Setting
+from masp.model.scoring import generate, score, score_tasks
 
 Tell = Callable[[str], object]
 ONE_GOALS = {0: 1.25, 700: 1.10}

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from masp.arithmetic import Sizes
-from masp.plan import Device, Job, Store, efficiency_of, estimate, reached
+from masp.core.flops import Sizes
+from masp.model.cost_estimate import Device, Job, Store, efficiency_of, estimate, reached
 
 MEMORY = "peak memory, "  # begins the names of lines of memory
 NO_READING = 1e9  # pictures per second: the benchmark's steps begin with pictures that are read already

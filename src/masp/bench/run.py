@@ -14,8 +14,8 @@ from masp.bench.clock import machine
 from masp.bench.planned import checked
 from masp.bench.result import Result
 from masp.bench.setting import Setting, setting
-from masp.errors import UsageError, did_you_mean
-from masp.plan import measured_peaks
+from masp.core.errors import UsageError, did_you_mean
+from masp.model.cost_estimate import measured_peaks
 
 Tell = Callable[[str], object]
 Group = Callable[[Setting, dict[str, Any], Tell], Iterator[Result]]

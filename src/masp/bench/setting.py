@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 import torch
 from PIL import Image
 
-from masp.arithmetic import Sizes
-from masp.aspects import ASPECTS
 from masp.backbones.base import Backbone
-from masp.backbones.made import Made, Shape, make
-from masp.config import MethodConfig, PromptInit
-from masp.labels import LabelStyle, render_labels
-from masp.model import MaspModel, start_prompt
-from masp.modules.aspect_attention import AspectModules
-from masp.questions import load_questions
-from masp.types import Pixels
+from masp.backbones.random_init import Made, Shape, make
+from masp.core.aspects import ASPECTS
+from masp.core.config import MethodConfig, PromptInit
+from masp.core.flops import Sizes
+from masp.core.labels import LabelStyle, render_labels
+from masp.core.prompts import load_questions
+from masp.core.types import Pixels
+from masp.model.aspect_attention import AspectModules
+from masp.model.masp_model import MaspModel, start_prompt
 
 LABELS = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness")
 TASKS: tuple[Sequence[str], ...] = (

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from masp.aspects import ASPECTS
-from masp.backbones.made import make
+from masp.backbones.random_init import make
 from masp.bench.baseline import PlainSteps
 from masp.bench.clock import Timing, Work, in_turn, memory_of
 from masp.bench.result import Goal, Result, faster
 from masp.bench.setting import ANSWERS, LABELS, Setting
-from masp.model import MaspModel
-from masp.types import Prefix, Seen
+from masp.core.aspects import ASPECTS
+from masp.core.types import Prefix, Seen
+from masp.model.masp_model import MaspModel
 
 Tell = Callable[[str], object]
 PAIRS_OF = 2  # images of a batch of stage 1

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from masp.annotate.run import Annotated as Outcome
     from masp.annotate.vocabulary import Options
     from masp.backbones.base import Backbone
-    from masp.config import DataConfig
-    from masp.model import MaspModel
-    from masp.questions import Questions
+    from masp.core.config import DataConfig
+    from masp.core.prompts import Questions
+    from masp.model.masp_model import MaspModel
 
 EXAMPLES = """
 Examples:
@@ -108,9 +108,9 @@ def annotate_data(
     from masp.annotate.pictures import pictures_of
     from masp.annotate.run import Work, annotate
     from masp.annotate.vocabulary import read_vocabulary
-    from masp.bars import Bar
     from masp.cli.check_data import refuse_inside
-    from masp.cli.show import results, waiting
+    from masp.cli.console import results, waiting
+    from masp.core.progress import Bar
 
     settings = _settings(data)
     target = out if out is not None else _usual_place(settings)
@@ -132,7 +132,7 @@ def annotate_data(
 
 def _settings(data: list[str]) -> "DataConfig":
     from masp.cli.check_data import settings_of
-    from masp.errors import UsageError
+    from masp.core.errors import UsageError
 
     settings = settings_of(data)
     if len(settings) != 1:
@@ -146,8 +146,8 @@ def _usual_place(settings: "DataConfig") -> Path:
 
 
 def _say_what(labelled: bool, count: int) -> None:
-    from masp.cli.show import say
-    from masp.errors import counted
+    from masp.cli.console import say
+    from masp.core.errors import counted
 
     without = "" if labelled else "; without labels, or with one only: good for stage 1 (masp train aspects)"
     say(f"{counted(count, 'picture')}{without}")
@@ -163,7 +163,7 @@ def _loaded(
     """
     from masp.adapters import backbone_place, find_adapter, load_adapter, read_info
     from masp.backbones.loading import load_backbone
-    from masp.errors import UsageError
+    from masp.core.errors import UsageError
 
     if adapter is None:
         if backbone is None:
@@ -185,8 +185,8 @@ def _loaded(
 
 def _model(backbone: "Backbone", trained: "Adapter | None") -> "MaspModel":
     """The backbone alone, or with the adapter's aspects; never with a soft prompt."""
-    from masp.config import MethodConfig
-    from masp.model import MaspModel
+    from masp.core.config import MethodConfig
+    from masp.model.masp_model import MaspModel
 
     if trained is None:
         return MaspModel(backbone, MethodConfig())
@@ -202,9 +202,9 @@ def _asking(
         UsageError: an aspect that does not exist, or that the adapter does not have.
     """
     from masp.annotate.ask import Asking
-    from masp.aspects import ASPECTS
-    from masp.errors import UsageError, did_you_mean
-    from masp.questions import load_questions
+    from masp.core.aspects import ASPECTS
+    from masp.core.errors import UsageError, did_you_mean
+    from masp.core.prompts import load_questions
 
     known = ASPECTS if trained is None else trained.info.aspects
     for name in names or ():
@@ -220,7 +220,7 @@ def _table(found: "Outcome") -> "object":
     from rich.table import Table
     from rich.text import Text
 
-    from masp.cli.show import printable
+    from masp.cli.console import printable
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for heading in ("aspect", "answered", "without answer", "different", "most often"):
@@ -234,8 +234,8 @@ def _table(found: "Outcome") -> "object":
 
 
 def _tell(found: "Outcome") -> None:
-    from masp.cli.show import say
-    from masp.errors import counted
+    from masp.cli.console import say
+    from masp.core.errors import counted
 
     if found.unreadable:
         say(f"{counted(found.unreadable, 'picture')} could not be read; {found.out / 'quarantine.jsonl'} says why")

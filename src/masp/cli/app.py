@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from masp import __version__, launch
+from masp import __version__
 from masp.cli import (
     baseline,
     bench,
@@ -28,9 +28,10 @@ from masp.cli import (
     reproduce,
     train,
 )
-from masp.cli.boundary import guarded
+from masp.cli.error_handling import guarded
 from masp.cli.make_data import data_app
-from masp.errors import UsageError
+from masp.core import launch
+from masp.core.errors import UsageError
 
 DIVIDED = ("train", "evaluate")
 """Commands whose work several processes share; the others would do all of it in each, into the same place."""

@@ -11,9 +11,9 @@ from masp.cli.options import BatchSize, Calibrate, Device, Dtype, DtypeOption, M
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from masp.config import DataConfig, RunConfig
+    from masp.baselines.base import System
+    from masp.core.config import DataConfig, RunConfig
     from masp.data.records import Dataset
-    from masp.systems.base import System
 
 EXAMPLES = """
 Examples:
@@ -65,12 +65,12 @@ def baseline(
 ) -> None:
     """Train and measure a system that MASP is compared with: same images, same splits, same figures, same files."""
     from masp.backbones.loading import load_backbone
-    from masp.cli.show import results
-    from masp.data.readers import open_dataset
-    from masp.errors import UsageError
+    from masp.baselines.registry import entry_of, make_system
+    from masp.cli.console import results
+    from masp.core.errors import UsageError
+    from masp.core.prompts import load_questions
+    from masp.data.readers.open_dataset import open_dataset
     from masp.evaluation.batches import Batching
-    from masp.questions import load_questions
-    from masp.systems.catalogue import entry_of, make_system
 
     if everything:
         results().print(_table())
@@ -99,7 +99,7 @@ def _config(changes: list[str], data: Path) -> "RunConfig":
     Raises:
         ConfigError: A change is wrong.
     """
-    from masp.config import load_config
+    from masp.core.config import load_config
 
     config = load_config(None, changes)
     return config.model_copy(update={"data": config.data.model_copy(update={"path": data})})
@@ -107,8 +107,8 @@ def _config(changes: list[str], data: Path) -> "RunConfig":
 
 def _learn(system: "System", dataset: "Dataset", settings: "DataConfig", out: Path, seed: int) -> None:
     """Let a system learn from train and val, in a folder of its own."""
-    from masp.evaluation.lessons import make_lessons
-    from masp.training.features import Reading
+    from masp.evaluation.training_data import make_lessons
+    from masp.training.feature_cache import Reading
 
     reading = Reading(settings.longest_side, settings.workers)
     system.learn(make_lessons(system.backbone, dataset, system.labels, out, seed, reading))
@@ -119,7 +119,7 @@ def _table() -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    from masp.systems.catalogue import CATALOGUE, settings_of
+    from masp.baselines.registry import CATALOGUE, settings_of
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for heading in ("system", "what it is", "settings"):

@@ -59,9 +59,9 @@ def bench(
     from rich.console import Console
 
     from masp.bench.run import Options, run_bench
-    from masp.cli.show import results, say
-    from masp.errors import UsageError
-    from masp.storage import write_file
+    from masp.cli.console import results, say
+    from masp.core.atomic_io import write_file
+    from masp.core.errors import UsageError
 
     if json is not None:  # before an hour is spent
         if json.is_dir():
@@ -94,7 +94,7 @@ def _before(file: Path | None) -> dict[str, Any] | None:
     """
     from json import loads
 
-    from masp.errors import UsageError
+    from masp.core.errors import UsageError
 
     if file is None:
         raise UsageError("--add without --json", "a file to add to", "Name it: --json FILE.")

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from masp.cli.boundary import FAILED
+from masp.cli.error_handling import FAILED
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from masp.config import DataConfig
-    from masp.data.checking.check import Checked, Report
-    from masp.data.checking.findings import Finding
+    from masp.core.config import DataConfig
+    from masp.data.validation.check import Checked, Report
+    from masp.data.validation.issues import Finding
 
 EXAMPLES = """
 Examples:
@@ -66,12 +66,12 @@ def check_data(
     `data.splits.kind=auto` is what it does by itself. Nothing is changed. Ends with 1 where there are errors, with 0
     where there are only warnings.
     """
-    from masp.bars import Bar
-    from masp.cli.show import counting, say, waiting
-    from masp.data.checking.check import Depth, check
-    from masp.data.checking.near import hasher
-    from masp.data.checking.opening import open_together
-    from masp.data.checking.written import write_report
+    from masp.cli.console import counting, say, waiting
+    from masp.core.progress import Bar
+    from masp.data.validation.check import Depth, check
+    from masp.data.validation.near_duplicates import hasher
+    from masp.data.validation.open_datasets import open_together
+    from masp.data.validation.report import write_report
 
     settings = settings_of(data)
     for one in settings:
@@ -96,7 +96,7 @@ def _show(report: "Report") -> None:
     """The report on stdout; sentences break where the window ends, tables do not."""
     from rich.text import Text
 
-    from masp.cli.show import results
+    from masp.cli.console import results
 
     console = results()
     for part in _told(report):
@@ -109,8 +109,8 @@ def settings_of(data: Sequence[str]) -> "list[DataConfig]":
     Raises:
         UsageError: a setting of something else, or no data set.
     """
-    from masp.config import load_config
-    from masp.errors import UsageError
+    from masp.core.config import load_config
+    from masp.core.errors import UsageError
 
     changes = [word for word in data if "=" in word and not Path(word).exists()]
     strange = next((word for word in changes if not word.startswith("data.")), None)
@@ -129,7 +129,7 @@ def refuse_inside(out: Path | None, settings: "DataConfig") -> None:
     Raises:
         UsageError: the output would lie inside the data set's folder.
     """
-    from masp.errors import UsageError
+    from masp.core.errors import UsageError
 
     root = settings.path
     if out is None or root is None or not root.exists():  # a wrong path is told by whoever opens it
@@ -140,9 +140,9 @@ def refuse_inside(out: Path | None, settings: "DataConfig") -> None:
 
 
 def _label_set(given: str | None) -> tuple[str, ...] | None:
-    from masp.errors import UsageError, did_you_mean
-    from masp.labels import LABEL_SETS, validate_labels
-    from masp.taxonomies import TAXONOMIES
+    from masp.core.errors import UsageError, did_you_mean
+    from masp.core.label_mapping import TAXONOMIES
+    from masp.core.labels import LABEL_SETS, validate_labels
 
     if given is None:
         return None
@@ -158,8 +158,8 @@ def _label_set(given: str | None) -> tuple[str, ...] | None:
 def _told(report: "Report") -> "Iterator[RenderableType]":
     from rich.text import Text
 
-    from masp.cli.show import printable
-    from masp.errors import counted
+    from masp.cli.console import printable
+    from masp.core.errors import counted
 
     for checked in report.data_sets:
         yield from _data_set(checked)
@@ -174,8 +174,8 @@ def _told(report: "Report") -> "Iterator[RenderableType]":
 def _data_set(checked: "Checked") -> "Iterator[RenderableType]":
     from rich.text import Text
 
-    from masp.cli.show import counts_table, printable
-    from masp.errors import counted
+    from masp.cli.console import counts_table, printable
+    from masp.core.errors import counted
 
     title = Text(printable(str(checked.path)), style="bold")
     divided = f", divided: {checked.split_by}" if checked.split_by not in (None, "published") else ""
@@ -198,8 +198,8 @@ def _findings(findings: "Sequence[Finding]") -> "RenderableType":
     from rich.table import Table
     from rich.text import Text
 
-    from masp.cli.show import printable
-    from masp.data.checking.findings import KINDS
+    from masp.cli.console import printable
+    from masp.data.validation.issues import KINDS
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(no_wrap=True)

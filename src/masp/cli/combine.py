@@ -25,7 +25,7 @@ def combine(
 ) -> None:
     """Put several soft prompts over the same aspects into one adapter, each a task with a name of its own."""
     from masp.adapters import combine as put_together
-    from masp.cli.show import say
+    from masp.cli.console import say
 
     info = put_together(out, adapters)
     say(f"{len(info.tasks)} tasks: {', '.join(info.tasks)}")

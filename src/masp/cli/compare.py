@@ -34,8 +34,8 @@ def compare(
 
     Nothing is computed again, and no model is loaded.
     """
-    from masp.cli.show import results
-    from masp.errors import UsageError
+    from masp.cli.console import results
+    from masp.core.errors import UsageError
     from masp.evaluation.comparison import compare_results
     from masp.evaluation.result import read_result
 
@@ -86,6 +86,6 @@ def _table(first: str, *others: str) -> Table:
 
 
 def _name(text: str) -> Text:
-    from masp.cli.show import printable
+    from masp.cli.console import printable
 
     return Text(printable(text))

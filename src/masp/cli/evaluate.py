@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from masp import launch
 from masp.cli.measuring import data_settings, measured, tell, with_split
 from masp.cli.options import (
     Accept,
@@ -24,9 +23,10 @@ from masp.cli.options import (
     accepted,
     refuse,
 )
+from masp.core import launch
 
 if TYPE_CHECKING:
-    from masp.config import DataConfig
+    from masp.core.config import DataConfig
     from masp.data.records import Dataset
     from masp.evaluation.result import Evaluation
 
@@ -110,7 +110,7 @@ def evaluate(
 
     Intervals hold 95 %. A data set that the adapter was trained on is divided as its run divided it.
     """
-    from masp.errors import UsageError
+    from masp.core.errors import UsageError
 
     model = (adapter, adapter_revision, aspects, task, backbone, revision, dtype, device)
     choice = Choice(*model, batch_size, mode, record, accept)
@@ -159,10 +159,10 @@ def _measured(
     """An adapter on a split."""
     from masp.adapters import find_adapter
     from masp.backbones.loading import choose_placement
-    from masp.errors import UsageError
+    from masp.core.errors import UsageError
     from masp.evaluation.batches import Batching
     from masp.predictor import Masp
-    from masp.training.processes import launched
+    from masp.training.distributed import launched
 
     dtype, device, mode = (choice.dtype or Dtype.auto).value, choice.device or "auto", choice.mode or Reading.score
     processes = launched(choose_placement(dtype, device).device)
@@ -198,7 +198,7 @@ def _check_size(settings: "DataConfig", home: Path, task: str | None) -> None:
         UsageError: They say something else.
     """
     from masp.adapters import read_info
-    from masp.errors import UsageError
+    from masp.core.errors import UsageError
 
     trained = read_info(home).for_task(task).longest_side
     if "longest_side" in settings.model_fields_set and settings.longest_side != trained:
@@ -211,8 +211,8 @@ def _outside(
     predictions: Path, settings: "DataConfig", split: str, allow_missing: bool, calibrate: bool, out: Path | None
 ) -> "Evaluation":
     """What another system said, on a split; nothing of a model is loaded."""
-    from masp.data.readers import open_dataset
-    from masp.evaluation.outside import evaluate_predictions
+    from masp.data.readers.open_dataset import open_dataset
+    from masp.evaluation.external_predictions import evaluate_predictions
 
     mine = out if launch.speaks() else None  # of several processes one writes
     dataset = with_split(open_dataset(settings), settings, split)
@@ -232,7 +232,7 @@ def _divided(settings: "DataConfig", split: str, home: Path, task: str | None) -
     Raises:
         UsageError: It has no such split.
     """
-    from masp.data.readers import open_dataset
+    from masp.data.readers.open_dataset import open_dataset
     from masp.evaluation.division import as_trained
 
     return with_split(as_trained(open_dataset(settings), home, task), settings, split)
@@ -241,7 +241,7 @@ def _divided(settings: "DataConfig", split: str, home: Path, task: str | None) -
 def _record(found: "Evaluation", home: Path, task: str | None) -> None:
     """The accuracy into the adapter's description and card."""
     from masp.adapters import record_result
-    from masp.cli.show import say
+    from masp.cli.console import say
     from masp.evaluation.runner import result_of
 
     record_result(home, result_of(found), task)
@@ -251,7 +251,7 @@ def _record(found: "Evaluation", home: Path, task: str | None) -> None:
 def _compare(other: "Evaluation", found: "Evaluation") -> None:
     """How much more, or less, than the other result was right on the same images."""
     from masp.cli.compare import differences
-    from masp.cli.show import results
+    from masp.cli.console import results
     from masp.evaluation.comparison import compare_results
 
     results().print(differences([(other.system, found.system, compare_results(other, found))]))
@@ -264,7 +264,7 @@ def _settings(changes: list[str], data: Path) -> "DataConfig":
         UsageError: A setting of something else.
         ConfigError: A change is wrong.
     """
-    from masp.errors import UsageError
+    from masp.core.errors import UsageError
 
     strange = next((change for change in changes if not change.startswith("data.")), None)
     if strange is not None:

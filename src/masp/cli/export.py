@@ -34,9 +34,9 @@ def export(
 
     The README in the copy holds the exact text to send.
     """
-    from masp.cli.show import say
-    from masp.errors import counted
-    from masp.export import export_embedding_rows
+    from masp.backbones.export import export_embedding_rows
+    from masp.cli.console import say
+    from masp.core.errors import counted
 
     assert form is Form.embedding_rows
     made = export_embedding_rows(adapter, out, backbone, adapter_revision, task, accepted(accept))

@@ -20,8 +20,8 @@ def import_data(
 
     The pictures are copied byte for byte; no code of the data set is run.
     """
-    from masp.bars import Bar
-    from masp.cli.show import counting, say
+    from masp.cli.console import counting, say
+    from masp.core.progress import Bar
     from masp.data.hub import Source, import_dataset
 
     with Bar("pictures", None) as bar:

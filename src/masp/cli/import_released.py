@@ -41,10 +41,10 @@ def import_released(
 
     Nothing in the files is run: they are refused if they hold anything but the expected tensors.
     """
-    from masp.adapters.released import import_released as convert
-    from masp.adapters.released import labels_of
-    from masp.cli.show import say
-    from masp.errors import UsageError
+    from masp.adapters.import_released import import_released as convert
+    from masp.adapters.import_released import labels_of
+    from masp.cli.console import say
+    from masp.core.errors import UsageError
 
     if soft_prompt is None:
         if labels is not None:

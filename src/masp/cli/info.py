@@ -9,8 +9,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from masp.backbones.facts import BackboneFacts
-    from masp.parameters import TrainedSize
+    from masp.backbones.model_stats import BackboneFacts
+    from masp.model.param_count import TrainedSize
 
 SIZES = ("224x224", "512x512", "1024x768", "1920x1080")
 SOURCES = {
@@ -55,16 +55,16 @@ def info(
     """
     from typing import get_args
 
-    from masp.backbones.published import describe
-    from masp.cli.show import results
-    from masp.settings import Variant
+    from masp.backbones.known_models import describe
+    from masp.cli.console import results
+    from masp.core.settings import Variant
 
     sizes = tuple(_size(text) for text in (size or SIZES))
     description = describe(backbone, revision)
-    from masp.backbones.facts import count  # heavy, and for nothing if there is no such backbone
     from masp.backbones.loading import choose_placement
-    from masp.backbones.visual_counts import visual_tokens
-    from masp.parameters import trained_size
+    from masp.backbones.model_stats import count  # heavy, and for nothing if there is no such backbone
+    from masp.backbones.token_counts import visual_tokens
+    from masp.model.param_count import trained_size
 
     facts = count(description)
     visual = dict(zip(sizes, visual_tokens(description, sizes), strict=True))
@@ -83,7 +83,7 @@ def _size(text: str) -> tuple[int, int]:
     Raises:
         UsageError: Not two numbers.
     """
-    from masp.errors import UsageError
+    from masp.core.errors import UsageError
 
     found = re.fullmatch(r"(\d{1,6})[x×](\d{1,6})", text.strip(), flags=re.ASCII)
     if found is None:
@@ -95,8 +95,8 @@ def _object(
     facts: "BackboneFacts", variants: "list[TrainedSize]", visual: dict[tuple[int, int], int | None]
 ) -> dict[str, Any]:
     """Everything as plain numbers; sizes in bytes."""
-    from masp.backbones.facts import LORA_RANK
-    from masp.parameters import FP32
+    from masp.backbones.model_stats import LORA_RANK
+    from masp.model.param_count import FP32
 
     return {
         "backbone": facts.name,
@@ -133,7 +133,7 @@ def _for_people(
     from rich.console import Group
     from rich.text import Text
 
-    from masp.cli.show import printable
+    from masp.cli.console import printable
 
     serves = "served by masp" if facts.served else "not served by masp yet"
     title = Text.assemble((printable(facts.name), "bold"), f"  {facts.model_type}, {serves}")
@@ -181,8 +181,8 @@ def _differs_on_cpu(facts: "BackboneFacts") -> bool:
 
 
 def _trained(facts: "BackboneFacts", variants: "list[TrainedSize]") -> Any:
-    from masp.backbones.facts import LORA_RANK
-    from masp.parameters import FP32
+    from masp.backbones.model_stats import LORA_RANK
+    from masp.model.param_count import FP32
 
     table = _table("trained, in fp32", "parameters", "size")
     for one in variants:

@@ -30,10 +30,10 @@ def make(
     seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same pictures, byte for byte.")] = 0,
 ) -> None:
     """Write emoji scenes in EmoSet's published layout: pictures, labels, annotations, and what caused each label."""
-    from masp.bars import Bar
-    from masp.cli.show import counting, say
+    from masp.cli.console import counting, say
+    from masp.core.errors import counted
+    from masp.core.progress import Bar
     from masp.data.emoji.dataset import write_dataset
-    from masp.errors import counted
 
     with Bar("pictures", images) as bar:
         write_dataset(folder, images=images, seed=seed, progress=counting(bar))

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from masp.config import DataConfig
+    from masp.baselines.base import System
+    from masp.core.config import DataConfig
     from masp.data.records import Dataset
     from masp.evaluation.batches import Batching
     from masp.evaluation.result import Evaluation, Mode
     from masp.predictor import Masp
-    from masp.systems.base import System
 
 
 def data_settings(changes: Sequence[str], data: Path) -> "DataConfig":
@@ -20,7 +20,7 @@ def data_settings(changes: Sequence[str], data: Path) -> "DataConfig":
     Raises:
         ConfigError: A change is wrong.
     """
-    from masp.config import load_config
+    from masp.core.config import load_config
 
     return load_config(None, changes).data.model_copy(update={"path": data})
 
@@ -31,7 +31,7 @@ def with_split(dataset: "Dataset", settings: "DataConfig", split: str) -> "Datas
     Raises:
         UsageError: It has not.
     """
-    from masp.errors import UsageError, did_you_mean
+    from masp.core.errors import UsageError, did_you_mean
 
     if split not in dataset.splits:
         raise UsageError(f"--split {split}: {settings.path} has no such split", "", did_you_mean(split, dataset.splits))
@@ -48,7 +48,7 @@ def measured(
     out: Path | None,
 ) -> "Evaluation":
     """Every image of the split, and of the one that a temperature is fitted on, under one bar."""
-    from masp.cli.show import counting
+    from masp.cli.console import counting
     from masp.evaluation.runner import CALIBRATION, evaluate
     from masp.training.progress import Bar
 
@@ -60,7 +60,7 @@ def measured(
 
 def tell(found: "Evaluation", out: Path | None) -> None:
     """The figures on stdout, and what else there is to know on stderr."""
-    from masp.cli.show import evaluation_tables, results, say
+    from masp.cli.console import evaluation_tables, results, say
 
     results().print(evaluation_tables(found))
     for bad in found.quarantined:

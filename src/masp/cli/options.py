@@ -118,7 +118,7 @@ def refuse(options: Mapping[str, object], where: str, expected: str) -> None:
     Raises:
         UsageError: some were given.
     """
-    from masp.errors import UsageError
+    from masp.core.errors import UsageError
 
     given = [name for name, value in options.items() if value is not None and value is not False]
     if given:

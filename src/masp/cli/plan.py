@@ -8,8 +8,8 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from masp.arithmetic import Sizes
-    from masp.plan import Job, Part, Store
+    from masp.core.flops import Sizes
+    from masp.model.cost_estimate import Job, Part, Store
 
 BACKBONE = "Qwen/Qwen2-VL-7B-Instruct"
 STORES = ("none", "features", "prefix", "auto")
@@ -95,8 +95,8 @@ def plan(
     from json import dumps
 
     from masp.backbones.sizes import sizes_of
-    from masp.cli.show import results
-    from masp.plan import Device, Job, chosen_store, estimate
+    from masp.cli.console import results
+    from masp.model.cost_estimate import Device, Job, chosen_store, estimate
 
     _one_of("--store", store, STORES)
     known = {} if bench is None else _read(bench)
@@ -137,7 +137,7 @@ def _planned_dtype(asked: str | None, known: dict[str, Any], backbone: str) -> s
 
 def _remark(assumed: str, line: str | None, job: "Job") -> None:
     """What was assumed, the command that trains like this, and what is not in the plan."""
-    from masp.cli.show import say
+    from masp.cli.console import say
 
     say(assumed)
     if line is not None:
@@ -173,8 +173,8 @@ def _stage_settings(stage: str, epochs: int, sizes: "Sizes", job: "Job") -> list
     """The settings of one stage."""
     from math import ceil
 
-    from masp.config import TrainConfig
-    from masp.plan import chosen_store, store_gb
+    from masp.core.config import TrainConfig
+    from masp.model.cost_estimate import chosen_store, store_gb
 
     kept, usual = chosen_store(sizes, job), TrainConfig()
     values: dict[str, object] = {"store": "features" if stage == "aspects" and kept == "prefix" else kept}
@@ -199,7 +199,7 @@ def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
     Raises:
         UsageError: it is unknown.
     """
-    from masp.errors import UsageError, did_you_mean
+    from masp.core.errors import UsageError, did_you_mean
 
     if value not in known:
         raise UsageError(f"{option} {value}", f"one of {', '.join(known)}", did_you_mean(value, known))
@@ -213,8 +213,8 @@ def _peaks(
     Raises:
         UsageError: one of the first two is neither.
     """
-    from masp.errors import UsageError
-    from masp.plan import measured_efficiency, measured_peaks
+    from masp.core.errors import UsageError
+    from masp.model.cost_estimate import measured_efficiency, measured_peaks
 
     measured = measured_peaks(known) if known else (None, None)
     top, wide = (seen if given is None else given for seen, given in zip(measured, (peak, bandwidth), strict=True))
@@ -235,7 +235,7 @@ def _read(file: Path) -> dict[str, Any]:
     """
     from json import loads
 
-    from masp.errors import UsageError
+    from masp.core.errors import UsageError
 
     try:
         found = loads(file.read_text(encoding="utf-8"))

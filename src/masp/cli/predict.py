@@ -85,7 +85,7 @@ def predict(
     An image that cannot be read is reported and the others go on; the exit code is then 1.
     """
     from masp.adapters import find_adapter, read_info
-    from masp.cli.show import say
+    from masp.cli.console import say
     from masp.predictor import Failure, Masp
 
     if adapter is None:
@@ -124,8 +124,8 @@ class _Predictions:
     @property
     def warning(self) -> str:
         """That some mean nothing, and what to do instead; empty where all images are such as the backbone knows."""
-        from masp.errors import counted
-        from masp.prediction import INSTEAD
+        from masp.core.errors import counted
+        from masp.model.prediction import INSTEAD
 
         if not self.foreign:
             return ""
@@ -168,9 +168,9 @@ def _named(paths: Sequence[str], failures: _Failures) -> Iterator[Path]:
 
     An argument that names none, and a line of a list whose folder cannot be read, are failures; the others go on.
     """
+    from masp.core.errors import DataError
+    from masp.data.file_listing import images_from
     from masp.data.images import FORMAT_NAMES
-    from masp.data.walk import images_from
-    from masp.errors import DataError
     from masp.predictor import Failure
 
     for argument in paths:
@@ -194,7 +194,7 @@ def _json_line(result: "Prediction | Failure") -> None:
 
 def _for_people(masp: "Masp", explain: bool) -> "Callable[[Prediction | Failure], None]":
     """Shows predictions on stdout and failures on stderr; says once what the adapter cannot tell."""
-    from masp.cli.show import LEGEND, prediction_panel, results, say
+    from masp.cli.console import LEGEND, prediction_panel, results, say
     from masp.predictor import Failure
 
     console = results()
@@ -220,10 +220,10 @@ def _alone(masp: "Masp") -> str:
 
 def _write_report(file: Path, masp: "Masp", found: _Predictions, failures: _Failures) -> None:
     from masp.adapters import library_versions
-    from masp.cli.show import say
-    from masp.errors import counted
+    from masp.cli.console import say
+    from masp.core.errors import counted
     from masp.report import sample_of, write_report
-    from masp.report_data import Provenance, ReportData
+    from masp.report.schema import Provenance, ReportData
 
     read = counted(found.count, "picture")
     shown = read if found.count == len(found.kept) else f"the first {len(found.kept)} of {read}"

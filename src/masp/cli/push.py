@@ -27,7 +27,7 @@ def push(
     The backbone is never pushed. Log in first with `hf auth login`.
     """
     from masp.adapters import publish
-    from masp.cli.show import say
+    from masp.cli.console import say
 
     address = publish(folder, repo_id, private=private, revision=revision, license=license)
     say("pushed; anyone who may read it can now use --adapter " + repo_id)

@@ -59,10 +59,10 @@ def report(
     The page works from the disk and loads nothing. Systems on one split of one data set stand side by side; seeds of
     one system become a mean with its standard deviation. What a result does not hold, the page says.
     """
-    from masp.cli.show import say
+    from masp.cli.console import say
     from masp.report.comparison import comparison
-    from masp.report.gather import read_sources
-    from masp.report.mistakes import Asked
+    from masp.report.error_analysis import Asked
+    from masp.report.load_results import read_sources
     from masp.report.page import write_page
 
     if adapter is None:
@@ -90,12 +90,12 @@ def _loaded(
 
 
 def _missing(data: Path) -> Exception:
-    from masp.errors import DataError
+    from masp.core.errors import DataError
 
     return DataError(f"--data {data} is not there", "the data set's folder", "Correct the path, or leave it out.")
 
 
 def _no_pictures(adapter: str) -> Exception:
-    from masp.errors import UsageError
+    from masp.core.errors import UsageError
 
     return UsageError(f"--adapter {adapter} without --data", "the pictures that it shall explain", "Name both.")

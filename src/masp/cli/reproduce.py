@@ -72,8 +72,8 @@ def reproduce(
 
     Without --data and --backbone everything runs on the embedded backbone and drawn pictures.
     """
-    from masp.cli.show import say
-    from masp.errors import MaspError
+    from masp.cli.console import say
+    from masp.core.errors import MaspError
     from masp.reproduce.request import Request, job_of
     from masp.reproduce.run import reproduce as run
 

@@ -57,10 +57,10 @@ def split_data(
     same side. The data set itself is not changed; train with the division through `data.splits.file=FILE`.
     """
     from masp.cli.check_data import refuse_inside, settings_of
-    from masp.cli.show import results, say, waiting
-    from masp.data.readers import open_dataset
+    from masp.cli.console import results, say, waiting
+    from masp.core.errors import UsageError
+    from masp.data.readers.open_dataset import open_dataset
     from masp.data.splits import write_division
-    from masp.errors import UsageError
 
     settings = settings_of([f"data.splits.kind={kind.value}", f"data.splits.seed={seed}", *data])
     if len(settings) != 1:
@@ -82,7 +82,7 @@ def _refuse_unlabelled(dataset: "Dataset") -> None:
     Raises:
         DataError: no picture has a label.
     """
-    from masp.errors import DataError, counted
+    from masp.core.errors import DataError, counted
 
     if all(record.label is None for record in dataset.records):
         raise DataError(
@@ -94,8 +94,8 @@ def _refuse_unlabelled(dataset: "Dataset") -> None:
 
 def _table(dataset: "Dataset") -> "Table":
     """Pictures by label and split; those without a label, which are divided too, in a row of their own."""
-    from masp.cli.show import counts_table
-    from masp.data.checking.check import NO_LABEL
+    from masp.cli.console import counts_table
+    from masp.data.validation.check import NO_LABEL
 
     counts = {name: Counter(record.label or NO_LABEL for record in found) for name, found in dataset.splits.items()}
     bare = any(NO_LABEL in of_split for of_split in counts.values())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from masp.config import RunConfig
+    from masp.core.config import RunConfig
     from masp.training import TrainResult
 
 NONE = "none"
@@ -64,7 +64,7 @@ def train(
 ) -> None:
     """Train adapters on a frozen backbone: the aspect modules, then the soft prompt."""
     from masp.adapters import find_adapter
-    from masp.errors import UsageError
+    from masp.core.errors import UsageError
 
     settings = _settings(config, changes or [], data, backbone)
     if out is None:
@@ -88,8 +88,8 @@ def _settings(config: Path | None, changes: list[str], data: Path | None, backbo
         UsageError: No data, or no backbone.
         ConfigError: The file or a change is wrong.
     """
-    from masp.config import load_config
-    from masp.errors import UsageError
+    from masp.core.config import load_config
+    from masp.core.errors import UsageError
 
     settings = load_config(config, changes)
     if backbone is not None:
@@ -107,10 +107,10 @@ def _settings(config: Path | None, changes: list[str], data: Path | None, backbo
 def _train(settings: "RunConfig", first: Path | None, second: Path | None, aspects: Path | None) -> None:
     """Stage 1 into the folder `first`, stage 2 with these aspects into `second`; None leaves a stage out."""
     from masp.backbones.loading import choose_placement, load_backbone
-    from masp.cli.show import say
-    from masp.data.readers import open_dataset
+    from masp.cli.console import say
+    from masp.data.readers.open_dataset import open_dataset
     from masp.training import train_aspects, train_prompt
-    from masp.training.processes import launched
+    from masp.training.distributed import launched
 
     place = choose_placement(settings.backbone.dtype, settings.backbone.device)
     with launched(place.device).guarded():
@@ -126,7 +126,7 @@ def _train(settings: "RunConfig", first: Path | None, second: Path | None, aspec
 
 def _report(stage: str, result: "TrainResult") -> None:
     """The adapter's folder on stdout, and how it went on stderr."""
-    from masp.cli.show import say
+    from masp.cli.console import say
 
     figures = "".join(f", {name} {value:.4g}" for name, value in result.metrics.items())
     pace = f"{result.steps} steps in {result.seconds:.0f} s, {result.examples_per_second:.0f} examples/s"

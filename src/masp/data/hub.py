@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from masp.data.folders import SPLITS
+from masp.core.atomic_io import write_folder
+from masp.core.errors import DataError, UsageError, counted, did_you_mean, shown
+from masp.core.labels import checked_name
 from masp.data.images import suffix_of
-from masp.data.reading import label_of
-from masp.errors import DataError, UsageError, counted, did_you_mean, shown
-from masp.labels import checked_name
-from masp.storage import write_folder
+from masp.data.readers.common import label_of
+from masp.data.readers.folders import SPLITS
 
 log = logging.getLogger(__name__)
 

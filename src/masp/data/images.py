@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError, features
 
-from masp.errors import ImageError
+from masp.core.errors import ImageError
 
 _SUFFIXES_OF = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),

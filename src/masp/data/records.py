@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from masp.data.quarantine import Rejected
-from masp.errors import DataError, did_you_mean
+from masp.core.errors import DataError, did_you_mean
+from masp.data.bad_files import Rejected
 
 _LARGEST_ANNOTATION = 16_777_216
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from masp.errors import UsageError
+from masp.core.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from masp.core.atomic_io import digest, write_file
+from masp.core.errors import DataError
 from masp.data.records import Dataset, Record, read_json
-from masp.errors import DataError
-from masp.storage import digest, write_file
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from masp.errors import DataError, UsageError, did_you_mean
+from masp.core.errors import DataError, UsageError, did_you_mean
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 _DELIMITERS = "\t,;"

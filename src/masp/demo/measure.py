@@ -11,7 +11,7 @@ from masp.demo.steps import Steps
 from masp.evaluation.ablation import Table2, table2
 from masp.evaluation.aspect_quality import AspectQuality, aspect_quality
 from masp.evaluation.batches import Batching
-from masp.evaluation.truth import Ceiling, Explanations, ceiling, measure_explanations
+from masp.evaluation.explanation_metrics import Ceiling, Explanations, ceiling, measure_explanations
 from masp.predictor import Masp
 
 Result = TypeVar("Result")

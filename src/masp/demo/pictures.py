@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from masp.aspects import ASPECTS, answer_text
+from masp.core.aspects import ASPECTS, answer_text
+from masp.core.atomic_io import remove_leftovers, write_file, write_folder
+from masp.core.errors import UsageError
 from masp.data.emoji.dataset import write_dataset
 from masp.data.emoji.splits import WORLD_VERSION
-from masp.data.readers import open_dataset
+from masp.data.readers.open_dataset import open_dataset
 from masp.data.records import Dataset, read_json
 from masp.demo.plan import Plan
-from masp.errors import UsageError
-from masp.storage import remove_leftovers, write_file, write_folder
 
 TRUTH = "truth.json"
 

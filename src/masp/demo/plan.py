@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from masp.config import RunConfig, load_config
+from masp.core.config import RunConfig, load_config
 
 
 @dataclass(frozen=True)

@@ -10,23 +10,23 @@ from rich.console import Console
 
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
-from masp.config import RunConfig, TrainConfig
+from masp.core.atomic_io import write_file
+from masp.core.config import RunConfig, TrainConfig
 from masp.data.records import Dataset
 from masp.demo import pictures
 from masp.demo.measure import Measured, measure
 from masp.demo.pictures import DemoPicture
 from masp.demo.plan import Plan, demo_config
+from masp.demo.report_builder import Background, loss_curve_of, report_of
 from masp.demo.steps import Steps, quiet
-from masp.demo.story import Background, loss_curve_of, report_of
 from masp.demo.summary import show, standard_output
 from masp.evaluation.ablation import write_table
 from masp.evaluation.runner import provenance
 from masp.predictor import Masp, Prediction
 from masp.report import write_report
-from masp.storage import write_file
-from masp.training.runs import TrainResult
-from masp.training.stage1_aspects import train_aspects
-from masp.training.stage2_prompt import train_prompt
+from masp.training.run_dir import TrainResult
+from masp.training.stage1 import train_aspects
+from masp.training.stage2 import train_prompt
 
 RUNS = {
     "aspects": "stage 1: six aspects",

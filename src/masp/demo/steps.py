@@ -10,9 +10,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from masp.report.words import duration
-from masp.report_data import Step
-from masp.storage import write_file
+from masp.core.atomic_io import write_file
+from masp.report.formatting import duration
+from masp.report.schema import Step
 from masp.training.progress import Bar
 
 BEFORE = "done before"

@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from masp.demo.measure import Measured
-from masp.demo.story import BEST, commands
-from masp.report.words import decided, decisive, duration, share, words
-from masp.report_data import ReportData, Sample
+from masp.demo.report_builder import BEST, commands
+from masp.report.formatting import decided, decisive, duration, share, words
+from masp.report.schema import ReportData, Sample
 
 BAR = 26
 """Width in characters of 100 %."""

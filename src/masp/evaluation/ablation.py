@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from masp.answers import score
-from masp.config import PromptInit
-from masp.data.quarantine import Quarantine, Rejected
+from masp.core.atomic_io import write_file
+from masp.core.config import PromptInit
+from masp.core.errors import UsageError
+from masp.data.bad_files import Quarantine, Rejected
 from masp.data.records import Record
-from masp.errors import UsageError
 from masp.evaluation import metrics
 from masp.evaluation.batches import Batching, labelled, visual_batches
 from masp.evaluation.metrics import Interval, Paired
-from masp.model import MaspModel, Use, start_prompt
+from masp.model.masp_model import MaspModel, Use, start_prompt
+from masp.model.scoring import score
 from masp.predictor import Masp
-from masp.storage import write_file
 
 ROWS = {
     "V": "the backbone alone, zero-shot",

@@ -4,16 +4,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from masp.answers import describe_aspects, generate
-from masp.data.quarantine import Quarantine
+from masp.core.errors import DataError
+from masp.core.labels import normalise_answer
+from masp.core.prompts import Questions
+from masp.data.bad_files import Quarantine
 from masp.data.records import Record
-from masp.errors import DataError
 from masp.evaluation import metrics
 from masp.evaluation.batches import Batching, visual_batches
 from masp.evaluation.metrics import Interval
-from masp.labels import normalise_answer
-from masp.model import MaspModel, Use
-from masp.questions import Questions
+from masp.model.masp_model import MaspModel, Use
+from masp.model.scoring import describe_aspects, generate
 
 LONGEST = 24
 """Tokens that an aspect's answer may have; a list of objects needs some."""

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from masp.arithmetic import images_at_once
 from masp.backbones.base import Backbone
+from masp.core.errors import DataError, UsageError, did_you_mean
+from masp.core.flops import images_at_once
+from masp.core.types import VisualTokens
+from masp.data.bad_files import Quarantine
 from masp.data.images import Rounding
-from masp.data.loading import prefetch
-from masp.data.quarantine import Quarantine
+from masp.data.prefetch import prefetch
 from masp.data.records import Record
-from masp.errors import DataError, UsageError, did_you_mean
-from masp.types import VisualTokens
 
 
 @dataclass(frozen=True)

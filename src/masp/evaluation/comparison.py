@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from masp.errors import DataError, UsageError
+from masp.core.errors import DataError, UsageError
 from masp.evaluation.metrics import Paired, compare
 from masp.evaluation.result import Evaluation, Floor
-from masp.evaluation.spread import Spread, spread_of
+from masp.evaluation.seed_stats import Spread, spread_of
 
 Figure = Callable[[Evaluation], float | None]
 

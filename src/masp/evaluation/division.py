@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from masp.adapters import DataRecord, read_info, resolve
+from masp.core.errors import DataError
 from masp.data.records import Dataset
 from masp.data.splits import division_in, read_split
-from masp.errors import DataError
 
 _LEARNED = ("train", "val")  # val decides which state of a run is kept, so that it is no test either
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from masp.core.hardware import processor
 from masp.data.records import Dataset
-from masp.machine import processor
 
 
 def data_facts(dataset: Dataset, split: str | None) -> dict[str, Any]:

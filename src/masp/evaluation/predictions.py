@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from masp.errors import DataError, did_you_mean, shown
-from masp.labels import parse, spelled
-from masp.storage import write_file
+from masp.core.atomic_io import write_file
+from masp.core.errors import DataError, did_you_mean, shown
+from masp.core.labels import parse, spelled
 
 PREDICTIONS = "predictions.jsonl"
 """Beside a result: what was said about every image."""

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from masp.backbones.base import Backbone
-from masp.data.loading import LoadedBatch, Loading, prefetch_batches
+from masp.data.prefetch import LoadedBatch, Loading, prefetch_batches
 from masp.evaluation.batches import Batching
-from masp.training.processes import Processes
+from masp.training.distributed import Processes
 
 T = TypeVar("T")
 

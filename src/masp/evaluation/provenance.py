@@ -7,12 +7,12 @@ import torch
 
 from masp.adapters import library_versions, portable
 from masp.backbones.base import Backbone
+from masp.baselines.base import System
+from masp.baselines.prompted import adapter_facts
 from masp.data.records import Dataset
 from masp.evaluation.batches import Batching
 from masp.evaluation.facts import data_facts, machine_facts
 from masp.predictor import Masp
-from masp.systems.base import System
-from masp.systems.prompted import adapter_facts
 
 
 def surroundings(backbone: Backbone, dataset: Dataset | None = None, split: str | None = None) -> dict[str, Any]:

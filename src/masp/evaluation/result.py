@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from masp.core.atomic_io import digest, write_file
+from masp.core.errors import DataError
 from masp.data.records import read_json
-from masp.errors import DataError
 from masp.evaluation.metrics import ClassFigures, Interval
 from masp.evaluation.predictions import PREDICTIONS, Answered, content_of, read_predictions, write_predictions
-from masp.storage import digest, write_file
 
 SUMMARY = "summary.json"
 """The result in its folder."""

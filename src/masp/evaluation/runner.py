@@ -4,19 +4,19 @@ import logging
 from pathlib import Path
 
 from masp.adapters import ResultRecord
+from masp.baselines.base import System
+from masp.baselines.prompted import Prompted
 from masp.data.records import Dataset
-from masp.evaluation.asking import ask
 from masp.evaluation.batches import Batching
+from masp.evaluation.compute_metrics import About, Calibration, measured, votes_of
 from masp.evaluation.facts import dated, run_of
-from masp.evaluation.figures import About, Calibration, measured, votes_of
-from masp.evaluation.journal import remove_journals
+from masp.evaluation.predict_split import ask
 from masp.evaluation.predictions import Answered, write_predictions
 from masp.evaluation.provenance import of_system, provenance
 from masp.evaluation.result import Evaluation, Mode, write_result
+from masp.evaluation.resume_log import remove_journals
 from masp.predictor import Masp
-from masp.systems.base import System
-from masp.systems.prompted import Prompted
-from masp.training.processes import launched
+from masp.training.distributed import launched
 
 __all__ = ["CALIBRATION", "Answered", "Evaluation", "Mode", "evaluate", "provenance", "result_of"]
 

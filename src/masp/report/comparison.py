@@ -4,15 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from masp import plots
-from masp.errors import UsageError
-from masp.report.gather import Rows, Source, seed_of, trials
-from masp.report.mistakes import Asked
+from masp.core.errors import UsageError
+from masp.report import plots
+from masp.report.error_analysis import Asked
+from masp.report.formatting import grouped, points, share
+from masp.report.load_results import Rows, Source, seed_of, trials
 from masp.report.page import fill
+from masp.report.schema import Ablation
 from masp.report.study import Headline
 from masp.report.trial_view import TrialView, view
-from masp.report.words import grouped, points, share
-from masp.report_data import Ablation
 
 MOST_FACTS = 120
 """Rows of what a result depended on; a file that says more is cut."""

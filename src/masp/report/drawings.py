@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from masp.evaluation.metrics import Interval
-from masp.plots import ACCENT, INK, LINES, MID, MUTED, PAPER, RULE, SOFT, VARIABLES, Panel
 from masp.report.figures import Curve, PooledBin
-from masp.report.words import words
+from masp.report.formatting import words
+from masp.report.plots import ACCENT, INK, LINES, MID, MUTED, PAPER, RULE, SOFT, VARIABLES, Panel
 
 DASHES: tuple[tuple[float, ...], ...] = ((), (5.0, 1.6), (1.2, 1.4), (6.0, 1.5, 1.2, 1.5), (3.0, 3.0))
 """Patterns of lines, so that nobody has to tell them apart by colour."""

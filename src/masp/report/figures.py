@@ -8,7 +8,7 @@ import numpy as np
 
 from masp.evaluation.metrics import Interval, share
 from masp.evaluation.result import Bin, RiskCoverage
-from masp.evaluation.spread import spread_of
+from masp.evaluation.seed_stats import spread_of
 
 POINTS = 200
 """A curve is drawn through at most this many points, whatever the number of images."""

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import jinja2
 
-from masp import __version__, plots
-from masp.errors import MaspError
-from masp.report import study
+from masp import __version__
+from masp.core.atomic_io import write_file
+from masp.core.errors import MaspError
+from masp.report import plots, study
+from masp.report.formatting import FILTERS
 from masp.report.samples import sample_view
-from masp.report.words import FILTERS
-from masp.report_data import ReportData
-from masp.storage import write_file
+from masp.report.schema import ReportData
 
 
 def write_report(file: Path, data: ReportData) -> None:

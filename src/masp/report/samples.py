@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageStat
 
+from masp.core.errors import ImageError
 from masp.data.images import open_image
-from masp.errors import ImageError
-from masp.plots import attention_veil, cell_lines
-from masp.report.words import decisive, share, verdict
-from masp.report_data import Sample, Sight
+from masp.report.formatting import decisive, share, verdict
+from masp.report.plots import attention_veil, cell_lines
+from masp.report.schema import Sample, Sight
 
 if TYPE_CHECKING:
-    from masp.prediction import Prediction
+    from masp.model.prediction import Prediction
 
 LONG_SIDE = 560
 """Longest side of an embedded picture, in pixels; larger ones are reduced."""

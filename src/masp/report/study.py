@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from masp.evaluation.metrics import Interval
-from masp.report.words import share, words
-from masp.report_data import Ablation, Confusion, ExplanationTruth, ReportData
+from masp.report.formatting import share, words
+from masp.report.schema import Ablation, Confusion, ExplanationTruth, ReportData
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass
 
-from masp.report import certainty, drawings, labelwise, mistakes, standings
-from masp.report.gather import Trial
-from masp.report.mistakes import Asked
-from masp.report.standings import Column, Gain, Pair, Row
-from masp.report.words import grouped
+from masp.report import calibration as certainty
+from masp.report import drawings
+from masp.report import error_analysis as mistakes
+from masp.report import leaderboard as standings
+from masp.report import per_class as labelwise
+from masp.report.error_analysis import Asked
+from masp.report.formatting import grouped
+from masp.report.leaderboard import Column, Gain, Pair, Row
+from masp.report.load_results import Trial
 
 KEPT = (1.0, 0.9, 0.75, 0.5, 0.25)
 """Shares of the images at which the table reads the risk."""

@@ -8,9 +8,9 @@ their system's own epochs, but learn at least as many steps. What has an optimum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from masp.settings import TrainConfig
-from masp.systems.catalogue import settings_of
-from masp.systems.lora_layers import natural_rate
+from masp.baselines.lora_layers import natural_rate
+from masp.baselines.registry import settings_of
+from masp.core.settings import TrainConfig
 from masp.training import schedule
 
 ASKING = ("qlora", "instruction")

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from masp.adapters import portable, read_info
-from masp.questions import load_questions
-from masp.reproduce.cells import cell_name
-from masp.reproduce.job import Job
-from masp.reproduce.recipes import DATA
+from masp.core.prompts import load_questions
+from masp.reproduce.config import Job
+from masp.reproduce.experiment import cell_name
+from masp.reproduce.specs import DATA
 from masp.reproduce.tables import Results
 
 Entry = Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""Pictures of the tables and figures, drawn with the tools and the palette of `masp.plots`."""
+"""Pictures of the tables and figures, drawn with the tools and the palette of `masp.report.plots`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from PIL import Image
 
-from masp.aspects import ASPECTS
-from masp.plots import ACCENT, INK, MID, MUTED, RULE, SOFT, Panel
+from masp.core.aspects import ASPECTS
+from masp.report.plots import ACCENT, INK, MID, MUTED, RULE, SOFT, Panel
 from masp.reproduce.tables import Row, Table
 
 TALL = 0.36  # inches of a bar

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from masp.arithmetic import QWEN2_VL_7B, Sizes
 from masp.backbones.base import Backbone
-from masp.config import MethodConfig
-from masp.parameters import trained_size
-from masp.settings import Variant
+from masp.core.config import MethodConfig
+from masp.core.flops import QWEN2_VL_7B, Sizes
+from masp.core.settings import Variant
+from masp.model.param_count import trained_size
 
 RANK = 8
 
@@ -26,7 +26,7 @@ def of_paper_backbone(prompt_length: int = 32) -> dict[str, int]:
 
 def of_backbone(backbone: Backbone, method: MethodConfig) -> dict[str, Any]:
     """The counts for a loaded backbone."""
-    from masp.systems.lora_layers import LoraLayers, LoraSettings
+    from masp.baselines.lora_layers import LoraLayers, LoraSettings
 
     counted = _method(backbone.dim, method.queries, method.variant, method.prompt_length)
     return {"lora": LoraLayers(backbone, LoraSettings(rank=RANK)).count, **counted}

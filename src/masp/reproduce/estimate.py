@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from masp.baselines.registry import CATALOGUE
 from masp.reproduce.budget import ASKING, budget_of
-from masp.reproduce.cells import Cell
-from masp.reproduce.job import Job
-from masp.reproduce.recipes import Kind
-from masp.systems.catalogue import CATALOGUE
+from masp.reproduce.config import Job
+from masp.reproduce.experiment import Cell
+from masp.reproduce.specs import Kind
 
 PAIRS = 1 / 190
 """Seconds for an image-aspect pair of stage 1 on the embedded backbone, on one core."""

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from masp.config import MethodConfig, RunConfig
-from masp.questions import load_questions
-from masp.reproduce.recipes import Recipe
-from masp.systems.catalogue import resolved
-from masp.training.recipe import flat
+from masp.baselines.registry import resolved
+from masp.core.config import MethodConfig, RunConfig
+from masp.core.prompts import load_questions
+from masp.reproduce.specs import Recipe
+from masp.training.run_stage import flat
 
 
 def of_parts(recipe: Recipe, config: RunConfig, method: MethodConfig) -> dict[str, Any]:

@@ -8,17 +8,17 @@ from pathlib import Path
 
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
+from masp.baselines.base import Lesson, Lessons
+from masp.data.bad_files import Rejected
 from masp.data.images import image_size
-from masp.data.quarantine import Rejected
-from masp.data.readers import open_dataset
+from masp.data.readers.open_dataset import open_dataset
 from masp.data.records import Dataset, Record
 from masp.evaluation.result import LeftOut
-from masp.reproduce.job import Job
+from masp.reproduce.config import Job
 from masp.reproduce.measure import Pictures
-from masp.systems.base import Lesson, Lessons
-from masp.training.features import GIGA, Reading, VisualMemory, VisualTokenStore
-from masp.training.interrupts import StopRequest
-from masp.training.shelf import Shelf
+from masp.training.disk_cache import Shelf
+from masp.training.feature_cache import GIGA, Reading, VisualMemory, VisualTokenStore
+from masp.training.signals import StopRequest
 
 log = logging.getLogger(__name__)
 

@@ -7,23 +7,23 @@ from typing import Any
 
 import torch
 
-from masp.arithmetic import images_at_once
-from masp.attention import prompt_attention
 from masp.backbones.base import Backbone
+from masp.baselines.base import Images, System
+from masp.core.errors import DataError
+from masp.core.flops import images_at_once
+from masp.core.types import VisualTokens
 from masp.data.records import Dataset, Record
-from masp.errors import DataError
 from masp.evaluation import metrics
-from masp.evaluation.figures import About, Calibration, measured, votes_of
+from masp.evaluation.compute_metrics import About, Calibration, measured, votes_of
+from masp.evaluation.explanation_metrics import ceiling
 from masp.evaluation.predictions import Answered
 from masp.evaluation.result import Evaluation, LeftOut
-from masp.evaluation.truth import ceiling
-from masp.explain import normalised
-from masp.reproduce.variants import Variant
-from masp.systems.base import Images, System
-from masp.training.interrupts import StopRequest
-from masp.training.loop import groups_of
+from masp.model.attention import prompt_attention
+from masp.model.explain import normalised
+from masp.reproduce.ablations import Variant
 from masp.training.progress import Bar
-from masp.types import VisualTokens
+from masp.training.signals import StopRequest
+from masp.training.trainer import groups_of
 
 EXAMPLES = 3  # pictures of Figure 4
 

@@ -8,20 +8,20 @@ from statistics import mean
 from typing import Any
 
 from masp.adapters import portable
-from masp.aspects import ASPECTS
-from masp.errors import DataError
+from masp.core.aspects import ASPECTS
+from masp.core.errors import DataError
 from masp.evaluation import metrics
 from masp.evaluation.metrics import Paired
 from masp.evaluation.predictions import PREDICTIONS, read_predictions
-from masp.evaluation.spread import spread_of
-from masp.reproduce.cells import Outcome, cell_name
+from masp.evaluation.seed_stats import spread_of
 from masp.reproduce.counts import of_paper_backbone
+from masp.reproduce.dag import seeds_of, takes_part
+from masp.reproduce.experiment import Outcome, cell_name
 from masp.reproduce.others import recipe_of
-from masp.reproduce.planning import seeds_of, takes_part
-from masp.reproduce.recipes import ATTENTION, FULL, PARAMETERS, PLAIN, SOFT, TABLE2, Recipe
-from masp.reproduce.sheets import Sheet, percent
+from masp.reproduce.render import Sheet, percent
+from masp.reproduce.runner import result_folder
+from masp.reproduce.specs import ATTENTION, FULL, PARAMETERS, PLAIN, SOFT, TABLE2, Recipe
 from masp.reproduce.tables import Results, seed_values
-from masp.reproduce.workshop import result_folder
 
 PAIRS: Mapping[str, tuple[tuple[Recipe, Recipe], ...]] = {
     "table1": tuple((base, recipe_of("cues")) for base in (SOFT, FULL)),

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from masp.aspects import ASPECTS
-from masp.errors import UsageError
-from masp.reproduce.recipes import PLAIN, SOFT, Recipe
-from masp.systems.base import Reading
-from masp.systems.catalogue import CATALOGUE, settings_of
+from masp.baselines.base import Reading
+from masp.baselines.registry import CATALOGUE, settings_of
+from masp.core.aspects import ASPECTS
+from masp.core.errors import UsageError
+from masp.reproduce.specs import PLAIN, SOFT, Recipe
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from masp.adapters import find_adapter
-from masp.config import RunConfig, load_config
-from masp.errors import UsageError
+from masp.baselines.base import Reading
+from masp.core.config import RunConfig, load_config
+from masp.core.errors import UsageError
 from masp.reproduce import others
-from masp.reproduce.job import (
+from masp.reproduce.config import (
     QUICK,
     SCENES,
     Job,
@@ -18,7 +19,6 @@ from masp.reproduce.job import (
     find_teacher,
 )
 from masp.reproduce.paper import load_paper
-from masp.systems.base import Reading
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from masp.bars import Bar
+from masp.core.atomic_io import write_file
+from masp.core.progress import Bar
 from masp.demo.pictures import draw_dataset, is_drawn
 from masp.demo.steps import quiet
-from masp.reproduce.cells import Outcome, result_file
+from masp.reproduce.config import Job
+from masp.reproduce.dag import plan_cells
 from masp.reproduce.estimate import estimate
-from masp.reproduce.job import Job
+from masp.reproduce.executor import run_cells
+from masp.reproduce.experiment import Outcome, result_file
 from masp.reproduce.others import all_recipes
 from masp.reproduce.paper import load_paper
-from masp.reproduce.planning import plan_cells
-from masp.reproduce.pool import run_cells
+from masp.reproduce.progress import Teller
 from masp.reproduce.tables import Results
-from masp.reproduce.telling import Teller
 from masp.reproduce.writing import write_all
-from masp.storage import write_file
 
 log = logging.getLogger(__name__)
 

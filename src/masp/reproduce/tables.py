@@ -6,18 +6,19 @@ from statistics import mean
 from typing import Any
 
 from masp.adapters import portable
-from masp.aspects import ASPECTS
+from masp.baselines.registry import CATALOGUE
+from masp.core.aspects import ASPECTS
 from masp.evaluation import metrics
 from masp.evaluation.ablation import ROWS
 from masp.evaluation.metrics import Interval
-from masp.evaluation.spread import Spread, spread_of
+from masp.evaluation.seed_stats import Spread, spread_of
 from masp.reproduce.budget import Budget, budget_of, told
-from masp.reproduce.cells import Outcome, cell_name
-from masp.reproduce.job import Job, Skipped
+from masp.reproduce.config import Job, Skipped
+from masp.reproduce.dag import depends_on_seed, seeds_of, takes_part
+from masp.reproduce.experiment import Outcome, cell_name
 from masp.reproduce.others import OTHERS, recipe_of
 from masp.reproduce.paper import BACKBONES, Paper, zero_shot_row
-from masp.reproduce.planning import depends_on_seed, seeds_of, takes_part
-from masp.reproduce.recipes import (
+from masp.reproduce.specs import (
     DATA,
     FULL,
     LENGTHS,
@@ -30,7 +31,6 @@ from masp.reproduce.recipes import (
     masp,
     of_length,
 )
-from masp.systems.catalogue import CATALOGUE
 
 PATTERN = ("FI", "Emotion6")
 """Data sets of the paper that are shown beside one that it does not have: to compare the pattern, not the numbers."""

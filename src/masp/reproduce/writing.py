@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from masp.adapters import library_versions
-from masp.plots import Kind, Panel
+from masp.core.atomic_io import write_file
+from masp.report.plots import Kind, Panel
 from masp.reproduce import carried, charts, more_sheets
 from masp.reproduce.carried import Before
-from masp.reproduce.recipes import ATTENTION
-from masp.reproduce.sheets import Sheet, comma_separated, latex, markdown, sheet_of
+from masp.reproduce.render import Sheet, comma_separated, latex, markdown, sheet_of
+from masp.reproduce.specs import ATTENTION
 from masp.reproduce.tables import Results, Table, accuracy_table, budgets, facts_of, seed_values
-from masp.storage import write_file
 
 TITLES: Mapping[str, str] = {
     "table1": "Table 1: systems and data sets",

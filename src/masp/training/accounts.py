@@ -8,10 +8,10 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePath
 
-from masp.data.quarantine import Quarantine
+from masp.core.errors import DataError
+from masp.data.bad_files import Quarantine
 from masp.data.records import Dataset
-from masp.errors import DataError
-from masp.training.features import VisualTokenStore
+from masp.training.feature_cache import VisualTokenStore
 
 log = logging.getLogger(__name__)
 

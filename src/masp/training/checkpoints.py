@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from masp.errors import CheckpointError
-from masp.storage import digest, remove_folder, remove_leftovers, with_usual_rights, write_folder
+from masp.core.atomic_io import digest, remove_folder, remove_leftovers, with_usual_rights, write_folder
+from masp.core.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from masp.bars import Bar
+from masp.core.progress import Bar
 from masp.training.checkpoints import unwritable
 
 __all__ = ["Bar", "MetricsFile"]

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from masp.settings import TrainConfig
+from masp.core.settings import TrainConfig
 
 Schedule = Literal["cosine", "linear", "constant"]
 

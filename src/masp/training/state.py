@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from masp.errors import CheckpointError
+from masp.core.errors import CheckpointError
 
 _OPTIMIZER, _PARAMETER, _BEST, _RANDOM = "optimizer/", "parameter/", "best/", "random/"
 

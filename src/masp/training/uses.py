@@ -11,7 +11,7 @@ import weakref
 from pathlib import Path
 from uuid import uuid4
 
-from masp.storage import discard
+from masp.core.atomic_io import discard
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from masp.adapters import library_versions
 from masp.backbones.base import Backbone
+from masp.core.atomic_io import digest
+from masp.core.types import VisualTokens
 from masp.data.images import Rounding
-from masp.storage import digest
-from masp.training.shelf import Group, key_of
-from masp.types import VisualTokens
+from masp.training.disk_cache import Group, key_of
 
 READ_TOGETHER = 16  # images per pass of the vision tower while the store is filled
 

@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from masp.aspects import ASPECTS
-from masp.data.emoji.draw import SIDE
+from masp.core.aspects import ASPECTS
+from masp.core.errors import DataError
 from masp.data.emoji.glyphs import GLYPHS
+from masp.data.emoji.label_model import EMOTIONS, INTERACTIONS, cause, effects, label_probabilities
+from masp.data.emoji.render import SIDE
 from masp.data.emoji.splits import WORLD_VERSION, Scene, scenes
-from masp.data.emoji.world import EMOTIONS, INTERACTIONS, cause, effects, label_probabilities
-from masp.errors import DataError
 
 SHARES = {"train": 0.70, "val": 0.05, "test": 0.15, "shifted": 0.10}
 

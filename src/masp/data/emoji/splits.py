@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from masp.data.emoji.draw import SHIFTED, USUAL, Drawing, draw, draw_collage
-from masp.data.emoji.world import EMOTIONS, label_probabilities
+from masp.data.emoji.label_model import EMOTIONS, label_probabilities
+from masp.data.emoji.render import SHIFTED, USUAL, Drawing, draw, draw_collage
 
 WORLD_VERSION = 1
 """Raised whenever the same seed no longer gives the same pictures."""

@@ -1,0 +1,134 @@
+"""What every system under comparison offers.
+
+A system knows images, labels and, if it wants them, aspect annotations. It never knows a data set: whoever runs it
+reads the images, and all systems on one backbone share its frozen vision tower.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+
+from masp.backbones.base import Backbone
+from masp.core.labels import parse
+from masp.core.types import VisualTokens
+
+Item = TypeVar("Item")
+
+Reading = Literal["score", "generate"]
+"""How an answer is read: the most probable label, or the label that the greedy text names."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a system says about one image.
+
+    Attributes:
+        predicted: the label it names; None if its answer names none.
+        log_probabilities: of every label, in nats, normalised over the labels; None where the system gives none.
+        answer: the text it generated; None where it generates none.
+        exact: whether that text is what was asked for, character for character, but for blanks at its ends (the
+            paper's measure); None where there is no text.
+    """
+
+    predicted: str | None
+    log_probabilities: Mapping[str, float] | None = None
+    answer: str | None = None
+    exact: bool | None = None
+
+
+def named(text: str, labels: Sequence[str]) -> Said:
+    """What a generated text says: the label that it names, other case and punctuation at its ends forgiven."""
+    label = parse(text, labels)
+    return Said(label, answer=text, exact=text.strip() == label)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One labelled image to learn from.
+
+    Attributes:
+        image: its number among the images of the lessons.
+        label: its emotion.
+        aspects: the annotated answer of each aspect that is annotated, as text.
+    """
+
+    image: int
+    label: str
+    aspects: Mapping[str, str]
+
+
+@runtime_checkable
+class Images(Protocol):
+    """Visual tokens by the number of their image."""
+
+    def stream(
+        self, items: Iterable[Item], images: Callable[[Item], Sequence[int]]
+    ) -> Iterator[tuple[Item, VisualTokens | None]]:
+        """Visual tokens of one batch after the other, read ahead; None for a batch without images.
+
+        Args:
+            items: batches, as the caller names them.
+            images: the numbers of a batch's images; one may occur several times.
+        """
+        ...
+
+    def visual(self, images: Sequence[int]) -> VisualTokens:
+        """Visual tokens of one batch, on the backbone's device; a number may occur several times."""
+        ...
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """All that a system learns from: the same for every system in a comparison.
+
+    Attributes:
+        images: visual tokens of the images of both splits.
+        train: what to learn from.
+        val: what to choose settings by.
+        out: a folder of the system's own, for checkpoints and for what it learns.
+        seed: of everything random.
+        fingerprint: hash of the data that the lessons were made of, so that what was learned from other data is not
+            taken for this; "" where nobody knows.
+    """
+
+    images: Images
+    train: tuple[Lesson, ...]
+    val: tuple[Lesson, ...]
+    out: Path
+    seed: int = 0
+    fingerprint: str = ""
+
+
+@runtime_checkable
+class System(Protocol):
+    """One way to name the emotion of an image."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """Prepares images and turns them into the visual tokens that `answer` takes."""
+        ...
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What it chooses from."""
+        ...
+
+    def learn(self, lessons: Lessons) -> None:
+        """Learns what it has to, and nothing if it needs no training.
+
+        An interrupted call goes on where it was when it is made again; a finished one only loads what it learned.
+
+        Raises:
+            DataError: there is nothing to learn from.
+            Interrupted: a signal arrived; the state is saved.
+        """
+        ...
+
+    def answer(self, visual: VisualTokens) -> list[Said]:
+        """What it says about each image of a batch. It does not depend on the other images of the batch."""
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """What its answers depend on, ready for JSON: its name, trained numbers, settings; no place on this machine."""
+        ...

@@ -1,0 +1,336 @@
+"""A cue head: the annotated words that the aspects' tokens show, added up beside the scores of a soft prompt.
+
+A variant of MASP under its own name, not in the paper. It is a concept bottleneck (Koh et al., ICML 2020) on aspect
+modules as stage 1 left them: nothing of the backbone, the aspects or the soft prompt is trained again. It needs what
+stage 1 needs, images with annotated aspects.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from masp.adapters import find_adapter, load_adapter, tensors_sha256
+from masp.backbones.base import Backbone
+from masp.baselines.base import Lessons, Said, System
+from masp.baselines.concept_layers import present, read_words, vocabulary
+from masp.baselines.learning import Study, check_lessons, studying, unlearned
+from masp.baselines.plain import plain
+from masp.baselines.probe import figures, fitted, logits
+from masp.baselines.prompted import Prompted
+from masp.baselines.zero_shot import said
+from masp.core.errors import UsageError
+from masp.core.labels import validate_labels
+from masp.core.prompts import Questions
+from masp.core.setting_types import Positive
+from masp.core.types import VisualTokens
+from masp.model.masp_model import MaspModel
+from masp.predictor import Masp
+from masp.training.checkpoints import Checkpoint, CheckpointStore
+from masp.training.run_dir import RunFolder, compare, hash_of, reading
+
+log = logging.getLogger(__name__)
+
+NAME = "cues"
+Penalty = Annotated[float, Field(gt=0)]
+PLACES = ("aspects", "prompt", "task")
+"""Settings that say where adapters are; what lies there is told by its hash."""
+
+
+@dataclass(frozen=True)
+class CueSettings:
+    """How the cue head is fitted.
+
+    Attributes:
+        aspects: an aspects adapter, its run or its id on a hub.
+        prompt: a prompt adapter whose scores are added up too; None: no language model has a part in the answer.
+        task: which task of a prompt adapter with several.
+        fewest: a word that fewer images are annotated with is left out.
+        penalties: of the words' regressions; the training images decide for each aspect, each left out in turn.
+        strengths: inverse strengths of the L2 penalty of the labels; validation chooses.
+        without_val: C of the labels where there is no validation split.
+        iterations: most iterations of L-BFGS for the labels.
+    """
+
+    aspects: str | None = None
+    prompt: str | None = None
+    task: str | None = None
+    fewest: Positive = 20
+    penalties: Annotated[tuple[Penalty, ...], Field(min_length=1)] = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
+    strengths: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
+    without_val: float = 0.1
+    iterations: Positive = 1000
+
+
+@dataclass(frozen=True)
+class Cue:
+    """One word of one aspect in one image.
+
+    Attributes:
+        aspect: which aspect shows it.
+        word: as annotations have it.
+        probability: that the image has it.
+        effects: what it adds to the logit of every label that occurs in training, measured from the mean of the
+            training images.
+    """
+
+    aspect: str
+    word: str
+    probability: float
+    effects: Mapping[str, float]
+
+
+class CueHead:
+    """Two linear layers: aspect tokens → words, words and another system's scores → labels.
+
+    Args:
+        model: with aspect modules; a soft prompt in it has no part.
+        labels: what it chooses from.
+        over: whose log-probabilities are added up beside the words; None: the words alone.
+        settings: how it is fitted; where adapters lie is not read.
+
+    Raises:
+        UsageError: the model has no aspects, or `over` chooses from other labels.
+    """
+
+    def __init__(
+        self,
+        model: MaspModel,
+        labels: tuple[str, ...],
+        over: System | None = None,
+        settings: CueSettings | None = None,
+    ) -> None:
+        model.aspect_module()
+        self.model, self._labels, self.over = model, validate_labels(labels), over
+        self.settings = settings or CueSettings()
+        if over is not None and tuple(over.labels) != self._labels:
+            raise UsageError(f"the prompt chooses from {', '.join(over.labels)}", ", ".join(self._labels))
+        self.learned: Checkpoint | None = None
+        self.seed = 0
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone of the aspects."""
+        return self.model.backbone
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What it chooses from."""
+        return self._labels
+
+    def learn(self, lessons: Lessons) -> None:
+        """Reads every image once, fits the words of each aspect, then the labels.
+
+        Raises:
+            DataError: no word is annotated often enough, or there is nothing to learn from.
+        """
+        check_lessons(lessons, self.labels)
+        words = vocabulary(lessons.train, self.model.aspect_module().aspects, self.settings.fewest)
+        if self.over is not None:
+            self.over.learn(replace(lessons, out=lessons.out / "tuned"))
+        told = [[lesson.image, dict(lesson.aspects)] for lesson in (*lessons.train, *lessons.val)]
+        identity = self._identity() | {"annotations": hash_of({"told": told})}
+        with studying(NAME, self.backbone, self.labels, lessons, identity) as study:
+            self.learned = study.once(lambda: self._fitted(study, words))
+        self.seed = lessons.seed
+
+    def load(self, folder: str | Path) -> Self:
+        """What `learn` left in a folder, ready to answer about any image without the lessons.
+
+        Args:
+            folder: `out` of the lessons; of `masp baseline cues --out DIR` it is DIR/training.
+
+        Raises:
+            UsageError: nothing there, or learned with other adapters, labels or settings, or on another backbone.
+        """
+        run = RunFolder(Path(folder))
+        todo = "Name the folder training of masp baseline cues, once it has finished."
+        try:
+            before = json.loads(run.description.read_text(encoding="utf-8"))["identity"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UsageError(f"{folder} holds nothing that a cue head learned", "its folder", todo) from None
+        own = {"system": NAME, "backbone": self.backbone.fingerprint(), "labels": list(self.labels), **self._identity()}
+        own = json.loads(json.dumps(own | reading(self.backbone)))
+        compare({key: value for key, value in before.items() if key in own}, own, run.out)
+        self.learned = CheckpointStore(run.out / "learned", keep=1).latest()
+        if self.learned is None:
+            raise UsageError(f"the cue head in {folder} has not learned to the end", "a finished one", todo)
+        self.seed = before["seed"]
+        return self
+
+    @torch.no_grad()
+    def answer(self, visual: VisualTokens) -> list[Said]:
+        """The softmax of the second layer.
+
+        Raises:
+            UsageError: it has not learned yet.
+        """
+        found = self._state()
+        return said(self.labels, logits(_part(found.tensors, "labels"), self._inputs(self._read(visual), found)))
+
+    @torch.no_grad()
+    def cues(self, visual: VisualTokens) -> list[list[Cue]]:
+        """Every known word of every image, with what it adds to each label; the likeliest first.
+
+        For labels that occur in training, the effects of all words, those of the other system's scores and the bias
+        make up the logits exactly.
+
+        Raises:
+            UsageError: it has not learned yet.
+        """
+        found = self._state()
+        words, layer = found.state["words"], _part(found.tensors, "labels")
+        inputs = self._inputs(self._read(visual), found)[:, : len(words)]
+        scaled = (inputs - layer["mean"][: len(words)]) / layer["scale"][: len(words)]
+        effects = scaled[:, :, None] * layer["weight"].T[: len(words)]  # (b, words, labels)
+        occurs, rows = layer["known"].tolist(), []
+        for chances, added in zip(inputs.tolist(), effects.tolist(), strict=True):
+            table = zip(words, chances, added, strict=True)
+            made = [Cue(aspect, word, p, self._known(row, occurs)) for (aspect, word), p, row in table]
+            rows.append(sorted(made, key=lambda cue: -cue.probability))
+        return rows
+
+    def describe(self) -> Mapping[str, Any]:
+        """Its settings, the aspects, the system it adds to, and once it has learned its words and figures on val."""
+        told: dict[str, Any] = {"system": NAME, "trained": 0, **self._identity()}
+        if self.learned is not None:
+            weights = [tensor for name, tensor in self.learned.tensors.items() if name.endswith(("weight", "bias"))]
+            told["trained"] = sum(weight.numel() for weight in weights)
+            told |= {"seed": self.seed, "fitted": self.learned.state}
+            told["tensors_sha256"] = tensors_sha256(self.learned.tensors)
+        return told
+
+    def _identity(self) -> dict[str, Any]:
+        """All that decides what it learns, besides backbone, labels and lessons."""
+        modules, questions = self.model.aspect_module(), self.model.questions
+        tuned = None if self.over is None else dict(self.over.describe())
+        return {
+            "settings": {key: value for key, value in plain(self.settings).items() if key not in PLACES},
+            "question": None if tuned is None else tuned.get("question"),
+            "aspects": list(modules.aspects),
+            "aspects_sha256": tensors_sha256(modules.state_dict()),
+            "questions": None if questions is None else questions.fingerprint(),
+            "tuned": tuned,
+        }
+
+    def _known(self, row: Sequence[float], occurs: Sequence[bool]) -> dict[str, float]:
+        return {label: added for label, added, there in zip(self.labels, row, occurs, strict=True) if there}
+
+    def _state(self) -> Checkpoint:
+        if self.learned is None:
+            raise unlearned(NAME)
+        return self.learned
+
+    def _read(self, visual: VisualTokens) -> dict[str, Tensor]:
+        """Aspect tokens (b, aspects, n·d), and the other system's log-probabilities (b, labels or none); on the CPU."""
+        tokens = self.model.aspect_tokens(visual).tokens.flatten(2).float().cpu()
+        return {"tokens": tokens, "scores": self._scores(visual)}
+
+    def _scores(self, visual: VisualTokens) -> Float[Tensor, "batch scores"]:
+        if self.over is None:
+            return torch.zeros(len(visual), 0)
+        rows = [one.log_probabilities for one in self.over.answer(visual)]
+        if any(row is None for row in rows):
+            raise UsageError("the prompt's answers have no probabilities", "a system that gives them")
+        return torch.tensor([[row[label] for label in self.labels] for row in rows if row is not None])
+
+    def _inputs(self, read: Mapping[str, Tensor], found: Checkpoint) -> Float[Tensor, "batch inputs"]:
+        """What the second layer reads: the probability of every word, then the scores if it adds them."""
+        chances = [
+            logits(_part(found.tensors, aspect), read["tokens"][:, place]).sigmoid()
+            for place, aspect in enumerate(self.model.aspect_module().aspects)
+            if f"{aspect}.weight" in found.tensors
+        ]
+        scores = read["scores"] if found.state["labels"]["scores"] else read["scores"][:, :0]
+        return torch.cat([*chances, scores], dim=1)
+
+    def _fitted(self, study: Study, words: Mapping[str, Sequence[str]]) -> Checkpoint:
+        table, row = study.table("aspect tokens", self._read)
+        rows = [[row[lesson.image] for lesson in split] for split in (study.lessons.train, study.lessons.val)]
+        tensors: dict[str, Tensor] = {}
+        state: dict[str, Any] = {"words": [[aspect, word] for aspect, known in words.items() for word in known]}
+        chances: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for place, aspect in enumerate(self.model.aspect_module().aspects):
+            if not words[aspect]:
+                continue
+            study.stop.check()
+            wanted = present(study.lessons.train, aspect, words[aspect])
+            layer, left_out, state[aspect] = read_words(
+                table["tokens"][rows[0], place], wanted, self.settings.penalties
+            )
+            log.info("%s: %s", aspect, state[aspect])
+            chances[0].append(left_out)
+            chances[1].append(logits(layer, table["tokens"][rows[1], place]).sigmoid())
+            tensors |= {f"{aspect}.{name}": tensor for name, tensor in layer.items()}
+        inputs = [torch.cat(parts, 1) for parts in chances]
+        layer, state["labels"] = self._labelled(study, inputs, [table["scores"][chosen] for chosen in rows])
+        return Checkpoint(0, tensors | {f"labels.{name}": tensor for name, tensor in layer.items()}, state)
+
+    def _labelled(
+        self, study: Study, words: Sequence[Tensor], scores: Sequence[Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The second layer; C, and whether it adds the scores, by the likelihood on val.
+
+        Stage 2 has seen the training images, so their scores may promise more than those of new images hold. Then the
+        words alone are likelier on val, and are taken.
+        """
+        targets, held = ([study.target(one) for one in split] for split in (study.lessons.train, study.lessons.val))
+        found = []
+        for added in (True, False) if scores[0].shape[1] and held else (bool(scores[0].shape[1]),):
+            train, val = (torch.cat([one, more], 1) if added else one for one, more in zip(words, scores, strict=True))
+            for strength in self.settings.strengths if held else (self.settings.without_val,):
+                study.stop.check()
+                layer = fitted(train, targets, len(self.labels), strength, self.settings.iterations)
+                told = figures(logits(layer, val), held)
+                log.info("labels, scores %s, C = %g: %s", added, strength, told)
+                found.append((told.get("log_likelihood", 0.0), layer, {"C": strength, "scores": added, **told}))
+        _, layer, told = max(found, key=lambda one: one[0])
+        return layer, told
+
+
+def cue_system(
+    backbone: Backbone,
+    labels: tuple[str, ...],
+    settings: CueSettings | None = None,
+    questions: Questions | None = None,
+) -> CueHead:
+    """A cue head on adapters that are named by its settings.
+
+    Args:
+        backbone: both adapters were trained on.
+        labels: what it chooses from.
+        settings: name the adapters.
+        questions: what the aspects are asked, where visual tokens depend on it; None: as they were trained.
+
+    Raises:
+        UsageError: no aspects are named, an adapter lacks what it is named for, or several tasks and none is named.
+        AdapterError: no such adapter, or one for another backbone.
+    """
+    settings = settings or CueSettings()
+    if settings.aspects is None:
+        raise UsageError("the cue head was given no aspects", "aspects=DIR", "Name what masp train aspects wrote.")
+    folder = find_adapter(settings.aspects)
+    found = load_adapter(folder, backbone)
+    if found.aspects is None:
+        raise UsageError(f"{settings.aspects} holds no aspect modules", "an aspects adapter", "Name one.")
+    model = MaspModel(backbone, found.info.method, found.aspects, None, questions or found.info.asked())
+    over = None
+    if settings.prompt is not None:
+        masp = Masp.from_pretrained(settings.prompt, backbone, aspects=folder, labels=labels, task=settings.task)
+        over = Prompted(masp)
+        if masp.model.prompt is None:
+            todo = "Name what masp train prompt wrote."
+            raise UsageError(f"{settings.prompt} holds no soft prompt", "a prompt adapter", todo)
+    return CueHead(model, labels, over, settings)
+
+
+def _part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors of one layer."""
+    return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}

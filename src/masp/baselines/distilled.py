@@ -1,0 +1,240 @@
+"""A distilled head beside a tuned backbone, and a gate between them: the idea of EmoVLM-KD (CVPR workshops 2025).
+
+The original's teacher is a ViT that was trained on the labels. Ours is a head with attention over all visual tokens of
+the same frozen backbone, so that nothing else has to be downloaded and every system sees the same pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from masp.adapters import tensors_sha256
+from masp.backbones.base import Backbone
+from masp.baselines.asking import emotion_question
+from masp.baselines.base import Lessons, Said, System
+from masp.baselines.heads import (
+    AttentionHead,
+    HeadStage,
+    MeanHead,
+    distillation_loss,
+    mean_token,
+    read_with,
+)
+from masp.baselines.learning import Study, studying, unlearned
+from masp.baselines.plain import deciding, plain
+from masp.baselines.zero_shot import said
+from masp.core.labels import validate_labels
+from masp.core.prompts import Questions
+from masp.core.setting_types import Number, Positive, Share
+from masp.core.settings import TrainConfig
+from masp.core.types import VisualTokens
+from masp.model.param_count import numbers
+from masp.training.checkpoints import Checkpoint
+
+NAME = "distilled"
+Rate = Annotated[Number, Field(gt=0, le=1)]
+
+
+@dataclass(frozen=True)
+class DistilledSettings:
+    """How teacher, head and gate are trained. Epochs of the head and the gate are those of EmoVLM-KD.
+
+    Attributes:
+        teacher_width: width of the teacher.
+        hidden: width of the head.
+        dropout: in both.
+        temperature: at which the teacher is imitated.
+        soft: share of imitation in the head's loss; the rest is cross-entropy.
+        teacher_rate: learning rate of the teacher.
+        teacher_epochs: passes of the teacher over the images.
+        head_rate: learning rate of the head; EmoVLM-KD: 1e-5.
+        head_epochs: passes of the head over the images.
+        gate_rate: learning rate of the gate; EmoVLM-KD: 1e-4.
+        gate_epochs: passes of the gate over the images.
+        batch_size: images per step.
+        checkpoint_minutes: minutes between checkpoints.
+        checkpoint_every: steps between checkpoints, beside those by time; None: none.
+    """
+
+    teacher_width: Positive = 256
+    hidden: Positive = 1024
+    dropout: Share = 0.1
+    temperature: Annotated[Number, Field(gt=0)] = 2.0
+    soft: Share = 0.5
+    teacher_rate: Rate = 1e-3
+    teacher_epochs: Positive = 10
+    head_rate: Rate = 1e-3
+    head_epochs: Positive = 5
+    gate_rate: Rate = 1e-2
+    gate_epochs: Positive = 10
+    batch_size: Positive = 32
+    checkpoint_minutes: Annotated[Number, Field(ge=0)] = 10.0
+    checkpoint_every: Positive | None = None
+
+
+class Distilled:
+    """A head on the mean visual token, taught by labels and a teacher, and a gate that weighs it against a system.
+
+    Args:
+        tuned: any system; what it answers is one input of the gate. EmoVLM-KD: the tuned backbone.
+        settings: how it is trained.
+        questions: the visual tokens of the head are read with their emotion question where they depend on one; None:
+            the package's own. What the system is asked is its own affair.
+    """
+
+    def __init__(
+        self, tuned: System, settings: DistilledSettings | None = None, questions: Questions | None = None
+    ) -> None:
+        self.tuned, self.settings = tuned, settings or DistilledSettings()
+        self.modules: tuple[MeanHead, nn.Linear] | None = None
+        self.fitted: Mapping[str, Any] = {}
+        self.seed = 0
+        self.question = emotion_question(validate_labels(tuned.labels), questions)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone of the tuned system, which gives the visual tokens of the head too."""
+        return self.tuned.backbone
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What it chooses from."""
+        return self.tuned.labels
+
+    def learn(self, lessons: Lessons) -> None:
+        """Lets the tuned system learn in `out/tuned`; then trains teacher, head and gate, one after the other."""
+        self.tuned.learn(replace(lessons, out=lessons.out / "tuned"))
+        before = {"question": self.question, "tuned": dict(self.tuned.describe())}
+        with studying(NAME, self.backbone, self.labels, lessons, deciding(self.settings) | before) as study:
+            found = study.once(lambda: self._trained(study))
+        head, gate = self._head(found.tensors["head/layers.0.weight"].shape[1]), self._gate()
+        for name, module in (("head/", head), ("gate/", gate)):
+            own = {key.removeprefix(name): value for key, value in found.tensors.items() if key.startswith(name)}
+            module.load_state_dict(own)
+            module.eval()
+        self.modules, self.fitted, self.seed = (head, gate), found.state, lessons.seed
+
+    @torch.no_grad()
+    def answer(self, visual: VisualTokens) -> list[Said]:
+        """The softmax of the gate.
+
+        Raises:
+            UsageError: it has not learned yet.
+        """
+        if self.modules is None:
+            raise unlearned(NAME)
+        head, gate = self.modules
+        own = head(self._mean(visual)["mean"].to(self.backbone.device))
+        return said(self.labels, gate(gate_inputs(own, self._answers(visual)["answer"])))
+
+    def describe(self) -> Mapping[str, Any]:
+        """Its settings, the system it builds on, and once it has learned the figures of its parts on val."""
+        told: dict[str, Any] = {"system": NAME, "trained": 0, "settings": plain(self.settings)}
+        if self.modules is not None:
+            state = {f"{part}.{key}": value for part, own in self._parts().items() for key, value in own.items()}
+            told["trained"] = sum(numbers(module) for module in self.modules)
+            told |= {"seed": self.seed, "fitted": dict(self.fitted), "tensors_sha256": tensors_sha256(state)}
+        return told | {"tuned": dict(self.tuned.describe())}
+
+    def _parts(self) -> dict[str, dict[str, Tensor]]:
+        assert self.modules is not None
+        return {name: module.state_dict() for name, module in zip(("head", "gate"), self.modules, strict=True)}
+
+    def _head(self, width: int) -> MeanHead:
+        settings = self.settings
+        head = MeanHead(width, settings.hidden, len(self.labels), settings.dropout)
+        return head.to(self.backbone.device)
+
+    def _gate(self) -> nn.Linear:
+        """The gate before training: zeros, so that nothing in it is random."""
+        gate = nn.Linear(2 * len(self.labels), len(self.labels))
+        nn.init.zeros_(gate.weight)
+        nn.init.zeros_(gate.bias)
+        return gate.to(self.backbone.device)
+
+    def _mean(self, visual: VisualTokens) -> dict[str, Tensor]:
+        return {"mean": mean_token(read_with(self.backbone, visual, self.question))}
+
+    def _answers(self, visual: VisualTokens) -> dict[str, Tensor]:
+        """The number of the label that the tuned system names; one past the last where it names none."""
+        named = [said.predicted for said in self.tuned.answer(visual)]
+        places = [len(self.labels) if label is None else self.labels.index(label) for label in named]
+        return {"answer": torch.tensor(places)}
+
+    def _trained(self, study: Study) -> Checkpoint:
+        means, row = study.table("mean visual tokens", self._mean)
+        width, device = means["mean"].shape[1], self.backbone.device
+        with torch.random.fork_rng():
+            torch.manual_seed(study.lessons.seed)
+            sizes = (self.settings.teacher_width, len(self.labels), self.settings.dropout)
+            teacher, head, gate = AttentionHead(width, *sizes).to(device), self._head(width), self._gate()
+        head.standardise(means["mean"][[row[lesson.image] for lesson in study.lessons.train]].to(device))
+        figures = {
+            "teacher": study.fit(HeadStage("teacher", teacher, study, self._whole(study)), self._plan("teacher", study))
+        }
+        teacher.eval()
+        taught, _ = study.table("teacher", lambda visual: {"logits": teacher(*self._tokens(visual))})
+
+        def pooled(images: Sequence[int]) -> tuple[Tensor]:
+            return (means["mean"][[row[image] for image in images]].to(device),)
+
+        def imitate(
+            student: Float[Tensor, "batch labels"], targets: Int[Tensor, " batch"], images: Sequence[int]
+        ) -> Float[Tensor, " batch"]:
+            soft = taught["logits"][[row[image] for image in images]].to(device)
+            return distillation_loss(student, soft, targets, self.settings.soft, self.settings.temperature)
+
+        figures["head"] = study.fit(HeadStage("head", head, study, pooled, imitate), self._plan("head", study))
+        head.eval()
+        answers, _ = study.table("answers", self._answers)
+
+        @torch.no_grad()
+        def both(images: Sequence[int]) -> tuple[Tensor]:
+            return (gate_inputs(head(*pooled(images)), answers["answer"][[row[image] for image in images]]),)
+
+        figures["gate"] = study.fit(HeadStage("gate", gate, study, both), self._plan("gate", study))
+        parts = {"head/": head, "gate/": gate}
+        tensors = {
+            f"{name}{key}": value.cpu() for name, part in parts.items() for key, value in part.state_dict().items()
+        }
+        return Checkpoint(0, tensors, figures)
+
+    def _tokens(self, visual: VisualTokens) -> tuple[Tensor, Tensor]:
+        read = read_with(self.backbone, visual, self.question)
+        return read.tokens, read.mask
+
+    def _whole(self, study: Study) -> Any:
+        """All visual tokens of the images, for the teacher."""
+        return lambda images: self._tokens(study.lessons.images.visual(images))
+
+    def _plan(self, part: str, study: Study) -> TrainConfig:
+        rates = {
+            "teacher": self.settings.teacher_rate,
+            "head": self.settings.head_rate,
+            "gate": self.settings.gate_rate,
+        }
+        epochs = {
+            "teacher": self.settings.teacher_epochs,
+            "head": self.settings.head_epochs,
+            "gate": self.settings.gate_epochs,
+        }
+        return TrainConfig(
+            learning_rate=rates[part],
+            epochs=epochs[part],
+            batch_size=self.settings.batch_size,
+            checkpoint_minutes=self.settings.checkpoint_minutes,
+            checkpoint_every=self.settings.checkpoint_every,
+            seed=study.lessons.seed,
+        )
+
+
+def gate_inputs(logits: Float[Tensor, "batch labels"], answers: Int[Tensor, " batch"]) -> Float[Tensor, "batch both"]:
+    """[head logits ; one-hot of the tuned system's answer]; an answer that names no label is all zeros."""
+    labels = logits.shape[1]
+    chosen = torch.nn.functional.one_hot(answers.to(logits.device), labels + 1)[:, :labels]
+    return torch.cat([logits, chosen.to(logits)], dim=1)

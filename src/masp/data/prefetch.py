@@ -1,0 +1,226 @@
+"""Reading pictures ahead of the computation: threads decode and preprocess, the order stays, memory is bounded."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from masp.core.errors import ImageError, MaspError, UsageError
+from masp.data.bad_files import Quarantine
+from masp.data.images import Rounding, open_image
+
+Preprocess = Callable[[Sequence[Image.Image]], Any]
+Item = tuple[int, Path]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A picture that could not be used.
+
+    Attributes:
+        index: its number among the paths.
+        path: the file.
+        reason: why.
+        passing: whether it may be readable another time (see `ImageError`).
+    """
+
+    index: int
+    path: Path
+    reason: str
+    passing: bool = False
+
+
+@dataclass(frozen=True)
+class LoadedBatch:
+    """Pictures that are ready for the backbone.
+
+    Attributes:
+        indices: numbers of the good pictures among the paths, in the order of the batch.
+        paths: their files.
+        pixels: what `preprocess` made of them; None without `preprocess` or without a good picture.
+        images: RGB pictures, where they were asked for; otherwise empty.
+        failures: the pictures of the batch that could not be used.
+    """
+
+    indices: tuple[int, ...]
+    paths: tuple[Path, ...]
+    pixels: Any
+    images: tuple[Image.Image, ...]
+    failures: tuple[Failed, ...]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How pictures are read.
+
+    Attributes:
+        preprocess: makes the backbone's tensors from RGB pictures; runs in the threads. None: pictures only.
+        longest_side: see `open_image`.
+        keep_images: hand the pictures out beside what `preprocess` made of them.
+        workers: threads; 0 reads in the caller's own. The result does not depend on it.
+        ahead: batches that are read or wait to be fetched at most; None: one more than there are workers.
+        rounding: see `open_image`.
+    """
+
+    preprocess: Preprocess | None = None
+    longest_side: int | None = None
+    keep_images: bool = False
+    workers: int = 2
+    ahead: int | None = None
+    rounding: Rounding = "nearest"
+
+
+def prefetch(
+    paths: Iterable[str | Path],
+    preprocess: Preprocess | None = None,
+    batch_size: int = 16,
+    workers: int = 2,
+    longest_side: int | None = None,
+    keep_images: bool = False,
+    quarantine: Quarantine | None = None,
+    rounding: Rounding = "nearest",
+) -> Iterator[LoadedBatch]:
+    """Batches of the pictures that a stream of paths names, in its order; the stream is read only a little ahead.
+
+    A picture that cannot be used is missing from its batch and stands in `failures`. An error of the stream itself is
+    raised after everything before it has been handed out.
+
+    Args:
+        paths: files; may be endless.
+        preprocess: see `Loading`, as are the next three.
+        batch_size: pictures per batch.
+        workers: threads.
+        longest_side: largest side of a picture.
+        keep_images: whether batches hold their pictures.
+        quarantine: the account to keep; it stops the stream when too much is bad.
+        rounding: see `Loading`.
+
+    Raises:
+        DataError: the quarantine stopped the stream.
+        UsageError: a batch size below 1.
+    """
+    if batch_size < 1:
+        raise UsageError(f"batch_size is {batch_size}", "1 or more", "Correct batch_size.")
+    loading = Loading(preprocess, longest_side, keep_images, workers, rounding=rounding)
+    return load(_chunks(paths, batch_size), loading, quarantine)
+
+
+def prefetch_batches(
+    paths: Sequence[Path], batches: Iterable[Sequence[int]], loading: Loading, quarantine: Quarantine | None = None
+) -> Iterator[LoadedBatch]:
+    """The pictures of given batches of indices (see `sampling.Batches`), in the given order.
+
+    Raises:
+        DataError: the quarantine stopped the stream.
+    """
+    return load((tuple((index, paths[index]) for index in batch) for batch in batches), loading, quarantine)
+
+
+def load(
+    chunks: Iterable[Sequence[Item]], loading: Loading, quarantine: Quarantine | None = None
+) -> Iterator[LoadedBatch]:
+    """A batch for every chunk of numbered files, in order.
+
+    Raises:
+        DataError: the quarantine stopped the stream.
+    """
+    jobs = (partial(_batch, tuple(chunk), loading) for chunk in chunks)
+    for batch in _ahead(jobs, loading) if loading.workers else (job() for job in jobs):
+        if quarantine is not None:
+            _account(batch, quarantine)
+        yield batch
+
+
+def _chunks(paths: Iterable[str | Path], size: int) -> Iterator[tuple[Item, ...]]:
+    items: list[Item] = []
+    try:
+        for index, path in enumerate(paths):
+            items.append((index, Path(path)))
+            if len(items) == size:
+                yield tuple(items)
+                items = []
+    except Exception:
+        if items:
+            yield tuple(items)
+        raise
+    if items:
+        yield tuple(items)
+
+
+def _ahead(jobs: Iterator[Callable[[], LoadedBatch]], loading: Loading) -> Iterator[LoadedBatch]:
+    most = loading.workers + 1 if loading.ahead is None else max(1, loading.ahead)
+    waiting: deque[Future[LoadedBatch]] = deque()
+    error: Exception | None = None
+    more = True
+    with ThreadPoolExecutor(loading.workers, thread_name_prefix="masp-loader") as pool:
+        try:
+            while more or waiting:
+                while more and len(waiting) < most:
+                    try:
+                        waiting.append(pool.submit(next(jobs)))
+                    except StopIteration:
+                        more = False
+                    except Exception as raised:  # of the stream: what came before it is handed out first
+                        more, error = False, raised
+                if waiting:
+                    yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+    if error is not None:
+        raise error
+
+
+def _batch(items: tuple[Item, ...], loading: Loading) -> LoadedBatch:
+    good: list[tuple[int, Path, Image.Image]] = []
+    failures: list[Failed] = []
+    for index, path in items:
+        try:
+            good.append((index, path, open_image(path, loading.longest_side, loading.rounding)))
+        except ImageError as error:
+            failures.append(Failed(index, path, error.reason, error.passing))
+    pixels = None
+    if loading.preprocess is not None and good:
+        pixels, unfit = prepared([image for _, _, image in good], loading.preprocess)
+        failures += [Failed(*good[place][:2], reason) for place, reason in unfit.items()]
+        good = [one for place, one in enumerate(good) if place not in unfit]
+    images = tuple(image for _, _, image in good) if loading.keep_images or loading.preprocess is None else ()
+    return LoadedBatch(
+        tuple(index for index, _, _ in good), tuple(path for _, path, _ in good), pixels, images, tuple(failures)
+    )
+
+
+def prepared(images: Sequence[Image.Image], preprocess: Preprocess) -> tuple[Any, dict[int, str]]:
+    """What preprocessing makes of pictures; those it refuses (such as 1 × 900 pixels) are left out alone.
+
+    Returns:
+        What it made of the others, None where there are none, and why for the place of each that was left out.
+
+    Raises:
+        ValueError: it takes every picture alone and not all of them together.
+    """
+    try:
+        return preprocess(images), {}
+    except (ValueError, MaspError):
+        unfit: dict[int, str] = {}
+        for place, image in enumerate(images):
+            try:
+                preprocess([image])
+            except (ValueError, MaspError) as error:
+                unfit[place] = " ".join(str(error).split())
+        if not unfit:
+            raise
+    fit = [image for place, image in enumerate(images) if place not in unfit]
+    return preprocess(fit) if fit else None, unfit
+
+
+def _account(batch: LoadedBatch, quarantine: Quarantine) -> None:
+    """Count a batch in the order of the stream, good pictures before bad ones of the same batch."""
+    quarantine.accept(len(batch.indices))
+    for failed in batch.failures:
+        quarantine.reject(failed.path, failed.reason)

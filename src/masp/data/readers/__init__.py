@@ -1,0 +1,1 @@
+"""One reader for each published layout, and the one door that recognises them."""

@@ -1,0 +1,236 @@
+"""Pictures that a table lists: any table of path and label, and the tables of votes of Flickr and Instagram."""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from masp.core.errors import DataError
+from masp.core.labels import LABEL_SETS
+from masp.core.settings import ColumnsConfig
+from masp.data.bad_files import Quarantine
+from masp.data.file_listing import listing
+from masp.data.readers.common import LabelError, Reading, by_split, label_of
+from masp.data.readers.folders import split_of
+from masp.data.readers.image_lookup import Places
+from masp.data.records import Record
+from masp.data.tables import Table, columns_of, is_table, read_table
+
+log = logging.getLogger(__name__)
+
+PATHS = (
+    *("path", "image path", "img path", "file path", "file", "file name", "image file", "image", "img"),
+    *("image name", "img name", "picture", "photo", "photo id", "image id", "flickr id", "id", "name"),
+)
+LABELS = ("label", "emotion", "class", "category", "sentiment", "polarity", "emotion label", "label name", "target")
+VALUES = ("valence mean", "mean valence", "valence", "value", "score")
+THEMES = ("theme",)  # OASIS names pictures by it; elsewhere it is seldom a picture's name
+SPLIT = ("split", "set", "subset", "partition", "fold")
+POSITIVE = ("positive", "pos", "num of positive", "n positive", "positive votes", "positive count")
+NEGATIVE = ("negative", "neg", "num of negative", "n negative", "negative votes", "negative count")
+NEUTRAL = ("neutral", "neu", "num of neutral", "n neutral", "neutral votes", "neutral count")
+
+_UNDECIDED = "rows without a majority for positive or negative"
+_BETWEEN = "rows whose number lies in the bounds of no label"
+_GONE = "rows without a picture"
+
+
+def table_in(path: Path) -> Path | None:
+    """The table that a data set is read from: the file itself, or the only table directly inside the folder."""
+    if not path.is_dir():
+        return path
+    tables = [file for file in listing(path)[1] if is_table(file)]
+    return tables[0] if len(tables) == 1 else None
+
+
+def has_labels(path: Path, names: ColumnsConfig) -> bool:
+    """Whether there is one table, with a column of paths and one of labels."""
+    return _has(path, (names.path, PATHS), (names.label, LABELS))
+
+
+def has_votes(path: Path, names: ColumnsConfig) -> bool:
+    """Whether there is one table, with columns of pictures and of votes for positive and negative."""
+    return _has(path, (names.path, PATHS), (names.positive, POSITIVE), (names.negative, NEGATIVE))
+
+
+def _has(path: Path, *wanted: tuple[str | None, tuple[str, ...]]) -> bool:
+    file = table_in(path)
+    if file is None or not is_table(file):
+        return False
+    table = Table(file, columns_of(file), ())
+    try:
+        return all(table.find(given, usual) is not None for given, usual in wanted)
+    except DataError:
+        return False
+
+
+def read_labels(path: Path, names: ColumnsConfig, account: Quarantine) -> Reading:
+    """Records of a table of path and label, and perhaps split. Paths are seen from the table's folder.
+
+    Raises:
+        DataError: no table, or one without these columns, or too many rows that cannot be used.
+    """
+    table, places = _opened(path)
+    picture_at = _needed(table, names.path, PATHS, "pictures", "path")
+    label_at = _needed(table, names.label, LABELS, "labels", "label")
+
+    def labelled(cells: tuple[str, ...], picture: Path) -> Record:
+        label = label_of(_cell(cells, label_at))
+        if not label:
+            raise LabelError("the label is blank", "", "Correct the table.")
+        return Record(picture, label)
+
+    found = _records(table, places, picture_at, names, labelled, account)
+    labels = tuple(sorted({record.label for _, record in found if record.label is not None}))
+    return Reading("table", labels, by_split(found), account)
+
+
+def read_values(
+    path: Path, names: ColumnsConfig, thresholds: Mapping[str, tuple[float | None, float | None]], account: Quarantine
+) -> Reading:
+    """Records of a table of path and number, and perhaps split, with the label in whose bounds the number lies.
+
+    Args:
+        path: the table, or the folder it lies in.
+        names: names of the columns.
+        thresholds: label → the numbers it begins at and ends before, None where it has no end; in rising order.
+        account: counts what can be used and what cannot. A number that lies in no bounds is no fault: its picture is
+            left out, and counted.
+
+    Raises:
+        DataError: no table, or one without these columns, or too many rows that cannot be used.
+    """
+    table, places = _opened(path)
+    picture_at = _needed(table, names.path, (*PATHS, *THEMES), "pictures", "path")
+    value_at = _needed(table, names.value, VALUES, "numbers", "value")
+
+    def labelled(cells: tuple[str, ...], picture: Path) -> Record:
+        value = _number(_cell(cells, value_at))
+        return Record(picture, _label_at(value, thresholds), extra={table.columns[value_at]: value})
+
+    rows = _records(table, places, picture_at, names, labelled, account)
+    found = [(split, record) for split, record in rows if record.label is not None]
+    skipped = {}
+    if len(found) < len(rows):
+        skipped[_BETWEEN] = len(rows) - len(found)
+        log.info("%s: %d %s", table.file, skipped[_BETWEEN], _BETWEEN)
+    return Reading("table", tuple(thresholds), by_split(found), account, skipped=skipped)
+
+
+def _records(
+    table: Table,
+    places: Places,
+    picture_at: int,
+    names: ColumnsConfig,
+    labelled: Callable[[tuple[str, ...], Path], Record],
+    account: Quarantine,
+) -> list[tuple[str, Record]]:
+    """(Split, record) for every row that can be used; the account knows the others."""
+    split_at = table.find(names.split, SPLIT)
+    found: list[tuple[str, Record]] = []
+    for number, cells in enumerate(table.rows, start=1):
+        try:
+            split = split_of(_cell(cells, split_at)) if split_at is not None else "all"
+            picture = places.find(_cell(cells, picture_at))
+            record = labelled(cells, picture or table.file)
+        except DataError as error:
+            fault = "label" if isinstance(error, LabelError) else "row"
+            account.reject(table.file, f"row {number}: {error}", fault)
+            continue
+        if picture is None:
+            account.reject(table.file, f"row {number}: there is no picture {_cell(cells, picture_at)}", "picture")
+            continue
+        account.accept()
+        found.append((split, record))
+    account.finish()
+    return found
+
+
+def _label_at(value: float, thresholds: Mapping[str, tuple[float | None, float | None]]) -> str | None:
+    for label, (low, high) in thresholds.items():
+        if (low is None or low <= value) and (high is None or value < high):
+            return label
+    return None
+
+
+def _number(cell: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise LabelError(f"the value is {cell!r:.40}", "a number such as 4.5", "Correct the table.")
+    return value
+
+
+def read_votes(path: Path, names: ColumnsConfig, account: Quarantine) -> Reading:
+    """Records of a table of votes for positive, negative and perhaps neutral, by photo.
+
+    The label is what most people chose; neutral and ties are left out, and so are photos that are gone, which are
+    many in a release of links. The distribution has the shares of all columns of votes.
+
+    Raises:
+        DataError: no table, or one without these columns, or too many rows that cannot be used.
+    """
+    table, places = _opened(path)
+    picture_at = _needed(table, names.path, PATHS, "pictures", "path")
+    columns = {
+        "positive": _needed(table, names.positive, POSITIVE, "votes for positive", "positive"),
+        "negative": _needed(table, names.negative, NEGATIVE, "votes for negative", "negative"),
+    }
+    neutral = table.find(names.neutral, NEUTRAL)
+    if neutral is not None:
+        columns["neutral"] = neutral
+    records: list[Record] = []
+    skipped: Counter[str] = Counter()
+    for number, cells in enumerate(table.rows, start=1):
+        try:
+            votes = {name: _count(_cell(cells, place)) for name, place in columns.items()}
+            picture = places.find(_cell(cells, picture_at))
+        except DataError as error:
+            account.reject(table.file, f"row {number}: {error}", "annotation")
+            continue
+        account.accept()
+        best = [name for name, count in votes.items() if count == max(votes.values())]
+        if len(best) > 1 or best == ["neutral"]:
+            skipped[_UNDECIDED] += 1
+        elif picture is None:
+            skipped[_GONE] += 1
+        else:
+            total = sum(votes.values())
+            records.append(Record(picture, best[0], distribution={name: n / total for name, n in votes.items()}))
+    account.finish()
+    for reason, count in skipped.items():
+        log.info("%s: %d %s", table.file, count, reason)
+    return Reading("votes", LABEL_SETS["flickr"], {"all": records}, account, skipped=skipped)
+
+
+def _opened(path: Path) -> tuple[Table, Places]:
+    file = table_in(path)
+    if file is None:
+        raise DataError(f"{path} does not hold one table", "one CSV, TSV or Parquet file", "Name the table itself.")
+    return read_table(file), Places(file.parent)
+
+
+def _needed(table: Table, given: str | None, usual: tuple[str, ...], what: str, setting: str) -> int:
+    place = table.find(given, usual)
+    if place is None:
+        known = ", ".join(repr(name) for name in table.columns)
+        todo = f"Name it with data.columns.{setting}."
+        raise DataError(f"{table.file} has the columns {known:.120}", f"one of {what}, such as '{usual[0]}'", todo)
+    return place
+
+
+def _cell(cells: tuple[str, ...], place: int) -> str:
+    if place >= len(cells):
+        raise DataError(f"there are {len(cells)} cells", f"at least {place + 1}", "Correct the table.")
+    if "\n" in cells[place]:
+        raise DataError(f"a cell is {cells[place]!r:.60}", "one line", "Close the quotation marks.")
+    return cells[place]
+
+
+def _count(cell: str) -> int:
+    if not cell.isdecimal():
+        raise DataError(f"a count of votes is {cell!r:.40}", "a whole number", "Correct the table.")
+    return int(cell[:9])

@@ -1,0 +1,179 @@
+"""Why a label was predicted: where each aspect looked, and how much the label depends on it.
+
+Attention is not cause. The heatmaps and the prompt's attention show what was read; the effect of an aspect is found
+by taking it away and reading what happens to the label.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from masp.core.prompts import Questions
+from masp.core.types import VisualTokens
+from masp.model.attention import prompt_attention
+from masp.model.masp_model import MaspModel, Use
+from masp.model.scoring import Answer, aspect_answers, score
+
+
+@dataclass(frozen=True)
+class AspectReading:
+    """What one aspect contributed to one image's label.
+
+    Attributes:
+        answer: its answer in words, from its aspect tokens alone; one that was cut ends with an ellipsis.
+        attention: where it looked: rows from the top, columns from the left, summing to 1; None where the backbone's
+            visual tokens form no grid.
+        effect: fall of the predicted label's log-probability, in nats, when the aspect is left out.
+        cut: the answer went on for longer than is generated.
+    """
+
+    answer: str
+    attention: tuple[tuple[float, ...], ...] | None
+    effect: float
+    cut: bool = False
+
+
+@dataclass(frozen=True)
+class PromptAttention:
+    """Attention from the soft prompt to each aspect (Figure 4).
+
+    Attributes:
+        raw: as measured in the final layer.
+        normalised: as shares of the aspects that sum to 1.
+    """
+
+    raw: Mapping[str, float]
+    normalised: Mapping[str, float]
+
+
+def taking_part(model: MaspModel, use: Use) -> tuple[str, ...]:
+    """The aspects that a model has and a use wants, in the order in which they are spliced in."""
+    return () if model.aspects is None else tuple(name for name in model.aspects.aspects if name in use.aspects)
+
+
+@torch.no_grad()
+def read_aspects(
+    model: MaspModel,
+    visual: VisualTokens,
+    questions: Questions,
+    use: Use,
+    effects: Float[Tensor, "batch aspects"],
+) -> list[dict[str, AspectReading]]:
+    """For every image what each aspect of `use` saw, where, and its given effect."""
+    names = taking_part(model, use)
+    answers = aspect_answers(model, visual, questions)
+    maps = heatmaps(model.aspect_tokens(visual, names).weights, visual)
+    drawn = (
+        [[_rows(one) for one in image] for image in maps] if maps is not None else [[None] * len(names)] * len(visual)
+    )
+    return [
+        {
+            name: _reading(answers[image][name], drawn[image][place], float(effects[image, place]))
+            for place, name in enumerate(names)
+        }
+        for image in range(len(visual))
+    ]
+
+
+def _reading(answer: Answer, attention: tuple[tuple[float, ...], ...] | None, effect: float) -> AspectReading:
+    return AspectReading(answer.text + "…" * answer.cut, attention, effect, answer.cut)
+
+
+def attention_to_aspects(
+    model: MaspModel, visual: VisualTokens, question: str, use: Use
+) -> list[PromptAttention] | None:
+    """For every image the soft prompt's attention to each aspect; None where one of the two takes no part."""
+    names = taking_part(model, use)
+    if not names or not use.prompt or model.prompt is None:
+        return None
+    raw = prompt_attention(model, visual, question, use)
+    shares = normalised(raw)
+    rows = zip(raw.tolist(), shares.tolist(), strict=True)
+    return [
+        PromptAttention(dict(zip(names, one, strict=True)), dict(zip(names, part, strict=True))) for one, part in rows
+    ]
+
+
+def leave_one_out(
+    model: MaspModel,
+    visual: VisualTokens,
+    question: str,
+    labels: Sequence[str],
+    use: Use,
+    complete: Float[Tensor, "batch labels"] | None = None,
+) -> Float[Tensor, "batch aspects labels"]:
+    """Effect of each aspect that takes part on each label, in nats: log p with all of them minus log p without it.
+
+    A positive effect speaks for the label, a negative one against it. `complete` is the score with all aspects, where
+    it is known already.
+    """
+    if complete is None:
+        complete = score(model, visual, question, labels, use)
+    names = taking_part(model, use)
+    without = [score(model, visual, question, labels, without_aspect(use, name)) for name in names]
+    if not without:
+        return complete.new_zeros(complete.shape[0], 0, complete.shape[1])
+    return complete[:, None] - torch.stack(without, dim=1)
+
+
+def without_aspect(use: Use, aspect: str) -> Use:
+    """The same use with one aspect fewer."""
+    return Use(tuple(name for name in use.aspects if name != aspect), use.prompt)
+
+
+def heatmaps(
+    weights: Float[Tensor, "batch aspects queries visual"], visual: VisualTokens
+) -> list[Float[Tensor, "aspects rows columns"]] | None:
+    """Attention of the aspects on each image's own grid, averaged over the queries; each map sums to 1.
+
+    Images may have different grids, hence a list. None where the visual tokens form no grid.
+    """
+    if visual.grid is None:
+        return None
+    mean = weights.float().mean(dim=2)
+    return [_on_grid(row, visual, index) for index, row in enumerate(mean)]
+
+
+def normalised(raw: Float[Tensor, "batch aspects"]) -> Float[Tensor, "batch aspects"]:
+    """Each image's attention to the aspects as shares that sum to 1 (Figure 4)."""
+    return raw / raw.sum(dim=1, keepdim=True).clamp_min(torch.finfo(raw.dtype).tiny)
+
+
+def _rows(heatmap: Float[Tensor, "rows columns"]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(row) for row in heatmap.tolist())
+
+
+def _on_grid(
+    weights: Float[Tensor, "aspects visual"], visual: VisualTokens, index: int
+) -> Float[Tensor, "aspects rows columns"]:
+    """One image's weights on its grid: spread over each token's box, or in reading order where no box is known."""
+    assert visual.grid is not None
+    rows, columns = (int(size) for size in visual.grid[index])
+    kept = visual.mask[index]
+    weights = weights[:, kept]
+    if visual.boxes is None:
+        return weights.reshape(-1, rows, columns)
+    shares = _shares(visual.boxes[index][kept], rows, columns).to(weights)
+    drawn = torch.einsum("av,vrc->arc", weights, shares)
+    placed = drawn.sum(dim=(1, 2)) / weights.sum(1)  # what newline features draw has no place and is left out
+    return drawn / placed.clamp_min(torch.finfo(drawn.dtype).tiny)[:, None, None]
+
+
+def _shares(boxes: Float[Tensor, "visual 4"], rows: int, columns: int) -> Float[Tensor, "visual rows columns"]:
+    """How much of each token's box lies in each cell of a grid; sums to 1, or to 0 for a token without a place."""
+    across = _overlap(boxes[:, 0], boxes[:, 2], columns)
+    down = _overlap(boxes[:, 1], boxes[:, 3], rows)
+    area = down[:, :, None] * across[:, None]
+    return area / area.sum(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(area.dtype).tiny)
+
+
+def _overlap(
+    low: Float[Tensor, " visual"], high: Float[Tensor, " visual"], cells: int
+) -> Float[Tensor, "visual cells"]:
+    """How much of each of `cells` equal parts of [0, 1] lies in each interval; rounding errors do not count."""
+    edges = torch.arange(cells, device=low.device)
+    inside = torch.minimum(high[:, None] * cells, edges + 1) - torch.maximum(low[:, None] * cells, edges)
+    return inside.masked_fill(inside < 1e-4, 0)

@@ -1,0 +1,337 @@
+"""The method around a frozen backbone: what is trained in which stage, and the two losses (paper, section 3)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from masp.backbones.base import Again, Backbone
+from masp.core.aspects import ASPECTS
+from masp.core.config import MethodConfig, PromptInit
+from masp.core.errors import UsageError, did_you_mean
+from masp.core.prompts import Questions, load_questions
+from masp.core.types import IGNORED, AspectTokens, Assembled, KeyValues, Prefix, Seen, VisualTokens
+from masp.model.aspect_attention import AspectModules
+from masp.model.sequence_builder import Assembler, Layout, Spliced
+from masp.model.soft_prompt import (
+    SoftPrompt,
+    prompt_tokens,
+    random_start,
+    text_start,
+    unused_start,
+    vocabulary_start,
+)
+
+
+@dataclass(frozen=True)
+class Use:
+    """Which parts of a model take part; parts that the model does not have are left out without a word.
+
+    Attributes:
+        aspects: aspects whose tokens are spliced in; their order is the model's.
+        prompt: whether the soft prompt is spliced in.
+
+    Raises:
+        UsageError: an aspect that does not exist.
+    """
+
+    aspects: tuple[str, ...] = ASPECTS
+    prompt: bool = True
+
+    def __post_init__(self) -> None:
+        for name in self.aspects:
+            if name not in ASPECTS:
+                raise UsageError(f"unknown aspect '{name}'", "", did_you_mean(name, ASPECTS))
+
+
+class MaspModel(nn.Module):
+    """A frozen backbone with aspect modules and a soft prompt; both may be missing.
+
+    Only the modules are parameters of this object: the backbone is held, not owned, so that nothing trains, saves or
+    moves it by accident.
+
+    Args:
+        backbone: the frozen vision-language model.
+        method: what is computed; nulls mean what the variant says.
+        aspects: the modules of stage 1.
+        prompt: the soft prompt of stage 2.
+        questions: what the aspects are asked, for a backbone whose visual tokens depend on it; None: the package's own.
+        again: gradient checkpointing in the losses (see `Backbone.run`); None: none.
+
+    Raises:
+        UsageError: a module of another width than the backbone.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        method: MethodConfig,
+        aspects: AspectModules | None = None,
+        prompt: SoftPrompt | None = None,
+        questions: Questions | None = None,
+        again: Again | None = None,
+    ) -> None:
+        super().__init__()
+        widths = {"aspects": aspects and aspects.dim, "soft prompt": prompt and prompt.vectors.shape[1]}
+        for part, width in widths.items():
+            if width is not None and width != backbone.dim:
+                raise UsageError(f"the {part} has width {width}", f"{backbone.dim}, the width of {backbone.name}")
+        self.backbone = backbone
+        self.method = method.resolved()
+        self.assembler = Assembler(backbone, Layout.of(method))
+        self.aspects = None if aspects is None else aspects.to(backbone.device)
+        self.prompt = None if prompt is None else prompt.to(backbone.device)
+        self.questions = load_questions() if questions is None and backbone.asks else questions
+        self.again = again
+
+    def aspect_module(self) -> AspectModules:
+        """The modules of stage 1.
+
+        Raises:
+            UsageError: the model has none.
+        """
+        if self.aspects is None:
+            raise UsageError(
+                "this model has no aspects", "an aspect adapter", "Train stage 1, or load an adapter with aspects."
+            )
+        return self.aspects
+
+    def aspect_tokens(
+        self, visual: VisualTokens, names: Sequence[str] | None = None, questions: Sequence[str] | None = None
+    ) -> AspectTokens:
+        """What all aspect modules, or those in `names` in that order, read from every image.
+
+        Where visual tokens depend on the question, each module reads those for its own: the one in `questions`, or the
+        first that the model asks about the aspect.
+        """
+        modules = self.aspect_module()
+        chosen = modules.aspects if names is None else tuple(names)
+        if not self.backbone.asks:
+            return modules(visual, chosen)
+        assert self.questions is not None
+        texts = [self.questions.aspect(name)[0] for name in chosen] if questions is None else questions
+        parts = [
+            modules(self.backbone.asked(visual, [text] * len(visual)), [name])
+            for name, text in zip(chosen, texts, strict=True)
+        ]
+        tokens, weights = torch.cat([part.tokens for part in parts], 1), torch.cat([part.weights for part in parts], 1)
+        return AspectTokens(tokens, weights, chosen)
+
+    def assemble(
+        self,
+        visual: Seen,
+        questions: Sequence[str],
+        answers: Sequence[str] | None = None,
+        use: Use | None = None,
+    ) -> Assembled:
+        """Sequences of stage 2, one question per image; gradients flow to the soft prompt only.
+
+        Raises:
+            UsageError: a kept prefix that belongs to other aspects or another layout.
+        """
+        chosen = Use() if use is None else use
+        names = self.spliced(chosen)
+        prompt = self.prompt() if self.prompt is not None and chosen.prompt and self.prompt.length else None
+        if isinstance(visual, Prefix):
+            if visual.aspects != names:
+                had = ", ".join(visual.aspects) or "none"
+                raise UsageError(f"the kept prefix holds the aspects: {had}", ", ".join(names) or "none")
+            queries = 0 if self.aspects is None else self.aspects.queries
+            return self.assembler.behind(visual, questions, answers, queries, prompt)
+        tokens = None
+        if names:
+            with torch.no_grad():
+                tokens = self.aspect_tokens(visual, names).tokens
+        return self.assembler(questions, answers, self.backbone.asked(visual, questions), tokens, prompt)
+
+    def generated_embedding(
+        self, assembled: Assembled
+    ) -> Callable[[Int[Tensor, " batch"]], Float[Tensor, "batch dim"]]:
+        """What embeds the tokens that are generated behind these rows.
+
+        In the variant `released` the soft prompt stands in the embedding matrix, as the rows of the tokens that
+        `prompt_tokens` names, so a generated token with such an id enters with the trained vector. In any other the
+        soft prompt has no ids, and every token enters with the backbone's own row.
+        """
+        if self.prompt is None or self.method.variant != "released" or not bool(assembled.prompt_columns.any()):
+            return self.backbone.embed
+        ids = torch.tensor(self.backbone.special_ids(prompt_tokens(self.prompt.length)), device=self.backbone.device)
+        vectors = self.prompt().detach().to(self.backbone.dtype)
+
+        def embed(words: Int[Tensor, " batch"]) -> Float[Tensor, "batch dim"]:
+            same = words[:, None] == ids
+            own = vectors[same.int().argmax(1)]
+            return torch.where(same.any(1, keepdim=True), own, self.backbone.embed(words))
+
+        return embed
+
+    def spliced(self, use: Use) -> tuple[str, ...]:
+        """The aspects of this model that take part, in its order."""
+        return () if self.aspects is None else tuple(name for name in self.aspects.aspects if name in use.aspects)
+
+    @torch.no_grad()
+    def prefix(self, visual: VisualTokens, questions: Sequence[str], use: Use | None = None) -> Prefix:
+        """Everything before the soft prompt, computed once; it stands in for the visual tokens wherever they are taken.
+
+        In the layout of the paper this is nearly the whole row. It does not depend on the soft prompt or its length,
+        and on the question only for families whose visual tokens do.
+
+        Raises:
+            UsageError: the soft prompt stands before the image too (variant `released`).
+        """
+        assembled = self.assemble(visual, questions, use=use)
+        cache = self._prefix(assembled)
+        if cache is None or bool(assembled.visual_columns[:, assembled.prefix_end :].any()):
+            raise UsageError(
+                "the image stands behind the first trained vector, so nothing of it can be kept",
+                "the layout of the paper",
+                "Set method.prompt_places to after_image.",
+            )
+        home = self.backbone.device  # layers may be spread over several
+        states = torch.stack([torch.stack(layer).to(home) for layer in cache.layers])
+        mask = assembled.mask[:, : assembled.prefix_end]
+        names = self.spliced(Use() if use is None else use)
+        return Prefix(states, mask, assembled.images, assembled.signs, names)
+
+    def shares_prefix(self, visual: VisualTokens, questions: Sequence[str], use: Use | None = None) -> bool:
+        """Whether all these questions about one image follow the same prefix, and it holds the image."""
+        chosen = Use() if use is None else use
+        if self.backbone.asks or (self.assembler.layout.prompt_places == "both" and chosen.prompt):
+            return False
+        queries = 0 if self.aspects is None else self.aspects.queries
+        length = 0 if self.prompt is None or not chosen.prompt else self.prompt.length
+        one = Spliced(visual.layouts[0], len(self.spliced(chosen)), queries, length)
+        return len(set(self.assembler.signs(questions, [one] * len(questions)))) == 1
+
+    def aspect_loss(
+        self,
+        visual: VisualTokens,
+        aspect_index: Int[Tensor, " batch"],
+        questions: Sequence[str],
+        answers: Sequence[str],
+        images: Sequence[int] | None = None,
+    ) -> Float[Tensor, " batch"]:
+        """Stage 1: mean cross-entropy over the supervised tokens of each example's aspect answer.
+
+        The language model sees the tokens of one aspect and that aspect's question, nothing else of the image. Only the
+        modules of the aspects that occur get a gradient, each from its own examples.
+
+        Args:
+            visual: the images.
+            aspect_index: which aspect, counted in the order of the aspect modules.
+            questions: question about the aspect.
+            answers: its answer.
+            images: for each example the row of its image in `visual`; None: one image per example.
+        """
+        if images is None or self.backbone.asks:  # where visual tokens depend on the question, pairs share nothing
+            own = visual if images is None else visual.select(images)
+            tokens, _ = self.aspect_module().per_example(self.backbone.asked(own, questions), aspect_index)
+        else:
+            tokens = self.aspect_module().per_pair(visual, images, aspect_index.tolist())
+        return self.loss(self.assembler(questions, answers, aspects=tokens[:, None]))
+
+    def prompt_loss(
+        self, visual: Seen, questions: Sequence[str], answers: Sequence[str], use: Use | None = None
+    ) -> Float[Tensor, " batch"]:
+        """Stage 2: mean cross-entropy over the supervised tokens of each example's label."""
+        return self.loss(self.assemble(visual, questions, answers, use))
+
+    def loss(self, assembled: Assembled) -> Float[Tensor, " batch"]:
+        """Mean cross-entropy of each row over its supervised tokens.
+
+        Nothing trainable stands in the prefix, so its states are computed without a graph and the backward pass runs
+        over the suffix alone; this is exact. Only places before supervised tokens reach the output head.
+        """
+        start = assembled.prefix_end
+        targets = assembled.targets[:, start:]
+        supervised = targets != IGNORED
+        places, real = _left_aligned(supervised)
+        # A token is predicted from the place before it; the last column is only ever a target.
+        hidden = self._suffix_states(assembled, assembled.mask.shape[1] - 1, read=(places - 1).clamp(min=0))
+        wanted = targets.gather(1, places)[real]
+        losses = functional.cross_entropy(self.backbone.logits(hidden[real]), wanted, reduction="none")
+        # Sums along a row, not `index_add`, whose order of summing is left to chance on a GPU.
+        return losses.new_zeros(real.shape).masked_scatter(real, losses).sum(1) / supervised.sum(1)
+
+    def _suffix_states(
+        self, assembled: Assembled, end: int, read: Int[Tensor, "batch read"]
+    ) -> Float[Tensor, "batch read dim"]:
+        """Final hidden states of the columns `read` of the suffix, which is run up to column `end`."""
+        start = assembled.prefix_end
+        cut = (assembled.embeddings[:, start:end], assembled.positions[:, :, start:end], assembled.mask[:, :end])
+        extras = assembled.extras(start, end)
+        return self.backbone.run(*cut, cache=self._prefix(assembled), read=read, extras=extras, again=self.again).hidden
+
+    @torch.no_grad()
+    def _prefix(self, assembled: Assembled) -> KeyValues | None:
+        """Keys and values of the prefix; None if it is empty."""
+        if assembled.kept is not None:
+            return assembled.kept.cache
+        start, end = assembled.common, assembled.prefix_end
+        trunk = self.trunk(assembled)
+        if start == end:
+            return trunk
+        cut = (assembled.embeddings[:, start:end], assembled.positions[:, :, start:end], assembled.mask[:, :end])
+        extras = assembled.extras(start, end)
+        return self.backbone.run(*cut, cache=trunk, read=_nothing(assembled.mask), extras=extras).cache
+
+    def begun(self, assembled: Assembled) -> tuple[KeyValues | None, int]:
+        """What need not be computed for every row: the kept prefix, or the text all rows share; and where it ends."""
+        if assembled.kept is not None:
+            return assembled.kept.cache, assembled.prefix_end
+        return self.trunk(assembled), assembled.common
+
+    @torch.no_grad()
+    def trunk(self, assembled: Assembled) -> KeyValues | None:
+        """Keys and values of the leading columns that all rows share, from one row; None if there are none."""
+        end = assembled.common
+        if not end:
+            return None
+        cut = (assembled.embeddings[:1, :end], assembled.positions[:, :1, :end], assembled.mask[:1, :end])
+        return self.backbone.run(*cut, read=_nothing(assembled.mask[:1])).cache.expand(len(assembled.mask))
+
+
+def _nothing(mask: Bool[Tensor, "batch sequence"]) -> Int[Tensor, "batch 0"]:
+    """No columns to be read."""
+    return torch.zeros(len(mask), 0, dtype=torch.long, device=mask.device)
+
+
+def _left_aligned(
+    chosen: Bool[Tensor, "batch sequence"],
+) -> tuple[Int[Tensor, "batch most"], Bool[Tensor, "batch most"]]:
+    """The chosen columns of each row, as many places as the row with the most has, and which places are real."""
+    counts = chosen.sum(1, keepdim=True)
+    most = int(counts.max())
+    places = torch.argsort(chosen.int(), dim=1, descending=True, stable=True)[:, :most]
+    return places, torch.arange(most, device=chosen.device) < counts
+
+
+def start_prompt(
+    init: PromptInit, length: int, backbone: Backbone, generator: torch.Generator | None = None
+) -> SoftPrompt:
+    """An untrained soft prompt for a backbone.
+
+    Args:
+        init: normal noise with the spread of the backbone's embedding rows, rows of random words, rows of a text, or
+            the first rows that no token has, where the authors' code begins.
+        length: number of vectors.
+        backbone: gives width and embedding rows.
+        generator: source of randomness; the same seed gives the same vectors.
+
+    Raises:
+        UsageError: the text has no tokens, or the backbone has fewer unused rows than vectors are wanted.
+    """
+    if init.kind == "unused_rows":
+        rows = backbone.embedding_rows()[backbone.known_tokens :]
+        vectors = unused_start(rows, length) * backbone.embedding_scale
+    elif init.kind == "vocabulary":
+        vectors = vocabulary_start(backbone.embedding_rows(), length, generator) * backbone.embedding_scale
+    elif init.kind == "text":
+        ids = torch.tensor(backbone.text_ids(init.text or ""), dtype=torch.long, device=backbone.device)
+        vectors = text_start(backbone.embed(ids), length)
+    else:
+        vectors = random_start(length, backbone.dim, backbone.embedding_std(), generator)
+    return SoftPrompt(length, backbone.dim, vectors)

@@ -1,0 +1,128 @@
+"""What is asked of a model about an image, and everything it says about one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from masp.adapters import AdapterInfo
+from masp.core.config import DataConfig
+from masp.core.errors import AdapterError
+from masp.core.label_mapping import NAMED_SETS
+from masp.core.labels import render_labels, validate_labels
+from masp.core.prompts import Questions, load_questions
+from masp.core.types import Domain
+from masp.data.images import Rounding
+from masp.model.explain import AspectReading, PromptAttention
+from masp.model.masp_model import Use
+
+INSTEAD = (
+    "Name a backbone that knows such images (--backbone ID; without an adapter it answers zero-shot), "
+    "or train a prompt on one (masp train prompt)."
+)
+"""What to do about an image that is none of those that the backbone knows."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Everything said about one image.
+
+    Attributes:
+        image: the file, as it was named.
+        label: the most probable label.
+        probabilities: of every label; they sum to 1.
+        answer: the text that the backbone generates; None without explanations.
+        aspects: what each aspect contributed; empty without explanations, and for an adapter without aspects.
+        prompt_attention: from the soft prompt to each aspect; None where `aspects` is empty or there is no soft prompt.
+        adapter: name of the adapter.
+        backbone: name of the backbone.
+        task: which task of an adapter with several; None for one with one.
+        domain: whether the image is of the kind that the backbone was trained on; None where the backbone cannot tell.
+    """
+
+    image: str
+    label: str
+    probabilities: Mapping[str, float]
+    answer: str | None
+    aspects: Mapping[str, AspectReading]
+    prompt_attention: PromptAttention | None
+    adapter: str
+    backbone: str
+    task: str | None = None
+    domain: Domain | None = None
+
+    @property
+    def warning(self) -> str | None:
+        """What to know before this is believed; None where there is nothing to say."""
+        if self.domain is None or self.domain.inside:
+            return None
+        return f"this backbone knows {self.domain.knows} only, and this is none: what it says here means nothing"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists, numbers and texts, ready for `json.dumps`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that could not be read, in the place of its prediction."""
+
+    image: str
+    error: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain texts, ready for `json.dumps`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of the model at prediction.
+
+    Attributes:
+        labels: what there is to choose from, in the order of the question.
+        question: the emotion question with the labels in place.
+        questions: texts for the aspects.
+        use: the parts of the model that take part.
+        longest_side: images with a longer side are shrunk to it first; None: never.
+        rounding: of the shorter side then.
+    """
+
+    labels: tuple[str, ...]
+    question: str
+    questions: Questions
+    use: Use
+    longest_side: int | None = None
+    rounding: Rounding = "nearest"
+
+
+def task_of(info: AdapterInfo, labels: Sequence[str] | None = None) -> Task:
+    """What an adapter was trained to be asked; `labels` replaces its own set.
+
+    Raises:
+        AdapterError: It holds aspects only, and no labels were given.
+        DataError: Labels that cannot be told apart.
+    """
+    if labels is None and not info.labels:
+        todo = "Name an adapter that `masp train prompt` wrote, or give the labels to choose from."
+        raise AdapterError("this adapter reads aspects but has no labels", "an adapter with a soft prompt", todo)
+    chosen = validate_labels(info.labels if labels is None else labels)
+    questions = info.asked()
+    method = info.method.resolved()
+    question = questions.ask_emotion(render_labels(chosen, method.label_list or "comma"))
+    rounding = method.shrink_rounding or "nearest"
+    return Task(chosen, question, questions, Use(info.aspects), info.longest_side, rounding)
+
+
+def zero_shot_task(labels: Sequence[str] | None = None) -> Task:
+    """What a backbone alone is asked (row V of Table 2): about `labels`, or the first of `NAMED_SETS`.
+
+    Images are as large as the backbone's own processor takes them.
+
+    Raises:
+        DataError: Labels that cannot be told apart.
+    """
+    chosen = validate_labels(next(iter(NAMED_SETS.values())) if labels is None else labels)
+    questions = load_questions()
+    return Task(
+        chosen, questions.ask_emotion(render_labels(chosen)), questions, Use(()), DataConfig().side_of(alone=True)
+    )

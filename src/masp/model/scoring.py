@@ -1,0 +1,273 @@
+"""Reading answers: the probability of every label, or greedy text (paper, Algorithm 1)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from masp.backbones.base import Backbone
+from masp.core.errors import UsageError
+from masp.core.prompts import Questions
+from masp.core.types import Assembled, Run, Seen, VisualTokens
+from masp.model.masp_model import MaspModel, Use
+
+LOGITS = 2**25
+"""Logits that there are at a time while labels are scored: 128 MiB. A thousand labels have some thousand columns, each
+with a logit for every word of the vocabulary."""
+
+LONGEST = 32
+"""Tokens of an aspect's answer as people read it. A list of objects may need more, and is then marked as cut."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy answer.
+
+    Attributes:
+        text: without what ends it, and without special tokens.
+        cut: it did not end by itself.
+    """
+
+    text: str
+    cut: bool
+
+
+@torch.no_grad()
+def score(
+    model: MaspModel, visual: Seen, question: str, labels: Sequence[str], use: Use | None = None
+) -> Float[Tensor, "batch labels"]:
+    """Log-probabilities of the labels for every image, normalised over the label set; fp32.
+
+    A label's own log-probability is the sum over its tokens and the end-of-turn token, so that a label that begins like
+    another one has no advantage.
+
+    Raises:
+        UsageError: no labels, or one twice.
+    """
+    return log_probabilities(model, visual, question, labels, use).log_softmax(-1)
+
+
+@torch.no_grad()
+def log_probabilities(
+    model: MaspModel, visual: Seen, question: str, labels: Sequence[str], use: Use | None = None
+) -> Float[Tensor, "batch labels"]:
+    """As `score`, but each label's own log-probability, so that a long list may be asked for in parts.
+
+    Raises:
+        UsageError: no labels, or one twice.
+    """
+    return _score(model, model.assemble(visual, [question] * len(visual), use=use), labels)
+
+
+@torch.no_grad()
+def score_tasks(
+    model: MaspModel, visual: VisualTokens, tasks: Sequence[tuple[str, Sequence[str]]], use: Use | None = None
+) -> list[Float[Tensor, "batch labels"]]:
+    """As `score` for several questions, each with its own labels; the images are read once.
+
+    Where the prefix is the same for all questions (`paper` layout, visual tokens that depend on no question), it is
+    computed once and each task costs only what follows it. Otherwise each question has a pass of its own.
+
+    Raises:
+        UsageError: no tasks, no labels, or one twice.
+    """
+    if not tasks:
+        raise UsageError("there are no tasks", "at least one question with its labels")
+    seen: Seen = visual
+    if len(tasks) > 1 and model.shares_prefix(visual, [question for question, _ in tasks], use):
+        seen = model.prefix(visual, [tasks[0][0]] * len(visual), use)
+    return [score(model, seen, question, labels, use) for question, labels in tasks]
+
+
+@torch.no_grad()
+def aspect_log_probabilities(
+    model: MaspModel, visual: VisualTokens, aspect: str, question: str, labels: Sequence[str]
+) -> Float[Tensor, "batch labels"]:
+    """As `log_probabilities`, but the model sees the tokens of one aspect instead of the image (as in stage 1)."""
+    return _score(model, _about_aspect(model, visual, aspect, question), labels)
+
+
+@torch.no_grad()
+def generate_aspect_ids(
+    model: MaspModel, visual: VisualTokens, aspect: str, question: str, max_new_tokens: int = 16
+) -> list[list[int]]:
+    """As `generate_ids`, from the tokens of one aspect instead of the image."""
+    return _greedy(model, _about_aspect(model, visual, aspect, question), max_new_tokens)
+
+
+def answer_of(backbone: Backbone, ids: Sequence[int]) -> Answer:
+    """What generated token ids say."""
+    end = next((place for place, word in enumerate(ids) if word in backbone.stop_tokens), None)
+    return Answer(backbone.decode(ids[:end]), end is None)
+
+
+@torch.no_grad()
+def generate(
+    model: MaspModel, visual: Seen, question: str, use: Use | None = None, max_new_tokens: int = 16
+) -> list[str]:
+    """The greedy answer for every image, up to where it stops, without special tokens."""
+    return [answer_of(model.backbone, ids).text for ids in generate_ids(model, visual, question, use, max_new_tokens)]
+
+
+@torch.no_grad()
+def generate_ids(
+    model: MaspModel, visual: Seen, question: str, use: Use | None = None, max_new_tokens: int = 16
+) -> list[list[int]]:
+    """As `generate`, but token ids; the last of them is the stop token, where one was reached."""
+    return _greedy(model, model.assemble(visual, [question] * len(visual), use=use), max_new_tokens)
+
+
+@torch.no_grad()
+def aspect_answers(
+    model: MaspModel, visual: VisualTokens, questions: Questions, max_new_tokens: int = LONGEST
+) -> list[dict[str, Answer]]:
+    """What each aspect module has read from each image, in words.
+
+    This is the greedy answer to the aspect's first question from the aspect's tokens alone, as in stage 1. All aspects
+    of all images are one batch.
+    """
+    texts = [questions.aspect(name)[0] for name in model.aspect_module().aspects]
+    read = model.aspect_tokens(visual, questions=texts)
+    rows = read.tokens.flatten(0, 1)[:, None]  # (b·a, 1, n, d)
+    answers = iter(_greedy(model, model.assembler(texts * len(visual), aspects=rows), max_new_tokens))
+    return [{name: answer_of(model.backbone, next(answers)) for name in read.aspects} for _ in range(len(visual))]
+
+
+@torch.no_grad()
+def describe_aspects(
+    model: MaspModel, visual: VisualTokens, questions: Questions, max_new_tokens: int = 16
+) -> list[dict[str, str]]:
+    """The texts of `aspect_answers`, as far as they were generated."""
+    found = aspect_answers(model, visual, questions, max_new_tokens)
+    return [{name: answer.text for name, answer in one.items()} for one in found]
+
+
+@torch.no_grad()
+def score_rows(model: MaspModel, rows: Assembled, labels: Sequence[str]) -> Float[Tensor, "batch labels"]:
+    """As `score`, for rows that were assembled already, each perhaps with a question of its own.
+
+    Raises:
+        UsageError: no labels, or one twice.
+    """
+    return _score(model, rows, labels)
+
+
+@torch.no_grad()
+def generate_rows(model: MaspModel, rows: Assembled, max_new_tokens: int = 16) -> list[str]:
+    """As `generate`, for rows that were assembled already."""
+    return [answer_of(model.backbone, ids).text for ids in _greedy(model, rows, max_new_tokens)]
+
+
+@torch.no_grad()
+def first_word(model: MaspModel, rows: Assembled) -> Float[Tensor, "batch vocabulary"]:
+    """Log-probabilities of the first token of each row's answer, over the whole vocabulary; fp32."""
+    return model.backbone.logits(_opened(model, rows).hidden[:, 0]).log_softmax(-1)
+
+
+def _about_aspect(model: MaspModel, visual: VisualTokens, aspect: str, question: str) -> Assembled:
+    """Rows that hold the tokens of one aspect and a question, open for the answer."""
+    tokens = model.aspect_tokens(visual, [aspect], [question]).tokens
+    return model.assembler([question] * len(visual), aspects=tokens)
+
+
+def last_real(assembled: Assembled) -> Int[Tensor, " batch"]:
+    """The last real column of every row."""
+    columns = torch.arange(assembled.mask.shape[1], device=assembled.mask.device)
+    return (columns * assembled.mask).amax(1)
+
+
+def _opened(model: MaspModel, assembled: Assembled) -> Run:
+    """A pass over every prompt, or what of it is not known yet, that reads its last real column."""
+    known, start = model.begun(assembled)
+    cut = (assembled.embeddings[:, start:], assembled.positions[:, :, start:], assembled.mask)
+    last = last_real(assembled)[:, None] - start
+    return model.backbone.run(*cut, cache=known, read=last, extras=assembled.extras(start))
+
+
+def _score(model: MaspModel, assembled: Assembled, labels: Sequence[str]) -> Float[Tensor, "batch labels"]:
+    """One pass over every prompt with all labels behind it, each label a branch that sees the prompt and itself.
+
+    The sums are not normalised over the labels.
+    """
+    if not labels or len(set(labels)) < len(labels):
+        raise UsageError(f"the labels are {', '.join(labels) or 'empty'}", "at least one label, each once")
+    backbone, device = model.backbone, assembled.mask.device
+    answers = [backbone.answer_ids(label, end=True) for label in labels]
+    fed = [answer[:-1] for answer in answers]  # the end of turn is predicted, never fed
+    branch = torch.tensor([b for b, ids in enumerate(fed, 1) for _ in ids], dtype=torch.long, device=device)
+    offset = torch.tensor([o for ids in fed for o, _ in enumerate(ids, 1)], dtype=torch.long, device=device)
+    batch, prompt = assembled.mask.shape
+    row, last = torch.arange(batch, device=device), last_real(assembled)
+    words = torch.tensor([i for ids in fed for i in ids], dtype=torch.long, device=device)
+    tails = backbone.embed(words).expand(batch, -1, -1)
+    positions = assembled.positions[:, row, last, None] + offset  # (axes, b, branch columns)
+    known, start = model.begun(assembled)
+    places = torch.arange(prompt - start, prompt - start + len(branch), device=device).expand(batch, -1)
+    run = backbone.run(
+        torch.cat([assembled.embeddings[:, start:], tails], dim=1),
+        torch.cat([assembled.positions[:, :, start:], positions], dim=2),
+        torch.cat([assembled.mask, assembled.mask.new_ones(batch, len(branch))], dim=1),
+        cache=known,
+        branches=torch.cat([branch.new_zeros(prompt), branch]),
+        read=torch.cat([last[:, None] - start, places], dim=1),
+        extras=assembled.extras(start).followed_by(len(branch)),
+    )
+    columns = [
+        column for start, ids in zip(_starts(fed), fed, strict=True) for column in (0, *range(start, start + len(ids)))
+    ]
+    chosen = _log_p(backbone, run.hidden, columns, [word for answer in answers for word in answer])
+    return torch.stack([own.sum(1) for own in chosen.split([len(answer) for answer in answers], dim=1)], dim=1)
+
+
+def _starts(fed: Sequence[Sequence[int]]) -> list[int]:
+    """Where each branch begins among the columns that are read; column 0 is the end of the prompt."""
+    starts = [1]
+    for ids in fed[:-1]:
+        starts.append(starts[-1] + len(ids))
+    return starts
+
+
+def _log_p(
+    backbone: Backbone, hidden: Float[Tensor, "batch read dim"], columns: Sequence[int], words: Sequence[int]
+) -> Float[Tensor, "batch words"]:
+    """Log-probability of each word after its column of `hidden`; no more than LOGITS logits are there at a time."""
+    batch, read = hidden.shape[:2]
+    column, word = (torch.tensor(one, dtype=torch.long, device=hidden.device) for one in (columns, words))
+    found = torch.empty(batch, len(words), device=hidden.device)
+    step = max(1, LOGITS // (batch * len(backbone.embedding_rows())))
+    for start in range(0, read, step):
+        inside = ((column >= start) & (column < start + step)).nonzero()[:, 0]
+        logits, own = backbone.logits(hidden[:, start : start + step]), column[inside] - start
+        found[:, inside] = logits[:, own, word[inside]] - logits.logsumexp(-1)[:, own]
+    return found
+
+
+def _greedy(model: MaspModel, assembled: Assembled, limit: int) -> list[list[int]]:
+    """The likeliest token, again and again, until one of the backbone's stop tokens; it is the last one."""
+    backbone = model.backbone
+    batch = len(assembled.mask)
+    row, last = torch.arange(batch, device=assembled.mask.device), last_real(assembled)
+    mask, position = assembled.mask, assembled.positions[:, row, last, None]
+    run = _opened(model, assembled)
+    done, stops = torch.zeros_like(mask[:, 0]), torch.tensor(backbone.stop_tokens, device=mask.device)
+    embed = model.generated_embedding(assembled)
+    words: list[Int[Tensor, " batch"]] = []
+    for step in range(1, limit + 1):
+        word = backbone.logits(run.hidden[:, 0]).argmax(-1).masked_fill(done, backbone.end_of_turn)
+        words.append(word)
+        done = done | torch.isin(word, stops)
+        if step == limit or bool(done.all()):
+            break
+        position = position + 1
+        mask = torch.cat([mask, mask.new_ones(batch, 1)], dim=1)
+        run = backbone.run(embed(word)[:, None], position, mask, run.cache)
+    rows: list[list[int]] = torch.stack(words, dim=1).tolist() if words else [[]] * batch
+    return [_until(ids, backbone.stop_tokens) for ids in rows]
+
+
+def _until(ids: list[int], stops: Sequence[int]) -> list[int]:
+    """Ids up to the first stop token and with it."""
+    end = next((place for place, word in enumerate(ids, start=1) if word in stops), None)
+    return ids[:end]

@@ -1,0 +1,206 @@
+"""Which results belong together: seeds of one system, and systems on the same split of the same data set."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from masp.core.errors import DataError
+from masp.data.records import read_json
+from masp.evaluation.metrics import Interval, Paired
+from masp.evaluation.predictions import Answered
+from masp.evaluation.result import Evaluation, read_result
+from masp.report.schema import Ablation, AblationRow, Difference
+
+
+@dataclass(frozen=True)
+class Source:
+    """A result as it was named: the name given to its system (empty: the result's own), its place, its content."""
+
+    name: str
+    place: str
+    found: Evaluation
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table of rows, such as Table 2, as it was named and read."""
+
+    place: str
+    data: Ablation
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class System:
+    """A system with one run for each seed; `place` is its place among the systems of its trial."""
+
+    name: str
+    place: int
+    sources: tuple[Source, ...]
+
+    @property
+    def runs(self) -> tuple[Evaluation, ...]:
+        """The results, one for each seed."""
+        return tuple(source.found for source in self.sources)
+
+    @cached_property
+    def answers(self) -> Mapping[str, Answered]:
+        """What the first seed said about each image; empty where no predictions lie beside the result."""
+        return {answer.image: answer for answer in self.runs[0].answers}
+
+    @cached_property
+    def said(self) -> tuple[Mapping[tuple[str, str], str | None], ...]:
+        """For each seed the label that was predicted for each (image, label) that all seeds answered."""
+        tables = [{(one.image, one.truth): one.predicted for one in run.answers} for run in self.runs]
+        common = [key for key in tables[0] if all(key in table for table in tables)]
+        return tuple({key: table[key] for key in common} for table in tables)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """All systems that were measured on one split with one set of labels."""
+
+    dataset: str
+    split: str
+    labels: tuple[str, ...]
+    systems: tuple[System, ...]
+
+    @property
+    def runs(self) -> tuple[Evaluation, ...]:
+        """The results of all systems."""
+        return tuple(run for system in self.systems for run in system.runs)
+
+
+def read_sources(words: Sequence[str]) -> tuple[list[Source], list[Rows]]:
+    """Every RESULT, each a folder or a file, or NAME=RESULT.
+
+    Raises:
+        DataError: one cannot be read or is no result.
+    """
+    sources: list[Source] = []
+    tables: list[Rows] = []
+    for word in words:
+        name, place = _named(word)
+        if place.suffix == ".jsonl":
+            todo = f"Measure it first: masp evaluate --predictions {place} --data DIR --out DIR"
+            raise DataError(f"{place} is a file of predictions", "the result of an evaluation", todo)
+        table = _table(place)
+        if table is not None:
+            tables.append(table)
+        else:
+            sources.append(Source(name, str(place), read_result(place)))
+    return sources, tables
+
+
+def trials(sources: Sequence[Source]) -> tuple[Trial, ...]:
+    """The results in the order in which they were named, put together by data set, split and labels."""
+    groups: dict[tuple[str, str, tuple[str, ...]], list[Source]] = {}
+    for source in sources:
+        found = source.found
+        groups.setdefault((found.dataset, found.split, tuple(sorted(found.labels))), []).append(source)
+    return tuple(
+        Trial(dataset, split, group[0].found.labels, _systems(group)) for (dataset, split, _), group in groups.items()
+    )
+
+
+def seed_of(found: Evaluation) -> str | None:
+    """The training seed of a result as text; None where nobody knows."""
+    seed = found.provenance.get("seed")
+    return None if seed is None else json.dumps(seed)
+
+
+def _named(word: str) -> tuple[str, Path]:
+    """The name in front of "=" and the place behind it; a place that exists as it stands needs no name."""
+    name, equals, place = word.partition("=")
+    if equals and name and place and not Path(word).exists():
+        return name, Path(place)
+    return "", Path(word)
+
+
+def _systems(group: Sequence[Source]) -> tuple[System, ...]:
+    """Seeds of one system side by side; results of one name that are no seeds of each other keep their place's name."""
+    named: dict[tuple[str, str], list[Source]] = {}
+    for source in group:
+        key = (source.name, "") if source.name else (source.found.system, _settings(source.found))
+        named.setdefault(key, []).append(source)
+    found: list[tuple[str, list[Source]]] = []
+    for (name, _), members in named.items():
+        seeds = [seed_of(member.found) for member in members]
+        if len(members) == 1 or members[0].name or (None not in seeds and len(set(seeds)) == len(seeds)):
+            found.append((name, members))
+        else:
+            found += [(name, [member]) for member in members]
+    taken = [name for name, _ in found]
+    return tuple(
+        System(name if taken.count(name) == 1 else f"{name} ({_short(members[0].place)})", place, tuple(members))
+        for place, (name, members) in enumerate(found)
+    )
+
+
+def _settings(found: Evaluation) -> str:
+    """What the seeds of one system have in common, as text."""
+    adapter, backbone = found.provenance.get("adapter"), found.provenance.get("backbone")
+    facts = [
+        found.mode,
+        _trained(adapter),
+        backbone.get("fingerprint") if isinstance(backbone, Mapping) else None,
+        found.provenance.get("question"),
+        _set(found.provenance.get("system")),
+    ]
+    return json.dumps(facts, sort_keys=True, default=str)
+
+
+def _trained(adapter: object) -> object:
+    """What an adapter is, and how it was trained: on which data, and with which settings but the seed."""
+    if not isinstance(adapter, Mapping):
+        return None
+    stages = adapter.get("training")
+    settings = stages.items() if isinstance(stages, Mapping) else ()
+    training = {
+        stage: {key: value for key, value in told.items() if key != "steps"} if isinstance(told, Mapping) else told
+        for stage, told in settings
+    }
+    return [{key: adapter.get(key) for key in ("method", "aspects", "task", "data")}, training]
+
+
+def _set(system: object) -> object:
+    """The settings of a system, and of the one it stands on, without the seed that some have among them."""
+    if not isinstance(system, Mapping):
+        return None
+    settings = system.get("settings")
+    if isinstance(settings, Mapping):
+        settings = {key: value for key, value in settings.items() if key != "seed"}
+    return [settings, _set(system.get("tuned"))]
+
+
+def _short(place: str) -> str:
+    """The folder of a result."""
+    path = Path(place)
+    return path.parent.name if path.suffix == ".json" and path.parent.name else path.name
+
+
+def _table(place: Path) -> Rows | None:
+    """A file that `masp demo` or a Python script wrote with `write_table`; None for anything else."""
+    if not place.is_file():
+        return None
+    content = read_json(place, largest=None)
+    if not isinstance(content, dict) or "rows" not in content or "format" in content:
+        return None
+    try:
+        rows = tuple(
+            AblationRow(row["name"], row["meaning"], _interval(row["accuracy"]), row.get("macro_f1"))
+            for row in content["rows"]
+        )
+        gains = tuple(Difference(one["name"], Paired(**one["paired"])) for one in content.get("differences", ()))
+        majority = _interval(content["majority"]).value
+        data = Ablation(rows, int(content["images"]), majority=majority, differences=gains)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{place} is no table of rows ({error})", "what masp wrote", "Measure it again.") from None
+    return Rows(str(place), data, content.get("provenance") or {})
+
+
+def _interval(content: Mapping[str, Any]) -> Interval:
+    return Interval(float(content["value"]), float(content["low"]), float(content["high"]))

@@ -1,0 +1,235 @@
+"""Pictures of numbers, as PNG, PDF or SVG bytes: Table 2, aspect readings, confusion, loss, attention over an image.
+
+Only this module imports matplotlib. Figures are objects of their own (no pyplot, no global state). An SVG carries
+the page's colour variables instead of colours, so that one drawing fits light and dark pages.
+"""
+
+import io
+import re
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from masp.report.schema import Ablation, AspectScore, Confusion, Curve
+
+Kind = Literal["svg", "png", "pdf"]
+INK, MUTED, RULE, ACCENT, MID, SOFT, PAPER = "#1d2026", "#5a606b", "#d9d5cc", "#0b6e69", "#74b4ad", "#cbdcd8", "#fdfcfa"
+"""The light palette. Each tone also names the page's variable that replaces it in an SVG."""
+NAMES = ("--ink", "--muted", "--rule", "--accent", "--mid", "--soft", "--paper")
+LINES = (ACCENT, "#a8431f", "#2f5fb3", "#7a4fa3", "#756500", MUTED)
+"""Tones of several lines in one plot, told apart by their dashes too."""
+VARIABLES = {
+    **dict(zip((INK, MUTED, RULE, ACCENT, MID, SOFT, PAPER), NAMES, strict=True)),
+    **dict(zip(LINES[1:5], ("--against", "--blue", "--violet", "--olive"), strict=True)),
+}
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "masp",
+    "pdf.fonttype": 42,
+    "font.size": 9.5,
+    "axes.unicode_minus": True,
+}
+"""What matplotlib must know while it draws; the salt makes the same figure the same bytes, 42 is TrueType."""
+DARK_VEIL, LIGHT_VEIL = (24, 20, 48), (214, 210, 204)
+"""RGB of the veils that cover what an aspect did not look at, over ordinary and over dark pictures."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A figure of this size in inches whose single axes `draw` fills."""
+
+    size: tuple[float, float]
+    draw: Callable[[Axes], None]
+
+    def render(self, kind: Kind) -> bytes:
+        """The figure as bytes; the same figure gives the same bytes."""
+        with mpl.rc_context(STYLE), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
+            figure = Figure(figsize=self.size, layout="constrained")
+            axes = figure.add_subplot()
+            _quiet(axes)
+            self.draw(axes)
+            for text in figure.findobj(Text):
+                text.set_parse_math(False)
+            return _saved(figure, kind)
+
+
+def ablation_bars(ablation: Ablation, kind: Kind = "svg") -> bytes:
+    """Accuracy of each row with its 95 % interval, beside the ceiling and the majority class (Table 2)."""
+
+    def draw(axes: Axes) -> None:
+        places = range(len(ablation.rows))
+        values = [100 * row.accuracy.value for row in ablation.rows]
+        tones = [SOFT] * (len(values) - 1) + [MID]
+        axes.barh(places, values, height=0.56, color=tones)
+        for place, row in zip(places, ablation.rows, strict=True):
+            low, high = 100 * row.accuracy.low, 100 * row.accuracy.high
+            axes.plot([low, high], [place, place], color=INK, linewidth=1.3, solid_capstyle="butt")
+            axes.plot([low, high], [place, place], color=INK, linewidth=0, marker="|", markersize=6)
+        axes.set_yticks(places, [row.name for row in ablation.rows])
+        axes.set_ylim(len(values) - 0.5, -0.5)
+        axes.set_xlim(0, 100)
+        near = (ablation.ceiling or 1) - (ablation.majority or 0) < 0.34
+        _reference(axes, ablation.majority, "majority", "right" if near else "center")
+        _reference(axes, ablation.ceiling, "ceiling", "left" if near else "center")
+        axes.set_xlabel("accuracy, %, with 95 % intervals")
+
+    return Panel((4.9, 0.95 + 0.36 * len(ablation.rows)), draw).render(kind)
+
+
+def aspect_bars(scores: Sequence[AspectScore], kind: Kind = "svg") -> bytes:
+    """Per aspect: named from its aspect tokens (filled) against the frozen backbone's own answer (hollow)."""
+
+    def draw(axes: Axes) -> None:
+        for place, score in enumerate(scores):
+            own = 100 * score.aspect_tokens
+            if score.backbone is not None:
+                base = 100 * score.backbone
+                axes.plot([base, own], [place, place], color=SOFT, linewidth=3, solid_capstyle="butt", zorder=1)
+                hollow = {"markerfacecolor": PAPER, "markeredgecolor": MUTED, "clip_on": False}
+                axes.plot([base], [place], "o", markersize=7, zorder=3, **hollow)
+            axes.plot([own], [place], "o", markersize=7, color=ACCENT, zorder=4, clip_on=False)
+        axes.set_yticks(range(len(scores)), [_words(score.aspect) for score in scores])
+        axes.set_ylim(len(scores) - 0.5, -0.5)
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("named correctly, %")
+
+    return Panel((4.9, 0.75 + 0.32 * len(scores)), draw).render(kind)
+
+
+def confusion_matrix(confusion: Confusion, kind: Kind = "png") -> bytes:
+    """Shares of each true label's pictures (rows) that were given each predicted label (columns)."""
+    counts = np.asarray(confusion.counts, dtype=float)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    columns = [*confusion.labels, "none of them"][: counts.shape[1]]
+
+    def draw(axes: Axes) -> None:
+        axes.imshow(shares, cmap=LinearSegmentedColormap.from_list("", [PAPER, ACCENT]), vmin=0, vmax=1)
+        for row, column in np.ndindex(*shares.shape):
+            if counts[row, column]:
+                tone = PAPER if shares[row, column] > 0.5 else INK
+                axes.text(column, row, f"{counts[row, column]:.0f}", color=tone, ha="center", va="center", fontsize=8)
+        axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(confusion.labels)), list(confusion.labels))
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true", color=MUTED)
+        axes.grid(visible=False)
+
+    side = 1.6 + 0.42 * len(columns)
+    return Panel((side, side - 0.2), draw).render(kind)
+
+
+def loss_curve(curve: Curve, kind: Kind = "svg") -> bytes:
+    """The loss over the steps: every value faintly, and its running mean."""
+
+    def draw(axes: Axes) -> None:
+        losses, steps = np.asarray(curve.losses, dtype=float), np.asarray(curve.steps)
+        window = max(1, len(losses) // 40)
+        axes.plot(steps, losses, color=MID, linewidth=0.6, marker="." if len(losses) < 3 else "")
+        if window > 1:
+            axes.plot(steps[window - 1 :], np.convolve(losses, np.full(window, 1 / window), "valid"), color=ACCENT)
+        axes.set_ylim(bottom=0)
+        axes.margins(x=0)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.set_xlabel("step")
+        axes.grid(axis="x", visible=False)
+        axes.grid(axis="y", color=RULE, linewidth=0.7)
+
+    return Panel((3.7, 1.9), draw).render(kind)
+
+
+def attention_veil(attention: Sequence[Sequence[float]], dark: bool = False, long_side: int = 168) -> bytes:
+    """A transparent PNG to lay over a picture: clear where an aspect looked, veiled where it did not.
+
+    The weights are relative to the largest one, or to three times an even spread where the largest is less than that,
+    so that an attention that looks everywhere does not appear to look somewhere. Between cell centres they are
+    interpolated; draw the cells (`cell_lines`) over it to show how coarse they really are.
+
+    Args:
+        attention: weights over the picture's cells, rows from the top; at least one cell.
+        dark: whether the picture is dark, so that its veil must be light.
+        long_side: of the PNG, in pixels.
+
+    Returns:
+        PNG bytes, RGBA.
+    """
+    cells = np.asarray(attention, dtype=np.float32)
+    even = cells.sum() / cells.size
+    shown = cells / max(float(cells.max()), 3 * float(even), 1e-12)
+    scale = long_side / max(cells.shape)
+    width, height = (max(1, round(n * scale)) for n in cells.shape[::-1])
+    smooth = np.asarray(Image.fromarray(shown).resize((width, height), Image.Resampling.BICUBIC)).clip(0, 1)
+    pixels = np.empty((height, width, 4), dtype=np.uint8)
+    pixels[..., :3] = LIGHT_VEIL if dark else DARK_VEIL
+    pixels[..., 3] = np.round(255 * 0.86 * (1 - smooth) ** 1.25)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def cell_lines(rows: int, columns: int, width: int, height: int) -> str:
+    """The inner borders of a picture's cells as the `d` of an SVG path, in the units of `width` and `height`."""
+    down = (f"M{width * i / columns:.2f} 0V{height}" for i in range(1, columns))
+    across = (f"M0 {height * i / rows:.2f}H{width}" for i in range(1, rows))
+    return "".join([*down, *across])
+
+
+def _quiet(axes: Axes) -> None:
+    """Takes away every line that carries no information."""
+    axes.set_axisbelow(True)
+    axes.patch.set_visible(False)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.tick_params(length=0, colors=MUTED, labelcolor=INK)
+    axes.xaxis.label.set_color(MUTED)
+    axes.grid(axis="x", color=RULE, linewidth=0.7)
+
+
+def _reference(axes: Axes, share: float | None, name: str, side: Literal["left", "center", "right"]) -> None:
+    """A dashed vertical line at a share in [0, 1], named above the axes."""
+    if share is None:
+        return
+    axes.axvline(100 * share, color=INK, linewidth=1, linestyle=(0, (3, 2)))
+    place = (100 * share, 1.02)
+    text = f"{name} {100 * share:.1f}"
+    axes.text(*place, text, transform=axes.get_xaxis_transform(), color=MUTED, ha=side, va="bottom", fontsize=8.5)
+
+
+def _saved(figure: Figure, kind: Kind) -> bytes:
+    """The figure's bytes: PNG on paper, PDF on none, or an SVG without dates, addresses or colours of its own."""
+    buffer = io.BytesIO()
+    if kind != "svg":
+        page, left_out = {"png": (PAPER, "Software"), "pdf": ("none", "CreationDate")}[kind]
+        figure.savefig(buffer, format=kind, dpi=200, facecolor=page, metadata={left_out: None})
+        return buffer.getvalue()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(buffer.getvalue().decode()).encode()
+
+
+def _inline(svg: str) -> str:
+    """An SVG document as an element for an HTML page: no prolog, metadata, fonts, or ids that no one refers to."""
+    svg = re.sub(r"<(metadata|style).*?</\1>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'^<svg[^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true" focusable="false">', svg)
+    svg = re.sub(r"font-family: [^;]*; ", "", svg).replace('xlink:href="', 'href="')
+    used, own = set(re.findall(r'(?:url\(#|href="#)([^")]+)', svg)), f"p{zlib.crc32(svg.encode()):x}"
+    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
+    for name in used:
+        svg = svg.replace(f'id="{name}"', f'id="{own}{name}"').replace(f"#{name}", f"#{own}{name}")
+    for colour, variable in VARIABLES.items():
+        svg = re.sub(f"(fill|stroke): {colour}", rf"\1: var({variable})", svg)
+    return svg
+
+
+def _words(aspect: str) -> str:
+    return aspect.replace("_", " ")

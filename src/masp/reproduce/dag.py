@@ -1,0 +1,134 @@
+"""From what is asked to the cells that have to be run, each once, in an order that respects what they need."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from masp.reproduce.config import Job, Skipped, Source
+from masp.reproduce.experiment import Cell, cell_name
+from masp.reproduce.others import OTHERS, over_of, recipe_of
+from masp.reproduce.paper import Paper
+from masp.reproduce.specs import DATA, FULL, PARAMETERS, STAGE1, Recipe, recipes
+
+SCOPE: Mapping[str, tuple[str, ...] | None] = {
+    "table1": None,
+    "table2": ("FI", "Emotion6"),
+    "table3": ("FI", "Emotion6", "ArtPhoto"),
+    "figure3": ("FI", "Emotion6", "Abstract"),
+    "figure4": ("FI", "Emotion6"),
+}
+"""Experiment → the data sets of the paper that it is run on; None: all of them. Other data sets take part in all."""
+
+NO_ASPECTS = "stage 1 needs annotated aspects: EmoSet at ROOT/EmoSet, annotations of its own, or --aspects ADAPTER"
+NO_WORDS = "its images have no annotated aspects, whose words it learns: masp data annotate writes them"
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The cells of a job.
+
+    Attributes:
+        cells: in an order in which each follows what it needs.
+        skipped: what is not run, and why.
+    """
+
+    cells: tuple[Cell, ...]
+    skipped: tuple[Skipped, ...]
+
+    def find(self, name: str) -> Cell:
+        """The cell of this name."""
+        return next(cell for cell in self.cells if cell.name == name)
+
+
+def plan_cells(job: Job, paper: Paper, baselines: tuple[Recipe, ...]) -> Cells:
+    """The cells of all experiments of a job; one that several of them need is there once.
+
+    Args:
+        job: what is asked.
+        paper: names the data sets whose experiments are limited to some of them.
+        baselines: the other systems.
+    """
+    found: dict[str, Cell] = {}
+    skipped: list[Skipped] = list(job.missing)
+    wanted = [(source, recipe) for source in job.sources for recipe in _recipes(job, source, paper, baselines)]
+    if "table4" in job.experiments:
+        wanted.append((job.sources[0], PARAMETERS))
+    for seed in job.seeds:
+        for source, recipe in wanted:
+            reason = _lacking(job, source, recipe)
+            if reason:
+                if seed == job.seeds[0]:
+                    skipped.append(Skipped(source.name, recipe.name, reason))
+            elif seed == job.seeds[0] or depends_on_seed(job, recipe):
+                _add(found, job, source, recipe, seed)
+    return Cells(tuple(found.values()), tuple(skipped))
+
+
+def takes_part(experiment: str, dataset: str, paper: Paper) -> bool:
+    """Whether an experiment is run on a data set."""
+    scope = SCOPE[experiment]
+    return scope is None or dataset in scope or dataset not in paper.datasets
+
+
+def depends_on_seed(job: Job, recipe: Recipe) -> bool:
+    """Whether a recipe is run with every seed: it trains or draws something, or stands on a stage 1 that does."""
+    return recipe.seeded or bool(recipe.aspects and job.adapter is None)
+
+
+def seeds_of(job: Job, recipe: Recipe) -> tuple[int, ...]:
+    """The seeds that a recipe is run with."""
+    return job.seeds if depends_on_seed(job, recipe) else job.seeds[:1]
+
+
+def base_of(job: Job, cell: Cell) -> Cell | None:
+    """The cell of the system that a system stands on, or whose soft prompt it reads.
+
+    None where it stands on none, or on one of its own.
+    """
+    if cell.recipe.kind != "baseline":
+        return None
+    over = over_of(cell.recipe.name, job.others)
+    base = recipe_of(over) if over else OTHERS[cell.recipe.name].prompt
+    if base is None:
+        return None
+    return Cell(cell.dataset, base, cell.seed if depends_on_seed(job, base) else job.seeds[0])
+
+
+def _recipes(job: Job, source: Source, paper: Paper, baselines: tuple[Recipe, ...]) -> list[Recipe]:
+    """What a data set takes part in, each once."""
+    length = job.config.method.prompt_length
+    chosen = [name for name in job.experiments if name != "table4" and takes_part(name, source.name, paper)]
+    return list(dict.fromkeys(recipe for name in chosen for recipe in recipes(name, length, baselines)))
+
+
+def _lacking(job: Job, source: Source, recipe: Recipe) -> str:
+    """Why a recipe cannot be run on a data set; "" where it can."""
+    if recipe.aspects and job.adapter is None and job.aspects_from(source.name) is None:
+        return NO_ASPECTS
+    if recipe.aspects and recipe.kind == "baseline" and not source.annotated:
+        return NO_WORDS
+    return ""
+
+
+def _add(found: dict[str, Cell], job: Job, source: Source, recipe: Recipe, seed: int) -> None:
+    """A cell, behind those that it needs."""
+    if recipe.kind == "parameters":
+        _put(found, Cell(source.name, recipe, seed))
+        return
+    needs = [_put(found, Cell(source.name, DATA, job.seeds[0]))]
+    teacher = job.aspects_from(source.name)
+    if recipe.aspects and job.adapter is None and teacher is not None:
+        looked = (_put(found, Cell(teacher.name, DATA, job.seeds[0])),) if teacher in job.sources else ()
+        needs.append(_put(found, Cell(teacher.name, STAGE1, seed, looked)))
+    base = base_of(job, Cell(source.name, recipe, seed))
+    if base is not None:
+        _add(found, job, source, base.recipe, base.seed)
+        needs.append(base.name)
+    if recipe.kind == "attention":
+        _add(found, job, source, FULL, seed)
+        needs.append(cell_name(source.name, FULL, seed))
+    _put(found, Cell(source.name, recipe, seed, tuple(dict.fromkeys(needs))))
+
+
+def _put(found: dict[str, Cell], cell: Cell) -> str:
+    found.setdefault(cell.name, cell)
+    return cell.name

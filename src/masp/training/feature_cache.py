@@ -1,0 +1,337 @@
+"""Visual tokens of the training images: computed once and kept, where memory allows, else computed per batch."""
+
+import json
+import logging
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from masp.backbones.base import Backbone
+from masp.core.errors import DataError, MaspError
+from masp.core.types import ImageLayout, VisualTokens
+from masp.data.bad_files import Quarantine
+from masp.data.images import Rounding
+from masp.data.prefetch import LoadedBatch, Loading, prefetch_batches
+from masp.training.disk_cache import GIGA, Shelf, key_of
+from masp.training.distributed import ALONE, Processes
+from masp.training.progress import Bar
+from masp.training.signals import StopRequest
+from masp.training.visual_groups import (
+    MemoryKey,
+    VisualGroup,
+    VisualMemory,
+    bytes_of,
+    content_hash,
+    in_groups,
+    memory_keys,
+    origin_of,
+    rows_of,
+)
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images are read.
+
+    Attributes:
+        longest_side: shrink larger ones to it; None: never.
+        workers: threads that read ahead of the vision tower.
+        budget: bytes of visual tokens that may be kept; 0: keep none.
+        strict: stop at the first bad image.
+        wanted: somebody asked for them to be kept. If they cannot be, that is a warning; and what they need is found
+            out even where the budget is 0.
+        rounding: of the shorter side of an image that is shrunk.
+    """
+
+    longest_side: int | None = None
+    workers: int = 2
+    budget: int = 4 * GIGA
+    strict: bool = False
+    wanted: bool = False
+    rounding: Rounding = "nearest"
+
+
+class VisualTokenStore:
+    """Visual tokens by the number of their image.
+
+    Places on the image (`boxes`) are not kept: training does not need them.
+
+    Args:
+        backbone: computes them.
+        paths: the images; numbers count in this order.
+        reading: how they are read, and how much is kept.
+        memory: where they are kept; None for a place of its own.
+        shelf: where they are kept beyond this run; what is in memory is then only a map of its files.
+        processes: that read the images together; afterwards each of them has all visual tokens.
+
+    Attributes:
+        usable: which images are good; known once the store is filled.
+        kept: whether visual tokens are kept.
+        needed: bytes that all of them would take, as far as it was found out before keeping them was given up.
+        allowed: bytes that they may take.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        paths: Sequence[Path],
+        reading: Reading,
+        memory: VisualMemory | None = None,
+        shelf: Shelf | None = None,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.backbone, self.paths, self.reading, self.shelf = backbone, paths, reading, shelf
+        self.processes = processes
+        self.hashes: list[str] = []  # of the content of every file, where there is a shelf
+        self.usable: list[bool] = [False] * len(paths)
+        self.kept = reading.budget > 0 or reading.wanted
+        self.needed = 0
+        self.allowed = reading.budget
+        self._own: VisualGroup | None = None  # what this process has just read
+        self._size = 0
+        shared = None if memory is None else memory_keys(paths, backbone, reading.longest_side, reading.rounding)
+        self._keys: list[MemoryKey] = shared or [(path, None, "") for path in paths]
+        self._kept = VisualMemory().tokens if memory is None else memory.tokens
+
+    def fill(self, stop: StopRequest, known: Mapping[str, str] | None = None) -> Quarantine:
+        """Read every image once: find the bad ones, and keep the visual tokens if they fit.
+
+        Args:
+            stop: asked between images.
+            known: bad images and their reasons, as an earlier start of the same run found them; with it, nothing more
+                is read once it is clear that the visual tokens are not kept.
+
+        Returns:
+            The account of what was read, used and left out.
+
+        Raises:
+            DataError: too many images are bad.
+            Interrupted: a signal arrived.
+        """
+        if known is not None and not known.keys() <= {str(path) for path in self.paths}:
+            known = None  # the data set lies elsewhere now
+        account = Quarantine(self.reading.strict, total=len(self.paths))
+        new = [number for number, key in enumerate(self._keys) if key not in self._kept]
+        self.usable = [key in self._kept for key in self._keys]
+        account.accept(len(self.paths) - len(new))
+        groups = self._off_the_shelf(in_groups(new), account)
+        reader = self._reader(self.processes.own(groups))
+
+        def read() -> VisualGroup | None:
+            stop.check()
+            loaded = next(reader, None)
+            found = None if loaded is None else self._computed(loaded)
+            passing = loaded is not None and any(failed.passing for failed in loaded.failures)  # not to be remembered
+            self._own = None if self.shelf is None or passing else found
+            return found if self._own is None else replace(self._own, tokens=())  # the others find them on the shelf
+
+        with Bar("reading images", len(self.paths)) as bar:
+            for start in range(0, len(groups), self.processes.count):
+                found = [group for group in self.processes.all(read) if group is not None]
+                self.processes.all(lambda found=found: self._take(found, account))
+                if self.kept and self.shelf is not None:
+                    pairs = zip(groups[start : start + self.processes.count], found, strict=True)
+                    left = [numbers for numbers, group in pairs if group.good and not group.tokens]
+                    self.processes.all(lambda left=left: self._fetch(left))
+                if known is not None and not self.kept:
+                    return self._remember(known)
+                bar.show(account.read)
+        self.processes.all(account.finish)
+        return account
+
+    def _reader(self, groups: Iterable[Sequence[int]]) -> Iterator[LoadedBatch]:
+        """The images of these groups, read ahead."""
+        how = self.reading
+        loading = Loading(self.backbone.preprocess, how.longest_side, workers=how.workers, rounding=how.rounding)
+        return prefetch_batches(self.paths, groups, loading)
+
+    def _computed(self, loaded: LoadedBatch) -> VisualGroup:
+        """What is known of a group of images once it is read."""
+        bad = tuple((failed.index, failed.reason) for failed in loaded.failures)
+        tokens: list[VisualTokens] = []
+        if self.kept and loaded.indices:
+            tokens = rows_of(self.backbone.visual_tokens(loaded.pixels.to(self.backbone.device)))
+        return VisualGroup(loaded.indices, bad, tuple(tokens), sum(map(bytes_of, tokens)))
+
+    def _take(self, groups: Sequence[VisualGroup], account: Quarantine) -> None:
+        """Account for groups that were read, and keep their visual tokens, or give up keeping any."""
+        for group in groups:
+            self._account(group, account)
+            if self.kept:
+                self._size += group.size
+                self._keep(group)
+                if group.good:
+                    self._compare(self._size, account.used, account.read)
+        if self.kept and self.shelf is not None and self._own is not None:
+            self.shelf.save(self._key(self._own.numbers), self._own.packed())
+
+    def _account(self, group: VisualGroup, account: Quarantine) -> None:
+        account.accept(len(group.good))
+        for number, reason in group.bad:
+            account.reject(self.paths[number], reason)
+        for number in group.good:
+            self.usable[number] = True
+
+    def _keep(self, group: VisualGroup) -> None:
+        """Hold visual tokens, where the group has them."""
+        self._kept.update(zip((self._keys[number] for number in group.good), group.tokens, strict=False))
+
+    def _off_the_shelf(self, groups: list[list[int]], account: Quarantine) -> list[list[int]]:
+        """Take what earlier runs have computed; the groups that are left."""
+        self._size = self.bytes()
+        if self.shelf is None or not self.kept:
+            return groups
+        shelf = self.shelf
+        self.hashes = self.processes.first(lambda: [content_hash(path) for path in self.paths])
+        found = [shelf.load(self._key(numbers)) for numbers in groups]
+        everywhere = [
+            all(there) for there in zip(*self.processes.all(lambda: [g is not None for g in found]), strict=True)
+        ]
+        left: list[list[int]] = []
+        for numbers, packed, there in zip(groups, found, everywhere, strict=True):
+            if packed is None or not there:
+                left.append(numbers)
+                continue
+            group = VisualGroup.unpacked(packed, numbers)
+            self._account(group, account)
+            self._keep(group)
+        self._size = self.bytes()
+        if self.allowed < sys.maxsize:  # otherwise it fitted when the run began
+            self.allowed = min(self.allowed, self._size + self.processes.first(lambda: shelf.room(())))
+        return left
+
+    def _fetch(self, groups: Sequence[Sequence[int]]) -> None:
+        """Hold the visual tokens of these groups as maps of the shelf's files, no longer in memory.
+
+        Raises:
+            MaspError: this process does not see what another one has just left there.
+        """
+        assert self.shelf is not None
+        for numbers in groups:
+            group = self.shelf.load(self._key(numbers))
+            if group is None:
+                raise MaspError(
+                    f"process {self.processes.rank} does not find in {self.shelf.folder} what was just left there",
+                    "a store_dir that all processes see, with room for all of them and for other runs that write there",
+                    "Name another store_dir, or raise store_disk_gb.",
+                )
+            self._keep(VisualGroup.unpacked(group, numbers))
+
+    def _key(self, numbers: Sequence[int]) -> str:
+        """Name of a group of visual tokens: all that decides them, to the last bit."""
+        return key_of({"kind": "features", **self.depends(numbers)})
+
+    def depends(self, numbers: Sequence[int]) -> dict[str, object]:
+        """What the visual tokens of these images depend on when they are computed together."""
+        hashes = [self.hashes[number] for number in numbers]
+        return {"images": hashes, **origin_of(self.backbone, self.reading.longest_side, self.reading.rounding)}
+
+    def _remember(self, known: Mapping[str, str]) -> Quarantine:
+        """The account of an earlier start of the same run."""
+        account = Quarantine(self.reading.strict, share=1.0, patience=len(self.paths) + 1)
+        self.usable = [str(path) not in known for path in self.paths]
+        account.accept(sum(self.usable))
+        for path, usable in zip(self.paths, self.usable, strict=True):
+            if not usable:
+                account.reject(path, known[str(path)])
+        return account
+
+    def stream(
+        self, items: Iterable[Item], images: Callable[[Item], Sequence[int]]
+    ) -> Iterator[tuple[Item, VisualTokens | None]]:
+        """Visual tokens of one batch after the other, on the backbone's device; None for a batch without images.
+
+        Args:
+            items: batches, as the caller names them.
+            images: the numbers of a batch's images; one may occur several times.
+
+        Raises:
+            DataError: an image that could be read before cannot be read now.
+        """
+        if self.kept:
+            for item in items:
+                yield item, self._batch(numbers) if (numbers := images(item)) else None
+            return
+        waiting: list[tuple[Item, Sequence[int]]] = []  # read ahead: in the order of the batches
+
+        def distinct() -> Iterator[list[int]]:
+            for item in items:
+                numbers = images(item)
+                waiting.append((item, numbers))
+                yield list(dict.fromkeys(numbers))
+
+        for read in self._reader(distinct()):
+            for failed in read.failures:
+                todo = "Leave the data set alone while it is trained on, or start again with another --out."
+                raise DataError(f"{failed.path} could be read before and cannot now ({failed.reason})", "", todo)
+            item, numbers = waiting.pop(0)
+            if not numbers:
+                yield item, None
+                continue
+            visual = self.backbone.visual_tokens(read.pixels.to(self.backbone.device))
+            row = {number: row for row, number in enumerate(read.indices)}
+            yield item, replace(visual, boxes=None).select([row[number] for number in numbers])
+
+    def visual(self, images: Sequence[int]) -> VisualTokens:
+        """Visual tokens of one batch, with at least one image, on the backbone's device."""
+        return next(tokens for _, tokens in self.stream([images], lambda batch: batch) if tokens is not None)
+
+    def counts(self) -> list[int]:
+        """Number of visual tokens of each usable image; they are kept."""
+        return [self._kept[key].tokens.shape[1] for key, good in zip(self._keys, self.usable, strict=True) if good]
+
+    def layout(self, number: int) -> ImageLayout:
+        """How the kept visual tokens of an image are laid out."""
+        return self._kept[self._keys[number]].layouts[0]
+
+    def bytes(self) -> int:
+        """Memory that the kept visual tokens of these images take."""
+        return sum(bytes_of(self._kept[key]) for key in self._keys if key in self._kept)
+
+    def _batch(self, images: Sequence[int]) -> VisualTokens:
+        """Kept visual tokens of these images, on the backbone's device."""
+        return VisualTokens.stack([self._kept[self._keys[number]] for number in images]).to(self.backbone.device)
+
+    def _compare(self, size: int, used: int, read: int) -> None:
+        """Give up keeping as soon as it is clear that everything together will not fit."""
+        expected = size / used * (used + len(self.paths) - read)
+        if expected <= self.allowed:
+            return
+        self.kept, self.needed = False, int(expected)
+        setting = "feature_memory_gb" if self.shelf is None else "store_disk_gb"
+        log.log(
+            logging.WARNING if self.reading.wanted else logging.INFO,
+            "the visual tokens of %d images need about %.3g GB, and %s allows %.3g: they are not kept, but computed "
+            "again for every batch. To keep them, set %s=%g or more",
+            len(self.paths),
+            expected / GIGA,
+            setting if self.shelf is None else f"{setting}, or the room that others leave there,",
+            max(0, self.allowed) / GIGA,
+            setting,
+            math.ceil(expected / GIGA * 100) / 100,
+        )
+        for key in self._keys:
+            self._kept.pop(key, None)
+
+
+def account_lines(account: Quarantine) -> bytes:
+    """The lines of quarantine.jsonl: one per bad file, and the sum at the end."""
+    rows: list[dict[str, object]] = [{"path": str(bad.path), "reason": bad.reason} for bad in account.rejected]
+    rows.append({"read": account.read, "used": account.used, "quarantined": len(account.rejected)})
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def read_account(path: Path) -> dict[str, str] | None:
+    """Bad images and their reasons out of quarantine.jsonl; None where there is none, or an unfinished one."""
+    try:
+        *bad, total = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return {row["path"]: row["reason"] for row in bad} if total["quarantined"] == len(bad) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

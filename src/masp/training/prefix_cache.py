@@ -1,0 +1,218 @@
+"""Prefixes of stage 2: what stands before the soft prompt is computed once for each image and kept between epochs."""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import torch
+
+from masp.adapters import tensors_sha256
+from masp.core.errors import MaspError
+from masp.core.types import ImageLayout, Prefix
+from masp.model.masp_model import MaspModel, Use
+from masp.training.disk_cache import GIGA, Group, key_of
+from masp.training.feature_cache import VisualTokenStore
+from masp.training.progress import Bar
+from masp.training.signals import StopRequest
+
+log = logging.getLogger(__name__)
+
+GROUP = 16  # images whose prefixes are computed together
+
+
+class PrefixStore:
+    """Prefixes by the number of their image, computed when first asked for.
+
+    They are computed in fixed groups of neighbouring images, not in the batches of training: so the numbers of a prefix
+    do not depend on the order in which images are met, and a run that goes on after an interruption finds the same
+    ones.
+
+    Args:
+        model: computes them; its soft prompt has no part in them.
+        features: visual tokens of the images.
+        use: which aspects stand in them.
+        questions: texts that may be asked; where a prefix depends on them, each has its own.
+        endless: whether others may be asked too, such as lists of labels in new orders.
+    """
+
+    def __init__(
+        self,
+        model: MaspModel,
+        features: VisualTokenStore,
+        use: Use,
+        questions: Sequence[str],
+        endless: bool = False,
+    ) -> None:
+        self.model, self.features, self.use, self.endless = model, features, use, endless
+        self._questions = tuple(dict.fromkeys(questions))
+        self._rows: dict[tuple[int, str], Prefix] = {}
+        self._apart = True  # whether each question has a prefix of its own
+
+    def size(self) -> int:
+        """Bytes that all prefixes take, by the first image's prefix and the other images' visual tokens.
+
+        The first image's prefix is computed for it.
+        """
+        numbers = [number for number, usable in enumerate(self.features.usable) if usable]
+        visual = self.features.visual(numbers[:1])
+        self._apart = not self.model.shares_prefix(visual, self._questions, self.use)
+        first = self.model.prefix(visual, self._questions[:1], self.use)
+        column = first.states[..., 0, :].numel() * first.states.element_size()
+        around = first.mask.shape[1] - first.images[0].count
+        inside = first.images[0].count * len(numbers) if self.model.backbone.asks else sum(self.features.counts())
+        return (inside + around * len(numbers)) * column * (len(self._questions) if self._apart else 1)
+
+    def build(self, stop: StopRequest) -> None:
+        """Where several processes train, and what is kept can be shared between them, compute it together beforehand.
+
+        Without a shelf each process keeps, and first computes, what it meets: there is no place for it all twice. (But
+        where each holds a part of the language model's weights, none may compute anything alone.)
+
+        Args:
+            stop: asked between groups.
+
+        Raises:
+            Interrupted: a signal arrived.
+            MaspError: there is no room for them.
+        """
+        processes = self.features.processes
+        if processes.count == 1 or (self.features.shelf is None and not processes.alike):
+            return
+        parts = [(group[0], question) for group, question in self._parts()]
+
+        def work(part: tuple[int, str]) -> None:
+            self._row(*part)
+
+        with Bar("reading prefixes", len(parts)) as bar:
+            for done, _ in enumerate(processes.share(parts, work, stop), 1):
+                bar.show(done)
+
+    def keys(self) -> set[str]:
+        """The names of all of them on the shelf, once their size is known."""
+        return {self._key(group, question) for group, question in self._parts()}
+
+    def _parts(self) -> list[tuple[list[int], str]]:
+        """What is computed together: usable images and the question that they are asked."""
+        questions = self._questions if self._apart else self._questions[:1]
+        groups = [group for start in range(0, len(self.features.usable), GROUP) if (group := self._usable(start))]
+        return [(group, question) for question in questions for group in groups]
+
+    def _usable(self, start: int) -> list[int]:
+        """The usable images of the group that begins there."""
+        return [number for number, good in enumerate(self.features.usable[start : start + GROUP], start) if good]
+
+    def seen(self, images: Sequence[int], questions: Sequence[str]) -> Prefix:
+        """The prefixes of a batch, on the backbone's device."""
+        rows = [self._row(image, question) for image, question in zip(images, questions, strict=True)]
+        return Prefix.stack(rows).to(self.model.backbone.device)
+
+    def _row(self, image: int, question: str) -> Prefix:
+        asked = question if self._apart else ""
+        if (image, asked) not in self._rows:
+            group = self._usable(image - image % GROUP)
+            rows = self._computed(group, question) if self.features.shelf is None else self._shelved(group, question)
+            self._rows.update(((number, asked), row) for number, row in zip(group, rows, strict=True))
+        return self._rows[image, asked]
+
+    def _computed(self, group: Sequence[int], question: str) -> list[Prefix]:
+        visual = self.features.visual(group)
+        return self.model.prefix(visual, [question] * len(group), self.use).to("cpu").rows()
+
+    def _shelved(self, group: Sequence[int], question: str) -> list[Prefix]:
+        """The prefixes of a group as an earlier run left them, or else computed and left for later ones."""
+        shelf, key = self.features.shelf, self._key(group, question)
+        assert shelf is not None
+        found = shelf.load(key)
+        if not self._everywhere(found is not None) or found is None:
+            rows = self._computed(group, question)
+            tensors = {f"states.{place}": row.states for place, row in enumerate(rows)}
+            notes = {
+                f"row.{place}": json.dumps([row.images[0].count, row.images[0].shape, row.signs[0].hex()])
+                for place, row in enumerate(rows)
+            }
+            found = shelf.save(key, Group(tensors, notes))
+        return [_row(found, place, self.model.spliced(self.use)) for place in range(len(group))]
+
+    def _key(self, group: Sequence[int], question: str) -> str:
+        """Name of a group of prefixes: all that decides them, to the last bit."""
+        method = self.model.method.model_dump(mode="json", exclude={"prompt_length"})
+        backbone = self.model.backbone
+        turn = backbone.template(question, ImageLayout(1) if backbone.asks else self.features.layout(group[0]))
+        begins = turn.ids if self._apart else turn.ids[: turn.vision_close]
+        asked = question if self._apart else ""
+        tokenizer = backbone.hashes()["tokenizer"]
+        depends = {"tokenizer": tokenizer, "aspects": self._aspects, "method": method, "asked": asked, "begins": begins}
+        return key_of({"kind": "prefix", **self.features.depends(group), **depends})
+
+    @cached_property
+    def _aspects(self) -> list[list[str]]:
+        """What the tokens of each aspect depend on beside the visual tokens, in the order of the columns."""
+        return [self._aspect(name) for name in self.model.spliced(self.use)]
+
+    def _everywhere(self, found: bool) -> bool:
+        """Whether it was found by all that have to compute it together otherwise."""
+        processes = self.features.processes
+        return all(processes.all(lambda: found)) if processes.alike else found
+
+    def _aspect(self, name: str) -> list[str]:
+        sha256 = tensors_sha256(self.model.aspect_module().module(name).state_dict())
+        if not self.model.backbone.asks:
+            return [name, sha256]
+        assert self.model.questions is not None
+        return [name, sha256, self.model.questions.aspect(name)[0]]
+
+
+def _row(group: Group, place: int, aspects: tuple[str, ...]) -> Prefix:
+    """One prefix out of a group."""
+    states = group.tensors[f"states.{place}"]
+    count, shape, sign = json.loads(group.notes[f"row.{place}"])
+    mask = torch.ones(1, states.shape[4], dtype=torch.bool)
+    return Prefix(states, mask, (ImageLayout(count, tuple(shape)),), (bytes.fromhex(sign),), aspects)
+
+
+def choose(prefixes: PrefixStore, wanted: str, room: Callable[[], int], again: bool) -> bool:
+    """Whether prefixes are kept beside the visual tokens.
+
+    Args:
+        prefixes: not asked for anything yet.
+        wanted: `none`, `features`, `prefix` or `auto`.
+        room: bytes of memory or disk for both; asked once the prefixes know their size.
+        again: whether images are seen more than once.
+
+    Raises:
+        MaspError: they are wanted and do not fit, or there is nothing to keep.
+    """
+    model = prefixes.model
+    if wanted in ("none", "features") or (wanted == "auto" and not (again and prefixes.features.kept)):
+        return False
+    if model.assembler.layout.prompt_places == "both":
+        if wanted == "auto":
+            return False
+        got = "prompt.store is prefix, but the soft prompt stands before the image too, so nothing of it can be kept"
+        raise MaspError(got, "the layout of the paper, or another store", "Set prompt.store=features.")
+    if prefixes.endless and model.backbone.asks:
+        if wanted == "auto":
+            return False
+        got = "prompt.store is prefix, but with shuffled labels nearly every example asks another question"
+        expected = f"the labels in one order, as {model.backbone.name} sees an image by its question"
+        raise MaspError(got, expected, "Set prompt.store=features, or method.label_order=fixed.")
+    if not prefixes.features.kept:
+        needed, allowed = prefixes.features.needed / GIGA, max(0, prefixes.features.allowed) / GIGA
+        raise MaspError(
+            "prompt.store is prefix, but even the visual tokens of these images do not fit: "
+            f"they need about {needed:.3g} GB of {allowed:.3g}",
+            "room for both, by prompt.feature_memory_gb, prompt.store_disk_gb and on the disk",
+            "Raise it, or set prompt.store=auto, which keeps the largest that fits.",
+        )
+    size = prefixes.size() + prefixes.features.bytes()
+    budget = room()
+    fits = size <= budget
+    log.info("prefixes and visual tokens take %.3g GB of %.3g allowed", size / GIGA, budget / GIGA)
+    if not fits and wanted == "prefix":
+        raise MaspError(
+            f"prompt.store is prefix, but prefixes and visual tokens of these images need {size / GIGA:.3g} GB",
+            f"at most {budget / GIGA:.3g}, by prompt.feature_memory_gb, prompt.store_disk_gb or the room on the disk",
+            "Raise it, or set prompt.store=auto, which keeps the largest that fits.",
+        )
+    return fits

@@ -1,0 +1,211 @@
+"""The folder of one run: what lies where, who may write in it, and whether it may be gone on with."""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from masp.adapters import library_versions
+from masp.backbones.base import Backbone
+from masp.backbones.files import READING
+from masp.core.atomic_io import remove_leftovers, write_file
+from masp.core.errors import CheckpointError, UsageError
+from masp.data.splits import ASPECTS_SPLITS, RUN_SPLITS
+from masp.training.checkpoints import unwritable
+
+FORMAT = 1
+_READING = {name: f"backbone.{name}" for name in READING}
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run leaves: the adapter's folder, validation metrics, and how fast it went."""
+
+    adapter: Path
+    metrics: dict[str, float]
+    steps: int
+    seconds: float
+    examples_per_second: float
+
+
+class RunFolder:
+    """`out`: adapter/, checkpoints/, metrics.jsonl, run.json, quarantine.jsonl, splits.json, store.json.
+
+    In stage 2 there is splits.aspects.json too, where the aspects were trained on pictures that were divided otherwise.
+
+    `identity` in run.json is everything that decides the result, as a flat table; a folder is gone on with only where
+    all of it is equal.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.adapter = out / "adapter"
+        self.checkpoints = out / "checkpoints"
+        self.metrics = out / "metrics.jsonl"
+        self.description = out / "run.json"
+        self.quarantine = out / "quarantine.jsonl"
+        self.splits = out / RUN_SPLITS
+        self.aspects_splits = out / ASPECTS_SPLITS
+        self.store = out / "store.json"
+
+    @contextmanager
+    def opened(self, identity: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[TrainResult | None]:
+        """Hold the folder for this process: make it, lock it, clear what a killed run left, compare the identity.
+
+        Yields:
+            The result, where the same run has already finished here.
+
+        Raises:
+            CheckpointError: the folder cannot be written, or another process is using it.
+            UsageError: the folder belongs to a run that differs from this one, or to something else.
+        """
+        self._make()
+        lock = os.open(self.out, os.O_RDONLY)
+        try:
+            self._lock(lock)
+            for folder in (self.out, self.checkpoints):
+                remove_leftovers(folder)
+            before = self._before()
+            if before is None:
+                self._write({"format": FORMAT, "identity": dict(identity), "config": dict(config), "result": None})
+                yield None
+            else:
+                compare(before["identity"], identity, self.out)
+                yield self.result()
+        finally:
+            os.close(lock)
+
+    def kept(self) -> str | None:
+        """What an earlier start of this run kept between epochs: none, features or prefix; None before it is known.
+
+        Computed with another store, the last bits of a run would be others, so a run stays with its own.
+        """
+        try:
+            found = json.loads(self.store.read_text(encoding="utf-8"))["kept"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return found if found in ("none", "features", "prefix") else None
+
+    def keep(self, kept: str) -> None:
+        """Record what is kept.
+
+        Raises:
+            CheckpointError: the disk refuses to be written.
+        """
+        try:
+            write_file(self.store, (json.dumps({"kept": kept}) + "\n").encode())
+        except OSError as error:
+            raise unwritable(error, self.store) from error
+
+    def finish(self, result: TrainResult) -> None:
+        """Record in run.json that the run came to its end."""
+        description = json.loads(self.description.read_text(encoding="utf-8"))
+        values = asdict(result)
+        del values["adapter"]
+        self._write({**description, "result": values})
+
+    def _make(self) -> None:
+        if self.out.exists() and not self.out.is_dir():
+            raise UsageError(got=f"--out {self.out} is a file", expected="a folder", todo="Name another place.")
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(error, self.out) from error
+
+    def _lock(self, handle: int) -> None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(
+                got=f"another run is writing into {self.out}",
+                expected="one run in a folder at a time",
+                todo="Wait for it, or name another --out.",
+            ) from error
+
+    def _before(self) -> dict[str, Any] | None:
+        """What run.json says, or None in a folder that no run has used.
+
+        Raises:
+            UsageError: run.json cannot be read, or the folder holds an adapter or checkpoints of unknown origin.
+        """
+        if not self.description.exists():
+            foreign = [path.name for path in (self.adapter, self.checkpoints) if path.exists()]
+            if foreign:
+                raise UsageError(
+                    got=f"{self.out} holds {' and '.join(foreign)}, but no run.json that says where they come from",
+                    expected="an empty folder, or one of the same run",
+                    todo="Name another --out.",
+                )
+            return None
+        try:
+            found = json.loads(self.description.read_text(encoding="utf-8"))
+            if found["format"] != FORMAT:
+                raise ValueError(f"format {found['format']} is not {FORMAT}")
+            return {"identity": dict(found["identity"])}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                got=f"{self.description} cannot be read: {error}",
+                expected="the description of a run, as this version writes it",
+                todo="Name another --out, or remove the folder.",
+            ) from error
+
+    def result(self) -> TrainResult | None:
+        """What run.json says of a run that came to its end, if the adapter is still there."""
+        values = json.loads(self.description.read_text(encoding="utf-8"))["result"]
+        if values is None or not (self.adapter / "adapter.json").is_file():
+            return None
+        return TrainResult(adapter=self.adapter, **values)
+
+    def _write(self, description: Mapping[str, Any]) -> None:
+        content = {**description, "versions": library_versions()}
+        try:
+            write_file(self.description, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+        except OSError as error:
+            raise unwritable(error, self.description) from error
+
+
+def reading(backbone: Backbone) -> dict[str, str]:
+    """Hashes of how a backbone reads images and texts, for an identity; without those that may be others."""
+    hashes = backbone.hashes()
+    return {_READING[name]: digest for name, digest in hashes.items() if name not in backbone.accepted}
+
+
+def alike(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether two identities are the same; how images and texts are read counts where both say it."""
+    return not _changed(before, now)
+
+
+def hash_of(identity: Mapping[str, Any]) -> str:
+    """One hash of an identity, for what lies in a folder whose identity was compared: so without `reading`."""
+    kept = {key: value for key, value in identity.items() if key not in _READING.values()}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys whose values differ."""
+    told = before.keys() & now.keys()
+    keys = [key for key in sorted(before.keys() | now.keys()) if key in told or key not in _READING.values()]
+    return [key for key in keys if before.get(key) != now.get(key)]
+
+
+def compare(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
+    """Make sure that two runs are the same one.
+
+    Raises:
+        UsageError: they differ; it names each difference.
+    """
+    changed = _changed(before, now)
+    changes = [f"{key}: {before.get(key)} there, {now.get(key)} now" for key in changed]
+    accept = ",".join(name for name, key in _READING.items() if key in changed)
+    if changes:
+        raise UsageError(
+            got=f"{out} belongs to a run with another configuration ({'; '.join(changes)})",
+            expected="the same configuration, to go on with that run",
+            todo="Name another --out, or change it back."
+            + f" Or accept the backbone's files as they are now: backbone.accept=[{accept}]." * bool(accept),
+        )

@@ -1,0 +1,273 @@
+"""Stage 1: aspect modules learn to say what they read, one image–aspect pair per example (paper, section 3.2)."""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from masp.adapters import AdapterInfo
+from masp.backbones.base import Backbone
+from masp.core.config import RunConfig
+from masp.core.errors import DataError
+from masp.core.flops import VALIDATED
+from masp.core.labels import normalise_answer
+from masp.core.prompts import Questions, load_questions
+from masp.data.records import Dataset, Record
+from masp.data.sampling import EpochOrder
+from masp.model.aspect_attention import AspectModules
+from masp.model.masp_model import MaspModel
+from masp.model.scoring import describe_aspects
+from masp.training.feature_cache import VisualTokenStore
+from masp.training.run_dir import TrainResult
+from masp.training.run_stage import Outcome, Run, checkpointing, measured_at_once, run_stage
+from masp.training.schedule import Scale
+from masp.training.signals import StopRequest
+from masp.training.trainer import Share, groups_of
+from masp.training.visual_groups import VisualMemory
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AspectExample:
+    """One image–aspect pair: number of the image, number of the aspect, the annotated answer."""
+
+    image: int
+    aspect: int
+    answer: str
+
+
+class ImageMajor:
+    """The order of stage 1: images are shuffled, and a batch holds all pairs of each of its images.
+
+    So a batch of 60 holds six aspects of ten images, and where visual tokens are computed for every batch, the vision
+    tower meets each image once in an epoch instead of once for each aspect. Every batch has the same number of images,
+    the one whose pairs are on average nearest to `batch_size`, at least one.
+
+    Args:
+        examples: all pairs.
+        batch_size: pairs per batch; the last one of an epoch may be smaller.
+        seed: another seed is another order.
+    """
+
+    def __init__(self, examples: Sequence[AspectExample], batch_size: int, seed: int) -> None:
+        pairs: dict[int, list[int]] = {}
+        for number, example in enumerate(examples):
+            pairs.setdefault(example.image, []).append(number)
+        self.pairs, self.seed = list(pairs.values()), seed
+        self.images = max(1, (2 * batch_size * len(self.pairs) + len(examples)) // max(1, 2 * len(examples)))
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return -(-len(self.pairs) // self.images)
+
+    def batches(self, epoch: int, start_batch: int = 0) -> Iterator[tuple[int, ...]]:
+        """The batches of an epoch from number `start_batch` on; every pair is in exactly one of them."""
+        order = EpochOrder(len(self.pairs), self.seed, epoch).indices()
+        for start in range(start_batch * self.images, len(order), self.images):
+            chosen = order[start : start + self.images]
+            yield tuple(number for image in chosen for number in self.pairs[image])
+
+
+class AspectStage:
+    """What stage 1 trains and measures.
+
+    Args:
+        model: with the aspect modules to train.
+        store: visual tokens of all images.
+        examples: the pairs to learn.
+        validation: image numbers and annotations to measure on.
+        questions: several texts per aspect; training takes them in turn, validation the first.
+        at_once: images put into words at once in validation.
+    """
+
+    name: str = "aspects"
+    unit: str = "pairs"
+    score: tuple[str, ...] = ("score",)
+
+    def __init__(
+        self,
+        model: MaspModel,
+        store: VisualTokenStore,
+        examples: Sequence[AspectExample],
+        validation: Sequence[tuple[int, Record]],
+        questions: Questions,
+        at_once: int = 1,
+    ) -> None:
+        self.model, self.store, self.examples, self.validation = model, store, examples, validation
+        self.questions, self.at_once = questions, at_once
+        self.aspects = model.aspect_module().aspects
+        self.texts = [questions.aspect(name) for name in self.aspects]
+        self.aspect_of = torch.tensor([example.aspect for example in examples])
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The tensors of all aspect modules."""
+        return dict(self.model.aspect_module().named_parameters())
+
+    def weights(self) -> Float[Tensor, " examples"] | None:
+        """Every pair counts the same."""
+        return None
+
+    def load(self, shares: Iterable[Share]) -> Iterator[Share]:
+        """Adds the visual tokens of the images whose pairs these are, each image once."""
+        stream = self.store.stream(shares, lambda share: list(self._rows(share)))
+        return (replace(share, loaded=visual) for share, visual in stream)
+
+    def _rows(self, share: Share) -> dict[int, int]:
+        """The row of each image among the images of a share."""
+        images = dict.fromkeys(self.examples[number].image for number in share.examples)
+        return {image: row for row, image in enumerate(images)}
+
+    def losses(self, share: Share) -> Float[Tensor, " batch"]:
+        """Cross-entropy of each pair's answer; only the module of its aspect gets a gradient from it."""
+        chosen = [self.examples[number] for number in share.examples]
+        turns = zip(share.examples, chosen, strict=True)
+        asked = [_in_turn(self.texts[example.aspect], number + share.epoch) for number, example in turns]
+        index, row = self.aspect_of[list(share.examples)], self._rows(share)
+        images, answers = [row[example.image] for example in chosen], [example.answer for example in chosen]
+        return self.model.aspect_loss(share.loaded, index, asked, answers, images)
+
+    def validate(self, stop: StopRequest) -> dict[str, float]:
+        """Share of exactly right answers per aspect, F1 of the object lists, and `score`, the mean over the aspects.
+
+        The answers are generated from the aspect tokens alone. In `score`, objects count with their F1.
+        """
+        groups = groups_of(self.validation, self.at_once)
+        processes = self.store.processes
+        read = self.store.stream(processes.shared(groups), lambda group: [image for image, _ in group])
+
+        def ask(group: Sequence[tuple[int, Record]]) -> list[tuple[str, str, str]]:
+            _, visual = next(read)
+            assert visual is not None
+            said = describe_aspects(self.model, visual, self.questions)
+            return [
+                (name, answers[name], record.annotations[name])
+                for answers, (_, record) in zip(said, group, strict=True)
+                for name in self.aspects
+                if name in record.annotations
+            ]
+
+        return measured([pair for found in processes.share(groups, ask, stop) for pair in found])
+
+
+def measured(pairs: Sequence[tuple[str, str, str]]) -> dict[str, float]:
+    """Metrics of (aspect, answer, annotation): exact accuracies, F1 of object lists over all images, and their mean."""
+    metrics: dict[str, float] = {}
+    parts: list[float] = []
+    for name in dict.fromkeys(aspect for aspect, _, _ in pairs):
+        own = [(said, wanted) for aspect, said, wanted in pairs if aspect == name]
+        metrics[f"accuracy/{name}"] = sum(normalise_answer(a) == normalise_answer(b) for a, b in own) / len(own)
+        if name == "object":
+            metrics["f1/object"] = list_f1(own)
+        parts.append(metrics["f1/object" if name == "object" else f"accuracy/{name}"])
+    return {**metrics, "score": sum(parts) / len(parts)} if parts else {}
+
+
+def list_f1(pairs: Sequence[tuple[str, str]]) -> float:
+    """F1 of comma-separated lists, counted over all items of all pairs; order does not matter, repetition does."""
+    hits = said = wanted = 0
+    for answer, truth in pairs:
+        left, right = _items(answer), _items(truth)
+        hits += (left & right).total()
+        said += left.total()
+        wanted += right.total()
+    return 2 * hits / (said + wanted) if said + wanted else 1.0
+
+
+def train_aspects(
+    config: RunConfig, dataset: Dataset, backbone: Backbone, out: Path, memory: VisualMemory | None = None
+) -> TrainResult:
+    """Train one module per aspect on the annotations of a data set, or go on with an interrupted run.
+
+    Args:
+        config: `config.aspects` is this stage's part.
+        dataset: with annotated images in its split "train"; "val", if there is one, decides which state is kept.
+        backbone: stays frozen.
+        out: folder of the run.
+        memory: visual tokens to share with other runs on this backbone.
+
+    Raises:
+        DataError: no picture is annotated with one of the aspects, or too many pictures are bad.
+        UsageError: `out` belongs to another run.
+        CheckpointError: the disk refuses to be written.
+        Interrupted: a signal arrived; the checkpoint is written.
+    """
+    return run_stage(config, config.aspects, "aspects", dataset, backbone, out, _prepare, memory=memory)
+
+
+def _prepare(run: Run) -> Outcome:
+    settings, method = run.config.aspects, run.method
+    names, width = settings.aspects, run.backbone.dim
+    assert method.queries is not None
+    assert method.attention is not None
+    generator = torch.Generator().manual_seed(settings.seed)
+    modules = AspectModules(width, names, method.queries, method.attention, generator, settings.query_std)
+    questions = load_questions(run.config.questions)
+    train = [record for record in run.dataset.split("train") if any(name in record.annotations for name in names)]
+    held = [record for record in run.dataset.splits.get("val", ()) if any(name in record.annotations for name in names)]
+    _check_annotated(train, names, run.dataset)
+    store, numbers = run.store({"train": train, "val": spread(held, VALIDATED)})
+    examples = [
+        AspectExample(number, aspect, record.annotations[name])
+        for number, record in numbers["train"]
+        for aspect, name in enumerate(names)
+        if name in record.annotations
+    ]
+    run.kept(store)
+    model = MaspModel(run.backbone, method, modules, questions=questions, again=checkpointing(run.settings))
+    stage = AspectStage(
+        model, store, examples, numbers["val"], questions, measured_at_once(run.settings, run.backbone.dim)
+    )
+    info = AdapterInfo(
+        backbone=run.backbone_record(),
+        method=method,
+        aspects=names,
+        image_transform=run.backbone.image_transform,
+        longest_side=run.config.data.longest_side,
+        questions=run.first_questions(questions),
+        data={"aspects": run.data_record(numbers)},
+        seeds={"aspects": settings.seed},
+    )
+    scale = Scale(1 / width, 1 / math.sqrt(width), "the matrices at their start")
+    return Outcome(stage, ImageMajor(examples, settings.batch_size, settings.seed), info, modules, None, scale)
+
+
+def spread(records: Sequence[Record], most: int) -> list[Record]:
+    """At most so many of the records, in their order, taken from everywhere among them; always the same ones.
+
+    Data sets list one label behind the other, so that the first ones would all be of one label.
+    """
+    chosen = EpochOrder(len(records), seed=0, epoch=0).indices()[:most]
+    return [records[number] for number in sorted(chosen)]
+
+
+def _check_annotated(records: Sequence[Record], names: Sequence[str], dataset: Dataset) -> None:
+    """Report how many pictures show each aspect.
+
+    Raises:
+        DataError: none shows one of them.
+    """
+    counts = Counter(name for record in records for name in record.annotations)
+    missing = [name for name in names if not counts[name]]
+    if missing:
+        raise DataError(
+            f"no training picture of {dataset.name} is annotated with {', '.join(missing)}",
+            "annotations to learn each aspect from, as in EmoSet",
+            "Use an annotated data set, or name the aspects it has: aspects.aspects=[scene, object].",
+        )
+    log.info("annotated pictures: %s", ", ".join(f"{name} {counts[name]:,}" for name in names))
+
+
+def _in_turn(texts: Sequence[str], turn: int) -> str:
+    return texts[turn % len(texts)]
+
+
+def _items(text: str) -> Counter[str]:
+    return Counter(item for item in map(normalise_answer, text.split(",")) if item)
