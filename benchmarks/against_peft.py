@@ -1,6 +1,6 @@
 """What a user would pick instead: PEFT's trainable tokens with the Hugging Face trainer, on the same backbone.
 
-The same random weights as in `masp bench`, pictures of the same size, the same question and answer; 32 trained vectors
+The same random weights as in `masp bench`, images of the same size, the same question and answer; 32 trained vectors
 stand behind the image in both, on PEFT's side as the last 32 tokens of the vocabulary. PEFT's side runs transformers'
 own forward and backward pass for every example of every epoch. Ours is measured from the pixels (nothing kept), with
 visual tokens kept, and with the prefix kept. The first step of each is left out.
@@ -27,8 +27,8 @@ from masp.adapters.info import library_versions
 from masp.backbones.loading import choose_device, choose_dtype
 from masp.bench.clock import machine, once
 from masp.bench.setting import Setting, setting
-from masp.core.types import IGNORED, Prefix, Seen
-from masp.model.masp_model import Use
+from masp.core.types import IGNORED, CachedPrefix, ImageInput
+from masp.model.masp_model import ActiveParts
 
 HOME = Path(__file__).parent
 ANSWER = "awe"
@@ -115,16 +115,16 @@ def peft_seconds(here: Setting, count: int, batch: int, steps: int) -> list[floa
 
 def our_seconds(here: Setting, count: int, batch: int, steps: int, store: str) -> list[float]:
     """Seconds per example of our steps on the same sequence (no aspects), the first left out."""
-    model, asked, use = here.model("paper"), [here.question()] * batch, Use(())
+    model, asked, use = here.model("paper"), [here.question()] * batch, ActiveParts(())
     assert model.prompt is not None
     optimizer = torch.optim.AdamW(model.prompt.parameters(), lr=1e-9, fused=True)
     pixels = here.pixels(count, batch)
     visual = here.backbone.visual_tokens(pixels)
     rows = model.prefix(visual, asked, use).rows()
-    look: dict[str, Callable[[], Seen]] = {
+    look: dict[str, Callable[[], ImageInput]] = {
         "none": lambda: here.backbone.visual_tokens(pixels),
         "features": lambda: visual,
-        "prefix": lambda: Prefix.stack(rows),
+        "prefix": lambda: CachedPrefix.stack(rows),
     }
 
     def step() -> None:

@@ -42,7 +42,7 @@ OPTIONAL = {
 
 
 def write_files(root: Path, count: int, images: bool) -> None:
-    """`count` annotation files with their lists; a picture beside each where asked for."""
+    """`count` annotation files with their lists; an image beside each where asked for."""
     dice = random.Random(0)
     labels = LABEL_SETS["emoset"]
     for label in labels:

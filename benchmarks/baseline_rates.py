@@ -3,7 +3,7 @@
 Every system learns as many steps of as many questions as a soft prompt of `masp reproduce` does on the embedded
 backbone. Rates of LoRA layers are given in the natural scale, 1 / width of the language model: one step of AdamW
 changes what a matrix makes of a vector by up to rate · width of its size. Those of a distilled head, which stands on a
-probe here, are multiples of its own. No test picture takes part.
+probe here, are multiples of its own. No test image takes part.
 
     python benchmarks/baseline_rates.py WORK_FOLDER --out benchmarks/results/baseline_rates.json
 """
@@ -20,7 +20,7 @@ import torch
 from masp.adapters import library_versions
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
-from masp.baselines.base import Lessons
+from masp.baselines.base import TrainingData
 from masp.baselines.registry import make_system, settings_of
 from masp.bench.clock import processor
 from masp.core.config import DataConfig, load_config
@@ -29,7 +29,7 @@ from masp.demo.pictures import draw_dataset, is_drawn
 from masp.demo.plan import Plan
 from masp.evaluation.training_data import make_lessons
 
-PLAN = Plan(train=2000, val=1000, test=8, seed=2)  # other pictures than those of any committed table
+PLAN = Plan(train=2000, val=1000, test=8, seed=2)  # other images than those of any committed table
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0)
 SYSTEMS = ("qlora", "instruction", "distilled")
 PARTS = ("teacher_rate", "head_rate", "gate_rate")
@@ -53,18 +53,18 @@ def measure(work: Path, plan: Plan, systems: tuple[str, ...], rates: tuple[float
 
 
 def one(
-    backbone: Backbone, labels: tuple[str, ...], lessons: Lessons, what: tuple[str, float], work: Path
+    backbone: Backbone, labels: tuple[str, ...], lessons: TrainingData, what: tuple[str, float], work: Path
 ) -> dict[str, Any]:
     """A system with one rate: what it answers on the validation split."""
     (name, rate), started = what, time.perf_counter()
     changes = _changes(name, rate, backbone.dim)
     system = make_system(name, backbone, labels, changes)
     out = work / name / f"{rate:g}"
-    system.learn(Lessons(lessons.images, lessons.train, lessons.val, out, 0, lessons.fingerprint))
+    system.fit(TrainingData(lessons.images, lessons.train, lessons.val, out, 0, lessons.fingerprint))
     right, likelihood = 0, 0.0
     for start in range(0, len(lessons.val), TOGETHER):
         held = lessons.val[start : start + TOGETHER]
-        for lesson, said in zip(held, system.answer(lessons.images.visual([one.image for one in held])), strict=True):
+        for lesson, said in zip(held, system.predict(lessons.images.visual([one.image for one in held])), strict=True):
             assert said.log_probabilities is not None
             right += said.predicted == lesson.label
             likelihood += said.log_probabilities[lesson.label]
@@ -98,7 +98,7 @@ def write(out: Path, plan: Plan, found: list[dict[str, Any]]) -> None:
         "command": "python benchmarks/baseline_rates.py WORK_FOLDER",
         "title": "Learning rates of the systems that MASP is compared with, chosen on a validation split",
         "note": f"Embedded backbone in float32, {budget.max_steps} steps of {budget.batch_size} questions, one seed, "
-        f"{plan.train:,} pictures to learn from and {plan.val:,} to validate on, drawn for this.",
+        f"{plan.train:,} images to learn from and {plan.val:,} to validate on, drawn for this.",
         "table": {
             "head": [
                 "system",

@@ -1,13 +1,13 @@
 """What a backbone in bfloat16 costs in accuracy: stage 1 of the demo in both formats, and the scores of one adapter.
 
-Stage 1 is trained with the demo's settings on the demo's pictures, once in each format and with each seed, and read in
-the format that it was trained in. The shipped adapter scores the same pictures in both formats; where the backbone
+Stage 1 is trained with the demo's settings on the demo's images, once in each format and with each seed, and read in
+the format that it was trained in. The shipped adapter scores the same images in both formats; where the backbone
 computes in bfloat16, logits, losses and everything trained are float32.
 
     python benchmarks/bfloat16.py WORK_FOLDER --seeds 0 1 2 --aspects human_action
 
 Aspects learn alone what they learn among six, as no module gets a gradient from another's pairs. A batch of one aspect
-has a sixth of the demo's pairs, some more than the demo's batches hold of an aspect that not every picture shows. A run
+has a sixth of the demo's pairs, some more than the demo's batches hold of an aspect that not every image shows. A run
 that is finished is not trained again, so a call that was stopped goes on where it was.
 """
 
@@ -27,7 +27,7 @@ from masp.core.aspects import ASPECTS
 from masp.core.hardware import processor
 from masp.core.prompts import load_questions
 from masp.core.settings import AspectTraining
-from masp.data.bad_files import Quarantine
+from masp.data.bad_files import BadFiles
 from masp.data.records import Dataset, Record
 from masp.demo import pictures
 from masp.demo.plan import Plan, demo_config
@@ -61,7 +61,7 @@ def scores(records: Sequence[Record], backbone: Backbone) -> tuple[torch.Tensor,
     """Log-probabilities (images, labels) of the shipped adapter, and the effects of its aspects on the best label."""
     masp = Masp.from_pretrained(None, backbone)
     task, log_p, effects = masp.task, [], []
-    for _, visual in visual_batches(backbone, records, Batching(), Quarantine(total=len(records))):
+    for _, visual in visual_batches(backbone, records, Batching(), BadFiles(total=len(records))):
         own = score(masp.model, visual, task.question, task.labels, task.use)
         without = leave_one_out(masp.model, visual, task.question, task.labels, task.use, own)
         log_p.append(own)
@@ -117,9 +117,9 @@ def measure(work: Path, seeds: Sequence[int], steps: int, aspects: Sequence[str]
         "command": f"python benchmarks/bfloat16.py WORK_FOLDER --seeds {' '.join(map(str, seeds))} "
         f"--steps {steps} --aspects {' '.join(aspects)}",
         "title": "Stage 1 in float32 and in bfloat16",
-        "note": f"The embedded backbone, settings and pictures of `masp demo`, {steps} steps; exactly right answers on "
-        f"{len(dataset.split('val'))} pictures, mean and each seed, in %. Of the shipped adapter's log-probabilities "
-        f"on {images} pictures, bfloat16 moves one by {apart['mean_difference']:.3f} on average and by "
+        "note": f"The embedded backbone, settings and images of `masp demo`, {steps} steps; exactly right answers on "
+        f"{len(dataset.split('val'))} images, mean and each seed, in %. Of the shipped adapter's log-probabilities "
+        f"on {images} images, bfloat16 moves one by {apart['mean_difference']:.3f} on average and by "
         f"{apart['largest_difference']:.3f} at most; another aspect decides in {apart['other_deciding_aspect']}, and "
         f"{apart['effects_of_the_other_sign']} of {apart['effects']:,} effects have the other sign.",
         "table": {"head": ["aspect", *FORMATS], "rows": rows},
@@ -145,7 +145,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=demo_config().aspects.max_steps)
     parser.add_argument("--aspects", nargs="+", choices=ASPECTS, default=list(ASPECTS))
-    parser.add_argument("--images", type=int, default=240, help="test pictures that the adapter scores")
+    parser.add_argument("--images", type=int, default=240, help="test images that the adapter scores")
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
     content = measure(args.work, args.seeds, args.steps, args.aspects, args.images)

@@ -2,7 +2,7 @@
 
 The shipped adapter of the embedded default says which aspect decided by leaving each of them out. A cue head on the
 same aspects and the same soft prompt says it by adding up, for every aspect, what its words add to the label. Only the
-made world knows which is right. All pictures are drawn for this file, so the shipped test split takes no part.
+made world knows which is right. All images are drawn for this file, so the shipped test split takes no part.
 
     python benchmarks/cue_causes.py WORK_FOLDER --out benchmarks/results/cue_causes.json
 """
@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from masp.adapters import library_versions
-from masp.baselines.base import Item, Lesson, Lessons
-from masp.baselines.concept_bottleneck import CueHead
+from masp.baselines.base import Example, Item, TrainingData
+from masp.baselines.concept_bottleneck import ConceptBottleneck
 from masp.baselines.prompted import Prompted
 from masp.bench.clock import processor
 from masp.core.aspects import ASPECTS, level
@@ -31,20 +31,20 @@ from masp.evaluation import metrics
 from masp.model.explain import leave_one_out, taking_part
 from masp.predictor import Masp
 
-SEED = 9  # of the pictures
+SEED = 9  # of the images
 TOGETHER = 64
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of one split as the backbone sees them, with their annotations."""
+    """Images of one split as the backbone sees them, with their annotations."""
 
     visual: VisualTokens
     notes: list[dict[str, Any]]
 
-    def lessons(self, first: int) -> tuple[Lesson, ...]:
+    def lessons(self, first: int) -> tuple[Example, ...]:
         """What a system learns from them; their numbers begin at `first`."""
-        return tuple(Lesson(first + at, note["emotion"], told(note)) for at, note in enumerate(self.notes))
+        return tuple(Example(first + at, note["emotion"], told(note)) for at, note in enumerate(self.notes))
 
 
 class Held:
@@ -65,7 +65,7 @@ class Held:
 
 
 def told(note: dict[str, Any]) -> dict[str, str]:
-    """The annotated cues of a picture as a data set gives them to a system."""
+    """The annotated cues of an image as a data set gives them to a system."""
     found = {}
     for aspect in ASPECTS:
         value = note.get(aspect)
@@ -78,7 +78,7 @@ def told(note: dict[str, Any]) -> dict[str, str]:
 
 @torch.no_grad()
 def draw(masp: Masp, split: str, count: int) -> Pictures:
-    """Draw pictures and turn them into visual tokens."""
+    """Draw images and turn them into visual tokens."""
     backbone, parts, notes, batch = masp.backbone, [], [], []
     for number, made in enumerate(scenes(split, SEED, count)):
         notes.append(annotation(made, ""))
@@ -90,8 +90,8 @@ def draw(masp: Masp, split: str, count: int) -> Pictures:
 
 
 def by_leaving_out(masp: Masp, visual: VisualTokens) -> list[tuple[str, str]]:
-    """What the adapter names for each picture, and the aspect whose loss would cost that label most."""
-    task, said = masp.task, Prompted(masp).answer(visual)
+    """What the adapter names for each image, and the aspect whose loss would cost that label most."""
+    task, said = masp.task, Prompted(masp).predict(visual)
     names = taking_part(masp.model, task.use)
     effects = leave_one_out(masp.model, visual, task.question, task.labels, task.use)
     found = []
@@ -102,10 +102,10 @@ def by_leaving_out(masp: Masp, visual: VisualTokens) -> list[tuple[str, str]]:
     return found
 
 
-def by_adding_up(head: CueHead, visual: VisualTokens) -> list[tuple[str, str]]:
-    """What a cue head names for each picture, and the aspect whose words add most to that label."""
+def by_adding_up(head: ConceptBottleneck, visual: VisualTokens) -> list[tuple[str, str]]:
+    """What a cue head names for each image, and the aspect whose words add most to that label."""
     found = []
-    for one, cues in zip(head.answer(visual), head.cues(visual), strict=True):
+    for one, cues in zip(head.predict(visual), head.cues(visual), strict=True):
         assert one.predicted is not None
         added = dict.fromkeys(ASPECTS, 0.0)
         for cue in cues:
@@ -135,9 +135,9 @@ def measure(work: Path, sizes: tuple[int, int, int], out: Path) -> None:
     batches = [test.visual.select(list(group)) for group in groups]
     found["MASP, each aspect left out"] = [one for batch in batches for one in by_leaving_out(masp, batch)]
     for name, over in systems.items():
-        head = CueHead(masp.model, masp.labels, over)
+        head = ConceptBottleneck(masp.model, masp.labels, over)
         folder = work / name.replace(" ", "-")
-        head.learn(Lessons(images, train.lessons(0), val.lessons(sizes[0]), folder, 0, f"emoji {SEED} {sizes}"))
+        head.fit(TrainingData(images, train.lessons(0), val.lessons(sizes[0]), folder, 0, f"emoji {SEED} {sizes}"))
         found[f"cue head, {name}"] = [one for batch in batches for one in by_adding_up(head, batch)]
     figures = {name: judged(answers, test.notes) for name, answers in found.items()}
     write(out, sizes, figures, time.perf_counter() - started)
@@ -154,7 +154,7 @@ def write(out: Path, sizes: tuple[int, int, int], figures: dict[str, dict[str, A
     content = {
         "command": f"python benchmarks/cue_causes.py WORK_FOLDER --sizes {' '.join(map(str, sizes))}",
         "title": "Which cue decided: a cue head beside leaving aspects out, on the embedded default",
-        "note": f"{sizes[2]:,} pictures, drawn for this; the heads learned from {sizes[0]:,} others.",
+        "note": f"{sizes[2]:,} images, drawn for this; the heads learned from {sizes[0]:,} others.",
         "table": {"head": head, "rows": rows},
         "figures": figures,
         "machine": {"processor": processor(), "threads": torch.get_num_threads()},

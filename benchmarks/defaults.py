@@ -4,8 +4,8 @@ V+S on the embedded backbone in float32, on 182 and on 1,386 emoji scenes (what 
 training; 13 and 99 are for validation), several training seeds. Every row of the sweep differs from the defaults in
 the settings that it names.
 
-Defaults are chosen with `--select`: other pictures (data seed 11), another training seed, measured on pictures of the
-split val. The result is of pictures that take no part in that (data seed 0, split test). Two measures: accuracy, and
+Defaults are chosen with `--select`: other images (data seed 11), another training seed, measured on images of the
+split val. The result is of images that take no part in that (data seed 0, split test). Two measures: accuracy, and
 the mean true probability of the named label, which accuracy tends to and which has far less noise.
 
     python benchmarks/defaults.py WORK --select --seeds 10 # to choose by
@@ -39,7 +39,7 @@ from masp.data.emoji.dataset import write_dataset
 from masp.data.images import open_image
 from masp.data.readers.open_dataset import open_dataset
 from masp.data.records import Dataset, read_json
-from masp.model.masp_model import MaspModel, Use
+from masp.model.masp_model import ActiveParts, MaspModel
 from masp.model.scoring import score
 from masp.model.soft_prompt import SoftPrompt
 from masp.training import VisualMemory, train_prompt
@@ -67,7 +67,7 @@ ROWS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Pictures:
-    """Where the pictures come from, and which of them are measured.
+    """Where the images come from, and which of them are measured.
 
     Attributes:
         data: seed of the drawn data set.
@@ -82,11 +82,11 @@ FINAL, SELECTION = Pictures(0, "test"), Pictures(11, "val")
 
 
 class Bench:
-    """Trains a soft prompt for each cell and measures it on pictures that are read once.
+    """Trains a soft prompt for each cell and measures it on images that are read once.
 
     Args:
-        work: folder of pictures, runs and finished cells.
-        pictures: which of them.
+        work: folder of images, runs and finished cells.
+        images: which of them.
     """
 
     def __init__(self, work: Path, pictures: Pictures) -> None:
@@ -106,7 +106,7 @@ class Bench:
 
     @cached_property
     def visual(self) -> VisualTokens:
-        """Visual tokens of the measured pictures."""
+        """Visual tokens of the measured images."""
         parts = []
         for start in range(0, MEASURED, TOGETHER):
             images = [open_image(record.path) for record in self.measured[start : start + TOGETHER]]
@@ -116,7 +116,7 @@ class Bench:
 
     @cached_property
     def chances(self) -> Tensor:
-        """True probability of each label for each measured picture: (pictures, labels)."""
+        """True probability of each label for each measured image: (images, labels)."""
         known: list[Any] = [record.extra["emoji"] for record in self.measured]
         return torch.tensor([[one["probabilities"][label] for label in self.labels] for one in known])
 
@@ -152,7 +152,7 @@ class Bench:
         named: list[int] = []
         for start in range(0, MEASURED, TOGETHER):
             seen = self.visual.select(list(range(start, min(start + TOGETHER, MEASURED))))
-            named += score(model, seen, question, self.labels, Use(())).argmax(1).tolist()
+            named += score(model, seen, question, self.labels, ActiveParts(())).argmax(1).tolist()
         right = sum(self.labels[one] == record.label for one, record in zip(named, self.measured, strict=True))
         return {"accuracy": right / MEASURED, "expected": float(self.chances[range(MEASURED), named].mean())}
 
@@ -187,7 +187,7 @@ def result(cells: Sequence[Mapping[str, Any]], pictures: Pictures, asked: str) -
     return {
         "command": f"python benchmarks/defaults.py WORK {asked}",
         "title": "Training with the defaults, V+S on the embedded backbone",
-        "note": f"Accuracy on {MEASURED} pictures, mean over the training seeds {', '.join(map(str, seeds))}; in "
+        "note": f"Accuracy on {MEASURED} images, mean over the training seeds {', '.join(map(str, seeds))}; in "
         f"brackets the mean true probability of the named label. The defaults are behind the best row by: {worst}.",
         "table": {"head": head, "rows": rows},
         "behind_best": behind,
@@ -222,7 +222,7 @@ if __name__ == "__main__":
     parser.add_argument("work", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), help="only these rows")
-    parser.add_argument("--select", action="store_true", help="the pictures that the defaults were chosen by")
+    parser.add_argument("--select", action="store_true", help="the images that the defaults were chosen by")
     parser.add_argument("--most", type=int, default=10**6, help="stop after so many new cells")
     parser.add_argument("--out", type=Path, help="result file")
     args = parser.parse_args()

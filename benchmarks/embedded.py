@@ -1,6 +1,6 @@
 """The figures of the embedded default: what the vision tower knows, Table 2, explanations; several training seeds.
 
-Everything is measured on the test split of one drawn data set (2,000 pictures, seed 0) with the settings in
+Everything is measured on the test split of one drawn data set (2,000 images, seed 0) with the settings in
 `configs/embedded.yaml`; only the training seeds differ. A seed whose runs are finished is not trained again.
 
     python benchmarks/embedded.py RUNS --seeds 0 1 2
@@ -129,7 +129,7 @@ def join(files: Sequence[Path], out: Path) -> None:
     """Write one result file from those of single seeds; machine, versions and probe are those of the last file.
 
     Raises:
-        SystemExit: a seed occurs twice, or the files are not of the same pictures and the same backbone.
+        SystemExit: a seed occurs twice, or the files are not of the same images and the same backbone.
     """
     contents = [json.loads(file.read_text()) for file in files]
     found = sorted((one for content in contents for one in content["seeds"]), key=lambda one: one["seed"])

@@ -1,6 +1,6 @@
-"""Evaluating 10,000 pictures with the shipped adapter: the whole command, from start to figures.
+"""Evaluating 10,000 images with the shipped adapter: the whole command, from start to figures.
 
-The pictures are drawn for this (seed 0, split test; the first 2,000 are those of `benchmarks/embedded.py`). The goal is
+The images are drawn for this (seed 0, split test; the first 2,000 are those of `benchmarks/embedded.py`). The goal is
 180 seconds on two cores.
 
     python benchmarks/evaluating.py WORK_FOLDER
@@ -18,11 +18,11 @@ from masp.adapters.info import library_versions
 from masp.data.emoji.dataset import write_dataset
 
 GOAL = 180.0
-"""Seconds for 10,000 pictures."""
+"""Seconds for 10,000 images."""
 
 
 def measure(work: Path, images: int, out: Path) -> None:
-    """Draw the pictures once, evaluate, write the result file."""
+    """Draw the images once, evaluate, write the result file."""
     data, figures = work / f"scenes{images}", work / f"figures{images}"
     if not data.exists():
         with Progress() as bar:
@@ -39,7 +39,7 @@ def measure(work: Path, images: int, out: Path) -> None:
     content = {
         "command": f"python benchmarks/evaluating.py WORK_FOLDER --images {images}",
         "title": "Evaluating the shipped adapter of the embedded default: `masp evaluate`, start and reading included",
-        "table": {"head": ["pictures", "seconds", "pictures a second", "goal, seconds", "met"], "rows": [row]},
+        "table": {"head": ["pictures", "seconds", "images a second", "goal, seconds", "met"], "rows": [row]},
         "images": found,
         "accuracy": summary["accuracy"],
         **run.record(),

@@ -2,7 +2,7 @@
 
 The checkpoint has the shape of Qwen/Qwen2-VL-2B-Instruct (2.2 billion parameters, 4.1 GiB) and random weights, so what
 it answers means nothing; that it runs, and what that costs, does not depend on the weights. Each step is the command a
-user would give, in a process of its own. Pictures are 224 × 224 pixels, 64 visual tokens.
+user would give, in a process of its own. Images are 224 × 224 pixels, 64 visual tokens.
 
     python benchmarks/full_size.py WORK_FOLDER
 """
@@ -84,7 +84,7 @@ def measure(work: Path, shape: str, out: Path) -> None:
 
 
 def run(backbone: Path, data: Path, runs: Path) -> dict[str, dict[str, float]]:
-    """A step of each stage, then two pictures, the second of which shows what one more costs."""
+    """A step of each stage, then two images, the second of which shows what one more costs."""
     stages = {"aspects": runs / "aspects", "prompt": runs / "prompt"}
     found: dict[str, dict[str, float]] = {}
     for number, (stage, out) in enumerate(stages.items(), 1):
@@ -98,7 +98,7 @@ def run(backbone: Path, data: Path, runs: Path) -> dict[str, dict[str, float]]:
     done = timed("predict", *pictures, "--adapter", str(stages["prompt"]), *options)
     check(done)
     (first, _), (second, _) = done.lines
-    scored = "score: the probability of every label for one picture"
+    scored = "score: the probability of every label for one image"
     return found | {scored: done.record() | {"inside": round(second - first, 1)}}
 
 
@@ -110,7 +110,7 @@ def in_steps(done: Timed) -> float:
 
 
 def check(done: Timed) -> None:
-    """Both pictures have probabilities that sum to 1."""
+    """Both images have probabilities that sum to 1."""
     answers: list[Mapping[str, Any]] = [json.loads(line) for _, line in done.lines]
     assert len(answers) == 2, done.lines
     assert all(abs(sum(answer["probabilities"].values()) - 1) < 1e-3 for answer in answers), answers

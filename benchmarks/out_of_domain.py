@@ -59,7 +59,7 @@ SCENES: dict[str, tuple[str, Change]] = {
     "emoji_scenes_three_times_as_large": ("val", as_jpeg(90, 3 * SIDE)),
     "emoji_scenes_half_as_large": ("val", as_jpeg(90, SIDE // 2)),
 }
-"""Name → the split whose pictures are drawn, and what happens to each."""
+"""Name → the split whose images are drawn, and what happens to each."""
 
 
 def odd_images() -> dict[str, Image.Image]:

@@ -1,6 +1,6 @@
 """How far the variant `released` is from what the authors' code computed, on an oracle in the test suite's format.
 
-An oracle is a folder: a backbone (`vlm/`), pictures, the two checkpoints, `expected.json` and `expected.safetensors`
+An oracle is a folder: a backbone (`vlm/`), images, the two checkpoints, `expected.json` and `expected.safetensors`
 (docs/released.md says what is in them). The checkpoints go through `masp import-released`'s own code and everything
 is computed by the model that `Masp.from_pretrained` gives. `tests/parity/test_released.py` asserts what this measures.
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from masp import Masp
 from masp.adapters import library_versions
 from masp.adapters.import_released import import_released
-from masp.core.types import Assembled, VisualTokens
+from masp.core.types import ModelInputs, VisualTokens
 from masp.data.images import open_image
 from masp.model.masp_model import MaspModel
 from masp.model.scoring import generate_ids
@@ -61,7 +61,7 @@ class Oracle:
         return self.model.backbone.embedding_rows()
 
     def visual(self, image: str) -> VisualTokens:
-        """Visual tokens of one of the oracle's pictures, opened as every picture is."""
+        """Visual tokens of one of the oracle's images, opened as every image is."""
         opened = open_image(self.folder / image, self.task.longest_side)
         return self.model.backbone.visual_tokens(self.model.backbone.preprocess([opened]))
 
@@ -87,7 +87,7 @@ def differ(what: str, where: str, found: Tensor, expected: Tensor) -> Difference
 
 
 def visual_and_aspects(oracle: Oracle) -> Iterator[Difference]:
-    """Visual features, aspect tokens and aspect attention of every picture that the oracle has them for."""
+    """Visual features, aspect tokens and aspect attention of every image that the oracle has them for."""
     for image, features in oracle.named("visual_features."):
         visual = oracle.visual(f"{image}.png")
         yield differ("visual features", image, visual.tokens[0], features)
@@ -130,17 +130,17 @@ def stage2(oracle: Oracle, number: int) -> Iterator[Difference]:
     yield _logits(oracle, where, assembled2(oracle, number), example)
 
 
-def assembled1(oracle: Oracle, number: int) -> Assembled:
+def assembled1(oracle: Oracle, number: int) -> ModelInputs:
     """The sequence of an example of stage 1: one aspect's tokens in the place of the image."""
     example, model = oracle.expected["stage1"][number], oracle.model
     tokens = model.aspect_module()(oracle.visual(example["image"]), [example["aspect"]]).tokens
-    return model.assembler([example["text"]], [example["label"]], aspects=tokens)
+    return model.sequence_builder([example["text"]], [example["label"]], aspects=tokens)
 
 
-def assembled2(oracle: Oracle, number: int) -> Assembled:
+def assembled2(oracle: Oracle, number: int) -> ModelInputs:
     """The sequence of an example of stage 2."""
     example = oracle.expected["stage2"][number]
-    return oracle.model.assemble(oracle.visual(example["image"]), [example["text"]], [example["label"]])
+    return oracle.model.build_inputs(oracle.visual(example["image"]), [example["text"]], [example["label"]])
 
 
 def tail(oracle: Oracle, example: Mapping[str, Any]) -> list[int]:
@@ -149,18 +149,18 @@ def tail(oracle: Oracle, example: Mapping[str, Any]) -> list[int]:
     Neither is supervised, and nothing before them sees them, so our sequences end with the answer.
     """
     backbone = oracle.model.backbone
-    ids = [backbone.end_of_turn, *backbone.text_ids("\n")]
+    ids = [backbone.end_of_turn, *backbone.tokenize("\n")]
     assert example["input_ids"][-len(ids) :] == ids, "the oracle's sequence ends in another way"
     return ids
 
 
-def ids_fed(oracle: Oracle, assembled: Assembled, image_token: int) -> list[int]:
+def ids_fed(oracle: Oracle, assembled: ModelInputs, image_token: int) -> list[int]:
     """Token ids that a row's vectors are: text by its row of the embedding matrix, visual tokens as `image_token`.
 
     Aspect tokens are left out (they have none); vector k of the soft prompt is -1-k.
     """
     assert oracle.model.prompt is not None
-    vectors, prompt = assembled.embeddings[0].detach(), oracle.model.prompt.vectors.detach()
+    vectors, prompt = assembled.inputs_embeds[0].detach(), oracle.model.prompt.vectors.detach()
     ids: list[int] = []
     for column, vector in enumerate(vectors):
         if assembled.visual_columns[0, column]:
@@ -184,14 +184,14 @@ def _gradient(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _logits(oracle: Oracle, where: str, assembled: Assembled, example: Mapping[str, Any]) -> Difference:
+def _logits(oracle: Oracle, where: str, assembled: ModelInputs, example: Mapping[str, Any]) -> Difference:
     """Logits of all places that the oracle kept: the last ones of the sequence with its tail."""
     backbone, ids = oracle.model.backbone, torch.tensor([tail(oracle, example)])
-    after = assembled.positions[:, :, -1:] + torch.arange(1, ids.shape[1] + 1)
-    hidden = backbone.run(
-        torch.cat([assembled.embeddings, backbone.embed(ids)], dim=1),
-        torch.cat([assembled.positions, after], dim=2),
-        torch.cat([assembled.mask, torch.ones_like(ids).bool()], dim=1),
+    after = assembled.position_ids[:, :, -1:] + torch.arange(1, ids.shape[1] + 1)
+    hidden = backbone.forward(
+        torch.cat([assembled.inputs_embeds, backbone.embed(ids)], dim=1),
+        torch.cat([assembled.position_ids, after], dim=2),
+        torch.cat([assembled.attention_mask, torch.ones_like(ids).bool()], dim=1),
     ).hidden
     expected = oracle.tensors[f"{where}.logits"].flatten(0, -2)
     return differ("logits", where, backbone.logits(hidden[0, -len(expected) :]), expected)
@@ -217,7 +217,7 @@ def rounding(oracle: Oracle, number: int) -> Iterator[Difference]:
     model.zero_grad()
     read = modules(visual, [example["aspect"]]).tokens
     read.retain_grad()
-    model.loss(model.assembler([example["text"]], [example["label"]], aspects=read)).sum().backward()
+    model.loss(model.sequence_builder([example["text"]], [example["label"]], aspects=read)).sum().backward()
     exact = torch.nn.MultiheadAttention(modules.dim, 1, batch_first=True, dtype=torch.float64)
     exact.load_state_dict({name: value.double() for name, value in module.state_dict().items() if name != "queries"})
     queries = module.queries.detach().double()[None].requires_grad_()

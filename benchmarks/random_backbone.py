@@ -69,7 +69,7 @@ def write_checkpoint(
     Args:
         folder: where it goes. One that is finished there is taken as it is.
         content: its configuration.
-        pixels: area to which every picture is brought; None: as the embedded backbone does it.
+        pixels: area to which every image is brought; None: as the embedded backbone does it.
         seed: of the weights.
         shard: bytes of weights in one file.
 

@@ -47,7 +47,7 @@ def measure(work: Path, out: Path) -> None:
     prediction = json.loads(answered.lines[0][1])
     steps = {
         "train all (4 steps of 4 examples in each stage)": trained.record(),
-        "predict one picture with reasons": answered.record(),
+        "predict one image with reasons": answered.record(),
     }
     content = {
         "command": "python benchmarks/real_width.py WORK_FOLDER",

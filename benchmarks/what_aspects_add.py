@@ -2,10 +2,10 @@
 
 Every row is a soft prompt of 32 vectors trained alike, with other things beside it in the sequence: nothing, what the
 shipped aspect modules read, the true cues in words where the aspect tokens stand (aspect modules without an error), or
-these without the picture. Further rows change how V+A+S is trained. Then linear heads: what the true cues, the aspects'
+these without the image. Further rows change how V+A+S is trained. Then linear heads: what the true cues, the aspects'
 tokens and the scores of the soft prompt alone tell without a language model, and together.
 
-All pictures are drawn for this file (seed 8), so the shipped test split takes no part. Accuracy is the mean true
+All images are drawn for this file (seed 8), so the shipped test split takes no part. Accuracy is the mean true
 probability of the named label, which is what accuracy tends to and has far less noise than 1,000 drawn labels.
 
     python benchmarks/what_aspects_add.py --out benchmarks/results/what_aspects_add.json
@@ -29,7 +29,7 @@ from torch import Tensor
 from masp.adapters import library_versions, load_adapter
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
-from masp.baselines.base import Lesson
+from masp.baselines.base import Example
 from masp.baselines.concept_layers import present, read_words, vocabulary
 from masp.baselines.heads import mean_token
 from masp.baselines.probe import logits
@@ -38,28 +38,28 @@ from masp.core.aspects import ASPECTS, level
 from masp.core.config import MethodConfig, PromptInit
 from masp.core.labels import render_labels
 from masp.core.prompts import load_questions
-from masp.core.types import Assembled, VisualTokens
+from masp.core.types import ModelInputs, VisualTokens
 from masp.data.emoji.dataset import annotation
 from masp.data.emoji.label_model import EMOTIONS
 from masp.data.emoji.splits import scenes
-from masp.model.masp_model import MaspModel, start_prompt
+from masp.model.masp_model import MaspModel, init_soft_prompt
 from masp.model.scoring import score_rows
 
 HOME = Path(__file__).parent
-SEED = 8  # of the pictures; strengths below were chosen on those of seed 7
+SEED = 8  # of the images; strengths below were chosen on those of seed 7
 TOGETHER = 64
 TEXT = "By the face, the things, the place, the action, the light and the colors:"
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures as the model sees them, and the truth about them.
+    """Images as the model sees them, and the truth about them.
 
     Attributes:
         visual: visual tokens of all of them.
-        words: each picture's cues, the answers of the six aspects as EmoSet annotates them; "" where there is none.
+        words: each image's cues, the answers of the six aspects as EmoSet annotates them; "" where there is none.
         labels: the drawn emotions, as numbers.
-        chances: true probabilities of the emotions, one row per picture.
+        chances: true probabilities of the emotions, one row per image.
     """
 
     visual: VisualTokens
@@ -78,7 +78,7 @@ class Row:
 
     Attributes:
         name: how the result calls it.
-        image: whether the picture's visual tokens stand in the sequence.
+        image: whether the image's visual tokens stand in the sequence.
         beside: what stands where aspect tokens do: "" (nothing), "aspects", or "words".
         rate, steps: of the training.
         init: where the soft prompt starts.
@@ -97,8 +97,8 @@ ROWS = (
     Row("V+S"),
     FULL,
     Row("V+true words+S", beside="words"),
-    Row("A+S, no picture", image=False, beside="aspects"),
-    Row("true words+S, no picture", image=False, beside="words"),
+    Row("A+S, no image", image=False, beside="aspects"),
+    Row("true words+S, no image", image=False, beside="words"),
 )
 TRAININGS = (
     replace(FULL, name="V+A+S, rate halved", rate=0.01),
@@ -120,14 +120,14 @@ HEADS = {
     ("scores of V+S", "true cues"): 0.1,
 }
 """What a linear head reads → inverse strength of its regularisation. Words: probabilities of the true cues' words, by
-the first layer of the cue head (`masp.baselines.concept_layers`) on the training pictures."""
+the first layer of the cue head (`masp.baselines.concept_layers`) on the training images."""
 
 PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
-"""Of the words; the training pictures decide."""
+"""Of the words; the training images decide."""
 
 
 def draw(backbone: Backbone, split: str, count: int) -> Pictures:
-    """Draw pictures and turn them into visual tokens."""
+    """Draw images and turn them into visual tokens."""
     parts, words, labels, chances, batch = [], [], [], [], []
     for number, made in enumerate(scenes(split, SEED, count)):
         content = annotation(made, "")
@@ -160,7 +160,7 @@ class Bench:
         self.labels = EMOTIONS
         self.question = load_questions().ask_emotion(render_labels(self.labels, "comma"))
         told = [word for pictures in (train, test) for row in pictures.words for word in row.values()]
-        self.length = max(len(backbone.text_ids(word)) for word in set(told) if word)
+        self.length = max(len(backbone.tokenize(word)) for word in set(told) if word)
 
     def _words(self, rows: Sequence[Mapping[str, str]]) -> Tensor:
         """Embeddings of the true words of every cue, again and again up to one length: (b, 6, n, d)."""
@@ -168,11 +168,11 @@ class Bench:
         return self.backbone.embed(torch.tensor(ids))
 
     def _ids(self, word: str) -> list[int]:
-        found = self.backbone.text_ids(word or "none")
+        found = self.backbone.tokenize(word or "none")
         return (found * self.length)[: self.length]
 
-    def rows(self, row: Row, model: MaspModel, pictures: Pictures, chosen: Sequence[int], told: bool) -> Assembled:
-        """The sequences of some pictures; with the label behind them if `told`."""
+    def rows(self, row: Row, model: MaspModel, pictures: Pictures, chosen: Sequence[int], told: bool) -> ModelInputs:
+        """The sequences of some images; with the label behind them if `told`."""
         assert model.prompt is not None
         visual = pictures.visual.select(chosen)
         beside = None
@@ -182,12 +182,12 @@ class Bench:
             beside = self._words([pictures.words[number] for number in chosen])
         answers = [self.labels[pictures.labels[number]] for number in chosen] if told else None
         questions = [self.question] * len(chosen)
-        return model.assembler(questions, answers, visual if row.image else None, beside, model.prompt())
+        return model.sequence_builder(questions, answers, visual if row.image else None, beside, model.prompt())
 
     def trained(self, row: Row, seed: int) -> MaspModel:
-        """A soft prompt trained for a row: AdamW, batches of 64, pictures in a random order."""
+        """A soft prompt trained for a row: AdamW, batches of 64, images in a random order."""
         generator = torch.Generator().manual_seed(seed)
-        prompt = start_prompt(row.init, 32, self.backbone, generator)
+        prompt = init_soft_prompt(row.init, 32, self.backbone, generator)
         model = MaspModel(self.backbone, MethodConfig(queries=5, prompt_length=32), None, prompt)
         optimizer = torch.optim.AdamW(prompt.parameters(), lr=row.rate, weight_decay=0.0)
         warm = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 10))
@@ -204,7 +204,7 @@ class Bench:
 
     @torch.no_grad()
     def scores(self, row: Row, model: MaspModel, pictures: Pictures) -> np.ndarray:
-        """Log-probabilities of the labels of all pictures."""
+        """Log-probabilities of the labels of all images."""
         count = len(pictures.labels)
         groups = [range(start, min(start + TOGETHER, count)) for start in range(0, count, TOGETHER)]
         found = [
@@ -214,14 +214,14 @@ class Bench:
 
     @torch.no_grad()
     def read(self, pictures: Pictures) -> np.ndarray:
-        """The aspects' tokens of all pictures, one long row each."""
+        """The aspects' tokens of all images, one long row each."""
         count = len(pictures.labels)
         groups = [range(start, min(start + 500, count)) for start in range(0, count, 500)]
         return torch.cat([self.aspects(pictures.visual.select(list(one))).tokens.flatten(1) for one in groups]).numpy()
 
 
 def cues(*all_pictures: Pictures) -> list[np.ndarray]:
-    """The true cues as numbers 0 and 1: one column for each word of each aspect, the same for all sets of pictures."""
+    """The true cues as numbers 0 and 1: one column for each word of each aspect, the same for all sets of images."""
     rows = [[_named(row) for row in pictures.words] for pictures in all_pictures]
     known = sorted({one for part in rows for row in part for one in row})
     return [np.array([[float(one in row) for one in known] for row in part]) for part in rows]
@@ -232,23 +232,23 @@ def _named(row: Mapping[str, str]) -> set[str]:
 
 
 def pooled(pictures: Pictures) -> np.ndarray:
-    """The mean visual token of all pictures."""
+    """The mean visual token of all images."""
     return mean_token(pictures.visual).numpy()
 
 
 def words_of(bench: Bench, inputs: Sequence[np.ndarray], own: bool) -> list[np.ndarray]:
-    """Probability of each word of the true cues, learned on the training pictures, each of which is left out in turn.
+    """Probability of each word of the true cues, learned on the training images, each of which is left out in turn.
 
     Args:
-        bench: knows the pictures.
-        inputs: what it is read from, for training and test pictures.
+        bench: knows the images.
+        inputs: what it is read from, for training and test images.
         own: whether each aspect has a sixth of the columns for itself.
     """
-    lessons = [Lesson(number, "", row) for number, row in enumerate(bench.train.words)]
+    lessons = [Example(number, "", row) for number, row in enumerate(bench.train.words)]
     found: list[list[Tensor]] = [[], []]
     for place, (aspect, words) in enumerate(vocabulary(lessons, ASPECTS, 20).items()):
         if not words:
-            continue  # too few pictures
+            continue  # too few images
         sixths = [np.split(part, len(ASPECTS), axis=1)[place] if own else part for part in inputs]
         columns = [torch.from_numpy(part).float() for part in sixths]
         layer, left_out, _ = read_words(columns[0], present(lessons, aspect, words), PENALTIES)
@@ -330,7 +330,7 @@ def write(out: Path, asked: str, found: Mapping[str, list[float]], test: Picture
     content = {
         "command": f"python benchmarks/what_aspects_add.py {asked}",
         "title": "What aspects could add on the embedded default",
-        "note": "Pictures were drawn for this table; accuracy is the mean true probability of the named label.",
+        "note": "Images were drawn for this table; accuracy is the mean true probability of the named label.",
         "table": {"head": ["system", "accuracy, %", "each seed"], "rows": rows},
         "accuracy": dict(found),
         "ceiling": best,

@@ -29,7 +29,7 @@ def main() -> None:
         made = sorted((Path(folder) / "image").rglob("*.jpg"))
         shipped = sorted((home / "demo_pictures").glob("*.png"))
         if len(made) != 10 or not shipped:
-            sys.exit(f"expected 10 pictures made and some shipped; found {len(made)} and {len(shipped)}")
+            sys.exit(f"expected 10 images made and some shipped; found {len(made)} and {len(shipped)}")
         answers = [json.loads(line) for line in run("predict", made[0], *shipped[:2], "--json").splitlines()]
     if len(answers) != 3:
         sys.exit(f"expected 3 predictions; got {len(answers)}")

@@ -1,4 +1,4 @@
-"""Draw docs/architecture-light.svg and docs/architecture-dark.svg: the method in one picture, for the README."""
+"""Draw docs/architecture-light.svg and docs/architecture-dark.svg: the method in one image, for the README."""
 
 from dataclasses import dataclass
 from html import escape

@@ -1,6 +1,6 @@
 """Draw the six scenes that come with the package, with the truth about each, into src/masp/demo_pictures.
 
-They are chosen by a rule that no model takes part in: of the pictures of a seed that nothing else uses, the first whose
+They are chosen by a rule that no model takes part in: of the images of a seed that nothing else uses, the first whose
 label, scene and kind of main cause are not all known yet, and whose label was the likely one.
 """
 

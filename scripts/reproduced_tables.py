@@ -16,7 +16,7 @@ UNLIKE = "Every system that learns has the same images, but not the same number 
 
 PICTURES = (
     ("figure3.png", "Accuracy with one aspect alone, a bar for each, beside the majority and the ceiling"),
-    ("figure4.png", "Attention from the soft prompt to each aspect: the mean and three pictures"),
+    ("figure4.png", "Attention from the soft prompt to each aspect: the mean and three images"),
 )
 
 
@@ -59,7 +59,7 @@ def _facts(content: dict[str, Any]) -> str:
     """What the accuracies have to be read against."""
     parts = []
     for name, facts in content["datasets"].items():
-        text = f"{facts['images']:,} test pictures of {name}, training seeds {', '.join(map(str, content['seeds']))}; "
+        text = f"{facts['images']:,} test images of {name}, training seeds {', '.join(map(str, content['seeds']))}; "
         text += f"a guess {_percent(facts['guess'])}, the most frequent label {_percent(facts['majority']['value'])}"
         if "ceiling" in facts:
             text += f", the best that anyone could reach {_percent(facts['ceiling']['expected'])}"

@@ -17,7 +17,7 @@ def embedded(content: Content) -> str:
     """The figures of the embedded default: Table 2, its differences, what the aspects read, the explanations."""
     seeds = content["seeds"]
     pictures, numbers = seeds[0]["table2"]["images"], ", ".join(str(one["seed"]) for one in seeds)
-    intro = f"On {pictures:,} test pictures; training seeds {numbers}. Brackets: 95 % interval of the first seed."
+    intro = f"On {pictures:,} test images; training seeds {numbers}. Brackets: 95 % interval of the first seed."
     parts = [intro, _table2(content), _differences(seeds), _aspects(content), _explanations(content)]
     return "\n\n".join(parts)
 
@@ -57,7 +57,7 @@ def _differences(seeds: list[Content]) -> str:
 
 
 def _aspects(content: Content) -> str:
-    """What each aspect's own tokens tell, beside the frozen backbone that sees the whole picture."""
+    """What each aspect's own tokens tell, beside the frozen backbone that sees the whole image."""
     ours, plain = content["mean"]["aspect_exact"], content["mean"]["aspect_exact_backbone"]
     rows = [(name.replace("_", " "), percent(ours[name]), percent(plain[name])) for name in ours]
     rows.append(
@@ -69,7 +69,7 @@ def _aspects(content: Content) -> str:
     )
     pictures = content["seeds"][0]["aspects"]["pictures"]
     head = (
-        f"exactly right answer ({pictures:,} pictures)",
+        f"exactly right answer ({pictures:,} images)",
         "from its aspect tokens alone (stage 1)",
         "backbone, from all visual tokens",
     )
@@ -88,11 +88,11 @@ def _explanations(content: Content) -> str:
         for name, value in average["pointing"].items()
     ]
     rows += [
-        (f"a linear read-out of one visual token names its glyph ({split} split, 500 pictures)", percent(value))
+        (f"a linear read-out of one visual token names its glyph ({split} split, 500 images)", percent(value))
         for split, value in content["linear_probe"].items()
     ]
     pictures = content["seeds"][0]["explanations"]["pictures"]
-    return table((f"explanations and the truth ({pictures:,} pictures)", "share"), rows)
+    return table((f"explanations and the truth ({pictures:,} images)", "share"), rows)
 
 
 def real_width(content: Content) -> str:
@@ -112,9 +112,9 @@ def full_size(content: Content) -> str:
     weights = f"{backbone['parameters'] / 1e9:.2f} B parameters in {backbone['dtype']}"
     intro = (
         f"On a backbone of the shape of {backbone['shape']} with random weights, {weights} "
-        f"({backbone['weights_bytes'] / 2**30:.1f} GiB), {content['machine']['cores']} cores; pictures of "
+        f"({backbone['weights_bytes'] / 2**30:.1f} GiB), {content['machine']['cores']} cores; images of "
         f"{pictures['visual_tokens']} visual tokens. Each command is a process of its own that loads the backbone; "
-        f"a training first reads {pictures['read_before_training']} pictures."
+        f"a training first reads {pictures['read_before_training']} images."
     )
     rows = [
         (name, f"{step['inside']:.1f}", f"{step['seconds']:.1f}", f"{step['peak_gb']:.1f}")
@@ -131,7 +131,7 @@ def bench(content: Content) -> str:
         f"{1000 * machine['gemm_tflops']:.0f} GFLOP/s in a matrix product, {machine['bandwidth_gb_s']:.0f} GB/s), "
         f"a backbone with random weights, {backbone['parameters'] / 1e6:.0f} M parameters (d = {backbone['dim']}, "
         f"{backbone['layers']} layers). Baseline: {content['baselines']}. "
-        f"N is the number of visual tokens of a picture; median of {content['repeats']} repeats."
+        f"N is the number of visual tokens of an image; median of {content['repeats']} repeats."
     )
     judged = [line for line in content["results"] if line["ratio"] is not None]
     rows = [
@@ -150,7 +150,7 @@ def speed(content: Content) -> str:
     intro = (
         f"{backbone['parameters'] / 1e6:.0f} M random weights (d = {backbone['dim']}, {backbone['layers']} layers), "
         f"{machine['threads']} cores, {machine['dtype']}. Baseline: {content['baselines']}. "
-        "N is the number of visual tokens of a picture."
+        "N is the number of visual tokens of an image."
     )
     judged = [line for line in content["results"] if line["goal"] is not None]
     rows = [

@@ -100,7 +100,7 @@ BASES: Mapping[str, str] = {
 
 # Unfrozen dataclasses by name, each with its reason.
 UNFROZEN: Mapping[str, str] = {
-    "masp.training.state:Position": "the running state of a loop is what changes",
+    "masp.training.state:TrainerState": "the running state of a loop is what changes",
 }
 
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import tiny
-from masp.baselines.base import Said
+from masp.baselines.base import SystemPrediction
 from small_adapters import LABELS
 from small_scenes import write_scenes
 
@@ -18,16 +18,18 @@ class ByBrightness:
         self.name = name
         self.asked = 0
 
-    def learn(self, lessons):
+    def fit(self, lessons):
         """Nothing."""
 
-    def answer(self, visual):
+    def predict(self, visual):
         self.asked += len(visual)
         rows = (visual.tokens * visual.mask[..., None]).sum(1) / visual.mask.sum(1, keepdim=True)
         logs = (9 * rows[:, :3]).double().log_softmax(1)
-        return [Said(LABELS[int(row.argmax())], dict(zip(LABELS, row.tolist(), strict=True))) for row in logs]
+        return [
+            SystemPrediction(LABELS[int(row.argmax())], dict(zip(LABELS, row.tolist(), strict=True))) for row in logs
+        ]
 
-    def describe(self):
+    def config(self):
         return {"system": self.name, "trained": 0, "question": None}
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 from PIL import Image
 
 from masp.core.aspects import ASPECTS
-from masp.evaluation.metrics import Interval, Paired
+from masp.evaluation.metrics import Interval, PairedComparison
 from masp.report.schema import (
     Ablation,
     AblationRow,
     AspectScore,
+    AspectSight,
     Confusion,
     Curve,
     Difference,
@@ -17,7 +18,6 @@ from masp.report.schema import (
     Provenance,
     ReportData,
     Sample,
-    Sight,
     Step,
 )
 
@@ -30,8 +30,8 @@ def heatmap(row: int, column: int) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(0.5 if (r, c) == (row, column) else rest for c in range(COLUMNS)) for r in range(ROWS))
 
 
-def sight(place: int, effect: float | None) -> Sight:
-    return Sight(ASPECTS[place], f"answer {place}", effect, heatmap(place % ROWS, place % COLUMNS), "answer 0")
+def sight(place: int, effect: float | None) -> AspectSight:
+    return AspectSight(ASPECTS[place], f"answer {place}", effect, heatmap(place % ROWS, place % COLUMNS), "answer 0")
 
 
 def sample(name: str = "one.png", picture: Path | Image.Image | None = None) -> Sample:
@@ -57,7 +57,7 @@ def ablation() -> Ablation:
         AblationRow(name, f"meaning of {name}", Interval(value, value - 0.021, value + 0.023), value - 0.057)
         for name, value in zip(names, shares, strict=True)
     )
-    gain = Difference("V+A+S over V", Paired(0.264, 0.239, 0.289, 1e-9, 11, 101))
+    gain = Difference("V+A+S over V", PairedComparison(0.264, 0.239, 0.289, 1e-9, 11, 101))
     return Ablation(tuple(rows), 2003, ceiling=0.793, majority=0.197, differences=(gain,))
 
 

@@ -3,9 +3,9 @@
 import math
 from pathlib import Path
 
-from masp.evaluation.bootstrap import Draws
-from masp.evaluation.compute_metrics import About, Calibration, measured
-from masp.evaluation.predictions import Answered
+from masp.evaluation.bootstrap import BootstrapSamples
+from masp.evaluation.compute_metrics import Calibration, ResultContext, measured
+from masp.evaluation.predictions import LabelledPrediction
 from masp.evaluation.result import Evaluation, write_result
 
 LABELS = ("joy", "fear", "awe")
@@ -18,7 +18,7 @@ def answer(number: int, said: str | None, sure: float | None, truth: str | None 
     logs = None
     if sure is not None:
         logs = {name: math.log(sure if name == said else (1 - sure) / (len(LABELS) - 1)) for name in LABELS}
-    return Answered(f"{label}/{number}.png", label, said, logs, text)
+    return LabelledPrediction(f"{label}/{number}.png", label, said, logs, text)
 
 
 def answers(words: str, sure: tuple[float, ...] | None = (0.9, 0.8, 0.7, 0.6, 0.9, 0.8, 0.7, 0.6)):
@@ -27,12 +27,12 @@ def answers(words: str, sure: tuple[float, ...] | None = (0.9, 0.8, 0.7, 0.6, 0.
     return [answer(number, names[word], None if sure is None else sure[number]) for number, word in enumerate(words)]
 
 
-def result(system: str, said: list[Answered], temperature: bool = False, **about) -> Evaluation:
+def result(system: str, said: list[LabelledPrediction], temperature: bool = False, **about) -> Evaluation:
     """All figures of the answers; with few draws, since nobody reads the ends of the intervals here."""
     given = {"provenance": {"seed": None, "data": {"fingerprint": "f"}}, "mode": "score"} | about
-    facts = About(system, given.pop("dataset", "made"), given.pop("split", "test"), labels=LABELS, **given)
+    facts = ResultContext(system, given.pop("dataset", "made"), given.pop("split", "test"), labels=LABELS, **given)
     calibration = Calibration("val", tuple(said)) if temperature else None
-    return measured(facts, said, calibration=calibration, draws=Draws(20, 0))
+    return measured(facts, said, calibration=calibration, draws=BootstrapSamples(20, 0))
 
 
 def written(folder: Path, found: Evaluation) -> str:

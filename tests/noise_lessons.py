@@ -1,4 +1,4 @@
-"""Lessons of noise pictures over a tiny backbone, held in memory, and a source of images that can be interrupted."""
+"""Lessons of noise images over a tiny backbone, held in memory, and a source of images that can be interrupted."""
 
 import atexit
 import functools
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tiny
 from masp.backbones.base import Backbone
-from masp.baselines.base import Lesson, Lessons
+from masp.baselines.base import Example, TrainingData
 from masp.core.types import VisualTokens
 from small_adapters import write_adapter
 
@@ -19,7 +19,7 @@ TRAIN, VAL = 12, 6
 
 
 class Watched:
-    """Visual tokens of the pictures; counts how often it is asked, and may send a signal to this process.
+    """Visual tokens of the images; counts how often it is asked, and may send a signal to this process.
 
     Args:
         backbone: computes them.
@@ -43,13 +43,13 @@ class Watched:
         return self.all.select(images)
 
 
-def lessons(out: Path, images: Watched, seed: int = 0) -> Lessons:
+def lessons(out: Path, images: Watched, seed: int = 0) -> TrainingData:
     """Twelve lessons and six to choose by, of three labels."""
     made = [
-        Lesson(number, LABELS[(0, 4, 6)[number % 3]], {"scene": "beach", "brightness": "low"} if number % 2 else {})
+        Example(number, LABELS[(0, 4, 6)[number % 3]], {"scene": "beach", "brightness": "low"} if number % 2 else {})
         for number in range(TRAIN + VAL)
     ]
-    return Lessons(images, tuple(made[:TRAIN]), tuple(made[TRAIN:]), out, seed, "noise")
+    return TrainingData(images, tuple(made[:TRAIN]), tuple(made[TRAIN:]), out, seed, "noise")
 
 
 @functools.cache

@@ -14,11 +14,11 @@ from transformers import AutoModelForImageTextToText
 
 import tiny
 from masp.core.types import ImageLayout, VisualTokens
-from masp.model.masp_model import Use
+from masp.model.masp_model import ActiveParts
 from small_models import QUESTIONS
 
 SIZES = ((90, 62), (58, 140), (118, 90))  # 2×3, 5×2 and 3×4 visual tokens in Qwen2-VL
-OFF = Use(aspects=(), prompt=False)
+OFF = ActiveParts(aspects=(), prompt=False)
 
 
 def pictures() -> list[Any]:
@@ -38,7 +38,7 @@ def own_inputs(
     Args:
         family: which one.
         dtype: of its weights.
-        rows: pictures with the questions of the same number.
+        rows: images with the questions of the same number.
         pad: columns more than needed.
         nudge: moves every pixel by that share of itself.
         tail: ids behind every prompt.
@@ -47,7 +47,7 @@ def own_inputs(
     pixels = backbone.preprocess([pictures()[row] for row in rows])
     pixels = replace(pixels, values=pixels.values * (1 + nudge))
     questions = [QUESTIONS[row] for row in rows]
-    images = backbone.asked(backbone.visual_tokens(pixels), questions).layouts
+    images = backbone.condition_on(backbone.visual_tokens(pixels), questions).layouts
     asked = zip(questions, images, strict=True)
     prompts = [[*backbone.template(question, image).ids, *tail] for question, image in asked]
     width = max(map(len, prompts)) + pad

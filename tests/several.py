@@ -131,7 +131,7 @@ def _nursery() -> Nursery:
 
 
 def prepare(folder: Path) -> Path:
-    """A checkpoint and pictures, written before several processes look at them."""
+    """A checkpoint and images, written before several processes look at them."""
     (folder / "checkpoint").mkdir()
     tiny.write_checkpoint(folder / "checkpoint", "qwen2_vl")
     small_training.write_dataset(folder / "data", train=21, val=5)

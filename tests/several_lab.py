@@ -15,7 +15,7 @@ import torch
 
 import small_training as small
 from masp.backbones.base import Backbone
-from masp.backbones.hf_backbone import ComposedBackbone
+from masp.backbones.hf_backbone import HFBackbone
 from masp.backbones.loading import load_backbone
 from masp.cli.error_handling import guarded
 from masp.core import launch
@@ -46,7 +46,7 @@ def tell(found: dict[str, object]) -> None:
 
 
 def dataset(root: Path) -> Dataset:
-    """Noise pictures; of the split to measure on, an odd number, one of them unreadable."""
+    """Noise images; of the split to measure on, an odd number, one of them unreadable."""
     found = small.write_dataset(root / "data", train=21, val=5)
     extra = small.write_dataset(root / "more", train=13, val=0).splits["train"]
     test = tuple(Record(record.path, record.label, {}) for record in extra)
@@ -71,7 +71,7 @@ def learn(data: Dataset, backbone: Backbone, out: Path) -> None:
 
 
 def measure(data: Dataset, backbone: Backbone, out: Path) -> None:
-    """Label scores and generated answers of a split of 13 pictures, one unreadable, four at a time."""
+    """Label scores and generated answers of a split of 13 images, one unreadable, four at a time."""
     for mode in ("score", "generate"):
         masp = Masp.from_pretrained(out.parent / "one" / "with-none", backbone)
         evaluate(masp, data, "test", mode, Batching(4, workers=1), out / mode)
@@ -84,7 +84,7 @@ def shard(data: Dataset, out: Path) -> None:
         settings = settings.model_copy(update={"shard": False})
     backbone = load_backbone(settings)
     if backbone.sharded:
-        assert isinstance(backbone, ComposedBackbone)
+        assert isinstance(backbone, HFBackbone)
         held = [type(parameter).__name__ for parameter in backbone._parts.language.layers.parameters()]
         parts = [parameter.to_local().numel() for parameter in backbone._parts.language.layers[0].parameters()]
         whole = [parameter.numel() for parameter in backbone._parts.language.layers[0].parameters()]

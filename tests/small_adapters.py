@@ -11,7 +11,7 @@ from masp.core.aspects import ASPECTS
 from masp.core.config import MethodConfig, PromptInit
 from masp.core.prompts import load_questions
 from masp.model.aspect_attention import AspectModules
-from masp.model.masp_model import start_prompt
+from masp.model.masp_model import init_soft_prompt
 
 LABELS = ("joy", "fear", "awe")
 
@@ -53,7 +53,7 @@ def write_adapter(
         with torch.no_grad():
             for name in aspects:
                 modules.module(name).queries.mul_(23)
-    vectors = start_prompt(PromptInit(), 7, backbone, generator) if prompt else None
+    vectors = init_soft_prompt(PromptInit(), 7, backbone, generator) if prompt else None
     save_adapter(folder, info, modules, vectors, include_aspects=include_aspects)
     name_a_place(folder, str(tiny.checkpoint(family)))
     return folder

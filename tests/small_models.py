@@ -12,15 +12,15 @@ from masp.core.aspects import ASPECTS
 from masp.core.config import MethodConfig
 from masp.core.types import VisualTokens
 from masp.model.aspect_attention import AspectModules
-from masp.model.masp_model import MaspModel, Use
+from masp.model.masp_model import ActiveParts, MaspModel
 from masp.model.scoring import last_real
 from masp.model.soft_prompt import SoftPrompt
 
 PROMPT_LENGTH = 7
 QUESTIONS = [
-    "Which emotion does this picture evoke? Pick one of: joy, fear.",
+    "Which emotion does this image evoke? Pick one of: joy, fear.",
     "How bright is it?",
-    "What do people do in this picture, and what does the face of the one in front express?",
+    "What do people do in this image, and what does the face of the one in front express?",
 ]
 
 
@@ -49,23 +49,25 @@ def parts(model: MaspModel) -> tuple[AspectModules, SoftPrompt]:
 def visual_tokens(
     model: MaspModel, sizes: Sequence[tuple[int, int]] = ((90, 62), (58, 140), (118, 90))
 ) -> VisualTokens:
-    """Visual tokens of random pictures, by default of 2×3, 5×2 and 3×4 tokens."""
+    """Visual tokens of random images, by default of 2×3, 5×2 and 3×4 tokens."""
     pixels = model.backbone.preprocess([tiny.picture(*size, seed) for seed, size in enumerate(sizes)])
     return model.backbone.visual_tokens(pixels)
 
 
 @torch.no_grad()
-def last_logits(model: MaspModel, visual: VisualTokens, questions: Sequence[str], use: Use | None = None) -> Tensor:
+def last_logits(
+    model: MaspModel, visual: VisualTokens, questions: Sequence[str], use: ActiveParts | None = None
+) -> Tensor:
     """Logits after the prompts, one row per image, by one plain pass over the whole sequence."""
-    assembled = model.assemble(visual, questions, use=use)
-    whole = (assembled.embeddings, assembled.positions, assembled.mask)
-    hidden = model.backbone.run(*whole, extras=assembled.extras(0)).hidden
+    assembled = model.build_inputs(visual, questions, use=use)
+    whole = (assembled.inputs_embeds, assembled.position_ids, assembled.attention_mask)
+    hidden = model.backbone.forward(*whole, extras=assembled.extras(0)).hidden
     return model.backbone.logits(hidden[torch.arange(len(hidden)), last_real(assembled)]).float()
 
 
 def kept_bytes(work: Callable[[], Tensor], backbone: Backbone) -> int:
     """Bytes of what the graph of `work` keeps for the backward pass, beside the weights."""
-    weights = {one.untyped_storage().data_ptr() for block in backbone.blocks() for one in block.parameters()}
+    weights = {one.untyped_storage().data_ptr() for block in backbone.layers() for one in block.parameters()}
     weights.add(backbone.embedding_rows().untyped_storage().data_ptr())  # or a view of them, transposed
     seen: dict[int, int] = {}
 

@@ -1,10 +1,10 @@
-"""A reproduction that takes seconds: a tiny random backbone, a handful of drawn pictures, one step of training."""
+"""A reproduction that takes seconds: a tiny random backbone, a handful of drawn images, one step of training."""
 
 from pathlib import Path
 
 import tiny
 from masp.demo.plan import Plan
-from masp.reproduce.config import Job, drawn_source, embedded_config
+from masp.reproduce.config import ReproduceConfig, drawn_source, embedded_config
 from masp.reproduce.others import QUICKLY
 
 PLAN = Plan(train=11, val=3, test=7, seed=5)
@@ -18,8 +18,8 @@ SETTINGS = (
 )
 
 
-def small_job(out: Path, *experiments: str, seeds: int = 2, changes: tuple[str, ...] = ()) -> Job:
+def small_job(out: Path, *experiments: str, seeds: int = 2, changes: tuple[str, ...] = ()) -> ReproduceConfig:
     """The job of the embedded default, made as small as it goes."""
     config = embedded_config([f"backbone.id={tiny.checkpoint()}", *SETTINGS, *changes], quick=True)
     source = drawn_source(out / "scratch", config.data)
-    return Job(experiments, config, (source,), (), tuple(range(seeds)), out, others=QUICKLY, drawn=PLAN)
+    return ReproduceConfig(experiments, config, (source,), (), tuple(range(seeds)), out, others=QUICKLY, drawn=PLAN)

@@ -1,4 +1,4 @@
-"""A handful of noise pictures with labels, annotations and a made-up truth of emoji scenes."""
+"""A handful of noise images with labels, annotations and a made-up truth of emoji scenes."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ CELLS = [
     [["scene", "beach"], None, None],
     [None, ["object", "Cat"], ["object", "Cup"]],
 ]
-"""Two rows of three fields, on a picture of any size."""
+"""Two rows of three fields, on an image of any size."""
 
 
 def write_scenes(root: Path, count: int = 7) -> Dataset:
-    """`count` pictures of two sizes in the split test; the last one is not annotated."""
+    """`count` images of two sizes in the split test; the last one is not annotated."""
     root.mkdir(parents=True, exist_ok=True)
     records = []
     for number in range(count):

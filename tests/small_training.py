@@ -1,4 +1,4 @@
-"""A small data set of noise pictures in memory's reach, and settings that train on it in a second."""
+"""A small data set of noise images in memory's reach, and settings that train on it in a second."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ ANSWERS = {"scene": ("beach", "city"), "object": ("cat, dog", "cup"), "brightnes
 
 
 def write_dataset(root: Path, train: int = 13, val: int = 5) -> Dataset:
-    """Pictures of two sizes; every aspect is annotated on some of them."""
+    """Images of two sizes; every aspect is annotated on some of them."""
     root.mkdir(parents=True, exist_ok=True)
     records: list[Record] = []
     for number in range(train + val):

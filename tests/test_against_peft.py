@@ -11,7 +11,7 @@ import against_peft  # noqa: E402
 
 import update_readme  # noqa: E402
 from masp.bench.setting import setting  # noqa: E402
-from masp.model.masp_model import Use  # noqa: E402
+from masp.model.masp_model import ActiveParts  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT and transformers warn of each other; nothing of it is ours
 
@@ -28,7 +28,7 @@ def test_both_sides_have_the_same_loss(small):
     with torch.no_grad():
         small.made.plain.get_input_embeddings().weight[ids] = model.prompt.vectors.detach()
     visual = small.backbone.visual_tokens(small.pixels(35))
-    ours = model.prompt_loss(visual, [small.question()], ["awe"], Use(()))
+    ours = model.prompt_loss(visual, [small.question()], ["awe"], ActiveParts(()))
     theirs = against_peft.wrapped(small)
     batch = against_peft.collate([against_peft.Rows(small, 35, 2)[0]] * 2)
     assert float(theirs(**batch).loss) == pytest.approx(float(ours), rel=1e-5)

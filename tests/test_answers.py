@@ -15,9 +15,9 @@ from masp.core.aspects import ASPECTS
 from masp.core.errors import UsageError
 from masp.core.labels import parse
 from masp.core.prompts import load_questions
-from masp.core.types import Assembled
+from masp.core.types import ModelInputs
 from masp.model.explain import read_aspects
-from masp.model.masp_model import MaspModel, Use
+from masp.model.masp_model import ActiveParts, MaspModel
 from masp.model.scoring import (
     Answer,
     answer_of,
@@ -36,18 +36,20 @@ VARIANTS = pytest.mark.parametrize("variant", ["paper", "released"])
 
 
 @torch.no_grad()
-def next_log_p(model: MaspModel, assembled: Assembled, row: int, words: list[int]) -> Tensor:
+def next_log_p(model: MaspModel, assembled: ModelInputs, row: int, words: list[int]) -> Tensor:
     """Log-probabilities of the next word after a row's prompt and `words`, by one plain pass without padding."""
-    real = assembled.mask[row]
-    vectors = torch.cat([assembled.embeddings[row, real], model.backbone.embed(torch.tensor(words, dtype=torch.long))])
-    known = assembled.positions[:, row, real]
+    real = assembled.attention_mask[row]
+    vectors = torch.cat(
+        [assembled.inputs_embeds[row, real], model.backbone.embed(torch.tensor(words, dtype=torch.long))]
+    )
+    known = assembled.position_ids[:, row, real]
     rest = known[:, -1:] + torch.arange(1, len(words) + 1)
     positions = torch.cat([known, rest], dim=1)[:, None]
-    hidden = model.backbone.run(vectors[None], positions, torch.ones(1, len(vectors)).bool()).hidden
+    hidden = model.backbone.forward(vectors[None], positions, torch.ones(1, len(vectors)).bool()).hidden
     return model.backbone.logits(hidden[0, -1]).float().log_softmax(-1)
 
 
-def plain_score(model: MaspModel, assembled: Assembled, row: int, labels: list[str]) -> Tensor:
+def plain_score(model: MaspModel, assembled: ModelInputs, row: int, labels: list[str]) -> Tensor:
     sums = []
     for label in labels:
         ids = model.backbone.answer_ids(label, end=True)
@@ -55,7 +57,7 @@ def plain_score(model: MaspModel, assembled: Assembled, row: int, labels: list[s
     return torch.tensor(sums).log_softmax(-1)
 
 
-def plain_greedy(model: MaspModel, assembled: Assembled, row: int, limit: int) -> list[int]:
+def plain_greedy(model: MaspModel, assembled: ModelInputs, row: int, limit: int) -> list[int]:
     words: list[int] = []
     while len(words) < limit:
         words.append(int(next_log_p(model, assembled, row, words).argmax()))
@@ -70,7 +72,7 @@ def test_score_equals_one_pass_per_label(family: str, variant: str) -> None:
     model = full_model(family, variant=variant)
     visual = visual_tokens(model)
     found = score(model, visual, QUESTIONS[0], LABELS)
-    assembled = model.assemble(visual, [QUESTIONS[0]] * 3)
+    assembled = model.build_inputs(visual, [QUESTIONS[0]] * 3)
     for row in range(3):
         assert (found[row] - plain_score(model, assembled, row, LABELS)).abs().max() <= 1e-4
     assert torch.allclose(found.exp().sum(1), torch.ones(3))
@@ -93,7 +95,7 @@ def test_score_does_not_depend_on_the_batch_or_on_the_order_of_labels() -> None:
 def test_rows_that_share_their_first_columns_score_as_alone() -> None:
     model = full_model()
     visual = visual_tokens(model, [(90, 62), (62, 90), (90, 62)]).select([0, 2])
-    assert model.assemble(visual, [QUESTIONS[0]] * 2).common > 0
+    assert model.build_inputs(visual, [QUESTIONS[0]] * 2).common > 0
     found = score(model, visual, QUESTIONS[0], LABELS)
     alone = [score(model, visual.select([row]), QUESTIONS[0], LABELS) for row in (0, 1)]
     assert (found - torch.cat(alone)).abs().max() <= 1e-4
@@ -103,10 +105,10 @@ def test_rows_that_share_their_first_columns_score_as_alone() -> None:
 def test_score_of_labels_of_one_token() -> None:
     model = full_model()
     visual = visual_tokens(model)
-    labels = [word for word in ("fear", "joy", "e", "a", "s") if len(model.backbone.text_ids(word)) == 1]
+    labels = [word for word in ("fear", "joy", "e", "a", "s") if len(model.backbone.tokenize(word)) == 1]
     assert len(labels) >= 3
     found = score(model, visual, QUESTIONS[1], labels)
-    assembled = model.assemble(visual, [QUESTIONS[1]] * 3)
+    assembled = model.build_inputs(visual, [QUESTIONS[1]] * 3)
     assert (found[1] - plain_score(model, assembled, 1, labels)).abs().max() <= 1e-4
 
 
@@ -125,7 +127,10 @@ def test_no_labels_or_a_label_twice_are_refused(labels: list[str]) -> None:
 def test_parts_that_are_off_change_the_score() -> None:
     model = full_model()
     visual = visual_tokens(model)
-    scores = [score(model, visual, QUESTIONS[0], LABELS, use) for use in (Use(), Use(ASPECTS[1:]), Use((), False))]
+    scores = [
+        score(model, visual, QUESTIONS[0], LABELS, use)
+        for use in (ActiveParts(), ActiveParts(ASPECTS[1:]), ActiveParts((), False))
+    ]
     assert (scores[0] - scores[1]).abs().max() > 1e-3
     assert (scores[0] - scores[2]).abs().max() > 1e-3
 
@@ -136,7 +141,7 @@ def test_generate_equals_a_loop_without_cache(family: str, variant: str) -> None
     model = full_model(family, variant=variant)
     visual = visual_tokens(model)
     found = generate(model, visual, QUESTIONS[2], max_new_tokens=5)
-    assembled = model.assemble(visual, [QUESTIONS[2]] * 3)
+    assembled = model.build_inputs(visual, [QUESTIONS[2]] * 3)
     assert found == [model.backbone.decode(plain_greedy(model, assembled, row, 5)) for row in range(3)]
     assert len(set(found)) > 1
 
@@ -145,7 +150,7 @@ def test_generation_stops_at_the_end_of_the_turn_row_by_row() -> None:
     """Another word is declared the end of the turn: one that not all rows say, or not at the same time."""
     model = full_model.__wrapped__()
     visual = visual_tokens(model)
-    assembled = model.assemble(visual, [QUESTIONS[2]] * 3)
+    assembled = model.build_inputs(visual, [QUESTIONS[2]] * 3)
     said = [plain_greedy(model, assembled, row, 5) for row in range(3)]
     end = next(
         word
@@ -221,9 +226,9 @@ def test_an_answer_that_was_cut_is_marked() -> None:
     assert [{name: answer.text for name, answer in one.items()} for one in answers] == texts
     assert all(answer.cut for one in answers for answer in one.values()), "random weights do not come to an end"
     end = model.backbone.end_of_turn
-    assert answer_of(model.backbone, [*model.backbone.text_ids("a cat"), end]) == Answer("a cat", cut=False)
-    assert answer_of(model.backbone, model.backbone.text_ids("a cat")) == Answer("a cat", cut=True)
-    reading = read_aspects(model, visual, questions, Use(), torch.zeros(3, len(ASPECTS)))[0]["scene"]
+    assert answer_of(model.backbone, [*model.backbone.tokenize("a cat"), end]) == Answer("a cat", cut=False)
+    assert answer_of(model.backbone, model.backbone.tokenize("a cat")) == Answer("a cat", cut=True)
+    reading = read_aspects(model, visual, questions, ActiveParts(), torch.zeros(3, len(ASPECTS)))[0]["scene"]
     assert reading.cut
     assert reading.answer == aspect_answers(model, visual, questions)[0]["scene"].text + "…"
 
@@ -241,7 +246,7 @@ def test_descriptions_come_from_the_aspect_tokens_alone() -> None:
     assert [tuple(row) for row in found] == [ASPECTS] * 3
     for name in ("scene", "brightness"):
         tokens = parts(model)[0](visual, [name]).tokens
-        assembled = model.assembler([questions.aspect(name)[0]] * 3, aspects=tokens)
+        assembled = model.sequence_builder([questions.aspect(name)[0]] * 3, aspects=tokens)
         said = [plain_greedy(model, assembled, row, 3) for row in range(3)]
         assert [row[name] for row in found] == [model.backbone.decode(words) for words in said]
 
@@ -251,15 +256,17 @@ def test_score_of_an_aspect_reads_its_tokens_alone() -> None:
     visual = visual_tokens(model)
     labels = ["very low", "low", "high"]
     found = aspect_log_probabilities(model, visual, "brightness", "How bright is it?", labels).log_softmax(-1)
-    assembled = model.assembler(["How bright is it?"] * 3, aspects=parts(model)[0](visual, ["brightness"]).tokens)
+    assembled = model.sequence_builder(
+        ["How bright is it?"] * 3, aspects=parts(model)[0](visual, ["brightness"]).tokens
+    )
     for row in range(3):
         assert (found[row] - plain_score(model, assembled, row, labels)).abs().max() <= 1e-4
 
 
 def test_last_real_column_of_padded_rows() -> None:
     model = full_model()
-    assembled = model.assemble(visual_tokens(model), QUESTIONS)
-    assert last_real(assembled).tolist() == [int(row.nonzero().max()) for row in assembled.mask]
+    assembled = model.build_inputs(visual_tokens(model), QUESTIONS)
+    assert last_real(assembled).tolist() == [int(row.nonzero().max()) for row in assembled.attention_mask]
 
 
 @pytest.mark.parametrize("number", [2, 100])
@@ -270,7 +277,7 @@ def test_small_and_large_label_sets_score_as_label_by_label(number: int) -> None
     visual = visual_tokens(model)
     found = score(model, visual, QUESTIONS[0], labels)
     assert found.shape == (3, number)
-    assembled = model.assemble(visual, [QUESTIONS[0]] * 3)
+    assembled = model.build_inputs(visual, [QUESTIONS[0]] * 3)
     assert (found[1] - plain_score(model, assembled, 1, labels)).abs().max() <= 1e-4
     assert found.exp().sum(1).allclose(torch.ones(3))
 
@@ -280,7 +287,7 @@ def test_labels_that_begin_alike_score_as_label_by_label_and_are_read_apart() ->
     labels = ["sad", "sadness", "sad and sadness"]
     visual = visual_tokens(model)
     found = score(model, visual, QUESTIONS[0], labels)
-    assembled = model.assemble(visual, [QUESTIONS[0]] * 3)
+    assembled = model.build_inputs(visual, [QUESTIONS[0]] * 3)
     for row in range(3):
         assert (found[row] - plain_score(model, assembled, row, labels)).abs().max() <= 1e-4
     assert [parse(label, labels) for label in labels] == labels

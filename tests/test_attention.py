@@ -7,7 +7,7 @@ from transformers import AutoModelForImageTextToText
 import tiny
 from masp.core.errors import UsageError
 from masp.model.attention import prompt_attention
-from masp.model.masp_model import Use
+from masp.model.masp_model import ActiveParts
 from masp.model.scoring import score
 from small_models import QUESTIONS, full_model, visual_tokens
 
@@ -19,12 +19,12 @@ def test_weights_equal_the_eager_ones(family: str, variant: str) -> None:
     visual = visual_tokens(model)
     found = prompt_attention(model, visual, QUESTIONS[0])
     eager = AutoModelForImageTextToText.from_pretrained(tiny.checkpoint(family), attn_implementation="eager").eval()
-    assembled = model.assemble(visual, [QUESTIONS[0]] * 3)
+    assembled = model.build_inputs(visual, [QUESTIONS[0]] * 3)
     with torch.no_grad():
         weights = eager.model.language_model(
-            inputs_embeds=assembled.embeddings,
-            position_ids=assembled.positions,
-            attention_mask=assembled.mask.long(),
+            inputs_embeds=assembled.inputs_embeds,
+            position_ids=assembled.position_ids,
+            attention_mask=assembled.attention_mask.long(),
             output_attentions=True,
         ).attentions[-1]
     for row in range(3):
@@ -38,7 +38,7 @@ def test_weights_equal_the_eager_ones(family: str, variant: str) -> None:
 
 def test_only_aspects_that_take_part_are_counted() -> None:
     model = full_model()
-    found = prompt_attention(model, visual_tokens(model), QUESTIONS[0], Use(("scene", "brightness")))
+    found = prompt_attention(model, visual_tokens(model), QUESTIONS[0], ActiveParts(("scene", "brightness")))
     assert found.shape == (3, 2)
 
 
@@ -50,8 +50,8 @@ def test_the_pass_that_predicts_is_untouched() -> None:
     assert torch.equal(score(model, visual, QUESTIONS[0], ["joy", "fear"]), before)
 
 
-@pytest.mark.parametrize("use", [Use(()), Use(prompt=False)])
-def test_both_must_take_part(use: Use) -> None:
+@pytest.mark.parametrize("use", [ActiveParts(()), ActiveParts(prompt=False)])
+def test_both_must_take_part(use: ActiveParts) -> None:
     model = full_model()
     with pytest.raises(UsageError, match="takes no part"):
         prompt_attention(model, visual_tokens(model), QUESTIONS[0], use)

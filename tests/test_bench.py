@@ -19,7 +19,7 @@ from masp.cli.app import app
 from masp.core.aspects import ASPECTS
 from masp.core.errors import UsageError
 from masp.core.flops import QWEN2_VL_7B
-from masp.model.masp_model import Use
+from masp.model.masp_model import ActiveParts
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_plain_attention_is_the_folded_one(small):
 def test_the_bare_forward_is_our_model_with_everything_off(small):
     pixels, question = small.pixels(35), small.question()
     visual = small.backbone.visual_tokens(pixels)
-    assembled = small.model("paper").assemble(visual, [question], use=Use((), prompt=False))
+    assembled = small.model("paper").assemble(visual, [question], use=ActiveParts((), prompt=False))
     hidden = small.backbone.run(assembled.embeddings, assembled.positions, assembled.mask).hidden[:, -1]
     found = bare_forward(small.made, pixels, question, visual.layouts)
     assert (found - small.backbone.logits(hidden)).abs().max() < 1e-5

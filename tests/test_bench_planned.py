@@ -6,11 +6,11 @@ import pytest
 
 from masp.bench.planned import LINES, NO_READING, checked
 from masp.core.flops import Sizes
-from masp.model.cost_estimate import Device, Job, activation_bytes, estimate
+from masp.model.cost_estimate import CostJob, Device, activation_bytes, estimate
 
 SIZES = Sizes(10, 2, 4, 6000, 100, 700, 8, 3)
 PEAKS = (2e-6, 1e9)  # two million operations a second
-JOB = Job(images=1, visual=6, epochs1=1, epochs2=1, itemsize=4)
+JOB = CostJob(images=1, visual=6, epochs1=1, epochs2=1, itemsize=4)
 
 
 def line(name, share=None, batch=4, median_s=2.0, **more):
@@ -53,7 +53,7 @@ def test_every_line_is_estimated_by_the_efficiency_of_the_others():
 
 def test_scores_have_the_efficiency_of_training():
     (found,) = [row for row in checked(lines(), SIZES, PEAKS, 4) if row["name"] == "score, one image"]
-    job = Job(images=0, visual=6, label=1, batch=1, itemsize=4)
+    job = CostJob(images=0, visual=6, label=1, batch=1, itemsize=4)
     assert found["estimated"] == pytest.approx(seconds(job, 0.4, "labelling"))
     assert found["measured"] == 0.1
 

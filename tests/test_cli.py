@@ -32,7 +32,7 @@ KEYS = [
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A folder with pictures, an adapter with aspects, one without, and a labelled data set in folders."""
+    """A folder with images, an adapter with aspects, one without, and a labelled data set in folders."""
     folder = tmp_path_factory.mktemp("world")
     (folder / "pictures").mkdir()
     for number in range(3):
@@ -74,7 +74,7 @@ def test_predict_json_is_one_object_per_line(masp, world):
 
 
 def test_a_bad_image_fails_alone(masp, world, tmp_path):
-    (tmp_path / "bad.jpg").write_text("no picture")
+    (tmp_path / "bad.jpg").write_text("no image")
     good = world / "pictures" / "0.png"
     whole = good.read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
@@ -93,7 +93,7 @@ def test_a_bad_image_fails_alone(masp, world, tmp_path):
 
 
 def test_people_read_a_panel_and_errors_on_stderr(masp, world, tmp_path):
-    (tmp_path / "bad.jpg").write_text("no picture")
+    (tmp_path / "bad.jpg").write_text("no image")
     code, out, err = masp("predict", world / "pictures/0.png", tmp_path / "bad.jpg", "--adapter", world / "adapter")
     assert code == 1
     assert all(label in out for label in LABELS)
@@ -181,7 +181,7 @@ def test_failures_beyond_the_first_are_counted_not_told(masp, world, tmp_path, m
     assert "3 more could not be read, 5 in all" in err
     text = (tmp_path / "page.html").read_text()
     assert text.count(".png</code></th>") == 3
-    assert "1 picture, predicted by" in text
+    assert "1 image, predicted by" in text
     assert "5 more could not be read." in text
     code, out, _ = masp("predict", *names, "--adapter", world / "adapter", "--json")
     assert (code, len(objects(out))) == (1, 5)  # a program reads every one
@@ -189,20 +189,20 @@ def test_failures_beyond_the_first_are_counted_not_told(masp, world, tmp_path, m
 
 def test_one_is_not_spoken_of_as_many(masp, tmp_path):
     _, _, err = masp("data", "make", tmp_path / "one", "--images", 1)
-    assert f"1 picture in {tmp_path / 'one'}" in err
+    assert f"1 image in {tmp_path / 'one'}" in err
     _, out, _ = masp("data", "check", tmp_path / "one")
     assert "layout emoset, 1 image" in out
     assert "1 images" not in out
 
 
 def test_a_report_is_written(masp, world, tmp_path):
-    (tmp_path / "bad.jpg").write_text("no picture")
+    (tmp_path / "bad.jpg").write_text("no image")
     page = tmp_path / "deep" / "page.html"
     code, _, err = masp(
         "predict", world / "pictures", tmp_path / "bad.jpg", "--adapter", world / "adapter", "--report", page, "--json"
     )
     text = page.read_text()
-    assert code == 1  # because of the bad picture
+    assert code == 1  # because of the bad image
     assert text.count("data:image/png;base64") >= 3
     assert "bad.jpg" in text
     assert f"report: {page}" in err
@@ -482,7 +482,7 @@ def test_data_make_writes_the_same_bytes_for_the_same_seed(masp, tmp_path):
     for name in ("a", "b"):
         code, out, err = masp("data", "make", tmp_path / name, "--images", 20, "--seed", 5)
         assert (code, out) == (0, "")
-        assert f"20 pictures in {tmp_path / name}" in err
+        assert f"20 images in {tmp_path / name}" in err
     one, other = (sorted((tmp_path / name).rglob("*.*")) for name in ("a", "b"))
     assert len([path for path in one if path.suffix == ".jpg"]) == 20
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in other]

@@ -64,7 +64,7 @@ def test_predict_works_in_four_bits(masp, words):
         assert code == 0, err
         found.append(json.loads(out)["probabilities"])
     loaded = Masp.from_pretrained(words["predict"][3], dtype="nf4")
-    assert loaded.model.backbone.number_format.startswith("nf4/")
+    assert loaded.model.backbone.weight_dtype.startswith("nf4/")
     assert dict(loaded.predict(words["predict"][1]).probabilities) == pytest.approx(found[1], abs=1e-6)
     assert found[0] != pytest.approx(found[1], abs=1e-3)
 

@@ -28,7 +28,7 @@ def masp(capsys):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder with an adapter and labelled pictures."""
+    """A folder with an adapter and labelled images."""
     folder = tmp_path_factory.mktemp("reading")
     write_adapter(folder / "adapter")
     for number, label in enumerate(LABELS):

@@ -116,7 +116,7 @@ def test_a_second_run_does_nothing_twice(
 
 
 def test_a_folder_of_another_demo_is_refused(first: DemoResult, out: Path) -> None:
-    with pytest.raises(UsageError, match="holds other pictures"):
+    with pytest.raises(UsageError, match="holds other images"):
         run_demo(out, plan=replace(PLAN, seed=4), config=small())
     with pytest.raises(UsageError, match="learning_rate"):
         run_demo(out, plan=PLAN, config=small("aspects.learning_rate=0.007"))
@@ -125,7 +125,7 @@ def test_a_folder_of_another_demo_is_refused(first: DemoResult, out: Path) -> No
 def test_an_unknown_folder_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.txt").write_text("keep")
-    with pytest.raises(UsageError, match="holds other pictures"):
+    with pytest.raises(UsageError, match="holds other images"):
         run_demo(tmp_path, plan=PLAN, config=small())
     assert content(tmp_path) == {"data/mine.txt": b"keep"}
 

@@ -78,9 +78,9 @@ def test_nearest_is_none_when_nothing_is_near() -> None:
 
 
 def test_a_number_goes_with_its_noun():
-    assert [counted(count, "picture") for count in (0, 1, 2, 1200)] == [
-        "0 pictures",
-        "1 picture",
-        "2 pictures",
-        "1,200 pictures",
+    assert [counted(count, "image") for count in (0, 1, 2, 1200)] == [
+        "0 images",
+        "1 image",
+        "2 images",
+        "1,200 images",
     ]

@@ -6,7 +6,7 @@ import torch
 import tiny
 from masp.core.types import VisualTokens
 from masp.model.explain import attention_to_aspects, heatmaps, leave_one_out, normalised, read_aspects, taking_part
-from masp.model.masp_model import Use
+from masp.model.masp_model import ActiveParts
 from masp.model.scoring import score
 from masp.predictor import Masp
 from small_adapters import LABELS, write_adapter
@@ -74,7 +74,7 @@ def test_effects_are_what_is_lost_without_an_aspect(masp, visual):
     effects = leave_one_out(masp.model, visual, task.question, LABELS, task.use)
     assert effects.shape == (2, 6, 3)
     full = score(masp.model, visual, task.question, LABELS)
-    without = score(masp.model, visual, task.question, LABELS, Use(ONE_OUT))
+    without = score(masp.model, visual, task.question, LABELS, ActiveParts(ONE_OUT))
     torch.testing.assert_close(effects[:, 3], full - without)
     assert effects.abs().amax() > 1e-3
     assert not torch.equal(effects[:, 2], effects[:, 3])
@@ -82,19 +82,19 @@ def test_effects_are_what_is_lost_without_an_aspect(masp, visual):
 
 
 def test_effects_of_a_part_are_relative_to_that_part(masp, visual):
-    use = Use(("scene", "object"), prompt=False)
+    use = ActiveParts(("scene", "object"), prompt=False)
     effects = leave_one_out(masp.model, visual, masp.task.question, LABELS, use)
     with_both = score(masp.model, visual, masp.task.question, LABELS, use)
-    without_object = score(masp.model, visual, masp.task.question, LABELS, Use(("scene",), prompt=False))
+    without_object = score(masp.model, visual, masp.task.question, LABELS, ActiveParts(("scene",), prompt=False))
     torch.testing.assert_close(effects[:, 0], with_both - without_object)  # the model's order: object before scene
 
 
 def test_without_aspects_there_are_no_effects(masp, visual):
-    assert leave_one_out(masp.model, visual, masp.task.question, LABELS, Use(())).shape == (2, 0, 3)
+    assert leave_one_out(masp.model, visual, masp.task.question, LABELS, ActiveParts(())).shape == (2, 0, 3)
 
 
 def test_readings_carry_each_aspects_own_answer_map_and_effect(masp, visual):
-    use = Use(("scene", "object"))
+    use = ActiveParts(("scene", "object"))
     given = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     found = read_aspects(masp.model, visual, masp.task.questions, use, given)
     assert [list(one) for one in found] == [["object", "scene"], ["object", "scene"]]
@@ -112,7 +112,7 @@ def test_attention_to_aspects_is_named_and_normalised(masp, visual):
         assert 0 < sum(one.raw.values()) < 1
         assert sum(one.normalised.values()) == pytest.approx(1)
         assert one.normalised["scene"] == pytest.approx(one.raw["scene"] / sum(one.raw.values()))
-    for use in (Use(()), Use(prompt=False)):
+    for use in (ActiveParts(()), ActiveParts(prompt=False)):
         assert attention_to_aspects(masp.model, visual, masp.task.question, use) is None
 
 

@@ -22,7 +22,7 @@ from masp.core.aspects import ASPECTS
 from masp.core.config import MethodConfig
 from masp.core.errors import AdapterError, BackboneError
 from masp.core.prompts import load_questions
-from masp.model.masp_model import MaspModel, Use
+from masp.model.masp_model import ActiveParts, MaspModel
 from masp.model.scoring import generate
 from masp.model.soft_prompt import SoftPrompt
 from masp.predictor import task_of
@@ -111,7 +111,7 @@ def test_plain_transformers_gives_the_same_logits(checkpoints, tmp_path, kind, l
         assert len(found) == tiny.VOCABULARY + grown
         scale = ours.abs().max()
         assert (found[: made.first] - ours[: made.first]).abs().max() <= 1e-5 * scale
-        without = last_logits(model, visual, [question], Use(prompt=False))[0]
+        without = last_logits(model, visual, [question], ActiveParts(prompt=False))[0]
         assert (without - ours).abs().max() > 1e-3 * scale  # the soft prompt does something
         if grown and not made.tied:  # a grown head's new rows never win
             assert found[tiny.VOCABULARY :].max() < found[: made.first].max()
@@ -172,7 +172,7 @@ def test_everything_else_is_as_it_was(checkpoints, tmp_path):
     sizes = [json.loads(files["model.safetensors.index.json"])["metadata"]["total_size"] for files in (before, after)]
     assert sizes[1] - sizes[0] == 2 * 5 * tiny.DIM * 4  # embedding and head, five rows each, fp32
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    words = "Which emotion does this picture evoke? <|im_end|>\n"
+    words = "Which emotion does this image evoke? <|im_end|>\n"
     assert tokenizer(words).input_ids == tiny.tiny_tokenizer()(words).input_ids
     again = load_backbone(str(tmp_path / "out"), dtype="float32")  # masp itself can use the copy as a backbone
     assert len(again.embedding_rows()) == tiny.VOCABULARY + 5

@@ -1,4 +1,4 @@
-"""What each family does with pictures and checkpoints beyond the contract: places on the image, tiles, refusals."""
+"""What each family does with images and checkpoints beyond the contract: places on the image, tiles, refusals."""
 
 import itertools
 import json
@@ -21,7 +21,7 @@ from masp.core.config import PromptInit
 from masp.core.errors import BackboneError
 from masp.core.types import ImageLayout, VisualTokens
 from masp.model.explain import heatmaps
-from masp.model.masp_model import start_prompt
+from masp.model.masp_model import init_soft_prompt
 from own_forward import distance
 from small_models import PROMPT_LENGTH, full_model
 
@@ -35,7 +35,7 @@ def seen(family: str, *pictures: Image.Image) -> VisualTokens:
 
 @pytest.mark.parametrize("family", PLACED)
 def test_a_token_changes_most_where_its_box_lies(family: str) -> None:
-    """A spot on a grey picture moves the tokens there more than any others, on average over the places of the spot."""
+    """A spot on a grey image moves the tokens there more than any others, on average over the places of the spot."""
     plain = np.full((96, 132, 3), 128, dtype=np.uint8)
     before = seen(family, Image.fromarray(plain))
     assert before.boxes is not None
@@ -116,7 +116,7 @@ EXTREME = ((1, 150), (150, 1), (40, 2000), (2000, 40), (1, 1))
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_pictures_of_extreme_shapes_have_heatmaps(family: str) -> None:
-    """In tiles such a picture may be less than one feature wide; then the map is that of the whole picture."""
+    """In tiles such an image may be less than one feature wide; then the map is that of the whole image."""
     visual = seen(family, *(tiny.picture(*size) for size in EXTREME))
     model = full_model(family)
     maps = heatmaps(model.aspect_tokens(visual).weights, visual)
@@ -156,7 +156,7 @@ def test_scaled_embeddings_set_the_scale_of_a_new_prompt() -> None:
     entering = backbone.embed(words)
     assert torch.allclose(backbone.embedding_rows() * backbone.embedding_scale, entering, rtol=1e-5)
     assert backbone.embedding_std() == pytest.approx(float(entering.std(correction=0)), rel=1e-4)
-    drawn = start_prompt(PromptInit(kind="vocabulary"), 3, backbone, torch.Generator().manual_seed(0)).vectors
+    drawn = init_soft_prompt(PromptInit(kind="vocabulary"), 3, backbone, torch.Generator().manual_seed(0)).vectors
     assert all(bool((entering - row).abs().amax(1).min() < 1e-5) for row in drawn.detach())
 
 
@@ -251,8 +251,8 @@ def test_marks_that_are_not_called_special_stay_text(tmp_path: Path) -> None:
 def test_z_stands_before_the_first_visual_token_and_p_behind_the_picture(family: str, variant: str) -> None:
     model = full_model(family, variant=variant)
     visual = model.backbone.visual_tokens(model.backbone.preprocess([tiny.picture(58, 140)]))
-    assembled = model.assemble(visual, ["Why?"])
-    template = model.backbone.template("Why?", model.backbone.asked(visual, ["Why?"]).layouts[0])
+    assembled = model.build_inputs(visual, ["Why?"])
+    template = model.backbone.template("Why?", model.backbone.condition_on(visual, ["Why?"]).layouts[0])
     z, v, p = (
         columns[0].nonzero()[:, 0].tolist()
         for columns in (assembled.aspect_columns, assembled.visual_columns, assembled.prompt_columns)
@@ -265,9 +265,9 @@ def test_z_stands_before_the_first_visual_token_and_p_behind_the_picture(family:
     close = template.vision_close + before + 12
     assert p[-PROMPT_LENGTH:] == list(range(close, close + PROMPT_LENGTH))
     assert p[:-PROMPT_LENGTH] == list(range(template.vision_open, template.vision_open + before))
-    text = [i for i in range(assembled.mask.shape[1]) if i not in {*z, *v, *p}]
+    text = [i for i in range(assembled.attention_mask.shape[1]) if i not in {*z, *v, *p}]
     ids = [index for place, index in enumerate(template.ids) if place not in own]
-    assert torch.equal(assembled.embeddings[0, text], model.backbone.embed(torch.tensor(ids)))
+    assert torch.equal(assembled.inputs_embeds[0, text], model.backbone.embed(torch.tensor(ids)))
 
 
 FRAMES = {
@@ -282,7 +282,7 @@ FRAMES = {
 
 @pytest.mark.parametrize("family", FRAMES)
 def test_without_visual_tokens_the_plainest_frame_stays(family: str) -> None:
-    """Stage 1: the aspect's tokens stand where the visual tokens of a picture would."""
+    """Stage 1: the aspect's tokens stand where the visual tokens of an image would."""
     backbone = tiny.backbone(family)
     template = backbone.template("Why?", ImageLayout(0))
     assert template.visual_start == template.visual_stop

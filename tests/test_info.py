@@ -397,7 +397,7 @@ def test_queries_and_prompt_length_change_what_is_trained(masp):
 
 
 def test_what_is_not_known_is_a_dash_or_null(masp, tmp_path):
-    """A kind whose query projections have other names, in a folder that does not say how it sizes pictures."""
+    """A kind whose query projections have other names, in a folder that does not say how it sizes images."""
     (tmp_path / "config.json").write_text(json.dumps(instructblip("t5")))
     found = json.loads(masp("info", tmp_path, "--json")[1])
     assert (found["qlora"], found["source"], found["served"]) == (None, "folder", False)

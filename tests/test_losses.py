@@ -11,9 +11,9 @@ import tiny
 from masp.backbones.loading import load_backbone
 from masp.core.config import MethodConfig
 from masp.core.errors import UsageError
-from masp.core.types import Assembled
+from masp.core.types import ModelInputs
 from masp.model.aspect_attention import AspectModules, SingleAttention
-from masp.model.masp_model import MaspModel, Use
+from masp.model.masp_model import ActiveParts, MaspModel
 from masp.model.soft_prompt import SoftPrompt
 from small_models import QUESTIONS, full_model, kept_bytes, parts, visual_tokens
 
@@ -21,11 +21,11 @@ ANSWERS = ["joy", "very low", "they sing and dance"]
 VARIANTS = pytest.mark.parametrize("variant", ["paper", "released"])
 
 
-def plain_loss(model: MaspModel, assembled: Assembled) -> Tensor:
+def plain_loss(model: MaspModel, assembled: ModelInputs) -> Tensor:
     """Mean cross-entropy of every row by one pass without prefix, cache or selection."""
-    hidden = model.backbone.run(assembled.embeddings, assembled.positions, assembled.mask).hidden
+    hidden = model.backbone.forward(assembled.inputs_embeds, assembled.position_ids, assembled.attention_mask).hidden
     logits = model.backbone.logits(hidden)[:, :-1]
-    targets = assembled.targets[:, 1:]
+    targets = assembled.labels[:, 1:]
     losses = functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, reduction="none")
     return losses.sum(1) / (targets != -100).sum(1)
 
@@ -39,7 +39,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 def test_prompt_gradient_equals_the_full_backward(family: str, variant: str) -> None:
     model = full_model.__wrapped__(family, variant=variant)
     visual = visual_tokens(model)
-    expected = plain_loss(model, model.assemble(visual, QUESTIONS, ANSWERS))
+    expected = plain_loss(model, model.build_inputs(visual, QUESTIONS, ANSWERS))
     (wanted,) = torch.autograd.grad(expected.sum(), parts(model)[1].vectors)
     found = model.prompt_loss(visual, QUESTIONS, ANSWERS)
     (gradient,) = torch.autograd.grad(found.sum(), parts(model)[1].vectors)
@@ -54,7 +54,7 @@ def test_aspect_gradients_equal_the_full_backward(variant: str) -> None:
     visual, index = visual_tokens(model), torch.tensor([4, 1, 4])
     parameters = [p for name in ("object", "brightness") for p in parts(model)[0].module(name).parameters()]
     tokens, _ = parts(model)[0].per_example(visual, index)
-    expected = plain_loss(model, model.assembler(QUESTIONS, ANSWERS, aspects=tokens[:, None]))
+    expected = plain_loss(model, model.sequence_builder(QUESTIONS, ANSWERS, aspects=tokens[:, None]))
     wanted = torch.autograd.grad(expected.sum(), parameters)
     found = model.aspect_loss(visual, index, QUESTIONS, ANSWERS)
     gradients = torch.autograd.grad(found.sum(), parameters)
@@ -97,9 +97,9 @@ def test_image_major_pairs_equal_the_full_backward_of_each_alone(family: str) ->
     visual, modules = visual_tokens(model), parts(model)[0]
     expected = []
     for image, aspect, question, answer in zip(IMAGES, ASPECT_OF, questions, answers, strict=True):
-        own = model.backbone.asked(visual.select([image]), [question])
+        own = model.backbone.condition_on(visual.select([image]), [question])
         tokens = modules(own, [modules.aspects[aspect]]).tokens
-        expected.append(plain_loss(model, model.assembler([question], [answer], aspects=tokens)))
+        expected.append(plain_loss(model, model.sequence_builder([question], [answer], aspects=tokens)))
     found = model.aspect_loss(visual, torch.tensor(ASPECT_OF), questions, answers, IMAGES)
     assert relative(found, torch.cat(expected)) <= 1e-5
     found.mean().backward()
@@ -131,12 +131,12 @@ def test_stage_1_sees_nothing_of_the_image_but_its_aspect() -> None:
     assert torch.equal(losses[0], losses[2])
 
 
-@pytest.mark.parametrize("use", [Use(prompt=False), Use((), prompt=False)])
-def test_without_a_prompt_the_loss_is_the_plain_one(use: Use) -> None:
+@pytest.mark.parametrize("use", [ActiveParts(prompt=False), ActiveParts((), prompt=False)])
+def test_without_a_prompt_the_loss_is_the_plain_one(use: ActiveParts) -> None:
     model = full_model()
     visual = visual_tokens(model)
     found = model.prompt_loss(visual, QUESTIONS, ANSWERS, use)
-    assert relative(found, plain_loss(model, model.assemble(visual, QUESTIONS, ANSWERS, use))) <= 1e-5
+    assert relative(found, plain_loss(model, model.build_inputs(visual, QUESTIONS, ANSWERS, use))) <= 1e-5
     assert not found.requires_grad
 
 
@@ -145,40 +145,44 @@ def test_a_prompt_of_length_0_is_no_prompt() -> None:
     empty = MaspModel(model.backbone, model.method, model.aspects, SoftPrompt(0, tiny.DIM))
     visual = visual_tokens(model)
     found = empty.prompt_loss(visual, QUESTIONS, ANSWERS)
-    assert torch.equal(found, model.prompt_loss(visual, QUESTIONS, ANSWERS, Use(prompt=False)))
+    assert torch.equal(found, model.prompt_loss(visual, QUESTIONS, ANSWERS, ActiveParts(prompt=False)))
 
 
 @pytest.mark.parametrize("start", [0, 1, 11])
 def test_sparing_the_final_layer_changes_nothing_that_is_read(start: int) -> None:
     model = full_model()
-    assembled = model.assemble(visual_tokens(model), QUESTIONS, ANSWERS)
-    parts_of = (assembled.embeddings, assembled.positions, assembled.mask)
-    whole = model.backbone.run(*parts_of)
+    assembled = model.build_inputs(visual_tokens(model), QUESTIONS, ANSWERS)
+    parts_of = (assembled.inputs_embeds, assembled.position_ids, assembled.attention_mask)
+    whole = model.backbone.forward(*parts_of)
     before = (parts_of[0][:, :start], parts_of[1][:, :, :start], parts_of[2][:, :start])
-    cache = model.backbone.run(*before).cache if start else None
+    cache = model.backbone.forward(*before).cache if start else None
     length = parts_of[0].shape[1]
     read = torch.tensor([[length - 1 - start, 3], [30, 20], [29, 29]])
     cut = (parts_of[0][:, start:], parts_of[1][:, :, start:], parts_of[2])
-    found = model.backbone.run(*cut, cache, read=read)
+    found = model.backbone.forward(*cut, cache, output_positions=read)
     expected = whole.hidden[torch.arange(3)[:, None], read + start]
     assert relative(found.hidden[1:], expected[1:]) <= 1e-5
     for (key, value), (whole_key, whole_value) in zip(found.cache.layers, whole.cache.layers, strict=True):
-        real = assembled.mask[:, None, :, None]
+        real = assembled.attention_mask[:, None, :, None]
         assert relative(key * real, whole_key * real) <= 1e-5
         assert relative(value * real, whole_value * real) <= 1e-5
-    nothing = model.backbone.run(*cut, cache, read=read[:, :0])
+    nothing = model.backbone.forward(*cut, cache, output_positions=read[:, :0])
     assert nothing.hidden.shape == (3, 0, tiny.DIM)
 
 
 def test_stored_keys_and_values_stay_as_they_are() -> None:
     model = full_model()
-    assembled = model.assemble(visual_tokens(model), QUESTIONS, ANSWERS)
+    assembled = model.build_inputs(visual_tokens(model), QUESTIONS, ANSWERS)
     end = assembled.prefix_end
-    cut = (assembled.embeddings[:, :end].detach(), assembled.positions[:, :, :end], assembled.mask[:, :end])
-    cache = model.backbone.run(*cut).cache
+    cut = (
+        assembled.inputs_embeds[:, :end].detach(),
+        assembled.position_ids[:, :, :end],
+        assembled.attention_mask[:, :end],
+    )
+    cache = model.backbone.forward(*cut).cache
     copies = [(k.clone(), v.clone()) for k, v in cache.layers]
-    rest = (assembled.embeddings[:, end:], assembled.positions[:, :, end:], assembled.mask)
-    first, second = (model.backbone.run(*rest, cache).hidden for _ in range(2))
+    rest = (assembled.inputs_embeds[:, end:], assembled.position_ids[:, :, end:], assembled.attention_mask)
+    first, second = (model.backbone.forward(*rest, cache).hidden for _ in range(2))
     assert torch.equal(first, second)
     for (key, value), (old_key, old_value) in zip(cache.layers, copies, strict=True):
         assert torch.equal(key, old_key)

@@ -37,4 +37,4 @@ def test_nobody_asks_in_another_way() -> None:
         if any(word in file.read_text() for word in ("platform.processor()", "platform.machine()", "/proc/cpuinfo"))
     ]
     assert len(files) > 200
-    assert asking == ["machine.py"]
+    assert asking == ["hardware.py"]

@@ -84,7 +84,7 @@ def test_every_reading_of_a_half_precision_backbone_is_float32(family: str) -> N
     backbone, visual = model.backbone, visual_tokens(model)
     hidden = torch.randn(3, backbone.dim, generator=torch.Generator().manual_seed(2)).bfloat16()
     assert backbone.logits(hidden).dtype == torch.float32
-    rows = model.assemble(visual, [QUESTIONS[0]] * 3)
+    rows = model.build_inputs(visual, [QUESTIONS[0]] * 3)
     for found in (first_word(model, rows), score(model, visual, QUESTIONS[0], ["joy", "fear"])):
         assert found.dtype == torch.float32
         assert (found != found.bfloat16().float()).any()

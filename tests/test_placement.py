@@ -86,7 +86,7 @@ def test_answers_pass_through_layers_on_the_disk(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("family", ["qwen2_vl", "gemma3", "instructblip"])
 def test_half_precision_works_on_the_cpu(family: str) -> None:
     model = full_model(family, "float16")
-    assert model.backbone.number_format == "float16"
+    assert model.backbone.weight_dtype == "float16"
     found = last_logits(model, tokens_of(family, "float16", [0, 1]), QUESTIONS[:2])
     expected = last_logits(full_model(family), tokens_of(family, "float32", [0, 1]), QUESTIONS[:2])
     assert 0 < distance(found, expected) <= 2**-6

@@ -23,8 +23,8 @@ from masp.model.cost_estimate import (
     AROUND,
     PAIR,
     SUFFIX,
+    CostJob,
     Device,
-    Job,
     activation_bytes,
     checkpoint_bytes,
     chosen_store,
@@ -38,7 +38,7 @@ from masp.training import stage2 as stage2_prompt
 
 SIZES = Sizes(10, 2, 4, 6000, 100, 700, 8, 3)
 FAST = Device(tflops=1e-6, bandwidth=1e9, memory=1.0, efficiency=0.5)  # a million operations per second, half reached
-JOB = Job(images=20, visual=6, epochs1=2, epochs2=3, aspects=3, prompt=5, store="none", batch=2)
+JOB = CostJob(images=20, visual=6, epochs1=2, epochs2=3, aspects=3, prompt=5, store="none", batch=2)
 
 
 def parts(job, device=FAST, reading=1e9):
@@ -63,7 +63,7 @@ def test_validation_by_hand():
 def test_measuring_takes_no_more_memory_than_the_step_it_stands_beside():
     """The rule by which images are measured at once where nobody says how many, on a 7B and in every layout."""
     for change in ({}, {"released": True}, {"store": "prefix", "disk": 1e9}, {"micro_batch": 2}, {"visual": 1400}):
-        job = replace(Job(images=1000, visual=700, val=100, store="features"), **change)
+        job = replace(CostJob(images=1000, visual=700, val=100, store="features"), **change)
         found = {part.name: part for part in estimate(QWEN2_VL_7B, job, FAST)}
         assert found["validation 2"].memory < found["stage 2"].memory, change
         assert found["validation 1"].memory < found["stage 1"].memory * 1.05, change
@@ -82,7 +82,7 @@ def test_a_step_in_pieces_and_layers_computed_again_take_less():
         assert more == pytest.approx(usual[name].examples * behind / 0.5e6)
     seven = {"images": 8, "visual": 256, "released": True}
     (whole, less) = (
-        {part.name: part for part in estimate(QWEN2_VL_7B, Job(**seven, checkpointing=again), FAST)}
+        {part.name: part for part in estimate(QWEN2_VL_7B, CostJob(**seven, checkpointing=again), FAST)}
         for again in (False, True)
     )
     assert less["stage 2"].memory - less["stage 2"].weights < 0.15 * (
@@ -97,13 +97,13 @@ def test_checkpoints_are_counted_by_time():
     assert hours["checkpoints 2"].examples == 1 + 5400 // 600
     every = parts(replace(JOB, checkpoint_minutes=0.0))
     assert (every["checkpoints 1"].examples, every["checkpoints 2"].examples) == (2 * 20, 3 * 10)
-    seven = Job(images=94_481, visual=256, val=100)
+    seven = CostJob(images=94_481, visual=256, val=100)
     assert checkpoint_bytes(QWEN2_VL_7B, replace(seven, val=0), 1) == pytest.approx(1.85e9, rel=0.01)
     assert checkpoint_bytes(QWEN2_VL_7B, seven, 2) == 4 * 4 * 32 * 3584
 
 
 def test_the_counts_are_those_of_a_real_run(tmp_path, monkeypatch):
-    """Steps, images measured, checkpoints and their size, of both stages on drawn pictures with every aspect."""
+    """Steps, images measured, checkpoints and their size, of both stages on drawn images with every aspect."""
     data = small_training.write_dataset(tmp_path / "data", train=13, val=5)
     known = dict.fromkeys(ASPECTS, "low")
     full = {name: tuple(replace(one, annotations=known) for one in records) for name, records in data.splits.items()}
@@ -120,7 +120,7 @@ def test_the_counts_are_those_of_a_real_run(tmp_path, monkeypatch):
         monkeypatch.setattr(module, name, counts)
     for batch in (5, 10):
         counted.update(describe_aspects=0, score=0)
-        job = Job(13, 6, epochs1=2, epochs2=3, prompt=3, store="none", batch=batch, val=5, checkpoint_minutes=0.0)
+        job = CostJob(13, 6, epochs1=2, epochs2=3, prompt=3, store="none", batch=batch, val=5, checkpoint_minutes=0.0)
         found = {part.name: part for part in estimate(sizes, job, FAST)}
         changes = [
             f"{stage}.{line}" for stage in ("aspects", "prompt") for line in (f"batch_size={batch}", "store=none")
@@ -175,9 +175,9 @@ def test_devices_price_and_the_slower_of_reading_and_computing():
     assert four.seconds == pytest.approx(alone.seconds / 4)
     assert four.cost == pytest.approx(alone.seconds / 3600 * 7.0)
     slow = parts(JOB, replace(FAST, cores=2), reading=0.001)["stage 2"]
-    assert (slow.bound, slow.seconds) == ("reading pictures", pytest.approx(60 / 0.002))
+    assert (slow.bound, slow.seconds) == ("reading images", pytest.approx(60 / 0.002))
     pairs = parts(JOB, replace(FAST, cores=2), reading=0.001)["stage 1"]
-    assert pairs.seconds == pytest.approx(2 * 20 / 0.002)  # twice each picture, not once for each of its pairs
+    assert pairs.seconds == pytest.approx(2 * 20 / 0.002)  # twice each image, not once for each of its pairs
     narrow = parts(replace(JOB, store="prefix"), replace(FAST, bandwidth=1e-9))["stage 2"]
     weights = (6000 + 700 + 1000) * 2
     assert narrow.bound == "memory bandwidth"
@@ -191,13 +191,13 @@ def test_the_columns_that_are_assumed_are_those_of_the_own_questions():
     """Counted with the embedded tokenizer; that of Qwen2-VL needs a few tokens more for rare words."""
     here = setting(True, 1, torch.float32, torch.device("cpu"))
     model, one = here.model("paper"), here.backbone.visual_tokens(here.pixels(16))
-    row = model.assemble(one, [here.question()], ["awe"])
+    row = model.build_inputs(one, [here.question()], ["awe"])
     assert pytest.approx(row.prefix_end - 16 - len(ASPECTS), abs=4) == AROUND
-    assert pytest.approx(row.mask.shape[1] - row.prefix_end - model.prompt.length, abs=8) == SUFFIX
+    assert pytest.approx(row.attention_mask.shape[1] - row.prefix_end - model.prompt.length, abs=8) == SUFFIX
     index, asked = torch.arange(len(ASPECTS)), [here.aspect_question(name) for name in ASPECTS]
     tokens = model.aspect_module().per_pair(one, [0] * len(ASPECTS), index.tolist())
-    pairs = model.assembler(asked, [ANSWERS[name] for name in ASPECTS], aspects=tokens[:, None])
-    assert pytest.approx(float(pairs.mask.sum(1).float().mean()), abs=8) == PAIR
+    pairs = model.sequence_builder(asked, [ANSWERS[name] for name in ASPECTS], aspects=tokens[:, None])
+    assert pytest.approx(float(pairs.attention_mask.sum(1).float().mean()), abs=8) == PAIR
     assert len(LABELS) == 8
 
 
@@ -215,7 +215,7 @@ def test_auto_keeps_the_largest_that_fits():
 
 def test_the_7b_is_near_its_description():
     """design figures: labelling 7.3 TFLOP at N = 256; 8.29e9 parameters of 2 bytes."""
-    job, device = Job(images=0, visual=256, label=1, batch=1), Device(1.0, 1e9, 80.0, 1.0)
+    job, device = CostJob(images=0, visual=256, label=1, batch=1), Device(1.0, 1e9, 80.0, 1.0)
     (found,) = estimate(QWEN2_VL_7B, job, device, 1e9)
     assert found.seconds == pytest.approx(7.3, rel=0.15)
     assert found.memory == pytest.approx(16.6, rel=0.01)  # both matrices of the vocabulary are in it
@@ -363,7 +363,7 @@ def test_the_line_names_what_saves_memory():
 
 def test_the_line_has_room_for_all_that_is_kept():
     """80,000 images of 700 visual tokens on the 7B: 5 MB of visual tokens and 41 MB of keys and values each."""
-    job = Job(images=80_000, visual=700, store="prefix", disk=5000.0)
+    job = CostJob(images=80_000, visual=700, store="prefix", disk=5000.0)
     settings, _ = changes(train_line("a/b", "nf4", QWEN2_VL_7B, job, devices=4))
     needed = 80_000 * (700 * 3584 * 2 + 57_344 * (16 + 6 + 700)) / 1024**3
     assert 1.05 * needed < settings.prompt.store_disk_gb == settings.aspects.store_disk_gb < 1.15 * needed

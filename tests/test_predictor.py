@@ -1,4 +1,4 @@
-"""The library's front door: one image or many, paths or pictures, with reasons or without."""
+"""The library's front door: one image or many, paths or images, with reasons or without."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ from masp.baselines.zero_shot import ZeroShot
 from masp.core.errors import AdapterError, BackboneError, DataError, ImageError, MaspError, UsageError
 from masp.core.label_mapping import TAXONOMIES
 from masp.demo.pictures import demo_pictures
-from masp.model.masp_model import Use
+from masp.model.masp_model import ActiveParts
 from masp.predictor import Failure, Masp, Prediction
 from small_adapters import LABELS, name_a_place, write_adapter
 
@@ -55,7 +55,7 @@ def test_a_prediction_says_everything(masp, pictures):
 def test_the_effect_is_that_on_the_predicted_label(masp, pictures):
     found = masp.predict(pictures[0])
     other = tuple(name for name in found.aspects if name != "object")
-    model, task = masp.model, predictor.replace(masp.task, use=Use(other))
+    model, task = masp.model, predictor.replace(masp.task, use=ActiveParts(other))
     without = Masp(model, task, "no object").predict(pictures[0], explain=False)
     gap = torch.tensor([found.probabilities[found.label], without.probabilities[found.label]]).log()
     assert found.aspects["object"].effect == pytest.approx(float(gap[0] - gap[1]), abs=1e-5)
@@ -67,7 +67,7 @@ def test_json_has_exactly_the_promised_keys(masp, pictures):
     expected = "image label probabilities answer aspects prompt_attention adapter backbone task domain"
     assert list(content) == expected.split()
     assert list(content["aspects"]["scene"]) == ["answer", "attention", "effect", "cut"]
-    assert len(content["aspects"]["scene"]["attention"]) == 4  # rows of a picture 112 pixels high
+    assert len(content["aspects"]["scene"]["attention"]) == 4  # rows of an image 112 pixels high
     assert list(content["prompt_attention"]) == ["raw", "normalised"]
     assert Failure("a.png", "broken").to_json() == {"image": "a.png", "error": "broken"}
 
@@ -165,7 +165,7 @@ def test_images_are_shrunk_as_in_training(masp, tmp_path):
     assert shapes == [(3, 6), (2, 4)]  # at most 24 tokens; 112 x 56 pixels
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n then nothing"])
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n then nothing"])
 def test_a_bad_image_is_an_error_alone_and_a_failure_in_a_stream(masp, pictures, tmp_path, content):
     bad = tmp_path / "bad.png"
     bad.write_bytes(content)
@@ -193,7 +193,7 @@ def test_of_a_list_only_the_bad_images_fail(masp, pictures, tmp_path):
     """A shape that the vision tower refuses, and a file that is none, each alone and in its place."""
     thin, bad = tmp_path / "thin.png", tmp_path / "bad.png"
     Image.new("RGB", (1, 900)).save(thin)
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     images = [pictures[0], thin, pictures[1], bad, Image.new("RGB", (1, 900)), pictures[2]]
     with pytest.raises(ImageError) as raised:
         masp.predict([pictures[0], thin, pictures[1]])
@@ -289,7 +289,7 @@ def test_a_backbone_without_an_adapter_answers_alone(family, pictures):
     assert masp.zero_shot
     found = masp.predict(pictures[:2])
     alone = ZeroShot(tiny.backbone(family), LABELS)
-    expected = alone.answer(masp.visual_tokens(masp.backbone.preprocess([masp._open(path) for path in pictures[:2]])))
+    expected = alone.predict(masp.visual_tokens(masp.backbone.preprocess([masp._open(path) for path in pictures[:2]])))
     for one, other in zip(found, expected, strict=True):
         assert one.adapter == "zero-shot"
         assert (one.label, one.aspects, one.prompt_attention) == (other.predicted, {}, None)

@@ -8,9 +8,9 @@ from torch.nn import functional
 import tiny
 from masp.core.aspects import ASPECTS
 from masp.core.errors import UsageError
-from masp.core.types import Assembled, Prefix
+from masp.core.types import CachedPrefix, ModelInputs
 from masp.model.attention import prompt_attention
-from masp.model.masp_model import MaspModel, Use
+from masp.model.masp_model import ActiveParts, MaspModel
 from masp.model.scoring import first_word, generate, score, score_tasks
 from masp.model.soft_prompt import SoftPrompt
 from small_models import QUESTIONS, full_model, last_logits, parts, visual_tokens
@@ -20,27 +20,27 @@ from test_losses import ANSWERS, relative
 TASKS = [(QUESTIONS[0], LABELS), (QUESTIONS[1], ["low", "high"]), (QUESTIONS[2], LABELS[::-1])]
 
 
-def plain_loss(model: MaspModel, assembled: Assembled) -> Tensor:
+def plain_loss(model: MaspModel, assembled: ModelInputs) -> Tensor:
     """Mean cross-entropy of every row by one pass without prefix, cache or selection."""
-    whole = (assembled.embeddings, assembled.positions, assembled.mask)
-    hidden = model.backbone.run(*whole, extras=assembled.extras(0)).hidden
+    whole = (assembled.inputs_embeds, assembled.position_ids, assembled.attention_mask)
+    hidden = model.backbone.forward(*whole, extras=assembled.extras(0)).hidden
     logits = model.backbone.logits(hidden)[:, :-1]
-    targets = assembled.targets[:, 1:]
+    targets = assembled.labels[:, 1:]
     losses = functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, reduction="none")
     return losses.sum(1) / (targets != -100).sum(1)
 
 
-def kept(model: MaspModel, order: list[int], use: Use | None = None) -> Prefix:
-    """The prefixes of the small pictures in this order, each computed with the others in another order."""
+def kept(model: MaspModel, order: list[int], use: ActiveParts | None = None) -> CachedPrefix:
+    """The prefixes of the small images in this order, each computed with the others in another order."""
     rows = model.prefix(visual_tokens(model), QUESTIONS, use).rows()
-    return Prefix.stack([rows[place] for place in order])
+    return CachedPrefix.stack([rows[place] for place in order])
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_loss_and_gradient_behind_a_kept_prefix_equal_the_full_backward(family: str) -> None:
     model, order = full_model(family), [2, 0, 1]
     visual, questions = visual_tokens(model).select(order), [QUESTIONS[place] for place in order]
-    expected = plain_loss(model, model.assemble(visual, questions, ANSWERS))
+    expected = plain_loss(model, model.build_inputs(visual, questions, ANSWERS))
     (wanted,) = torch.autograd.grad(expected.sum(), parts(model)[1].vectors)
     prefix = kept(model, order)
     found = model.prompt_loss(prefix, questions, ANSWERS)
@@ -56,7 +56,7 @@ def test_loss_and_gradient_behind_a_kept_prefix_equal_the_full_backward(family: 
 def test_a_batch_behind_kept_prefixes_is_the_mean_of_its_singles(family: str) -> None:
     model, vectors = full_model(family), parts(full_model(family))[1].vectors
     rows = model.prefix(visual_tokens(model), QUESTIONS).rows()
-    together = model.prompt_loss(Prefix.stack(rows), QUESTIONS, ANSWERS)
+    together = model.prompt_loss(CachedPrefix.stack(rows), QUESTIONS, ANSWERS)
     alone = torch.cat([model.prompt_loss(rows[i], [QUESTIONS[i]], [ANSWERS[i]]) for i in range(3)])
     assert relative(together.mean(), alone.mean()) <= 1e-5
     (gradient,) = torch.autograd.grad(together.mean(), vectors)
@@ -69,7 +69,7 @@ def test_scores_behind_a_kept_prefix_are_the_plain_ones_whatever_the_batch(famil
     model = full_model(family)
     visual, order = visual_tokens(model), [1, 2, 2, 0]
     rows = model.prefix(visual, [QUESTIONS[0]] * 3).rows()
-    found = score(model, Prefix.stack([rows[place] for place in order]), QUESTIONS[0], LABELS)
+    found = score(model, CachedPrefix.stack([rows[place] for place in order]), QUESTIONS[0], LABELS)
     assert (found - score(model, visual, QUESTIONS[0], LABELS)[order]).abs().max() <= 1e-4
     alone = torch.cat([score(model, rows[place], QUESTIONS[0], LABELS) for place in order])
     assert (found - alone).abs().max() <= 1e-4
@@ -99,13 +99,13 @@ def test_tasks_that_share_an_image_score_as_one_by_one(family: str, variant: str
     for found, (question, labels) in zip(score_tasks(model, visual, TASKS), TASKS, strict=True):
         assert (found - score(model, visual, question, labels)).abs().max() <= 1e-4
         if family == "qwen2_vl":
-            assembled = model.assemble(visual, [question] * 3)
+            assembled = model.build_inputs(visual, [question] * 3)
             assert (found[1] - plain_score(model, assembled, 1, list(labels))).abs().max() <= 1e-4
 
 
 def columns_fed(model: MaspModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Every later pass of the language model adds its number of columns, all rows together."""
-    seen, run = [], type(model.backbone).run
+    seen, run = [], type(model.backbone).forward
 
     def counted(self, embeddings, *rest, **more):
         seen.append(embeddings.shape[0] * embeddings.shape[1])
@@ -118,8 +118,8 @@ def columns_fed(model: MaspModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_tasks_on_one_image_pass_its_prefix_once(monkeypatch) -> None:
     model = full_model()
     visual = visual_tokens(model).select([2])
-    length = model.assemble(visual, [QUESTIONS[0]]).prefix_end
-    suffixes = [model.assemble(visual, [question]).mask.shape[1] - length for question, _ in TASKS]
+    length = model.build_inputs(visual, [QUESTIONS[0]]).prefix_end
+    suffixes = [model.build_inputs(visual, [question]).attention_mask.shape[1] - length for question, _ in TASKS]
     branches = [sum(len(model.backbone.answer_ids(label, end=False)) for label in labels) for _, labels in TASKS]
     seen = columns_fed(model, monkeypatch)
     score_tasks(model, visual, TASKS)
@@ -129,17 +129,17 @@ def test_tasks_on_one_image_pass_its_prefix_once(monkeypatch) -> None:
 def test_a_step_behind_a_kept_prefix_feeds_the_suffix_only(monkeypatch) -> None:
     model = full_model()
     visual = visual_tokens(model)
-    prefix, whole = model.prefix(visual, QUESTIONS), model.assemble(visual, QUESTIONS, ANSWERS)
+    prefix, whole = model.prefix(visual, QUESTIONS), model.build_inputs(visual, QUESTIONS, ANSWERS)
     seen = columns_fed(model, monkeypatch)
     model.prompt_loss(prefix, QUESTIONS, ANSWERS)
-    assert seen == [3 * (whole.mask.shape[1] - 1 - whole.prefix_end)]
+    assert seen == [3 * (whole.attention_mask.shape[1] - 1 - whole.prefix_end)]
 
 
 def test_a_prefix_serves_other_prompts_and_prompt_lengths() -> None:
     model = full_model()
     prefix = model.prefix(visual_tokens(model), QUESTIONS)
     longer = MaspModel(model.backbone, model.method, model.aspects, SoftPrompt(11, tiny.DIM, torch.randn(11, tiny.DIM)))
-    expected = plain_loss(longer, longer.assemble(visual_tokens(model), QUESTIONS, ANSWERS))
+    expected = plain_loss(longer, longer.build_inputs(visual_tokens(model), QUESTIONS, ANSWERS))
     assert relative(longer.prompt_loss(prefix, QUESTIONS, ANSWERS), expected) <= 1e-5
 
 
@@ -163,7 +163,7 @@ def test_rows_are_cut_out_without_padding() -> None:
 
 def test_a_prefix_of_other_aspects_is_refused() -> None:
     model = full_model()
-    prefix = model.prefix(visual_tokens(model), QUESTIONS, Use(ASPECTS[:2]))
+    prefix = model.prefix(visual_tokens(model), QUESTIONS, ActiveParts(ASPECTS[:2]))
     with pytest.raises(UsageError, match="holds the aspects: facial_expression, object"):
         model.prompt_loss(prefix, QUESTIONS, ANSWERS)
 
@@ -199,8 +199,8 @@ def test_no_tasks_are_refused() -> None:
 def test_the_first_word_behind_a_kept_prefix_is_the_plain_one(family: str) -> None:
     model, order = full_model(family), [2, 0, 1]
     questions = [QUESTIONS[place] for place in order]
-    behind = model.assemble(kept(model, order), questions)
-    assert behind.kept is not None
+    behind = model.build_inputs(kept(model, order), questions)
+    assert behind.cached_prefix is not None
     expected = last_logits(model, visual_tokens(model).select(order), questions).log_softmax(-1)
     assert (first_word(model, behind) - expected).abs().max() <= 1e-4
     assert expected.std() > 0.1
@@ -210,8 +210,8 @@ def test_the_first_word_behind_a_kept_prefix_is_the_plain_one(family: str) -> No
 def test_the_attention_behind_a_kept_prefix_is_that_of_a_whole_row(family: str) -> None:
     model, order = full_model(family), [2, 0, 1]
     questions = [QUESTIONS[place] for place in order]
-    whole = model.assemble(visual_tokens(model).select(order), questions)
-    behind = model.assemble(kept(model, order), questions)
+    whole = model.build_inputs(visual_tokens(model).select(order), questions)
+    behind = model.build_inputs(kept(model, order), questions)
     start = whole.prefix_end + 2
     expected = model.backbone.last_attention(whole, start)
     assert (model.backbone.last_attention(behind, start) - expected).abs().max() <= 1e-5

@@ -92,8 +92,8 @@ def test_the_embedded_result_shows_every_number(tmp_path: Path) -> None:
     shown = results(tmp_path)
     for number in ("2,003", "0, 5", "44.0 %", "41.0 · 47.0", "[37.0, 43.0]", "13.0 %", "71.0 %", "53.0 %", "+19.0"):
         assert number in shown
-    assert "exactly right answer (1,009 pictures)" in shown
-    assert "explanations and the truth (1,013 pictures)" in shown
+    assert "exactly right answer (1,009 images)" in shown
+    assert "explanations and the truth (1,013 images)" in shown
     for number in ("83.0 % | 61.0 %", "73.0 % | 59.0 %", "67.0 %", "29.0 %", "97.0 %", "89.0 %"):
         assert number in shown
     assert shown.endswith("[benchmarks/results/embedded.json](../benchmarks/results/embedded.json).")
@@ -122,7 +122,7 @@ def test_the_result_of_full_size_shows_the_step_beside_the_whole_command(tmp_pat
         "4.4 GiB",
         "3 cores",
         "61 visual",
-        "13 pictures",
+        "13 images",
         "| stage 1 | 23.0 | 131.7 | 7.3 |",
     ):
         assert found in shown
@@ -220,11 +220,11 @@ def test_a_reproduction_is_shown_without_empty_rows(tmp_path: Path) -> None:
     for name in ("figure3.png", "figure4.png"):
         (folder / name).write_bytes(b"")
     shown = reproduction(folder)
-    assert "1,000 test pictures of scenes, training seeds 0, 1; a guess 12.5 %, the most frequent label 20.0 %" in shown
+    assert "1,000 test images of scenes, training seeds 0, 1; a guess 12.5 %, the most frequent label 20.0 %" in shown
     assert "the best that anyone could reach 76.4 %." in shown
     assert "| V | 41.7 |" in shown
     assert "another" not in shown
     assert "(../results/figure4.png)" in shown
-    assert "figure3.png" not in shown, "its table is not there, so the picture is of another run"
+    assert "figure3.png" not in shown, "its table is not there, so the image is of another run"
     assert "Failed: a/b/seed0 (no memory)." in shown
     assert "Written by `masp reproduce table2`, `masp reproduce all`; all of it" in shown

@@ -16,7 +16,7 @@ from masp.model.explain import AspectReading, PromptAttention
 from masp.predictor import Prediction
 from masp.report import render, sample_of, verdict, write_report
 from masp.report.formatting import duration, grouped, points, signed, width
-from masp.report.schema import Ablation, AspectScore, Confusion, ReportData, Sample, Sight
+from masp.report.schema import Ablation, AspectScore, AspectSight, Confusion, ReportData, Sample
 from web_page import LOADING, Page
 
 HOSTILE = '<script>alert(1)</script>"\' onload="x'
@@ -67,7 +67,7 @@ def test_table_2_holds_the_numbers(page: Page) -> None:
         assert cells[1:] == [value, f"{low} – {high}", f"{100 * (row.macro_f1 or 0):.1f}"]
     assert [cells[1] for cells in page.rows if cells[0].startswith(("ceiling", "majority"))] == ["79.3", "19.7"]
     assert "+26.4 points, 95 % interval +23.9 to +28.9" in page.text
-    assert "2\u202f003 test pictures" in page.text
+    assert "2\u202f003 test images" in page.text
 
 
 def test_headlines_are_the_first_and_the_last_row(page: Page) -> None:
@@ -76,7 +76,7 @@ def test_headlines_are_the_first_and_the_last_row(page: Page) -> None:
 
 
 def test_every_sample_has_its_picture_and_six_heatmaps(page: Page) -> None:
-    assert page.labelled("The picture ") == ["The picture one.png", "The picture two.png"]
+    assert page.labelled("The image ") == ["The image one.png", "The image two.png"]
     for aspect in ASPECTS:
         assert len(page.labelled(f"Heatmap of {aspect.replace('_', ' ')}:")) == 2
     assert page.labelled("Heatmap of object:")[0].endswith(
@@ -122,7 +122,7 @@ def test_stage_1_explanations_and_failures(page: Page) -> None:
     assert ["the scene heatmap peaks on the right thing", "98.7", "98.1 – 99.1", "–"] in page.rows
     assert ["64.3", "61.1 – 67.3", "31.7"] in [cells[1:] for cells in page.rows]
     assert ["broken.jpg", "it is truncated"] in page.rows
-    assert "1\u202f234 more pictures" in page.text
+    assert "1\u202f234 more images" in page.text
 
 
 def test_confusion_counts_and_unreadable_answers(page: Page) -> None:
@@ -141,7 +141,7 @@ def test_provenance_and_time(page: Page) -> None:
 
 
 def test_predictions_alone_make_a_page() -> None:
-    page = Page(render(ReportData("Two pictures", "Read by a model.", samples=(made_up.sample(),))))
+    page = Page(render(ReportData("Two images", "Read by a model.", samples=(made_up.sample(),))))
     assert len(page.labelled("Heatmap of ")) == 6
     assert not page.of("nav")
     assert not [a for a in page.of("section") if a["id"] != "pictures"]
@@ -149,7 +149,7 @@ def test_predictions_alone_make_a_page() -> None:
 
 @pytest.mark.parametrize(("columns", "lines"), [(3, 2), (17, 0)])
 def test_cells_are_outlined_while_that_helps(columns: int, lines: int) -> None:
-    sight = Sight("scene", "s", 0.1, ((1 / columns,) * columns,))
+    sight = AspectSight("scene", "s", 0.1, ((1 / columns,) * columns,))
     sample = Sample("a", Image.new("RGB", (8, 8)), "x", {"x": 1.0}, (sight,))
     page = Page(render(ReportData("t", "s", samples=(sample,))))
     (cells,) = (a["d"] for a in page.of("path") if a.get("class") == "cells on-dark")
@@ -158,7 +158,7 @@ def test_cells_are_outlined_while_that_helps(columns: int, lines: int) -> None:
 
 def test_a_sample_without_reasons() -> None:
     bare = Sample("a.png", Image.new("RGB", (8, 8)), "joy", {"joy": 1.0})
-    text = Page(render(ReportData("One", "Picture.", samples=(bare,)))).text
+    text = Page(render(ReportData("One", "Image.", samples=(bare,)))).text
     assert "decided" not in text
     assert "Where the soft prompt looks" not in text
 
@@ -171,7 +171,7 @@ def test_empty_report() -> None:
 
 
 def hostile_study() -> ReportData:
-    sight = Sight("scene", HOSTILE, 0.3, made_up.heatmap(0, 0), HOSTILE + "!")
+    sight = AspectSight("scene", HOSTILE, 0.3, made_up.heatmap(0, 0), HOSTILE + "!")
     sample = Sample(HOSTILE, Path(HOSTILE), HOSTILE, {HOSTILE: 1.0}, (sight,), HOSTILE, "x", {HOSTILE: 1.0}, HOSTILE)
     return ReportData(
         HOSTILE,
@@ -189,13 +189,13 @@ def test_names_are_escaped_everywhere() -> None:
     assert "script" not in {tag for tag, _ in page.tags}
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
     assert page.text.count("<script>alert(1)</script>") >= 12
-    assert "The picture could not be read" in page.text
+    assert "The image could not be read" in page.text
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, -3.0, 7.0])
 def test_odd_numbers_stay_inside_their_bars(number: float) -> None:
     assert re.fullmatch(r"(\d{1,2}(\.\d\d)?|100\.00)%", width(number))
-    odd = Sample("a", Image.new("RGB", (8, 8)), "x", {"x": number}, (Sight("scene", "s", number),))
+    odd = Sample("a", Image.new("RGB", (8, 8)), "x", {"x": number}, (AspectSight("scene", "s", number),))
     Page(render(ReportData("t", "s", samples=(odd,))))
 
 
@@ -222,7 +222,7 @@ def test_where_nothing_can_be_written_it_says_so(tmp_path: Path) -> None:
         write_report(tmp_path / "taken" / "page.html", ReportData("t", "s"))
 
 
-# --- pictures ------------------------------------------------------------------------------------------------------
+# --- images ------------------------------------------------------------------------------------------------------
 
 
 def embedded(picture: Path | Image.Image) -> tuple[str, Image.Image]:
@@ -254,19 +254,19 @@ def test_small_pictures_are_embedded_without_loss_and_large_ones_reduced(tmp_pat
     ],
 )
 def test_the_verdict_says_how_much(effect: float, words: str) -> None:
-    sights = (Sight("scene", "beach", effect), Sight("facial_expression", "sad", effect - 0.01))
+    sights = (AspectSight("scene", "beach", effect), AspectSight("facial_expression", "sad", effect - 0.01))
     sentence = verdict(Sample("a", Path("a"), "joy", {"joy": 1.0}, sights))
     assert sentence.startswith("The scene decided (“beach”)")
     assert words in sentence
 
 
 def test_the_verdict_admits_that_nothing_decided() -> None:
-    sights = (Sight("scene", "beach", 0.04), Sight("object", "cat", -2.0))
+    sights = (AspectSight("scene", "beach", 0.04), AspectSight("object", "cat", -2.0))
     assert verdict(Sample("a", Path("a"), "joy", {"joy": 1.0}, sights)).startswith("No single cue decided")
 
 
 def test_what_is_generated_cannot_reach_the_terminal() -> None:
-    sights = (Sight("scene", "\x1b[31mred\n" + 99 * "a", 0.7),)
+    sights = (AspectSight("scene", "\x1b[31mred\n" + 99 * "a", 0.7),)
     sentence = verdict(Sample("a", Path("a"), "joy", {"joy": 1.0}, sights))
     assert sentence.isprintable()
     assert len(sentence) < 150
@@ -289,7 +289,7 @@ def test_a_prediction_becomes_a_sample() -> None:
         "a.png", "joy", {"joy": 0.9, "awe": 0.1}, "joy", {"scene": reading}, looks, "adapter", "tiny"
     )
     sample = sample_of(prediction, Path("a.png"), truth="awe")
-    assert sample.sights == (Sight("scene", "beach", 0.7, made_up.heatmap(1, 2)),)
+    assert sample.sights == (AspectSight("scene", "beach", 0.7, made_up.heatmap(1, 2)),)
     assert (sample.label, sample.truth, sample.prompt_attention) == ("joy", "awe", {"scene": 0.02})
     assert sample.probabilities == {"joy": 0.9, "awe": 0.1}
 

@@ -6,8 +6,8 @@ import torch
 import tiny
 from masp.core.config import PromptInit
 from masp.core.errors import UsageError
-from masp.model.masp_model import start_prompt
-from masp.model.soft_prompt import SoftPrompt, random_start, text_start, unused_start, vocabulary_start
+from masp.model.masp_model import init_soft_prompt
+from masp.model.soft_prompt import SoftPrompt, random_init, text_init, unused_start, vocabulary_init
 
 LENGTH, DIM = 5, 7
 ROWS = torch.arange(11 * DIM).view(11, DIM).float()
@@ -27,25 +27,25 @@ def test_it_is_one_fp32_leaf() -> None:
 
 
 def test_random_has_the_spread_that_was_asked_for() -> None:
-    found = random_start(101, 103, 0.3, generator())
+    found = random_init(101, 103, 0.3, generator())
     assert abs(float(found.std()) - 0.3) < 0.01
-    assert torch.equal(found, random_start(101, 103, 0.3, generator()))
-    assert not torch.equal(found, random_start(101, 103, 0.3, generator(1)))
+    assert torch.equal(found, random_init(101, 103, 0.3, generator()))
+    assert not torch.equal(found, random_init(101, 103, 0.3, generator(1)))
 
 
 def test_vocabulary_draws_each_word_once_while_there_are_enough() -> None:
-    rows = vocabulary_start(ROWS, LENGTH, generator())
+    rows = vocabulary_init(ROWS, LENGTH, generator())
     numbers = (rows[:, 0] / DIM).long().tolist()
     assert len(set(numbers)) == LENGTH
     assert torch.equal(rows, ROWS[numbers])
-    assert len(vocabulary_start(ROWS, 13, generator())) == 13
+    assert len(vocabulary_init(ROWS, 13, generator())) == 13
 
 
 def test_text_repeats_or_is_cut() -> None:
-    assert torch.equal(text_start(ROWS[:2], LENGTH), ROWS[[0, 1, 0, 1, 0]])
-    assert torch.equal(text_start(ROWS, LENGTH), ROWS[:LENGTH])
+    assert torch.equal(text_init(ROWS[:2], LENGTH), ROWS[[0, 1, 0, 1, 0]])
+    assert torch.equal(text_init(ROWS, LENGTH), ROWS[:LENGTH])
     with pytest.raises(UsageError, match="at least one word"):
-        text_start(ROWS[:0], LENGTH)
+        text_init(ROWS[:0], LENGTH)
 
 
 def test_unused_rows_are_the_first_that_are_left_and_there_have_to_be_enough() -> None:
@@ -58,13 +58,13 @@ def test_starts_over_a_backbone() -> None:
     backbone = tiny.backbone()
     rows = backbone.embedding_rows().detach()
     assert backbone.embedding_std() == pytest.approx(float(rows.std(correction=0)), rel=1e-5)
-    noise = start_prompt(PromptInit(), 211, backbone, generator()).vectors.detach()
+    noise = init_soft_prompt(PromptInit(), 211, backbone, generator()).vectors.detach()
     assert float(noise.std()) == pytest.approx(backbone.embedding_std(), rel=0.05)
-    words = start_prompt(PromptInit(kind="vocabulary"), LENGTH, backbone, generator()).vectors
+    words = init_soft_prompt(PromptInit(kind="vocabulary"), LENGTH, backbone, generator()).vectors
     assert all((rows == word).all(1).any() for word in words)
-    text = start_prompt(PromptInit(kind="text", text="What do people do"), 3, backbone).vectors
-    assert torch.equal(text, rows[backbone.text_ids("What do people do")][:3])
+    text = init_soft_prompt(PromptInit(kind="text", text="What do people do"), 3, backbone).vectors
+    assert torch.equal(text, rows[backbone.tokenize("What do people do")][:3])
     free = backbone.known_tokens
     assert 0 < free < len(rows)
-    unused = start_prompt(PromptInit(kind="unused_rows"), 1, backbone).vectors
+    unused = init_soft_prompt(PromptInit(kind="unused_rows"), 1, backbone).vectors
     assert torch.equal(unused, rows[free : free + 1])

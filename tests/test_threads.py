@@ -96,7 +96,7 @@ def test_a_longer_row_leaves_no_trace_in_the_rotary_embedding() -> None:
     def states(decoder: Decoder, length: int) -> torch.Tensor:
         positions, mask = torch.arange(length).expand(1, 1, -1), torch.ones(1, length, dtype=torch.bool)
         with torch.no_grad():
-            return decoder.run(rows[:, :length], positions, mask, None, None, None, None).hidden
+            return decoder.forward(rows[:, :length], positions, mask, None, None, None, None).hidden
 
     states(decoders[0], 60)
     assert torch.equal(states(decoders[0], 24), states(decoders[1], 24))
@@ -133,7 +133,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Desk:
-    """Adapters on the disk and pictures, from which calls are mixed."""
+    """Adapters on the disk and images, from which calls are mixed."""
 
     several: Path
     single: Path

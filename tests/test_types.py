@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from masp.core.types import Extras, ImageLayout, KeyValues, VisualTokens
+from masp.core.types import Extras, ImageLayout, KVCache, VisualTokens
 
 
 def made_up(counts: list[int], start: float, extras: bool = True) -> VisualTokens:
@@ -57,7 +57,7 @@ def test_to_changes_the_dtype_of_tokens_only() -> None:
 
 def test_one_row_stands_for_many_without_a_copy() -> None:
     key = torch.randn(1, 2, 3, 5)
-    found = KeyValues(((key, key),)).expand(7)
+    found = KVCache(((key, key),)).expand(7)
     assert found.layers[0][0].shape == (7, 2, 3, 5)
     assert found.layers[0][0].data_ptr() == key.data_ptr()
 

@@ -1,4 +1,4 @@
-"""Visual tokens counted from a picture's size, by hand and against loaded models and the processors themselves."""
+"""Visual tokens counted from an image's size, by hand and against loaded models and the processors themselves."""
 
 import json
 import shutil
@@ -49,7 +49,7 @@ COUNTS = {
 def loaded(backbone: Backbone, sizes) -> tuple[int, ...]:
     """Visual tokens that a loaded backbone puts before its language model."""
     visual = backbone.visual_tokens(backbone.preprocess([tiny.picture(*size) for size in sizes]))
-    return tuple(backbone.asked(visual, ["Why?"] * len(sizes)).counts)
+    return tuple(backbone.condition_on(visual, ["Why?"] * len(sizes)).counts)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -122,7 +122,7 @@ def test_visual_tokens_of_llava_onevision_are_those_of_a_model(size):
 
 @torch.no_grad()
 def tokens_of(model, processor, size):
-    """Length of the image features that a model makes of a picture."""
+    """Length of the image features that a model makes of an image."""
     batch = processor(images=[tiny.picture(*size)], return_tensors="pt")
     features = model.get_image_features(batch["pixel_values"].float(), image_sizes=batch["image_sizes"]).pooler_output
     return sum(len(part) for part in features)
@@ -175,7 +175,7 @@ def test_sizes_that_no_picture_has():
     for size in ((0, 10), (10, 100_001)):
         with pytest.raises(UsageError, match="1 to 100000 pixels"):
             visual_tokens(describe(SEVEN), (size,))
-    with pytest.raises(UsageError, match="takes no picture of 2000x2"):
+    with pytest.raises(UsageError, match="takes no image of 2000x2"):
         visual_tokens(describe(SEVEN), ((2000, 2),))
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from masp.training.checkpoints import CheckpointStore
 from masp.training.signals import StopRequest
-from masp.training.trainer import Fit, LoopSettings, Share, Stage, Trainer
+from masp.training.trainer import Fit, LoopSettings, StepBatch, Trainer, TrainTask
 
 
 def batches(epoch: int, first: int) -> list[tuple[int, ...]]:
@@ -57,11 +57,11 @@ class ToyStage:
     def weights(self) -> torch.Tensor | None:
         return self.example_weights
 
-    def load(self, shares: Iterable[Share]) -> Iterator[Share]:
+    def load(self, shares: Iterable[StepBatch]) -> Iterator[StepBatch]:
         for share in shares:
             yield replace(share, loaded=self.inputs[list(share.examples)])
 
-    def losses(self, share: Share) -> torch.Tensor:
+    def losses(self, share: StepBatch) -> torch.Tensor:
         self.before_step(share.step)
         self.seen.append((share.step, share.examples))
         noise = 0.1 * torch.randn(len(share.examples))
@@ -90,7 +90,7 @@ def numbers(stage: ToyStage) -> list[float]:
     return [*stage.weight.detach().tolist(), float(stage.bias.detach())]
 
 
-def gradients(folder: Path, stage: Stage, examples: Sequence[int], micro: int | None) -> dict[str, torch.Tensor]:
+def gradients(folder: Path, stage: TrainTask, examples: Sequence[int], micro: int | None) -> dict[str, torch.Tensor]:
     """Gradients of one step over these examples, passed in pieces of `micro`."""
     settings = replace(SETTINGS, steps=1, steps_per_epoch=1, batches=lambda epoch, first: [examples], micro_batch=micro)
     trainer = Trainer(stage, settings, CheckpointStore(folder), Accelerator(cpu=True))

@@ -1,6 +1,6 @@
-"""Fit the embedded backbone's detector of images that are no emoji scenes, on its own pre-training pictures alone.
+"""Fit the embedded backbone's detector of images that are no emoji scenes, on its own pre-training images alone.
 
-The first pictures of the split `pretrain` give the statistics, the next ones the limit. Photographs take no part in
+The first images of the split `pretrain` give the statistics, the next ones the limit. Photographs take no part in
 either; whether they lie beyond the limit is measured by `benchmarks/out_of_domain.py`. Ten minutes on one core.
 
     python scripts/pretrain/domain.py --out src/masp/backbones/embedded
@@ -27,12 +27,12 @@ MINOR = 0.5
 RIDGE = 1e-4
 """Added to the variance of each component, for those that hardly vary at all."""
 INSIDE = 0.995
-"""Share of the further pictures that the limit leaves inside."""
+"""Share of the further images that the limit leaves inside."""
 BATCH = 50
 
 
 def seen(start: int, stop: int) -> list[VisualTokens]:
-    """Visual tokens of pictures `start` … `stop` of the split, in float32 and in batches."""
+    """Visual tokens of images `start` … `stop` of the split, in float32 and in batches."""
     backbone, found = load_backbone("embedded", dtype="float32", device="cpu"), []
     for first in range(start, stop, BATCH):
         indices = range(first, min(first + BATCH, stop))
@@ -42,7 +42,7 @@ def seen(start: int, stop: int) -> list[VisualTokens]:
 
 
 def fit(batches: Sequence[VisualTokens]) -> DomainDetector:
-    """The statistics of these pictures, as the file keeps them; the limit is still open."""
+    """The statistics of these images, as the file keeps them; the limit is still open."""
     tokens = [batch.tokens[batch.mask].double() for batch in batches]
     count = sum(map(len, tokens))
     centre = sum(part.sum(0) for part in tokens) / count

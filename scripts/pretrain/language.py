@@ -42,20 +42,20 @@ def whiten_merger(model: DenseReader, pixels: np.ndarray) -> None:
 
 @torch.no_grad()
 def read_tokens(model: DenseReader, pixels: np.ndarray) -> Tensor:
-    """Visual tokens of all pictures: (pictures, 36, 256) bfloat16, the dtype that ships."""
+    """Visual tokens of all images: (images, 36, 256) bfloat16, the dtype that ships."""
     batches = (pixels[i : i + 64] for i in range(0, len(pixels), 64))
     return torch.cat([model.visual_tokens(patches(torch.from_numpy(batch))).bfloat16() for batch in batches])
 
 
 class Lessons:
-    """Draws batches: whole pictures with six turns each, or parts of pictures with cue questions only."""
+    """Draws batches: whole images with six turns each, or parts of images with cue questions only."""
 
     def __init__(self, tokens: Tensor, cells: np.ndarray, cues: list[Cues], packer: Packer, seed: int) -> None:
         self.tokens, self.cells, self.cues, self.packer = tokens, cells, cues, packer
         self.rng = np.random.default_rng(seed)
 
     def draw(self, index: np.ndarray) -> tuple[Packed, Tensor]:
-        """A packed batch about the pictures `index`, and its visual tokens (batch, rows x columns, 256)."""
+        """A packed batch about the images `index`, and its visual tokens (batch, rows x columns, 256)."""
         tokens = self.tokens[index].float()
         if self.rng.random() >= PART_SHARE:
             return self.packer.pack([full_turns(self.rng, self.cues[i]) for i in index], (6, 6)), tokens
@@ -64,7 +64,7 @@ class Lessons:
         return self.packer.pack(turns, grid), tokens
 
     def _part(self, tokens: Tensor, cells: np.ndarray) -> tuple[tuple[int, int], Tensor, np.ndarray, bool]:
-        """A window of one to three cells a side, or the whole picture with cells averaged in squares."""
+        """A window of one to three cells a side, or the whole image with cells averaged in squares."""
         if self.rng.random() < 0.4:
             side = int(self.rng.choice([1, 2, 3]))
             pooled = tokens.unflatten(2, (side, -1)).unflatten(1, (side, -1)).mean(dim=(2, 4))
@@ -88,7 +88,7 @@ def loss_of(model: Qwen2VLForConditionalGeneration, packed: Packed, tokens: Tens
 
 
 def load_cues(file: Path) -> list[Cues]:
-    """The cues of the drawn pictures."""
+    """The cues of the drawn images."""
     rows = [json.loads(line) for line in file.open() if line.endswith("\n")]
     return [Cues(row[0], tuple(row[1]), *row[2:]) for row in rows]
 

@@ -1,4 +1,4 @@
-"""Several questions about one picture in one sequence: a shared opening, then branches that do not see each other."""
+"""Several questions about one image in one sequence: a shared opening, then branches that do not see each other."""
 
 from dataclasses import dataclass, field
 
@@ -53,7 +53,7 @@ class Packer:
         return self.ids("\n" + text)[1:]
 
     def pack(self, pictures: list[list[Turn]], grid: tuple[int, int]) -> Packed:
-        """Pack the turns of each picture after `grid` visual tokens (rows, columns)."""
+        """Pack the turns of each image after `grid` visual tokens (rows, columns)."""
         start = len(self.ids(OPENING))
         visual = slice(start, start + grid[0] * grid[1])
         common = visual.stop + 1  # and the end-of-vision mark

@@ -1,6 +1,6 @@
-"""Pictures for pre-training the embedded backbone, drawn once and kept in flat files.
+"""Images for pre-training the embedded backbone, drawn once and kept in flat files.
 
-Only the splits `pretrain` and `collage` are drawn here: no picture of train, validation or test is ever seen.
+Only the splits `pretrain` and `collage` are drawn here: no image of train, validation or test is ever seen.
 
     python scripts/pretrain/pictures.py FOLDER --split pretrain --count 36000
 """
@@ -23,7 +23,7 @@ def files(folder: Path, split: str) -> tuple[Path, Path, Path]:
 
 
 def write(folder: Path, split: str, count: int) -> None:
-    """Draw `count` pictures: pixels (count, 168, 168, 3) uint8, cells (count, 6, 6) int16, cues as JSON lines."""
+    """Draw `count` images: pixels (count, 168, 168, 3) uint8, cells (count, 6, 6) int16, cues as JSON lines."""
     folder.mkdir(parents=True, exist_ok=True)
     pixels_file, cells_file, cues_file = files(folder, split)
     pixels = np.lib.format.open_memmap(pixels_file, "w+", np.uint8, (count, SIDE, SIDE, 3))

@@ -108,7 +108,7 @@ def unnamed_turn(rng: np.random.Generator, cues: Cues) -> Turn:
 
 
 def full_turns(rng: np.random.Generator, cues: Cues) -> list[Turn]:
-    """The six turns about one whole picture."""
+    """The six turns about one whole image."""
     answers = aspect_answers(cues)
     aspect = list(answers)[int(rng.integers(len(answers)))]
     return [
@@ -119,7 +119,7 @@ def full_turns(rng: np.random.Generator, cues: Cues) -> list[Turn]:
 
 
 def part_turns(rng: np.random.Generator, cues: Cues, cells: np.ndarray, whole: bool) -> list[Turn]:
-    """Up to four cue questions about a part of the picture: only what its cells show (all of it if `whole`)."""
+    """Up to four cue questions about a part of the image: only what its cells show (all of it if `whole`)."""
     answers = aspect_answers(cues)
     if not whole:
         seen = {GLYPHS[index] for index in cells.flatten().tolist() if index >= 0}

@@ -1,7 +1,7 @@
-"""Pre-train the embedded backbone's vision tower: which glyph covers each visual token, and the picture's tone.
+"""Pre-train the embedded backbone's vision tower: which glyph covers each visual token, and the image's tone.
 
 Dense labels (one class for each 28-pixel cell) teach a transformer from scratch in minutes on two cores, where question
-answering alone does not (docs/log.md). All pictures have one size, so the whole batch goes through the blocks at once;
+answering alone does not (docs/log.md). All images have one size, so the whole batch goes through the blocks at once;
 the parameters are those of transformers' own Qwen2-VL vision model and are saved as such.
 
     python scripts/pretrain/vision.py PICTURES --out FOLDER --minutes 30
@@ -41,7 +41,7 @@ def patches(pixels: Tensor) -> Tensor:
 
 
 class DenseReader(nn.Module):
-    """The vision tower with throw-away heads for the glyph of each token and the tone of the picture."""
+    """The vision tower with throw-away heads for the glyph of each token and the tone of the image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ def train(folder: Path, out: Path, minutes: float, rate: float, batch: int, seed
     rng = np.random.default_rng(seed)
     model = DenseReader()
     parts = [load(folder, "collage"), load(folder, "pretrain")]
-    held = 512  # the first pictures are for watching only
+    held = 512  # the first images are for watching only
     weight = torch.ones(BACKGROUND + 1)
     weight[BACKGROUND] = BACKGROUND_WEIGHT
     inner = [p for p in model.tower.blocks.parameters() if p.ndim == 2]
@@ -151,7 +151,7 @@ def train(folder: Path, out: Path, minutes: float, rate: float, batch: int, seed
 
 @torch.no_grad()
 def watch(model: DenseReader, pixels: np.ndarray, cells: Tensor, tones: Tensor, weight: Tensor) -> dict[str, float]:
-    """Loss and glyph accuracy on held-out pre-training pictures."""
+    """Loss and glyph accuracy on held-out pre-training images."""
     results = [
         losses(model, patches(torch.from_numpy(pixels[i : i + 64])), cells[i : i + 64], tones[i : i + 64], weight)
         for i in range(0, len(pixels), 64)

@@ -51,7 +51,7 @@ OnError = Literal["raise", "return"]
 
 
 @dataclass(frozen=True)
-class Served:
+class TaskHandle:
     """One task with what answers it; read as one, so that no call pairs a task with the prompt of another."""
 
     model: MaspModel
@@ -77,7 +77,7 @@ class Masp:
 
     def __init__(self, model: MaspModel, task: Task, adapter: str, info: AdapterInfo | None = None) -> None:
         self.adapter = adapter
-        self._served: dict[str | None, Served] = {None: Served(model, task, info)}
+        self._served: dict[str | None, TaskHandle] = {None: TaskHandle(model, task, info)}
         self._name: str | None = None
         self._whole: Adapter | None = None
 
@@ -186,10 +186,10 @@ class Masp:
         """The adapter's description, as if it held the task in use alone."""
         return self._in_use().info
 
-    def _in_use(self) -> Served:
+    def _in_use(self) -> TaskHandle:
         return self._chosen(self._name)
 
-    def _chosen(self, name: str | None) -> Served:
+    def _chosen(self, name: str | None) -> TaskHandle:
         if name is None and None not in self._served:
             raise UsageError(
                 f"this adapter holds several tasks ({', '.join(self.tasks)}), and none was named",
@@ -463,10 +463,10 @@ def _bound_as_trained(backbone: Backbone, info: AdapterInfo) -> None:
         backbone.bound_pixels(*before)
 
 
-def _served(backbone: Backbone, parts: Adapter, name: str | None, task: Task) -> Served:
+def _served(backbone: Backbone, parts: Adapter, name: str | None, task: Task) -> TaskHandle:
     """One task of an adapter with what answers it."""
     one = parts.for_task(name)
-    return Served(MaspModel(backbone, one.info.method, parts.aspects, one.prompt, one.info.asked()), task, one.info)
+    return TaskHandle(MaspModel(backbone, one.info.method, parts.aspects, one.prompt, one.info.asked()), task, one.info)
 
 
 def _has_shipped(backbone: str | Backbone, revision: str | None) -> bool:

@@ -14,11 +14,11 @@ from made_pictures import ROWS, emoset, put
 
 import small_models
 import tiny
-from masp.annotate.ask import AT_ONCE, PLAIN, Annotator, Asking
+from masp.annotate.ask import AT_ONCE, PLAIN, AnnotationSettings, Annotator
 from masp.annotate.light import measured
 from masp.annotate.pictures import pictures_of
-from masp.annotate.run import Work, annotate
-from masp.annotate.wording import Understood
+from masp.annotate.run import AnnotationJob, annotate
+from masp.annotate.wording import ParsedAnswer
 from masp.core.aspects import ASPECTS, LEVELS
 from masp.core.config import MethodConfig, load_config
 from masp.core.errors import DataError, UsageError
@@ -45,7 +45,7 @@ def plain_model(family: str = "qwen2_vl") -> MaspModel:
 
 
 def chooser(family: str = "qwen2_vl", **more: bool) -> Annotator:
-    return Annotator(plain_model(family), Asking(TEXTS, OPTIONS, **more))
+    return Annotator(plain_model(family), AnnotationSettings(TEXTS, OPTIONS, **more))
 
 
 def pictures(path: Path):
@@ -72,7 +72,7 @@ def write_pictures(root: Path, count: int = 7, labels: tuple[str, ...] = ("calm"
 @pytest.fixture
 def verbatim(monkeypatch):
     """Free answers as they are: what a random backbone says means nothing in words."""
-    monkeypatch.setattr("masp.annotate.ask.understood", lambda aspect, text, whole: Understood(text))
+    monkeypatch.setattr("masp.annotate.ask.understood", lambda aspect, text, whole: ParsedAnswer(text))
 
 
 # --- what is asked -------------------------------------------------------------------------------------------------
@@ -96,18 +96,18 @@ def test_every_family_is_asked_each_question_about_the_whole_picture(family, ver
                 assert picked is None, name
             else:
                 assert picked == ((best,) if name == "object" else best), name
-    free = Annotator(model, Asking({"scene": TEXTS["scene"], "object": TEXTS["object"]}, longest=5))
+    free = Annotator(model, AnnotationSettings({"scene": TEXTS["scene"], "object": TEXTS["object"]}, longest=5))
     answers = free(free.prepare(images))
     for name in ("scene", "object"):
         for row in (0, 1):
             said = generate(model, visual.select([row]), TEXTS[name], PLAIN, 5)[0]
-            assert answers[row][name] == Understood(said), name
+            assert answers[row][name] == ParsedAnswer(said), name
 
 
 def test_a_long_list_is_scored_in_parts_and_gives_the_same_choice():
     options = tuple(f"place {number}" for number in range(AT_ONCE + 5))
     model = plain_model()
-    ask = Annotator(model, Asking({"scene": TEXTS["scene"]}, {"scene": options}))
+    ask = Annotator(model, AnnotationSettings({"scene": TEXTS["scene"]}, {"scene": options}))
     images = [tiny.picture(90, 62, seed=seed) for seed in range(4)]
     visual = model.backbone.visual_tokens(model.backbone.preprocess(images))
     whole = score(model, visual, TEXTS["scene"], options, PLAIN).argmax(1).tolist()
@@ -118,12 +118,12 @@ def test_trained_aspects_answer_from_their_own_tokens(verbatim):
     model = small_models.full_model()
     images = [tiny.picture(90, 62), tiny.picture(58, 140, seed=1)]
     visual = model.backbone.visual_tokens(model.backbone.preprocess(images))
-    free = Annotator(model, Asking(TEXTS, longest=6))
+    free = Annotator(model, AnnotationSettings(TEXTS, longest=6))
     found = [{name: one.value for name, one in answers.items()} for answers in free(free.prepare(images))]
     assert found == describe_aspects(model, visual, QUESTIONS, 6)
     plain = Annotator(plain_model(), free.asking)
     assert [{name: one.value for name, one in said.items()} for said in plain(plain.prepare(images))] != found
-    chosen = Annotator(model, Asking(TEXTS, OPTIONS))
+    chosen = Annotator(model, AnnotationSettings(TEXTS, OPTIONS))
     answers = chosen(chosen.prepare(images))
     for name in ("scene", "facial_expression"):
         logs = aspect_log_probabilities(model, visual, name, TEXTS[name], OPTIONS[name])
@@ -134,13 +134,13 @@ def test_trained_aspects_answer_from_their_own_tokens(verbatim):
 def test_light_is_measured_on_the_picture_and_not_asked_about(tmp_path):
     root = write_pictures(tmp_path / "d", 3)
     ask = chooser(measured_light=True)
-    annotate(pictures(root), ask, tmp_path / "out", Work(batch_size=2))
+    annotate(pictures(root), ask, tmp_path / "out", AnnotationJob(batch_size=2))
     note = json.loads((tmp_path / "out/annotation/calm/0.json").read_text())
     expected = measured(tiny.picture(84, 112, seed=0))
     assert {name: note[name] for name in expected} == expected
     assert set(note["source"]["question"]) == set(ASPECTS) - set(expected)
     assert "Hasler" in note["source"]["measured"]
-    alone = Annotator(plain_model(), Asking({"brightness": TEXTS["brightness"]}, measured_light=True))
+    alone = Annotator(plain_model(), AnnotationSettings({"brightness": TEXTS["brightness"]}, measured_light=True))
     assert [set(one) for one in alone(alone.prepare([tiny.picture(90, 62)]))] == [{"brightness"}]
 
 
@@ -150,7 +150,7 @@ def test_light_is_measured_on_the_picture_and_not_asked_about(tmp_path):
 def test_what_is_written_is_read_as_a_data_set_and_marked(tmp_path, caplog):
     root = emoset(tmp_path / "E", ROWS)
     before = content(root)
-    found = annotate(pictures(root), chooser(), tmp_path / "out", Work(batch_size=2))
+    found = annotate(pictures(root), chooser(), tmp_path / "out", AnnotationJob(batch_size=2))
     assert content(root) == before
     assert (found.pictures, found.unreadable, found.again) == (6, 0, False)
     with caplog.at_level(logging.WARNING):
@@ -183,7 +183,7 @@ def test_what_is_written_is_read_as_a_data_set_and_marked(tmp_path, caplog):
 
 def test_pictures_without_labels_are_a_data_set_for_stage_1(tmp_path):
     root = write_pictures(tmp_path / "photos", 9, labels=())
-    annotate(pictures(root), chooser(), tmp_path / "out", Work(copy=True))
+    annotate(pictures(root), chooser(), tmp_path / "out", AnnotationJob(copy=True))
     assert (tmp_path / "out/image/unlabelled/0.png").read_bytes() == (root / "0.png").read_bytes()
     assert not (tmp_path / "out/image/unlabelled/0.png").is_symlink()
     dataset = open_dataset(tmp_path / "out")
@@ -194,8 +194,8 @@ def test_pictures_without_labels_are_a_data_set_for_stage_1(tmp_path):
 
 def test_unreadable_pictures_are_left_out_and_named(tmp_path):
     root = write_pictures(tmp_path / "d", 5)
-    (root / "calm" / "bad.png").write_text("no picture")
-    found = annotate(pictures(root), chooser(), tmp_path / "out", Work(batch_size=2))
+    (root / "calm" / "bad.png").write_text("no image")
+    found = annotate(pictures(root), chooser(), tmp_path / "out", AnnotationJob(batch_size=2))
     assert (found.pictures, found.unreadable) == (5, 1)
     (line,) = (tmp_path / "out/quarantine.jsonl").read_text().splitlines()
     assert json.loads(line)["image"] == "calm/bad.png"
@@ -206,9 +206,9 @@ def test_unreadable_pictures_are_left_out_and_named(tmp_path):
 def test_nothing_readable_is_an_error(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "d").mkdir(exist_ok=True)
-        (tmp_path / "d" / f"{name}.png").write_text("no picture")
+        (tmp_path / "d" / f"{name}.png").write_text("no image")
     with pytest.raises(DataError, match="none of 2 files can be used"):
-        annotate(pictures(tmp_path / "d"), chooser(), tmp_path / "out", Work())
+        annotate(pictures(tmp_path / "d"), chooser(), tmp_path / "out", AnnotationJob())
 
 
 # --- interrupted ---------------------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def test_an_interrupted_run_goes_on_and_tries_unreadable_pictures_again(tmp_path
     root = write_pictures(tmp_path / "d", 7)
     whole = root / "calm" / "0.png"
     kept = whole.read_bytes()
-    annotate(pictures(root), chooser(), tmp_path / "whole", Work(batch_size=2))
+    annotate(pictures(root), chooser(), tmp_path / "whole", AnnotationJob(batch_size=2))
     whole.write_bytes(b"x" * len(kept))  # as on a disk that was away for a moment
 
     def stop(done: int) -> None:
@@ -226,36 +226,36 @@ def test_an_interrupted_run_goes_on_and_tries_unreadable_pictures_again(tmp_path
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        annotate(pictures(root), chooser(), tmp_path / "cut", Work(batch_size=2, progress=stop))
+        annotate(pictures(root), chooser(), tmp_path / "cut", AnnotationJob(batch_size=2, progress=stop))
     assert len(list((tmp_path / "cut/progress").iterdir())) == 2
     whole.write_bytes(kept)
     seen: list[int] = []
-    annotate(pictures(root), chooser(), tmp_path / "cut", Work(batch_size=2, progress=seen.append))
-    assert seen == [2, 4, 6, 7]  # one batch of an earlier start counts, the one with the bad picture does not
+    annotate(pictures(root), chooser(), tmp_path / "cut", AnnotationJob(batch_size=2, progress=seen.append))
+    assert seen == [2, 4, 6, 7]  # one batch of an earlier start counts, the one with the bad image does not
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
-    again = annotate(pictures(root), chooser(), tmp_path / "cut", Work(batch_size=2))
+    again = annotate(pictures(root), chooser(), tmp_path / "cut", AnnotationJob(batch_size=2))
     assert again.again
-    assert again.aspects == annotate(pictures(root), chooser(), tmp_path / "whole", Work(batch_size=2)).aspects
+    assert again.aspects == annotate(pictures(root), chooser(), tmp_path / "whole", AnnotationJob(batch_size=2)).aspects
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     root = write_pictures(tmp_path / "d", 3)
-    annotate(pictures(root), chooser(), tmp_path / "out", Work())
+    annotate(pictures(root), chooser(), tmp_path / "out", AnnotationJob())
     with pytest.raises(UsageError, match=r"another configuration \(batch_size: 8 there, 3 now\)"):
-        annotate(pictures(root), chooser(), tmp_path / "out", Work(batch_size=3))
+        annotate(pictures(root), chooser(), tmp_path / "out", AnnotationJob(batch_size=3))
     put(tmp_path / "full" / "a.png")
     with pytest.raises(UsageError, match="full is not empty; expected a new folder"):
-        annotate(pictures(root), chooser(), tmp_path / "full", Work())
+        annotate(pictures(root), chooser(), tmp_path / "full", AnnotationJob())
     (tmp_path / "full" / "run.json").write_text('{"format": 7}')
     with pytest.raises(UsageError, match="is not that of"):
-        annotate(pictures(root), chooser(), tmp_path / "full", Work())
+        annotate(pictures(root), chooser(), tmp_path / "full", AnnotationJob())
 
 
 KILLER = """
 import json, os, signal, sys
 from pathlib import Path
 import torch
-from test_annotate import Work, annotate, chooser, content, pictures
+from test_annotate import Work, annotate, chooser, content, images
 torch.set_num_threads(1)
 root, points = Path(sys.argv[1]), int(sys.argv[2])
 ask = chooser()

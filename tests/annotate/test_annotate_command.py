@@ -1,4 +1,4 @@
-"""`masp data annotate`: from a folder of pictures to trained aspects, and one line for every mistake."""
+"""`masp data annotate`: from a folder of images to trained aspects, and one line for every mistake."""
 
 import json
 
@@ -20,13 +20,13 @@ def test_pictures_are_annotated_and_stage_1_trains_on_them(masp, tmp_path, monke
     code, out, err = masp("data", "annotate", root, *backbone[:2], "--vocabulary", "published", "--measured-light")
     assert code == 0, err
     assert content(root) == before
-    assert "8 pictures annotated by machine; EmoSet's layout in photos-annotated" in err
+    assert "8 images annotated by machine; EmoSet's layout in photos-annotated" in err
     assert ("without labels" in err) == (not labels)
     rows = {line.split("  ")[0]: line for line in out.splitlines()}
     assert " 8 " in rows["facial expression"]
     assert "scene" in rows
     code, out, err = masp("data", "annotate", root, *backbone[:2], "--vocabulary", "published", "--measured-light")
-    assert (code, "8 pictures had been annotated before" in err) == (0, True)
+    assert (code, "8 images had been annotated before" in err) == (0, True)
     code, out, err = masp("data", "check", "photos-annotated")
     assert code == 0, out
     assert ("(no label)" in out) == (not labels)

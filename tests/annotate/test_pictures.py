@@ -1,4 +1,4 @@
-"""Which pictures are annotated, and under which names."""
+"""Which images are annotated, and under which names."""
 
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def test_a_limit_is_spread_over_the_data_set(tmp_path):
 
 def test_what_cannot_be_annotated_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="empty holds no pictures"):
+    with pytest.raises(DataError, match="empty holds no images"):
         found(tmp_path / "empty")
     with pytest.raises(DataError, match="cannot be read"):
         found(tmp_path / "none")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from masp.annotate.wording import CUT, EMPTY, NO_LEVEL, NOTHING, Understood, middle, understood
+from masp.annotate.wording import CUT, EMPTY, NO_LEVEL, NOTHING, ParsedAnswer, middle, understood
 from masp.core.aspects import LEVELS, level
 
 
@@ -28,7 +28,7 @@ from masp.core.aspects import LEVELS, level
     ],
 )
 def test_what_an_answer_says(aspect, answer, expected):
-    assert understood(aspect, answer, whole=True) == Understood(expected)
+    assert understood(aspect, answer, whole=True) == ParsedAnswer(expected)
 
 
 @pytest.mark.parametrize(
@@ -53,14 +53,14 @@ def test_what_an_answer_says(aspect, answer, expected):
     ],
 )
 def test_what_is_no_answer_and_why(aspect, answer, why):
-    assert understood(aspect, answer, whole=True) == Understood(None, why)
+    assert understood(aspect, answer, whole=True) == ParsedAnswer(None, why)
 
 
 def test_an_answer_that_was_cut_off_keeps_only_what_is_whole():
-    assert understood("scene", "a large kitchen with", whole=False) == Understood(None, CUT)
-    assert understood("object", "cat, dog, ele", whole=False) == Understood(("cat", "dog"))
-    assert understood("object", "elephan", whole=False) == Understood(None, CUT)
-    assert understood("brightness", "very high, because the", whole=False) == Understood(0.9)
+    assert understood("scene", "a large kitchen with", whole=False) == ParsedAnswer(None, CUT)
+    assert understood("object", "cat, dog, ele", whole=False) == ParsedAnswer(("cat", "dog"))
+    assert understood("object", "elephan", whole=False) == ParsedAnswer(None, CUT)
+    assert understood("brightness", "very high, because the", whole=False) == ParsedAnswer(0.9)
 
 
 def test_a_level_is_written_as_the_middle_of_its_fifth_and_read_back_as_itself():

@@ -19,7 +19,7 @@ from masp.adapters import AdapterInfo, BackboneRecord, load_adapter, save_adapte
 from masp.backbones.chat import QUESTION_HERE
 from masp.core.aspects import ASPECTS
 from masp.core.labels import LABEL_SETS, parse
-from masp.model.masp_model import MaspModel, Use
+from masp.model.masp_model import ActiveParts, MaspModel
 from own_forward import OFF, distance, own_logits, pictures, reference, tokens_of, tolerance
 from small_models import QUESTIONS, full_model, last_logits
 
@@ -42,13 +42,18 @@ def test_1_a_model_without_parts_is_the_same_as_parts_off(family: str) -> None:
     model = full_model(family)
     bare = MaspModel(model.backbone, model.method)
     visual = tokens_of(family, "float32", [0])
-    assert torch.equal(last_logits(bare, visual, QUESTIONS[:1], Use()), last_logits(model, visual, QUESTIONS[:1], OFF))
+    assert torch.equal(
+        last_logits(bare, visual, QUESTIONS[:1], ActiveParts()), last_logits(model, visual, QUESTIONS[:1], OFF)
+    )
 
 
 @FAMILIES
 @DTYPE
-@pytest.mark.parametrize("use", [Use(prompt=False), Use(aspects=()), Use(aspects=("scene",), prompt=False), Use()])
-def test_2_on_means_something_changes(family: str, dtype: str, use: Use) -> None:
+@pytest.mark.parametrize(
+    "use",
+    [ActiveParts(prompt=False), ActiveParts(aspects=()), ActiveParts(aspects=("scene",), prompt=False), ActiveParts()],
+)
+def test_2_on_means_something_changes(family: str, dtype: str, use: ActiveParts) -> None:
     model = full_model(family, dtype)
     changes = []
     for image in range(3):  # the tolerance is of the noisiest of the same three
@@ -146,7 +151,7 @@ def test_7_every_label_survives_the_tokenizer(family: str, name: str) -> None:
 def test_visual_tokens_equal_the_towers_own(family: str) -> None:
     backbone, kind = tiny.backbone(family), tiny.KINDS[family]
     pixels = backbone.preprocess(pictures())
-    found = backbone.asked(backbone.visual_tokens(pixels), QUESTIONS)
+    found = backbone.condition_on(backbone.visual_tokens(pixels), QUESTIONS)
     with torch.no_grad():
         expected = kind.features(reference(family, "float32"), pixels, QUESTIONS)
     assert found.counts == kind.counts
@@ -185,7 +190,7 @@ def test_template_and_pixels_equal_the_official_processors(family: str, row: int
     text = backbone._chat._turn.render(False).replace(QUESTION_HERE, QUESTIONS[row])  # pyright: ignore[reportAttributeAccessIssue]
     expected = official(tiny.checkpoint(family))(pictures()[row], text)
     pixels = backbone.preprocess([pictures()[row]])
-    image = backbone.asked(backbone.visual_tokens(pixels), [QUESTIONS[row]]).layouts[0]
+    image = backbone.condition_on(backbone.visual_tokens(pixels), [QUESTIONS[row]]).layouts[0]
     assert list(backbone.template(QUESTIONS[row], image).ids) == expected["input_ids"][0].tolist()
     assert torch.equal(pixels.values, expected["pixel_values"])
 
@@ -195,7 +200,7 @@ def test_marks_in_a_question_stay_text(family: str) -> None:
     backbone = tiny.backbone(family)
     tokenizer = backbone._tokenizer  # pyright: ignore[reportAttributeAccessIssue]
     marks = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    image = backbone.asked(tokens_of(family, "float32", [0]), QUESTIONS[:1]).layouts[0]
+    image = backbone.condition_on(tokens_of(family, "float32", [0]), QUESTIONS[:1]).layouts[0]
     hostile = "joy " + "".join(tokenizer.decode([mark]) for mark in sorted(marks)) + " fear"
     plain, attacked = (backbone.template(text, image) for text in ("joy fear", hostile))
     special = [[index for index in template.ids if index in marks] for template in (plain, attacked)]

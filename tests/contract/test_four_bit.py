@@ -39,7 +39,7 @@ def test_four_bit_logits_are_those_of_rounded_weights(family: str) -> None:
     network = model.backbone._model  # pyright: ignore[reportAttributeAccessIssue]
     packed = {name for name, parameter in network.named_parameters() if parameter.dtype == torch.uint8}
     assert {name.removesuffix(".weight") for name in packed} == names
-    assert (model.backbone.dtype, model.backbone.number_format) == (torch.float32, "nf4/float32")
+    assert (model.backbone.dtype, model.backbone.weight_dtype) == (torch.float32, "nf4/float32")
     for row in range(3):
         found = last_logits(model, tokens_of(family, "nf4", [row]), [QUESTIONS[row]], OFF)
         expected = own(**own_inputs(family, "float32", [row])).logits[:, -1]

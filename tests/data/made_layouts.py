@@ -9,7 +9,7 @@ ABSTRACT_HEADER = "'','Amusement','Anger','Awe','Content','Disgust','Excitement'
 
 
 def abstract(root: Path, votes: Sequence[Sequence[int]], end: str = "\r\n") -> Path:
-    """Abstract's folder: one picture for every row of eight counts, in the order of the header."""
+    """Abstract's folder: one image for every row of eight counts, in the order of the header."""
     lines = [ABSTRACT_HEADER]
     for number, counts in enumerate(votes, start=1):
         put(root / f"abstract_{number:04d}.jpg", number)
@@ -29,7 +29,7 @@ def artphoto(root: Path, counts: Mapping[str, int]) -> Path:
 
 
 def fi(root: Path, counts: Mapping[str, int], votes: Sequence[str] = ()) -> Path:
-    """FI's archive of pictures, and one table of votes without a header where there are rows of it."""
+    """FI's archive of images, and one table of votes without a header where there are rows of it."""
     seed = 0
     for label, count in counts.items():
         for number in range(count):
@@ -43,7 +43,7 @@ def fi(root: Path, counts: Mapping[str, int], votes: Sequence[str] = ()) -> Path
 def votes(
     root: Path, rows: Sequence[str], header: str = "Photo_ID,Positive,Neutral,Negative", pictures: int = 99
 ) -> Path:
-    """A table of votes as Flickr and Instagram have it, and the pictures of its first rows as images/<id>.jpg."""
+    """A table of votes as Flickr and Instagram have it, and the images of its first rows as images/<id>.jpg."""
     for seed, row in enumerate(rows[:pictures]):
         put(root / "images" / f"{row.partition(',')[0]}.jpg", seed)
     root.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Small pictures and data sets made up for the tests."""
+"""Small images and data sets made up for the tests."""
 
 import io
 import json
@@ -16,20 +16,20 @@ MIKELS = ("amusement", "awe", "contentment", "excitement", "anger", "disgust", "
 
 
 def noise(width: int = 7, height: int = 5, seed: int = 0, channels: int = 3) -> Image.Image:
-    """A picture of random bytes, another for every seed."""
+    """An image of random bytes, another for every seed."""
     shape = (height, width, channels) if channels > 1 else (height, width)
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    """The picture as the content of a file."""
+    """The image as the content of a file."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def heic(image: Image.Image, *others: Image.Image, exif: Image.Exif | None = None, **options: object) -> bytes:
-    """Pictures as a HEIC file, the first of them its primary one; skips the test without pillow-heif."""
+    """Images as a HEIC file, the first of them its primary one; skips the test without pillow-heif."""
     pillow_heif = pytest.importorskip("pillow_heif", reason="needs pip install 'masp[heic]'")
     collection = pillow_heif.from_pillow(image)
     for other in others:
@@ -54,7 +54,7 @@ def long_jpeg(width: int, height: int, image: Image.Image | None = None) -> byte
 
 
 def put(path: Path, seed: int = 0) -> Path:
-    """A picture at `path`; its content depends on the seed."""
+    """An image at `path`; its content depends on the seed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encoded(noise(seed=seed)))
     return path
@@ -68,7 +68,7 @@ def put_json(path: Path, content: object) -> Path:
 
 
 def tree(root: Path, counts: Mapping[str, int], first: int = 0) -> Path:
-    """`root/<label>/<number>.png`, every picture another one."""
+    """`root/<label>/<number>.png`, every image another one."""
     seed = first
     for label, count in counts.items():
         for number in range(count):
@@ -83,7 +83,7 @@ def emoset(
     order: Sequence[str] = MIKELS,
     with_ids: bool = True,
 ) -> Path:
-    """EmoSet's published layout: split → (label, annotation) for each picture."""
+    """EmoSet's published layout: split → (label, annotation) for each image."""
     put_json(root / "info.json", {"emotion": {"label2idx": {label: place for place, label in enumerate(order)}}})
     seed = 0
     for split, entries in rows.items():
@@ -106,7 +106,7 @@ EMOTION6_HEADER = (
 
 
 def emotion6(root: Path, rows: Sequence[str]) -> Path:
-    """Emotion6's published layout: rows such as "joy/1.jpg 5 4 0 0 0 1 0 0 0"; each one's picture is made."""
+    """Emotion6's published layout: rows such as "joy/1.jpg 5 4 0 0 0 1 0 0 0"; each one's image is made."""
     table = [EMOTION6_HEADER, *["\t".join(row.split()) for row in rows]]
     for seed, row in enumerate(rows):
         put(root / "images" / row.split()[0], seed)

@@ -78,7 +78,7 @@ def test_a_cameras_picture_is_shrunk_and_its_area_known_from_the_header(kind: st
 
 
 def test_a_thumbnail_inside_a_file_is_never_taken_for_the_picture() -> None:
-    """A programme may leave the thumbnail of what the picture was before."""
+    """A programme may leave the thumbnail of what the image was before."""
     content = heic(corners(256, 192), thumbnails=[64])
     decoder = pytest.importorskip("pillow_heif").HeifImageFile(io.BytesIO(content))
     assert decoder.draft("RGB", (48, 36)) is not None  # there is one, and Pillow's own shrinking would take it
@@ -158,7 +158,7 @@ def test_a_jpeg_of_60_million_pixels_is_read_at_a_fraction(tmp_path: Path) -> No
     file.write_bytes(long_jpeg(10_000, 6_000, corners(40, 16)))
     assert open_image(file, 100).size == (100, 60)
     assert image_area(file, 100) == 6_000
-    whole = open_image(file)  # a data set may be read without shrinking; no picture of more than 50 million leaves
+    whole = open_image(file)  # a data set may be read without shrinking; no image of more than 50 million leaves
     assert whole.size == (5_000, 3_000)
     assert image_area(file) == 15_000_000
     assert look_at(file).problem is None
@@ -217,7 +217,7 @@ print(image.width, image.height, highest() - before)
 
 
 def peak(file: Path, longest_side: int) -> tuple[int, int, float]:
-    """Width, height and the MiB that reading a picture takes at its peak, in a process of its own."""
+    """Width, height and the MiB that reading an image takes at its peak, in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-c", READS, file, str(longest_side)], capture_output=True, text=True, check=True
     )

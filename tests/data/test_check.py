@@ -50,7 +50,7 @@ def snapshot(root: Path) -> dict[str, tuple[str, int]]:
 
 
 def shape(path: Path, seed: int, **options: object) -> Image.Image:
-    """A picture with large shapes, which survives being resized and recompressed."""
+    """An image with large shapes, which survives being resized and recompressed."""
     dice = np.random.default_rng(seed)
     image = Image.new("RGB", (160, 120), tuple(dice.integers(0, 256, 3).tolist()))
     draw = ImageDraw.Draw(image)
@@ -132,7 +132,7 @@ def test_pictures_that_cannot_be_read_are_errors(tmp_path: Path) -> None:
     tree(tmp_path, {"joy": 3, "fear": 3})
     whole = encoded(noise(60, 60, 5))
     (tmp_path / "joy" / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "joy" / "text.jpg").write_text("no picture")
+    (tmp_path / "joy" / "text.jpg").write_text("no image")
     (tmp_path / "joy" / "empty.jpg").write_bytes(b"")
     report = checked(tmp_path)
     assert kinds(report) == {"unreadable": 3}
@@ -418,7 +418,7 @@ def test_a_division_leaves_what_is_damaged_to_be_found(tmp_path: Path) -> None:
     rows = [(label, {}) for label in ("awe", "fear") for _ in range(20)]
     root = emoset(tmp_path / "E", {"train": rows})
     (root / "image" / "awe" / "awe_00000.jpg").unlink()
-    (root / "image" / "awe" / "awe_00001.jpg").write_text("no picture")
+    (root / "image" / "awe" / "awe_00001.jpg").write_text("no image")
     settings = load_config(None, ["data.splits.kind=content"]).data.model_copy(update={"path": root})
     report = check([open_for_check(settings)], Depth(workers=0))
     assert {kind: n for kind, n in kinds(report).items() if kind in ERRORS} == {"picture": 1, "unreadable": 1}

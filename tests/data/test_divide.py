@@ -126,7 +126,7 @@ def test_what_a_file_does_not_name_is_left_out(
 
 
 def without_labels(root: Path, bare: int) -> Path:
-    """Ten pictures listed in EmoSet's layout, of which the first ones have no label."""
+    """Ten images listed in EmoSet's layout, of which the first ones have no label."""
     emoset(root, {"train": [("awe" if number % 2 else "fear", {}) for number in range(10)]})
     rows = json.loads((root / "train.json").read_text())
     put_json(root / "train.json", [[None if number < bare else row[0], *row[1:]] for number, row in enumerate(rows)])
@@ -136,7 +136,7 @@ def without_labels(root: Path, bare: int) -> Path:
 def test_without_any_label_there_is_nothing_to_divide_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, without_labels(tmp_path / "data", 10), "--out", tmp_path / "split.json")
     assert (code, out) == (1, "")
-    assert "none of 10 pictures in" in err
+    assert "none of 10 images in" in err
     assert "has a label; expected labels, each of which is divided alike. Name a labelled data set" in err
     assert not (tmp_path / "split.json").exists()
 

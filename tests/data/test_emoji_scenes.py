@@ -1,4 +1,4 @@
-"""The made world: its rule, its pictures, and the folder it writes."""
+"""The made world: its rule, its images, and the folder it writes."""
 
 import hashlib
 import json

@@ -110,7 +110,7 @@ def test_other_keys_of_an_annotation_are_carried_unread(tmp_path: Path) -> None:
         ([True, "image/a.jpg", None], "the label is True"),
         ([1.0, "image/a.jpg", None], "the label is 1.0"),
         (["joy", "image/a.jpg", None], "the label is 'joy'"),
-        ([1, "a"], r"the row is \[1, 'a'\]; expected \[label, id, picture, annotation\] or"),
+        ([1, "a"], r"the row is \[1, 'a'\]; expected \[label, id, image, annotation\] or"),
         ({"label": 1}, "the row is {'label': 1}"),
         ([1, 2, None], "expected paths as text"),
         ([1, "x", 3], "expected paths as text"),

@@ -43,7 +43,7 @@ def test_emotion6_survives_what_tables_go_through(tmp_path: Path, caplog: pytest
     records = open_dataset(tmp_path).records
     assert sum(record.distribution is not None for record in records) == 4
     assert len(records) == 5
-    assert "has 1 rows without a picture" in caplog.text
+    assert "has 1 rows without an image" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Any file becomes an upright RGB picture or an `ImageError`."""
+"""Any file becomes an upright RGB image or an `ImageError`."""
 
 import io
 import os
@@ -253,7 +253,7 @@ def test_the_longer_side_is_limited(size: tuple[int, int], longest: int | None, 
 def test_a_small_file_that_claims_many_pixels_is_refused_before_decoding(width: int, height: int) -> None:
     content = png(width, height, 1, 0, b"\x00" * 100)
     assert len(content) < 10_000
-    with pytest.raises(ImageError, match=r"pixels, at most 50,000,000 are read\. Make the picture smaller"):
+    with pytest.raises(ImageError, match=r"pixels, at most 50,000,000 are read\. Make the image smaller"):
         decode_image(content, "bomb.png")
 
 
@@ -300,7 +300,7 @@ def test_files_that_are_no_pictures_are_refused(tmp_path: Path) -> None:
     assert refused(file) == "cannot be read (No such file or directory)"
     file.write_bytes(b"")
     assert refused(file) == "the file is empty"
-    file.write_bytes(b"<html>picture removed</html>")
+    file.write_bytes(b"<html>image removed</html>")
     assert refused(file) == "not a JPEG, PNG, WEBP, GIF, BMP, AVIF or HEIC file"
     assert refused(tmp_path) == "not a file"
     assert refused("a\0b.png") == "cannot be read (embedded null byte)"
@@ -320,15 +320,13 @@ def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["PPM", "ICO", "TGA", "DIB", "SGI"])
 def test_formats_off_the_list_are_refused(kind: str) -> None:
-    with pytest.raises(
-        ImageError, match=r"not a JPEG, PNG, WEBP, GIF, BMP, AVIF or HEIC file\. Save the picture again"
-    ):
+    with pytest.raises(ImageError, match=r"not a JPEG, PNG, WEBP, GIF, BMP, AVIF or HEIC file\. Save the image again"):
         decode_image(encoded(noise(), kind), "x")
 
 
 def test_a_tiff_is_refused_with_the_reason() -> None:
     with pytest.raises(
-        ImageError, match=r"TIFF .*which is not read.*known flaws\. Save the picture again as JPEG or PNG"
+        ImageError, match=r"TIFF .*which is not read.*known flaws\. Save the image again as JPEG or PNG"
     ):
         decode_image(encoded(noise(), "TIFF"), "x")
 

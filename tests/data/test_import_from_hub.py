@@ -9,7 +9,7 @@ from made_pictures import encoded, noise
 
 from masp.core.errors import DataError, UsageError
 from masp.data import hub
-from masp.data.hub import Source, import_dataset
+from masp.data.hub import HubSource, import_dataset
 from masp.data.readers.open_dataset import open_dataset
 
 CONTENTS = [encoded(noise(seed=seed), kind) for seed, kind in enumerate(["PNG", "JPEG", "PNG", "PNG"])]
@@ -17,7 +17,7 @@ CONTENTS = [encoded(noise(seed=seed), kind) for seed, kind in enumerate(["PNG", 
 
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of Parquet files with embedded pictures, as most image data sets of the hub have them."""
+    """A folder of Parquet files with embedded images, as most image data sets of the hub have them."""
     datasets = pytest.importorskip("datasets", reason="the extra 'hub' is not installed")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     features = datasets.Features({"picture": datasets.Image(), "feeling": datasets.ClassLabel(names=["joy", "fear"])})
@@ -31,7 +31,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_pictures_are_copied_byte_for_byte(published: Path, tmp_path: Path) -> None:
     steps: list[int] = []
-    counts = import_dataset(Source(str(published)), tmp_path / "out", steps.append)
+    counts = import_dataset(HubSource(str(published)), tmp_path / "out", steps.append)
     assert dict(counts) == {"train": 2, "validation": 1}
     assert len(steps) == 3
     files = {path.relative_to(tmp_path / "out").as_posix(): path for path in (tmp_path / "out").rglob("*.*")}
@@ -45,10 +45,10 @@ def test_pictures_are_copied_byte_for_byte(published: Path, tmp_path: Path) -> N
 
 
 def test_the_user_names_columns_and_a_limit(published: Path, tmp_path: Path) -> None:
-    source = Source(str(published), image="picture", label="feeling", limit=1)
+    source = HubSource(str(published), image="picture", label="feeling", limit=1)
     assert dict(import_dataset(source, tmp_path / "out")) == {"train": 1, "validation": 1}
-    with pytest.raises(DataError, match=r"no column 'pictrue'\. Did you mean 'picture'"):
-        import_dataset(Source(str(published), image="pictrue"), tmp_path / "other")
+    with pytest.raises(DataError, match=r"no column 'pictrue'\. Did you mean 'image'"):
+        import_dataset(HubSource(str(published), image="pictrue"), tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
@@ -56,24 +56,24 @@ def test_nothing_is_written_over(published: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="is not empty; expected a new or empty folder"):
-        import_dataset(Source(str(published)), tmp_path / "out")
+        import_dataset(HubSource(str(published)), tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
 def test_what_cannot_be_loaded_is_named(published: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"the data set .*empty cannot be loaded \("):
-        import_dataset(Source(str(tmp_path / "empty")), tmp_path / "out")
+        import_dataset(HubSource(str(tmp_path / "empty")), tmp_path / "out")
 
 
 def test_without_the_package_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UsageError, match=r"Install it with: pip install 'masp\[hub\]'"):
-        import_dataset(Source("owner/name"), tmp_path / "out")
+        import_dataset(HubSource("owner/name"), tmp_path / "out")
 
 
 class Image:
-    """A column of pictures, told by the name of its class."""
+    """A column of images, told by the name of its class."""
 
 
 class ClassLabel:
@@ -84,7 +84,7 @@ class ClassLabel:
 
 
 class Rows:
-    """A split with a picture for each label, in the shape that the package datasets has; it need not be installed."""
+    """A split with an image for each label, in the shape that the package datasets has; it need not be installed."""
 
     def __init__(self, labels: Sequence[str], fixed: bool = True) -> None:
         names = sorted(set(labels))
@@ -127,7 +127,7 @@ def test_a_label_that_is_no_folder_is_refused_and_nothing_is_written(
     made["train"] = Rows(["joy", label], fixed)
     (tmp_path / "home").mkdir()
     with pytest.raises(DataError, match=reason):
-        import_dataset(Source("owner/name"), tmp_path / "home" / "out")
+        import_dataset(HubSource("owner/name"), tmp_path / "home" / "out")
     assert below(tmp_path) == ["home"]
 
 
@@ -135,32 +135,32 @@ def test_an_empty_class_name_is_refused(made: dict[str, Rows], tmp_path: Path) -
     """Without a class name there is no label in that row; with an empty one there is, and it has no folder."""
     made["train"] = Rows(["joy", ""])
     with pytest.raises(DataError, match="the label '' is empty"):
-        import_dataset(Source("owner/name"), tmp_path / "out")
+        import_dataset(HubSource("owner/name"), tmp_path / "out")
     assert below(tmp_path) == []
 
 
 def test_what_parts_a_path_becomes_a_dash(made: dict[str, Rows], tmp_path: Path) -> None:
     made["train"] = Rows(["joy/calm", "a\\b", "Mr. Joy"])
-    assert dict(import_dataset(Source("owner/name"), tmp_path / "out")) == {"train": 3}
+    assert dict(import_dataset(HubSource("owner/name"), tmp_path / "out")) == {"train": 3}
     assert [path.name for path in sorted((tmp_path / "out").iterdir())] == ["Mr. Joy", "a-b", "joy-calm"]
 
 
 def test_two_labels_never_share_a_folder(made: dict[str, Rows], tmp_path: Path) -> None:
     made["train"] = Rows(["joy/calm", "joy-calm", "joy/calm"])
     with pytest.raises(DataError, match="labels 'joy/calm' and 'joy-calm' would share the folder 'joy-calm'"):
-        import_dataset(Source("owner/name"), tmp_path / "out")
+        import_dataset(HubSource("owner/name"), tmp_path / "out")
     assert below(tmp_path) == []
 
 
 def test_two_splits_never_share_a_folder(made: dict[str, Rows], tmp_path: Path) -> None:
-    """Both would be val, and the pictures of the second took the places of those of the first."""
+    """Both would be val, and the images of the second took the places of those of the first."""
     made |= {"train": Rows(["joy"]), "validation": Rows(["joy"]), "dev": Rows(["joy"])}
     with pytest.raises(DataError, match="splits 'validation' and 'dev' would share the folder 'val'"):
-        import_dataset(Source("owner/name"), tmp_path / "out")
+        import_dataset(HubSource("owner/name"), tmp_path / "out")
     assert below(tmp_path) == []
 
 
 def test_a_label_has_its_folder_in_every_split(made: dict[str, Rows], tmp_path: Path) -> None:
     made |= {"train": Rows(["joy", "fear"]), "test": Rows(["fear", "joy"])}
-    assert dict(import_dataset(Source("owner/name"), tmp_path / "out")) == {"train": 2, "test": 2}
+    assert dict(import_dataset(HubSource("owner/name"), tmp_path / "out")) == {"train": 2, "test": 2}
     assert (tmp_path / "out" / "test" / "joy" / "000001.jpg").read_bytes() == CONTENTS[1]

@@ -1,4 +1,4 @@
-"""Labels that no folder names: found in the pictures' paths by a pattern, or made of a column of numbers."""
+"""Labels that no folder names: found in the images' paths by a pattern, or made of a column of numbers."""
 
 import json
 import sys
@@ -69,7 +69,7 @@ def test_what_does_not_match_is_left_out_counted_and_listed(tmp_path: Path, capl
     named(tmp_path, "joy1.png", "sad2.png", "cover.png", "back.png")
     dataset = open_dataset(data(tmp_path, label_pattern=r"(?P<label>[a-z]+)\d"))
     assert len(dataset.records) == 2
-    assert "left out 2 pictures in whose path data.label_pattern finds no label: back.png, cover.png" in caplog.text
+    assert "left out 2 images in whose path data.label_pattern finds no label: back.png, cover.png" in caplog.text
 
 
 def test_an_empty_group_is_no_label(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_an_empty_group_is_no_label(tmp_path: Path) -> None:
 
 def test_nothing_that_matches_is_refused_with_names_that_were_seen(tmp_path: Path) -> None:
     named(tmp_path, *(f"IMG_{number}.png" for number in range(12)))
-    with pytest.raises(DataError, match=r"no label in any of 12 pictures .*IMG_0\.png, .*, …\. Correct the pattern"):
+    with pytest.raises(DataError, match=r"no label in any of 12 images .*IMG_0\.png, .*, …\. Correct the pattern"):
         open_dataset(data(tmp_path, label_pattern="(?P<label>[a-z]+)_"))
     (tmp_path / "list.csv").write_text("path,label\n")
     with pytest.raises(DataError, match="is a file; expected a folder"):
@@ -131,7 +131,7 @@ def test_two_sources_of_labels_are_refused(settings: dict[str, object]) -> None:
 
 
 def oasis(root: Path, values: dict[str, str]) -> Path:
-    """OASIS as it is published: bare carriage returns, trailing blanks, and one picture that is an RGBA PNG."""
+    """OASIS as it is published: bare carriage returns, trailing blanks, and one image that is an RGBA PNG."""
     for seed, name in enumerate(values):
         put(root / "images" / f"{name}.jpg", seed)
     noise(channels=4).save(root / "images" / f"{next(iter(values))}.jpg", "PNG")

@@ -8,7 +8,7 @@ from made_pictures import complaint, put, tree
 
 from masp.core.config import load_config
 from masp.core.errors import DataError, UsageError
-from masp.data.bad_files import Quarantine
+from masp.data.bad_files import BadFiles
 from masp.data.readers.open_dataset import open_dataset, read_dataset, settings_for
 from masp.data.tables import read_table
 
@@ -75,11 +75,11 @@ def test_a_picture_is_found_by_the_end_of_its_path_and_never_by_its_name_alone(t
     found = {"/".join(record.path.parts[-2:]): record.label for record in open_dataset(tmp_path).records}
     assert found == {"joy/1.jpg": "joy", "fear/1.jpg": "fear", "fear/2.jpg": "fear"}
     (tmp_path / "list.csv").write_text("path,label\njoy/1.jpg,joy\nfear/1.jpg,fear\njoy/2.jpg,joy\n1.jpg,joy\n")
-    account = Quarantine(tolerant=True)
+    account = BadFiles(tolerant=True)
     assert len(read_dataset(settings_for(tmp_path), account).splits["all"]) == 2
     assert [one.fault for one in account.rejected] == ["picture", "row"]
-    assert "row 3: there is no picture joy/2.jpg" in account.rejected[0].reason
-    assert "one picture. Write the whole path" in account.rejected[1].reason
+    assert "row 3: there is no image joy/2.jpg" in account.rejected[0].reason
+    assert "one image. Write the whole path" in account.rejected[1].reason
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_picture_is_found_by_the_end_of_its_path_and_never_by_its_name_alone(t
         ("a.jpg", "row", "there are 1 cells; expected at least 2"),
         ("../../etc/x.jpg,joy", "row", "does not name a file of the data set"),
         (",joy", "row", "does not name a file of the data set"),
-        ("z.jpg,joy", "picture", "there is no picture z.jpg"),
+        ("z.jpg,joy", "picture", "there is no image z.jpg"),
         ('a.jpg,"joy\nb.jpg,fear\n', "row", "expected one line. Close the quotation marks"),
     ],
 )
@@ -111,7 +111,7 @@ def test_tables_that_are_none_are_refused(tmp_path: Path) -> None:
     table.write_bytes(b"path,label\n\xff\xfe,joy\n")
     assert "is not text in UTF-8" in complaint(table, "table")
     table.write_text("one,two\na.jpg,joy\n")
-    assert "has the columns 'one', 'two'; expected one of pictures, such as 'path'" in complaint(table, "table")
+    assert "has the columns 'one', 'two'; expected one of images, such as 'path'" in complaint(table, "table")
     table.write_text("path,label\na.jpg," + "x" * 200_000)
     assert "is not a table (field larger" in complaint(table, "table")
     (tmp_path / "second.csv").write_text("path,label\n")

@@ -12,13 +12,13 @@ from made_pictures import noise, put
 from PIL import Image
 
 from masp.core.errors import DataError, UsageError
-from masp.data.bad_files import Quarantine
+from masp.data.bad_files import BadFiles
 from masp.data.prefetch import Failed, LoadedBatch, Loading, load, prefetch, prefetch_batches
 from masp.data.sampling import Batches
 
 
 def mean(images: Sequence[Image.Image]) -> list[float]:
-    """A stand-in for preprocessing that tells pictures apart."""
+    """A stand-in for preprocessing that tells images apart."""
     return [float(np.asarray(image).mean()) for image in images]
 
 
@@ -108,7 +108,7 @@ def test_a_mistake_in_preprocessing_is_not_the_pictures_fault(pictures: list[Pat
 
 
 def test_the_account_is_exact(pictures: list[Path]) -> None:
-    account = Quarantine()
+    account = BadFiles()
     batches = list(prefetch(pictures, mean, 5, quarantine=account))
     assert account.used == sum(len(batch.indices) for batch in batches) == 21
     assert (account.read, [rejected.path for rejected in account.rejected]) == (23, [pictures[4], pictures[17]])
@@ -116,7 +116,7 @@ def test_the_account_is_exact(pictures: list[Path]) -> None:
 
 @pytest.mark.parametrize("workers", [0, 3])
 def test_the_quarantine_stops_the_stream(pictures: list[Path], workers: int) -> None:
-    stream = prefetch(pictures, mean, 2, workers, quarantine=Quarantine(strict=True))
+    stream = prefetch(pictures, mean, 2, workers, quarantine=BadFiles(strict=True))
     assert [next(stream).indices, next(stream).indices] == [(0, 1), (2, 3)]
     with pytest.raises(DataError, match=r"04\.png cannot be used: not a JPEG"):
         next(stream)

@@ -9,13 +9,13 @@ from made_pictures import complaint, put, tree
 from masp.core.config import load_config
 from masp.core.errors import DataError
 from masp.core.labels import LABEL_SETS
-from masp.data.bad_files import Quarantine
+from masp.data.bad_files import BadFiles
 from masp.data.readers.common import Reading
 from masp.data.readers.open_dataset import open_dataset, read_dataset, settings_for
 
 
 def reading(path: Path, layout: str = "auto") -> Reading:
-    return read_dataset(settings_for(path, layout), Quarantine())
+    return read_dataset(settings_for(path, layout), BadFiles())
 
 
 def found(path: Path, layout: str = "auto") -> dict[str, str | None]:
@@ -34,7 +34,7 @@ def test_abstract_is_read_through_its_quotation_marks(tmp_path: Path, end: str) 
     assert (first.path.name, first.label, second.label) == ("abstract_0001.jpg", "content", "anger")
     assert first.distribution is not None
     assert (first.distribution["content"], first.distribution["fear"]) == (5 / 8, 2 / 8)
-    assert read.skipped == {"pictures with as many votes for a second label": 1}
+    assert read.skipped == {"images with as many votes for a second label": 1}
     assert (read.account.used, read.account.rejected) == (3, [])
 
 
@@ -43,7 +43,7 @@ def test_abstracts_rows_with_faults_are_left_out_by_name(tmp_path: Path) -> None
     with (tmp_path / "ABSTRACT_groundTruth.csv").open("a") as table:
         table.write("'abstract_0009.jpg',1,0,0,0,0,0,0,0\n'abstract_0001.jpg',1,0\n")
         table.write("'abstract_0001.jpg',1,0,0,x,0,0,0,0\n'abstract_0001.jpg',0,0,0,0,0,0,0,0\n")
-    account = Quarantine(tolerant=True)
+    account = BadFiles(tolerant=True)
     read = read_dataset(settings_for(tmp_path), account)
     assert len(read.splits["all"]) == 3
     assert [one.fault for one in account.rejected] == ["picture", "annotation", "annotation", "annotation"]
@@ -77,8 +77,8 @@ def test_artphoto_is_read_in_both_spellings(tmp_path: Path) -> None:
 
 def test_other_flat_folders_are_not_artphoto(tmp_path: Path) -> None:
     artphoto(tmp_path, {"sad": 2, "joyride": 1})
-    assert "holds pictures but no class folders" in complaint(tmp_path)
-    account = Quarantine(tolerant=True)
+    assert "holds images but no class folders" in complaint(tmp_path)
+    account = BadFiles(tolerant=True)
     assert len(read_dataset(settings_for(tmp_path, "artphoto"), account).splits["all"]) == 2
     assert (account.rejected[0].fault, account.rejected[0].path.name) == ("label", "joyride_0001.jpg")
 
@@ -97,7 +97,7 @@ def test_fi_keeps_what_more_people_agree_with(tmp_path: Path) -> None:
     read = reading(tmp_path)
     assert (read.layout, read.labels) == ("fi", LABEL_SETS["fi"])
     assert [record.path.name for record in read.splits["all"]] == ["awe_0.jpg", "awe_2.jpg", "sadness_1.jpg"]
-    assert read.skipped == {"pictures whose label no majority agreed with": 2}
+    assert read.skipped == {"images whose label no majority agreed with": 2}
 
 
 def test_fi_is_read_without_tables_and_with_tables_of_other_names(
@@ -107,12 +107,12 @@ def test_fi_is_read_without_tables_and_with_tables_of_other_names(
     assert found(tmp_path / "a")["sad_0.jpg"] == "sadness"
     fi(tmp_path / "b", {"awe": 2, "fear": 1}, ["awe,4711.jpg,5,0"])
     assert len(found(tmp_path / "b")) == 3
-    assert "name none of its pictures; all of them are used" in caplog.text
+    assert "name none of its images; all of them are used" in caplog.text
 
 
 def test_fis_strange_folders_and_tables_are_named(tmp_path: Path) -> None:
     fi(tmp_path, {"awe": 2, "fear": 2, "joy": 1})
-    account = Quarantine(tolerant=True)
+    account = BadFiles(tolerant=True)
     assert len(read_dataset(settings_for(tmp_path), account).splits["all"]) == 4
     assert (account.rejected[0].fault, account.rejected[0].path.name) == ("label", "joy_0.jpg")
     assert "the label is 'joy'; expected one of amusement, awe" in account.rejected[0].reason
@@ -133,7 +133,7 @@ def test_votes_become_labels_by_majority(tmp_path: Path) -> None:
         ("102", "negative"),
     ]
     assert read.splits["all"][1].distribution == {"positive": 0, "negative": 2 / 3, "neutral": 1 / 3}
-    assert read.skipped == {"rows without a majority for positive or negative": 2, "rows without a picture": 1}
+    assert read.skipped == {"rows without a majority for positive or negative": 2, "rows without an image": 1}
     assert read.account.used == 5
 
 
@@ -151,12 +151,12 @@ def test_the_user_names_the_columns_of_votes(tmp_path: Path) -> None:
     wrong = load_config(None, [f"data.path={tmp_path}", "data.layout=votes", "data.columns.path=bilt"]).data
     with pytest.raises(DataError, match=r"has no column 'bilt'\. Did you mean 'bild'\?"):
         open_dataset(wrong)
-    assert "one of pictures, such as 'path'. Name it with data.columns.path" in complaint(tmp_path, "votes")
+    assert "one of images, such as 'path'. Name it with data.columns.path" in complaint(tmp_path, "votes")
 
 
 def test_votes_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
     votes(tmp_path, ["1,3,0,0", "2,x,0,0", "3,0,0,-2", "4,0,0,3"])
-    account = Quarantine(tolerant=True)
+    account = BadFiles(tolerant=True)
     assert len(read_dataset(settings_for(tmp_path), account).splits["all"]) == 2
     assert ["row 2: a count of votes is 'x'" in account.rejected[0].reason, len(account.rejected)] == [True, 2]
 

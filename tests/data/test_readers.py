@@ -91,7 +91,7 @@ def test_hidden_files_and_clutter_are_passed_over(tmp_path: Path, caplog: pytest
     (tmp_path / "readme.txt").write_text("hello")
     dataset = open_dataset(tmp_path)
     assert len(dataset.records) == 5
-    assert "ignored, as not named like pictures: 2 files (1 × .txt, 1 × .tif)" in caplog.text
+    assert "ignored, as not named like images: 2 files (1 × .txt, 1 × .tif)" in caplog.text
 
 
 def test_the_order_of_the_listing_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,12 +150,12 @@ def test_the_paper_like_split_of_emotion6_tests_on_30_percent(tmp_path: Path) ->
 
 
 def test_folders_that_are_no_data_sets_are_refused(tmp_path: Path) -> None:
-    assert "holds no pictures; expected a data set in a known layout" in complaint(tmp_path)
+    assert "holds no images; expected a data set in a known layout" in complaint(tmp_path)
     (tmp_path / "text.txt").write_text("hello")
-    assert "holds no pictures" in complaint(tmp_path)
+    assert "holds no images" in complaint(tmp_path)
     put(tmp_path / "a.png")
-    assert "holds pictures but no class folders" in complaint(tmp_path)
-    assert "Sort the pictures into folders" in complaint(tmp_path)
+    assert "holds images but no class folders" in complaint(tmp_path)
+    assert "Sort the images into folders" in complaint(tmp_path)
 
 
 def test_a_missing_folder_is_refused_with_its_neighbour(tmp_path: Path) -> None:
@@ -225,9 +225,9 @@ def test_empty_class_folders_are_passed_over_and_named(tmp_path: Path, caplog: p
     (tmp_path / "docs" / "readme.md").write_text("hello")
     dataset = open_dataset(tmp_path)
     assert (dataset.labels, len(dataset.records)) == (("fear", "joy"), 6)
-    assert "folders without a picture, which are no labels: awe, docs" in caplog.text
+    assert "folders without an image, which are no labels: awe, docs" in caplog.text
     (found,) = check([open_for_check(settings_for(tmp_path))], Depth(images=False)).data_sets
-    assert found.skipped["folders without a picture, which are no labels: awe, docs"] == 2
+    assert found.skipped["folders without an image, which are no labels: awe, docs"] == 2
 
 
 def test_an_empty_class_of_a_split_is_passed_over_and_so_is_an_empty_split(tmp_path: Path) -> None:
@@ -252,14 +252,14 @@ def test_a_class_of_pictures_that_are_not_read_is_refused(tmp_path: Path) -> Non
     """Its label is meant: to leave it out would be another data set."""
     tree(tmp_path, {"joy": 3, "fear": 3})
     put(tmp_path / "awe" / "scan.TIF")
-    assert "awe holds no picture that is read, but scan.TIF" in complaint(tmp_path)
+    assert "awe holds no image that is read, but scan.TIF" in complaint(tmp_path)
 
 
 def test_a_data_set_whose_folders_are_all_empty_is_refused(tmp_path: Path) -> None:
     for name in ("joy", "fear"):
         (tmp_path / name).mkdir()
         (tmp_path / name / ".DS_Store").write_bytes(b"junk")
-    assert "holds no pictures" in complaint(tmp_path)
+    assert "holds no images" in complaint(tmp_path)
 
 
 @pytest.mark.parametrize("place", ["", "train"])
@@ -267,12 +267,12 @@ def test_pictures_beside_the_folders_of_labels_are_refused(tmp_path: Path, place
     """Nobody can know whether they belong to a label, or which."""
     root = tree(tmp_path / place, {"joy": 3, "fear": 3})
     put(root / "stray.png")
-    assert f"{root} holds pictures (stray.png, …) beside its folders of labels" in complaint(tmp_path)
+    assert f"{root} holds images (stray.png, …) beside its folders of labels" in complaint(tmp_path)
 
 
 def test_empty_lists_are_refused(tmp_path: Path) -> None:
     emoset(tmp_path, {"train": []})
-    assert "holds no pictures; expected pictures in the layout emoset" in complaint(tmp_path)
+    assert "holds no images; expected images in the layout emoset" in complaint(tmp_path)
 
 
 def test_labels_that_look_alike_are_refused(tmp_path: Path) -> None:
@@ -282,10 +282,10 @@ def test_labels_that_look_alike_are_refused(tmp_path: Path) -> None:
 
 def test_a_tree_that_is_too_deep_is_refused_with_a_hint(tmp_path: Path) -> None:
     tree(tmp_path / "collection", {"joy": 2, "fear": 2})
-    assert "holds folders (fear, …) where pictures should be" in complaint(tmp_path)
+    assert "holds folders (fear, …) where images should be" in complaint(tmp_path)
     assert complaint(tmp_path).endswith(f"Perhaps open {tmp_path / 'collection'}.")
     put(tmp_path / "collection" / "a.png")
-    assert "holds pictures and also the folder fear" in complaint(tmp_path)
+    assert "holds images and also the folder fear" in complaint(tmp_path)
 
 
 def test_split_folders_beside_others_are_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from made_pictures import MIKELS, ROWS, emoset, put, put_json, tree
 
 from masp.core.errors import DataError
-from masp.data.bad_files import Quarantine
+from masp.data.bad_files import BadFiles
 from masp.data.class_weights import class_balance
 from masp.data.readers.open_dataset import open_dataset
 from masp.data.records import Record, read_json
@@ -84,7 +84,7 @@ def test_json_is_read_up_to_a_size(tmp_path: Path) -> None:
 
 
 def test_read_is_used_plus_quarantined() -> None:
-    account = Quarantine()
+    account = BadFiles()
     account.accept(1000)
     for number in range(7):
         account.reject(HERE, "damaged" if number else "empty")
@@ -95,7 +95,7 @@ def test_read_is_used_plus_quarantined() -> None:
 
 
 def test_more_than_one_percent_of_all_stops_at_once() -> None:
-    account = Quarantine(total=299)
+    account = BadFiles(total=299)
     account.accept(10)
     account.reject(HERE, "damaged")
     account.reject(HERE, "damaged")  # 2 of 12, but of 299 to come not more than 1 %
@@ -106,7 +106,7 @@ def test_more_than_one_percent_of_all_stops_at_once() -> None:
 
 
 def test_without_a_total_the_share_is_checked_at_the_end() -> None:
-    account = Quarantine()
+    account = BadFiles()
     for _ in range(3):
         account.reject(HERE, "damaged")
         account.accept(99)
@@ -117,7 +117,7 @@ def test_without_a_total_the_share_is_checked_at_the_end() -> None:
 
 
 def test_a_single_bad_file_among_few_stops_nothing_and_a_second_does() -> None:
-    account = Quarantine(total=18)
+    account = BadFiles(total=18)
     account.reject(HERE, "damaged")
     account.accept(16)
     account.finish()
@@ -126,13 +126,13 @@ def test_a_single_bad_file_among_few_stops_nothing_and_a_second_does() -> None:
 
 
 def test_a_hundred_in_a_row_stop_whatever_came_before() -> None:
-    account = Quarantine()
+    account = BadFiles()
     account.accept(1_000_000)
     for _ in range(99):
         account.reject(HERE, "damaged")
     with pytest.raises(DataError, match=r"100 files in a row cannot be used, the last is a\.png: damaged"):
         account.reject(HERE, "damaged")
-    calm = Quarantine()
+    calm = BadFiles()
     calm.accept(1_000_000)
     for _ in range(3):
         for _ in range(99):
@@ -141,15 +141,15 @@ def test_a_hundred_in_a_row_stop_whatever_came_before() -> None:
 
 
 def test_strict_stops_at_the_first() -> None:
-    account = Quarantine(strict=True)
+    account = BadFiles(strict=True)
     account.accept(5)
     with pytest.raises(DataError, match=r"a\.png cannot be used: damaged\. Repair or remove it, or turn strict off"):
         account.reject(HERE, "damaged")
 
 
 def test_nothing_good_is_an_error_at_the_end() -> None:
-    Quarantine().finish()
-    account = Quarantine()
+    BadFiles().finish()
+    account = BadFiles()
     account.reject(HERE, "damaged")
     with pytest.raises(DataError, match=r"none of 1 files can be used, the last is a\.png: damaged"):
         account.finish()

@@ -1,4 +1,4 @@
-"""Pictures under the labels of another taxonomy."""
+"""Images under the labels of another taxonomy."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Splits by content: alike for every label, the same everywhere, never the same picture on both sides."""
+"""Splits by content: alike for every label, the same everywhere, never the same image on both sides."""
 
 import hashlib
 import json

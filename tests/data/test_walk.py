@@ -1,4 +1,4 @@
-"""What a user can name on the command line becomes a stream of pictures."""
+"""What a user can name on the command line becomes a stream of images."""
 
 import inspect
 import io
@@ -67,7 +67,7 @@ def test_names_that_are_not_utf8_survive(folder: Path) -> None:
 
 def test_a_list_that_is_not_text_is_refused() -> None:
     lines = io.TextIOWrapper(io.BytesIO(b"a.png\n\xff\xfe\n"), encoding="utf-8")
-    with pytest.raises(DataError, match="the list of pictures is not text; expected one path per line, in UTF-8"):
+    with pytest.raises(DataError, match="the list of images is not text; expected one path per line, in UTF-8"):
         list(images_from(["-"], lines))
 
 

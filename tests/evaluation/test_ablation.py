@@ -8,7 +8,7 @@ import torch
 from masp.core.errors import UsageError
 from masp.evaluation.ablation import ROWS, table2, write_table
 from masp.evaluation.batches import Batching
-from masp.model.masp_model import Use
+from masp.model.masp_model import ActiveParts
 from masp.model.scoring import score
 from masp.predictor import Masp
 from small_adapters import write_adapter
@@ -50,10 +50,10 @@ def test_each_row_uses_its_parts(pair, tmp_path):
     records = write_scenes(tmp_path).splits["test"]
     table = table2(full, alone, records, seed=3, batching=Batching(7))
     assert [row.name for row in table.rows] == list(ROWS) == ["V", "V+A", "V+S", "V+A+rS", "V+A+S"]
-    assert table.row("V").predicted == labels_of(full.model, Use((), prompt=False), full, records)
-    assert table.row("V+A").predicted == labels_of(full.model, Use(prompt=False), full, records)
-    assert table.row("V+S").predicted == labels_of(alone.model, Use(()), full, records)
-    assert table.row("V+A+S").predicted == labels_of(full.model, Use(), full, records)
+    assert table.row("V").predicted == labels_of(full.model, ActiveParts((), prompt=False), full, records)
+    assert table.row("V+A").predicted == labels_of(full.model, ActiveParts(prompt=False), full, records)
+    assert table.row("V+S").predicted == labels_of(alone.model, ActiveParts(()), full, records)
+    assert table.row("V+A+S").predicted == labels_of(full.model, ActiveParts(), full, records)
     assert table.row("V+A+S").predicted == tuple(one.label for one in full.predict([r.path for r in records]))
     assert len({row.calibration_error for row in table.rows}) == 5  # no two rows compute the same
 

@@ -7,7 +7,7 @@ from masp.core.prompts import load_questions
 from masp.data.records import Record
 from masp.evaluation import aspect_quality as quality
 from masp.evaluation.batches import Batching
-from masp.model.masp_model import Use
+from masp.model.masp_model import ActiveParts
 from masp.predictor import Masp
 from small_adapters import write_adapter
 from small_scenes import write_scenes
@@ -30,7 +30,7 @@ def test_a_thing_said_twice_counts_once_and_order_does_not_matter():
 def test_each_aspect_is_measured_where_it_is_annotated(tmp_path, monkeypatch):
     masp = Masp.from_pretrained(write_adapter(tmp_path / "adapter"), dtype="float32")
     records = write_scenes(tmp_path / "scenes").splits["test"]
-    heard: list[Use | None] = []
+    heard: list[ActiveParts | None] = []
 
     def say(model, visual, question, use=None, max_new_tokens=16):
         heard.append(use)
@@ -49,7 +49,7 @@ def test_each_aspect_is_measured_where_it_is_annotated(tmp_path, monkeypatch):
     assert objects.backbone_things.f1 == 0.0
     assert scene.exact.value == 0.0
     assert scene.backbone_exact.value == 1.0
-    assert set(heard) == {Use((), prompt=False)}  # the backbone alone: neither aspects nor prompt
+    assert set(heard) == {ActiveParts((), prompt=False)}  # the backbone alone: neither aspects nor prompt
 
 
 def test_a_random_model_is_measured_without_a_mock(tmp_path):

@@ -10,13 +10,13 @@ from scipy.stats import entropy
 from sklearn.metrics import brier_score_loss, f1_score, log_loss, top_k_accuracy_score
 
 from masp.evaluation import probabilistic_metrics as of
-from masp.evaluation.bootstrap import Draws, bootstrap, means_of
+from masp.evaluation.bootstrap import BootstrapSamples, bootstrap, means_of
 from masp.evaluation.compute_metrics import label_intervals
 from masp.evaluation.metrics import calibration_error
-from masp.evaluation.predictions import Answered
+from masp.evaluation.predictions import LabelledPrediction
 
 LABELS = ("joy", "fear", "awe")
-FEW = Draws(50)
+FEW = BootstrapSamples(50)
 
 
 def logs_of(*rows):
@@ -51,7 +51,7 @@ def test_top2_by_hand_takes_the_first_of_equal_labels():
 def test_scores_agree_with_the_libraries():
     logs, truth = random_case()
     shares, labels = np.exp(logs), range(5)
-    found = of.chances(logs, truth, FEW)
+    found = of.probabilistic_metrics(logs, truth, FEW)
     assert found.negative_log_likelihood.value == pytest.approx(log_loss(truth, shares, labels=labels))
     assert found.brier.value == pytest.approx(brier_score_loss(truth, shares, labels=labels, scale_by_half=False))
     assert found.top2 is not None
@@ -95,7 +95,7 @@ def test_a_perfectly_calibrated_system_stands_on_the_floor():
     logs, _ = random_case(images=997)
     dice = np.random.default_rng(1)
     truth = np.array([dice.choice(5, p=shares / shares.sum()) for shares in np.exp(logs)])
-    found = of.chances(logs, truth, Draws(50, 7))
+    found = of.probabilistic_metrics(logs, truth, BootstrapSamples(50, 7))
     floor = found.calibration_floor
     assert floor is not None
     assert abs(found.calibration_error.value - floor.value) < 3 * floor.deviation
@@ -113,7 +113,7 @@ def test_the_floor_falls_with_the_root_of_the_images():
 
 def test_the_floor_after_scaling_is_that_of_the_scaled_confidences():
     logs, truth = random_case()
-    found = of.calibrated((logs, truth), "val", logs, truth, Draws(20, 3))
+    found = of.calibrated((logs, truth), "val", logs, truth, BootstrapSamples(20, 3))
     assert found.calibration_floor == of.calibration_floor(of.scaled(logs, found.temperature), seed=3)
     assert found.calibration_floor != of.calibration_floor(logs, seed=3)
 
@@ -214,9 +214,9 @@ def test_distances_from_votes_by_hand():
 
 def test_log_tables_follow_the_order_of_the_labels():
     answers = [
-        Answered("a", "awe", "joy", {"awe": -3.0, "joy": -1.0, "fear": -2.0}),
-        Answered("b", "joy", None),
-        Answered("c", "fear", "joy", {"awe": -6.0, "joy": -4.0, "fear": -5.0}),
+        LabelledPrediction("a", "awe", "joy", {"awe": -3.0, "joy": -1.0, "fear": -2.0}),
+        LabelledPrediction("b", "joy", None),
+        LabelledPrediction("c", "fear", "joy", {"awe": -6.0, "joy": -4.0, "fear": -5.0}),
     ]
     logs, truth = of.log_table(answers, LABELS)
     assert logs.tolist() == [[-1, -2, -3], [-4, -5, -6]]
@@ -226,11 +226,11 @@ def test_log_tables_follow_the_order_of_the_labels():
 
 def test_bootstrap_of_a_mean_is_near_the_normal_interval():
     values = np.random.default_rng(1).random((400, 1)) < 0.3
-    (found,) = bootstrap(400, lambda rows: means_of(values.astype(float), rows).T, Draws(2000, 5))
+    (found,) = bootstrap(400, lambda rows: means_of(values.astype(float), rows).T, BootstrapSamples(2000, 5))
     half = 1.96 * math.sqrt(found.value * (1 - found.value) / 400)
     assert found.value == values.mean()
     assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half), abs=0.006)
-    assert bootstrap(400, lambda rows: means_of(values.astype(float), rows).T, Draws(2000, 5)) == (found,)
+    assert bootstrap(400, lambda rows: means_of(values.astype(float), rows).T, BootstrapSamples(2000, 5)) == (found,)
 
 
 def test_bootstrap_of_one_image_is_that_image():
@@ -241,19 +241,19 @@ def test_bootstrap_of_one_image_is_that_image():
 def test_the_interval_of_a_small_calibration_error_holds_it():
     truth = np.array([0, 0, 0, 1] * 225)
     logs = logs_of(*[[0.75, 0.25]] * 900)  # right as often as it is sure, to the image
-    _, _, error = of.proper_scores(logs, truth, Draws(500))
+    _, _, error = of.proper_scores(logs, truth, BootstrapSamples(500))
     assert error.low == 0 == pytest.approx(error.value)  # every draw is above 0, and so are plain percentiles
     assert 0 < error.high < 0.03
     sure = np.random.default_rng(0).random(900)
-    (plain,) = bootstrap(900, lambda rows: 7 + means_of(sure[:, None], rows).T, Draws(500))
-    (moved,) = bootstrap(900, lambda rows: 7 + means_of(sure[:, None], rows).T, Draws(500), biased=[0])
+    (plain,) = bootstrap(900, lambda rows: 7 + means_of(sure[:, None], rows).T, BootstrapSamples(500))
+    (moved,) = bootstrap(900, lambda rows: 7 + means_of(sure[:, None], rows).T, BootstrapSamples(500), biased=[0])
     assert moved.high - moved.low == pytest.approx(plain.high - plain.low)
 
 
 def test_macro_f1_of_a_draw_is_scikit_learns():
     truth = ["joy", "joy", "joy", "fear", "fear", "awe"]
     said = ["joy", "fear", None, "fear", "joy", "joy"]
-    accuracy, macro = label_intervals(truth, said, LABELS, Draws(300))
+    accuracy, macro = label_intervals(truth, said, LABELS, BootstrapSamples(300))
     assert accuracy.value == 2 / 6
     theirs = f1_score(truth, [one or "none" for one in said], labels=list(LABELS), average="macro", zero_division=0)
     assert macro.value == pytest.approx(theirs) == pytest.approx((1 / 3 + 1 / 2 + 0) / 3)

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 
 from masp.core.errors import DataError, UsageError
-from masp.evaluation.bootstrap import Draws
+from masp.evaluation.bootstrap import BootstrapSamples
 from masp.evaluation.comparison import compare_results, over_seeds
-from masp.evaluation.compute_metrics import About, measured
-from masp.evaluation.predictions import Answered
+from masp.evaluation.compute_metrics import ResultContext, measured
+from masp.evaluation.predictions import LabelledPrediction
 
 LABELS = ("joy", "fear")
 
@@ -18,9 +18,12 @@ def result(said, truth="jjjjffff", name="s", fingerprint="0", shuffled=False, su
     """A result with one answer a letter; "-" names no label."""
     words = {"j": "joy", "f": "fear", "-": None}
     logs = None if sure is None else {"joy": sure, "fear": -0.5}
-    rows = [Answered(f"{n}.png", words[t], words[s], logs) for n, (t, s) in enumerate(zip(truth, said, strict=True))]
-    about = About(name, "d", "test", "score", LABELS, {"data": {"fingerprint": fingerprint}})
-    return measured(about, rows[::-1] if shuffled else rows, draws=Draws(20))
+    rows = [
+        LabelledPrediction(f"{n}.png", words[t], words[s], logs)
+        for n, (t, s) in enumerate(zip(truth, said, strict=True))
+    ]
+    about = ResultContext(name, "d", "test", "score", LABELS, {"data": {"fingerprint": fingerprint}})
+    return measured(about, rows[::-1] if shuffled else rows, draws=BootstrapSamples(20))
 
 
 def test_differences_are_counted_image_by_image():

@@ -82,7 +82,7 @@ def test_a_published_division_that_was_trained_on_is_left_alone_in_silence(folde
 
 
 def two_stages(folder, learned, held=()):
-    """The prompt as the run says; the aspects learned from other pictures of the same data set, given by number."""
+    """The prompt as the run says; the aspects learned from other images of the same data set, given by number."""
     dataset = open_dataset(folder / "data")
     records = sorted(dataset.records, key=lambda record: record.path.name)
     splits = {
@@ -114,7 +114,7 @@ def test_the_last_stage_decides_and_its_aspects_are_warned_of(folder, caplog):
 
 def test_aspects_whose_division_is_known_are_warned_of_only_for_tests(folder, caplog):
     numbers = numbers_of_the_run(folder)
-    other, _ = two_stages(folder, learned=numbers["train"][:3])  # fewer pictures, none of them a test
+    other, _ = two_stages(folder, learned=numbers["train"][:3])  # fewer images, none of them a test
     write_split(folder / "run" / "splits.aspects.json", other)
     found = as_trained(open_dataset(folder / "data"), folder / "run")
     assert found.split_by == "run"

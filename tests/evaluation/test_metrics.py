@@ -157,4 +157,4 @@ def test_the_mean_of_shares_has_its_interval():
 
 def test_texts_carry_units():
     assert metrics.share(81, 263).percent() == "30.8 % [25.5, 36.6]"
-    assert metrics.Paired(0.031, -0.01, 0.052, 0.2, 3, 5).points() == "+3.1 points [-1.0, +5.2]"
+    assert metrics.PairedComparison(0.031, -0.01, 0.052, 0.2, 3, 5).points() == "+3.1 points [-1.0, +5.2]"

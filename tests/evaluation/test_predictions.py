@@ -7,10 +7,10 @@ import pytest
 
 from masp.core.errors import DataError, UsageError
 from masp.data.records import Dataset, Record
-from masp.evaluation.bootstrap import Draws
-from masp.evaluation.compute_metrics import About, measured
+from masp.evaluation.bootstrap import BootstrapSamples
+from masp.evaluation.compute_metrics import ResultContext, measured
 from masp.evaluation.external_predictions import evaluate_predictions
-from masp.evaluation.predictions import LOWEST, Answered, read_foreign, read_predictions, write_predictions
+from masp.evaluation.predictions import LOWEST, LabelledPrediction, read_foreign, read_predictions, write_predictions
 from masp.evaluation.result import read_result
 
 LABELS = ("joy", "sadness", "awe")
@@ -43,8 +43,8 @@ def rows_for(data, split="test"):
 
 def test_what_was_written_is_read_back_value_for_value(tmp_path):
     answers = (
-        Answered("a/1.png", "joy", "joy", {"joy": -0.1, "sadness": -2.302585092994046, "awe": LOWEST}),
-        Answered("b/ü.png", "awe", None, None, 'so "sad"\n'),
+        LabelledPrediction("a/1.png", "joy", "joy", {"joy": -0.1, "sadness": -2.302585092994046, "awe": LOWEST}),
+        LabelledPrediction("b/ü.png", "awe", None, None, 'so "sad"\n'),
     )
     write_predictions(tmp_path / "p.jsonl", answers)
     assert read_predictions(tmp_path / "p.jsonl") == answers
@@ -55,7 +55,10 @@ def test_what_was_written_is_read_back_value_for_value(tmp_path):
         "log_probabilities",
         "answer",
     ]
-    texts = (Answered("a.png", "joy", "joy", None, "Joy", False), Answered("b.png", "joy", "joy", None, "joy", True))
+    texts = (
+        LabelledPrediction("a.png", "joy", "joy", None, "Joy", False),
+        LabelledPrediction("b.png", "joy", "joy", None, "joy", True),
+    )
     write_predictions(tmp_path / "t.jsonl", texts)
     assert read_predictions(tmp_path / "t.jsonl") == texts
     assert [one.counted for one in texts] == [None, "joy"]
@@ -99,9 +102,9 @@ def test_synonyms_that_are_two_labels_of_one_set_stay_apart(tmp_path):
 
 def test_votes_for_synonyms_that_are_two_labels_of_one_set_stay_apart():
     labels = ("joy", "happiness")
-    answer = Answered("1", "joy", "joy", {label: math.log(0.5) for label in labels})
-    about = About("theirs", "things", "test", "score", labels, {})
-    found = measured(about, [answer], {"1": {"happiness": 0.75, "joy": 0.25}}, draws=Draws(20, 0))
+    answer = LabelledPrediction("1", "joy", "joy", {label: math.log(0.5) for label in labels})
+    about = ResultContext("theirs", "things", "test", "score", labels, {})
+    found = measured(about, [answer], {"1": {"happiness": 0.75, "joy": 0.25}}, draws=BootstrapSamples(20, 0))
     # the votes are 1/4 and 3/4, the answer 1/2 and 1/2: 1/4 log 1/2 + 3/4 log 3/2
     assert found.distribution.kl.value == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
 

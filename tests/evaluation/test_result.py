@@ -8,16 +8,16 @@ import pytest
 
 from masp.core.errors import DataError
 from masp.evaluation.metrics import ClassFigures, Interval
-from masp.evaluation.predictions import Answered
+from masp.evaluation.predictions import LabelledPrediction
 from masp.evaluation.result import (
     Bin,
     Calibrated,
-    Chances,
+    CalibrationFloor,
     Distribution,
     Evaluation,
-    Floor,
-    LeftOut,
+    ProbabilisticMetrics,
     RiskCoverage,
+    SkippedImage,
     read_result,
     write_result,
 )
@@ -25,13 +25,13 @@ from masp.evaluation.result import (
 SHARE = Interval(0.5, 0.25, 0.75)
 BINS = (Bin(0.0, 0, 0.0, 0.0), Bin(0.5, 2, 0.9, 0.5))
 ANSWERS = (
-    Answered("joy/0.png", "joy", "joy", {"joy": -0.1, "fear": -2.3521684610440907}),
-    Answered("fear/1.png", "fear", None, {"joy": -0.1, "fear": -2.3521684610440907}, "hm"),
+    LabelledPrediction("joy/0.png", "joy", "joy", {"joy": -0.1, "fear": -2.3521684610440907}),
+    LabelledPrediction("fear/1.png", "fear", None, {"joy": -0.1, "fear": -2.3521684610440907}, "hm"),
 )
 
 
 def made_up(**changes):
-    floor = Floor(0.03125, 0.0078125)
+    floor = CalibrationFloor(0.03125, 0.0078125)
     calibrated = Calibrated(1.5, "val", 3, False, SHARE, SHARE, SHARE, BINS, calibration_floor=floor)
     calibrated = replace(calibrated, temperature_interval=Interval(1.5, 1.25, 1.75))
     curve = RiskCoverage(SHARE, (0.5, 1.0), (0.0, 0.5))
@@ -47,10 +47,10 @@ def made_up(**changes):
         "majority": SHARE,
         "classes": (ClassFigures("joy", 1.0, 1.0, 1.0, 1), ClassFigures("fear", 0.0, 0.0, 0.0, 1)),
         "confusion": ((1, 0, 0), (0, 0, 1)),
-        "chances": Chances(2, None, SHARE, SHARE, SHARE, BINS, curve, calibrated, calibration_floor=floor),
+        "chances": ProbabilisticMetrics(2, None, SHARE, SHARE, SHARE, BINS, curve, calibrated, calibration_floor=floor),
         "distribution": Distribution(2, SHARE, SHARE, SHARE),
         "used": 2,
-        "quarantined": (LeftOut("joy/bad.png", "not a picture"),),
+        "quarantined": (SkippedImage("joy/bad.png", "not an image"),),
         "unlabelled": 0,
         "unparsed": 1,
         "unanswered": 0,

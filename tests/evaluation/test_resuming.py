@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from asked import ByBrightness, opened
-from masp.baselines.base import Said
+from masp.baselines.base import SystemPrediction
 from masp.core.errors import UsageError
 from masp.data.records import Record
 from masp.evaluation.batches import Batching
@@ -176,7 +176,7 @@ def test_a_split_in_another_order_is_asked_anew(dataset, tmp_path):
 
 def test_images_that_cannot_be_read_stay_left_out(dataset, tmp_path):
     broken = dataset.root / "broken.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     records = (Record(broken, "joy"), *dataset.splits["test"])
     with_broken = replace(dataset, splits={**dataset.splits, "test": records})
     with pytest.raises(Stopped):
@@ -218,15 +218,15 @@ def test_a_temperature_is_fitted_on_val(dataset, tmp_path):
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        (Said("rage"), "names 'rage' for 0.png; expected one of joy, fear, awe"),
-        (Said("joy", {"joy": 0.0}), "gives 0.png the log-probabilities"),
-        (Said("joy", {"joy": -1.0, "fear": -1.0, "awe": -0.1}), "normalised"),
-        (Said("joy", {"joy": float("nan"), "fear": -1.0, "awe": -1.0}), "normalised"),
+        (SystemPrediction("rage"), "names 'rage' for 0.png; expected one of joy, fear, awe"),
+        (SystemPrediction("joy", {"joy": 0.0}), "gives 0.png the log-probabilities"),
+        (SystemPrediction("joy", {"joy": -1.0, "fear": -1.0, "awe": -0.1}), "normalised"),
+        (SystemPrediction("joy", {"joy": float("nan"), "fear": -1.0, "awe": -1.0}), "normalised"),
     ],
 )
 def test_a_system_that_answers_nonsense_is_refused(dataset, said, message):
     system = ByBrightness()
-    system.answer = lambda visual: [said] * len(visual)
+    system.predict = lambda visual: [said] * len(visual)
     with pytest.raises(UsageError, match=message):
         evaluate(system, dataset)
 
@@ -234,7 +234,7 @@ def test_a_system_that_answers_nonsense_is_refused(dataset, said, message):
 def test_no_probability_at_all_is_a_small_number(dataset, tmp_path):
     system = ByBrightness()
     logs = {"joy": 0.0, "fear": -float("inf"), "awe": -float("inf")}
-    system.answer = lambda visual: [Said("joy", logs)] * len(visual)
+    system.predict = lambda visual: [SystemPrediction("joy", logs)] * len(visual)
     found = evaluate(system, dataset, out=tmp_path)
     row = json.loads((tmp_path / "predictions.jsonl").read_text().splitlines()[0])
     assert row["log_probabilities"] == {"joy": 0.0, "fear": -708.0, "awe": -708.0}

@@ -90,7 +90,7 @@ def test_generate_runs_without_a_mock(masp, tmp_path):
 
 def test_unreadable_and_unlabelled_images_are_listed_not_counted(masp, tmp_path):
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     dataset = write_scenes(tmp_path)
     found = evaluate(masp, with_records(dataset, Record(broken, "joy"), Record(dataset.root / "0.png")))
     assert (found.used, found.unlabelled) == (7, 1)
@@ -154,8 +154,8 @@ def test_a_result_names_the_seed_of_the_training(masp, tmp_path, seeds, seed):
 
 def test_a_system_that_names_its_seed_is_believed(tmp_path):
     system = ByBrightness()
-    told = system.describe()
-    system.describe = lambda: {**told, "seed": 11}
+    told = system.config()
+    system.config = lambda: {**told, "seed": 11}
     dataset = write_scenes(tmp_path, count=2)
     assert evaluate(system, dataset).provenance["seed"] == 11
     assert evaluate(ByBrightness(), dataset).provenance["seed"] is None

@@ -6,7 +6,7 @@ from masp.core.errors import DataError, UsageError
 from masp.data.records import Record
 from masp.evaluation.batches import Batching
 from masp.evaluation.explanation_metrics import (
-    Explained,
+    ExplainedImage,
     Truth,
     agreement,
     aspect_under_peak,
@@ -22,7 +22,7 @@ GRID = (("scene", None, None), (None, "object", "object"))
 
 
 def explained(cause, label, predicted, strongest, **peaks):
-    return Explained(Truth(cause, GRID, {}), label, predicted, strongest, peaks)
+    return ExplainedImage(Truth(cause, GRID, {}), label, predicted, strongest, peaks)
 
 
 def test_truth_is_read_from_the_record(tmp_path):
@@ -103,7 +103,7 @@ def test_a_model_is_measured_on_every_picture(tmp_path):
         hits += one.label == record.label and strongest == truth_of(record).cause
     assert found.cause is not None
     assert found.cause.value == hits / len(right)
-    assert set(found.pointing) == {"scene", "object"}  # the others are nowhere in these pictures
+    assert set(found.pointing) == {"scene", "object"}  # the others are nowhere in these images
     peaks = sum(aspect_under_peak(one.aspects["object"].attention or (), GRID) == "object" for one in predicted)
     assert found.pointing["object"].value == peaks / 7
 

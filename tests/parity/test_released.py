@@ -146,7 +146,7 @@ def by_transformers(oracle: Oracle, number: int) -> list[int]:
     example, rows = oracle.expected["generate"][number], oracle.model.prompt.vectors
     model = Qwen2VLForConditionalGeneration.from_pretrained(oracle.folder / "vlm", dtype=torch.float32)
     model.model.language_model.embed_tokens.weight[PROMPT_ID : PROMPT_ID + len(rows)] = rows
-    vectors = oracle.model.assemble(oracle.visual(example["image"]), [example["text"]]).embeddings
+    vectors = oracle.model.build_inputs(oracle.visual(example["image"]), [example["text"]]).inputs_embeds
     said: list[int] = []
     for _ in range(len(example["token_ids"])):
         places = torch.arange(vectors.shape[1]).expand(3, 1, -1)

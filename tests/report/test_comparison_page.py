@@ -10,14 +10,14 @@ from PIL import Image
 
 from made_up_results import LABELS, answer, answers, result
 from masp.core.errors import UsageError
-from masp.evaluation.bootstrap import Draws
-from masp.evaluation.compute_metrics import About, measured
+from masp.evaluation.bootstrap import BootstrapSamples
+from masp.evaluation.compute_metrics import ResultContext, measured
 from masp.evaluation.metrics import Interval
-from masp.evaluation.predictions import Answered
+from masp.evaluation.predictions import LabelledPrediction
 from masp.evaluation.result import Distribution, Evaluation
 from masp.report.comparison import comparison
-from masp.report.error_analysis import Asked
-from masp.report.load_results import Rows, Source
+from masp.report.error_analysis import ErrorPageOptions
+from masp.report.load_results import ResultSource, Rows
 from masp.report.schema import Ablation, AblationRow
 from web_page import LOADING, Page
 
@@ -25,12 +25,12 @@ HOSTILE = '<script>alert(1)</script>"\' onload="x'
 WEAK, STRONG = answers("jjffffaj"), answers("jjjjffaf")
 
 
-def sources(*found: Evaluation) -> list[Source]:
-    return [Source("", f"runs/{number}", one) for number, one in enumerate(found)]
+def sources(*found: Evaluation) -> list[ResultSource]:
+    return [ResultSource("", f"runs/{number}", one) for number, one in enumerate(found)]
 
 
 def page(*found: Evaluation, tables=(), title=None, **asked) -> Page:
-    return Page(comparison(sources(*found), tables, Asked(**asked), title))
+    return Page(comparison(sources(*found), tables, ErrorPageOptions(**asked), title))
 
 
 def distributed(system: str) -> Evaluation:
@@ -54,7 +54,7 @@ def html(data: Path) -> str:
     bare = result("bare", answers("jjffffa-", None), mode="generate")
     rows = Ablation((AblationRow("V", "alone", Interval(0.413, 0.4, 0.43)),), 2003, majority=0.2)
     found = sources(result("weak", WEAK), distributed("strong"), *seeds, bare)
-    return comparison(found, [Rows("table2.json", rows, {"seed": 1})], Asked(data=data))
+    return comparison(found, [Rows("table2.json", rows, {"seed": 1})], ErrorPageOptions(data=data))
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +215,7 @@ def test_where_everything_came_from(whole: Page):
 
 
 def test_no_place_on_this_machine_is_told():
-    found = comparison([Source("", "/some/one/runs/a", result("weak", WEAK))], [], Asked())
+    found = comparison([ResultSource("", "/some/one/runs/a", result("weak", WEAK))], [], ErrorPageOptions())
     assert "runs/a" in found
     assert "/some/one" not in found
 
@@ -229,11 +229,11 @@ def test_several_data_sets_stand_apart():
 
 
 def test_what_a_label_is_not(whole: Page):
-    assert "It is not what a person in the picture feels" in whole.text
+    assert "It is not what a person in the image feels" in whole.text
 
 
 def test_a_title_of_ones_own():
-    assert "<h1>My page</h1>" in comparison(sources(result("a", WEAK)), [], Asked(), "My page")
+    assert "<h1>My page</h1>" in comparison(sources(result("a", WEAK)), [], ErrorPageOptions(), "My page")
 
 
 # --- mistakes ------------------------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ def test_the_surest_mistake_comes_first():
 def test_pictures_are_embedded_small(whole: Page):
     (picture,) = whole.of("img")  # the best system made one mistake
     assert picture["src"].startswith("data:image/jpeg;base64,")
-    assert picture["alt"] == "The picture awe/7.png, whose label is awe"
+    assert picture["alt"] == "The image awe/7.png, whose label is awe"
     assert (picture["width"], picture["height"]) == ("90", "60")
 
 
@@ -279,15 +279,15 @@ def test_pictures_outside_the_data_set_are_not_read(data: Path, tmp_path: Path):
     (data / "link.png").unlink(missing_ok=True)
     (data / "link.png").symlink_to(tmp_path / "secret.png")
     for name in (f"../{tmp_path.name}/secret.png", str(tmp_path / "secret.png"), "link.png", "nowhere.png", "a\0b"):
-        wrong = Answered(name, "joy", "fear", WEAK[0].log_probabilities)
+        wrong = LabelledPrediction(name, "joy", "fear", WEAK[0].log_probabilities)
         found = page(result("one", [wrong]), data=data)
         assert not found.of("img"), name
-        assert "The data set has no such picture." in found.text
+        assert "The data set has no such image." in found.text
 
 
 def test_a_damaged_picture_is_said(tmp_path: Path):
     (tmp_path / "joy").mkdir()
-    (tmp_path / "joy" / "2.png").write_bytes(b"no picture")
+    (tmp_path / "joy" / "2.png").write_bytes(b"no image")
     assert "could not be read when this page was written" in page(result("weak", WEAK), data=tmp_path, mistakes=1).text
 
 
@@ -296,13 +296,15 @@ def test_a_damaged_picture_is_said(tmp_path: Path):
 
 def test_names_are_escaped_everywhere():
     labels = (HOSTILE, "b", "c")
-    wrong = Answered(HOSTILE + ".png", HOSTILE, None, None, HOSTILE)
-    right = Answered("b.png", "b", HOSTILE, None, HOSTILE)
-    about = About(HOSTILE, HOSTILE, HOSTILE, "generate", labels, {HOSTILE: {HOSTILE: HOSTILE}, "seed": HOSTILE})
-    found = measured(about, [wrong, right], draws=Draws(5, 0))
+    wrong = LabelledPrediction(HOSTILE + ".png", HOSTILE, None, None, HOSTILE)
+    right = LabelledPrediction("b.png", "b", HOSTILE, None, HOSTILE)
+    about = ResultContext(HOSTILE, HOSTILE, HOSTILE, "generate", labels, {HOSTILE: {HOSTILE: HOSTILE}, "seed": HOSTILE})
+    found = measured(about, [wrong, right], draws=BootstrapSamples(5, 0))
     rows = Ablation((AblationRow(HOSTILE, HOSTILE, Interval(0.4, 0.3, 0.5)),), 3)
     tables = [Rows(HOSTILE, rows, {HOSTILE: HOSTILE})]
-    html = comparison([Source(HOSTILE, HOSTILE, found), Source("x", "y", found)], tables, Asked())
+    html = comparison(
+        [ResultSource(HOSTILE, HOSTILE, found), ResultSource("x", "y", found)], tables, ErrorPageOptions()
+    )
     shown = Page(html)
     assert "script" not in {tag for tag, _ in shown.tags}
     assert not [name for _, attributes in shown.tags for name in attributes if name.startswith("on")]
@@ -322,10 +324,10 @@ def test_five_systems_and_twelve_pictures_stay_small(tmp_path: Path):
     said = []
     for number in range(12):
         name = f"joy/{number}.png"
-        said.append(Answered(name, "joy", "fear", {"joy": -2.4, "fear": -0.2, "awe": -2.4}))
+        said.append(LabelledPrediction(name, "joy", "fear", {"joy": -2.4, "fear": -0.2, "awe": -2.4}))
         (tmp_path / "joy").mkdir(exist_ok=True)
         Image.effect_noise((700, 500), 90).convert("RGB").save(tmp_path / name)
-    html = comparison(sources(*(result(f"s{n}", said) for n in range(5))), [], Asked(data=tmp_path))
+    html = comparison(sources(*(result(f"s{n}", said) for n in range(5))), [], ErrorPageOptions(data=tmp_path))
     assert len(Page(html).of("img")) == 12
     assert len(html) < 3_000_000
     assert LABELS[0] in html

@@ -9,7 +9,7 @@ import pytest
 import tiny
 from made_up_results import result, written
 from masp.adapters import tensors_sha256
-from masp.evaluation.predictions import Answered
+from masp.evaluation.predictions import LabelledPrediction
 from masp.predictor import Masp
 from small_adapters import LABELS, write_adapter
 from web_page import Page
@@ -17,7 +17,7 @@ from web_page import Page
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Pictures, an adapter, a result of that adapter with two mistakes, and one of another system."""
+    """Images, an adapter, a result of that adapter with two mistakes, and one of another system."""
     folder = tmp_path_factory.mktemp("world")
     write_adapter(folder / "adapter")
     for number in range(3):
@@ -25,10 +25,10 @@ def world(tmp_path_factory):
         home.mkdir(parents=True)
         tiny.picture(84, 112, seed=number).save(home / f"{number}.png")
     chances = {"joy": -2.3, "fear": -0.22, "awe": -2.3}
-    said = [Answered(f"{label}/{number}.png", label, "fear", chances) for number, label in enumerate(LABELS)]
+    said = [LabelledPrediction(f"{label}/{number}.png", label, "fear", chances) for number, label in enumerate(LABELS)]
     own = {"tensors_sha256": tensors_sha256(Masp.from_pretrained(folder / "adapter").model.state_dict())}
     written(folder / "ours", result("ours", said, provenance={"adapter": own, "seed": 0}))
-    right = [Answered(one.image, one.truth, one.truth, None, one.truth) for one in said]
+    right = [LabelledPrediction(one.image, one.truth, one.truth, None, one.truth) for one in said]
     written(folder / "theirs", result("theirs", right, mode="generate", provenance={}))
     return folder
 
@@ -52,10 +52,10 @@ def test_a_page_with_what_each_aspect_saw(masp, world, tmp_path):
 def test_an_adapter_of_another_system_is_called_so(masp, world, tmp_path):
     out = tmp_path / "page.html"
     words = ["--data", world / "data", "--adapter", world / "adapter", "--out", out, "--mistakes", 1]
-    other = result("other", [Answered("awe/2.png", "awe", None, None, "hm")], mode="generate", provenance={})
+    other = result("other", [LabelledPrediction("awe/2.png", "awe", None, None, "hm")], mode="generate", provenance={})
     assert masp("report", written(tmp_path / "other", other), *words)[0] == 0
     text = Page(out.read_text(encoding="utf-8")).text
-    assert "which is not known to be other: on 1 of these 1 pictures it names another label" in text
+    assert "which is not known to be other: on 1 of these 1 images it names another label" in text
     assert "no label (“hm”)" in text
 
 

@@ -5,16 +5,16 @@ import pytest
 from made_up_results import TRUTH, answer, answers, result
 from masp.core.errors import UsageError
 from masp.evaluation import metrics
-from masp.evaluation.predictions import Answered
+from masp.evaluation.predictions import LabelledPrediction
 from masp.evaluation.result import Evaluation
 from masp.report import leaderboard as standings
-from masp.report.load_results import Source, trials
+from masp.report.load_results import ResultSource, trials
 
 WEAK, STRONG = answers("jjffffaj"), answers("jjjjffaf")  # 5 and 7 of 8 right; all that WEAK gets right STRONG does too
 
 
 def trial(*found: Evaluation):
-    (one,) = trials([Source("", f"place {number}", result) for number, result in enumerate(found)])
+    (one,) = trials([ResultSource("", f"place {number}", result) for number, result in enumerate(found)])
     return one
 
 
@@ -121,7 +121,7 @@ def test_results_that_do_not_fit_are_told():
     (copied,) = standings.disagreements(copies)
     assert "2 different copies of made" in copied
     renamed = [*STRONG[:7], answer(7, "joy", 0.9)]
-    renamed[7] = Answered("awe/7.png", "fear", "joy", renamed[7].log_probabilities)
+    renamed[7] = LabelledPrediction("awe/7.png", "fear", "joy", renamed[7].log_probabilities)
     assert standings.disagreements(trial(result("a", WEAK), result("b", renamed))) == (
         "The results do not agree on the true label of 1 of the images.",
     )

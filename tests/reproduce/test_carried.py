@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from masp.evaluation.predictions import PREDICTIONS, Answered, write_predictions
+from masp.evaluation.predictions import PREDICTIONS, LabelledPrediction, write_predictions
 from masp.reproduce import writing
 from masp.reproduce.dag import plan_cells
-from masp.reproduce.experiment import Outcome
+from masp.reproduce.experiment import ExperimentResult
 from masp.reproduce.more_sheets import differences, paired
 from masp.reproduce.others import all_recipes
 from masp.reproduce.paper import load_paper
@@ -43,7 +43,9 @@ def results(
     job = small_job(out, *experiments, seeds=seeds, changes=changes)
     figures: dict[str, Any] = {**FIGURES, "accuracy": {"value": accuracy}}
     found = {
-        cell.name: Outcome(cell.name, "done", FACTS if cell.recipe.kind == "data" else figures, {"data": data}, {})
+        cell.name: ExperimentResult(
+            cell.name, "done", FACTS if cell.recipe.kind == "data" else figures, {"data": data}, {}
+        )
         for cell in plan_cells(job, PAPER, all_recipes()).cells
         if cell.recipe.kind != "parameters"
     }
@@ -59,10 +61,12 @@ def names(out: Path) -> list[str]:
 
 
 def say(out: Path, cell: str, predicted: str) -> None:
-    """What a cell answered to four pictures whose label is "a"."""
+    """What a cell answered to four images whose label is "a"."""
     folder = out / "scratch" / "results" / cell
     folder.mkdir(parents=True, exist_ok=True)
-    write_predictions(folder / PREDICTIONS, [Answered(str(n), "a", one, None, None) for n, one in enumerate(predicted)])
+    write_predictions(
+        folder / PREDICTIONS, [LabelledPrediction(str(n), "a", one, None, None) for n, one in enumerate(predicted)]
+    )
 
 
 def test_each_table_says_which_command_wrote_it(tmp_path: Path) -> None:
@@ -86,7 +90,7 @@ def test_each_table_says_which_command_wrote_it(tmp_path: Path) -> None:
         ({"seeds": 1}, "other seeds"),
         ({"changes": ("prompt.learning_rate=0.5",)}, "other settings"),
         ({"data": "e"}, "other data"),
-        ({"changes": ("data.longest_side=84",)}, "other questions or picture sizes"),
+        ({"changes": ("data.longest_side=84",)}, "other questions or image sizes"),
     ],
 )
 def test_a_table_that_was_made_otherwise_is_left_out(tmp_path: Path, other: dict[str, Any], why: str) -> None:

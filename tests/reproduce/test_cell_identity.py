@@ -13,10 +13,10 @@ from masp.core.aspects import ASPECTS
 from masp.core.prompts import load_questions
 from masp.demo import pictures
 from masp.reproduce import library
-from masp.reproduce.experiment import Cell
+from masp.reproduce.experiment import Experiment
 from masp.reproduce.others import divided, read_by, recipe_of
-from masp.reproduce.runner import Workshop
-from masp.reproduce.specs import ATTENTION, FULL, PLAIN, Recipe, masp
+from masp.reproduce.runner import Runner
+from masp.reproduce.specs import ATTENTION, FULL, PLAIN, Spec, masp
 from own_questions import write_questions
 from small_adapters import write_adapter
 from small_reproduction import PLAN, small_job
@@ -41,12 +41,12 @@ def _loaded_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "load_backbone", lambda _: tiny.backbone())
 
 
-def identity(out: Path, recipe: Recipe, *changes: str, seed: int = 0, adapter: bool = False) -> dict[str, Any]:
+def identity(out: Path, recipe: Spec, *changes: str, seed: int = 0, adapter: bool = False) -> dict[str, Any]:
     """The identity of a cell under changed settings; those of other systems begin with the system's name."""
     own, others = divided([change.replace("OWN", str(out / "own.json")) for change in changes])
     job = small_job(out, "table1", changes=tuple(own))
     job = replace(job, others=(*job.others, *others), adapter=out / "adapter" if adapter else None)
-    return Workshop(job).identity(Cell("emoji-scenes", recipe, seed))
+    return Runner(job).identity(Experiment("emoji-scenes", recipe, seed))
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
@@ -76,7 +76,7 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
         (CUES, "aspects.max_steps=2", "stage 1"),
     ],
 )
-def test_what_decides_the_figures_is_in_it(out: Path, recipe: Recipe, change: str, key: str) -> None:
+def test_what_decides_the_figures_is_in_it(out: Path, recipe: Spec, change: str, key: str) -> None:
     assert differences(identity(out, recipe), identity(out, recipe, change)) == {key}
 
 
@@ -112,7 +112,7 @@ def test_aspects_from_elsewhere_bring_their_positions(out: Path) -> None:
         (CUES, ("qlora.rank=4", "distilled.hidden=7", "prompt.checkpoint_every=7")),
     ],
 )
-def test_what_has_no_part_in_the_figures_is_not(out: Path, recipe: Recipe, changes: tuple[str, ...]) -> None:
+def test_what_has_no_part_in_the_figures_is_not(out: Path, recipe: Spec, changes: tuple[str, ...]) -> None:
     assert identity(out, recipe, *changes) == identity(out, recipe)
 
 
@@ -161,11 +161,11 @@ def test_what_stands_on_a_training_follows_it(out: Path) -> None:
     ],
 )
 def test_the_reading_is_in_the_identity_of_what_can_be_asked_for_a_text(
-    out: Path, recipe: Recipe, keys: set[str]
+    out: Path, recipe: Spec, keys: set[str]
 ) -> None:
-    job, cell = small_job(out, "table1"), Cell("emoji-scenes", recipe, 0)
+    job, cell = small_job(out, "table1"), Experiment("emoji-scenes", recipe, 0)
     other = replace(job, others=(*job.others, *read_by("generate")), reading="generate")
-    scored, generated = Workshop(job), Workshop(other)
+    scored, generated = Runner(job), Runner(other)
     assert differences(scored.identity(cell), generated.identity(cell)) == keys
     trained_again = "settings.over.reading" in keys
     assert (scored.folder(cell) == generated.folder(cell)) == (not trained_again)
@@ -192,15 +192,15 @@ SEPM, SIZE = recipe_of("sepm"), "data.longest_side=1000"
     ],
 )
 def test_the_backbone_alone_reads_images_as_its_own_processor_says(
-    out: Path, recipe: Recipe, changes: tuple[str, ...], side: int | None
+    out: Path, recipe: Spec, changes: tuple[str, ...], side: int | None
 ) -> None:
     assert identity(out, recipe, *changes)["longest_side"] == side
 
 
 def test_packed_weights_are_others(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A backbone in 4 bits has the same fingerprint and computes in the same format."""
-    workshop = Workshop(small_job(out, "table1"))
-    cell = Cell("emoji-scenes", PLAIN, 0)
+    workshop = Runner(small_job(out, "table1"))
+    cell = Experiment("emoji-scenes", PLAIN, 0)
     before = workshop.identity(cell)
     monkeypatch.setattr(workshop.library.backbone, "number_format", "nf4/float32")
     assert differences(before, workshop.identity(cell)) == {"backbone.dtype"}

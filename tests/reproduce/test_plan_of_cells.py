@@ -14,11 +14,11 @@ from masp.core.config import DataConfig, TrainConfig, parsed_override
 from masp.core.errors import ConfigError, UsageError
 from masp.data.readers.open_dataset import open_dataset
 from masp.data.sampling import Batches
-from masp.reproduce.budget import Budget, budget_of, settings
-from masp.reproduce.config import Job, Source, drawn_source, find_sources, find_teacher
+from masp.reproduce.budget import StepBudget, budget_of, settings
+from masp.reproduce.config import DatasetSource, ReproduceConfig, drawn_source, find_sources, find_teacher
 from masp.reproduce.dag import NO_WORDS, plan_cells
 from masp.reproduce.estimate import estimate
-from masp.reproduce.experiment import Outcome
+from masp.reproduce.experiment import ExperimentResult
 from masp.reproduce.others import OTHERS, all_recipes, changes_of, divided
 from masp.reproduce.paper import load_paper
 from masp.reproduce.request import Request, job_of
@@ -32,7 +32,7 @@ ALL = ("table1", "table2", "table3", "table4", "figure3", "figure4")
 
 
 def pictures(folder: Path, layout: str, count: int = 12) -> None:
-    """Pictures of two labels: in folders of labels, or in split folders."""
+    """Images of two labels: in folders of labels, or in split folders."""
     for number in range(count):
         split = ("train", "test")[number % 3 == 2] if layout == "splits" else ""
         place = folder / split / ("fear", "joy")[number % 2]
@@ -119,7 +119,9 @@ def test_what_no_seed_changes_is_run_once_and_a_table_says_so(tmp_path: Path) ->
     assert [cell.seed for cell in cells if cell.recipe.name == "probe"] == [0]
     assert [cell.seed for cell in cells if cell.recipe.name == "qlora"] == [0, 1, 2]
     measured = {"accuracy": {"value": 0.5}, "images": 8}
-    outcomes = {cell.name: Outcome(cell.name, "done", measured, {}, {}) for cell in cells if cell.recipe.kind != "data"}
+    outcomes = {
+        cell.name: ExperimentResult(cell.name, "done", measured, {}, {}) for cell in cells if cell.recipe.kind != "data"
+    }
     table = accuracy_table(Results(job, PAPER, outcomes, ()), "table1")
     entries = {row.name: row.entries["emoji-scenes"] for row in table.rows}
     assert (entries["probe"].values, entries["probe"].spread, entries["probe"].reason) == ((0.5,), None, "")
@@ -181,12 +183,12 @@ def test_without_annotations_rows_with_aspects_are_not_run(tmp_path: Path) -> No
 
 
 def test_emoset_teaches_the_aspects_of_all(tmp_path: Path) -> None:
-    teacher = Source("EmoSet", DataConfig(path=tmp_path / "EmoSet"), annotated=True)
-    fi = Source("FI", DataConfig(path=tmp_path / "FI"), annotated=False)
-    job: Job = replace(small_job(tmp_path, "table2", seeds=1), sources=(fi,), teacher=teacher)
+    teacher = DatasetSource("EmoSet", DataConfig(path=tmp_path / "EmoSet"), annotated=True)
+    fi = DatasetSource("FI", DataConfig(path=tmp_path / "FI"), annotated=False)
+    job: ReproduceConfig = replace(small_job(tmp_path, "table2", seeds=1), sources=(fi,), teacher=teacher)
     plan = plan_cells(job, PAPER, all_recipes())
     assert "EmoSet/stage-1/seed0" in plan.find("FI/V+A+S/seed0").needs
-    assert "EmoSet/data/seed0" not in {cell.name for cell in plan.cells}, "its test pictures are not needed"
+    assert "EmoSet/data/seed0" not in {cell.name for cell in plan.cells}, "its test images are not needed"
     assert {cell.dataset for cell in plan.cells if cell.recipe.kind == "masp"} == {"FI"}
 
 
@@ -234,9 +236,9 @@ def test_table_1_says_the_budget_that_all_systems_share(tmp_path: Path) -> None:
     config = job.config.model_copy(update={"prompt": TrainConfig(max_steps=110, batch_size=64, epochs=100)})
     job = replace(job, config=config)
     facts = {"splits": {"train": 5000, "test": 8}, "split_by": "published", "majority": {"value": 0.5}, "guess": 0.5}
-    data = Outcome("emoji-scenes/data/seed0", "done", facts, {}, {})
+    data = ExperimentResult("emoji-scenes/data/seed0", "done", facts, {}, {})
     results = Results(job, PAPER, {data.cell: data}, ())
-    assert budgets(results, ["emoji-scenes"]) == {"emoji-scenes": Budget(5000, 110, 64)}
+    assert budgets(results, ["emoji-scenes"]) == {"emoji-scenes": StepBudget(5000, 110, 64)}
     (note,) = [note for note in accuracy_table(results, "table1").notes if note.startswith("One budget")]
     assert "110 steps of 64 (1.4 × its 5,000 training images)" in note
     assert note.endswith("Set otherwise: qlora.rank=4.")
@@ -246,12 +248,14 @@ def test_table_1_says_the_budget_that_all_systems_share(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stage", "examples", "expected"),
     [
-        (TrainConfig(max_steps=110, batch_size=64, epochs=100), 5000, Budget(5000, 110, 64)),
-        (TrainConfig(batch_size=8, epochs=3), 182, Budget(182, 69, 8)),
-        (TrainConfig(batch_size=1, epochs=3), 1386, Budget(1386, 4158, 1)),
+        (TrainConfig(max_steps=110, batch_size=64, epochs=100), 5000, StepBudget(5000, 110, 64)),
+        (TrainConfig(batch_size=8, epochs=3), 182, StepBudget(182, 69, 8)),
+        (TrainConfig(batch_size=1, epochs=3), 1386, StepBudget(1386, 4158, 1)),
     ],
 )
-def test_the_budget_is_what_the_soft_prompt_learns_from(stage: TrainConfig, examples: int, expected: Budget) -> None:
+def test_the_budget_is_what_the_soft_prompt_learns_from(
+    stage: TrainConfig, examples: int, expected: StepBudget
+) -> None:
     assert budget_of(stage, examples) == expected
     order = Batches(examples, stage.batch_size, 0)
     assert loop_settings(stage, order, "").steps == expected.steps, "as the loop counts"
@@ -306,7 +310,7 @@ def test_a_mean_of_aspects_takes_the_seeds_that_all_of_them_have(tmp_path: Path)
         figures = {"accuracy": {"value": 0.1 * (cell.seed + 1)}, "images": 8}
         state = "failed" if cell.name in missing else "done"
         if cell.recipe.kind != "data":
-            outcomes[cell.name] = Outcome(cell.name, state, figures, {}, {}, error="no memory")
+            outcomes[cell.name] = ExperimentResult(cell.name, state, figures, {}, {}, error="no memory")
     table = accuracy_table(Results(job, PAPER, outcomes, ()), "figure3")
     rows = {row.name: row.entries["emoji-scenes"] for row in table.rows}
     assert (rows[ASPECTS[0]].seeds, rows[ASPECTS[1]].seeds) == ((1, 2), (0, 2))

@@ -35,10 +35,10 @@ from masp.report.load_results import read_sources, trials
 from masp.reproduce import ablations as variants
 from masp.reproduce import executor as pool
 from masp.reproduce import runner as workshop
-from masp.reproduce.config import Job, Source
+from masp.reproduce.config import DatasetSource, ReproduceConfig
 from masp.reproduce.dag import plan_cells
 from masp.reproduce.executor import blocked, run_cells
-from masp.reproduce.experiment import Cell, Outcome, read_outcome, result_file
+from masp.reproduce.experiment import Experiment, ExperimentResult, read_outcome, result_file
 from masp.reproduce.others import all_recipes
 from masp.reproduce.paper import load_paper
 from masp.reproduce.run import Reproduced, reproduce
@@ -51,7 +51,7 @@ from small_reproduction import PLAN, small_job
 RUN = ("table2", "table4", "figure4")
 
 
-def quietly(job: Job, jobs: int = 1) -> tuple[Reproduced, str]:
+def quietly(job: ReproduceConfig, jobs: int = 1) -> tuple[Reproduced, str]:
     """A run, and what a person sees of it."""
     seen = io.StringIO()
     return reproduce(job, jobs, "masp reproduce", Console(file=seen, width=200)), seen.getvalue()
@@ -67,7 +67,7 @@ def first(out: Path) -> tuple[Reproduced, str]:
     return quietly(small_job(out, *RUN))
 
 
-def outcome(out: Path, name: str) -> Outcome:
+def outcome(out: Path, name: str) -> ExperimentResult:
     found = read_outcome(out, name)
     assert found is not None
     return found
@@ -169,22 +169,22 @@ def test_pictures_that_are_left_out_are_named(tmp_path: Path) -> None:
     pictures.draw_dataset(folder, PLAN, lambda _: None)
     job = small_job(tmp_path, "table2", seeds=1)
     record = open_dataset(job.sources[0].data).split("test")[2]
-    record.path.write_bytes(b"no picture")
-    bench = workshop.Workshop(job)
-    assert bench.run(Cell("emoji-scenes", DATA, 0))[0].figures["unreadable"] == 1
-    assert bench.run(Cell("emoji-scenes", PLAIN, 0))[0].state == "done"
+    record.path.write_bytes(b"no image")
+    bench = workshop.Runner(job)
+    assert bench.run(Experiment("emoji-scenes", DATA, 0))[0].figures["unreadable"] == 1
+    assert bench.run(Experiment("emoji-scenes", PLAIN, 0))[0].state == "done"
     found = read_result(tmp_path / "scratch" / "results" / "emoji-scenes" / "V" / "seed0")
     assert [bad.image for bad in found.quarantined] == [record.path.relative_to(folder).as_posix()]
     assert (found.used, found.unlabelled) == (PLAN.test - 1, 0)
 
 
 def test_large_pictures_are_shrunk_for_what_is_trained_only(tmp_path: Path) -> None:
-    """One test picture of 1,400 pixels: V reads it whole, on every family that works above 1,024 pixels."""
+    """One test image of 1,400 pixels: V reads it whole, on every family that works above 1,024 pixels."""
     pictures.draw_dataset(tmp_path / "scratch" / "data" / "emoji-scenes", PLAN, lambda _: None)
     job = small_job(tmp_path, "table2", seeds=1)
     records = open_dataset(job.sources[0].data).split("test")
     tiny.picture(1400, 56).save(records[1].path, format="PNG")
-    bench = workshop.Workshop(job)
+    bench = workshop.Runner(job)
     backbone = bench.library.backbone
     for alone, side in ((False, 1024), (True, None)):
         with StopRequest() as stop:
@@ -194,13 +194,13 @@ def test_large_pictures_are_shrunk_for_what_is_trained_only(tmp_path: Path) -> N
     assert not torch.equal(by_hand.tokens, bench.library.tested("emoji-scenes", stop).images.visual([1]).tokens)
     (data,) = [cell for cell in plan_cells(job, load_paper(), ()).cells if cell.recipe == DATA]
     assert bench.run(data)[0].figures["shrunk"] == 1
-    plain = bench.run(Cell("emoji-scenes", PLAIN, 0))[0]
+    plain = bench.run(Experiment("emoji-scenes", PLAIN, 0))[0]
     assert (plain.about["longest_side"], plain.identity["longest_side"]) == (None, None)
     (note,) = [note for note in accuracy_table(results_of(job), "table2").notes if "1 test images" in note]
     assert "1024 pixels" in note
 
 
-def results_of(job: Job) -> Results:
+def results_of(job: ReproduceConfig) -> Results:
     """What the cells of a job left so far."""
     cells = plan_cells(job, load_paper(), all_recipes()).cells
     found = {cell.name: read_outcome(job.out, cell.name) for cell in cells}
@@ -210,7 +210,7 @@ def results_of(job: Job) -> Results:
 def test_small_pictures_are_read_once_for_all_rows(tmp_path: Path) -> None:
     """Where nothing would be shrunk, V finds the visual tokens that the other rows read."""
     pictures.draw_dataset(tmp_path / "scratch" / "data" / "emoji-scenes", PLAN, lambda _: None)
-    library = workshop.Workshop(small_job(tmp_path, "table2", seeds=1)).library
+    library = workshop.Runner(small_job(tmp_path, "table2", seeds=1)).library
     with StopRequest() as stop:
         assert library.tested("emoji-scenes", stop, alone=True).images is library.tested("emoji-scenes", stop).images
 
@@ -229,7 +229,7 @@ def test_generated_texts_are_counted_exactly_and_beside_it_leniently(
     for training in ("train_aspects", "train_prompt"):
         real = getattr(workshop, training)
         monkeypatch.setattr(workshop, training, partial(only_loaded, real, tmp_path))
-    monkeypatch.setattr(workshop.Workshop, "_held", lambda *_: [])
+    monkeypatch.setattr(workshop.Runner, "_held", lambda *_: [])
     found, seen = quietly(replace(small_job(tmp_path, "table2", seeds=1), reading="generate"))
     assert not found.failed
     assert seen.count("there already") == 2, "the data set and stage 1"
@@ -342,8 +342,8 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_cell_waits_for_nothing_that_is_done() -> None:
-    cell = Cell("a", FULL, 0, ("a/data/seed0",))
-    done = Outcome("a/data/seed0", "done", {}, {}, {})
+    cell = Experiment("a", FULL, 0, ("a/data/seed0",))
+    done = ExperimentResult("a/data/seed0", "done", {}, {}, {})
     assert blocked(cell, {}) is None
     assert blocked(cell, {done.cell: done}) is None
     failed = blocked(cell, {done.cell: replace(done, state="failed", error="no")})
@@ -353,14 +353,14 @@ def test_a_cell_waits_for_nothing_that_is_done() -> None:
 
 def test_workers_run_cells_side_by_side(tmp_path: Path) -> None:
     """Two processes: one cell is done, one fails, one is left out; and a damaged data set does not end the run."""
-    missing = Source("gone", DataConfig(path=tmp_path / "gone"), annotated=False)
+    missing = DatasetSource("gone", DataConfig(path=tmp_path / "gone"), annotated=False)
     job = replace(small_job(tmp_path, "table4", seeds=1), drawn=None)
     job = replace(job, sources=(missing, *job.sources))
     pictures.draw_dataset(tmp_path / "scratch" / "data" / "emoji-scenes", PLAN, lambda _: None)
     cells = (
-        Cell("gone", DATA, 0),
-        Cell("emoji-scenes", PARAMETERS, 0),
-        Cell("gone", PLAIN, 0, ("gone/data/seed0",)),
+        Experiment("gone", DATA, 0),
+        Experiment("emoji-scenes", PARAMETERS, 0),
+        Experiment("gone", PLAIN, 0, ("gone/data/seed0",)),
     )
     told: list[str] = []
     found = run_cells(cells, job, 2, lambda outcome, fresh: told.append(f"{outcome.cell} {outcome.state} {fresh}"))
@@ -378,14 +378,16 @@ def test_workers_run_cells_side_by_side(tmp_path: Path) -> None:
 def test_a_worker_that_is_asked_to_stop_has_not_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "_work", ending.asked_to_stop)
     with pytest.raises(Interrupted, match="a worker was interrupted"):
-        run_cells((Cell("emoji-scenes", PARAMETERS, 0),), small_job(tmp_path, "table4", seeds=1), 2, lambda *_: None)
+        run_cells(
+            (Experiment("emoji-scenes", PARAMETERS, 0),), small_job(tmp_path, "table4", seeds=1), 2, lambda *_: None
+        )
     assert not result_file(tmp_path, "emoji-scenes/parameters/seed0").exists()
 
 
 def test_a_worker_that_dies_has_failed_its_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "_work", ending.broken)
     job = small_job(tmp_path, "table4", seeds=1)
-    found = run_cells((Cell("emoji-scenes", PARAMETERS, 0),), job, 2, lambda *_: None)
+    found = run_cells((Experiment("emoji-scenes", PARAMETERS, 0),), job, 2, lambda *_: None)
     assert "its process died" in found["emoji-scenes/parameters/seed0"].error
 
 
@@ -397,7 +399,7 @@ def test_a_worker_that_died_while_it_waited_is_replaced(tmp_path: Path, monkeypa
     crowd = pool._Pool(small_job(tmp_path, "table4", seeds=1), 2, lambda *_: None)
     crowd.idle.append(dead)
     monkeypatch.setattr(crowd, "_hired", lambda: fresh)
-    cell = Cell("emoji-scenes", PARAMETERS, 0)
+    cell = Experiment("emoji-scenes", PARAMETERS, 0)
     assert crowd._handed_out([cell]) == []
     assert there.recv() == cell
     assert (crowd.idle, crowd.busy) == ([], {id(fresh): (fresh, cell)})
@@ -408,7 +410,7 @@ def test_a_copy_that_was_cut_short_is_made_again(tmp_path: Path, monkeypatch: py
     (learned / "checkpoints").mkdir(parents=True)
     (learned / "run.json").write_text("{}")
     (learned / "checkpoints" / "last").write_text("weights")
-    bench = workshop.Workshop(small_job(tmp_path, "table1"))
+    bench = workshop.Runner(small_job(tmp_path, "table1"))
     monkeypatch.setattr(bench, "folder", lambda _: learned)
     real = shutil.copytree
 
@@ -418,10 +420,10 @@ def test_a_copy_that_was_cut_short_is_made_again(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(shutil, "copytree", killed)
     with pytest.raises(KeyboardInterrupt):
-        bench._borrow(Cell("emoji-scenes", PLAIN, 0), place)
+        bench._borrow(Experiment("emoji-scenes", PLAIN, 0), place)
     assert not place.exists()
     monkeypatch.setattr(shutil, "copytree", real)
-    bench._borrow(Cell("emoji-scenes", PLAIN, 0), place)
+    bench._borrow(Experiment("emoji-scenes", PLAIN, 0), place)
     assert (place / "checkpoints" / "last").read_text() == "weights"
 
 
@@ -443,7 +445,7 @@ def test_wrong_use_is_told_before_anything_is_run(tmp_path: Path, capsys: pytest
 def test_the_command_ends_with_1_where_a_cell_failed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pictures without annotations: V is measured, and a soft prompt of no known settings cannot be trained."""
+    """Images without annotations: V is measured, and a soft prompt of no known settings cannot be trained."""
     for number in range(12):
         place = tmp_path / "data" / "mine" / ("train", "test")[number % 2] / ("fear", "joy")[number // 2 % 2]
         place.mkdir(parents=True, exist_ok=True)
@@ -461,7 +463,7 @@ def test_the_command_ends_with_1_where_a_cell_failed(
 def test_the_cue_head_reads_the_aspects_and_the_prompt_of_its_own_seed(tmp_path: Path) -> None:
     job = small_job(tmp_path / "out", "table1")
     pictures.draw_dataset(tmp_path / "out" / "scratch" / "data" / "emoji-scenes", PLAN, lambda _: None)
-    bench = workshop.Workshop(job)
+    bench = workshop.Runner(job)
     cells = plan_cells(job, load_paper(), all_recipes())
     for seed in (0, 1):
         cell = cells.find(f"emoji-scenes/cues/seed{seed}")

@@ -6,21 +6,21 @@ import io
 import pytest
 
 from masp.reproduce.render import Sheet, comma_separated, escaped, latex, markdown, sheet_of
-from masp.reproduce.tables import Entry, Row, Table
+from masp.reproduce.tables import ResultTable, TableCell, TableRow
 
 
-def table(*datasets: str) -> Table:
-    measured = Entry((0.5, 0.6, 0.7), 100, 74.75, calibration=0.0211)
-    missing = Entry(paper=57.81, reason="no data at ROOT/FI")
+def table(*datasets: str) -> ResultTable:
+    measured = TableCell((0.5, 0.6, 0.7), 100, 74.75, calibration=0.0211)
+    missing = TableCell(paper=57.81, reason="no data at ROOT/FI")
     rows = (
-        Row("V+A+S", "all & everything", "V+A+S", dict.fromkeys(datasets, measured)),
-        Row("EmoVIT_2", "", "EmoVIT", dict.fromkeys(datasets, missing)),
+        TableRow("V+A+S", "all & everything", "V+A+S", dict.fromkeys(datasets, measured)),
+        TableRow("EmoVIT_2", "", "EmoVIT", dict.fromkeys(datasets, missing)),
     )
-    return Table("table1", "Accuracy, 100 %", datasets, rows, {}, ("A note.",))
+    return ResultTable("table1", "Accuracy, 100 %", datasets, rows, {}, ("A note.",))
 
 
 def test_mean_spread_interval_and_difference() -> None:
-    entry = Entry((0.5, 0.6, 0.7), 100, 74.75)
+    entry = TableCell((0.5, 0.6, 0.7), 100, 74.75)
     assert entry.mean == pytest.approx(0.6)
     assert entry.spread == pytest.approx(0.1)
     assert entry.difference == pytest.approx(-14.75)
@@ -28,10 +28,10 @@ def test_mean_spread_interval_and_difference() -> None:
     assert interval is not None
     # Wilson for 60 of 100: centre (60 + 1.9207) / 103.8415, half 1.96 · sqrt(24 + 0.9604) / 103.8415
     assert (interval.low, interval.high) == pytest.approx((0.5020, 0.6906), abs=1e-4)
-    assert Entry((0.5,), 100).spread is None
-    assert Entry(paper=3.0).over_seeds is None
-    assert Entry(paper=3.0).interval is None
-    assert Entry(paper=3.0).difference is None
+    assert TableCell((0.5,), 100).spread is None
+    assert TableCell(paper=3.0).over_seeds is None
+    assert TableCell(paper=3.0).interval is None
+    assert TableCell(paper=3.0).difference is None
 
 
 def test_one_data_set_has_a_column_for_each_figure() -> None:

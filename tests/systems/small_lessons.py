@@ -1,4 +1,4 @@
-"""A few pictures with labels and aspects on a tiny backbone, as a system under comparison is given them."""
+"""A few images with labels and aspects on a tiny backbone, as a system under comparison is given them."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from masp.backbones.base import Backbone
-from masp.baselines.base import Lesson, Lessons
+from masp.baselines.base import Example, TrainingData
 from masp.core.types import VisualTokens
 
 LABELS = ("joy", "fear")
@@ -29,7 +29,7 @@ class Held:
 
 
 def tokens(backbone: Backbone, count: int, first: int = 0) -> VisualTokens:
-    """Visual tokens of pictures in two families of colours and two sizes; even ones are reddish, odd ones bluish."""
+    """Visual tokens of images in two families of colours and two sizes; even ones are reddish, odd ones bluish."""
     pictures = []
     for number in range(first, first + count):
         low, high = 10 + 7 * (number % 5), 255 - 9 * (number % 4)
@@ -45,11 +45,11 @@ def lessons(
     val: int = 4,
     aspects: bool = False,
     at_call: Callable[[int], None] = lambda call: None,
-) -> Lessons:
-    """Lessons whose label is the colour; with `aspects`, every picture but each third has two."""
+) -> TrainingData:
+    """Lessons whose label is the colour; with `aspects`, every image but each third has two."""
     made = []
     for number in range(train + val):
         known = {name: values[number % 2] for name, values in ASPECTS.items()} if aspects and number % 3 else {}
-        made.append(Lesson(number, LABELS[number % 2], known))
+        made.append(Example(number, LABELS[number % 2], known))
     held = Held(tokens(backbone, train + val), at_call)
-    return Lessons(held, tuple(made[:train]), tuple(made[train:]), out, seed=3)
+    return TrainingData(held, tuple(made[:train]), tuple(made[train:]), out, seed=3)

@@ -13,8 +13,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 import tiny
 from masp.adapters import load_adapter
-from masp.baselines.base import Lesson, Lessons, Said
-from masp.baselines.concept_bottleneck import CueHead, CueSettings
+from masp.baselines.base import Example, SystemPrediction, TrainingData
+from masp.baselines.concept_bottleneck import ConceptBottleneck, ConceptBottleneckSettings
 from masp.baselines.concept_layers import present, read_words, vocabulary
 from masp.baselines.probe import logits
 from masp.baselines.registry import make_system
@@ -26,10 +26,10 @@ from masp.model.masp_model import MaspModel
 from noise_lessons import LABELS, TRAIN, VAL, Watched, aspects_of, lessons
 from small_adapters import write_adapter
 
-FREELY = CueSettings(fewest=2, strengths=(1.0,))
+FREELY = ConceptBottleneckSettings(fewest=2, strengths=(1.0,))
 
 
-def taught(out: Path, images: Watched) -> Lessons:
+def taught(out: Path, images: Watched) -> TrainingData:
     """The lessons of noise, with objects that some of them share."""
     made = lessons(out, images)
     told = [{}, {"object": "Cat, Dog"}, {"object": "Dog", "scene": "beach"}]
@@ -37,15 +37,15 @@ def taught(out: Path, images: Watched) -> Lessons:
     return replace(made, train=tuple(rows[:TRAIN]), val=tuple(rows[TRAIN:]))
 
 
-def head(over: bool = False, settings: CueSettings = FREELY) -> CueHead:
+def head(over: bool = False, settings: ConceptBottleneckSettings = FREELY) -> ConceptBottleneck:
     backbone = tiny.backbone()
     adapter = load_adapter(aspects_of("qwen2_vl"), backbone)
     model = MaspModel(backbone, adapter.info.method, adapter.aspects)
-    return CueHead(model, LABELS, ZeroShot(backbone, LABELS) if over else None, settings)
+    return ConceptBottleneck(model, LABELS, ZeroShot(backbone, LABELS) if over else None, settings)
 
 
 def test_the_words_are_those_of_enough_images() -> None:
-    told = [Lesson(0, "awe", {"object": "Dog, Cat"}), Lesson(1, "awe", {"object": "Cat", "scene": ""})]
+    told = [Example(0, "awe", {"object": "Dog, Cat"}), Example(1, "awe", {"object": "Cat", "scene": ""})]
     assert vocabulary(told, ("object", "scene"), 1) == {"object": ("Cat", "Dog"), "scene": ()}
     assert vocabulary(told, ("object", "scene"), 2) == {"object": ("Cat",), "scene": ()}
     assert present(told, "object", ("Cat", "Dog")).tolist() == [[1, 1], [1, 0]]
@@ -84,13 +84,13 @@ def test_words_are_a_ridge_regression_and_platts_scaling() -> None:
 @pytest.mark.parametrize("over", [False, True])
 def test_effects_scores_and_bias_are_the_logits(over: bool, tmp_path: Path) -> None:
     system, images = head(over), Watched(tiny.backbone())
-    system.learn(taught(tmp_path / "out", images))
+    system.fit(taught(tmp_path / "out", images))
     assert system.learned is not None
     layer = {name: system.learned.tensors[f"labels.{name}"] for name in ("weight", "bias", "mean", "scale")}
     visual = images.visual([0, 1, 2])
-    scores = None if system.over is None else [one.log_probabilities for one in system.over.answer(visual)]
+    scores = None if system.over is None else [one.log_probabilities for one in system.over.predict(visual)]
     seen = [place for place, label in enumerate(LABELS) if label in ("amusement", "anger", "fear")]
-    for row, (cues, one) in enumerate(zip(system.cues(visual), system.answer(visual), strict=True)):
+    for row, (cues, one) in enumerate(zip(system.cues(visual), system.predict(visual), strict=True)):
         assert one.log_probabilities is not None
         assert all(tuple(cue.effects) == ("amusement", "anger", "fear") for cue in cues), "no other label was seen"
         odds = layer["bias"][seen] + torch.tensor([sum(cue.effects[LABELS[place]] for cue in cues) for place in seen])
@@ -105,7 +105,7 @@ def test_effects_scores_and_bias_are_the_logits(over: bool, tmp_path: Path) -> N
 
 def test_each_image_has_every_word_the_likeliest_first(tmp_path: Path) -> None:
     system, images = head(), Watched(tiny.backbone())
-    system.learn(taught(tmp_path / "out", images))
+    system.fit(taught(tmp_path / "out", images))
     for cues in system.cues(images.visual([0, 1])):
         assert {(cue.aspect, cue.word) for cue in cues} == {("object", "Cat"), ("object", "Dog"), ("scene", "beach")}
         assert [cue.probability for cue in cues] == sorted((cue.probability for cue in cues), reverse=True)
@@ -113,7 +113,7 @@ def test_each_image_has_every_word_the_likeliest_first(tmp_path: Path) -> None:
 
 def test_the_words_come_from_the_tokens_of_their_own_aspect(tmp_path: Path) -> None:
     system, images = head(), Watched(tiny.backbone())
-    system.learn(taught(tmp_path / "out", images))
+    system.fit(taught(tmp_path / "out", images))
     assert system.learned is not None
     visual = images.visual([4])
     tokens = system.model.aspect_tokens(visual).tokens[:, ASPECTS.index("scene")].flatten(1)
@@ -127,8 +127,8 @@ def test_the_penalty_of_the_labels_is_the_likeliest_on_val(tmp_path: Path) -> No
     images, found = Watched(tiny.backbone()), {}
     for name, strengths in {"weak": (100.0,), "strong": (1e-4,), "both": (1e-4, 100.0)}.items():
         system = head(settings=replace(FREELY, strengths=strengths))
-        system.learn(taught(tmp_path / name, images))
-        found[name] = system.describe()["fitted"]["labels"]
+        system.fit(taught(tmp_path / name, images))
+        found[name] = system.config()["fitted"]["labels"]
     assert found["both"] == max((found[name] for name in ("weak", "strong")), key=lambda one: one["log_likelihood"])
     assert found["weak"] != found["strong"]
 
@@ -139,19 +139,19 @@ class Knowing:
     def __init__(self, images: Watched, right: frozenset[int]) -> None:
         self.backbone, self.labels, self.images, self.right = tiny.backbone(), LABELS, images, right
 
-    def learn(self, lessons: Lessons) -> None:
+    def fit(self, lessons: TrainingData) -> None:
         pass
 
-    def answer(self, visual: VisualTokens) -> list[Said]:
+    def predict(self, visual: VisualTokens) -> list[SystemPrediction]:
         said = []
         for row in range(len(visual)):
             one = visual.select([row])
             (number,) = [n for n in range(TRAIN + VAL) if same(self.images.all.select([n]), one)]
             label = LABELS[(0, 4, 6)[(number + (number not in self.right)) % 3]]
-            said.append(Said(label, {name: math.log(0.93 if name == label else 0.01) for name in LABELS}))
+            said.append(SystemPrediction(label, {name: math.log(0.93 if name == label else 0.01) for name in LABELS}))
         return said
 
-    def describe(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         return {"system": "knowing", "right": sorted(self.right), "question": "Which?"}
 
 
@@ -166,11 +166,11 @@ def test_scores_that_only_know_the_training_images_are_left_out(tmp_path: Path) 
     for name, right in {"learned by heart": frozenset(range(TRAIN)), "knows": everything}.items():
         adapter = load_adapter(aspects_of("qwen2_vl"), tiny.backbone())
         model = MaspModel(tiny.backbone(), adapter.info.method, adapter.aspects)
-        system = CueHead(model, LABELS, Knowing(images, right), FREELY)
-        system.learn(taught(tmp_path / name, images))
+        system = ConceptBottleneck(model, LABELS, Knowing(images, right), FREELY)
+        system.fit(taught(tmp_path / name, images))
         assert system.learned is not None
         found[name] = system.learned.state["labels"]["scores"]
-        said = [one.predicted for one in system.answer(images.visual(range(TRAIN, TRAIN + VAL)))]
+        said = [one.predicted for one in system.predict(images.visual(range(TRAIN, TRAIN + VAL)))]
         wanted = [LABELS[(0, 4, 6)[number % 3]] for number in range(TRAIN, TRAIN + VAL)]
         assert (said == wanted) == (name == "knows")
     assert found == {"learned by heart": False, "knows": True}
@@ -187,26 +187,26 @@ def test_the_labels_learn_from_words_that_were_left_out() -> None:
 
 def test_without_validation_the_settings_decide(tmp_path: Path) -> None:
     system, images = head(over=True), Watched(tiny.backbone())
-    system.learn(replace(taught(tmp_path / "out", images), val=()))
+    system.fit(replace(taught(tmp_path / "out", images), val=()))
     assert system.learned is not None
     state = system.learned.state
     assert state["labels"] == {"C": 0.1, "scores": True}
-    assert len(system.answer(images.visual([0, 1]))) == 2
+    assert len(system.predict(images.visual([0, 1]))) == 2
 
 
 def test_other_annotations_are_another_run(tmp_path: Path) -> None:
     images = Watched(tiny.backbone())
     told = replace(taught(tmp_path / "out", images), fingerprint="")
-    head().learn(told)
+    head().fit(told)
     zebras = tuple(replace(one, aspects={"object": "Zebra"}) for one in told.train)
     with pytest.raises(UsageError, match="another"):
-        head().learn(replace(told, train=zebras))
+        head().fit(replace(told, train=zebras))
 
 
 def test_too_few_annotations_are_told_before_anything_is_read(tmp_path: Path) -> None:
     images = Watched(tiny.backbone())
     with pytest.raises(DataError, match="a word that 20 or more of them have"):
-        head(settings=CueSettings()).learn(taught(tmp_path / "out", images))
+        head(settings=ConceptBottleneckSettings()).fit(taught(tmp_path / "out", images))
     assert images.calls == 0
     assert not (tmp_path / "out").exists()
 
@@ -216,8 +216,8 @@ def test_seeds_of_one_cue_head_stand_side_by_side(tmp_path: Path) -> None:
     images, told = Watched(tiny.backbone()), []
     for seed in (0, 1):
         system = make_system("cues", tiny.backbone(), LABELS, [f"aspects={aspects_of('qwen2_vl')}", "fewest=2"], seed)
-        system.learn(replace(taught(tmp_path / str(seed), images), seed=seed))
-        told.append(system.describe())
+        system.fit(replace(taught(tmp_path / str(seed), images), seed=seed))
+        told.append(system.config())
     assert [one["seed"] for one in told] == [0, 1]
     assert told[0]["settings"] == told[1]["settings"]
     assert not {"aspects", "prompt", "task"} & set(told[0]["settings"])
@@ -231,22 +231,22 @@ def test_a_prompt_is_added_up_with_its_own_scores(tmp_path: Path) -> None:
     for place in (prompt, whole):
         named = [f"aspects={whole}", f"prompt={place}", *quick]
         system = make_system("cues", tiny.backbone(), LABELS, named)
-        system.learn(taught(tmp_path / place.name / "out", images))
-        said[place.name] = system.answer(images.visual([0, 1]))
-        (alone,) = system.answer(images.visual([1]))
+        system.fit(taught(tmp_path / place.name / "out", images))
+        said[place.name] = system.predict(images.visual([0, 1]))
+        (alone,) = system.predict(images.visual([1]))
         assert alone.log_probabilities == pytest.approx(said[place.name][1].log_probabilities, abs=1e-4)
-        assert system.describe()["tuned"]["adapter"]["aspects"] == ([] if place is prompt else list(ASPECTS))
+        assert system.config()["tuned"]["adapter"]["aspects"] == ([] if place is prompt else list(ASPECTS))
     assert said["prompt"] != said["whole"]
 
 
 def test_what_was_learned_is_loaded_without_the_lessons(tmp_path: Path) -> None:
     system, images = head(over=True), Watched(tiny.backbone())
-    system.learn(replace(taught(tmp_path / "out", images), seed=3))
+    system.fit(replace(taught(tmp_path / "out", images), seed=3))
     again = head(over=True).load(tmp_path / "out")
     visual = images.visual([0, 1])
-    assert again.answer(visual) == system.answer(visual)
+    assert again.predict(visual) == system.predict(visual)
     assert again.cues(visual) == system.cues(visual)
-    assert again.describe() == system.describe()
+    assert again.config() == system.config()
     with pytest.raises(UsageError, match="tuned: "):
         head(over=False).load(tmp_path / "out")
     with pytest.raises(UsageError, match="settings: "):
@@ -265,13 +265,13 @@ def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no aspect modules"):
         make_system("cues", backbone, LABELS, [f"aspects={bare}"])
     with pytest.raises(UsageError, match="before it learned"):
-        head().answer(Watched(backbone).visual([0]))
+        head().predict(Watched(backbone).visual([0]))
     model = head().model
     with pytest.raises(UsageError, match="chooses from joy, fear"):
-        CueHead(model, LABELS, ZeroShot(backbone, ("joy", "fear")))
-    silent = CueHead(model, LABELS, ZeroShot(backbone, LABELS, ZeroShotSettings(reading="generate")), FREELY)
+        ConceptBottleneck(model, LABELS, ZeroShot(backbone, ("joy", "fear")))
+    silent = ConceptBottleneck(model, LABELS, ZeroShot(backbone, LABELS, ZeroShotSettings(reading="generate")), FREELY)
     with pytest.raises(UsageError, match="no probabilities"):
-        silent.learn(taught(tmp_path / "silent", Watched(backbone)))
+        silent.fit(taught(tmp_path / "silent", Watched(backbone)))
     aspects = aspects_of("qwen2_vl")
     with pytest.raises(UsageError, match="holds no soft prompt"):
         make_system("cues", backbone, LABELS, [f"aspects={aspects}", f"prompt={aspects}"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from masp.baselines.base import Said, System
+from masp.baselines.base import System, SystemPrediction
 from masp.baselines.registry import CATALOGUE, make_system
 from masp.core.prompts import Questions, load_questions
 from masp.training import Interrupted
@@ -43,7 +43,7 @@ def made(name: str, family: str, changes: tuple[str, ...] = (), questions: Quest
 
 def learned(name: str, family: str, out: Path, changes: tuple[str, ...] = ()) -> tuple[System, Watched]:
     system, images = made(name, family, changes), Watched(tiny.backbone(family))
-    system.learn(lessons(out, images))
+    system.fit(lessons(out, images))
     return system, images
 
 
@@ -52,7 +52,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))}
 
 
-def near(one: Said, other: Said) -> bool:
+def near(one: SystemPrediction, other: SystemPrediction) -> bool:
     if one.log_probabilities is None or other.log_probabilities is None:
         return one == other
     gaps = [abs(one.log_probabilities[label] - other.log_probabilities[label]) for label in LABELS]
@@ -63,10 +63,10 @@ def near(one: Said, other: Said) -> bool:
 @FAMILY
 def test_answers(name: str, changes: tuple[str, ...], family: str, tmp_path: Path) -> None:
     system, images = learned(name, family, tmp_path / "out", changes)
-    together = system.answer(images.visual([0, 1, 2, 3]))
+    together = system.predict(images.visual([0, 1, 2, 3]))
     assert len(together) == 4
     for number, said in enumerate(together):
-        (alone,) = system.answer(images.visual([number]))
+        (alone,) = system.predict(images.visual([number]))
         assert near(said, alone), "the answer depends on the other images of the batch"
         assert said.predicted is None or said.predicted in LABELS
         if said.log_probabilities is not None:
@@ -80,7 +80,7 @@ def test_answers(name: str, changes: tuple[str, ...], family: str, tmp_path: Pat
 @EVERY
 def test_descriptions_are_json_and_name_no_place(name: str, changes: tuple[str, ...], tmp_path: Path) -> None:
     system, _ = learned(name, "qwen2_vl", tmp_path / "out", changes)
-    told = dict(system.describe())
+    told = dict(system.config())
     text = json.dumps(told, allow_nan=False)
     assert json.loads(text) == told
     assert told["system"]
@@ -97,8 +97,8 @@ def test_questions_of_ones_own_are_asked(name: str, tmp_path: Path) -> None:
     said, family = {}, "instructblip"
     for title, questions in {"none": None, "package": load_questions(), "own": OWN}.items():
         system, images = made(name, family, QUICK.get(name, ()), questions), Watched(tiny.backbone(family))
-        system.learn(lessons(tmp_path / title, images))
-        said[title] = system.answer(images.visual([0, 1, 2]))
+        system.fit(lessons(tmp_path / title, images))
+        said[title] = system.predict(images.visual([0, 1, 2]))
     assert said["none"] == said["package"]
     assert said["own"] != said["package"]
 
@@ -108,8 +108,8 @@ def test_the_catalogue_knows_what_a_seed_changes(name: str, tmp_path: Path) -> N
     said = []
     for seed in (0, 1):
         system, images = made(name, "qwen2_vl", QUICK.get(name, ())), Watched(tiny.backbone())
-        system.learn(lessons(tmp_path / str(seed), images, seed))
-        said.append(system.answer(images.visual([0, 1, 2])))
+        system.fit(lessons(tmp_path / str(seed), images, seed))
+        said.append(system.predict(images.visual([0, 1, 2])))
     assert (said[0] != said[1]) == CATALOGUE[name].seeded
 
 
@@ -119,11 +119,11 @@ def test_learning_again_reads_nothing_and_changes_nothing(name: str, family: str
     out = tmp_path / "out"
     system, images = learned(name, family, out, QUICK.get(name, ()))
     assert images.calls > 0
-    before, expected = files(out), system.answer(images.visual([0, 1, 2]))
+    before, expected = files(out), system.predict(images.visual([0, 1, 2]))
     again, silent = learned(name, family, out, QUICK.get(name, ()))
     assert silent.calls == 0
     assert files(out) == before
-    assert again.answer(images.visual([0, 1, 2])) == expected
+    assert again.predict(images.visual([0, 1, 2])) == expected
 
 
 @LEARNING
@@ -134,13 +134,13 @@ def test_interrupted_and_resumed_is_uninterrupted(name: str, tmp_path: Path) -> 
     while True:
         again = made(name, "qwen2_vl", changes)
         try:
-            again.learn(lessons(out, Watched(tiny.backbone(), signal_at=0)))
+            again.fit(lessons(out, Watched(tiny.backbone(), signal_at=0)))
             break
         except Interrupted:
             starts += 1
             assert starts < 3 * images.calls, "it does not get on"
     assert starts > 0
-    assert again.answer(images.visual([0, 1, 2])) == system.answer(images.visual([0, 1, 2]))
+    assert again.predict(images.visual([0, 1, 2])) == system.predict(images.visual([0, 1, 2]))
     learned_files = {path: content for path, content in files(out).items() if "learned" in path}
     assert learned_files == {path: content for path, content in files(tmp_path / "whole").items() if "learned" in path}
     assert not list(out.rglob(".masp*"))

@@ -10,7 +10,7 @@ import torch
 from small_lessons import LABELS, lessons, tokens
 
 import tiny
-from masp.baselines.base import Lesson, System
+from masp.baselines.base import Example, System
 from masp.baselines.instruction import SETTINGS, instruction_system, instructions
 from masp.baselines.lora import LoraSettings, lora_system
 from masp.baselines.lora_finetune import PLAIN
@@ -26,7 +26,7 @@ FEW = LoraSettings(learning_rate=0.01, epochs=2, batch_size=6, checkpoint_every=
 
 def test_one_image_gives_these_questions():
     known = {"colorfulness": "very high", "scene": "beach", "object": "dog, ball", "human_action": " "}
-    turns = instructions(load_questions(), LABELS, [Lesson(5, "joy", known)])
+    turns = instructions(load_questions(), LABELS, [Example(5, "joy", known)])
     assert {turn.image for turn in turns} == {5}
     assert [(turn.kind, turn.questions[0], turn.answer) for turn in turns] == [
         ("classification", "Which emotion does this image evoke? Choose one of: joy, fear.", "joy"),
@@ -56,8 +56,8 @@ def test_steps_may_be_counted_by_their_emotion_questions(tmp_path):
     backbone = tiny.backbone()
     for counted, steps in (("questions", 3), ("emotion", 11)):
         system = instruction_system(backbone, LABELS, replace(FEW, epochs=9, max_steps=3, counted=counted))
-        system.learn(lessons(backbone, tmp_path / counted, aspects=True))
-        assert system.describe()["learned"]["steps"] == steps
+        system.fit(lessons(backbone, tmp_path / counted, aspects=True))
+        assert system.config()["learned"]["steps"] == steps
 
 
 def test_the_rate_follows_the_width_where_none_is_set():
@@ -69,23 +69,23 @@ def test_the_rate_follows_the_width_where_none_is_set():
 
 
 def test_a_label_with_braces_is_only_text():
-    turns = instructions(load_questions(), ("joy", "a{}b"), [Lesson(0, "a{}b", {"scene": "{} shop"})])
+    turns = instructions(load_questions(), ("joy", "a{}b"), [Example(0, "a{}b", {"scene": "{} shop"})])
     assert turns[-1].questions[0].endswith("emotions: joy, a{}b?")
     assert turns[-1].answer == "The place is {} shop. This evokes a{}b."
 
 
 def test_an_unknown_aspect_is_named():
     with pytest.raises(DataError, match=r"unknown aspect 'scenes'.*Did you mean 'scene'"):
-        instructions(load_questions(), LABELS, [Lesson(0, "joy", {"scenes": "beach"})])
+        instructions(load_questions(), LABELS, [Example(0, "joy", {"scenes": "beach"})])
 
 
 def test_the_questions_are_counted_and_bare_images_named(tmp_path, caplog):
     backbone = tiny.backbone()
     system: System = instruction_system(backbone, LABELS, FEW)
     with caplog.at_level(logging.WARNING):
-        system.learn(lessons(backbone, tmp_path, aspects=True))
+        system.fit(lessons(backbone, tmp_path, aspects=True))
     assert "3 of 8 images have no annotated aspect" in caplog.text  # numbers 0, 3 and 6
-    told = system.describe()
+    told = system.config()
     assert told["learned"]["questions"] == {"classification": 8, "conversation": 10, "caption": 5, "reasoning": 5}
     assert told["learned"]["images"] == 8
     assert told["system"] == "instruction"
@@ -94,11 +94,11 @@ def test_the_questions_are_counted_and_bare_images_named(tmp_path, caplog):
 def test_without_annotations_it_learns_what_lora_learns(tmp_path, caplog):
     backbone = tiny.backbone()
     ours, plain = instruction_system(backbone, LABELS, FEW), lora_system(backbone, LABELS, FEW)
-    ours.learn(lessons(backbone, tmp_path / "ours"))
-    plain.learn(lessons(backbone, tmp_path / "plain"))
+    ours.fit(lessons(backbone, tmp_path / "ours"))
+    plain.fit(lessons(backbone, tmp_path / "plain"))
     assert "8 of 8 images" in caplog.text
     visual = tokens(backbone, 4)
-    assert ours.answer(visual) == plain.answer(visual)
+    assert ours.predict(visual) == plain.predict(visual)
 
 
 def test_aspects_are_learned_too(tmp_path):
@@ -110,8 +110,8 @@ def test_aspects_are_learned_too(tmp_path):
     turns = instructions(load_questions(), LABELS, [given.train[1]])
     assert [turn.kind for turn in turns] == ["classification", "conversation", "conversation", "caption", "reasoning"]
     before = losses(system, backbone, turns)
-    system.learn(given)
-    alone.learn(replace(given, out=tmp_path / "alone"))
+    system.fit(given)
+    alone.fit(replace(given, out=tmp_path / "alone"))
     after, other = losses(system, backbone, turns), losses(alone, backbone, turns)
     assert bool((after < 0.9 * before).all())
     assert bool((after[1:] < 0.95 * other[1:]).all())
@@ -129,18 +129,18 @@ def losses(system, backbone, turns):
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path):
     backbone = tiny.backbone()
     whole = instruction_system(backbone, LABELS, FEW)
-    whole.learn(lessons(backbone, tmp_path / "whole", aspects=True))
+    whole.fit(lessons(backbone, tmp_path / "whole", aspects=True))
 
     def stop(call: int) -> None:
         if call == 4:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        instruction_system(backbone, LABELS, FEW).learn(lessons(backbone, tmp_path / "cut", aspects=True, at_call=stop))
+        instruction_system(backbone, LABELS, FEW).fit(lessons(backbone, tmp_path / "cut", aspects=True, at_call=stop))
     again = instruction_system(backbone, LABELS, FEW)
-    again.learn(lessons(backbone, tmp_path / "cut", aspects=True))
+    again.fit(lessons(backbone, tmp_path / "cut", aspects=True))
     visual = tokens(backbone, 4)
-    assert again.answer(visual) == whole.answer(visual)
+    assert again.predict(visual) == whole.predict(visual)
 
 
 def test_the_defaults_are_those_of_lora_with_emovit_s_epochs():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tiny
-from masp.baselines.base import Lesson
+from masp.baselines.base import Example
 from masp.baselines.distilled import Distilled, DistilledSettings, gate_inputs
 from masp.baselines.heads import AttentionHead, MeanHead, distillation_loss, mean_token
 from masp.baselines.probe import Probe, fitted, logits
@@ -49,14 +49,14 @@ def test_one_label_is_nothing_to_learn() -> None:
 
 def test_the_probe_takes_the_c_that_is_best_on_val(tmp_path: Path) -> None:
     probe = make_system("probe", tiny.backbone(), LABELS, ["strengths=[1e-9, 1.0]"])
-    probe.learn(lessons(tmp_path / "out", Watched(tiny.backbone())))
+    probe.fit(lessons(tmp_path / "out", Watched(tiny.backbone())))
     alone = {}
     for strength in ("1e-9", "1.0"):
         other = make_system("probe", tiny.backbone(), LABELS, [f"strengths=[{strength}]"])
-        other.learn(lessons(tmp_path / strength, Watched(tiny.backbone())))
-        fit = other.describe()["fitted"]
+        other.fit(lessons(tmp_path / strength, Watched(tiny.backbone())))
+        fit = other.config()["fitted"]
         alone[fit["accuracy"], fit["log_likelihood"]] = fit["C"]
-    assert probe.describe()["fitted"]["C"] == alone[max(alone)]
+    assert probe.config()["fitted"]["C"] == alone[max(alone)]
 
 
 def test_the_distillation_loss() -> None:
@@ -78,16 +78,16 @@ def test_the_inputs_of_the_gate() -> None:
 def test_the_gate_is_a_linear_layer_over_both(tmp_path: Path) -> None:
     system = Distilled(ZeroShot(tiny.backbone(), LABELS), DistilledSettings(teacher_width=4, hidden=4))
     images = Watched(tiny.backbone())
-    system.learn(lessons(tmp_path / "out", images))
+    system.fit(lessons(tmp_path / "out", images))
     assert system.modules is not None
     head, gate = system.modules
     visual = images.visual([0])
     (own,) = head(mean_token(visual)).tolist()
-    (named,) = system.tuned.answer(visual)
+    (named,) = system.tuned.predict(visual)
     both = [*own, *(float(label == named.predicted) for label in LABELS)]
     rows = [sum(w * x for w, x in zip(row, both, strict=True)) for row in gate.weight.tolist()]
     odds = torch.tensor([value + bias for value, bias in zip(rows, gate.bias.tolist(), strict=True)]).log_softmax(0)
-    (one,) = system.answer(visual)
+    (one,) = system.predict(visual)
     assert one.log_probabilities is not None
     assert list(one.log_probabilities.values()) == pytest.approx(odds.tolist(), abs=1e-5)
 
@@ -121,35 +121,35 @@ def test_the_teacher_sees_every_token_and_no_padding() -> None:
 @pytest.mark.parametrize("name", ["probe", "distilled"])
 def test_nothing_is_answered_before_it_is_learned(name: str) -> None:
     with pytest.raises(UsageError, match="before it learned"):
-        make_system(name, tiny.backbone(), LABELS).answer(Watched(tiny.backbone()).visual([0]))
+        make_system(name, tiny.backbone(), LABELS).predict(Watched(tiny.backbone()).visual([0]))
 
 
 def test_lessons_that_teach_nothing_are_refused(tmp_path: Path) -> None:
     given = lessons(tmp_path / "out", Watched(tiny.backbone()))
     probe = Probe(tiny.backbone(), LABELS)
     with pytest.raises(DataError, match="no labelled image"):
-        probe.learn(replace(given, train=()))
+        probe.fit(replace(given, train=()))
     with pytest.raises(DataError, match="'joy'"):
-        probe.learn(replace(given, train=(*given.train, Lesson(0, "joy", {}))))
+        probe.fit(replace(given, train=(*given.train, Example(0, "joy", {}))))
 
 
 @pytest.mark.parametrize("change", ["fingerprint", "seed", "labels"])
 def test_a_folder_of_other_lessons_is_refused(change: str, tmp_path: Path) -> None:
     given = lessons(tmp_path / "out", Watched(tiny.backbone()))
-    Probe(tiny.backbone(), LABELS).learn(given)
+    Probe(tiny.backbone(), LABELS).fit(given)
     labels = LABELS[::-1] if change == "labels" else LABELS
     other = {"fingerprint": {"fingerprint": "other"}, "seed": {"seed": 1}}.get(change, {})
     with pytest.raises(UsageError, match=change if change != "fingerprint" else "data: noise there, other now"):
-        Probe(tiny.backbone(), labels).learn(replace(given, **other))
+        Probe(tiny.backbone(), labels).fit(replace(given, **other))
 
 
 def test_without_val_the_last_state_is_kept(tmp_path: Path) -> None:
     images = Watched(tiny.backbone())
     system = make_system("distilled", tiny.backbone(), LABELS, ["over=probe", "teacher_width=4", "hidden=4"])
-    system.learn(replace(lessons(tmp_path / "out", images), val=()))
-    assert system.describe()["fitted"] == {"teacher": {}, "head": {}, "gate": {}}
-    assert system.describe()["tuned"]["fitted"] == {"C": 1.0}
-    assert len(system.answer(images.visual([0, 1]))) == 2
+    system.fit(replace(lessons(tmp_path / "out", images), val=()))
+    assert system.config()["fitted"] == {"teacher": {}, "head": {}, "gate": {}}
+    assert system.config()["tuned"]["fitted"] == {"C": 1.0}
+    assert len(system.predict(images.visual([0, 1]))) == 2
 
 
 @pytest.mark.parametrize(

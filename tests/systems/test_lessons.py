@@ -33,7 +33,7 @@ class Counted:
 def test_lessons_are_what_is_labelled_and_readable(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "data")
     damaged = dataset.splits["train"][3].path
-    damaged.write_bytes(b"no picture")
+    damaged.write_bytes(b"no image")
     lessons = make_lessons(tiny.backbone(), dataset, LABELS, tmp_path / "out", seed=4)
     assert (len(lessons.train), len(lessons.val)) == (12, 5)
     assert 3 not in {lesson.image for lesson in lessons.train}
@@ -70,7 +70,7 @@ def test_an_image_that_cannot_be_read_any_more_is_named(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "data")
     make_lessons(tiny.backbone(), dataset, LABELS, tmp_path / "out")
     again = make_lessons(tiny.backbone(), dataset, LABELS, tmp_path / "out")
-    dataset.splits["train"][3].path.write_bytes(b"no picture")
+    dataset.splits["train"][3].path.write_bytes(b"no image")
     with pytest.raises(DataError, match=r"1 of the images that this run began with cannot be read now: .*003\.png"):
         again.images.visual([0])
 
@@ -86,7 +86,7 @@ def test_a_label_outside_the_set_and_a_missing_split(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """Pictures in split/label folders."""
+    """Images in split/label folders."""
     root = tmp_path_factory.mktemp("photos")
     for split, count in (("train", 9), ("val", 3), ("test", 6)):
         for number in range(count):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from masp.baselines.base import Said, named
+from masp.baselines.base import SystemPrediction, named
 from masp.baselines.multiple_choice import lettered, letters_of, named_by_letter, read_letter
 from masp.core.errors import UsageError
 
@@ -28,7 +28,7 @@ def test_anything_else_names_none(text: str) -> None:
     [("B", "fear", True), (" B\n", "fear", True), ("b", "fear", False), ("B. fear", "fear", False), ("Q", None, False)],
 )
 def test_an_exact_answer_is_the_letter_alone(text: str, predicted: str | None, exact: bool) -> None:
-    assert named_by_letter(text, OPTIONS) == Said(predicted, answer=text, exact=exact)
+    assert named_by_letter(text, OPTIONS) == SystemPrediction(predicted, answer=text, exact=exact)
 
 
 @pytest.mark.parametrize(
@@ -36,8 +36,8 @@ def test_an_exact_answer_is_the_letter_alone(text: str, predicted: str | None, e
     [("fear", "fear", True), (" fear ", "fear", True), ("Fear", "fear", False), ("fear.", "fear", False)],
 )
 def test_an_exact_answer_is_the_label_character_for_character(text: str, predicted: str, exact: bool) -> None:
-    assert named(text, OPTIONS) == Said(predicted, answer=text, exact=exact)
-    assert named(f"{text} or awe", OPTIONS) == Said(None, answer=f"{text} or awe", exact=False)
+    assert named(text, OPTIONS) == SystemPrediction(predicted, answer=text, exact=exact)
+    assert named(f"{text} or awe", OPTIONS) == SystemPrediction(None, answer=f"{text} or awe", exact=False)
 
 
 def test_there_are_no_more_options_than_letters() -> None:

@@ -29,9 +29,9 @@ from masp.core.errors import CheckpointError, DataError, UsageError
 from masp.evaluation.training_data import make_lessons
 from masp.model.masp_model import MaspModel
 from masp.model.scoring import score
-from masp.training.feature_cache import Reading, VisualTokenStore
+from masp.training.feature_cache import FeatureCache, ImageReading
 from masp.training.signals import Interrupted
-from masp.training.trainer import Share
+from masp.training.trainer import StepBatch
 from own_forward import own_inputs, tokens_of
 from small_models import QUESTIONS, kept_bytes
 from toy_stage import gradients
@@ -159,8 +159,8 @@ def test_the_backbone_is_left_as_it_was(tmp_path):
     visual = tokens(backbone, 4)
     before, bare = state(backbone), log_p(backbone, visual)
     system = lora_system(backbone, LABELS, FEW)
-    system.learn(lessons(backbone, tmp_path))
-    said = system.answer(visual)
+    system.fit(lessons(backbone, tmp_path))
+    said = system.predict(visual)
     assert max(abs(one.log_probabilities["joy"] - float(bare[row, 0])) for row, one in enumerate(said)) > 1e-2
     after = state(backbone)
     assert torch.equal(log_p(backbone, visual), bare)
@@ -183,10 +183,10 @@ def test_two_systems_on_one_backbone_do_not_meet(tmp_path):
     backbone = tiny.backbone()
     visual = tokens(backbone, 4)
     first, second = (lora_system(backbone, LABELS, replace(FEW, rank=rank)) for rank in (2, 4))
-    first.learn(lessons(backbone, tmp_path / "first"))
-    said = first.answer(visual)
-    second.learn(lessons(backbone, tmp_path / "second"))
-    assert first.answer(visual) == said != second.answer(visual)
+    first.fit(lessons(backbone, tmp_path / "first"))
+    said = first.predict(visual)
+    second.fit(lessons(backbone, tmp_path / "second"))
+    assert first.predict(visual) == said != second.predict(visual)
 
 
 # --- learning --------------------------------------------------------------------------------------------------------
@@ -196,13 +196,13 @@ def test_two_systems_on_one_backbone_do_not_meet(tmp_path):
 def test_it_learns_and_answers_on_every_kind_of_family(tmp_path, family):
     backbone = tiny.backbone(family)
     system: System = lora_system(backbone, LABELS, replace(FEW, epochs=1))
-    system.learn(lessons(backbone, tmp_path))
+    system.fit(lessons(backbone, tmp_path))
     visual = tokens(backbone, 3)
-    batch = system.answer(visual)
+    batch = system.predict(visual)
     for row, one in enumerate(batch):
         assert one.predicted == max(one.log_probabilities, key=one.log_probabilities.get)
         assert sum(torch.tensor(list(one.log_probabilities.values())).exp()) == pytest.approx(1, abs=1e-5)
-        (alone,) = system.answer(visual.select([row]))
+        (alone,) = system.predict(visual.select([row]))
         assert alone.log_probabilities == pytest.approx(one.log_probabilities, abs=1e-4)
 
 
@@ -212,17 +212,17 @@ def test_a_separable_task_is_learned(tmp_path):
     system = lora_system(backbone, LABELS, settings)
     fresh = tokens(backbone, 12, first=100)
     truth = [LABELS[number % 2] for number in range(12)]
-    system.learn(lessons(backbone, tmp_path, train=16, val=8))
-    assert [one.predicted for one in system.answer(fresh)] == truth
+    system.fit(lessons(backbone, tmp_path, train=16, val=8))
+    assert [one.predicted for one in system.predict(fresh)] == truth
     bare = [LABELS[best] for best in log_p(backbone, fresh).argmax(1).tolist()]
     assert bare != truth
-    assert system.describe()["learned"]["validation"]["accuracy"] == 1.0
+    assert system.config()["learned"]["validation"]["accuracy"] == 1.0
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path):
     backbone = tiny.backbone()
     whole = lora_system(backbone, LABELS, FEW)
-    whole.learn(lessons(backbone, tmp_path / "whole"))
+    whole.fit(lessons(backbone, tmp_path / "whole"))
 
     def stop(call: int) -> None:
         if call in (3, 5):
@@ -230,51 +230,51 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path):
 
     for at_call in (stop, stop):
         with pytest.raises(Interrupted):
-            lora_system(backbone, LABELS, FEW).learn(lessons(backbone, tmp_path / "cut", at_call=at_call))
+            lora_system(backbone, LABELS, FEW).fit(lessons(backbone, tmp_path / "cut", at_call=at_call))
     again = lora_system(backbone, LABELS, FEW)
-    again.learn(lessons(backbone, tmp_path / "cut"))
+    again.fit(lessons(backbone, tmp_path / "cut"))
     expected = learned(whole)
     assert all(torch.equal(value, expected[name]) for name, value in learned(again).items())
     assert (tmp_path / "cut" / "metrics.jsonl").read_text().count('"step"') > 3
-    assert again.describe() == whole.describe()
+    assert again.config() == whole.config()
 
 
 def test_a_finished_run_is_only_loaded(tmp_path):
     backbone = tiny.backbone()
     first = lora_system(backbone, LABELS, FEW)
     given = lessons(backbone, tmp_path)
-    first.learn(given)
+    first.fit(given)
     second, unseen = lora_system(backbone, LABELS, FEW), Held(tokens(backbone, 12))
-    second.learn(replace(given, images=unseen))
+    second.fit(replace(given, images=unseen))
     assert unseen.calls == 0
     visual = tokens(backbone, 3)
-    assert second.answer(visual) == first.answer(visual)
-    assert second.describe() == first.describe()
+    assert second.predict(visual) == first.predict(visual)
+    assert second.config() == first.config()
     (file,) = (tmp_path / "learned").rglob("*.safetensors")
-    assert sum(value.numel() for value in load_file(file).values()) == first.describe()["trained"]
+    assert sum(value.numel() for value in load_file(file).values()) == first.config()["trained"]
 
 
 def test_other_values_are_described_otherwise(tmp_path):
     """So that an interrupted evaluation never takes up what other values said."""
     system = lora_system(tiny.backbone(), LABELS, FEW)
-    assert system.describe()["seed"] is None
-    system.learn(lessons(tiny.backbone(), tmp_path))
-    told = system.describe()
+    assert system.config()["seed"] is None
+    system.fit(lessons(tiny.backbone(), tmp_path))
+    told = system.config()
     assert told["seed"] == 3
     with torch.no_grad():
         next(iter(system.layers.parameters().values())).add_(1e-3)
-    assert system.describe()["tensors_sha256"] != told["tensors_sha256"]
+    assert system.config()["tensors_sha256"] != told["tensors_sha256"]
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path):
     backbone = tiny.backbone()
     given = lessons(backbone, tmp_path)
-    lora_system(backbone, LABELS, FEW).learn(given)
+    lora_system(backbone, LABELS, FEW).fit(given)
     for other in (replace(given, seed=4), replace(given, train=given.train[1:]), replace(given, fingerprint="other")):
         with pytest.raises(UsageError, match="another configuration"):
-            lora_system(backbone, LABELS, FEW).learn(other)
+            lora_system(backbone, LABELS, FEW).fit(other)
     with pytest.raises(UsageError, match="rank: 8 there, 4 now"):
-        lora_system(backbone, LABELS, replace(FEW, rank=4)).learn(given)
+        lora_system(backbone, LABELS, replace(FEW, rank=4)).fit(given)
 
 
 def test_what_was_learned_must_fit():
@@ -288,7 +288,7 @@ def test_the_caller_s_random_numbers_go_on_as_they_were(tmp_path):
     torch.manual_seed(11)
     expected = torch.rand(3)
     torch.manual_seed(11)
-    lora_system(backbone, LABELS, FEW).learn(lessons(backbone, tmp_path))
+    lora_system(backbone, LABELS, FEW).fit(lessons(backbone, tmp_path))
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -300,11 +300,11 @@ def test_in_bfloat16_what_is_trained_is_float32(tmp_path):
     system = lora_system(backbone, LABELS, FEW)
     before = learned(system)
     assert {value.dtype for value in before.values()} == {torch.float32}
-    system.learn(lessons(backbone, tmp_path))
+    system.fit(lessons(backbone, tmp_path))
     assert all(value.isfinite().all() for value in learned(system).values())
-    told = system.describe()
+    told = system.config()
     assert (told["system"], told["weights"], told["dtype"]) == ("lora", "bfloat16", "bfloat16")
-    assert len(system.answer(tokens(backbone, 3))) == 3
+    assert len(system.predict(tokens(backbone, 3))) == 3
 
 
 def four_bit(bits, own):
@@ -321,7 +321,7 @@ def test_over_4_bit_weights_it_is_qlora():
     found = {}
     for kind in ("nf4", "float32"):
         backbone = load_backbone(str(tiny.checkpoint()), dtype="float32", device="cpu")
-        for block in backbone.blocks():
+        for block in backbone.layers():
             for name in ("q_proj", "v_proj"):
                 own = getattr(block.self_attn, name)
                 layer = four_bit(bits, own)
@@ -336,7 +336,7 @@ def test_over_4_bit_weights_it_is_qlora():
         found[kind] = losses.detach(), gradients
         assert (layers.weights, layers.quantised) == (kind, kind == "nf4")
         assert type(layers._places[0].wrapped).__name__ == ("Linear4bit" if kind == "nf4" else "Linear")
-        assert lora_system(backbone, LABELS).describe()["system"] == ("qlora" if kind == "nf4" else "lora")
+        assert lora_system(backbone, LABELS).config()["system"] == ("qlora" if kind == "nf4" else "lora")
     for ours, expected in zip(found["nf4"], found["float32"], strict=True):
         assert (ours - expected).abs().max() <= 1e-4 * expected.abs().max()
 
@@ -347,7 +347,7 @@ AGAIN = replace(FEW, gradient_checkpointing=True)
 
 
 def stage_of(backbone, settings):
-    """Eight questions about eight pictures, on layers that do something."""
+    """Eight questions about eight images, on layers that do something."""
     system = lora_system(backbone, LABELS, settings)
     system.layers = layers = shaken(backbone, settings)
     given = lessons(backbone, Path("unused"))
@@ -378,14 +378,14 @@ def test_blocks_that_are_computed_again_have_their_layers_and_their_dropout(tmp_
         found.append(gradients(tmp_path, stage, range(8), 3))
     assert found[0].keys() == found[1].keys() == stage.parameters().keys()
     assert all(torch.equal(gradient, found[1][name]) for name, gradient in found[0].items())
-    assert all("lora" not in name for block in backbone.blocks() for name, _ in block.named_modules())
+    assert all("lora" not in name for block in backbone.layers() for name, _ in block.named_modules())
 
 
 def test_blocks_that_are_computed_again_keep_their_input_alone():
     backbone, sizes = load_backbone("embedded", dtype="float32", device="cpu"), []
     for settings in (FEW, AGAIN):
         stage = stage_of(backbone, settings)
-        share = next(iter(stage.load([Share(0, 0, tuple(range(8)), 8)])))
+        share = next(iter(stage.load([StepBatch(0, 0, tuple(range(8)), 8)])))
         sizes.append(kept_bytes(partial(stage.losses, share), backbone))
     assert sizes[1] < 0.4 * sizes[0]
 
@@ -394,21 +394,21 @@ def test_a_run_goes_on_with_blocks_computed_again_to_the_same_bits(tmp_path):
     """It changes no result, so a run that did not fit goes on with it; settings that do are refused."""
     backbone = tiny.backbone()
     whole = lora_system(backbone, LABELS, FEW)
-    whole.learn(lessons(backbone, tmp_path / "whole"))
+    whole.fit(lessons(backbone, tmp_path / "whole"))
 
     def stop(call: int) -> None:
         if call == 5:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        lora_system(backbone, LABELS, FEW).learn(lessons(backbone, tmp_path / "cut", at_call=stop))
+        lora_system(backbone, LABELS, FEW).fit(lessons(backbone, tmp_path / "cut", at_call=stop))
     again = lora_system(backbone, LABELS, AGAIN)
-    again.learn(lessons(backbone, tmp_path / "cut"))
+    again.fit(lessons(backbone, tmp_path / "cut"))
     expected = learned(whole)
     assert all(torch.equal(value, expected[name]) for name, value in learned(again).items())
     for change in ({"micro_batch_size": 2}, {"max_grad_norm": 1.0}, {"eval_batch_size": 2}):
         with pytest.raises(UsageError, match="another configuration"):
-            lora_system(backbone, LABELS, replace(FEW, **change)).learn(lessons(backbone, tmp_path / "cut"))
+            lora_system(backbone, LABELS, replace(FEW, **change)).fit(lessons(backbone, tmp_path / "cut"))
 
 
 def test_settings_of_memory_reach_training_and_validation(tmp_path, monkeypatch):
@@ -417,13 +417,13 @@ def test_settings_of_memory_reach_training_and_validation(tmp_path, monkeypatch)
     monkeypatch.setattr(tuning, "score", lambda *given: (measured.append(len(given[1])), score(*given))[1])
     monkeypatch.setattr(tuning, "tuning_loss", lambda *given: (passed.append(len(given[2])), loss(*given))[1])
     settings = replace(AGAIN, epochs=1, batch_size=5, micro_batch_size=2, eval_batch_size=3, max_grad_norm=1.0)
-    lora_system(backbone, LABELS, settings).learn(lessons(backbone, tmp_path))
+    lora_system(backbone, LABELS, settings).fit(lessons(backbone, tmp_path))
     assert passed == [2, 2, 1, 2, 1]
     assert measured == [3, 1]
 
 
 def test_pictures_are_read_ahead_in_training_and_validation(tmp_path):
-    """Nothing is kept in memory here: pictures of later steps are read while the first is computed."""
+    """Nothing is kept in memory here: images of later steps are read while the first is computed."""
     backbone, threads = load_backbone(str(tiny.checkpoint()), dtype="float32", device="cpu"), set()
     data = small_training.write_dataset(tmp_path / "data", train=6, val=4)
     read = backbone.preprocess
@@ -433,14 +433,14 @@ def test_pictures_are_read_ahead_in_training_and_validation(tmp_path):
         return read(images)
 
     backbone.preprocess = watched
-    reading = Reading(workers=1, budget=0)
+    reading = ImageReading(workers=1, budget=0)
     given = make_lessons(backbone, data, small_training.LABELS, tmp_path / "run", 0, reading)
     threads.clear()
     steps = []
-    visual = VisualTokenStore.visual
+    visual = FeatureCache.visual
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(VisualTokenStore, "visual", lambda *given: (steps.append(1), visual(*given))[1])
-        lora_system(backbone, small_training.LABELS, replace(FEW, epochs=1)).learn(given)
+        patch.setattr(FeatureCache, "visual", lambda *given: (steps.append(1), visual(*given))[1])
+        lora_system(backbone, small_training.LABELS, replace(FEW, epochs=1)).fit(given)
     assert not steps  # nothing was read when it was needed, and not before
     assert threads
     assert all(name.startswith("masp-loader") for name in threads)
@@ -484,8 +484,8 @@ def test_lessons_must_teach_the_labels(tmp_path):
     backbone = tiny.backbone()
     system, given = lora_system(backbone, LABELS, FEW), lessons(backbone, tmp_path)
     with pytest.raises(UsageError, match="Call learn first"):
-        system.answer(tokens(backbone, 1))
+        system.predict(tokens(backbone, 1))
     with pytest.raises(DataError, match="nothing to learn from"):
-        system.learn(replace(given, train=()))
+        system.fit(replace(given, train=()))
     with pytest.raises(DataError, match=r"'Joy' is none of this system's.*Did you mean 'joy'"):
-        system.learn(replace(given, val=(replace(given.val[0], label="Joy"),)))
+        system.fit(replace(given, val=(replace(given.val[0], label="Joy"),)))

@@ -85,29 +85,29 @@ def test_the_least_attended_tokens() -> None:
 def test_the_cue_is_found_in_every_family(family: str) -> None:
     backbone = tiny.backbone(family)
     question = f"{COARSE} {CUE}"
-    image = backbone.asked(Watched(backbone).visual([0]), [question]).layouts[0]
+    image = backbone.condition_on(Watched(backbone).visual([0]), [question]).layouts[0]
     ids = backbone.template(question, image).ids
     first, last = cue_span(backbone, question, CUE, image)
     assert backbone.decode(ids[first:last]).strip() == CUE
-    assert last - first < len(backbone.text_ids(CUE)) + 3
+    assert last - first < len(backbone.tokenize(CUE)) + 3
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_dropped_tokens_have_no_part_and_the_others_keep_their_places(family: str) -> None:
     model = MaspModel(tiny.backbone(family), MethodConfig())
     visual = Watched(model.backbone).visual([0, 1])
-    rows = model.assemble(visual, [COARSE] * 2)
+    rows = model.build_inputs(visual, [COARSE] * 2)
     dropped = [torch.tensor([1]), torch.tensor([0, 3])]
     found = without(rows, dropped)
     for row, gone in enumerate(dropped):
         columns = rows.visual_columns[row].nonzero().flatten()
-        kept = rows.mask[row].clone()
+        kept = rows.attention_mask[row].clone()
         kept[columns[gone]] = False
-        assert torch.equal(found.positions[:, row, found.mask[row]], rows.positions[:, row, kept])
-        assert torch.equal(found.embeddings[row, found.mask[row]], rows.embeddings[row, kept])
+        assert torch.equal(found.position_ids[:, row, found.attention_mask[row]], rows.position_ids[:, row, kept])
+        assert torch.equal(found.inputs_embeds[row, found.attention_mask[row]], rows.inputs_embeds[row, kept])
         assert int(found.visual_columns[row].sum()) == len(columns) - len(gone)
     # whatever stands at the dropped places before, nothing of it arrives
-    noisy = rows.embeddings.clone()
+    noisy = rows.inputs_embeds.clone()
     for row, gone in enumerate(dropped):
         noisy[row, rows.visual_columns[row].nonzero().flatten()[gone]] = 7.0
     from dataclasses import replace
@@ -122,12 +122,12 @@ def test_dropped_tokens_have_no_part_and_the_others_keep_their_places(family: st
 def test_the_attention_read_is_the_cues() -> None:
     system = Sepm(tiny.backbone(), LABELS)
     question = f"{COARSE} {CUE}"
-    rows = system.model.assemble(Watched(tiny.backbone()).visual([0]), [question])
+    rows = system.model.build_inputs(Watched(tiny.backbone()).visual([0]), [question])
     found = system._attention(rows, question)[0]
     weights = tiny.backbone().last_attention(rows, 0)[0].mean(0)  # heads
     length = len(tiny.backbone().template(question, rows.images[0]).ids)
     tail = length - cue_span(tiny.backbone(), question, CUE, rows.images[0])[1]
-    count = len(tiny.backbone().text_ids(f" {CUE}"))
+    count = len(tiny.backbone().tokenize(f" {CUE}"))
     expected = weights[length - tail - count : length - tail].mean(0)
     assert (found - expected).abs().max() < 1e-6
 
@@ -140,9 +140,9 @@ def test_the_fine_question_is_that_of_the_questions() -> None:
 
 def test_settings_change_what_is_asked() -> None:
     visual = Watched(tiny.backbone()).visual([0, 1, 2])
-    open_question = Sepm(tiny.backbone(), LABELS, SepmSettings(ambiguous_below=0.5)).answer(visual)
-    routed = Sepm(tiny.backbone(), LABELS, SepmSettings(ambiguous_below=0.0)).answer(visual)
-    whole = Sepm(tiny.backbone(), LABELS, SepmSettings(ambiguous_below=0.5, dropped=0.0)).answer(visual)
+    open_question = Sepm(tiny.backbone(), LABELS, SepmSettings(ambiguous_below=0.5)).predict(visual)
+    routed = Sepm(tiny.backbone(), LABELS, SepmSettings(ambiguous_below=0.0)).predict(visual)
+    whole = Sepm(tiny.backbone(), LABELS, SepmSettings(ambiguous_below=0.5, dropped=0.0)).predict(visual)
     assert open_question != routed
     assert open_question != whole
 
@@ -151,9 +151,9 @@ def test_a_route_with_one_label_needs_no_second_question() -> None:
     labels = ("negative", "positive")
     visual = Watched(tiny.backbone()).visual([0, 1])
     system = Sepm(tiny.backbone(), labels, SepmSettings(ambiguous_below=0.0))
-    rows = system.model.assemble(visual, [f"{COARSE} {CUE}"] * 2)
+    rows = system.model.build_inputs(visual, [f"{COARSE} {CUE}"] * 2)
     chances = system._chances(rows)
-    for one, (good, bad) in zip(system.answer(visual), chances.tolist(), strict=True):
+    for one, (good, bad) in zip(system.predict(visual), chances.tolist(), strict=True):
         assert one.predicted == ("positive" if good > bad else "negative")
         assert one.log_probabilities is not None
         assert math.exp(one.log_probabilities["positive"]) == pytest.approx(good / (good + bad), abs=2e-6)

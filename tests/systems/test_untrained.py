@@ -12,7 +12,7 @@ from masp.core.config import MethodConfig, PromptInit
 from masp.core.errors import AdapterError, UsageError
 from masp.core.labels import render_labels
 from masp.core.prompts import load_questions
-from masp.model.masp_model import MaspModel, start_prompt
+from masp.model.masp_model import MaspModel, init_soft_prompt
 from masp.model.scoring import score
 from noise_lessons import LABELS, Watched, aspects_of
 from small_adapters import write_adapter
@@ -27,7 +27,7 @@ def test_the_numbers_are_those_of_the_model(aspects: bool, prompt: bool) -> None
         return
     backbone, seed = tiny.backbone(), 5
     adapter = load_adapter(aspects_of("qwen2_vl"), backbone)
-    vectors = start_prompt(PromptInit(), 9, backbone, torch.Generator().manual_seed(seed)) if prompt else None
+    vectors = init_soft_prompt(PromptInit(), 9, backbone, torch.Generator().manual_seed(seed)) if prompt else None
     method = adapter.info.method if aspects else MethodConfig()
     model = MaspModel(backbone, method, adapter.aspects if aspects else None, vectors)
     visual = Watched(backbone).visual([0, 1])
@@ -35,18 +35,18 @@ def test_the_numbers_are_those_of_the_model(aspects: bool, prompt: bool) -> None
     changes += ["prompt_length=9"] if prompt else []
     system = make_system("random-prompt" if prompt else "aspects", backbone, LABELS, changes, seed)
     expected = score(model, visual, QUESTION, LABELS)
-    for row, one in enumerate(system.answer(visual)):
+    for row, one in enumerate(system.predict(visual)):
         assert one.log_probabilities is not None
         assert list(one.log_probabilities.values()) == pytest.approx(expected[row].tolist(), abs=1e-6)
     name = "aspects" if not prompt else "aspects-random-prompt" if aspects else "random-prompt"
-    assert system.describe()["system"] == name
+    assert system.config()["system"] == name
 
 
 def test_another_seed_is_another_prompt() -> None:
-    made = [make_system("random-prompt", tiny.backbone(), LABELS, [], seed).describe() for seed in (0, 0, 1)]
+    made = [make_system("random-prompt", tiny.backbone(), LABELS, [], seed).config() for seed in (0, 0, 1)]
     assert made[0] == made[1]
     assert made[0]["tensors_sha256"] != made[2]["tensors_sha256"]
-    again = make_system("random-prompt", tiny.backbone(), LABELS, ["seed=1"], 0).describe()
+    again = make_system("random-prompt", tiny.backbone(), LABELS, ["seed=1"], 0).config()
     assert again["tensors_sha256"] == made[2]["tensors_sha256"]
 
 

@@ -26,11 +26,11 @@ def test_the_list_is_the_question_of_masp(family: str) -> None:
     question = "Which emotion does this image evoke? Choose one of: " + ", ".join(LABELS) + "."
     plain = MaspModel(backbone, MethodConfig())
     expected = score(plain, visual, question, LABELS)
-    for row, one in enumerate(ZeroShot(backbone, LABELS).answer(visual)):
+    for row, one in enumerate(ZeroShot(backbone, LABELS).predict(visual)):
         assert one.log_probabilities is not None
         assert list(one.log_probabilities.values()) == pytest.approx(expected[row].tolist(), abs=1e-6)
         assert one.answer is None
-    greedy = ZeroShot(backbone, LABELS, ZeroShotSettings(reading="generate")).answer(visual)
+    greedy = ZeroShot(backbone, LABELS, ZeroShotSettings(reading="generate")).predict(visual)
     texts = generate(plain, visual, question, max_new_tokens=16)
     assert [one.answer[: len(text)] for one, text in zip(greedy, texts, strict=True) if one.answer] == texts
     assert [one.predicted for one in greedy] == [parse(one.answer or "", LABELS) for one in greedy]
@@ -41,7 +41,7 @@ def test_letters_are_scored_in_place_of_labels() -> None:
     visual = Watched(backbone).visual([0, 1])
     question = f"Which emotion does this image evoke?\n{lettered(LABELS)}\nAnswer with the option's letter."
     expected = score(MaspModel(backbone, MethodConfig()), visual, question, tuple("ABCDEFGH"))
-    for row, one in enumerate(ZeroShot(backbone, LABELS, ZeroShotSettings(options="letters")).answer(visual)):
+    for row, one in enumerate(ZeroShot(backbone, LABELS, ZeroShotSettings(options="letters")).predict(visual)):
         assert one.log_probabilities is not None
         assert list(one.log_probabilities.values()) == pytest.approx(expected[row].tolist(), abs=1e-6)
         assert one.predicted == LABELS[int(expected[row].argmax())]
@@ -54,7 +54,7 @@ def test_questions_of_ones_own_keep_their_words() -> None:
     assert listed.question == "Dear model, what mood is it? Take a word of joy, fear for it!"
     visual = Watched(backbone).visual([0])
     (expected,) = score(MaspModel(backbone, MethodConfig()), visual, listed.question, labels).log_softmax(1).tolist()
-    (one,) = listed.answer(visual)
+    (one,) = listed.predict(visual)
     assert one.log_probabilities is not None
     assert list(one.log_probabilities.values()) == pytest.approx(expected, abs=1e-6)
     lines = ["Dear model, what mood is it?", "A. joy", "B. fear", "Answer with the option's letter."]

@@ -68,7 +68,7 @@ def backbone(family: str = "qwen2_vl", dtype: str = "float32", seed: int = 0) ->
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    """An RGB picture of coloured noise in blocks, so that neighbouring visual tokens differ."""
+    """An RGB image of coloured noise in blocks, so that neighbouring visual tokens differ."""
     generator = torch.Generator().manual_seed(seed)
     blocks = torch.randint(0, 256, (7, 5, 3), generator=generator, dtype=torch.uint8).numpy()
     return Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST)

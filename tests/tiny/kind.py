@@ -22,7 +22,7 @@ class Kind:
         processor: content of preprocessor_config.json.
         inputs: arguments of the reference's forward pass beside ids and mask, given model, pixels, ids and questions.
         features: the reference's own image features, one tensor per image, given model, pixels and questions.
-        counts: visual tokens of the pictures of `tests/contract`.
+        counts: visual tokens of the images of `tests/contract`.
         official: transformers' own processor for the folder, or of its parts those that load without torchvision.
         extra: writes what else the folder holds.
     """

@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
-WORDS = """You are a helpful assistant. Which emotion does this picture evoke? Pick one of: amusement, anger, awe,
+WORDS = """You are a helpful assistant. Which emotion does this image evoke? Pick one of: amusement, anger, awe,
 contentment, disgust, excitement, fear, sadness, joy, surprise. What does the face express, where was it taken, what do
 people do, how bright and how colorful is it: very low, low, moderate, high, very high. system user assistant"""
 PATTERN = (

@@ -13,7 +13,7 @@ import torch
 from masp.core import atomic_io as storage
 from masp.core.errors import CheckpointError
 from masp.training.checkpoints import Checkpoint, CheckpointStore
-from masp.training.disk_cache import Group, Shelf
+from masp.training.disk_cache import CacheGroup, DiskCache
 from small_adapters import write_adapter
 
 
@@ -154,7 +154,7 @@ def test_files_get_the_rights_that_new_files_have(tmp_path):
     try:
         store = CheckpointStore(tmp_path / "checkpoints")
         folder = store.save(checkpoint(1))
-        Shelf(tmp_path / "shelf", 10**6).save("k", Group({"a": torch.zeros(3)}, {}))
+        DiskCache(tmp_path / "shelf", 10**6).save("k", CacheGroup({"a": torch.zeros(3)}, {}))
         write_adapter(tmp_path / "adapter")
         storage.write_file(tmp_path / "file", b"x")
         storage.write_file(tmp_path / "file", b"y")

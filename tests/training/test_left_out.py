@@ -14,8 +14,8 @@ from masp.core.errors import DataError
 from masp.data.records import Dataset
 from masp.training import Interrupted, train_prompt
 from masp.training.accounts import left_out
-from masp.training.disk_cache import Shelf
-from masp.training.feature_cache import Reading, VisualTokenStore
+from masp.training.disk_cache import DiskCache
+from masp.training.feature_cache import FeatureCache, ImageReading
 from masp.training.signals import StopRequest
 
 FEW = ("prompt.max_steps=6", "prompt.batch_size=7", "prompt.epochs=3")
@@ -138,7 +138,9 @@ def test_a_failure_of_the_system_is_not_remembered_on_the_shelf(tmp_path, monkey
         with monkeypatch.context() as patch:
             if refused:
                 patch.setattr(Path, "read_bytes", refusing)
-            store = VisualTokenStore(tiny.backbone(), paths, Reading(workers=0), shelf=Shelf(tmp_path / "store", 10**9))
+            store = FeatureCache(
+                tiny.backbone(), paths, ImageReading(workers=0), shelf=DiskCache(tmp_path / "store", 10**9)
+            )
             store.fill(StopRequest())
         stores.append((store, len(list((tmp_path / "store").glob("*.safetensors")))))
     (first, after_first), (second, after_second) = stores

@@ -18,7 +18,7 @@ from masp.data.sampling import Batches
 from masp.training.checkpoints import CheckpointStore
 from masp.training.progress import Bar
 from masp.training.run_stage import loop_settings, tell_reach
-from masp.training.schedule import Budget, Scale, budget_of, rate_factor, reach
+from masp.training.schedule import RateScale, TrainingLength, budget_of, rate_factor, reach
 from masp.training.signals import Interrupted, StopRequest
 from masp.training.trainer import Trainer
 from toy_stage import SETTINGS, ToyStage, batches, numbers, train
@@ -127,10 +127,10 @@ def test_patience_is_counted_in_epochs_however_often_is_measured():
 
 def test_what_was_given_holds_and_what_was_not_follows_from_the_data():
     given = budget_of(TrainConfig(learning_rate=0.3, epochs=2, min_steps=100), per_epoch=5, scale=0.1)
-    assert given == Budget(0.3, 10, 5)
+    assert given == TrainingLength(0.3, 10, 5)
     free = TrainConfig(learning_rate_scale=0.5, min_steps=100)
-    assert budget_of(free, per_epoch=5, scale=0.1) == Budget(0.05, 100, 10)  # measured every second epoch
-    assert budget_of(free, per_epoch=40, scale=2.0) == Budget(1.0, 120, 40)  # three epochs are more
+    assert budget_of(free, per_epoch=5, scale=0.1) == TrainingLength(0.05, 100, 10)  # measured every second epoch
+    assert budget_of(free, per_epoch=40, scale=2.0) == TrainingLength(1.0, 120, 40)  # three epochs are more
     assert budget_of(free.model_copy(update={"max_steps": 30}), per_epoch=5, scale=1.0).steps == 30
     assert budget_of(free.model_copy(update={"evaluate_every": 0}), per_epoch=5, scale=1.0).validate_every == 0
 
@@ -154,14 +154,14 @@ def test_how_far_a_number_can_move_is_said_and_too_little_is_a_warning(caplog, r
     settings = TrainConfig(learning_rate=rate, epochs=1, schedule=schedule)
     budget = budget_of(settings, 69, 1.0)
     with caplog.at_level("INFO"):
-        tell_reach(settings, budget, Scale(0.116, 0.116, "the embeddings"))
+        tell_reach(settings, budget, RateScale(0.116, 0.116, "the embeddings"))
     assert [record.levelname for record in caplog.records] == [level]
     assert f"{reach(budget, 0.03, schedule):.2g}" in caplog.text
 
 
 def test_the_sum_of_the_rates_bounds_how_far_a_number_moves():
     parameter = torch.nn.Parameter(torch.zeros(50))
-    optimizer, budget = torch.optim.AdamW([parameter], weight_decay=0.0), Budget(0.02, 40, 0)
+    optimizer, budget = torch.optim.AdamW([parameter], weight_decay=0.0), TrainingLength(0.02, 40, 0)
     for step in range(budget.steps):
         optimizer.param_groups[0]["lr"] = 0.02 * rate_factor(step, budget.steps, 0.03, "cosine")
         parameter.grad = torch.arange(1.0, 51)

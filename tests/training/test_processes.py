@@ -28,15 +28,15 @@ from masp.core.errors import Agreement, DataError, MaspError, UsageError
 from masp.core.progress import Bar
 from masp.core.prompts import load_questions
 from masp.model.aspect_attention import AspectModules
-from masp.model.masp_model import MaspModel, Use
+from masp.model.masp_model import ActiveParts, MaspModel
 from masp.training import distributed as room
 from masp.training import stage1 as stage1_aspects
 from masp.training import stage2 as stage2_prompt
 from masp.training.checkpoints import CheckpointStore
-from masp.training.disk_cache import Shelf
+from masp.training.disk_cache import DiskCache
 from masp.training.distributed import ALONE, Processes, launched, patience
-from masp.training.feature_cache import Reading, VisualTokenStore
-from masp.training.prefix_cache import PrefixStore
+from masp.training.feature_cache import FeatureCache, ImageReading
+from masp.training.prefix_cache import PrefixCache
 from masp.training.signals import Interrupted, StopRequest
 from masp.training.trainer import Trainer
 from toy_stage import ToyStage
@@ -143,14 +143,14 @@ def test_an_error_of_one_is_raised_by_all_and_told_by_one(monkeypatch):
     def work(processes):
         def fail():
             if processes.rank == 1:
-                raise DataError("a picture is gone", "it there", "Put it back.")
+                raise DataError("an image is gone", "it there", "Put it back.")
             return processes.rank
 
         processes.all(fail)
 
     found = together(monkeypatch, work)
     assert [type(error) for error in found] == [DataError] * 3
-    assert {str(error) for error in found} == {"a picture is gone; expected it there. Put it back."}
+    assert {str(error) for error in found} == {"an image is gone; expected it there. Put it back."}
     assert [error.agreed.tells for error in found] == [True, False, False]
 
 
@@ -238,8 +238,8 @@ def test_a_signal_during_validation_stops_all_before_the_same_group(monkeypatch,
             stops[1].received = "SIGTERM"
 
     def work(processes):
-        store = VisualTokenStore(
-            backbone, [record.path for record in records], Reading(workers=0), None, None, processes
+        store = FeatureCache(
+            backbone, [record.path for record in records], ImageReading(workers=0), None, None, processes
         )
         store.fill(StopRequest())
         stream = store.stream
@@ -252,8 +252,8 @@ def test_a_signal_during_validation_stops_all_before_the_same_group(monkeypatch,
             stage = stage1_aspects.AspectStage(model, store, [], list(enumerate(records)), questions)
         else:
             held = [(number, record.label) for number, record in enumerate(records)]
-            asking = stage2_prompt.Asking(questions, small_training.LABELS, "comma", "fixed", 0)
-            stage = stage2_prompt.PromptStage(model, store, [], held, asking, Use(()))
+            asking = stage2_prompt.QuestionSettings(questions, small_training.LABELS, "comma", "fixed", 0)
+            stage = stage2_prompt.PromptStage(model, store, [], held, asking, ActiveParts(()))
         stage.validate(stops[processes.rank])
 
     found = together(monkeypatch, work, 2, alike=True)
@@ -296,10 +296,10 @@ def test_prefixes_that_one_process_does_not_find_are_computed_by_all(monkeypatch
 
     def made(processes):
         model = MaspModel(backbone, MethodConfig(prompt_length=3).resolved())
-        shelf = Shelf(tmp_path, 10**9)
-        features = VisualTokenStore(backbone, paths, Reading(workers=0), None, shelf, processes)
+        shelf = DiskCache(tmp_path, 10**9)
+        features = FeatureCache(backbone, paths, ImageReading(workers=0), None, shelf, processes)
         features.fill(StopRequest())
-        store, prefix = PrefixStore(model, features, Use(()), asked), model.prefix
+        store, prefix = PrefixCache(model, features, ActiveParts(()), asked), model.prefix
         store.size()
 
         def counted(*given):
@@ -341,8 +341,8 @@ def test_an_image_that_one_process_could_not_read_is_not_remembered_as_bad(monke
     monkeypatch.setattr(Path, "read_bytes", refusing(paths[17]))
 
     def work(processes):
-        shelf = Shelf(tmp_path / "shelf", 10**9)
-        store = VisualTokenStore(tiny.backbone(), paths, Reading(workers=0), None, shelf, processes)
+        shelf = DiskCache(tmp_path / "shelf", 10**9)
+        store = FeatureCache(tiny.backbone(), paths, ImageReading(workers=0), None, shelf, processes)
         store.fill(StopRequest())
         return store.usable, float(store.visual([19]).tokens.sum()), float(store.visual([0]).tokens.sum())
 
@@ -583,19 +583,19 @@ def test_lost_contact_is_told_by_everybody_with_what_to_do(monkeypatch):
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", broken)
     with pytest.raises(MaspError, match=r"process 1 of 2 lost contact .*closed by peer \[127.*checkpoint") as raised:
-        Processes(1, 2).all(lambda: None)
+        Processes(1, 2).all_gather(lambda: None)
     assert raised.value.agreed.tells
 
 
 def test_a_folder_that_only_one_process_sees_is_refused(tmp_path):
     import tiny
-    from masp.training.disk_cache import Shelf
-    from masp.training.feature_cache import Reading, VisualTokenStore
+    from masp.training.disk_cache import DiskCache
+    from masp.training.feature_cache import FeatureCache, ImageReading
 
     path: Path = tmp_path / "a.png"
     tiny.picture(60, 60).save(path)
-    shelf = Shelf(tmp_path / "mine", 10**9)
-    store = VisualTokenStore(tiny.backbone(), [path], Reading(), None, shelf, Processes(1, 2))
+    shelf = DiskCache(tmp_path / "mine", 10**9)
+    store = FeatureCache(tiny.backbone(), [path], ImageReading(), None, shelf, Processes(1, 2))
     store.hashes = ["x"]
     with pytest.raises(MaspError, match=r"process 1 does not find in .*mine.*a store_dir that all processes see"):
         store._fetch([[0]])

@@ -21,11 +21,11 @@ from masp.core.config import MethodConfig
 from masp.core.errors import MaspError
 from masp.core.prompts import Questions, load_questions
 from masp.model.aspect_attention import AspectModules
-from masp.model.masp_model import MaspModel, Use
+from masp.model.masp_model import ActiveParts, MaspModel
 from masp.training import train_aspects, train_prompt
-from masp.training.disk_cache import ABANDONED, Group, Shelf, key_of
-from masp.training.feature_cache import Reading, VisualTokenStore
-from masp.training.prefix_cache import PrefixStore
+from masp.training.disk_cache import ABANDONED, CacheGroup, DiskCache, key_of
+from masp.training.feature_cache import FeatureCache, ImageReading
+from masp.training.prefix_cache import PrefixCache
 from masp.training.signals import StopRequest
 from masp.training.uses import NAMED
 
@@ -35,7 +35,7 @@ ROOM = 10**9
 
 def group(seed=0, size=1000):
     numbers = torch.randn(size, generator=torch.Generator().manual_seed(seed))
-    return Group({"a.0": numbers, "b": torch.tensor([[True, False]]), "half": numbers.bfloat16()}, {"said": "yes"})
+    return CacheGroup({"a.0": numbers, "b": torch.tensor([[True, False]]), "half": numbers.bfloat16()}, {"said": "yes"})
 
 
 def names(folder):
@@ -50,10 +50,10 @@ def same(left, right):
 
 
 def test_a_group_comes_back_as_it_was(tmp_path):
-    shelf = Shelf(tmp_path / "new", ROOM)
+    shelf = DiskCache(tmp_path / "new", ROOM)
     assert shelf.load("k") is None
     assert same(shelf.save("k", group()), group())
-    assert same(Shelf(tmp_path / "new", ROOM).load("k"), group())
+    assert same(DiskCache(tmp_path / "new", ROOM).load("k"), group())
     assert names(tmp_path / "new") == ["k"]
 
 
@@ -82,16 +82,16 @@ def nonsense(path):
 
 def swap(path):
     """The whole content of another group under this name."""
-    Shelf(path.parent, ROOM).save("other", group(1))
+    DiskCache(path.parent, ROOM).save("other", group(1))
     (path.parent / "other.safetensors").replace(path)
 
 
 @pytest.mark.parametrize("harm", [flip, cut, empty, header, nonsense, swap])
 def test_a_damaged_group_is_not_used(tmp_path, harm, caplog):
-    shelf = Shelf(tmp_path, ROOM)
+    shelf = DiskCache(tmp_path, ROOM)
     shelf.save("k", group())
     harm(tmp_path / "k.safetensors")
-    assert Shelf(tmp_path, ROOM).load("k") is None
+    assert DiskCache(tmp_path, ROOM).load("k") is None
     assert "computed again" in caplog.text
     assert not (tmp_path / "k.safetensors").exists()
     assert same(shelf.save("k", group()), group())
@@ -111,8 +111,8 @@ def no_more_files():
 
 
 def test_a_group_that_is_not_read_for_want_of_open_files_stays(tmp_path):
-    Shelf(tmp_path, ROOM).save("k", group())
-    shelf = Shelf(tmp_path, ROOM)
+    DiskCache(tmp_path, ROOM).save("k", group())
+    shelf = DiskCache(tmp_path, ROOM)
     with no_more_files(), pytest.raises(MaspError, match=r"k\.safetensors in the store .*Too many open files.*ulimit"):
         shelf.load("k")
     assert same(shelf.load("k"), group())
@@ -124,7 +124,7 @@ def test_a_group_that_cannot_be_read_now_is_told_and_stays(tmp_path, monkeypatch
     """Whoever says so: the system when the file is opened, the library when it maps it, or torch when it does."""
     from masp.training import disk_cache as room
 
-    shelf = Shelf(tmp_path, ROOM)
+    shelf = DiskCache(tmp_path, ROOM)
     shelf.save("k", group())
     content = (tmp_path / "k.safetensors").read_bytes()
 
@@ -147,18 +147,18 @@ def test_what_is_no_file_is_told_and_stays(tmp_path):
     (tmp_path / "l.safetensors").symlink_to("l.safetensors")
     for name in "kl":
         with pytest.raises(MaspError, match=r"cannot be read: (Is a directory|Too many levels of symbolic links)"):
-            Shelf(tmp_path, ROOM).load(name)
+            DiskCache(tmp_path, ROOM).load(name)
     assert names(tmp_path) == ["k", "l"]
 
 
 def test_the_longest_unused_makes_room_but_never_what_this_run_uses(tmp_path):
-    before = Shelf(tmp_path, ROOM)
+    before = DiskCache(tmp_path, ROOM)
     for number, name in enumerate("abc"):
         before.save(name, group())
         os.utime(tmp_path / f"{name}.safetensors", (number, number))
     before.close()
     size = (tmp_path / "a.safetensors").stat().st_size
-    shelf = Shelf(tmp_path, 3 * size + 1)
+    shelf = DiskCache(tmp_path, 3 * size + 1)
     assert shelf.load("a") is not None
     shelf.save("d", group())
     assert names(tmp_path) == ["a", "c", "d"]
@@ -171,7 +171,7 @@ def test_the_longest_unused_makes_room_but_never_what_this_run_uses(tmp_path):
 
 def test_a_budget_too_small_for_one_group_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(MaspError, match=r"the store needs .* at most store_disk_gb"):
-        Shelf(tmp_path, 100).save("k", group())
+        DiskCache(tmp_path, 100).save("k", group())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -185,7 +185,7 @@ def test_a_disk_that_fills_while_a_group_is_written_leaves_nothing_half(tmp_path
         path.write_bytes(b"half")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    shelf = Shelf(tmp_path, ROOM)
+    shelf = DiskCache(tmp_path, ROOM)
     shelf.save("k", group())
     monkeypatch.setattr(room, "save_file", full)
     with pytest.raises(MaspError, match=r"No space left on device.*run the same command again: it goes on"):
@@ -198,7 +198,7 @@ def test_what_a_dead_writer_left_is_removed_after_a_while(tmp_path):
     for name, age in ((".masp-partial-1-old", 2 * ABANDONED), (".masp-partial-2-new", 0)):
         (tmp_path / name).write_bytes(b"half")
         os.utime(tmp_path / name, (time.time() - age,) * 2)
-    Shelf(tmp_path, ROOM)
+    DiskCache(tmp_path, ROOM)
     assert [path.name for path in tmp_path.iterdir()] == [".masp-partial-2-new"]  # it may be being written
 
 
@@ -213,7 +213,7 @@ def test_a_writer_that_finishes_meanwhile_is_no_error(tmp_path, monkeypatch):
         return iter(found)
 
     monkeypatch.setattr(Path, "glob", listed)
-    Shelf(tmp_path, ROOM)
+    DiskCache(tmp_path, ROOM)
     assert [path.name for path in tmp_path.iterdir()] == ["k.safetensors"]
 
 
@@ -221,7 +221,7 @@ def test_a_full_disk_takes_back_what_other_runs_left(tmp_path, monkeypatch):
     """`room` counts it as room, so saving has to make use of it."""
     from masp.training import disk_cache as room
 
-    Shelf(tmp_path, ROOM).save("old", group())
+    DiskCache(tmp_path, ROOM).save("old", group())
     disk = (tmp_path / "old.safetensors").stat().st_size + 100
 
     def usage(folder):
@@ -229,7 +229,7 @@ def test_a_full_disk_takes_back_what_other_runs_left(tmp_path, monkeypatch):
         return SimpleNamespace(free=disk - taken)
 
     monkeypatch.setattr(room.shutil, "disk_usage", usage)
-    shelf = Shelf(tmp_path, ROOM)
+    shelf = DiskCache(tmp_path, ROOM)
     assert shelf.room() == disk
     shelf.save("new", group(1))
     assert names(tmp_path) == ["new"]
@@ -238,7 +238,7 @@ def test_a_full_disk_takes_back_what_other_runs_left(tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(MaspError, match=r"the store in .*file cannot be written"):
-        Shelf(tmp_path / "file", ROOM)
+        DiskCache(tmp_path / "file", ROOM)
 
 
 def test_keys_differ_with_every_part():
@@ -305,7 +305,7 @@ def test_both_stages_share_a_store(tmp_path, dataset, work):
 
 
 def test_what_depends_on_something_else_is_not_used(tmp_path, dataset, work):
-    """Other weights, another image size, a changed picture, other aspects: each is computed again."""
+    """Other weights, another image size, a changed image, other aspects: each is computed again."""
     store = tmp_path / "store"
     trained(dataset, tmp_path / "first", store)
     for number, (changes, seed) in enumerate([((), 1), (("data.longest_side=60",), 0)]):
@@ -326,10 +326,10 @@ def built(tmp_path, dataset, family, aspects, questions):
     backbone, method = tiny.backbone(family), MethodConfig(queries=2, prompt_length=3).resolved()
     model = MaspModel(backbone, method, aspects, None, questions)
     paths = [record.path for record in dataset.split("train")[:2]]
-    features = VisualTokenStore(backbone, paths, Reading(workers=0), shelf=Shelf(tmp_path, ROOM))
+    features = FeatureCache(backbone, paths, ImageReading(workers=0), shelf=DiskCache(tmp_path, ROOM))
     features.fill(StopRequest())
-    use, asked = Use(aspects.aspects), ["Which emotion?"] * 2
-    store = PrefixStore(model, features, use, asked)
+    use, asked = ActiveParts(aspects.aspects), ["Which emotion?"] * 2
+    store = PrefixCache(model, features, use, asked)
     store.size()
     expected = model.prefix(features.visual([0, 1]), asked, use).rows()[0].states
     assert torch.equal(store.seen([0], asked[:1]).states, expected)

@@ -21,19 +21,19 @@ from masp.core.config import BackboneConfig, MethodConfig, PromptInit, TrainConf
 from masp.core.errors import AdapterError, CheckpointError, ConfigError, DataError, MaspError, UsageError
 from masp.core.prompts import load_questions
 from masp.model.aspect_attention import AspectModules
-from masp.model.masp_model import MaspModel, Use
+from masp.model.masp_model import ActiveParts, MaspModel
 from masp.model.scoring import score
 from masp.model.soft_prompt import SoftPrompt
 from masp.predictor import Masp
 from masp.training import Interrupted, VisualMemory, train_aspects, train_prompt
 from masp.training import stage1 as stage1_aspects
 from masp.training import stage2 as stage2_prompt
-from masp.training.feature_cache import Reading, VisualTokenStore
+from masp.training.feature_cache import FeatureCache, ImageReading
 from masp.training.run_stage import measured_at_once
 from masp.training.signals import StopRequest
-from masp.training.stage1 import AspectExample, AspectStage, ImageMajor, list_f1, measured
-from masp.training.stage2 import Asking, PromptStage
-from masp.training.trainer import Share
+from masp.training.stage1 import AspectExample, AspectStage, ImageMajorOrder, list_f1, measured
+from masp.training.stage2 import PromptStage, QuestionSettings
+from masp.training.trainer import StepBatch
 from toy_stage import gradients
 
 PROMPT = ("prompt.max_steps=3", "aspects.max_steps=3")
@@ -106,12 +106,12 @@ def test_stage_1_moves_every_aspect(tmp_path, dataset):
 def test_only_the_modules_of_a_batch_get_gradients(dataset):
     backbone = tiny.backbone()
     records = dataset.split("train")
-    store = VisualTokenStore(backbone, [record.path for record in records], Reading(workers=0))
+    store = FeatureCache(backbone, [record.path for record in records], ImageReading(workers=0))
     store.fill(StopRequest())
     model = MaspModel(backbone, MethodConfig(), AspectModules(backbone.dim, ASPECTS, 1))
     examples = [AspectExample(4, ASPECTS.index(name), "low") for name in ("scene", "brightness", "scene")]
     stage = AspectStage(model, store, examples, [], load_questions())
-    share = next(stage.load([Share(0, 0, (0, 2), 2)]))
+    share = next(stage.load([StepBatch(0, 0, (0, 2), 2)]))
     losses = stage.losses(share)
     assert losses.shape == (2,)
     losses.sum().backward()
@@ -125,27 +125,27 @@ def test_only_the_modules_of_a_batch_get_gradients(dataset):
 def test_stage_1_meets_each_image_once_in_an_epoch(dataset):
     records = [record for record in dataset.split("train") if record.annotations]
     examples = [AspectExample(i, a, "low") for i, _ in enumerate(records) for a in range(6) if (i * a) % 5 != 3]
-    order = ImageMajor(examples, 7, seed=3)
+    order = ImageMajorOrder(examples, 7, seed=3)
     batches = list(order.batches(0))
     assert order.images == 1 < 7 * len(records) / len(examples) < 1.5
     assert len(batches) == order.per_epoch == len(records)
     assert sorted(number for batch in batches for number in batch) == list(range(len(examples)))
     assert list(order.batches(0, 2)) == batches[2:]
     assert list(order.batches(1)) != batches
-    assert list(ImageMajor(examples, 7, seed=4).batches(0)) != batches
-    wide = ImageMajor(examples, 17, seed=3)
+    assert list(ImageMajorOrder(examples, 7, seed=4).batches(0)) != batches
+    wide = ImageMajorOrder(examples, 17, seed=3)
     assert wide.images == 3
     images = [sorted({examples[number].image for number in batch}) for batch in wide.batches(0)]
     assert sum(map(len, images)) == len({image for batch in images for image in batch}) == len(records)
     assert [len(batch) for batch in images[:-1]] == [3] * (wide.per_epoch - 1)
-    assert next(iter(ImageMajor(examples, 1, seed=3).batches(0)))  # one image at least, with all its pairs
+    assert next(iter(ImageMajorOrder(examples, 1, seed=3).batches(0)))  # one image at least, with all its pairs
 
 
 @pytest.mark.parametrize(("size", "images"), [(1, 1), (5, 1), (6, 2), (8, 2), (9, 2), (10, 3), (12, 3), (64, 16)])
 def test_a_batch_has_the_number_of_images_whose_pairs_come_nearest(size, images):
     """Four pairs an image: 6 pairs are as far from one image as from two, and take two."""
     examples = [AspectExample(number // 4, number % 4, "low") for number in range(4 * 50)]
-    order = ImageMajor(examples, size, seed=0)
+    order = ImageMajorOrder(examples, size, seed=0)
     assert order.images == images
     assert order.per_epoch == -(-50 // images)
 
@@ -173,7 +173,7 @@ def test_a_resumed_run_without_kept_tokens_does_not_read_everything_again(tmp_pa
     paths[7].write_bytes(b"no image")
     stores = []
     for known in (None, {str(paths[7]): "bad", str(paths[30]): "worse"}, {"elsewhere/7.png": "bad"}):
-        store = VisualTokenStore(tiny.backbone(), paths, Reading(workers=0, budget=0))
+        store = FeatureCache(tiny.backbone(), paths, ImageReading(workers=0, budget=0))
         account = store.fill(StopRequest(), known)
         stores.append((store.usable, account.read, account.used))
     assert stores[0] == ([number != 7 for number in range(41)], 41, 40)
@@ -209,7 +209,7 @@ def test_a_shared_memory_gives_nothing_of_another_backbone_or_picture(tmp_path, 
     tiny.picture(112, 112, seed=1).save(path)
 
     def seen(backbone, side=None, memory=None):
-        store = VisualTokenStore(backbone, [path], Reading(side, workers=0), memory)
+        store = FeatureCache(backbone, [path], ImageReading(side, workers=0), memory)
         store.fill(StopRequest())
         return store.visual([0]).tokens
 
@@ -492,8 +492,8 @@ def test_a_full_disk_is_one_clear_error_and_the_same_command_goes_on(tmp_path, d
 
 def test_only_the_released_variant_shuffles_its_labels():
     questions = load_questions()
-    fixed = Asking(questions, small.LABELS, "comma", "fixed", seed=0)
-    mixed = Asking(questions, small.LABELS, "python", "shuffled", seed=0)
+    fixed = QuestionSettings(questions, small.LABELS, "comma", "fixed", seed=0)
+    mixed = QuestionSettings(questions, small.LABELS, "python", "shuffled", seed=0)
     count = len(questions.emotion)
     assert fixed.evaluation() == fixed.training(0, 0) == questions.ask_emotion("joy, fear, disgust")
     assert [fixed.training(0, epoch) for epoch in range(count)] == [
@@ -521,7 +521,7 @@ def test_an_order_that_is_drawn_once_a_run_belongs_to_the_text_and_the_seed():
     questions, orders = load_questions(), set()
     count = len(questions.emotion)
     for seed in range(20):
-        once = Asking(questions, small.LABELS, "comma", "once", seed)
+        once = QuestionSettings(questions, small.LABELS, "comma", "once", seed)
         asked = [{once.training(example, epoch) for epoch in range(30)} for example in range(5)]
         assert all(found == asked[0] for found in asked)
         assert len(asked[0]) == count  # one list for each text
@@ -582,15 +582,15 @@ def test_a_process_without_an_example_in_a_step_is_given_none(dataset, name, bud
     """Where the last batch of an epoch has fewer examples than there are processes; reading goes on behind it."""
     backbone, questions = tiny.backbone(), load_questions()
     records = dataset.split("train")
-    store = VisualTokenStore(backbone, [record.path for record in records], Reading(workers=workers, budget=budget))
+    store = FeatureCache(backbone, [record.path for record in records], ImageReading(workers=workers, budget=budget))
     store.fill(StopRequest())
     model = MaspModel(backbone, MethodConfig(), AspectModules(backbone.dim, ASPECTS, 1))
     if name == "aspects":
         stage = AspectStage(model, store, [AspectExample(i, 0, "low") for i in range(7)], [], questions)
     else:
-        asking = Asking(questions, small.LABELS, "comma", "fixed", seed=0)
-        stage = PromptStage(model, store, [(i, "joy") for i in range(7)], [], asking, Use(()))
-    shares = [Share(0, 0, (0, 1), 4), Share(1, 0, (), 1), Share(2, 1, (3,), 2), Share(3, 1, (), 1)]
+        asking = QuestionSettings(questions, small.LABELS, "comma", "fixed", seed=0)
+        stage = PromptStage(model, store, [(i, "joy") for i in range(7)], [], asking, ActiveParts(()))
+    shares = [StepBatch(0, 0, (0, 1), 4), StepBatch(1, 0, (), 1), StepBatch(2, 1, (3,), 2), StepBatch(3, 1, (), 1)]
     loaded = [share.loaded for share in stage.load(shares)]
     assert [share.step for share in stage.load(shares)] == [0, 1, 2, 3]
     assert [None if tokens is None else len(tokens) for tokens in loaded] == [2, None, 1, None]
@@ -601,7 +601,7 @@ def stage_of(name, dataset):
     """A stage over seven examples, fresh every time."""
     backbone, questions = tiny.backbone(), load_questions()
     records = dataset.split("train")
-    store = VisualTokenStore(backbone, [record.path for record in records], Reading(workers=0, budget=0))
+    store = FeatureCache(backbone, [record.path for record in records], ImageReading(workers=0, budget=0))
     store.fill(StopRequest())
     generator = torch.Generator().manual_seed(2)
     modules = AspectModules(backbone.dim, ASPECTS, 1, "single", generator)
@@ -610,9 +610,9 @@ def stage_of(name, dataset):
         return AspectStage(MaspModel(backbone, MethodConfig(), modules), store, examples, [], questions)
     prompt = SoftPrompt(3, backbone.dim, torch.randn(3, backbone.dim, generator=generator))
     model = MaspModel(backbone, MethodConfig(prompt_length=3), modules.requires_grad_(False), prompt)
-    asking = Asking(questions, small.LABELS, "comma", order="fixed", seed=0)
+    asking = QuestionSettings(questions, small.LABELS, "comma", order="fixed", seed=0)
     chosen = [(i, small.LABELS[i % 3]) for i in range(7)]
-    return PromptStage(model, store, chosen, [], asking, Use(), torch.linspace(0.1, 1.9, 7))
+    return PromptStage(model, store, chosen, [], asking, ActiveParts(), torch.linspace(0.1, 1.9, 7))
 
 
 @pytest.mark.parametrize("micro", [1, 3])
@@ -632,7 +632,7 @@ def test_the_gradient_of_a_step_in_pieces_is_that_of_the_whole_batch(tmp_path, d
 def test_settings_of_memory_reach_both_stages(tmp_path, dataset, aspects, monkeypatch):
     """Pieces of two, layers computed again, validation of two images at once; the run goes on being the same run."""
     passed = []
-    run = Decoder.run
+    run = Decoder.forward
 
     def watched(self, embeddings, *given):
         if torch.is_grad_enabled():
@@ -682,7 +682,7 @@ def test_validation_reads_ahead(tmp_path, dataset, name, monkeypatch):
     held = list(enumerate(dataset.split("train")[:6]))
     shown = held if name == "aspects" else [(number, "joy") for number, _ in held]
     stage.validation = shown  # pyright: ignore[reportAttributeAccessIssue]
-    stage.at_once, stage.store.reading = 2, Reading(workers=1, budget=0)
+    stage.at_once, stage.store.reading = 2, ImageReading(workers=1, budget=0)
     begun, seen = threading.Event(), []
     read = stage.store.backbone.preprocess
 

@@ -14,14 +14,14 @@ import small_training as small
 import tiny
 from masp.core.errors import MaspError
 from masp.training import train_prompt
-from masp.training.disk_cache import Group, Shelf
+from masp.training.disk_cache import CacheGroup, DiskCache
 from masp.training.uses import NAMED
 
 ROOM = 10**9
 
 
 def group(seed=0):
-    return Group({"a": torch.randn(1000, generator=torch.Generator().manual_seed(seed))}, {})
+    return CacheGroup({"a": torch.randn(1000, generator=torch.Generator().manual_seed(seed))}, {})
 
 
 def names(folder):
@@ -35,14 +35,14 @@ def aged(folder, *chosen):
 
 
 def size_of_one(folder):
-    shelf = Shelf(folder, ROOM)
+    shelf = DiskCache(folder, ROOM)
     shelf.save("x", group())
     return (folder / "x.safetensors").stat().st_size
 
 
 def test_what_a_living_run_uses_makes_no_room_however_long_ago(tmp_path):
     size = size_of_one(tmp_path / "measured")
-    other, mine = Shelf(tmp_path, ROOM), Shelf(tmp_path, 3 * size)
+    other, mine = DiskCache(tmp_path, ROOM), DiskCache(tmp_path, 3 * size)
     for name in "abc":
         other.save(name, group())
     other.close()
@@ -61,7 +61,7 @@ def test_what_a_living_run_uses_makes_no_room_however_long_ago(tmp_path):
 
 def test_room_is_what_others_do_not_use_unless_it_may_be_the_same(tmp_path):
     size = size_of_one(tmp_path / "measured")
-    left, used, mine = Shelf(tmp_path, ROOM), Shelf(tmp_path, ROOM), Shelf(tmp_path, 10 * size)
+    left, used, mine = DiskCache(tmp_path, ROOM), DiskCache(tmp_path, ROOM), DiskCache(tmp_path, 10 * size)
     left.save("l", group())
     used.save("u", group())
     used.save("s", group())
@@ -77,18 +77,18 @@ def test_room_is_what_others_do_not_use_unless_it_may_be_the_same(tmp_path):
 def test_a_group_that_is_written_again_needs_no_room(tmp_path):
     """Two runs that build one store: the second to write finds the budget taken by the same group."""
     size = size_of_one(tmp_path / "measured")
-    first, second = Shelf(tmp_path, size), Shelf(tmp_path, size)
+    first, second = DiskCache(tmp_path, size), DiskCache(tmp_path, size)
     first.save("x", group())
     second.save("x", group())
     assert names(tmp_path) == ["x"]
 
 
 def test_what_is_used_is_known_for_as_long_as_its_shelf_lives(tmp_path):
-    shelf = Shelf(tmp_path, ROOM)
+    shelf = DiskCache(tmp_path, ROOM)
     shelf.save("a", group())
     (mark,) = tmp_path.glob(f"{NAMED}*")
     assert mark.read_text() == "a\n"
-    other = Shelf(tmp_path, ROOM)
+    other = DiskCache(tmp_path, ROOM)
     assert mark.exists()  # it is held
     del shelf
     assert not mark.exists()
@@ -105,7 +105,7 @@ def test_a_disk_without_locks_is_used_without(tmp_path, monkeypatch):
     size = size_of_one(tmp_path / "measured")
     for module in (room, uses):
         monkeypatch.setattr(module.fcntl, "flock", refuse)
-    first, second = Shelf(tmp_path, ROOM), Shelf(tmp_path, 2 * size)
+    first, second = DiskCache(tmp_path, ROOM), DiskCache(tmp_path, 2 * size)
     first.save("a", group())
     first.save("b", group())
     second.save("c", group())
@@ -142,13 +142,13 @@ def test_auto_reckons_with_what_others_use_and_shares_what_is_the_same(tmp_path,
     trained(dataset, tmp_path / "first", store)
     taken = sum(path.stat().st_size for path in store.iterdir())
     budget = f"prompt.store_disk_gb={taken * 1.3 / 1024**3:.9f}"
-    living = Shelf(store, ROOM)
+    living = DiskCache(store, ROOM)
     for name in names(store):
         assert living.load(name) is not None
     before = names(store)
     assert trained(dataset, tmp_path / "same", store, budget, "prompt.seed=3") == "prefix"
     assert names(store) == before
-    # another size of the pictures: their visual tokens find room beside what is in use, their prefixes do not
+    # another size of the images: their visual tokens find room beside what is in use, their prefixes do not
     assert trained(dataset, tmp_path / "other", store, budget, "data.longest_side=60") == "features"
     assert set(names(store)) > set(before)
 
@@ -207,7 +207,7 @@ def test_two_processes_that_fill_one_store_keep_their_own_and_the_bound(tmp_path
     """Ten groups fit; eight are there that nobody uses; two processes want eight each."""
     store = tmp_path / "store"
     size = size_of_one(tmp_path / "measured")
-    before = Shelf(store, ROOM)
+    before = DiskCache(store, ROOM)
     for number in range(8):
         before.save(f"old{number}", group())
     before.close()
@@ -242,7 +242,7 @@ def test_what_a_killed_process_used_makes_room_again(tmp_path):
     heard(child, "ready")
     go_on([child])
     assert heard(child, "saved") == ["a0", "a1", "a2"]
-    mine = Shelf(store, 3 * size + size // 2)
+    mine = DiskCache(store, 3 * size + size // 2)
     with pytest.raises(MaspError, match="other runs are using"):
         mine.save("b", group())
     os.kill(child.pid, signal.SIGKILL)

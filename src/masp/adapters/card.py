@@ -11,16 +11,16 @@ from masp.evaluation.metrics import share
 
 TAGS = ("masp", "visual-emotion-recognition", "vision-language-model", "soft-prompt")
 
-USE = """It is meant for research on which emotion a picture evokes, for looking at what a model reads from a picture
-and why, and for sorting one's own pictures where a mistake harms nobody."""
+USE = """It is meant for research on which emotion an image evokes, for looking at what a model reads from an image
+and why, and for sorting one's own images where a mistake harms nobody."""
 
 MISUSE = (
     "Do not decide about people with it: not about work, school, credit, insurance, health, policing or access to "
     "anything.",
-    "It does not tell what a person in a picture, or a person who looks at it, feels. The labels are what annotators "
-    "chose: votes of a few people from few places, or the words that a picture was found by.",
-    "Whoever looks different from the people in the training pictures, or comes from elsewhere than the annotators, is "
-    "served worse. Measure that on pictures of your own before you rely on a figure below.",
+    "It does not tell what a person in an image, or a person who looks at it, feels. The labels are what annotators "
+    "chose: votes of a few people from few places, or the words that an image was found by.",
+    "Whoever looks different from the people in the training images, or comes from elsewhere than the annotators, is "
+    "served worse. Measure that on images of your own before you rely on a figure below.",
     "The law may restrict systems that infer emotions of people, for example the European Union's AI Act "
     "(Regulation (EU) 2024/1689). Whether a use falls under it is a question for a lawyer; nothing here answers it.",
 )
@@ -61,10 +61,10 @@ def _head(info: AdapterInfo, tensors: Mapping[str, Tensor]) -> str:
     lines = [f"# {what} for {info.backbone.name}", ""]
     lines.append("An adapter of masp: trained tensors for a frozen vision-language model, which is not part of it.")
     if info.tasks:
-        lines += ["", "It names the emotion that a picture evokes. Its tasks, each with a soft prompt of its own:", ""]
+        lines += ["", "It names the emotion that an image evokes. Its tasks, each with a soft prompt of its own:", ""]
         lines += [f"- `{name}`: {', '.join(task.labels)}" for name, task in info.tasks.items()] + [""]
     elif "prompt" in info.parts:
-        lines += ["", f"It names the emotion that a picture evokes: {', '.join(info.labels)}."]
+        lines += ["", f"It names the emotion that an image evokes: {', '.join(info.labels)}."]
     if "prompt" in info.parts:
         lines.append(
             f"Before the image stand the tokens of the aspects {_words(info.aspects)}."
@@ -74,7 +74,7 @@ def _head(info: AdapterInfo, tensors: Mapping[str, Tensor]) -> str:
         if info.aspects and "aspects" not in info.parts:
             lines.append("The aspect modules are not in this folder; it names them by the hash of their tensors.")
     else:
-        lines += ["", f"It reads these aspects from a picture: {_words(info.aspects)}."]
+        lines += ["", f"It reads these aspects from an image: {_words(info.aspects)}."]
     numbers = sum(tensor.numel() for tensor in tensors.values())
     lines += ["", f"{numbers:,} trained numbers in {len(tensors)} tensors."]
     return "\n".join([*lines, "", f"Licence: {info.license or 'none was named; ask whoever made it'}."])
@@ -140,7 +140,7 @@ def _results(info: AdapterInfo, task: str | None) -> str:
 def _limits(info: AdapterInfo) -> str:
     lines = [
         "It fits the backbone named above and no other; loading it with another one is refused.",
-        "It knows what its training pictures showed.",
+        "It knows what its training images showed.",
         "Probabilities are the model's, over these labels only; they are calibrated only where that was measured.",
         "Attention shows where a module looked, not what caused the answer.",
     ]

@@ -77,7 +77,7 @@ class DataRecord(_Record):
     """The data set that a stage was trained on."""
 
     name: str = Field(description="Its name.")
-    fingerprint: str = Field(description="Hash of its pictures, labels and division.")
+    fingerprint: str = Field(description="Hash of its images, labels and division.")
     images: dict[str, int] = Field(description="Usable images of each split.")
 
 

@@ -1,1 +1,1 @@
-"""Annotating pictures by machine: a frozen backbone, or trained aspects, answer the six aspect questions about them."""
+"""Annotating images by machine: a frozen backbone, or trained aspects, answer the six aspect questions about them."""

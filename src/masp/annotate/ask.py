@@ -1,4 +1,4 @@
-"""Putting the aspect questions to a frozen backbone, or to trained aspects, for a batch of pictures."""
+"""Putting the aspect questions to a frozen backbone, or to trained aspects, for a batch of images."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from masp.annotate.light import measured
-from masp.annotate.wording import NOTHING, Understood, middle, says_nothing, understood
+from masp.annotate.wording import NOTHING, ParsedAnswer, middle, says_nothing, understood
 from masp.core.aspects import MEASURED
-from masp.core.types import Pixels, Seen, VisualTokens
-from masp.model.masp_model import MaspModel, Use
+from masp.core.types import ImageInput, Pixels, VisualTokens
+from masp.model.masp_model import ActiveParts, MaspModel
 from masp.model.scoring import (
     answer_of,
     aspect_log_probabilities,
@@ -20,18 +20,18 @@ from masp.model.scoring import (
     log_probabilities,
 )
 
-PLAIN = Use((), prompt=False)
+PLAIN = ActiveParts((), prompt=False)
 """The frozen backbone as it is."""
 
 AT_ONCE = 32
 """Options that are scored in one pass; a longer list takes several, so that the memory does not grow with it."""
 
-Answers = dict[str, Understood]
+Answers = dict[str, ParsedAnswer]
 
 
 @dataclass(frozen=True)
-class Asking:
-    """What is asked about every picture.
+class AnnotationSettings:
+    """What is asked about every image.
 
     Attributes:
         questions: aspect → the text of its question.
@@ -53,14 +53,14 @@ class Asking:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A batch of pictures, preprocessed: what the model sees, and what was measured on each."""
+    """A batch of images, preprocessed: what the model sees, and what was measured on each."""
 
     pixels: Pixels | None
     light: tuple[Mapping[str, float], ...]
 
 
 class Annotator:
-    """Answers the questions about pictures.
+    """Answers the questions about images.
 
     Args:
         model: a backbone, perhaps with trained aspects; with aspects, each question is answered from the tokens of its
@@ -68,20 +68,20 @@ class Annotator:
         asking: the questions.
     """
 
-    def __init__(self, model: MaspModel, asking: Asking) -> None:
+    def __init__(self, model: MaspModel, asking: AnnotationSettings) -> None:
         self.model = model
         self.asking = asking
 
     def prepare(self, images: Sequence[Any]) -> Prepared:
-        """Preprocessed RGB pictures; safe to call from several threads."""
+        """Preprocessed RGB images; safe to call from several threads."""
         rgb: list[Image.Image] = list(images)
         light = tuple(self._light(image) for image in rgb) if self.asking.measured_light else ()
         return Prepared(self.model.backbone.preprocess(rgb) if self.asking.asked else None, light)
 
     @torch.no_grad()
     def __call__(self, prepared: Prepared) -> list[Answers]:
-        """The answers about every picture of a batch, aspect by aspect in the order of the questions."""
-        found = [{name: Understood(value) for name, value in one.items()} for one in prepared.light]
+        """The answers about every image of a batch, aspect by aspect in the order of the questions."""
+        found = [{name: ParsedAnswer(value) for name, value in one.items()} for one in prepared.light]
         if prepared.pixels is not None:
             backbone = self.model.backbone
             visual = backbone.visual_tokens(prepared.pixels.to(backbone.device))
@@ -94,10 +94,10 @@ class Annotator:
     def _light(self, image: Image.Image) -> dict[str, float]:
         return {name: value for name, value in measured(image).items() if name in self.asking.questions}
 
-    def _asked(self, visual: VisualTokens) -> Iterator[tuple[str, list[Understood]]]:
+    def _asked(self, visual: VisualTokens) -> Iterator[tuple[str, list[ParsedAnswer]]]:
         names = self.asking.asked
         texts = [self.asking.questions[name] for name in names]
-        seen: Seen = visual
+        seen: ImageInput = visual
         if self.model.aspects is None and len(texts) > 1 and self.model.shares_prefix(visual, texts, PLAIN):
             seen = self.model.prefix(visual, [texts[0]] * len(visual), PLAIN)
         for name, text in zip(names, texts, strict=True):
@@ -107,7 +107,7 @@ class Annotator:
             else:
                 yield name, self._chosen(visual, seen, name, text, options)
 
-    def _free(self, visual: VisualTokens, seen: Seen, aspect: str, question: str) -> list[Understood]:
+    def _free(self, visual: VisualTokens, seen: ImageInput, aspect: str, question: str) -> list[ParsedAnswer]:
         """Greedy answers."""
         model, longest = self.model, self.asking.longest
         if model.aspects is None:
@@ -118,9 +118,9 @@ class Annotator:
         return [understood(aspect, answer.text, not answer.cut) for answer in answers]
 
     def _chosen(
-        self, visual: VisualTokens, seen: Seen, aspect: str, question: str, options: Sequence[str]
-    ) -> list[Understood]:
-        """The most probable option for every picture."""
+        self, visual: VisualTokens, seen: ImageInput, aspect: str, question: str, options: Sequence[str]
+    ) -> list[ParsedAnswer]:
+        """The most probable option for every image."""
         parts = []
         for start in range(0, len(options), AT_ONCE):
             some = options[start : start + AT_ONCE]
@@ -132,9 +132,9 @@ class Annotator:
         return [_option(aspect, options[index]) for index in best]
 
 
-def _option(aspect: str, option: str) -> Understood:
+def _option(aspect: str, option: str) -> ParsedAnswer:
     if aspect in MEASURED:
-        return Understood(middle(option))
+        return ParsedAnswer(middle(option))
     if says_nothing(option):
-        return Understood(None, NOTHING)
-    return Understood((option,) if aspect == "object" else option)
+        return ParsedAnswer(None, NOTHING)
+    return ParsedAnswer((option,) if aspect == "object" else option)

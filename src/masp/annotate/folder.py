@@ -22,7 +22,7 @@ FORMAT = 1
 _BATCH = re.compile(r"batch-(\d{7})\.json")
 
 
-class Workplace:
+class AnnotationFolder:
     """`out` while it is written: run.json, progress/batch-NNNNNNN.json."""
 
     def __init__(self, out: Path) -> None:

@@ -1,6 +1,6 @@
 """Brightness and colorfulness as they are measured on pixels, for backbones whose answers about them are poor.
 
-Both are means over all pixels of the upright RGB picture and lie in [0, 1]. The sums are whole numbers, so that the
+Both are means over all pixels of the upright RGB image and lie in [0, 1]. The sums are whole numbers, so that the
 result does not depend on the order of the additions, nor on the machine.
 """
 
@@ -13,14 +13,14 @@ FORMULA = "brightness: mean Rec. 601 luma / 255; colorfulness: Hasler and Süsst
 """What is recorded with every measured annotation."""
 
 MOST_COLORFUL = 109.0
-"""M of a picture that the people of Hasler and Süsstrunk's study called extremely colorful."""
+"""M of an image that the people of Hasler and Süsstrunk's study called extremely colorful."""
 
 _DIGITS = 4
-_ROWS = 256  # of the picture at a time, so that a large one needs little memory
+_ROWS = 256  # of the image at a time, so that a large one needs little memory
 
 
 def measured(image: Image.Image) -> dict[str, float]:
-    """Brightness and colorfulness of an RGB picture, rounded to four digits.
+    """Brightness and colorfulness of an RGB image, rounded to four digits.
 
     Brightness is the mean of 0.299 R + 0.587 G + 0.114 B, divided by 255. Colorfulness is M of Hasler and Süsstrunk
     (Measuring colourfulness in natural images, 2003): with rg = R − G and yb = (R + G) / 2 − B,

@@ -1,4 +1,4 @@
-"""Which pictures are annotated, and where each of them stands in what is written."""
+"""Which images are annotated, and where each of them stands in what is written."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 from masp.core.config import DataConfig
 from masp.core.errors import DataError, UsageError
 from masp.core.labels import LABEL_SETS
-from masp.data.bad_files import Quarantine
+from masp.data.bad_files import BadFiles
 from masp.data.file_listing import images_from
 from masp.data.images import FORMAT_NAMES
 from masp.data.readers.detect import recognised
@@ -19,14 +19,14 @@ from masp.data.readers.emoset import SPLITS, UNDIVIDED
 from masp.data.readers.open_dataset import existing_path, read_dataset
 
 UNLABELLED = "unlabelled"
-"""Folder of the pictures whose emotion nobody knows."""
+"""Folder of the images whose emotion nobody knows."""
 
 _LONGEST_NAME = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """One picture on its way to an annotation.
+class PendingImage:
+    """One image on its way to an annotation.
 
     Attributes:
         path: its file.
@@ -34,7 +34,7 @@ class Item:
         label: its emotion; None where nobody knows it.
         split: the split it stands in.
         home: the folder of its label in what is written.
-        name: its id there, which no other picture of that folder has.
+        name: its id there, which no other image of that folder has.
     """
 
     path: Path
@@ -46,38 +46,38 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """All pictures to be annotated, in an order that is the same everywhere.
+class ImageCollection:
+    """All images to be annotated, in an order that is the same everywhere.
 
     Attributes:
         root: folder of the data set.
-        labels: every class, in the order of the release; EmoSet's where the pictures have none.
-        items: the pictures.
-        labelled: whether the pictures have labels.
+        labels: every class, in the order of the release; EmoSet's where the images have none.
+        items: the images.
+        labelled: whether the images have labels.
     """
 
     root: Path
     labels: tuple[str, ...]
-    items: tuple[Item, ...]
+    items: tuple[PendingImage, ...]
     labelled: bool
 
     def digest(self) -> str:
-        """SHA-256 over where the pictures lie, their labels, splits and sizes."""
+        """SHA-256 over where the images lie, their labels, splits and sizes."""
         facts = [[item.place, item.label, item.split, _size(item.path)] for item in self.items]
         return hashlib.sha256(json.dumps([self.labels, facts]).encode()).hexdigest()
 
 
-def pictures_of(settings: DataConfig, limit: int | None = None) -> Pictures:
-    """The pictures of a data set in a known layout, with labels and splits; otherwise those below a folder, without.
+def pictures_of(settings: DataConfig, limit: int | None = None) -> ImageCollection:
+    """The images of a data set in a known layout, with labels and splits; otherwise those below a folder, without.
 
     A data set with one class only has no labels either, as there is nothing to choose from.
 
     Args:
         settings: where it lies, and how it is read.
-        limit: this many pictures, spread evenly over the data set; None: all.
+        limit: this many images, spread evenly over the data set; None: all.
 
     Raises:
-        DataError: there are no pictures, or they cannot be read as the settings say.
+        DataError: there are no images, or they cannot be read as the settings say.
         UsageError: settings that have no meaning here.
     """
     if settings.taxonomy is not None or settings.splits.file is not None:
@@ -88,22 +88,22 @@ def pictures_of(settings: DataConfig, limit: int | None = None) -> Pictures:
     rows = _known(settings) if recognised(path, settings) is not None else _plain(path)
     labels, found = rows
     if not found:
-        raise DataError(f"{path} holds no pictures", f"{FORMAT_NAMES} files", "Check the path.")
+        raise DataError(f"{path} holds no images", f"{FORMAT_NAMES} files", "Check the path.")
     if limit is not None and limit < len(found):
         found = [found[number * len(found) // limit] for number in range(limit)]
     named = _Names()
     items = tuple(
-        Item(file, _place(file, root), label, split, home := _home(label), named(home, file.stem))
+        PendingImage(file, _place(file, root), label, split, home := _home(label), named(home, file.stem))
         for file, label, split in found
     )
-    return Pictures(root, labels or LABEL_SETS["emoset"], items, bool(labels))
+    return ImageCollection(root, labels or LABEL_SETS["emoset"], items, bool(labels))
 
 
 Row = tuple[Path, str | None, str]
 
 
 def _known(settings: DataConfig) -> tuple[tuple[str, ...], list[Row]]:
-    reading = read_dataset(settings, Quarantine())
+    reading = read_dataset(settings, BadFiles())
     assert {*reading.splits} <= {*SPLITS, UNDIVIDED}, "a split whose list EmoSet's reader would not find"
     records = [(split, record) for split, chosen in reading.splits.items() for record in chosen]
     one_class = len({record.label for _, record in records} - {None}) < 2
@@ -112,12 +112,12 @@ def _known(settings: DataConfig) -> tuple[tuple[str, ...], list[Row]]:
 
 
 def _plain(path: Path) -> tuple[tuple[str, ...], list[Row]]:
-    """The pictures below a folder, or those of a table without labels: a table has a layout, so it is a folder."""
+    """The images below a folder, or those of a table without labels: a table has a layout, so it is a folder."""
     return (), [(file, None, UNDIVIDED) for file in images_from([path])]
 
 
 class _Names:
-    """Gives every picture of a folder a name of its own that any file system can hold."""
+    """Gives every image of a folder a name of its own that any file system can hold."""
 
     def __init__(self) -> None:
         self._taken: set[tuple[str, str]] = set()
@@ -155,6 +155,6 @@ def _size(file: Path) -> int:
         return -1
 
 
-def splits_of(items: Sequence[Item]) -> tuple[str, ...]:
+def splits_of(items: Sequence[PendingImage]) -> tuple[str, ...]:
     """The splits that occur, in the order in which they first do."""
     return tuple(dict.fromkeys(item.split for item in items))

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from masp.adapters import library_versions, portable, tensors_sha256
-from masp.annotate.ask import Annotator, Answers, Asking
-from masp.annotate.folder import Workplace
+from masp.annotate.ask import AnnotationSettings, Annotator, Answers
+from masp.annotate.folder import AnnotationFolder
 from masp.annotate.light import FORMULA
-from masp.annotate.pictures import Item, Pictures
+from masp.annotate.pictures import ImageCollection, PendingImage
 from masp.annotate.writing import write_emoset
 from masp.core.aspects import MEASURED
 from masp.core.atomic_io import write_file
-from masp.data.bad_files import Quarantine
+from masp.data.bad_files import BadFiles
 from masp.data.prefetch import LoadedBatch, Loading, load
 from masp.training.run_dir import reading
 
@@ -28,15 +28,15 @@ SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Work:
-    """How pictures are annotated.
+class AnnotationJob:
+    """How images are annotated.
 
     Attributes:
-        batch_size: pictures that go through the model together; the last bits of a score depend on it.
+        batch_size: images that go through the model together; the last bits of a score depend on it.
         workers: threads that read ahead.
-        longest_side: larger pictures are shrunk to it first; None: never.
-        copy: whether pictures are copied beside their annotations; otherwise links lead to them.
-        progress: is told how many pictures are done, those of an earlier start included.
+        longest_side: larger images are shrunk to it first; None: never.
+        copy: whether images are copied beside their annotations; otherwise links lead to them.
+        progress: is told how many images are done, those of an earlier start included.
     """
 
     batch_size: int = 8
@@ -48,7 +48,7 @@ class Work:
 
 @dataclass(frozen=True)
 class AspectSummary:
-    """One aspect over all pictures: how many have an answer, why others have none, and what was said most often."""
+    """One aspect over all images: how many have an answer, why others have none, and what was said most often."""
 
     answered: int
     absent: Mapping[str, int]
@@ -57,13 +57,13 @@ class AspectSummary:
 
 
 @dataclass(frozen=True)
-class Annotated:
+class AnnotationResult:
     """What annotating left.
 
     Attributes:
         out: the folder, a data set in EmoSet's layout.
-        pictures: pictures with an annotation file.
-        unreadable: pictures that were left out; quarantine.jsonl names them.
+        images: images with an annotation file.
+        unreadable: images that were left out; quarantine.jsonl names them.
         aspects: aspect → its summary.
         again: whether it had been finished before, so that nothing was computed.
     """
@@ -75,8 +75,10 @@ class Annotated:
     again: bool = False
 
 
-def annotate(pictures: Pictures, annotator: Annotator, out: Path, work: Work, adapter: str | None = None) -> Annotated:
-    """Annotate pictures and write them in EmoSet's published layout; the same call goes on with what was interrupted.
+def annotate(
+    pictures: ImageCollection, annotator: Annotator, out: Path, work: AnnotationJob, adapter: str | None = None
+) -> AnnotationResult:
+    """Annotate images and write them in EmoSet's published layout; the same call goes on with what was interrupted.
 
     Args:
         pictures: what to annotate.
@@ -87,10 +89,10 @@ def annotate(pictures: Pictures, annotator: Annotator, out: Path, work: Work, ad
 
     Raises:
         UsageError: the folder belongs to something else.
-        DataError: 100 pictures in a row cannot be read, or none can, or the disk refuses.
+        DataError: 100 images in a row cannot be read, or none can, or the disk refuses.
     """
     identity = _identity(pictures, annotator, work)
-    place = Workplace(out)
+    place = AnnotationFolder(out)
     with place.opened(identity) as result:
         if result is not None:
             place.tidy()
@@ -110,12 +112,12 @@ def annotate(pictures: Pictures, annotator: Annotator, out: Path, work: Work, ad
         return _from_json(out, summary)
 
 
-def _compute(pictures: Pictures, annotator: Annotator, place: Workplace, work: Work) -> None:
-    """Every batch that is not finished; one with unreadable pictures is tried again, as a disk may have been away."""
+def _compute(pictures: ImageCollection, annotator: Annotator, place: AnnotationFolder, work: AnnotationJob) -> None:
+    """Every batch that is not finished; one with unreadable images is tried again, as a disk may have been away."""
     items, size = pictures.items, work.batch_size
     done = {number: batch for number, batch in place.batches().items() if not batch["unreadable"]}
     waiting = [number for number in range(-(-len(items) // size)) if number not in done]
-    account = Quarantine(share=1.0, total=len(items))
+    account = BadFiles(share=1.0, total=len(items))
     account.accept(sum(len(batch["answers"]) for batch in done.values()))
     finished = account.used
     if work.progress is not None:
@@ -146,9 +148,9 @@ def _ordered(done: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _contents(
-    pictures: Pictures, done: Mapping[int, dict[str, Any]], source: Mapping[str, Any]
-) -> Iterator[tuple[Item, dict[str, Any]]]:
-    """For every readable picture the content of its annotation file; an aspect without an answer is an absent key."""
+    pictures: ImageCollection, done: Mapping[int, dict[str, Any]], source: Mapping[str, Any]
+) -> Iterator[tuple[PendingImage, dict[str, Any]]]:
+    """For every readable image the content of its annotation file; an aspect without an answer is an absent key."""
     for batch in _ordered(done):
         for at, values, _ in batch["answers"]:
             item = pictures.items[at]
@@ -166,7 +168,7 @@ def _source(annotator: Annotator, adapter: str | None) -> dict[str, Any]:
         "backbone": portable(backbone.name),
         "revision": backbone.revision,
         "fingerprint": backbone.fingerprint(),
-        "dtype": backbone.number_format,
+        "dtype": backbone.weight_dtype,
         "adapter": None,
         "question": {name: asking.questions[name] for name in asking.asked},
         "vocabulary": {name: _digest(list(asking.options[name])) for name in asking.asked if name in asking.options},
@@ -179,7 +181,7 @@ def _source(annotator: Annotator, adapter: str | None) -> dict[str, Any]:
     return source
 
 
-def _identity(pictures: Pictures, annotator: Annotator, work: Work) -> dict[str, Any]:
+def _identity(pictures: ImageCollection, annotator: Annotator, work: AnnotationJob) -> dict[str, Any]:
     """Everything that decides the outcome, as a flat table of JSON values."""
     source, asking = _source(annotator, None), annotator.asking
     adapter = source["adapter"] and source["adapter"]["aspects_sha256"]
@@ -206,7 +208,9 @@ def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _summary(asking: Asking, done: Mapping[int, dict[str, Any]], pictures: int, unreadable: int) -> dict[str, Any]:
+def _summary(
+    asking: AnnotationSettings, done: Mapping[int, dict[str, Any]], pictures: int, unreadable: int
+) -> dict[str, Any]:
     """Counts of answers, as JSON values."""
     said: dict[str, Counter[str]] = {name: Counter() for name in asking.questions}
     absent: dict[str, Counter[str]] = {name: Counter() for name in asking.questions}
@@ -229,11 +233,11 @@ def _summary(asking: Asking, done: Mapping[int, dict[str, Any]], pictures: int, 
     return {"pictures": pictures, "unreadable": unreadable, "aspects": aspects}
 
 
-def _from_json(out: Path, result: Mapping[str, Any], again: bool = False) -> Annotated:
+def _from_json(out: Path, result: Mapping[str, Any], again: bool = False) -> AnnotationResult:
     aspects = {
         name: AspectSummary(
             one["answered"], one["absent"], one["different"], tuple((text, count) for text, count in one["commonest"])
         )
         for name, one in result["aspects"].items()
     }
-    return Annotated(out, result["pictures"], result["unreadable"], aspects, again)
+    return AnnotationResult(out, result["pictures"], result["unreadable"], aspects, again)

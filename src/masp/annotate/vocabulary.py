@@ -5,7 +5,7 @@ from pathlib import Path
 
 from masp.core.aspects import ASPECTS, LEVELS, MEASURED, answer_text
 from masp.core.errors import DataError, did_you_mean, shown
-from masp.data.bad_files import Quarantine
+from masp.data.bad_files import BadFiles
 from masp.data.readers.open_dataset import read_dataset, settings_for
 from masp.data.records import read_json
 
@@ -62,7 +62,7 @@ def _of_file(file: Path) -> dict[str, tuple[str, ...]]:
 
 def _of_dataset(folder: Path) -> dict[str, tuple[str, ...]]:
     """The words that occur in a data set's annotations, sorted."""
-    reading = read_dataset(settings_for(folder), Quarantine())
+    reading = read_dataset(settings_for(folder), BadFiles())
     found: dict[str, set[str]] = {}
     for records in reading.splits.values():
         for record in records:

@@ -18,12 +18,12 @@ _NOTHING = re.compile(
     r"|(there (is|are|'s)|there isn't|there aren't|i (can )?see) (no|not|any|none|nobody|nothing)\b.*"
     r"|(there isn't|there aren't)\b.*"
     r"|no (one|body|person|people|persons|human|humans|man|woman|face|faces|facial expression|expression|action"
-    r"|human action|object|objects|scene|image|picture|answer)\b.*"
+    r"|human action|object|objects|scene|image|image|answer)\b.*"
     r"|(i'm|i am|we are|sorry|i apologi[sz]e|unfortunately|as an (ai|artificial|assistant))\b.*"
     r"|(unable|cannot|can't|can not)\b.*"
     r"|i (do not|don't|cannot|can't|can not|could not|couldn't|will not|won't|would need)\b.*"
     r"|it('s| is)( not|n't)? (not |im)?(possible|clear|visible|specified|unclear|impossible|unknown)\b.*"
-    r"|((the|this) )?(image|picture|photo)( provided)? (does not|doesn't|do not|is not|isn't|is blank|is empty|has no|"
+    r"|((the|this) )?(image|image|photo)( provided)? (does not|doesn't|do not|is not|isn't|is blank|is empty|has no|"
     r"shows no|contains no)\b.*"
 )
 _ARTICLE = re.compile(r"(a|an|the|some|several|many)\s+")
@@ -34,14 +34,14 @@ Value = str | float | tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Understood:
+class ParsedAnswer:
     """An answer as an annotation: text, the names of things, or a number; None, and why, where it is none."""
 
     value: Value | None
     why: str = ""
 
 
-def understood(aspect: str, answer: str, whole: bool) -> Understood:
+def understood(aspect: str, answer: str, whole: bool) -> ParsedAnswer:
     """An answer in the words of an annotation.
 
     Args:
@@ -50,17 +50,17 @@ def understood(aspect: str, answer: str, whole: bool) -> Understood:
         whole: whether the answer came to its end; otherwise its last words may be missing.
     """
     if not normalise_answer(answer):
-        return Understood(None, EMPTY)
+        return ParsedAnswer(None, EMPTY)
     if aspect in MEASURED:
         return _level(answer)
     if aspect == "object":
         return _things(answer, whole)
     text = _worded(answer)
     if not text:
-        return Understood(None, EMPTY)
+        return ParsedAnswer(None, EMPTY)
     if says_nothing(text):
-        return Understood(None, NOTHING)
-    return Understood(text) if whole else Understood(None, CUT)
+        return ParsedAnswer(None, NOTHING)
+    return ParsedAnswer(text) if whole else ParsedAnswer(None, CUT)
 
 
 def says_nothing(text: str) -> bool:
@@ -73,16 +73,16 @@ def middle(level: str) -> float:
     return (2 * LEVELS.index(level) + 1) / 10
 
 
-def _level(answer: str) -> Understood:
+def _level(answer: str) -> ParsedAnswer:
     """The one level that an answer names; "very high" is not "high" as well."""
     named = set(_LEVEL.findall(" ".join(answer.lower().replace("_", " ").split())))
-    return Understood(middle(named.pop())) if len(named) == 1 else Understood(None, NO_LEVEL)
+    return ParsedAnswer(middle(named.pop())) if len(named) == 1 else ParsedAnswer(None, NO_LEVEL)
 
 
-def _things(answer: str, whole: bool) -> Understood:
+def _things(answer: str, whole: bool) -> ParsedAnswer:
     """The things of a list in commas, semicolons, "and" or lines; the last one is left out where it may be cut."""
     if says_nothing(_worded(answer)):
-        return Understood(None, NOTHING)
+        return ParsedAnswer(None, NOTHING)
     lines = [_BULLET.sub("", line) for line in answer.strip().splitlines()]
     parts = [part for line in lines for part in re.split(r"[,;]|\band\b", line.lower())]
     if not whole:
@@ -90,8 +90,8 @@ def _things(answer: str, whole: bool) -> Understood:
     names = dict.fromkeys(_worded(part) for part in parts)
     kept = tuple(name for name in names if name and not says_nothing(name))[:MOST_THINGS]
     if kept:
-        return Understood(kept)
-    return Understood(None, NOTHING if whole else CUT)
+        return ParsedAnswer(kept)
+    return ParsedAnswer(None, NOTHING if whole else CUT)
 
 
 def _worded(text: str) -> str:

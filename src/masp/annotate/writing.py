@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from masp.annotate.folder import unwritable
-from masp.annotate.pictures import Item, Pictures, splits_of
+from masp.annotate.pictures import ImageCollection, PendingImage, splits_of
 from masp.core.atomic_io import write_file, write_folder
 
 ANNOTATION, IMAGE = "annotation", "image"
@@ -16,8 +16,8 @@ ANNOTATION, IMAGE = "annotation", "image"
 
 def write_emoset(
     out: Path,
-    pictures: Pictures,
-    annotated: Sequence[tuple[Item, Mapping[str, Any]]],
+    pictures: ImageCollection,
+    annotated: Sequence[tuple[PendingImage, Mapping[str, Any]]],
     source: Mapping[str, Any],
     copy: bool,
 ) -> None:
@@ -25,10 +25,10 @@ def write_emoset(
 
     Args:
         out: where.
-        pictures: all pictures, readable or not.
+        pictures: all images, readable or not.
         annotated: the readable ones, in order, with what stands in the annotation file of each.
         source: what made the annotations, for info.json.
-        copy: whether image/ holds copies; otherwise it holds links to the pictures where they lie.
+        copy: whether image/ holds copies; otherwise it holds links to the images where they lie.
 
     Raises:
         DataError: the disk refuses.
@@ -63,7 +63,7 @@ def write_emoset(
         raise unwritable(out, error) from error
 
 
-def _info(pictures: Pictures, source: Mapping[str, Any]) -> dict[str, Any]:
+def _info(pictures: ImageCollection, source: Mapping[str, Any]) -> dict[str, Any]:
     """info.json as EmoSet has it, and what made this folder."""
     order = dict(enumerate(pictures.labels))
     tables = {
@@ -73,8 +73,8 @@ def _info(pictures: Pictures, source: Mapping[str, Any]) -> dict[str, Any]:
     return {"emotion": tables, "labelled": pictures.labelled, "source": dict(source)}
 
 
-def _file_name(item: Item) -> str:
-    """The picture's name beside its annotation; a suffix that is no plain word is left out."""
+def _file_name(item: PendingImage) -> str:
+    """The image's name beside its annotation; a suffix that is no plain word is left out."""
     suffix = item.path.suffix.lower()
     return item.name + (suffix if suffix[1:].isascii() and suffix[1:].isalnum() else "")
 

@@ -8,8 +8,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from masp.core.recent import Recent
-from masp.core.types import Assembled, Domain, Extras, ImageLayout, KeyValues, Pixels, Run, Template, VisualTokens
+from masp.core.recent import LRUCache
+from masp.core.types import (
+    DecoderOutput,
+    Domain,
+    Extras,
+    ImageLayout,
+    KVCache,
+    ModelInputs,
+    Pixels,
+    Template,
+    VisualTokens,
+)
 
 Again = Callable[[], AbstractContextManager[object]]
 """Gives the context in which a layer is computed a second time: the one in which it was computed first."""
@@ -43,17 +53,17 @@ class Backbone(Protocol):
     family: str
     dim: int
     dtype: torch.dtype
-    number_format: str
+    weight_dtype: str
     device: torch.device
     end_of_turn: int
     known_tokens: int
     stop_tokens: tuple[int, ...]
     image_transform: dict[str, Any]
     embedding_scale: float
-    asks: bool
+    question_conditioned: bool
     sharded: bool
     accepted: frozenset[str]
-    plans: Recent
+    plans: LRUCache
 
     def shard(self, device: torch.device) -> None:
         """Divide the language model between the processes of a run, and move everything else to `device`."""
@@ -90,7 +100,7 @@ class Backbone(Protocol):
         """For each image whether it is of the kind that the backbone was trained on; None: the backbone cannot tell."""
         ...
 
-    def asked(self, visual: VisualTokens, questions: Sequence[str]) -> VisualTokens:
+    def condition_on(self, visual: VisualTokens, questions: Sequence[str]) -> VisualTokens:
         """Visual tokens as they are for these questions, one per image; `visual` itself where they depend on none."""
         ...
 
@@ -102,7 +112,7 @@ class Backbone(Protocol):
         """Token ids of an answer, closed by the end-of-turn token if `end`; special tokens in `answer` are text."""
         ...
 
-    def text_ids(self, text: str) -> list[int]:
+    def tokenize(self, text: str) -> list[int]:
         """Token ids of plain text; special tokens in it are text."""
         ...
 
@@ -129,28 +139,28 @@ class Backbone(Protocol):
         """
         ...
 
-    def run(
+    def forward(
         self,
-        embeddings: Float[Tensor, "batch sequence dim"],
-        positions: Int[Tensor, "axes batch sequence"],
-        mask: Bool[Tensor, "batch total"],
-        cache: KeyValues | None = None,
-        branches: Int[Tensor, " total"] | None = None,
-        read: Int[Tensor, "batch read"] | None = None,
+        inputs_embeds: Float[Tensor, "batch sequence dim"],
+        position_ids: Int[Tensor, "axes batch sequence"],
+        attention_mask: Bool[Tensor, "batch total"],
+        cache: KVCache | None = None,
+        branch_ids: Int[Tensor, " total"] | None = None,
+        output_positions: Int[Tensor, "batch read"] | None = None,
         extras: Extras | None = None,
         again: Again | None = None,
-    ) -> Run:
+    ) -> DecoderOutput:
         """The language model over new columns.
 
         Args:
-            embeddings: vectors of the new columns.
-            positions: their positions.
-            mask: which columns are real, those in `cache` first, then the new ones.
+            inputs_embeds: vectors of the new columns.
+            position_ids: their positions.
+            attention_mask: which columns are real, those in `cache` first, then the new ones.
             cache: keys and values of the columns before; they are read, never changed.
-            branches: a number for every column of `mask`; a column sees column 0-branches and its own branch only, so
-                that several continuations of one prompt share one pass. None: one continuation.
-            read: which of the new columns' hidden states are wanted, for each row; the final layer is spared for the
-                others. None: all of them, in order.
+            branch_ids: a number for every column of `attention_mask`; a column sees branch 0 and its own branch only,
+                so that several continuations of one prompt share one pass. None: one continuation.
+            output_positions: which of the new columns' hidden states are wanted, for each row; the final layer skips
+                the others. None: all of them, in order.
             extras: what the new columns carry besides. None: they are plain text.
             again: the backward pass computes the layers below the final one a second time, inside what this gives,
                 instead of keeping what they computed (gradient checkpointing); nothing can continue such a pass. None:
@@ -162,11 +172,11 @@ class Backbone(Protocol):
         """The output head, in fp32 whatever the format of its weights."""
         ...
 
-    def blocks(self) -> Sequence[nn.Module]:
+    def layers(self) -> Sequence[nn.Module]:
         """The blocks of the language model, in order; whoever puts another layer into one takes it out again."""
         ...
 
-    def last_attention(self, assembled: Assembled, start: int) -> Float[Tensor, "batch heads rest sequence"]:
+    def last_attention(self, assembled: ModelInputs, start: int) -> Float[Tensor, "batch heads rest sequence"]:
         """Attention weights of the final layer from the columns `start` … to all columns, fp32, without gradients.
 
         Raises:

@@ -28,9 +28,9 @@ class Turn:
     """What a family says about its chat turn.
 
     Attributes:
-        image: what the rendered template holds in the place of an image; the picture takes its place.
+        image: what the rendered template holds in the place of an image; the image takes its place.
         visual: the token of which the processor writes one per visual token.
-        picture: the picture of an image; for a layout without visual tokens the plainest one, with a run of 0.
+        image: the image of an image; for a layout without visual tokens the plainest one, with a run of 0.
         frame: marks that belong to the image's part where they stand next to its visual tokens.
         render: the turn as the template writes it, around `QUESTION_HERE`; with True, also the answer around
             `ANSWER_HERE` and what closes it, otherwise up to the generation prompt.
@@ -90,7 +90,7 @@ class Chat:
         """The chat turn with the image's placeholders; special tokens in the question are text."""
         picture = self._turn.picture(image)
         runs = [part for part in picture if isinstance(part, int)]
-        assert sum(runs) == image.count, f"the picture holds {sum(runs)} visual tokens, the image {image.count}"
+        assert sum(runs) == image.count, f"the image holds {sum(runs)} visual tokens, the image {image.count}"
         skeleton = self._skeleton(question, "".join(self._turn.visual if isinstance(p, int) else p for p in picture))
         places = [place for place, index in enumerate(skeleton) if index == self._visual]
         ids: list[int] = []
@@ -120,7 +120,7 @@ class Chat:
         """Ids of the turn with `picture` in the image's place.
 
         Raises:
-            BackboneError: they do not hold the picture; so such ids are never kept.
+            BackboneError: they do not hold the image; so such ids are never kept.
         """
         ids = tuple(self._turn_ids(question, picture))
         found, wanted = ids.count(self._visual), picture.count(self._turn.visual)
@@ -176,10 +176,10 @@ class Chat:
     def answer_ids(self, answer: str, end: bool) -> list[int]:
         """Ids of an answer as it follows the generation prompt, with the blank that the template writes between."""
         context, blank = self._lead
-        before = self.text_ids(context) if blank else []
-        ids = self.text_ids(context + blank + answer) if blank else self.text_ids(answer)
+        before = self.tokenize(context) if blank else []
+        ids = self.tokenize(context + blank + answer) if blank else self.tokenize(answer)
         if ids[: len(before)] != before:
-            before, ids = [], self.text_ids(answer)
+            before, ids = [], self.tokenize(answer)
         return ids[len(before) :] + [self.end_of_turn] * end
 
     @functools.cached_property
@@ -190,7 +190,7 @@ class Chat:
         last = self._split(prompt.partition(QUESTION_HERE)[2])[-1]
         return last or ".", blank if blank.isspace() else ""  # a full stop stands for the question's own end
 
-    def text_ids(self, text: str) -> list[int]:
+    def tokenize(self, text: str) -> list[int]:
         """Ids of plain text."""
         ids = self._ids(text)
         own = self._own_marks
@@ -265,13 +265,13 @@ class Chat:
     def _run_ids(self, run: str, first: bool) -> list[int]:
         """Ids of a text between marks; some tokenizers put a blank before the first run only."""
         if first or not run or self._blank_everywhere:
-            return self.text_ids(run)
-        guard = self.text_ids("\n")
-        ids = self.text_ids("\n" + run)
-        return ids[len(guard) :] if ids[: len(guard)] == guard else self.text_ids(run)
+            return self.tokenize(run)
+        guard = self.tokenize("\n")
+        ids = self.tokenize("\n" + run)
+        return ids[len(guard) :] if ids[: len(guard)] == guard else self.tokenize(run)
 
     @functools.cached_property
     def _blank_everywhere(self) -> bool:
         """Whether a text behind a mark is tokenised as it is alone."""
         behind = self._ids(self._turn.visual + "a", marks=True)
-        return behind[1:] == self.text_ids("a")
+        return behind[1:] == self.tokenize("a")

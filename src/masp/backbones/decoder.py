@@ -21,14 +21,14 @@ from transformers import DynamicCache
 from masp.backbones.base import Again
 from masp.backbones.masks import attention_masks
 from masp.core.errors import BackboneError, UsageError
-from masp.core.types import Assembled, Extras, KeyValues, Run
+from masp.core.types import DecoderOutput, Extras, KVCache, ModelInputs
 
 Rotary = tuple[Float[Tensor, "batch sequence head_dim"], Float[Tensor, "batch sequence head_dim"]]
 Mask = Bool[Tensor, "rows 1 sequence total"] | None
 
 
 @dataclass(frozen=True)
-class Kind:
+class DecoderFamily:
     """What differs between language models.
 
     Attributes:
@@ -42,16 +42,16 @@ class Kind:
     rotary_by_layer: bool = False
 
 
-KINDS: Mapping[str, Kind] = MappingProxyType(
+KINDS: Mapping[str, DecoderFamily] = MappingProxyType(
     {
-        "llama": Kind(),
-        "mistral": Kind(),
-        "qwen2": Kind(),
-        "qwen3": Kind(normed=True),
-        "gemma3_text": Kind(normed=True, rotary_by_layer=True),
-        "qwen2_vl_text": Kind(axes=3),
-        "qwen2_5_vl_text": Kind(axes=3),
-        "qwen3_vl_text": Kind(axes=3, normed=True),
+        "llama": DecoderFamily(),
+        "mistral": DecoderFamily(),
+        "qwen2": DecoderFamily(),
+        "qwen3": DecoderFamily(normed=True),
+        "gemma3_text": DecoderFamily(normed=True, rotary_by_layer=True),
+        "qwen2_vl_text": DecoderFamily(axes=3),
+        "qwen2_5_vl_text": DecoderFamily(axes=3),
+        "qwen3_vl_text": DecoderFamily(axes=3, normed=True),
     }
 )
 """model_type of a text configuration → what is special about it."""
@@ -86,43 +86,47 @@ class Decoder:
         self._adapts = any("dynamic" in rule or rule == "longrope" for rule in rules)
 
     @property
-    def blocks(self) -> tuple[nn.Module, ...]:
+    def layers(self) -> tuple[nn.Module, ...]:
         """The blocks in order, themselves and no copies."""
         return tuple(self._layers)
 
-    def run(
+    def forward(
         self,
-        embeddings: Float[Tensor, "batch sequence dim"],
-        positions: Int[Tensor, "axes batch sequence"],
-        mask: Bool[Tensor, "batch total"],
-        cache: KeyValues | None,
-        branches: Int[Tensor, " total"] | None,
-        read: Int[Tensor, "batch read"] | None,
+        inputs_embeds: Float[Tensor, "batch sequence dim"],
+        position_ids: Int[Tensor, "axes batch sequence"],
+        attention_mask: Bool[Tensor, "batch total"],
+        cache: KVCache | None,
+        branch_ids: Int[Tensor, " total"] | None,
+        output_positions: Int[Tensor, "batch read"] | None,
         extras: Extras | None,
         again: Again | None = None,
-    ) -> Run:
+    ) -> DecoderOutput:
         """See `Backbone.run`. Keys and values of `cache` are copied from, never written to."""
-        wrapped = DynamicCache(self._past(cache, embeddings.device) if cache else None)
-        masks = self._masks(mask, embeddings.shape[1], branches, extras)
-        rotary = self._rotary(embeddings, positions)
-        states = self._layers_below(embeddings, rotary, masks, wrapped, extras, again)
-        if read is None:
+        wrapped = DynamicCache(self._past(cache, inputs_embeds.device) if cache else None)
+        masks = self._masks(attention_mask, inputs_embeds.shape[1], branch_ids, extras)
+        rotary = self._rotary(inputs_embeds, position_ids)
+        states = self._layers_below(inputs_embeds, rotary, masks, wrapped, extras, again)
+        if output_positions is None:
             states = self._layer(len(self._layers) - 1, states, rotary, masks, wrapped)
         else:
-            states = self._final_layer(states, rotary[self._types[-1]], masks[self._types[-1]], wrapped, read)
+            states = self._final_layer(
+                states, rotary[self._types[-1]], masks[self._types[-1]], wrapped, output_positions
+            )
         layers: list[Any] = wrapped.layers if again is None else []
-        return Run(self._language.norm(states), KeyValues(tuple((layer.keys, layer.values) for layer in layers)))
+        return DecoderOutput(
+            self._language.norm(states), KVCache(tuple((layer.keys, layer.values) for layer in layers))
+        )
 
-    def last_attention(self, assembled: Assembled, start: int) -> Float[Tensor, "batch heads rest sequence"]:
+    def last_attention(self, assembled: ModelInputs, start: int) -> Float[Tensor, "batch heads rest sequence"]:
         """See `Backbone.last_attention`: weights recomputed from the final layer's queries and keys."""
-        length, kept = assembled.mask.shape[1], assembled.kept
+        length, kept = assembled.attention_mask.shape[1], assembled.cached_prefix
         begin = 0 if kept is None else assembled.prefix_end  # columns before it left their keys, and no states
         if start < begin:
             raise UsageError(f"attention from column {start} on, of a prefix that was kept", f"{begin} or later")
-        embeddings, extras = assembled.embeddings[:, begin:], assembled.extras(begin)
+        embeddings, extras = assembled.inputs_embeds[:, begin:], assembled.extras(begin)
         cache = DynamicCache(None if kept is None else self._past(kept.cache, embeddings.device))
-        masks = self._masks(assembled.mask, length - begin, None, extras)
-        rotary = self._rotary(embeddings, assembled.positions[:, :, begin:])
+        masks = self._masks(assembled.attention_mask, length - begin, None, extras)
+        rotary = self._rotary(embeddings, assembled.position_ids[:, :, begin:])
         states = self._layers_below(embeddings, rotary, masks, cache, extras)
         last = rotary[self._types[-1]]
         key, _ = cache.update(*self._keys_values(states, last), len(self._layers) - 1)
@@ -133,7 +137,7 @@ class Decoder:
         scores = (query.float() @ keys.float().transpose(2, 3)) * attention.scaling
         return scores.masked_fill(~rows_of(masks[self._types[-1]], read, length), float("-inf")).softmax(-1)
 
-    def _past(self, cache: KeyValues, home: torch.device) -> list[tuple[Tensor, Tensor]]:
+    def _past(self, cache: KVCache, home: torch.device) -> list[tuple[Tensor, Tensor]]:
         """Keys and values where each layer runs; layers that wait in main memory or on the disk run at home."""
         places = [next(layer.parameters()).device for layer in self._layers]
         places = [home if place.type == "meta" else place for place in places]
@@ -214,7 +218,7 @@ class Decoder:
         Its own keys and values are not added to the cache: the second time they would be there already.
         """
         known: list[Any] = cache.layers
-        past = Past(known[number].keys, known[number].values) if number < len(known) else Past()
+        past = CacheView(known[number].keys, known[number].values) if number < len(known) else CacheView()
         return checkpoint(
             lambda entering: self._layer(number, entering, rotary, masks, past),
             states,
@@ -278,7 +282,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Past:
+class CacheView:
     """A cache that answers with what came before and what is at hand, and keeps nothing of the latter.
 
     Attributes:

@@ -17,12 +17,12 @@ from masp.backbones.chat import Picture, Turn, rendered
 from masp.backbones.checkpoint import load_image_processor, load_model, load_tokenizer
 from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles
-from masp.backbones.hf_backbone import ComposedBackbone, Parts
+from masp.backbones.hf_backbone import FamilyParts, HFBackbone
 from masp.backbones.packing import grid_boxes, packed
 from masp.core.types import ImageLayout, Pixels, VisualTokens
 
 
-def load(files: BackboneFiles, place: Placement) -> ComposedBackbone:
+def load(files: BackboneFiles, place: Placement) -> HFBackbone:
     """The backbone of a folder."""
     model = load_model(files, Gemma3ForConditionalGeneration, place)
     tokenizer = load_tokenizer(files)
@@ -38,7 +38,7 @@ def load(files: BackboneFiles, place: Placement) -> ComposedBackbone:
         render=functools.cache(functools.partial(rendered, tokenizer)),
     )
     vision = GemmaVision(model.model, load_image_processor(files, Gemma3ImageProcessorPil))
-    parts = Parts(
+    parts = FamilyParts(
         model=model,
         language=model.model.language_model,
         head=model.lm_head,
@@ -48,7 +48,7 @@ def load(files: BackboneFiles, place: Placement) -> ComposedBackbone:
         bidirectional=True,
         embedding_scale=float(model.model.language_model.embed_tokens.embed_scale),
     )
-    return ComposedBackbone(files, parts)
+    return HFBackbone(files, parts)
 
 
 def _picture(opens: str, closes: str, image: ImageLayout) -> Picture:

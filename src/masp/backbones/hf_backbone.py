@@ -19,8 +19,18 @@ from masp.backbones.files import BackboneFiles
 from masp.backbones.output_head import head_logits
 from masp.backbones.sharding import shard_layers
 from masp.core.errors import BackboneError
-from masp.core.recent import Recent
-from masp.core.types import Assembled, Domain, Extras, ImageLayout, KeyValues, Pixels, Run, Template, VisualTokens
+from masp.core.recent import LRUCache
+from masp.core.types import (
+    DecoderOutput,
+    Domain,
+    Extras,
+    ImageLayout,
+    KVCache,
+    ModelInputs,
+    Pixels,
+    Template,
+    VisualTokens,
+)
 
 Positions = Callable[[int, int, ImageLayout], Int[Tensor, "axes length"]]
 Ask = Callable[[VisualTokens, Sequence[str]], VisualTokens]
@@ -58,7 +68,7 @@ class BoundedVision(Protocol):
 
 
 @dataclass(frozen=True)
-class Parts:
+class FamilyParts:
     """What a family file puts together.
 
     Attributes:
@@ -88,10 +98,10 @@ class Parts:
     stored: bool = True
 
 
-class ComposedBackbone:
+class HFBackbone:
     """A frozen backbone of any family; see `masp.backbones.base.Backbone` for the interface."""
 
-    def __init__(self, files: BackboneFiles, parts: Parts) -> None:
+    def __init__(self, files: BackboneFiles, parts: FamilyParts) -> None:
         self.name = files.name
         self.revision = files.revision
         self.family: str = files.model_type
@@ -102,17 +112,17 @@ class ComposedBackbone:
         self.dim: int = parts.language.config.hidden_size
         self.dtype: torch.dtype = parts.language.dtype  # some keep a part of the model in fp32
         packed = not all(parameter.is_floating_point() for parameter in parts.model.parameters())
-        self.number_format: str = "nf4/" * packed + str(self.dtype).removeprefix("torch.")
+        self.weight_dtype: str = "nf4/" * packed + str(self.dtype).removeprefix("torch.")
         self.device: torch.device = parts.language.device
         self.end_of_turn: int = self._chat.end_of_turn
         self.known_tokens: int = self._chat.known_tokens
         self.stop_tokens: tuple[int, ...] = _stop_tokens(self.end_of_turn, parts)
         self.image_transform: dict[str, Any] = parts.vision.image_transform
-        self.asks: bool = parts.ask is not None
+        self.question_conditioned: bool = parts.ask is not None
         self.sharded: bool = False
         self.embedding_scale: float = parts.embedding_scale
         self.accepted: frozenset[str] = files.accepted
-        self.plans = Recent(PLANS_KEPT)
+        self.plans = LRUCache(PLANS_KEPT)
         # Weights that wait in main memory or on the disk enter a layer before its pass and leave it afterwards.
         waits = any(parameter.device.type == "meta" for parameter in parts.language.parameters())
         self._alone: AbstractContextManager[Any] = threading.RLock() if waits else nullcontext()
@@ -167,7 +177,7 @@ class ComposedBackbone:
         return None if self._detector is None else self._detector.judge(visual)
 
     @torch.no_grad()
-    def asked(self, visual: VisualTokens, questions: Sequence[str]) -> VisualTokens:
+    def condition_on(self, visual: VisualTokens, questions: Sequence[str]) -> VisualTokens:
         """Visual tokens as they are for these questions, one per image."""
         return visual if self._parts.ask is None else self._parts.ask(visual, questions)
 
@@ -181,9 +191,9 @@ class ComposedBackbone:
         """Ids of an answer as it follows the generation prompt."""
         return self._chat.answer_ids(answer, end)
 
-    def text_ids(self, text: str) -> list[int]:
+    def tokenize(self, text: str) -> list[int]:
         """Ids of plain text."""
-        return self._chat.text_ids(text)
+        return self._chat.tokenize(text)
 
     def special_ids(self, tokens: Sequence[str]) -> tuple[int, ...]:
         """Ids of special tokens, or those that they would get."""
@@ -217,31 +227,33 @@ class ComposedBackbone:
             return self._parts.native(length, visual_start, image)
         return torch.arange(length).expand(self._decoder.kind.axes, -1)
 
-    def run(
+    def forward(
         self,
-        embeddings: Float[Tensor, "batch sequence dim"],
-        positions: Int[Tensor, "axes batch sequence"],
-        mask: Bool[Tensor, "batch total"],
-        cache: KeyValues | None = None,
-        branches: Int[Tensor, " total"] | None = None,
-        read: Int[Tensor, "batch read"] | None = None,
+        inputs_embeds: Float[Tensor, "batch sequence dim"],
+        position_ids: Int[Tensor, "axes batch sequence"],
+        attention_mask: Bool[Tensor, "batch total"],
+        cache: KVCache | None = None,
+        branch_ids: Int[Tensor, " total"] | None = None,
+        output_positions: Int[Tensor, "batch read"] | None = None,
         extras: Extras | None = None,
         again: Again | None = None,
-    ) -> Run:
+    ) -> DecoderOutput:
         """A pass over new columns."""
         with self._alone:
-            return self._decoder.run(embeddings, positions, mask, cache, branches, read, extras, again)
+            return self._decoder.forward(
+                inputs_embeds, position_ids, attention_mask, cache, branch_ids, output_positions, extras, again
+            )
 
     def logits(self, hidden: Float[Tensor, "... dim"]) -> Float[Tensor, "... vocabulary"]:
         """The output head, in fp32 whatever the format of its weights."""
         return head_logits(self._parts.head, hidden)
 
-    def blocks(self) -> Sequence[nn.Module]:
+    def layers(self) -> Sequence[nn.Module]:
         """The blocks that every pass runs through."""
-        return self._decoder.blocks
+        return self._decoder.layers
 
     @torch.no_grad()
-    def last_attention(self, assembled: Assembled, start: int) -> Float[Tensor, "batch heads rest sequence"]:
+    def last_attention(self, assembled: ModelInputs, start: int) -> Float[Tensor, "batch heads rest sequence"]:
         """Weights of the final layer, in a pass of its own.
 
         Raises:
@@ -251,7 +263,7 @@ class ComposedBackbone:
             return self._decoder.last_attention(assembled, start)
 
 
-def _stop_tokens(end_of_turn: int, parts: Parts) -> tuple[int, ...]:
+def _stop_tokens(end_of_turn: int, parts: FamilyParts) -> tuple[int, ...]:
     """The end of a turn, what the checkpoint's generation settings stop at, and the tokenizer's own end."""
     settings = parts.model.generation_config
     named = None if settings is None else settings.eos_token_id  # one, several or none

@@ -14,7 +14,7 @@ from masp.backbones.chat import Picture, Turn, rendered
 from masp.backbones.checkpoint import image_processor, load_image_processor, load_model, load_tokenizer
 from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles
-from masp.backbones.hf_backbone import ComposedBackbone, Parts
+from masp.backbones.hf_backbone import FamilyParts, HFBackbone
 from masp.backbones.packing import packed, tile_boxes
 from masp.core.types import ImageLayout, Pixels, VisualTokens
 
@@ -25,7 +25,7 @@ KINDS = {
 FRAME, WHOLE = "<fake_token_around_image>", "<global-img>"
 
 
-def load(files: BackboneFiles, place: Placement) -> ComposedBackbone:
+def load(files: BackboneFiles, place: Placement) -> HFBackbone:
     """The backbone of a folder."""
     kind, processor = KINDS[files.model_type]
     model = load_model(files, kind, place)
@@ -41,8 +41,10 @@ def load(files: BackboneFiles, place: Placement) -> ComposedBackbone:
     )
     vision = MarkedTiles(model.model, load_image_processor(files, processor))
     language = model.model.text_model
-    parts = Parts(model=model, language=language, head=model.lm_head, tokenizer=tokenizer, turn=turn, vision=vision)
-    return ComposedBackbone(files, parts)
+    parts = FamilyParts(
+        model=model, language=language, head=model.lm_head, tokenizer=tokenizer, turn=turn, vision=vision
+    )
+    return HFBackbone(files, parts)
 
 
 def _picture(image: ImageLayout) -> Picture:

@@ -17,13 +17,13 @@ from masp.backbones.chat import ANSWER_HERE, QUESTION_HERE, Picture, Turn
 from masp.backbones.checkpoint import load_image_processor, load_model, load_tokenizer
 from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles, section
-from masp.backbones.hf_backbone import ComposedBackbone, Parts
+from masp.backbones.hf_backbone import FamilyParts, HFBackbone
 from masp.backbones.packing import packed
 from masp.core.errors import BackboneError
 from masp.core.types import ImageLayout, Pixels, VisualTokens
 
 
-def load(files: BackboneFiles, place: Placement) -> ComposedBackbone:
+def load(files: BackboneFiles, place: Placement) -> HFBackbone:
     """The backbone of a folder."""
     model = load_model(files, InstructBlipForConditionalGeneration, place)
     tokenizer = load_tokenizer(files, chat=False)
@@ -34,7 +34,7 @@ def load(files: BackboneFiles, place: Placement) -> ComposedBackbone:
 
     asker = AutoTokenizer.from_pretrained(files.folder / "qformer_tokenizer", local_files_only=True)
     vision = AskedVision(model, load_image_processor(files, BlipImageProcessorPil), asker)
-    parts = Parts(
+    parts = FamilyParts(
         model=model,
         language=model.language_model.model,
         head=model.language_model.lm_head,
@@ -43,7 +43,7 @@ def load(files: BackboneFiles, place: Placement) -> ComposedBackbone:
         vision=vision,
         ask=vision.ask,
     )
-    return ComposedBackbone(files, parts)
+    return HFBackbone(files, parts)
 
 
 def refuse(name: str, content: Mapping[str, Any]) -> None:

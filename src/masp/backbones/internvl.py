@@ -18,14 +18,14 @@ from masp.backbones.chat import Picture, Turn, rendered
 from masp.backbones.checkpoint import image_processor, load_image_processor, load_model, load_tokenizer
 from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles
-from masp.backbones.hf_backbone import ComposedBackbone, Parts
+from masp.backbones.hf_backbone import FamilyParts, HFBackbone
 from masp.backbones.packing import packed, tile_boxes
 from masp.core.types import ImageLayout, Pixels, VisualTokens
 
 OPENS, CLOSES = "<img>", "</img>"
 
 
-def load(files: BackboneFiles, place: Placement) -> ComposedBackbone:
+def load(files: BackboneFiles, place: Placement) -> HFBackbone:
     """The backbone of a folder."""
     model = load_model(files, InternVLForConditionalGeneration, place)
     tokenizer = load_tokenizer(files)
@@ -39,8 +39,10 @@ def load(files: BackboneFiles, place: Placement) -> ComposedBackbone:
     )
     vision = InternVision(model.model, load_image_processor(files, GotOcr2ImageProcessorPil))
     language = model.model.language_model
-    parts = Parts(model=model, language=language, head=model.lm_head, tokenizer=tokenizer, turn=turn, vision=vision)
-    return ComposedBackbone(files, parts)
+    parts = FamilyParts(
+        model=model, language=language, head=model.lm_head, tokenizer=tokenizer, turn=turn, vision=vision
+    )
+    return HFBackbone(files, parts)
 
 
 def _picture(image: ImageLayout) -> Picture:

@@ -1,4 +1,4 @@
-"""What is known of a backbone before its weights are here: its configuration, and how it sizes pictures.
+"""What is known of a backbone before its weights are here: its configuration, and how it sizes images.
 
 `known_models.json` beside this file holds the configurations of common backbones, cut down to what decides shapes.
 Where the number of parameters of the published weights could be looked up, it is there too; a test counts against it.

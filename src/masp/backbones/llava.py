@@ -18,7 +18,7 @@ from masp.backbones.chat import Picture, Turn, rendered
 from masp.backbones.checkpoint import load_model, load_tokenizer
 from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles, section
-from masp.backbones.hf_backbone import ComposedBackbone, Parts
+from masp.backbones.hf_backbone import FamilyParts, HFBackbone
 from masp.backbones.packing import grid_boxes, packed, within
 from masp.core.errors import BackboneError
 from masp.core.types import ImageLayout, Pixels, VisualTokens
@@ -27,12 +27,12 @@ TOWERS: Mapping[str, int] = MappingProxyType({"clip_vision_model": 1, "siglip_vi
 """Vision towers that are served → how many features stand before those of the patches (CLIP's class token)."""
 
 
-def load(files: BackboneFiles, place: Placement) -> ComposedBackbone:
+def load(files: BackboneFiles, place: Placement) -> HFBackbone:
     """The backbone of a folder."""
     model = load_model(files, LlavaForConditionalGeneration, place)
     tokenizer = load_tokenizer(files)
     processor = AutoImageProcessor.from_pretrained(files.folder, backend="pil", local_files_only=True)
-    return ComposedBackbone(files, llava_parts(model, tokenizer, LlavaVision(model.model, processor)))
+    return HFBackbone(files, llava_parts(model, tokenizer, LlavaVision(model.model, processor)))
 
 
 def refuse(name: str, content: Mapping[str, Any]) -> None:
@@ -55,13 +55,15 @@ def visual_count(config: Any, settings: Mapping[str, Any], width: int, height: i
     return (seen.image_size // seen.patch_size) ** 2 + TOWERS[seen.model_type] - first
 
 
-def llava_parts(model: Any, tokenizer: Any, vision: Any) -> Parts:
+def llava_parts(model: Any, tokenizer: Any, vision: Any) -> FamilyParts:
     """What the LLaVA families have in common: the visual tokens alone stand for the image, with no marks around."""
     image = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
     render = functools.cache(functools.partial(rendered, tokenizer))
     turn = Turn(image=image, visual=image, picture=_picture, frame=(), render=render)
     language = model.model.language_model
-    return Parts(model=model, language=language, head=model.lm_head, tokenizer=tokenizer, turn=turn, vision=vision)
+    return FamilyParts(
+        model=model, language=language, head=model.lm_head, tokenizer=tokenizer, turn=turn, vision=vision
+    )
 
 
 def _picture(image: ImageLayout) -> Picture:

@@ -10,15 +10,15 @@ from masp.backbones.anyres import TiledVision, Tiles
 from masp.backbones.checkpoint import load_image_processor, load_model, load_tokenizer
 from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles
-from masp.backbones.hf_backbone import ComposedBackbone
+from masp.backbones.hf_backbone import HFBackbone
 from masp.backbones.llava import llava_parts
 
 
-def load(files: BackboneFiles, place: Placement) -> ComposedBackbone:
+def load(files: BackboneFiles, place: Placement) -> HFBackbone:
     """The backbone of a folder."""
     model = load_model(files, LlavaNextForConditionalGeneration, place)
     vision = TiledVision(model.model, load_image_processor(files, LlavaNextImageProcessorPil), tiles(model.config))
-    return ComposedBackbone(files, llava_parts(model, load_tokenizer(files), vision))
+    return HFBackbone(files, llava_parts(model, load_tokenizer(files), vision))
 
 
 def tiles(config: Any) -> Tiles:

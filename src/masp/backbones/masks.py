@@ -10,7 +10,7 @@ from torch import Tensor
 def attention_masks(
     mask: Bool[Tensor, "batch total"],
     new: int,
-    branches: Int[Tensor, " total"] | None,
+    branch_ids: Int[Tensor, " total"] | None,
     window: int | None,
     layer_types: Sequence[str],
     visual: Bool[Tensor, "batch new"] | None = None,
@@ -23,7 +23,7 @@ def attention_masks(
     Args:
         mask: which columns are real.
         new: number of columns that are queries.
-        branches: branch of every column; None if there is only one.
+        branch_ids: branch of every column; None if there is only one.
         window: number of columns a sliding layer looks back, padding and other branches not counted.
         layer_types: the types of all layers.
         visual: which of the new columns see the whole run of such columns that they stand in.
@@ -31,21 +31,21 @@ def attention_masks(
     total = mask.shape[1]
     sliding = "sliding_attention" in layer_types and window is not None and window < total
     whole = visual is not None and bool(visual.any())
-    plain = branches is None and not whole and (new == total or new == 1) and bool(mask.all())
+    plain = branch_ids is None and not whole and (new == total or new == 1) and bool(mask.all())
     if plain and not sliding:
         return dict.fromkeys(layer_types)
     columns = torch.arange(total, device=mask.device)
     queries = columns[-new:, None]
     visible = columns <= queries
-    if branches is not None:
-        visible &= (branches == 0) | (branches == branches[-new:, None])
+    if branch_ids is not None:
+        visible &= (branch_ids == 0) | (branch_ids == branch_ids[-new:, None])
     seen = (visible & mask[:, None]) | (columns == queries)
     if visual is not None and whole:
         seen[:, :, total - new :] |= _same_run(visual)
     masks: dict[str, Bool[Tensor, "rows 1 new total"] | None] = dict.fromkeys(layer_types, seen[:, None])
     if sliding:
         assert window is not None
-        ranks = _ranks(mask, branches)
+        ranks = _ranks(mask, branch_ids)
         masks["sliding_attention"] = (seen & (ranks[:, None] > ranks[:, -new:, None] - window))[:, None]
     return masks
 

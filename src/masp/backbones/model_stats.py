@@ -55,7 +55,7 @@ UNBUILDABLE = (
 
 
 @dataclass(frozen=True)
-class BackboneFacts:
+class ModelStats:
     """A backbone in numbers.
 
     Attributes:
@@ -89,7 +89,7 @@ class BackboneFacts:
         return sum(self.parameters.values())
 
 
-def count(description: Description) -> BackboneFacts:
+def count(description: Description) -> ModelStats:
     """The numbers of a backbone.
 
     Raises:
@@ -106,7 +106,7 @@ def count(description: Description) -> BackboneFacts:
         raise _broken(description, error) from error
     tied = head is None or head.weight is embeddings
     parameters = _by_part(model, embeddings, None if head is None else head.weight)
-    return BackboneFacts(
+    return ModelStats(
         name=description.name,
         source=description.source,
         model_type=config.model_type,

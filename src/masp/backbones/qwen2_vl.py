@@ -15,7 +15,7 @@ from masp.backbones.chat import Picture, Turn, rendered
 from masp.backbones.checkpoint import image_processor, load_image_processor, load_model, load_tokenizer
 from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles
-from masp.backbones.hf_backbone import ComposedBackbone, Parts
+from masp.backbones.hf_backbone import FamilyParts, HFBackbone
 from masp.backbones.packing import cell_boxes, left
 from masp.backbones.qwen2_vl_vision import BatchedVisionAttention, MatrixPatchEmbed
 from masp.core.errors import BackboneError
@@ -26,12 +26,12 @@ SYSTEM_TURN = "You are a helpful assistant."  # what Qwen's own template says wh
 IMAGE, OPENS, CLOSES = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 
 
-def load(files: BackboneFiles, place: Placement) -> ComposedBackbone:
+def load(files: BackboneFiles, place: Placement) -> HFBackbone:
     """The backbone of a folder."""
     model = load_model(files, MODELS[files.model_type], place)
     tokenizer = load_tokenizer(files)
     vision = QwenVision(model.model.visual, load_image_processor(files, Qwen2VLImageProcessorPil))
-    parts = Parts(
+    parts = FamilyParts(
         model=model,
         language=model.model.language_model,
         head=model.lm_head,
@@ -40,7 +40,7 @@ def load(files: BackboneFiles, place: Placement) -> ComposedBackbone:
         vision=vision,
         native=grid_positions,
     )
-    return ComposedBackbone(files, parts)
+    return HFBackbone(files, parts)
 
 
 def turn(tokenizer: Any, system: str | None) -> Turn:

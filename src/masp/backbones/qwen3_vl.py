@@ -12,17 +12,17 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from masp.backbones.checkpoint import load_image_processor, load_model, load_tokenizer
 from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles
-from masp.backbones.hf_backbone import ComposedBackbone, Parts
+from masp.backbones.hf_backbone import FamilyParts, HFBackbone
 from masp.backbones.qwen2_vl import bounded, grid_positions, on_grids, patches, transform, turn
 from masp.core.types import Pixels, VisualTokens
 
 
-def load(files: BackboneFiles, place: Placement) -> ComposedBackbone:
+def load(files: BackboneFiles, place: Placement) -> HFBackbone:
     """The backbone of a folder."""
     model = load_model(files, Qwen3VLForConditionalGeneration, place)
     tokenizer = load_tokenizer(files)
     vision = DeepVision(model.model.visual, load_image_processor(files, Qwen2VLImageProcessorPil))
-    parts = Parts(
+    parts = FamilyParts(
         model=model,
         language=model.model.language_model,
         head=model.lm_head,
@@ -31,7 +31,7 @@ def load(files: BackboneFiles, place: Placement) -> ComposedBackbone:
         vision=vision,
         native=grid_positions,
     )
-    return ComposedBackbone(files, parts)
+    return HFBackbone(files, parts)
 
 
 class DeepVision:

@@ -14,7 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from masp.backbones.base import Backbone
 from masp.backbones.checkpoint import load_image_processor, load_tokenizer
 from masp.backbones.files import BackboneFiles, find, read_json
-from masp.backbones.hf_backbone import ComposedBackbone, Parts
+from masp.backbones.hf_backbone import FamilyParts, HFBackbone
 from masp.backbones.qwen2_vl import SYSTEM_TURN, QwenVision, grid_positions, turn
 
 SMALLEST, LARGEST = 4 * 28**2, 16384 * 28**2  # Qwen2-VL's own bounds, in pixels
@@ -37,7 +37,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Made:
+class RandomBackbone:
     """One set of random weights, seen in two ways.
 
     Attributes:
@@ -49,7 +49,7 @@ class Made:
     plain: Any
 
 
-def make(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Made:
+def make(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int = 0) -> RandomBackbone:
     """A model with random weights; the same seed gives the same."""
     files = find("embedded")
     torch.manual_seed(seed)
@@ -62,7 +62,7 @@ def make(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int = 0) 
     processor = load_image_processor(files, Qwen2VLImageProcessorPil)
     processor.size = {"shortest_edge": SMALLEST, "longest_edge": LARGEST}
     tokenizer = load_tokenizer(files)
-    parts = Parts(
+    parts = FamilyParts(
         model=model,
         language=model.model.language_model,
         head=model.lm_head,
@@ -73,7 +73,7 @@ def make(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int = 0) 
         stored=False,
     )
     named = BackboneFiles("random weights", files.folder, None, "qwen2_vl")
-    return Made(ComposedBackbone(named, parts), model)
+    return RandomBackbone(HFBackbone(named, parts), model)
 
 
 def _config(shape: Shape, files: BackboneFiles) -> Qwen2VLConfig:

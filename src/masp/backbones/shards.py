@@ -32,7 +32,7 @@ class NewRows:
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """A tensor of a file: its number format and shape, and where its bytes lie behind the header."""
 
     dtype: str
@@ -41,7 +41,7 @@ class Entry:
     end: int
 
 
-def read_header(file: Path) -> tuple[dict[str, Entry], dict[str, str], int]:
+def read_header(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str], int]:
     """The tensors of a file in the order of their bytes, its metadata, and where the bytes begin.
 
     Raises:
@@ -54,7 +54,9 @@ def read_header(file: Path) -> tuple[dict[str, Entry], dict[str, str], int]:
                 raise ValueError(f"its header claims {length:,} bytes")
             table: dict[str, Any] = json.loads(source.read(length))
         metadata = table.pop("__metadata__", {})
-        found = {name: Entry(one["dtype"], tuple(one["shape"]), *one["data_offsets"]) for name, one in table.items()}
+        found = {
+            name: TensorEntry(one["dtype"], tuple(one["shape"]), *one["data_offsets"]) for name, one in table.items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise BackboneError(f"{file.name} is no safetensors file: {error}", "", "Fetch the backbone again.") from None
     return dict(sorted(found.items(), key=lambda item: item[1].begin)), metadata, 8 + length
@@ -105,7 +107,7 @@ def mean_row(file: Path, name: str) -> Float[Tensor, " dim"]:
     return (total / count).float()
 
 
-def _grown(name: str, entry: Entry, rows: NewRows) -> tuple[tuple[int, ...], int]:
+def _grown(name: str, entry: TensorEntry, rows: NewRows) -> tuple[tuple[int, ...], int]:
     """Shape and bytes of a matrix with its new rows."""
     if entry.dtype not in DTYPES or len(entry.shape) != 2:
         known = f"a matrix in {', '.join(DTYPES)}"
@@ -127,7 +129,7 @@ def _copy(old: BinaryIO, new: BinaryIO, size: int) -> None:
         size -= len(block)
 
 
-def _write_rows(new: BinaryIO, place: int, entry: Entry, rows: NewRows) -> None:
+def _write_rows(new: BinaryIO, place: int, entry: TensorEntry, rows: NewRows) -> None:
     """The new rows over the copy of a matrix at `place`, which is where the file ends; then on to its new end."""
     dtype = DTYPES[entry.dtype]
     new.seek(place + rows.start * entry.shape[1] * dtype.itemsize)

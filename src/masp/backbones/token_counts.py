@@ -1,6 +1,6 @@
-"""How many visual tokens a picture becomes, from its size alone; each family's own file has the rule.
+"""How many visual tokens an image becomes, from its size alone; each family's own file has the rule.
 
-Sizes are (width, height) in pixels, as the picture reaches the backbone.
+Sizes are (width, height) in pixels, as the image reaches the backbone.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,12 +37,12 @@ BOUNDED = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3", "smolvl
 
 
 def visual_tokens(description: Description, sizes: tuple[tuple[int, int], ...]) -> tuple[int | None, ...]:
-    """Visual tokens of one picture of each size; None for a kind whose rule is not known here, or without its bounds.
+    """Visual tokens of one image of each size; None for a kind whose rule is not known here, or without its bounds.
 
     They are those that enter the language model: of a family that asks, the ones that answer a question.
 
     Raises:
-        UsageError: a size that no picture has, or that the kind refuses.
+        UsageError: a size that no image has, or that the kind refuses.
         BackboneError: a broken configuration.
     """
     for width, height in sizes:
@@ -59,8 +59,8 @@ def visual_tokens(description: Description, sizes: tuple[tuple[int, int], ...]) 
 def _counted(description: Description, rule: Rule, config: Any, size: tuple[int, int]) -> int | None:
     try:
         return rule(config, description.preprocessor or {}, *size)
-    except ValueError as error:  # what smart_resize says of a picture 1 pixel high and 900 wide
-        raise UsageError(f"{description.name} takes no picture of {size[0]}x{size[1]}: {error}") from error
+    except ValueError as error:  # what smart_resize says of an image 1 pixel high and 900 wide
+        raise UsageError(f"{description.name} takes no image of {size[0]}x{size[1]}: {error}") from error
     except UNBUILDABLE as error:
         raise BackboneError(
             f"the image settings of {description.name} are not those of its kind: {error}",

@@ -20,7 +20,7 @@ Reading = Literal["score", "generate"]
 
 
 @dataclass(frozen=True)
-class Said:
+class SystemPrediction:
     """What a system says about one image.
 
     Attributes:
@@ -37,14 +37,14 @@ class Said:
     exact: bool | None = None
 
 
-def named(text: str, labels: Sequence[str]) -> Said:
+def named(text: str, labels: Sequence[str]) -> SystemPrediction:
     """What a generated text says: the label that it names, other case and punctuation at its ends forgiven."""
     label = parse(text, labels)
-    return Said(label, answer=text, exact=text.strip() == label)
+    return SystemPrediction(label, answer=text, exact=text.strip() == label)
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Example:
     """One labelled image to learn from.
 
     Attributes:
@@ -79,7 +79,7 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True)
-class Lessons:
+class TrainingData:
     """All that a system learns from: the same for every system in a comparison.
 
     Attributes:
@@ -93,8 +93,8 @@ class Lessons:
     """
 
     images: Images
-    train: tuple[Lesson, ...]
-    val: tuple[Lesson, ...]
+    train: tuple[Example, ...]
+    val: tuple[Example, ...]
     out: Path
     seed: int = 0
     fingerprint: str = ""
@@ -114,7 +114,7 @@ class System(Protocol):
         """What it chooses from."""
         ...
 
-    def learn(self, lessons: Lessons) -> None:
+    def fit(self, lessons: TrainingData) -> None:
         """Learns what it has to, and nothing if it needs no training.
 
         An interrupted call goes on where it was when it is made again; a finished one only loads what it learned.
@@ -125,10 +125,10 @@ class System(Protocol):
         """
         ...
 
-    def answer(self, visual: VisualTokens) -> list[Said]:
+    def predict(self, visual: VisualTokens) -> list[SystemPrediction]:
         """What it says about each image of a batch. It does not depend on the other images of the batch."""
         ...
 
-    def describe(self) -> Mapping[str, Any]:
+    def config(self) -> Mapping[str, Any]:
         """What its answers depend on, ready for JSON: its name, trained numbers, settings; no place on this machine."""
         ...

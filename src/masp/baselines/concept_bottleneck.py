@@ -19,7 +19,7 @@ from torch import Tensor
 
 from masp.adapters import find_adapter, load_adapter, tensors_sha256
 from masp.backbones.base import Backbone
-from masp.baselines.base import Lessons, Said, System
+from masp.baselines.base import System, SystemPrediction, TrainingData
 from masp.baselines.concept_layers import present, read_words, vocabulary
 from masp.baselines.learning import Study, check_lessons, studying, unlearned
 from masp.baselines.plain import plain
@@ -45,7 +45,7 @@ PLACES = ("aspects", "prompt", "task")
 
 
 @dataclass(frozen=True)
-class CueSettings:
+class ConceptBottleneckSettings:
     """How the cue head is fitted.
 
     Attributes:
@@ -87,7 +87,7 @@ class Cue:
     effects: Mapping[str, float]
 
 
-class CueHead:
+class ConceptBottleneck:
     """Two linear layers: aspect tokens → words, words and another system's scores → labels.
 
     Args:
@@ -105,11 +105,11 @@ class CueHead:
         model: MaspModel,
         labels: tuple[str, ...],
         over: System | None = None,
-        settings: CueSettings | None = None,
+        settings: ConceptBottleneckSettings | None = None,
     ) -> None:
         model.aspect_module()
         self.model, self._labels, self.over = model, validate_labels(labels), over
-        self.settings = settings or CueSettings()
+        self.settings = settings or ConceptBottleneckSettings()
         if over is not None and tuple(over.labels) != self._labels:
             raise UsageError(f"the prompt chooses from {', '.join(over.labels)}", ", ".join(self._labels))
         self.learned: Checkpoint | None = None
@@ -125,7 +125,7 @@ class CueHead:
         """What it chooses from."""
         return self._labels
 
-    def learn(self, lessons: Lessons) -> None:
+    def fit(self, lessons: TrainingData) -> None:
         """Reads every image once, fits the words of each aspect, then the labels.
 
         Raises:
@@ -134,7 +134,7 @@ class CueHead:
         check_lessons(lessons, self.labels)
         words = vocabulary(lessons.train, self.model.aspect_module().aspects, self.settings.fewest)
         if self.over is not None:
-            self.over.learn(replace(lessons, out=lessons.out / "tuned"))
+            self.over.fit(replace(lessons, out=lessons.out / "tuned"))
         told = [[lesson.image, dict(lesson.aspects)] for lesson in (*lessons.train, *lessons.val)]
         identity = self._identity() | {"annotations": hash_of({"told": told})}
         with studying(NAME, self.backbone, self.labels, lessons, identity) as study:
@@ -166,7 +166,7 @@ class CueHead:
         return self
 
     @torch.no_grad()
-    def answer(self, visual: VisualTokens) -> list[Said]:
+    def predict(self, visual: VisualTokens) -> list[SystemPrediction]:
         """The softmax of the second layer.
 
         Raises:
@@ -197,7 +197,7 @@ class CueHead:
             rows.append(sorted(made, key=lambda cue: -cue.probability))
         return rows
 
-    def describe(self) -> Mapping[str, Any]:
+    def config(self) -> Mapping[str, Any]:
         """Its settings, the aspects, the system it adds to, and once it has learned its words and figures on val."""
         told: dict[str, Any] = {"system": NAME, "trained": 0, **self._identity()}
         if self.learned is not None:
@@ -210,7 +210,7 @@ class CueHead:
     def _identity(self) -> dict[str, Any]:
         """All that decides what it learns, besides backbone, labels and lessons."""
         modules, questions = self.model.aspect_module(), self.model.questions
-        tuned = None if self.over is None else dict(self.over.describe())
+        tuned = None if self.over is None else dict(self.over.config())
         return {
             "settings": {key: value for key, value in plain(self.settings).items() if key not in PLACES},
             "question": None if tuned is None else tuned.get("question"),
@@ -236,7 +236,7 @@ class CueHead:
     def _scores(self, visual: VisualTokens) -> Float[Tensor, "batch scores"]:
         if self.over is None:
             return torch.zeros(len(visual), 0)
-        rows = [one.log_probabilities for one in self.over.answer(visual)]
+        rows = [one.log_probabilities for one in self.over.predict(visual)]
         if any(row is None for row in rows):
             raise UsageError("the prompt's answers have no probabilities", "a system that gives them")
         return torch.tensor([[row[label] for label in self.labels] for row in rows if row is not None])
@@ -298,9 +298,9 @@ class CueHead:
 def cue_system(
     backbone: Backbone,
     labels: tuple[str, ...],
-    settings: CueSettings | None = None,
+    settings: ConceptBottleneckSettings | None = None,
     questions: Questions | None = None,
-) -> CueHead:
+) -> ConceptBottleneck:
     """A cue head on adapters that are named by its settings.
 
     Args:
@@ -313,7 +313,7 @@ def cue_system(
         UsageError: no aspects are named, an adapter lacks what it is named for, or several tasks and none is named.
         AdapterError: no such adapter, or one for another backbone.
     """
-    settings = settings or CueSettings()
+    settings = settings or ConceptBottleneckSettings()
     if settings.aspects is None:
         raise UsageError("the cue head was given no aspects", "aspects=DIR", "Name what masp train aspects wrote.")
     folder = find_adapter(settings.aspects)
@@ -328,7 +328,7 @@ def cue_system(
         if masp.model.prompt is None:
             todo = "Name what masp train prompt wrote."
             raise UsageError(f"{settings.prompt} holds no soft prompt", "a prompt adapter", todo)
-    return CueHead(model, labels, over, settings)
+    return ConceptBottleneck(model, labels, over, settings)
 
 
 def _part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

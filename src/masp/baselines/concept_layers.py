@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from masp.baselines.base import Lesson
+from masp.baselines.base import Example
 from masp.baselines.heads import SMALLEST
 from masp.core.errors import DataError
 
 
-def vocabulary(lessons: Sequence[Lesson], aspects: Sequence[str], fewest: int) -> dict[str, tuple[str, ...]]:
+def vocabulary(lessons: Sequence[Example], aspects: Sequence[str], fewest: int) -> dict[str, tuple[str, ...]]:
     """The words of each aspect that enough lessons are annotated with, in alphabetical order.
 
     Raises:
@@ -29,7 +29,7 @@ def vocabulary(lessons: Sequence[Lesson], aspects: Sequence[str], fewest: int) -
     return known
 
 
-def present(lessons: Sequence[Lesson], aspect: str, words: Sequence[str]) -> Float[Tensor, "images words"]:
+def present(lessons: Sequence[Example], aspect: str, words: Sequence[str]) -> Float[Tensor, "images words"]:
     """1 where a lesson is annotated with a word, 0 where it is not, whatever the reason."""
     rows = [[float(word in words_of(lesson, aspect)) for word in words] for lesson in lessons]
     return torch.tensor(rows).reshape(len(lessons), len(words))
@@ -105,6 +105,6 @@ def _scaled(
     return slope.detach(), offset.detach()
 
 
-def words_of(lesson: Lesson, aspect: str) -> tuple[str, ...]:
+def words_of(lesson: Example, aspect: str) -> tuple[str, ...]:
     """The annotated words of one aspect."""
     return tuple(word for word in lesson.aspects.get(aspect, "").split(", ") if word)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from masp.adapters import tensors_sha256
 from masp.backbones.base import Backbone
 from masp.baselines.asking import emotion_question
-from masp.baselines.base import Lessons, Said, System
+from masp.baselines.base import System, SystemPrediction, TrainingData
 from masp.baselines.heads import (
     AttentionHead,
     HeadStage,
@@ -106,10 +106,10 @@ class Distilled:
         """What it chooses from."""
         return self.tuned.labels
 
-    def learn(self, lessons: Lessons) -> None:
+    def fit(self, lessons: TrainingData) -> None:
         """Lets the tuned system learn in `out/tuned`; then trains teacher, head and gate, one after the other."""
-        self.tuned.learn(replace(lessons, out=lessons.out / "tuned"))
-        before = {"question": self.question, "tuned": dict(self.tuned.describe())}
+        self.tuned.fit(replace(lessons, out=lessons.out / "tuned"))
+        before = {"question": self.question, "tuned": dict(self.tuned.config())}
         with studying(NAME, self.backbone, self.labels, lessons, deciding(self.settings) | before) as study:
             found = study.once(lambda: self._trained(study))
         head, gate = self._head(found.tensors["head/layers.0.weight"].shape[1]), self._gate()
@@ -120,7 +120,7 @@ class Distilled:
         self.modules, self.fitted, self.seed = (head, gate), found.state, lessons.seed
 
     @torch.no_grad()
-    def answer(self, visual: VisualTokens) -> list[Said]:
+    def predict(self, visual: VisualTokens) -> list[SystemPrediction]:
         """The softmax of the gate.
 
         Raises:
@@ -132,14 +132,14 @@ class Distilled:
         own = head(self._mean(visual)["mean"].to(self.backbone.device))
         return said(self.labels, gate(gate_inputs(own, self._answers(visual)["answer"])))
 
-    def describe(self) -> Mapping[str, Any]:
+    def config(self) -> Mapping[str, Any]:
         """Its settings, the system it builds on, and once it has learned the figures of its parts on val."""
         told: dict[str, Any] = {"system": NAME, "trained": 0, "settings": plain(self.settings)}
         if self.modules is not None:
             state = {f"{part}.{key}": value for part, own in self._parts().items() for key, value in own.items()}
             told["trained"] = sum(numbers(module) for module in self.modules)
             told |= {"seed": self.seed, "fitted": dict(self.fitted), "tensors_sha256": tensors_sha256(state)}
-        return told | {"tuned": dict(self.tuned.describe())}
+        return told | {"tuned": dict(self.tuned.config())}
 
     def _parts(self) -> dict[str, dict[str, Tensor]]:
         assert self.modules is not None
@@ -162,7 +162,7 @@ class Distilled:
 
     def _answers(self, visual: VisualTokens) -> dict[str, Tensor]:
         """The number of the label that the tuned system names; one past the last where it names none."""
-        named = [said.predicted for said in self.tuned.answer(visual)]
+        named = [said.predicted for said in self.tuned.predict(visual)]
         places = [len(self.labels) if label is None else self.labels.index(label) for label in named]
         return {"answer": torch.tensor(places)}
 

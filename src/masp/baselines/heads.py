@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from masp.backbones.base import Backbone
-from masp.baselines.base import Lesson
+from masp.baselines.base import Example
 from masp.baselines.learning import Study
 from masp.core.types import VisualTokens
 from masp.training.signals import StopRequest
-from masp.training.trainer import Share, groups_of
+from masp.training.trainer import StepBatch, groups_of
 
 SMALLEST = 1e-6  # a column that hardly varies is not blown up
 
@@ -103,13 +103,13 @@ class HeadStage:
     def weights(self) -> None:
         """All lessons count the same."""
 
-    def load(self, shares: Iterable[Share]) -> Iterator[Share]:
+    def load(self, shares: Iterable[StepBatch]) -> Iterator[StepBatch]:
         """Adds what the head is given of each image."""
         for share in shares:
             lessons = [self.study.lessons.train[number] for number in share.examples]
             yield replace(share, loaded=(self.inputs([lesson.image for lesson in lessons]), lessons))
 
-    def losses(self, share: Share) -> Float[Tensor, " batch"]:
+    def losses(self, share: StepBatch) -> Float[Tensor, " batch"]:
         """The loss of each lesson."""
         inputs, lessons = share.loaded
         self.module.train()
@@ -128,7 +128,7 @@ class HeadStage:
             likelihood += float(log_p.gather(1, truth[:, None]).cpu().double().sum())
         return {"accuracy": right / len(held), "log_likelihood": likelihood / len(held)} if held else {}
 
-    def _targets(self, lessons: Sequence[Lesson]) -> Int[Tensor, " batch"]:
+    def _targets(self, lessons: Sequence[Example]) -> Int[Tensor, " batch"]:
         return torch.tensor([self.study.target(lesson) for lesson in lessons], device=self.study.backbone.device)
 
 
@@ -159,7 +159,7 @@ def distillation_loss(
 
 def read_with(backbone: Backbone, visual: VisualTokens, question: str) -> VisualTokens:
     """The visual tokens in the space of the language model, read with a question where the family's depend on one."""
-    return backbone.asked(visual, [question] * len(visual))
+    return backbone.condition_on(visual, [question] * len(visual))
 
 
 def mean_token(visual: VisualTokens) -> Float[Tensor, "batch dim"]:

@@ -15,8 +15,8 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from masp.backbones.base import Backbone
-from masp.baselines.base import Lesson
-from masp.baselines.lora_finetune import TunedSystem, Turn, classifications
+from masp.baselines.base import Example
+from masp.baselines.lora_finetune import LoraFinetuned, TrainingTurn, classifications
 from masp.baselines.lora_layers import LoraSettings
 from masp.core.aspects import ASPECTS
 from masp.core.errors import DataError, did_you_mean
@@ -49,7 +49,7 @@ def instruction_system(
     labels: Sequence[str],
     settings: LoraSettings | None = None,
     questions: Questions | None = None,
-) -> TunedSystem:
+) -> LoraFinetuned:
     """LoRA layers that learn what is annotated about an image along with its emotion.
 
     Images without annotations teach the emotion alone; the log says how many, and `describe` counts the questions.
@@ -63,10 +63,10 @@ def instruction_system(
     Raises:
         UsageError: PEFT is not installed (`pip install 'masp[peft]'`), or the settings do not fit the backbone.
     """
-    return TunedSystem("instruction", instructions, backbone, labels, settings or SETTINGS, questions)
+    return LoraFinetuned("instruction", instructions, backbone, labels, settings or SETTINGS, questions)
 
 
-def instructions(questions: Questions, labels: tuple[str, ...], lessons: Sequence[Lesson]) -> list[Turn]:
+def instructions(questions: Questions, labels: tuple[str, ...], lessons: Sequence[Example]) -> list[TrainingTurn]:
     """Every question that the images give, with its answer.
 
     Raises:
@@ -77,26 +77,29 @@ def instructions(questions: Questions, labels: tuple[str, ...], lessons: Sequenc
         log.warning("%d of %d images have no annotated aspect: they teach their emotion alone", bare, len(lessons))
     emotions, listed = classifications(questions, labels, lessons), render_labels(labels)
     why = tuple(before + listed + after for before, _, after in (text.partition("{}") for text in REASONING))
-    found: list[Turn] = []
+    found: list[TrainingTurn] = []
     for lesson, emotion in zip(lessons, emotions, strict=True):
         found += [emotion, *_about_aspects(questions, lesson, why)]
     return found
 
 
-def _about_aspects(questions: Questions, lesson: Lesson, why: tuple[str, ...]) -> list[Turn]:
+def _about_aspects(questions: Questions, lesson: Example, why: tuple[str, ...]) -> list[TrainingTurn]:
     """Conversation, caption and reasoning about one image; nothing where nothing is annotated."""
     aspects = _annotated(lesson)
     if not aspects:
         return []
     clauses = _joined([CLAUSES[name].format(answer) for name, answer in aspects.items()])
     return [
-        *(Turn(lesson.image, "conversation", questions.aspect(name), answer) for name, answer in aspects.items()),
-        Turn(lesson.image, "caption", CAPTION, f"{clauses}."),
-        Turn(lesson.image, "reasoning", why, f"{clauses}. This evokes {lesson.label}."),
+        *(
+            TrainingTurn(lesson.image, "conversation", questions.aspect(name), answer)
+            for name, answer in aspects.items()
+        ),
+        TrainingTurn(lesson.image, "caption", CAPTION, f"{clauses}."),
+        TrainingTurn(lesson.image, "reasoning", why, f"{clauses}. This evokes {lesson.label}."),
     ]
 
 
-def _annotated(lesson: Lesson) -> dict[str, str]:
+def _annotated(lesson: Example) -> dict[str, str]:
     """The aspects with an answer, in the one order of all aspects.
 
     Raises:

@@ -15,20 +15,20 @@ import torch
 from torch import Tensor
 
 from masp.backbones.base import Backbone
-from masp.baselines.base import Lesson, Lessons
+from masp.baselines.base import Example, TrainingData
 from masp.core.errors import DataError, UsageError
 from masp.core.flops import images_at_once
 from masp.core.settings import TrainConfig
 from masp.core.types import VisualTokens
 from masp.data.sampling import Batches
 from masp.training.checkpoints import Checkpoint, CheckpointStore
-from masp.training.disk_cache import Group, Shelf, key_of
+from masp.training.disk_cache import CacheGroup, DiskCache, key_of
 from masp.training.progress import Bar
 from masp.training.run_dir import RunFolder, hash_of, reading
 from masp.training.run_stage import loop_settings, make_accelerator
 from masp.training.signals import StopRequest
-from masp.training.state import put
-from masp.training.trainer import Stage, Trainer, groups_of
+from masp.training.state import load_parameters
+from masp.training.trainer import Trainer, TrainTask, groups_of
 
 GROUP = 8  # batches whose results are written together
 
@@ -46,7 +46,7 @@ class Study:
     """
 
     backbone: Backbone
-    lessons: Lessons
+    lessons: TrainingData
     labels: tuple[str, ...]
     stop: StopRequest
     identity: Mapping[str, Any]
@@ -57,11 +57,11 @@ class Study:
         return images_at_once(self.backbone.dim)
 
     @property
-    def examples(self) -> tuple[Lesson, ...]:
+    def examples(self) -> tuple[Example, ...]:
         """Lessons of both splits, those to learn from first."""
         return self.lessons.train + self.lessons.val
 
-    def target(self, lesson: Lesson) -> int:
+    def target(self, lesson: Example) -> int:
         """The number of a lesson's label."""
         return self.labels.index(lesson.label)
 
@@ -79,7 +79,7 @@ class Study:
             Interrupted: a signal arrived; whole groups of images are saved.
         """
         images = sorted({lesson.image for lesson in self.examples})
-        shelf, parts, done = Shelf(self.lessons.out / "read", sys.maxsize), [], 0
+        shelf, parts, done = DiskCache(self.lessons.out / "read", sys.maxsize), [], 0
         with Bar(name, len(images)) as bar:
             for chosen in groups_of(images, self.at_once * GROUP):
                 key = key_of({"kind": name, "images": chosen, **self.identity})
@@ -89,16 +89,16 @@ class Study:
         columns = {column: torch.cat([part[column] for part in parts]) for column in parts[0]}
         return columns, {image: row for row, image in enumerate(images)}
 
-    def _group(self, images: Sequence[int], read: Callable[[VisualTokens], Mapping[str, Tensor]]) -> Group:
+    def _group(self, images: Sequence[int], read: Callable[[VisualTokens], Mapping[str, Tensor]]) -> CacheGroup:
         found: list[Mapping[str, Tensor]] = []
         groups = self.stop.between(groups_of(images, self.at_once))
         for _, visual in self.lessons.images.stream(groups, lambda group: group):
             assert visual is not None
             with torch.no_grad():
                 found.append(read(visual))
-        return Group({name: torch.cat([part[name].cpu() for part in found]) for name in found[0]}, {})
+        return CacheGroup({name: torch.cat([part[name].cpu() for part in found]) for name in found[0]}, {})
 
-    def fit(self, stage: Stage, settings: TrainConfig) -> dict[str, float]:
+    def fit(self, stage: TrainTask, settings: TrainConfig) -> dict[str, float]:
         """Train the parameters of a stage, going on where an earlier start was; finished, they are loaded.
 
         Returns:
@@ -123,7 +123,9 @@ class Study:
             return Checkpoint(fit.steps, tensors, {"metrics": fit.metrics})
 
         found = once(folder / "learned", run)
-        put({name: tensor.to(self.backbone.device) for name, tensor in found.tensors.items()}, stage.parameters())
+        load_parameters(
+            {name: tensor.to(self.backbone.device) for name, tensor in found.tensors.items()}, stage.parameters()
+        )
         return found.state["metrics"]
 
     def once(self, make: Callable[[], Checkpoint]) -> Checkpoint:
@@ -133,7 +135,7 @@ class Study:
 
 @contextmanager
 def studying(
-    system: str, backbone: Backbone, labels: tuple[str, ...], lessons: Lessons, settings: Mapping[str, Any]
+    system: str, backbone: Backbone, labels: tuple[str, ...], lessons: TrainingData, settings: Mapping[str, Any]
 ) -> Iterator[Study]:
     """Hold the folder of the lessons while a system learns.
 
@@ -167,7 +169,7 @@ def studying(
         yield Study(backbone, lessons, labels, stop, identity)
 
 
-def check_lessons(lessons: Lessons, labels: Sequence[str]) -> None:
+def check_lessons(lessons: TrainingData, labels: Sequence[str]) -> None:
     """Make sure that there is something to learn, and nothing that cannot be answered.
 
     Raises:

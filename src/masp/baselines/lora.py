@@ -8,7 +8,7 @@
 from collections.abc import Sequence
 
 from masp.backbones.base import Backbone
-from masp.baselines.lora_finetune import TunedSystem, classifications
+from masp.baselines.lora_finetune import LoraFinetuned, classifications
 from masp.baselines.lora_layers import LoraSettings
 from masp.core.prompts import Questions
 
@@ -20,7 +20,7 @@ def lora_system(
     labels: Sequence[str],
     settings: LoraSettings | None = None,
     questions: Questions | None = None,
-) -> TunedSystem:
+) -> LoraFinetuned:
     """The emotion question, learned by LoRA layers: answer loss on the label, the list of labels in the question.
 
     Args:
@@ -33,4 +33,4 @@ def lora_system(
         UsageError: PEFT is not installed (`pip install 'masp[peft]'`), or the settings do not fit the backbone.
     """
     settings = settings or LoraSettings()
-    return TunedSystem("lora", classifications, backbone, labels, settings, questions, packed="qlora")
+    return LoraFinetuned("lora", classifications, backbone, labels, settings, questions, packed="qlora")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from masp.adapters import tensors_sha256
 from masp.adapters.info import BackboneRecord
 from masp.backbones.base import Backbone
-from masp.baselines.base import Images, Lesson, Lessons, Said, named
+from masp.baselines.base import Example, Images, SystemPrediction, TrainingData, named
 from masp.baselines.lora_layers import LoraLayers, LoraSettings, natural_rate
 from masp.baselines.plain import deciding
 from masp.core.config import MethodConfig
@@ -31,24 +31,24 @@ from masp.core.prompts import Questions, load_questions
 from masp.core.settings import TrainConfig
 from masp.core.types import VisualTokens
 from masp.data.sampling import Batches
-from masp.model.masp_model import MaspModel, Use
+from masp.model.masp_model import ActiveParts, MaspModel
 from masp.model.scoring import generate, score
 from masp.predictor import longest_answer
 from masp.training.checkpoints import Checkpoint, CheckpointStore
 from masp.training.run_dir import RunFolder, TrainResult, hash_of, reading
 from masp.training.run_stage import loop_settings, make_accelerator, measured_at_once
 from masp.training.signals import StopRequest
-from masp.training.trainer import Share, Trainer, groups_of
+from masp.training.trainer import StepBatch, Trainer, groups_of
 
 log = logging.getLogger(__name__)
 
-PLAIN = Use(aspects=(), prompt=False)
+PLAIN = ActiveParts(aspects=(), prompt=False)
 LEARNED = "learned"  # folder of what was learned, inside the system's own
 CLASSIFICATION = "classification"
 
 
 @dataclass(frozen=True)
-class Turn:
+class TrainingTurn:
     """One question about an image, with its answer.
 
     Attributes:
@@ -64,7 +64,7 @@ class Turn:
     answer: str
 
 
-Teach = Callable[[Questions, tuple[str, ...], Sequence[Lesson]], list[Turn]]
+Teach = Callable[[Questions, tuple[str, ...], Sequence[Example]], list[TrainingTurn]]
 """What lessons become, by the texts and the labels: the one thing in which the tuned systems differ."""
 
 
@@ -74,10 +74,10 @@ def emotion_questions(questions: Questions, labels: Sequence[str]) -> tuple[str,
     return tuple(questions.ask_emotion(rendered, turn) for turn in range(len(questions.emotion)))
 
 
-def classifications(questions: Questions, labels: tuple[str, ...], lessons: Sequence[Lesson]) -> list[Turn]:
+def classifications(questions: Questions, labels: tuple[str, ...], lessons: Sequence[Example]) -> list[TrainingTurn]:
     """The emotion question about each image, with the label as its answer."""
     asked = emotion_questions(questions, labels)
-    return [Turn(lesson.image, CLASSIFICATION, asked, lesson.label) for lesson in lessons]
+    return [TrainingTurn(lesson.image, CLASSIFICATION, asked, lesson.label) for lesson in lessons]
 
 
 class TuningStage:
@@ -103,8 +103,8 @@ class TuningStage:
         model: MaspModel,
         layers: LoraLayers,
         images: Images,
-        turns: Sequence[Turn],
-        val: Sequence[Lesson],
+        turns: Sequence[TrainingTurn],
+        val: Sequence[Example],
         question: str,
         labels: tuple[str, ...],
         at_once: int,
@@ -121,12 +121,12 @@ class TuningStage:
         """Every question counts the same."""
         return None
 
-    def load(self, shares: Iterable[Share]) -> Iterator[Share]:
+    def load(self, shares: Iterable[StepBatch]) -> Iterator[StepBatch]:
         """Adds the visual tokens of each question's image."""
         stream = self.images.stream(shares, lambda share: [self.turns[number].image for number in share.examples])
         return (replace(share, loaded=visual) for share, visual in stream)
 
-    def losses(self, share: Share) -> Float[Tensor, " batch"]:
+    def losses(self, share: StepBatch) -> Float[Tensor, " batch"]:
         """Cross-entropy of each answer and its end of turn."""
         turns = [(number, self.turns[number]) for number in share.examples]
         questions = [turn.questions[(number + share.epoch) % len(turn.questions)] for number, turn in turns]
@@ -151,12 +151,12 @@ def tuning_loss(
     model: MaspModel, layers: LoraLayers, visual: VisualTokens, questions: Sequence[str], answers: Sequence[str]
 ) -> Float[Tensor, " batch"]:
     """Mean cross-entropy of each row over the tokens of its answer; the graph reaches both matrices of every layer."""
-    assembled = model.assemble(visual, questions, answers, PLAIN)
+    assembled = model.build_inputs(visual, questions, answers, PLAIN)
     with layers.inside(training=True):
         return model.loss(replace(assembled, prefix_end=0, common=0))  # no column comes before what is trained
 
 
-class TunedSystem:
+class LoraFinetuned:
     """A backbone with LoRA layers of its own, which learns answers to questions and then names emotions.
 
     Args:
@@ -195,7 +195,7 @@ class TunedSystem:
         self.name = packed if packed and self.layers.quantised else kind
         self._learned: dict[str, Any] | None = None
 
-    def _check(self, lessons: Lessons) -> None:
+    def _check(self, lessons: TrainingData) -> None:
         """Make sure that there is something to learn, and nothing else than the labels.
 
         Raises:
@@ -209,7 +209,7 @@ class TunedSystem:
                     f"the label '{lesson.label}' is none of this system's", "", did_you_mean(lesson.label, self.labels)
                 )
 
-    def learn(self, lessons: Lessons) -> None:
+    def fit(self, lessons: TrainingData) -> None:
         """Train on what the lessons teach, go on with an interrupted run, or load what a finished one learned.
 
         Raises:
@@ -234,7 +234,7 @@ class TunedSystem:
             self._learned = dict(found.state)
 
     def _train(
-        self, lessons: Lessons, turns: Sequence[Turn], identity: str, folder: RunFolder, stop: StopRequest
+        self, lessons: TrainingData, turns: Sequence[TrainingTurn], identity: str, folder: RunFolder, stop: StopRequest
     ) -> Checkpoint:
         """What the run leaves; random numbers of dropout are its own, and everybody else's go on as they were."""
         config = self._train_config(turns, lessons.seed)
@@ -257,7 +257,7 @@ class TunedSystem:
         state = {"steps": fit.steps, "seed": lessons.seed, "images": len(lessons.train), "questions": kinds}
         return Checkpoint(fit.steps, tensors, {**state, "validation": fit.metrics})
 
-    def _train_config(self, turns: Sequence[Turn], seed: int) -> TrainConfig:
+    def _train_config(self, turns: Sequence[TrainingTurn], seed: int) -> TrainConfig:
         """The settings as the loop of the two stages takes them."""
         common = {name: value for name, value in asdict(self.settings).items() if name in TrainConfig.model_fields}
         if self.settings.counted == "emotion" and common["max_steps"] is not None:
@@ -265,7 +265,7 @@ class TunedSystem:
             common["max_steps"] = -(-common["max_steps"] * len(turns) // asked)
         return TrainConfig(**common, seed=seed)
 
-    def _identity(self, lessons: Lessons, turns: Sequence[Turn]) -> dict[str, Any]:
+    def _identity(self, lessons: TrainingData, turns: Sequence[TrainingTurn]) -> dict[str, Any]:
         """Everything that decides the result, as a flat table of JSON values."""
         table = {
             "system": self.kind,
@@ -285,7 +285,7 @@ class TunedSystem:
         return json.loads(json.dumps(table))
 
     @torch.no_grad()
-    def answer(self, visual: VisualTokens) -> list[Said]:
+    def predict(self, visual: VisualTokens) -> list[SystemPrediction]:
         """What the emotion question is answered with: log-probabilities of the labels, or the greedy text.
 
         Raises:
@@ -301,9 +301,9 @@ class TunedSystem:
         with self.layers.inside():
             rows: list[list[float]] = score(self.model, visual, self.question, self.labels, PLAIN).tolist()
         found = [dict(zip(self.labels, row, strict=True)) for row in rows]
-        return [Said(max(self.labels, key=one.__getitem__), one) for one in found]
+        return [SystemPrediction(max(self.labels, key=one.__getitem__), one) for one in found]
 
-    def describe(self) -> Mapping[str, Any]:
+    def config(self) -> Mapping[str, Any]:
         """What the answers depend on, ready for JSON; once it has learned, with seed and hash of its tensors."""
         found = self._learned
         known = {} if found is None else {"tensors_sha256": tensors_sha256(self.layers.parameters())}

@@ -109,7 +109,7 @@ class LoraSettings:
 
 
 @dataclass(frozen=True)
-class Place:
+class LoraTarget:
     """Where one layer goes: the attribute of a module, what stands there, and what stands there for a while."""
 
     parent: nn.Module
@@ -200,21 +200,21 @@ class LoraLayers:
             for place in self._places:
                 setattr(place.parent, place.name, place.own)
 
-    def _named(self) -> Iterator[tuple[int, Place]]:
+    def _named(self) -> Iterator[tuple[int, LoraTarget]]:
         per_block = len({place.name for place in self._places})
         return ((number // per_block, place) for number, place in enumerate(self._places))
 
 
-def _trained(block: int, place: Place) -> Iterator[tuple[str, nn.Parameter]]:
+def _trained(block: int, place: LoraTarget) -> Iterator[tuple[str, nn.Parameter]]:
     for part in ("lora_A", "lora_B"):
         parameter = getattr(place.wrapped, part)[ADAPTER].weight
         parameter.data = parameter.data.float()  # PEFT makes them in the dtype of the backbone
         yield f"{block}.{place.name}.{part}", parameter
 
 
-def _places(backbone: Backbone, settings: LoraSettings) -> Iterator[Place]:
+def _places(backbone: Backbone, settings: LoraSettings) -> Iterator[LoraTarget]:
     """Every target with its LoRA layer, block by block; PEFT sees a holder of the targets and nothing else."""
-    found = [_targets(block, settings.targets) for block in backbone.blocks()]
+    found = [_targets(block, settings.targets) for block in backbone.layers()]
     holder: Any = nn.ModuleList(nn.ModuleDict({name: own for name, (_, own) in block.items()}) for block in found)
     holder.is_loaded_in_4bit = any(_in_4_bits(own) for block in found for _, own in block.values())
     peft = _peft()
@@ -229,7 +229,7 @@ def _places(backbone: Backbone, settings: LoraSettings) -> Iterator[Place]:
         peft.inject_adapter_in_model(config, holder, ADAPTER)
     for block, wrapped in zip(found, holder, strict=True):
         for name, (parent, own) in block.items():
-            yield Place(parent, name, own, wrapped[name])
+            yield LoraTarget(parent, name, own, wrapped[name])
 
 
 def _targets(block: nn.Module, names: tuple[str, ...]) -> dict[str, tuple[nn.Module, nn.Module]]:

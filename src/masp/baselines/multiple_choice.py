@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from string import ascii_uppercase
 
-from masp.baselines.base import Said
+from masp.baselines.base import SystemPrediction
 from masp.core.errors import UsageError
 from masp.core.labels import normalise_answer
 
@@ -28,11 +28,11 @@ def lettered(options: Sequence[str]) -> str:
     return "\n".join(f"{letter}. {option}" for letter, option in zip(letters_of(options), options, strict=True))
 
 
-def named_by_letter(text: str, options: Sequence[str]) -> Said:
+def named_by_letter(text: str, options: Sequence[str]) -> SystemPrediction:
     """What a generated text says where options have letters; exact is the letter alone."""
     option = read_letter(text, options)
     letters = dict(zip(options, letters_of(options), strict=True))
-    return Said(option, answer=text, exact=option is not None and text.strip() == letters[option])
+    return SystemPrediction(option, answer=text, exact=option is not None and text.strip() == letters[option])
 
 
 def read_letter(text: str, options: Sequence[str]) -> str | None:

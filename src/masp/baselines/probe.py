@@ -17,7 +17,7 @@ from torch import Tensor
 from masp.adapters import tensors_sha256
 from masp.backbones.base import Backbone
 from masp.baselines.asking import emotion_question
-from masp.baselines.base import Lessons, Said
+from masp.baselines.base import SystemPrediction, TrainingData
 from masp.baselines.heads import SMALLEST, mean_token, read_with
 from masp.baselines.learning import Study, studying, unlearned
 from masp.baselines.plain import plain
@@ -82,13 +82,13 @@ class Probe:
         """What it chooses from."""
         return self._labels
 
-    def learn(self, lessons: Lessons) -> None:
+    def fit(self, lessons: TrainingData) -> None:
         """Reads every image once, fits one regression for each C, and keeps the best on val."""
         settings = {**plain(self.settings), "question": self.question}
         with studying(NAME, self.backbone, self.labels, lessons, settings) as study:
             self.learned = study.once(lambda: self._fitted(study))
 
-    def answer(self, visual: VisualTokens) -> list[Said]:
+    def predict(self, visual: VisualTokens) -> list[SystemPrediction]:
         """The softmax of the regression.
 
         Raises:
@@ -98,7 +98,7 @@ class Probe:
             raise unlearned(NAME)
         return said(self.labels, logits(self.learned.tensors, self._mean(visual)["mean"]))
 
-    def describe(self) -> Mapping[str, Any]:
+    def config(self) -> Mapping[str, Any]:
         """Its settings, and once it has learned the chosen C with its figures on val, and the hash of its tensors."""
         told: dict[str, Any] = {"system": NAME, "trained": 0, "settings": plain(self.settings)}
         if self.learned is not None:

@@ -5,9 +5,9 @@ from typing import Any
 
 from masp.adapters import AdapterInfo, portable, tensors_sha256
 from masp.backbones.base import Backbone
-from masp.baselines.base import Lessons, Reading, Said, named
+from masp.baselines.base import Reading, SystemPrediction, TrainingData, named
 from masp.core.types import VisualTokens
-from masp.model.masp_model import MaspModel, Use
+from masp.model.masp_model import ActiveParts, MaspModel
 from masp.model.scoring import generate, score
 from masp.predictor import Masp, longest_answer
 
@@ -34,14 +34,14 @@ class Prompted:
         """What there is to choose from, in the order of the question."""
         return self.masp.labels
 
-    def learn(self, lessons: Lessons) -> None:
+    def fit(self, lessons: TrainingData) -> None:
         """Nothing: `masp train` did it."""
 
-    def answer(self, visual: VisualTokens) -> list[Said]:
+    def predict(self, visual: VisualTokens) -> list[SystemPrediction]:
         """The most probable label of each image with the log-probabilities of all, or the generated text."""
         return self._scored(visual) if self.mode == "score" else self._generated(visual)
 
-    def describe(self) -> Mapping[str, Any]:
+    def config(self) -> Mapping[str, Any]:
         """The adapter with the hash of its tensors, the question, and how the answer is read."""
         return {
             "system": portable(self.masp.adapter),
@@ -50,15 +50,15 @@ class Prompted:
             "adapter": adapter_facts(self.masp),
         }
 
-    def _scored(self, visual: VisualTokens) -> list[Said]:
+    def _scored(self, visual: VisualTokens) -> list[SystemPrediction]:
         task = self.masp.task
         said = []
         for row in score(self.masp.model, visual, task.question, task.labels, task.use).tolist():
             best = task.labels[max(range(len(row)), key=row.__getitem__)]
-            said.append(Said(best, dict(zip(task.labels, row, strict=True))))
+            said.append(SystemPrediction(best, dict(zip(task.labels, row, strict=True))))
         return said
 
-    def _generated(self, visual: VisualTokens) -> list[Said]:
+    def _generated(self, visual: VisualTokens) -> list[SystemPrediction]:
         task = self.masp.task
         limit = longest_answer(self.backbone, task.labels)
         texts = generate(self.masp.model, visual, task.question, task.use, limit)
@@ -70,7 +70,7 @@ def adapter_facts(masp: Masp) -> dict[str, Any]:
     return {"task": masp.task_name, **trained_facts(portable(masp.adapter), masp.model, masp.task.use, masp.info)}
 
 
-def trained_facts(name: str, model: MaspModel, use: Use, info: AdapterInfo | None) -> dict[str, Any]:
+def trained_facts(name: str, model: MaspModel, use: ActiveParts, info: AdapterInfo | None) -> dict[str, Any]:
     """What is spliced in around an image: the hash of its tensors, and where they come from.
 
     Args:

@@ -19,7 +19,7 @@ _WHERE = "the command line"
 
 
 @dataclass(frozen=True)
-class Entry:
+class BaselineEntry:
     """A system as the catalogue knows it.
 
     Attributes:
@@ -46,52 +46,52 @@ class Entry:
     alone: bool = False
 
 
-CATALOGUE: Mapping[str, Entry] = MappingProxyType(
+CATALOGUE: Mapping[str, BaselineEntry] = MappingProxyType(
     {
-        "zero-shot": Entry(
+        "zero-shot": BaselineEntry(
             "the backbone alone, with the list of labels in the question",
             "masp.baselines.zero_shot:ZeroShot",
             "masp.baselines.zero_shot:ZeroShotSettings",
             alone=True,
         ),
-        "zero-shot-letters": Entry(
+        "zero-shot-letters": BaselineEntry(
             "the backbone alone, with lettered options",
             "masp.baselines.zero_shot:ZeroShot",
             "masp.baselines.zero_shot:ZeroShotSettings",
             fixed={"options": "letters"},
             alone=True,
         ),
-        "aspects": Entry(
+        "aspects": BaselineEntry(
             "aspect tokens before the image, no soft prompt (V+A); aspects=DIR",
             "masp.baselines.untrained:Untrained",
             "masp.baselines.untrained:UntrainedSettings",
             fixed={"prompt_length": 0},
         ),
-        "random-prompt": Entry(
+        "random-prompt": BaselineEntry(
             "a soft prompt that nobody trained, with aspect tokens where aspects=DIR names them (V+A+rS)",
             "masp.baselines.untrained:Untrained",
             "masp.baselines.untrained:UntrainedSettings",
             seeded=True,
         ),
-        "sepm": Entry(
+        "sepm": BaselineEntry(
             "positive or negative first, then which, without the image tokens that got least attention (SEPM)",
             "masp.baselines.sepm:Sepm",
             "masp.baselines.sepm:SepmSettings",
             alone=True,
         ),
-        "probe": Entry(
+        "probe": BaselineEntry(
             "logistic regression on the mean visual token, no language model",
             "masp.baselines.probe:Probe",
             "masp.baselines.probe:ProbeSettings",
             learns=True,
         ),
-        "cues": Entry(
+        "cues": BaselineEntry(
             "annotated words read from aspect tokens, added up beside a soft prompt's scores; aspects=DIR prompt=DIR",
             "masp.baselines.concept_bottleneck:cue_system",
             "masp.baselines.concept_bottleneck:CueSettings",
             learns=True,
         ),
-        "distilled": Entry(
+        "distilled": BaselineEntry(
             "a head taught by a teacher, and a gate between it and another system (EmoVLM-KD); over=NAME",
             "masp.baselines.distilled:Distilled",
             "masp.baselines.distilled:DistilledSettings",
@@ -99,14 +99,14 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
             seeded=True,
             over="zero-shot",
         ),
-        "qlora": Entry(
+        "qlora": BaselineEntry(
             "LoRA layers in the language model, tuned on the emotion question; over 4-bit weights: QLoRA (Table 4)",
             "masp.baselines.lora:lora_system",
             "masp.baselines.lora:LoraSettings",
             learns=True,
             seeded=True,
         ),
-        "instruction": Entry(
+        "instruction": BaselineEntry(
             "LoRA layers, tuned on questions built from the annotated aspects too (EmoVIT)",
             "masp.baselines.instruction:instruction_system",
             "masp.baselines.lora:LoraSettings",
@@ -121,7 +121,7 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
 OVER = "over"
 
 
-def entry_of(name: str) -> Entry:
+def entry_of(name: str) -> BaselineEntry:
     """The entry of a name.
 
     Raises:

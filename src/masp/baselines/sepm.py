@@ -12,7 +12,7 @@ from torch import Tensor
 
 from masp.backbones.base import Backbone
 from masp.baselines.asking import question_by_letter
-from masp.baselines.base import Lessons, Reading, Said
+from masp.baselines.base import Reading, SystemPrediction, TrainingData
 from masp.baselines.multiple_choice import lettered, letters_of, named_by_letter
 from masp.baselines.plain import plain
 from masp.baselines.token_pruning import cue_span, least_attended, without
@@ -22,7 +22,7 @@ from masp.core.label_mapping import mapping
 from masp.core.labels import validate_labels
 from masp.core.prompts import Questions
 from masp.core.setting_types import Number, Share
-from masp.core.types import Assembled, VisualTokens
+from masp.core.types import ModelInputs, VisualTokens
 from masp.model.masp_model import MaspModel
 from masp.model.scoring import first_word, generate_rows, score_rows
 from masp.predictor import longest_answer
@@ -88,40 +88,40 @@ class Sepm:
         """The backbone that is asked."""
         return self.model.backbone
 
-    def learn(self, lessons: Lessons) -> None:
+    def fit(self, lessons: TrainingData) -> None:
         """Nothing: nothing is trained."""
 
     @torch.no_grad()
-    def answer(self, visual: VisualTokens) -> list[Said]:
+    def predict(self, visual: VisualTokens) -> list[SystemPrediction]:
         """Coarse question, choice of the route, fine question without the tokens that got least attention."""
         question = f"{COARSE} {CUE}"
-        rows = self.model.assemble(visual, [question] * len(visual))
+        rows = self.model.build_inputs(visual, [question] * len(visual))
         chances = self._chances(rows)
         least = least_attended(self._attention(rows, question), rows.visual_columns, self.settings.dropped)
         chosen = [route(chance, self.settings.ambiguous_below) for chance in chances.tolist()]
-        found: dict[int, Said] = {}
+        found: dict[int, SystemPrediction] = {}
         for name in dict.fromkeys(chosen):
             images = [number for number, taken in enumerate(chosen) if taken == name]
             said = self._fine(visual.select(images), [least[image] for image in images], name, chances[images])
             found |= dict(zip(images, said, strict=True))
         return [found[number] for number in range(len(visual))]
 
-    def describe(self) -> Mapping[str, Any]:
+    def config(self) -> Mapping[str, Any]:
         """Its settings, the questions, and the labels of each route."""
         texts = {"cue": CUE, "coarse": COARSE, "fine": self.fine, "unsure": UNSURE}
         routed = {name: list(labels) for name, labels in self.routes.items()}
         return {"system": NAME, "trained": 0, "settings": plain(self.settings), "questions": texts, "routes": routed}
 
-    def _chances(self, rows: Assembled) -> Float[Tensor, "batch 2"]:
+    def _chances(self, rows: ModelInputs) -> Float[Tensor, "batch 2"]:
         """Probabilities of the letters A and B as the first token, among all tokens."""
         first = [self.backbone.answer_ids(letter, end=False)[0] for letter in letters_of(POLARITIES)]
         return first_word(self.model, rows).exp()[:, first]
 
-    def _attention(self, rows: Assembled, question: str) -> Float[Tensor, "batch sequence"]:
+    def _attention(self, rows: ModelInputs, question: str) -> Float[Tensor, "batch sequence"]:
         """Last layer's attention from the cue's tokens to every column, mean over heads and the cue's tokens."""
-        cue = torch.zeros_like(rows.mask)
+        cue = torch.zeros_like(rows.attention_mask)
         for number, image in enumerate(rows.images):
-            start = int(rows.mask[number].int().argmax())
+            start = int(rows.attention_mask[number].int().argmax())
             first, last = cue_span(self.backbone, question, CUE, image)
             cue[number, start + first : start + last] = True
         weights = self.backbone.last_attention(rows, rows.prefix_end).mean(1)
@@ -130,17 +130,17 @@ class Sepm:
 
     def _fine(
         self, visual: VisualTokens, least: Sequence[Int[Tensor, " _"]], name: str, chances: Float[Tensor, "batch 2"]
-    ) -> list[Said]:
+    ) -> list[SystemPrediction]:
         """The fine question of one route; a route with one label needs none."""
         options = self.routes[name]
         single = len(options) == 1
         if single and self.settings.reading == "generate":
             letter = letters_of(POLARITIES)[POLARITIES.index(name)]
-            return [Said(options[0], answer=letter, exact=True)] * len(visual)
+            return [SystemPrediction(options[0], answer=letter, exact=True)] * len(visual)
         log_p = torch.zeros(len(visual), 1, device=chances.device)
         if not single:
             question = (UNSURE if name == AMBIGUOUS else "") + self.fine.replace("{}", lettered(options))
-            rows = without(self.model.assemble(visual, [question] * len(visual)), least)
+            rows = without(self.model.build_inputs(visual, [question] * len(visual)), least)
             if self.settings.reading == "generate":
                 texts = generate_rows(self.model, rows, longest_answer(self.backbone, self.labels))
                 return [named_by_letter(text, options) for text in texts]
@@ -148,7 +148,7 @@ class Sepm:
         best = [options[number] for number in log_p.argmax(1).tolist()]
         tables = spread(log_p, chances, [self.labels.index(option) for option in options], len(self.labels))
         named = [dict(zip(self.labels, row, strict=True)) for row in tables.tolist()]
-        return [Said(label, table) for label, table in zip(best, named, strict=True)]
+        return [SystemPrediction(label, table) for label, table in zip(best, named, strict=True)]
 
 
 def route(chances: Sequence[float], ambiguous_below: float) -> str:

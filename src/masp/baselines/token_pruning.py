@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from masp.backbones.base import Backbone
-from masp.core.types import Assembled, ImageLayout
+from masp.core.types import ImageLayout, ModelInputs
 
 
 def cue_span(backbone: Backbone, question: str, cue: str, image: ImageLayout) -> tuple[int, int]:
@@ -45,20 +45,20 @@ def least_attended(
     return found
 
 
-def without(rows: Assembled, dropped: Sequence[Int[Tensor, " _"]]) -> Assembled:
+def without(rows: ModelInputs, dropped: Sequence[Int[Tensor, " _"]]) -> ModelInputs:
     """The rows without some of their visual tokens; all that is left keeps its position.
 
     The columns are taken out, not only masked: a family whose visual tokens see each other would see them still, and a
     sliding window would count them. Padding on the left takes their room.
     """
-    gone = torch.zeros_like(rows.mask)
+    gone = torch.zeros_like(rows.attention_mask)
     for number, tokens in enumerate(dropped):
         gone[number, rows.visual_columns[number].nonzero().flatten()[tokens]] = True
     end = rows.prefix_end
     assert not gone[:, end:].any(), "visual tokens stand in the prefix"
-    staying = rows.mask & ~gone
+    staying = rows.attention_mask & ~gone
     order = staying[:, :end].int().argsort(dim=1, stable=True)
-    rest = torch.arange(end, rows.mask.shape[1], device=order.device).expand(len(order), -1)
+    rest = torch.arange(end, rows.attention_mask.shape[1], device=order.device).expand(len(order), -1)
     place = torch.cat([order, rest], dim=1)
     row = torch.arange(len(place), device=place.device)[:, None]
     stays = staying[row, place]
@@ -67,13 +67,13 @@ def without(rows: Assembled, dropped: Sequence[Int[Tensor, " _"]]) -> Assembled:
         picked = values[row, place]
         return picked.masked_fill(~stays.reshape(*stays.shape, *[1] * (picked.ndim - 2)), padding)
 
-    positions = rows.positions[:, row, place].masked_fill(~stays, 0)
+    positions = rows.position_ids[:, row, place].masked_fill(~stays, 0)
     return replace(
         rows,
-        embeddings=moved(rows.embeddings, 0),
+        embeddings=moved(rows.inputs_embeds, 0),
         positions=positions,
         mask=stays,
-        targets=rows.targets[row, place],
+        targets=rows.labels[row, place],
         aspect_columns=moved(rows.aspect_columns, 0),
         visual_columns=moved(rows.visual_columns, 0),
         prompt_columns=moved(rows.prompt_columns, 0),

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from masp.adapters import find_adapter, load_adapter, tensors_sha256
 from masp.backbones.base import Backbone
-from masp.baselines.base import Lessons, Reading, Said, named
+from masp.baselines.base import Reading, SystemPrediction, TrainingData, named
 from masp.baselines.plain import plain
 from masp.baselines.zero_shot import said
 from masp.core.config import MethodConfig, PromptInit
@@ -18,7 +18,7 @@ from masp.core.labels import render_labels, validate_labels
 from masp.core.prompts import Questions, load_questions
 from masp.core.setting_types import Count
 from masp.core.types import VisualTokens
-from masp.model.masp_model import MaspModel, start_prompt
+from masp.model.masp_model import MaspModel, init_soft_prompt
 from masp.model.scoring import generate_rows, score_rows
 from masp.predictor import longest_answer
 
@@ -70,7 +70,7 @@ class Untrained:
         method = MethodConfig() if found is None else found.info.method
         generator = torch.Generator().manual_seed(self.settings.seed)
         length = self.settings.prompt_length
-        prompt = start_prompt(PromptInit(), length, backbone, generator) if length else None
+        prompt = init_soft_prompt(PromptInit(), length, backbone, generator) if length else None
         if questions is None:
             questions = load_questions() if found is None else found.info.asked()
         self.model = MaspModel(backbone, method, None if found is None else found.aspects, prompt, questions)
@@ -81,18 +81,18 @@ class Untrained:
         """The backbone that is asked."""
         return self.model.backbone
 
-    def learn(self, lessons: Lessons) -> None:
+    def fit(self, lessons: TrainingData) -> None:
         """Nothing: that is the point."""
 
-    def answer(self, visual: VisualTokens) -> list[Said]:
+    def predict(self, visual: VisualTokens) -> list[SystemPrediction]:
         """The label of each image: the most probable one, or the one that the greedy answer names."""
-        rows = self.model.assemble(visual, [self.question] * len(visual))
+        rows = self.model.build_inputs(visual, [self.question] * len(visual))
         if self.settings.reading == "score":
             return said(self.labels, score_rows(self.model, rows, self.labels))
         texts = generate_rows(self.model, rows, longest_answer(self.backbone, self.labels))
         return [named(text, self.labels) for text in texts]
 
-    def describe(self) -> Mapping[str, Any]:
+    def config(self) -> Mapping[str, Any]:
         """Its settings, its question, and the hash of aspects and prompt."""
         length, aspects = self.settings.prompt_length, self.model.aspects is not None
         settings = {key: value for key, value in plain(self.settings).items() if key != "aspects"}

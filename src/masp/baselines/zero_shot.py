@@ -9,7 +9,7 @@ from torch import Tensor
 
 from masp.backbones.base import Backbone
 from masp.baselines.asking import emotion_question, question_by_letter
-from masp.baselines.base import Lessons, Reading, Said, named
+from masp.baselines.base import Reading, SystemPrediction, TrainingData, named
 from masp.baselines.multiple_choice import lettered, letters_of, named_by_letter
 from masp.baselines.plain import plain
 from masp.core.config import MethodConfig
@@ -70,12 +70,12 @@ class ZeroShot:
         """The backbone that is asked."""
         return self.model.backbone
 
-    def learn(self, lessons: Lessons) -> None:
+    def fit(self, lessons: TrainingData) -> None:
         """Nothing: nothing is trained."""
 
-    def answer(self, visual: VisualTokens) -> list[Said]:
+    def predict(self, visual: VisualTokens) -> list[SystemPrediction]:
         """The label of each image: the most probable one, or the one that the greedy answer names."""
-        rows = self.model.assemble(visual, [self.question] * len(visual))
+        rows = self.model.build_inputs(visual, [self.question] * len(visual))
         letters = self.settings.options == "letters"
         words = letters_of(self.labels) if letters else self.labels
         if self.settings.reading == "score":
@@ -84,7 +84,7 @@ class ZeroShot:
         texts = generate_rows(self.model, rows, longest_answer(self.backbone, self.labels))
         return [read(text, self.labels) for text in texts]
 
-    def describe(self) -> Mapping[str, Any]:
+    def config(self) -> Mapping[str, Any]:
         """Its settings and its question."""
         return {"system": self.name, "trained": 0, "settings": plain(self.settings), "question": self.question}
 
@@ -94,8 +94,8 @@ class ZeroShot:
         return emotion_question(self.labels, questions)
 
 
-def said(labels: tuple[str, ...], log_p: Float[Tensor, "batch labels"]) -> list[Said]:
+def said(labels: tuple[str, ...], log_p: Float[Tensor, "batch labels"]) -> list[SystemPrediction]:
     """Normalised log-probabilities of the labels, with the most probable one as the answer."""
     rows = log_p.cpu().double().log_softmax(1).tolist()
     best = log_p.argmax(1).tolist()
-    return [Said(labels[b], dict(zip(labels, row, strict=True))) for b, row in zip(best, rows, strict=True)]
+    return [SystemPrediction(labels[b], dict(zip(labels, row, strict=True))) for b, row in zip(best, rows, strict=True)]

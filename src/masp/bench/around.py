@@ -1,4 +1,4 @@
-"""What stands around the large backbone: reading pictures, and the embedded default."""
+"""What stands around the large backbone: reading images, and the embedded default."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,21 +12,21 @@ from masp.backbones.loading import load_backbone
 from masp.backbones.sizes import sizes_of
 from masp.bench import clock
 from masp.bench.clock import Work, in_turn, resident
-from masp.bench.result import Goal, Result, reaches
+from masp.bench.result import BenchResult, Goal, reaches
 from masp.bench.setting import LABELS, Setting
 from masp.core.aspects import ASPECTS
 from masp.core.config import MethodConfig, PromptInit
-from masp.core.types import Prefix
+from masp.core.types import CachedPrefix
 from masp.data.prefetch import prefetch
 from masp.model.aspect_attention import AspectModules
-from masp.model.masp_model import MaspModel, start_prompt
+from masp.model.masp_model import MaspModel, init_soft_prompt
 
 Tell = Callable[[str], object]
 PICTURES = 8  # files, read again and again
 SMALL = 512  # pixels of the longer side, which make 252 visual tokens
 
 
-def images(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[Result]:
+def images(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[BenchResult]:
     """Decoding, shrinking and preprocessing JPEGs of 1600 × 1200, in one thread."""
     many, each = (24, 8) if setting.quick else (10_000, 40)
     threads = torch.get_num_threads()
@@ -52,7 +52,7 @@ def images(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[Re
                 "and shrinking": (lambda: [_shrunk(paths[number % PICTURES]) for number in range(each)], each),
             }
             times = in_turn(works, setting.repeats, tell)
-            tell(f"reading {many} pictures, for the memory")
+            tell(f"reading {many} images, for the memory")
             seen = read(many)
         finally:
             torch.set_num_threads(threads)
@@ -61,10 +61,10 @@ def images(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[Re
     yield reaches(f"read a 1600 × 1200 JPEG at {SMALL} pixels", times["reading"], 40.0, unit, 1, **floor)
     yield reaches("read a 1600 × 1200 JPEG at 1,024 pixels", times["as by default"], 40.0, unit)
     start, later = max(seen[: len(seen) // 10 + 1]), max(seen)
-    yield Result(
+    yield BenchResult(
         "memory while reading",
         later / start,
-        f"of what the first tenth of {many:,} pictures needed",
+        f"of what the first tenth of {many:,} images needed",
         Goal(1.05, at_least=False),
         0.0,
         None,
@@ -73,13 +73,13 @@ def images(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[Re
     )
 
 
-def embedded(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[Result]:
+def embedded(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[BenchResult]:
     """The embedded default: steps of stage 2 with the prefix kept, as `masp demo` sets it up."""
     backbone = load_backbone("embedded")
     method = MethodConfig(queries=5, prompt_length=32)
     generator = torch.Generator().manual_seed(0)
     aspects = AspectModules(backbone.dim, ASPECTS, 5, "single", generator)
-    prompt = start_prompt(PromptInit(), 32, backbone, generator)
+    prompt = init_soft_prompt(PromptInit(), 32, backbone, generator)
     model = MaspModel(backbone, method, aspects, prompt)
     batch, question = (8 if setting.quick else 64), setting.question()
     pictures = [_photograph(number).resize((168, 168)) for number in range(PICTURES)]
@@ -89,14 +89,14 @@ def embedded(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[
     answers = [LABELS[number % len(LABELS)] for number in range(batch)]
 
     def step() -> None:
-        seen = Prefix.stack([rows[number % PICTURES] for number in range(batch)])
+        seen = CachedPrefix.stack([rows[number % PICTURES] for number in range(batch)])
         model.prompt_loss(seen, [question] * batch, answers).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 
     times = in_turn({"the embedded default": (step, batch)}, setting.repeats, tell)
-    row = model.assemble(visual.select([0]), [question], [answers[0]])
-    graph, supervised = row.mask.shape[1] - row.prefix_end, int((row.targets >= 0).sum())
+    row = model.build_inputs(visual.select([0]), [question], [answers[0]])
+    graph, supervised = row.attention_mask.shape[1] - row.prefix_end, int((row.labels >= 0).sum())
     flops = sizes_of("embedded").step_flops(graph, row.prefix_end, supervised)
     own = (
         machine
@@ -123,7 +123,7 @@ def _shrunk(path: Path) -> None:
 
 
 def _photograph(seed: int) -> Image.Image:
-    """A picture of 1600 × 1200 with large shapes and fine grain, whose JPEG is as large as a photograph's."""
+    """An image of 1600 × 1200 with large shapes and fine grain, whose JPEG is as large as a photograph's."""
     generator = torch.Generator().manual_seed(seed)
     small = torch.randint(0, 256, (12, 16, 3), generator=generator, dtype=torch.uint8)
     smooth = Image.fromarray(small.numpy()).resize((1600, 1200), Image.Resampling.BICUBIC)

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from masp.backbones.random_init import Made
-from masp.core.types import IGNORED, Assembled, ImageLayout, Pixels, VisualTokens
+from masp.backbones.random_init import RandomBackbone
+from masp.core.types import IGNORED, ImageLayout, ModelInputs, Pixels, VisualTokens
 from masp.model.aspect_attention import MultiheadAttention, SingleAttention
 from masp.model.masp_model import MaspModel
 
 
 @dataclass(frozen=True)
-class Spent:
+class CostRecord:
     """Where the seconds of plain steps went; lists grow with every step."""
 
     vision: list[float] = field(default_factory=list)
@@ -41,8 +41,8 @@ class PlainSteps:
         autocast: compute in bfloat16 on fp32 weights, as the released code really runs.
     """
 
-    def __init__(self, made: Made, model: MaspModel, autocast: bool = False) -> None:
-        self.made, self.model, self.spent = made, model, Spent()
+    def __init__(self, made: RandomBackbone, model: MaspModel, autocast: bool = False) -> None:
+        self.made, self.model, self.spent = made, model, CostRecord()
         self._cast = torch.autocast(made.backbone.device.type, torch.bfloat16) if autocast else nullcontext()
         self._rows = nn.Parameter(made.plain.model.language_model.embed_tokens.weight.detach())  # no copy
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
@@ -60,7 +60,7 @@ class PlainSteps:
                     [plain_attention(model.aspects.module(a), visual) for a in model.aspects.aspects], 1
                 )
             prompt = functional.embedding(ids, self._rows)
-            assembled = model.assembler([question], [answer], visual, tokens, prompt)
+            assembled = model.sequence_builder([question], [answer], visual, tokens, prompt)
             loss = self._loss(assembled)
         loss.backward()
         self._step("embedding", [self._rows])
@@ -80,7 +80,7 @@ class PlainSteps:
             with torch.no_grad():
                 visual = self._visual(pixels)
             tokens = plain_attention(module, visual)
-            loss = self._loss(self.model.assembler([question], [answer], aspects=tokens[:, None]))
+            loss = self._loss(self.model.sequence_builder([question], [answer], aspects=tokens[:, None]))
         loss.backward()
         self._step(aspect, list(module.parameters()))
         return loss.detach()
@@ -98,15 +98,15 @@ class PlainSteps:
         grid = pixels.grid[:, 1:] // tower.spatial_merge_size
         return VisualTokens(found[None], torch.ones(1, len(found), dtype=torch.bool, device=found.device), grid=grid)
 
-    def _loss(self, assembled: Assembled) -> Tensor:
+    def _loss(self, assembled: ModelInputs) -> Tensor:
         """Mean cross-entropy over the supervised tokens, from the logits of every column."""
         language = self.made.plain.model.language_model
         with checkpointing(language):
             hidden = language(
-                inputs_embeds=assembled.embeddings, position_ids=assembled.positions, use_cache=False
+                inputs_embeds=assembled.inputs_embeds, position_ids=assembled.position_ids, use_cache=False
             ).last_hidden_state
         logits = functional.linear(hidden, self.made.plain.lm_head.weight.detach()).float()
-        return functional.cross_entropy(logits[0, :-1], assembled.targets[0, 1:], ignore_index=IGNORED)
+        return functional.cross_entropy(logits[0, :-1], assembled.labels[0, 1:], ignore_index=IGNORED)
 
     def _step(self, name: str, parameters: list[nn.Parameter]) -> None:
         started = time.perf_counter()
@@ -148,7 +148,9 @@ def checkpointing(language: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def bare_forward(made: Made, pixels: Pixels, question: str, layouts: Sequence[ImageLayout]) -> Float[Tensor, "1 words"]:
+def bare_forward(
+    made: RandomBackbone, pixels: Pixels, question: str, layouts: Sequence[ImageLayout]
+) -> Float[Tensor, "1 words"]:
     """Transformers' own forward pass on one image and one question: logits of the next word."""
     ids = torch.tensor([made.backbone.template(question, layouts[0]).ids], device=pixels.values.device)
     kinds: Int[Tensor, "1 sequence"] = (ids == made.plain.config.image_token_id).int()

@@ -80,7 +80,7 @@ def memory_of(work: Work) -> int:
     _give_back()
     before = resident()
     work()
-    with Watch() as watch:
+    with Stopwatch() as watch:
         work()
     return watch.peak - before
 
@@ -104,7 +104,7 @@ def resident() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-class Watch:
+class Stopwatch:
     """While this context is open, a thread remembers the most resident memory."""
 
     def __init__(self) -> None:
@@ -116,7 +116,7 @@ class Watch:
         while not self._done.wait(0.001):
             self.peak = max(self.peak, resident())
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "Stopwatch":
         self._thread.start()
         return self
 

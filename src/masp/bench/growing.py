@@ -6,7 +6,7 @@ from typing import Any
 from masp.bench.clock import Timing, Work, in_turn, once
 from masp.bench.setting import Setting
 from masp.bench.training import MOST, prompt_step
-from masp.core.types import Prefix
+from masp.core.types import CachedPrefix
 from masp.model.masp_model import MaspModel
 
 Tell = Callable[[str], object]
@@ -53,7 +53,7 @@ def _job(setting: Setting, model: MaspModel, count: int, batch: int, batches: in
     """Prefixes of so many batches of images, then a step with each of these."""
     question, images = setting.question(), batch * batches
     pictures = [setting.pixels(count, batch, seed) for seed in range(batches)]
-    kept: list[list[Prefix]] = []
+    kept: list[list[CachedPrefix]] = []
 
     def build() -> None:
         for pixels in pictures:

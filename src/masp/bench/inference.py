@@ -7,7 +7,7 @@ import torch
 
 from masp.bench.baseline import bare_forward
 from masp.bench.clock import Work, in_turn
-from masp.bench.result import Goal, Result, costs
+from masp.bench.result import BenchResult, Goal, costs
 from masp.bench.setting import LABELS, TASKS, Setting
 from masp.model.scoring import generate, score, score_tasks
 
@@ -18,7 +18,7 @@ WORDS = 4
 COLUMNS = 4096  # of a batch
 
 
-def one_image(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[Result]:
+def one_image(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[BenchResult]:
     """`score` on one image, from its pixels, as a multiple of transformers' forward pass of the bare backbone."""
     model, question = setting.model("paper"), setting.question()
     for count in setting.counts:
@@ -29,7 +29,7 @@ def one_image(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator
             "bare": (_bare(setting, count), 1),
         }
         times = in_turn(works, setting.repeats, tell)
-        columns = model.assemble(setting.backbone.visual_tokens(pixels), [question]).mask.shape[1]
+        columns = model.build_inputs(setting.backbone.visual_tokens(pixels), [question]).attention_mask.shape[1]
         branches = sum(len(setting.backbone.answer_ids(label, end=True)) - 1 for label in LABELS)
         bare = len(setting.backbone.template(question, layouts[0]).ids)
         goal = Goal(ONE_GOALS.get(count, ONE_GOALS[0]), at_least=False)
@@ -38,7 +38,7 @@ def one_image(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator
         yield costs("score, one image", times["score"], times["bare"], what, goal, count, **more)
 
 
-def batched(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[Result]:
+def batched(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[BenchResult]:
     """`score` in batches against greedy answers image by image; the goal is the bound that the prompt itself sets."""
     for count in setting.counts:
         number = max(1, min(16, COLUMNS // (count + 100)))
@@ -51,7 +51,7 @@ def batched(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[R
         times = in_turn(works, setting.repeats, tell)
         score_s, prefill_s = times["score"].median, times["prefill"].median
         generate_s, one_s = times["generate"].median, times["prefill of one"].median
-        yield Result(
+        yield BenchResult(
             "score, batched, of the bound",
             prefill_s / score_s,
             "of the largest possible gain over greedy answers image by image",
@@ -73,7 +73,7 @@ def batched(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[R
         )
 
 
-def tasks(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[Result]:
+def tasks(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[BenchResult]:
     """Several questions, each with its labels, on one image, as a multiple of the first question alone."""
     model = setting.model("paper")
     asked = [(setting.question(labels), labels) for labels in TASKS]
@@ -105,9 +105,13 @@ def _prefilled(setting: Setting, count: int, number: int) -> Work:
 
     @torch.no_grad()
     def work() -> None:
-        found = model.assemble(backbone.visual_tokens(pixels), [question] * number)
-        last = torch.full((number, 1), found.mask.shape[1] - 1, device=found.mask.device)
-        backbone.logits(backbone.run(found.embeddings, found.positions, found.mask, read=last).hidden)
+        found = model.build_inputs(backbone.visual_tokens(pixels), [question] * number)
+        last = torch.full((number, 1), found.attention_mask.shape[1] - 1, device=found.attention_mask.device)
+        backbone.logits(
+            backbone.forward(
+                found.inputs_embeds, found.position_ids, found.attention_mask, output_positions=last
+            ).hidden
+        )
 
     return work
 

@@ -10,10 +10,10 @@ from types import MappingProxyType
 from typing import Any
 
 from masp.core.flops import Sizes
-from masp.model.cost_estimate import Device, Job, Store, efficiency_of, estimate, reached
+from masp.model.cost_estimate import CostJob, Device, Store, efficiency_of, estimate, reached
 
 MEMORY = "peak memory, "  # begins the names of lines of memory
-NO_READING = 1e9  # pictures per second: the benchmark's steps begin with pictures that are read already
+NO_READING = 1e9  # images per second: the benchmark's steps begin with images that are read already
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Planned:
     store: Store = "none"
     released: bool = False
 
-    def job(self, visual: int, batch: int, itemsize: int) -> Job:
+    def job(self, visual: int, batch: int, itemsize: int) -> CostJob:
         """One image of it."""
         training = self.part != "labelling"
-        return Job(
+        return CostJob(
             images=int(training),
             visual=visual,
             label=int(not training),

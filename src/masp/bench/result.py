@@ -23,7 +23,7 @@ class Goal:
 
 
 @dataclass(frozen=True)
-class Result:
+class BenchResult:
     """One line of the benchmark.
 
     Attributes:
@@ -71,10 +71,10 @@ class Result:
 
 def faster(
     name: str, ours: Timing, baseline: Timing, goal: Goal | None, visual: int, batch: int, **more: Any
-) -> Result:
+) -> BenchResult:
     """How many times faster per example than the baseline."""
     ratio = baseline.median / ours.median
-    return Result(
+    return BenchResult(
         name,
         ratio,
         "times faster than the baseline",
@@ -89,18 +89,20 @@ def faster(
     )
 
 
-def costs(name: str, ours: Timing, other: Timing, what: str, goal: Goal | None, visual: int, **more: Any) -> Result:
+def costs(
+    name: str, ours: Timing, other: Timing, what: str, goal: Goal | None, visual: int, **more: Any
+) -> BenchResult:
     """The time of `ours` as a multiple of that of `other`."""
     ratio = ours.median / other.median
-    return Result(
+    return BenchResult(
         name, ratio, what, goal, ours.median, other.median, ours.spread, visual, 1, ours.seconds, more=dict(more)
     )
 
 
-def reaches(name: str, ours: Timing, rate: float, unit: str, batch: int = 1, **more: Any) -> Result:
+def reaches(name: str, ours: Timing, rate: float, unit: str, batch: int = 1, **more: Any) -> BenchResult:
     """A rate (examples per second) as a share of the one that is wanted."""
     value = 1 / ours.median
-    return Result(
+    return BenchResult(
         name,
         value / rate,
         f"of {rate:g} {unit}",

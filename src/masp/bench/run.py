@@ -12,13 +12,13 @@ from masp.backbones.loading import choose_device, choose_dtype
 from masp.bench import around, growing, inference, training
 from masp.bench.clock import machine
 from masp.bench.planned import checked
-from masp.bench.result import Result
+from masp.bench.result import BenchResult
 from masp.bench.setting import Setting, setting
 from masp.core.errors import UsageError, did_you_mean
 from masp.model.cost_estimate import measured_peaks
 
 Tell = Callable[[str], object]
-Group = Callable[[Setting, dict[str, Any], Tell], Iterator[Result]]
+Group = Callable[[Setting, dict[str, Any], Tell], Iterator[BenchResult]]
 
 GROUPS: Mapping[str, Group] = MappingProxyType(
     {
@@ -75,7 +75,7 @@ class Options:
 def run_bench(
     options: Options,
     tell: Tell,
-    show: Callable[[Result], object],
+    show: Callable[[BenchResult], object],
     before: Mapping[str, Any] | None = None,
     keep: Callable[[dict[str, Any]], object] = lambda content: None,
 ) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _of(before: Mapping[str, Any], key: str) -> object:
 
 
 def _measured(
-    name: str, here: Setting, found: dict[str, Any], tell: Tell, show: Callable[[Result], object]
+    name: str, here: Setting, found: dict[str, Any], tell: Tell, show: Callable[[BenchResult], object]
 ) -> Iterator[dict[str, Any]]:
     """The lines of one group."""
     if name == GROWTH:

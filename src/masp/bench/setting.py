@@ -1,4 +1,4 @@
-"""What is measured on: the backbone, pictures of so many visual tokens, models of both variants, the tasks."""
+"""What is measured on: the backbone, images of so many visual tokens, models of both variants, the tasks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from masp.backbones.base import Backbone
-from masp.backbones.random_init import Made, Shape, make
+from masp.backbones.random_init import RandomBackbone, Shape, make
 from masp.core.aspects import ASPECTS
 from masp.core.config import MethodConfig, PromptInit
 from masp.core.flops import Sizes
@@ -15,7 +15,7 @@ from masp.core.labels import LabelStyle, render_labels
 from masp.core.prompts import load_questions
 from masp.core.types import Pixels
 from masp.model.aspect_attention import AspectModules
-from masp.model.masp_model import MaspModel, start_prompt
+from masp.model.masp_model import MaspModel, init_soft_prompt
 
 LABELS = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness")
 TASKS: tuple[Sequence[str], ...] = (
@@ -52,7 +52,7 @@ class Setting:
         seed: of the weights.
     """
 
-    made: Made
+    made: RandomBackbone
     shape: Shape
     counts: tuple[int, ...]
     repeats: int
@@ -71,11 +71,11 @@ class Setting:
         assert method.attention is not None
         generator = torch.Generator().manual_seed(0)
         aspects = AspectModules(self.backbone.dim, ASPECTS, method.queries, method.attention, generator)
-        prompt = start_prompt(PromptInit(), method.prompt_length, self.backbone, generator)
+        prompt = init_soft_prompt(PromptInit(), method.prompt_length, self.backbone, generator)
         return MaspModel(self.backbone, method, aspects, prompt)
 
     def pixels(self, count: int, images: int = 1, seed: int = 0) -> Pixels:
-        """Preprocessed pictures of noise with so many visual tokens each, on the backbone's device."""
+        """Preprocessed images of noise with so many visual tokens each, on the backbone's device."""
         rows, columns = GRIDS[count]
         generator = torch.Generator().manual_seed(seed)
         pictures = [

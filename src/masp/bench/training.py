@@ -10,10 +10,10 @@ import torch
 from masp.backbones.random_init import make
 from masp.bench.baseline import PlainSteps
 from masp.bench.clock import Timing, Work, in_turn, memory_of
-from masp.bench.result import Goal, Result, faster
+from masp.bench.result import BenchResult, Goal, faster
 from masp.bench.setting import ANSWERS, LABELS, Setting
 from masp.core.aspects import ASPECTS
-from masp.core.types import Prefix, Seen
+from masp.core.types import CachedPrefix, ImageInput
 from masp.model.masp_model import MaspModel
 
 Tell = Callable[[str], object]
@@ -30,7 +30,7 @@ STAGE2_GOALS = {
 STAGE1_GOALS = {"stage 1, image-major": {0: 3.5}, "stage 1, features kept": {0: 6.0, 700: 9.0}}
 
 
-def stage2(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[Result]:
+def stage2(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[BenchResult]:
     """Steps of the soft prompt, from kept visual tokens or kept prefixes."""
     plain, really = PlainSteps(setting.made, setting.model("released")), as_released(setting)
     for count in setting.counts:
@@ -69,7 +69,7 @@ def _plain_step(setting: Setting, plain: PlainSteps, count: int) -> Work:
     return lambda: plain.stage2(pixels, question, "awe")
 
 
-def stage1(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[Result]:
+def stage1(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[BenchResult]:
     """Steps of the aspect modules; the unit is one pair of image and aspect."""
     plain = PlainSteps(setting.made, setting.model("released"))
     sizes = setting.sizes()
@@ -95,7 +95,7 @@ def pair_columns(setting: Setting, names: Sequence[str]) -> list[int]:
     model = setting.model("released")
     asked, said = [setting.aspect_question(name) for name in names], [ANSWERS[name] for name in names]
     tokens = torch.zeros(len(names), 1, model.aspect_module().queries, setting.backbone.dim)
-    return model.assembler(asked, said, aspects=tokens).mask.sum(1).tolist()
+    return model.sequence_builder(asked, said, aspects=tokens).attention_mask.sum(1).tolist()
 
 
 def _stage1_works(setting: Setting, count: int) -> dict[str, tuple[Work, int]]:
@@ -130,7 +130,7 @@ def _plain_pairs(setting: Setting, plain: PlainSteps, count: int) -> Work:
     return work
 
 
-def memory(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[Result]:
+def memory(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[BenchResult]:
     """Peak memory of a step of stage 2 beyond the frozen weights, at batch 1."""
     for count in setting.counts:
         tell(f"memory of stage 2, N = {count}")
@@ -140,7 +140,7 @@ def memory(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[Re
         baseline = memory_of(_plain_step(setting, plain, count))
         weights = sum(one.numel() * one.element_size() for one in setting.made.plain.parameters())
         for name, found in ours.items():
-            yield Result(
+            yield BenchResult(
                 f"peak memory, {name}",
                 found / baseline,
                 "of the baseline's, beyond the frozen weights",
@@ -170,29 +170,29 @@ def _stage2_works(
         variant = "released" if "released" in name else "paper"
         model, question = setting.model(variant), setting.question(variant=variant)
         one = setting.backbone.visual_tokens(setting.pixels(count))
-        assembled = model.assemble(one, [question], ["awe"])
-        graph = assembled.mask.shape[1] - assembled.prefix_end
+        assembled = model.build_inputs(one, [question], ["awe"])
+        graph = assembled.attention_mask.shape[1] - assembled.prefix_end
         number = batch or max(1, min(MOST, GRAPH // graph))
         visual = one.select([0] * number)
         prefix = [model.prefix(one, [question]).rows()[0]] * number if "kept" in name else None
         works[name] = (prompt_step(model, visual if prefix is None else prefix, question), number)
         batches[name] = number
-        supervised = int((assembled.targets >= 0).sum())
+        supervised = int((assembled.labels >= 0).sum())
         flops[name] = sizes.step_flops(graph, assembled.prefix_end, supervised)
         if variant == "released":
-            flops["baseline"] = sizes.plain_flops(count, assembled.mask.shape[1])
+            flops["baseline"] = sizes.plain_flops(count, assembled.attention_mask.shape[1])
         if "recomputed" in name:
             flops[name] += sizes.forward_flops(assembled.prefix_end)
     return works, batches, flops
 
 
-def prompt_step(model: MaspModel, images: Seen | list[Prefix], question: str) -> Work:
+def prompt_step(model: MaspModel, images: ImageInput | list[CachedPrefix], question: str) -> Work:
     """A step of the optimizer on images whose visual tokens or prefixes are kept."""
     assert model.prompt is not None
     optimizer = torch.optim.AdamW(model.prompt.parameters(), lr=1e-9, fused=True)
 
     def work() -> None:
-        seen = Prefix.stack(images) if isinstance(images, list) else images  # as the store hands them out
+        seen = CachedPrefix.stack(images) if isinstance(images, list) else images  # as the store hands them out
         answers = [LABELS[row % len(LABELS)] for row in range(len(seen))]
         _update(model.prompt_loss(seen, [question] * len(seen), answers).mean(), optimizer)
 
@@ -213,7 +213,7 @@ def _training_result(
     batch: int,
     flops: dict[str, float],
     machine: dict[str, Any],
-) -> Result:
+) -> BenchResult:
     goal = Goal(goals.get(count, goals[0]))
     found = faster(name, times[name], times["baseline"], goal, count, batch)
     reached = flops[name] / found.median_s / 1e12
@@ -222,13 +222,13 @@ def _training_result(
     return found
 
 
-def _where(name: str, baseline: Timing, plain: PlainSteps, count: int) -> Result:
+def _where(name: str, baseline: Timing, plain: PlainSteps, count: int) -> BenchResult:
     """How much of the baseline is AdamW and how much the vision tower."""
     optimizer, vision = median(plain.spent.optimizer), median(plain.spent.vision)
     plain.spent.optimizer.clear()
     plain.spent.vision.clear()
     shares = {"optimizer_share": optimizer / baseline.median, "vision_share": vision / baseline.median}
-    return Result(
+    return BenchResult(
         name,
         None,
         "",

@@ -1,4 +1,4 @@
-"""`masp data annotate`: the six aspects of one's own pictures, answered by a frozen backbone."""
+"""`masp data annotate`: the six aspects of one's own images, answered by a frozen backbone."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,8 +9,8 @@ from masp.cli.options import Accept, Device, Dtype, DtypeOption, Revision, accep
 
 if TYPE_CHECKING:
     from masp.adapters import Adapter
-    from masp.annotate.ask import Asking
-    from masp.annotate.run import Annotated as Outcome
+    from masp.annotate.ask import AnnotationSettings
+    from masp.annotate.run import AnnotationResult as Outcome
     from masp.annotate.vocabulary import Options
     from masp.backbones.base import Backbone
     from masp.core.config import DataConfig
@@ -37,7 +37,7 @@ Data = Annotated[
     list[str],
     typer.Argument(
         metavar="DIR [KEY=VALUE…]",
-        help="A data set in any known layout, or a folder of pictures without labels. "
+        help="A data set in any known layout, or a folder of images without labels. "
         "Settings such as `data.layout=votes`.",
     ),
 ]
@@ -90,23 +90,23 @@ def annotate_data(
     ] = False,
     questions: OwnQuestions = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="This many pictures, spread over the data set. Default: all.")
+        int | None, typer.Option(min=1, help="This many images, spread over the data set. Default: all.")
     ] = None,
-    copy: Annotated[bool, typer.Option("--copy", help="Copy the pictures too; without it links lead to them.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy the images too; without it links lead to them.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 8,
     revision: Revision = None,
     dtype: DtypeOption = Dtype.auto,
     device: Device = "auto",
     accept: Accept = None,
 ) -> None:
-    """Let a frozen backbone answer the aspect questions about pictures, and write the answers in EmoSet's format.
+    """Let a frozen backbone answer the aspect questions about images, and write the answers in EmoSet's format.
 
     What is written is marked as machine-made and can be trained on with `masp train aspects`. The data set itself is
     not changed.
     """
     from masp.annotate.ask import Annotator
     from masp.annotate.pictures import pictures_of
-    from masp.annotate.run import Work, annotate
+    from masp.annotate.run import AnnotationJob, annotate
     from masp.annotate.vocabulary import read_vocabulary
     from masp.cli.check_data import refuse_inside
     from masp.cli.console import results, waiting
@@ -117,14 +117,14 @@ def annotate_data(
     refuse_inside(target, settings)
     names = None if aspects is None else [word.strip() for word in aspects.split(",")]
     options = {} if vocabulary is None else read_vocabulary(vocabulary)
-    with waiting("looking for pictures"):
+    with waiting("looking for images"):
         pictures = pictures_of(settings, limit)
     _say_what(pictures.labelled, len(pictures.items))
     loaded, trained = _loaded(backbone, adapter, revision, dtype.value, device, accepted(accept))
     model = _model(loaded, trained)
     asking = _asking(names, questions, trained, options, measured_light)
-    with Bar("pictures", len(pictures.items)) as bar:
-        work = Work(batch_size, settings.workers, settings.longest_side, copy, bar.show)
+    with Bar("images", len(pictures.items)) as bar:
+        work = AnnotationJob(batch_size, settings.workers, settings.longest_side, copy, bar.show)
         found = annotate(pictures, Annotator(model, asking), target, work, adapter)
     results().print(_table(found))
     _tell(found)
@@ -195,13 +195,13 @@ def _model(backbone: "Backbone", trained: "Adapter | None") -> "MaspModel":
 
 def _asking(
     names: list[str] | None, file: Path | None, trained: "Adapter | None", options: "Options", measured_light: bool
-) -> "Asking":
+) -> "AnnotationSettings":
     """The questions about the chosen aspects, in the order of the aspects.
 
     Raises:
         UsageError: an aspect that does not exist, or that the adapter does not have.
     """
-    from masp.annotate.ask import Asking
+    from masp.annotate.ask import AnnotationSettings
     from masp.core.aspects import ASPECTS
     from masp.core.errors import UsageError, did_you_mean
     from masp.core.prompts import load_questions
@@ -212,7 +212,7 @@ def _asking(
             raise UsageError(f"--aspects: there is no aspect '{name}'", "", did_you_mean(name, known))
     texts: Questions = load_questions(file) if file is not None or trained is None else trained.info.asked()
     chosen = [name for name in ASPECTS if name in (known if names is None else names)]
-    return Asking({name: texts.aspect(name)[0] for name in chosen}, options, measured_light)
+    return AnnotationSettings({name: texts.aspect(name)[0] for name in chosen}, options, measured_light)
 
 
 def _table(found: "Outcome") -> "object":

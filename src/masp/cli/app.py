@@ -38,7 +38,7 @@ DIVIDED = ("train", "evaluate")
 
 app = typer.Typer(
     name="masp",
-    help="Recognise the emotion a picture evokes with a frozen vision-language model, and see which cues decided.",
+    help="Recognise the emotion an image evokes with a frozen vision-language model, and see which cues decided.",
     epilog="Start with: masp demo",
     no_args_is_help=True,
     add_completion=False,

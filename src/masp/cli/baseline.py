@@ -108,10 +108,10 @@ def _config(changes: list[str], data: Path) -> "RunConfig":
 def _learn(system: "System", dataset: "Dataset", settings: "DataConfig", out: Path, seed: int) -> None:
     """Let a system learn from train and val, in a folder of its own."""
     from masp.evaluation.training_data import make_lessons
-    from masp.training.feature_cache import Reading
+    from masp.training.feature_cache import ImageReading
 
-    reading = Reading(settings.longest_side, settings.workers)
-    system.learn(make_lessons(system.backbone, dataset, system.labels, out, seed, reading))
+    reading = ImageReading(settings.longest_side, settings.workers)
+    system.fit(make_lessons(system.backbone, dataset, system.labels, out, seed, reading))
 
 
 def _table() -> "Table":

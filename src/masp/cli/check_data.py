@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from masp.core.config import DataConfig
-    from masp.data.validation.check import Checked, Report
-    from masp.data.validation.issues import Finding
+    from masp.data.validation.check import DatasetCheck, Report
+    from masp.data.validation.issues import Issue
 
 EXAMPLES = """
 Examples:
@@ -171,7 +171,7 @@ def _told(report: "Report") -> "Iterator[RenderableType]":
     yield Text(f"{counted(report.errors, 'error')}, {counted(report.warnings, 'warning')}", style=style)
 
 
-def _data_set(checked: "Checked") -> "Iterator[RenderableType]":
+def _data_set(checked: "DatasetCheck") -> "Iterator[RenderableType]":
     from rich.text import Text
 
     from masp.cli.console import counts_table, printable
@@ -194,7 +194,7 @@ def _data_set(checked: "Checked") -> "Iterator[RenderableType]":
     yield Text()
 
 
-def _findings(findings: "Sequence[Finding]") -> "RenderableType":
+def _findings(findings: "Sequence[Issue]") -> "RenderableType":
     from rich.table import Table
     from rich.text import Text
 

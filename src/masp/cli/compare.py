@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from masp.evaluation.metrics import Paired
+    from masp.evaluation.metrics import PairedComparison
     from masp.evaluation.result import Evaluation
 
 EXAMPLES = """
@@ -50,7 +50,7 @@ def compare(
     results().print(differences(pairs))
 
 
-def differences(pairs: "Sequence[tuple[str, str, Paired]]") -> Table:
+def differences(pairs: "Sequence[tuple[str, str, PairedComparison]]") -> Table:
     """How much more the second system of each pair gets right than the first."""
     table = _table("difference in accuracy", "points", "only the second is right", "only the first", "McNemar's p")
     for first, second, paired in pairs:

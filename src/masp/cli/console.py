@@ -13,7 +13,7 @@ from rich.text import Text
 from masp.core import launch
 
 if TYPE_CHECKING:
-    from masp.evaluation.result import Calibrated, Chances, Evaluation
+    from masp.evaluation.result import Calibrated, Evaluation, ProbabilisticMetrics
     from masp.model.explain import AspectReading
     from masp.predictor import Prediction
     from masp.training.progress import Bar
@@ -181,7 +181,7 @@ def evaluation_tables(found: "Evaluation") -> Group:
     return Group(title, Text(), figures, Text(), classes)
 
 
-def _chance_rows(found: "Chances") -> list[tuple[str, str]]:
+def _chance_rows(found: "ProbabilisticMetrics") -> list[tuple[str, str]]:
     """Figures of the log-probabilities, as a person reads them."""
     rows = [] if found.top2 is None else [("true label among the first two", found.top2.percent())]
     rows.append(("expected calibration error", _beside_floor(found)))
@@ -201,7 +201,7 @@ def _chance_rows(found: "Chances") -> list[tuple[str, str]]:
     return rows
 
 
-def _beside_floor(found: "Chances | Calibrated") -> str:
+def _beside_floor(found: "ProbabilisticMetrics | Calibrated") -> str:
     """The calibration error, and what chance alone would show of it where that is known."""
     floor = found.calibration_floor
     return found.calibration_error.percent() + ("" if floor is None else f", floor {floor.percent()}")

@@ -17,7 +17,7 @@ from masp.cli.options import (
     DeviceIfAny,
     Dtype,
     DtypeIfAny,
-    Reading,
+    ReadingMode,
     Revision,
     Task,
     accepted,
@@ -63,7 +63,7 @@ Against = Annotated[
     ),
 ]
 AnswerMode = Annotated[
-    Reading | None,
+    ReadingMode | None,
     typer.Option(
         "--mode",
         "--reading",
@@ -144,7 +144,7 @@ class Choice:
     dtype: Dtype | None
     device: str | None
     batch_size: int | None
-    mode: Reading | None
+    mode: ReadingMode | None
     record: bool
     accept: str | None
 
@@ -164,7 +164,7 @@ def _measured(
     from masp.predictor import Masp
     from masp.training.distributed import launched
 
-    dtype, device, mode = (choice.dtype or Dtype.auto).value, choice.device or "auto", choice.mode or Reading.score
+    dtype, device, mode = (choice.dtype or Dtype.auto).value, choice.device or "auto", choice.mode or ReadingMode.score
     processes = launched(choose_placement(dtype, device).device)
     with processes.guarded():
         home = find_adapter(adapter, choice.adapter_revision)
@@ -185,9 +185,9 @@ def _measured(
         )
         task = masp.task
         batching = Batching(choice.batch_size, settings.workers, task.longest_side, task.rounding)
-        found = measured(masp, dataset, split, mode.value, batching, calibrate and mode is Reading.score, out)
+        found = measured(masp, dataset, split, mode.value, batching, calibrate and mode is ReadingMode.score, out)
         if choice.record:
-            processes.first(lambda: _record(found, home, choice.task))
+            processes.on_main(lambda: _record(found, home, choice.task))
         return found
 
 

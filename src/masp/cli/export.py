@@ -13,7 +13,7 @@ Example: `masp export --as embedding-rows --adapter runs/plain --out qwen-with-e
 """
 
 
-class Form(StrEnum):
+class ExportFormat(StrEnum):
     """What a soft prompt can be exported as."""
 
     embedding_rows = "embedding-rows"
@@ -21,7 +21,8 @@ class Form(StrEnum):
 
 def export(
     form: Annotated[
-        Form, typer.Option("--as", help="*embedding-rows*: more tokens in a copy of the backbone's embedding matrix.")
+        ExportFormat,
+        typer.Option("--as", help="*embedding-rows*: more tokens in a copy of the backbone's embedding matrix."),
     ],
     adapter: Annotated[str, typer.Option(metavar="DIR|ID", help="A soft prompt that was trained without aspects.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for the copy of the backbone.")],
@@ -38,7 +39,7 @@ def export(
     from masp.cli.console import say
     from masp.core.errors import counted
 
-    assert form is Form.embedding_rows
+    assert form is ExportFormat.embedding_rows
     made = export_embedding_rows(adapter, out, backbone, adapter_revision, task, accepted(accept))
     grown = made.rows - made.rows_before
     where = f"{grown} rows were added" if grown else "spare rows were enough"

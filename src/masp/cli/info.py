@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from masp.backbones.model_stats import BackboneFacts
+    from masp.backbones.model_stats import ModelStats
     from masp.model.param_count import TrainedSize
 
 SIZES = ("224x224", "512x512", "1024x768", "1920x1080")
@@ -23,7 +23,7 @@ SOURCES = {
 NF4 = "* every linear layer but the output head in 4 bits, a scale for every 64 weights; the rest in bf16"
 NF4_CPU = "** fewer layers, because bitsandbytes would unpack some wrongly there"
 SEQUENCE = """in all: with aspect tokens and soft prompt, without question and answer
-sizes as they reach the backbone: masp shrinks longer pictures first (data.longest_side)"""
+sizes as they reach the backbone: masp shrinks longer images first (data.longest_side)"""
 
 EXAMPLES = """
 Examples:
@@ -43,7 +43,7 @@ def info(
     prompt_length: Annotated[int, typer.Option(min=0, help="Vectors in the soft prompt.")] = 32,
     size: Annotated[
         list[str] | None,
-        typer.Option(metavar="WxH", help=f"A picture's size in pixels; may be repeated. Default: {', '.join(SIZES)}."),
+        typer.Option(metavar="WxH", help=f"An image's size in pixels; may be repeated. Default: {', '.join(SIZES)}."),
     ] = None,
     revision: Annotated[
         str | None, typer.Option(metavar="REVISION", help="Commit, tag or branch on a hub. Default: the newest.")
@@ -92,7 +92,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _object(
-    facts: "BackboneFacts", variants: "list[TrainedSize]", visual: dict[tuple[int, int], int | None]
+    facts: "ModelStats", variants: "list[TrainedSize]", visual: dict[tuple[int, int], int | None]
 ) -> dict[str, Any]:
     """Everything as plain numbers; sizes in bytes."""
     from masp.backbones.model_stats import LORA_RANK
@@ -127,7 +127,7 @@ def _object(
 
 
 def _for_people(
-    facts: "BackboneFacts", variants: "list[TrainedSize]", visual: dict[tuple[int, int], int | None], here: str
+    facts: "ModelStats", variants: "list[TrainedSize]", visual: dict[tuple[int, int], int | None], here: str
 ) -> "RenderableType":
     """A title, then four small tables with what each of them means."""
     from rich.console import Group
@@ -156,7 +156,7 @@ def _table(*headings: str) -> Any:
     return table
 
 
-def _parts(facts: "BackboneFacts") -> Any:
+def _parts(facts: "ModelStats") -> Any:
     table = _table("part", "parameters")
     for part, number in facts.parameters.items():
         tied = part == "output head" and facts.tied
@@ -166,7 +166,7 @@ def _parts(facts: "BackboneFacts") -> Any:
     return table
 
 
-def _memory(facts: "BackboneFacts") -> Any:
+def _memory(facts: "ModelStats") -> Any:
     table = _table("weights alone", "memory")
     rows = [("float32", "fp32"), ("bfloat16", "bf16, fp16"), ("nf4", "NF4*")]
     if _differs_on_cpu(facts):
@@ -176,11 +176,11 @@ def _memory(facts: "BackboneFacts") -> Any:
     return table
 
 
-def _differs_on_cpu(facts: "BackboneFacts") -> bool:
+def _differs_on_cpu(facts: "ModelStats") -> bool:
     return facts.memory["nf4_cpu"] != facts.memory["nf4"]
 
 
-def _trained(facts: "BackboneFacts", variants: "list[TrainedSize]") -> Any:
+def _trained(facts: "ModelStats", variants: "list[TrainedSize]") -> Any:
     from masp.backbones.model_stats import LORA_RANK
     from masp.model.param_count import FP32
 

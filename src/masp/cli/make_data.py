@@ -26,15 +26,15 @@ data_app.command(
 @data_app.command(no_args_is_help=True, epilog="Example: `masp data make scenes --images 500 --seed 7`")
 def make(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write it; a folder that is new or empty.")],
-    images: Annotated[int, typer.Option(min=1, help="How many pictures, all splits together.")],
-    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same pictures, byte for byte.")] = 0,
+    images: Annotated[int, typer.Option(min=1, help="How many images, all splits together.")],
+    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same images, byte for byte.")] = 0,
 ) -> None:
-    """Write emoji scenes in EmoSet's published layout: pictures, labels, annotations, and what caused each label."""
+    """Write emoji scenes in EmoSet's published layout: images, labels, annotations, and what caused each label."""
     from masp.cli.console import counting, say
     from masp.core.errors import counted
     from masp.core.progress import Bar
     from masp.data.emoji.dataset import write_dataset
 
-    with Bar("pictures", images) as bar:
+    with Bar("images", images) as bar:
         write_dataset(folder, images=images, seed=seed, progress=counting(bar))
     say(f"{counted(images, 'picture')} in {folder}")

@@ -17,7 +17,7 @@ class Dtype(StrEnum):
     nf4 = "nf4"
 
 
-class Reading(StrEnum):
+class ReadingMode(StrEnum):
     """How answers are read."""
 
     score = "score"

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from masp.core.flops import Sizes
-    from masp.model.cost_estimate import Job, Part, Store
+    from masp.model.cost_estimate import CostJob, Part, Store
 
 BACKBONE = "Qwen/Qwen2-VL-7B-Instruct"
 STORES = ("none", "features", "prefix", "auto")
@@ -17,7 +17,7 @@ FORMATS = {"float32": 4, "bfloat16": 2, "float16": 2, "nf4": 2}
 """Bytes of a number as it is computed with; of nf4 the weights take less."""
 
 ROOM = 1.1
-"""The store of training also holds the pictures of the split val, and the heads of its files."""
+"""The store of training also holds the images of the split val, and the heads of its files."""
 
 EXAMPLES = """
 Examples:
@@ -69,7 +69,7 @@ def plan(
     bandwidth: Annotated[float | None, typer.Option(help="Memory bandwidth of a device in GB/s.")] = None,
     memory: Annotated[float, typer.Option(help="Memory of a device in GB.")] = 80.0,
     devices: Annotated[int, typer.Option(help="How many devices share the work.")] = 1,
-    cores: Annotated[int, typer.Option(help="Processor cores that read pictures, all together.")] = 16,
+    cores: Annotated[int, typer.Option(help="Processor cores that read images, all together.")] = 16,
     price: Annotated[float, typer.Option(help="Price of one device for an hour, in any currency.")] = 0.0,
     efficiency: Efficiency = None,
     bench: Bench = None,
@@ -96,14 +96,14 @@ def plan(
 
     from masp.backbones.sizes import sizes_of
     from masp.cli.console import results
-    from masp.model.cost_estimate import Device, Job, chosen_store, estimate
+    from masp.model.cost_estimate import CostJob, Device, chosen_store, estimate
 
     _one_of("--store", store, STORES)
     known = {} if bench is None else _read(bench)
     top, wide, share = _peaks(known, peak, bandwidth, efficiency)
     device = Device(top, wide, memory, share, devices, cores, price)
     chosen = _planned_dtype(dtype, known, backbone)
-    job = Job(
+    job = CostJob(
         images, tokens, label, aspect_epochs, prompt_epochs, store=cast("Store", store), disk=disk, batch=batch_size,
         micro_batch=micro_batch_size, checkpointing=gradient_checkpointing, eval_batch=eval_batch_size,
         val=images // 16 if val is None else val, checkpoint_minutes=checkpoint_minutes,
@@ -135,7 +135,7 @@ def _planned_dtype(asked: str | None, known: dict[str, Any], backbone: str) -> s
     return chosen
 
 
-def _remark(assumed: str, line: str | None, job: "Job") -> None:
+def _remark(assumed: str, line: str | None, job: "CostJob") -> None:
     """What was assumed, the command that trains like this, and what is not in the plan."""
     from masp.cli.console import say
 
@@ -146,7 +146,7 @@ def _remark(assumed: str, line: str | None, job: "Job") -> None:
         say("nf4 saves memory, not arithmetic; the time that unpacking the weights takes is not in the plan")
 
 
-def train_line(backbone: str, dtype: str, sizes: "Sizes", job: "Job", devices: int = 1) -> str | None:
+def train_line(backbone: str, dtype: str, sizes: "Sizes", job: "CostJob", devices: int = 1) -> str | None:
     """The command that trains as it was planned; None where nothing is trained.
 
     DATA, RUN, STORE and, where stage 1 is left out, ASPECTS stand for folders. Both stages share one store. What is
@@ -169,7 +169,7 @@ def train_line(backbone: str, dtype: str, sizes: "Sizes", job: "Job", devices: i
     return start + " ".join(words)
 
 
-def _stage_settings(stage: str, epochs: int, sizes: "Sizes", job: "Job") -> list[str]:
+def _stage_settings(stage: str, epochs: int, sizes: "Sizes", job: "CostJob") -> list[str]:
     """The settings of one stage."""
     from math import ceil
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from masp.predictor import Failure, Masp, Prediction
 
 MOST_REPORTED = 200
-"""A report shows at most this many pictures and failures; a page with more is of no use to anybody."""
+"""A report shows at most this many images and failures; a page with more is of no use to anybody."""
 
 MOST_SAID = 50
 """Failures that are told one by one on the terminal; the others are counted."""
@@ -68,9 +68,9 @@ def predict(
     backbone: BackboneOrNoAdapter = None,
     labels: Labels = None,
     aspects: AspectsOfPrompt = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture, each on a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per image, each on a line.")] = False,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="Also write a page with heatmaps, of 200 pictures at most.")
+        Path | None, typer.Option(metavar="FILE.html", help="Also write a page with heatmaps, of 200 images at most.")
     ] = None,
     explain: Annotated[bool, typer.Option(help="Say why; without it only the labels, several times faster.")] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
@@ -225,7 +225,7 @@ def _write_report(file: Path, masp: "Masp", found: _Predictions, failures: _Fail
     from masp.report import sample_of, write_report
     from masp.report.schema import Provenance, ReportData
 
-    read = counted(found.count, "picture")
+    read = counted(found.count, "image")
     shown = read if found.count == len(found.kept) else f"the first {len(found.kept)} of {read}"
     unread = f" {failures.count:,} more could not be read." if failures.count else ""
     by = _alone(masp) if masp.zero_shot else f"predicted by {masp.adapter} on {masp.backbone.name}"

@@ -29,12 +29,12 @@ def report(
     ],
     out: Annotated[Path, typer.Option(metavar="FILE.html", help="The page to write.")] = Path("report.html"),
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the data set, for the pictures of the worst mistakes.")
+        Path | None, typer.Option(metavar="DIR", help="Folder of the data set, for the images of the worst mistakes.")
     ] = None,
     adapter: Annotated[
         str | None,
         typer.Option(
-            metavar="DIR|ID", help="Runs on the pictures of the worst mistakes, and says what each aspect saw in them."
+            metavar="DIR|ID", help="Runs on the images of the worst mistakes, and says what each aspect saw in them."
         ),
     ] = None,
     title: Annotated[str | None, typer.Option(help="Head of the page. Default: made from the data sets.")] = None,
@@ -61,7 +61,7 @@ def report(
     """
     from masp.cli.console import say
     from masp.report.comparison import comparison
-    from masp.report.error_analysis import Asked
+    from masp.report.error_analysis import ErrorPageOptions
     from masp.report.load_results import read_sources
     from masp.report.page import write_page
 
@@ -76,7 +76,7 @@ def report(
         raise _no_pictures(adapter)
     format, names = dtype or Dtype.auto, accepted(accept)
     masp = None if adapter is None else _loaded(adapter, backbone, task, format, device or "auto", names)
-    asked = Asked(against, mistakes, data, masp, mistakes_of)
+    asked = ErrorPageOptions(against, mistakes, data, masp, mistakes_of)
     write_page(out, comparison(sources, tables, asked, title))
     say(f"report: {out}")
 
@@ -98,4 +98,4 @@ def _missing(data: Path) -> Exception:
 def _no_pictures(adapter: str) -> Exception:
     from masp.core.errors import UsageError
 
-    return UsageError(f"--adapter {adapter} without --data", "the pictures that it shall explain", "Name both.")
+    return UsageError(f"--adapter {adapter} without --data", "the images that it shall explain", "Name both.")

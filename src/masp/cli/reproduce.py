@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from masp.cli.options import Reading
+from masp.cli.options import ReadingMode
 
 EXAMPLES = """
 Examples:
@@ -20,7 +20,7 @@ goes on with what was interrupted; what is there already is not run again.
 """
 
 
-class What(StrEnum):
+class Target(StrEnum):
     """Tables and figures of the paper."""
 
     table1 = "table1"
@@ -33,7 +33,7 @@ class What(StrEnum):
 
 
 def reproduce(
-    what: Annotated[What, typer.Argument(help="Which table or figure of the paper, or *all*.")],
+    what: Annotated[Target, typer.Argument(help="Which table or figure of the paper, or *all*.")],
     changes: Annotated[
         list[str] | None,
         typer.Argument(
@@ -58,19 +58,19 @@ def reproduce(
     ] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="Settings as YAML.")] = None,
     reading: Annotated[
-        Reading,
+        ReadingMode,
         typer.Option(
             help="How answers are read. *score*: the most probable label; *generate*: the greedy text, which must be "
             "a label exactly (the paper's measure), counted beside the texts that name one."
         ),
-    ] = Reading.score,
+    ] = ReadingMode.score,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Some minutes on drawn pictures; its figures mean nothing.")
+        bool, typer.Option("--quick", help="Some minutes on drawn images; its figures mean nothing.")
     ] = False,
 ) -> None:
     """Run what a table or figure of the paper needs, and write it with the paper's numbers beside it.
 
-    Without --data and --backbone everything runs on the embedded backbone and drawn pictures.
+    Without --data and --backbone everything runs on the embedded backbone and drawn images.
     """
     from masp.cli.console import say
     from masp.core.errors import MaspError

@@ -23,7 +23,7 @@ Examples:
 """
 
 
-class Kind(StrEnum):
+class SplitKind(StrEnum):
     """How images are divided."""
 
     content = "content"
@@ -43,12 +43,12 @@ def split_data(
         ),
     ],
     kind: Annotated[
-        Kind,
+        SplitKind,
         typer.Option(
             help="*content*: 80 % train, 5 % val and 15 % test, or the shares you set; *paper-like*: the test share "
             "that the paper's figures imply, 30 % for Emotion6 and 20 % for others, and 5 % val."
         ),
-    ] = Kind.content,
+    ] = SplitKind.content,
     seed: Annotated[int, typer.Option(min=0, help="Another seed is another division.")] = 0,
 ) -> None:
     """Divide a data set into train, val and test, every label alike, by a hash of the files' content.
@@ -80,7 +80,7 @@ def _refuse_unlabelled(dataset: "Dataset") -> None:
     """Make sure that there is something to divide alike.
 
     Raises:
-        DataError: no picture has a label.
+        DataError: no image has a label.
     """
     from masp.core.errors import DataError, counted
 
@@ -88,12 +88,12 @@ def _refuse_unlabelled(dataset: "Dataset") -> None:
         raise DataError(
             f"none of {counted(len(dataset.records), 'picture')} in {dataset.root} has a label",
             "labels, each of which is divided alike",
-            "Name a labelled data set; masp train aspects divides pictures without labels itself.",
+            "Name a labelled data set; masp train aspects divides images without labels itself.",
         )
 
 
 def _table(dataset: "Dataset") -> "Table":
-    """Pictures by label and split; those without a label, which are divided too, in a row of their own."""
+    """Images by label and split; those without a label, which are divided too, in a row of their own."""
     from masp.cli.console import counts_table
     from masp.data.validation.check import NO_LABEL
 

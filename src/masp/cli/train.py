@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 NONE = "none"
 
 
-class What(StrEnum):
+class StageChoice(StrEnum):
     """What to train."""
 
     aspects = "aspects"
@@ -34,7 +34,7 @@ The same command goes on with a run that was interrupted.
 
 def train(
     what: Annotated[
-        What, typer.Argument(help="Stage 1 (*aspects*), stage 2 (*prompt*), or *all*: one after the other.")
+        StageChoice, typer.Argument(help="Stage 1 (*aspects*), stage 2 (*prompt*), or *all*: one after the other.")
     ],
     data: Annotated[
         Path | None,
@@ -69,11 +69,11 @@ def train(
     settings = _settings(config, changes or [], data, backbone)
     if out is None:
         raise UsageError("--out is missing", "a folder for the run", "Add --out DIR.")
-    if what is not What.prompt and aspects is not None:
+    if what is not StageChoice.prompt and aspects is not None:
         raise UsageError(f"--aspects was given to train {what}", "it only with: masp train prompt", "Leave it out.")
-    if what is What.aspects:
+    if what is StageChoice.aspects:
         _train(settings.ready_for("aspects"), out, None, None)
-    elif what is What.prompt:
+    elif what is StageChoice.prompt:
         found = None if aspects in (None, NONE) else find_adapter(aspects)
         _train(settings.ready_for("prompt"), None, out, found)
     else:

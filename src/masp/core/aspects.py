@@ -1,4 +1,4 @@
-"""The six aspects of a picture, and how their annotations become answers (section "Stage 1" of the method)."""
+"""The six aspects of an image, and how their annotations become answers (section "Stage 1" of the method)."""
 
 from masp.core.errors import DataError, did_you_mean, shown
 
@@ -31,7 +31,7 @@ def level(value: float | int) -> str:
 
 
 def answer_text(aspect: str, value: object) -> str:
-    """The answer a picture's annotation stands for: a level for measured aspects, otherwise text.
+    """The answer an image's annotation stands for: a level for measured aspects, otherwise text.
 
     Lists are joined with ", ", underscores become blanks, everything is lower case and stripped. Blank items of a list
     vanish; the answer is "" when nothing is left.

@@ -103,7 +103,7 @@ def shown(value: object) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """A number with its noun: "1 picture", "0 pictures", "1,200 pictures"."""
+    """A number with its noun: "1 image", "0 images", "1,200 images"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 

@@ -1,6 +1,6 @@
 """Taxonomies of emotions, and which label of one is which label of another: data, not code.
 
-A label that could be two labels of the other taxonomy, or none, is not mapped: a picture of awe shows neither joy nor
+A label that could be two labels of the other taxonomy, or none, is not mapped: an image of awe shows neither joy nor
 fear for certain, joy could be any of four labels of Mikels, and surprise is neither good nor bad news.
 """
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 
 @runtime_checkable
-class Weighed(Protocol):
+class Sized(Protocol):
     """A value that knows how much memory it takes.
 
     Attributes:
@@ -19,10 +19,10 @@ class Weighed(Protocol):
         ...
 
 
-Value = TypeVar("Value", bound=Weighed)
+Value = TypeVar("Value", bound=Sized)
 
 
-class Recent:
+class LRUCache:
     """Values by key, as many as take `limit` bytes together; what was used lately stays.
 
     New values fill one table. Once it has half of the bytes it takes the place of the table before it, whose values are

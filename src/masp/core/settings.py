@@ -340,7 +340,7 @@ class ColumnsConfig(Settings):
     """Names of a table's columns; null: the usual ones are looked for."""
 
     path: Text | None = Field(
-        default=None, min_length=1, description="The picture: its path, its file name, or its number without a suffix."
+        default=None, min_length=1, description="The image: its path, its file name, or its number without a suffix."
     )
     label: Text | None = Field(default=None, min_length=1, description="The label.")
     value: Text | None = Field(
@@ -369,8 +369,8 @@ class DataConfig(Settings):
     )
     label_pattern: Pattern | None = Field(
         default=None,
-        description="A regular expression that finds the label in a picture's path below the folder: its group label "
-        "is the label, a group split, if there is one, the split. Pictures it finds nothing in are left out.",
+        description="A regular expression that finds the label in an image's path below the folder: its group label "
+        "is the label, a group split, if there is one, the split. Images it finds nothing in are left out.",
     )
     label_thresholds: Thresholds | None = Field(
         default=None,

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-IGNORED = -100  # in Assembled.targets: this place is not supervised
+IGNORED = -100  # in ModelInputs.targets: this place is not supervised
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class Extras:
 
 
 @dataclass(frozen=True)
-class Assembled:
+class ModelInputs:
     """A batch ready for the language model: prefixes padded left up to one common column, suffixes padded right.
 
     Attributes:
@@ -241,20 +241,20 @@ class Assembled:
         kept: the prefix as it was computed before; `embeddings` are then zero up to `prefix_end`.
     """
 
-    embeddings: Float[Tensor, "batch sequence dim"]
-    positions: Int[Tensor, "axes batch sequence"]
-    mask: Bool[Tensor, "batch sequence"]
+    inputs_embeds: Float[Tensor, "batch sequence dim"]
+    position_ids: Int[Tensor, "axes batch sequence"]
+    attention_mask: Bool[Tensor, "batch sequence"]
     prefix_end: int
-    targets: Int[Tensor, "batch sequence"]
+    labels: Int[Tensor, "batch sequence"]
     aspect_columns: Bool[Tensor, "batch sequence"]
     visual_columns: Bool[Tensor, "batch sequence"]
     prompt_columns: Bool[Tensor, "batch sequence"]
     aspect_of: Int[Tensor, "batch sequence"]
     common: int = 0
     deep: Float[Tensor, "batch sequence levels dim"] | None = None
-    signs: tuple[bytes, ...] = ()
+    prefix_hashes: tuple[bytes, ...] = ()
     images: tuple[ImageLayout, ...] = ()
-    kept: "Prefix | None" = None
+    cached_prefix: "CachedPrefix | None" = None
 
     def extras(self, start: int, end: int | None = None) -> Extras:
         """What the columns from `start` up to `end` carry besides vector and position."""
@@ -263,7 +263,7 @@ class Assembled:
 
 
 @dataclass(frozen=True)
-class KeyValues:
+class KVCache:
     """Keys and values of every layer for the columns seen so far. Immutable: each use wraps them in a fresh cache.
 
     Attributes:
@@ -280,10 +280,10 @@ class KeyValues:
 
 
 @dataclass(frozen=True)
-class Prefix:
+class CachedPrefix:
     """The prefixes of a batch as the language model left them: computed once, then read by any step, task or seed.
 
-    Rows are padded on the left, as in `Assembled`.
+    Rows are padded on the left, as in `ModelInputs`.
 
     Attributes:
         states: keys (0) and values (1) of every layer.
@@ -296,27 +296,29 @@ class Prefix:
     states: Float[Tensor, "layers 2 batch heads past head_dim"]
     mask: Bool[Tensor, "batch past"]
     images: tuple[ImageLayout, ...]
-    signs: tuple[bytes, ...]
+    prefix_hashes: tuple[bytes, ...]
     aspects: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.mask)
 
     @property
-    def cache(self) -> KeyValues:
+    def cache(self) -> KVCache:
         """As the language model takes them, without a copy."""
-        return KeyValues(tuple((layer[0], layer[1]) for layer in self.states))
+        return KVCache(tuple((layer[0], layer[1]) for layer in self.states))
 
-    def rows(self) -> "list[Prefix]":
+    def rows(self) -> "list[CachedPrefix]":
         """Every row by itself, without padding, in memory of its own."""
         return [self._row(number) for number in range(len(self))]
 
-    def _row(self, number: int) -> "Prefix":
+    def _row(self, number: int) -> "CachedPrefix":
         length = int(self.mask[number].sum())
         start = self.mask.shape[1] - length
         states = self.states[:, :, number : number + 1, :, start:].contiguous().clone()
         one = slice(number, number + 1)
-        return Prefix(states, self.mask[one, start:].clone(), self.images[one], self.signs[one], self.aspects)
+        return CachedPrefix(
+            states, self.mask[one, start:].clone(), self.images[one], self.prefix_hashes[one], self.aspects
+        )
 
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""
@@ -329,11 +331,11 @@ class Prefix:
             states=self.states.expand(-1, -1, times, -1, -1, -1),
             mask=self.mask.expand(times, -1),
             images=self.images * times,
-            signs=self.signs * times,
+            signs=self.prefix_hashes * times,
         )
 
     @staticmethod
-    def stack(parts: "Sequence[Prefix]") -> "Prefix":
+    def stack(parts: "Sequence[CachedPrefix]") -> "CachedPrefix":
         """One batch of all rows of `parts`, which hold the same aspects."""
         width = max(part.mask.shape[1] for part in parts)
         first = parts[0]
@@ -348,15 +350,15 @@ class Prefix:
             mask[row:end, start:] = part.mask
             row = end
         images = sum((part.images for part in parts), ())
-        return Prefix(states, mask, images, sum((part.signs for part in parts), ()), first.aspects)
+        return CachedPrefix(states, mask, images, sum((part.prefix_hashes for part in parts), ()), first.aspects)
 
 
-Seen = VisualTokens | Prefix
+ImageInput = VisualTokens | CachedPrefix
 """What an image is given to the model as: its visual tokens, or all that stands before the soft prompt, computed."""
 
 
 @dataclass(frozen=True)
-class Run:
+class DecoderOutput:
     """What a pass through the language model leaves.
 
     Attributes:
@@ -365,4 +367,4 @@ class Run:
     """
 
     hidden: Float[Tensor, "batch read dim"]
-    cache: KeyValues
+    cache: KVCache

@@ -1,1 +1,1 @@
-"""Pictures and labels: reading, checking, splitting, ordering and loading them. Knows nothing of any model."""
+"""Images and labels: reading, checking, splitting, ordering and loading them. Knows nothing of any model."""

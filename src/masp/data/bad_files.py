@@ -11,7 +11,7 @@ from masp.core.errors import DataError
 log = logging.getLogger(__name__)
 
 Fault = Literal["file", "row", "label", "annotation", "picture"]
-"""What is wrong: a file, a row of a list, its label, the annotation it names, or the picture it names."""
+"""What is wrong: a file, a row of a list, its label, the annotation it names, or the image it names."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Rejected:
     fault: Fault = "file"
 
 
-class Quarantine:
+class BadFiles:
     """The account of a pass over files: read = used + quarantined, exactly.
 
     Stops the pass when more than `share` of all its files are bad, or `patience` in a row, or, if `strict`, at the

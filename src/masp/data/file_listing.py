@@ -1,4 +1,4 @@
-"""Listing folders in an order that is the same everywhere, and naming pictures without holding them all in memory."""
+"""Listing folders in an order that is the same everywhere, and naming images without holding them all in memory."""
 
 import os
 import sys
@@ -59,7 +59,7 @@ def unreadable(path: Path, error: OSError) -> DataError:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is named like a picture that can be read."""
+    """Whether a file is named like an image that can be read."""
     return path.suffix.lower() in SUFFIXES
 
 
@@ -68,9 +68,9 @@ def images_from(
     stdin: Iterable[str] | None = None,
     lost: Callable[[str, DataError], object] | None = None,
 ) -> Iterator[Path]:
-    """Every picture that the arguments name, one by one.
+    """Every image that the arguments name, one by one.
 
-    A file stands for itself, whatever its suffix. A folder stands for the pictures below it, folder by folder, sorted.
+    A file stands for itself, whatever its suffix. A folder stands for the images below it, folder by folder, sorted.
     "@list.txt" stands for the lines of a file and "-" for the lines of standard input, each a file or a folder seen
     from the current folder; blank lines are skipped. Lines may name files that do not exist: whoever opens them finds
     out. Only the names of one folder at a time are in memory.
@@ -91,7 +91,7 @@ def images_from(
         elif text.startswith("@"):
             yield from _from_list(Path(text[1:]), lost)
         elif "://" in text:
-            raise DataError(f"{text:.200} is a URL", "a file or a folder", "Download the picture and name the file.")
+            raise DataError(f"{text:.200} is a URL", "a file or a folder", "Download the image and name the file.")
         else:
             yield from _from_argument(Path(text))
 
@@ -127,9 +127,7 @@ def _from_lines(lines: Iterable[str], lost: Callable[[str, DataError], object] |
                     raise
                 lost(name, error)
     except UnicodeDecodeError:
-        raise DataError(
-            "the list of pictures is not text", "one path per line, in UTF-8", "Save it as UTF-8."
-        ) from None
+        raise DataError("the list of images is not text", "one path per line, in UTF-8", "Save it as UTF-8.") from None
 
 
 def _expanded(path: Path) -> Iterator[Path]:
@@ -144,7 +142,7 @@ def _expanded(path: Path) -> Iterator[Path]:
 
 
 def _below(top: Path) -> Iterator[Path]:
-    """Pictures below a folder, those of a folder before those of the folders in it."""
+    """Images below a folder, those of a folder before those of the folders in it."""
     waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [(top, frozenset())]  # a folder, and those it lies in
     while waiting:
         folder, above = waiting.pop()

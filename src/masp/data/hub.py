@@ -20,15 +20,15 @@ LABELS = ("label", "labels", "emotion", "class", "category", "sentiment", "targe
 
 
 @dataclass(frozen=True)
-class Source:
+class HubSource:
     """Which data set, and which of its columns.
 
     Attributes:
         name: its name on the hub, or a folder in a shape that the package datasets knows.
-        image: the column of pictures; None: the only one that holds pictures.
+        image: the column of images; None: the only one that holds images.
         label: the column of labels; None: the only one with a fixed set of labels, else one with a usual name.
         revision: commit, tag or branch; None: the newest.
-        limit: pictures per split at most; None: all.
+        limit: images per split at most; None: all.
     """
 
     name: str
@@ -38,8 +38,8 @@ class Source:
     limit: int | None = None
 
 
-def import_dataset(source: Source, folder: Path, progress: Callable[[int], None] | None = None) -> Counter[str]:
-    """Write the pictures of a data set as they are, byte for byte, to `folder/<split>/<label>/<number>.<suffix>`.
+def import_dataset(source: HubSource, folder: Path, progress: Callable[[int], None] | None = None) -> Counter[str]:
+    """Write the images of a data set as they are, byte for byte, to `folder/<split>/<label>/<number>.<suffix>`.
 
     A data set with one split has no folder of splits. A slash of either kind in a label becomes "-". No code of the
     data set is run.
@@ -47,14 +47,14 @@ def import_dataset(source: Source, folder: Path, progress: Callable[[int], None]
     Args:
         source: the data set.
         folder: new or empty; it appears once everything is there.
-        progress: called with the number of pictures written since the last call.
+        progress: called with the number of images written since the last call.
 
     Returns:
-        Split → pictures written.
+        Split → images written.
 
     Raises:
         UsageError: the package datasets is not installed, or the folder is not empty.
-        DataError: the data set cannot be loaded, or has no pictures or no labels; a label that cannot be the name of
+        DataError: the data set cannot be loaded, or has no images or no labels; a label that cannot be the name of
             a folder; two labels, or two splits, that would share one.
     """
     splits = _loaded(source)
@@ -83,7 +83,7 @@ def import_dataset(source: Source, folder: Path, progress: Callable[[int], None]
 
 
 class _Folders:
-    """Who has which folder: two names never share one, as their pictures could not be told apart again."""
+    """Who has which folder: two names never share one, as their images could not be told apart again."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -111,7 +111,7 @@ def _folder_of(label: str) -> str:
     return label.replace("/", "-").replace("\\", "-")
 
 
-def _loaded(source: Source) -> dict[str, Any]:
+def _loaded(source: HubSource) -> dict[str, Any]:
     try:
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -127,8 +127,8 @@ def _loaded(source: Source) -> dict[str, Any]:
     }
 
 
-def _pictures(rows: Any, source: Source) -> Iterator[tuple[str, bytes]]:
-    """Label and file content of every labelled picture of a split."""
+def _pictures(rows: Any, source: HubSource) -> Iterator[tuple[str, bytes]]:
+    """Label and file content of every labelled image of a split."""
     image = _image_column(rows.features, source.image)
     label = _label_column(rows.features, source.label)
     names = _class_names(rows.features[label])
@@ -143,7 +143,7 @@ def _pictures(rows: Any, source: Source) -> Iterator[tuple[str, bytes]]:
         name = names[value] if names else str(value).strip()
         yield label_of(name), row[image]["bytes"] or Path(row[image]["path"]).read_bytes()
     if unlabelled:
-        log.warning("left out, as without a label: %s", counted(unlabelled, "picture"))
+        log.warning("left out, as without a label: %s", counted(unlabelled, "image"))
 
 
 def _class_names(feature: Any) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Opening pictures that nobody vouches for: every file becomes an RGB image or an `ImageError`, nothing else."""
+"""Opening images that nobody vouches for: every file becomes an RGB image or an `ImageError`, nothing else."""
 
 import io
 import os
@@ -24,16 +24,16 @@ _SUFFIXES_OF = {
 }
 
 FORMATS = tuple(_SUFFIXES_OF)
-"""What is read, told by the content of a file; of an animation or a collection, the first or the primary picture."""
+"""What is read, told by the content of a file; of an animation or a collection, the first or the primary image."""
 
 FORMAT_NAMES = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
 """The formats as messages name them."""
 
 SUFFIXES = frozenset(suffix for suffixes in _SUFFIXES_OF.values() for suffix in suffixes)
-"""Names under which pictures are looked for in folders."""
+"""Names under which images are looked for in folders."""
 
 UNREAD_SUFFIXES = frozenset({".tif", ".tiff"})
-"""Names of pictures that are not read: a folder of them is not an empty one."""
+"""Names of images that are not read: a folder of them is not an empty one."""
 
 _BEGINNINGS = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -54,10 +54,10 @@ SPARE = 1.5
 """How much larger than its final size a JPEG is decoded at least, where it is decoded smaller than it is."""
 
 Rounding = Literal["nearest", "down"]
-"""How the shorter side of a shrunk picture becomes a whole number of pixels."""
+"""How the shorter side of a shrunk image becomes a whole number of pixels."""
 
 MAX_PIXELS = 50_000_000
-"""Of a decoded picture, and of a file in any format but JPEG."""
+"""Of a decoded image, and of a file in any format but JPEG."""
 
 MAX_JPEG_PIXELS = 300_000_000
 """Of a JPEG, which is decoded row by row at a fraction of its size where it has more than `MAX_PIXELS`."""
@@ -84,16 +84,14 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
-_SAVE_AGAIN = "Save the picture again as JPEG or PNG."
-_TOGETHER = (
-    262_144  # greys that are scaled at a time: 2 MB for each step of the arithmetic, whatever the picture's size
-)
+_SAVE_AGAIN = "Save the image again as JPEG or PNG."
+_TOGETHER = 262_144  # greys that are scaled at a time: 2 MB for each step of the arithmetic, whatever the image's size
 
 
 def open_image(
     path: str | os.PathLike[str], longest_side: int | None = None, rounding: Rounding = "nearest"
 ) -> Image.Image:
-    """The picture in a file: upright, RGB uint8, without metadata.
+    """The image in a file: upright, RGB uint8, without metadata.
 
     Transparent parts become white; 16-bit greys are scaled to 8 bits.
 
@@ -123,7 +121,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
 
 
 def image_area(path: str | os.PathLike[str], longest_side: int | None = None, rounding: Rounding = "nearest") -> int:
-    """Pixels of the picture in a file once it is shrunk, from its header alone; 0 where that cannot be read."""
+    """Pixels of the image in a file once it is shrunk, from its header alone; 0 where that cannot be read."""
     size = image_size(path)
     if size is None:
         return 0
@@ -174,17 +172,17 @@ def _readable(content: bytes, name: str | os.PathLike[str]) -> str:
         raise ImageError(name, f"not a {FORMAT_NAMES} file", _SAVE_AGAIN)
     if kind == "HEIC" and find_spec("pillow_heif") is None:
         reason = "HEIC, and pillow-heif is not installed (pip install 'masp[heic]')"
-        raise ImageError(name, reason, "Install it, or save the picture again as JPEG.", passing=True)
+        raise ImageError(name, reason, "Install it, or save the image again as JPEG.", passing=True)
     if kind == "AVIF" and not features.check("avif"):
         reason = "AVIF, which this build of Pillow cannot read (pip install --force-reinstall pillow)"
-        raise ImageError(name, reason, "Install Pillow's own wheel, or save the picture again as JPEG.", passing=True)
+        raise ImageError(name, reason, "Install Pillow's own wheel, or save the image again as JPEG.", passing=True)
     return kind
 
 
 def _opened(file: io.BytesIO | io.BufferedReader, kind: str) -> Image.Image:
-    """A picture whose header is read. Not by `Image.open` where that refuses what is read here, or knows nothing of it.
+    """An image whose header is read. Not by `Image.open` where that refuses what is read here, or knows nothing of it.
 
-    HEIC: the primary picture, turned as the file says; Pillow's list of formats, which others use too, stays as it is.
+    HEIC: the primary image, turned as the file says; Pillow's list of formats, which others use too, stays as it is.
     """
     if kind == "JPEG":
         return JpegImagePlugin.jpeg_factory(file)
@@ -218,20 +216,20 @@ def _in_scans(content: bytes) -> bool:
 
 
 def _loaded(image: Image.Image, longest_side: int | None, rounding: Rounding) -> Image.Image:
-    """The decoded picture; a JPEG that is much larger than `longest_side` is already shrunk to it.
+    """The decoded image; a JPEG that is much larger than `longest_side` is already shrunk to it.
 
     A JPEG can be decoded at a half, a quarter or an eighth of its size, where the decoder averages blocks of pixels,
     which is several times faster than decoding all of them. `SPARE` times the final size is left, so that the filter
-    still decides what the picture looks like, but never more than `MAX_PIXELS`.
+    still decides what the image looks like, but never more than `MAX_PIXELS`.
     """
     size = _final_size(image.size, longest_side, rounding)
     drafted = None
     if size != image.size and isinstance(image, JpegImagePlugin.JpegImageFile):
-        # Other formats have drafts too: HEIC a thumbnail, which may be another picture.
+        # Other formats have drafts too: HEIC a thumbnail, which may be another image.
         width, height = _halved(image.size)
         drafted = image.draft(None, (min(round(SPARE * size[0]), width), min(round(SPARE * size[1]), height)))
     image.load()
-    # The box is the picture in the pixels of the smaller one; its last row and column may reach beyond it.
+    # The box is the image in the pixels of the smaller one; its last row and column may reach beyond it.
     return image if drafted is None else image.resize(size, Image.Resampling.LANCZOS, box=drafted[1])
 
 
@@ -243,7 +241,7 @@ def _halved(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _final_size(size: tuple[int, int], longest_side: int | None, rounding: Rounding) -> tuple[int, int]:
-    """Width and height that a picture of this size comes out with."""
+    """Width and height that an image of this size comes out with."""
     largest = max(_halved(size))
     return shrunk_size(size, largest if longest_side is None else min(longest_side, largest), rounding)
 
@@ -266,7 +264,7 @@ def _format_of_brands(brands: bytes) -> str | None:
 
 
 def suffix_of(content: bytes) -> str | None:
-    """The usual suffix for a file's content, or None where it is no picture."""
+    """The usual suffix for a file's content, or None where it is no image."""
     kind = format_of(content)
     return _SUFFIXES_OF[kind][0] if kind is not None else None
 
@@ -281,7 +279,7 @@ def _short(error: Exception) -> str:
 
 
 def read_content(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a picture's file.
+    """The bytes of an image's file.
 
     Raises:
         ImageError: it is no file, cannot be read, is empty or has more than `MAX_BYTES`.
@@ -289,7 +287,7 @@ def read_content(path: str | os.PathLike[str]) -> bytes:
     try:
         status = Path(path).stat()
         if not stat.S_ISREG(status.st_mode):
-            raise ImageError(path, "not a file", "Name a picture.")
+            raise ImageError(path, "not a file", "Name an image.")
         if status.st_size > MAX_BYTES:
             reason = f"has {status.st_size:,} bytes, at most {MAX_BYTES:,} are read"
             raise ImageError(path, reason, "Save it with stronger compression.")
@@ -312,7 +310,7 @@ def _check_pixels(name: str | os.PathLike[str], size: tuple[int, int] | None, mo
 
 def _too_many_pixels(name: str | os.PathLike[str], amount: str, most: int) -> ImageError:
     kind = " of a progressive JPEG" if most == MAX_PROGRESSIVE_PIXELS else ""
-    return ImageError(name, f"{amount} pixels, at most {most:,}{kind} are read", "Make the picture smaller.")
+    return ImageError(name, f"{amount} pixels, at most {most:,}{kind} are read", "Make the image smaller.")
 
 
 def _damaged(name: str | os.PathLike[str], how: str) -> ImageError:
@@ -357,7 +355,7 @@ def _heic_sizes(content: bytes) -> list[tuple[int, int]]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode as upright RGB uint8: transparency on white, 16-bit greys scaled, metadata left out."""
+    """An image of any mode as upright RGB uint8: transparency on white, 16-bit greys scaled, metadata left out."""
     turned = _upright(image)
     if turned.mode.startswith("I"):
         return _grey_to_rgb(turned)
@@ -375,7 +373,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(_ORIENTATION)
-    except Exception:  # metadata that cannot be read says nothing about the picture
+    except Exception:  # metadata that cannot be read says nothing about the image
         return image
     turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return image if turn is None else image.transpose(turn)
@@ -401,17 +399,17 @@ def _grey_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def shrink(image: Image.Image, longest_side: int | None, rounding: Rounding = "nearest") -> Image.Image:
-    """The picture, no longer than `longest_side` pixels on its longer side (Lanczos, as the authors' code does)."""
+    """The image, no longer than `longest_side` pixels on its longer side (Lanczos, as the authors' code does)."""
     size = shrunk_size(image.size, longest_side, rounding)
     return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def shrunk_size(size: tuple[int, int], longest_side: int | None, rounding: Rounding = "nearest") -> tuple[int, int]:
-    """Width and height of a picture of this size once its longer side has at most `longest_side` pixels.
+    """Width and height of an image of this size once its longer side has at most `longest_side` pixels.
 
     Args:
         size: width and height.
-        longest_side: of the result; None: the picture keeps its size.
+        longest_side: of the result; None: the image keeps its size.
         rounding: of the shorter side: to the nearest pixel, or down, as the authors' code does. No side becomes 0.
     """
     width, height = size

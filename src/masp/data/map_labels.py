@@ -1,4 +1,4 @@
-"""The same pictures under the labels of another taxonomy."""
+"""The same images under the labels of another taxonomy."""
 
 import logging
 from collections import Counter
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def relabelled(dataset: Dataset, taxonomy: Taxonomy) -> Dataset:
-    """The data set with labels of a taxonomy; pictures whose label has no counterpart there are left out and counted.
+    """The data set with labels of a taxonomy; images whose label has no counterpart there are left out and counted.
 
     Votes move with their labels; those without a counterpart are dropped, and the rest are shares of what is left.
 
@@ -34,7 +34,7 @@ def relabelled(dataset: Dataset, taxonomy: Taxonomy) -> Dataset:
         log.info("%s as %s: left out %s, which have no counterpart", dataset.name, taxonomy, words)
     source = taxonomy_of(dataset.labels)
 
-    def vote(label: str) -> str | None:  # people may vote for labels that no picture of the data set has
+    def vote(label: str) -> str | None:  # people may vote for labels that no image of the data set has
         return counterpart(label, source, taxonomy)
 
     splits = {

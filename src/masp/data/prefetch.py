@@ -1,4 +1,4 @@
-"""Reading pictures ahead of the computation: threads decode and preprocess, the order stays, memory is bounded."""
+"""Reading images ahead of the computation: threads decode and preprocess, the order stays, memory is bounded."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from masp.core.errors import ImageError, MaspError, UsageError
-from masp.data.bad_files import Quarantine
+from masp.data.bad_files import BadFiles
 from masp.data.images import Rounding, open_image
 
 Preprocess = Callable[[Sequence[Image.Image]], Any]
@@ -20,7 +20,7 @@ Item = tuple[int, Path]
 
 @dataclass(frozen=True)
 class Failed:
-    """A picture that could not be used.
+    """An image that could not be used.
 
     Attributes:
         index: its number among the paths.
@@ -37,14 +37,14 @@ class Failed:
 
 @dataclass(frozen=True)
 class LoadedBatch:
-    """Pictures that are ready for the backbone.
+    """Images that are ready for the backbone.
 
     Attributes:
-        indices: numbers of the good pictures among the paths, in the order of the batch.
+        indices: numbers of the good images among the paths, in the order of the batch.
         paths: their files.
-        pixels: what `preprocess` made of them; None without `preprocess` or without a good picture.
-        images: RGB pictures, where they were asked for; otherwise empty.
-        failures: the pictures of the batch that could not be used.
+        pixels: what `preprocess` made of them; None without `preprocess` or without a good image.
+        images: RGB images, where they were asked for; otherwise empty.
+        failures: the images of the batch that could not be used.
     """
 
     indices: tuple[int, ...]
@@ -56,12 +56,12 @@ class LoadedBatch:
 
 @dataclass(frozen=True)
 class Loading:
-    """How pictures are read.
+    """How images are read.
 
     Attributes:
-        preprocess: makes the backbone's tensors from RGB pictures; runs in the threads. None: pictures only.
+        preprocess: makes the backbone's tensors from RGB images; runs in the threads. None: images only.
         longest_side: see `open_image`.
-        keep_images: hand the pictures out beside what `preprocess` made of them.
+        keep_images: hand the images out beside what `preprocess` made of them.
         workers: threads; 0 reads in the caller's own. The result does not depend on it.
         ahead: batches that are read or wait to be fetched at most; None: one more than there are workers.
         rounding: see `open_image`.
@@ -82,21 +82,21 @@ def prefetch(
     workers: int = 2,
     longest_side: int | None = None,
     keep_images: bool = False,
-    quarantine: Quarantine | None = None,
+    quarantine: BadFiles | None = None,
     rounding: Rounding = "nearest",
 ) -> Iterator[LoadedBatch]:
-    """Batches of the pictures that a stream of paths names, in its order; the stream is read only a little ahead.
+    """Batches of the images that a stream of paths names, in its order; the stream is read only a little ahead.
 
-    A picture that cannot be used is missing from its batch and stands in `failures`. An error of the stream itself is
+    An image that cannot be used is missing from its batch and stands in `failures`. An error of the stream itself is
     raised after everything before it has been handed out.
 
     Args:
         paths: files; may be endless.
         preprocess: see `Loading`, as are the next three.
-        batch_size: pictures per batch.
+        batch_size: images per batch.
         workers: threads.
-        longest_side: largest side of a picture.
-        keep_images: whether batches hold their pictures.
+        longest_side: largest side of an image.
+        keep_images: whether batches hold their images.
         quarantine: the account to keep; it stops the stream when too much is bad.
         rounding: see `Loading`.
 
@@ -111,9 +111,9 @@ def prefetch(
 
 
 def prefetch_batches(
-    paths: Sequence[Path], batches: Iterable[Sequence[int]], loading: Loading, quarantine: Quarantine | None = None
+    paths: Sequence[Path], batches: Iterable[Sequence[int]], loading: Loading, quarantine: BadFiles | None = None
 ) -> Iterator[LoadedBatch]:
-    """The pictures of given batches of indices (see `sampling.Batches`), in the given order.
+    """The images of given batches of indices (see `sampling.Batches`), in the given order.
 
     Raises:
         DataError: the quarantine stopped the stream.
@@ -122,7 +122,7 @@ def prefetch_batches(
 
 
 def load(
-    chunks: Iterable[Sequence[Item]], loading: Loading, quarantine: Quarantine | None = None
+    chunks: Iterable[Sequence[Item]], loading: Loading, quarantine: BadFiles | None = None
 ) -> Iterator[LoadedBatch]:
     """A batch for every chunk of numbered files, in order.
 
@@ -196,13 +196,13 @@ def _batch(items: tuple[Item, ...], loading: Loading) -> LoadedBatch:
 
 
 def prepared(images: Sequence[Image.Image], preprocess: Preprocess) -> tuple[Any, dict[int, str]]:
-    """What preprocessing makes of pictures; those it refuses (such as 1 × 900 pixels) are left out alone.
+    """What preprocessing makes of images; those it refuses (such as 1 × 900 pixels) are left out alone.
 
     Returns:
         What it made of the others, None where there are none, and why for the place of each that was left out.
 
     Raises:
-        ValueError: it takes every picture alone and not all of them together.
+        ValueError: it takes every image alone and not all of them together.
     """
     try:
         return preprocess(images), {}
@@ -219,8 +219,8 @@ def prepared(images: Sequence[Image.Image], preprocess: Preprocess) -> tuple[Any
     return preprocess(fit) if fit else None, unfit
 
 
-def _account(batch: LoadedBatch, quarantine: Quarantine) -> None:
-    """Count a batch in the order of the stream, good pictures before bad ones of the same batch."""
+def _account(batch: LoadedBatch, quarantine: BadFiles) -> None:
+    """Count a batch in the order of the stream, good images before bad ones of the same batch."""
     quarantine.accept(len(batch.indices))
     for failed in batch.failures:
         quarantine.reject(failed.path, failed.reason)

@@ -1,4 +1,4 @@
-"""One picture with what is known about it, and the data set it belongs to."""
+"""One image with what is known about it, and the data set it belongs to."""
 
 import hashlib
 import json
@@ -67,14 +67,14 @@ class LazyExtra:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One picture.
+    """One image.
 
     Attributes:
         path: the file.
         label: class name; None where there is none.
         annotations: aspect → answer text; an aspect that is not annotated is absent.
         distribution: class name → share of the votes (they sum to 1), where the data set has votes.
-        extra: anything else the data set says, such as "valence" or, for the emoji pictures, "emoji".
+        extra: anything else the data set says, such as "valence" or, for the emoji images, "emoji".
     """
 
     path: Path
@@ -89,7 +89,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures in named splits.
+    """Images in named splits.
 
     Attributes:
         name: the name of its folder.
@@ -130,7 +130,7 @@ class Dataset:
         """SHA-256 of which files stand in which split with which label, votes, annotations and size.
 
         The same on every machine and wherever the data set lies. Contents count with their size only: reading
-        100,000 pictures to name a data set would take minutes.
+        100,000 images to name a data set would take minutes.
         """
         total = hashlib.sha256(json.dumps([self.layout, self.labels]).encode())
         for name in sorted(self.splits):

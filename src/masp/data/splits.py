@@ -24,20 +24,20 @@ _FORMAT = 1
 
 
 RUN_SPLITS = "splits.json"
-"""In the folder of a run: which picture stood in which split."""
+"""In the folder of a run: which image stood in which split."""
 
 ASPECTS_SPLITS = "splits.aspects.json"
-"""In the folder of a run of stage 2: the same of its aspects, where they were trained on pictures divided otherwise."""
+"""In the folder of a run of stage 2: the same of its aspects, where they were trained on images divided otherwise."""
 
 
 @dataclass(frozen=True)
-class Division:
+class SplitFile:
     """A split file.
 
     Attributes:
         file: the file itself.
         fingerprint: of the data set that it was written for.
-        places: split name → pictures, as seen from the data set's folder.
+        places: split name → images, as seen from the data set's folder.
     """
 
     file: Path
@@ -129,7 +129,7 @@ def _quotas(count: int, fractions: Mapping[str, float]) -> dict[str, int]:
 
 
 def split_content(dataset: Dataset) -> bytes:
-    """A split file: which picture stands in which split, for people to read and for `read_split`."""
+    """A split file: which image stands in which split, for people to read and for `read_split`."""
     splits = {
         name: [[_place(dataset, record), record.label] for record in records]
         for name, records in dataset.splits.items()
@@ -160,7 +160,7 @@ def read_split(file: Path, dataset: Dataset) -> dict[str, tuple[Record, ...]]:
     """The records of a data set in the splits that `write_split` wrote.
 
     Raises:
-        DataError: the file is not a split, or names a picture that the data set does not have.
+        DataError: the file is not a split, or names an image that the data set does not have.
     """
     known = {_place(dataset, record): record for record in dataset.records}
     splits: dict[str, tuple[Record, ...]] = {}
@@ -172,7 +172,7 @@ def read_split(file: Path, dataset: Dataset) -> dict[str, tuple[Record, ...]]:
     return splits
 
 
-def read_division(file: Path) -> Division:
+def read_division(file: Path) -> SplitFile:
     """What `write_split` wrote, without the data set.
 
     Raises:
@@ -186,10 +186,10 @@ def read_division(file: Path) -> Division:
         for name, rows in content["splits"].items()
     }
     fingerprint = content.get("fingerprint")
-    return Division(file, fingerprint if isinstance(fingerprint, str) else None, places)
+    return SplitFile(file, fingerprint if isinstance(fingerprint, str) else None, places)
 
 
-def division_in(folder: Path, fingerprint: str) -> Division | None:
+def division_in(folder: Path, fingerprint: str) -> SplitFile | None:
     """The division that a data set of this fingerprint had in the run of a folder; None where it is not there."""
     for name in (RUN_SPLITS, ASPECTS_SPLITS):
         try:
@@ -202,7 +202,7 @@ def division_in(folder: Path, fingerprint: str) -> Division | None:
 
 
 def divided_by_file(dataset: Dataset, file: Path) -> Dataset:
-    """The data set in the division that a file holds; pictures that the file does not name are left out.
+    """The data set in the division that a file holds; images that the file does not name are left out.
 
     Raises:
         DataError: as for `read_split`.
@@ -210,7 +210,7 @@ def divided_by_file(dataset: Dataset, file: Path) -> Dataset:
     splits = read_split(file, dataset)
     left_out = len(dataset.records) - sum(map(len, splits.values()))
     if left_out:
-        log.warning("%s names all pictures of %s but %d, which are left out", file, dataset.root, left_out)
+        log.warning("%s names all images of %s but %d, which are left out", file, dataset.root, left_out)
     return replace(dataset, splits=splits, split_by="file")
 
 

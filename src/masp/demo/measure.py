@@ -11,27 +11,27 @@ from masp.demo.steps import Steps
 from masp.evaluation.ablation import Table2, table2
 from masp.evaluation.aspect_quality import AspectQuality, aspect_quality
 from masp.evaluation.batches import Batching
-from masp.evaluation.explanation_metrics import Ceiling, Explanations, ceiling, measure_explanations
+from masp.evaluation.explanation_metrics import BayesAccuracy, Explanations, ceiling, measure_explanations
 from masp.predictor import Masp
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Measured:
+class DemoMeasurements:
     """The figures of the demo.
 
     Attributes:
         table: the five rows of Table 2.
-        ceiling: the best that anyone could reach on the same pictures.
+        ceiling: the best that anyone could reach on the same images.
         quality: what stage 1 reads.
-        read: pictures that `quality` was measured on.
+        read: images that `quality` was measured on.
         explanations: whether effects and heatmaps are true.
-        explained: pictures that `explanations` was measured on.
+        explained: images that `explanations` was measured on.
     """
 
     table: Table2
-    ceiling: Ceiling
+    ceiling: BayesAccuracy
     quality: tuple[AspectQuality, ...]
     read: int
     explanations: Explanations
@@ -47,25 +47,25 @@ class Measured:
         }
 
 
-def measure(full: Masp, plain: Masp, records: Sequence[Record], plan: Plan, steps: Steps) -> Measured:
-    """Measures aspects with their prompt (`full`) and the prompt trained without aspects (`plain`) on test pictures.
+def measure(full: Masp, plain: Masp, records: Sequence[Record], plan: Plan, steps: Steps) -> DemoMeasurements:
+    """Measures aspects with their prompt (`full`) and the prompt trained without aspects (`plain`) on test images.
 
     Raises:
-        DataError: a record carries no truth, or too many pictures cannot be read.
+        DataError: a record carries no truth, or too many images cannot be read.
     """
     read, explained = records[: plan.read], records[: plan.explained]
-    with steps.step("Table 2 measured", f"5 rows × {len(records):,} pictures"):
+    with steps.step("Table 2 measured", f"5 rows × {len(records):,} images"):
         table = _with(steps.counted("Table 2", len(records)), lambda how: table2(full, plain, records, plan.seed, how))
-    with steps.step("Aspects put into words", f"{len(read):,} pictures"):
+    with steps.step("Aspects put into words", f"{len(read):,} images"):
         quality = _with(
             steps.counted("aspects", len(read)),
             lambda how: aspect_quality(full.model, read, full.task.questions, how),
         )
-    with steps.step("Explanations checked", f"{len(explained):,} pictures"):
+    with steps.step("Explanations checked", f"{len(explained):,} images"):
         explanations = _with(
             steps.counted("explanations", len(explained)), lambda how: measure_explanations(full, explained, how)
         )
-    return Measured(table, ceiling(records), quality, len(read), explanations, len(explained))
+    return DemoMeasurements(table, ceiling(records), quality, len(read), explanations, len(explained))
 
 
 def _with(bar: AbstractContextManager[Callable[[int], None]], measurement: Callable[[Batching], Result]) -> Result:

@@ -1,4 +1,4 @@
-"""The pictures of the demo: the data set it draws, and six scenes that come with the package."""
+"""The images of the demo: the data set it draws, and six scenes that come with the package."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -50,14 +50,12 @@ def is_drawn(folder: Path, plan: Plan) -> bool:
     content = read_json(info) if info.is_file() else {}
     made = content.get("emoji_scenes", {}) if isinstance(content, dict) else {}
     if {key: made.get(key) for key in wanted} != wanted:
-        raise UsageError(
-            f"{folder} holds other pictures than the demo draws", "an unused folder", "Name another --out."
-        )
+        raise UsageError(f"{folder} holds other images than the demo draws", "an unused folder", "Name another --out.")
     return True
 
 
 def draw_dataset(folder: Path, plan: Plan, progress: Callable[[int], None]) -> None:
-    """Draws the plan's pictures; the folder appears when all of them are there."""
+    """Draws the plan's images; the folder appears when all of them are there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder.parent)
     write_folder(folder, lambda partial: _drawn(partial, plan, progress))

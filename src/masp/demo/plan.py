@@ -9,15 +9,15 @@ from masp.core.config import RunConfig, load_config
 
 @dataclass(frozen=True)
 class Plan:
-    """Numbers of pictures; together with the training steps in `configs/demo.yaml` they decide how long it takes.
+    """Numbers of images; together with the training steps in `configs/demo.yaml` they decide how long it takes.
 
     Attributes:
-        train: pictures to learn from.
-        val: pictures to choose the best state on.
-        test: pictures that Table 2 is measured on.
-        read: test pictures whose aspects are put into words.
-        explained: test pictures whose explanations are compared with the truth.
-        seed: of the pictures, of the untrained soft prompt and of the bootstrap.
+        train: images to learn from.
+        val: images to choose the best state on.
+        test: images that Table 2 is measured on.
+        read: test images whose aspects are put into words.
+        explained: test images whose explanations are compared with the truth.
+        seed: of the images, of the untrained soft prompt and of the bootstrap.
     """
 
     train: int = 2000
@@ -25,10 +25,10 @@ class Plan:
     test: int = 800
     read: int = 200
     explained: int = 300
-    seed: int = 1  # other pictures than those of the committed figures, which use 0
+    seed: int = 1  # other images than those of the committed figures, which use 0
 
     def splits(self) -> dict[str, int]:
-        """Pictures by split."""
+        """Images by split."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from masp.core.hardware import processor
-from masp.demo.measure import Measured
+from masp.demo.measure import DemoMeasurements
 from masp.demo.pictures import DemoPicture
 from masp.evaluation import metrics
 from masp.evaluation.ablation import Table2
@@ -55,7 +55,7 @@ class Background:
 
 
 def report_of(
-    measured: Measured,
+    measured: DemoMeasurements,
     labels: Sequence[str],
     pictures: Sequence[tuple[DemoPicture, Prediction]],
     background: Background,
@@ -74,7 +74,7 @@ def report_of(
     )
 
 
-def summary_of(measured: Measured) -> str:
+def summary_of(measured: DemoMeasurements) -> str:
     """The result in plain words, whatever it is."""
     rows = {row.name: f"{share(row.accuracy.value)}\N{NO-BREAK SPACE}%" for row in measured.table.rows}
     top = f"{share(measured.ceiling.expected)}\N{NO-BREAK SPACE}%"
@@ -110,7 +110,7 @@ def commands(out: Path) -> tuple[str, ...]:
     )
 
 
-def _ablation(measured: Measured) -> Ablation:
+def _ablation(measured: DemoMeasurements) -> Ablation:
     table = measured.table
     gains = {difference.name: difference.paired for difference in table.differences}
     return Ablation(
@@ -134,7 +134,7 @@ def _confusion(table: Table2, labels: Sequence[str]) -> Confusion:
     return Confusion(tuple(labels), tuple(map(tuple, counts)))
 
 
-def _explanations(measured: Measured) -> ExplanationTruth:
+def _explanations(measured: DemoMeasurements) -> ExplanationTruth:
     found = measured.explanations
     return ExplanationTruth(found.cause, found.pointing, found.cause_by_guess, found.pointing_by_guess)
 
@@ -148,7 +148,7 @@ def _provenance(background: Background, seed: int) -> Provenance:
         "backbone": f"{backbone['name']} ({backbone['dtype']} on {backbone['device']}), {backbone['fingerprint']}",
         "adapter": f"sha256 {adapter['tensors_sha256']}",
         "data": f"{data['name']}, sha256 {data['fingerprint']}",
-        "seeds": f"pictures and untrained prompt {seed}, {seeds}",
+        "seeds": f"images and untrained prompt {seed}, {seeds}",
         "question": known["question"],
         "machine": f"{processor()}, {platform.system()}, {os.cpu_count()} cores, {known['threads']} threads",
     }

@@ -1,4 +1,4 @@
-"""The demo from the first picture to the report; what is finished is not done again."""
+"""The demo from the first image to the report; what is finished is not done again."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from masp.core.atomic_io import write_file
 from masp.core.config import RunConfig, TrainConfig
 from masp.data.records import Dataset
 from masp.demo import pictures
-from masp.demo.measure import Measured, measure
+from masp.demo.measure import DemoMeasurements, measure
 from masp.demo.pictures import DemoPicture
 from masp.demo.plan import Plan, demo_config
 from masp.demo.report_builder import Background, loss_curve_of, report_of
@@ -47,14 +47,14 @@ class DemoResult:
         results: every figure as JSON, with what it depended on.
         adapter: aspects and soft prompt, ready for `masp predict`.
         measured: the figures.
-        predictions: of the shipped pictures.
+        predictions: of the shipped images.
         seconds: of the steps that this run did itself.
     """
 
     report: Path
     results: Path
     adapter: Path
-    measured: Measured
+    measured: DemoMeasurements
     predictions: tuple[Prediction, ...]
     seconds: float
 
@@ -67,7 +67,7 @@ def run_demo(
     Args:
         out: folder for everything; a second run in it goes on where the first one stopped.
         console: for the summary; None for standard output. Progress goes to standard error.
-        plan: how many pictures.
+        plan: how many images.
         config: the settings of both stages and the backbone; None for the demo's own.
 
     Raises:
@@ -99,7 +99,7 @@ def _dataset(folder: Path, plan: Plan, steps: Steps) -> Dataset:
     if pictures.is_drawn(folder, plan):
         steps.ready(name)
         return pictures.opened(folder)
-    with steps.step(name, f"{total:,} pictures"), steps.counted("drawing", total) as advance:
+    with steps.step(name, f"{total:,} images"), steps.counted("drawing", total) as advance:
         pictures.draw_dataset(folder, plan, advance)
     return pictures.opened(folder)
 
@@ -135,12 +135,12 @@ def _train(config: RunConfig, dataset: Dataset, backbone: Backbone, out: Path, s
 
 def _predictions(full: Masp, folder: Path, steps: Steps) -> list[tuple[DemoPicture, Prediction]]:
     shipped = pictures.demo_pictures(folder)
-    with steps.step("Shipped pictures predicted", f"{len(shipped)} pictures, with reasons"):
+    with steps.step("Shipped images predicted", f"{len(shipped)} images, with reasons"):
         return list(zip(shipped, full.predict([picture.path for picture in shipped]), strict=True))
 
 
 def _results(
-    measured: Measured, shown: Sequence[tuple[DemoPicture, Prediction]], known: dict[str, Any], steps: Steps
+    measured: DemoMeasurements, shown: Sequence[tuple[DemoPicture, Prediction]], known: dict[str, Any], steps: Steps
 ) -> bytes:
     content = {
         **measured.summary(),

@@ -58,7 +58,7 @@ class Steps:
 
     @contextmanager
     def counted(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar, and the function that moves it on by a number of pictures."""
+        """A bar, and the function that moves it on by a number of images."""
         done = 0
         with Bar(title, total) as bar:
 

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from masp.demo.measure import Measured
+from masp.demo.measure import DemoMeasurements
 from masp.demo.report_builder import BEST, commands
 from masp.report.formatting import decided, decisive, duration, share, words
 from masp.report.schema import ReportData, Sample
@@ -20,7 +20,7 @@ WIDE = 112
 """Columns from which on there is room for what a row means."""
 
 
-def show(console: Console, measured: Measured, data: ReportData, report: Path, seconds: float) -> None:
+def show(console: Console, measured: DemoMeasurements, data: ReportData, report: Path, seconds: float) -> None:
     """Prints what was found, what was seen, and where to go on."""
     pictures = len(measured.table.truth)
     _part(
@@ -73,7 +73,7 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{share(value)} %"
 
 
-def _ablation(console: Console, measured: Measured) -> Table:
+def _ablation(console: Console, measured: DemoMeasurements) -> Table:
     """Five rows, and the two lines to read them against."""
     table, top = _columns("<", "<", ">", "<", "~"), measured.ceiling.expected
     room = console.width >= WIDE

@@ -11,12 +11,12 @@ import torch
 from masp.core.atomic_io import write_file
 from masp.core.config import PromptInit
 from masp.core.errors import UsageError
-from masp.data.bad_files import Quarantine, Rejected
+from masp.data.bad_files import BadFiles, Rejected
 from masp.data.records import Record
 from masp.evaluation import metrics
 from masp.evaluation.batches import Batching, labelled, visual_batches
-from masp.evaluation.metrics import Interval, Paired
-from masp.model.masp_model import MaspModel, Use, start_prompt
+from masp.evaluation.metrics import Interval, PairedComparison
+from masp.model.masp_model import ActiveParts, MaspModel, init_soft_prompt
 from masp.model.scoring import score
 from masp.predictor import Masp
 
@@ -34,7 +34,7 @@ AGAINST = ("V", "V+S")
 
 
 @dataclass(frozen=True)
-class Row:
+class AblationResult:
     """One row: accuracy with its 95 % interval, and the predicted label of every image."""
 
     name: str
@@ -46,11 +46,11 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Difference:
+class AblationDifference:
     """`name` reads "A - B": how much more of the same images A gets right than B."""
 
     name: str
-    paired: Paired
+    paired: PairedComparison
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,15 @@ class Table2:
         quarantined: images that could not be read.
     """
 
-    rows: tuple[Row, ...]
-    differences: tuple[Difference, ...]
+    rows: tuple[AblationResult, ...]
+    differences: tuple[AblationDifference, ...]
     truth: tuple[str, ...]
     images: tuple[str, ...]
     majority: Interval
     random_seed: int
     quarantined: tuple[Rejected, ...]
 
-    def row(self, name: str) -> Row:
+    def row(self, name: str) -> AblationResult:
         """The row of this name."""
         return next(row for row in self.rows if row.name == name)
 
@@ -112,7 +112,7 @@ def table2(
     models = _models(full, without_aspects, seed)
     batching = batching or Batching(longest_side=full.task.longest_side, rounding=full.task.rounding)
     known = labelled(records, full.labels)
-    account = Quarantine(total=len(known))
+    account = BadFiles(total=len(known))
     used: list[Record] = []
     shares: dict[str, list[list[float]]] = {name: [] for name in ROWS}
     for batch, visual in visual_batches(full.backbone, known, batching, account):
@@ -160,26 +160,26 @@ def _check_pair(full: Masp, without_aspects: Masp) -> None:
         raise UsageError(problem, "V+A+S and V+S, trained on the same data set", "Train both on it.")
 
 
-def _models(full: Masp, without_aspects: Masp, seed: int) -> dict[str, tuple[MaspModel, Use]]:
+def _models(full: Masp, without_aspects: Masp, seed: int) -> dict[str, tuple[MaspModel, ActiveParts]]:
     """For each row the model and the parts of it that take part."""
     backbone, aspects, trained = full.backbone, full.model.aspects, full.model.prompt
     assert trained is not None
-    untrained = start_prompt(PromptInit(), trained.length, backbone, torch.Generator().manual_seed(seed))
+    untrained = init_soft_prompt(PromptInit(), trained.length, backbone, torch.Generator().manual_seed(seed))
     random = MaspModel(backbone, full.model.method, aspects, untrained, full.model.questions)
     names = full.task.use.aspects
     return {
-        "V": (full.model, Use((), prompt=False)),
-        "V+A": (full.model, Use(names, prompt=False)),
-        "V+S": (without_aspects.model, Use(())),
-        "V+A+rS": (random, Use(names)),
-        "V+A+S": (full.model, Use(names)),
+        "V": (full.model, ActiveParts((), prompt=False)),
+        "V+A": (full.model, ActiveParts(names, prompt=False)),
+        "V+S": (without_aspects.model, ActiveParts(())),
+        "V+A+rS": (random, ActiveParts(names)),
+        "V+A+S": (full.model, ActiveParts(names)),
     }
 
 
-def _row(name: str, shares: Sequence[Sequence[float]], truth: Sequence[str], labels: Sequence[str]) -> Row:
+def _row(name: str, shares: Sequence[Sequence[float]], truth: Sequence[str], labels: Sequence[str]) -> AblationResult:
     predicted = tuple(labels[max(range(len(row)), key=row.__getitem__)] for row in shares)
     right = [label == true for label, true in zip(predicted, truth, strict=True)]
-    return Row(
+    return AblationResult(
         name,
         ROWS[name],
         metrics.accuracy(truth, predicted),
@@ -189,12 +189,14 @@ def _row(name: str, shares: Sequence[Sequence[float]], truth: Sequence[str], lab
     )
 
 
-def _differences(rows: Sequence[Row], truth: Sequence[str], seed: int) -> tuple[Difference, ...]:
+def _differences(rows: Sequence[AblationResult], truth: Sequence[str], seed: int) -> tuple[AblationDifference, ...]:
     found = []
     for base in AGAINST:
         start = list(ROWS).index(base)
         found += [
-            Difference(f"{row.name} - {base}", metrics.compare(truth, rows[start].predicted, row.predicted, seed))
+            AblationDifference(
+                f"{row.name} - {base}", metrics.compare(truth, rows[start].predicted, row.predicted, seed)
+            )
             for row in rows[start + 1 :]
         ]
     return tuple(found)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from masp.core.errors import DataError
 from masp.core.labels import normalise_answer
 from masp.core.prompts import Questions
-from masp.data.bad_files import Quarantine
+from masp.data.bad_files import BadFiles
 from masp.data.records import Record
 from masp.evaluation import metrics
 from masp.evaluation.batches import Batching, visual_batches
 from masp.evaluation.metrics import Interval
-from masp.model.masp_model import MaspModel, Use
+from masp.model.masp_model import ActiveParts, MaspModel
 from masp.model.scoring import describe_aspects, generate
 
 LONGEST = 24
@@ -64,7 +64,7 @@ def aspect_quality(
     truth: dict[str, list[str]] = {name: [] for name in names}
     ours: dict[str, list[str]] = {name: [] for name in names}
     plain: dict[str, list[str]] = {name: [] for name in names}
-    account = Quarantine(total=len(annotated))
+    account = BadFiles(total=len(annotated))
     for batch, visual in visual_batches(model.backbone, annotated, batching or Batching(), account):
         read = describe_aspects(model, visual, questions, LONGEST)
         for name in names:
@@ -74,7 +74,7 @@ def aspect_quality(
             truth[name] += [batch[index].annotations[name] for index in known]
             ours[name] += [read[index][name] for index in known]
             seen = visual.select(known)
-            plain[name] += generate(model, seen, questions.aspect(name)[0], Use((), prompt=False), LONGEST)
+            plain[name] += generate(model, seen, questions.aspect(name)[0], ActiveParts((), prompt=False), LONGEST)
     return tuple(_quality(name, truth[name], ours[name], plain[name]) for name in names if truth[name])
 
 

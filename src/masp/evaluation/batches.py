@@ -7,7 +7,7 @@ from masp.backbones.base import Backbone
 from masp.core.errors import DataError, UsageError, did_you_mean
 from masp.core.flops import images_at_once
 from masp.core.types import VisualTokens
-from masp.data.bad_files import Quarantine
+from masp.data.bad_files import BadFiles
 from masp.data.images import Rounding
 from masp.data.prefetch import prefetch
 from masp.data.records import Record
@@ -45,7 +45,7 @@ class Batching:
 
 
 def visual_batches(
-    backbone: Backbone, records: Sequence[Record], batching: Batching, account: Quarantine
+    backbone: Backbone, records: Sequence[Record], batching: Batching, account: BadFiles
 ) -> Iterator[tuple[list[Record], VisualTokens]]:
     """The readable records with their visual tokens, batch by batch in order; the others go to the account.
 

@@ -17,7 +17,7 @@ _TOGETHER = 2_000_000  # picked images at a time: 16 MB
 
 
 @dataclass(frozen=True)
-class Draws:
+class BootstrapSamples:
     """How often images are drawn with replacement, and the seed of the draws."""
 
     count: int = 1000
@@ -25,7 +25,7 @@ class Draws:
 
 
 def bootstrap(
-    images: int, figures: Callable[[Rows], Figures], draws: Draws | None = None, biased: Collection[int] = ()
+    images: int, figures: Callable[[Rows], Figures], draws: BootstrapSamples | None = None, biased: Collection[int] = ()
 ) -> tuple[Interval, ...]:
     """Every figure with its interval; all figures are taken from the same draws.
 
@@ -42,7 +42,7 @@ def bootstrap(
     values = figures(everything[None])[:, 0].tolist()
     if images < 2:  # nothing to draw from
         return tuple(Interval(value, value, value) for value in values)
-    draws = draws or Draws()
+    draws = draws or BootstrapSamples()
 
     def statistic(rows: Int[np.ndarray, "*draws images"], axis: int) -> Float[np.ndarray, "figures *draws"]:
         return figures(rows) if rows.ndim > 1 else figures(rows[None])[:, 0]

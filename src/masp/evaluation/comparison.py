@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from masp.core.errors import DataError, UsageError
-from masp.evaluation.metrics import Paired, compare
-from masp.evaluation.result import Evaluation, Floor
-from masp.evaluation.seed_stats import Spread, spread_of
+from masp.evaluation.metrics import PairedComparison, compare
+from masp.evaluation.result import CalibrationFloor, Evaluation
+from masp.evaluation.seed_stats import SeedStats, spread_of
 
 Figure = Callable[[Evaluation], float | None]
 
@@ -30,7 +30,7 @@ FIGURES: Mapping[str, Figure] = {
 """What results are compared by, where they have it."""
 
 
-def compare_results(first: Evaluation, second: Evaluation) -> Paired:
+def compare_results(first: Evaluation, second: Evaluation) -> PairedComparison:
     """Accuracy of `second` minus that of `first`, image by image: bootstrap interval and McNemar's exact p.
 
     Raises:
@@ -52,7 +52,7 @@ def compare_results(first: Evaluation, second: Evaluation) -> Paired:
     return compare(truth, [one.predicted for one, _ in pairs], [other.predicted for _, other in pairs])
 
 
-def over_seeds(results: Sequence[Evaluation]) -> dict[str, Spread]:
+def over_seeds(results: Sequence[Evaluation]) -> dict[str, SeedStats]:
     """Mean and standard deviation of every figure that all of the results have.
 
     Raises:
@@ -74,7 +74,7 @@ def over_seeds(results: Sequence[Evaluation]) -> dict[str, Spread]:
     return found
 
 
-def _value(floor: Floor | None) -> float | None:
+def _value(floor: CalibrationFloor | None) -> float | None:
     return None if floor is None else floor.value
 
 

@@ -10,17 +10,17 @@ from masp.core.labels import spelled
 from masp.data.records import Dataset
 from masp.evaluation import metrics
 from masp.evaluation import probabilistic_metrics as of_chances
-from masp.evaluation.bootstrap import Draws, Figures, Rows, bootstrap
+from masp.evaluation.bootstrap import BootstrapSamples, Figures, Rows, bootstrap
 from masp.evaluation.metrics import Interval
-from masp.evaluation.predictions import Answered
-from masp.evaluation.result import Chances, Distribution, Evaluation, ExactMatch, LeftOut, Mode
+from masp.evaluation.predictions import LabelledPrediction
+from masp.evaluation.result import Distribution, Evaluation, ExactMatch, Mode, ProbabilisticMetrics, SkippedImage
 
 Votes = Mapping[str, Mapping[str, float]]
 """Image → label → share of the votes."""
 
 
 @dataclass(frozen=True)
-class About:
+class ResultContext:
     """What a result says beside its figures; see `Evaluation`."""
 
     system: str
@@ -29,7 +29,7 @@ class About:
     mode: Mode
     labels: tuple[str, ...]
     provenance: Mapping[str, Any]
-    quarantined: tuple[LeftOut, ...] = ()
+    quarantined: tuple[SkippedImage, ...] = ()
     unlabelled: int = 0
     unanswered: int = 0
 
@@ -39,18 +39,18 @@ class Calibration:
     """Answers on another split, to fit a temperature on."""
 
     split: str
-    answers: tuple[Answered, ...]
+    answers: tuple[LabelledPrediction, ...]
 
 
 def measured(
-    about: About,
-    answers: Sequence[Answered],
+    about: ResultContext,
+    answers: Sequence[LabelledPrediction],
     votes: Votes | None = None,
     calibration: Calibration | None = None,
-    draws: Draws | None = None,
+    draws: BootstrapSamples | None = None,
 ) -> Evaluation:
     """Every figure of the answers; there is at least one."""
-    draws = draws or Draws()
+    draws = draws or BootstrapSamples()
     truth, predicted = [a.truth for a in answers], [a.predicted for a in answers]
     labels = about.labels
     counted, macro = label_intervals(truth, predicted, labels, draws)
@@ -79,7 +79,7 @@ def measured(
     )
 
 
-def exact_match(answers: Sequence[Answered]) -> ExactMatch | None:
+def exact_match(answers: Sequence[LabelledPrediction]) -> ExactMatch | None:
     """Exact match of generated texts (paper, Preliminaries); None unless it is known of every label that is named."""
     if any(answer.exact is None and answer.predicted is not None for answer in answers):
         return None
@@ -91,7 +91,7 @@ def exact_match(answers: Sequence[Answered]) -> ExactMatch | None:
 
 
 def label_intervals(
-    truth: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str], draws: Draws | None = None
+    truth: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str], draws: BootstrapSamples | None = None
 ) -> tuple[Interval, Interval]:
     """Accuracy and macro-F1 with bootstrap intervals."""
     width = len(labels) + 1
@@ -118,12 +118,15 @@ def votes_of(dataset: Dataset, split: str) -> Votes:
 
 
 def _chances(
-    answers: Sequence[Answered], labels: Sequence[str], calibration: Calibration | None, draws: Draws
-) -> Chances | None:
+    answers: Sequence[LabelledPrediction],
+    labels: Sequence[str],
+    calibration: Calibration | None,
+    draws: BootstrapSamples,
+) -> ProbabilisticMetrics | None:
     logs, truth = of_chances.log_table(answers, labels)
     if not len(logs):
         return None
-    found = of_chances.chances(logs, truth, draws)
+    found = of_chances.probabilistic_metrics(logs, truth, draws)
     if calibration is None:
         return found
     fitted_on = of_chances.log_table(calibration.answers, labels)
@@ -133,7 +136,7 @@ def _chances(
 
 
 def _distribution(
-    answers: Sequence[Answered], labels: Sequence[str], votes: Votes, draws: Draws
+    answers: Sequence[LabelledPrediction], labels: Sequence[str], votes: Votes, draws: BootstrapSamples
 ) -> Distribution | None:
     rows = [(answer, _shares(votes[answer.image], labels)) for answer in answers if answer.image in votes]
     usable = [

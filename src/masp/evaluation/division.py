@@ -18,7 +18,7 @@ def as_trained(dataset: Dataset, adapter: Path, task: str | None = None) -> Data
     """The data set in the division of the adapter's run, where the run divided this very data set otherwise.
 
     What counts is the last stage that was trained. Where its division cannot be known, and where the aspects learned
-    from pictures that are a test here, there is a warning.
+    from images that are a test here, there is a warning.
 
     Args:
         dataset: as it was opened.
@@ -53,7 +53,7 @@ def as_trained(dataset: Dataset, adapter: Path, task: str | None = None) -> Data
 
 
 def _divided(dataset: Dataset, record: DataRecord, folder: Path) -> Dataset:
-    """The data set as the run divided it; as it is where it is like that, or where the run knows other pictures."""
+    """The data set as the run divided it; as it is where it is like that, or where the run knows other images."""
     if dataset.fingerprint() == record.fingerprint:
         return dataset
     division = division_in(folder, record.fingerprint)
@@ -70,9 +70,9 @@ def _divided(dataset: Dataset, record: DataRecord, folder: Path) -> Dataset:
 
 
 def _learned_more(dataset: Dataset, record: DataRecord, folder: Path) -> bool:
-    """Whether a stage learned from pictures that are further from training here; yes where nobody knows.
+    """Whether a stage learned from images that are further from training here; yes where nobody knows.
 
-    Pictures are known by their places. These say nothing where both data sets have some that the other lacks.
+    Images are known by their places. These say nothing where both data sets have some that the other lacks.
     """
     division = division_in(folder, record.fingerprint)
     if division is None:

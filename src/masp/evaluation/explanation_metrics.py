@@ -12,7 +12,7 @@ import torch
 
 from masp.core.errors import DataError
 from masp.core.types import VisualTokens
-from masp.data.bad_files import Quarantine
+from masp.data.bad_files import BadFiles
 from masp.data.records import Record
 from masp.evaluation import metrics
 from masp.evaluation.batches import Batching, labelled, visual_batches
@@ -22,12 +22,12 @@ from masp.model.scoring import score
 from masp.predictor import Masp
 
 PLACED = ("facial_expression", "object", "scene", "human_action")
-"""Aspects whose cue lies somewhere on the picture; brightness and colorfulness are everywhere."""
+"""Aspects whose cue lies somewhere on the image; brightness and colorfulness are everywhere."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known of one made picture.
+    """What is known of one made image.
 
     Attributes:
         cause: the aspect that did most for the drawn label.
@@ -41,7 +41,7 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Ceiling:
+class BayesAccuracy:
     """The best that anyone could reach where labels are drawn by chance.
 
     Attributes:
@@ -73,8 +73,8 @@ class Explanations:
 
 
 @dataclass(frozen=True)
-class Explained:
-    """One picture: its truth, and what the model said. `peaks` holds the aspect found under each heatmap's maximum."""
+class ExplainedImage:
+    """One image: its truth, and what the model said. `peaks` holds the aspect found under each heatmap's maximum."""
 
     truth: Truth
     label: str
@@ -84,7 +84,7 @@ class Explained:
 
 
 def truth_of(record: Record) -> Truth:
-    """What is known of a made picture.
+    """What is known of a made image.
 
     Raises:
         DataError: the record carries no such truth.
@@ -97,12 +97,12 @@ def truth_of(record: Record) -> Truth:
         chances = {str(label): float(p) for label, p in known["probabilities"].items()}
         return Truth(str(known["cause"]), cells, chances)
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
-        expected = "the truth that `masp data make` writes beside each picture"
+        expected = "the truth that `masp data make` writes beside each image"
         raise DataError(f"{record.path} does not say what caused its label ({error})", expected) from None
 
 
-def ceiling(records: Sequence[Record]) -> Ceiling:
-    """The best accuracy that anyone could reach on made pictures.
+def ceiling(records: Sequence[Record]) -> BayesAccuracy:
+    """The best accuracy that anyone could reach on made images.
 
     Raises:
         DataError: a record carries no truth.
@@ -110,11 +110,13 @@ def ceiling(records: Sequence[Record]) -> Ceiling:
     chances = [truth_of(record).probabilities for record in records]
     best = [max(table, key=lambda label, table=table: table[label]) for table in chances]
     hits = sum(label == record.label for label, record in zip(best, records, strict=True))
-    return Ceiling(sum(max(table.values()) for table in chances) / len(chances), metrics.share(hits, len(records)))
+    return BayesAccuracy(
+        sum(max(table.values()) for table in chances) / len(chances), metrics.share(hits, len(records))
+    )
 
 
 def measure_explanations(masp: Masp, records: Sequence[Record], batching: Batching | None = None) -> Explanations:
-    """Compares effects and heatmaps with the truth of made pictures.
+    """Compares effects and heatmaps with the truth of made images.
 
     Raises:
         DataError: a record carries no truth, or too many images cannot be read.
@@ -123,14 +125,14 @@ def measure_explanations(masp: Masp, records: Sequence[Record], batching: Batchi
     batching = batching or Batching(longest_side=masp.task.longest_side, rounding=masp.task.rounding)
     masp.model.aspect_module()
     known = labelled(records, masp.labels)
-    found: list[Explained] = []
-    for batch, visual in visual_batches(masp.backbone, known, batching, Quarantine(total=len(known))):
+    found: list[ExplainedImage] = []
+    for batch, visual in visual_batches(masp.backbone, known, batching, BadFiles(total=len(known))):
         found += _explained(masp, batch, visual)
     return agreement(found)
 
 
-def agreement(found: Sequence[Explained]) -> Explanations:
-    """The figures over pictures that were explained."""
+def agreement(found: Sequence[ExplainedImage]) -> Explanations:
+    """The figures over images that were explained."""
     right = [one for one in found if one.predicted == one.label]
     causes = Counter(one.truth.cause for one in right)
     hits = sum(one.strongest == one.truth.cause for one in right)
@@ -165,7 +167,7 @@ def _covered(truth: Truth, aspect: str) -> float:
 
 
 @torch.no_grad()
-def _explained(masp: Masp, batch: Sequence[Record], visual: VisualTokens) -> list[Explained]:
+def _explained(masp: Masp, batch: Sequence[Record], visual: VisualTokens) -> list[ExplainedImage]:
     model, task = masp.model, masp.task
     names = taking_part(model, task.use)
     log_p = score(model, visual, task.question, task.labels, task.use)
@@ -179,5 +181,5 @@ def _explained(masp: Masp, batch: Sequence[Record], visual: VisualTokens) -> lis
         drawn = dict(zip(names, maps[index].tolist(), strict=True)) if maps is not None else {}
         peaks = {name: aspect_under_peak(drawn[name], truth.cells) for name in PLACED if name in drawn}
         label = task.labels[int(best[index])]
-        found.append(Explained(truth, record.label or "", label, names[strongest[index]], peaks))
+        found.append(ExplainedImage(truth, record.label or "", label, names[strongest[index]], peaks))
     return found

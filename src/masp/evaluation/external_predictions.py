@@ -7,9 +7,9 @@ from pathlib import Path, PurePosixPath
 from masp.core.atomic_io import digest
 from masp.core.errors import DataError, UsageError
 from masp.data.records import Dataset, Record
-from masp.evaluation.compute_metrics import About, Calibration, measured, votes_of
+from masp.evaluation.compute_metrics import Calibration, ResultContext, measured, votes_of
 from masp.evaluation.facts import data_facts, when
-from masp.evaluation.predictions import Answered, Foreign, read_foreign
+from masp.evaluation.predictions import ExternalLine, LabelledPrediction, read_foreign
 from masp.evaluation.result import Evaluation, Mode, write_result
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def evaluate_predictions(
         todo = "Add them, or count them as wrong with --allow-missing."
         raise DataError(f"{file} does not name {len(missing)} of {len(records)} images ({listed})", "all", todo)
     found = measured(
-        About(
+        ResultContext(
             system=name or file.stem,
             dataset=dataset.name,
             split=split,
@@ -76,14 +76,14 @@ def evaluate_predictions(
     return found
 
 
-def _by_image(file: Path, rows: Sequence[Foreign], dataset: Dataset) -> dict[str, Foreign]:
+def _by_image(file: Path, rows: Sequence[ExternalLine], dataset: Dataset) -> dict[str, ExternalLine]:
     """The rows by the images of the data set that they are about.
 
     Raises:
         DataError: an image that the data set does not have, or one under two names.
     """
     known = {dataset.place(record.path) for record in dataset.records}
-    found: dict[str, Foreign] = {}
+    found: dict[str, ExternalLine] = {}
     for row in rows:
         place = _place(row.image, dataset)
         if place not in known:
@@ -112,7 +112,7 @@ def _place(image: str, dataset: Dataset) -> str:
     return path.as_posix()
 
 
-def _check_truth(file: Path, rows: Mapping[str, Foreign], dataset: Dataset) -> None:
+def _check_truth(file: Path, rows: Mapping[str, ExternalLine], dataset: Dataset) -> None:
     """Makes sure that the file was made for these labels.
 
     Raises:
@@ -126,8 +126,8 @@ def _check_truth(file: Path, rows: Mapping[str, Foreign], dataset: Dataset) -> N
 
 
 def _answers(
-    rows: Mapping[str, Foreign], records: Sequence[Record], dataset: Dataset
-) -> tuple[list[Answered], list[str]]:
+    rows: Mapping[str, ExternalLine], records: Sequence[Record], dataset: Dataset
+) -> tuple[list[LabelledPrediction], list[str]]:
     """An answer for every record, and the images that have none."""
     answers, missing = [], []
     for record in records:
@@ -135,21 +135,21 @@ def _answers(
         row = rows.get(place)
         if row is None:
             missing.append(place)
-            answers.append(Answered(place, record.label or "", None))
+            answers.append(LabelledPrediction(place, record.label or "", None))
         else:
             exact = None if row.answer is None or not row.from_text else row.answer.strip() == row.predicted
             said = (row.predicted, row.log_probabilities, row.answer)
-            answers.append(Answered(place, record.label or "", *said, exact))
+            answers.append(LabelledPrediction(place, record.label or "", *said, exact))
     return answers, missing
 
 
-def _mode(rows: Mapping[str, Foreign], records: Sequence[Record], dataset: Dataset) -> Mode:
+def _mode(rows: Mapping[str, ExternalLine], records: Sequence[Record], dataset: Dataset) -> Mode:
     """How the labels were read: `generate` where the text named every one of them, not where it only stands beside."""
     named = [rows[place] for record in records if (place := dataset.place(record.path)) in rows]
     return "generate" if named and all(row.from_text for row in named) else "score"
 
 
-def _calibration(rows: Mapping[str, Foreign], dataset: Dataset) -> Calibration | None:
+def _calibration(rows: Mapping[str, ExternalLine], dataset: Dataset) -> Calibration | None:
     """What the file says about the validation split; None where it does not say all of it."""
     records = [record for record in dataset.splits.get(CALIBRATION, ()) if record.label is not None]
     answers, missing = _answers(rows, records, dataset)

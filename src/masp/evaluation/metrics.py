@@ -40,7 +40,7 @@ class ClassFigures:
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedComparison:
     """Accuracy of `second` minus that of `first` on the same examples: 95 % bootstrap interval and exact p.
 
     Of single runs p is McNemar's, of several seeds that of the sign-flip test. `only_first` and `only_second` count the
@@ -138,7 +138,7 @@ def compare(
     second: Sequence[str | None],
     seed: int = 0,
     draws: int = 10_000,
-) -> Paired:
+) -> PairedComparison:
     """Compares two prediction vectors of the same examples; see `compare_seeds`."""
     return compare_seeds(truth, [first], [second], seed, draws)
 
@@ -149,7 +149,7 @@ def compare_seeds(
     second: Sequence[Sequence[str | None]],
     seed: int = 0,
     draws: int = 10_000,
-) -> Paired:
+) -> PairedComparison:
     """Compares two systems, each with one prediction vector for every training seed, on the same examples.
 
     An example counts with the share of a system's seeds that got it right. So the difference is that of the mean
@@ -175,7 +175,7 @@ def compare_seeds(
     sizes = Counter(np.abs(gains[gains != 0]).tolist())
     alike = len(sizes) < 2  # all differences have one size
     p_value = mcnemar(only_first, only_second) if alike else sign_flip(sizes, int(gains.sum()))
-    return Paired(found.value, found.low, found.high, p_value, only_first, only_second)
+    return PairedComparison(found.value, found.low, found.high, p_value, only_first, only_second)
 
 
 def mean_share(parts: Sequence[int], whole: int, seed: int = 0, draws: int = 10_000) -> Interval:

@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from masp.baselines.base import Said, System
+from masp.baselines.base import System, SystemPrediction
 from masp.core.errors import UsageError, shown
-from masp.data.bad_files import Quarantine
+from masp.data.bad_files import BadFiles
 from masp.data.prefetch import LoadedBatch
 from masp.data.records import Dataset, Record
 from masp.evaluation.batches import Batching, labelled
-from masp.evaluation.predictions import LOWEST, Answered
+from masp.evaluation.predictions import LOWEST, LabelledPrediction
 from masp.evaluation.processes import shared_batches
-from masp.evaluation.result import LeftOut
-from masp.evaluation.resume_log import Asked, Journal
+from masp.evaluation.result import SkippedImage
+from masp.evaluation.resume_log import LoggedAnswer, ResumeLog
 from masp.training.distributed import Processes, launched
 
 
 @dataclass(frozen=True)
-class Heard:
+class SplitPredictions:
     """All that a system said about one split.
 
     Attributes:
@@ -32,15 +32,15 @@ class Heard:
         seconds: spent on it, interrupted parts included.
     """
 
-    answers: tuple[Answered, ...]
-    left_out: tuple[LeftOut, ...]
+    answers: tuple[LabelledPrediction, ...]
+    left_out: tuple[SkippedImage, ...]
     unlabelled: int
     seconds: float
 
 
 def ask(
     system: System, dataset: Dataset, split: str, batching: Batching, keep: tuple[Path, str] | None = None
-) -> Heard:
+) -> SplitPredictions:
     """Asks a system about every labelled image of a split, once.
 
     Args:
@@ -58,12 +58,12 @@ def ask(
     records = dataset.split(split)
     known = labelled(records, system.labels)
     size = batching.size_on(system.backbone)
-    asked: list[Asked] = []
+    asked: list[LoggedAnswer] = []
     processes = launched(system.backbone.device, system.backbone.sharded)
     with processes.guarded(), ExitStack() as stack:
-        journal = stack.enter_context(Journal(*keep)) if keep and processes.main else None
-        account = Quarantine(total=len(known))
-        before = processes.first(lambda: _before(journal, dataset, known, size))
+        journal = stack.enter_context(ResumeLog(*keep)) if keep and processes.main else None
+        account = BadFiles(total=len(known))
+        before = processes.on_main(lambda: _before(journal, dataset, known, size))
         for one in chain(before, _fresh(system, dataset, known, batching, len(before), processes)):
             account.accept(len(one.answers))
             for bad in one.left_out:
@@ -73,7 +73,7 @@ def ask(
             _tell(batching, one)
             asked.append(one)
         account.finish()
-    return Heard(
+    return SplitPredictions(
         tuple(answer for one in asked for answer in one.answers),
         tuple(bad for one in asked for bad in one.left_out),
         len(records) - len(known),
@@ -81,7 +81,9 @@ def ask(
     )
 
 
-def _before(journal: Journal | None, dataset: Dataset, known: Sequence[Record], size: int) -> tuple[Asked, ...]:
+def _before(
+    journal: ResumeLog | None, dataset: Dataset, known: Sequence[Record], size: int
+) -> tuple[LoggedAnswer, ...]:
     """The batches in the journal, as far as they are these batches."""
     if journal is None:
         return ()
@@ -95,31 +97,33 @@ def _before(journal: Journal | None, dataset: Dataset, known: Sequence[Record], 
 
 def _fresh(
     system: System, dataset: Dataset, known: Sequence[Record], batching: Batching, done: int, processes: Processes
-) -> Iterator[Asked]:
+) -> Iterator[LoggedAnswer]:
     """The batches after the first `done` ones; the seconds of one are its share of the time that all processes took."""
     rest = known[done * batching.size_on(system.backbone) :]
     started = time.perf_counter()
 
-    def answer(batch: LoadedBatch) -> Asked:
+    def answer(batch: LoadedBatch) -> LoggedAnswer:
         nonlocal started
         answers = _answers(system, dataset, [rest[index] for index in batch.indices], batch)
-        bad = tuple(LeftOut(dataset.place(failed.path), failed.reason) for failed in batch.failures)
+        bad = tuple(SkippedImage(dataset.place(failed.path), failed.reason) for failed in batch.failures)
         since, started = started, time.perf_counter()
-        return Asked(answers, bad, (started - since) / processes.count)
+        return LoggedAnswer(answers, bad, (started - since) / processes.count)
 
     return shared_batches(system.backbone, [record.path for record in rest], batching, answer, processes)
 
 
-def _answers(system: System, dataset: Dataset, records: Sequence[Record], batch: LoadedBatch) -> tuple[Answered, ...]:
+def _answers(
+    system: System, dataset: Dataset, records: Sequence[Record], batch: LoadedBatch
+) -> tuple[LabelledPrediction, ...]:
     if not records:
         return ()
     backbone = system.backbone
-    said = system.answer(backbone.visual_tokens(batch.pixels.to(backbone.device)))
+    said = system.predict(backbone.visual_tokens(batch.pixels.to(backbone.device)))
     rows = zip(records, said, strict=True)
     return tuple(_answered(dataset.place(record.path), record.label or "", one, system.labels) for record, one in rows)
 
 
-def _answered(image: str, truth: str, said: Said, labels: Sequence[str]) -> Answered:
+def _answered(image: str, truth: str, said: SystemPrediction, labels: Sequence[str]) -> LabelledPrediction:
     """What was said, once it is certain that it can be measured.
 
     Raises:
@@ -132,9 +136,9 @@ def _answered(image: str, truth: str, said: Said, labels: Sequence[str]) -> Answ
         if set(logs) != set(labels) or not abs(sum(map(math.exp, logs.values())) - 1) < 1e-3:
             raise UsageError(f"the system gives {image} the log-probabilities {shown(dict(logs))}", "all, normalised")
         logs = {label: max(LOWEST, logs[label]) for label in labels}
-    return Answered(image, truth, said.predicted, logs, said.answer, said.exact)
+    return LabelledPrediction(image, truth, said.predicted, logs, said.answer, said.exact)
 
 
-def _tell(batching: Batching, one: Asked) -> None:
+def _tell(batching: Batching, one: LoggedAnswer) -> None:
     if batching.progress is not None:
         batching.progress(len(one.answers) + len(one.left_out))

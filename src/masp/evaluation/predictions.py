@@ -26,7 +26,7 @@ _LONGEST_LINE = 1_048_576
 
 
 @dataclass(frozen=True)
-class Answered:
+class LabelledPrediction:
     """One image, its label and what a system said.
 
     Attributes:
@@ -59,7 +59,7 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ExternalLine:
     """One line of a file that may come from anywhere.
 
     Attributes:
@@ -81,7 +81,7 @@ class Foreign:
     from_text: bool
 
 
-def write_predictions(file: Path, answers: Iterable[Answered]) -> None:
+def write_predictions(file: Path, answers: Iterable[LabelledPrediction]) -> None:
     """Writes a line for every answer, in their order: the same answers give the same bytes.
 
     Raises:
@@ -90,12 +90,12 @@ def write_predictions(file: Path, answers: Iterable[Answered]) -> None:
     write_file(file, content_of(answers))
 
 
-def content_of(answers: Iterable[Answered]) -> bytes:
+def content_of(answers: Iterable[LabelledPrediction]) -> bytes:
     """All that `write_predictions` writes."""
     return "".join(line_of(answer) for answer in answers).encode()
 
 
-def line_of(answer: Answered) -> str:
+def line_of(answer: LabelledPrediction) -> str:
     """An answer as a line of the file; what nobody looked at is not in it."""
     content = asdict(answer)
     if answer.exact is None:
@@ -103,7 +103,7 @@ def line_of(answer: Answered) -> str:
     return json.dumps(content, allow_nan=False) + "\n"
 
 
-def read_predictions(file: Path) -> tuple[Answered, ...]:
+def read_predictions(file: Path) -> tuple[LabelledPrediction, ...]:
     """What `write_predictions` wrote, value for value.
 
     Raises:
@@ -115,11 +115,11 @@ def read_predictions(file: Path) -> tuple[Answered, ...]:
         if not known or not isinstance(content["image"], str) or not isinstance(content["truth"], str):
             expected = "image and truth as text, beside predicted, log_probabilities and answer"
             raise DataError(f"{file}, line {number} holds {', '.join(content)}", expected, "Measure it again.")
-        answers.append(Answered(**content))
+        answers.append(LabelledPrediction(**content))
     return tuple(answers)
 
 
-def read_foreign(file: Path, labels: Sequence[str]) -> tuple[Foreign, ...]:
+def read_foreign(file: Path, labels: Sequence[str]) -> tuple[ExternalLine, ...]:
     """The predictions of any system, in the spelling of a label set.
 
     A line needs `image`, and one of `predicted`, `log_probabilities`, `probabilities` and `answer`. Where `predicted`
@@ -129,7 +129,7 @@ def read_foreign(file: Path, labels: Sequence[str]) -> tuple[Foreign, ...]:
     Raises:
         DataError: a line that cannot be used, an image that occurs twice, or a label outside the set.
     """
-    rows: list[Foreign] = []
+    rows: list[ExternalLine] = []
     seen: dict[str, int] = {}
     for number, content in _lines(file):
         row = _foreign(f"{file}, line {number}", number, content, labels)
@@ -169,7 +169,7 @@ def _object(line: str, where: str) -> dict[str, Any]:
     return content
 
 
-def _foreign(where: str, number: int, content: dict[str, Any], labels: Sequence[str]) -> Foreign:
+def _foreign(where: str, number: int, content: dict[str, Any], labels: Sequence[str]) -> ExternalLine:
     image, answer = content.get("image"), content.get("answer")
     if not isinstance(image, str) or not image:
         raise DataError(f"{where}: the image is {shown(image)}", "its file, as seen from the data set's folder")
@@ -187,7 +187,7 @@ def _foreign(where: str, number: int, content: dict[str, Any], labels: Sequence[
         raise DataError(f"{where} says nothing about {image}", expected, "See docs/results.md.")
     from_text = logs is None and answer is not None and predicted == parse(answer, labels)
     truth = _label(content.get("truth"), "truth", where, labels)
-    return Foreign(number, image, predicted, logs, answer, truth, from_text)
+    return ExternalLine(number, image, predicted, logs, answer, truth, from_text)
 
 
 def _label(name: object, key: str, where: str, labels: Sequence[str]) -> str | None:

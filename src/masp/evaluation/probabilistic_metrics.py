@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from masp.evaluation.bootstrap import Draws, Figures, Rows, bootstrap, means_of
+from masp.evaluation.bootstrap import BootstrapSamples, Figures, Rows, bootstrap, means_of
 from masp.evaluation.metrics import Interval, bin_of
-from masp.evaluation.predictions import Answered
-from masp.evaluation.result import Bin, Calibrated, Chances, Distribution, Floor, RiskCoverage
+from masp.evaluation.predictions import LabelledPrediction
+from masp.evaluation.result import Bin, Calibrated, CalibrationFloor, Distribution, ProbabilisticMetrics, RiskCoverage
 
 BINS = 15
 POINTS = 100
@@ -24,29 +24,31 @@ Logs = Float[np.ndarray, "images labels"]
 Truth = Int[np.ndarray, " images"]
 
 
-def log_table(answers: Sequence[Answered], labels: Sequence[str]) -> tuple[Logs, Truth]:
+def log_table(answers: Sequence[LabelledPrediction], labels: Sequence[str]) -> tuple[Logs, Truth]:
     """Log-probabilities and number of the true label, of the answers that have log-probabilities."""
     rows = [(a.log_probabilities, labels.index(a.truth)) for a in answers if a.log_probabilities is not None]
     logs = np.array([[table[label] for label in labels] for table, _ in rows], dtype=float)
     return logs.reshape(len(rows), len(labels)), np.array([true for _, true in rows], dtype=int)
 
 
-def chances(logs: Logs, truth: Truth, draws: Draws | None = None) -> Chances:
+def probabilistic_metrics(logs: Logs, truth: Truth, draws: BootstrapSamples | None = None) -> ProbabilisticMetrics:
     """All figures of log-probabilities; there is at least one image."""
     nll, brier, error = proper_scores(logs, truth, draws)
-    return Chances(
+    return ProbabilisticMetrics(
         images=len(logs),
         top2=top2(logs, truth, draws) if logs.shape[1] > 2 else None,
         negative_log_likelihood=nll,
         brier=brier,
         calibration_error=error,
-        calibration_floor=calibration_floor(logs, seed=(draws or Draws()).seed),
+        calibration_floor=calibration_floor(logs, seed=(draws or BootstrapSamples()).seed),
         reliability=reliability(logs, truth),
         risk_coverage=risk_coverage(logs, truth, draws),
     )
 
 
-def proper_scores(logs: Logs, truth: Truth, draws: Draws | None = None) -> tuple[Interval, Interval, Interval]:
+def proper_scores(
+    logs: Logs, truth: Truth, draws: BootstrapSamples | None = None
+) -> tuple[Interval, Interval, Interval]:
     """Negative log-likelihood in nats, Brier score (0 to 2) and expected calibration error, with their intervals."""
     shares, right = np.exp(logs), _right(logs, truth)
     wanted = np.eye(logs.shape[1])[truth]
@@ -63,7 +65,7 @@ def proper_scores(logs: Logs, truth: Truth, draws: Draws | None = None) -> tuple
     return nll, brier, error
 
 
-def calibration_floor(logs: Logs, draws: int = SIMULATED, seed: int = 0) -> Floor:
+def calibration_floor(logs: Logs, draws: int = SIMULATED, seed: int = 0) -> CalibrationFloor:
     """The expected calibration error that a perfectly calibrated system with these confidences would show.
 
     It is right about image i with the probability c_i that it names, its confidence. So y_i, 1 where it is right and
@@ -82,10 +84,10 @@ def calibration_floor(logs: Logs, draws: int = SIMULATED, seed: int = 0) -> Floo
     place = bin_of(sure, BINS)
     gaps = [np.bincount(place, sure - (dice.random(len(sure)) < sure), BINS) for _ in range(draws)]
     errors = np.abs(gaps).sum(axis=1) / len(sure)
-    return Floor(float(errors.mean()), float(errors.std(ddof=1)))
+    return CalibrationFloor(float(errors.mean()), float(errors.std(ddof=1)))
 
 
-def top2(logs: Logs, truth: Truth, draws: Draws | None = None) -> Interval:
+def top2(logs: Logs, truth: Truth, draws: BootstrapSamples | None = None) -> Interval:
     """Share whose true label is among the two most probable; of equal ones the first labels count."""
     best = np.argsort(-logs, axis=1, kind="stable")[:, :2]
     return _mean((best == truth[:, None]).any(axis=1)[:, None], draws)[0]
@@ -101,7 +103,7 @@ def reliability(logs: Logs, truth: Truth) -> tuple[Bin, ...]:
     return tuple(Bin(index / BINS, *row) for index, row in enumerate(rows))
 
 
-def risk_coverage(logs: Logs, truth: Truth, draws: Draws | None = None) -> RiskCoverage:
+def risk_coverage(logs: Logs, truth: Truth, draws: BootstrapSamples | None = None) -> RiskCoverage:
     """Risk at every coverage, the most confident images first, and its mean over all coverages.
 
     Images of equal confidence have no order: each counts with the share of them that is wrong, so that the curve does
@@ -168,7 +170,7 @@ def calibrated(
     split: str,
     logs: Logs,
     truth: Truth,
-    draws: Draws | None = None,
+    draws: BootstrapSamples | None = None,
 ) -> Calibrated:
     """The figures of one split after a temperature was fitted on another."""
     chosen = temperature(*fitted_on)
@@ -184,12 +186,14 @@ def calibrated(
         negative_log_likelihood=nll,
         brier=brier,
         calibration_error=error,
-        calibration_floor=calibration_floor(after, seed=(draws or Draws()).seed),
+        calibration_floor=calibration_floor(after, seed=(draws or BootstrapSamples()).seed),
         reliability=reliability(after, truth),
     )
 
 
-def distribution(logs: Logs, votes: Float[np.ndarray, "images labels"], draws: Draws | None = None) -> Distribution:
+def distribution(
+    logs: Logs, votes: Float[np.ndarray, "images labels"], draws: BootstrapSamples | None = None
+) -> Distribution:
     """Distance of the probabilities from the votes; both sum to 1 in every row, and there is at least one row."""
     from scipy.special import rel_entr
 
@@ -205,6 +209,6 @@ def _right(logs: Logs, truth: Truth) -> Bool[np.ndarray, " images"]:
     return logs.argmax(axis=1) == truth
 
 
-def _mean(columns: np.ndarray, draws: Draws | None) -> tuple[Interval, ...]:
+def _mean(columns: np.ndarray, draws: BootstrapSamples | None) -> tuple[Interval, ...]:
     columns = columns.astype(float)
     return bootstrap(len(columns), lambda rows: means_of(columns, rows).T, draws)

@@ -36,7 +36,7 @@ def provenance(masp: Masp, dataset: Dataset | None = None, split: str | None = N
 
 def of_system(system: System, dataset: Dataset, split: str, batching: Batching) -> dict[str, Any]:
     """All that the answers of a system on a split depend on."""
-    said = dict(system.describe())
+    said = dict(system.config())
     adapter = said.pop("adapter", None)
     return {
         "system": said,
@@ -65,7 +65,7 @@ def backbone_facts(backbone: Backbone) -> dict[str, Any]:
         "family": backbone.family,
         "fingerprint": backbone.fingerprint(),
         "hashes": dict(backbone.hashes()),
-        "dtype": backbone.number_format,
+        "dtype": backbone.weight_dtype,
         "device": str(backbone.device),
         "image_transform": backbone.image_transform,
     }

@@ -14,7 +14,7 @@ from masp.core.atomic_io import digest, write_file
 from masp.core.errors import DataError
 from masp.data.records import read_json
 from masp.evaluation.metrics import ClassFigures, Interval
-from masp.evaluation.predictions import PREDICTIONS, Answered, content_of, read_predictions, write_predictions
+from masp.evaluation.predictions import PREDICTIONS, LabelledPrediction, content_of, read_predictions, write_predictions
 
 SUMMARY = "summary.json"
 """The result in its folder."""
@@ -28,7 +28,7 @@ Mode = Literal["score", "generate"]
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class SkippedImage:
     """An image of the split that could not be read; `image` is the file, as seen from the data set's folder."""
 
     image: str
@@ -53,7 +53,7 @@ class Bin:
 
 
 @dataclass(frozen=True)
-class Floor:
+class CalibrationFloor:
     """The expected calibration error of a perfectly calibrated system that is as sure of as many images.
 
     Such a system is right as often as it says, but only in the long run. On a number of images chance alone leaves a
@@ -113,7 +113,7 @@ class Calibrated:
     negative_log_likelihood: Interval
     brier: Interval
     calibration_error: Interval
-    calibration_floor: Floor | None = field(default=None, kw_only=True)
+    calibration_floor: CalibrationFloor | None = field(default=None, kw_only=True)
     reliability: tuple[Bin, ...]
 
 
@@ -132,7 +132,7 @@ class ExactMatch:
 
 
 @dataclass(frozen=True)
-class Chances:
+class ProbabilisticMetrics:
     """Figures of the log-probabilities. Here an answer is the most probable label, its confidence that probability.
 
     Attributes:
@@ -152,7 +152,7 @@ class Chances:
     negative_log_likelihood: Interval
     brier: Interval
     calibration_error: Interval
-    calibration_floor: Floor | None = field(default=None, kw_only=True)
+    calibration_floor: CalibrationFloor | None = field(default=None, kw_only=True)
     reliability: tuple[Bin, ...]
     risk_coverage: RiskCoverage
     calibrated: Calibrated | None = None
@@ -217,14 +217,14 @@ class Evaluation:
     majority: Interval
     classes: tuple[ClassFigures, ...]
     confusion: tuple[tuple[int, ...], ...]
-    chances: Chances | None
+    chances: ProbabilisticMetrics | None
     distribution: Distribution | None
     used: int
-    quarantined: tuple[LeftOut, ...]
+    quarantined: tuple[SkippedImage, ...]
     unlabelled: int
     unparsed: int
     unanswered: int
-    answers: tuple[Answered, ...]
+    answers: tuple[LabelledPrediction, ...]
     provenance: Mapping[str, Any]
     format: int = FORMAT
     exact: ExactMatch | None = None
@@ -282,7 +282,7 @@ def read_result(place: Path) -> Evaluation:
     return result
 
 
-def _answers_beside(file: Path, known: object) -> tuple[Answered, ...]:
+def _answers_beside(file: Path, known: object) -> tuple[LabelledPrediction, ...]:
     """The predictions beside a summary; none where they are not there.
 
     Raises:

@@ -16,8 +16,8 @@ from typing import Any
 
 from masp.core.atomic_io import flush
 from masp.core.errors import UsageError
-from masp.evaluation.predictions import Answered
-from masp.evaluation.result import LeftOut
+from masp.evaluation.predictions import LabelledPrediction
+from masp.evaluation.result import SkippedImage
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +26,11 @@ ENDING = ".partial.jsonl"
 
 
 @dataclass(frozen=True)
-class Asked:
+class LoggedAnswer:
     """One batch: what was said about its images, which of them could not be read, and the seconds it took."""
 
-    answers: tuple[Answered, ...]
-    left_out: tuple[LeftOut, ...]
+    answers: tuple[LabelledPrediction, ...]
+    left_out: tuple[SkippedImage, ...]
     seconds: float
 
     @property
@@ -39,7 +39,7 @@ class Asked:
         return {one.image for one in self.answers} | {one.image for one in self.left_out}
 
 
-class Journal:
+class ResumeLog:
     """The batches of one run, those from before an interruption and those that are added.
 
     Args:
@@ -71,7 +71,7 @@ class Journal:
         if self.found:
             log.info("going on after %d batches, from %s", len(self.found), self.path.name)
 
-    def add(self, asked: Asked) -> None:
+    def add(self, asked: LoggedAnswer) -> None:
         """Brings one batch to the disk.
 
         Raises:
@@ -97,13 +97,13 @@ class Journal:
             got = f"another process is writing the same evaluation into {self.path.parent}"
             raise UsageError(got, "one at a time", "Wait for it, or name another --out.") from None
 
-    def _read(self, run: str) -> tuple[tuple[Asked, ...], int]:
+    def _read(self, run: str) -> tuple[tuple[LoggedAnswer, ...], int]:
         """The whole batches of this run, and where the last of them ends."""
         self._file.seek(0)
         lines = self._file.readlines()
         if not lines or _content(lines[0]) != {"format": FORMAT, "run": run}:
             return (), 0
-        found: list[Asked] = []
+        found: list[LoggedAnswer] = []
         end = len(lines[0])
         for line in lines[1:]:
             asked = _asked(_content(line))
@@ -118,7 +118,7 @@ class Journal:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "ResumeLog":
         return self
 
     def __exit__(
@@ -141,12 +141,12 @@ def _content(line: bytes) -> object:
         return None
 
 
-def _asked(content: object) -> Asked | None:
+def _asked(content: object) -> LoggedAnswer | None:
     if not isinstance(content, dict):
         return None
     try:
-        answers = tuple(Answered(**row) for row in content["answers"])
-        left_out = tuple(LeftOut(**row) for row in content["left_out"])
-        return Asked(answers, left_out, float(content["seconds"]))
+        answers = tuple(LabelledPrediction(**row) for row in content["answers"])
+        left_out = tuple(SkippedImage(**row) for row in content["left_out"])
+        return LoggedAnswer(answers, left_out, float(content["seconds"]))
     except (KeyError, TypeError, ValueError):
         return None

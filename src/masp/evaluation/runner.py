@@ -8,17 +8,17 @@ from masp.baselines.base import System
 from masp.baselines.prompted import Prompted
 from masp.data.records import Dataset
 from masp.evaluation.batches import Batching
-from masp.evaluation.compute_metrics import About, Calibration, measured, votes_of
+from masp.evaluation.compute_metrics import Calibration, ResultContext, measured, votes_of
 from masp.evaluation.facts import dated, run_of
 from masp.evaluation.predict_split import ask
-from masp.evaluation.predictions import Answered, write_predictions
+from masp.evaluation.predictions import LabelledPrediction, write_predictions
 from masp.evaluation.provenance import of_system, provenance
 from masp.evaluation.result import Evaluation, Mode, write_result
 from masp.evaluation.resume_log import remove_journals
 from masp.predictor import Masp
 from masp.training.distributed import launched
 
-__all__ = ["CALIBRATION", "Answered", "Evaluation", "Mode", "evaluate", "provenance", "result_of"]
+__all__ = ["CALIBRATION", "Evaluation", "LabelledPrediction", "Mode", "evaluate", "provenance", "result_of"]
 
 CALIBRATION = "val"
 """The split that a temperature is fitted on."""
@@ -64,7 +64,7 @@ def evaluate(
         run = run_of({**known, "data": {**known["data"], "split": CALIBRATION}})
         calibration = _calibration(system, dataset, batching, None if out is None else (out, run))
     found = measured(
-        About(
+        ResultContext(
             system=name_of(system),
             dataset=dataset.name,
             split=split,
@@ -81,7 +81,7 @@ def evaluate(
     if out is not None:
         processes = launched(system.backbone.device, system.backbone.sharded)
         with processes.guarded():
-            processes.first(lambda: _write(out, found, calibration))
+            processes.on_main(lambda: _write(out, found, calibration))
     return found
 
 
@@ -102,7 +102,7 @@ def result_of(found: Evaluation) -> ResultRecord:
 
 def name_of(system: System) -> str:
     """What a system is called in results."""
-    return str(system.describe().get("system", type(system).__name__))
+    return str(system.config().get("system", type(system).__name__))
 
 
 def _system(system: System | Masp, mode: Mode, batching: Batching | None) -> tuple[System, Batching]:

@@ -6,7 +6,7 @@ from statistics import mean, stdev
 
 
 @dataclass(frozen=True)
-class Spread:
+class SeedStats:
     """A figure over several runs; `deviation` is the standard deviation of the sample, None for one run."""
 
     mean: float
@@ -23,6 +23,6 @@ class Spread:
         return f"{self.text()} %"
 
 
-def spread_of(values: Sequence[float]) -> Spread:
+def spread_of(values: Sequence[float]) -> SeedStats:
     """Mean and standard deviation of one value or more."""
-    return Spread(mean(values), stdev(values) if len(values) > 1 else None, tuple(values))
+    return SeedStats(mean(values), stdev(values) if len(values) > 1 else None, tuple(values))

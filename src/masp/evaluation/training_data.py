@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from masp.backbones.base import Backbone
-from masp.baselines.base import Lesson, Lessons
+from masp.baselines.base import Example, TrainingData
 from masp.core.atomic_io import write_file
 from masp.core.errors import UsageError
 from masp.core.types import VisualTokens
@@ -14,7 +14,7 @@ from masp.data.records import Dataset, Record
 from masp.evaluation.batches import labelled
 from masp.training.accounts import hold_to
 from masp.training.checkpoints import unwritable
-from masp.training.feature_cache import Reading, VisualTokenStore, account_lines, read_account
+from masp.training.feature_cache import FeatureCache, ImageReading, account_lines, read_account
 from masp.training.signals import StopRequest
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ QUARANTINE = "quarantine.jsonl"
 SPLITS = ("train", "val")
 
 
-class LateImages:
+class LazyImages:
     """The visual tokens of a data set's images, which are read when the first of them is asked for.
 
     So a system that has learned already costs no reading at all.
@@ -37,7 +37,7 @@ class LateImages:
         known: bad images and their reasons, where an earlier start found them; None: fill it now.
     """
 
-    def __init__(self, store: VisualTokenStore, known: dict[str, str] | None) -> None:
+    def __init__(self, store: FeatureCache, known: dict[str, str] | None) -> None:
         self.store, self.known, self.filled = store, known, False
 
     def stream(
@@ -81,8 +81,8 @@ def make_lessons(
     labels: Sequence[str],
     out: Path,
     seed: int = 0,
-    reading: Reading | None = None,
-) -> Lessons:
+    reading: ImageReading | None = None,
+) -> TrainingData:
     """The labelled, readable images of train and val.
 
     Args:
@@ -100,23 +100,23 @@ def make_lessons(
         Interrupted: a signal arrived.
     """
     chosen = [(split, record) for split in SPLITS for record in _records(dataset, split, labels)]
-    store = VisualTokenStore(backbone, [record.path for _, record in chosen], reading or Reading())
+    store = FeatureCache(backbone, [record.path for _, record in chosen], reading or ImageReading())
     file = out / QUARANTINE
     known = _known(read_account(file), dataset)
-    images = LateImages(store, known)
+    images = LazyImages(store, known)
     bad = set() if known is None else set(known)
     if known is None:
         lines = images.fill()
         assert lines is not None
         bad = {str(path) for path, usable in zip(store.paths, store.usable, strict=True) if not usable}
         _write(file, lines)
-    lessons: dict[str, list[Lesson]] = {split: [] for split in SPLITS}
+    lessons: dict[str, list[Example]] = {split: [] for split in SPLITS}
     for number, (split, record) in enumerate(chosen):
         if str(record.path) not in bad:
-            lessons[split].append(Lesson(number, record.label or "", dict(record.annotations)))
+            lessons[split].append(Example(number, record.label or "", dict(record.annotations)))
     if not lessons["val"]:
         log.warning("there is no validation split: nothing is chosen by it")
-    return Lessons(images, tuple(lessons["train"]), tuple(lessons["val"]), out, seed, dataset.fingerprint())
+    return TrainingData(images, tuple(lessons["train"]), tuple(lessons["val"]), out, seed, dataset.fingerprint())
 
 
 def _records(dataset: Dataset, split: str, labels: Sequence[str]) -> list[Record]:

@@ -5,13 +5,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from masp.core.errors import UsageError
-from masp.core.types import Seen
-from masp.model.masp_model import MaspModel, Use
+from masp.core.types import ImageInput
+from masp.model.masp_model import ActiveParts, MaspModel
 
 
 @torch.no_grad()
 def prompt_attention(
-    model: MaspModel, visual: Seen, question: str, use: Use | None = None
+    model: MaspModel, visual: ImageInput, question: str, use: ActiveParts | None = None
 ) -> Float[Tensor, "batch aspects"]:
     """Final-layer attention from the soft prompt to each aspect of the model that takes part, in the model's order.
 
@@ -22,14 +22,14 @@ def prompt_attention(
     Raises:
         UsageError: no soft prompt or no aspects take part.
     """
-    assembled = model.assemble(visual, [question] * len(visual), use=use)
+    assembled = model.build_inputs(visual, [question] * len(visual), use=use)
     if not assembled.prompt_columns.any() or not assembled.aspect_columns.any():
         raise UsageError(
             "attention from the soft prompt to the aspects was asked for, but one of them takes no part",
             "a model with both",
         )
     start = assembled.prefix_end
-    columns = torch.arange(assembled.mask.shape[1], device=assembled.mask.device)
+    columns = torch.arange(assembled.attention_mask.shape[1], device=assembled.attention_mask.device)
     behind = columns > (columns * assembled.aspect_columns).amax(1, keepdim=True)
     asking = (assembled.prompt_columns & behind)[:, start:]
     weights = model.backbone.last_attention(assembled, start).mean(1)  # (batch, rest, sequence)

@@ -1,7 +1,7 @@
 """What a job will take before it is paid for: time, memory, disk and money of each stage, by arithmetic.
 
 Times are operations over what a device reaches (its peak times a measured efficiency), or bytes over its bandwidth,
-whichever is longer; reading pictures runs beside the computation and counts where it is slower.
+whichever is longer; reading images runs beside the computation and counts where it is slower.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ PAIR = 45  # columns of a pair of stage 1
 SUPERVISED = 3  # tokens of an answer with its end
 WORDS = 16  # tokens of an aspect put into words
 BRANCHES = 16  # columns of all labels behind a prompt
-READING = 20.0  # pictures per second and core, where nothing was measured
+READING = 20.0  # images per second and core, where nothing was measured
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Device:
         memory: in GB.
         efficiency: share of the peak that training and prediction reach.
         number: how many of them.
-        cores: cores that read pictures, all together.
+        cores: cores that read images, all together.
         price: of one of them for an hour, in whatever money.
 
     Raises:
@@ -63,7 +63,7 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Job:
+class CostJob:
     """What is to be done.
 
     Attributes:
@@ -201,7 +201,7 @@ class _Work:
         graph: columns with a graph.
         bare: columns that are computed without one, where there is no graph at all.
         read: bytes of kept keys and values.
-        pictures: pictures that are read.
+        images: images that are read.
         passes: of the language model, one after the other.
     """
 
@@ -214,14 +214,14 @@ class _Work:
     passes: int = 1
 
 
-def estimate(sizes: Sizes, job: Job, device: Device, reading: float = READING) -> list[Part]:
+def estimate(sizes: Sizes, job: CostJob, device: Device, reading: float = READING) -> list[Part]:
     """Every part of the job, in order.
 
     Args:
         sizes: the backbone.
         job: what is to be done.
         device: where.
-        reading: pictures per second that one core decodes, shrinks and normalises.
+        reading: images per second that one core decodes, shrinks and normalises.
     """
     kept, plan = chosen_store(sizes, job), _Planner(sizes, job, device, reading)
     image, column = sizes.feature_bytes(job.visual, job.itemsize), sizes.kept_bytes(1, job.itemsize)
@@ -256,32 +256,32 @@ def estimate(sizes: Sizes, job: Job, device: Device, reading: float = READING) -
     return parts
 
 
-def measured_at_once(sizes: Sizes, job: Job) -> int:
+def measured_at_once(sizes: Sizes, job: CostJob) -> int:
     """Images of the split val that are measured at once."""
     return images_at_once(sizes.dim, job.at_once) if job.eval_batch is None else job.eval_batch
 
 
-def _step_flops(sizes: Sizes, job: Job, graph: int, past: int) -> float:
+def _step_flops(sizes: Sizes, job: CostJob, graph: int, past: int) -> float:
     """Operations of an example that is trained, behind `past` columns."""
     again = sizes.forward_flops(graph, past) if job.checkpointing else 0.0
     return sizes.step_flops(graph, past, SUPERVISED) + again
 
 
-def _words(sizes: Sizes, job: Job, vision: float) -> _Work:
+def _words(sizes: Sizes, job: CostJob, vision: float) -> _Work:
     """An image of the split val whose aspects are put into words: a row for each, and a pass for each word."""
     flops = job.aspects * (sizes.forward_flops(PAIR + WORDS) + sizes.head_flops(WORDS)) + vision
     once = measured_at_once(sizes, job)
     return _Work(flops, once, bare=job.aspects * (PAIR + WORDS), pictures=float(vision > 0), passes=WORDS)
 
 
-def checkpoint_bytes(sizes: Sizes, job: Job, stage: int) -> int:
+def checkpoint_bytes(sizes: Sizes, job: CostJob, stage: int) -> int:
     """Bytes of a checkpoint: what is trained in fp32, the two moments of AdamW, and where val is measured the best."""
     size = trained_size("released" if job.released else "paper", sizes.dim, job.queries, job.prompt)
     trained = size.aspects * job.aspects // len(ASPECTS) if stage == 1 else size.prompt
     return trained * FP32 * (4 if job.val else 3)
 
 
-def chosen_store(sizes: Sizes, job: Job) -> Literal["none", "features", "prefix"]:
+def chosen_store(sizes: Sizes, job: CostJob) -> Literal["none", "features", "prefix"]:
     """What is kept: the largest that fits, for `auto`.
 
     Raises:
@@ -299,7 +299,7 @@ def chosen_store(sizes: Sizes, job: Job) -> Literal["none", "features", "prefix"
     return job.store
 
 
-def store_gb(sizes: Sizes, job: Job, kept: Literal["none", "features", "prefix"]) -> float:
+def store_gb(sizes: Sizes, job: CostJob, kept: Literal["none", "features", "prefix"]) -> float:
     """GB that a store takes; prefixes lie beside the visual tokens."""
     image = 0 if kept == "none" else sizes.feature_bytes(job.visual, job.itemsize)
     return job.images * (image + (sizes.kept_bytes(job.prefix, job.itemsize) if kept == "prefix" else 0)) / 1e9
@@ -308,7 +308,7 @@ def store_gb(sizes: Sizes, job: Job, kept: Literal["none", "features", "prefix"]
 @dataclass(frozen=True)
 class _Planner:
     sizes: Sizes
-    job: Job
+    job: CostJob
     device: Device
     reading: float
 
@@ -330,7 +330,7 @@ class _Planner:
         times = {
             "arithmetic": work.flops / (device.tflops * 1e12 * device.efficiency),
             "memory bandwidth": (weights * passes / work.at_once + work.read) / (device.bandwidth * 1e9),
-            "reading pictures": work.pictures * device.number / (self.reading * device.cores),
+            "reading images": work.pictures * device.number / (self.reading * device.cores),
         }
         bound = max(times, key=times.__getitem__)
         seconds = times[bound] * examples / device.number

@@ -14,7 +14,7 @@ from torch import Tensor
 from masp.core.prompts import Questions
 from masp.core.types import VisualTokens
 from masp.model.attention import prompt_attention
-from masp.model.masp_model import MaspModel, Use
+from masp.model.masp_model import ActiveParts, MaspModel
 from masp.model.scoring import Answer, aspect_answers, score
 
 
@@ -49,7 +49,7 @@ class PromptAttention:
     normalised: Mapping[str, float]
 
 
-def taking_part(model: MaspModel, use: Use) -> tuple[str, ...]:
+def taking_part(model: MaspModel, use: ActiveParts) -> tuple[str, ...]:
     """The aspects that a model has and a use wants, in the order in which they are spliced in."""
     return () if model.aspects is None else tuple(name for name in model.aspects.aspects if name in use.aspects)
 
@@ -59,7 +59,7 @@ def read_aspects(
     model: MaspModel,
     visual: VisualTokens,
     questions: Questions,
-    use: Use,
+    use: ActiveParts,
     effects: Float[Tensor, "batch aspects"],
 ) -> list[dict[str, AspectReading]]:
     """For every image what each aspect of `use` saw, where, and its given effect."""
@@ -83,7 +83,7 @@ def _reading(answer: Answer, attention: tuple[tuple[float, ...], ...] | None, ef
 
 
 def attention_to_aspects(
-    model: MaspModel, visual: VisualTokens, question: str, use: Use
+    model: MaspModel, visual: VisualTokens, question: str, use: ActiveParts
 ) -> list[PromptAttention] | None:
     """For every image the soft prompt's attention to each aspect; None where one of the two takes no part."""
     names = taking_part(model, use)
@@ -102,7 +102,7 @@ def leave_one_out(
     visual: VisualTokens,
     question: str,
     labels: Sequence[str],
-    use: Use,
+    use: ActiveParts,
     complete: Float[Tensor, "batch labels"] | None = None,
 ) -> Float[Tensor, "batch aspects labels"]:
     """Effect of each aspect that takes part on each label, in nats: log p with all of them minus log p without it.
@@ -119,9 +119,9 @@ def leave_one_out(
     return complete[:, None] - torch.stack(without, dim=1)
 
 
-def without_aspect(use: Use, aspect: str) -> Use:
+def without_aspect(use: ActiveParts, aspect: str) -> ActiveParts:
     """The same use with one aspect fewer."""
-    return Use(tuple(name for name in use.aspects if name != aspect), use.prompt)
+    return ActiveParts(tuple(name for name in use.aspects if name != aspect), use.prompt)
 
 
 def heatmaps(

@@ -13,21 +13,21 @@ from masp.core.aspects import ASPECTS
 from masp.core.config import MethodConfig, PromptInit
 from masp.core.errors import UsageError, did_you_mean
 from masp.core.prompts import Questions, load_questions
-from masp.core.types import IGNORED, AspectTokens, Assembled, KeyValues, Prefix, Seen, VisualTokens
+from masp.core.types import IGNORED, AspectTokens, CachedPrefix, ImageInput, KVCache, ModelInputs, VisualTokens
 from masp.model.aspect_attention import AspectModules
-from masp.model.sequence_builder import Assembler, Layout, Spliced
+from masp.model.sequence_builder import Layout, SequenceBuilder, SequenceParts
 from masp.model.soft_prompt import (
     SoftPrompt,
     prompt_tokens,
-    random_start,
-    text_start,
+    random_init,
+    text_init,
     unused_start,
-    vocabulary_start,
+    vocabulary_init,
 )
 
 
 @dataclass(frozen=True)
-class Use:
+class ActiveParts:
     """Which parts of a model take part; parts that the model does not have are left out without a word.
 
     Attributes:
@@ -81,10 +81,10 @@ class MaspModel(nn.Module):
                 raise UsageError(f"the {part} has width {width}", f"{backbone.dim}, the width of {backbone.name}")
         self.backbone = backbone
         self.method = method.resolved()
-        self.assembler = Assembler(backbone, Layout.of(method))
+        self.sequence_builder = SequenceBuilder(backbone, Layout.of(method))
         self.aspects = None if aspects is None else aspects.to(backbone.device)
         self.prompt = None if prompt is None else prompt.to(backbone.device)
-        self.questions = load_questions() if questions is None and backbone.asks else questions
+        self.questions = load_questions() if questions is None and backbone.question_conditioned else questions
         self.again = again
 
     def aspect_module(self) -> AspectModules:
@@ -109,46 +109,46 @@ class MaspModel(nn.Module):
         """
         modules = self.aspect_module()
         chosen = modules.aspects if names is None else tuple(names)
-        if not self.backbone.asks:
+        if not self.backbone.question_conditioned:
             return modules(visual, chosen)
         assert self.questions is not None
         texts = [self.questions.aspect(name)[0] for name in chosen] if questions is None else questions
         parts = [
-            modules(self.backbone.asked(visual, [text] * len(visual)), [name])
+            modules(self.backbone.condition_on(visual, [text] * len(visual)), [name])
             for name, text in zip(chosen, texts, strict=True)
         ]
         tokens, weights = torch.cat([part.tokens for part in parts], 1), torch.cat([part.weights for part in parts], 1)
         return AspectTokens(tokens, weights, chosen)
 
-    def assemble(
+    def build_inputs(
         self,
-        visual: Seen,
+        visual: ImageInput,
         questions: Sequence[str],
         answers: Sequence[str] | None = None,
-        use: Use | None = None,
-    ) -> Assembled:
+        use: ActiveParts | None = None,
+    ) -> ModelInputs:
         """Sequences of stage 2, one question per image; gradients flow to the soft prompt only.
 
         Raises:
             UsageError: a kept prefix that belongs to other aspects or another layout.
         """
-        chosen = Use() if use is None else use
-        names = self.spliced(chosen)
+        chosen = ActiveParts() if use is None else use
+        names = self.active_aspects(chosen)
         prompt = self.prompt() if self.prompt is not None and chosen.prompt and self.prompt.length else None
-        if isinstance(visual, Prefix):
+        if isinstance(visual, CachedPrefix):
             if visual.aspects != names:
                 had = ", ".join(visual.aspects) or "none"
                 raise UsageError(f"the kept prefix holds the aspects: {had}", ", ".join(names) or "none")
             queries = 0 if self.aspects is None else self.aspects.queries
-            return self.assembler.behind(visual, questions, answers, queries, prompt)
+            return self.sequence_builder.continue_from_prefix(visual, questions, answers, queries, prompt)
         tokens = None
         if names:
             with torch.no_grad():
                 tokens = self.aspect_tokens(visual, names).tokens
-        return self.assembler(questions, answers, self.backbone.asked(visual, questions), tokens, prompt)
+        return self.sequence_builder(questions, answers, self.backbone.condition_on(visual, questions), tokens, prompt)
 
     def generated_embedding(
-        self, assembled: Assembled
+        self, assembled: ModelInputs
     ) -> Callable[[Int[Tensor, " batch"]], Float[Tensor, "batch dim"]]:
         """What embeds the tokens that are generated behind these rows.
 
@@ -168,12 +168,12 @@ class MaspModel(nn.Module):
 
         return embed
 
-    def spliced(self, use: Use) -> tuple[str, ...]:
+    def active_aspects(self, use: ActiveParts) -> tuple[str, ...]:
         """The aspects of this model that take part, in its order."""
         return () if self.aspects is None else tuple(name for name in self.aspects.aspects if name in use.aspects)
 
     @torch.no_grad()
-    def prefix(self, visual: VisualTokens, questions: Sequence[str], use: Use | None = None) -> Prefix:
+    def prefix(self, visual: VisualTokens, questions: Sequence[str], use: ActiveParts | None = None) -> CachedPrefix:
         """Everything before the soft prompt, computed once; it stands in for the visual tokens wherever they are taken.
 
         In the layout of the paper this is nearly the whole row. It does not depend on the soft prompt or its length,
@@ -182,7 +182,7 @@ class MaspModel(nn.Module):
         Raises:
             UsageError: the soft prompt stands before the image too (variant `released`).
         """
-        assembled = self.assemble(visual, questions, use=use)
+        assembled = self.build_inputs(visual, questions, use=use)
         cache = self._prefix(assembled)
         if cache is None or bool(assembled.visual_columns[:, assembled.prefix_end :].any()):
             raise UsageError(
@@ -192,19 +192,21 @@ class MaspModel(nn.Module):
             )
         home = self.backbone.device  # layers may be spread over several
         states = torch.stack([torch.stack(layer).to(home) for layer in cache.layers])
-        mask = assembled.mask[:, : assembled.prefix_end]
-        names = self.spliced(Use() if use is None else use)
-        return Prefix(states, mask, assembled.images, assembled.signs, names)
+        mask = assembled.attention_mask[:, : assembled.prefix_end]
+        names = self.active_aspects(ActiveParts() if use is None else use)
+        return CachedPrefix(states, mask, assembled.images, assembled.prefix_hashes, names)
 
-    def shares_prefix(self, visual: VisualTokens, questions: Sequence[str], use: Use | None = None) -> bool:
+    def shares_prefix(self, visual: VisualTokens, questions: Sequence[str], use: ActiveParts | None = None) -> bool:
         """Whether all these questions about one image follow the same prefix, and it holds the image."""
-        chosen = Use() if use is None else use
-        if self.backbone.asks or (self.assembler.layout.prompt_places == "both" and chosen.prompt):
+        chosen = ActiveParts() if use is None else use
+        if self.backbone.question_conditioned or (
+            self.sequence_builder.layout.prompt_places == "both" and chosen.prompt
+        ):
             return False
         queries = 0 if self.aspects is None else self.aspects.queries
         length = 0 if self.prompt is None or not chosen.prompt else self.prompt.length
-        one = Spliced(visual.layouts[0], len(self.spliced(chosen)), queries, length)
-        return len(set(self.assembler.signs(questions, [one] * len(questions)))) == 1
+        one = SequenceParts(visual.layouts[0], len(self.active_aspects(chosen)), queries, length)
+        return len(set(self.sequence_builder.prefix_hashes(questions, [one] * len(questions)))) == 1
 
     def aspect_loss(
         self,
@@ -226,72 +228,92 @@ class MaspModel(nn.Module):
             answers: its answer.
             images: for each example the row of its image in `visual`; None: one image per example.
         """
-        if images is None or self.backbone.asks:  # where visual tokens depend on the question, pairs share nothing
+        if (
+            images is None or self.backbone.question_conditioned
+        ):  # where visual tokens depend on the question, pairs share nothing
             own = visual if images is None else visual.select(images)
-            tokens, _ = self.aspect_module().per_example(self.backbone.asked(own, questions), aspect_index)
+            tokens, _ = self.aspect_module().per_example(self.backbone.condition_on(own, questions), aspect_index)
         else:
             tokens = self.aspect_module().per_pair(visual, images, aspect_index.tolist())
-        return self.loss(self.assembler(questions, answers, aspects=tokens[:, None]))
+        return self.loss(self.sequence_builder(questions, answers, aspects=tokens[:, None]))
 
     def prompt_loss(
-        self, visual: Seen, questions: Sequence[str], answers: Sequence[str], use: Use | None = None
+        self, visual: ImageInput, questions: Sequence[str], answers: Sequence[str], use: ActiveParts | None = None
     ) -> Float[Tensor, " batch"]:
         """Stage 2: mean cross-entropy over the supervised tokens of each example's label."""
-        return self.loss(self.assemble(visual, questions, answers, use))
+        return self.loss(self.build_inputs(visual, questions, answers, use))
 
-    def loss(self, assembled: Assembled) -> Float[Tensor, " batch"]:
+    def loss(self, assembled: ModelInputs) -> Float[Tensor, " batch"]:
         """Mean cross-entropy of each row over its supervised tokens.
 
         Nothing trainable stands in the prefix, so its states are computed without a graph and the backward pass runs
         over the suffix alone; this is exact. Only places before supervised tokens reach the output head.
         """
         start = assembled.prefix_end
-        targets = assembled.targets[:, start:]
+        targets = assembled.labels[:, start:]
         supervised = targets != IGNORED
         places, real = _left_aligned(supervised)
         # A token is predicted from the place before it; the last column is only ever a target.
-        hidden = self._suffix_states(assembled, assembled.mask.shape[1] - 1, read=(places - 1).clamp(min=0))
+        hidden = self._suffix_states(assembled, assembled.attention_mask.shape[1] - 1, read=(places - 1).clamp(min=0))
         wanted = targets.gather(1, places)[real]
         losses = functional.cross_entropy(self.backbone.logits(hidden[real]), wanted, reduction="none")
         # Sums along a row, not `index_add`, whose order of summing is left to chance on a GPU.
         return losses.new_zeros(real.shape).masked_scatter(real, losses).sum(1) / supervised.sum(1)
 
     def _suffix_states(
-        self, assembled: Assembled, end: int, read: Int[Tensor, "batch read"]
+        self, assembled: ModelInputs, end: int, read: Int[Tensor, "batch read"]
     ) -> Float[Tensor, "batch read dim"]:
         """Final hidden states of the columns `read` of the suffix, which is run up to column `end`."""
         start = assembled.prefix_end
-        cut = (assembled.embeddings[:, start:end], assembled.positions[:, :, start:end], assembled.mask[:, :end])
+        cut = (
+            assembled.inputs_embeds[:, start:end],
+            assembled.position_ids[:, :, start:end],
+            assembled.attention_mask[:, :end],
+        )
         extras = assembled.extras(start, end)
-        return self.backbone.run(*cut, cache=self._prefix(assembled), read=read, extras=extras, again=self.again).hidden
+        return self.backbone.forward(
+            *cut, cache=self._prefix(assembled), output_positions=read, extras=extras, again=self.again
+        ).hidden
 
     @torch.no_grad()
-    def _prefix(self, assembled: Assembled) -> KeyValues | None:
+    def _prefix(self, assembled: ModelInputs) -> KVCache | None:
         """Keys and values of the prefix; None if it is empty."""
-        if assembled.kept is not None:
-            return assembled.kept.cache
+        if assembled.cached_prefix is not None:
+            return assembled.cached_prefix.cache
         start, end = assembled.common, assembled.prefix_end
-        trunk = self.trunk(assembled)
+        trunk = self.shared_prefix_cache(assembled)
         if start == end:
             return trunk
-        cut = (assembled.embeddings[:, start:end], assembled.positions[:, :, start:end], assembled.mask[:, :end])
+        cut = (
+            assembled.inputs_embeds[:, start:end],
+            assembled.position_ids[:, :, start:end],
+            assembled.attention_mask[:, :end],
+        )
         extras = assembled.extras(start, end)
-        return self.backbone.run(*cut, cache=trunk, read=_nothing(assembled.mask), extras=extras).cache
+        return self.backbone.forward(
+            *cut, cache=trunk, output_positions=_nothing(assembled.attention_mask), extras=extras
+        ).cache
 
-    def begun(self, assembled: Assembled) -> tuple[KeyValues | None, int]:
+    def cached_prefix(self, assembled: ModelInputs) -> tuple[KVCache | None, int]:
         """What need not be computed for every row: the kept prefix, or the text all rows share; and where it ends."""
-        if assembled.kept is not None:
-            return assembled.kept.cache, assembled.prefix_end
-        return self.trunk(assembled), assembled.common
+        if assembled.cached_prefix is not None:
+            return assembled.cached_prefix.cache, assembled.prefix_end
+        return self.shared_prefix_cache(assembled), assembled.common
 
     @torch.no_grad()
-    def trunk(self, assembled: Assembled) -> KeyValues | None:
+    def shared_prefix_cache(self, assembled: ModelInputs) -> KVCache | None:
         """Keys and values of the leading columns that all rows share, from one row; None if there are none."""
         end = assembled.common
         if not end:
             return None
-        cut = (assembled.embeddings[:1, :end], assembled.positions[:, :1, :end], assembled.mask[:1, :end])
-        return self.backbone.run(*cut, read=_nothing(assembled.mask[:1])).cache.expand(len(assembled.mask))
+        cut = (
+            assembled.inputs_embeds[:1, :end],
+            assembled.position_ids[:, :1, :end],
+            assembled.attention_mask[:1, :end],
+        )
+        return self.backbone.forward(*cut, output_positions=_nothing(assembled.attention_mask[:1])).cache.expand(
+            len(assembled.attention_mask)
+        )
 
 
 def _nothing(mask: Bool[Tensor, "batch sequence"]) -> Int[Tensor, "batch 0"]:
@@ -309,7 +331,7 @@ def _left_aligned(
     return places, torch.arange(most, device=chosen.device) < counts
 
 
-def start_prompt(
+def init_soft_prompt(
     init: PromptInit, length: int, backbone: Backbone, generator: torch.Generator | None = None
 ) -> SoftPrompt:
     """An untrained soft prompt for a backbone.
@@ -328,10 +350,10 @@ def start_prompt(
         rows = backbone.embedding_rows()[backbone.known_tokens :]
         vectors = unused_start(rows, length) * backbone.embedding_scale
     elif init.kind == "vocabulary":
-        vectors = vocabulary_start(backbone.embedding_rows(), length, generator) * backbone.embedding_scale
+        vectors = vocabulary_init(backbone.embedding_rows(), length, generator) * backbone.embedding_scale
     elif init.kind == "text":
-        ids = torch.tensor(backbone.text_ids(init.text or ""), dtype=torch.long, device=backbone.device)
-        vectors = text_start(backbone.embed(ids), length)
+        ids = torch.tensor(backbone.tokenize(init.text or ""), dtype=torch.long, device=backbone.device)
+        vectors = text_init(backbone.embed(ids), length)
     else:
-        vectors = random_start(length, backbone.dim, backbone.embedding_std(), generator)
+        vectors = random_init(length, backbone.dim, backbone.embedding_std(), generator)
     return SoftPrompt(length, backbone.dim, vectors)

@@ -23,7 +23,7 @@ class TrainedSize:
         queries: aspect tokens per aspect.
         aspects: numbers in the six aspect modules.
         prompt: numbers in the soft prompt.
-        added: places that aspect tokens and soft prompt take in the sequence of a picture.
+        added: places that aspect tokens and soft prompt take in the sequence of an image.
     """
 
     variant: str

@@ -13,7 +13,7 @@ from masp.core.prompts import Questions, load_questions
 from masp.core.types import Domain
 from masp.data.images import Rounding
 from masp.model.explain import AspectReading, PromptAttention
-from masp.model.masp_model import Use
+from masp.model.masp_model import ActiveParts
 
 INSTEAD = (
     "Name a backbone that knows such images (--backbone ID; without an adapter it answers zero-shot), "
@@ -90,7 +90,7 @@ class Task:
     labels: tuple[str, ...]
     question: str
     questions: Questions
-    use: Use
+    use: ActiveParts
     longest_side: int | None = None
     rounding: Rounding = "nearest"
 
@@ -110,7 +110,7 @@ def task_of(info: AdapterInfo, labels: Sequence[str] | None = None) -> Task:
     method = info.method.resolved()
     question = questions.ask_emotion(render_labels(chosen, method.label_list or "comma"))
     rounding = method.shrink_rounding or "nearest"
-    return Task(chosen, question, questions, Use(info.aspects), info.longest_side, rounding)
+    return Task(chosen, question, questions, ActiveParts(info.aspects), info.longest_side, rounding)
 
 
 def zero_shot_task(labels: Sequence[str] | None = None) -> Task:
@@ -124,5 +124,9 @@ def zero_shot_task(labels: Sequence[str] | None = None) -> Task:
     chosen = validate_labels(next(iter(NAMED_SETS.values())) if labels is None else labels)
     questions = load_questions()
     return Task(
-        chosen, questions.ask_emotion(render_labels(chosen)), questions, Use(()), DataConfig().side_of(alone=True)
+        chosen,
+        questions.ask_emotion(render_labels(chosen)),
+        questions,
+        ActiveParts(()),
+        DataConfig().side_of(alone=True),
     )

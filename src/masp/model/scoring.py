@@ -10,8 +10,8 @@ from torch import Tensor
 from masp.backbones.base import Backbone
 from masp.core.errors import UsageError
 from masp.core.prompts import Questions
-from masp.core.types import Assembled, Run, Seen, VisualTokens
-from masp.model.masp_model import MaspModel, Use
+from masp.core.types import DecoderOutput, ImageInput, ModelInputs, VisualTokens
+from masp.model.masp_model import ActiveParts, MaspModel
 
 LOGITS = 2**25
 """Logits that there are at a time while labels are scored: 128 MiB. A thousand labels have some thousand columns, each
@@ -36,7 +36,7 @@ class Answer:
 
 @torch.no_grad()
 def score(
-    model: MaspModel, visual: Seen, question: str, labels: Sequence[str], use: Use | None = None
+    model: MaspModel, visual: ImageInput, question: str, labels: Sequence[str], use: ActiveParts | None = None
 ) -> Float[Tensor, "batch labels"]:
     """Log-probabilities of the labels for every image, normalised over the label set; fp32.
 
@@ -51,19 +51,19 @@ def score(
 
 @torch.no_grad()
 def log_probabilities(
-    model: MaspModel, visual: Seen, question: str, labels: Sequence[str], use: Use | None = None
+    model: MaspModel, visual: ImageInput, question: str, labels: Sequence[str], use: ActiveParts | None = None
 ) -> Float[Tensor, "batch labels"]:
     """As `score`, but each label's own log-probability, so that a long list may be asked for in parts.
 
     Raises:
         UsageError: no labels, or one twice.
     """
-    return _score(model, model.assemble(visual, [question] * len(visual), use=use), labels)
+    return _score(model, model.build_inputs(visual, [question] * len(visual), use=use), labels)
 
 
 @torch.no_grad()
 def score_tasks(
-    model: MaspModel, visual: VisualTokens, tasks: Sequence[tuple[str, Sequence[str]]], use: Use | None = None
+    model: MaspModel, visual: VisualTokens, tasks: Sequence[tuple[str, Sequence[str]]], use: ActiveParts | None = None
 ) -> list[Float[Tensor, "batch labels"]]:
     """As `score` for several questions, each with its own labels; the images are read once.
 
@@ -75,7 +75,7 @@ def score_tasks(
     """
     if not tasks:
         raise UsageError("there are no tasks", "at least one question with its labels")
-    seen: Seen = visual
+    seen: ImageInput = visual
     if len(tasks) > 1 and model.shares_prefix(visual, [question for question, _ in tasks], use):
         seen = model.prefix(visual, [tasks[0][0]] * len(visual), use)
     return [score(model, seen, question, labels, use) for question, labels in tasks]
@@ -105,7 +105,7 @@ def answer_of(backbone: Backbone, ids: Sequence[int]) -> Answer:
 
 @torch.no_grad()
 def generate(
-    model: MaspModel, visual: Seen, question: str, use: Use | None = None, max_new_tokens: int = 16
+    model: MaspModel, visual: ImageInput, question: str, use: ActiveParts | None = None, max_new_tokens: int = 16
 ) -> list[str]:
     """The greedy answer for every image, up to where it stops, without special tokens."""
     return [answer_of(model.backbone, ids).text for ids in generate_ids(model, visual, question, use, max_new_tokens)]
@@ -113,10 +113,10 @@ def generate(
 
 @torch.no_grad()
 def generate_ids(
-    model: MaspModel, visual: Seen, question: str, use: Use | None = None, max_new_tokens: int = 16
+    model: MaspModel, visual: ImageInput, question: str, use: ActiveParts | None = None, max_new_tokens: int = 16
 ) -> list[list[int]]:
     """As `generate`, but token ids; the last of them is the stop token, where one was reached."""
-    return _greedy(model, model.assemble(visual, [question] * len(visual), use=use), max_new_tokens)
+    return _greedy(model, model.build_inputs(visual, [question] * len(visual), use=use), max_new_tokens)
 
 
 @torch.no_grad()
@@ -131,7 +131,7 @@ def aspect_answers(
     texts = [questions.aspect(name)[0] for name in model.aspect_module().aspects]
     read = model.aspect_tokens(visual, questions=texts)
     rows = read.tokens.flatten(0, 1)[:, None]  # (b·a, 1, n, d)
-    answers = iter(_greedy(model, model.assembler(texts * len(visual), aspects=rows), max_new_tokens))
+    answers = iter(_greedy(model, model.sequence_builder(texts * len(visual), aspects=rows), max_new_tokens))
     return [{name: answer_of(model.backbone, next(answers)) for name in read.aspects} for _ in range(len(visual))]
 
 
@@ -145,7 +145,7 @@ def describe_aspects(
 
 
 @torch.no_grad()
-def score_rows(model: MaspModel, rows: Assembled, labels: Sequence[str]) -> Float[Tensor, "batch labels"]:
+def score_rows(model: MaspModel, rows: ModelInputs, labels: Sequence[str]) -> Float[Tensor, "batch labels"]:
     """As `score`, for rows that were assembled already, each perhaps with a question of its own.
 
     Raises:
@@ -155,63 +155,63 @@ def score_rows(model: MaspModel, rows: Assembled, labels: Sequence[str]) -> Floa
 
 
 @torch.no_grad()
-def generate_rows(model: MaspModel, rows: Assembled, max_new_tokens: int = 16) -> list[str]:
+def generate_rows(model: MaspModel, rows: ModelInputs, max_new_tokens: int = 16) -> list[str]:
     """As `generate`, for rows that were assembled already."""
     return [answer_of(model.backbone, ids).text for ids in _greedy(model, rows, max_new_tokens)]
 
 
 @torch.no_grad()
-def first_word(model: MaspModel, rows: Assembled) -> Float[Tensor, "batch vocabulary"]:
+def first_word(model: MaspModel, rows: ModelInputs) -> Float[Tensor, "batch vocabulary"]:
     """Log-probabilities of the first token of each row's answer, over the whole vocabulary; fp32."""
     return model.backbone.logits(_opened(model, rows).hidden[:, 0]).log_softmax(-1)
 
 
-def _about_aspect(model: MaspModel, visual: VisualTokens, aspect: str, question: str) -> Assembled:
+def _about_aspect(model: MaspModel, visual: VisualTokens, aspect: str, question: str) -> ModelInputs:
     """Rows that hold the tokens of one aspect and a question, open for the answer."""
     tokens = model.aspect_tokens(visual, [aspect], [question]).tokens
-    return model.assembler([question] * len(visual), aspects=tokens)
+    return model.sequence_builder([question] * len(visual), aspects=tokens)
 
 
-def last_real(assembled: Assembled) -> Int[Tensor, " batch"]:
+def last_real(assembled: ModelInputs) -> Int[Tensor, " batch"]:
     """The last real column of every row."""
-    columns = torch.arange(assembled.mask.shape[1], device=assembled.mask.device)
-    return (columns * assembled.mask).amax(1)
+    columns = torch.arange(assembled.attention_mask.shape[1], device=assembled.attention_mask.device)
+    return (columns * assembled.attention_mask).amax(1)
 
 
-def _opened(model: MaspModel, assembled: Assembled) -> Run:
+def _opened(model: MaspModel, assembled: ModelInputs) -> DecoderOutput:
     """A pass over every prompt, or what of it is not known yet, that reads its last real column."""
-    known, start = model.begun(assembled)
-    cut = (assembled.embeddings[:, start:], assembled.positions[:, :, start:], assembled.mask)
+    known, start = model.cached_prefix(assembled)
+    cut = (assembled.inputs_embeds[:, start:], assembled.position_ids[:, :, start:], assembled.attention_mask)
     last = last_real(assembled)[:, None] - start
-    return model.backbone.run(*cut, cache=known, read=last, extras=assembled.extras(start))
+    return model.backbone.forward(*cut, cache=known, output_positions=last, extras=assembled.extras(start))
 
 
-def _score(model: MaspModel, assembled: Assembled, labels: Sequence[str]) -> Float[Tensor, "batch labels"]:
+def _score(model: MaspModel, assembled: ModelInputs, labels: Sequence[str]) -> Float[Tensor, "batch labels"]:
     """One pass over every prompt with all labels behind it, each label a branch that sees the prompt and itself.
 
     The sums are not normalised over the labels.
     """
     if not labels or len(set(labels)) < len(labels):
         raise UsageError(f"the labels are {', '.join(labels) or 'empty'}", "at least one label, each once")
-    backbone, device = model.backbone, assembled.mask.device
+    backbone, device = model.backbone, assembled.attention_mask.device
     answers = [backbone.answer_ids(label, end=True) for label in labels]
     fed = [answer[:-1] for answer in answers]  # the end of turn is predicted, never fed
     branch = torch.tensor([b for b, ids in enumerate(fed, 1) for _ in ids], dtype=torch.long, device=device)
     offset = torch.tensor([o for ids in fed for o, _ in enumerate(ids, 1)], dtype=torch.long, device=device)
-    batch, prompt = assembled.mask.shape
+    batch, prompt = assembled.attention_mask.shape
     row, last = torch.arange(batch, device=device), last_real(assembled)
     words = torch.tensor([i for ids in fed for i in ids], dtype=torch.long, device=device)
     tails = backbone.embed(words).expand(batch, -1, -1)
-    positions = assembled.positions[:, row, last, None] + offset  # (axes, b, branch columns)
-    known, start = model.begun(assembled)
+    positions = assembled.position_ids[:, row, last, None] + offset  # (axes, b, branch columns)
+    known, start = model.cached_prefix(assembled)
     places = torch.arange(prompt - start, prompt - start + len(branch), device=device).expand(batch, -1)
-    run = backbone.run(
-        torch.cat([assembled.embeddings[:, start:], tails], dim=1),
-        torch.cat([assembled.positions[:, :, start:], positions], dim=2),
-        torch.cat([assembled.mask, assembled.mask.new_ones(batch, len(branch))], dim=1),
+    run = backbone.forward(
+        torch.cat([assembled.inputs_embeds[:, start:], tails], dim=1),
+        torch.cat([assembled.position_ids[:, :, start:], positions], dim=2),
+        torch.cat([assembled.attention_mask, assembled.attention_mask.new_ones(batch, len(branch))], dim=1),
         cache=known,
-        branches=torch.cat([branch.new_zeros(prompt), branch]),
-        read=torch.cat([last[:, None] - start, places], dim=1),
+        branch_ids=torch.cat([branch.new_zeros(prompt), branch]),
+        output_positions=torch.cat([last[:, None] - start, places], dim=1),
         extras=assembled.extras(start).followed_by(len(branch)),
     )
     columns = [
@@ -244,12 +244,12 @@ def _log_p(
     return found
 
 
-def _greedy(model: MaspModel, assembled: Assembled, limit: int) -> list[list[int]]:
+def _greedy(model: MaspModel, assembled: ModelInputs, limit: int) -> list[list[int]]:
     """The likeliest token, again and again, until one of the backbone's stop tokens; it is the last one."""
     backbone = model.backbone
-    batch = len(assembled.mask)
-    row, last = torch.arange(batch, device=assembled.mask.device), last_real(assembled)
-    mask, position = assembled.mask, assembled.positions[:, row, last, None]
+    batch = len(assembled.attention_mask)
+    row, last = torch.arange(batch, device=assembled.attention_mask.device), last_real(assembled)
+    mask, position = assembled.attention_mask, assembled.position_ids[:, row, last, None]
     run = _opened(model, assembled)
     done, stops = torch.zeros_like(mask[:, 0]), torch.tensor(backbone.stop_tokens, device=mask.device)
     embed = model.generated_embedding(assembled)
@@ -262,7 +262,7 @@ def _greedy(model: MaspModel, assembled: Assembled, limit: int) -> list[list[int
             break
         position = position + 1
         mask = torch.cat([mask, mask.new_ones(batch, 1)], dim=1)
-        run = backbone.run(embed(word)[:, None], position, mask, run.cache)
+        run = backbone.forward(embed(word)[:, None], position, mask, run.cache)
     rows: list[list[int]] = torch.stack(words, dim=1).tolist() if words else [[]] * batch
     return [_until(ids, backbone.stop_tokens) for ids in rows]
 

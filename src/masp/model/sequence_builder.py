@@ -20,7 +20,7 @@ from torch.nn import functional
 from masp.backbones.base import Backbone
 from masp.core.config import MethodConfig
 from masp.core.errors import UsageError
-from masp.core.types import IGNORED, Assembled, ImageLayout, Prefix, Template, VisualTokens
+from masp.core.types import IGNORED, CachedPrefix, ImageLayout, ModelInputs, Template, VisualTokens
 
 TEXT, ASPECT, VISUAL, PROMPT = range(4)  # what a column holds
 PLAN_OBJECTS = 1_500
@@ -51,7 +51,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Spliced:
+class SequenceParts:
     """What is spliced into a chat turn, as counts.
 
     Attributes:
@@ -68,7 +68,7 @@ class Spliced:
 
 
 @dataclass(frozen=True)
-class RowPlan:
+class SequenceLayout:
     """One row as integers, column by column.
 
     Attributes:
@@ -86,7 +86,7 @@ class RowPlan:
     positions: NDArray[np.int64]
     targets: NDArray[np.int64]
     prefix: int
-    sign: bytes = b""
+    prefix_hash: bytes = b""
     image: ImageLayout | None = None
 
     @property
@@ -95,7 +95,7 @@ class RowPlan:
         return sum(part.nbytes for part in (self.kind, self.value, self.positions, self.targets)) + PLAN_OBJECTS
 
 
-class Assembler:
+class SequenceBuilder:
     """Assembles batches for one backbone in one layout; the plans of its rows are kept with the backbone.
 
     Args:
@@ -114,7 +114,7 @@ class Assembler:
         visual: VisualTokens | None = None,
         aspects: Float[Tensor, "batch aspects queries dim"] | None = None,
         prompt: Float[Tensor, "prompt dim"] | None = None,
-    ) -> Assembled:
+    ) -> ModelInputs:
         """One row per question: [system, user, ⟨vision start⟩ Z V ⟨vision end⟩ P question, assistant, answer].
 
         Args:
@@ -132,17 +132,17 @@ class Assembler:
         a, n = aspects.shape[1:3] if aspects is not None else (0, 0)
         p = 0 if prompt is None else len(prompt)
         images = [ImageLayout(0)] * len(questions) if visual is None else visual.layouts
-        rows = self._rows(questions, answers, [Spliced(image, a, n, p) for image in images])
+        rows = self._rows(questions, answers, [SequenceParts(image, a, n, p) for image in images])
         return self._gather(rows, visual, aspects, prompt, n)
 
-    def behind(
+    def continue_from_prefix(
         self,
-        kept: Prefix,
+        kept: CachedPrefix,
         questions: Sequence[str],
         answers: Sequence[str] | None = None,
         queries: int = 0,
         prompt: Float[Tensor, "prompt dim"] | None = None,
-    ) -> Assembled:
+    ) -> ModelInputs:
         """The same rows where the prefix is computed already: only what follows it is filled in.
 
         Args:
@@ -156,29 +156,29 @@ class Assembler:
             UsageError: these rows do not begin with what is kept.
         """
         p = 0 if prompt is None else len(prompt)
-        spliced = [Spliced(image, len(kept.aspects), queries, p) for image in kept.images]
+        spliced = [SequenceParts(image, len(kept.aspects), queries, p) for image in kept.images]
         rows = self._rows(questions, answers, spliced)
         inside = all(bool(np.isin(row.kind[row.prefix :], (TEXT, PROMPT)).all()) for row in rows)
-        if not inside or tuple(row.sign for row in rows) != kept.signs:
+        if not inside or tuple(row.prefix_hash for row in rows) != kept.prefix_hashes:
             raise UsageError("these questions do not continue the prefixes that were kept", "the same layout and image")
         return replace(self._gather(rows, None, None, prompt, queries), kept=kept)
 
-    def signs(self, questions: Sequence[str], images: Sequence[Spliced]) -> tuple[bytes, ...]:
+    def prefix_hashes(self, questions: Sequence[str], images: Sequence[SequenceParts]) -> tuple[bytes, ...]:
         """What the prefixes of these rows hold; rows of one image with equal signs have one prefix."""
-        return tuple(row.sign for row in self._rows(questions, None, images))
+        return tuple(row.prefix_hash for row in self._rows(questions, None, images))
 
     def _rows(
-        self, questions: Sequence[str], answers: Sequence[str] | None, spliced: Sequence[Spliced]
-    ) -> list[RowPlan]:
+        self, questions: Sequence[str], answers: Sequence[str] | None, spliced: Sequence[SequenceParts]
+    ) -> list[SequenceLayout]:
         texts = [None] * len(questions) if answers is None else answers
         return [self._plan(*parts) for parts in zip(questions, texts, spliced, strict=True)]
 
-    def _plan(self, question: str, answer: str | None, spliced: Spliced) -> RowPlan:
+    def _plan(self, question: str, answer: str | None, spliced: SequenceParts) -> SequenceLayout:
         """The plan of a row, kept from before or made."""
         key = (self.layout, question, answer, spliced)
         return self.backbone.plans.get(key, lambda: self._plan_row(question, answer, spliced))
 
-    def _plan_row(self, question: str, answer: str | None, spliced: Spliced) -> RowPlan:
+    def _plan_row(self, question: str, answer: str | None, spliced: SequenceParts) -> SequenceLayout:
         template, image = self.backbone.template(question, spliced.image), spliced.image
         ends = self.layout.supervised == "answer_end"
         answer_ids = [] if answer is None else self.backbone.answer_ids(answer, end=ends)
@@ -199,17 +199,17 @@ class Assembler:
         fallback = template.vision_close + spliced.aspects * spliced.queries
         prefix = int(np.argmax(trainable)) if spliced.prompt or not image.count else fallback
         sign = self._sign(question, kind[:prefix], value[:prefix], positions.numpy()[:, :prefix])
-        return RowPlan(kind, value, positions.numpy(), targets, prefix, sign, image)
+        return SequenceLayout(kind, value, positions.numpy(), targets, prefix, sign, image)
 
     def _sign(self, question: str, *columns: NDArray[np.int64]) -> bytes:
         """Hash of the columns of a prefix, and of the question where visual tokens depend on it."""
-        found = hashlib.blake2b(question.encode() if self.backbone.asks else b"", digest_size=16)
+        found = hashlib.blake2b(question.encode() if self.backbone.question_conditioned else b"", digest_size=16)
         for part in columns:
             found.update(repr(part.shape).encode() + np.ascontiguousarray(part).tobytes())
         return found.digest()
 
     def _columns(
-        self, template: Template, answer_ids: list[int], spliced: Spliced
+        self, template: Template, answer_ids: list[int], spliced: SequenceParts
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Kind and value of every column."""
         first = spliced.prompt if self.layout.prompt_places == "both" else 0
@@ -231,12 +231,12 @@ class Assembler:
 
     def _gather(
         self,
-        rows: list[RowPlan],
+        rows: list[SequenceLayout],
         visual: VisualTokens | None,
         aspects: Float[Tensor, "batch aspects queries dim"] | None,
         prompt: Float[Tensor, "prompt dim"] | None,
         queries: int,
-    ) -> Assembled:
+    ) -> ModelInputs:
         grid = padded(rows)
         backbone, row = self.backbone, np.arange(len(rows))[:, None]
         text = grid.kind == TEXT
@@ -258,24 +258,24 @@ class Assembler:
         table = torch.cat(tables)
         move = functools.partial(_tensor, device=backbone.device)
         aspect_of = np.where(grid.kind == ASPECT, grid.value // max(queries, 1), -1)
-        return Assembled(
-            embeddings=functional.embedding(move(index), table),
-            positions=move(grid.positions),
-            mask=move(grid.kind != PADDING),
+        return ModelInputs(
+            inputs_embeds=functional.embedding(move(index), table),
+            position_ids=move(grid.positions),
+            attention_mask=move(grid.kind != PADDING),
             prefix_end=grid.prefix,
-            targets=move(grid.targets),
+            labels=move(grid.targets),
             aspect_columns=move(grid.kind == ASPECT),
             visual_columns=move(grid.kind == VISUAL),
             prompt_columns=move(grid.kind == PROMPT),
             aspect_of=move(aspect_of),
             common=0 if self.backbone.sharded else _common(grid),  # there, all shares of a batch take as many passes
-            signs=tuple(row.sign for row in rows),
+            prefix_hashes=tuple(row.prefix_hash for row in rows),
             images=tuple(row.image for row in rows if row.image is not None),
             deep=None if visual is None or visual.deep is None else self._deep(grid, visual.deep),
         )
 
     def _deep(
-        self, grid: RowPlan, deep: Float[Tensor, "batch visual levels dim"]
+        self, grid: SequenceLayout, deep: Float[Tensor, "batch visual levels dim"]
     ) -> Float[Tensor, "batch sequence levels dim"]:
         """The deep features in the columns of their visual tokens, zero elsewhere."""
         visual = grid.kind == VISUAL
@@ -298,7 +298,7 @@ def _image_parts(template: Template) -> Iterator[tuple[int, Sequence[int]]]:
         seen, begin = seen + stop - start, stop
 
 
-def padded(rows: Sequence[RowPlan]) -> RowPlan:
+def padded(rows: Sequence[SequenceLayout]) -> SequenceLayout:
     """The rows as one plan with a leading batch axis: prefixes end in one column, padding has kind PADDING."""
     prefix = max(row.prefix for row in rows)
     length = prefix + max(len(row.kind) - row.prefix for row in rows)
@@ -315,10 +315,10 @@ def padded(rows: Sequence[RowPlan]) -> RowPlan:
         columns["positions"][:, number, span] = row.positions
         columns["targets"][number, span] = row.targets
     kind, value, positions, targets = (columns[name] for name in fill)
-    return RowPlan(kind, value, positions, targets, prefix)
+    return SequenceLayout(kind, value, positions, targets, prefix)
 
 
-def _common(grid: RowPlan) -> int:
+def _common(grid: SequenceLayout) -> int:
     """Number of leading columns of the prefix that are the same text in every row; 0 for a single row."""
     kind, value = grid.kind[:, : grid.prefix], grid.value[:, : grid.prefix]
     same = ((kind == TEXT) & (value == value[:1])).all(0)

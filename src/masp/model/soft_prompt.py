@@ -37,14 +37,14 @@ def prompt_tokens(length: int) -> tuple[str, ...]:
     return tuple(f"<|reserved_special_token_{number}|>" for number in range(length))
 
 
-def random_start(
+def random_init(
     length: int, dim: int, std: float, generator: torch.Generator | None = None
 ) -> Float[Tensor, "prompt dim"]:
     """Normal vectors with standard deviation `std` (that of the backbone's embedding rows; the paper names none)."""
     return torch.randn(length, dim, generator=generator) * std
 
 
-def vocabulary_start(
+def vocabulary_init(
     rows: Float[Tensor, "vocabulary dim"], length: int, generator: torch.Generator | None = None
 ) -> Float[Tensor, "prompt dim"]:
     """Embeddings of `length` words drawn from the vocabulary, each at most once while there are enough.
@@ -59,7 +59,7 @@ def vocabulary_start(
     return rows[drawn.to(rows.device)].float().cpu()
 
 
-def text_start(rows: Float[Tensor, "words dim"], length: int) -> Float[Tensor, "prompt dim"]:
+def text_init(rows: Float[Tensor, "words dim"], length: int) -> Float[Tensor, "prompt dim"]:
     """Embeddings of a text's tokens, repeated or cut to `length` vectors.
 
     Raises:

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from masp.evaluation.result import Floor
+from masp.evaluation.result import CalibrationFloor
 from masp.report import drawings
-from masp.report.figures import Curve, PooledBin, mean_curve, over_seeds, pooled
+from masp.report.figures import CurvePlot, PooledBin, mean_curve, over_seeds, pooled
 from masp.report.formatting import grouped, share
-from masp.report.load_results import System
+from masp.report.load_results import SystemResults
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class CoverageView:
 
     name: str
     images: int
-    curve: Curve
+    curve: CurvePlot
     variable: str
     dashes: str
 
 
-def gaps(systems: Sequence[System]) -> tuple[str, ...]:
+def gaps(systems: Sequence[SystemResults]) -> tuple[str, ...]:
     """What is not known of which system, in sentences."""
     found = []
     for system in systems:
@@ -49,7 +49,7 @@ def gaps(systems: Sequence[System]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def reliability(system: System) -> ReliabilityView:
+def reliability(system: SystemResults) -> ReliabilityView:
     """The diagram of a system whose every seed has probabilities; the bins of all seeds together."""
     chances = [run.chances for run in system.runs if run.chances]
     bins = pooled([one.reliability for one in chances])
@@ -75,15 +75,15 @@ def reliability(system: System) -> ReliabilityView:
     return ReliabilityView(system.name, f"{words}.", f"{counted}. {words}.", drawing, bins, bool(scaled))
 
 
-def _floor(floors: Sequence[Floor | None]) -> str:
+def _floor(floors: Sequence[CalibrationFloor | None]) -> str:
     """The mean over the seeds of what chance alone would show of one seed; empty where a seed does not say it."""
     known = [one for one in floors if one is not None]
     if not known or len(known) < len(floors):
         return ""
-    return Floor(fmean(one.value for one in known), fmean(one.deviation for one in known)).percent()
+    return CalibrationFloor(fmean(one.value for one in known), fmean(one.deviation for one in known)).percent()
 
 
-def coverage(system: System) -> CoverageView:
+def coverage(system: SystemResults) -> CoverageView:
     """The curve of a system whose every seed has probabilities: the mean of the seeds."""
     chances = [run.chances for run in system.runs if run.chances]
     curve = mean_curve([one.risk_coverage for one in chances])

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from masp.core.errors import UsageError
 from masp.report import plots
-from masp.report.error_analysis import Asked
+from masp.report.error_analysis import ErrorPageOptions
 from masp.report.formatting import grouped, points, share
-from masp.report.load_results import Rows, Source, seed_of, trials
+from masp.report.load_results import ResultSource, Rows, seed_of, trials
 from masp.report.page import fill
 from masp.report.schema import Ablation
 from masp.report.study import Headline
@@ -38,7 +38,9 @@ class SourceView:
     facts: tuple[tuple[str, str], ...]
 
 
-def comparison(sources: Sequence[Source], tables: Sequence[Rows], asked: Asked, title: str | None = None) -> str:
+def comparison(
+    sources: Sequence[ResultSource], tables: Sequence[Rows], asked: ErrorPageOptions, title: str | None = None
+) -> str:
     """The page as text.
 
     Args:
@@ -58,7 +60,7 @@ def comparison(sources: Sequence[Source], tables: Sequence[Rows], asked: Asked, 
     names = ", ".join(dict.fromkeys(trial.dataset for trial in found))
     return fill(
         "comparison.html.j2",
-        title=title or (f"Emotions of pictures: {names}" if names else "What each part adds"),
+        title=title or (f"Emotions of images: {names}" if names else "What each part adds"),
         summary=" ".join(one.what for one in views) if len(views) == 1 else _summary(views),
         headlines=_headlines(views),
         chapters=_chapters(views, rows),
@@ -121,7 +123,7 @@ def _rows(number: int, table: Rows) -> AblationView:
     return AblationView(f"rows{number}", "What each part adds", what, table.data, drawing)
 
 
-def _source(source: Source) -> SourceView:
+def _source(source: ResultSource) -> SourceView:
     found = source.found
     seed = seed_of(found)
     words = f"{found.system} on {found.dataset}, split {found.split}, {grouped(found.used)} images"

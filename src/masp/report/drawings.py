@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from masp.evaluation.metrics import Interval
-from masp.report.figures import Curve, PooledBin
+from masp.report.figures import CurvePlot, PooledBin
 from masp.report.formatting import words
 from masp.report.plots import ACCENT, INK, LINES, MID, MUTED, PAPER, RULE, SOFT, VARIABLES, Panel
 
@@ -52,7 +52,7 @@ def reliability_diagram(measured: Sequence[PooledBin], scaled: Sequence[PooledBi
     return Panel((3.3, 3.1), draw).render("svg").decode()
 
 
-def coverage_curves(curves: Sequence[tuple[int, Curve]]) -> str:
+def coverage_curves(curves: Sequence[tuple[int, CurvePlot]]) -> str:
     """Share of wrong answers among those given, for each system (its place, which chooses the line, and its curve)."""
 
     def draw(axes: Axes) -> None:

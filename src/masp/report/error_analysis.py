@@ -1,4 +1,4 @@
-"""The mistakes that a system was surest of, with their pictures and what the other systems said."""
+"""The mistakes that a system was surest of, with their images and what the other systems said."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,33 +8,33 @@ from typing import TYPE_CHECKING
 
 from masp.core.errors import DataError, MaspError, UsageError, did_you_mean
 from masp.data.readers.common import exists, inside
-from masp.evaluation.predictions import Answered
+from masp.evaluation.predictions import LabelledPrediction
 from masp.report import leaderboard as standings
 from masp.report.formatting import grouped
-from masp.report.load_results import System, Trial
+from masp.report.load_results import Comparison, SystemResults
 from masp.report.samples import PictureView, SampleView, embedded, sample_of, sample_view
 
 if TYPE_CHECKING:
     from masp.predictor import Masp
 
 THUMBNAIL = 320
-"""Longest side of a picture among the mistakes, in pixels."""
+"""Longest side of an image among the mistakes, in pixels."""
 TINY = 64
 """Up to this side a thumbnail is embedded without loss."""
-NO_DATA = "The picture is not embedded: no data set was named (--data)."
-GONE = "The data set has no such picture."
-UNREADABLE = "The picture could not be read when this page was written."
+NO_DATA = "The image is not embedded: no data set was named (--data)."
+GONE = "The data set has no such image."
+UNREADABLE = "The image could not be read when this page was written."
 
 
 @dataclass(frozen=True)
-class Asked:
+class ErrorPageOptions:
     """What is wanted of a page.
 
     Attributes:
         against: the reference: "first", "best" or a system's name.
         mistakes: how many mistakes to show.
-        data: the data set's folder, for pictures.
-        masp: says what each aspect saw in those pictures.
+        data: the data set's folder, for images.
+        masp: says what each aspect saw in those images.
         of: name of the system whose mistakes are shown; None: the one that `masp` is, otherwise the best.
     """
 
@@ -56,7 +56,7 @@ class Mistake:
         confidence: the probability of that label; None where it is not known, as `chance`.
         chance: the probability of the true label.
         others: name of each other system, what it said, and whether that is right.
-        picture: the picture, embedded; None where it cannot be shown.
+        image: the image, embedded; None where it cannot be shown.
         why_missing: why not.
         anchor: where on the page the aspects' readings stand; empty where nowhere.
     """
@@ -83,7 +83,7 @@ class MistakesView:
     views_words: str = ""
 
 
-def shown(number: int, trial: Trial, asked: Asked) -> MistakesView:
+def shown(number: int, trial: Comparison, asked: ErrorPageOptions) -> MistakesView:
     """The worst mistakes of one system of a trial; `number` makes their anchors unique.
 
     Raises:
@@ -103,7 +103,7 @@ def shown(number: int, trial: Trial, asked: Asked) -> MistakesView:
     return MistakesView(words, _notes(asked), cards, tuple(views.values()), _views_words(system, asked, wrong, views))
 
 
-def _words(system: System, wrong: Sequence[Answered]) -> str:
+def _words(system: SystemResults, wrong: Sequence[LabelledPrediction]) -> str:
     """Which mistakes of how many these are."""
     total = sum(one.predicted != one.truth for one in system.answers.values())
     sure = any(_chance(one, one.predicted) is not None for one in wrong)
@@ -113,16 +113,18 @@ def _words(system: System, wrong: Sequence[Answered]) -> str:
     return f"Of the {grouped(total)} wrong answers of {system.name} {images}, the {which}."
 
 
-def _notes(asked: Asked) -> tuple[str, ...]:
+def _notes(asked: ErrorPageOptions) -> tuple[str, ...]:
     found = []
     if asked.data is None:
-        found.append("No data set was named (--data DIR), so the pictures are not embedded.")
+        found.append("No data set was named (--data DIR), so the images are not embedded.")
     if asked.masp is None:
         found.append("No adapter was named (--adapter DIR), so nothing is said about what each aspect saw.")
     return tuple(found)
 
 
-def _views_words(system: System, asked: Asked, wrong: Sequence[Answered], views: Mapping[str, SampleView]) -> str:
+def _views_words(
+    system: SystemResults, asked: ErrorPageOptions, wrong: Sequence[LabelledPrediction], views: Mapping[str, SampleView]
+) -> str:
     """Whose readings they are, and whether it is the system that made the mistakes."""
     if asked.masp is None:
         return ""
@@ -133,12 +135,10 @@ def _views_words(system: System, asked: Asked, wrong: Sequence[Answered], views:
         return f"{words}, which is the system that made these mistakes."
     other = sum(views[one.image].sample.label != one.predicted for one in wrong if one.image in views)
     words += f", which is not known to be {system.name}"
-    return (
-        f"{words}: on {other} of these {len(views)} pictures it names another label. The label given here is its own."
-    )
+    return f"{words}: on {other} of these {len(views)} images it names another label. The label given here is its own."
 
 
-def _chosen(trial: Trial, asked: Asked) -> System:
+def _chosen(trial: Comparison, asked: ErrorPageOptions) -> SystemResults:
     """The system whose mistakes are shown."""
     if asked.of is not None:
         names = [system.name for system in trial.systems]
@@ -155,7 +155,7 @@ def _chosen(trial: Trial, asked: Asked) -> System:
     return standings.best(trial)
 
 
-def _is(masp: "Masp", system: System) -> bool:
+def _is(masp: "Masp", system: SystemResults) -> bool:
     """Whether the first seed of a system is this adapter, by its tensors."""
     from masp.adapters import tensors_sha256
 
@@ -164,14 +164,18 @@ def _is(masp: "Masp", system: System) -> bool:
     return known is not None and known == tensors_sha256(masp.model.state_dict())
 
 
-def worst(system: System, number: int) -> list[Answered]:
+def worst(system: SystemResults, number: int) -> list[LabelledPrediction]:
     """The wrong answers of the first seed, the surest first; those without probabilities in their own order, last."""
     wrong = [one for one in system.answers.values() if one.predicted != one.truth]
     return sorted(wrong, key=lambda one: -(_chance(one, one.predicted) or 0.0))[:number]
 
 
 def mistake(
-    trial: Trial, system: System, wrong: Answered, data: Path | None, view: SampleView | None = None
+    trial: Comparison,
+    system: SystemResults,
+    wrong: LabelledPrediction,
+    data: Path | None,
+    view: SampleView | None = None,
 ) -> Mistake:
     """A wrong answer as the page shows it; `view` says what the aspects saw in it."""
     picture, why = _picture(data, wrong.image)
@@ -189,8 +193,8 @@ def mistake(
     )
 
 
-def explained(masp: "Masp", wrong: Sequence[Answered], data: Path, first: int) -> dict[str, SampleView]:
-    """What each aspect saw in the pictures that can be read, by the image's name; `first` numbers their anchors."""
+def explained(masp: "Masp", wrong: Sequence[LabelledPrediction], data: Path, first: int) -> dict[str, SampleView]:
+    """What each aspect saw in the images that can be read, by the image's name; `first` numbers their anchors."""
     found: dict[str, SampleView] = {}
     for number, one in enumerate(wrong, start=first):
         file = place_of(data, one.image)
@@ -227,13 +231,13 @@ def _picture(data: Path | None, image: str) -> tuple[PictureView | None, str]:
     return (view, "") if view.uri else (None, UNREADABLE)
 
 
-def _said(answer: Answered) -> str:
+def _said(answer: LabelledPrediction) -> str:
     if answer.predicted is not None:
         return answer.predicted
     text = (answer.answer or "").strip()
     return f"no label (“{text if len(text) <= 60 else text[:59] + '…'}”)" if text else "no label"
 
 
-def _chance(answer: Answered, label: str | None) -> float | None:
+def _chance(answer: LabelledPrediction, label: str | None) -> float | None:
     logs = answer.log_probabilities
     return None if logs is None or label is None or label not in logs else math.exp(logs[label])

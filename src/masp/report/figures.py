@@ -36,7 +36,7 @@ class PooledBin:
 
 
 @dataclass(frozen=True)
-class Curve:
+class CurvePlot:
     """Risk over coverage, the mean of the seeds; `area` is the mean risk over all coverages."""
 
     coverage: tuple[float, ...]
@@ -76,11 +76,11 @@ def pooled(runs: Sequence[Sequence[Bin]]) -> tuple[PooledBin, ...]:
     return tuple(found)
 
 
-def mean_curve(runs: Sequence[RiskCoverage]) -> Curve:
+def mean_curve(runs: Sequence[RiskCoverage]) -> CurvePlot:
     """The mean of the seeds' curves, drawn through a bounded number of points."""
     kept = np.unique(np.concatenate([run.coverage for run in runs]))
     if len(kept) > POINTS:
         kept = kept[np.unique(np.linspace(0, len(kept) - 1, POINTS).round().astype(int))]
     risk = np.mean([np.interp(kept, run.coverage, run.risk) for run in runs], axis=0)
     area = statistics.fmean(run.area.value for run in runs)
-    return Curve(tuple(kept.tolist()), tuple(risk.tolist()), area)
+    return CurvePlot(tuple(kept.tolist()), tuple(risk.tolist()), area)

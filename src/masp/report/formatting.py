@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable
 
-from masp.report.schema import Sample, Sight
+from masp.report.schema import AspectSight, Sample
 
 FAINT = 0.05
 """Effects below this many nats (5 %) decide nothing."""
 
 
-def decisive(sample: Sample) -> Sight | None:
+def decisive(sample: Sample) -> AspectSight | None:
     """The aspect whose absence would hurt the label most; None where none would hurt it noticeably."""
     known = [sight for sight in sample.sights if sight.effect is not None and sight.effect >= FAINT]
     return max(known, key=lambda sight: sight.effect or 0.0, default=None)
@@ -25,7 +25,7 @@ def verdict(sample: Sample) -> str:
     return f"{decided(first)}: without it the label would be {_less(first.effect)} less probable."
 
 
-def decided(sight: Sight) -> str:
+def decided(sight: AspectSight) -> str:
     """That this aspect decided, and what it saw."""
     saw = f" (“{readable(sight.answer)}”)" if sight.answer else ""
     return f"The {words(sight.aspect)} decided{saw}"

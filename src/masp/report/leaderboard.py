@@ -8,9 +8,9 @@ from masp.core.aspects import ASPECTS
 from masp.core.errors import UsageError, did_you_mean
 from masp.evaluation import metrics
 from masp.evaluation.metrics import Interval
-from masp.evaluation.result import Chances, Evaluation
+from masp.evaluation.result import Evaluation, ProbabilisticMetrics
 from masp.report.figures import Figure, over_seeds
-from masp.report.load_results import System, Trial, seed_of
+from masp.report.load_results import Comparison, SystemResults, seed_of
 
 FIRST, BEST = "first", "best"
 
@@ -27,7 +27,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Row:
+class LeaderboardRow:
     """A system in the table; `meaning` says what else there is to know about it."""
 
     name: str
@@ -70,11 +70,13 @@ class Gains:
     gains: tuple[Gain, ...]
 
 
-def _of(read: Callable[[Chances], Interval | float | None]) -> Callable[[Evaluation], Interval | float | None]:
+def _of(
+    read: Callable[[ProbabilisticMetrics], Interval | float | None],
+) -> Callable[[Evaluation], Interval | float | None]:
     return lambda found: None if found.chances is None else read(found.chances)
 
 
-def _scaled(chances: Chances) -> Interval | None:
+def _scaled(chances: ProbabilisticMetrics) -> Interval | None:
     return chances.calibrated.calibration_error if chances.calibrated else None
 
 
@@ -99,7 +101,7 @@ COLUMNS = (
 """Every column there can be, in the order of the table."""
 
 
-def rows(trial: Trial) -> tuple[tuple[Column, ...], tuple[Row, ...]]:
+def rows(trial: Comparison) -> tuple[tuple[Column, ...], tuple[LeaderboardRow, ...]]:
     """The columns that any system fills, and a row for every system."""
     found = [
         {column.key: over_seeds([column.read(run) for run in system.runs]) for column in COLUMNS}
@@ -110,12 +112,12 @@ def rows(trial: Trial) -> tuple[tuple[Column, ...], tuple[Row, ...]]:
     for system, figures in zip(trial.systems, found, strict=True):
         figures["accuracy"] = _with_interval(system, figures["accuracy"])
     return columns, tuple(
-        Row(system.name, _meaning(system), system.runs[0].used, figures, system is top and len(found) > 1)
+        LeaderboardRow(system.name, _meaning(system), system.runs[0].used, figures, system is top and len(found) > 1)
         for system, figures in zip(trial.systems, found, strict=True)
     )
 
 
-def over_images(system: System) -> Interval:
+def over_images(system: SystemResults) -> Interval:
     """Accuracy with an interval over the images; of several seeds the mean, as far as their answers are known."""
     if len(system.runs) == 1:
         return system.runs[0].accuracy
@@ -126,17 +128,17 @@ def over_images(system: System) -> Interval:
     return Interval(mean, mean, mean)
 
 
-def accuracy(system: System) -> float:
+def accuracy(system: SystemResults) -> float:
     """Of a system, the mean over its seeds."""
     return sum(run.accuracy.value for run in system.runs) / len(system.runs)
 
 
-def best(trial: Trial) -> System:
+def best(trial: Comparison) -> SystemResults:
     """The system with the highest accuracy, the earlier one of two alike."""
     return max(trial.systems, key=accuracy)
 
 
-def reference(trial: Trial, against: str) -> System:
+def reference(trial: Comparison, against: str) -> SystemResults:
     """What the others are compared with: the first system, the best one, or the one of this name.
 
     Raises:
@@ -153,12 +155,12 @@ def reference(trial: Trial, against: str) -> System:
     raise UsageError(f"no system of {trial.dataset} is called '{against}'", known, did_you_mean(against, names))
 
 
-def pairs(trial: Trial, base: System) -> tuple[Pair, ...]:
+def pairs(trial: Comparison, base: SystemResults) -> tuple[Pair, ...]:
     """Every other system minus the reference."""
     return tuple(_pair(base, system) for system in trial.systems if system is not base)
 
 
-def disagreements(trial: Trial) -> tuple[str, ...]:
+def disagreements(trial: Comparison) -> tuple[str, ...]:
     """Sentences about results that do not fit together: other copies of the data, other labels of one image."""
     found = []
     prints = {json.dumps(_data(run).get("fingerprint")) for run in trial.runs} - {"null"}
@@ -176,9 +178,9 @@ def disagreements(trial: Trial) -> tuple[str, ...]:
     return tuple(found)
 
 
-def gains(trial: Trial) -> tuple[Gains, ...]:
+def gains(trial: Comparison) -> tuple[Gains, ...]:
     """What each aspect adds, where systems were measured that differ in nothing but their aspects."""
-    families: dict[str, dict[frozenset[str], System]] = {}
+    families: dict[str, dict[frozenset[str], SystemResults]] = {}
     for system in trial.systems:
         described = _aspects(system)
         if described is not None:
@@ -196,7 +198,7 @@ def gains(trial: Trial) -> tuple[Gains, ...]:
 
 
 def _gains(
-    family: Mapping[frozenset[str], System],
+    family: Mapping[frozenset[str], SystemResults],
     name: str,
     meaning: str,
     asked: Sequence[tuple[str, frozenset[str], frozenset[str]]],
@@ -210,7 +212,7 @@ def _gains(
     return Gains(name, meaning, tuple(found))
 
 
-def _pair(base: System, system: System) -> Pair:
+def _pair(base: SystemResults, system: SystemResults) -> Pair:
     common = [key for key in base.said[0] if key in system.said[0]]
     if not common:
         return Pair(system.name, None, 0)
@@ -222,7 +224,7 @@ def _pair(base: System, system: System) -> Pair:
     return Pair(system.name, points, len(common))
 
 
-def _with_interval(system: System, figure: Figure | None) -> Figure | None:
+def _with_interval(system: SystemResults, figure: Figure | None) -> Figure | None:
     """The mean accuracy of several seeds with the interval over the images, where their answers are known."""
     if figure is None or figure.sd is None or not system.said[0]:
         return figure
@@ -230,7 +232,7 @@ def _with_interval(system: System, figure: Figure | None) -> Figure | None:
     return replace(figure, low=found.low, high=found.high)
 
 
-def _meaning(system: System) -> str:
+def _meaning(system: SystemResults) -> str:
     """What the name does not say: seeds, how the answer was read, what was left out."""
     runs = system.runs
     free = runs[0].mode == "generate"
@@ -254,7 +256,7 @@ def _data(found: Evaluation) -> Mapping[str, object]:
     return data if isinstance(data, Mapping) else {}
 
 
-def _aspects(system: System) -> tuple[frozenset[str], str] | None:
+def _aspects(system: SystemResults) -> tuple[frozenset[str], str] | None:
     """The aspects that a system was given, and everything else that it was, as text; None where nobody knows.
 
     A name such as "V+scene+S" comes first: it tells an untrained prompt from a trained one and from none.

@@ -9,14 +9,14 @@ from typing import Any
 
 from masp.core.errors import DataError
 from masp.data.records import read_json
-from masp.evaluation.metrics import Interval, Paired
-from masp.evaluation.predictions import Answered
+from masp.evaluation.metrics import Interval, PairedComparison
+from masp.evaluation.predictions import LabelledPrediction
 from masp.evaluation.result import Evaluation, read_result
 from masp.report.schema import Ablation, AblationRow, Difference
 
 
 @dataclass(frozen=True)
-class Source:
+class ResultSource:
     """A result as it was named: the name given to its system (empty: the result's own), its place, its content."""
 
     name: str
@@ -34,12 +34,12 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class System:
+class SystemResults:
     """A system with one run for each seed; `place` is its place among the systems of its trial."""
 
     name: str
     place: int
-    sources: tuple[Source, ...]
+    sources: tuple[ResultSource, ...]
 
     @property
     def runs(self) -> tuple[Evaluation, ...]:
@@ -47,7 +47,7 @@ class System:
         return tuple(source.found for source in self.sources)
 
     @cached_property
-    def answers(self) -> Mapping[str, Answered]:
+    def answers(self) -> Mapping[str, LabelledPrediction]:
         """What the first seed said about each image; empty where no predictions lie beside the result."""
         return {answer.image: answer for answer in self.runs[0].answers}
 
@@ -60,13 +60,13 @@ class System:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Comparison:
     """All systems that were measured on one split with one set of labels."""
 
     dataset: str
     split: str
     labels: tuple[str, ...]
-    systems: tuple[System, ...]
+    systems: tuple[SystemResults, ...]
 
     @property
     def runs(self) -> tuple[Evaluation, ...]:
@@ -74,13 +74,13 @@ class Trial:
         return tuple(run for system in self.systems for run in system.runs)
 
 
-def read_sources(words: Sequence[str]) -> tuple[list[Source], list[Rows]]:
+def read_sources(words: Sequence[str]) -> tuple[list[ResultSource], list[Rows]]:
     """Every RESULT, each a folder or a file, or NAME=RESULT.
 
     Raises:
         DataError: one cannot be read or is no result.
     """
-    sources: list[Source] = []
+    sources: list[ResultSource] = []
     tables: list[Rows] = []
     for word in words:
         name, place = _named(word)
@@ -91,18 +91,19 @@ def read_sources(words: Sequence[str]) -> tuple[list[Source], list[Rows]]:
         if table is not None:
             tables.append(table)
         else:
-            sources.append(Source(name, str(place), read_result(place)))
+            sources.append(ResultSource(name, str(place), read_result(place)))
     return sources, tables
 
 
-def trials(sources: Sequence[Source]) -> tuple[Trial, ...]:
+def trials(sources: Sequence[ResultSource]) -> tuple[Comparison, ...]:
     """The results in the order in which they were named, put together by data set, split and labels."""
-    groups: dict[tuple[str, str, tuple[str, ...]], list[Source]] = {}
+    groups: dict[tuple[str, str, tuple[str, ...]], list[ResultSource]] = {}
     for source in sources:
         found = source.found
         groups.setdefault((found.dataset, found.split, tuple(sorted(found.labels))), []).append(source)
     return tuple(
-        Trial(dataset, split, group[0].found.labels, _systems(group)) for (dataset, split, _), group in groups.items()
+        Comparison(dataset, split, group[0].found.labels, _systems(group))
+        for (dataset, split, _), group in groups.items()
     )
 
 
@@ -120,13 +121,13 @@ def _named(word: str) -> tuple[str, Path]:
     return "", Path(word)
 
 
-def _systems(group: Sequence[Source]) -> tuple[System, ...]:
+def _systems(group: Sequence[ResultSource]) -> tuple[SystemResults, ...]:
     """Seeds of one system side by side; results of one name that are no seeds of each other keep their place's name."""
-    named: dict[tuple[str, str], list[Source]] = {}
+    named: dict[tuple[str, str], list[ResultSource]] = {}
     for source in group:
         key = (source.name, "") if source.name else (source.found.system, _settings(source.found))
         named.setdefault(key, []).append(source)
-    found: list[tuple[str, list[Source]]] = []
+    found: list[tuple[str, list[ResultSource]]] = []
     for (name, _), members in named.items():
         seeds = [seed_of(member.found) for member in members]
         if len(members) == 1 or members[0].name or (None not in seeds and len(set(seeds)) == len(seeds)):
@@ -135,7 +136,7 @@ def _systems(group: Sequence[Source]) -> tuple[System, ...]:
             found += [(name, [member]) for member in members]
     taken = [name for name, _ in found]
     return tuple(
-        System(name if taken.count(name) == 1 else f"{name} ({_short(members[0].place)})", place, tuple(members))
+        SystemResults(name if taken.count(name) == 1 else f"{name} ({_short(members[0].place)})", place, tuple(members))
         for place, (name, members) in enumerate(found)
     )
 
@@ -194,7 +195,9 @@ def _table(place: Path) -> Rows | None:
             AblationRow(row["name"], row["meaning"], _interval(row["accuracy"]), row.get("macro_f1"))
             for row in content["rows"]
         )
-        gains = tuple(Difference(one["name"], Paired(**one["paired"])) for one in content.get("differences", ()))
+        gains = tuple(
+            Difference(one["name"], PairedComparison(**one["paired"])) for one in content.get("differences", ())
+        )
         majority = _interval(content["majority"]).value
         data = Ablation(rows, int(content["images"]), majority=majority, differences=gains)
     except (KeyError, TypeError, ValueError) as error:

@@ -1,6 +1,6 @@
 """The page itself: templates filled and written.
 
-It loads nothing: styles, plots and pictures are inside it, and a content policy in its head forbids anything else.
+It loads nothing: styles, plots and images are inside it, and a content policy in its head forbids anything else.
 Names, labels and answers come from outside and are escaped wherever they appear.
 """
 

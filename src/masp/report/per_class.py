@@ -8,7 +8,7 @@ from masp.evaluation.metrics import ClassFigures
 from masp.evaluation.result import Distribution
 from masp.report import leaderboard as standings
 from masp.report.formatting import share
-from masp.report.load_results import System, Trial
+from masp.report.load_results import Comparison, SystemResults
 from masp.report.study import Cell
 
 DISTANCES = ("KL, nats", "JS, nats", "same first choice, %")
@@ -55,7 +55,7 @@ class DistributionView:
     images: int
 
 
-def _counts(system: System) -> list[list[int]]:
+def _counts(system: SystemResults) -> list[list[int]]:
     """Confusion over all seeds, in the order of the first one's labels."""
     labels = system.runs[0].labels
     table = [[0] * (len(labels) + 1) for _ in labels]
@@ -74,7 +74,7 @@ def _figures(label: str, table: Sequence[Sequence[int]], place: int) -> ClassFig
     return ClassFigures(label, precision, recall, 2 * hits / (support + called) if support + called else 0.0, support)
 
 
-def confusion(trial: Trial, system: System) -> ConfusionView:
+def confusion(trial: Comparison, system: SystemResults) -> ConfusionView:
     """The confusion of a system over all its seeds; the best system's is open."""
     table, labels = _counts(system), system.runs[0].labels
     columns = (*labels, "none of them") if any(row[-1] for row in table) else labels
@@ -88,7 +88,7 @@ def confusion(trial: Trial, system: System) -> ConfusionView:
     return ConfusionView(system.name, words, answers, columns, tuple(rows), system is standings.best(trial))
 
 
-def classes(trial: Trial) -> tuple[ClassView, ...]:
+def classes(trial: Comparison) -> tuple[ClassView, ...]:
     """Every label with its F1 for each system."""
     tables = [(system.runs[0].labels, _counts(system)) for system in trial.systems]
     found = []
@@ -99,7 +99,7 @@ def classes(trial: Trial) -> tuple[ClassView, ...]:
     return tuple(found)
 
 
-def distributions(trial: Trial) -> tuple[DistributionView, ...]:
+def distributions(trial: Comparison) -> tuple[DistributionView, ...]:
     """The systems whose every seed was held against votes, with the means of their seeds."""
     found = []
     for system in trial.systems:

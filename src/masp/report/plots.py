@@ -1,4 +1,4 @@
-"""Pictures of numbers, as PNG, PDF or SVG bytes: Table 2, aspect readings, confusion, loss, attention over an image.
+"""Images of numbers, as PNG, PDF or SVG bytes: Table 2, aspect readings, confusion, loss, attention over an image.
 
 Only this module imports matplotlib. Figures are objects of their own (no pyplot, no global state). An SVG carries
 the page's colour variables instead of colours, so that one drawing fits light and dark pages.
@@ -42,7 +42,7 @@ STYLE: dict[Any, Any] = {
 }
 """What matplotlib must know while it draws; the salt makes the same figure the same bytes, 42 is TrueType."""
 DARK_VEIL, LIGHT_VEIL = (24, 20, 48), (214, 210, 204)
-"""RGB of the veils that cover what an aspect did not look at, over ordinary and over dark pictures."""
+"""RGB of the veils that cover what an aspect did not look at, over ordinary and over dark images."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def aspect_bars(scores: Sequence[AspectScore], kind: Kind = "svg") -> bytes:
 
 
 def confusion_matrix(confusion: Confusion, kind: Kind = "png") -> bytes:
-    """Shares of each true label's pictures (rows) that were given each predicted label (columns)."""
+    """Shares of each true label's images (rows) that were given each predicted label (columns)."""
     counts = np.asarray(confusion.counts, dtype=float)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     columns = [*confusion.labels, "none of them"][: counts.shape[1]]
@@ -150,15 +150,15 @@ def loss_curve(curve: Curve, kind: Kind = "svg") -> bytes:
 
 
 def attention_veil(attention: Sequence[Sequence[float]], dark: bool = False, long_side: int = 168) -> bytes:
-    """A transparent PNG to lay over a picture: clear where an aspect looked, veiled where it did not.
+    """A transparent PNG to lay over an image: clear where an aspect looked, veiled where it did not.
 
     The weights are relative to the largest one, or to three times an even spread where the largest is less than that,
     so that an attention that looks everywhere does not appear to look somewhere. Between cell centres they are
     interpolated; draw the cells (`cell_lines`) over it to show how coarse they really are.
 
     Args:
-        attention: weights over the picture's cells, rows from the top; at least one cell.
-        dark: whether the picture is dark, so that its veil must be light.
+        attention: weights over the image's cells, rows from the top; at least one cell.
+        dark: whether the image is dark, so that its veil must be light.
         long_side: of the PNG, in pixels.
 
     Returns:
@@ -179,7 +179,7 @@ def attention_veil(attention: Sequence[Sequence[float]], dark: bool = False, lon
 
 
 def cell_lines(rows: int, columns: int, width: int, height: int) -> str:
-    """The inner borders of a picture's cells as the `d` of an SVG path, in the units of `width` and `height`."""
+    """The inner borders of an image's cells as the `d` of an SVG path, in the units of `width` and `height`."""
     down = (f"M{width * i / columns:.2f} 0V{height}" for i in range(1, columns))
     across = (f"M0 {height * i / rows:.2f}H{width}" for i in range(1, rows))
     return "".join([*down, *across])

@@ -1,4 +1,4 @@
-"""One picture on the page: embedded, with its labels in order, and what each aspect saw drawn over it."""
+"""One image on the page: embedded, with its labels in order, and what each aspect saw drawn over it."""
 
 import base64
 import io
@@ -12,24 +12,24 @@ from masp.core.errors import ImageError
 from masp.data.images import open_image
 from masp.report.formatting import decisive, share, verdict
 from masp.report.plots import attention_veil, cell_lines
-from masp.report.schema import Sample, Sight
+from masp.report.schema import AspectSight, Sample
 
 if TYPE_CHECKING:
     from masp.model.prediction import Prediction
 
 LONG_SIDE = 560
-"""Longest side of an embedded picture, in pixels; larger ones are reduced."""
+"""Longest side of an embedded image, in pixels; larger ones are reduced."""
 LOSSLESS_SIDE = 256
-"""Up to this side a picture is embedded without loss."""
+"""Up to this side an image is embedded without loss."""
 MOST_LINES = 16
 """A map of more rows or columns is drawn without the borders of its cells, which would cover it."""
 DARK = 60
-"""Mean grey level, of 255, below which a picture counts as dark."""
+"""Mean grey level, of 255, below which an image counts as dark."""
 
 
 @dataclass(frozen=True)
 class PictureView:
-    """An embedded picture: a data URI (None where it could not be read), size in pixels, and whether it is dark."""
+    """An embedded image: a data URI (None where it could not be read), size in pixels, and whether it is dark."""
 
     uri: str | None = None
     width: int = 1
@@ -38,10 +38,10 @@ class PictureView:
 
 
 @dataclass(frozen=True)
-class SightView:
+class AspectView:
     """A sight, drawn: whether it decided, the length of its bar in [0, 0.5], the veil, the cells, the peak in words."""
 
-    sight: Sight
+    sight: AspectSight
     decided: bool
     reach: float
     veil: str | None = None
@@ -50,7 +50,7 @@ class SightView:
 
 
 @dataclass(frozen=True)
-class Look:
+class PromptAttentionShare:
     """The soft prompt's attention to one aspect: of all its attention, and its share among the aspects."""
 
     aspect: str
@@ -66,8 +66,8 @@ class SampleView:
     sample: Sample
     verdict: str
     ranked: list[tuple[str, float]]
-    sights: list[SightView]
-    looks: list[Look]
+    sights: list[AspectView]
+    looks: list[PromptAttentionShare]
     picture: PictureView
 
 
@@ -80,7 +80,7 @@ def sample_of(prediction: "Prediction", picture: Path | Image.Image, truth: str 
         picture=picture,
         label=prediction.label,
         probabilities=prediction.probabilities,
-        sights=tuple(Sight(aspect, seen.answer, seen.effect, seen.attention) for aspect, seen in readings),
+        sights=tuple(AspectSight(aspect, seen.answer, seen.effect, seen.attention) for aspect, seen in readings),
         answer=prediction.answer,
         truth=truth,
         prompt_attention=looks.raw if looks else None,
@@ -100,15 +100,15 @@ def sample_view(index: int, sample: Sample, picture: PictureView | None = None) 
         verdict=verdict(sample),
         ranked=sorted(sample.probabilities.items(), key=lambda item: -item[1]),
         sights=[_sight_view(sight, sight is first, reach, picture) for sight in sample.sights],
-        looks=[Look(aspect, value, value / total) for aspect, value in raw.items()],
+        looks=[PromptAttentionShare(aspect, value, value / total) for aspect, value in raw.items()],
         picture=picture,
     )
 
 
-def _sight_view(sight: Sight, decided: bool, longest: float, picture: PictureView) -> SightView:
+def _sight_view(sight: AspectSight, decided: bool, longest: float, picture: PictureView) -> AspectView:
     reach = 0.5 * abs(sight.effect or 0.0) / longest
     if not sight.attention:
-        return SightView(sight, decided, reach)
+        return AspectView(sight, decided, reach)
     rows, columns = len(sight.attention), len(sight.attention[0])
     weights = [
         (weight, row, column) for row, line in enumerate(sight.attention, 1) for column, weight in enumerate(line, 1)
@@ -117,16 +117,16 @@ def _sight_view(sight: Sight, decided: bool, longest: float, picture: PictureVie
     peak = f"strongest in row {row} of {rows}, column {column} of {columns}, with {share(weight)} % of the attention"
     veil = _uri(attention_veil(sight.attention, picture.dark), "png")
     lines = cell_lines(rows, columns, picture.width, picture.height) if max(rows, columns) <= MOST_LINES else ""
-    return SightView(sight, decided, reach, veil, lines, peak)
+    return AspectView(sight, decided, reach, veil, lines, peak)
 
 
 def embedded(source: Path | Image.Image, longest: int = LONG_SIDE, lossless: int = LOSSLESS_SIDE) -> PictureView:
-    """The picture, reduced and embedded: without loss where it is small, as JPEG where it is a photograph's size.
+    """The image, reduced and embedded: without loss where it is small, as JPEG where it is a photograph's size.
 
     Args:
-        source: the file, or the picture itself.
-        longest: side, in pixels, to which a larger picture is reduced.
-        lossless: a picture up to this side is embedded without loss.
+        source: the file, or the image itself.
+        longest: side, in pixels, to which a larger image is reduced.
+        lossless: an image up to this side is embedded without loss.
     """
     try:
         image = source if isinstance(source, Image.Image) else open_image(source, longest)

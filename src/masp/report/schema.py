@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from masp.evaluation.metrics import Interval, Paired
+from masp.evaluation.metrics import Interval, PairedComparison
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class AblationRow:
 
 @dataclass(frozen=True)
 class Difference:
-    """The gain of one row over another on the same pictures, for example `V+S` over `V`."""
+    """The gain of one row over another on the same images, for example `V+S` over `V`."""
 
     name: str
-    paired: Paired
+    paired: PairedComparison
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class ExplanationTruth:
     """How often the explanations are right, known only where the cause of each label is.
 
     `cause` is the share of correct predictions whose largest effect is the true main cause; `pointing` the share of
-    pictures, per aspect, whose heatmap peaks on the right thing. `cause_by_guess` and `pointing_by_guess` are the
-    shares that one who knows nothing of the picture would reach.
+    images, per aspect, whose heatmap peaks on the right thing. `cause_by_guess` and `pointing_by_guess` are the
+    shares that one who knows nothing of the image would reach.
     """
 
     cause: Interval | None = None
@@ -84,12 +84,12 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What one aspect saw in one picture.
+class AspectSight:
+    """What one aspect saw in one image.
 
     `effect` is the fall of the label's log-probability when the aspect is left out, in nats. `attention` holds the
-    weights over the picture's cells, rows from the top; it is None for a backbone whose tokens form no grid. `truth` is
-    the right answer, empty where the picture shows nothing of the kind and None where nobody knows.
+    weights over the image's cells, rows from the top; it is None for a backbone whose tokens form no grid. `truth` is
+    the right answer, empty where the image shows nothing of the kind and None where nobody knows.
     """
 
     aspect: str
@@ -101,7 +101,7 @@ class Sight:
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture and everything said about it.
+    """One image and everything said about it.
 
     `picture` is read when the page is written; where it cannot be read, the page says so. `expected` holds the
     true probability of every label and `cause` the true main cause, both only where the data set knows them. `warning`
@@ -112,7 +112,7 @@ class Sample:
     picture: Path | Image.Image
     label: str
     probabilities: Mapping[str, float]
-    sights: tuple[Sight, ...] = ()
+    sights: tuple[AspectSight, ...] = ()
     answer: str | None = None
     truth: str | None = None
     expected: Mapping[str, float] | None = None
@@ -141,7 +141,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class ReportData:
-    """One report. `left_out` counts pictures that were read but are not shown; `failures` are (picture, reason)."""
+    """One report. `left_out` counts images that were read but are not shown; `failures` are (image, reason)."""
 
     title: str
     summary: str

@@ -29,8 +29,8 @@ def chapters(data: ReportData) -> list[tuple[str, str]]:
     """Anchors and names of the sections that are there, in their order."""
     every: Sequence[tuple[str, str, object]] = (
         ("table-2", "What each part adds", data.ablation),
-        ("pictures", "Picture by picture", data.samples),
-        ("failures", "Unreadable pictures", data.failures),
+        ("pictures", "Image by image", data.samples),
+        ("failures", "Unreadable images", data.failures),
         ("aspects", "What stage 1 reads", data.aspect_scores),
         ("explanations", "Are the explanations true?", data.explanations),
         ("confusion", "Which labels are mixed up", data.confusion),

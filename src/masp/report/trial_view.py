@@ -7,10 +7,10 @@ from masp.report import drawings
 from masp.report import error_analysis as mistakes
 from masp.report import leaderboard as standings
 from masp.report import per_class as labelwise
-from masp.report.error_analysis import Asked
+from masp.report.error_analysis import ErrorPageOptions
 from masp.report.formatting import grouped
-from masp.report.leaderboard import Column, Gain, Pair, Row
-from masp.report.load_results import Trial
+from masp.report.leaderboard import Column, Gain, LeaderboardRow, Pair
+from masp.report.load_results import Comparison
 
 KEPT = (1.0, 0.9, 0.75, 0.5, 0.25)
 """Shares of the images at which the table reads the risk."""
@@ -37,7 +37,7 @@ class TrialView:
     notes: tuple[str, ...]
     seeded: bool
     columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[LeaderboardRow, ...]
     majority: float
     reference: str
     pairs: tuple[Pair, ...]
@@ -59,7 +59,7 @@ class TrialView:
         return f"{chapter}: {self.name}" if self.several else chapter
 
 
-def view(number: int, trial: Trial, asked: Asked, several: bool) -> TrialView:
+def view(number: int, trial: Comparison, asked: ErrorPageOptions, several: bool) -> TrialView:
     """A trial as the page shows it; `number` makes its anchors unique.
 
     Raises:
@@ -96,7 +96,7 @@ def view(number: int, trial: Trial, asked: Asked, several: bool) -> TrialView:
     )
 
 
-def _what(trial: Trial) -> str:
+def _what(trial: Comparison) -> str:
     """One sentence: how many images, and what there was to choose from."""
     counts = sorted({run.used for run in trial.runs})
     images = grouped(counts[0]) if len(counts) == 1 else f"{grouped(counts[0])} to {grouped(counts[-1])}"

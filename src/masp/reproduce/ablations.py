@@ -9,16 +9,16 @@ from torch import nn
 
 from masp.adapters import AdapterInfo, load_adapter
 from masp.backbones.base import Backbone
-from masp.baselines.base import Lessons, Reading, Said, named
+from masp.baselines.base import Reading, SystemPrediction, TrainingData, named
 from masp.baselines.prompted import trained_facts
 from masp.core.config import RunConfig
 from masp.core.labels import render_labels
 from masp.core.prompts import load_questions
 from masp.core.types import VisualTokens
-from masp.model.masp_model import MaspModel, Use, start_prompt
+from masp.model.masp_model import ActiveParts, MaspModel, init_soft_prompt
 from masp.model.scoring import generate, score
 from masp.predictor import longest_answer
-from masp.reproduce.specs import Recipe
+from masp.reproduce.specs import Spec
 
 
 class Variant:
@@ -39,7 +39,7 @@ class Variant:
         self,
         name: str,
         model: MaspModel,
-        use: Use,
+        use: ActiveParts,
         labels: tuple[str, ...],
         question: str,
         info: AdapterInfo | None = None,
@@ -59,11 +59,11 @@ class Variant:
         """What it chooses from."""
         return self._labels
 
-    def learn(self, lessons: Lessons) -> None:
+    def fit(self, lessons: TrainingData) -> None:
         """Nothing: its parts were trained before."""
 
     @torch.no_grad()
-    def answer(self, visual: VisualTokens) -> list[Said]:
+    def predict(self, visual: VisualTokens) -> list[SystemPrediction]:
         """The most probable label of each image with the log-probabilities of all, or the greedy text."""
         if self.reading == "generate":
             limit = longest_answer(self.backbone, self.labels)
@@ -71,9 +71,9 @@ class Variant:
         rows = score(self.model, visual, self.question, self.labels, self.use)
         best = rows.argmax(1).tolist()
         tables = [dict(zip(self.labels, row, strict=True)) for row in rows.cpu().double().log_softmax(1).tolist()]
-        return [Said(self.labels[place], table) for place, table in zip(best, tables, strict=True)]
+        return [SystemPrediction(self.labels[place], table) for place, table in zip(best, tables, strict=True)]
 
-    def describe(self) -> Mapping[str, Any]:
+    def config(self) -> Mapping[str, Any]:
         """The parts that take part, how many trained numbers they hold, and their hash."""
         prompt = self.model.prompt if self.use.prompt else None
         modules = self.model.aspects
@@ -93,7 +93,7 @@ class Variant:
 
 
 def build(
-    recipe: Recipe,
+    recipe: Spec,
     config: RunConfig,
     backbone: Backbone,
     labels: tuple[str, ...],
@@ -127,11 +127,11 @@ def build(
     if recipe.prompt == "random":
         assert seed is not None
         generator = torch.Generator().manual_seed(seed)
-        trained = start_prompt(config.prompt.init, config.method.prompt_length, backbone, generator)
+        trained = init_soft_prompt(config.prompt.init, config.method.prompt_length, backbone, generator)
     questions = load_questions(config.questions)
     style = config.method.resolved().label_list or "comma"
     model = MaspModel(backbone, method, found, trained, questions)
-    use = Use(recipe.aspects, recipe.prompt != "none")
+    use = ActiveParts(recipe.aspects, recipe.prompt != "none")
     question = questions.ask_emotion(render_labels(labels, style))
     return Variant(recipe.name, model, use, labels, question, info, seed, reading)
 
@@ -140,7 +140,7 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def trained_with(config: RunConfig, recipe: Recipe) -> RunConfig:
+def trained_with(config: RunConfig, recipe: Spec) -> RunConfig:
     """The settings of stage 2 for a recipe: its aspects, and its length of the prompt."""
     length = config.method.prompt_length if recipe.length is None else recipe.length
     method = config.method.model_copy(update={"prompt_length": length})

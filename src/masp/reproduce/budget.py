@@ -21,7 +21,7 @@ PARTS = ("teacher", "head", "gate")
 
 
 @dataclass(frozen=True)
-class Budget:
+class StepBudget:
     """What a soft prompt learns from on one data set, and so every other system.
 
     Attributes:
@@ -44,7 +44,7 @@ class Budget:
         return -(-self.steps * batch_size // self.examples)
 
 
-def budget_of(stage: TrainConfig, examples: int) -> Budget:
+def budget_of(stage: TrainConfig, examples: int) -> StepBudget:
     """The budget of one data set.
 
     Args:
@@ -52,10 +52,10 @@ def budget_of(stage: TrainConfig, examples: int) -> Budget:
         examples: labelled training images, 1 or more.
     """
     steps = schedule.budget_of(stage, -(-examples // stage.batch_size), 1.0).steps  # the rate does not matter here
-    return Budget(examples, steps, stage.batch_size)
+    return StepBudget(examples, steps, stage.batch_size)
 
 
-def settings(stage: TrainConfig, budget: Budget, width: int) -> tuple[str, ...]:
+def settings(stage: TrainConfig, budget: StepBudget, width: int) -> tuple[str, ...]:
     """What the rule sets, as "system.key=value"; what a person sets stands behind it and wins.
 
     Args:
@@ -79,7 +79,7 @@ def settings(stage: TrainConfig, budget: Budget, width: int) -> tuple[str, ...]:
     return (*asking, *(f"distilled.{key}={value}" for key, value in parts.items()))
 
 
-def told(budgets: Mapping[str, Budget], stage1: TrainConfig, changes: Sequence[str]) -> str:
+def told(budgets: Mapping[str, StepBudget], stage1: TrainConfig, changes: Sequence[str]) -> str:
     """The rule in words, for the tables.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 
 from masp.adapters import portable, read_info
 from masp.core.prompts import load_questions
-from masp.reproduce.config import Job
+from masp.reproduce.config import ReproduceConfig
 from masp.reproduce.experiment import cell_name
 from masp.reproduce.specs import DATA
 from masp.reproduce.tables import Results
@@ -22,7 +22,7 @@ SAYS = {
     "seeds": "other seeds",
     "settings": "other settings",
     "data": "other data",
-    "reading": "other questions or picture sizes",
+    "reading": "other questions or image sizes",
     "aspects": "other aspects",
     "answers": "another reading of the answers",
 }
@@ -57,7 +57,7 @@ def made_with(results: Results, command: str) -> dict[str, Any]:
     }
 
 
-def settings_of(job: Job) -> dict[str, Any]:
+def settings_of(job: ReproduceConfig) -> dict[str, Any]:
     """The settings of the method and both stages; no place on this machine."""
     content = job.config.model_dump(mode="json")
     for stage in ("aspects", "prompt"):
@@ -89,7 +89,9 @@ def disagreement(table: Entry, now: Mapping[str, Any]) -> str:
     return " and ".join(others)
 
 
-def divided(tables: Sequence[Entry], job: Job, now: Mapping[str, Any]) -> tuple[list[Entry], list[dict[str, str]]]:
+def divided(
+    tables: Sequence[Entry], job: ReproduceConfig, now: Mapping[str, Any]
+) -> tuple[list[Entry], list[dict[str, str]]]:
     """The earlier tables of other experiments that are kept, and those that are left out, each with the reason."""
     kept, left_out = list[Entry](), list[dict[str, str]]()
     for table in tables:

@@ -1,4 +1,4 @@
-"""Pictures of the tables and figures, drawn with the tools and the palette of `masp.report.plots`."""
+"""Images of the tables and figures, drawn with the tools and the palette of `masp.report.plots`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,13 +9,13 @@ from PIL import Image
 
 from masp.core.aspects import ASPECTS
 from masp.report.plots import ACCENT, INK, MID, MUTED, RULE, SOFT, Panel
-from masp.reproduce.tables import Row, Table
+from masp.reproduce.tables import ResultTable, TableRow
 
 TALL = 0.36  # inches of a bar
-THUMB = 168  # pixels of an example picture
+THUMB = 168  # pixels of an example image
 
 
-def bars(table: Table, dataset: str, references: Mapping[str, float], paper: bool) -> Panel:
+def bars(table: ResultTable, dataset: str, references: Mapping[str, float], paper: bool) -> Panel:
     """Accuracy of every row on one data set with its 95 % interval and, as a hollow mark, the paper's number."""
     rows = [row for row in table.rows if row.entries[dataset].values]
 
@@ -36,7 +36,7 @@ def bars(table: Table, dataset: str, references: Mapping[str, float], paper: boo
     return Panel((6.2, 1.2 + TALL * max(1, len(rows))), draw)
 
 
-def _bar(axes: Axes, place: int, row: Row, dataset: str, paper: bool) -> None:
+def _bar(axes: Axes, place: int, row: TableRow, dataset: str, paper: bool) -> None:
     entry = row.entries[dataset]
     found = entry.interval
     assert found is not None
@@ -54,7 +54,7 @@ def _bar(axes: Axes, place: int, row: Row, dataset: str, paper: bool) -> None:
         axes.plot([entry.paper], [place], "D", markersize=6, markerfacecolor="none", markeredgecolor=INK, zorder=5)
 
 
-def lengths(table: Table, dataset: str) -> Panel:
+def lengths(table: ResultTable, dataset: str) -> Panel:
     """Accuracy over the length of the soft prompt (Table 3), with the paper's numbers where it has some."""
     rows = [row for row in table.rows if row.entries[dataset].values]
 
@@ -82,12 +82,12 @@ def lengths(table: Table, dataset: str) -> Panel:
 def attention(
     dataset: str, shares: Mapping[str, Sequence[float]], examples: Sequence[tuple[Path, str, Mapping[str, float]]]
 ) -> Panel:
-    """Figure 4: share of each aspect in the prompt's attention, over the test split and for example pictures.
+    """Figure 4: share of each aspect in the prompt's attention, over the test split and for example images.
 
     Args:
         dataset: its name.
         shares: aspect → its mean share with each seed.
-        examples: picture, a caption, and the shares for it.
+        examples: image, a caption, and the shares for it.
     """
     columns = [(f"{dataset}, mean", {name: sum(shares[name]) / len(shares[name]) for name in ASPECTS})]
     columns += [(caption, found) for _, caption, found in examples]

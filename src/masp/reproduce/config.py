@@ -8,7 +8,7 @@ from pathlib import Path
 from masp.baselines.base import Reading
 from masp.core.config import DataConfig, RunConfig, load_config
 from masp.core.errors import DataError, UsageError, did_you_mean
-from masp.data.bad_files import Quarantine
+from masp.data.bad_files import BadFiles
 from masp.data.images import Rounding
 from masp.data.readers.detect import read_layout
 from masp.demo.plan import Plan
@@ -23,22 +23,22 @@ EMOSET = "EmoSet"
 """The data set that teaches the aspects."""
 
 SCENES = Plan(train=5000, val=200, test=1000, seed=0)
-"""Pictures of the drawn data set: as many as three seeds of everything can learn from in two hours on two cores."""
+"""Images of the drawn data set: as many as three seeds of everything can learn from in two hours on two cores."""
 
 QUICK = Plan(train=160, val=16, test=48, seed=0)
-"""Pictures of the drawn data set with `--quick`: some minutes, and figures that mean nothing."""
+"""Images of the drawn data set with `--quick`: some minutes, and figures that mean nothing."""
 
 QUICKLY = ("aspects.max_steps=4", "prompt.max_steps=4", "aspects.batch_size=32", "prompt.batch_size=16")
 
 
 @dataclass(frozen=True)
-class Source:
+class DatasetSource:
     """One data set to run on.
 
     Attributes:
         name: as the paper calls it, or the name of its folder.
         data: how it is opened.
-        annotated: whether its pictures have aspects to learn from.
+        annotated: whether its images have aspects to learn from.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Skipped:
+class SkippedDataset:
     """What is not run, and why. An empty `dataset` means all data sets, an empty `system` all systems."""
 
     dataset: str
@@ -56,7 +56,7 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class Job:
+class ReproduceConfig:
     """Everything that a cell needs to know; it can be sent to another process.
 
     Attributes:
@@ -69,17 +69,17 @@ class Job:
         teacher: EmoSet, where it is there: it teaches the aspects for all data sets, as in the paper.
         adapter: aspects that were trained before; None: stage 1 is a cell of its own.
         others: settings of the other systems of Table 1, as "system.key=value"; the last one wins.
-        drawn: pictures of the drawn data set; None where data was given.
+        drawn: images of the drawn data set; None where data was given.
         reading: how answers are read, of every system that can be asked for a text.
     """
 
     experiments: tuple[str, ...]
     config: RunConfig
-    sources: tuple[Source, ...]
-    missing: tuple[Skipped, ...]
+    sources: tuple[DatasetSource, ...]
+    missing: tuple[SkippedDataset, ...]
     seeds: tuple[int, ...]
     out: Path
-    teacher: Source | None = None
+    teacher: DatasetSource | None = None
     adapter: Path | None = None
     others: tuple[str, ...] = ()
     drawn: Plan | None = None
@@ -90,24 +90,24 @@ class Job:
         """What need not be kept once the tables are written: data, visual tokens, runs, predictions."""
         return self.out / "scratch"
 
-    def source(self, name: str) -> Source:
+    def source(self, name: str) -> DatasetSource:
         """The data set of this name."""
         known = (*self.sources, *(() if self.teacher is None else (self.teacher,)))
         return next(source for source in known if source.name == name)
 
     def side_of(self, dataset: str, alone: bool) -> int | None:
-        """The longest side that pictures of a data set enter with; `alone` as in `DataConfig.side_of`.
+        """The longest side that images of a data set enter with; `alone` as in `DataConfig.side_of`.
 
-        The authors' code shrinks pictures for everything it measures, and so does the variant `released`.
+        The authors' code shrinks images for everything it measures, and so does the variant `released`.
         """
         return self.source(dataset).data.side_of(alone and self.config.method.variant == "paper")
 
     @property
     def rounding(self) -> Rounding:
-        """How the shorter side of a picture that is shrunk becomes a whole number."""
+        """How the shorter side of an image that is shrunk becomes a whole number."""
         return self.config.method.resolved().shrink_rounding or "nearest"
 
-    def aspects_from(self, dataset: str) -> Source | None:
+    def aspects_from(self, dataset: str) -> DatasetSource | None:
         """What stage 1 is trained on for a data set: EmoSet, else its own annotations; None where there are none."""
         own = self.source(dataset)
         return self.teacher or (own if own.annotated else None)
@@ -136,15 +136,15 @@ def embedded_config(changes: Sequence[str], quick: bool) -> RunConfig:
     return load_config(file, [*(QUICKLY if quick else ()), *changes])
 
 
-def drawn_source(work: Path, data: DataConfig) -> Source:
+def drawn_source(work: Path, data: DataConfig) -> DatasetSource:
     """The drawn data set, whether it is drawn already or not; `data` has the settings of reading it."""
     place = {"path": work / "data" / DRAWN, "layout": "emoset", **_PUBLISHED_LABELS}
-    return Source(DRAWN, data.model_copy(update=place), annotated=True)
+    return DatasetSource(DRAWN, data.model_copy(update=place), annotated=True)
 
 
 def find_sources(
     root: Path, wanted: Sequence[str] | None, data: DataConfig, paper: Paper
-) -> tuple[tuple[Source, ...], tuple[Skipped, ...]]:
+) -> tuple[tuple[DatasetSource, ...], tuple[SkippedDataset, ...]]:
     """The data sets below a folder, each in a folder named after it; case and EmoSet's "-118K" do not count.
 
     Args:
@@ -164,7 +164,7 @@ def find_sources(
         raise UsageError("--datasets names one of them twice", "each once", "Leave one out.")
     places = {name: _place(root, name, paper) for name in names}
     missing = tuple(
-        Skipped(name, "", f"no data at {root.name}/{name}") for name, place in places.items() if place is None
+        SkippedDataset(name, "", f"no data at {root.name}/{name}") for name, place in places.items() if place is None
     )
     if len(missing) == len(names):
         there = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())[:10]) or "no folder"
@@ -192,7 +192,7 @@ def _place(root: Path, name: str, paper: Paper) -> Path | None:
     return fits[0] if fits else None
 
 
-def find_teacher(root: Path, data: DataConfig, found: Sequence[Source], paper: Paper) -> Source | None:
+def find_teacher(root: Path, data: DataConfig, found: Sequence[DatasetSource], paper: Paper) -> DatasetSource | None:
     """EmoSet below a folder, whether it is to be measured on or not; None where it is missing or has no annotations."""
     place = _place(root, EMOSET, paper)
     if place is None:
@@ -202,20 +202,20 @@ def find_teacher(root: Path, data: DataConfig, found: Sequence[Source], paper: P
     return source if source.annotated else None
 
 
-def _source(name: str, place: Path, data: DataConfig) -> Source:
+def _source(name: str, place: Path, data: DataConfig) -> DatasetSource:
     """A data set with the published split, or where there is none with the one that the paper's figures imply.
 
     Raises:
         DataError: it cannot be read.
     """
     settings = data.model_copy(update={"path": place})
-    reading = read_layout(place, settings, Quarantine())
+    reading = read_layout(place, settings, BadFiles())
     records = [record for chosen in reading.splits.values() for record in chosen]
     if not records:
-        raise DataError(f"{place} holds no pictures", f"pictures in the layout {reading.layout}", "Check the folder.")
+        raise DataError(f"{place} holds no images", f"images in the layout {reading.layout}", "Check the folder.")
     if "all" in reading.splits and settings.splits.kind == "auto" and settings.splits.file is None:
         settings = settings.model_copy(update={"splits": settings.splits.model_copy(update={"kind": "paper-like"})})
-    return Source(name, settings, any(record.annotations for record in records))
+    return DatasetSource(name, settings, any(record.annotations for record in records))
 
 
 def with_seed(config: RunConfig, seed: int, changes: Mapping[str, object] | None = None) -> RunConfig:

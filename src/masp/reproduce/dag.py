@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from masp.reproduce.config import Job, Skipped, Source
-from masp.reproduce.experiment import Cell, cell_name
+from masp.reproduce.config import DatasetSource, ReproduceConfig, SkippedDataset
+from masp.reproduce.experiment import Experiment, cell_name
 from masp.reproduce.others import OTHERS, over_of, recipe_of
 from masp.reproduce.paper import Paper
-from masp.reproduce.specs import DATA, FULL, PARAMETERS, STAGE1, Recipe, recipes
+from masp.reproduce.specs import DATA, FULL, PARAMETERS, STAGE1, Spec, recipes
 
 SCOPE: Mapping[str, tuple[str, ...] | None] = {
     "table1": None,
@@ -23,7 +23,7 @@ NO_WORDS = "its images have no annotated aspects, whose words it learns: masp da
 
 
 @dataclass(frozen=True)
-class Cells:
+class ExperimentGraph:
     """The cells of a job.
 
     Attributes:
@@ -31,15 +31,15 @@ class Cells:
         skipped: what is not run, and why.
     """
 
-    cells: tuple[Cell, ...]
-    skipped: tuple[Skipped, ...]
+    cells: tuple[Experiment, ...]
+    skipped: tuple[SkippedDataset, ...]
 
-    def find(self, name: str) -> Cell:
+    def find(self, name: str) -> Experiment:
         """The cell of this name."""
         return next(cell for cell in self.cells if cell.name == name)
 
 
-def plan_cells(job: Job, paper: Paper, baselines: tuple[Recipe, ...]) -> Cells:
+def plan_cells(job: ReproduceConfig, paper: Paper, baselines: tuple[Spec, ...]) -> ExperimentGraph:
     """The cells of all experiments of a job; one that several of them need is there once.
 
     Args:
@@ -47,8 +47,8 @@ def plan_cells(job: Job, paper: Paper, baselines: tuple[Recipe, ...]) -> Cells:
         paper: names the data sets whose experiments are limited to some of them.
         baselines: the other systems.
     """
-    found: dict[str, Cell] = {}
-    skipped: list[Skipped] = list(job.missing)
+    found: dict[str, Experiment] = {}
+    skipped: list[SkippedDataset] = list(job.missing)
     wanted = [(source, recipe) for source in job.sources for recipe in _recipes(job, source, paper, baselines)]
     if "table4" in job.experiments:
         wanted.append((job.sources[0], PARAMETERS))
@@ -57,10 +57,10 @@ def plan_cells(job: Job, paper: Paper, baselines: tuple[Recipe, ...]) -> Cells:
             reason = _lacking(job, source, recipe)
             if reason:
                 if seed == job.seeds[0]:
-                    skipped.append(Skipped(source.name, recipe.name, reason))
+                    skipped.append(SkippedDataset(source.name, recipe.name, reason))
             elif seed == job.seeds[0] or depends_on_seed(job, recipe):
                 _add(found, job, source, recipe, seed)
-    return Cells(tuple(found.values()), tuple(skipped))
+    return ExperimentGraph(tuple(found.values()), tuple(skipped))
 
 
 def takes_part(experiment: str, dataset: str, paper: Paper) -> bool:
@@ -69,17 +69,17 @@ def takes_part(experiment: str, dataset: str, paper: Paper) -> bool:
     return scope is None or dataset in scope or dataset not in paper.datasets
 
 
-def depends_on_seed(job: Job, recipe: Recipe) -> bool:
+def depends_on_seed(job: ReproduceConfig, recipe: Spec) -> bool:
     """Whether a recipe is run with every seed: it trains or draws something, or stands on a stage 1 that does."""
     return recipe.seeded or bool(recipe.aspects and job.adapter is None)
 
 
-def seeds_of(job: Job, recipe: Recipe) -> tuple[int, ...]:
+def seeds_of(job: ReproduceConfig, recipe: Spec) -> tuple[int, ...]:
     """The seeds that a recipe is run with."""
     return job.seeds if depends_on_seed(job, recipe) else job.seeds[:1]
 
 
-def base_of(job: Job, cell: Cell) -> Cell | None:
+def base_of(job: ReproduceConfig, cell: Experiment) -> Experiment | None:
     """The cell of the system that a system stands on, or whose soft prompt it reads.
 
     None where it stands on none, or on one of its own.
@@ -90,17 +90,17 @@ def base_of(job: Job, cell: Cell) -> Cell | None:
     base = recipe_of(over) if over else OTHERS[cell.recipe.name].prompt
     if base is None:
         return None
-    return Cell(cell.dataset, base, cell.seed if depends_on_seed(job, base) else job.seeds[0])
+    return Experiment(cell.dataset, base, cell.seed if depends_on_seed(job, base) else job.seeds[0])
 
 
-def _recipes(job: Job, source: Source, paper: Paper, baselines: tuple[Recipe, ...]) -> list[Recipe]:
+def _recipes(job: ReproduceConfig, source: DatasetSource, paper: Paper, baselines: tuple[Spec, ...]) -> list[Spec]:
     """What a data set takes part in, each once."""
     length = job.config.method.prompt_length
     chosen = [name for name in job.experiments if name != "table4" and takes_part(name, source.name, paper)]
     return list(dict.fromkeys(recipe for name in chosen for recipe in recipes(name, length, baselines)))
 
 
-def _lacking(job: Job, source: Source, recipe: Recipe) -> str:
+def _lacking(job: ReproduceConfig, source: DatasetSource, recipe: Spec) -> str:
     """Why a recipe cannot be run on a data set; "" where it can."""
     if recipe.aspects and job.adapter is None and job.aspects_from(source.name) is None:
         return NO_ASPECTS
@@ -109,26 +109,26 @@ def _lacking(job: Job, source: Source, recipe: Recipe) -> str:
     return ""
 
 
-def _add(found: dict[str, Cell], job: Job, source: Source, recipe: Recipe, seed: int) -> None:
+def _add(found: dict[str, Experiment], job: ReproduceConfig, source: DatasetSource, recipe: Spec, seed: int) -> None:
     """A cell, behind those that it needs."""
     if recipe.kind == "parameters":
-        _put(found, Cell(source.name, recipe, seed))
+        _put(found, Experiment(source.name, recipe, seed))
         return
-    needs = [_put(found, Cell(source.name, DATA, job.seeds[0]))]
+    needs = [_put(found, Experiment(source.name, DATA, job.seeds[0]))]
     teacher = job.aspects_from(source.name)
     if recipe.aspects and job.adapter is None and teacher is not None:
-        looked = (_put(found, Cell(teacher.name, DATA, job.seeds[0])),) if teacher in job.sources else ()
-        needs.append(_put(found, Cell(teacher.name, STAGE1, seed, looked)))
-    base = base_of(job, Cell(source.name, recipe, seed))
+        looked = (_put(found, Experiment(teacher.name, DATA, job.seeds[0])),) if teacher in job.sources else ()
+        needs.append(_put(found, Experiment(teacher.name, STAGE1, seed, looked)))
+    base = base_of(job, Experiment(source.name, recipe, seed))
     if base is not None:
         _add(found, job, source, base.recipe, base.seed)
         needs.append(base.name)
     if recipe.kind == "attention":
         _add(found, job, source, FULL, seed)
         needs.append(cell_name(source.name, FULL, seed))
-    _put(found, Cell(source.name, recipe, seed, tuple(dict.fromkeys(needs))))
+    _put(found, Experiment(source.name, recipe, seed, tuple(dict.fromkeys(needs))))
 
 
-def _put(found: dict[str, Cell], cell: Cell) -> str:
+def _put(found: dict[str, Experiment], cell: Experiment) -> str:
     found.setdefault(cell.name, cell)
     return cell.name

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from masp.baselines.registry import CATALOGUE
 from masp.reproduce.budget import ASKING, budget_of
-from masp.reproduce.config import Job
-from masp.reproduce.experiment import Cell
+from masp.reproduce.config import ReproduceConfig
+from masp.reproduce.experiment import Experiment
 from masp.reproduce.specs import Kind
 
 PAIRS = 1 / 190
@@ -16,13 +16,13 @@ EXAMPLE, VECTOR = 0.0075, 0.00022
 """Seconds for an example of stage 2: a fixed part, and more for each vector of the soft prompt."""
 
 VISION = 1 / 70
-"""Seconds to read a picture."""
+"""Seconds to read an image."""
 
 ANSWER = 1 / 140
 """Seconds to answer one whose visual tokens are there."""
 
 BASELINE = 75 / 5000
-"""Seconds that another system learns, for each picture to learn from, or each question where it asks any."""
+"""Seconds that another system learns, for each image to learn from, or each question where it asks any."""
 
 START = 0.8
 """Seconds that every cell takes, whatever it does."""
@@ -39,14 +39,14 @@ class Estimate:
         return sum(self.seconds[name] for name in names) / jobs
 
 
-def estimate(job: Job, cells: tuple[Cell, ...]) -> Estimate | None:
+def estimate(job: ReproduceConfig, cells: tuple[Experiment, ...]) -> Estimate | None:
     """Seconds of each cell on one core of an idle machine; None where nobody knows (other backbones, other data)."""
     if job.drawn is None or job.config.backbone.id != "embedded":
         return None
     return Estimate({cell.name: START + _seconds(job, cell) for cell in cells})
 
 
-def _seconds(job: Job, cell: Cell) -> float:
+def _seconds(job: ReproduceConfig, cell: Experiment) -> float:
     assert job.drawn is not None
     plan, config = job.drawn, job.config
     test = (plan.test + plan.val) * ANSWER

@@ -13,13 +13,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from masp.core.errors import UsageError
-from masp.reproduce.config import Job
-from masp.reproduce.experiment import Cell, Outcome, write_outcome
+from masp.reproduce.config import ReproduceConfig
+from masp.reproduce.experiment import Experiment, ExperimentResult, write_outcome
 from masp.training.signals import Interrupted, StopRequest
 
 log = logging.getLogger(__name__)
 
-Told = Callable[[Outcome, bool], None]
+Told = Callable[[ExperimentResult, bool], None]
 """Is given every outcome as it comes, and whether the cell was run now."""
 
 PATIENCE = 120.0  # seconds in which a worker that was asked to stop writes its checkpoint
@@ -34,7 +34,7 @@ class Worker:
     line: Connection
 
 
-def run_cells(cells: Sequence[Cell], job: Job, jobs: int, told: Told) -> dict[str, Outcome]:
+def run_cells(cells: Sequence[Experiment], job: ReproduceConfig, jobs: int, told: Told) -> dict[str, ExperimentResult]:
     """Runs every cell whose needs are met; one that fails does not stop the others.
 
     Args:
@@ -55,20 +55,20 @@ def run_cells(cells: Sequence[Cell], job: Job, jobs: int, told: Told) -> dict[st
     return _serial(cells, job, told) if jobs == 1 else _Pool(job, jobs, told).run(cells)
 
 
-def blocked(cell: Cell, outcomes: Mapping[str, Outcome]) -> Outcome | None:
+def blocked(cell: Experiment, outcomes: Mapping[str, ExperimentResult]) -> ExperimentResult | None:
     """The outcome of a cell that needs one that failed; None where nothing is in its way."""
     for need in cell.needs:
         found = outcomes.get(need)
         if found is not None and found.state != "done":
             why = f"it needs {need}, which {'failed' if found.state == 'failed' else 'was not run'}"
-            return Outcome(cell.name, "waiting", {}, {}, {}, error=why)
+            return ExperimentResult(cell.name, "waiting", {}, {}, {}, error=why)
     return None
 
 
-def _serial(cells: Sequence[Cell], job: Job, told: Told) -> dict[str, Outcome]:
-    from masp.reproduce.runner import Workshop
+def _serial(cells: Sequence[Experiment], job: ReproduceConfig, told: Told) -> dict[str, ExperimentResult]:
+    from masp.reproduce.runner import Runner
 
-    workshop, outcomes = Workshop(job), dict[str, Outcome]()
+    workshop, outcomes = Runner(job), dict[str, ExperimentResult]()
     for cell in cells:
         hindered = blocked(cell, outcomes)
         outcome, fresh = (hindered, False) if hindered is not None else workshop.run(cell)
@@ -80,14 +80,14 @@ def _serial(cells: Sequence[Cell], job: Job, told: Told) -> dict[str, Outcome]:
 class _Pool:
     """Workers, what each of them is doing, and what is still to be done."""
 
-    def __init__(self, job: Job, jobs: int, told: Told) -> None:
+    def __init__(self, job: ReproduceConfig, jobs: int, told: Told) -> None:
         self.job, self.jobs, self.told = job, jobs, told
-        self.outcomes: dict[str, Outcome] = {}
-        self.busy: dict[int, tuple[Worker, Cell]] = {}
+        self.outcomes: dict[str, ExperimentResult] = {}
+        self.busy: dict[int, tuple[Worker, Experiment]] = {}
         self.idle: list[Worker] = []
         self.started = 0
 
-    def run(self, cells: Sequence[Cell]) -> dict[str, Outcome]:
+    def run(self, cells: Sequence[Experiment]) -> dict[str, ExperimentResult]:
         waiting = list(cells)
         try:
             with StopRequest() as stop:
@@ -102,9 +102,9 @@ class _Pool:
             raise
         return self.outcomes
 
-    def _handed_out(self, waiting: Sequence[Cell]) -> list[Cell]:
+    def _handed_out(self, waiting: Sequence[Experiment]) -> list[Experiment]:
         """Give cells to workers as long as there are both; the cells that are left."""
-        left: list[Cell] = []
+        left: list[Experiment] = []
         for cell in waiting:
             hindered = blocked(cell, self.outcomes)
             if hindered is not None:
@@ -116,7 +116,7 @@ class _Pool:
                 left.append(cell)
         return left
 
-    def _given(self, cell: Cell) -> Worker:
+    def _given(self, cell: Experiment) -> Worker:
         """The worker that has the cell now; an idle one that has died takes nothing, and is let go."""
         while self.idle:
             worker = self.idle.pop()
@@ -158,17 +158,17 @@ class _Pool:
             self.idle.append(worker)
             self._finished(*answer)
 
-    def _died(self, worker: Worker, cell: Cell) -> None:
+    def _died(self, worker: Worker, cell: Experiment) -> None:
         worker.process.join(10)
         del self.busy[id(worker)]
         if worker.process.exitcode == -signal.SIGTERM:
             raise _interrupted()  # asked to stop before it could write anything; no failure of the cell
         error = f"its process died (exit code {worker.process.exitcode}); was there enough memory?"
-        outcome = Outcome(cell.name, "failed", {}, {}, {}, error=error)
+        outcome = ExperimentResult(cell.name, "failed", {}, {}, {}, error=error)
         write_outcome(self.job.out, outcome)
         self._finished(outcome, True)
 
-    def _finished(self, outcome: Outcome, fresh: bool) -> None:
+    def _finished(self, outcome: ExperimentResult, fresh: bool) -> None:
         self.outcomes[outcome.cell] = outcome
         self.told(outcome, fresh)
 
@@ -194,7 +194,7 @@ def _interrupted() -> Interrupted:
     return Interrupted("a worker was interrupted", "cells that go to their end", "Give the same command again.")
 
 
-def _work(line: Connection, job: Job, threads: int, logs: Path) -> None:
+def _work(line: Connection, job: ReproduceConfig, threads: int, logs: Path) -> None:
     """A worker's life: take a cell, run it, report it, until the line is closed."""
     # Ctrl-C reaches every process of the terminal: the first one passes it on, and a training hears it by itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -206,10 +206,10 @@ def _work(line: Connection, job: Job, threads: int, logs: Path) -> None:
     logging.getLogger("masp").setLevel(logging.INFO)
     import torch
 
-    from masp.reproduce.runner import Workshop
+    from masp.reproduce.runner import Runner
 
     torch.set_num_threads(threads)
-    workshop = Workshop(job)
+    workshop = Runner(job)
     with suppress(EOFError, KeyboardInterrupt, BrokenPipeError):
         while True:
             cell = line.recv()

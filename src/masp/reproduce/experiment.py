@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from masp.core.atomic_io import write_file
 from masp.core.errors import DataError
-from masp.reproduce.specs import Recipe
+from masp.reproduce.specs import Spec
 
 FORMAT = 1
 
@@ -16,7 +16,7 @@ State = Literal["done", "failed", "waiting"]
 
 
 @dataclass(frozen=True)
-class Cell:
+class Experiment:
     """One run: a recipe on a data set with a seed.
 
     Attributes:
@@ -27,7 +27,7 @@ class Cell:
     """
 
     dataset: str
-    recipe: Recipe
+    recipe: Spec
     seed: int
     needs: tuple[str, ...] = ()
 
@@ -38,7 +38,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ExperimentResult:
     """What became of a cell.
 
     Attributes:
@@ -60,7 +60,7 @@ class Outcome:
     error: str = ""
 
 
-def cell_name(dataset: str, recipe: Recipe, seed: int) -> str:
+def cell_name(dataset: str, recipe: Spec, seed: int) -> str:
     """Name of a cell: data set, system and seed."""
     system = recipe.name.replace(" ", "-").replace("/", "-")
     return f"{dataset}/{system}/seed{seed}"
@@ -71,7 +71,7 @@ def result_file(out: Path, name: str) -> Path:
     return out / "cells" / f"{name}.json"
 
 
-def write_outcome(out: Path, outcome: Outcome) -> None:
+def write_outcome(out: Path, outcome: ExperimentResult) -> None:
     """Writes the result of a cell.
 
     Raises:
@@ -83,7 +83,7 @@ def write_outcome(out: Path, outcome: Outcome) -> None:
     write_file(file, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
-def read_outcome(out: Path, name: str) -> Outcome | None:
+def read_outcome(out: Path, name: str) -> ExperimentResult | None:
     """The result of a cell; None where there is none.
 
     Raises:
@@ -94,7 +94,7 @@ def read_outcome(out: Path, name: str) -> Outcome | None:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content.pop("format") != FORMAT:
             raise ValueError("another format")
-        return Outcome(**content)
+        return ExperimentResult(**content)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

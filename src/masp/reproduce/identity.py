@@ -5,11 +5,11 @@ from typing import Any
 from masp.baselines.registry import resolved
 from masp.core.config import MethodConfig, RunConfig
 from masp.core.prompts import load_questions
-from masp.reproduce.specs import Recipe
+from masp.reproduce.specs import Spec
 from masp.training.run_stage import flat
 
 
-def of_parts(recipe: Recipe, config: RunConfig, method: MethodConfig) -> dict[str, Any]:
+def of_parts(recipe: Spec, config: RunConfig, method: MethodConfig) -> dict[str, Any]:
     """For a backbone with aspects, an untrained prompt, or neither: the question, and where everything stands.
 
     Settings of training, and of a prompt that is not there, have no part in it.

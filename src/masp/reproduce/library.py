@@ -8,16 +8,16 @@ from pathlib import Path
 
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
-from masp.baselines.base import Lesson, Lessons
+from masp.baselines.base import Example, TrainingData
 from masp.data.bad_files import Rejected
 from masp.data.images import image_size
 from masp.data.readers.open_dataset import open_dataset
 from masp.data.records import Dataset, Record
-from masp.evaluation.result import LeftOut
-from masp.reproduce.config import Job
-from masp.reproduce.measure import Pictures
-from masp.training.disk_cache import Shelf
-from masp.training.feature_cache import GIGA, Reading, VisualMemory, VisualTokenStore
+from masp.evaluation.result import SkippedImage
+from masp.reproduce.config import ReproduceConfig
+from masp.reproduce.measure import SplitImages
+from masp.training.disk_cache import DiskCache
+from masp.training.feature_cache import GIGA, FeatureCache, ImageReading, VisualMemory
 from masp.training.signals import StopRequest
 
 log = logging.getLogger(__name__)
@@ -27,16 +27,16 @@ TAUGHT = ("train", "val")
 
 
 @dataclass(frozen=True)
-class Filled:
+class ReadSplits:
     """What was read of some splits.
 
     Attributes:
         store: visual tokens.
         records: for each split its usable, labelled records with their numbers in the store.
-        rejected: pictures that could not be read.
+        rejected: images that could not be read.
     """
 
-    store: VisualTokenStore
+    store: FeatureCache
     records: Mapping[str, Sequence[tuple[int, Record]]]
     rejected: tuple[Rejected, ...]
 
@@ -50,11 +50,11 @@ class Library:
         job: what is asked.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: ReproduceConfig) -> None:
         self.job = job
         self._datasets: dict[str, Dataset] = {}
         self._memory: dict[str, VisualMemory] = {}
-        self._stores: dict[tuple[str | int | None, ...], Filled] = {}
+        self._stores: dict[tuple[str | int | None, ...], ReadSplits] = {}
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -87,63 +87,65 @@ class Library:
             self._memory, self._stores = {name: VisualMemory()}, {}
         return self._memory[name]
 
-    def taught(self, name: str, stop: StopRequest) -> Filled:
+    def taught(self, name: str, stop: StopRequest) -> ReadSplits:
         """The splits to learn from."""
         splits = self.dataset(name).splits
         return self._filled(name, {split: splits.get(split, ()) for split in TAUGHT}, stop)
 
-    def tested(self, name: str, stop: StopRequest, alone: bool = False) -> Pictures:
-        """The pictures of the test split; `alone` as in `pictures`.
+    def tested(self, name: str, stop: StopRequest, alone: bool = False) -> SplitImages:
+        """The images of the test split; `alone` as in `pictures`.
 
         Raises:
-            DataError: there is no test split, or too many pictures are bad.
+            DataError: there is no test split, or too many images are bad.
         """
         return self.pictures(name, "test", stop, alone)
 
-    def pictures(self, name: str, split: str, stop: StopRequest, alone: bool = False) -> Pictures:
-        """The labelled pictures of a split, and those that are left out.
+    def pictures(self, name: str, split: str, stop: StopRequest, alone: bool = False) -> SplitImages:
+        """The labelled images of a split, and those that are left out.
 
         Args:
             name: of the data set.
             split: name of the split.
-            stop: asked between pictures.
+            stop: asked between images.
             alone: read them for a backbone that answers alone (`Job.side_of`).
 
         Raises:
-            DataError: there is no such split, or too many pictures are bad.
+            DataError: there is no such split, or too many images are bad.
         """
         dataset = self.dataset(name)
         found = self._filled(name, {split: dataset.split(split)}, stop, alone)
         chosen = found.records[split]
         records, places = tuple(record for _, record in chosen), tuple(number for number, _ in chosen)
-        bad = tuple(LeftOut(dataset.place(one.path), one.reason) for one in found.rejected)
+        bad = tuple(SkippedImage(dataset.place(one.path), one.reason) for one in found.rejected)
         bare = sum(not record.label for record in dataset.split(split))
-        return Pictures(dataset, records, places, found.store, bad, bare)
+        return SplitImages(dataset, records, places, found.store, bad, bare)
 
     def learned_from(self, name: str) -> Sequence[Record]:
-        """The labelled training pictures of a data set, those included that turn out unreadable."""
+        """The labelled training images of a data set, those included that turn out unreadable."""
         return [record for record in self.dataset(name).splits.get("train", ()) if record.label]
 
     def shrunk(self, name: str) -> int:
-        """How many pictures of the test split have a longer side than rows with a trained part read."""
+        """How many images of the test split have a longer side than rows with a trained part read."""
         side = self.job.side_of(name, alone=False)
         return sum(_exceeds(record, side) for record in self.dataset(name).split("test") if record.label)
 
-    def lessons(self, name: str, out: Path, seed: int, stop: StopRequest) -> Lessons:
+    def lessons(self, name: str, out: Path, seed: int, stop: StopRequest) -> TrainingData:
         """What a system learns from a data set: labels and, where they are, annotations of train and val."""
         found = self.taught(name, stop)
         train, val = (tuple(_lesson(*pair) for pair in found.records[split]) for split in TAUGHT)
         out.mkdir(parents=True, exist_ok=True)
-        return Lessons(found.store, train, val, out, seed, self.dataset(name).fingerprint())
+        return TrainingData(found.store, train, val, out, seed, self.dataset(name).fingerprint())
 
     def _side(self, name: str, records: Sequence[Record], alone: bool) -> int | None:
-        """The side that pictures are shrunk to; where it makes no difference, the one that is read anyway."""
+        """The side that images are shrunk to; where it makes no difference, the one that is read anyway."""
         usual, wanted = self.job.side_of(name, alone=False), self.job.side_of(name, alone)
         if wanted == usual or any(_exceeds(record, usual) for record in records):
             return wanted
         return usual
 
-    def _filled(self, name: str, splits: dict[str, Sequence[Record]], stop: StopRequest, alone: bool = False) -> Filled:
+    def _filled(
+        self, name: str, splits: dict[str, Sequence[Record]], stop: StopRequest, alone: bool = False
+    ) -> ReadSplits:
         """Read once in a process, in the order of training, so that all find what the first of them computed."""
         side = self._side(name, [record for records in splits.values() for record in records], alone)
         memory, key = self.memory(name), (name, side, *splits)
@@ -151,26 +153,26 @@ class Library:
             return self._stores[key]
         labelled = [(split, record) for split, records in splits.items() for record in records if record.label]
         settings, data = self.job.config.prompt, self.job.source(name).data
-        shelf = None if self.shelf is None else Shelf(self.shelf, int(settings.store_disk_gb * GIGA))
+        shelf = None if self.shelf is None else DiskCache(self.shelf, int(settings.store_disk_gb * GIGA))
         budget = 0 if shelf is None else shelf.room()
-        reading = Reading(side, data.workers, budget, settings.strict, rounding=self.job.rounding)
+        reading = ImageReading(side, data.workers, budget, settings.strict, rounding=self.job.rounding)
         paths = [record.path for _, record in labelled]
-        store = VisualTokenStore(self.backbone, paths, reading, memory, shelf)
+        store = FeatureCache(self.backbone, paths, reading, memory, shelf)
         account = store.fill(stop)
         log.info("%s: %s", name, account.summary())
         numbers: dict[str, list[tuple[int, Record]]] = {split: [] for split in splits}
         for number, (split, record) in enumerate(labelled):
             if store.usable[number]:
                 numbers[split].append((number, record))
-        self._stores[key] = Filled(store, numbers, tuple(account.rejected))
+        self._stores[key] = ReadSplits(store, numbers, tuple(account.rejected))
         return self._stores[key]
 
 
 def _exceeds(record: Record, side: int | None) -> bool:
-    """Whether a picture would be shrunk to a side."""
+    """Whether an image would be shrunk to a side."""
     size = image_size(record.path)
     return side is not None and size is not None and max(size) > side
 
 
-def _lesson(number: int, record: Record) -> Lesson:
-    return Lesson(number, record.label or "", record.annotations)
+def _lesson(number: int, record: Record) -> Example:
+    return Example(number, record.label or "", record.annotations)

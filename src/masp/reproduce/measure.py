@@ -1,4 +1,4 @@
-"""Measuring a system on pictures whose visual tokens are there already, and what a data set alone tells."""
+"""Measuring a system on images whose visual tokens are there already, and what a data set alone tells."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,10 +14,10 @@ from masp.core.flops import images_at_once
 from masp.core.types import VisualTokens
 from masp.data.records import Dataset, Record
 from masp.evaluation import metrics
-from masp.evaluation.compute_metrics import About, Calibration, measured, votes_of
+from masp.evaluation.compute_metrics import Calibration, ResultContext, measured, votes_of
 from masp.evaluation.explanation_metrics import ceiling
-from masp.evaluation.predictions import Answered
-from masp.evaluation.result import Evaluation, LeftOut
+from masp.evaluation.predictions import LabelledPrediction
+from masp.evaluation.result import Evaluation, SkippedImage
 from masp.model.attention import prompt_attention
 from masp.model.explain import normalised
 from masp.reproduce.ablations import Variant
@@ -25,12 +25,12 @@ from masp.training.progress import Bar
 from masp.training.signals import StopRequest
 from masp.training.trainer import groups_of
 
-EXAMPLES = 3  # pictures of Figure 4
+EXAMPLES = 3  # images of Figure 4
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Labelled pictures of one split, and where their visual tokens are.
+class SplitImages:
+    """Labelled images of one split, and where their visual tokens are.
 
     Attributes:
         dataset: what they belong to.
@@ -45,36 +45,36 @@ class Pictures:
     records: tuple[Record, ...]
     numbers: tuple[int, ...]
     images: Images
-    left_out: tuple[LeftOut, ...] = ()
+    left_out: tuple[SkippedImage, ...] = ()
     unlabelled: int = 0
 
 
-def answers(system: System, pictures: Pictures, stop: StopRequest, title: str) -> list[Answered]:
-    """What a system says about every picture, in order.
+def answers(system: System, pictures: SplitImages, stop: StopRequest, title: str) -> list[LabelledPrediction]:
+    """What a system says about every image, in order.
 
     Raises:
         Interrupted: a signal arrived.
     """
-    found: list[Answered] = []
+    found: list[LabelledPrediction] = []
     with Bar(title, len(pictures.records)) as bar:
         for places, visual in _batches(pictures, system.backbone, stop):
-            for record, one in zip([pictures.records[place] for place in places], system.answer(visual), strict=True):
+            for record, one in zip([pictures.records[place] for place in places], system.predict(visual), strict=True):
                 place = pictures.dataset.place(record.path)
                 what = (one.predicted, one.log_probabilities, one.answer, one.exact)
-                found.append(Answered(place, record.label or "", *what))
+                found.append(LabelledPrediction(place, record.label or "", *what))
             bar.show(len(found))
     return found
 
 
 def evaluation(
-    what: tuple[str, Pictures, tuple[str, ...], Mapping[str, Any]],
-    found: Sequence[Answered],
-    held: Sequence[Answered],
+    what: tuple[str, SplitImages, tuple[str, ...], Mapping[str, Any]],
+    found: Sequence[LabelledPrediction],
+    held: Sequence[LabelledPrediction],
 ) -> Evaluation:
     """Every figure of a system's answers on the test split.
 
     Args:
-        what: name of the system, pictures, labels, and what the figures depended on.
+        what: name of the system, images, labels, and what the figures depended on.
         found: the answers.
         held: answers on the validation split, which a temperature is fitted on; empty: none is.
 
@@ -84,9 +84,9 @@ def evaluation(
     name, pictures, labels, provenance = what
     dataset = pictures.dataset
     if not found:
-        raise DataError("no picture of the test split has a label and can be read", "some", "Check the data set.")
+        raise DataError("no image of the test split has a label and can be read", "some", "Check the data set.")
     mode = "generate" if all(one.answer is not None for one in found) else "score"
-    about = About(name, dataset.name, "test", mode, labels, provenance, pictures.left_out, pictures.unlabelled)
+    about = ResultContext(name, dataset.name, "test", mode, labels, provenance, pictures.left_out, pictures.unlabelled)
     scored = any(one.log_probabilities is not None for one in held)
     calibration = Calibration("val", tuple(held)) if scored else None
     return measured(about, found, votes_of(dataset, "test"), calibration)
@@ -112,12 +112,12 @@ def figures(found: Evaluation) -> dict[str, Any]:
     return content
 
 
-def facts(pictures: Pictures) -> dict[str, Any]:
+def facts(pictures: SplitImages) -> dict[str, Any]:
     """What accuracies on a data set have to be read against; ready for JSON."""
     dataset = pictures.dataset
     truth = [record.label or "" for record in pictures.records]
     if not truth:
-        raise DataError(f"no test picture of {dataset.name} has a label and can be read", "some", "Check the data set.")
+        raise DataError(f"no test image of {dataset.name} has a label and can be read", "some", "Check the data set.")
     content: dict[str, Any] = {
         "labels": list(dataset.labels),
         "layout": dataset.layout,
@@ -134,11 +134,11 @@ def facts(pictures: Pictures) -> dict[str, Any]:
     return content
 
 
-def attention(variant: Variant, pictures: Pictures, stop: StopRequest) -> dict[str, Any]:
-    """Attention from the soft prompt to each aspect (Figure 4): mean over the pictures, and some pictures.
+def attention(variant: Variant, pictures: SplitImages, stop: StopRequest) -> dict[str, Any]:
+    """Attention from the soft prompt to each aspect (Figure 4): mean over the images, and some images.
 
     `raw` are weights of the final layer, `normalised` the same as shares of the aspects; `spread` is the standard
-    deviation over the pictures.
+    deviation over the images.
     """
     rows: list[torch.Tensor] = []
     for _, visual in _batches(pictures, variant.model.backbone, stop):
@@ -146,7 +146,9 @@ def attention(variant: Variant, pictures: Pictures, stop: StopRequest) -> dict[s
     raw = torch.cat(rows)
     shares, names = normalised(raw), variant.use.aspects
     chosen = examples(pictures.records)
-    said = answers(variant, Pictures(pictures.dataset, *_picked(pictures, chosen), pictures.images), stop, "examples")
+    said = answers(
+        variant, SplitImages(pictures.dataset, *_picked(pictures, chosen), pictures.images), stop, "examples"
+    )
     return {
         "images": len(raw),
         "raw": _by_name(names, raw.mean(0)),
@@ -165,8 +167,10 @@ def attention(variant: Variant, pictures: Pictures, stop: StopRequest) -> dict[s
     }
 
 
-def _batches(pictures: Pictures, backbone: Backbone, stop: StopRequest) -> Iterator[tuple[Sequence[int], VisualTokens]]:
-    """Places of the pictures with their visual tokens, batch by batch in order, read ahead."""
+def _batches(
+    pictures: SplitImages, backbone: Backbone, stop: StopRequest
+) -> Iterator[tuple[Sequence[int], VisualTokens]]:
+    """Places of the images with their visual tokens, batch by batch in order, read ahead."""
     groups = stop.between(groups_of(range(len(pictures.records)), images_at_once(backbone.dim)))
     for group, visual in pictures.images.stream(groups, lambda group: [pictures.numbers[place] for place in group]):
         assert visual is not None
@@ -174,14 +178,14 @@ def _batches(pictures: Pictures, backbone: Backbone, stop: StopRequest) -> Itera
 
 
 def examples(records: Sequence[Record]) -> list[int]:
-    """The first picture of each of some labels, so that the same data gives the same examples."""
+    """The first image of each of some labels, so that the same data gives the same examples."""
     first: dict[str | None, int] = {}
     for place, record in enumerate(records):
         first.setdefault(record.label, place)
     return sorted(first.values())[:EXAMPLES]
 
 
-def _picked(pictures: Pictures, places: Sequence[int]) -> tuple[tuple[Record, ...], tuple[int, ...]]:
+def _picked(pictures: SplitImages, places: Sequence[int]) -> tuple[tuple[Record, ...], tuple[int, ...]]:
     return tuple(pictures.records[place] for place in places), tuple(pictures.numbers[place] for place in places)
 
 

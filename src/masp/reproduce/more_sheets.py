@@ -11,19 +11,19 @@ from masp.adapters import portable
 from masp.core.aspects import ASPECTS
 from masp.core.errors import DataError
 from masp.evaluation import metrics
-from masp.evaluation.metrics import Paired
+from masp.evaluation.metrics import PairedComparison
 from masp.evaluation.predictions import PREDICTIONS, read_predictions
 from masp.evaluation.seed_stats import spread_of
 from masp.reproduce.counts import of_paper_backbone
 from masp.reproduce.dag import seeds_of, takes_part
-from masp.reproduce.experiment import Outcome, cell_name
+from masp.reproduce.experiment import ExperimentResult, cell_name
 from masp.reproduce.others import recipe_of
 from masp.reproduce.render import Sheet, percent
 from masp.reproduce.runner import result_folder
-from masp.reproduce.specs import ATTENTION, FULL, PARAMETERS, PLAIN, SOFT, TABLE2, Recipe
+from masp.reproduce.specs import ATTENTION, FULL, PARAMETERS, PLAIN, SOFT, TABLE2, Spec
 from masp.reproduce.tables import Results, seed_values
 
-PAIRS: Mapping[str, tuple[tuple[Recipe, Recipe], ...]] = {
+PAIRS: Mapping[str, tuple[tuple[Spec, Spec], ...]] = {
     "table1": tuple((base, recipe_of("cues")) for base in (SOFT, FULL)),
     "table2": tuple((base, recipe) for base in (PLAIN, SOFT) for recipe in TABLE2[TABLE2.index(base) + 1 :]),
 }
@@ -33,7 +33,7 @@ COMPARED = {"table1": "what the cue head adds", "table2": "rows of Table 2"}
 
 
 @dataclass(frozen=True)
-class Difference:
+class DifferenceRow:
     """How much more of the same images one system gets right than another.
 
     Attributes:
@@ -43,8 +43,8 @@ class Difference:
     """
 
     seeds: tuple[int, ...]
-    each: tuple[Paired, ...]
-    whole: Paired
+    each: tuple[PairedComparison, ...]
+    whole: PairedComparison
 
 
 def differences_of(experiment: str) -> str:
@@ -73,7 +73,7 @@ def differences(results: Results, experiment: str) -> Sheet | None:
     return Sheet(differences_of(experiment), title, head, tuple(rows), (note,), tuple(lines))
 
 
-def paired(results: Results, dataset: str, base: Recipe, recipe: Recipe) -> Difference | None:
+def paired(results: Results, dataset: str, base: Spec, recipe: Spec) -> DifferenceRow | None:
     """How much more of the same images `recipe` gets right than `base`; None where the answers are not there."""
     seeds, truth, said = list[int](), list[tuple[str, str]](), list[tuple[list[str | None], list[str | None]]]()
     for seed, names in _cells(results, dataset, base, recipe):
@@ -90,7 +90,7 @@ def paired(results: Results, dataset: str, base: Recipe, recipe: Recipe) -> Diff
     labels = [label for _, label in truth]
     each = tuple(metrics.compare(labels, *both, seed) for seed, both in zip(seeds, said, strict=True))
     whole = metrics.compare_seeds(labels, [one for one, _ in said], [one for _, one in said])
-    return Difference(tuple(seeds), each, whole)
+    return DifferenceRow(tuple(seeds), each, whole)
 
 
 def compared(results: Results, experiment: str) -> dict[str, str]:
@@ -104,14 +104,14 @@ def unanswered(results: Results, experiment: str) -> bool:
     return any(not (result_folder(results.job, name) / PREDICTIONS).is_file() for name in compared(results, experiment))
 
 
-def _pairs(results: Results, experiment: str) -> list[tuple[str, Recipe, Recipe]]:
+def _pairs(results: Results, experiment: str) -> list[tuple[str, Spec, Spec]]:
     """Data set, and two rows that are compared."""
     pairs = PAIRS.get(experiment, ())
     sources = [one.name for one in results.job.sources if pairs and takes_part(experiment, one.name, results.paper)]
     return [(name, *pair) for name in sources for pair in pairs]
 
 
-def _cells(results: Results, dataset: str, base: Recipe, recipe: Recipe) -> list[tuple[int, tuple[str, str]]]:
+def _cells(results: Results, dataset: str, base: Spec, recipe: Spec) -> list[tuple[int, tuple[str, str]]]:
     """Each seed with which both rows are done, and their cells; what is run once stands beside every seed."""
     job, both = results.job, (base, recipe)
     once = all(len(seeds_of(job, one)) == 1 for one in both)
@@ -125,7 +125,7 @@ def _cells(results: Results, dataset: str, base: Recipe, recipe: Recipe) -> list
     return found
 
 
-def _hash(outcome: Outcome) -> str:
+def _hash(outcome: ExperimentResult) -> str:
     content = [outcome.identity, outcome.figures]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -162,7 +162,7 @@ def parameters(results: Results) -> Sheet:
 
 
 def attention(results: Results) -> Sheet | None:
-    """Figure 4 as numbers: mean over the test pictures and the seeds; None where nothing was measured."""
+    """Figure 4 as numbers: mean over the test images and the seeds; None where nothing was measured."""
     rows, lines, notes = [], [], []
     for source in results.job.sources:
         if not takes_part("figure4", source.name, results.paper):
@@ -204,7 +204,7 @@ def attention(results: Results) -> Sheet | None:
     )
 
 
-def _difference_row(dataset: str, base: Recipe, recipe: Recipe, found: Difference) -> tuple[str, ...]:
+def _difference_row(dataset: str, base: Spec, recipe: Spec, found: DifferenceRow) -> tuple[str, ...]:
     points, whole = spread_of([100 * one.difference for one in found.each]), found.whole
     spread = "" if points.deviation is None else f"{points.deviation:.1f}"
     each = " · ".join(f"{value:+.1f}" for value in points.values)
@@ -213,7 +213,7 @@ def _difference_row(dataset: str, base: Recipe, recipe: Recipe, found: Differenc
     return (dataset, name, f"{100 * whole.difference:+.1f}", spread, each, interval, f"{whole.p_value:.2g}")
 
 
-def _difference_line(dataset: str, base: Recipe, recipe: Recipe, seed: int | str, one: Paired) -> dict[str, Any]:
+def _difference_line(dataset: str, base: Spec, recipe: Spec, seed: int | str, one: PairedComparison) -> dict[str, Any]:
     return {
         "dataset": dataset,
         "system": recipe.name,

@@ -7,11 +7,11 @@ from masp.baselines.base import Reading
 from masp.baselines.registry import CATALOGUE, settings_of
 from masp.core.aspects import ASPECTS
 from masp.core.errors import UsageError
-from masp.reproduce.specs import PLAIN, SOFT, Recipe
+from masp.reproduce.specs import PLAIN, SOFT, Spec
 
 
 @dataclass(frozen=True)
-class Other:
+class OtherSystem:
     """One system.
 
     Attributes:
@@ -24,17 +24,17 @@ class Other:
     paper: str = ""
     over: str = ""
     aspects: tuple[str, ...] = ()
-    prompt: Recipe | None = None
+    prompt: Spec | None = None
 
 
-OTHERS: Mapping[str, Other] = {
-    "zero-shot-letters": Other(),
-    "sepm": Other("SEPM"),
-    "probe": Other(),
-    "qlora": Other(),
-    "instruction": Other("EmoVIT"),
-    "distilled": Other("EmoVLM-KD", over="qlora"),
-    "cues": Other(aspects=ASPECTS, prompt=SOFT),
+OTHERS: Mapping[str, OtherSystem] = {
+    "zero-shot-letters": OtherSystem(),
+    "sepm": OtherSystem("SEPM"),
+    "probe": OtherSystem(),
+    "qlora": OtherSystem(),
+    "instruction": OtherSystem("EmoVIT"),
+    "distilled": OtherSystem("EmoVLM-KD", over="qlora"),
+    "cues": OtherSystem(aspects=ASPECTS, prompt=SOFT),
 }
 """Name in the catalogue → what it is here, in the order of the table; a system comes after the one it stands on."""
 
@@ -54,14 +54,14 @@ QUICKLY: tuple[str, ...] = (
 """As few steps as possible."""
 
 
-def recipe_of(name: str) -> Recipe:
+def recipe_of(name: str) -> Spec:
     """The recipe of a system."""
     other = OTHERS[name]
     seeded = CATALOGUE[name].seeded or other.prompt is not None
-    return Recipe(name, "baseline", other.aspects, seeded=seeded)
+    return Spec(name, "baseline", other.aspects, seeded=seeded)
 
 
-def all_recipes() -> tuple[Recipe, ...]:
+def all_recipes() -> tuple[Spec, ...]:
     """The recipes of all systems, in the order of the table."""
     return tuple(recipe_of(name) for name in OTHERS)
 
@@ -73,7 +73,7 @@ def read_by(reading: Reading) -> tuple[str, ...]:
     return tuple(f"{name}.reading={reading}" for name in OTHERS if "reading" in settings_of(name))
 
 
-def alone(recipe: Recipe) -> bool:
+def alone(recipe: Spec) -> bool:
     """Whether the backbone answers as it was released, with nothing trained beside it."""
     return recipe == PLAIN or (recipe.kind == "baseline" and CATALOGUE[recipe.name].alone)
 

@@ -17,7 +17,7 @@ BACKBONES: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Printed:
+class PaperTable:
     """One table of the paper.
 
     Attributes:
@@ -50,7 +50,7 @@ class Paper:
 
     source: str
     datasets: tuple[str, ...]
-    tables: Mapping[str, Printed]
+    tables: Mapping[str, PaperTable]
     parameters: Mapping[str, int]
 
 
@@ -67,6 +67,6 @@ def zero_shot_row(backbone: str) -> str | None:
     return next((row for row, names in BACKBONES.items() if any(name in folded for name in names)), None)
 
 
-def _printed(table: Mapping[str, Any]) -> Printed:
+def _printed(table: Mapping[str, Any]) -> PaperTable:
     rows = {name: tuple(numbers) for name, numbers in table["rows"].items()}
-    return Printed(table["title"], tuple(table["datasets"]), rows)
+    return PaperTable(table["title"], tuple(table["datasets"]), rows)

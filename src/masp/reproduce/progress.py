@@ -8,10 +8,10 @@ from rich.text import Text
 from masp.core.progress import Bar
 from masp.report.formatting import duration
 from masp.reproduce.estimate import Estimate
-from masp.reproduce.experiment import Cell, Outcome
+from masp.reproduce.experiment import Experiment, ExperimentResult
 
 
-class Teller:
+class ProgressReporter:
     """Counts cells and announces them.
 
     Args:
@@ -22,7 +22,7 @@ class Teller:
     """
 
     def __init__(
-        self, cells: Sequence[Cell], estimate: Estimate | None, jobs: int, console: Console | None = None
+        self, cells: Sequence[Experiment], estimate: Estimate | None, jobs: int, console: Console | None = None
     ) -> None:
         self.console = console or Console(stderr=True, highlight=False)
         self.estimate, self.jobs = estimate, jobs
@@ -41,7 +41,7 @@ class Teller:
             text += f"; all of them take about {minutes} min with --jobs {self.jobs} on cores that are idle"
         self.console.print(Text(text), soft_wrap=True)
 
-    def done(self, outcome: Outcome, fresh: bool) -> None:
+    def done(self, outcome: ExperimentResult, fresh: bool) -> None:
         """Announces that a cell is done; `fresh` unless its result was there already."""
         self.left.discard(outcome.cell)
         if fresh and outcome.state == "done":
@@ -69,6 +69,6 @@ class Teller:
         return f", about {duration(seconds)} left"
 
 
-def _figure(outcome: Outcome) -> str:
+def _figure(outcome: ExperimentResult) -> str:
     accuracy = outcome.figures.get("exact", outcome.figures).get("accuracy")
     return f"{100 * accuracy['value']:.1f} %" if isinstance(accuracy, dict) else ""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from masp.reproduce.tables import Entry, Row, Table, Texts
+from masp.reproduce.tables import ResultTable, TableCell, TableRow, Texts
 
 _TEX = {
     "\\": r"\textbackslash{}",
@@ -49,7 +49,7 @@ class Sheet:
     lines: tuple[Mapping[str, Any], ...] = field(default=())
 
 
-def sheet_of(table: Table) -> Sheet:
+def sheet_of(table: ResultTable) -> Sheet:
     """A table of accuracies: with a column for each figure where there is one data set, else one for each data set."""
     head, rows = _narrow(table) if len(table.datasets) == 1 else _wide(table)
     lines = [_line(table, row, dataset) for row in table.rows for dataset in table.datasets]
@@ -98,7 +98,7 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}"
 
 
-def _narrow(table: Table) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+def _narrow(table: ResultTable) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     (dataset,) = table.datasets
     beside = tuple(table.beside)
     head = ("system", "what takes part", "accuracy, %", "± sd", "each seed", "95 % interval", "ECE, scaled")
@@ -108,7 +108,9 @@ def _narrow(table: Table) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]
     return head, tuple(_long_row(table, row, row.entries[dataset], beside, texts) for row in table.rows)
 
 
-def _long_row(table: Table, row: Row, entry: Entry, beside: Sequence[str], texts: bool) -> tuple[str, ...]:
+def _long_row(
+    table: ResultTable, row: TableRow, entry: TableCell, beside: Sequence[str], texts: bool
+) -> tuple[str, ...]:
     seeds = " · ".join(percent(value) for value in entry.values) if len(entry.values) > 1 else ""
     spread = "" if entry.spread is None else percent(entry.spread)
     error = "" if entry.calibration is None else f"{entry.calibration:.3f}"
@@ -126,12 +128,12 @@ def _read(texts: Texts | None) -> tuple[str, str]:
     return percent(texts.lenient), f"{percent(texts.unparsed)} ({percent(texts.inexact)})"
 
 
-def _wide(table: Table) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+def _wide(table: ResultTable) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     rows = [(row.name, *(_short(row.entries[name]) for name in table.datasets)) for row in table.rows]
     return ("system", *table.datasets), tuple(rows)
 
 
-def _short(entry: Entry) -> str:
+def _short(entry: TableCell) -> str:
     """All that one cell of a wide table says: "80.1 ± 0.4 [78.0, 82.1]; paper 80.06 (+0.0)"."""
     paper = "" if entry.paper is None else f"paper {entry.paper:.2f}"
     found = entry.over_seeds
@@ -144,7 +146,7 @@ def _short(entry: Entry) -> str:
     return text if entry.difference is None else f"{text}; {paper} ({_signed(entry.difference)})"
 
 
-def _line(table: Table, row: Row, dataset: str) -> dict[str, Any]:
+def _line(table: ResultTable, row: TableRow, dataset: str) -> dict[str, Any]:
     entry = row.entries[dataset]
     interval = entry.interval
     return {
@@ -172,7 +174,7 @@ def _plain(share: float | None) -> float | str:
     return "" if share is None else round(100 * share, 4)
 
 
-def _bracket(entry: Entry) -> str:
+def _bracket(entry: TableCell) -> str:
     found = entry.interval
     return "" if found is None else f"[{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
@@ -185,7 +187,7 @@ def _signed(points: float | None) -> str:
     return "–" if points is None else f"{points:+.1f}".replace("-", "−")
 
 
-def _reasons(table: Table) -> list[str]:
+def _reasons(table: ResultTable) -> list[str]:
     """What was not run, or not with every seed, and why; rows that share a reason share a sentence."""
     rows: dict[tuple[str, str], list[str]] = {}
     for row in table.rows:

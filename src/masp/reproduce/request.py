@@ -11,7 +11,7 @@ from masp.reproduce import others
 from masp.reproduce.config import (
     QUICK,
     SCENES,
-    Job,
+    ReproduceConfig,
     drawn_source,
     embedded_config,
     experiments_of,
@@ -65,7 +65,7 @@ class Request:
         return " ".join([*words, f"--seeds {self.seeds} --jobs {jobs}", *self.changes])
 
 
-def job_of(request: Request) -> Job:
+def job_of(request: Request) -> ReproduceConfig:
     """The job, once it is certain that there is something to run.
 
     Raises:
@@ -85,12 +85,12 @@ def job_of(request: Request) -> Job:
         plan, source = QUICK if request.quick else SCENES, drawn_source(request.out / "scratch", config.data)
         settings = (*small, *read, *own)
         where = (request.out, None, adapter)
-        return Job(experiments, config, (source,), (), seeds, *where, settings, plan, request.reading)
+        return ReproduceConfig(experiments, config, (source,), (), seeds, *where, settings, plan, request.reading)
     paper = load_paper()
     sources, missing = find_sources(request.data, request.datasets, config.data, paper)
     teacher = find_teacher(request.data, config.data, sources, paper)
     found = (sources, missing, seeds, request.out, teacher, adapter)
-    return Job(experiments, config, *found, (*read, *own), reading=request.reading)
+    return ReproduceConfig(experiments, config, *found, (*read, *own), reading=request.reading)
 
 
 def _check(request: Request) -> None:
@@ -100,7 +100,7 @@ def _check(request: Request) -> None:
     if request.data is None and request.datasets is not None:
         raise UsageError("--datasets was given without --data", "the folder they are in", "Add --data ROOT.")
     if request.quick and (request.data is not None or request.config is not None):
-        raise UsageError("--quick was given with data or settings", "it only on drawn pictures", "Leave one out.")
+        raise UsageError("--quick was given with data or settings", "it only on drawn images", "Leave one out.")
     if request.out.exists() and not request.out.is_dir():
         raise UsageError(f"--out {request.out} is a file", "a folder", "Name another place.")
 

@@ -11,14 +11,14 @@ from masp.core.atomic_io import write_file
 from masp.core.progress import Bar
 from masp.demo.pictures import draw_dataset, is_drawn
 from masp.demo.steps import quiet
-from masp.reproduce.config import Job
+from masp.reproduce.config import ReproduceConfig
 from masp.reproduce.dag import plan_cells
 from masp.reproduce.estimate import estimate
 from masp.reproduce.executor import run_cells
-from masp.reproduce.experiment import Outcome, result_file
+from masp.reproduce.experiment import ExperimentResult, result_file
 from masp.reproduce.others import all_recipes
 from masp.reproduce.paper import load_paper
-from masp.reproduce.progress import Teller
+from masp.reproduce.progress import ProgressReporter
 from masp.reproduce.tables import Results
 from masp.reproduce.writing import write_all
 
@@ -38,11 +38,13 @@ class Reproduced:
     """
 
     written: tuple[Path, ...]
-    failed: tuple[Outcome, ...]
+    failed: tuple[ExperimentResult, ...]
     cells: int
 
 
-def reproduce(job: Job, jobs: int = 1, command: str = "masp reproduce", console: Console | None = None) -> Reproduced:
+def reproduce(
+    job: ReproduceConfig, jobs: int = 1, command: str = "masp reproduce", console: Console | None = None
+) -> Reproduced:
     """Runs what is missing, and writes all tables and figures that were asked for.
 
     Args:
@@ -53,14 +55,14 @@ def reproduce(job: Job, jobs: int = 1, command: str = "masp reproduce", console:
 
     Raises:
         Interrupted: a signal arrived; the same call goes on from there.
-        UsageError: the folder of the pictures holds something else.
+        UsageError: the folder of the images holds something else.
         OSError: the disk is full or cannot be written.
     """
     paper = load_paper()
     job.work.mkdir(parents=True, exist_ok=True)
     write_file(job.work / ".gitignore", IGNORE.encode())
     planned = plan_cells(job, paper, all_recipes())
-    teller = Teller(planned.cells, estimate(job, planned.cells), jobs, console)
+    teller = ProgressReporter(planned.cells, estimate(job, planned.cells), jobs, console)
     teller.plan(sum(result_file(job.out, cell.name).is_file() for cell in planned.cells))
     if any(cell.recipe.kind != "parameters" for cell in planned.cells):
         _draw(job)
@@ -70,7 +72,7 @@ def reproduce(job: Job, jobs: int = 1, command: str = "masp reproduce", console:
     return Reproduced(tuple(written), failed, len(planned.cells))
 
 
-def _draw(job: Job) -> None:
+def _draw(job: ReproduceConfig) -> None:
     """The drawn data set, unless it is there already."""
     if job.drawn is None:
         return
@@ -89,7 +91,9 @@ def _draw(job: Job) -> None:
         draw_dataset(folder, job.drawn, advance)
 
 
-def _with_bar(teller: Teller, jobs: int, run: Callable[[], dict[str, Outcome]]) -> dict[str, Outcome]:
+def _with_bar(
+    teller: ProgressReporter, jobs: int, run: Callable[[], dict[str, ExperimentResult]]
+) -> dict[str, ExperimentResult]:
     """One bar over all cells where they run in other processes; in this one, each cell has its own."""
     if jobs == 1:
         with quiet():

@@ -14,7 +14,7 @@ from typing import Any
 from masp.adapters import read_info, tensors_sha256
 from masp.adapters.store import load_adapter
 from masp.baselines.base import Reading, System
-from masp.baselines.concept_bottleneck import CueHead
+from masp.baselines.concept_bottleneck import ConceptBottleneck
 from masp.baselines.registry import CATALOGUE, checked, make_system
 from masp.core.atomic_io import write_folder
 from masp.core.config import MethodConfig, RunConfig, parsed_override
@@ -22,14 +22,14 @@ from masp.core.errors import MaspError
 from masp.core.prompts import load_questions
 from masp.evaluation.batches import Batching
 from masp.evaluation.facts import dated, when
-from masp.evaluation.predictions import Answered
+from masp.evaluation.predictions import LabelledPrediction
 from masp.evaluation.provenance import of_system, surroundings
 from masp.evaluation.result import write_result
 from masp.reproduce import budget, counts, identity, measure
 from masp.reproduce.ablations import Variant, build, trained_with
-from masp.reproduce.config import Job, with_seed
+from masp.reproduce.config import ReproduceConfig, with_seed
 from masp.reproduce.dag import base_of, depends_on_seed, plan_cells
-from masp.reproduce.experiment import Cell, Outcome, read_outcome, write_outcome
+from masp.reproduce.experiment import Experiment, ExperimentResult, read_outcome, write_outcome
 from masp.reproduce.library import Library
 from masp.reproduce.others import all_recipes, alone, changes_of
 from masp.reproduce.paper import load_paper
@@ -46,17 +46,17 @@ Found = tuple[dict[str, Any], dict[str, Any]]
 """Figures of a cell, and what else there is to say about it; both ready for JSON."""
 
 
-class Workshop:
+class Runner:
     """Runs cells one after the other, with what they share in one library.
 
     Args:
         job: what is asked.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: ReproduceConfig) -> None:
         self.job, self.library = job, Library(job)
 
-    def run(self, cell: Cell) -> tuple[Outcome, bool]:
+    def run(self, cell: Experiment) -> tuple[ExperimentResult, bool]:
         """The outcome of a cell: read where the same cell has been run before, otherwise made and written.
 
         A cell whose training is gone is run again where another that has to be run reads it. A failure is an outcome
@@ -79,17 +79,19 @@ class Workshop:
             found, about = self._made(cell)
             seconds = round(time.perf_counter() - started, 1)
             spent = {"processor_seconds": round(time.process_time() - worked, 1)}
-            outcome = Outcome(cell.name, "done", found, known, self._about(cell, seconds) | about | spent, seconds)
+            outcome = ExperimentResult(
+                cell.name, "done", found, known, self._about(cell, seconds) | about | spent, seconds
+            )
         except Interrupted:
             raise
         except Exception as error:
             log.debug("%s failed", cell.name, exc_info=True)
             seconds = round(time.perf_counter() - started, 1)
-            outcome = Outcome(cell.name, "failed", {}, known, {}, seconds, reason(error))
+            outcome = ExperimentResult(cell.name, "failed", {}, known, {}, seconds, reason(error))
         write_outcome(self.job.out, outcome)
         return outcome, True
 
-    def identity(self, cell: Cell) -> dict[str, Any]:
+    def identity(self, cell: Experiment) -> dict[str, Any]:
         """Everything that decides the figures of a cell, as JSON values."""
         job, recipe, backbone, config = self.job, cell.recipe, self.library.backbone, self.config(cell)
         table: dict[str, Any] = {
@@ -97,7 +99,7 @@ class Workshop:
             "system": recipe.name,
             "aspects": list(recipe.aspects),
             "backbone": backbone.fingerprint(),
-            "backbone.dtype": backbone.number_format,
+            "backbone.dtype": backbone.weight_dtype,
             "backbone.image_transform": backbone.image_transform,
             **reading(backbone),
         }
@@ -122,12 +124,12 @@ class Workshop:
             table["seed"] = self._seed(cell)
         if recipe.kind == "baseline":
             table |= identity.of_system(recipe.name, self._changes(cell), config)
-        read = Cell(cell.dataset, FULL, cell.seed) if recipe.kind == "attention" else base_of(job, cell)
+        read = Experiment(cell.dataset, FULL, cell.seed) if recipe.kind == "attention" else base_of(job, cell)
         if read is not None and read.recipe.kind == "masp":
             table["prompt"] = hash_of(self._trained_by(read))
         return json.loads(json.dumps(table))
 
-    def config(self, cell: Cell) -> RunConfig:
+    def config(self, cell: Experiment) -> RunConfig:
         """The settings of a cell: its seed, its data set, its aspects and length, and the shelf of visual tokens."""
         config = with_seed(self.job.config, cell.seed)
         config = config.model_copy(update={"data": self.job.source(cell.dataset).data})
@@ -138,48 +140,48 @@ class Workshop:
         config = config.model_copy(update=stages)
         return trained_with(config, cell.recipe) if cell.recipe.kind == "masp" else config
 
-    def _changes(self, cell: Cell) -> tuple[str, ...]:
+    def _changes(self, cell: Experiment) -> tuple[str, ...]:
         """Settings of another system: what the rule of the budget says, then what was set."""
         stage, examples = self.job.config.prompt, len(self.library.learned_from(cell.dataset))
         ruled = budget.settings(stage, budget.budget_of(stage, examples), self.library.backbone.dim) if examples else ()
         return changes_of(cell.recipe.name, (*ruled, *self.job.others))
 
-    def folder(self, cell: Cell) -> Path:
+    def folder(self, cell: Experiment) -> Path:
         """The folder of a cell's run; what is trained otherwise has another folder."""
         return self.job.work / "runs" / f"{cell.name}-{_hash(self._trained_by(cell))[:10]}"
 
-    def _trained_by(self, cell: Cell) -> dict[str, Any]:
+    def _trained_by(self, cell: Experiment) -> dict[str, Any]:
         """What decides the training of a cell: all but how answers are read afterwards."""
         return {key: value for key, value in self.identity(cell).items() if key not in ("reading", "settings.reading")}
 
     @cached_property
-    def _planned(self) -> tuple[Cell, ...]:
+    def _planned(self) -> tuple[Experiment, ...]:
         return plan_cells(self.job, load_paper(), all_recipes()).cells
 
-    def _before(self, cell: Cell, known: Mapping[str, Any]) -> Outcome | None:
+    def _before(self, cell: Experiment, known: Mapping[str, Any]) -> ExperimentResult | None:
         """What an earlier run of the same cell left; None where it has to be run."""
         before = read_outcome(self.job.out, cell.name)
         if before is None or before.state != "done" or not alike(before.identity, known):
             return None
         return before if self._has_training(cell) or not self._is_read(cell) else None
 
-    def _has_training(self, cell: Cell) -> bool:
+    def _has_training(self, cell: Experiment) -> bool:
         """Whether the adapter of a cell is there; also where it has none."""
         trained = cell.recipe.kind == "aspects" or (cell.recipe.kind == "masp" and cell.recipe.prompt == "trained")
         return not trained or (RunFolder(self.folder(cell)).adapter / "adapter.json").is_file()
 
-    def _is_read(self, cell: Cell) -> bool:
+    def _is_read(self, cell: Experiment) -> bool:
         """Whether a cell that has to be run reads the adapter of this one."""
         readers = [one for one in self._planned if cell.name in one.needs]
         return any(self._is_missing(one) for one in readers if one.recipe.kind not in ("data", "aspects"))
 
-    def _is_missing(self, cell: Cell) -> bool:
+    def _is_missing(self, cell: Experiment) -> bool:
         try:
             return self._before(cell, self.identity(cell)) is None
         except (MaspError, OSError):
             return False  # it fails by itself, with its own reason, and reads nothing
 
-    def _made(self, cell: Cell) -> Found:
+    def _made(self, cell: Experiment) -> Found:
         kinds = {
             "data": self._data,
             "aspects": self._aspects,
@@ -190,7 +192,7 @@ class Workshop:
         }
         return kinds[cell.recipe.kind](cell)
 
-    def _data(self, cell: Cell) -> Found:
+    def _data(self, cell: Experiment) -> Found:
         with StopRequest() as stop:
             taught = self.library.taught(cell.dataset, stop)
             pictures = self.library.tested(cell.dataset, stop)
@@ -201,13 +203,13 @@ class Workshop:
         found = measure.facts(pictures) | more
         return found, {"visual_tokens_bytes": taught.store.bytes()}
 
-    def _aspects(self, cell: Cell) -> Found:
+    def _aspects(self, cell: Experiment) -> Found:
         dataset, memory = self.library.dataset(cell.dataset), self.library.memory(cell.dataset)
         result = train_aspects(self.config(cell), dataset, self.library.backbone, self.folder(cell), memory)
         made = {"adapter": {"aspects_sha256": read_info(self.folder(cell)).aspects_sha256}}
         return {"validation": result.metrics}, made | _training(result)
 
-    def _masp(self, cell: Cell) -> Found:
+    def _masp(self, cell: Experiment) -> Found:
         recipe, about = cell.recipe, {}
         prompt = None
         if recipe.prompt == "trained":
@@ -215,19 +217,19 @@ class Workshop:
             prompt = self.folder(cell)
         return self._measured(cell, self._variant(cell, prompt, self.job.reading), about)
 
-    def _trained(self, cell: Cell) -> TrainResult:
+    def _trained(self, cell: Experiment) -> TrainResult:
         aspects = self._stage1(cell) if cell.recipe.aspects else None
         memory = self.library.memory(cell.dataset)
         place = (self.library.dataset(cell.dataset), self.library.backbone, aspects, self.folder(cell))
         return train_prompt(self.config(cell), *place, include_aspects=False, memory=memory)
 
-    def _variant(self, cell: Cell, prompt: Path | None, reading: Reading = "score") -> Variant:
+    def _variant(self, cell: Experiment, prompt: Path | None, reading: Reading = "score") -> Variant:
         labels = self.library.dataset(cell.dataset).labels
         aspects = self._stage1(cell) if cell.recipe.aspects else None
         parts = (labels, aspects, prompt, self._seed(cell), reading)
         return build(cell.recipe, self.config(cell), self.library.backbone, *parts)
 
-    def _baseline(self, cell: Cell) -> Found:
+    def _baseline(self, cell: Experiment) -> Found:
         system, base = self._system(cell), base_of(self.job, cell)
         if CATALOGUE[cell.recipe.name].learns:
             folder = self.folder(cell)
@@ -235,29 +237,29 @@ class Workshop:
                 self._borrow(base, folder / "tuned")
             with StopRequest() as stop:
                 lessons = self.library.lessons(cell.dataset, folder, cell.seed, stop)
-            system.learn(lessons)
+            system.fit(lessons)
         return self._measured(cell, system, {})
 
-    def _system(self, cell: Cell) -> System:
+    def _system(self, cell: Experiment) -> System:
         """Another system, ready to learn; adapters that it reads are those of the cells it needs."""
         name, changes = cell.recipe.name, self._changes(cell)
         labels = self.library.dataset(cell.dataset).labels
         if not cell.recipe.aspects:
             questions = load_questions(self.job.config.questions)
             return make_system(name, self.library.backbone, labels, changes, cell.seed, questions)
-        read = self._variant(Cell(cell.dataset, masp(cell.recipe.aspects, "none"), cell.seed), None)
+        read = self._variant(Experiment(cell.dataset, masp(cell.recipe.aspects, "none"), cell.seed), None)
         base = base_of(self.job, cell)
         over = None if base is None else self._variant(base, self.folder(base))
-        return CueHead(read.model, labels, over, checked(name, dict(map(parsed_override, changes))))
+        return ConceptBottleneck(read.model, labels, over, checked(name, dict(map(parsed_override, changes))))
 
-    def _borrow(self, base: Cell, place: Path) -> None:
+    def _borrow(self, base: Experiment, place: Path) -> None:
         """What the system below has learned in a cell of its own, so that it is not learned twice."""
         learned = self.folder(base)
         if learned.is_dir() and not place.exists():
             write_folder(place, lambda partial: _copied(learned, partial))
 
-    def _attention(self, cell: Cell) -> Found:
-        full = Cell(cell.dataset, FULL, cell.seed)
+    def _attention(self, cell: Experiment) -> Found:
+        full = Experiment(cell.dataset, FULL, cell.seed)
         variant = self._variant(full, self.folder(full))
         started = time.perf_counter()
         with StopRequest() as stop:
@@ -265,10 +267,10 @@ class Workshop:
             found = measure.attention(variant, pictures, stop)
         return found, self._depended(cell, variant, time.perf_counter() - started)
 
-    def _parameters(self, cell: Cell) -> Found:
+    def _parameters(self, cell: Experiment) -> Found:
         return counts.of_backbone(self.library.backbone, self.config(cell).method), {}
 
-    def _measured(self, cell: Cell, system: System, about: Mapping[str, Any]) -> Found:
+    def _measured(self, cell: Experiment, system: System, about: Mapping[str, Any]) -> Found:
         with StopRequest() as stop:
             pictures = self.library.tested(cell.dataset, stop, alone(cell.recipe))
             started = time.perf_counter()
@@ -280,13 +282,13 @@ class Workshop:
         write_result(result_folder(self.job, cell.name), evaluation)
         return measure.figures(evaluation), {**evaluation.provenance, **about}
 
-    def _depended(self, cell: Cell, system: System, seconds: float) -> dict[str, Any]:
+    def _depended(self, cell: Experiment, system: System, seconds: float) -> dict[str, Any]:
         """What the answers of a system on the test split depend on, as `masp evaluate` says it."""
         side = self.job.side_of(cell.dataset, alone(cell.recipe))
         batching = Batching(longest_side=side, rounding=self.job.rounding)
         return dated(of_system(system, self.library.dataset(cell.dataset), "test", batching), seconds)
 
-    def _held(self, cell: Cell, system: System, stop: StopRequest) -> list[Answered]:
+    def _held(self, cell: Experiment, system: System, stop: StopRequest) -> list[LabelledPrediction]:
         """What it says about the validation split, to fit a temperature on; nothing where there is none."""
         records = self.library.dataset(cell.dataset).splits.get("val", ())
         if not any(record.label for record in records):
@@ -294,39 +296,39 @@ class Workshop:
         pictures = self.library.pictures(cell.dataset, "val", stop, alone(cell.recipe))
         return measure.answers(system, pictures, stop, f"{cell.name}, val")
 
-    def _stage1(self, cell: Cell) -> Path:
+    def _stage1(self, cell: Experiment) -> Path:
         """The folder of the aspects that a cell stands on."""
         if self.job.adapter is not None:
             return self.job.adapter
         return self.folder(self._stage1_cell(cell))
 
-    def _stage1_cell(self, cell: Cell) -> Cell:
+    def _stage1_cell(self, cell: Experiment) -> Experiment:
         teacher = self.job.aspects_from(cell.dataset)
         assert teacher is not None
-        return Cell(teacher.name, STAGE1, cell.seed)
+        return Experiment(teacher.name, STAGE1, cell.seed)
 
-    def _method(self, cell: Cell, config: RunConfig) -> MethodConfig:
+    def _method(self, cell: Experiment, config: RunConfig) -> MethodConfig:
         """The method of a model without a trained prompt: aspects from elsewhere bring theirs."""
         foreign = self.job.adapter if cell.recipe.aspects else None
         return config.method.resolved() if foreign is None else read_info(foreign).method.resolved()
 
-    def _stage1_identity(self, cell: Cell) -> str:
+    def _stage1_identity(self, cell: Experiment) -> str:
         if self.job.adapter is None:
             return hash_of(self.identity(self._stage1_cell(cell)))
         aspects = load_adapter(self.job.adapter, self.library.backbone).aspects
         return "" if aspects is None else tensors_sha256(aspects.state_dict())
 
-    def _seed(self, cell: Cell) -> int | None:
+    def _seed(self, cell: Experiment) -> int | None:
         """The seed of a cell; None where nothing in it depends on one."""
         return cell.seed if depends_on_seed(self.job, cell.recipe) else None
 
-    def _about(self, cell: Cell, seconds: float) -> dict[str, Any]:
+    def _about(self, cell: Experiment, seconds: float) -> dict[str, Any]:
         """What every cell depends on, whether it asks a system or not."""
         dataset = None if cell.recipe.kind == "parameters" else self.library.dataset(cell.dataset)
         return {**surroundings(self.library.backbone, dataset), "seed": self._seed(cell), **when(seconds)}
 
 
-def result_folder(job: Job, cell: str) -> Path:
+def result_folder(job: ReproduceConfig, cell: str) -> Path:
     """Where the whole result of a cell lies, with every answer; `masp report` and `masp compare` read it."""
     return job.work / "results" / cell
 

@@ -19,7 +19,7 @@ EXPERIMENTS = ("table1", "table2", "table3", "table4", "figure3", "figure4")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Spec:
     """One system, or one step that systems need.
 
     Attributes:
@@ -40,18 +40,18 @@ class Recipe:
     seeded: bool = True
 
 
-DATA = Recipe("data", "data", seeded=False)
-STAGE1 = Recipe("stage 1", "aspects", ASPECTS)
-PARAMETERS = Recipe("parameters", "parameters", seeded=False)
-ATTENTION = Recipe("attention", "attention", ASPECTS, "trained")
+DATA = Spec("data", "data", seeded=False)
+STAGE1 = Spec("stage 1", "aspects", ASPECTS)
+PARAMETERS = Spec("parameters", "parameters", seeded=False)
+ATTENTION = Spec("attention", "attention", ASPECTS, "trained")
 
 
-def masp(aspects: tuple[str, ...], prompt: Prompt, length: int | None = None) -> Recipe:
+def masp(aspects: tuple[str, ...], prompt: Prompt, length: int | None = None) -> Spec:
     """The backbone with these parts, under the short name of Table 2: "V+A+S", "V+scene+rS", "V+A+S 8"."""
     seen = "" if not aspects else "+A" if aspects == ASPECTS else "".join(f"+{name}" for name in aspects)
     prompted = {"none": "", "random": "+rS", "trained": "+S"}[prompt]
     name = f"V{seen}{prompted}" + ("" if length is None else f" {length}")
-    return Recipe(name, "masp", aspects, prompt, length, prompt != "none")
+    return Spec(name, "masp", aspects, prompt, length, prompt != "none")
 
 
 FULL = masp(ASPECTS, "trained")
@@ -60,12 +60,12 @@ SOFT = masp((), "trained")
 TABLE2 = (PLAIN, masp(ASPECTS, "none"), SOFT, masp(ASPECTS, "random"), FULL)
 
 
-def of_length(length: int, usual: int) -> Recipe:
+def of_length(length: int, usual: int) -> Spec:
     """All of MASP with a prompt of this length; the usual length is the row V+A+S itself, which is run once."""
     return FULL if length == usual else masp(ASPECTS, "trained", length)
 
 
-def recipes(experiment: str, usual_length: int, baselines: tuple[Recipe, ...]) -> tuple[Recipe, ...]:
+def recipes(experiment: str, usual_length: int, baselines: tuple[Spec, ...]) -> tuple[Spec, ...]:
     """The systems that an experiment measures on a data set; steps that they need are not among them.
 
     Args:
@@ -75,7 +75,7 @@ def recipes(experiment: str, usual_length: int, baselines: tuple[Recipe, ...]) -
     """
     single = tuple(masp((name,), "trained") for name in ASPECTS)
     low = tuple(masp((name,), prompt) for name in LOW_LEVEL for prompt in ("none", "random", "trained"))
-    table: Mapping[str, tuple[Recipe, ...]] = {
+    table: Mapping[str, tuple[Spec, ...]] = {
         "table1": (PLAIN, *baselines, SOFT, FULL),
         "table2": TABLE2,
         "table3": tuple(of_length(length, usual_length) for length in LENGTHS),

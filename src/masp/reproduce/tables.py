@@ -11,11 +11,11 @@ from masp.core.aspects import ASPECTS
 from masp.evaluation import metrics
 from masp.evaluation.ablation import ROWS
 from masp.evaluation.metrics import Interval
-from masp.evaluation.seed_stats import Spread, spread_of
-from masp.reproduce.budget import Budget, budget_of, told
-from masp.reproduce.config import Job, Skipped
+from masp.evaluation.seed_stats import SeedStats, spread_of
+from masp.reproduce.budget import StepBudget, budget_of, told
+from masp.reproduce.config import ReproduceConfig, SkippedDataset
 from masp.reproduce.dag import depends_on_seed, seeds_of, takes_part
-from masp.reproduce.experiment import Outcome, cell_name
+from masp.reproduce.experiment import ExperimentResult, cell_name
 from masp.reproduce.others import OTHERS, recipe_of
 from masp.reproduce.paper import BACKBONES, Paper, zero_shot_row
 from masp.reproduce.specs import (
@@ -27,7 +27,7 @@ from masp.reproduce.specs import (
     SOFT,
     TABLE2,
     Prompt,
-    Recipe,
+    Spec,
     masp,
     of_length,
 )
@@ -62,7 +62,7 @@ class Texts:
 
 
 @dataclass(frozen=True)
-class Entry:
+class TableCell:
     """What one row says about one data set.
 
     Attributes:
@@ -85,7 +85,7 @@ class Entry:
     read: Texts | None = None
 
     @property
-    def over_seeds(self) -> Spread | None:
+    def over_seeds(self) -> SeedStats | None:
         """Mean and standard deviation over the seeds; None where nothing was measured."""
         return spread_of(self.values) if self.values else None
 
@@ -116,17 +116,17 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One row; `printed` is the row of the paper that it stands beside, "" for none."""
 
     name: str
     meaning: str
     printed: str
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, TableCell]
 
 
 @dataclass(frozen=True)
-class Table:
+class ResultTable:
     """Accuracies: systems by data sets.
 
     Attributes:
@@ -141,7 +141,7 @@ class Table:
     name: str
     title: str
     datasets: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     beside: Mapping[str, Mapping[str, float]]
     notes: tuple[str, ...]
 
@@ -152,7 +152,7 @@ class Line:
 
     name: str
     meaning: str
-    recipe: Recipe | None
+    recipe: Spec | None
     printed: str = ""
     reason: str = ""
 
@@ -161,19 +161,21 @@ class Line:
 class Results:
     """All that tables are made of."""
 
-    job: Job
+    job: ReproduceConfig
     paper: Paper
-    outcomes: Mapping[str, Outcome]
-    skipped: tuple[Skipped, ...]
+    outcomes: Mapping[str, ExperimentResult]
+    skipped: tuple[SkippedDataset, ...]
 
 
-def accuracy_table(results: Results, experiment: str) -> Table:
+def accuracy_table(results: Results, experiment: str) -> ResultTable:
     """One of Table 1, 2, 3 and Figure 3."""
     job, printed = results.job, results.paper.tables[experiment]
     datasets = tuple(source.name for source in job.sources if takes_part(experiment, source.name, results.paper))
     lines = _lines(results, experiment)
     rows = tuple(
-        Row(line.name, line.meaning, line.printed, {name: _entry(results, experiment, line, name) for name in datasets})
+        TableRow(
+            line.name, line.meaning, line.printed, {name: _entry(results, experiment, line, name) for name in datasets}
+        )
         for line in lines
     )
     notes = (*_notes(results, experiment, datasets), *_once(job, lines, rows))
@@ -185,10 +187,10 @@ def accuracy_table(results: Results, experiment: str) -> Table:
             name: {row.printed: number for row in rows if (number := printed.number(row.printed, name)) is not None}
             for name in PATTERN
         }
-    return Table(experiment, _title(printed.title), datasets, rows, beside, notes)
+    return ResultTable(experiment, _title(printed.title), datasets, rows, beside, notes)
 
 
-def seed_values(results: Results, recipe: Recipe, dataset: str) -> tuple[list[Outcome], str]:
+def seed_values(results: Results, recipe: Spec, dataset: str) -> tuple[list[ExperimentResult], str]:
     """The outcomes of a recipe that are done, one for each seed; and why others are missing."""
     found, reason = [], ""
     for seed in seeds_of(results.job, recipe):
@@ -251,16 +253,16 @@ def _table1(results: Results) -> list[Line]:
     return lines
 
 
-def _entry(results: Results, experiment: str, line: Line, dataset: str) -> Entry:
+def _entry(results: Results, experiment: str, line: Line, dataset: str) -> TableCell:
     paper = results.paper.tables[experiment].number(line.printed, dataset)
     if line.recipe is None:
-        return Entry(paper=paper, reason=line.reason)
+        return TableCell(paper=paper, reason=line.reason)
     found, reason = seed_values(results, line.recipe, dataset)
     values = tuple(_accuracy(outcome.figures) for outcome in found)
     scaled = [outcome.figures.get("calibration_error_scaled") for outcome in found]
     calibration = mean(one["value"] for one in scaled if one) if scaled and all(scaled) else None
     images, seeds = found[0].figures["images"] if found else 0, tuple(_seed_of(outcome) for outcome in found)
-    return Entry(values, images, paper, reason, calibration, seeds, _texts([outcome.figures for outcome in found]))
+    return TableCell(values, images, paper, reason, calibration, seeds, _texts([outcome.figures for outcome in found]))
 
 
 def _accuracy(figures: Mapping[str, Any]) -> float:
@@ -278,11 +280,11 @@ def _texts(figures: Sequence[Mapping[str, Any]]) -> Texts | None:
     )
 
 
-def _seed_of(outcome: Outcome) -> int:
+def _seed_of(outcome: ExperimentResult) -> int:
     return int(outcome.cell.rpartition("/seed")[2])
 
 
-def _mean_row(results: Results, rows: Sequence[Row], datasets: Sequence[str]) -> Row:
+def _mean_row(results: Results, rows: Sequence[TableRow], datasets: Sequence[str]) -> TableRow:
     """The mean of the single aspects with each seed that all of them have."""
     name, singles = "mean of single aspects", [row for row in rows if row.name in ASPECTS]
     entries = {}
@@ -294,10 +296,10 @@ def _mean_row(results: Results, rows: Sequence[Row], datasets: Sequence[str]) ->
         if seeds:
             values = tuple(mean(one[seed] for one in accuracies) for seed in seeds)
             reason = next((entry.reason for entry in found if entry.reason), "")
-            entries[dataset] = Entry(values, found[0].images, paper, reason, seeds=seeds)
+            entries[dataset] = TableCell(values, found[0].images, paper, reason, seeds=seeds)
         else:
-            entries[dataset] = Entry(paper=paper, reason="not all of them are there")
-    return Row(name, "", name, entries)
+            entries[dataset] = TableCell(paper=paper, reason="not all of them are there")
+    return TableRow(name, "", name, entries)
 
 
 def facts_of(results: Results, dataset: str) -> Mapping[str, object]:
@@ -332,7 +334,7 @@ def _notes(results: Results, experiment: str, datasets: Sequence[str]) -> tuple[
     return tuple(notes)
 
 
-def _once(job: Job, lines: Sequence[Line], rows: Sequence[Row]) -> list[str]:
+def _once(job: ReproduceConfig, lines: Sequence[Line], rows: Sequence[TableRow]) -> list[str]:
     """Which rows have one value because no seed can give them another, where the others have several."""
     names = [
         line.name
@@ -346,9 +348,9 @@ def _once(job: Job, lines: Sequence[Line], rows: Sequence[Row]) -> list[str]:
     return [f"Run once, since nothing in them depends on a seed: {', '.join(names)}."]
 
 
-def budgets(results: Results, datasets: Sequence[str]) -> dict[str, Budget]:
+def budgets(results: Results, datasets: Sequence[str]) -> dict[str, StepBudget]:
     """How long systems learn on each data set that was looked at."""
-    found: dict[str, Budget] = {}
+    found: dict[str, StepBudget] = {}
     for name in datasets:
         facts = facts_of(results, name)
         splits = facts.get("splits")
@@ -358,8 +360,8 @@ def budgets(results: Results, datasets: Sequence[str]) -> dict[str, Budget]:
     return found
 
 
-def _size_note(job: Job, name: str, facts: Mapping[str, object]) -> list[str]:
-    """Which pictures the rows of a table read in different sizes; nothing where there are none."""
+def _size_note(job: ReproduceConfig, name: str, facts: Mapping[str, object]) -> list[str]:
+    """Which images the rows of a table read in different sizes; nothing where there are none."""
     shrunk, side = facts.get("shrunk"), job.side_of(name, alone=False)
     if not shrunk or job.side_of(name, alone=True) == side:
         return []

@@ -1,4 +1,4 @@
-"""The files of a run: every sheet as Markdown, CSV and LaTeX, pictures, one JSON of everything, and a page about it."""
+"""The files of a run: every sheet as Markdown, CSV and LaTeX, images, one JSON of everything, and a page about it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from masp.reproduce import carried, charts, more_sheets
 from masp.reproduce.carried import Before
 from masp.reproduce.render import Sheet, comma_separated, latex, markdown, sheet_of
 from masp.reproduce.specs import ATTENTION
-from masp.reproduce.tables import Results, Table, accuracy_table, budgets, facts_of, seed_values
+from masp.reproduce.tables import Results, ResultTable, accuracy_table, budgets, facts_of, seed_values
 
 TITLES: Mapping[str, str] = {
     "table1": "Table 1: systems and data sets",
@@ -127,7 +127,7 @@ def _pictures(results: Results, experiment: str) -> dict[str, Panel]:
     return found
 
 
-def _picture(results: Results, table: Table, dataset: str) -> Panel:
+def _picture(results: Results, table: ResultTable, dataset: str) -> Panel:
     if table.name == "table3":
         return charts.lengths(table, dataset)
     facts: Mapping[str, Any] = facts_of(results, dataset)

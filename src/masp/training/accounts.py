@@ -9,9 +9,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePath
 
 from masp.core.errors import DataError
-from masp.data.bad_files import Quarantine
+from masp.data.bad_files import BadFiles
 from masp.data.records import Dataset
-from masp.training.feature_cache import VisualTokenStore
+from masp.training.feature_cache import FeatureCache
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def _place(name: str, places: Collection[str]) -> str | None:
     return next((end for end in ends if end in places), None)
 
 
-def hold_to(store: VisualTokenStore, account: Quarantine, before: Collection[Path]) -> bool:
+def hold_to(store: FeatureCache, account: BadFiles, before: Collection[Path]) -> bool:
     """Leave out the images that were left out before, and no others.
 
     Args:

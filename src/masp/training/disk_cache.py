@@ -39,14 +39,14 @@ ABANDONED = 3600.0  # seconds after which a file that was never finished is remo
 
 
 @dataclass(frozen=True)
-class Group:
+class CacheGroup:
     """Tensors that are written together, and texts beside them."""
 
     tensors: Mapping[str, Tensor]
     notes: Mapping[str, str]
 
 
-class Shelf:
+class DiskCache:
     """A folder of groups, bounded in size; the ones not used for longest make room.
 
     A group that any process uses which lives makes room for nothing. The bound is kept by all processes together; as
@@ -94,7 +94,7 @@ class Shelf:
             raise _unwritable(error, self.folder) from error
         return min(self.budget - taken, free + sum(sizes.values()) - taken)
 
-    def load(self, key: str) -> Group | None:
+    def load(self, key: str) -> CacheGroup | None:
         """A group as it was saved, mapped into memory; None if it is not there or damaged.
 
         Damage is what the content shows: a bad header, a short file, another checksum. Such a file is removed. A file
@@ -123,9 +123,9 @@ class Shelf:
             os.utime(path)
         except OSError:
             log.debug("cannot mark %s as used", path.name)
-        return Group(tensors, label["notes"])
+        return CacheGroup(tensors, label["notes"])
 
-    def save(self, key: str, group: Group) -> Group:
+    def save(self, key: str, group: CacheGroup) -> CacheGroup:
         """Write a group and give it back as `load` would.
 
         Raises:

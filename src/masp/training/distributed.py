@@ -54,7 +54,7 @@ class Processes:
         """Whether this is the process that writes files."""
         return self.rank == 0
 
-    def all(self, work: Callable[[], T]) -> list[T]:
+    def all_gather(self, work: Callable[[], T]) -> list[T]:
         """What the work gave in each process, by rank.
 
         Raises:
@@ -77,21 +77,21 @@ class Processes:
         error.agreed = Agreement(self.main, self._leave)
         raise error from failure
 
-    def first(self, work: Callable[[], T]) -> T:
+    def on_main(self, work: Callable[[], T]) -> T:
         """What the work gave in the process that writes files; the others wait for it.
 
         Raises:
             MaspError: it failed there.
         """
-        return self.all(lambda: work() if self.main else None)[0]  # pyright: ignore[reportReturnType]
+        return self.all_gather(lambda: work() if self.main else None)[0]  # pyright: ignore[reportReturnType]
 
-    def own(self, parts: Sequence[P]) -> Sequence[P]:
+    def shard(self, parts: Sequence[P]) -> Sequence[P]:
         """The parts of a work that fall to this process."""
         return parts[self.rank :: self.count]
 
     def shared(self, parts: Sequence[P]) -> Sequence[P]:
         """The parts that `share` has this process do, in the order in which it does them: to be read ahead."""
-        return parts if self.alike else self.own(parts)
+        return parts if self.alike else self.shard(parts)
 
     def share(self, parts: Sequence[P], work: Callable[[P], T], stop: StopRequest | None = None) -> Iterator[T]:
         """What the language model's work gave for each part, in their order, each done by one of the processes.
@@ -120,7 +120,7 @@ class Processes:
         for start in range(0, len(parts), self.count):
             group = parts[start : start + self.count]
             own = group[self.rank : self.rank + 1]
-            yield from [found for (found,) in self.all(lambda own=own: done(own))[: len(group)]]
+            yield from [found for (found,) in self.all_gather(lambda own=own: done(own))[: len(group)]]
 
     @contextmanager
     def stopping(self) -> Iterator[StopRequest]:
@@ -143,7 +143,7 @@ class Processes:
         if self.count == 1:
             stop.check()
             return
-        told = next((name for name in self.all(lambda: stop.received) if name is not None), None)
+        told = next((name for name in self.all_gather(lambda: stop.received) if name is not None), None)
         if told is not None:  # else one that came during the meeting stays known, for the next
             stop.received = told
             stop.check()
@@ -173,7 +173,7 @@ class Processes:
             yield
         except Exception as error:
             failure = error  # the name ends with the clause
-            self.all(lambda: _again(failure))
+            self.all_gather(lambda: _again(failure))
 
     def _meet(self, value: Any) -> list[Any]:
         """Everybody's value, by rank."""

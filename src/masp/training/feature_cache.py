@@ -12,10 +12,10 @@ from typing import TypeVar
 from masp.backbones.base import Backbone
 from masp.core.errors import DataError, MaspError
 from masp.core.types import ImageLayout, VisualTokens
-from masp.data.bad_files import Quarantine
+from masp.data.bad_files import BadFiles
 from masp.data.images import Rounding
 from masp.data.prefetch import LoadedBatch, Loading, prefetch_batches
-from masp.training.disk_cache import GIGA, Shelf, key_of
+from masp.training.disk_cache import GIGA, DiskCache, key_of
 from masp.training.distributed import ALONE, Processes
 from masp.training.progress import Bar
 from masp.training.signals import StopRequest
@@ -37,7 +37,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Reading:
+class ImageReading:
     """How images are read.
 
     Attributes:
@@ -58,7 +58,7 @@ class Reading:
     rounding: Rounding = "nearest"
 
 
-class VisualTokenStore:
+class FeatureCache:
     """Visual tokens by the number of their image.
 
     Places on the image (`boxes`) are not kept: training does not need them.
@@ -82,9 +82,9 @@ class VisualTokenStore:
         self,
         backbone: Backbone,
         paths: Sequence[Path],
-        reading: Reading,
+        reading: ImageReading,
         memory: VisualMemory | None = None,
-        shelf: Shelf | None = None,
+        shelf: DiskCache | None = None,
         processes: Processes = ALONE,
     ) -> None:
         self.backbone, self.paths, self.reading, self.shelf = backbone, paths, reading, shelf
@@ -100,7 +100,7 @@ class VisualTokenStore:
         self._keys: list[MemoryKey] = shared or [(path, None, "") for path in paths]
         self._kept = VisualMemory().tokens if memory is None else memory.tokens
 
-    def fill(self, stop: StopRequest, known: Mapping[str, str] | None = None) -> Quarantine:
+    def fill(self, stop: StopRequest, known: Mapping[str, str] | None = None) -> BadFiles:
         """Read every image once: find the bad ones, and keep the visual tokens if they fit.
 
         Args:
@@ -117,12 +117,12 @@ class VisualTokenStore:
         """
         if known is not None and not known.keys() <= {str(path) for path in self.paths}:
             known = None  # the data set lies elsewhere now
-        account = Quarantine(self.reading.strict, total=len(self.paths))
+        account = BadFiles(self.reading.strict, total=len(self.paths))
         new = [number for number, key in enumerate(self._keys) if key not in self._kept]
         self.usable = [key in self._kept for key in self._keys]
         account.accept(len(self.paths) - len(new))
         groups = self._off_the_shelf(in_groups(new), account)
-        reader = self._reader(self.processes.own(groups))
+        reader = self._reader(self.processes.shard(groups))
 
         def read() -> VisualGroup | None:
             stop.check()
@@ -134,16 +134,16 @@ class VisualTokenStore:
 
         with Bar("reading images", len(self.paths)) as bar:
             for start in range(0, len(groups), self.processes.count):
-                found = [group for group in self.processes.all(read) if group is not None]
-                self.processes.all(lambda found=found: self._take(found, account))
+                found = [group for group in self.processes.all_gather(read) if group is not None]
+                self.processes.all_gather(lambda found=found: self._take(found, account))
                 if self.kept and self.shelf is not None:
                     pairs = zip(groups[start : start + self.processes.count], found, strict=True)
                     left = [numbers for numbers, group in pairs if group.good and not group.tokens]
-                    self.processes.all(lambda left=left: self._fetch(left))
+                    self.processes.all_gather(lambda left=left: self._fetch(left))
                 if known is not None and not self.kept:
                     return self._remember(known)
                 bar.show(account.read)
-        self.processes.all(account.finish)
+        self.processes.all_gather(account.finish)
         return account
 
     def _reader(self, groups: Iterable[Sequence[int]]) -> Iterator[LoadedBatch]:
@@ -160,7 +160,7 @@ class VisualTokenStore:
             tokens = rows_of(self.backbone.visual_tokens(loaded.pixels.to(self.backbone.device)))
         return VisualGroup(loaded.indices, bad, tuple(tokens), sum(map(bytes_of, tokens)))
 
-    def _take(self, groups: Sequence[VisualGroup], account: Quarantine) -> None:
+    def _take(self, groups: Sequence[VisualGroup], account: BadFiles) -> None:
         """Account for groups that were read, and keep their visual tokens, or give up keeping any."""
         for group in groups:
             self._account(group, account)
@@ -172,7 +172,7 @@ class VisualTokenStore:
         if self.kept and self.shelf is not None and self._own is not None:
             self.shelf.save(self._key(self._own.numbers), self._own.packed())
 
-    def _account(self, group: VisualGroup, account: Quarantine) -> None:
+    def _account(self, group: VisualGroup, account: BadFiles) -> None:
         account.accept(len(group.good))
         for number, reason in group.bad:
             account.reject(self.paths[number], reason)
@@ -183,16 +183,16 @@ class VisualTokenStore:
         """Hold visual tokens, where the group has them."""
         self._kept.update(zip((self._keys[number] for number in group.good), group.tokens, strict=False))
 
-    def _off_the_shelf(self, groups: list[list[int]], account: Quarantine) -> list[list[int]]:
+    def _off_the_shelf(self, groups: list[list[int]], account: BadFiles) -> list[list[int]]:
         """Take what earlier runs have computed; the groups that are left."""
         self._size = self.bytes()
         if self.shelf is None or not self.kept:
             return groups
         shelf = self.shelf
-        self.hashes = self.processes.first(lambda: [content_hash(path) for path in self.paths])
+        self.hashes = self.processes.on_main(lambda: [content_hash(path) for path in self.paths])
         found = [shelf.load(self._key(numbers)) for numbers in groups]
         everywhere = [
-            all(there) for there in zip(*self.processes.all(lambda: [g is not None for g in found]), strict=True)
+            all(there) for there in zip(*self.processes.all_gather(lambda: [g is not None for g in found]), strict=True)
         ]
         left: list[list[int]] = []
         for numbers, packed, there in zip(groups, found, everywhere, strict=True):
@@ -204,7 +204,7 @@ class VisualTokenStore:
             self._keep(group)
         self._size = self.bytes()
         if self.allowed < sys.maxsize:  # otherwise it fitted when the run began
-            self.allowed = min(self.allowed, self._size + self.processes.first(lambda: shelf.room(())))
+            self.allowed = min(self.allowed, self._size + self.processes.on_main(lambda: shelf.room(())))
         return left
 
     def _fetch(self, groups: Sequence[Sequence[int]]) -> None:
@@ -233,9 +233,9 @@ class VisualTokenStore:
         hashes = [self.hashes[number] for number in numbers]
         return {"images": hashes, **origin_of(self.backbone, self.reading.longest_side, self.reading.rounding)}
 
-    def _remember(self, known: Mapping[str, str]) -> Quarantine:
+    def _remember(self, known: Mapping[str, str]) -> BadFiles:
         """The account of an earlier start of the same run."""
-        account = Quarantine(self.reading.strict, share=1.0, patience=len(self.paths) + 1)
+        account = BadFiles(self.reading.strict, share=1.0, patience=len(self.paths) + 1)
         self.usable = [str(path) not in known for path in self.paths]
         account.accept(sum(self.usable))
         for path, usable in zip(self.paths, self.usable, strict=True):
@@ -321,7 +321,7 @@ class VisualTokenStore:
             self._kept.pop(key, None)
 
 
-def account_lines(account: Quarantine) -> bytes:
+def account_lines(account: BadFiles) -> bytes:
     """The lines of quarantine.jsonl: one per bad file, and the sum at the end."""
     rows: list[dict[str, object]] = [{"path": str(bad.path), "reason": bad.reason} for bad in account.rejected]
     rows.append({"read": account.read, "used": account.used, "quarantined": len(account.rejected)})

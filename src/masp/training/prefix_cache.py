@@ -9,10 +9,10 @@ import torch
 
 from masp.adapters import tensors_sha256
 from masp.core.errors import MaspError
-from masp.core.types import ImageLayout, Prefix
-from masp.model.masp_model import MaspModel, Use
-from masp.training.disk_cache import GIGA, Group, key_of
-from masp.training.feature_cache import VisualTokenStore
+from masp.core.types import CachedPrefix, ImageLayout
+from masp.model.masp_model import ActiveParts, MaspModel
+from masp.training.disk_cache import GIGA, CacheGroup, key_of
+from masp.training.feature_cache import FeatureCache
 from masp.training.progress import Bar
 from masp.training.signals import StopRequest
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 GROUP = 16  # images whose prefixes are computed together
 
 
-class PrefixStore:
+class PrefixCache:
     """Prefixes by the number of their image, computed when first asked for.
 
     They are computed in fixed groups of neighbouring images, not in the batches of training: so the numbers of a prefix
@@ -39,14 +39,14 @@ class PrefixStore:
     def __init__(
         self,
         model: MaspModel,
-        features: VisualTokenStore,
-        use: Use,
+        features: FeatureCache,
+        use: ActiveParts,
         questions: Sequence[str],
         endless: bool = False,
     ) -> None:
         self.model, self.features, self.use, self.endless = model, features, use, endless
         self._questions = tuple(dict.fromkeys(questions))
-        self._rows: dict[tuple[int, str], Prefix] = {}
+        self._rows: dict[tuple[int, str], CachedPrefix] = {}
         self._apart = True  # whether each question has a prefix of its own
 
     def size(self) -> int:
@@ -60,7 +60,11 @@ class PrefixStore:
         first = self.model.prefix(visual, self._questions[:1], self.use)
         column = first.states[..., 0, :].numel() * first.states.element_size()
         around = first.mask.shape[1] - first.images[0].count
-        inside = first.images[0].count * len(numbers) if self.model.backbone.asks else sum(self.features.counts())
+        inside = (
+            first.images[0].count * len(numbers)
+            if self.model.backbone.question_conditioned
+            else sum(self.features.counts())
+        )
         return (inside + around * len(numbers)) * column * (len(self._questions) if self._apart else 1)
 
     def build(self, stop: StopRequest) -> None:
@@ -102,12 +106,12 @@ class PrefixStore:
         """The usable images of the group that begins there."""
         return [number for number, good in enumerate(self.features.usable[start : start + GROUP], start) if good]
 
-    def seen(self, images: Sequence[int], questions: Sequence[str]) -> Prefix:
+    def seen(self, images: Sequence[int], questions: Sequence[str]) -> CachedPrefix:
         """The prefixes of a batch, on the backbone's device."""
         rows = [self._row(image, question) for image, question in zip(images, questions, strict=True)]
-        return Prefix.stack(rows).to(self.model.backbone.device)
+        return CachedPrefix.stack(rows).to(self.model.backbone.device)
 
-    def _row(self, image: int, question: str) -> Prefix:
+    def _row(self, image: int, question: str) -> CachedPrefix:
         asked = question if self._apart else ""
         if (image, asked) not in self._rows:
             group = self._usable(image - image % GROUP)
@@ -115,11 +119,11 @@ class PrefixStore:
             self._rows.update(((number, asked), row) for number, row in zip(group, rows, strict=True))
         return self._rows[image, asked]
 
-    def _computed(self, group: Sequence[int], question: str) -> list[Prefix]:
+    def _computed(self, group: Sequence[int], question: str) -> list[CachedPrefix]:
         visual = self.features.visual(group)
         return self.model.prefix(visual, [question] * len(group), self.use).to("cpu").rows()
 
-    def _shelved(self, group: Sequence[int], question: str) -> list[Prefix]:
+    def _shelved(self, group: Sequence[int], question: str) -> list[CachedPrefix]:
         """The prefixes of a group as an earlier run left them, or else computed and left for later ones."""
         shelf, key = self.features.shelf, self._key(group, question)
         assert shelf is not None
@@ -128,17 +132,19 @@ class PrefixStore:
             rows = self._computed(group, question)
             tensors = {f"states.{place}": row.states for place, row in enumerate(rows)}
             notes = {
-                f"row.{place}": json.dumps([row.images[0].count, row.images[0].shape, row.signs[0].hex()])
+                f"row.{place}": json.dumps([row.images[0].count, row.images[0].shape, row.prefix_hashes[0].hex()])
                 for place, row in enumerate(rows)
             }
-            found = shelf.save(key, Group(tensors, notes))
-        return [_row(found, place, self.model.spliced(self.use)) for place in range(len(group))]
+            found = shelf.save(key, CacheGroup(tensors, notes))
+        return [_row(found, place, self.model.active_aspects(self.use)) for place in range(len(group))]
 
     def _key(self, group: Sequence[int], question: str) -> str:
         """Name of a group of prefixes: all that decides them, to the last bit."""
         method = self.model.method.model_dump(mode="json", exclude={"prompt_length"})
         backbone = self.model.backbone
-        turn = backbone.template(question, ImageLayout(1) if backbone.asks else self.features.layout(group[0]))
+        turn = backbone.template(
+            question, ImageLayout(1) if backbone.question_conditioned else self.features.layout(group[0])
+        )
         begins = turn.ids if self._apart else turn.ids[: turn.vision_close]
         asked = question if self._apart else ""
         tokenizer = backbone.hashes()["tokenizer"]
@@ -148,30 +154,30 @@ class PrefixStore:
     @cached_property
     def _aspects(self) -> list[list[str]]:
         """What the tokens of each aspect depend on beside the visual tokens, in the order of the columns."""
-        return [self._aspect(name) for name in self.model.spliced(self.use)]
+        return [self._aspect(name) for name in self.model.active_aspects(self.use)]
 
     def _everywhere(self, found: bool) -> bool:
         """Whether it was found by all that have to compute it together otherwise."""
         processes = self.features.processes
-        return all(processes.all(lambda: found)) if processes.alike else found
+        return all(processes.all_gather(lambda: found)) if processes.alike else found
 
     def _aspect(self, name: str) -> list[str]:
         sha256 = tensors_sha256(self.model.aspect_module().module(name).state_dict())
-        if not self.model.backbone.asks:
+        if not self.model.backbone.question_conditioned:
             return [name, sha256]
         assert self.model.questions is not None
         return [name, sha256, self.model.questions.aspect(name)[0]]
 
 
-def _row(group: Group, place: int, aspects: tuple[str, ...]) -> Prefix:
+def _row(group: CacheGroup, place: int, aspects: tuple[str, ...]) -> CachedPrefix:
     """One prefix out of a group."""
     states = group.tensors[f"states.{place}"]
     count, shape, sign = json.loads(group.notes[f"row.{place}"])
     mask = torch.ones(1, states.shape[4], dtype=torch.bool)
-    return Prefix(states, mask, (ImageLayout(count, tuple(shape)),), (bytes.fromhex(sign),), aspects)
+    return CachedPrefix(states, mask, (ImageLayout(count, tuple(shape)),), (bytes.fromhex(sign),), aspects)
 
 
-def choose(prefixes: PrefixStore, wanted: str, room: Callable[[], int], again: bool) -> bool:
+def choose(prefixes: PrefixCache, wanted: str, room: Callable[[], int], again: bool) -> bool:
     """Whether prefixes are kept beside the visual tokens.
 
     Args:
@@ -186,12 +192,12 @@ def choose(prefixes: PrefixStore, wanted: str, room: Callable[[], int], again: b
     model = prefixes.model
     if wanted in ("none", "features") or (wanted == "auto" and not (again and prefixes.features.kept)):
         return False
-    if model.assembler.layout.prompt_places == "both":
+    if model.sequence_builder.layout.prompt_places == "both":
         if wanted == "auto":
             return False
         got = "prompt.store is prefix, but the soft prompt stands before the image too, so nothing of it can be kept"
         raise MaspError(got, "the layout of the paper, or another store", "Set prompt.store=features.")
-    if prefixes.endless and model.backbone.asks:
+    if prefixes.endless and model.backbone.question_conditioned:
         if wanted == "auto":
             return False
         got = "prompt.store is prefix, but with shuffled labels nearly every example asks another question"

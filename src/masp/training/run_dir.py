@@ -36,7 +36,7 @@ class TrainResult:
 class RunFolder:
     """`out`: adapter/, checkpoints/, metrics.jsonl, run.json, quarantine.jsonl, splits.json, store.json.
 
-    In stage 2 there is splits.aspects.json too, where the aspects were trained on pictures that were divided otherwise.
+    In stage 2 there is splits.aspects.json too, where the aspects were trained on images that were divided otherwise.
 
     `identity` in run.json is everything that decides the result, as a flat table; a folder is gone on with only where
     all of it is equal.

@@ -24,23 +24,23 @@ from masp.core.flops import images_at_once
 from masp.core.prompts import EMOTION, Questions, load_questions
 from masp.core.setting_types import FREE, Settings
 from masp.core.settings import TrainConfig
-from masp.data.bad_files import Quarantine
+from masp.data.bad_files import BadFiles
 from masp.data.images import Rounding, image_area
 from masp.data.records import Dataset, Record
 from masp.data.splits import write_split
 from masp.model.aspect_attention import AspectModules
-from masp.model.masp_model import MaspModel, Use
+from masp.model.masp_model import ActiveParts, MaspModel
 from masp.model.soft_prompt import SoftPrompt
 from masp.training.accounts import hold_to, left_out
 from masp.training.checkpoints import CheckpointStore, unwritable
-from masp.training.disk_cache import GIGA, Shelf
+from masp.training.disk_cache import GIGA, DiskCache
 from masp.training.distributed import ALONE, Processes, launched
-from masp.training.feature_cache import Reading, VisualTokenStore, account_lines, read_account
-from masp.training.prefix_cache import PrefixStore, choose
+from masp.training.feature_cache import FeatureCache, ImageReading, account_lines, read_account
+from masp.training.prefix_cache import PrefixCache, choose
 from masp.training.run_dir import RunFolder, TrainResult, hash_of, reading
-from masp.training.schedule import NEGLIGIBLE, Budget, Scale, budget_of, reach
+from masp.training.schedule import NEGLIGIBLE, RateScale, TrainingLength, budget_of, reach
 from masp.training.signals import StopRequest
-from masp.training.trainer import LoopSettings, Stage, Trainer
+from masp.training.trainer import LoopSettings, Trainer, TrainTask
 from masp.training.visual_groups import VisualMemory
 
 log = logging.getLogger(__name__)
@@ -64,12 +64,12 @@ class Order(Protocol):
 class Outcome:
     """What a stage prepares: what is trained, in which order, and how the result is saved."""
 
-    stage: Stage
+    stage: TrainTask
     order: Order
     info: AdapterInfo
     aspects: AspectModules | None
     prompt: SoftPrompt | None
-    scale: Scale
+    scale: RateScale
     prompt_start: PromptInit | None = None
 
 
@@ -86,7 +86,7 @@ class Run:
     memory: VisualMemory | None = None
     processes: Processes = ALONE
     before: str | None = None  # what an earlier start of this run kept between epochs
-    shelf: Shelf | None = None  # where it is kept, if not in memory
+    shelf: DiskCache | None = None  # where it is kept, if not in memory
 
     @property
     def method(self) -> MethodConfig:
@@ -98,9 +98,7 @@ class Run:
         """How the shorter side of an image that is shrunk becomes a whole number."""
         return self.method.shrink_rounding or "nearest"
 
-    def store(
-        self, splits: Mapping[str, Sequence[Record]]
-    ) -> tuple[VisualTokenStore, dict[str, list[tuple[int, Record]]]]:
+    def store(self, splits: Mapping[str, Sequence[Record]]) -> tuple[FeatureCache, dict[str, list[tuple[int, Record]]]]:
         """Read all images once.
 
         Returns:
@@ -111,11 +109,11 @@ class Run:
         """
         records = [(name, record) for name, chosen in splits.items() for record in chosen]
         paths = [record.path for _, record in records]
-        store = VisualTokenStore(self.backbone, paths, self._reading(), self.memory, self.shelf, self.processes)
-        account = store.fill(self.stop, self.processes.first(lambda: read_account(self.folder.quarantine)))
+        store = FeatureCache(self.backbone, paths, self._reading(), self.memory, self.shelf, self.processes)
+        account = store.fill(self.stop, self.processes.on_main(lambda: read_account(self.folder.quarantine)))
         log.info("images: %s", account.summary())
         if not self._held(store, account):
-            self.processes.first(lambda: self._write(account))
+            self.processes.on_main(lambda: self._write(account))
         numbers: dict[str, list[tuple[int, Record]]] = {name: [] for name in splits}
         for number, (name, record) in enumerate(records):
             if store.usable[number]:
@@ -124,20 +122,20 @@ class Run:
             log.warning("there is no validation split: the last state is kept, and nothing is measured")
         return store, numbers
 
-    def _held(self, store: VisualTokenStore, account: Quarantine) -> bool:
+    def _held(self, store: FeatureCache, account: BadFiles) -> bool:
         """Leave out what was left out in the steps of the checkpoint; whether this differs from what is bad now."""
         folder = self.folder
-        begun = self.processes.first(lambda: any(folder.checkpoints.glob("step-*")))
-        known = self.processes.first(lambda: read_account(folder.quarantine) if begun else None)
+        begun = self.processes.on_main(lambda: any(folder.checkpoints.glob("step-*")))
+        known = self.processes.on_main(lambda: read_account(folder.quarantine) if begun else None)
         return known is not None and hold_to(store, account, left_out(known, store.paths, self.dataset))
 
-    def _write(self, account: Quarantine) -> None:
+    def _write(self, account: BadFiles) -> None:
         try:
             write_file(self.folder.quarantine, account_lines(account))
         except OSError as error:
             raise unwritable(error, self.folder.quarantine) from error
 
-    def _reading(self) -> Reading:
+    def _reading(self) -> ImageReading:
         wanted, data = self.before or self.settings.store, self.config.data
         if wanted == "none":
             budget = 0
@@ -146,28 +144,28 @@ class Run:
         elif self.shelf is None:
             budget = int(self.settings.feature_memory_gb * GIGA)
         else:
-            budget = self.processes.first(self.shelf.room)
+            budget = self.processes.on_main(self.shelf.room)
         kept = wanted in ("features", "prefix")
-        return Reading(data.longest_side, data.workers, budget, self.settings.strict, kept, self.rounding)
+        return ImageReading(data.longest_side, data.workers, budget, self.settings.strict, kept, self.rounding)
 
-    def _room(self, store: VisualTokenStore, prefixes: PrefixStore) -> int:
+    def _room(self, store: FeatureCache, prefixes: PrefixCache) -> int:
         """Bytes of memory, or of disk where there is a shelf, for all that is kept: the same in all processes."""
         if self.before is not None:
             return sys.maxsize
         shelf = self.shelf
         if shelf is None:
             return int(self.settings.feature_memory_gb * GIGA)
-        return self.processes.first(lambda: shelf.room(prefixes.keys())) + store.bytes()
+        return self.processes.on_main(lambda: shelf.room(prefixes.keys())) + store.bytes()
 
     def kept(
         self,
-        store: VisualTokenStore,
+        store: FeatureCache,
         model: MaspModel | None = None,
-        use: Use | None = None,
+        use: ActiveParts | None = None,
         questions: Sequence[str] = (),
         images: int = 0,
         endless: bool = False,
-    ) -> PrefixStore | None:
+    ) -> PrefixCache | None:
         """The prefixes, where they are to be kept; and a record of what this run keeps.
 
         Args:
@@ -183,19 +181,19 @@ class Run:
         """
         prefixes, before, settings = None, self.before, self.settings
         if model is not None and any(store.usable):
-            candidate = PrefixStore(model, store, use or Use(), questions, endless)
+            candidate = PrefixCache(model, store, use or ActiveParts(), questions, endless)
             steps = budget_of(settings, -(-images // settings.batch_size), 1.0).steps
             again = steps * settings.batch_size > images
             room = partial(self._room, store, candidate)
             prefixes = candidate if choose(candidate, before or settings.store, room, again) else None
         if before is None:
             kept = "prefix" if prefixes else "features" if store.kept else "none"
-            self.processes.first(lambda: self.folder.keep(kept))
+            self.processes.on_main(lambda: self.folder.keep(kept))
         if prefixes is not None:
             prefixes.build(self.stop)
         return prefixes
 
-    def lengths(self, store: VisualTokenStore, numbers: Sequence[int]) -> list[int] | None:
+    def lengths(self, store: FeatureCache, numbers: Sequence[int]) -> list[int] | None:
         """How long the rows of these images are, relative to each other: their pixels. None where all are alike.
 
         Not the number of visual tokens, which is only known where these are kept: the order must not depend on that.
@@ -218,7 +216,7 @@ class Run:
         return {name: texts[0] for name, texts in questions.aspects.items()} | {EMOTION: questions.emotion[0]}
 
 
-def _shelf(settings: TrainConfig, before: str | None) -> Shelf | None:
+def _shelf(settings: TrainConfig, before: str | None) -> DiskCache | None:
     """Where a run keeps things beyond its end; None where it does not.
 
     Raises:
@@ -226,7 +224,7 @@ def _shelf(settings: TrainConfig, before: str | None) -> Shelf | None:
     """
     if settings.store_dir is None or (before or settings.store) == "none":
         return None
-    return Shelf(settings.store_dir, int(settings.store_disk_gb * GIGA))
+    return DiskCache(settings.store_dir, int(settings.store_disk_gb * GIGA))
 
 
 def run_stage(
@@ -247,7 +245,7 @@ def run_stage(
         folder = RunFolder(out)
         identity = identity_of(config, settings, stage, dataset, backbone) | dict(extra or {})
         accelerator = make_accelerator(settings, backbone, out, stage)
-        finished, before = processes.first(lambda: _opened(folder, stack, identity, config, dataset))
+        finished, before = processes.on_main(lambda: _opened(folder, stack, identity, config, dataset))
         if finished is not None:
             log.info("this run is finished already: %s", finished.adapter)
             return finished
@@ -257,7 +255,7 @@ def run_stage(
         outcome = prepare(Run(config, settings, dataset, backbone, folder, stop, memory, processes, before, shelf))
         checkpoints = CheckpointStore(folder.checkpoints, settings.keep_checkpoints)
         loop = loop_settings(settings, outcome.order, hash_of(identity), outcome.scale.rate)
-        tell_reach(settings, Budget(loop.learning_rate, loop.steps, loop.validate_every), outcome.scale)
+        tell_reach(settings, TrainingLength(loop.learning_rate, loop.steps, loop.validate_every), outcome.scale)
         with tracked(accelerator, f"masp-{stage}", identity):
             fit = Trainer(outcome.stage, loop, checkpoints, accelerator, processes).fit(folder.metrics, stop)
         pace = fit.examples / fit.seconds if fit.seconds else 0.0
@@ -269,7 +267,7 @@ def run_stage(
             save_adapter(folder.adapter, info, outcome.aspects, outcome.prompt, include_aspects)
             folder.finish(result)
 
-        processes.first(save)
+        processes.on_main(save)
         return result
 
 
@@ -314,7 +312,7 @@ def identity_of(
     table = {
         "stage": stage,
         "backbone": backbone.fingerprint(),
-        "backbone.dtype": backbone.number_format,
+        "backbone.dtype": backbone.weight_dtype,
         "backbone.image_transform": backbone.image_transform,
         **reading(backbone),
         "data": dataset.fingerprint(),
@@ -351,12 +349,12 @@ def training_record(
         batch_size=settings.batch_size,
         class_weights=settings.class_weights,
         max_grad_norm=settings.max_grad_norm,
-        dtype=backbone.number_format,
+        dtype=backbone.weight_dtype,
         prompt_start=start,
     )
 
 
-def tell_reach(settings: TrainConfig, budget: Budget, scale: Scale) -> None:
+def tell_reach(settings: TrainConfig, budget: TrainingLength, scale: RateScale) -> None:
     """Say how far the run can go, beside what it has to be held against; warn where that is next to nothing."""
     furthest = reach(budget, settings.warmup, settings.schedule)
     told = (

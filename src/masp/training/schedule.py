@@ -19,7 +19,7 @@ NEGLIGIBLE = 0.1
 
 
 @dataclass(frozen=True)
-class Scale:
+class RateScale:
     """The natural scale of what a stage trains.
 
     Attributes:
@@ -34,7 +34,7 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Budget:
+class TrainingLength:
     """How far and how long a run goes.
 
     Attributes:
@@ -48,7 +48,7 @@ class Budget:
     validate_every: int
 
 
-def budget_of(settings: TrainConfig, per_epoch: int, scale: float) -> Budget:
+def budget_of(settings: TrainConfig, per_epoch: int, scale: float) -> TrainingLength:
     """Rate and steps of a run: what was given, else what trains on any backbone and however few images there are.
 
     Args:
@@ -62,7 +62,7 @@ def budget_of(settings: TrainConfig, per_epoch: int, scale: float) -> Budget:
     if epochs is None and steps < settings.min_steps:
         steps = settings.min_steps
         spaced = -(-steps // (VALIDATIONS * per_epoch))
-    return Budget(rate, min(steps, settings.max_steps or steps), settings.evaluate_every * spaced * per_epoch)
+    return TrainingLength(rate, min(steps, settings.max_steps or steps), settings.evaluate_every * spaced * per_epoch)
 
 
 def rate_factor(step: int, total: int, warmup: float, schedule: Schedule) -> float:
@@ -79,7 +79,7 @@ def rate_factor(step: int, total: int, warmup: float, schedule: Schedule) -> flo
     return 1 - done if schedule == "linear" else 1.0
 
 
-def reach(budget: Budget, warmup: float, schedule: Schedule) -> float:
+def reach(budget: TrainingLength, warmup: float, schedule: Schedule) -> float:
     """About how far a number can move in a run: the sum of the rates, as a step of AdamW moves none by much more."""
     factors = (rate_factor(step, budget.steps, warmup, schedule) for step in range(budget.steps))
     return budget.learning_rate * sum(factors)

@@ -23,12 +23,12 @@ from masp.data.sampling import EpochOrder
 from masp.model.aspect_attention import AspectModules
 from masp.model.masp_model import MaspModel
 from masp.model.scoring import describe_aspects
-from masp.training.feature_cache import VisualTokenStore
+from masp.training.feature_cache import FeatureCache
 from masp.training.run_dir import TrainResult
 from masp.training.run_stage import Outcome, Run, checkpointing, measured_at_once, run_stage
-from masp.training.schedule import Scale
+from masp.training.schedule import RateScale
 from masp.training.signals import StopRequest
-from masp.training.trainer import Share, groups_of
+from masp.training.trainer import StepBatch, groups_of
 from masp.training.visual_groups import VisualMemory
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class AspectExample:
     answer: str
 
 
-class ImageMajor:
+class ImageMajorOrder:
     """The order of stage 1: images are shuffled, and a batch holds all pairs of each of its images.
 
     So a batch of 60 holds six aspects of ten images, and where visual tokens are computed for every batch, the vision
@@ -95,7 +95,7 @@ class AspectStage:
     def __init__(
         self,
         model: MaspModel,
-        store: VisualTokenStore,
+        store: FeatureCache,
         examples: Sequence[AspectExample],
         validation: Sequence[tuple[int, Record]],
         questions: Questions,
@@ -115,17 +115,17 @@ class AspectStage:
         """Every pair counts the same."""
         return None
 
-    def load(self, shares: Iterable[Share]) -> Iterator[Share]:
+    def load(self, shares: Iterable[StepBatch]) -> Iterator[StepBatch]:
         """Adds the visual tokens of the images whose pairs these are, each image once."""
         stream = self.store.stream(shares, lambda share: list(self._rows(share)))
         return (replace(share, loaded=visual) for share, visual in stream)
 
-    def _rows(self, share: Share) -> dict[int, int]:
+    def _rows(self, share: StepBatch) -> dict[int, int]:
         """The row of each image among the images of a share."""
         images = dict.fromkeys(self.examples[number].image for number in share.examples)
         return {image: row for row, image in enumerate(images)}
 
-    def losses(self, share: Share) -> Float[Tensor, " batch"]:
+    def losses(self, share: StepBatch) -> Float[Tensor, " batch"]:
         """Cross-entropy of each pair's answer; only the module of its aspect gets a gradient from it."""
         chosen = [self.examples[number] for number in share.examples]
         turns = zip(share.examples, chosen, strict=True)
@@ -194,7 +194,7 @@ def train_aspects(
         memory: visual tokens to share with other runs on this backbone.
 
     Raises:
-        DataError: no picture is annotated with one of the aspects, or too many pictures are bad.
+        DataError: no image is annotated with one of the aspects, or too many images are bad.
         UsageError: `out` belongs to another run.
         CheckpointError: the disk refuses to be written.
         Interrupted: a signal arrived; the checkpoint is written.
@@ -235,8 +235,8 @@ def _prepare(run: Run) -> Outcome:
         data={"aspects": run.data_record(numbers)},
         seeds={"aspects": settings.seed},
     )
-    scale = Scale(1 / width, 1 / math.sqrt(width), "the matrices at their start")
-    return Outcome(stage, ImageMajor(examples, settings.batch_size, settings.seed), info, modules, None, scale)
+    scale = RateScale(1 / width, 1 / math.sqrt(width), "the matrices at their start")
+    return Outcome(stage, ImageMajorOrder(examples, settings.batch_size, settings.seed), info, modules, None, scale)
 
 
 def spread(records: Sequence[Record], most: int) -> list[Record]:
@@ -249,7 +249,7 @@ def spread(records: Sequence[Record], most: int) -> list[Record]:
 
 
 def _check_annotated(records: Sequence[Record], names: Sequence[str], dataset: Dataset) -> None:
-    """Report how many pictures show each aspect.
+    """Report how many images show each aspect.
 
     Raises:
         DataError: none shows one of them.
@@ -258,11 +258,11 @@ def _check_annotated(records: Sequence[Record], names: Sequence[str], dataset: D
     missing = [name for name in names if not counts[name]]
     if missing:
         raise DataError(
-            f"no training picture of {dataset.name} is annotated with {', '.join(missing)}",
+            f"no training image of {dataset.name} is annotated with {', '.join(missing)}",
             "annotations to learn each aspect from, as in EmoSet",
             "Use an annotated data set, or name the aspects it has: aspects.aspects=[scene, object].",
         )
-    log.info("annotated pictures: %s", ", ".join(f"{name} {counts[name]:,}" for name in names))
+    log.info("annotated images: %s", ", ".join(f"{name} {counts[name]:,}" for name in names))
 
 
 def _in_turn(texts: Sequence[str], turn: int) -> str:

@@ -21,21 +21,21 @@ from masp.core.errors import AdapterError
 from masp.core.labels import LabelStyle, render_labels
 from masp.core.prompts import Questions, load_questions
 from masp.core.settings import LabelOrder
-from masp.core.types import Seen
+from masp.core.types import ImageInput
 from masp.data.class_weights import class_balance
 from masp.data.records import Dataset, Record
 from masp.data.sampling import Batches
 from masp.data.splits import division_in
-from masp.model.masp_model import MaspModel, Use, start_prompt
+from masp.model.masp_model import ActiveParts, MaspModel, init_soft_prompt
 from masp.model.scoring import score
 from masp.training.checkpoints import unwritable
-from masp.training.feature_cache import VisualTokenStore
-from masp.training.prefix_cache import PrefixStore
+from masp.training.feature_cache import FeatureCache
+from masp.training.prefix_cache import PrefixCache
 from masp.training.run_dir import TrainResult
 from masp.training.run_stage import Outcome, Run, checkpointing, measured_at_once, run_stage
-from masp.training.schedule import Scale
+from masp.training.schedule import RateScale
 from masp.training.signals import StopRequest
-from masp.training.trainer import Share, groups_of
+from masp.training.trainer import StepBatch, groups_of
 from masp.training.visual_groups import VisualMemory
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Asking:
+class QuestionSettings:
     """How the emotion is asked for.
 
     Attributes:
@@ -109,13 +109,13 @@ class PromptStage:
     def __init__(
         self,
         model: MaspModel,
-        store: VisualTokenStore,
+        store: FeatureCache,
         examples: Sequence[tuple[int, str]],
         validation: Sequence[tuple[int, str]],
-        asking: Asking,
-        use: Use,
+        asking: QuestionSettings,
+        use: ActiveParts,
         example_weights: Float[Tensor, " examples"] | None = None,
-        prefixes: PrefixStore | None = None,
+        prefixes: PrefixCache | None = None,
         at_once: int = 1,
     ) -> None:
         self.model, self.store, self.examples, self.validation = model, store, examples, validation
@@ -131,19 +131,19 @@ class PromptStage:
         """Balanced weights of the labels, if asked for."""
         return self.example_weights
 
-    def load(self, shares: Iterable[Share]) -> Iterator[Share]:
+    def load(self, shares: Iterable[StepBatch]) -> Iterator[StepBatch]:
         """Adds the visual tokens of each image, or what is kept of all that stands before the soft prompt."""
         return (replace(share, loaded=seen) for share, seen in self._given(shares, self._images, self._asked))
 
-    def _images(self, share: Share) -> list[int]:
+    def _images(self, share: StepBatch) -> list[int]:
         return [self.examples[number][0] for number in share.examples]
 
-    def _asked(self, share: Share) -> list[str]:
+    def _asked(self, share: StepBatch) -> list[str]:
         return [self.asking.training(number, share.epoch) for number in share.examples]
 
     def _given(
         self, items: Iterable[T], images: Callable[[T], Sequence[int]], asked: Callable[[T], Sequence[str]]
-    ) -> Iterator[tuple[T, Seen | None]]:
+    ) -> Iterator[tuple[T, ImageInput | None]]:
         """What the model is given of one batch after the other, read ahead; None for none, as one may be empty."""
         if self.prefixes is None:
             yield from self.store.stream(items, images)
@@ -152,7 +152,7 @@ class PromptStage:
             numbers = images(item)
             yield item, self.prefixes.seen(numbers, asked(item)) if numbers else None
 
-    def losses(self, share: Share) -> Float[Tensor, " batch"]:
+    def losses(self, share: StepBatch) -> Float[Tensor, " batch"]:
         """Cross-entropy of each image's label."""
         labels = [self.examples[number][1] for number in share.examples]
         return self.model.prompt_loss(share.loaded, self._asked(share), labels, self.use)
@@ -203,7 +203,7 @@ def train_prompt(
 
     Raises:
         AdapterError: the aspects do not fit the backbone, or lack one that `config.prompt.aspects` names.
-        DataError: no picture has a label, or too many pictures are bad.
+        DataError: no image has a label, or too many images are bad.
         UsageError: `out` belongs to another run.
         CheckpointError: the disk refuses to be written.
         Interrupted: a signal arrived; the checkpoint is written.
@@ -267,7 +267,7 @@ def _keep_division(run: Run, adapter: Adapter, home: Path) -> None:
 
 def _prepare(run: Run, adapter: Adapter | None, home: Path | None) -> Outcome:
     if adapter is not None and home is not None:
-        run.processes.first(partial(_keep_division, run, adapter, home))
+        run.processes.on_main(partial(_keep_division, run, adapter, home))
     settings, method, labels = run.config.prompt, run.method, run.dataset.labels
     used = () if adapter is None else _used(adapter, run.config)
     train = [record for record in run.dataset.split("train") if record.label is not None]
@@ -281,22 +281,22 @@ def _prepare(run: Run, adapter: Adapter | None, home: Path | None) -> Outcome:
     questions = load_questions(run.config.questions)
     assert method.label_list is not None
     assert method.label_order is not None
-    asking = Asking(questions, labels, method.label_list, method.label_order, settings.seed)
+    asking = QuestionSettings(questions, labels, method.label_list, method.label_order, settings.seed)
     generator = torch.Generator().manual_seed(settings.seed)
-    prompt = start_prompt(settings.init, method.prompt_length, run.backbone, generator)
+    prompt = init_soft_prompt(settings.init, method.prompt_length, run.backbone, generator)
     modules = None if adapter is None else adapter.aspects
     if modules is not None:
         modules.requires_grad_(False)
     model = MaspModel(run.backbone, method, modules, prompt, questions, checkpointing(settings))
     learned, measured = _labelled(numbers["train"]), _labelled(numbers["val"])
-    prefixes = run.kept(store, model, Use(used), asking.all(), len(learned), asking.order == "shuffled")
+    prefixes = run.kept(store, model, ActiveParts(used), asking.all(), len(learned), asking.order == "shuffled")
     stage = PromptStage(
         model,
         store,
         learned,
         measured,
         asking,
-        Use(used),
+        ActiveParts(used),
         weights,
         prefixes,
         measured_at_once(settings, run.backbone.dim),
@@ -318,7 +318,7 @@ def _prepare(run: Run, adapter: Adapter | None, home: Path | None) -> Outcome:
     lengths = run.lengths(store, [image for image, _ in learned]) if settings.bucketed else None
     order = Batches(len(learned), settings.batch_size, settings.seed, lengths)
     spread = run.backbone.embedding_std()
-    scale = Scale(spread, spread, "the embeddings")
+    scale = RateScale(spread, spread, "the embeddings")
     return Outcome(stage, order, info, modules, model.prompt, scale, settings.init)
 
 

@@ -15,7 +15,7 @@ _OPTIMIZER, _PARAMETER, _BEST, _RANDOM = "optimizer/", "parameter/", "best/", "r
 
 
 @dataclass
-class Position:
+class TrainerState:
     """Everything that changes during a run beside tensors and random numbers.
 
     Attributes:
@@ -43,7 +43,9 @@ class Position:
     window_examples: int = 0
 
 
-def pack(parameters: Mapping[str, nn.Parameter], optimizer: Optimizer, best: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def state_dict(
+    parameters: Mapping[str, nn.Parameter], optimizer: Optimizer, best: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """All tensors of a checkpoint by name, random states included."""
     tensors = {f"{_PARAMETER}{name}": tensor.detach() for name, tensor in parameters.items()}
     tensors |= {f"{_BEST}{name}": tensor for name, tensor in best.items()}
@@ -56,7 +58,7 @@ def pack(parameters: Mapping[str, nn.Parameter], optimizer: Optimizer, best: Map
     return tensors
 
 
-def unpack(
+def load_state_dict(
     tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], optimizer: Optimizer
 ) -> dict[str, Tensor]:
     """Put a checkpoint's tensors where they belong.
@@ -74,7 +76,7 @@ def unpack(
         raise CheckpointError(
             f"the checkpoint holds the tensors {shapes}", f"{expected}", "Name another --out, or remove the folder."
         )
-    put(found, parameters)
+    load_parameters(found, parameters)
     for name, parameter in parameters.items():
         prefix = f"{_OPTIMIZER}{name}/"
         moments = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
@@ -91,7 +93,7 @@ def unpack(
 
 
 @torch.no_grad()
-def put(values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
+def load_parameters(values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
     """Copy values into the parameters of the same names."""
     for name, parameter in parameters.items():
         parameter.copy_(values[name])

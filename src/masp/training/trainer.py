@@ -20,7 +20,14 @@ from masp.training.distributed import ALONE, Processes
 from masp.training.progress import Bar, MetricsFile
 from masp.training.schedule import Schedule, rate_factor
 from masp.training.signals import Interrupted, StopRequest
-from masp.training.state import Position, pack, put, random_numbers, set_random_numbers, unpack
+from masp.training.state import (
+    TrainerState,
+    load_parameters,
+    load_state_dict,
+    random_numbers,
+    set_random_numbers,
+    state_dict,
+)
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +64,7 @@ class LoopSettings:
 
 
 @dataclass(frozen=True)
-class Share:
+class StepBatch:
     """Examples of one step that this process passes at once: their numbers, and what the stage loaded for them.
 
     Attributes:
@@ -81,7 +88,7 @@ class Share:
 
 
 @runtime_checkable
-class Stage(Protocol):
+class TrainTask(Protocol):
     """What differs between the stages.
 
     Attributes:
@@ -102,11 +109,11 @@ class Stage(Protocol):
         """What each example's loss is multiplied with (1 on average), or None for equal weights."""
         ...
 
-    def load(self, shares: Iterable[Share]) -> Iterator[Share]:
+    def load(self, shares: Iterable[StepBatch]) -> Iterator[StepBatch]:
         """The same shares in the same order, with `loaded` filled; may work ahead of the loop."""
         ...
 
-    def losses(self, share: Share) -> Float[Tensor, " batch"]:
+    def losses(self, share: StepBatch) -> Float[Tensor, " batch"]:
         """One loss for each example of the share, with a graph that reaches the trainable tensors."""
         ...
 
@@ -143,7 +150,7 @@ class Trainer:
 
     def __init__(
         self,
-        stage: Stage,
+        stage: TrainTask,
         settings: LoopSettings,
         store: CheckpointStore,
         accelerator: Accelerator,
@@ -158,7 +165,7 @@ class Trainer:
             list(self.parameters.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
         self.stepper = accelerator.prepare_optimizer(self.optimizer)  # not `prepare`, which wants a model under FSDP
-        self.at = Position()
+        self.at = TrainerState()
         self.best: dict[str, Tensor] = {}
         self.saved = -1  # the position of the last checkpoint
         self.window: Tensor | float = 0.0  # grows on the device; read only when something is written
@@ -188,7 +195,7 @@ class Trainer:
                 self._save()
                 raise
         if self.best:
-            put(self.best, self.parameters)
+            load_parameters(self.best, self.parameters)
         return Fit(self.at.step, self.at.examples, self.at.seconds, dict(self.at.best_metrics))
 
     def _bar(self) -> Bar:
@@ -211,7 +218,7 @@ class Trainer:
                 break
             started = time.perf_counter()
 
-    def _shares(self) -> Iterator[Share]:
+    def _shares(self) -> Iterator[StepBatch]:
         """The steps that are left, each with this process's part of its examples, in pieces that are passed at once."""
         start, batches = self.at.step, iter(())
         for step in range(start, self.settings.steps):
@@ -219,7 +226,7 @@ class Trainer:
             if step == start or first == 0:
                 batches = iter(self.settings.batches(epoch, first))
             examples = tuple(next(batches))
-            own = tuple(self.processes.own(examples))
+            own = tuple(self.processes.shard(examples))
             size = self.settings.micro_batch or len(examples)
             most = -(-len(examples) // self.processes.count) if self.processes.alike else len(own)
             pieces = max(1, -(-most // size))  # where all processes make the same calls: as many as the one with most
@@ -227,15 +234,15 @@ class Trainer:
                 chosen = own[piece * size : (piece + 1) * size]
                 idle = self.processes.alike and not chosen
                 shown = examples[:1] if idle else chosen
-                yield Share(step, epoch, shown, len(examples), not idle, piece == pieces - 1)
+                yield StepBatch(step, epoch, shown, len(examples), not idle, piece == pieces - 1)
 
-    def _step(self, shares: Iterator[Share]) -> None:
+    def _step(self, shares: Iterator[StepBatch]) -> None:
         """One step of the optimizer."""
         settings, at = self.settings, self.at
         rate = settings.learning_rate * rate_factor(at.step, settings.steps, settings.warmup, settings.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        done = self.processes.all(lambda: self._accumulate(shares))
+        done = self.processes.all_gather(lambda: self._accumulate(shares))
         if self.processes.count > 1:
             self._add_gradients([touched for _, touched, _ in done])
         if settings.clip is not None:
@@ -247,7 +254,7 @@ class Trainer:
         at.examples += examples
         at.step += 1
 
-    def _accumulate(self, shares: Iterator[Share]) -> tuple[int, list[bool], bool]:
+    def _accumulate(self, shares: Iterator[StepBatch]) -> tuple[int, list[bool], bool]:
         """Gradients of this process's part of a step, added up over the pieces that are passed at once.
 
         Returns:
@@ -262,7 +269,7 @@ class Trainer:
         due = time.perf_counter() - self.written >= self.settings.checkpoint_seconds
         return share.total, [tensor.grad is not None for tensor in self.parameters.values()], due
 
-    def _backward(self, share: Share) -> None:
+    def _backward(self, share: StepBatch) -> None:
         """Gradients of one piece; each example has its share of the step's mean, whatever piece it is in."""
         if share.examples:
             losses = self.stage.losses(share)
@@ -328,7 +335,7 @@ class Trainer:
         Raises:
             MaspError: it is not a number.
         """
-        value = sum(self.processes.all(lambda: float(self.window)))
+        value = sum(self.processes.all_gather(lambda: float(self.window)))
         if not math.isfinite(value):
             raise MaspError(
                 f"the loss became {value} before step {self.at.step}",
@@ -340,7 +347,7 @@ class Trainer:
     def _record(self, event: str, values: Mapping[str, float]) -> None:
         """One line for the metrics file, and the same for the trackers."""
         epoch = round(self.at.step / self.settings.steps_per_epoch, 4)
-        self.processes.first(lambda: self.metrics.write(event, {"step": self.at.step, "epoch": epoch, **values}))
+        self.processes.on_main(lambda: self.metrics.write(event, {"step": self.at.step, "epoch": epoch, **values}))
         self.accelerator.log({f"{event}/{name}": value for name, value in values.items()}, step=self.at.step)
 
     def _save(self) -> None:
@@ -348,7 +355,7 @@ class Trainer:
         if self.saved == self.at.step:
             return
         self.at.window = self._window_sum()
-        self.processes.first(self._write)
+        self.processes.on_main(self._write)
         self.saved, self.due, self.written = self.at.step, False, time.perf_counter()
 
     def _write(self) -> None:
@@ -363,7 +370,7 @@ class Trainer:
             "threads": torch.get_num_threads(),
             "processes": self.processes.count,
         }
-        self.store.save(Checkpoint(self.at.step, pack(self.parameters, self.optimizer, self.best), state))
+        self.store.save(Checkpoint(self.at.step, state_dict(self.parameters, self.optimizer, self.best), state))
 
     def _restore(self) -> int:
         """Take up the last checkpoint.
@@ -374,7 +381,7 @@ class Trainer:
         Raises:
             CheckpointError: it belongs to another configuration.
         """
-        checkpoint = self.processes.first(self.store.latest)
+        checkpoint = self.processes.on_main(self.store.latest)
         if checkpoint is None:
             return 0
         state = checkpoint.state
@@ -390,8 +397,8 @@ class Trainer:
                 log.warning(
                     "the run was started with %d %s and goes on with %d: its last bits may differ", before, what, now
                 )
-        self.at = Position(**state["position"])
-        self.best = unpack(checkpoint.tensors, self.parameters, self.optimizer)
+        self.at = TrainerState(**state["position"])
+        self.best = load_state_dict(checkpoint.tensors, self.parameters, self.optimizer)
         set_random_numbers(state["random"])
         if state["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])

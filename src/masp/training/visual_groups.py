@@ -17,7 +17,7 @@ from masp.backbones.base import Backbone
 from masp.core.atomic_io import digest
 from masp.core.types import VisualTokens
 from masp.data.images import Rounding
-from masp.training.disk_cache import Group, key_of
+from masp.training.disk_cache import CacheGroup, key_of
 
 READ_TOGETHER = 16  # images per pass of the vision tower while the store is filled
 
@@ -63,7 +63,7 @@ def origin_of(backbone: Backbone, longest_side: int | None, rounding: Rounding) 
         "transform": backbone.image_transform,
         "longest_side": longest_side,
         "rounding": rounding,
-        "dtype": backbone.number_format,
+        "dtype": backbone.weight_dtype,
         "device": backbone.device.type,
         "threads": torch.get_num_threads(),
         "versions": _versions(),
@@ -97,7 +97,7 @@ class VisualGroup:
         """All of them, in order."""
         return sorted([*self.good, *(number for number, _ in self.bad)])
 
-    def packed(self) -> Group:
+    def packed(self) -> CacheGroup:
         """As it lies on a shelf; images are counted from 0 there, as other runs number them differently."""
         numbers = self.numbers
         tensors: dict[str, Tensor] = {}
@@ -107,10 +107,10 @@ class VisualGroup:
             parts = {"tokens": one.tokens, "mask": one.mask, "grid": one.grid, "deep": one.deep}
             tensors |= {f"{name}.{place}": part for name, part in parts.items() if part is not None}
             notes[f"shapes.{place}"] = json.dumps(one.shapes)
-        return Group(tensors, notes)
+        return CacheGroup(tensors, notes)
 
     @staticmethod
-    def unpacked(group: Group, numbers: Sequence[int]) -> "VisualGroup":
+    def unpacked(group: CacheGroup, numbers: Sequence[int]) -> "VisualGroup":
         """What `packed` made of the images with these numbers."""
         reasons = {int(place): reason for place, reason in json.loads(group.notes["bad"]).items()}
         bad = tuple((number, reasons[place]) for place, number in enumerate(numbers) if place in reasons)
@@ -119,7 +119,7 @@ class VisualGroup:
         return VisualGroup(tuple(good), bad, tokens, sum(map(bytes_of, tokens)))
 
 
-def _unpacked(group: Group, place: int) -> VisualTokens:
+def _unpacked(group: CacheGroup, place: int) -> VisualTokens:
     shapes = json.loads(group.notes[f"shapes.{place}"])
     return VisualTokens(
         tokens=group.tensors[f"tokens.{place}"],

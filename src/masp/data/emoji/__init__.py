@@ -1,1 +1,1 @@
-"""Emoji scenes: a small made world of pictures whose cues, labels and causes are known."""
+"""Emoji scenes: a small made world of images whose cues, labels and causes are known."""

@@ -1,4 +1,4 @@
-"""Emoji scenes as a folder in EmoSet's published layout, with the truth about each picture beside its annotations."""
+"""Emoji scenes as a folder in EmoSet's published layout, with the truth about each image beside its annotations."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ SHARES = {"train": 0.70, "val": 0.05, "test": 0.15, "shifted": 0.10}
 
 
 def split_sizes(images: int) -> dict[str, int]:
-    """How many of `images` pictures each split gets: 70 / 5 / 15 %, and 10 % for the shifted test."""
+    """How many of `images` images each split gets: 70 / 5 / 15 %, and 10 % for the shifted test."""
     sizes = {name: int(images * share) for name, share in SHARES.items() if name != "train"}
     return {"train": images - sum(sizes.values()), **sizes}
 
@@ -35,9 +35,9 @@ def write_dataset(
 
     Args:
         folder: a folder that is new or empty.
-        images: how many pictures, all splits together; or how many for each split.
+        images: how many images, all splits together; or how many for each split.
         seed: the same seed gives the same files, byte for byte.
-        progress: called with 1 for every picture.
+        progress: called with 1 for every image.
 
     Raises:
         DataError: the folder holds something already, or a split is unknown.
@@ -64,7 +64,7 @@ def write_dataset(
 
 
 def _write_scene(folder: Path, made: Scene, counters: dict[str, int]) -> list[str]:
-    """Write one picture and its annotation; its row for the split's list."""
+    """Write one image and its annotation; its row for the split's list."""
     label = made.label
     name = f"{label}_{counters[label]:05d}"
     counters[label] += 1
@@ -75,7 +75,7 @@ def _write_scene(folder: Path, made: Scene, counters: dict[str, int]) -> list[st
 
 
 def annotation(made: Scene, name: str) -> dict[str, Any]:
-    """The annotation of a picture: EmoSet's keys (an absent cue is an absent key) and the truth under `emoji`."""
+    """The annotation of an image: EmoSet's keys (an absent cue is an absent key) and the truth under `emoji`."""
     cues, label = made.drawing.cues, made.label
     content: dict[str, Any] = {"image_id": name, "emotion": label}
     content |= {"brightness": cues.brightness, "colorfulness": cues.colorfulness}

@@ -2,7 +2,7 @@
 
 Each cue value has an affinity to some of EmoSet's eight emotions. The affinities add up, a few interactions of cues
 override the sum (a happy face at a grave is not joy), and the label is drawn from the softmax. Because the rule is
-known, so are each picture's true label probabilities, the best accuracy anyone could reach, and the cue that decided.
+known, so are each image's true label probabilities, the best accuracy anyone could reach, and the cue that decided.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ INVERSE_TEMPERATURE = 3.4
 
 @dataclass(frozen=True)
 class Cues:
-    """The six cues of one picture; None or an empty tuple means that the cue is absent.
+    """The six cues of one image; None or an empty tuple means that the cue is absent.
 
     `brightness` and `colorfulness` lie in [0, 1] on EmoSet's grid of 0.1.
     """
@@ -202,7 +202,7 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def label_probabilities(cues: Cues) -> np.ndarray:
-    """The true probability of each emotion for a picture with these cues: (8,), sums to 1."""
+    """The true probability of each emotion for an image with these cues: (8,), sums to 1."""
     scores = sum(cue_scores(cues).values(), np.zeros(len(EMOTIONS)))
     for interaction in INTERACTIONS:
         if interaction.holds(cues):

@@ -13,7 +13,7 @@ from masp.data.emoji.glyphs import ACTIONS, EXPRESSIONS, GLYPHS, OBJECTS, SCENES
 from masp.data.emoji.label_model import Cues
 
 SIDE = 168
-"""Side of a picture in pixels: 12 x 12 patches of 14, 6 x 6 visual tokens of 28."""
+"""Side of an image in pixels: 12 x 12 patches of 14, 6 x 6 visual tokens of 28."""
 CELL = 28
 CELLS = SIDE // CELL
 COVERED = 0.3
@@ -38,12 +38,12 @@ PALETTES: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "garden": ((170, 220, 245), (140, 200, 110)),
     "thunderstorm": ((90, 95, 120), (60, 70, 95)),
 }
-"""Sky and ground of each scene; each picture shifts them at random."""
+"""Sky and ground of each scene; each image shifts them at random."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """How freely pictures are laid out. The shifted test split uses other numbers than the rest.
+    """How freely images are laid out. The shifted test split uses other numbers than the rest.
 
     Attributes:
         sizes: the sides a glyph may have, in pixels (the first glyph, the scene's, is 14 larger).
@@ -66,7 +66,7 @@ SHIFTED = Style(sizes=tuple(range(42, 71)), anchored=False, step=1, own_palette=
 
 @dataclass(frozen=True)
 class Drawing:
-    """One picture with its truth.
+    """One image with its truth.
 
     Attributes:
         image: RGB, 168 x 168.
@@ -80,7 +80,7 @@ class Drawing:
 
 
 def draw(rng: np.random.Generator, style: Style = USUAL) -> Drawing:
-    """Draw the cues and the picture from `rng`."""
+    """Draw the cues and the image from `rng`."""
     scene = _pick(rng, SCENES)
     objects = tuple(sorted(rng.choice(sorted(OBJECTS), size=int(rng.integers(1, 3)), replace=False).tolist()))
     expression = _pick(rng, EXPRESSIONS) if rng.random() < 0.6 else None
@@ -186,7 +186,7 @@ def _bisect(rising: object, target: float, low: float, high: float) -> float:
 
 
 def draw_collage(rng: np.random.Generator) -> Drawing:
-    """A picture for pre-training the vision tower only: six to nine unrelated glyphs under a random exposure.
+    """An image for pre-training the vision tower only: six to nine unrelated glyphs under a random exposure.
 
     It has more covered cells than a scene. Its cues carry no meaning beyond the measured brightness and colorfulness.
     """

@@ -1,19 +1,19 @@
-"""Abstract and ArtPhoto as they are published: one flat folder of pictures each."""
+"""Abstract and ArtPhoto as they are published: one flat folder of images each."""
 
 from collections import Counter
 from pathlib import Path
 
 from masp.core.errors import DataError
 from masp.core.labels import LABEL_SETS, spelled
-from masp.data.bad_files import Quarantine
+from masp.data.bad_files import BadFiles
 from masp.data.file_listing import is_picture, listing
 from masp.data.readers.common import LabelError, Reading, member
-from masp.data.readers.image_lookup import Places
+from masp.data.readers.image_lookup import ImageLookup
 from masp.data.records import Record
 from masp.data.tables import Table, read_table
 
 VOTES = "ABSTRACT_groundTruth.csv"
-_TIES = "pictures with as many votes for a second label"
+_TIES = "images with as many votes for a second label"
 
 
 def is_abstract(root: Path) -> bool:
@@ -22,14 +22,14 @@ def is_abstract(root: Path) -> bool:
 
 
 def is_artphoto(root: Path) -> bool:
-    """Whether a folder holds pictures only, all of them named after one of ArtPhoto's labels."""
+    """Whether a folder holds images only, all of them named after one of ArtPhoto's labels."""
     folders, files = listing(root)
     pictures = [file for file in files if is_picture(file)]
     named = (spelled(picture.stem.partition("_")[0], LABEL_SETS["artphoto"]) for picture in pictures)
     return not folders and bool(pictures) and all(named)
 
 
-def read_abstract(root: Path, account: Quarantine) -> Reading:
+def read_abstract(root: Path, account: BadFiles) -> Reading:
     """Records with the label that most people chose and the distribution of their votes; ties are left out.
 
     Raises:
@@ -38,7 +38,7 @@ def read_abstract(root: Path, account: Quarantine) -> Reading:
     labels = LABEL_SETS["abstract"]
     table = read_table(root / VOTES)
     columns = _columns(table, labels)
-    places = Places(root)
+    places = ImageLookup(root)
     records: list[Record] = []
     skipped: Counter[str] = Counter()
     for number, cells in enumerate(table.rows, start=1):
@@ -83,7 +83,7 @@ def _counts(cells: tuple[str, ...], columns: dict[str, int]) -> dict[str, int]:
     return votes
 
 
-def read_artphoto(root: Path, account: Quarantine) -> Reading:
+def read_artphoto(root: Path, account: BadFiles) -> Reading:
     """Records of `root/<label>_<number>.jpg`.
 
     Raises:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from masp.core.errors import DataError
 from masp.core.labels import spelled
-from masp.data.bad_files import Quarantine
+from masp.data.bad_files import BadFiles
 from masp.data.records import Record
 
 
@@ -32,7 +32,7 @@ class Reading:
     layout: str
     labels: tuple[str, ...]
     splits: Mapping[str, Sequence[Record]]
-    account: Quarantine
+    account: BadFiles
     missing: tuple[Path, ...] = ()
     skipped: Mapping[str, int] = field(default_factory=dict)
 

@@ -9,7 +9,7 @@ from typing import get_args
 
 from masp.core.config import DataConfig
 from masp.core.errors import DataError
-from masp.data.bad_files import Quarantine
+from masp.data.bad_files import BadFiles
 from masp.data.file_listing import left_behind, listing
 from masp.data.readers import art, emoset, emotion6, fi, folders
 from masp.data.readers import table_dataset as listed
@@ -21,7 +21,7 @@ NAMES: tuple[str, ...] = get_args(DataConfig.model_fields["layout"].annotation)
 
 
 @dataclass(frozen=True)
-class Layout:
+class DatasetLayout:
     """One arrangement of files.
 
     Attributes:
@@ -32,10 +32,10 @@ class Layout:
 
     name: str
     fits: Callable[[Path, DataConfig], bool]
-    read: Callable[[Path, DataConfig, Quarantine], Reading]
+    read: Callable[[Path, DataConfig, BadFiles], Reading]
 
 
-def _emoset(root: Path, settings: DataConfig, account: Quarantine) -> Reading:
+def _emoset(root: Path, settings: DataConfig, account: BadFiles) -> Reading:
     if emoset.is_published(root):
         return emoset.read_emoset(root, account)
     if not folders.split_folders(root):
@@ -48,39 +48,39 @@ def _emoset(root: Path, settings: DataConfig, account: Quarantine) -> Reading:
 
 
 # The first that fits is taken. Folders of labels come before tables: a table may lie beside them for other reasons.
-LAYOUTS: tuple[Layout, ...] = (
-    Layout(
+LAYOUTS: tuple[DatasetLayout, ...] = (
+    DatasetLayout(
         "emotion6",
         lambda root, settings: emotion6.is_published(root),
         lambda root, settings, account: emotion6.read_emotion6(root, account, settings.label_from),
     ),
-    Layout("emoset", lambda root, settings: emoset.is_published(root), _emoset),
-    Layout(
+    DatasetLayout("emoset", lambda root, settings: emoset.is_published(root), _emoset),
+    DatasetLayout(
         "fi",
         lambda root, settings: fi.is_published(root),
         lambda root, settings, account: fi.read_fi(root, account),
     ),
-    Layout(
+    DatasetLayout(
         "abstract",
         lambda root, settings: art.is_abstract(root),
         lambda root, settings, account: art.read_abstract(root, account),
     ),
-    Layout(
+    DatasetLayout(
         "folder",
         lambda root, settings: folders.is_tree(root),
         lambda root, settings, account: folders.read_folders(root, account),
     ),
-    Layout(
+    DatasetLayout(
         "artphoto",
         lambda root, settings: root.is_dir() and art.is_artphoto(root),
         lambda root, settings, account: art.read_artphoto(root, account),
     ),
-    Layout(
+    DatasetLayout(
         "votes",
         lambda root, settings: listed.has_votes(root, settings.columns),
         lambda root, settings, account: listed.read_votes(root, settings.columns, account),
     ),
-    Layout(
+    DatasetLayout(
         "table",
         lambda root, settings: listed.has_labels(root, settings.columns),
         lambda root, settings, account: listed.read_labels(root, settings.columns, account),
@@ -88,12 +88,12 @@ LAYOUTS: tuple[Layout, ...] = (
 )
 _LEFT_BEHIND = "hidden entries and what systems leave behind (.DS_Store, Thumbs.db, __MACOSX …)"
 _PUBLISHED = ("emotion6", "emoset", "fi", "abstract", "artphoto")  # looked for one folder deeper as well
-_PATTERN = Layout(
+_PATTERN = DatasetLayout(
     "pattern",
     lambda root, settings: settings.label_pattern is not None,
     lambda root, settings, account: folders.read_pattern(root, settings.label_pattern or "", account),
 )
-_VALUES = Layout(
+_VALUES = DatasetLayout(
     "table",
     lambda root, settings: settings.label_thresholds is not None,
     lambda root, settings, account: listed.read_values(
@@ -103,7 +103,7 @@ _VALUES = Layout(
 _BY_NAME = {layout.name: layout for layout in LAYOUTS}
 
 
-def read_layout(root: Path, settings: DataConfig, account: Quarantine) -> Reading:
+def read_layout(root: Path, settings: DataConfig, account: BadFiles) -> Reading:
     """The records of a data set in the layout that is asked for, or in the one that fits.
 
     Raises:
@@ -121,7 +121,7 @@ def read_layout(root: Path, settings: DataConfig, account: Quarantine) -> Readin
     return replace(reading, skipped={**reading.skipped, _LEFT_BEHIND: count})
 
 
-def recognised(root: Path, settings: DataConfig) -> tuple[Layout, Path] | None:
+def recognised(root: Path, settings: DataConfig) -> tuple[DatasetLayout, Path] | None:
     """The layout that a path looks like and the folder it begins in; None where it looks like nothing known."""
     for chosen in (_PATTERN, _VALUES):  # the settings say what the labels are, whatever the folder looks like
         if chosen.fits(root, settings):

@@ -1,4 +1,4 @@
-"""EmoSet as it is published: lists of rows for the splits, one annotation file and one picture per row."""
+"""EmoSet as it is published: lists of rows for the splits, one annotation file and one image per row."""
 
 import logging
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from masp.core.errors import DataError, shown
 from masp.core.labels import LABEL_SETS
-from masp.data.bad_files import Quarantine
+from masp.data.bad_files import BadFiles
 from masp.data.readers.annotations import read_annotation
 from masp.data.readers.common import LabelError, Reading, exists, inside, label_of
 from masp.data.records import Record, read_json
@@ -26,10 +26,10 @@ def is_published(root: Path) -> bool:
     return (root / f"{UNDIVIDED}.json").is_file() and (root / INFO).is_file()
 
 
-def read_emoset(root: Path, account: Quarantine) -> Reading:
+def read_emoset(root: Path, account: BadFiles) -> Reading:
     """Records of the published layout.
 
-    A row is [label, id, picture, annotation] or [label, picture, annotation]; the label is a number in the order of
+    A row is [label, id, image, annotation] or [label, image, annotation]; the label is a number in the order of
     info.json, or a name; null where nobody knows it. The annotation may be null, and a data set without the folder
     `annotation` has none. One list `all.json` stands for a data set without splits.
 
@@ -69,9 +69,9 @@ class _Row(NamedTuple):
 
 
 def _record(
-    row: _Row, labels: tuple[str, ...], has_notes: bool, account: Quarantine, missing: list[Path]
+    row: _Row, labels: tuple[str, ...], has_notes: bool, account: BadFiles, missing: list[Path]
 ) -> Record | None:
-    """The picture of a row, or None once the account knows what is wrong with the row."""
+    """The image of a row, or None once the account knows what is wrong with the row."""
     try:
         path, label, note = _parts(row, labels)
     except DataError as error:
@@ -93,10 +93,10 @@ def _record(
 
 
 def _parts(row: _Row, labels: tuple[str, ...]) -> tuple[Path, str | None, str | None]:
-    """Picture, label and name of the annotation file of a row."""
+    """Image, label and name of the annotation file of a row."""
     cells = row.content
     if not isinstance(cells, list) or len(cells) not in (3, 4):
-        shapes = "[label, id, picture, annotation] or [label, picture, annotation]"
+        shapes = "[label, id, image, annotation] or [label, image, annotation]"
         raise DataError(f"the row is {shown(cells)}", shapes, "Correct the list.")
     label, picture, note = cells[0], cells[-2], cells[-1]
     if not isinstance(picture, str) or not isinstance(note, str | None):

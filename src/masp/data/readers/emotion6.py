@@ -1,4 +1,4 @@
-"""Emotion6 as it is published: folders of pictures by search word, and a table of the votes."""
+"""Emotion6 as it is published: folders of images by search word, and a table of the votes."""
 
 import logging
 import math
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from masp.core.errors import DataError
-from masp.data.bad_files import Quarantine
+from masp.data.bad_files import BadFiles
 from masp.data.file_listing import is_picture, listing
 from masp.data.readers.common import Reading, label_of
 from masp.data.records import Record
@@ -21,11 +21,11 @@ _SLACK = 0.02  # the published shares are rounded
 
 
 def is_published(root: Path) -> bool:
-    """Whether a folder holds the table and the pictures of the published layout."""
+    """Whether a folder holds the table and the images of the published layout."""
     return (root / VOTES).is_file() and (root / PICTURES).is_dir()
 
 
-def read_emotion6(root: Path, account: Quarantine, label_from: Literal["folder", "majority"] = "folder") -> Reading:
+def read_emotion6(root: Path, account: BadFiles, label_from: Literal["folder", "majority"] = "folder") -> Reading:
     """Records with the distribution of the votes (neutral included) and, as extras, valence and arousal (1 to 9).
 
     Args:
@@ -60,13 +60,13 @@ def read_emotion6(root: Path, account: Quarantine, label_from: Literal["folder",
     account.finish()
     skipped: dict[str, int] = {}
     if seen < len(rows):
-        log.warning("%s has %d rows without a picture", table, len(rows) - seen)
-        skipped[f"rows of {VOTES} without a picture"] = len(rows) - seen
+        log.warning("%s has %d rows without an image", table, len(rows) - seen)
+        skipped[f"rows of {VOTES} without an image"] = len(rows) - seen
     return Reading("emotion6", labels, {"all": records}, account, tuple(voteless), skipped)
 
 
 def _table(file: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """Names of the columns after the first, and the cells of every row by the picture it is about."""
+    """Names of the columns after the first, and the cells of every row by the image it is about."""
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""FI as it is released: an archive of pictures by emotion, and perhaps the tables of who agreed with the label."""
+"""FI as it is released: an archive of images by emotion, and perhaps the tables of who agreed with the label."""
 
 import logging
 from collections import Counter
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from masp.core.errors import DataError
 from masp.core.labels import LABEL_SETS
-from masp.data.bad_files import Quarantine
+from masp.data.bad_files import BadFiles
 from masp.data.file_listing import is_picture, listing
 from masp.data.readers.common import LabelError, Reading, member
 from masp.data.records import Record
@@ -17,23 +17,23 @@ log = logging.getLogger(__name__)
 
 PICTURES = "emotion_dataset"
 _CELLS = 4
-_OUTVOTED = "pictures whose label no majority agreed with"
+_OUTVOTED = "images whose label no majority agreed with"
 
 
 def is_published(root: Path) -> bool:
-    """Whether a folder holds the archive's folder of pictures."""
+    """Whether a folder holds the archive's folder of images."""
     return (root / PICTURES).is_dir()
 
 
-def read_fi(root: Path, account: Quarantine) -> Reading:
+def read_fi(root: Path, account: BadFiles) -> Reading:
     """Records of `root/emotion_dataset/<emotion>/*`, or of `root/<emotion>/*`.
 
-    Tables beside the pictures have no header and four columns, of which the last two count the people who disagree
-    and agree. A picture that a table names by its file name is used where more agree than disagree; one that no table
+    Tables beside the images have no header and four columns, of which the last two count the people who disagree
+    and agree. An image that a table names by its file name is used where more agree than disagree; one that no table
     names is used.
 
     Raises:
-        DataError: the folders or a table cannot be read, or too many pictures cannot be used.
+        DataError: the folders or a table cannot be read, or too many images cannot be used.
     """
     labels = LABEL_SETS["fi"]
     votes = _votes(file for folder in {root, root / PICTURES} if folder.is_dir() for file in listing(folder)[1])
@@ -56,12 +56,12 @@ def read_fi(root: Path, account: Quarantine) -> Reading:
                 skipped[_OUTVOTED] += 1
     account.finish()
     if votes and not seen:
-        log.warning("the tables in %s name none of its pictures; all of them are used", root)
+        log.warning("the tables in %s name none of its images; all of them are used", root)
     return Reading("fi", labels, {"all": records}, account, skipped=skipped)
 
 
 def _votes(files: Iterable[Path]) -> dict[tuple[str, str], tuple[int, int]]:
-    """(Label, name of the picture without suffix) → people who disagree, people who agree."""
+    """(Label, name of the image without suffix) → people who disagree, people who agree."""
     votes: dict[tuple[str, str], tuple[int, int]] = {}
     for file in filter(is_table, files):
         for number, cells in enumerate(read_table(file, header=False).rows):
@@ -74,7 +74,7 @@ def _votes(files: Iterable[Path]) -> dict[tuple[str, str], tuple[int, int]]:
 
 
 def _sorted(file: Path, first: str, second: str) -> tuple[str, str]:
-    """Label and picture of a row, whichever comes first; without a label, the file's name says it."""
+    """Label and image of a row, whichever comes first; without a label, the file's name says it."""
     for label, picture in ((first, second), (second, first)):
         try:
             return member(label, LABEL_SETS["fi"]), picture

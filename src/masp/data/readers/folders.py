@@ -1,4 +1,4 @@
-"""Folders of pictures whose paths tell the labels: one folder per class, perhaps one per split, or a pattern."""
+"""Folders of images whose paths tell the labels: one folder per class, perhaps one per split, or a pattern."""
 
 import logging
 import re
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from masp.core.errors import DataError, counted
-from masp.data.bad_files import Quarantine
+from masp.data.bad_files import BadFiles
 from masp.data.file_listing import images_from, is_picture, listing
 from masp.data.images import FORMAT_NAMES, UNREAD_SUFFIXES
 from masp.data.readers.annotations import read_annotation
@@ -28,7 +28,7 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
-_TREES = "<folder>/<label>/<picture> or <folder>/<train|val|test>/<label>/<picture>"
+_TREES = "<folder>/<label>/<image> or <folder>/<train|val|test>/<label>/<image>"
 
 
 def split_folders(root: Path) -> dict[str, Path]:
@@ -49,7 +49,7 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 
 def is_tree(root: Path) -> bool:
-    """Whether a folder holds folders of splits, or at least two folders of pictures."""
+    """Whether a folder holds folders of splits, or at least two folders of images."""
     if not root.is_dir():
         return False
     if split_folders(root):
@@ -57,11 +57,11 @@ def is_tree(root: Path) -> bool:
     return sum(any(map(is_picture, listing(folder)[1])) for folder in listing(root)[0]) > 1
 
 
-def read_folders(root: Path, account: Quarantine) -> Reading:
+def read_folders(root: Path, account: BadFiles) -> Reading:
     """Records of `root/<label>/*` or `root/<split>/<label>/*`, with `root/annotation/<label>/<name>.json` if there.
 
-    A picture without an annotation file has no annotations; one whose annotation is damaged is left out. A folder
-    without anything that could be a picture is passed over, and counted.
+    An image without an annotation file has no annotations; one whose annotation is damaged is left out. A folder
+    without anything that could be an image is passed over, and counted.
 
     Raises:
         DataError: the tree is neither of the two, or too much of it cannot be read.
@@ -89,18 +89,18 @@ def read_folders(root: Path, account: Quarantine) -> Reading:
     return Reading(layout, tuple(sorted(labels)), chosen, account, tuple(tree.missing), tree.skipped())
 
 
-def read_pattern(root: Path, pattern: str, account: Quarantine) -> Reading:
-    """Records of all pictures below a folder, with the label that a pattern finds in their paths.
+def read_pattern(root: Path, pattern: str, account: BadFiles) -> Reading:
+    """Records of all images below a folder, with the label that a pattern finds in their paths.
 
     Args:
         root: the folder.
         pattern: a regular expression that is searched for in the path below the folder, written with slashes. Its
-            group `label` is the label, a group `split`, if there is one, the split. Where it finds nothing the picture
+            group `label` is the label, a group `split`, if there is one, the split. Where it finds nothing the image
             is left out, and counted.
         account: counts what can be used and what cannot.
 
     Raises:
-        DataError: it is no folder, there are no pictures, or the pattern finds a label in none of them.
+        DataError: it is no folder, there are no images, or the pattern finds a label in none of them.
     """
     if not root.is_dir():
         raise DataError(f"{root} is a file", "a folder, as data.label_pattern looks at paths", "Name the folder.")
@@ -128,7 +128,7 @@ def read_pattern(root: Path, pattern: str, account: Quarantine) -> Reading:
         raise DataError(f"{seen} {counted(len(others), 'picture')} below {root}", f"a label in {_shown(others)}", todo)
     skipped: dict[str, int] = {}
     if others:
-        reason = f"pictures in whose path data.label_pattern finds no label: {_shown(others)}"
+        reason = f"images in whose path data.label_pattern finds no label: {_shown(others)}"
         log.warning("left out %d %s", len(others), reason)
         skipped[reason] = len(others)
     labels = tuple(sorted({record.label for _, record in found if record.label is not None}))
@@ -154,7 +154,7 @@ def _shown(names: Sequence[str]) -> str:
 class _Tree:
     """Class folders as records, with an account of what was passed over."""
 
-    def __init__(self, account: Quarantine, notes: Path | None) -> None:
+    def __init__(self, account: BadFiles, notes: Path | None) -> None:
         self.account = account
         self.notes = notes
         self.missing: list[Path] = []
@@ -162,10 +162,10 @@ class _Tree:
         self.empty: list[Path] = []
 
     def is_empty(self, folder: Path) -> bool:
-        """Whether a folder holds neither pictures nor folders; it is then remembered as passed over.
+        """Whether a folder holds neither images nor folders; it is then remembered as passed over.
 
         Raises:
-            DataError: it holds pictures that are not read, so that its label is meant.
+            DataError: it holds images that are not read, so that its label is meant.
         """
         inner, files = listing(folder)
         if inner or any(map(is_picture, files)):
@@ -173,7 +173,7 @@ class _Tree:
         unread = next((file.name for file in files if file.suffix.lower() in UNREAD_SUFFIXES), None)
         if unread is not None:
             todo = "Save them again as JPEG or PNG, or remove the folder."
-            raise DataError(f"{folder} holds no picture that is read, but {unread}", f"{FORMAT_NAMES} files", todo)
+            raise DataError(f"{folder} holds no image that is read, but {unread}", f"{FORMAT_NAMES} files", todo)
         self.empty.append(folder)
         return True
 
@@ -191,11 +191,11 @@ class _Tree:
     def skipped(self) -> dict[str, int]:
         if self.ignored:
             kinds = ", ".join(f"{count} × {suffix}" for suffix, count in self.ignored.most_common(5))
-            log.warning("ignored, as not named like pictures: %s (%s)", counted(self.ignored.total(), "file"), kinds)
-        found = {f"files named {suffix}, which are not pictures": count for suffix, count in self.ignored.items()}
+            log.warning("ignored, as not named like images: %s (%s)", counted(self.ignored.total(), "file"), kinds)
+        found = {f"files named {suffix}, which are not images": count for suffix, count in self.ignored.items()}
         if self.empty:
             names = [folder.name for folder in self.empty]
-            reason = f"folders without a picture, which are no labels: {_shown(names)}"
+            reason = f"folders without an image, which are no labels: {_shown(names)}"
             log.warning("passed over %d %s", len(names), reason)
             found[reason] = len(names)
         return found
@@ -204,12 +204,10 @@ class _Tree:
         inner, files = listing(folder)
         pictures = [file for file in files if is_picture(file)]
         if inner and pictures:
-            raise DataError(
-                f"{folder} holds pictures and also the folder {inner[0].name}", _TREES, "Move it elsewhere."
-            )
+            raise DataError(f"{folder} holds images and also the folder {inner[0].name}", _TREES, "Move it elsewhere.")
         if not pictures:
             raise DataError(
-                f"{folder} holds folders ({inner[0].name}, …) where pictures should be",
+                f"{folder} holds folders ({inner[0].name}, …) where images should be",
                 _TREES,
                 f"Perhaps open {folder}.",
             )
@@ -233,7 +231,7 @@ class _Tree:
 
 
 def _refuse_strays(folder: Path) -> None:
-    """Make sure that no picture lies beside the folders of labels, where nobody can know what it is.
+    """Make sure that no image lies beside the folders of labels, where nobody can know what it is.
 
     Raises:
         DataError: one does.
@@ -241,10 +239,10 @@ def _refuse_strays(folder: Path) -> None:
     stray = next(filter(is_picture, listing(folder)[1]), None)
     if stray is not None:
         todo = "Sort them into the folders, or move them elsewhere."
-        raise DataError(f"{folder} holds pictures ({stray.name}, …) beside its folders of labels", _TREES, todo)
+        raise DataError(f"{folder} holds images ({stray.name}, …) beside its folders of labels", _TREES, todo)
 
 
 def _nothing_found(root: Path, others: list[Path]) -> DataError:
     if not others and any(map(is_picture, listing(root)[1])):
-        return DataError(f"{root} holds pictures but no class folders", _TREES, "Sort the pictures into folders.")
-    return DataError(f"{root} holds no pictures", f"a data set in a known layout, such as {_TREES}", "Check the path.")
+        return DataError(f"{root} holds images but no class folders", _TREES, "Sort the images into folders.")
+    return DataError(f"{root} holds no images", f"a data set in a known layout, such as {_TREES}", "Check the path.")

@@ -1,4 +1,4 @@
-"""Finding the picture that a table names: by its path, the end of its path, or its number without a suffix."""
+"""Finding the image that a table names: by its path, the end of its path, or its number without a suffix."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ from masp.data.file_listing import images_from
 from masp.data.readers.common import exists, inside
 
 
-class Places:
-    """The pictures below a folder, by the names that tables give them.
+class ImageLookup:
+    """The images below a folder, by the names that tables give them.
 
     A name that is a path inside the folder is taken as it is. For the others the folder is listed once; then the
-    picture's path has to end as the name does, so that "joy/1.jpg" is never "fear/1.jpg".
+    image's path has to end as the name does, so that "joy/1.jpg" is never "fear/1.jpg".
 
     Args:
         root: the folder.
@@ -22,10 +22,10 @@ class Places:
         self._by_name: dict[str, list[Path]] | None = None
 
     def find(self, name: str) -> Path | None:
-        """The picture, or None where there is none.
+        """The image, or None where there is none.
 
         Raises:
-            DataError: the name lies outside the folder, or fits two pictures.
+            DataError: the name lies outside the folder, or fits two images.
         """
         direct = inside(self.root, name)
         if direct.suffix and exists(direct):
@@ -37,7 +37,7 @@ class Places:
             folders = folders[1:]
         found = [path for path in self._by_name.get(direct.name, ()) if _lies_in(path, folders)]
         if len(found) > 1:
-            raise DataError(f"{name!r:.60} fits {found[0]} and {found[1]}", "one picture", "Write the whole path.")
+            raise DataError(f"{name!r:.60} fits {found[0]} and {found[1]}", "one image", "Write the whole path.")
         return found[0] if found else None
 
     def _listed(self) -> dict[str, list[Path]]:

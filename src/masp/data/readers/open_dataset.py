@@ -7,7 +7,7 @@ from pathlib import Path
 from masp.core.config import DataConfig, SplitConfig
 from masp.core.errors import DataError, counted, did_you_mean
 from masp.core.labels import validate_labels
-from masp.data.bad_files import Quarantine
+from masp.data.bad_files import BadFiles
 from masp.data.file_listing import images_from, unreadable
 from masp.data.map_labels import relabelled
 from masp.data.readers.common import Reading
@@ -39,13 +39,13 @@ def open_dataset(data: DataConfig | str | Path, layout: str = "auto", strict: bo
             many annotations that cannot be used.
     """
     settings = data if isinstance(data, DataConfig) else settings_for(data, layout)
-    reading = read_dataset(settings, Quarantine(strict))
+    reading = read_dataset(settings, BadFiles(strict))
     path = existing_path(settings)
     dataset = _finished(reading, path if path.is_dir() else path.parent, settings)
     return dataset if settings.taxonomy is None else relabelled(dataset, settings.taxonomy)
 
 
-def read_dataset(settings: DataConfig, account: Quarantine) -> Reading:
+def read_dataset(settings: DataConfig, account: BadFiles) -> Reading:
     """The records of a data set as they are published: not divided, and with whatever labels occur.
 
     Raises:
@@ -87,16 +87,16 @@ def usable_labels(reading: Reading, root: Path) -> tuple[str, ...]:
     """The labels of a reading; a data set may be without any, for stage 1.
 
     Raises:
-        DataError: there are no pictures, one class only, or labels that cannot be told apart.
+        DataError: there are no images, one class only, or labels that cannot be told apart.
     """
     if not any(reading.splits.values()):
-        raise DataError(f"{root} holds no pictures", f"pictures in the layout {reading.layout}", "Check the path.")
+        raise DataError(f"{root} holds no images", f"images in the layout {reading.layout}", "Check the path.")
     found = {record.label for records in reading.splits.values() for record in records} - {None}
     if len(found) == 1:
         raise DataError(
             f"{root} holds one class only ({found.pop()})",
             "at least two classes",
-            "Add pictures of another class, or check that the path is that of the whole data set.",
+            "Add images of another class, or check that the path is that of the whole data set.",
         )
     return validate_labels(reading.labels)
 
@@ -132,7 +132,7 @@ def _splits(reading: Reading, name: str, settings: DataConfig) -> tuple[Mapping[
             log.warning("the published split is used; shares and seed need data.splits.kind=content")
         return {split: tuple(records) for split, records in reading.splits.items()}, "published"
     records: Sequence[Record] = [record for chosen in reading.splits.values() for record in chosen]
-    log.info("dividing %s by their content", counted(len(records), "picture"))
+    log.info("dividing %s by their content", counted(len(records), "image"))
     if wanted.kind == "paper-like":
         fractions = paper_like("emotion6" if reading.layout == "emotion6" else name)
         return by_content(records, fractions, wanted.seed), "paper-like"

@@ -1,4 +1,4 @@
-"""Pictures that a table lists: any table of path and label, and the tables of votes of Flickr and Instagram."""
+"""Images that a table lists: any table of path and label, and the tables of votes of Flickr and Instagram."""
 
 import logging
 import math
@@ -9,11 +9,11 @@ from pathlib import Path
 from masp.core.errors import DataError
 from masp.core.labels import LABEL_SETS
 from masp.core.settings import ColumnsConfig
-from masp.data.bad_files import Quarantine
+from masp.data.bad_files import BadFiles
 from masp.data.file_listing import listing
 from masp.data.readers.common import LabelError, Reading, by_split, label_of
 from masp.data.readers.folders import split_of
-from masp.data.readers.image_lookup import Places
+from masp.data.readers.image_lookup import ImageLookup
 from masp.data.records import Record
 from masp.data.tables import Table, columns_of, is_table, read_table
 
@@ -25,7 +25,7 @@ PATHS = (
 )
 LABELS = ("label", "emotion", "class", "category", "sentiment", "polarity", "emotion label", "label name", "target")
 VALUES = ("valence mean", "mean valence", "valence", "value", "score")
-THEMES = ("theme",)  # OASIS names pictures by it; elsewhere it is seldom a picture's name
+THEMES = ("theme",)  # OASIS names images by it; elsewhere it is seldom an image's name
 SPLIT = ("split", "set", "subset", "partition", "fold")
 POSITIVE = ("positive", "pos", "num of positive", "n positive", "positive votes", "positive count")
 NEGATIVE = ("negative", "neg", "num of negative", "n negative", "negative votes", "negative count")
@@ -33,7 +33,7 @@ NEUTRAL = ("neutral", "neu", "num of neutral", "n neutral", "neutral votes", "ne
 
 _UNDECIDED = "rows without a majority for positive or negative"
 _BETWEEN = "rows whose number lies in the bounds of no label"
-_GONE = "rows without a picture"
+_GONE = "rows without an image"
 
 
 def table_in(path: Path) -> Path | None:
@@ -50,7 +50,7 @@ def has_labels(path: Path, names: ColumnsConfig) -> bool:
 
 
 def has_votes(path: Path, names: ColumnsConfig) -> bool:
-    """Whether there is one table, with columns of pictures and of votes for positive and negative."""
+    """Whether there is one table, with columns of images and of votes for positive and negative."""
     return _has(path, (names.path, PATHS), (names.positive, POSITIVE), (names.negative, NEGATIVE))
 
 
@@ -65,7 +65,7 @@ def _has(path: Path, *wanted: tuple[str | None, tuple[str, ...]]) -> bool:
         return False
 
 
-def read_labels(path: Path, names: ColumnsConfig, account: Quarantine) -> Reading:
+def read_labels(path: Path, names: ColumnsConfig, account: BadFiles) -> Reading:
     """Records of a table of path and label, and perhaps split. Paths are seen from the table's folder.
 
     Raises:
@@ -87,7 +87,7 @@ def read_labels(path: Path, names: ColumnsConfig, account: Quarantine) -> Readin
 
 
 def read_values(
-    path: Path, names: ColumnsConfig, thresholds: Mapping[str, tuple[float | None, float | None]], account: Quarantine
+    path: Path, names: ColumnsConfig, thresholds: Mapping[str, tuple[float | None, float | None]], account: BadFiles
 ) -> Reading:
     """Records of a table of path and number, and perhaps split, with the label in whose bounds the number lies.
 
@@ -95,7 +95,7 @@ def read_values(
         path: the table, or the folder it lies in.
         names: names of the columns.
         thresholds: label → the numbers it begins at and ends before, None where it has no end; in rising order.
-        account: counts what can be used and what cannot. A number that lies in no bounds is no fault: its picture is
+        account: counts what can be used and what cannot. A number that lies in no bounds is no fault: its image is
             left out, and counted.
 
     Raises:
@@ -120,11 +120,11 @@ def read_values(
 
 def _records(
     table: Table,
-    places: Places,
+    places: ImageLookup,
     picture_at: int,
     names: ColumnsConfig,
     labelled: Callable[[tuple[str, ...], Path], Record],
-    account: Quarantine,
+    account: BadFiles,
 ) -> list[tuple[str, Record]]:
     """(Split, record) for every row that can be used; the account knows the others."""
     split_at = table.find(names.split, SPLIT)
@@ -139,7 +139,7 @@ def _records(
             account.reject(table.file, f"row {number}: {error}", fault)
             continue
         if picture is None:
-            account.reject(table.file, f"row {number}: there is no picture {_cell(cells, picture_at)}", "picture")
+            account.reject(table.file, f"row {number}: there is no image {_cell(cells, picture_at)}", "picture")
             continue
         account.accept()
         found.append((split, record))
@@ -164,7 +164,7 @@ def _number(cell: str) -> float:
     return value
 
 
-def read_votes(path: Path, names: ColumnsConfig, account: Quarantine) -> Reading:
+def read_votes(path: Path, names: ColumnsConfig, account: BadFiles) -> Reading:
     """Records of a table of votes for positive, negative and perhaps neutral, by photo.
 
     The label is what most people chose; neutral and ties are left out, and so are photos that are gone, which are
@@ -206,11 +206,11 @@ def read_votes(path: Path, names: ColumnsConfig, account: Quarantine) -> Reading
     return Reading("votes", LABEL_SETS["flickr"], {"all": records}, account, skipped=skipped)
 
 
-def _opened(path: Path) -> tuple[Table, Places]:
+def _opened(path: Path) -> tuple[Table, ImageLookup]:
     file = table_in(path)
     if file is None:
         raise DataError(f"{path} does not hold one table", "one CSV, TSV or Parquet file", "Name the table itself.")
-    return read_table(file), Places(file.parent)
+    return read_table(file), ImageLookup(file.parent)
 
 
 def _needed(table: Table, given: str | None, usual: tuple[str, ...], what: str, setting: str) -> int:

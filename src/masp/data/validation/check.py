@@ -1,4 +1,4 @@
-"""The check itself: read everything, look at every picture once, tell what was found."""
+"""The check itself: read everything, look at every image once, tell what was found."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +15,9 @@ from masp.data.readers.open_dataset import usable_labels
 from masp.data.records import Record
 from masp.data.validation.duplicates import Seen, by_content, copies, near_copies, near_shared, shared
 from masp.data.validation.inspect_image import Hasher, look_at_all
-from masp.data.validation.issues import Case, Cases, Finding, found
+from masp.data.validation.issues import Cases, Issue, IssueCase, found
 from masp.data.validation.near_duplicates import DISTANCE
-from masp.data.validation.open_datasets import UNDIVIDED, Opened
+from masp.data.validation.open_datasets import UNDIVIDED, OpenedDataset
 
 NO_LABEL = "(no label)"
 """Where images without a label are counted."""
@@ -30,10 +30,10 @@ class Depth:
     """How much is looked at.
 
     Attributes:
-        images: whether the pictures are opened; without it only lists and annotations are read.
+        images: whether the images are opened; without it only lists and annotations are read.
         hasher: makes perceptual hashes (see `near.hasher`); None: near-duplicates are not looked for.
         distance: bits in which near-duplicates may differ.
-        workers: threads that read pictures.
+        workers: threads that read images.
         labels: the set that labels have to belong to; None: what the layout says.
     """
 
@@ -45,7 +45,7 @@ class Depth:
 
 
 @dataclass(frozen=True)
-class Checked:
+class DatasetCheck:
     """What is known about one data set after a check.
 
     Attributes:
@@ -55,7 +55,7 @@ class Checked:
         counts: split → label → images.
         aspects: aspect → images with an answer; empty where there are no annotations.
         skipped: reason → rows or files that the release itself says not to use.
-        formats: format → images, by content; empty where pictures were not opened.
+        formats: format → images, by content; empty where images were not opened.
         findings: what is wrong.
         split_by: where the splits come from, see `Dataset.split_by`; None where there are none.
     """
@@ -67,7 +67,7 @@ class Checked:
     aspects: Mapping[str, int] = field(default_factory=dict)
     skipped: Mapping[str, int] = field(default_factory=dict)
     formats: Mapping[str, int] = field(default_factory=dict)
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[Issue, ...] = ()
     split_by: str | None = None
 
     @property
@@ -77,12 +77,12 @@ class Checked:
 
 
 @dataclass(frozen=True)
-class Between:
+class CrossDatasetCheck:
     """What two data sets share."""
 
     first: Path
     second: Path
-    findings: tuple[Finding, ...]
+    findings: tuple[Issue, ...]
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,12 @@ class Report:
         depth: what was looked at.
     """
 
-    data_sets: tuple[Checked, ...]
-    between: tuple[Between, ...]
+    data_sets: tuple[DatasetCheck, ...]
+    between: tuple[CrossDatasetCheck, ...]
     depth: Depth
 
     @property
-    def findings(self) -> tuple[Finding, ...]:
+    def findings(self) -> tuple[Issue, ...]:
         """All of them."""
         return tuple(one for part in (*self.data_sets, *self.between) for one in part.findings)
 
@@ -115,40 +115,44 @@ class Report:
         return sum(one.count for one in self.findings if one.severity == "warning")
 
 
-def check(opened: Sequence[Opened], depth: Depth, progress: Callable[[int], None] | None = None) -> Report:
+def check(opened: Sequence[OpenedDataset], depth: Depth, progress: Callable[[int], None] | None = None) -> Report:
     """Look at data sets that `open_together` read, one by one and against each other.
 
-    Only hashes of the pictures are kept, so memory does not grow with their size.
+    Only hashes of the images are kept, so memory does not grow with their size.
 
     Args:
         opened: the data sets.
         depth: how much is looked at.
-        progress: called with the number of pictures looked at since the last call.
+        progress: called with the number of images looked at since the last call.
     """
-    checked: list[Checked] = []
+    checked: list[DatasetCheck] = []
     contents: list[dict[bytes, list[Seen]]] = []
     for one in opened:
         result, seen = _check_one(one, depth, progress)
         checked.append(result)
         contents.append(by_content(seen))
     between = [
-        Between(opened[one].path, opened[other].path, _compare(contents[one], contents[other], depth))
+        CrossDatasetCheck(opened[one].path, opened[other].path, _compare(contents[one], contents[other], depth))
         for one, other in combinations(range(len(opened)), 2)
     ]
     return Report(tuple(checked), tuple(between), depth)
 
 
-def _compare(first: dict[bytes, list[Seen]], second: dict[bytes, list[Seen]], depth: Depth) -> tuple[Finding, ...]:
+def _compare(first: dict[bytes, list[Seen]], second: dict[bytes, list[Seen]], depth: Depth) -> tuple[Issue, ...]:
     cases = shared(first, second)
     if depth.hasher is not None:
         cases["near_shared"] = near_shared(first, second, depth.distance)
     return found(cases)
 
 
-def _check_one(opened: Opened, depth: Depth, progress: Callable[[int], None] | None) -> tuple[Checked, list[Seen]]:
+def _check_one(
+    opened: OpenedDataset, depth: Depth, progress: Callable[[int], None] | None
+) -> tuple[DatasetCheck, list[Seen]]:
     reading = opened.reading
     if reading is None:
-        return Checked(opened.path, None, (), {}, findings=found({"layout": [Case(opened.problem or "")]})), []
+        return DatasetCheck(
+            opened.path, None, (), {}, findings=found({"layout": [IssueCase(opened.problem or "")]})
+        ), []
     cases = _listed(opened, reading, depth)
     formats: Counter[str] = Counter()
     seen = _looked_at(opened, depth, cases, formats, progress) if depth.images else []
@@ -159,7 +163,7 @@ def _check_one(opened: Opened, depth: Depth, progress: Callable[[int], None] | N
     aspects = Counter(aspect for _, record in opened.records for aspect in record.annotations)
     unlabelled = [record for _, record in opened.records if record.label is None]
     labels = (*reading.labels, NO_LABEL) if unlabelled else reading.labels
-    result = Checked(
+    result = DatasetCheck(
         path=opened.path,
         layout=reading.layout,
         labels=labels,
@@ -182,21 +186,21 @@ def _shown_label(record: Record) -> str:
     return NO_LABEL if record.label is None else record.label
 
 
-def _listed(opened: Opened, reading: Reading, depth: Depth) -> Cases:
+def _listed(opened: OpenedDataset, reading: Reading, depth: Depth) -> Cases:
     """What is wrong with lists, labels and annotations."""
     cases: Cases = {}
     for rejected in reading.account.rejected:
         kind = "row" if rejected.fault == "file" else rejected.fault
         place = _place(opened, rejected.path)
-        cases.setdefault(kind, []).append(Case(f"{place}: {rejected.reason}", (place,)))
-    cases["unannotated"] = [Case(place, (place,)) for place in (_place(opened, path) for path in reading.missing)]
+        cases.setdefault(kind, []).append(IssueCase(f"{place}: {rejected.reason}", (place,)))
+    cases["unannotated"] = [IssueCase(place, (place,)) for place in (_place(opened, path) for path in reading.missing)]
     try:
         usable_labels(reading, opened.path)
     except DataError as error:
-        cases["layout"] = [Case(str(error))]
+        cases["layout"] = [IssueCase(str(error))]
     counts = Counter(record.label for _, record in opened.records)
     if set(counts) != {None}:
-        cases["empty_class"] = [Case(label) for label in reading.labels if not counts[label]]
+        cases["empty_class"] = [IssueCase(label) for label in reading.labels if not counts[label]]
     known = depth.labels or _FIXED_LABELS.get(reading.layout, ())
     for split, record in opened.records if known else ():
         meant = None if record.label is None else spelled(record.label, known)
@@ -204,18 +208,18 @@ def _listed(opened: Opened, reading: Reading, depth: Depth) -> Cases:
             kind, words = ("label", "") if meant is None else ("spelling", f", which is {meant}")
             place = _place(opened, record.path)
             where = place if split == UNDIVIDED else f"{place} ({split})"
-            cases.setdefault(kind, []).append(Case(f"{where}: the label is {record.label}{words}", (place,)))
+            cases.setdefault(kind, []).append(IssueCase(f"{where}: the label is {record.label}{words}", (place,)))
     return cases
 
 
 def _looked_at(
-    opened: Opened,
+    opened: OpenedDataset,
     depth: Depth,
     cases: Cases,
     formats: Counter[str],
     progress: Callable[[int], None] | None,
 ) -> list[Seen]:
-    """Every picture that can be read; what is wrong with a picture goes to `cases`."""
+    """Every image that can be read; what is wrong with an image goes to `cases`."""
     records = opened.records
     seen: list[Seen] = []
     looks = look_at_all([record.path for _, record in records], depth.hasher, depth.workers)
@@ -224,9 +228,9 @@ def _looked_at(
         formats[look.kind or "unknown"] += 1
         if look.problem is not None:
             kind = "unreadable" if exists(record.path) else "picture"
-            cases.setdefault(kind, []).append(Case(f"{place}: {look.problem}", (place,)))
+            cases.setdefault(kind, []).append(IssueCase(f"{place}: {look.problem}", (place,)))
         elif look.kind is not None and not suffix_fits(record.path.suffix, look.kind):
-            cases.setdefault("suffix", []).append(Case(f"{place} is {look.kind}", (place,)))
+            cases.setdefault("suffix", []).append(IssueCase(f"{place} is {look.kind}", (place,)))
         if look.digest is not None:
             seen.append(Seen(place, split, record.label, look.digest, look.likeness))
         if progress is not None:
@@ -234,5 +238,5 @@ def _looked_at(
     return seen
 
 
-def _place(opened: Opened, path: Path) -> str:
+def _place(opened: OpenedDataset, path: Path) -> str:
     return path.relative_to(opened.root).as_posix() if path.is_relative_to(opened.root) else path.as_posix()

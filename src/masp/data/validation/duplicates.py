@@ -1,19 +1,19 @@
-"""Pictures that occur more than once: by their content, and by their likeness."""
+"""Images that occur more than once: by their content, and by their likeness."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from masp.data.validation.issues import Case, Cases
+from masp.data.validation.issues import Cases, IssueCase
 from masp.data.validation.near_duplicates import near_groups
 from masp.data.validation.open_datasets import UNDIVIDED
 
 PLACEHOLDER_COPIES = 5
-"""So many copies of one picture under different labels are a stand-in, such as a site's "photo removed"."""
+"""So many copies of one image under different labels are a stand-in, such as a site's "photo removed"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A picture that could be opened.
+    """An image that could be opened.
 
     Attributes:
         place: its path, seen from the data set's folder.
@@ -43,7 +43,7 @@ def copies(contents: Mapping[bytes, Sequence[Seen]]) -> Cases:
     cases: Cases = {}
     for files in contents.values():
         if len(files) > 1:
-            cases.setdefault(_kind(files), []).append(Case(_told(files), _places(files)))
+            cases.setdefault(_kind(files), []).append(IssueCase(_told(files), _places(files)))
     return cases
 
 
@@ -62,7 +62,7 @@ def near_copies(contents: Mapping[bytes, Sequence[Seen]], distance: int) -> Case
     for firsts in _alike(contents.values(), distance):
         files = [file for first in firsts for file in contents[first.digest]]
         kind = "near_leak" if len({file.split for file in files}) > 1 else "near"
-        cases.setdefault(kind, []).append(Case(_told(files), _places(files)))
+        cases.setdefault(kind, []).append(IssueCase(_told(files), _places(files)))
     return cases
 
 
@@ -89,9 +89,9 @@ def shared(first: Mapping[bytes, Sequence[Seen]], second: Mapping[bytes, Sequenc
 
 def near_shared(
     first: Mapping[bytes, Sequence[Seen]], second: Mapping[bytes, Sequence[Seen]], distance: int
-) -> list[Case]:
+) -> list[IssueCase]:
     """Groups of different contents that look alike and come from both data sets."""
-    cases: list[Case] = []
+    cases: list[IssueCase] = []
     for group in _alike([*first.values(), *second.values()], distance):
         digests = list(dict.fromkeys(file.digest for file in group))
         ours = [file for digest in digests for file in first.get(digest, ())]
@@ -108,14 +108,14 @@ def _shared_kind(ours: Sequence[Seen], theirs: Sequence[Seen]) -> str:
 
 
 def _trains_and_tests(ours: Sequence[Seen], theirs: Sequence[Seen]) -> bool:
-    """Whether one of the two data sets trains on the picture and the other tests on it."""
+    """Whether one of the two data sets trains on the image and the other tests on it."""
     first, second = ({file.split for file in files} for files in (ours, theirs))
     trained, tested = {"train", "val"}, {"test", "shifted"}
     return bool((first & trained and second & tested) or (first & tested and second & trained))
 
 
-def _pair(ours: Sequence[Seen], sign: str, theirs: Sequence[Seen]) -> Case:
-    return Case(f"{_told(ours)} {sign} {_told(theirs)}", _places(ours), _places(theirs))
+def _pair(ours: Sequence[Seen], sign: str, theirs: Sequence[Seen]) -> IssueCase:
+    return IssueCase(f"{_told(ours)} {sign} {_told(theirs)}", _places(ours), _places(theirs))
 
 
 def _places(files: Sequence[Seen]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Looking at every picture once: what its bytes are, what it resembles, and whether it can be read at all."""
+"""Looking at every image once: what its bytes are, what it resembles, and whether it can be read at all."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,18 +13,18 @@ from masp.data.images import decode_image, format_of, read_content
 
 Hasher = Callable[[Image.Image], int | None]
 
-_AT_ONCE = 256  # files in the hands of the threads; pictures are forgotten as soon as they are looked at
+_AT_ONCE = 256  # files in the hands of the threads; images are forgotten as soon as they are looked at
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What is kept of a picture.
+class ImageInspection:
+    """What is kept of an image.
 
     Attributes:
         digest: the first 16 bytes of the content's SHA-256; None where the file cannot be opened.
-        likeness: the perceptual hash, 64 bits; None without a hasher, and where a picture has nothing to compare.
+        likeness: the perceptual hash, 64 bits; None without a hasher, and where an image has nothing to compare.
         kind: the format that the content tells.
-        problem: why the picture cannot be read; None where it can.
+        problem: why the image cannot be read; None where it can.
     """
 
     digest: bytes | None
@@ -33,22 +33,22 @@ class Look:
     problem: str | None
 
 
-def look_at(path: Path, hasher: Hasher | None = None) -> Look:
-    """One picture, decoded as it is for training."""
+def look_at(path: Path, hasher: Hasher | None = None) -> ImageInspection:
+    """One image, decoded as it is for training."""
     try:
         content = read_content(path)
     except ImageError as error:
-        return Look(None, None, None, error.reason)
+        return ImageInspection(None, None, None, error.reason)
     digest, kind = sha256(content).digest()[:16], format_of(content)
     try:
         image = decode_image(content, path)
-        return Look(digest, hasher(image) if hasher is not None else None, kind, None)
+        return ImageInspection(digest, hasher(image) if hasher is not None else None, kind, None)
     except ImageError as error:
-        return Look(digest, None, kind, error.reason)
+        return ImageInspection(digest, None, kind, error.reason)
 
 
-def look_at_all(paths: Sequence[Path], hasher: Hasher | None, workers: int) -> Iterator[Look]:
-    """Every picture, in order; the result does not depend on the number of threads.
+def look_at_all(paths: Sequence[Path], hasher: Hasher | None, workers: int) -> Iterator[ImageInspection]:
+    """Every image, in order; the result does not depend on the number of threads.
 
     Args:
         paths: the files.

@@ -11,44 +11,44 @@ MOST_CASES = 1000
 """Cases of one kind that are listed; the others are counted."""
 
 
-class Kind(NamedTuple):
+class IssueKind(NamedTuple):
     """How bad a kind of finding is, and what it says about its cases."""
 
     severity: Severity
     says: str
 
 
-KINDS: Mapping[str, Kind] = MappingProxyType(
+KINDS: Mapping[str, IssueKind] = MappingProxyType(
     {
-        "layout": Kind("error", "the data set cannot be used"),
-        "row": Kind("error", "rows or files that cannot be used"),
-        "label": Kind("error", "images with a label outside the set"),
-        "annotation": Kind("error", "damaged annotations"),
-        "picture": Kind("error", "listed images that are not there"),
-        "unreadable": Kind("error", "images that cannot be read"),
-        "placeholder": Kind("error", "pictures that stand for many missing ones, under different labels"),
-        "leak": Kind("error", "images that are in two splits"),
-        "shared_leak": Kind("error", "images to train on in one data set and to test on in the other"),
-        "conflict": Kind("warning", "images under two labels"),
-        "duplicate": Kind("warning", "images that occur more than once"),
-        "near_leak": Kind("warning", "groups of near-duplicates in two splits"),
-        "near": Kind("warning", "groups of near-duplicates"),
-        "shared": Kind(
+        "layout": IssueKind("error", "the data set cannot be used"),
+        "row": IssueKind("error", "rows or files that cannot be used"),
+        "label": IssueKind("error", "images with a label outside the set"),
+        "annotation": IssueKind("error", "damaged annotations"),
+        "picture": IssueKind("error", "listed images that are not there"),
+        "unreadable": IssueKind("error", "images that cannot be read"),
+        "placeholder": IssueKind("error", "images that stand for many missing ones, under different labels"),
+        "leak": IssueKind("error", "images that are in two splits"),
+        "shared_leak": IssueKind("error", "images to train on in one data set and to test on in the other"),
+        "conflict": IssueKind("warning", "images under two labels"),
+        "duplicate": IssueKind("warning", "images that occur more than once"),
+        "near_leak": IssueKind("warning", "groups of near-duplicates in two splits"),
+        "near": IssueKind("warning", "groups of near-duplicates"),
+        "shared": IssueKind(
             "warning",
             "images in both data sets, of which one is not divided: data.splits.kind=auto divides it as training would "
             "and tells which images one trains on and the other tests on",
         ),
-        "shared_alike": Kind("warning", "images that both data sets train on, or both test on"),
-        "near_shared": Kind("warning", "groups of near-duplicates between the data sets"),
-        "unannotated": Kind("warning", "promised annotations that are not there"),
-        "suffix": Kind("warning", "images whose name says another format than their content"),
-        "spelling": Kind("warning", "images whose label is spelt otherwise than in the set"),
-        "empty_class": Kind("warning", "labels without an image"),
+        "shared_alike": IssueKind("warning", "images that both data sets train on, or both test on"),
+        "near_shared": IssueKind("warning", "groups of near-duplicates between the data sets"),
+        "unannotated": IssueKind("warning", "promised annotations that are not there"),
+        "suffix": IssueKind("warning", "images whose name says another format than their content"),
+        "spelling": IssueKind("warning", "images whose label is spelt otherwise than in the set"),
+        "empty_class": IssueKind("warning", "labels without an image"),
     }
 )
 
 
-class Case(NamedTuple):
+class IssueCase(NamedTuple):
     """One case of a kind.
 
     Attributes:
@@ -62,12 +62,12 @@ class Case(NamedTuple):
     others: tuple[str, ...] = ()
 
 
-Cases = dict[str, list[Case]]
+Cases = dict[str, list[IssueCase]]
 """Kind → its cases."""
 
 
 @dataclass(frozen=True)
-class Finding:
+class Issue:
     """Cases of one kind.
 
     Attributes:
@@ -78,7 +78,7 @@ class Finding:
 
     kind: str
     count: int
-    cases: tuple[Case, ...]
+    cases: tuple[IssueCase, ...]
 
     @property
     def severity(self) -> Severity:
@@ -86,7 +86,7 @@ class Finding:
         return KINDS[self.kind].severity
 
 
-def found(cases: Mapping[str, Sequence[Case]]) -> tuple[Finding, ...]:
+def found(cases: Mapping[str, Sequence[IssueCase]]) -> tuple[Issue, ...]:
     """The kinds that have cases, in the order of `KINDS`, which is errors first."""
     assert set(cases) <= set(KINDS)
-    return tuple(Finding(kind, len(cases[kind]), tuple(cases[kind][:MOST_CASES])) for kind in KINDS if cases.get(kind))
+    return tuple(Issue(kind, len(cases[kind]), tuple(cases[kind][:MOST_CASES])) for kind in KINDS if cases.get(kind))

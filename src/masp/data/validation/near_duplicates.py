@@ -1,4 +1,4 @@
-"""Near-duplicates: pictures whose perceptual hashes differ in a few bits."""
+"""Near-duplicates: images whose perceptual hashes differ in a few bits."""
 
 from collections.abc import Iterator, Sequence
 from itertools import count, pairwise
@@ -17,15 +17,15 @@ Measured on 120 photographs of Emotion6: copies in grey, of a third of the size,
 bits at most, copies without 2 % of every edge in 4 (median), and two different photographs in 14 at least.
 """
 
-_FLATTEST = 8  # levels of 256; a picture with less contrast has no shape that a hash could compare
+_FLATTEST = 8  # levels of 256; an image with less contrast has no shape that a hash could compare
 
 Pairs = tuple[NDArray[np.intp], NDArray[np.intp]]
 
 
 def hasher() -> Hasher | None:
-    """A function from a picture to its 64-bit perceptual hash, or None where ImageHash is not installed.
+    """A function from an image to its 64-bit perceptual hash, or None where ImageHash is not installed.
 
-    The hash (pHash) has a bit for each of the 64 lowest frequencies of the grey picture: above their median or not.
+    The hash (pHash) has a bit for each of the 64 lowest frequencies of the grey image: above their median or not.
     """
     try:
         from imagehash import phash  # pyright: ignore[reportMissingImports]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from masp.core.config import DataConfig
 from masp.core.errors import DataError
-from masp.data.bad_files import Quarantine
+from masp.data.bad_files import BadFiles
 from masp.data.readers.common import Reading
 from masp.data.readers.open_dataset import divided, existing_path, read_dataset
 from masp.data.records import Record
@@ -19,7 +19,7 @@ UNDIVIDED = "all"
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedDataset:
     """A data set whose lists and annotations are read.
 
     Attributes:
@@ -41,13 +41,13 @@ class Opened:
 
     @property
     def records(self) -> list[tuple[str, Record]]:
-        """(Split, record) for every picture."""
+        """(Split, record) for every image."""
         if self.reading is None:
             return []
         return [(split, record) for split, records in self.reading.splits.items() for record in records]
 
 
-def open_for_check(settings: DataConfig) -> Opened:
+def open_for_check(settings: DataConfig) -> OpenedDataset:
     """The lists and annotations of a data set, however many of them are damaged.
 
     Where the settings name a division it is divided as for training, otherwise it is left as it was published.
@@ -58,15 +58,15 @@ def open_for_check(settings: DataConfig) -> Opened:
     return open_together([settings])[0]
 
 
-def open_together(settings: Sequence[DataConfig]) -> list[Opened]:
+def open_together(settings: Sequence[DataConfig]) -> list[OpenedDataset]:
     """Several data sets, each as `open_for_check` opens it.
 
-    A file with a division divides those of them whose pictures it names, one at least; the others stay as they are.
+    A file with a division divides those of them whose images it names, one at least; the others stay as they are.
 
     Raises:
         DataError: as for `open_for_check`.
     """
-    found: list[Opened] = []
+    found: list[OpenedDataset] = []
     strangers: list[DataError] = []
     for one in settings:
         opened = _read(one)
@@ -81,20 +81,20 @@ def open_together(settings: Sequence[DataConfig]) -> list[Opened]:
     if strangers and not any(one.split_by == "file" for one in found):
         reasons = "; ".join(error.got for error in strangers)
         todo = "Write it again with masp data split."
-        raise DataError(f"no data set fits the division ({reasons})", "one whose pictures it names", todo)
+        raise DataError(f"no data set fits the division ({reasons})", "one whose images it names", todo)
     return found
 
 
-def _read(settings: DataConfig) -> Opened:
+def _read(settings: DataConfig) -> OpenedDataset:
     path = existing_path(settings)
     try:
-        reading = read_dataset(settings, Quarantine(tolerant=True))
+        reading = read_dataset(settings, BadFiles(tolerant=True))
     except DataError as error:
-        return Opened(path, None, str(error))
-    return Opened(path, reading, split_by=None if UNDIVIDED in reading.splits else "published")
+        return OpenedDataset(path, None, str(error))
+    return OpenedDataset(path, reading, split_by=None if UNDIVIDED in reading.splits else "published")
 
 
-def _as_training(opened: Opened, settings: DataConfig) -> Opened:
+def _as_training(opened: OpenedDataset, settings: DataConfig) -> OpenedDataset:
     """The data set in the splits of training, where the settings say anything about splits.
 
     Files that cannot be read cannot be divided by their content: they stay behind in a split of their own, so that they

@@ -6,8 +6,8 @@ from pathlib import Path
 from masp import __version__
 from masp.core.atomic_io import write_file
 from masp.core.errors import DataError
-from masp.data.validation.check import Checked, Report
-from masp.data.validation.issues import KINDS, Finding
+from masp.data.validation.check import DatasetCheck, Report
+from masp.data.validation.issues import KINDS, Issue
 
 FORMAT = 1
 
@@ -34,7 +34,7 @@ def as_json(report: Report) -> dict[str, object]:
     }
 
 
-def _data_set(checked: Checked) -> dict[str, object]:
+def _data_set(checked: DatasetCheck) -> dict[str, object]:
     return {
         "path": str(checked.path),
         "layout": checked.layout,
@@ -49,7 +49,7 @@ def _data_set(checked: Checked) -> dict[str, object]:
     }
 
 
-def _finding(one: Finding) -> dict[str, object]:
+def _finding(one: Issue) -> dict[str, object]:
     return {
         "kind": one.kind,
         "severity": one.severity,
