@@ -18,7 +18,7 @@ from masp.backbones.base import Backbone
 from masp.backbones.hf_backbone import HFBackbone
 from masp.backbones.loading import load_backbone
 from masp.cli.error_handling import guarded
-from masp.core import launch
+from masp.core import runtime
 from masp.core.config import BackboneConfig
 from masp.data.records import Dataset, Record
 from masp.evaluation.batches import Batching
@@ -80,7 +80,7 @@ def measure(data: Dataset, backbone: Backbone, out: Path) -> None:
 def shard(data: Dataset, out: Path) -> None:
     """Both stages on a language model that is divided between the processes, and one batch of one example."""
     settings = BackboneConfig(id=str(out.parent / "checkpoint"), dtype="float32", device="cpu", shard=True)
-    if launch.count() == 1:
+    if runtime.count() == 1:
         settings = settings.model_copy(update={"shard": False})
     backbone = load_backbone(settings)
     if backbone.sharded:

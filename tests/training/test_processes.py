@@ -21,12 +21,12 @@ import several_lab
 import small_training
 import tiny
 import toy_stage
-from masp.core import launch
+from masp.core import runtime
 from masp.core.aspects import ASPECTS
 from masp.core.config import MethodConfig
 from masp.core.errors import Agreement, DataError, MaspError, UsageError
-from masp.core.progress import Bar
 from masp.core.prompts import load_questions
+from masp.core.runtime import Bar
 from masp.model.aspect_attention import AspectModules
 from masp.model.masp_model import ActiveParts, MaspModel
 from masp.training import distributed as room
@@ -381,13 +381,13 @@ def test_a_wrong_time_to_wait_is_refused(monkeypatch, text):
 def test_what_the_launcher_says(monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_USE_FSDP"):
         monkeypatch.delenv(name, raising=False)
-    assert (launch.rank(), launch.local_rank(), launch.count(), launch.fsdp()) == (0, None, 1, False)
+    assert (runtime.rank(), runtime.local_rank(), runtime.count(), runtime.fsdp()) == (0, None, 1, False)
     monkeypatch.setenv("RANK", "5")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert (launch.rank(), launch.local_rank(), launch.count(), launch.fsdp()) == (5, 1, 8, True)
-    assert not launch.speaks()
+    assert (runtime.rank(), runtime.local_rank(), runtime.count(), runtime.fsdp()) == (5, 1, 8, True)
+    assert not runtime.speaks()
 
 
 def test_only_the_first_process_draws_a_bar(monkeypatch):

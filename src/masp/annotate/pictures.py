@@ -11,12 +11,12 @@ from pathlib import Path
 from masp.core.config import DataConfig
 from masp.core.errors import DataError, UsageError
 from masp.core.labels import LABEL_SETS
-from masp.data.bad_files import BadFiles
 from masp.data.file_listing import images_from
 from masp.data.images import FORMAT_NAMES
 from masp.data.readers.detect import recognised
 from masp.data.readers.emoset import SPLITS, UNDIVIDED
 from masp.data.readers.open_dataset import existing_path, read_dataset
+from masp.data.records import BadFiles
 
 UNLABELLED = "unlabelled"
 """Folder of the images whose emotion nobody knows."""

@@ -1,25 +1,236 @@
-"""Annotating a whole data set: batch by batch, interrupted and gone on with, to the same bytes."""
+"""Annotating a whole data set: batch by batch, interrupted and gone on with, to the same bytes in EmoSet's layout.
 
+While it goes on there is `run.json` and one small file for every finished batch in `progress`, each whole or absent.
+What a reader of data sets looks for appears at the end, all of it made from those files.
+"""
+
+import fcntl
 import hashlib
 import json
 import logging
+import os
+import re
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from masp.adapters import library_versions, portable, tensors_sha256
+from masp.annotate.answers import FORMULA
 from masp.annotate.ask import AnnotationSettings, Annotator, Answers
-from masp.annotate.folder import AnnotationFolder
-from masp.annotate.light import FORMULA
-from masp.annotate.pictures import ImageCollection, PendingImage
-from masp.annotate.writing import write_emoset
+from masp.annotate.pictures import ImageCollection, PendingImage, splits_of
 from masp.core.aspects import MEASURED
-from masp.core.atomic_io import write_file
-from masp.data.bad_files import BadFiles
+from masp.core.atomic_io import discard, remove_folder, remove_leftovers, write_file, write_folder
+from masp.core.errors import DataError, UsageError
 from masp.data.prefetch import LoadedBatch, Loading, load
-from masp.training.run_dir import reading
+from masp.data.records import BadFiles
+from masp.training.run_dir import compare, reading
+
+FORMAT = 1
+_BATCH = re.compile(r"batch-(\d{7})\.json")
+
+
+class AnnotationFolder:
+    """`out` while it is written: run.json, progress/batch-NNNNNNN.json."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.description = out / "run.json"
+        self.progress = out / "progress"
+
+    @contextmanager
+    def opened(self, identity: Mapping[str, Any]) -> Iterator[Mapping[str, Any] | None]:
+        """Hold the folder for this process, and clear what a killed run left.
+
+        Yields:
+            The result, where the same run has come to its end here.
+
+        Raises:
+            UsageError: the folder holds something else, or another process is writing into it.
+            DataError: it cannot be written.
+        """
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(self.out, error) from error
+        handle = os.open(self.out, os.O_RDONLY)
+        try:
+            self._lock(handle)
+            before = self._before()
+            if before is None:
+                self._write({"format": FORMAT, "identity": dict(identity), "result": None})
+            else:
+                compare(before["identity"], identity, self.out)
+            remove_leftovers(self.out)
+            if self.progress.is_dir():
+                remove_leftovers(self.progress)
+            yield None if before is None else before["result"]
+        finally:
+            os.close(handle)
+
+    def batches(self) -> dict[int, dict[str, Any]]:
+        """The finished batches by number; one that cannot be read is made again."""
+        found: dict[int, dict[str, Any]] = {}
+        for path in sorted(self.progress.iterdir()) if self.progress.is_dir() else ():
+            match = _BATCH.fullmatch(path.name)
+            if match is None:
+                continue
+            try:
+                content = json.loads(path.read_bytes())
+                found[int(match[1])] = {key: content[key] for key in ("versions", "answers", "unreadable")}
+            except (OSError, ValueError, KeyError, TypeError):
+                discard(path)
+        return found
+
+    def keep(self, number: int, batch: Mapping[str, Any]) -> None:
+        """Write a finished batch.
+
+        Raises:
+            DataError: the disk refuses.
+        """
+        try:
+            self.progress.mkdir(exist_ok=True)
+            write_file(self.progress / f"batch-{number:07d}.json", json.dumps(batch).encode())
+        except OSError as error:
+            raise unwritable(self.progress, error) from error
+
+    def finish(self, identity: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+        """Record the result; the batches are then no longer needed."""
+        self._write({"format": FORMAT, "identity": dict(identity), "result": dict(result)})
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove the batches."""
+        if self.progress.is_dir():
+            remove_folder(self.progress)
+
+    def _lock(self, handle: int) -> None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another command is writing into {self.out}", "one at a time", "Wait for it, or name another --out."
+            ) from None
+
+    def _before(self) -> dict[str, Any] | None:
+        try:
+            raw = self.description.read_bytes()
+        except FileNotFoundError:
+            if any(not path.name.startswith(".masp-") for path in self.out.iterdir()):
+                raise UsageError(f"{self.out} is not empty", "a new folder", "Name another --out.") from None
+            return None
+        except OSError as error:
+            raise DataError(f"{self.description} cannot be read ({error.strerror})", "", "Check the rights.") from None
+        try:
+            content = json.loads(raw)
+            if content["format"] != FORMAT:
+                raise ValueError("another format")
+            return {"identity": dict(content["identity"]), "result": content["result"]}
+        except (ValueError, KeyError, TypeError):
+            raise UsageError(
+                f"{self.description} is not that of `masp data annotate`", "a new folder", "Name another --out."
+            ) from None
+
+    def _write(self, content: Mapping[str, Any]) -> None:
+        try:
+            write_file(self.description, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+        except OSError as error:
+            raise unwritable(self.out, error) from error
+
+
+def unwritable(place: Path, error: OSError) -> DataError:
+    """The error for a disk that refuses."""
+    return DataError(
+        f"{place} cannot be written ({error.strerror or error})",
+        "",
+        "Make room or name another --out, and run it again.",
+    )
+
+
+ANNOTATION, IMAGE = "annotation", "image"
+
+
+def write_emoset(
+    out: Path,
+    pictures: ImageCollection,
+    annotated: Sequence[tuple[PendingImage, Mapping[str, Any]]],
+    source: Mapping[str, Any],
+    copy: bool,
+) -> None:
+    """Write annotation/, image/, one list for each split, and info.json last; what was there is replaced.
+
+    Args:
+        out: where.
+        pictures: all images, readable or not.
+        annotated: the readable ones, in order, with what stands in the annotation file of each.
+        source: what made the annotations, for info.json.
+        copy: whether image/ holds copies; otherwise it holds links to the images where they lie.
+
+    Raises:
+        DataError: the disk refuses.
+    """
+
+    def notes(folder: Path) -> None:
+        for item, content in annotated:
+            _new(folder / item.home / f"{item.name}.json").write_text(_json_text(content), encoding="utf-8")
+
+    def images(folder: Path) -> None:
+        for item, _ in annotated:
+            place = _new(folder / item.home / _file_name(item))
+            if copy:
+                shutil.copyfile(item.path, place)
+            else:
+                place.symlink_to(item.path.resolve())
+
+    numbers = {label: number for number, label in enumerate(pictures.labels)}
+    rows: dict[str, list[list[object]]] = {split: [] for split in splits_of(pictures.items)}
+    for item, _ in annotated:
+        label = None if item.label is None else numbers[item.label]
+        places = f"{IMAGE}/{item.home}/{_file_name(item)}", f"{ANNOTATION}/{item.home}/{item.name}.json"
+        rows[item.split].append([label, item.name, *places])
+    try:
+        write_folder(out / ANNOTATION, notes)
+        write_folder(out / IMAGE, images)
+        for split, listed in rows.items():
+            write_file(out / f"{split}.json", _lines(listed))
+        write_file(out / "info.json", _json_text(_info(pictures, source)).encode())
+        os.sync()  # the many small files are not flushed one by one
+    except OSError as error:
+        raise unwritable(out, error) from error
+
+
+def _info(pictures: ImageCollection, source: Mapping[str, Any]) -> dict[str, Any]:
+    """info.json as EmoSet has it, and what made this folder."""
+    order = dict(enumerate(pictures.labels))
+    tables = {
+        "label2idx": {label: number for number, label in order.items()},
+        "idx2label": {str(number): label for number, label in order.items()},
+    }
+    return {"emotion": tables, "labelled": pictures.labelled, "source": dict(source)}
+
+
+def _file_name(item: PendingImage) -> str:
+    """The image's name beside its annotation; a suffix that is no plain word is left out."""
+    suffix = item.path.suffix.lower()
+    return item.name + (suffix if suffix[1:].isascii() and suffix[1:].isalnum() else "")
+
+
+def _new(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _lines(rows: Iterable[object]) -> bytes:
+    """A list with one row on each line."""
+    return ("[" + ",\n".join(json.dumps(row) for row in rows) + "]\n").encode()
+
+
+def _json_text(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=1) + "\n"
+
 
 log = logging.getLogger(__name__)
 

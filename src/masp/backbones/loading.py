@@ -15,7 +15,7 @@ from masp.backbones.base import Backbone
 from masp.backbones.device_map import Placement
 from masp.backbones.files import EMBEDDED, BackboneFiles, check_accepted, find, read_json
 from masp.backbones.quantization import require_bitsandbytes
-from masp.core import launch
+from masp.core import runtime
 from masp.core.config import BackboneConfig
 from masp.core.errors import BackboneError, ConfigError, did_you_mean
 
@@ -91,7 +91,7 @@ def load_backbone(
         UsageError: a revision of a folder, or something else to be accepted.
         ConfigError: it is to be divided, and there is only one process, or it is packed or spread as well.
     """
-    shard = launch.fsdp()
+    shard = runtime.fsdp()
     if isinstance(config, BackboneConfig):
         name, revision, dtype, device = config.id, config.revision, config.dtype, config.device
         min_pixels, max_pixels = config.min_pixels, config.max_pixels
@@ -183,7 +183,7 @@ def choose_device(device: str) -> torch.device:
     Raises:
         BackboneError: no such device.
     """
-    if device in ("auto", "cuda") and torch.cuda.is_available() and (own := launch.local_rank()) is not None:
+    if device in ("auto", "cuda") and torch.cuda.is_available() and (own := runtime.local_rank()) is not None:
         return torch.device("cuda", own % torch.cuda.device_count())
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -12,7 +12,7 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from masp.core import launch
+from masp.core import runtime
 from masp.core.errors import ConfigError
 
 
@@ -26,7 +26,7 @@ def shard_layers(language: Any, device: torch.device) -> None:
     Raises:
         ConfigError: there is only one process, or they do not know each other yet.
     """
-    if launch.count() > 1 and not distributed.is_initialized():
+    if runtime.count() > 1 and not distributed.is_initialized():
         raise ConfigError(
             "the backbone is to be divided before the processes have met",
             "masp.training.launched(device) before the backbone is loaded",

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, Strict, model_validator
 
 from masp.core.aspects import ASPECTS
 from masp.core.errors import ConfigError
-from masp.core.label_mapping import Taxonomy
+from masp.core.labels import Taxonomy
 from masp.core.setting_types import (
     FREE,
     AspectNames,

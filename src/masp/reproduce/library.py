@@ -9,10 +9,9 @@ from pathlib import Path
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
 from masp.baselines.base import Example, TrainingData
-from masp.data.bad_files import Rejected
 from masp.data.images import image_size
 from masp.data.readers.open_dataset import open_dataset
-from masp.data.records import Dataset, Record
+from masp.data.records import Dataset, Record, Rejected
 from masp.evaluation.result import SkippedImage
 from masp.reproduce.config import ReproduceConfig
 from masp.reproduce.measure import SplitImages

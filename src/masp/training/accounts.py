@@ -9,8 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePath
 
 from masp.core.errors import DataError
-from masp.data.bad_files import BadFiles
-from masp.data.records import Dataset
+from masp.data.records import BadFiles, Dataset
 from masp.training.feature_cache import FeatureCache
 
 log = logging.getLogger(__name__)

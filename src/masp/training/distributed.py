@@ -19,7 +19,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, distributed
 
-from masp.core import launch
+from masp.core import runtime
 from masp.core.errors import Agreement, MaspError, UsageError
 from masp.training.signals import StopRequest
 
@@ -220,7 +220,7 @@ def launched(device: torch.device, alike: bool = False) -> Processes:
         MaspError: one of them does not come.
         UsageError: the time to wait is no number.
     """
-    if launch.count() == 1 and not distributed.is_initialized():
+    if runtime.count() == 1 and not distributed.is_initialized():
         return ALONE
     if not distributed.is_initialized():
         atexit.register(_part)
@@ -228,7 +228,7 @@ def launched(device: torch.device, alike: bool = False) -> Processes:
         state = PartialState(cpu=device.type == "cpu", timeout=timedelta(seconds=patience()))
     except (RuntimeError, ValueError) as error:
         raise MaspError(
-            f"process {launch.rank()} of {launch.count()} cannot reach the others ({_short(error)})",
+            f"process {runtime.rank()} of {runtime.count()} cannot reach the others ({_short(error)})",
             "processes that one launcher started",
             "Check the addresses that it was given.",
         ) from error

@@ -9,11 +9,11 @@ import torch
 
 from masp.adapters import tensors_sha256
 from masp.core.errors import MaspError
+from masp.core.runtime import Bar
 from masp.core.types import CachedPrefix, ImageLayout
 from masp.model.masp_model import ActiveParts, MaspModel
 from masp.training.disk_cache import GIGA, CacheGroup, key_of
 from masp.training.feature_cache import FeatureCache
-from masp.training.progress import Bar
 from masp.training.signals import StopRequest
 
 log = logging.getLogger(__name__)

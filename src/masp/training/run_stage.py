@@ -16,7 +16,7 @@ from accelerate.tracking import get_available_trackers
 
 from masp.adapters import AdapterInfo, BackboneRecord, DataRecord, TrainingRecord, save_adapter
 from masp.backbones.base import Again, Backbone
-from masp.core import launch
+from masp.core import runtime
 from masp.core.atomic_io import write_file
 from masp.core.config import MethodConfig, PromptInit, RunConfig
 from masp.core.errors import ConfigError
@@ -24,9 +24,8 @@ from masp.core.flops import images_at_once
 from masp.core.prompts import EMOTION, Questions, load_questions
 from masp.core.setting_types import FREE, Settings
 from masp.core.settings import TrainConfig
-from masp.data.bad_files import BadFiles
 from masp.data.images import Rounding, image_area
-from masp.data.records import Dataset, Record
+from masp.data.records import BadFiles, Dataset, Record
 from masp.data.splits import write_split
 from masp.model.aspect_attention import AspectModules
 from masp.model.masp_model import ActiveParts, MaspModel
@@ -35,20 +34,27 @@ from masp.training.accounts import hold_to, left_out
 from masp.training.checkpoints import CheckpointStore, unwritable
 from masp.training.disk_cache import GIGA, DiskCache
 from masp.training.distributed import ALONE, Processes, launched
-from masp.training.feature_cache import FeatureCache, ImageReading, account_lines, read_account
+from masp.training.feature_cache import FeatureCache, ImageReading, VisualMemory, account_lines, read_account
 from masp.training.prefix_cache import PrefixCache, choose
 from masp.training.run_dir import RunFolder, TrainResult, hash_of, reading
-from masp.training.schedule import NEGLIGIBLE, RateScale, TrainingLength, budget_of, reach
 from masp.training.signals import StopRequest
-from masp.training.trainer import LoopSettings, Trainer, TrainTask
-from masp.training.visual_groups import VisualMemory
+from masp.training.trainer import (
+    NEGLIGIBLE,
+    LoopSettings,
+    RateScale,
+    Trainer,
+    TrainingLength,
+    TrainTask,
+    budget_of,
+    reach,
+)
 
 log = logging.getLogger(__name__)
 
 
 @runtime_checkable
 class Order(Protocol):
-    """Which examples every step sees, as `masp.data.sampling.Batches` says it."""
+    """Which examples every step sees, as `masp.data.splits.Batches` says it."""
 
     @property
     def per_epoch(self) -> int:
@@ -433,7 +439,7 @@ def make_accelerator(settings: TrainConfig, backbone: Backbone, out: Path, stage
             f"Install it: pip install {missing[0].replace('_', '-')}",
         )
     scaled = backbone.dtype == torch.float16 and backbone.device.type == "cuda"
-    with launch.without_fsdp():  # the backbone is divided already, and accelerate's own way needs a GPU
+    with runtime.without_fsdp():  # the backbone is divided already, and accelerate's own way needs a GPU
         return Accelerator(
             cpu=backbone.device.type == "cpu",
             mixed_precision="fp16" if scaled else "no",

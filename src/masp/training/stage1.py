@@ -19,17 +19,15 @@ from masp.core.flops import VALIDATED
 from masp.core.labels import normalise_answer
 from masp.core.prompts import Questions, load_questions
 from masp.data.records import Dataset, Record
-from masp.data.sampling import EpochOrder
+from masp.data.splits import EpochOrder
 from masp.model.aspect_attention import AspectModules
 from masp.model.masp_model import MaspModel
 from masp.model.scoring import describe_aspects
-from masp.training.feature_cache import FeatureCache
+from masp.training.feature_cache import FeatureCache, VisualMemory
 from masp.training.run_dir import TrainResult
 from masp.training.run_stage import Outcome, Run, checkpointing, measured_at_once, run_stage
-from masp.training.schedule import RateScale
 from masp.training.signals import StopRequest
-from masp.training.trainer import StepBatch, groups_of
-from masp.training.visual_groups import VisualMemory
+from masp.training.trainer import RateScale, StepBatch, groups_of
 
 log = logging.getLogger(__name__)
 

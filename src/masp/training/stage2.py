@@ -22,21 +22,17 @@ from masp.core.labels import LabelStyle, render_labels
 from masp.core.prompts import Questions, load_questions
 from masp.core.settings import LabelOrder
 from masp.core.types import ImageInput
-from masp.data.class_weights import class_balance
-from masp.data.records import Dataset, Record
-from masp.data.sampling import Batches
-from masp.data.splits import division_in
+from masp.data.records import Dataset, Record, class_balance
+from masp.data.splits import Batches, division_in
 from masp.model.masp_model import ActiveParts, MaspModel, init_soft_prompt
 from masp.model.scoring import score
 from masp.training.checkpoints import unwritable
-from masp.training.feature_cache import FeatureCache
+from masp.training.feature_cache import FeatureCache, VisualMemory
 from masp.training.prefix_cache import PrefixCache
 from masp.training.run_dir import TrainResult
 from masp.training.run_stage import Outcome, Run, checkpointing, measured_at_once, run_stage
-from masp.training.schedule import RateScale
 from masp.training.signals import StopRequest
-from masp.training.trainer import StepBatch, groups_of
-from masp.training.visual_groups import VisualMemory
+from masp.training.trainer import RateScale, StepBatch, groups_of
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The one training loop: it knows examples, losses and scores, and nothing of images or language models."""
+"""The one training loop and its learning rate: it knows examples, losses and scores, nothing of images or models."""
 
 import logging
 import math
@@ -15,12 +15,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from masp.core.errors import CheckpointError, MaspError
-from masp.training.checkpoints import Checkpoint, CheckpointStore
-from masp.training.distributed import ALONE, Processes
-from masp.training.progress import Bar, MetricsFile
-from masp.training.schedule import Schedule, rate_factor
-from masp.training.signals import Interrupted, StopRequest
-from masp.training.state import (
+from masp.core.runtime import Bar
+from masp.core.settings import TrainConfig
+from masp.training.checkpoints import (
+    Checkpoint,
+    CheckpointStore,
+    MetricsFile,
     TrainerState,
     load_parameters,
     load_state_dict,
@@ -28,6 +28,87 @@ from masp.training.state import (
     set_random_numbers,
     state_dict,
 )
+from masp.training.distributed import ALONE, Processes
+from masp.training.signals import Interrupted, StopRequest
+
+Schedule = Literal["cosine", "linear", "constant"]
+
+PASSES = 3
+"""Epochs of a run that names none and has data enough."""
+
+VALIDATIONS = 10
+"""About as often is measured on the split val, where a run names no epochs and each of them is short."""
+
+NEGLIGIBLE = 0.1
+"""A share of the spread of the embeddings; a soft prompt that cannot move further stays where it began."""
+
+
+@dataclass(frozen=True)
+class RateScale:
+    """The natural scale of what a stage trains.
+
+    Attributes:
+        rate: what `learning_rate_scale` is multiplied with.
+        spread: standard deviation of the numbers that a trained number is to be held against.
+        name: what these numbers are.
+    """
+
+    rate: float
+    spread: float
+    name: str
+
+
+@dataclass(frozen=True)
+class TrainingLength:
+    """How far and how long a run goes.
+
+    Attributes:
+        learning_rate: its peak.
+        steps: of the optimizer.
+        validate_every: steps between measurements on the split val; 0: never.
+    """
+
+    learning_rate: float
+    steps: int
+    validate_every: int
+
+
+def budget_of(settings: TrainConfig, per_epoch: int, scale: float) -> TrainingLength:
+    """Rate and steps of a run: what was given, else what trains on any backbone and however few images there are.
+
+    Args:
+        settings: a rate and a number of epochs that are given hold as they are.
+        per_epoch: steps in a pass over the examples, at least 1.
+        scale: what `learning_rate_scale` is multiplied with where no rate is given (see `Scale`).
+    """
+    rate = settings.learning_rate_scale * scale if settings.learning_rate is None else settings.learning_rate
+    epochs, spaced = settings.epochs, 1
+    steps = (epochs or PASSES) * per_epoch
+    if epochs is None and steps < settings.min_steps:
+        steps = settings.min_steps
+        spaced = -(-steps // (VALIDATIONS * per_epoch))
+    return TrainingLength(rate, min(steps, settings.max_steps or steps), settings.evaluate_every * spaced * per_epoch)
+
+
+def rate_factor(step: int, total: int, warmup: float, schedule: Schedule) -> float:
+    """What the learning rate is multiplied with in the step after `step` finished ones, in (0, 1].
+
+    It rises in equal parts over the first `warmup` fraction of the steps, then falls to (almost) zero at the end.
+    """
+    rising = round(warmup * total)
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    done = (step - rising) / max(1, total - rising)
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    return 1 - done if schedule == "linear" else 1.0
+
+
+def reach(budget: TrainingLength, warmup: float, schedule: Schedule) -> float:
+    """About how far a number can move in a run: the sum of the rates, as a step of AdamW moves none by much more."""
+    factors = (rate_factor(step, budget.steps, warmup, schedule) for step in range(budget.steps))
+    return budget.learning_rate * sum(factors)
+
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,120 @@
+"""What a process runs on and among: its rank, its processor, and the progress bar that one of several draws."""
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+_FSDP = "ACCELERATE_USE_FSDP"
+
+
+def rank() -> int:
+    """The number of this process among all of the run; 0 without a launcher."""
+    return _number("RANK", 0)
+
+
+def local_rank() -> int | None:
+    """The number of this process among those of its machine; None without a launcher."""
+    return _number("LOCAL_RANK", 0) if count() > 1 else None
+
+
+def count() -> int:
+    """Processes of the run; 1 without a launcher."""
+    return _number("WORLD_SIZE", 1)
+
+
+def fsdp() -> bool:
+    """Whether the launcher asks for weights that are divided between the processes (`--use_fsdp`)."""
+    return os.environ.get(_FSDP, "").lower() in ("1", "true")
+
+
+@contextmanager
+def without_fsdp() -> Iterator[None]:
+    """A context that does not ask for it."""
+    asked = os.environ.pop(_FSDP, None)
+    try:
+        yield
+    finally:
+        if asked is not None:
+            os.environ[_FSDP] = asked
+
+
+def speaks() -> bool:
+    """Whether this process is the one that talks: progress, results and log of the others would be the same."""
+    return rank() == 0
+
+
+def _number(name: str, default: int) -> int:
+    try:
+        return int(os.environ.get(name, ""))
+    except ValueError:
+        return default
+
+
+_TABLE = Path("/proc/cpuinfo")
+
+
+def processor(table: Path = _TABLE) -> str:
+    """The processor's own name, such as "AMD EPYC 7763"; its architecture where the system does not tell.
+
+    `platform.processor` knows the architecture only.
+
+    Args:
+        table: Linux's list of processors.
+    """
+    try:
+        lines = table.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(filter(None, names), platform.machine())
+
+
+class Bar:
+    """A progress bar with loss, pace and the time left; silent without a terminal, and in all processes but the first.
+
+    Args:
+        title: what is being done.
+        total: how many steps there are, None if nobody knows; `done` of them were finished before.
+        unit: what the pace counts.
+        console: where it is drawn; None for standard error.
+    """
+
+    def __init__(
+        self, title: str, total: int | None, done: int = 0, unit: str = "images", console: Console | None = None
+    ) -> None:
+        self.unit = unit
+        console = console or Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not (console.is_terminal and speaks()),
+        )
+        self._task: TaskID = self._progress.add_task(title, total=total, completed=done, note="")
+
+    def show(self, done: int, loss: float | None = None, pace: float | None = None) -> None:
+        """Put the bar at `done` steps; `loss` and `pace` (units per second) replace what it says, where given."""
+        parts = [f"loss {loss:.4f}"] if loss is not None else []
+        parts += [f"{pace:.0f} {self.unit}/s"] if pace is not None else []
+        if parts:
+            self._progress.update(self._task, completed=done, note="  ".join(parts))
+        else:
+            self._progress.update(self._task, completed=done)
+
+    def __enter__(self) -> "Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
