@@ -1,13 +1,12 @@
 """Which images are annotated, and where each of them stands in what is written."""
 
-import hashlib
-import json
 import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from masp.core.atomic_io import fingerprint
 from masp.core.config import DataConfig
 from masp.core.errors import DataError, UsageError
 from masp.core.labels import LABEL_SETS
@@ -64,7 +63,7 @@ class ImageCollection:
     def digest(self) -> str:
         """SHA-256 over where the images lie, their labels, splits and sizes."""
         facts = [[item.place, item.label, item.split, _size(item.path)] for item in self.items]
-        return hashlib.sha256(json.dumps([self.labels, facts]).encode()).hexdigest()
+        return fingerprint([self.labels, facts])
 
 
 def pictures_of(settings: DataConfig, limit: int | None = None) -> ImageCollection:

@@ -4,8 +4,6 @@ While it goes on there is `run.json` and one small file for every finished batch
 What a reader of data sets looks for appears at the end, all of it made from those files.
 """
 
-import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -23,11 +21,11 @@ from masp.annotate.answers import FORMULA
 from masp.annotate.ask import AnnotationSettings, Annotator, Answers
 from masp.annotate.pictures import ImageCollection, PendingImage, splits_of
 from masp.core.aspects import MEASURED
-from masp.core.atomic_io import discard, remove_folder, remove_leftovers, write_file, write_folder
-from masp.core.errors import DataError, UsageError
+from masp.core.atomic_io import TEMPORARY, discard, fingerprint, remove_folder, write_file, write_folder
 from masp.data.prefetch import LoadedBatch, Loading, load
 from masp.data.records import BadFiles
-from masp.training.run_dir import compare, reading
+from masp.training.checkpoints import unwritable
+from masp.training.run_dir import finish, held, reading
 
 FORMAT = 1
 _BATCH = re.compile(r"batch-(\d{7})\.json")
@@ -38,38 +36,18 @@ class AnnotationFolder:
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        self.description = out / "run.json"
         self.progress = out / "progress"
 
     @contextmanager
     def opened(self, identity: Mapping[str, Any]) -> Iterator[Mapping[str, Any] | None]:
-        """Hold the folder for this process, and clear what a killed run left.
+        """Hold the folder for this process (see `masp.training.run_dir.held`).
 
         Yields:
             The result, where the same run has come to its end here.
-
-        Raises:
-            UsageError: the folder holds something else, or another process is writing into it.
-            DataError: it cannot be written.
         """
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise unwritable(self.out, error) from error
-        handle = os.open(self.out, os.O_RDONLY)
-        try:
-            self._lock(handle)
-            before = self._before()
-            if before is None:
-                self._write({"format": FORMAT, "identity": dict(identity), "result": None})
-            else:
-                compare(before["identity"], identity, self.out)
-            remove_leftovers(self.out)
-            if self.progress.is_dir():
-                remove_leftovers(self.progress)
-            yield None if before is None else before["result"]
-        finally:
-            os.close(handle)
+        full = self.out.is_dir() and any(not path.name.startswith(TEMPORARY) for path in self.out.iterdir())
+        with held(self.out, identity, {}, f"{self.out} is not empty" if full else None, self.progress) as result:
+            yield result
 
     def batches(self) -> dict[int, dict[str, Any]]:
         """The finished batches by number; one that cannot be read is made again."""
@@ -89,65 +67,23 @@ class AnnotationFolder:
         """Write a finished batch.
 
         Raises:
-            DataError: the disk refuses.
+            CheckpointError: the disk refuses to be written.
         """
         try:
             self.progress.mkdir(exist_ok=True)
             write_file(self.progress / f"batch-{number:07d}.json", json.dumps(batch).encode())
         except OSError as error:
-            raise unwritable(self.progress, error) from error
+            raise unwritable(error, self.progress) from error
 
-    def finish(self, identity: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    def finish(self, result: Mapping[str, Any]) -> None:
         """Record the result; the batches are then no longer needed."""
-        self._write({"format": FORMAT, "identity": dict(identity), "result": dict(result)})
+        finish(self.out, result, library_versions())
         self.tidy()
 
     def tidy(self) -> None:
         """Remove the batches."""
         if self.progress.is_dir():
             remove_folder(self.progress)
-
-    def _lock(self, handle: int) -> None:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"another command is writing into {self.out}", "one at a time", "Wait for it, or name another --out."
-            ) from None
-
-    def _before(self) -> dict[str, Any] | None:
-        try:
-            raw = self.description.read_bytes()
-        except FileNotFoundError:
-            if any(not path.name.startswith(".masp-") for path in self.out.iterdir()):
-                raise UsageError(f"{self.out} is not empty", "a new folder", "Name another --out.") from None
-            return None
-        except OSError as error:
-            raise DataError(f"{self.description} cannot be read ({error.strerror})", "", "Check the rights.") from None
-        try:
-            content = json.loads(raw)
-            if content["format"] != FORMAT:
-                raise ValueError("another format")
-            return {"identity": dict(content["identity"]), "result": content["result"]}
-        except (ValueError, KeyError, TypeError):
-            raise UsageError(
-                f"{self.description} is not that of `masp data annotate`", "a new folder", "Name another --out."
-            ) from None
-
-    def _write(self, content: Mapping[str, Any]) -> None:
-        try:
-            write_file(self.description, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
-        except OSError as error:
-            raise unwritable(self.out, error) from error
-
-
-def unwritable(place: Path, error: OSError) -> DataError:
-    """The error for a disk that refuses."""
-    return DataError(
-        f"{place} cannot be written ({error.strerror or error})",
-        "",
-        "Make room or name another --out, and run it again.",
-    )
 
 
 ANNOTATION, IMAGE = "annotation", "image"
@@ -170,7 +106,7 @@ def write_emoset(
         copy: whether image/ holds copies; otherwise it holds links to the images where they lie.
 
     Raises:
-        DataError: the disk refuses.
+        CheckpointError: the disk refuses to be written.
     """
 
     def notes(folder: Path) -> None:
@@ -199,7 +135,7 @@ def write_emoset(
         write_file(out / "info.json", _json_text(_info(pictures, source)).encode())
         os.sync()  # the many small files are not flushed one by one
     except OSError as error:
-        raise unwritable(out, error) from error
+        raise unwritable(error, out) from error
 
 
 def _info(pictures: ImageCollection, source: Mapping[str, Any]) -> dict[str, Any]:
@@ -300,7 +236,8 @@ def annotate(
 
     Raises:
         UsageError: the folder belongs to something else.
-        DataError: 100 images in a row cannot be read, or none can, or the disk refuses.
+        DataError: 100 images in a row cannot be read, or none can.
+        CheckpointError: the disk refuses to be written, or another process is writing there.
     """
     identity = _identity(pictures, annotator, work)
     place = AnnotationFolder(out)
@@ -319,7 +256,7 @@ def annotate(
         lines = [json.dumps({"image": name, "reason": why}) for name, why in bad]
         write_file(out / "quarantine.jsonl", "".join(f"{line}\n" for line in lines).encode())
         summary = _summary(annotator.asking, done, len(annotated), len(bad))
-        place.finish(identity, summary)
+        place.finish(summary)
         return _from_json(out, summary)
 
 
@@ -382,7 +319,9 @@ def _source(annotator: Annotator, adapter: str | None) -> dict[str, Any]:
         "dtype": backbone.weight_dtype,
         "adapter": None,
         "question": {name: asking.questions[name] for name in asking.asked},
-        "vocabulary": {name: _digest(list(asking.options[name])) for name in asking.asked if name in asking.options},
+        "vocabulary": {
+            name: fingerprint(list(asking.options[name])) for name in asking.asked if name in asking.options
+        },
     }
     if annotator.model.aspects is not None:
         sha256 = tensors_sha256(annotator.model.aspects.state_dict())
@@ -413,10 +352,6 @@ def _identity(pictures: ImageCollection, annotator: Annotator, work: AnnotationJ
         **{f"question.{name}": text for name, text in source["question"].items()},
     }
     return json.loads(json.dumps(table))
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _summary(

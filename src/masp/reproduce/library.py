@@ -153,7 +153,7 @@ class Library:
         labelled = [(split, record) for split, records in splits.items() for record in records if record.label]
         settings, data = self.job.config.prompt, self.job.source(name).data
         shelf = None if self.shelf is None else DiskCache(self.shelf, int(settings.store_disk_gb * GIGA))
-        budget = 0 if shelf is None else shelf.room()
+        budget = 0 if shelf is None else shelf.budget
         reading = ImageReading(side, data.workers, budget, settings.strict, rounding=self.job.rounding)
         paths = [record.path for _, record in labelled]
         store = FeatureCache(self.backbone, paths, reading, memory, shelf)

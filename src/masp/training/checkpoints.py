@@ -111,13 +111,22 @@ class CheckpointStore:
         return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
+def left_out(store: CheckpointStore) -> list[str] | None:
+    """The images that the run of the newest checkpoint left out, as seen from the data set's folder; None without one.
+
+    So a run that goes on trains on the same images, whatever can be read by then.
+    """
+    found = store.latest()
+    return None if found is None else found.state.get("left_out")
+
+
 def unwritable(error: Exception, target: Path) -> CheckpointError:
     """The error for a disk that is full, read-only or otherwise refuses to be written."""
     return CheckpointError(
         got=f"writing {target} failed: {error}",
-        expected="a folder that can be written, with room for one more checkpoint",
+        expected="a folder that can be written, with room",
         todo="Free some space or make the folder writable, then give the same command again: "
-        "it goes on from the last complete checkpoint.",
+        "it goes on from what is complete.",
     )
 
 

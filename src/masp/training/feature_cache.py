@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -77,10 +77,7 @@ def origin_of(backbone: Backbone, longest_side: int | None, rounding: Rounding) 
     }
 
 
-@functools.cache
-def _versions() -> dict[str, str]:
-    """They are read from files, which would be done again for every group."""
-    return library_versions()
+_versions = functools.cache(library_versions)  # they are read from files, which would be done for every group
 
 
 @dataclass(frozen=True)
@@ -144,19 +141,7 @@ def in_groups(numbers: Sequence[int]) -> list[list[int]]:
 
 def rows_of(visual: VisualTokens) -> list[VisualTokens]:
     """The visual tokens of each image of a batch, without padding and places on the image, on the CPU."""
-    rows = []
-    for row in range(len(visual)):
-        count = int(visual.mask[row].sum())
-        rows.append(
-            VisualTokens(
-                tokens=visual.tokens[row : row + 1, :count].to("cpu", copy=True),
-                mask=visual.mask[row : row + 1, :count].to("cpu", copy=True),
-                grid=None if visual.grid is None else visual.grid[row : row + 1].to("cpu", copy=True),
-                shapes=None if visual.shapes is None else visual.shapes[row : row + 1],
-                deep=None if visual.deep is None else visual.deep[row : row + 1, :count].to("cpu", copy=True),
-            )
-        )
-    return rows
+    return [replace(visual.select([row]), boxes=None).to("cpu") for row in range(len(visual))]
 
 
 def bytes_of(visual: VisualTokens) -> int:
@@ -232,6 +217,7 @@ class FeatureCache:
         self.backbone, self.paths, self.reading, self.shelf = backbone, paths, reading, shelf
         self.processes = processes
         self.hashes: list[str] = []  # of the content of every file, where there is a shelf
+        self.keys: set[str] = set()  # names of its groups there
         self.usable: list[bool] = [False] * len(paths)
         self.kept = reading.budget > 0 or reading.wanted
         self.needed = 0
@@ -242,23 +228,21 @@ class FeatureCache:
         self._keys: list[MemoryKey] = shared or [(path, None, "") for path in paths]
         self._kept = VisualMemory().tokens if memory is None else memory.tokens
 
-    def fill(self, stop: StopRequest, known: Mapping[str, str] | None = None) -> BadFiles:
+    def fill(self, stop: StopRequest, before: Collection[Path] | None = None) -> BadFiles:
         """Read every image once: find the bad ones, and keep the visual tokens if they fit.
 
         Args:
             stop: asked between images.
-            known: bad images and their reasons, as an earlier start of the same run found them; with it, nothing more
-                is read once it is clear that the visual tokens are not kept.
+            before: images that an earlier start of the same run left out, which are left out again, and no others; with
+                it, nothing more is read once it is clear that the visual tokens are not kept.
 
         Returns:
             The account of what was read, used and left out.
 
         Raises:
-            DataError: too many images are bad.
+            DataError: too many images are bad, or one cannot be read that was used before.
             Interrupted: a signal arrived.
         """
-        if known is not None and not known.keys() <= {str(path) for path in self.paths}:
-            known = None  # the data set lies elsewhere now
         account = BadFiles(self.reading.strict, total=len(self.paths))
         new = [number for number, key in enumerate(self._keys) if key not in self._kept]
         self.usable = [key in self._kept for key in self._keys]
@@ -282,11 +266,49 @@ class FeatureCache:
                     pairs = zip(groups[start : start + self.processes.count], found, strict=True)
                     left = [numbers for numbers, group in pairs if group.good and not group.tokens]
                     self.processes.all_gather(lambda left=left: self._fetch(left))
-                if known is not None and not self.kept:
-                    return self._remember(known)
+                if before is not None and not self.kept:
+                    self.usable = [path not in before for path in self.paths]
+                    return account
                 bar.show(account.read)
         self.processes.all_gather(account.finish)
+        if before is not None:
+            self._hold_to(before, account)
         return account
+
+    def left_out(self) -> set[Path]:
+        """The images that are not usable."""
+        return {path for path, usable in zip(self.paths, self.usable, strict=True) if not usable}
+
+    def _hold_to(self, before: Collection[Path], account: BadFiles) -> None:
+        """Leave out the images that were left out before, and no others.
+
+        The examples of a checkpoint are numbers of the images that were used when the run began; with one image more or
+        fewer, every number behind it would name another.
+
+        Raises:
+            DataError: an image that was used before cannot be read now.
+        """
+        lost = sorted(self.left_out() - set(before))
+        if lost:
+            reasons = {bad.path: f"{bad.path} ({bad.reason})" for bad in account.rejected}
+            then = (
+                f"only these were left out then: {_named(sorted(map(str, before)))}" if before else "none was left out"
+            )
+            raise DataError(
+                f"{len(lost)} of the images that this run began with cannot be read now: "
+                f"{_named([reasons.get(path, str(path)) for path in lost])}",
+                f"the images of its checkpoint ({then})",
+                "Make them readable and give the same command again: it goes on. To do without them, "
+                "name another --out.",
+            )
+        back = [path for path, usable in zip(self.paths, self.usable, strict=True) if usable and path in before]
+        self.usable = [usable and path not in before for path, usable in zip(self.paths, self.usable, strict=True)]
+        if back:
+            log.warning(
+                "left out to the end of this run, which began without, though readable now: %s. "
+                "Its last bits may differ",
+                _named(list(map(str, back))),
+            )
 
     def _reader(self, groups: Iterable[Sequence[int]]) -> Iterator[LoadedBatch]:
         """The images of these groups, read ahead."""
@@ -332,7 +354,8 @@ class FeatureCache:
             return groups
         shelf = self.shelf
         self.hashes = self.processes.on_main(lambda: [content_hash(path) for path in self.paths])
-        found = [shelf.load(self._key(numbers)) for numbers in groups]
+        names = [self._key(numbers) for numbers in groups]
+        self.keys, found = set(names), [shelf.load(name) for name in names]
         everywhere = [
             all(there) for there in zip(*self.processes.all_gather(lambda: [g is not None for g in found]), strict=True)
         ]
@@ -346,7 +369,7 @@ class FeatureCache:
             self._keep(group)
         self._size = self.bytes()
         if self.allowed < sys.maxsize:  # otherwise it fitted when the run began
-            self.allowed = min(self.allowed, self._size + self.processes.on_main(lambda: shelf.room(())))
+            self.allowed = self.processes.on_main(lambda: shelf.room(self.keys))
         return left
 
     def _fetch(self, groups: Sequence[Sequence[int]]) -> None:
@@ -374,16 +397,6 @@ class FeatureCache:
         """What the visual tokens of these images depend on when they are computed together."""
         hashes = [self.hashes[number] for number in numbers]
         return {"images": hashes, **origin_of(self.backbone, self.reading.longest_side, self.reading.rounding)}
-
-    def _remember(self, known: Mapping[str, str]) -> BadFiles:
-        """The account of an earlier start of the same run."""
-        account = BadFiles(self.reading.strict, share=1.0, patience=len(self.paths) + 1)
-        self.usable = [str(path) not in known for path in self.paths]
-        account.accept(sum(self.usable))
-        for path, usable in zip(self.paths, self.usable, strict=True):
-            if not usable:
-                account.reject(path, known[str(path)])
-        return account
 
     def stream(
         self, items: Iterable[Item], images: Callable[[Item], Sequence[int]]
@@ -477,3 +490,9 @@ def read_account(path: Path) -> dict[str, str] | None:
         return {row["path"]: row["reason"] for row in bad} if total["quarantined"] == len(bad) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _named(names: Sequence[str], most: int = 5) -> str:
+    """The first few names of a list, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

@@ -234,7 +234,9 @@ def _prepare(run: Run) -> Outcome:
         seeds={"aspects": settings.seed},
     )
     scale = RateScale(1 / width, 1 / math.sqrt(width), "the matrices at their start")
-    return Outcome(stage, ImageMajorOrder(examples, settings.batch_size, settings.seed), info, modules, None, scale)
+    return Outcome(
+        stage, store, ImageMajorOrder(examples, settings.batch_size, settings.seed), info, modules, None, scale
+    )
 
 
 def spread(records: Sequence[Record], most: int) -> list[Record]:

@@ -315,7 +315,7 @@ def _prepare(run: Run, adapter: Adapter | None, home: Path | None) -> Outcome:
     order = Batches(len(learned), settings.batch_size, settings.seed, lengths)
     spread = run.backbone.embedding_std()
     scale = RateScale(spread, spread, "the embeddings")
-    return Outcome(stage, order, info, modules, model.prompt, scale, settings.init)
+    return Outcome(stage, store, order, info, modules, model.prompt, scale, settings.init)
 
 
 def _labelled(numbers: Sequence[tuple[int, Record]]) -> list[tuple[int, str]]:

@@ -142,6 +142,7 @@ class LoopSettings:
     identity: str  # hash of all that decides the result; a checkpoint with another one is refused
     keep: Literal["best", "last"] = "best"  # which of the states that were measured is left in the parameters
     micro_batch: int | None = None
+    left_out: tuple[str, ...] = ()  # images that are not among the examples; it belongs to every checkpoint
 
 
 @dataclass(frozen=True)
@@ -450,6 +451,7 @@ class Trainer:
             "scaler": None if scaler is None else scaler.state_dict(),
             "threads": torch.get_num_threads(),
             "processes": self.processes.count,
+            "left_out": list(self.settings.left_out),
         }
         self.store.save(Checkpoint(self.at.step, state_dict(self.parameters, self.optimizer, self.best), state))
 
