@@ -61,7 +61,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "argparse": (),
     "click": ("masp.cli",),
     "datasets": ("masp.data.hub",),
-    "jinja2": ("masp.report",),
+    "jinja2": ("masp.report", "masp.adapters.card"),
     "matplotlib": ("masp.report.plots", "masp.report", "masp.reproduce.charts"),
     "huggingface_hub": ("masp.adapters.hub", "masp.backbones"),
     "imagehash": ("masp.data.validation",),

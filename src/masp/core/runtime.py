@@ -2,15 +2,11 @@
 
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-_FSDP = "ACCELERATE_USE_FSDP"
 
 
 def rank() -> int:
@@ -26,22 +22,6 @@ def local_rank() -> int | None:
 def count() -> int:
     """Processes of the run; 1 without a launcher."""
     return _number("WORLD_SIZE", 1)
-
-
-def fsdp() -> bool:
-    """Whether the launcher asks for weights that are divided between the processes (`--use_fsdp`)."""
-    return os.environ.get(_FSDP, "").lower() in ("1", "true")
-
-
-@contextmanager
-def without_fsdp() -> Iterator[None]:
-    """A context that does not ask for it."""
-    asked = os.environ.pop(_FSDP, None)
-    try:
-        yield
-    finally:
-        if asked is not None:
-            os.environ[_FSDP] = asked
 
 
 def speaks() -> bool:

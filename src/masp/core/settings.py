@@ -145,11 +145,6 @@ class BackboneConfig(Settings):
         description="Qwen-VL: larger images are shrunk to this area, which bounds their visual tokens; null: as the "
         "checkpoint says.",
     )
-    shard: Switch = Field(
-        default=False,
-        description="Several processes: each holds a part of the language model's weights (FSDP) instead of all.",
-        json_schema_extra={**FREE},
-    )
     accept: Annotated[tuple[Literal["processor", "template", "tokenizer"], ...], BeforeValidator(as_tuple)] = Field(
         default=(),
         description="What of the backbone's files may differ from those that an adapter or a run was made with.",

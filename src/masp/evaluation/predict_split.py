@@ -58,7 +58,7 @@ def ask(
     known = labelled(records, system.labels)
     size = batching.size_on(system.backbone)
     asked: list[LoggedAnswer] = []
-    processes = launched(system.backbone.device, system.backbone.sharded)
+    processes = launched(system.backbone.device)
     with processes.guarded(), ExitStack() as stack:
         journal = stack.enter_context(ResumeLog(*keep)) if keep and processes.main else None
         account = BadFiles(total=len(known))

@@ -16,7 +16,6 @@ from accelerate.tracking import get_available_trackers
 
 from masp.adapters import AdapterInfo, BackboneRecord, DataRecord, TrainingRecord, save_adapter
 from masp.backbones.base import Again, Backbone
-from masp.core import runtime
 from masp.core.atomic_io import write_file
 from masp.core.config import MethodConfig, PromptInit, RunConfig
 from masp.core.errors import ConfigError
@@ -229,7 +228,7 @@ def run_stage(
     memory: VisualMemory | None = None,
 ) -> TrainResult:
     """One run from an opened data set to a finished adapter; `extra` joins what has to be equal to go on with it."""
-    processes = launched(backbone.device, backbone.sharded)
+    processes = launched(backbone.device)
     with processes.guarded(), processes.stopping() as stop, ExitStack() as stack:
         folder = RunFolder(out)
         identity = identity_of(config, settings, stage, dataset, backbone) | dict(extra or {})
@@ -423,10 +422,9 @@ def make_accelerator(settings: TrainConfig, backbone: Backbone, out: Path, stage
             f"Install it: pip install {missing[0].replace('_', '-')}",
         )
     scaled = backbone.dtype == torch.float16 and backbone.device.type == "cuda"
-    with runtime.without_fsdp():  # the backbone is divided already, and accelerate's own way needs a GPU
-        return Accelerator(
-            cpu=backbone.device.type == "cpu",
-            mixed_precision="fp16" if scaled else "no",
-            log_with=list(settings.trackers) or None,
-            project_dir=out,
-        )
+    return Accelerator(
+        cpu=backbone.device.type == "cpu",
+        mixed_precision="fp16" if scaled else "no",
+        log_with=list(settings.trackers) or None,
+        project_dir=out,
+    )

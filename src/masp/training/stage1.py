@@ -139,7 +139,7 @@ class AspectStage:
         """
         groups = groups_of(self.validation, self.at_once)
         processes = self.store.processes
-        read = self.store.stream(processes.shared(groups), lambda group: [image for image, _ in group])
+        read = self.store.stream(processes.shard(groups), lambda group: [image for image, _ in group])
 
         def ask(group: Sequence[tuple[int, Record]]) -> list[tuple[str, str, str]]:
             _, visual = next(read)

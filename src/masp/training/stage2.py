@@ -158,7 +158,7 @@ class PromptStage:
         question, labels = self.asking.evaluation(), self.asking.labels
         groups, processes = groups_of(self.validation, self.at_once), self.store.processes
         given = self._given(
-            processes.shared(groups),
+            processes.shard(groups),
             lambda group: [image for image, _ in group],
             lambda group: [question] * len(group),
         )

@@ -154,8 +154,6 @@ class StepBatch:
         epoch: its epoch.
         examples: numbers of the examples.
         total: examples of the whole step, of all processes.
-        counts: whether the losses count; where all processes have to make the same calls, one that has nothing to do
-            does the work of another once more, for nothing.
         last: whether the step ends with it.
         loaded: what the stage loaded.
     """
@@ -164,7 +162,6 @@ class StepBatch:
     epoch: int
     examples: tuple[int, ...]
     total: int
-    counts: bool = True
     last: bool = True
     loaded: Any = None
 
@@ -310,13 +307,9 @@ class Trainer:
             examples = tuple(next(batches))
             own = tuple(self.processes.shard(examples))
             size = self.settings.micro_batch or len(examples)
-            most = -(-len(examples) // self.processes.count) if self.processes.alike else len(own)
-            pieces = max(1, -(-most // size))  # where all processes make the same calls: as many as the one with most
-            for piece in range(pieces):
-                chosen = own[piece * size : (piece + 1) * size]
-                idle = self.processes.alike and not chosen
-                shown = examples[:1] if idle else chosen
-                yield StepBatch(step, epoch, shown, len(examples), not idle, piece == pieces - 1)
+            pieces = groups_of(own, size) or [own]
+            for number, piece in enumerate(pieces, 1):
+                yield StepBatch(step, epoch, tuple(piece), len(examples), number == len(pieces))
 
     def _step(self, shares: Iterator[StepBatch]) -> None:
         """One step of the optimizer."""
@@ -357,7 +350,7 @@ class Trainer:
             losses = self.stage.losses(share)
             if self.weights is not None:
                 losses = losses * self.weights[list(share.examples)].to(losses.device)
-            loss = losses.sum() * share.counts
+            loss = losses.sum()
             self.accelerator.backward(loss / share.total)
             self.window = self.window + loss.detach()
 
