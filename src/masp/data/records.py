@@ -150,6 +150,11 @@ def read_json(file: Path, largest: int | None = _LARGEST_ANNOTATION) -> object:
         raise DataError(f"{file} is not JSON ({error})", "", "Copy it again from its source.") from None
 
 
+def place_in(root: Path, path: Path) -> str:
+    """A file as seen from a folder, where it lies below it."""
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
 @dataclass(frozen=True, slots=True)
 class LazyExtra:
     """Keys of an annotation file that masp itself does not use, read from the file when asked for.
@@ -261,7 +266,7 @@ class Dataset:
 
     def place(self, path: Path) -> str:
         """A file as seen from the data set's folder, so that it means the same on every machine."""
-        return (path.relative_to(self.root) if path.is_relative_to(self.root) else path).as_posix()
+        return place_in(self.root, path)
 
     def _facts(self, record: Record) -> list[object]:
         try:

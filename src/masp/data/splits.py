@@ -229,7 +229,7 @@ def _quotas(count: int, fractions: Mapping[str, float]) -> dict[str, int]:
 def split_content(dataset: Dataset) -> bytes:
     """A split file: which image stands in which split, for people to read and for `read_split`."""
     splits = {
-        name: [[_place(dataset, record), record.label] for record in records]
+        name: [[dataset.place(record.path), record.label] for record in records]
         for name, records in dataset.splits.items()
     }
     content = {
@@ -260,7 +260,7 @@ def read_split(file: Path, dataset: Dataset) -> dict[str, tuple[Record, ...]]:
     Raises:
         DataError: the file is not a split, or names an image that the data set does not have.
     """
-    known = {_place(dataset, record): record for record in dataset.records}
+    known = {dataset.place(record.path): record for record in dataset.records}
     splits: dict[str, tuple[Record, ...]] = {}
     for name, places in read_division(file).places.items():
         strange = next((place for place in places if place not in known), None)
@@ -342,9 +342,5 @@ def _table(dataset: Dataset, names: Sequence[str]) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("path", "label", "split"))
     for name in names:
-        writer.writerows((_place(dataset, record), record.label or "", name) for record in dataset.splits[name])
+        writer.writerows((dataset.place(record.path), record.label or "", name) for record in dataset.splits[name])
     return text.getvalue().encode()
-
-
-def _place(dataset: Dataset, record: Record) -> str:
-    return record.path.relative_to(dataset.root).as_posix()

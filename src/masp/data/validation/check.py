@@ -17,7 +17,7 @@ from masp.core.labels import LABEL_SETS, spelled
 from masp.data.images import suffix_fits
 from masp.data.readers.common import Reading, exists
 from masp.data.readers.open_dataset import divided, existing_path, read_dataset, usable_labels
-from masp.data.records import BadFiles, Record
+from masp.data.records import BadFiles, Record, place_in
 from masp.data.validation.duplicates import (
     DISTANCE,
     KINDS,
@@ -318,9 +318,11 @@ def _listed(opened: OpenedDataset, reading: Reading, depth: Depth) -> Cases:
     cases: Cases = {}
     for rejected in reading.account.rejected:
         kind = "row" if rejected.fault == "file" else rejected.fault
-        place = _place(opened, rejected.path)
+        place = place_in(opened.root, rejected.path)
         cases.setdefault(kind, []).append(IssueCase(f"{place}: {rejected.reason}", (place,)))
-    cases["unannotated"] = [IssueCase(place, (place,)) for place in (_place(opened, path) for path in reading.missing)]
+    cases["unannotated"] = [
+        IssueCase(place, (place,)) for place in (place_in(opened.root, path) for path in reading.missing)
+    ]
     try:
         usable_labels(reading, opened.path)
     except DataError as error:
@@ -333,7 +335,7 @@ def _listed(opened: OpenedDataset, reading: Reading, depth: Depth) -> Cases:
         meant = None if record.label is None else spelled(record.label, known)
         if record.label is not None and meant != record.label:
             kind, words = ("label", "") if meant is None else ("spelling", f", which is {meant}")
-            place = _place(opened, record.path)
+            place = place_in(opened.root, record.path)
             where = place if split == UNDIVIDED else f"{place} ({split})"
             cases.setdefault(kind, []).append(IssueCase(f"{where}: the label is {record.label}{words}", (place,)))
     return cases
@@ -351,7 +353,7 @@ def _looked_at(
     seen: list[Seen] = []
     looks = look_at_all([record.path for _, record in records], depth.hasher, depth.workers)
     for (split, record), look in zip(records, looks, strict=True):
-        place = _place(opened, record.path)
+        place = place_in(opened.root, record.path)
         formats[look.kind or "unknown"] += 1
         if look.problem is not None:
             kind = "unreadable" if exists(record.path) else "picture"
@@ -363,10 +365,6 @@ def _looked_at(
         if progress is not None:
             progress(1)
     return seen
-
-
-def _place(opened: OpenedDataset, path: Path) -> str:
-    return path.relative_to(opened.root).as_posix() if path.is_relative_to(opened.root) else path.as_posix()
 
 
 FORMAT = 1
