@@ -261,7 +261,7 @@ def split_data(
         dataset = open_dataset(settings)
     if all(record.label is None for record in dataset.records):
         raise DataError(
-            f"none of {counted(len(dataset.records), 'picture')} in {dataset.root} has a label",
+            f"none of {counted(len(dataset.records), 'image')} in {dataset.root} has a label",
             "labels, each of which is divided alike",
             "Name a labelled data set; masp train aspects divides images without labels itself.",
         )
@@ -372,7 +372,7 @@ def annotate_data(
     with waiting("looking for images"):
         pictures = pictures_of(settings, limit)
     without = "" if pictures.labelled else "; without labels, or with one only: good for stage 1 (masp train aspects)"
-    say(f"{counted(len(pictures.items), 'picture')}{without}")
+    say(f"{counted(len(pictures.items), 'image')}{without}")
     loaded, trained = _loaded(backbone, adapter, revision, dtype.value, device, accepted(accept))
     method = MethodConfig() if trained is None else trained.info.method
     model = MaspModel(loaded, method, None if trained is None else trained.aspects)  # never with a soft prompt
@@ -382,9 +382,9 @@ def annotate_data(
         found = annotate(pictures, Annotator(model, asking), target, work, adapter)
     results().print(_annotation_table(found))
     if found.unreadable:
-        say(f"{counted(found.unreadable, 'picture')} could not be read; {found.out / 'quarantine.jsonl'} says why")
+        say(f"{counted(found.unreadable, 'image')} could not be read; {found.out / 'quarantine.jsonl'} says why")
     done = "had been annotated before" if found.again else "annotated by machine"
-    say(f"{counted(found.pictures, 'picture')} {done}; EmoSet's layout in {found.out}")
+    say(f"{counted(found.pictures, 'image')} {done}; EmoSet's layout in {found.out}")
 
 
 def _loaded(
@@ -494,4 +494,4 @@ def make(
 
     with Bar("images", images) as bar:
         write_dataset(folder, images=images, seed=seed, progress=counting(bar))
-    say(f"{counted(images, 'picture')} in {folder}")
+    say(f"{counted(images, 'image')} in {folder}")
