@@ -16,6 +16,7 @@ from masp.cli import main
 from masp.core.config import load_config
 from masp.core.errors import DataError
 from masp.data.readers.open_dataset import open_dataset, settings_for
+from masp.data.validation import duplicates
 from masp.data.validation.check import NO_LABEL, Depth, Report, as_json, check, open_for_check
 from masp.data.validation.duplicates import BITS, KINDS, hasher, look_at_all, near_groups, near_pairs
 
