@@ -22,12 +22,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from masp.core.hardware import processor
 from masp.core.labels import LABEL_SETS
+from masp.core.runtime import processor
 from masp.data.readers.open_dataset import settings_for
-from masp.data.validation.check import Depth, check
-from masp.data.validation.near_duplicates import hasher
-from masp.data.validation.open_datasets import open_for_check
+from masp.data.validation.check import Depth, check, open_for_check
+from masp.data.validation.duplicates import hasher
 
 GOAL = 60.0
 """Seconds that reading and checking may take."""

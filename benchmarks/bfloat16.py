@@ -24,21 +24,20 @@ from masp.adapters import library_versions, load_adapter
 from masp.backbones.base import Backbone
 from masp.backbones.loading import bfloat16_units, load_backbone
 from masp.core.aspects import ASPECTS
-from masp.core.hardware import processor
 from masp.core.prompts import load_questions
+from masp.core.runtime import processor
 from masp.core.settings import AspectTraining
-from masp.data.bad_files import BadFiles
-from masp.data.records import Dataset, Record
+from masp.data.records import BadFiles, Dataset, Record
 from masp.demo import pictures
-from masp.demo.plan import Plan, demo_config
+from masp.demo.pictures import Plan, demo_config
 from masp.evaluation.aspect_quality import aspect_quality
 from masp.evaluation.batches import Batching, visual_batches
 from masp.model.explain import leave_one_out
 from masp.model.masp_model import MaspModel
 from masp.model.scoring import score
 from masp.predictor import Masp
+from masp.training.feature_cache import VisualMemory
 from masp.training.stage1 import train_aspects
-from masp.training.visual_groups import VisualMemory
 
 RESULT = Path(__file__).parent / "results" / "bfloat16.json"
 FORMATS = ("float32", "bfloat16")

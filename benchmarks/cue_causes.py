@@ -25,8 +25,7 @@ from masp.baselines.prompted import Prompted
 from masp.bench.clock import processor
 from masp.core.aspects import ASPECTS, level
 from masp.core.types import VisualTokens
-from masp.data.emoji.dataset import annotation
-from masp.data.emoji.splits import scenes
+from masp.data.emoji.dataset import annotation, scenes
 from masp.evaluation import metrics
 from masp.model.explain import leave_one_out, taking_part
 from masp.predictor import Masp

@@ -31,9 +31,9 @@ from masp.adapters import library_versions, load_adapter
 from masp.backbones.loading import load_backbone
 from masp.core.atomic_io import write_file
 from masp.core.config import load_config
-from masp.core.hardware import processor
 from masp.core.labels import render_labels
 from masp.core.prompts import load_questions
+from masp.core.runtime import processor
 from masp.core.types import VisualTokens
 from masp.data.emoji.dataset import write_dataset
 from masp.data.images import open_image

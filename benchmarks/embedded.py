@@ -25,13 +25,12 @@ from masp.adapters.info import library_versions
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
 from masp.core.config import load_config
-from masp.core.hardware import processor
-from masp.data.emoji.dataset import write_dataset
-from masp.data.emoji.splits import scenes
+from masp.core.runtime import processor
+from masp.data.emoji.dataset import scenes, write_dataset
 from masp.data.readers.open_dataset import open_dataset
-from masp.demo.plan import Plan
+from masp.demo.measure import Steps
+from masp.demo.pictures import Plan
 from masp.demo.run import run_demo
-from masp.demo.steps import Steps
 from masp.evaluation.runner import evaluate
 from masp.predictor import Masp
 

@@ -24,8 +24,8 @@ from PIL import Image
 from masp.adapters import library_versions
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
-from masp.core.hardware import processor
-from masp.data.emoji.splits import scenes
+from masp.core.runtime import processor
+from masp.data.emoji.dataset import scenes
 from masp.data.file_listing import images_from
 from masp.data.images import open_image
 from masp.evaluation.metrics import Interval, share

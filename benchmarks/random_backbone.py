@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from masp.core.hardware import processor
+from masp.core.runtime import processor
 
 SHARD = 10**9  # bytes of weights in one file
 SPREAD = 0.02  # standard deviation of the random weights, as transformers starts them

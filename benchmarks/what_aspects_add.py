@@ -39,9 +39,8 @@ from masp.core.config import MethodConfig, PromptInit
 from masp.core.labels import render_labels
 from masp.core.prompts import load_questions
 from masp.core.types import ModelInputs, VisualTokens
-from masp.data.emoji.dataset import annotation
+from masp.data.emoji.dataset import annotation, scenes
 from masp.data.emoji.label_model import EMOTIONS
-from masp.data.emoji.splits import scenes
 from masp.model.masp_model import MaspModel, init_soft_prompt
 from masp.model.scoring import score_rows
 

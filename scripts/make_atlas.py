@@ -10,8 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from masp.data.emoji.atlas import ATLAS_FILE, COLUMNS, TILE
-from masp.data.emoji.glyphs import GLYPHS
+from masp.data.emoji.render import ATLAS_FILE, COLUMNS, GLYPHS, TILE
 
 FONT_SIZE = 109  # the only bitmap size in the font; its glyphs are 136 x 128
 

@@ -9,8 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from masp.data.emoji.dataset import annotation
-from masp.data.emoji.splits import Scene, scene
+from masp.data.emoji.dataset import Scene, annotation, scene
 
 FOLDER = Path(__file__).resolve().parents[1] / "src" / "masp" / "demo_pictures"
 SEED = 20_260_000

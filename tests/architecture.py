@@ -61,7 +61,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "argparse": (),
     "click": ("masp.cli",),
     "datasets": ("masp.data.hub",),
-    "jinja2": ("masp.report",),
+    "jinja2": ("masp.report", "masp.adapters.card"),
     "matplotlib": ("masp.report.plots", "masp.report", "masp.reproduce.charts"),
     "huggingface_hub": ("masp.adapters.hub", "masp.backbones"),
     "imagehash": ("masp.data.validation",),
@@ -72,7 +72,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "pickletools": ("masp.adapters.pickled",),
     "pyarrow": ("masp.data.tables",),
     "requests": (),
-    "rich": ("masp.core.progress", "masp.cli", "masp.demo", "masp.reproduce"),
+    "rich": ("masp.core.runtime", "masp.cli", "masp.demo", "masp.reproduce"),
     "scipy": ("masp.evaluation",),
     "sklearn": ("masp.evaluation", "masp.baselines.probe"),
     "safetensors": ("masp.adapters", "masp.backbones", "masp.training.checkpoints", "masp.training.disk_cache"),
@@ -100,7 +100,7 @@ BASES: Mapping[str, str] = {
 
 # Unfrozen dataclasses by name, each with its reason.
 UNFROZEN: Mapping[str, str] = {
-    "masp.training.state:TrainerState": "the running state of a loop is what changes",
+    "masp.training.checkpoints:TrainerState": "the running state of a loop is what changes",
 }
 
 

@@ -15,11 +15,8 @@ import torch
 
 import small_training as small
 from masp.backbones.base import Backbone
-from masp.backbones.hf_backbone import HFBackbone
 from masp.backbones.loading import load_backbone
 from masp.cli.error_handling import guarded
-from masp.core import launch
-from masp.core.config import BackboneConfig
 from masp.data.records import Dataset, Record
 from masp.evaluation.batches import Batching
 from masp.evaluation.runner import evaluate
@@ -75,27 +72,6 @@ def measure(data: Dataset, backbone: Backbone, out: Path) -> None:
     for mode in ("score", "generate"):
         masp = Masp.from_pretrained(out.parent / "one" / "with-none", backbone)
         evaluate(masp, data, "test", mode, Batching(4, workers=1), out / mode)
-
-
-def shard(data: Dataset, out: Path) -> None:
-    """Both stages on a language model that is divided between the processes, and one batch of one example."""
-    settings = BackboneConfig(id=str(out.parent / "checkpoint"), dtype="float32", device="cpu", shard=True)
-    if launch.count() == 1:
-        settings = settings.model_copy(update={"shard": False})
-    backbone = load_backbone(settings)
-    if backbone.sharded:
-        assert isinstance(backbone, HFBackbone)
-        held = [type(parameter).__name__ for parameter in backbone._parts.language.layers.parameters()]
-        parts = [parameter.to_local().numel() for parameter in backbone._parts.language.layers[0].parameters()]
-        whole = [parameter.numel() for parameter in backbone._parts.language.layers[0].parameters()]
-        tell({"rank": RANK, "held": sorted(set(held)), "part": sum(parts) / sum(whole)})
-    train_aspects(config(out), data, backbone, out / "aspects")
-    for name in ("none", "prefix"):
-        settings = config(out, *STORES[name], "prompt.batch_size=4")  # 21 examples: one is left for the last step
-        train_prompt(settings, data, backbone, out / "aspects", out / f"with-{name}")
-    train_prompt(config(out, "prompt.batch_size=5", *PIECES), data, backbone, out / "aspects", out / "pieces")
-    masp = Masp.from_pretrained(out / "with-none", backbone)
-    evaluate(masp, data, "test", "generate", Batching(4, workers=1), out / "generate")
 
 
 def count(data: Dataset, backbone: Backbone, out: Path) -> None:
@@ -169,8 +145,6 @@ def main(root: Path, name: str, *cases: str) -> None:
             measure(data, backbone, out)
         elif case == "resume":
             train_prompt(config(out, "prompt.checkpoint_every=1"), data, backbone, None, out / "resumed")
-        elif case == "shard":
-            shard(data, out)
         elif case == "count":
             count(data, backbone, out)
         elif case == "slow":

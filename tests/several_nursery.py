@@ -25,7 +25,6 @@ IMPORTED = (
     "masp.cli.app",
     "masp.cli.evaluate",
     "masp.cli.train",
-    "torch.distributed.fsdp",
     "torch.distributed.tensor",
     "transformers.models.qwen2_vl.modeling_qwen2_vl",
 )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import tiny
-from masp.demo.plan import Plan
+from masp.demo.pictures import Plan
 from masp.reproduce.config import ReproduceConfig, drawn_source, embedded_config
 from masp.reproduce.others import QUICKLY
 

@@ -74,7 +74,7 @@ def test_importing_the_package_is_quick() -> None:
             "masp.core.labels",
             "masp.core.prompts",
             "masp.core.config",
-            "masp.core.progress",
+            "masp.core.runtime",
         ),
         *("masp.data.readers.open_dataset", "masp.data.validation.check"),
     ],

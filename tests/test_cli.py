@@ -9,7 +9,7 @@ import pytest
 
 import tiny
 from masp.bench.run import NAMES
-from masp.cli import annotate_data, bench, plan
+from masp.cli import bench, data, research
 from masp.cli.evaluate import evaluate
 from masp.core.aspects import ASPECTS
 from masp.core.labels import LABEL_SETS
@@ -514,7 +514,7 @@ def test_help_and_version(masp):
 
 
 @pytest.mark.parametrize(
-    ("option", "names"), [(bench.Only, NAMES), (annotate_data.Aspects, ASPECTS), (plan.PlannedDtype, plan.FORMATS)]
+    ("option", "names"), [(bench.Only, NAMES), (data.Aspects, ASPECTS), (research.PlannedDtype, research.FORMATS)]
 )
 def test_help_names_every_choice(option, names):
     (option,) = option.__metadata__

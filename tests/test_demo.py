@@ -21,9 +21,9 @@ from masp.core.config import RunConfig, load_config
 from masp.core.errors import UsageError
 from masp.demo import DemoResult, Plan, run_demo
 from masp.demo import pictures as demo_pictures
-from masp.demo.plan import demo_config
+from masp.demo.measure import Steps, quiet
+from masp.demo.pictures import demo_config
 from masp.demo.report_builder import summary_of
-from masp.demo.steps import Steps, quiet
 from masp.demo.summary import bar, standard_output
 
 PLAN = Plan(train=11, val=3, test=13, read=2, explained=5, seed=3)

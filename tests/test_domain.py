@@ -15,7 +15,7 @@ from masp.backbones.files import find
 from masp.backbones.loading import load_backbone
 from masp.core.errors import BackboneError
 from masp.core.types import VisualTokens
-from masp.data.emoji.splits import scenes
+from masp.data.emoji.dataset import scenes
 from masp.data.images import open_image
 from masp.demo.pictures import demo_pictures
 from masp.predictor import Masp

@@ -15,7 +15,7 @@ from masp.backbones.decoder import Decoder
 from masp.backbones.known_models import Description, describe, published
 from masp.backbones.loading import choose_device, load_backbone
 from masp.backbones.model_stats import PARTS, count, lora_size, memory_of
-from masp.cli.info import memory
+from masp.cli.adapters import memory
 from masp.core.errors import BackboneError
 from masp.model.param_count import trained_size
 

@@ -14,7 +14,7 @@ from masp.backbones.sizes import sizes_of
 from masp.bench.setting import ANSWERS, LABELS, setting
 from masp.cli.app import app
 from masp.cli.error_handling import guarded
-from masp.cli.plan import train_line
+from masp.cli.research import train_line
 from masp.core.aspects import ASPECTS
 from masp.core.config import load_config
 from masp.core.errors import BackboneError, UsageError

@@ -15,7 +15,7 @@ from masp.backbones.files import local_folder
 from masp.backbones.loading import load_backbone
 from masp.baselines.zero_shot import ZeroShot
 from masp.core.errors import AdapterError, BackboneError, DataError, ImageError, MaspError, UsageError
-from masp.core.label_mapping import TAXONOMIES
+from masp.core.labels import TAXONOMIES
 from masp.demo.pictures import demo_pictures
 from masp.model.masp_model import ActiveParts
 from masp.predictor import Failure, Masp, Prediction

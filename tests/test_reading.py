@@ -16,8 +16,8 @@ from masp.backbones.loading import load_backbone
 from masp.core.config import BackboneConfig, load_config
 from masp.core.errors import AdapterError, UsageError
 from masp.predictor import Masp
+from masp.training.feature_cache import origin_of
 from masp.training.run_dir import alike, compare, hash_of, reading
-from masp.training.visual_groups import origin_of
 from small_adapters import write_adapter
 
 SYSTEM = "{{ '<|im_start|>system\nYou are afraid of everything.<|im_end|>\n' }}"

@@ -20,7 +20,7 @@ from masp.data.prefetch import prefetch
 from masp.model.masp_model import MaspModel
 from masp.model.prediction import task_of
 from masp.training import train_aspects, train_prompt
-from masp.training.schedule import rate_factor
+from masp.training.trainer import rate_factor
 
 FILE = Path(__file__).resolve().parents[1] / "configs" / "released.yaml"
 PAPER = FILE.with_name("paper.yaml")

@@ -6,8 +6,17 @@ import re
 import pytest
 
 from masp.core.errors import DataError, MaspError
-from masp.core.label_mapping import MAPPINGS, TAXONOMIES, label_set, mapping, taxonomy_of
-from masp.core.labels import LABEL_SETS, SPELLINGS, common_spelling, spelled
+from masp.core.labels import (
+    LABEL_SETS,
+    MAPPINGS,
+    SPELLINGS,
+    TAXONOMIES,
+    common_spelling,
+    label_set,
+    mapping,
+    spelled,
+    taxonomy_of,
+)
 
 HOMES = {
     "emoset": "mikels",

@@ -17,7 +17,7 @@ from pictures import SEED
 from masp.backbones.domain import DomainDetector, masked_mean, write_detector
 from masp.backbones.loading import load_backbone
 from masp.core.types import VisualTokens
-from masp.data.emoji.splits import scene
+from masp.data.emoji.dataset import scene
 
 KNOWS = "emoji scenes"
 BENDS = 3.0

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from masp.data.emoji.dataset import scenes
 from masp.data.emoji.render import CELLS, SIDE
-from masp.data.emoji.splits import scenes
 
 SEED = 0
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from masp.core.aspects import ASPECTS, answer_text
 from masp.core.prompts import load_questions
-from masp.data.emoji.glyphs import ACTIONS, EXPRESSIONS, GLYPHS, OBJECTS, SCENES
 from masp.data.emoji.label_model import EMOTIONS, INVERSE_TEMPERATURE, Cues, cue_scores, softmax
+from masp.data.emoji.render import ACTIONS, EXPRESSIONS, GLYPHS, OBJECTS, SCENES
 
 CUE_NAMES = {
     "facial_expression": "face",

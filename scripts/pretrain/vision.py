@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 
 from architecture import backbone_config
-from masp.data.emoji.glyphs import GLYPHS
+from masp.data.emoji.render import GLYPHS
 
 BACKGROUND = len(GLYPHS)
 TONES = 11  # brightness and colorfulness on EmoSet's grid of 0.1

@@ -26,7 +26,7 @@ from masp.backbones.base import Backbone
 from masp.backbones.loading import find_supported, load_backbone
 from masp.core.config import MethodConfig
 from masp.core.errors import AdapterError, ImageError, UsageError, counted, did_you_mean
-from masp.core.label_mapping import label_set
+from masp.core.labels import label_set
 from masp.core.types import Domain, Pixels, VisualTokens
 from masp.data.images import open_image, shrink, to_rgb
 from masp.data.prefetch import prefetch, prepared
@@ -238,7 +238,7 @@ class Masp:
         message: str | None = None,
         license: str | None = None,
     ) -> str:
-        """Pushes the adapter, never the backbone, and returns the commit's address; see `masp.adapters.publish`."""
+        """Pushes the adapter, never the backbone, and returns the commit's address; see `masp.adapters.hub`."""
         return push_to_hub(self.parts, repo_id, private=private, revision=revision, message=message, license=license)
 
     @property

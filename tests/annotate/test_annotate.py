@@ -14,11 +14,10 @@ from made_pictures import ROWS, emoset, put
 
 import small_models
 import tiny
+from masp.annotate.answers import ParsedAnswer, measured
 from masp.annotate.ask import AT_ONCE, PLAIN, AnnotationSettings, Annotator
-from masp.annotate.light import measured
 from masp.annotate.pictures import pictures_of
 from masp.annotate.run import AnnotationJob, annotate
-from masp.annotate.wording import ParsedAnswer
 from masp.core.aspects import ASPECTS, LEVELS
 from masp.core.config import MethodConfig, load_config
 from masp.core.errors import DataError, UsageError

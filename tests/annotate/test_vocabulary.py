@@ -5,7 +5,7 @@ import json
 import pytest
 from made_pictures import ROWS, emoset
 
-from masp.annotate.vocabulary import EXPRESSIONS, read_vocabulary
+from masp.annotate.ask import EXPRESSIONS, read_vocabulary
 from masp.core.aspects import LEVELS
 from masp.core.errors import DataError
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from masp.core.errors import ImageError
 from masp.data import images
 from masp.data.images import decode_image, format_of, image_area, open_image, suffix_of
-from masp.data.validation.inspect_image import look_at
+from masp.data.validation.duplicates import look_at
 
 ORIENTATION = 0x0112
 

@@ -16,13 +16,9 @@ from masp.cli import main
 from masp.core.config import load_config
 from masp.core.errors import DataError
 from masp.data.readers.open_dataset import open_dataset, settings_for
-from masp.data.validation import inspect_image as look
-from masp.data.validation.check import NO_LABEL, Depth, Report, check
-from masp.data.validation.inspect_image import look_at_all
-from masp.data.validation.issues import KINDS
-from masp.data.validation.near_duplicates import BITS, hasher, near_groups, near_pairs
-from masp.data.validation.open_datasets import open_for_check
-from masp.data.validation.report import as_json
+from masp.data.validation import duplicates
+from masp.data.validation.check import NO_LABEL, Depth, Report, as_json, check, open_for_check
+from masp.data.validation.duplicates import BITS, KINDS, hasher, look_at_all, near_groups, near_pairs
 
 LISTS = Depth(images=False)
 ERRORS = {name for name, kind in KINDS.items() if kind.severity == "error"}
@@ -243,7 +239,7 @@ def test_a_data_set_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_number_of_threads_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(look, "_AT_ONCE", 7)
+    monkeypatch.setattr(duplicates, "_AT_ONCE", 7)
     tree(tmp_path, {"joy": 9, "fear": 30})
     (tmp_path / "joy" / "3.png").write_bytes(b"x")
     put(tmp_path / "joy" / "4.png", 5)

@@ -11,8 +11,7 @@ import pytest
 from masp.core.aspects import ASPECTS, level
 from masp.core.errors import DataError
 from masp.core.labels import LABEL_SETS
-from masp.data.emoji.dataset import split_sizes, write_dataset
-from masp.data.emoji.glyphs import GLYPHS, glyph_indices
+from masp.data.emoji.dataset import SPLIT_NUMBERS, scene, scenes, split_sizes, write_dataset
 from masp.data.emoji.label_model import (
     EMOTIONS,
     INVERSE_TEMPERATURE,
@@ -24,8 +23,7 @@ from masp.data.emoji.label_model import (
     softmax,
     without,
 )
-from masp.data.emoji.render import CELLS, SIDE, brightness, colorfulness
-from masp.data.emoji.splits import SPLIT_NUMBERS, scene, scenes
+from masp.data.emoji.render import CELLS, GLYPHS, SIDE, brightness, colorfulness, glyph_indices
 from masp.data.readers.open_dataset import open_dataset
 
 NOTHING = Cues(None, (), None, None, None, None)

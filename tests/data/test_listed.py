@@ -8,8 +8,8 @@ from made_pictures import complaint, put, tree
 
 from masp.core.config import load_config
 from masp.core.errors import DataError, UsageError
-from masp.data.bad_files import BadFiles
 from masp.data.readers.open_dataset import open_dataset, read_dataset, settings_for
+from masp.data.records import BadFiles
 from masp.data.tables import read_table
 
 

@@ -12,9 +12,9 @@ from made_pictures import noise, put
 from PIL import Image
 
 from masp.core.errors import DataError, UsageError
-from masp.data.bad_files import BadFiles
 from masp.data.prefetch import Failed, LoadedBatch, Loading, load, prefetch, prefetch_batches
-from masp.data.sampling import Batches
+from masp.data.records import BadFiles
+from masp.data.splits import Batches
 
 
 def mean(images: Sequence[Image.Image]) -> list[float]:

@@ -9,9 +9,9 @@ from made_pictures import complaint, put, tree
 from masp.core.config import load_config
 from masp.core.errors import DataError
 from masp.core.labels import LABEL_SETS
-from masp.data.bad_files import BadFiles
 from masp.data.readers.common import Reading
 from masp.data.readers.open_dataset import open_dataset, read_dataset, settings_for
+from masp.data.records import BadFiles
 
 
 def reading(path: Path, layout: str = "auto") -> Reading:

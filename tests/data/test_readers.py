@@ -15,9 +15,7 @@ from masp.core.config import load_config
 from masp.core.errors import DataError
 from masp.data.readers.open_dataset import open_dataset, settings_for
 from masp.data.records import Dataset, Record
-from masp.data.validation.check import Depth, check
-from masp.data.validation.open_datasets import open_for_check
-from masp.data.validation.report import as_json
+from masp.data.validation.check import Depth, as_json, check, open_for_check
 
 
 def labels_of(dataset: Dataset, split: str) -> list[str | None]:

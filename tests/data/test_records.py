@@ -8,10 +8,8 @@ import pytest
 from made_pictures import MIKELS, ROWS, emoset, put, put_json, tree
 
 from masp.core.errors import DataError
-from masp.data.bad_files import BadFiles
-from masp.data.class_weights import class_balance
 from masp.data.readers.open_dataset import open_dataset
-from masp.data.records import Record, read_json
+from masp.data.records import BadFiles, Record, class_balance, read_json
 
 HERE = Path("a.png")
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from masp.core.errors import UsageError
-from masp.data.sampling import Batches, EpochOrder
+from masp.data.splits import Batches, EpochOrder
 
 
 def test_the_order_is_pinned() -> None:
@@ -38,7 +38,7 @@ def test_the_order_is_even() -> None:
 
 @pytest.mark.parametrize("hash_seed", ["0", "1", "77"])
 def test_hash_seeds_do_not_matter(hash_seed: str) -> None:
-    code = "from masp.data.sampling import Batches; print(list(Batches(23, 5, 3, list(range(23))).batches(2)))"
+    code = "from masp.data.splits import Batches; print(list(Batches(23, 5, 3, list(range(23))).batches(2)))"
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == str(list(Batches(23, 5, 3, list(range(23))).batches(2)))

@@ -13,7 +13,7 @@ from masp.core.aspects import ASPECTS
 from masp.core.config import DataConfig, TrainConfig, parsed_override
 from masp.core.errors import ConfigError, UsageError
 from masp.data.readers.open_dataset import open_dataset
-from masp.data.sampling import Batches
+from masp.data.splits import Batches
 from masp.reproduce.budget import StepBudget, budget_of, settings
 from masp.reproduce.config import DatasetSource, ReproduceConfig, drawn_source, find_sources, find_teacher
 from masp.reproduce.dag import NO_WORDS, plan_cells

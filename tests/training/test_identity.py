@@ -44,7 +44,6 @@ OTHER_VALUES = {
     "backbone.device": "cpu",
     "backbone.min_pixels": "7000",
     "backbone.max_pixels": "7000",
-    "backbone.shard": "true",
     "backbone.accept": "[template]",
     "data.path": "elsewhere",
     "data.layout": "folder",
@@ -104,7 +103,7 @@ TESTED_APART = {
     "questions",
 }
 LOADED = {
-    f"backbone.{name}" for name in ("id", "revision", "dtype", "device", "min_pixels", "max_pixels", "shard", "accept")
+    f"backbone.{name}" for name in ("id", "revision", "dtype", "device", "min_pixels", "max_pixels", "accept")
 }  # known by what was loaded
 
 

@@ -11,9 +11,7 @@ import small_training as small
 import tiny
 from masp.adapters import load_adapter, read_info
 from masp.core.errors import DataError
-from masp.data.records import Dataset
 from masp.training import Interrupted, train_prompt
-from masp.training.accounts import left_out
 from masp.training.disk_cache import DiskCache
 from masp.training.feature_cache import FeatureCache, ImageReading
 from masp.training.signals import StopRequest
@@ -102,16 +100,6 @@ def test_before_the_first_checkpoint_an_image_may_come_back(tmp_path):
     restore()
     assert read_info(trained(dataset, tmp_path / "cut")).data["prompt"].images == {"train": 21, "val": 5}
     assert "004.png" not in (tmp_path / "cut" / "quarantine.jsonl").read_text()
-
-
-def test_a_data_set_that_has_moved_leaves_out_the_same_images(tmp_path):
-    """There are two of one name; the account names one of them, where it was then."""
-    paths = [tmp_path / place for place in ("001.png", "a/001.png", "b/001.png")]
-    dataset = Dataset("moved", tmp_path, ("joy",), {}, "folder")
-    assert left_out({"/once/upon/a/001.png": "bad"}, paths, dataset) == {paths[1]}
-    assert left_out({"/once/001.png": "bad", "/once/b/001.png": "bad"}, paths, dataset) == {paths[0], paths[2]}
-    assert left_out({str(paths[0]): "bad"}, paths, dataset) == {paths[0]}
-    assert left_out({}, paths, dataset) == set()
 
 
 def test_a_moved_data_set_is_held_to_its_account(tmp_path):

@@ -13,14 +13,13 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from masp.core.errors import CheckpointError, MaspError
+from masp.core.runtime import Bar
 from masp.core.settings import TrainConfig
-from masp.data.sampling import Batches
+from masp.data.splits import Batches
 from masp.training.checkpoints import CheckpointStore
-from masp.training.progress import Bar
 from masp.training.run_stage import loop_settings, tell_reach
-from masp.training.schedule import RateScale, TrainingLength, budget_of, rate_factor, reach
 from masp.training.signals import Interrupted, StopRequest
-from masp.training.trainer import Trainer
+from masp.training.trainer import RateScale, Trainer, TrainingLength, budget_of, rate_factor, reach
 from toy_stage import SETTINGS, ToyStage, batches, numbers, train
 
 

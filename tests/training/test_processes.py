@@ -17,26 +17,17 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 import several
-import several_lab
 import small_training
 import tiny
 import toy_stage
-from masp.core import launch
-from masp.core.aspects import ASPECTS
-from masp.core.config import MethodConfig
+from masp.core import runtime
 from masp.core.errors import Agreement, DataError, MaspError, UsageError
-from masp.core.progress import Bar
-from masp.core.prompts import load_questions
-from masp.model.aspect_attention import AspectModules
-from masp.model.masp_model import ActiveParts, MaspModel
+from masp.core.runtime import Bar
 from masp.training import distributed as room
-from masp.training import stage1 as stage1_aspects
-from masp.training import stage2 as stage2_prompt
 from masp.training.checkpoints import CheckpointStore
 from masp.training.disk_cache import DiskCache
 from masp.training.distributed import ALONE, Processes, launched, patience
 from masp.training.feature_cache import FeatureCache, ImageReading
-from masp.training.prefix_cache import PrefixCache
 from masp.training.signals import Interrupted, StopRequest
 from masp.training.trainer import Trainer
 from toy_stage import ToyStage
@@ -99,7 +90,7 @@ class Table:
         return told
 
 
-def together(monkeypatch, work, count=3, alike=False):
+def together(monkeypatch, work, count=3):
     """What `work` gave or raised in each of several processes, which are threads here."""
     table = Table(count)
     found: list[Any] = [None] * count
@@ -107,7 +98,7 @@ def together(monkeypatch, work, count=3, alike=False):
 
     def one(rank):
         try:
-            found[rank] = work(Processes(rank, count, alike))
+            found[rank] = work(Processes(rank, count))
         except Exception as error:
             found[rank] = error
 
@@ -127,16 +118,6 @@ def test_parts_are_divided_and_come_back_in_order(monkeypatch):
 
     assert together(monkeypatch, work) == [[0, 1, 4, 9, 16, 25, 36]] * 3
     assert sorted(done) == [(part, part % 3) for part in range(7)]
-
-
-def test_where_all_hold_a_part_of_the_weights_all_do_everything(monkeypatch):
-    done = []
-
-    def work(processes):
-        return list(processes.share(range(4), lambda part: done.append(part) or part))
-
-    assert together(monkeypatch, work, 2, alike=True) == [[0, 1, 2, 3]] * 2
-    assert sorted(done) == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_an_error_of_one_is_raised_by_all_and_told_by_one(monkeypatch):
@@ -180,9 +161,8 @@ def test_guards_inside_guards_meet_once(monkeypatch):
     }
 
 
-@pytest.mark.parametrize("alike", [False, True])
-def test_a_signal_to_one_stops_all_of_them(monkeypatch, alike):
-    """Where all do everything, before the same part; otherwise one of them may just be doing the next."""
+def test_a_signal_to_one_stops_all_of_them(monkeypatch):
+    """The other one may just be doing the next part."""
     done = []
 
     def work(processes):
@@ -195,9 +175,9 @@ def test_a_signal_to_one_stops_all_of_them(monkeypatch, alike):
 
         list(processes.share(range(6), part, stop))
 
-    found = together(monkeypatch, work, 2, alike)
+    found = together(monkeypatch, work, 2)
     assert [type(error) for error in found] == [Interrupted] * 2
-    assert sorted(done) == ([(0, 0), (0, 1)] if alike else [(0, 0), (1, 1), (2, 0)])
+    assert sorted(done) == [(0, 0), (1, 1), (2, 0)]
 
 
 def test_a_signal_that_comes_while_they_ask_each_other_is_kept_for_the_next_time(monkeypatch):
@@ -223,44 +203,6 @@ def test_a_signal_behind_the_last_check_is_heard_by_all(monkeypatch):
     assert [type(error) for error in together(monkeypatch, work)] == [Interrupted] * 3
 
 
-@pytest.mark.parametrize("name", ["aspects", "prompt"])
-def test_a_signal_during_validation_stops_all_before_the_same_group(monkeypatch, folder, name):
-    """Where each holds a part of the weights, one that went on alone would wait for the others for ever."""
-    records = several_lab.dataset(folder).split("val")
-    backbone, questions, measured = tiny.backbone(), load_questions(), []
-    modules = AspectModules(backbone.dim, ASPECTS, 1)
-    model = MaspModel(backbone, MethodConfig(prompt_length=3), modules, None, questions)
-    stops = [StopRequest(), StopRequest()]
-
-    def measuring(rank):
-        measured.append(rank)
-        if measured.count(1) == 2:
-            stops[1].received = "SIGTERM"
-
-    def work(processes):
-        store = FeatureCache(
-            backbone, [record.path for record in records], ImageReading(workers=0), None, None, processes
-        )
-        store.fill(StopRequest())
-        stream = store.stream
-
-        def counted(items, images):
-            return ((measuring(processes.rank), one)[1] for one in stream(items, images))
-
-        store.stream = counted
-        if name == "aspects":
-            stage = stage1_aspects.AspectStage(model, store, [], list(enumerate(records)), questions)
-        else:
-            held = [(number, record.label) for number, record in enumerate(records)]
-            asking = stage2_prompt.QuestionSettings(questions, small_training.LABELS, "comma", "fixed", 0)
-            stage = stage2_prompt.PromptStage(model, store, [], held, asking, ActiveParts(()))
-        stage.validate(stops[processes.rank])
-
-    found = together(monkeypatch, work, 2, alike=True)
-    assert [type(error) for error in found] == [Interrupted] * 2, found
-    assert sorted(measured) == [0, 0, 1, 1]
-
-
 class Exact(ToyStage):
     """The toy without its noise, which each process would draw for itself."""
 
@@ -269,15 +211,14 @@ class Exact(ToyStage):
         return (share.loaded @ self.weight + self.bias - self.outputs[list(share.examples)]) ** 2
 
 
-@pytest.mark.parametrize("alike", [False, True])
 @pytest.mark.parametrize("micro", [None, 1, 2])
-def test_the_pieces_of_all_processes_are_the_whole_step(micro, alike):
-    """Eight examples of weights of their own, by three processes; where they have to, all make as many calls."""
+def test_the_pieces_of_all_processes_are_the_whole_step(micro):
+    """Eight examples of weights of their own, by three processes."""
     settings = replace(
         toy_stage.SETTINGS, steps=1, steps_per_epoch=1, batches=lambda epoch, first: [range(8)], micro_batch=micro
     )
     found, calls = [], []
-    for processes in (ALONE, *(Processes(rank, 3, alike) for rank in range(3))):
+    for processes in (ALONE, *(Processes(rank, 3) for rank in range(3))):
         stage = Exact(weights=torch.linspace(0.1, 1.9, 11))
         own = replace(settings, micro_batch=None) if processes is ALONE else settings
         trainer = Trainer(stage, own, CheckpointStore(Path("unused")), Accelerator(cpu=True), processes)
@@ -287,40 +228,7 @@ def test_the_pieces_of_all_processes_are_the_whole_step(micro, alike):
         found.append(torch.cat(gradients))
         calls.append(len(stage.seen))
     assert (torch.stack(found[1:]).sum(0) - found[0]).abs().max() <= 1e-5 * found[0].abs().max()
-    assert calls[1:] == {None: [1, 1, 1], 1: [3, 3, 3 if alike else 2], 2: [2, 2, 2 if alike else 1]}[micro]
-
-
-def test_prefixes_that_one_process_does_not_find_are_computed_by_all(monkeypatch, folder, tmp_path):
-    paths = [record.path for record in several_lab.dataset(folder).split("val")]
-    backbone, asked, computed = tiny.backbone(), ["Which emotion?"], [0, 0]
-
-    def made(processes):
-        model = MaspModel(backbone, MethodConfig(prompt_length=3).resolved())
-        shelf = DiskCache(tmp_path, 10**9)
-        features = FeatureCache(backbone, paths, ImageReading(workers=0), None, shelf, processes)
-        features.fill(StopRequest())
-        store, prefix = PrefixCache(model, features, ActiveParts(()), asked), model.prefix
-        store.size()
-
-        def counted(*given):
-            computed[processes.rank] += 1
-            return prefix(*given)
-
-        model.prefix = counted  # pyright: ignore[reportAttributeAccessIssue]
-        return store, shelf
-
-    made(ALONE)[0].seen([0], asked)
-    assert computed == [1, 0]
-
-    def work(processes):
-        store, shelf = made(processes)
-        if processes.rank == 1:
-            shelf.load = lambda key: None
-        store.build(StopRequest())
-
-    monkeypatch.setattr("masp.training.disk_cache.os.getpid", threading.get_ident)  # as each would have its own
-    assert together(monkeypatch, work, 2, alike=True) == [None, None]
-    assert computed == [2, 1]
+    assert calls[1:] == {None: [1, 1, 1], 1: [3, 3, 2], 2: [2, 2, 1]}[micro]
 
 
 def refusing(refused):
@@ -379,15 +287,20 @@ def test_a_wrong_time_to_wait_is_refused(monkeypatch, text):
 
 
 def test_what_the_launcher_says(monkeypatch):
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_USE_FSDP"):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert (launch.rank(), launch.local_rank(), launch.count(), launch.fsdp()) == (0, None, 1, False)
+    assert (runtime.rank(), runtime.local_rank(), runtime.count()) == (0, None, 1)
     monkeypatch.setenv("RANK", "5")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "8")
+    assert (runtime.rank(), runtime.local_rank(), runtime.count()) == (5, 1, 8)
+    assert not runtime.speaks()
+
+
+def test_weights_are_not_divided_between_processes(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert (launch.rank(), launch.local_rank(), launch.count(), launch.fsdp()) == (5, 1, 8, True)
-    assert not launch.speaks()
+    with pytest.raises(UsageError, match=r"--use_fsdp.*whole weights.*device=spread"):
+        launched(torch.device("cpu"))
 
 
 def test_only_the_first_process_draws_a_bar(monkeypatch):
@@ -500,27 +413,6 @@ def test_a_run_of_one_goes_on_in_three(folder, one):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["--multi_gpu", "--use_fsdp"])
-def test_a_divided_language_model_learns_what_a_whole_one_does(folder, kind):
-    """Batches of four of 21 examples: in the last one a process has nothing to do and still keeps step."""
-    if not (folder / "whole").exists():
-        assert several.lab(1, folder, "whole", "shard").code == 0
-    name = f"divided{kind}"
-    cases = (folder, name, "shard")
-    done = several.lab(2, *cases) if kind == "--multi_gpu" else several.launched(2, several.LAB, *cases, kind=kind)
-    assert done.code == 0, done.err[-3000:]
-    held = [report for report in done.reports if "held" in report]
-    assert sorted(report["rank"] for report in held) == [0, 1]
-    for report in held:
-        assert report["held"] == ["DTensor", "Parameter"]  # all layers but the last
-        assert report["part"] == pytest.approx(0.5, abs=0.02)
-    for run in ("aspects", "with-none", "with-prefix", "pieces"):
-        assert distance(folder / "whole" / run, folder / name / run) <= NEAR, run
-    answers = [(folder / at / "generate" / "predictions.jsonl").read_text() for at in ("whole", name)]
-    assert answers[0] == answers[1]
-
-
-@pytest.mark.slow
 def test_the_commands_say_everything_once(folder, tmp_path):
     data, words = tmp_path / "data", ["-m", "masp"]
     for number in range(14):
@@ -566,15 +458,6 @@ def test_the_launcher_itself_is_interrupted(folder, tmp_path):
     assert child.returncode != 0
     assert "the run was interrupted by SIGINT" in err
     assert not (folder / "ctrl-c" / "resumed" / "adapter").exists()
-
-
-def test_a_divided_model_needs_several_processes(tmp_path):
-    from masp.backbones.loading import load_backbone
-    from masp.core.config import BackboneConfig
-    from masp.core.errors import ConfigError
-
-    with pytest.raises(ConfigError, match=r"only one process.*accelerate launch"):
-        load_backbone(BackboneConfig(id=str(several.prepare(tmp_path) / "checkpoint"), shard=True))
 
 
 def test_lost_contact_is_told_by_everybody_with_what_to_do(monkeypatch):

@@ -27,7 +27,6 @@ from masp.training.disk_cache import ABANDONED, CacheGroup, DiskCache, key_of
 from masp.training.feature_cache import FeatureCache, ImageReading
 from masp.training.prefix_cache import PrefixCache
 from masp.training.signals import StopRequest
-from masp.training.uses import NAMED
 
 FEW = ("prompt.max_steps=6", "prompt.batch_size=7", "prompt.epochs=3", "prompt.store=prefix")
 ROOM = 10**9
@@ -39,8 +38,7 @@ def group(seed=0, size=1000):
 
 
 def names(folder):
-    """What lies there, but for what living shelves use."""
-    return sorted(path.stem for path in folder.iterdir() if not path.name.startswith(NAMED))
+    return sorted(path.stem for path in folder.iterdir())
 
 
 def same(left, right):
@@ -151,22 +149,27 @@ def test_what_is_no_file_is_told_and_stays(tmp_path):
     assert names(tmp_path) == ["k", "l"]
 
 
-def test_the_longest_unused_makes_room_but_never_what_this_run_uses(tmp_path):
-    before = DiskCache(tmp_path, ROOM)
-    for number, name in enumerate("abc"):
-        before.save(name, group())
-        os.utime(tmp_path / f"{name}.safetensors", (number, number))
-    before.close()
+def test_a_full_store_is_an_error_and_loses_nothing(tmp_path):
+    DiskCache(tmp_path, ROOM).save("a", group())
     size = (tmp_path / "a.safetensors").stat().st_size
-    shelf = DiskCache(tmp_path, 3 * size + 1)
-    assert shelf.load("a") is not None
-    shelf.save("d", group())
-    assert names(tmp_path) == ["a", "c", "d"]
-    shelf.save("e", group())
-    assert names(tmp_path) == ["a", "d", "e"]
-    with pytest.raises(MaspError, match="store_disk_gb"):
-        shelf.save("f", group())
-    assert names(tmp_path) == ["a", "d", "e"]
+    shelf = DiskCache(tmp_path, 2 * size + 1)
+    shelf.save("b", group(1))
+    with pytest.raises(MaspError, match=r"with all that lies in .* at most store_disk_gb.*remove files there"):
+        shelf.save("c", group(2))
+    assert names(tmp_path) == ["a", "b"]
+    assert same(shelf.save("a", group()), group())  # what is written again needs no room
+
+
+def test_room_is_what_others_leave(tmp_path, monkeypatch):
+    from masp.training import disk_cache as room
+
+    DiskCache(tmp_path, ROOM).save("mine", group())
+    size = (tmp_path / "mine.safetensors").stat().st_size
+    DiskCache(tmp_path, ROOM).save("other", group(1))
+    shelf = DiskCache(tmp_path, 3 * size)
+    assert (shelf.room(), shelf.room({"mine", "missing"}), shelf.room({"mine", "other"})) == (size, 2 * size, 3 * size)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: SimpleNamespace(free=100))
+    assert (shelf.room(), shelf.room({"mine"})) == (100, 100 + size)
 
 
 def test_a_budget_too_small_for_one_group_is_refused_before_anything_is_written(tmp_path):
@@ -215,24 +218,6 @@ def test_a_writer_that_finishes_meanwhile_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "glob", listed)
     DiskCache(tmp_path, ROOM)
     assert [path.name for path in tmp_path.iterdir()] == ["k.safetensors"]
-
-
-def test_a_full_disk_takes_back_what_other_runs_left(tmp_path, monkeypatch):
-    """`room` counts it as room, so saving has to make use of it."""
-    from masp.training import disk_cache as room
-
-    DiskCache(tmp_path, ROOM).save("old", group())
-    disk = (tmp_path / "old.safetensors").stat().st_size + 100
-
-    def usage(folder):
-        taken = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
-        return SimpleNamespace(free=disk - taken)
-
-    monkeypatch.setattr(room.shutil, "disk_usage", usage)
-    shelf = DiskCache(tmp_path, ROOM)
-    assert shelf.room() == disk
-    shelf.save("new", group(1))
-    assert names(tmp_path) == ["new"]
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

@@ -481,7 +481,7 @@ def test_a_full_disk_is_one_clear_error_and_the_same_command_goes_on(tmp_path, d
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", refuse)
         if full == "metrics.jsonl":
-            patch.setattr("masp.training.progress.MetricsFile.write", refuse_writing)
+            patch.setattr("masp.training.checkpoints.MetricsFile.write", refuse_writing)
         with pytest.raises(MaspError, match="No space left on device"):
             train_prompt(small.config(*PROMPT), dataset, tiny.backbone(), None, out)
     result = train_prompt(small.config(*PROMPT), dataset, tiny.backbone(), None, out)

@@ -7,7 +7,7 @@ or writes adapter weights.
 """
 
 from masp.adapters.combine import combine
-from masp.adapters.hub import find_adapter
+from masp.adapters.hub import find_adapter, publish, push_to_hub, record_result, save_pretrained
 from masp.adapters.info import (
     AdapterInfo,
     BackboneRecord,
@@ -22,7 +22,6 @@ from masp.adapters.info import (
     read_info,
     resolve,
 )
-from masp.adapters.publish import publish, push_to_hub, record_result, save_pretrained
 from masp.adapters.store import Adapter, check_reading, load_adapter, read_prompt, save_adapter, tensors_sha256
 
 __all__ = [

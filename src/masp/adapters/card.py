@@ -1,7 +1,8 @@
-"""The model card of an adapter, written from its description: front matter for the hub, then text for people."""
+"""The model card of an adapter: `templates/card.md.j2`, filled from its description."""
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -9,30 +10,36 @@ from masp.adapters.info import AdapterInfo, DataRecord, ResultRecord, TrainingRe
 from masp.core.errors import counted
 from masp.evaluation.metrics import share
 
-TAGS = ("masp", "visual-emotion-recognition", "vision-language-model", "soft-prompt")
-
-USE = """It is meant for research on which emotion an image evokes, for looking at what a model reads from an image
-and why, and for sorting one's own images where a mistake harms nobody."""
-
-MISUSE = (
-    "Do not decide about people with it: not about work, school, credit, insurance, health, policing or access to "
-    "anything.",
-    "It does not tell what a person in an image, or a person who looks at it, feels. The labels are what annotators "
-    "chose: votes of a few people from few places, or the words that an image was found by.",
-    "Whoever looks different from the people in the training images, or comes from elsewhere than the annotators, is "
-    "served worse. Measure that on images of your own before you rely on a figure below.",
-    "The law may restrict systems that infer emotions of people, for example the European Union's AI Act "
-    "(Regulation (EU) 2024/1689). Whether a use falls under it is a question for a lawyer; nothing here answers it.",
-)
+WHAT = {
+    ("aspects",): "Aspect modules",
+    ("prompt",): "Soft prompt",
+    ("aspects", "prompt"): "Aspect modules and soft prompt",
+}
 
 
 def card(info: AdapterInfo, tensors: Mapping[str, Tensor]) -> str:
-    """The text of README.md."""
-    parts = [_front_matter(info), _head(info, tensors), _use(info), _intended()]
-    for name in info.tasks or (None,):
-        one = info.for_task(name)
-        parts += [_trained(one, name), _results(one, name)]
-    return "\n\n".join([*parts, _limits(info)]) + "\n"
+    """The text of README.md: front matter for the hub (JSON strings are YAML, whatever is in them), then for people."""
+    import jinja2  # heavy, and for writing only
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("masp"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"json": json.dumps, "cell": _cell}
+    methods = [task.method for task in info.tasks.values()] or [info.method]
+    return environment.get_template("card.md.j2").render(
+        info=info,
+        base=hub_id(info),
+        what=WHAT[info.parts],
+        numbers=sum(tensor.numel() for tensor in tensors.values()),
+        tensors=len(tensors),
+        command=_use(info),
+        tasks=[_task(info.for_task(name), name) for name in info.tasks or (None,)],
+        untrained_end="prompt" in info.parts and any(method.supervised == "newline_answer" for method in methods),
+    )
 
 
 def hub_id(info: AdapterInfo) -> str | None:
@@ -40,66 +47,31 @@ def hub_id(info: AdapterInfo) -> str | None:
     return info.backbone.name if info.backbone.revision is not None else None
 
 
-def _front_matter(info: AdapterInfo) -> str:
-    """What the hub reads; JSON strings are YAML, whatever is in them."""
-    lines = ["---", f"license: {json.dumps(info.license or 'unknown')}", "library_name: masp"]
-    base = hub_id(info)
-    if base is not None:
-        lines += [f"base_model: {json.dumps(base)}", "base_model_relation: adapter"]
-    if "prompt" in info.parts:
-        lines.append("pipeline_tag: image-classification")
-    lines += ["tags:", *(f"- {tag}" for tag in TAGS), "---"]
-    return "\n".join(lines)
-
-
-def _head(info: AdapterInfo, tensors: Mapping[str, Tensor]) -> str:
-    what = {
-        ("aspects",): "Aspect modules",
-        ("prompt",): "Soft prompt",
-        ("aspects", "prompt"): "Aspect modules and soft prompt",
-    }[info.parts]
-    lines = [f"# {what} for {info.backbone.name}", ""]
-    lines.append("An adapter of masp: trained tensors for a frozen vision-language model, which is not part of it.")
-    if info.tasks:
-        lines += ["", "It names the emotion that an image evokes. Its tasks, each with a soft prompt of its own:", ""]
-        lines += [f"- `{name}`: {', '.join(task.labels)}" for name, task in info.tasks.items()] + [""]
-    elif "prompt" in info.parts:
-        lines += ["", f"It names the emotion that an image evokes: {', '.join(info.labels)}."]
-    if "prompt" in info.parts:
-        lines.append(
-            f"Before the image stand the tokens of the aspects {_words(info.aspects)}."
-            if info.aspects
-            else "It was trained without aspects (V+S): the model sees the image and the soft prompt only."
-        )
-        if info.aspects and "aspects" not in info.parts:
-            lines.append("The aspect modules are not in this folder; it names them by the hash of their tensors.")
-    else:
-        lines += ["", f"It reads these aspects from an image: {_words(info.aspects)}."]
-    numbers = sum(tensor.numel() for tensor in tensors.values())
-    lines += ["", f"{numbers:,} trained numbers in {len(tensors)} tensors."]
-    return "\n".join([*lines, "", f"Licence: {info.license or 'none was named; ask whoever made it'}."])
-
-
 def _use(info: AdapterInfo) -> str:
     known = hub_id(info) is not None or info.backbone.name == "embedded"
     backbone = "" if known else f" --backbone FOLDER/{info.backbone.name}"
     if "prompt" in info.parts:
         task = f" --task {next(iter(info.tasks))}" if info.tasks else ""
-        command = f"masp predict photo.jpg --adapter FOLDER_OR_ID{task}{backbone}"
-    else:
-        backbone = backbone or f" --backbone {info.backbone.name}"
-        command = f"masp train prompt --aspects FOLDER_OR_ID{backbone} --data IMAGES --out RUN"
-    return f"## Use\n\n```\n{command}\n```"
+        return f"masp predict photo.jpg --adapter FOLDER_OR_ID{task}{backbone}"
+    backbone = backbone or f" --backbone {info.backbone.name}"
+    return f"masp train prompt --aspects FOLDER_OR_ID{backbone} --data IMAGES --out RUN"
 
 
-def _intended() -> str:
-    return "## Intended use, and misuse\n\n" + USE + "\n\n" + "\n".join(f"- {line}" for line in MISUSE)
+def _task(info: AdapterInfo, name: str | None) -> dict[str, Any]:
+    """What the card says of one task: how it was trained, and what was measured."""
+    return {
+        "heading": "" if name is None else f" of the task {name}",
+        "training": _trained(info),
+        "results": [_result(record) for record in info.results],
+        "metrics": {measure: _metric(info, measure, value) for measure, value in sorted(info.metrics.items())},
+        "imported": info.imported,
+    }
 
 
-def _trained(info: AdapterInfo, task: str | None) -> str:
+def _trained(info: AdapterInfo) -> dict[str, object]:
     method = info.method
     revision = f", commit {info.backbone.revision}" if info.backbone.revision else ""
-    rows = {
+    return {
         "backbone": f"{info.backbone.name}{revision} ({info.backbone.family}, width {info.backbone.dim})",
         "backbone fingerprint": info.backbone.fingerprint,
         "variant": method.variant,
@@ -114,40 +86,6 @@ def _trained(info: AdapterInfo, task: str | None) -> str:
         **{f"converted from {name}": f"SHA-256 {digest}" for name, digest in sorted(info.imported.items())},
         "versions": ", ".join(f"{name} {number}" for name, number in sorted(info.versions.items())),
     }
-    return f"{_heading('Training', task)}\n\n| | |\n|---|---|\n" + _rows(rows)
-
-
-def _heading(text: str, task: str | None) -> str:
-    return f"## {text}" if task is None else f"## {text} of the task {task}"
-
-
-def _results(info: AdapterInfo, task: str | None) -> str:
-    parts = [_heading("Results", task)]
-    if info.results:
-        head = "| data | split | read by | accuracy, 95 % interval | macro F1 | images |\n|---|---|---|---|---|---|\n"
-        parts.append(head + "\n".join(map(_result, info.results)))
-    if info.metrics:
-        rows = {name: _metric(info, name, value) for name, value in sorted(info.metrics.items())}
-        parts.append("On the validation split, which chose the state that was kept:")
-        parts.append("| measure | value |\n|---|---|\n" + _rows(rows))
-    if len(parts) == 1 and info.imported:
-        parts.append("None: it was trained by the authors' code and converted; masp has not measured it.")
-    elif len(parts) == 1:
-        parts.append("None: there was no validation split, or it was not used.")
-    return "\n\n".join(parts)
-
-
-def _limits(info: AdapterInfo) -> str:
-    lines = [
-        "It fits the backbone named above and no other; loading it with another one is refused.",
-        "It knows what its training images showed.",
-        "Probabilities are the model's, over these labels only; they are calibrated only where that was measured.",
-        "Attention shows where a module looked, not what caused the answer.",
-    ]
-    methods = [task.method for task in info.tasks.values()] or [info.method]
-    if "prompt" in info.parts and any(method.supervised == "newline_answer" for method in methods):
-        lines.append("The end of the answer was not trained (variant `released`), so label scores rank it untrained.")
-    return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
 def _data(record: DataRecord) -> str:
@@ -169,17 +107,10 @@ def _conditions(record: TrainingRecord) -> str:
     return f"{text}, prompt started from {start.kind}" + (f' "{start.text}"' if start.text else "")
 
 
-def _result(record: ResultRecord) -> str:
+def _result(record: ResultRecord) -> list[str]:
     interval = f"{100 * record.accuracy:.1f} % [{100 * record.low:.1f}, {100 * record.high:.1f}]"
-    cells = (
-        record.dataset,
-        record.split,
-        record.mode,
-        interval,
-        f"{100 * record.macro_f1:.1f} %",
-        f"{record.images:,}",
-    )
-    return f"| {' | '.join(_cell(cell) for cell in cells)} |"
+    figures = (interval, f"{100 * record.macro_f1:.1f} %", f"{record.images:,}")
+    return [record.dataset, record.split, record.mode, *figures]
 
 
 def _metric(info: AdapterInfo, name: str, value: float) -> str:
@@ -191,13 +122,5 @@ def _metric(info: AdapterInfo, name: str, value: float) -> str:
     return f"{value:.4f}, 95 % interval [{interval.low:.4f}, {interval.high:.4f}] on {counted(images, 'image')}"
 
 
-def _rows(rows: Mapping[str, object]) -> str:
-    return "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items() if value is not None)
-
-
 def _cell(value: object) -> str:
     return " ".join(str(value).replace("|", "/").split())
-
-
-def _words(names: tuple[str, ...]) -> str:
-    return ", ".join(name.replace("_", " ") for name in names)

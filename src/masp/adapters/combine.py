@@ -7,9 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from masp.adapters.hub import find_adapter
+from masp.adapters.hub import check_replaceable, find_adapter
 from masp.adapters.info import TASK_NAME, AdapterInfo, TaskRecord, read_info
-from masp.adapters.publish import check_replaceable
 from masp.adapters.store import PROMPT, read_tensors, task_tensor, tensors_sha256, write_tensors
 from masp.backbones.files import READING, read_otherwise
 from masp.core.errors import AdapterError, UsageError

@@ -1,22 +1,21 @@
 """Which images are annotated, and where each of them stands in what is written."""
 
-import hashlib
-import json
 import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from masp.core.atomic_io import fingerprint
 from masp.core.config import DataConfig
 from masp.core.errors import DataError, UsageError
 from masp.core.labels import LABEL_SETS
-from masp.data.bad_files import BadFiles
 from masp.data.file_listing import images_from
 from masp.data.images import FORMAT_NAMES
 from masp.data.readers.detect import recognised
 from masp.data.readers.emoset import SPLITS, UNDIVIDED
 from masp.data.readers.open_dataset import existing_path, read_dataset
+from masp.data.records import BadFiles
 
 UNLABELLED = "unlabelled"
 """Folder of the images whose emotion nobody knows."""
@@ -64,7 +63,7 @@ class ImageCollection:
     def digest(self) -> str:
         """SHA-256 over where the images lie, their labels, splits and sizes."""
         facts = [[item.place, item.label, item.split, _size(item.path)] for item in self.items]
-        return hashlib.sha256(json.dumps([self.labels, facts]).encode()).hexdigest()
+        return fingerprint([self.labels, facts])
 
 
 def pictures_of(settings: DataConfig, limit: int | None = None) -> ImageCollection:

@@ -1,25 +1,172 @@
-"""Annotating a whole data set: batch by batch, interrupted and gone on with, to the same bytes."""
+"""Annotating a whole data set: batch by batch, interrupted and gone on with, to the same bytes in EmoSet's layout.
 
-import hashlib
+While it goes on there is `run.json` and one small file for every finished batch in `progress`, each whole or absent.
+What a reader of data sets looks for appears at the end, all of it made from those files.
+"""
+
 import json
 import logging
+import os
+import re
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from masp.adapters import library_versions, portable, tensors_sha256
+from masp.annotate.answers import FORMULA
 from masp.annotate.ask import AnnotationSettings, Annotator, Answers
-from masp.annotate.folder import AnnotationFolder
-from masp.annotate.light import FORMULA
-from masp.annotate.pictures import ImageCollection, PendingImage
-from masp.annotate.writing import write_emoset
+from masp.annotate.pictures import ImageCollection, PendingImage, splits_of
 from masp.core.aspects import MEASURED
-from masp.core.atomic_io import write_file
-from masp.data.bad_files import BadFiles
+from masp.core.atomic_io import TEMPORARY, discard, fingerprint, remove_folder, write_file, write_folder
 from masp.data.prefetch import LoadedBatch, Loading, load
-from masp.training.run_dir import reading
+from masp.data.records import BadFiles
+from masp.training.checkpoints import unwritable
+from masp.training.run_dir import finish, held, reading
+
+FORMAT = 1
+_BATCH = re.compile(r"batch-(\d{7})\.json")
+
+
+class AnnotationFolder:
+    """`out` while it is written: run.json, progress/batch-NNNNNNN.json."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.progress = out / "progress"
+
+    @contextmanager
+    def opened(self, identity: Mapping[str, Any]) -> Iterator[Mapping[str, Any] | None]:
+        """Hold the folder for this process (see `masp.training.run_dir.held`).
+
+        Yields:
+            The result, where the same run has come to its end here.
+        """
+        full = self.out.is_dir() and any(not path.name.startswith(TEMPORARY) for path in self.out.iterdir())
+        with held(self.out, identity, {}, f"{self.out} is not empty" if full else None, self.progress) as result:
+            yield result
+
+    def batches(self) -> dict[int, dict[str, Any]]:
+        """The finished batches by number; one that cannot be read is made again."""
+        found: dict[int, dict[str, Any]] = {}
+        for path in sorted(self.progress.iterdir()) if self.progress.is_dir() else ():
+            match = _BATCH.fullmatch(path.name)
+            if match is None:
+                continue
+            try:
+                content = json.loads(path.read_bytes())
+                found[int(match[1])] = {key: content[key] for key in ("versions", "answers", "unreadable")}
+            except (OSError, ValueError, KeyError, TypeError):
+                discard(path)
+        return found
+
+    def keep(self, number: int, batch: Mapping[str, Any]) -> None:
+        """Write a finished batch.
+
+        Raises:
+            CheckpointError: the disk refuses to be written.
+        """
+        try:
+            self.progress.mkdir(exist_ok=True)
+            write_file(self.progress / f"batch-{number:07d}.json", json.dumps(batch).encode())
+        except OSError as error:
+            raise unwritable(error, self.progress) from error
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Record the result; the batches are then no longer needed."""
+        finish(self.out, result, library_versions())
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove the batches."""
+        if self.progress.is_dir():
+            remove_folder(self.progress)
+
+
+ANNOTATION, IMAGE = "annotation", "image"
+
+
+def write_emoset(
+    out: Path,
+    pictures: ImageCollection,
+    annotated: Sequence[tuple[PendingImage, Mapping[str, Any]]],
+    source: Mapping[str, Any],
+    copy: bool,
+) -> None:
+    """Write annotation/, image/, one list for each split, and info.json last; what was there is replaced.
+
+    Args:
+        out: where.
+        pictures: all images, readable or not.
+        annotated: the readable ones, in order, with what stands in the annotation file of each.
+        source: what made the annotations, for info.json.
+        copy: whether image/ holds copies; otherwise it holds links to the images where they lie.
+
+    Raises:
+        CheckpointError: the disk refuses to be written.
+    """
+
+    def notes(folder: Path) -> None:
+        for item, content in annotated:
+            _new(folder / item.home / f"{item.name}.json").write_text(_json_text(content), encoding="utf-8")
+
+    def images(folder: Path) -> None:
+        for item, _ in annotated:
+            place = _new(folder / item.home / _file_name(item))
+            if copy:
+                shutil.copyfile(item.path, place)
+            else:
+                place.symlink_to(item.path.resolve())
+
+    numbers = {label: number for number, label in enumerate(pictures.labels)}
+    rows: dict[str, list[list[object]]] = {split: [] for split in splits_of(pictures.items)}
+    for item, _ in annotated:
+        label = None if item.label is None else numbers[item.label]
+        places = f"{IMAGE}/{item.home}/{_file_name(item)}", f"{ANNOTATION}/{item.home}/{item.name}.json"
+        rows[item.split].append([label, item.name, *places])
+    try:
+        write_folder(out / ANNOTATION, notes)
+        write_folder(out / IMAGE, images)
+        for split, listed in rows.items():
+            write_file(out / f"{split}.json", _lines(listed))
+        write_file(out / "info.json", _json_text(_info(pictures, source)).encode())
+        os.sync()  # the many small files are not flushed one by one
+    except OSError as error:
+        raise unwritable(error, out) from error
+
+
+def _info(pictures: ImageCollection, source: Mapping[str, Any]) -> dict[str, Any]:
+    """info.json as EmoSet has it, and what made this folder."""
+    order = dict(enumerate(pictures.labels))
+    tables = {
+        "label2idx": {label: number for number, label in order.items()},
+        "idx2label": {str(number): label for number, label in order.items()},
+    }
+    return {"emotion": tables, "labelled": pictures.labelled, "source": dict(source)}
+
+
+def _file_name(item: PendingImage) -> str:
+    """The image's name beside its annotation; a suffix that is no plain word is left out."""
+    suffix = item.path.suffix.lower()
+    return item.name + (suffix if suffix[1:].isascii() and suffix[1:].isalnum() else "")
+
+
+def _new(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _lines(rows: Iterable[object]) -> bytes:
+    """A list with one row on each line."""
+    return ("[" + ",\n".join(json.dumps(row) for row in rows) + "]\n").encode()
+
+
+def _json_text(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=1) + "\n"
+
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +236,8 @@ def annotate(
 
     Raises:
         UsageError: the folder belongs to something else.
-        DataError: 100 images in a row cannot be read, or none can, or the disk refuses.
+        DataError: 100 images in a row cannot be read, or none can.
+        CheckpointError: the disk refuses to be written, or another process is writing there.
     """
     identity = _identity(pictures, annotator, work)
     place = AnnotationFolder(out)
@@ -108,7 +256,7 @@ def annotate(
         lines = [json.dumps({"image": name, "reason": why}) for name, why in bad]
         write_file(out / "quarantine.jsonl", "".join(f"{line}\n" for line in lines).encode())
         summary = _summary(annotator.asking, done, len(annotated), len(bad))
-        place.finish(identity, summary)
+        place.finish(summary)
         return _from_json(out, summary)
 
 
@@ -171,7 +319,9 @@ def _source(annotator: Annotator, adapter: str | None) -> dict[str, Any]:
         "dtype": backbone.weight_dtype,
         "adapter": None,
         "question": {name: asking.questions[name] for name in asking.asked},
-        "vocabulary": {name: _digest(list(asking.options[name])) for name in asking.asked if name in asking.options},
+        "vocabulary": {
+            name: fingerprint(list(asking.options[name])) for name in asking.asked if name in asking.options
+        },
     }
     if annotator.model.aspects is not None:
         sha256 = tensors_sha256(annotator.model.aspects.state_dict())
@@ -202,10 +352,6 @@ def _identity(pictures: ImageCollection, annotator: Annotator, work: AnnotationJ
         **{f"question.{name}": text for name, text in source["question"].items()},
     }
     return json.loads(json.dumps(table))
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _summary(

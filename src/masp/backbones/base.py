@@ -43,7 +43,6 @@ class Backbone(Protocol):
         image_transform: what happens to an image on its way to the vision tower, for the record.
         embedding_scale: what rows of the embedding matrix are multiplied with before they enter; 1 for most families.
         asks: whether visual tokens depend on the question, so that `asked` must be called for each.
-        sharded: whether each of several processes holds a part of the language model's weights.
         accepted: names of `hashes` that adapters and runs may have been made with others of.
         plans: row plans of all models over this backbone, within one bound.
     """
@@ -61,13 +60,8 @@ class Backbone(Protocol):
     image_transform: dict[str, Any]
     embedding_scale: float
     question_conditioned: bool
-    sharded: bool
     accepted: frozenset[str]
     plans: LRUCache
-
-    def shard(self, device: torch.device) -> None:
-        """Divide the language model between the processes of a run, and move everything else to `device`."""
-        ...
 
     def bound_pixels(self, least: int | None, most: int | None) -> None:
         """Bring images to an area between these bounds, in pixels, from now on; None leaves a bound as it is.

@@ -17,7 +17,6 @@ from masp.backbones.decoder import Decoder
 from masp.backbones.domain import read_detector
 from masp.backbones.files import BackboneFiles
 from masp.backbones.output_head import head_logits
-from masp.backbones.sharding import shard_layers
 from masp.core.errors import BackboneError
 from masp.core.recent import LRUCache
 from masp.core.types import (
@@ -119,7 +118,6 @@ class HFBackbone:
         self.stop_tokens: tuple[int, ...] = _stop_tokens(self.end_of_turn, parts)
         self.image_transform: dict[str, Any] = parts.vision.image_transform
         self.question_conditioned: bool = parts.ask is not None
-        self.sharded: bool = False
         self.embedding_scale: float = parts.embedding_scale
         self.accepted: frozenset[str] = files.accepted
         self.plans = LRUCache(PLANS_KEPT)
@@ -127,16 +125,6 @@ class HFBackbone:
         waits = any(parameter.device.type == "meta" for parameter in parts.language.parameters())
         self._alone: AbstractContextManager[Any] = threading.RLock() if waits else nullcontext()
         self._detector = read_detector(files.folder, self.dim) if parts.stored else None
-
-    def shard(self, device: torch.device) -> None:
-        """Divide the language model between the processes of a run, and move everything else to `device`.
-
-        Raises:
-            ConfigError: there is only one process.
-        """
-        shard_layers(self._parts.language, device)
-        self._model.to(device)
-        self.device, self.sharded = device, True
 
     def fingerprint(self) -> str:
         """Hash of the stored configuration and weights."""

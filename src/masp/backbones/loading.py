@@ -15,9 +15,9 @@ from masp.backbones.base import Backbone
 from masp.backbones.device_map import Placement
 from masp.backbones.files import EMBEDDED, BackboneFiles, check_accepted, find, read_json
 from masp.backbones.quantization import require_bitsandbytes
-from masp.core import launch
+from masp.core import runtime
 from masp.core.config import BackboneConfig
-from masp.core.errors import BackboneError, ConfigError, did_you_mean
+from masp.core.errors import BackboneError, did_you_mean
 
 FAMILIES: Mapping[str, str] = MappingProxyType(
     {
@@ -82,40 +82,27 @@ def load_backbone(
         max_pixels: the upper one.
         accept: which of `processor`, `template`, `tokenizer` may differ from those of adapters and runs that it meets.
 
-    Under `accelerate launch --use_fsdp`, or with `shard` in the settings, each process holds a part of the weights of
-    the language model.
-
     Raises:
         BackboneError: not found, not reachable, not a supported family, an unknown dtype or device, no bitsandbytes,
             not enough room, or pixel bounds that the family does not have.
         UsageError: a revision of a folder, or something else to be accepted.
-        ConfigError: it is to be divided, and there is only one process, or it is packed or spread as well.
     """
-    shard = launch.fsdp()
     if isinstance(config, BackboneConfig):
         name, revision, dtype, device = config.id, config.revision, config.dtype, config.device
         min_pixels, max_pixels = config.min_pixels, config.max_pixels
         accept = config.accept
-        shard = shard or config.shard
     else:
         name = config
     files = replace(find_supported(name, revision), accepted=check_accepted(accept))
     place = choose_placement(dtype, device, name)
-    if shard and (place.four_bit or place.spread):
-        todo = "Choose another dtype and device, or start without dividing it."
-        raise ConfigError(f"a backbone in {place}, and divided between processes", "one of the two", todo)
     load = by_name(FAMILIES[files.model_type])
     _LOG.info("loading backbone %s (%s) in %s", name, files.model_type, place)
-    # Divided, it goes to main memory first: a device may be too small for all of it.
-    first = replace(place, device=torch.device("cpu")) if shard else place
     try:
-        backbone: Backbone = load(files, first)
+        backbone: Backbone = load(files, place)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BackboneError(
             f"the backbone '{name}' cannot be loaded: {error}", "", "Check that its files are whole."
         ) from error
-    if shard:
-        backbone.shard(place.device)
     if min_pixels is not None or max_pixels is not None:
         backbone.bound_pixels(min_pixels, max_pixels)
     return backbone
@@ -183,7 +170,7 @@ def choose_device(device: str) -> torch.device:
     Raises:
         BackboneError: no such device.
     """
-    if device in ("auto", "cuda") and torch.cuda.is_available() and (own := launch.local_rank()) is not None:
+    if device in ("auto", "cuda") and torch.cuda.is_available() and (own := runtime.local_rank()) is not None:
         return torch.device("cuda", own % torch.cuda.device_count())
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -18,16 +18,15 @@ from masp.backbones.base import Backbone
 from masp.baselines.base import Example, TrainingData
 from masp.core.errors import DataError, UsageError
 from masp.core.flops import images_at_once
+from masp.core.runtime import Bar
 from masp.core.settings import TrainConfig
 from masp.core.types import VisualTokens
-from masp.data.sampling import Batches
-from masp.training.checkpoints import Checkpoint, CheckpointStore
+from masp.data.splits import Batches
+from masp.training.checkpoints import Checkpoint, CheckpointStore, load_parameters
 from masp.training.disk_cache import CacheGroup, DiskCache, key_of
-from masp.training.progress import Bar
 from masp.training.run_dir import RunFolder, hash_of, reading
 from masp.training.run_stage import loop_settings, make_accelerator
 from masp.training.signals import StopRequest
-from masp.training.state import load_parameters
 from masp.training.trainer import Trainer, TrainTask, groups_of
 
 GROUP = 8  # batches whose results are written together

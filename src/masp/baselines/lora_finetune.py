@@ -30,7 +30,7 @@ from masp.core.labels import render_labels, validate_labels
 from masp.core.prompts import Questions, load_questions
 from masp.core.settings import TrainConfig
 from masp.core.types import VisualTokens
-from masp.data.sampling import Batches
+from masp.data.splits import Batches
 from masp.model.masp_model import ActiveParts, MaspModel
 from masp.model.scoring import generate, score
 from masp.predictor import longest_answer

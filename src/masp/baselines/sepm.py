@@ -18,8 +18,7 @@ from masp.baselines.plain import plain
 from masp.baselines.token_pruning import cue_span, least_attended, without
 from masp.core.config import MethodConfig
 from masp.core.errors import DataError, UsageError, did_you_mean
-from masp.core.label_mapping import mapping
-from masp.core.labels import validate_labels
+from masp.core.labels import mapping, validate_labels
 from masp.core.prompts import Questions
 from masp.core.setting_types import Number, Share
 from masp.core.types import ModelInputs, VisualTokens

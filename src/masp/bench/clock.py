@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from masp.core.hardware import processor
+from masp.core.runtime import processor
 
 Work = Callable[[], object]
 

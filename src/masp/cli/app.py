@@ -11,26 +11,9 @@ from typing import Annotated
 import typer
 
 from masp import __version__
-from masp.cli import (
-    baseline,
-    bench,
-    combine,
-    compare,
-    demo,
-    evaluate,
-    export,
-    import_released,
-    info,
-    plan,
-    predict,
-    push,
-    report,
-    reproduce,
-    train,
-)
+from masp.cli import adapters, bench, data, evaluate, predict, research, train
 from masp.cli.error_handling import guarded
-from masp.cli.make_data import data_app
-from masp.core import launch
+from masp.core import runtime
 from masp.core.errors import UsageError
 
 DIVIDED = ("train", "evaluate")
@@ -45,22 +28,22 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(data_app, name="data")
-app.command()(demo.demo)
+app.add_typer(data.data_app, name="data")
+app.command()(research.demo)
 app.command(no_args_is_help=True, epilog=train.EXAMPLES)(train.train)
 app.command(no_args_is_help=True, epilog=evaluate.EXAMPLES)(evaluate.evaluate)
-app.command(no_args_is_help=True, epilog=compare.EXAMPLES)(compare.compare)
-app.command(no_args_is_help=True, epilog=baseline.EXAMPLES)(baseline.baseline)
+app.command(no_args_is_help=True, epilog=evaluate.COMPARE_EXAMPLES)(evaluate.compare)
+app.command(no_args_is_help=True, epilog=research.BASELINE_EXAMPLES)(research.baseline)
 app.command(no_args_is_help=True, epilog=predict.EXAMPLES)(predict.predict)
-app.command(no_args_is_help=True, epilog=report.EXAMPLES)(report.report)
-app.command(no_args_is_help=True, epilog=import_released.EXAMPLES)(import_released.import_released)
-app.command(no_args_is_help=True, epilog=combine.EXAMPLES)(combine.combine)
-app.command(no_args_is_help=True, epilog=export.EXAMPLES)(export.export)
-app.command(no_args_is_help=True, epilog=push.EXAMPLES)(push.push)
-app.command(no_args_is_help=True, epilog=info.EXAMPLES)(info.info)
-app.command(no_args_is_help=True, epilog=reproduce.EXAMPLES)(reproduce.reproduce)
+app.command(no_args_is_help=True, epilog=evaluate.REPORT_EXAMPLES)(evaluate.report)
+app.command(no_args_is_help=True, epilog=adapters.IMPORT_EXAMPLES)(adapters.import_released)
+app.command(no_args_is_help=True, epilog=adapters.COMBINE_EXAMPLES)(adapters.combine)
+app.command(no_args_is_help=True, epilog=adapters.EXPORT_EXAMPLES)(adapters.export)
+app.command(no_args_is_help=True, epilog=adapters.PUSH_EXAMPLES)(adapters.push)
+app.command(no_args_is_help=True, epilog=adapters.INFO_EXAMPLES)(adapters.info)
+app.command(no_args_is_help=True, epilog=research.REPRODUCE_EXAMPLES)(research.reproduce)
 app.command(epilog=bench.EXAMPLES)(bench.bench)
-app.command(no_args_is_help=True, epilog=plan.EXAMPLES)(plan.plan)
+app.command(no_args_is_help=True, epilog=research.PLAN_EXAMPLES)(research.plan)
 
 
 def _version(wanted: bool) -> bool:
@@ -87,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = _take_debug(given)
     _set_up_log(debug)
-    if not launch.speaks():
+    if not runtime.speaks():
         _fall_silent(debug)
     sys.exit(guarded(lambda: _run(given), debug))
 
@@ -99,7 +82,7 @@ def _run(arguments: Sequence[str]) -> object:
         UsageError: one of several processes was asked for work that is not divided.
     """
     name = next((word for word in arguments if not word.startswith("-")), None)
-    count = launch.count()
+    count = runtime.count()
     if count > 1 and name is not None and name not in DIVIDED:
         got = f"masp {name} was started as one of {count} processes (WORLD_SIZE={count})"
         todo = "Start it without accelerate launch or torchrun; where neither was used, unset WORLD_SIZE."

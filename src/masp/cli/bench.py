@@ -2,10 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from json import dumps as dump
+from json import loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from masp.cli.console import results, say
+from masp.core.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,12 +63,8 @@ def bench(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random weights.")] = 0,
 ) -> None:
     """Measure training and prediction on a backbone with random weights, as ratios to the plain baseline."""
-    from rich.console import Console
-
     from masp.bench.run import Options, run_bench
-    from masp.cli.console import results, say
     from masp.core.atomic_io import write_file
-    from masp.core.errors import UsageError
 
     if json is not None:  # before an hour is spent
         if json.is_dir():
@@ -92,10 +95,6 @@ def _before(file: Path | None) -> dict[str, Any] | None:
     Raises:
         UsageError: no file is named, or it is no benchmark's.
     """
-    from json import loads
-
-    from masp.core.errors import UsageError
-
     if file is None:
         raise UsageError("--add without --json", "a file to add to", "Name it: --json FILE.")
     if not file.exists():
@@ -146,9 +145,6 @@ def _line(row: Mapping[str, Any]) -> str:
 
 def _growth(rows: Sequence[Mapping[str, Any]]) -> "Table":
     """How the cost of stage 2 with the prefix kept grows; a job of n images is shown in its two parts."""
-    from rich.box import SIMPLE
-    from rich.table import Table
-
     table = Table("prefix kept: by", "", "N", "batch", "seconds", "spread", box=SIMPLE)
     for row in rows:
         seconds, spread = f"{row['seconds']:.4f} per example", f"{row.get('spread', 0):.0%}"
@@ -160,9 +156,6 @@ def _growth(rows: Sequence[Mapping[str, Any]]) -> "Table":
 
 def _planned(rows: Sequence[Mapping[str, Any]]) -> "Table":
     """What `masp plan` would have said, by the efficiency of the other lines."""
-    from rich.box import SIMPLE
-    from rich.table import Table
-
     table = Table("the plan beside it", "N", "estimated", "measured", "", "ratio", box=SIMPLE)
     for row in rows:
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
@@ -172,9 +165,6 @@ def _planned(rows: Sequence[Mapping[str, Any]]) -> "Table":
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> "Table":
-    from rich.box import SIMPLE
-    from rich.table import Table
-
     table = Table("", "N", "batch", "ratio", "goal", "met", "s per example", "spread", "the ratio is", box=SIMPLE)
     for row in rows:
         table.add_row(*_cells(row))

@@ -10,13 +10,13 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from masp.core import launch
+from masp.core import runtime
 
 if TYPE_CHECKING:
+    from masp.core.runtime import Bar
     from masp.evaluation.result import Calibrated, Evaluation, ProbabilisticMetrics
     from masp.model.explain import AspectReading
     from masp.predictor import Prediction
-    from masp.training.progress import Bar
 
 BAR = 24
 """Width in characters of a full probability bar."""
@@ -32,7 +32,7 @@ EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 def say(line: str) -> None:
     """A line for the person at the terminal, on stderr; of several processes, one says it."""
-    if not launch.speaks():
+    if not runtime.speaks():
         return
     Console(stderr=True, highlight=False, soft_wrap=True).print(Text(printable(line)))
 
@@ -62,6 +62,15 @@ def waiting(what: str) -> Status:
 def results() -> Console:
     """Where results go: stdout, with colours and boxes only as far as it can show them."""
     return Console(file=sys.stdout, highlight=False)
+
+
+def plain_table(*headings: str, gap: int = 2) -> Table:
+    """A table without lines; a heading that begins with ">" stands over a column of numbers."""
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="dim")
+    for heading in headings:
+        side = "right" if heading.startswith(">") else "left"
+        table.add_column(heading.removeprefix(">"), justify=side, overflow="fold")
+    return table
 
 
 def prediction_panel(prediction: "Prediction") -> Panel:
@@ -134,10 +143,7 @@ def place_in_words(attention: Sequence[Sequence[float]] | None) -> str:
 
 def counts_table(labels: Sequence[str], counts: Mapping[str, Mapping[str, int]]) -> Table:
     """Images by label and split, with their sums."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("label")
-    for split in counts:
-        table.add_column(printable(split) if split != "all" else "images", justify="right")
+    table = plain_table("label", *(">" + (printable(split) if split != "all" else "images") for split in counts))
     for label in labels:
         table.add_row(Text(printable(label)), *(f"{of_label.get(label, 0):,}" for of_label in counts.values()))
     table.add_row("total", *(f"{sum(of_label.values()):,}" for of_label in counts.values()), style="bold")
@@ -167,9 +173,7 @@ def evaluation_tables(found: "Evaluation") -> Group:
         rows.append(("images without an answer", str(found.unanswered)))
     for name, value in rows:
         figures.add_row(name, Text(value, style="bold"))
-    classes = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("label", "precision", "recall", "F1", "images"):
-        classes.add_column(heading, justify="left" if heading == "label" else "right")
+    classes = plain_table("label", ">precision", ">recall", ">F1", ">images")
     for entry in found.classes:
         ratios = (f"{100 * value:.1f} %" for value in (entry.precision, entry.recall, entry.f1))
         classes.add_row(Text(printable(entry.label)), *ratios, str(entry.support))

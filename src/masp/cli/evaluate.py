@@ -1,12 +1,15 @@
-"""`masp evaluate`: figures on a labelled split."""
+"""`masp evaluate`, `masp compare` and `masp report`: figures on a labelled split, beside each other, and on a page."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
-from masp.cli.measuring import data_settings, measured, tell, with_split
+from masp.cli.console import counting, evaluation_tables, plain_table, printable, results, say
 from masp.cli.options import (
     Accept,
     AdapterRevision,
@@ -23,12 +26,133 @@ from masp.cli.options import (
     accepted,
     refuse,
 )
-from masp.core import launch
+from masp.core import runtime
+from masp.core.errors import DataError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from masp.baselines.base import System
     from masp.core.config import DataConfig
     from masp.data.records import Dataset
-    from masp.evaluation.result import Evaluation
+    from masp.evaluation.batches import Batching
+    from masp.evaluation.metrics import PairedComparison
+    from masp.evaluation.result import Evaluation, Mode
+    from masp.predictor import Masp
+
+
+def data_settings(changes: Sequence[str], data: Path) -> "DataConfig":
+    """The settings of the data with what the command line changes.
+
+    Raises:
+        ConfigError: A change is wrong.
+    """
+    from masp.core.config import load_config
+
+    return load_config(None, changes).data.model_copy(update={"path": data})
+
+
+def with_split(dataset: "Dataset", settings: "DataConfig", split: str) -> "Dataset":
+    """The data set, once it is certain that it has the split.
+
+    Raises:
+        UsageError: It has not.
+    """
+    if split not in dataset.splits:
+        raise UsageError(f"--split {split}: {settings.path} has no such split", "", did_you_mean(split, dataset.splits))
+    return dataset
+
+
+def measured(
+    system: "System | Masp",
+    dataset: "Dataset",
+    split: str,
+    mode: "Mode",
+    batching: "Batching",
+    calibrate: bool,
+    out: Path | None,
+) -> "Evaluation":
+    """Every image of the split, and of the one that a temperature is fitted on, under one bar."""
+    from masp.core.runtime import Bar
+    from masp.evaluation.runner import CALIBRATION, evaluate
+
+    more = calibrate and split != CALIBRATION
+    images = len(dataset.split(split)) + (len(dataset.splits.get(CALIBRATION, ())) if more else 0)
+    with Bar("images", images) as bar:
+        return evaluate(system, dataset, split, mode, replace(batching, progress=counting(bar)), out, more)
+
+
+def tell(found: "Evaluation", out: Path | None) -> None:
+    """The figures on stdout, and what else there is to know on stderr."""
+    results().print(evaluation_tables(found))
+    for bad in found.quarantined:
+        say(f"left out {bad.image}: {bad.reason}")
+    if out is not None:
+        say(f"predictions.jsonl and summary.json are in {out}")
+
+
+COMPARE_EXAMPLES = """
+Examples:
+
+`masp compare figures/zero-shot figures/masp`
+
+`masp compare --seeds figures/seed0 figures/seed1 figures/seed2`
+"""
+
+
+def compare(
+    places: Annotated[
+        list[Path],
+        typer.Argument(metavar="RESULT...", help="Folders that `masp evaluate --out` or `masp baseline` wrote."),
+    ],
+    seeds: Annotated[
+        bool, typer.Option("--seeds", help="They are one system with several seeds: give mean and standard deviation.")
+    ] = False,
+) -> None:
+    """Compare results on the same images: each with the first one, image by image (McNemar's test).
+
+    Nothing is computed again, and no model is loaded.
+    """
+    from masp.evaluation.comparison import compare_results
+    from masp.evaluation.result import read_result
+
+    found = [read_result(place) for place in places]
+    if seeds:
+        results().print(_spreads(found))
+        return
+    if len(found) < 2:
+        raise UsageError("one result", "two or more to compare", "Name another one.")
+    pairs = [(found[0].system, other.system, compare_results(found[0], other)) for other in found[1:]]
+    results().print(_standings(found))
+    results().print(differences(pairs))
+
+
+def differences(pairs: "Sequence[tuple[str, str, PairedComparison]]") -> Table:
+    """How much more the second system of each pair gets right than the first."""
+    table = plain_table(
+        "difference in accuracy", ">points", ">only the second is right", ">only the first", ">McNemar's p"
+    )
+    for first, second, paired in pairs:
+        counts = (str(paired.only_second), str(paired.only_first))
+        table.add_row(Text(printable(f"{second} - {first}")), paired.points(), *counts, f"{paired.p_value:.3g}")
+    return table
+
+
+def _standings(found: "Sequence[Evaluation]") -> Table:
+    table = plain_table("system", ">accuracy", ">macro F1", ">images")
+    for one in found:
+        table.add_row(Text(printable(one.system)), one.accuracy.percent(), one.macro_f1.percent(), str(one.used))
+    return table
+
+
+def _spreads(found: "Sequence[Evaluation]") -> Table:
+    from masp.evaluation.comparison import over_seeds
+
+    table = plain_table(f"over {len(found)} results", ">mean", ">standard deviation", ">each")
+    for name, spread in over_seeds(found).items():
+        deviation = "" if spread.deviation is None else f"{spread.deviation:.4f}"
+        each = ", ".join(f"{value:.4f}" for value in spread.values)
+        table.add_row(name.replace("_", " "), f"{spread.mean:.4f}", deviation, each)
+    return table
+
 
 EXAMPLES = """
 Examples:
@@ -110,8 +234,6 @@ def evaluate(
 
     Intervals hold 95 %. A data set that the adapter was trained on is divided as its run divided it.
     """
-    from masp.core.errors import UsageError
-
     model = (adapter, adapter_revision, aspects, task, backbone, revision, dtype, device)
     choice = Choice(*model, batch_size, mode, record, accept)
     if predictions is not None:
@@ -125,10 +247,10 @@ def evaluate(
     elif adapter is None:
         raise UsageError("nothing to measure is named", "--adapter DIR, or --predictions FILE", "Name one.")
     else:
-        found = _measured(adapter, choice, settings, split, calibrate, out)
+        found = _adapter_measured(adapter, choice, settings, split, calibrate, out)
     tell(found, out)
     if other is not None:
-        _compare(other, found)
+        _compare_with(other, found)
 
 
 @dataclass(frozen=True)
@@ -153,13 +275,12 @@ class Choice:
         return {f"--{name.replace('_', '-')}": value for name, value in vars(self).items()}
 
 
-def _measured(
+def _adapter_measured(
     adapter: str, choice: Choice, settings: "DataConfig", split: str, calibrate: bool, out: Path | None
 ) -> "Evaluation":
     """An adapter on a split."""
     from masp.adapters import find_adapter
     from masp.backbones.loading import choose_placement
-    from masp.core.errors import UsageError
     from masp.evaluation.batches import Batching
     from masp.predictor import Masp
     from masp.training.distributed import launched
@@ -198,7 +319,6 @@ def _check_size(settings: "DataConfig", home: Path, task: str | None) -> None:
         UsageError: They say something else.
     """
     from masp.adapters import read_info
-    from masp.core.errors import UsageError
 
     trained = read_info(home).for_task(task).longest_side
     if "longest_side" in settings.model_fields_set and settings.longest_side != trained:
@@ -214,7 +334,7 @@ def _outside(
     from masp.data.readers.open_dataset import open_dataset
     from masp.evaluation.external_predictions import evaluate_predictions
 
-    mine = out if launch.speaks() else None  # of several processes one writes
+    mine = out if runtime.speaks() else None  # of several processes one writes
     dataset = with_split(open_dataset(settings), settings, split)
     return evaluate_predictions(predictions, dataset, split, allow_missing=allow_missing, calibrate=calibrate, out=mine)
 
@@ -241,17 +361,14 @@ def _divided(settings: "DataConfig", split: str, home: Path, task: str | None) -
 def _record(found: "Evaluation", home: Path, task: str | None) -> None:
     """The accuracy into the adapter's description and card."""
     from masp.adapters import record_result
-    from masp.cli.console import say
     from masp.evaluation.runner import result_of
 
     record_result(home, result_of(found), task)
     say(f"recorded in {home}")
 
 
-def _compare(other: "Evaluation", found: "Evaluation") -> None:
+def _compare_with(other: "Evaluation", found: "Evaluation") -> None:
     """How much more, or less, than the other result was right on the same images."""
-    from masp.cli.compare import differences
-    from masp.cli.console import results
     from masp.evaluation.comparison import compare_results
 
     results().print(differences([(other.system, found.system, compare_results(other, found))]))
@@ -264,11 +381,95 @@ def _settings(changes: list[str], data: Path) -> "DataConfig":
         UsageError: A setting of something else.
         ConfigError: A change is wrong.
     """
-    from masp.core.errors import UsageError
-
     strange = next((change for change in changes if not change.startswith("data.")), None)
     if strange is not None:
         raise UsageError(
             f"the setting {strange} has no meaning here", "settings that begin with data.", "Leave it out."
         )
     return data_settings(changes, data)
+
+
+REPORT_EXAMPLES = """
+Examples:
+
+`masp report figures/zero-shot figures/mine --data photos --out page.html`
+
+`masp report ours=runs/seed0 ours=runs/seed1 ours=runs/seed2 probe=runs/probe --data photos --adapter runs/first`
+"""
+
+
+def report(
+    results: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RESULT",
+            help="What `masp evaluate --out` wrote: its folder or a file in it. NAME=RESULT names the system.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE.html", help="The page to write.")] = Path("report.html"),
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the data set, for the images of the worst mistakes.")
+    ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|ID", help="Runs on the images of the worst mistakes, and says what each aspect saw in them."
+        ),
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Head of the page. Default: made from the data sets.")] = None,
+    against: Annotated[
+        str, typer.Option(metavar="NAME", help="What the others are compared with: *first*, *best* or a system.")
+    ] = "first",
+    mistakes_of: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Whose mistakes are shown. Default: the adapter's system, or the best."),
+    ] = None,
+    mistakes: Annotated[
+        int, typer.Option(min=0, max=60, help="How many mistakes are shown, those the system was surest of first.")
+    ] = 12,
+    task: Task = None,
+    backbone: BackboneOfAdapter = None,
+    dtype: DtypeIfAny = None,
+    device: DeviceIfAny = None,
+    accept: Accept = None,
+) -> None:
+    """Write one page about one or many systems: figures, calibration, confusion, worst mistakes.
+
+    The page works from the disk and loads nothing. Systems on one split of one data set stand side by side; seeds of
+    one system become a mean with its standard deviation. What a result does not hold, the page says.
+    """
+    from masp.report.comparison import comparison
+    from masp.report.error_analysis import ErrorPageOptions
+    from masp.report.load_results import read_sources
+    from masp.report.page import write_page
+
+    if adapter is None:
+        of_adapter = {"--task": task, "--backbone": backbone, "--dtype": dtype, "--device": device}
+        of_adapter |= {"--accept": accept}
+        refuse(of_adapter, "without --adapter", "options of a model only where one runs")
+    sources, tables = read_sources(results)
+    if data is not None and not data.exists():
+        raise _missing(data)
+    if adapter is not None and data is None:
+        raise _no_pictures(adapter)
+    format, names = dtype or Dtype.auto, accepted(accept)
+    masp = None if adapter is None else _adapter_loaded(adapter, backbone, task, format, device or "auto", names)
+    asked = ErrorPageOptions(against, mistakes, data, masp, mistakes_of)
+    write_page(out, comparison(sources, tables, asked, title))
+    say(f"report: {out}")
+
+
+def _adapter_loaded(
+    adapter: str, backbone: str | None, task: str | None, dtype: Dtype, device: str, accept: tuple[str, ...]
+) -> "Masp":
+    from masp.predictor import Masp
+
+    return Masp.from_pretrained(adapter, backbone, task=task, dtype=dtype.value, device=device, accept=accept)
+
+
+def _missing(data: Path) -> Exception:
+    return DataError(f"--data {data} is not there", "the data set's folder", "Correct the path, or leave it out.")
+
+
+def _no_pictures(adapter: str) -> Exception:
+    return UsageError(f"--adapter {adapter} without --data", "the images that it shall explain", "Name both.")

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from masp.core.errors import UsageError
+
 
 class Dtype(StrEnum):
     """Number formats of the frozen weights."""
@@ -118,8 +120,6 @@ def refuse(options: Mapping[str, object], where: str, expected: str) -> None:
     Raises:
         UsageError: some were given.
     """
-    from masp.core.errors import UsageError
-
     given = [name for name, value in options.items() if value is not None and value is not False]
     if given:
         verb, them = ("was", "it") if len(given) == 1 else ("were", "them")

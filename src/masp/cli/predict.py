@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from masp.cli.console import LEGEND, prediction_panel, results, say
 from masp.cli.options import (
     Accept,
     AdapterRevision,
@@ -22,6 +23,7 @@ from masp.cli.options import (
     accepted,
     refuse,
 )
+from masp.core.errors import DataError, counted
 
 if TYPE_CHECKING:
     from masp.predictor import Failure, Masp, Prediction
@@ -85,7 +87,6 @@ def predict(
     An image that cannot be read is reported and the others go on; the exit code is then 1.
     """
     from masp.adapters import find_adapter, read_info
-    from masp.cli.console import say
     from masp.predictor import Failure, Masp
 
     if adapter is None:
@@ -124,7 +125,6 @@ class _Predictions:
     @property
     def warning(self) -> str:
         """That some mean nothing, and what to do instead; empty where all images are such as the backbone knows."""
-        from masp.core.errors import counted
         from masp.model.prediction import INSTEAD
 
         if not self.foreign:
@@ -168,7 +168,6 @@ def _named(paths: Sequence[str], failures: _Failures) -> Iterator[Path]:
 
     An argument that names none, and a line of a list whose folder cannot be read, are failures; the others go on.
     """
-    from masp.core.errors import DataError
     from masp.data.file_listing import images_from
     from masp.data.images import FORMAT_NAMES
     from masp.predictor import Failure
@@ -194,7 +193,6 @@ def _json_line(result: "Prediction | Failure") -> None:
 
 def _for_people(masp: "Masp", explain: bool) -> "Callable[[Prediction | Failure], None]":
     """Shows predictions on stdout and failures on stderr; says once what the adapter cannot tell."""
-    from masp.cli.console import LEGEND, prediction_panel, results, say
     from masp.predictor import Failure
 
     console = results()
@@ -220,8 +218,6 @@ def _alone(masp: "Masp") -> str:
 
 def _write_report(file: Path, masp: "Masp", found: _Predictions, failures: _Failures) -> None:
     from masp.adapters import library_versions
-    from masp.cli.console import say
-    from masp.core.errors import counted
     from masp.report import sample_of, write_report
     from masp.report.schema import Provenance, ReportData
 

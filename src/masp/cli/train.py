@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from masp.cli.console import say
+from masp.core.errors import UsageError
+
 if TYPE_CHECKING:
     from masp.core.config import RunConfig
     from masp.training import TrainResult
@@ -64,7 +67,6 @@ def train(
 ) -> None:
     """Train adapters on a frozen backbone: the aspect modules, then the soft prompt."""
     from masp.adapters import find_adapter
-    from masp.core.errors import UsageError
 
     settings = _settings(config, changes or [], data, backbone)
     if out is None:
@@ -89,7 +91,6 @@ def _settings(config: Path | None, changes: list[str], data: Path | None, backbo
         ConfigError: The file or a change is wrong.
     """
     from masp.core.config import load_config
-    from masp.core.errors import UsageError
 
     settings = load_config(config, changes)
     if backbone is not None:
@@ -107,7 +108,6 @@ def _settings(config: Path | None, changes: list[str], data: Path | None, backbo
 def _train(settings: "RunConfig", first: Path | None, second: Path | None, aspects: Path | None) -> None:
     """Stage 1 into the folder `first`, stage 2 with these aspects into `second`; None leaves a stage out."""
     from masp.backbones.loading import choose_placement, load_backbone
-    from masp.cli.console import say
     from masp.data.readers.open_dataset import open_dataset
     from masp.training import train_aspects, train_prompt
     from masp.training.distributed import launched
@@ -126,8 +126,6 @@ def _train(settings: "RunConfig", first: Path | None, second: Path | None, aspec
 
 def _report(stage: str, result: "TrainResult") -> None:
     """The adapter's folder on stdout, and how it went on stderr."""
-    from masp.cli.console import say
-
     figures = "".join(f", {name} {value:.4g}" for name, value in result.metrics.items())
     pace = f"{result.steps} steps in {result.seconds:.0f} s, {result.examples_per_second:.0f} examples/s"
     say(f"{stage}: {pace}{figures}")

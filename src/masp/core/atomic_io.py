@@ -6,6 +6,7 @@ content, or a name that starts with `TEMPORARY`, which the next start removes.
 """
 
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -116,6 +117,11 @@ def discard(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         log.warning("could not remove %s: %s", path.name, error.strerror)
+
+
+def fingerprint(content: object) -> str:
+    """SHA-256 of JSON values, in hexadecimal; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def digest(path: Path) -> str:

@@ -102,6 +102,11 @@ def shown(value: object) -> str:
     return printer.repr(value)
 
 
+def short(error: BaseException, most: int = 200) -> str:
+    """What an error of a library says, on one line and cut; its type where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def counted(count: int, noun: str) -> str:
     """A number with its noun: "1 image", "0 images", "1,200 images"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

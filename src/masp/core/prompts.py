@@ -1,6 +1,5 @@
 """The questions that are put to the backbone: several per aspect and for the emotion, the first one at evaluation."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from masp.core.aspects import ASPECTS
+from masp.core.atomic_io import fingerprint
 from masp.core.errors import DataError, did_you_mean, shown
 
 EMOTION = "emotion"
@@ -47,7 +47,7 @@ class Questions:
     def fingerprint(self) -> str:
         """SHA-256 of all the texts in order, as hexadecimal digits."""
         content = {**{name: list(self.aspects[name]) for name in ASPECTS}, EMOTION: list(self.emotion)}
-        return hashlib.sha256(json.dumps(content, ensure_ascii=True, sort_keys=True).encode()).hexdigest()
+        return fingerprint(content)
 
 
 def load_questions(file: str | Path | None = None) -> Questions:

@@ -7,15 +7,11 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 @runtime_checkable
 class Sized(Protocol):
-    """A value that knows how much memory it takes.
-
-    Attributes:
-        nbytes: bytes, with what belongs to it.
-    """
+    """A value that knows how many bytes it takes."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes."""
+        """Bytes that it takes, with what belongs to it."""
         ...
 
 
@@ -25,43 +21,35 @@ Value = TypeVar("Value", bound=Sized)
 class LRUCache:
     """Values by key, as many as take `limit` bytes together; what was used lately stays.
 
-    New values fill one table. Once it has half of the bytes it takes the place of the table before it, whose values are
-    gone unless they were used since. Values are made outside the lock: at worst two threads make one value each, and
-    both get the one that was there first.
-
-    Args:
-        limit: bytes.
+    Values are made outside the lock: at worst two threads make one value each, and both get the one that was there
+    first.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        self._young: dict[Hashable, Any] = {}
-        self._old: dict[Hashable, Any] = {}
+        self._values: dict[Hashable, Any] = {}  # the least lately used first
         self._bytes = 0
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
         """The value of a key, made if it is not kept. What `make` raises is raised, and nothing is kept."""
         with self._lock:
-            found = self._young.get(key)
+            found = self._values.pop(key, None)
             if found is not None:
+                self._values[key] = found
                 return found
-            found = self._old.get(key)
-            if found is not None:
-                return self._keep(key, found)
         made = make()
         with self._lock:
-            return self._keep(key, made)
-
-    def _keep(self, key: Hashable, value: Value) -> Value:
-        if key not in self._young:
-            if self._bytes + value.nbytes > self._limit // 2:
-                self._old, self._young, self._bytes = self._young, {}, 0
-            self._young[key] = value
-            self._bytes += value.nbytes
-        return self._young[key]
+            if key in self._values:
+                return self._values[key]
+            self._values[key] = made
+            self._bytes += made.nbytes
+            while self._bytes > self._limit and len(self._values) > 1:  # one that was just made stays
+                oldest = next(iter(self._values))
+                self._bytes -= self._values.pop(oldest).nbytes
+        return made
 
     def kept(self) -> tuple[Any, ...]:
         """The values that need not be made again."""
         with self._lock:
-            return tuple({**self._old, **self._young}.values())
+            return tuple(self._values.values())

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, Strict, model_validator
 
 from masp.core.aspects import ASPECTS
 from masp.core.errors import ConfigError
-from masp.core.label_mapping import Taxonomy
+from masp.core.labels import Taxonomy
 from masp.core.setting_types import (
     FREE,
     AspectNames,
@@ -144,11 +144,6 @@ class BackboneConfig(Settings):
         default=None,
         description="Qwen-VL: larger images are shrunk to this area, which bounds their visual tokens; null: as the "
         "checkpoint says.",
-    )
-    shard: Switch = Field(
-        default=False,
-        description="Several processes: each holds a part of the language model's weights (FSDP) instead of all.",
-        json_schema_extra={**FREE},
     )
     accept: Annotated[tuple[Literal["processor", "template", "tokenizer"], ...], BeforeValidator(as_tuple)] = Field(
         default=(),

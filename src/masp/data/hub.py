@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from masp.core.atomic_io import write_folder
-from masp.core.errors import DataError, UsageError, counted, did_you_mean, shown
+from masp.core.errors import DataError, UsageError, counted, did_you_mean, short, shown
 from masp.core.labels import checked_name
 from masp.data.images import suffix_of
 from masp.data.readers.common import label_of
@@ -119,8 +119,9 @@ def _loaded(source: HubSource) -> dict[str, Any]:
     try:
         loaded = datasets.load_dataset(source.name, revision=source.revision)
     except Exception as error:  # from the network, the hub, the files and the builders: all mean the same here
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"the data set {source.name} cannot be loaded ({reason})", "", "Check its name.") from error
+        raise DataError(
+            f"the data set {source.name} cannot be loaded ({short(error)})", "", "Check its name."
+        ) from error
     return {
         str(name): rows.cast_column(_image_column(rows.features, source.image), datasets.Image(decode=False))
         for name, rows in loaded.items()

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError, features
 
-from masp.core.errors import ImageError
+from masp.core.errors import ImageError, short
 
 _SUFFIXES_OF = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -153,7 +153,7 @@ def decode_image(
     except MemoryError:
         raise _too_large(name) from None
     except Exception as error:  # decoders raise anything on damaged files: SyntaxError, struct.error, IndexError …
-        raise _damaged(name, _short(error)) from None
+        raise _damaged(name, short(error, 120)) from None
 
 
 def _readable(content: bytes, name: str | os.PathLike[str]) -> str:
@@ -272,10 +272,6 @@ def suffix_of(content: bytes) -> str | None:
 def suffix_fits(suffix: str, kind: str) -> bool:
     """Whether a file of a format may have a suffix."""
     return suffix.lower() in _SUFFIXES_OF[kind]
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def read_content(path: str | os.PathLike[str]) -> bytes:

@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 
 from masp.core.errors import ImageError, MaspError, UsageError
-from masp.data.bad_files import BadFiles
 from masp.data.images import Rounding, open_image
+from masp.data.records import BadFiles
 
 Preprocess = Callable[[Sequence[Image.Image]], Any]
 Item = tuple[int, Path]

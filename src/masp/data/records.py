@@ -1,13 +1,134 @@
-"""One image with what is known about it, and the data set it belongs to."""
+"""One image with what is known about it, its data set with its labels, and the account of unreadable files."""
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from masp.core.errors import DataError, did_you_mean
-from masp.data.bad_files import Rejected
+from masp.core.labels import TAXONOMIES, Taxonomy, counterpart, mapping, taxonomy_of
+
+log = logging.getLogger(__name__)
+
+Fault = Literal["file", "row", "label", "annotation", "picture"]
+"""What is wrong: a file, a row of a list, its label, the annotation it names, or the image it names."""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A file that was left out, why, and what kind of fault it is."""
+
+    path: Path
+    reason: str
+    fault: Fault = "file"
+
+
+class BadFiles:
+    """The account of a pass over files: read = used + quarantined, exactly.
+
+    Stops the pass when more than `share` of all its files are bad, or `patience` in a row, or, if `strict`, at the
+    first one. A single bad file stops nothing otherwise, however few the others are. The share is of `total`, so that
+    two bad files at the beginning of a long pass do not end it; where the total is not known, it is checked at the end.
+
+    Args:
+        strict: whether the first bad file stops the pass.
+        share: how much of the files may be bad.
+        patience: how many may be bad in a row.
+        total: how many files the pass will look at; None if nobody knows yet.
+        tolerant: never stop, whatever is bad, and leave the log alone: somebody reads the account afterwards.
+
+    Attributes:
+        used: files that were good.
+        rejected: files that were not, with their reasons.
+    """
+
+    def __init__(
+        self,
+        strict: bool = False,
+        share: float = 0.01,
+        patience: int = 100,
+        total: int | None = None,
+        tolerant: bool = False,
+    ) -> None:
+        self.strict = strict
+        self.share = share
+        self.patience = patience
+        self.total = total
+        self.tolerant = tolerant
+        self.used = 0
+        self.rejected: list[Rejected] = []
+        self._in_a_row = 0
+
+    @property
+    def read(self) -> int:
+        """Files that were looked at."""
+        return self.used + len(self.rejected)
+
+    def accept(self, count: int = 1) -> None:
+        """Count good files."""
+        if count:
+            self._in_a_row = 0
+        self.used += count
+
+    def reject(self, path: Path, reason: str, fault: Fault = "file") -> None:
+        """Count a bad file.
+
+        Raises:
+            DataError: too many were bad, or `strict` is set.
+        """
+        self.rejected.append(Rejected(path, reason, fault))
+        if self.tolerant:
+            return
+        self._in_a_row += 1
+        log.warning("left out %s: %s", path, reason)
+        if self.strict:
+            raise DataError(f"{path} cannot be used: {reason}", "", "Repair or remove it, or turn strict off.")
+        if self._in_a_row >= self.patience:
+            raise DataError(
+                f"{self._in_a_row} files in a row cannot be used, the last is {path}: {reason}",
+                "files that can be read",
+                "Check that the data set is complete.",
+            )
+        if self.total is not None:
+            self._check_share(max(self.total, self.read))
+
+    def _check_share(self, total: int) -> None:
+        bad = len(self.rejected)
+        if bad > max(1, self.share * total):
+            last = self.rejected[-1]
+            raise DataError(
+                f"{bad} of {total} files cannot be used, the last is {last.path}: {last.reason}",
+                f"at most {self.share:.0%}",
+                "Repair or remove them.",
+            )
+
+    def finish(self) -> None:
+        """Close the account.
+
+        Raises:
+            DataError: files were read and none was good, or too few.
+        """
+        if self.tolerant:
+            return
+        if self.rejected and not self.used:
+            last = self.rejected[-1]
+            raise DataError(
+                f"none of {self.read} files can be used, the last is {last.path}: {last.reason}",
+                "files that can be read",
+                "Check that the data set is complete.",
+            )
+        self._check_share(self.read)
+
+    def summary(self) -> str:
+        """One line for the log and the result: what was read, used and left out, and the commonest reasons."""
+        reasons = Counter(rejected.reason for rejected in self.rejected).most_common(3)
+        why = "".join(f"; {count} × {reason}" for reason, count in reasons)
+        return f"{self.read} read = {self.used} used + {len(self.rejected)} quarantined{why}"
+
 
 _LARGEST_ANNOTATION = 16_777_216
 
@@ -27,6 +148,11 @@ def read_json(file: Path, largest: int | None = _LARGEST_ANNOTATION) -> object:
         raise DataError(f"{file} cannot be read ({error.strerror})", "", "Check the path and the rights.") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is not JSON ({error})", "", "Copy it again from its source.") from None
+
+
+def place_in(root: Path, path: Path) -> str:
+    """A file as seen from a folder, where it lies below it."""
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +266,7 @@ class Dataset:
 
     def place(self, path: Path) -> str:
         """A file as seen from the data set's folder, so that it means the same on every machine."""
-        return (path.relative_to(self.root) if path.is_relative_to(self.root) else path).as_posix()
+        return place_in(self.root, path)
 
     def _facts(self, record: Record) -> list[object]:
         try:
@@ -155,3 +281,99 @@ class Dataset:
         sizes = ", ".join(f"{name} {len(records):,}" for name, records in self.splits.items())
         left_out = f"; {len(self.rejected):,} left out" if self.rejected else ""
         return f"{self.name} ({self.layout}, split: {self.split_by}): {sizes}; {', '.join(self.labels)}{left_out}"
+
+
+@dataclass(frozen=True)
+class ClassBalance:
+    """How evenly the labels occur.
+
+    Attributes:
+        counts: label → images, in the order of the labels.
+        imbalance: largest count divided by the smallest one that is not 0.
+        weights: label → weight of an example, such that every label weighs the same in sum and the mean over the
+            examples is 1; 0 for a label without images.
+    """
+
+    counts: Mapping[str, int]
+    imbalance: float
+    weights: Mapping[str, float]
+
+    def text(self) -> str:
+        """A small table, one line per label."""
+        width = max(len(name) for name in ("total", *self.counts))
+        total = sum(self.counts.values())
+        lines = [
+            f"{label:<{width}}  {count:>7,}  {count / total:>6.1%}  weight {self.weights[label]:.2f}"
+            for label, count in self.counts.items()
+        ]
+        return "\n".join([*lines, f"{'total':<{width}}  {total:>7,}  largest : smallest = {self.imbalance:.2f}"])
+
+
+def class_balance(records: Sequence[Record], labels: Sequence[str] | None = None) -> ClassBalance:
+    """Counts, imbalance and balanced weights of labelled records.
+
+    Args:
+        records: those without a label are not counted.
+        labels: order of the result and labels that may not occur; without it, those that occur, sorted.
+
+    Raises:
+        DataError: no record has a label, or one has a label that is not in `labels`.
+    """
+    found = Counter(record.label for record in records if record.label is not None)
+    names = tuple(labels) if labels is not None else tuple(sorted(found))
+    strange = sorted(set(found) - set(names))
+    if strange:
+        raise DataError(f"unknown label '{strange[0]}'", "", did_you_mean(strange[0], names))
+    if not found:
+        raise DataError("no image has a label", "labelled images", "Check the layout of the data set.")
+    counts = {name: found[name] for name in names}
+    total, present = found.total(), len(found)
+    weights = {name: total / (present * count) if count else 0.0 for name, count in counts.items()}
+    return ClassBalance(counts, max(found.values()) / min(found.values()), weights)
+
+
+def relabelled(dataset: Dataset, taxonomy: Taxonomy) -> Dataset:
+    """The data set with labels of a taxonomy; images whose label has no counterpart there are left out and counted.
+
+    Votes move with their labels; those without a counterpart are dropped, and the rest are shares of what is left.
+
+    Raises:
+        DataError: the labels belong to no taxonomy, or fewer than two of the target's labels are left.
+    """
+    table = mapping(dataset.labels, taxonomy)
+    labels = tuple(label for label in TAXONOMIES[taxonomy] if label in table.values())
+    if len(labels) < 2:
+        raise DataError(
+            f"the labels {', '.join(dataset.labels)} have {len(labels)} counterparts in {taxonomy}",
+            "at least two",
+            "Choose another data.taxonomy, or null.",
+        )
+    lost = Counter(record.label for record in dataset.records if record.label not in table)
+    if lost:
+        words = ", ".join(f"{count:,} × {label}" for label, count in lost.most_common())
+        log.info("%s as %s: left out %s, which have no counterpart", dataset.name, taxonomy, words)
+    source = taxonomy_of(dataset.labels)
+
+    def vote(label: str) -> str | None:  # people may vote for labels that no image of the data set has
+        return counterpart(label, source, taxonomy)
+
+    splits = {
+        name: tuple(_moved(record, table, vote) for record in records if record.label in table)
+        for name, records in dataset.splits.items()
+    }
+    return replace(dataset, labels=labels, splits=splits)
+
+
+def _moved(record: Record, table: Mapping[str, str], vote: Callable[[str], str | None]) -> Record:
+    assert record.label is not None
+    return replace(record, label=table[record.label], distribution=_votes(record.distribution, vote))
+
+
+def _votes(votes: Mapping[str, float] | None, vote: Callable[[str], str | None]) -> dict[str, float] | None:
+    moved: dict[str, float] = {}
+    for label, share in (votes or {}).items():
+        home = vote(label)
+        if home is not None:
+            moved[home] = moved.get(home, 0.0) + share
+    total = sum(moved.values())
+    return {label: share / total for label, share in moved.items()} if total > 0 else None

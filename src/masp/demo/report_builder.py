@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from masp.core.hardware import processor
+from masp.core.runtime import processor
 from masp.demo.measure import DemoMeasurements
 from masp.demo.pictures import DemoPicture
 from masp.evaluation import metrics

@@ -11,8 +11,7 @@ import torch
 from masp.core.atomic_io import write_file
 from masp.core.config import PromptInit
 from masp.core.errors import UsageError
-from masp.data.bad_files import BadFiles, Rejected
-from masp.data.records import Record
+from masp.data.records import BadFiles, Record, Rejected
 from masp.evaluation import metrics
 from masp.evaluation.batches import Batching, labelled, visual_batches
 from masp.evaluation.metrics import Interval, PairedComparison

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from masp.core.errors import DataError
 from masp.core.labels import normalise_answer
 from masp.core.prompts import Questions
-from masp.data.bad_files import BadFiles
-from masp.data.records import Record
+from masp.data.records import BadFiles, Record
 from masp.evaluation import metrics
 from masp.evaluation.batches import Batching, visual_batches
 from masp.evaluation.metrics import Interval

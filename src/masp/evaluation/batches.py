@@ -7,10 +7,9 @@ from masp.backbones.base import Backbone
 from masp.core.errors import DataError, UsageError, did_you_mean
 from masp.core.flops import images_at_once
 from masp.core.types import VisualTokens
-from masp.data.bad_files import BadFiles
 from masp.data.images import Rounding
 from masp.data.prefetch import prefetch
-from masp.data.records import Record
+from masp.data.records import BadFiles, Record
 
 
 @dataclass(frozen=True)

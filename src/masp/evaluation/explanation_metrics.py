@@ -12,8 +12,7 @@ import torch
 
 from masp.core.errors import DataError
 from masp.core.types import VisualTokens
-from masp.data.bad_files import BadFiles
-from masp.data.records import Record
+from masp.data.records import BadFiles, Record
 from masp.evaluation import metrics
 from masp.evaluation.batches import Batching, labelled, visual_batches
 from masp.evaluation.metrics import Interval

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from masp.core.hardware import processor
+from masp.core.runtime import processor
 from masp.data.records import Dataset
 
 

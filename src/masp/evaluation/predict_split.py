@@ -10,9 +10,8 @@ from pathlib import Path
 
 from masp.baselines.base import System, SystemPrediction
 from masp.core.errors import UsageError, shown
-from masp.data.bad_files import BadFiles
 from masp.data.prefetch import LoadedBatch
-from masp.data.records import Dataset, Record
+from masp.data.records import BadFiles, Dataset, Record
 from masp.evaluation.batches import Batching, labelled
 from masp.evaluation.predictions import LOWEST, LabelledPrediction
 from masp.evaluation.processes import shared_batches
@@ -59,7 +58,7 @@ def ask(
     known = labelled(records, system.labels)
     size = batching.size_on(system.backbone)
     asked: list[LoggedAnswer] = []
-    processes = launched(system.backbone.device, system.backbone.sharded)
+    processes = launched(system.backbone.device)
     with processes.guarded(), ExitStack() as stack:
         journal = stack.enter_context(ResumeLog(*keep)) if keep and processes.main else None
         account = BadFiles(total=len(known))

@@ -28,7 +28,7 @@ def shared_batches(
     """
     size = batching.size_on(backbone)
     groups = [range(start, min(start + size, len(paths))) for start in range(0, len(paths), size)]
-    own = groups if processes.alike else processes.shard(groups)
+    own = processes.shard(groups)
     side, rounding = batching.longest_side, batching.rounding
     loading = Loading(backbone.preprocess, side, workers=batching.workers, rounding=rounding)
     read = prefetch_batches(paths, own, loading)

@@ -79,7 +79,7 @@ def evaluate(
         calibration,
     )
     if out is not None:
-        processes = launched(system.backbone.device, system.backbone.sharded)
+        processes = launched(system.backbone.device)
         with processes.guarded():
             processes.on_main(lambda: _write(out, found, calibration))
     return found

@@ -12,7 +12,6 @@ from masp.core.errors import UsageError
 from masp.core.types import VisualTokens
 from masp.data.records import Dataset, Record
 from masp.evaluation.batches import labelled
-from masp.training.accounts import hold_to
 from masp.training.checkpoints import unwritable
 from masp.training.feature_cache import FeatureCache, ImageReading, account_lines, read_account
 from masp.training.signals import StopRequest
@@ -67,9 +66,7 @@ class LazyImages:
         if self.filled:
             return None
         with StopRequest() as stop:
-            account = self.store.fill(stop, self.known)
-        if self.known is not None:
-            hold_to(self.store, account, {Path(name) for name in self.known})
+            account = self.store.fill(stop, None if self.known is None else set(map(Path, self.known)))
         self.filled = True
         log.info("images: %s", account.summary())
         return account_lines(account)

@@ -7,8 +7,7 @@ from typing import Any
 from masp.adapters import AdapterInfo
 from masp.core.config import DataConfig
 from masp.core.errors import AdapterError
-from masp.core.label_mapping import NAMED_SETS
-from masp.core.labels import render_labels, validate_labels
+from masp.core.labels import NAMED_SETS, render_labels, validate_labels
 from masp.core.prompts import Questions, load_questions
 from masp.core.types import Domain
 from masp.data.images import Rounding

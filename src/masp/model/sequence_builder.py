@@ -268,7 +268,7 @@ class SequenceBuilder:
             visual_columns=move(grid.kind == VISUAL),
             prompt_columns=move(grid.kind == PROMPT),
             aspect_of=move(aspect_of),
-            common=0 if self.backbone.sharded else _common(grid),  # there, all shares of a batch take as many passes
+            common=_common(grid),
             prefix_hashes=tuple(row.prefix_hash for row in rows),
             images=tuple(row.image for row in rows if row.image is not None),
             deep=None if visual is None or visual.deep is None else self._deep(grid, visual.deep),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from masp.baselines.lora_layers import natural_rate
 from masp.baselines.registry import settings_of
 from masp.core.settings import TrainConfig
-from masp.training import schedule
+from masp.training import trainer
 
 ASKING = ("qlora", "instruction")
 """Systems that learn answers of the language model."""
@@ -51,7 +51,7 @@ def budget_of(stage: TrainConfig, examples: int) -> StepBudget:
         stage: settings of stage 2.
         examples: labelled training images, 1 or more.
     """
-    steps = schedule.budget_of(stage, -(-examples // stage.batch_size), 1.0).steps  # the rate does not matter here
+    steps = trainer.budget_of(stage, -(-examples // stage.batch_size), 1.0).steps  # the rate does not matter here
     return StepBudget(examples, steps, stage.batch_size)
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from masp.baselines.base import Reading
 from masp.core.config import DataConfig, RunConfig, load_config
 from masp.core.errors import DataError, UsageError, did_you_mean
-from masp.data.bad_files import BadFiles
 from masp.data.images import Rounding
 from masp.data.readers.detect import read_layout
-from masp.demo.plan import Plan
+from masp.data.records import BadFiles
+from masp.demo.pictures import Plan
 from masp.reproduce.paper import Paper
 from masp.reproduce.specs import EXPERIMENTS
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
 from masp.baselines.base import Example, TrainingData
-from masp.data.bad_files import Rejected
 from masp.data.images import image_size
 from masp.data.readers.open_dataset import open_dataset
-from masp.data.records import Dataset, Record
+from masp.data.records import Dataset, Record, Rejected
 from masp.evaluation.result import SkippedImage
 from masp.reproduce.config import ReproduceConfig
 from masp.reproduce.measure import SplitImages
@@ -154,7 +153,7 @@ class Library:
         labelled = [(split, record) for split, records in splits.items() for record in records if record.label]
         settings, data = self.job.config.prompt, self.job.source(name).data
         shelf = None if self.shelf is None else DiskCache(self.shelf, int(settings.store_disk_gb * GIGA))
-        budget = 0 if shelf is None else shelf.room()
+        budget = 0 if shelf is None else shelf.budget
         reading = ImageReading(side, data.workers, budget, settings.strict, rounding=self.job.rounding)
         paths = [record.path for _, record in labelled]
         store = FeatureCache(self.backbone, paths, reading, memory, shelf)

@@ -11,6 +11,7 @@ from masp.backbones.base import Backbone
 from masp.baselines.base import Images, System
 from masp.core.errors import DataError
 from masp.core.flops import images_at_once
+from masp.core.runtime import Bar
 from masp.core.types import VisualTokens
 from masp.data.records import Dataset, Record
 from masp.evaluation import metrics
@@ -21,7 +22,6 @@ from masp.evaluation.result import Evaluation, SkippedImage
 from masp.model.attention import prompt_attention
 from masp.model.explain import normalised
 from masp.reproduce.ablations import Variant
-from masp.training.progress import Bar
 from masp.training.signals import StopRequest
 from masp.training.trainer import groups_of
 

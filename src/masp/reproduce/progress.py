@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from masp.core.progress import Bar
+from masp.core.runtime import Bar
 from masp.report.formatting import duration
 from masp.reproduce.estimate import Estimate
 from masp.reproduce.experiment import Experiment, ExperimentResult

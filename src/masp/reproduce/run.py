@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from masp.core.atomic_io import write_file
-from masp.core.progress import Bar
+from masp.core.runtime import Bar
+from masp.demo.measure import quiet
 from masp.demo.pictures import draw_dataset, is_drawn
-from masp.demo.steps import quiet
 from masp.reproduce.config import ReproduceConfig
 from masp.reproduce.dag import plan_cells
 from masp.reproduce.estimate import estimate

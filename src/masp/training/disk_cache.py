@@ -2,22 +2,17 @@
 
 There is no index: a name is found or it is not. So nothing can contradict the files, and two runs that build the same
 group write the same bytes and rename them over each other. A file is written aside, flushed and renamed; it carries a
-checksum of every tensor, and one that does not fit is removed and computed again.
-
-What is right needs no lock. Only who makes room holds the folder for that moment, and who begins to use a group: so
-none goes that a process uses which lives. (A folder on a network disk may be held against its own machine only.)
+checksum of every tensor, and one that does not fit is removed and computed again. Nothing else is ever removed: whoever
+needs room removes files, which are computed again when they are needed.
 """
 
-import fcntl
-import hashlib
 import json
 import logging
 import os
 import shutil
 import time
 import zlib
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from masp.core.atomic_io import TEMPORARY, discard, flush, with_usual_rights
+from masp.core.atomic_io import TEMPORARY, discard, fingerprint, flush, with_usual_rights
 from masp.core.errors import MaspError
-from masp.training.uses import Uses
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +41,10 @@ class CacheGroup:
 
 
 class DiskCache:
-    """A folder of groups, bounded in size; the ones not used for longest make room.
+    """A folder of groups, bounded in size.
 
-    A group that any process uses which lives makes room for nothing. The bound is kept by all processes together; as
-    each looks for room before it writes, they may exceed it for a moment by the one group that each of them is writing.
+    The bound is kept by all processes together; as each looks for room before it writes, they may exceed it for a
+    moment by the one group that each of them is writing.
 
     Args:
         folder: made if it is not there; several runs may share it.
@@ -62,37 +56,23 @@ class DiskCache:
 
     def __init__(self, folder: Path, budget: int) -> None:
         self.folder, self.budget = folder, budget
-        self._uses = Uses(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with self._held():
-                self._uses.others()  # clears up behind the dead
             for path in folder.glob(f"{TEMPORARY}*"):
                 if _age(path) > ABANDONED:
                     discard(path)
         except OSError as error:
             raise _unwritable(error, folder) from error
 
-    def close(self) -> None:
-        """Let others make room of what was used here; maps of it stay good."""
-        self._uses.close()
-
-    def room(self, keys: Collection[str] | None = None) -> int:
-        """Bytes that this run may still take: of the budget, and of what the disk has left.
-
-        Args:
-            keys: all that it is going to use. What other processes use besides is no room. None: nobody knows yet, so
-                whatever they use counts as room, as it may be the same.
-        """
+    def room(self, keys: Collection[str] = ()) -> int:
+        """Bytes that groups of these names may take, those that are there included: of the budget, and of the disk."""
         try:
-            with self._held():
-                others = set() if keys is None else self._uses.others() - set(keys)
-            sizes = {path.stem: size for _, path, size in self._found()}
-            taken = sum(size for name, size in sizes.items() if name in self._uses.own | others)
+            sizes = self._sizes()
             free = shutil.disk_usage(self.folder).free
         except OSError as error:
             raise _unwritable(error, self.folder) from error
-        return min(self.budget - taken, free + sum(sizes.values()) - taken)
+        own = sum(size for name, size in sizes.items() if name in keys)
+        return min(self.budget - sum(sizes.values()), free) + own
 
     def load(self, key: str) -> CacheGroup | None:
         """A group as it was saved, mapped into memory; None if it is not there or damaged.
@@ -107,8 +87,6 @@ class DiskCache:
         """
         path = self._path(key)
         try:
-            with self._held(fcntl.LOCK_SH):
-                self._uses.add(key)
             label, tensors = _content(path)
         except FileNotFoundError:
             return None
@@ -119,10 +97,6 @@ class DiskCache:
         sums = {name: _checksum(tensor) for name, tensor in tensors.items()}
         if label.get("key") != key or label.get("checksums") != sums:
             return self._damaged(path, "its checksums do not fit")
-        try:
-            os.utime(path)
-        except OSError:
-            log.debug("cannot mark %s as used", path.name)
         return CacheGroup(tensors, label["notes"])
 
     def save(self, key: str, group: CacheGroup) -> CacheGroup:
@@ -136,9 +110,10 @@ class DiskCache:
         label = json.dumps({"key": key, "checksums": sums, "notes": dict(group.notes)}, sort_keys=True)
         aside = self.folder / f"{TEMPORARY}{os.getpid()}-{key}"
         try:
-            with self._held():
-                self._make_room(sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()), key)
-                self._uses.add(key)
+            size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+            total = size + sum(own for name, own in self._sizes().items() if name != key)  # that one is replaced
+            if total > self.budget:
+                raise _full(total, self.budget, self.folder)
             # one entry: the order of several is not fixed
             with_usual_rights(aside, lambda file: save_file(tensors, file, {"masp": label}))
             flush(aside)
@@ -152,50 +127,19 @@ class DiskCache:
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
 
-    @contextmanager
-    def _held(self, how: int = fcntl.LOCK_EX) -> Iterator[None]:
-        """Hold the folder for a moment, alone or with others; a disk without locks is used without."""
-        handle = os.open(self.folder, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(handle, how)
-            except OSError as error:
-                log.debug("%s cannot be locked: %s", self.folder, error)
-            yield
-        finally:
-            os.close(handle)
-
-    def _found(self) -> list[tuple[float, Path, int]]:
-        """When each group was last used, its file, its size."""
-        found = []
+    def _sizes(self) -> dict[str, int]:
+        """Bytes of every group by its name."""
+        sizes = {}
         for path in self.folder.glob("*.safetensors"):
             try:
-                status = path.stat()
+                sizes[path.stem] = path.stat().st_size
             except OSError:
-                continue  # another run has just removed it
-            if not path.name.startswith(TEMPORARY):
-                found.append((status.st_mtime, path, status.st_size))
-        return found
+                continue  # somebody has just removed it
+        return {name: size for name, size in sizes.items() if not name.startswith(TEMPORARY)}
 
     def _damaged(self, path: Path, reason: str) -> None:
         log.warning("%s is damaged and is computed again: %s", path.name, " ".join(reason.split()))
         discard(path)
-
-    def _make_room(self, size: int, key: str) -> None:
-        """Remove groups that nobody uses, the longest unused first, until `size` more bytes fit budget and disk."""
-        found = [entry for entry in sorted(self._found()) if entry[1].stem != key]  # that one is replaced
-        total = size + sum(own for *_, own in found)
-        others: set[str] | None = None
-        for _, path, own in found:
-            if total <= self.budget and size <= shutil.disk_usage(self.folder).free:
-                return
-            others = self._uses.others() if others is None else others
-            if path.stem not in self._uses.own | others:
-                discard(path)
-                total -= 0 if path.exists() else own  # it may not be ours to remove
-        if total > self.budget:
-            busy = sum(own for _, path, own in found if path.stem in (others or set()) - self._uses.own)
-            raise _too_small(total, self.budget, busy)
 
 
 def _content(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -225,8 +169,7 @@ def _age(path: Path) -> float:
 
 def key_of(parts: Mapping[str, object]) -> str:
     """The name of a group, from everything its content depends on, as JSON values."""
-    text = json.dumps({"format": FORMAT, **parts}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:40]
+    return fingerprint({"format": FORMAT, **parts})[:40]
 
 
 def _checksum(tensor: Tensor) -> str:
@@ -251,13 +194,12 @@ def _unreadable(error: Exception, path: Path) -> MaspError:
     )
 
 
-def _too_small(needed: int, budget: int, busy: int) -> MaspError:
+def _full(needed: int, budget: int, folder: Path) -> MaspError:
     return MaspError(
-        f"the store needs {needed / GIGA:.3g} GB"
-        + (f", with {busy / GIGA:.3g} that other runs are using" if busy else ""),
+        f"the store needs {needed / GIGA:.3g} GB, with all that lies in {folder}",
         f"at most store_disk_gb = {budget / GIGA:.3g}",
-        ("Wait until they have ended, raise it" if busy else "Raise it")
-        + ", or set store=auto, which keeps the largest that fits.",
+        "Raise it, remove files there (what is still needed is computed again), name another store_dir, or set "
+        "store=auto, which keeps the largest that fits.",
     )
 
 

@@ -19,8 +19,8 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, distributed
 
-from masp.core import launch
-from masp.core.errors import Agreement, MaspError, UsageError
+from masp.core import runtime
+from masp.core.errors import Agreement, MaspError, UsageError, short
 from masp.training.signals import StopRequest
 
 log = logging.getLogger(__name__)
@@ -41,13 +41,10 @@ class Processes:
     Attributes:
         rank: number of this process.
         count: how many there are.
-        alike: every process has to make the same calls of the language model, as each holds a part of its weights; then
-            work with it is not divided.
     """
 
     rank: int = 0
     count: int = 1
-    alike: bool = False
 
     @property
     def main(self) -> bool:
@@ -89,23 +86,19 @@ class Processes:
         """The parts of a work that fall to this process."""
         return parts[self.rank :: self.count]
 
-    def shared(self, parts: Sequence[P]) -> Sequence[P]:
-        """The parts that `share` has this process do, in the order in which it does them: to be read ahead."""
-        return parts if self.alike else self.shard(parts)
-
     def share(self, parts: Sequence[P], work: Callable[[P], T], stop: StopRequest | None = None) -> Iterator[T]:
         """What the language model's work gave for each part, in their order, each done by one of the processes.
 
         Args:
             parts: what there is to do.
             work: does one of them.
-            stop: asked between them; where all do everything, they leave before the same part.
+            stop: asked between them.
 
         Raises:
             MaspError: it failed in one of them.
             Interrupted: one of them was asked to stop.
         """
-        if self.alike or self.count == 1:
+        if self.count == 1:
             for part in parts:
                 if stop is not None:
                     self.check(stop)
@@ -197,7 +190,7 @@ class Processes:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             failure = MaspError(
-                f"process {self.rank} of {self.count} lost contact with the others ({_short(error)})",
+                f"process {self.rank} of {self.count} lost contact with the others ({short(error)})",
                 f"an answer within {patience():.0f} seconds",
                 f"See what the others said. The same command goes on where there was a checkpoint; {PATIENCE} sets the "
                 "seconds.",
@@ -209,18 +202,20 @@ class Processes:
 ALONE = Processes()
 
 
-def launched(device: torch.device, alike: bool = False) -> Processes:
+def launched(device: torch.device) -> Processes:
     """The processes that a launcher started together with this one, once all of them are there; else only this one.
 
     Args:
         device: where each of them computes.
-        alike: see `Processes`.
 
     Raises:
         MaspError: one of them does not come.
-        UsageError: the time to wait is no number.
+        UsageError: the time to wait is no number, or weights are to be divided between the processes.
     """
-    if launch.count() == 1 and not distributed.is_initialized():
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true"):
+        todo = "Leave --use_fsdp out; a backbone that does not fit one GPU is spread with backbone.device=spread."
+        raise UsageError("accelerate launch --use_fsdp", "whole weights in every process", todo)
+    if runtime.count() == 1 and not distributed.is_initialized():
         return ALONE
     if not distributed.is_initialized():
         atexit.register(_part)
@@ -228,11 +223,11 @@ def launched(device: torch.device, alike: bool = False) -> Processes:
         state = PartialState(cpu=device.type == "cpu", timeout=timedelta(seconds=patience()))
     except (RuntimeError, ValueError) as error:
         raise MaspError(
-            f"process {launch.rank()} of {launch.count()} cannot reach the others ({_short(error)})",
+            f"process {runtime.rank()} of {runtime.count()} cannot reach the others ({short(error)})",
             "processes that one launcher started",
             "Check the addresses that it was given.",
         ) from error
-    return Processes(state.process_index, state.num_processes, alike)
+    return Processes(state.process_index, state.num_processes)
 
 
 def _part() -> None:
@@ -261,12 +256,8 @@ def _told(error: Exception, rank: int) -> MaspError:
     """An error as it goes to the other processes: our own as they are, others in words."""
     if isinstance(error, MaspError):
         return error
-    return MaspError(f"process {rank} failed: {type(error).__name__}: {_short(error)}")
+    return MaspError(f"process {rank} failed: {type(error).__name__}: {short(error)}")
 
 
 def _again(error: Exception) -> None:
     raise error
-
-
-def _short(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]

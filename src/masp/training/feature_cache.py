@@ -1,35 +1,162 @@
-"""Visual tokens of the training images: computed once and kept, where memory allows, else computed per batch."""
+"""Visual tokens of the training images: computed once and kept, where memory or disk allow, else computed per batch."""
 
+import functools
 import json
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+from torch import Tensor
+
+from masp.adapters import library_versions
 from masp.backbones.base import Backbone
+from masp.core.atomic_io import digest
 from masp.core.errors import DataError, MaspError
+from masp.core.runtime import Bar
 from masp.core.types import ImageLayout, VisualTokens
-from masp.data.bad_files import BadFiles
 from masp.data.images import Rounding
 from masp.data.prefetch import LoadedBatch, Loading, prefetch_batches
-from masp.training.disk_cache import GIGA, DiskCache, key_of
+from masp.data.records import BadFiles
+from masp.training.disk_cache import GIGA, CacheGroup, DiskCache, key_of
 from masp.training.distributed import ALONE, Processes
-from masp.training.progress import Bar
 from masp.training.signals import StopRequest
-from masp.training.visual_groups import (
-    MemoryKey,
-    VisualGroup,
-    VisualMemory,
-    bytes_of,
-    content_hash,
-    in_groups,
-    memory_keys,
-    origin_of,
-    rows_of,
-)
+
+READ_TOGETHER = 16  # images per pass of the vision tower while the store is filled
+
+MemoryKey = tuple[Path, tuple[int, int] | None, str]
+"""A file, its state (bytes, and when it was changed), and everything else that its visual tokens depend on."""
+
+
+class VisualMemory:
+    """Visual tokens that several runs share.
+
+    They are found again for the same file, unchanged, as the same backbone sees it at the same size; so runs on other
+    backbones may use the same memory, and share nothing.
+
+    A run that finds some of its images here computes the others in other batches than it would have alone, so its
+    result may differ from a run without this memory in the last bits.
+    """
+
+    def __init__(self) -> None:
+        self.tokens: dict[MemoryKey, VisualTokens] = {}
+
+
+def memory_keys(
+    paths: Sequence[Path], backbone: Backbone, longest_side: int | None, rounding: Rounding
+) -> list[MemoryKey]:
+    """The keys of images in a memory that several runs share."""
+    origin = key_of(origin_of(backbone, longest_side, rounding))
+    return [(path, _state(path), origin) for path in paths]
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def origin_of(backbone: Backbone, longest_side: int | None, rounding: Rounding) -> dict[str, object]:
+    """What visual tokens depend on beside their images, to the last bit."""
+    return {
+        "backbone": backbone.fingerprint(),
+        "processor": backbone.hashes()["processor"],
+        "transform": backbone.image_transform,
+        "longest_side": longest_side,
+        "rounding": rounding,
+        "dtype": backbone.weight_dtype,
+        "device": backbone.device.type,
+        "threads": torch.get_num_threads(),
+        "versions": _versions(),
+    }
+
+
+_versions = functools.cache(library_versions)  # they are read from files, which would be done for every group
+
+
+@dataclass(frozen=True)
+class VisualGroup:
+    """Images that were read together, by their numbers.
+
+    Attributes:
+        good: the readable ones.
+        bad: the others, each with the reason.
+        tokens: visual tokens of the good ones; empty where they are not kept, or left on a shelf.
+        size: bytes of the visual tokens.
+    """
+
+    good: tuple[int, ...]
+    bad: tuple[tuple[int, str], ...]
+    tokens: tuple[VisualTokens, ...]
+    size: int
+
+    @property
+    def numbers(self) -> list[int]:
+        """All of them, in order."""
+        return sorted([*self.good, *(number for number, _ in self.bad)])
+
+    def packed(self) -> CacheGroup:
+        """As it lies on a shelf; images are counted from 0 there, as other runs number them differently."""
+        numbers = self.numbers
+        tensors: dict[str, Tensor] = {}
+        notes = {"bad": json.dumps({numbers.index(number): reason for number, reason in self.bad})}
+        for number, one in zip(self.good, self.tokens, strict=True):
+            place = numbers.index(number)
+            parts = {"tokens": one.tokens, "mask": one.mask, "grid": one.grid, "deep": one.deep}
+            tensors |= {f"{name}.{place}": part for name, part in parts.items() if part is not None}
+            notes[f"shapes.{place}"] = json.dumps(one.shapes)
+        return CacheGroup(tensors, notes)
+
+    @staticmethod
+    def unpacked(group: CacheGroup, numbers: Sequence[int]) -> "VisualGroup":
+        """What `packed` made of the images with these numbers."""
+        reasons = {int(place): reason for place, reason in json.loads(group.notes["bad"]).items()}
+        bad = tuple((number, reasons[place]) for place, number in enumerate(numbers) if place in reasons)
+        good = {number: place for place, number in enumerate(numbers) if place not in reasons}
+        tokens = tuple(_unpacked(group, place) for place in good.values())
+        return VisualGroup(tuple(good), bad, tokens, sum(map(bytes_of, tokens)))
+
+
+def _unpacked(group: CacheGroup, place: int) -> VisualTokens:
+    shapes = json.loads(group.notes[f"shapes.{place}"])
+    return VisualTokens(
+        tokens=group.tensors[f"tokens.{place}"],
+        mask=group.tensors[f"mask.{place}"],
+        grid=group.tensors.get(f"grid.{place}"),
+        shapes=None if shapes is None else tuple(tuple(shape) for shape in shapes),
+        deep=group.tensors.get(f"deep.{place}"),
+    )
+
+
+def in_groups(numbers: Sequence[int]) -> list[list[int]]:
+    """The numbers, as many together as go through the vision tower at once."""
+    return [list(numbers[start : start + READ_TOGETHER]) for start in range(0, len(numbers), READ_TOGETHER)]
+
+
+def rows_of(visual: VisualTokens) -> list[VisualTokens]:
+    """The visual tokens of each image of a batch, without padding and places on the image, on the CPU."""
+    return [replace(visual.select([row]), boxes=None).to("cpu") for row in range(len(visual))]
+
+
+def bytes_of(visual: VisualTokens) -> int:
+    """Memory that visual tokens take."""
+    kept = [visual.tokens] if visual.deep is None else [visual.tokens, visual.deep]
+    return sum(part.numel() * part.element_size() for part in kept)
+
+
+def content_hash(path: Path) -> str:
+    """Hash of a file's content; of its name alone where it cannot be read."""
+    try:
+        return digest(path)
+    except OSError:
+        return f"unreadable: {path.name}"
+
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +217,7 @@ class FeatureCache:
         self.backbone, self.paths, self.reading, self.shelf = backbone, paths, reading, shelf
         self.processes = processes
         self.hashes: list[str] = []  # of the content of every file, where there is a shelf
+        self.keys: set[str] = set()  # names of its groups there
         self.usable: list[bool] = [False] * len(paths)
         self.kept = reading.budget > 0 or reading.wanted
         self.needed = 0
@@ -100,23 +228,21 @@ class FeatureCache:
         self._keys: list[MemoryKey] = shared or [(path, None, "") for path in paths]
         self._kept = VisualMemory().tokens if memory is None else memory.tokens
 
-    def fill(self, stop: StopRequest, known: Mapping[str, str] | None = None) -> BadFiles:
+    def fill(self, stop: StopRequest, before: Collection[Path] | None = None) -> BadFiles:
         """Read every image once: find the bad ones, and keep the visual tokens if they fit.
 
         Args:
             stop: asked between images.
-            known: bad images and their reasons, as an earlier start of the same run found them; with it, nothing more
-                is read once it is clear that the visual tokens are not kept.
+            before: images that an earlier start of the same run left out, which are left out again, and no others; with
+                it, nothing more is read once it is clear that the visual tokens are not kept.
 
         Returns:
             The account of what was read, used and left out.
 
         Raises:
-            DataError: too many images are bad.
+            DataError: too many images are bad, or one cannot be read that was used before.
             Interrupted: a signal arrived.
         """
-        if known is not None and not known.keys() <= {str(path) for path in self.paths}:
-            known = None  # the data set lies elsewhere now
         account = BadFiles(self.reading.strict, total=len(self.paths))
         new = [number for number, key in enumerate(self._keys) if key not in self._kept]
         self.usable = [key in self._kept for key in self._keys]
@@ -140,11 +266,49 @@ class FeatureCache:
                     pairs = zip(groups[start : start + self.processes.count], found, strict=True)
                     left = [numbers for numbers, group in pairs if group.good and not group.tokens]
                     self.processes.all_gather(lambda left=left: self._fetch(left))
-                if known is not None and not self.kept:
-                    return self._remember(known)
+                if before is not None and not self.kept:
+                    self.usable = [path not in before for path in self.paths]
+                    return account
                 bar.show(account.read)
         self.processes.all_gather(account.finish)
+        if before is not None:
+            self._hold_to(before, account)
         return account
+
+    def left_out(self) -> set[Path]:
+        """The images that are not usable."""
+        return {path for path, usable in zip(self.paths, self.usable, strict=True) if not usable}
+
+    def _hold_to(self, before: Collection[Path], account: BadFiles) -> None:
+        """Leave out the images that were left out before, and no others.
+
+        The examples of a checkpoint are numbers of the images that were used when the run began; with one image more or
+        fewer, every number behind it would name another.
+
+        Raises:
+            DataError: an image that was used before cannot be read now.
+        """
+        lost = sorted(self.left_out() - set(before))
+        if lost:
+            reasons = {bad.path: f"{bad.path} ({bad.reason})" for bad in account.rejected}
+            then = (
+                f"only these were left out then: {_named(sorted(map(str, before)))}" if before else "none was left out"
+            )
+            raise DataError(
+                f"{len(lost)} of the images that this run began with cannot be read now: "
+                f"{_named([reasons.get(path, str(path)) for path in lost])}",
+                f"the images of its checkpoint ({then})",
+                "Make them readable and give the same command again: it goes on. To do without them, "
+                "name another --out.",
+            )
+        back = [path for path, usable in zip(self.paths, self.usable, strict=True) if usable and path in before]
+        self.usable = [usable and path not in before for path, usable in zip(self.paths, self.usable, strict=True)]
+        if back:
+            log.warning(
+                "left out to the end of this run, which began without, though readable now: %s. "
+                "Its last bits may differ",
+                _named(list(map(str, back))),
+            )
 
     def _reader(self, groups: Iterable[Sequence[int]]) -> Iterator[LoadedBatch]:
         """The images of these groups, read ahead."""
@@ -190,7 +354,8 @@ class FeatureCache:
             return groups
         shelf = self.shelf
         self.hashes = self.processes.on_main(lambda: [content_hash(path) for path in self.paths])
-        found = [shelf.load(self._key(numbers)) for numbers in groups]
+        names = [self._key(numbers) for numbers in groups]
+        self.keys, found = set(names), [shelf.load(name) for name in names]
         everywhere = [
             all(there) for there in zip(*self.processes.all_gather(lambda: [g is not None for g in found]), strict=True)
         ]
@@ -204,7 +369,7 @@ class FeatureCache:
             self._keep(group)
         self._size = self.bytes()
         if self.allowed < sys.maxsize:  # otherwise it fitted when the run began
-            self.allowed = min(self.allowed, self._size + self.processes.on_main(lambda: shelf.room(())))
+            self.allowed = self.processes.on_main(lambda: shelf.room(self.keys))
         return left
 
     def _fetch(self, groups: Sequence[Sequence[int]]) -> None:
@@ -232,16 +397,6 @@ class FeatureCache:
         """What the visual tokens of these images depend on when they are computed together."""
         hashes = [self.hashes[number] for number in numbers]
         return {"images": hashes, **origin_of(self.backbone, self.reading.longest_side, self.reading.rounding)}
-
-    def _remember(self, known: Mapping[str, str]) -> BadFiles:
-        """The account of an earlier start of the same run."""
-        account = BadFiles(self.reading.strict, share=1.0, patience=len(self.paths) + 1)
-        self.usable = [str(path) not in known for path in self.paths]
-        account.accept(sum(self.usable))
-        for path, usable in zip(self.paths, self.usable, strict=True):
-            if not usable:
-                account.reject(path, known[str(path)])
-        return account
 
     def stream(
         self, items: Iterable[Item], images: Callable[[Item], Sequence[int]]
@@ -335,3 +490,9 @@ def read_account(path: Path) -> dict[str, str] | None:
         return {row["path"]: row["reason"] for row in bad} if total["quarantined"] == len(bad) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _named(names: Sequence[str], most: int = 5) -> str:
+    """The first few names of a list, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

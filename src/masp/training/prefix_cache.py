@@ -9,11 +9,11 @@ import torch
 
 from masp.adapters import tensors_sha256
 from masp.core.errors import MaspError
+from masp.core.runtime import Bar
 from masp.core.types import CachedPrefix, ImageLayout
 from masp.model.masp_model import ActiveParts, MaspModel
 from masp.training.disk_cache import GIGA, CacheGroup, key_of
 from masp.training.feature_cache import FeatureCache
-from masp.training.progress import Bar
 from masp.training.signals import StopRequest
 
 log = logging.getLogger(__name__)
@@ -70,8 +70,7 @@ class PrefixCache:
     def build(self, stop: StopRequest) -> None:
         """Where several processes train, and what is kept can be shared between them, compute it together beforehand.
 
-        Without a shelf each process keeps, and first computes, what it meets: there is no place for it all twice. (But
-        where each holds a part of the language model's weights, none may compute anything alone.)
+        Without a shelf each process keeps, and first computes, what it meets: there is no place for it all twice.
 
         Args:
             stop: asked between groups.
@@ -81,7 +80,7 @@ class PrefixCache:
             MaspError: there is no room for them.
         """
         processes = self.features.processes
-        if processes.count == 1 or (self.features.shelf is None and not processes.alike):
+        if processes.count == 1 or self.features.shelf is None:
             return
         parts = [(group[0], question) for group, question in self._parts()]
 
@@ -128,7 +127,7 @@ class PrefixCache:
         shelf, key = self.features.shelf, self._key(group, question)
         assert shelf is not None
         found = shelf.load(key)
-        if not self._everywhere(found is not None) or found is None:
+        if found is None:
             rows = self._computed(group, question)
             tensors = {f"states.{place}": row.states for place, row in enumerate(rows)}
             notes = {
@@ -155,11 +154,6 @@ class PrefixCache:
     def _aspects(self) -> list[list[str]]:
         """What the tokens of each aspect depend on beside the visual tokens, in the order of the columns."""
         return [self._aspect(name) for name in self.model.active_aspects(self.use)]
-
-    def _everywhere(self, found: bool) -> bool:
-        """Whether it was found by all that have to compute it together otherwise."""
-        processes = self.features.processes
-        return all(processes.all_gather(lambda: found)) if processes.alike else found
 
     def _aspect(self, name: str) -> list[str]:
         sha256 = tensors_sha256(self.model.aspect_module().module(name).state_dict())

@@ -1,7 +1,6 @@
 """The folder of one run: what lies where, who may write in it, and whether it may be gone on with."""
 
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -13,12 +12,13 @@ from typing import Any
 from masp.adapters import library_versions
 from masp.backbones.base import Backbone
 from masp.backbones.files import READING
-from masp.core.atomic_io import remove_leftovers, write_file
+from masp.core.atomic_io import fingerprint, remove_leftovers, write_file
 from masp.core.errors import CheckpointError, UsageError
 from masp.data.splits import ASPECTS_SPLITS, RUN_SPLITS
 from masp.training.checkpoints import unwritable
 
 FORMAT = 1
+RUN = "run.json"
 _READING = {name: f"backbone.{name}" for name in READING}
 
 
@@ -47,7 +47,7 @@ class RunFolder:
         self.adapter = out / "adapter"
         self.checkpoints = out / "checkpoints"
         self.metrics = out / "metrics.jsonl"
-        self.description = out / "run.json"
+        self.description = out / RUN
         self.quarantine = out / "quarantine.jsonl"
         self.splits = out / RUN_SPLITS
         self.aspects_splits = out / ASPECTS_SPLITS
@@ -55,30 +55,17 @@ class RunFolder:
 
     @contextmanager
     def opened(self, identity: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[TrainResult | None]:
-        """Hold the folder for this process: make it, lock it, clear what a killed run left, compare the identity.
+        """Hold the folder for this process (see `held`).
 
         Yields:
-            The result, where the same run has already finished here.
-
-        Raises:
-            CheckpointError: the folder cannot be written, or another process is using it.
-            UsageError: the folder belongs to a run that differs from this one, or to something else.
+            The result, where the same run has already finished here and its adapter is still there.
         """
-        self._make()
-        lock = os.open(self.out, os.O_RDONLY)
-        try:
-            self._lock(lock)
-            for folder in (self.out, self.checkpoints):
-                remove_leftovers(folder)
-            before = self._before()
-            if before is None:
-                self._write({"format": FORMAT, "identity": dict(identity), "config": dict(config), "result": None})
-                yield None
-            else:
-                compare(before["identity"], identity, self.out)
-                yield self.result()
-        finally:
-            os.close(lock)
+        foreign = [path.name for path in (self.adapter, self.checkpoints) if path.exists()]
+        problem = f"{self.out} holds {' and '.join(foreign)}, but no run.json that says where they come from"
+        about = {"config": dict(config), "versions": library_versions()}
+        with held(self.out, identity, about, problem if foreign else None, self.checkpoints) as values:
+            there = values is not None and (self.adapter / "adapter.json").is_file()
+            yield TrainResult(adapter=self.adapter, **values) if there else None
 
     def kept(self) -> str | None:
         """What an earlier start of this run kept between epochs: none, features or prefix; None before it is known.
@@ -104,69 +91,92 @@ class RunFolder:
 
     def finish(self, result: TrainResult) -> None:
         """Record in run.json that the run came to its end."""
-        description = json.loads(self.description.read_text(encoding="utf-8"))
         values = asdict(result)
         del values["adapter"]
-        self._write({**description, "result": values})
+        finish(self.out, values, library_versions())
 
-    def _make(self) -> None:
-        if self.out.exists() and not self.out.is_dir():
-            raise UsageError(got=f"--out {self.out} is a file", expected="a folder", todo="Name another place.")
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise unwritable(error, self.out) from error
 
-    def _lock(self, handle: int) -> None:
+@contextmanager
+def held(
+    out: Path, identity: Mapping[str, Any], about: Mapping[str, Any], foreign: str | None, work: Path
+) -> Iterator[Mapping[str, Any] | None]:
+    """Hold a folder for this process: make it, lock it, clear what a killed run left, compare the identity.
+
+    Args:
+        out: the folder.
+        identity: everything that decides the result.
+        about: what else run.json says of the run.
+        foreign: what is wrong with the folder where it has no run.json; None where it may be used.
+        work: the folder in it where unfinished work lies.
+
+    Yields:
+        The result, where the same run has come to its end here.
+
+    Raises:
+        CheckpointError: the folder cannot be written, or another process is using it.
+        UsageError: the folder belongs to a run that differs from this one, or to something else.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file", "a folder", "Name another place.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(error, out) from error
+    lock = os.open(out, os.O_RDONLY)
+    try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise CheckpointError(
-                got=f"another run is writing into {self.out}",
-                expected="one run in a folder at a time",
-                todo="Wait for it, or name another --out.",
-            ) from error
+            todo = "Wait for it, or name another --out."
+            raise CheckpointError(f"another run is writing into {out}", "one at a time", todo) from error
+        before = _description(out) if (out / RUN).exists() else None
+        if before is not None:
+            compare(before["identity"], identity, out)
+        elif foreign is not None:
+            raise UsageError(foreign, "a new folder, or that of the same run", "Name another --out.")
+        for folder in (out, work):
+            if folder.is_dir():
+                remove_leftovers(folder)
+        if before is None:
+            _write(out, {"format": FORMAT, "identity": dict(identity), "result": None, **about})
+        yield None if before is None else before["result"]
+    finally:
+        os.close(lock)
 
-    def _before(self) -> dict[str, Any] | None:
-        """What run.json says, or None in a folder that no run has used.
 
-        Raises:
-            UsageError: run.json cannot be read, or the folder holds an adapter or checkpoints of unknown origin.
-        """
-        if not self.description.exists():
-            foreign = [path.name for path in (self.adapter, self.checkpoints) if path.exists()]
-            if foreign:
-                raise UsageError(
-                    got=f"{self.out} holds {' and '.join(foreign)}, but no run.json that says where they come from",
-                    expected="an empty folder, or one of the same run",
-                    todo="Name another --out.",
-                )
-            return None
-        try:
-            found = json.loads(self.description.read_text(encoding="utf-8"))
-            if found["format"] != FORMAT:
-                raise ValueError(f"format {found['format']} is not {FORMAT}")
-            return {"identity": dict(found["identity"])}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(
-                got=f"{self.description} cannot be read: {error}",
-                expected="the description of a run, as this version writes it",
-                todo="Name another --out, or remove the folder.",
-            ) from error
+def finish(out: Path, result: Mapping[str, Any], versions: Mapping[str, str]) -> None:
+    """Record in run.json that a run came to its end, and with which libraries.
 
-    def result(self) -> TrainResult | None:
-        """What run.json says of a run that came to its end, if the adapter is still there."""
-        values = json.loads(self.description.read_text(encoding="utf-8"))["result"]
-        if values is None or not (self.adapter / "adapter.json").is_file():
-            return None
-        return TrainResult(adapter=self.adapter, **values)
+    Raises:
+        CheckpointError: the disk refuses to be written.
+    """
+    _write(out, {**_description(out), "result": dict(result), "versions": dict(versions)})
 
-    def _write(self, description: Mapping[str, Any]) -> None:
-        content = {**description, "versions": library_versions()}
-        try:
-            write_file(self.description, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
-        except OSError as error:
-            raise unwritable(error, self.description) from error
+
+def _description(out: Path) -> dict[str, Any]:
+    """What run.json says.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        found = json.loads((out / RUN).read_text(encoding="utf-8"))
+        if found["format"] != FORMAT:
+            raise ValueError(f"format {found['format']} is not {FORMAT}")
+        return {**found, "identity": dict(found["identity"]), "result": found["result"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            got=f"{out / RUN} cannot be read: {error}",
+            expected="the description of a run, as this version writes it",
+            todo="Name another --out, or remove the folder.",
+        ) from error
+
+
+def _write(out: Path, description: Mapping[str, Any]) -> None:
+    try:
+        write_file(out / RUN, (json.dumps(description, indent=2, sort_keys=True) + "\n").encode())
+    except OSError as error:
+        raise unwritable(error, out / RUN) from error
 
 
 def reading(backbone: Backbone) -> dict[str, str]:
@@ -183,7 +193,7 @@ def alike(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 def hash_of(identity: Mapping[str, Any]) -> str:
     """One hash of an identity, for what lies in a folder whose identity was compared: so without `reading`."""
     kept = {key: value for key, value in identity.items() if key not in _READING.values()}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    return fingerprint(kept)
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

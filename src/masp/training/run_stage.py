@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -16,7 +16,6 @@ from accelerate.tracking import get_available_trackers
 
 from masp.adapters import AdapterInfo, BackboneRecord, DataRecord, TrainingRecord, save_adapter
 from masp.backbones.base import Again, Backbone
-from masp.core import launch
 from masp.core.atomic_io import write_file
 from masp.core.config import MethodConfig, PromptInit, RunConfig
 from masp.core.errors import ConfigError
@@ -24,31 +23,36 @@ from masp.core.flops import images_at_once
 from masp.core.prompts import EMOTION, Questions, load_questions
 from masp.core.setting_types import FREE, Settings
 from masp.core.settings import TrainConfig
-from masp.data.bad_files import BadFiles
 from masp.data.images import Rounding, image_area
-from masp.data.records import Dataset, Record
+from masp.data.records import BadFiles, Dataset, Record
 from masp.data.splits import write_split
 from masp.model.aspect_attention import AspectModules
 from masp.model.masp_model import ActiveParts, MaspModel
 from masp.model.soft_prompt import SoftPrompt
-from masp.training.accounts import hold_to, left_out
-from masp.training.checkpoints import CheckpointStore, unwritable
+from masp.training.checkpoints import CheckpointStore, left_out, unwritable
 from masp.training.disk_cache import GIGA, DiskCache
 from masp.training.distributed import ALONE, Processes, launched
-from masp.training.feature_cache import FeatureCache, ImageReading, account_lines, read_account
+from masp.training.feature_cache import FeatureCache, ImageReading, VisualMemory, account_lines
 from masp.training.prefix_cache import PrefixCache, choose
 from masp.training.run_dir import RunFolder, TrainResult, hash_of, reading
-from masp.training.schedule import NEGLIGIBLE, RateScale, TrainingLength, budget_of, reach
 from masp.training.signals import StopRequest
-from masp.training.trainer import LoopSettings, Trainer, TrainTask
-from masp.training.visual_groups import VisualMemory
+from masp.training.trainer import (
+    NEGLIGIBLE,
+    LoopSettings,
+    RateScale,
+    Trainer,
+    TrainingLength,
+    TrainTask,
+    budget_of,
+    reach,
+)
 
 log = logging.getLogger(__name__)
 
 
 @runtime_checkable
 class Order(Protocol):
-    """Which examples every step sees, as `masp.data.sampling.Batches` says it."""
+    """Which examples every step sees, as `masp.data.splits.Batches` says it."""
 
     @property
     def per_epoch(self) -> int:
@@ -65,6 +69,7 @@ class Outcome:
     """What a stage prepares: what is trained, in which order, and how the result is saved."""
 
     stage: TrainTask
+    store: FeatureCache
     order: Order
     info: AdapterInfo
     aspects: AspectModules | None
@@ -110,9 +115,12 @@ class Run:
         records = [(name, record) for name, chosen in splits.items() for record in chosen]
         paths = [record.path for _, record in records]
         store = FeatureCache(self.backbone, paths, self._reading(), self.memory, self.shelf, self.processes)
-        account = store.fill(self.stop, self.processes.on_main(lambda: read_account(self.folder.quarantine)))
+        known = self.processes.on_main(lambda: left_out(CheckpointStore(self.folder.checkpoints)))
+        account = store.fill(
+            self.stop, None if known is None else {path for path in paths if self.dataset.place(path) in known}
+        )
         log.info("images: %s", account.summary())
-        if not self._held(store, account):
+        if known is None:
             self.processes.on_main(lambda: self._write(account))
         numbers: dict[str, list[tuple[int, Record]]] = {name: [] for name in splits}
         for number, (name, record) in enumerate(records):
@@ -121,13 +129,6 @@ class Run:
         if not numbers.get("val"):
             log.warning("there is no validation split: the last state is kept, and nothing is measured")
         return store, numbers
-
-    def _held(self, store: FeatureCache, account: BadFiles) -> bool:
-        """Leave out what was left out in the steps of the checkpoint; whether this differs from what is bad now."""
-        folder = self.folder
-        begun = self.processes.on_main(lambda: any(folder.checkpoints.glob("step-*")))
-        known = self.processes.on_main(lambda: read_account(folder.quarantine) if begun else None)
-        return known is not None and hold_to(store, account, left_out(known, store.paths, self.dataset))
 
     def _write(self, account: BadFiles) -> None:
         try:
@@ -141,10 +142,8 @@ class Run:
             budget = 0
         elif self.before is not None:
             budget = sys.maxsize  # it fitted when the run began
-        elif self.shelf is None:
-            budget = int(self.settings.feature_memory_gb * GIGA)
         else:
-            budget = self.processes.on_main(self.shelf.room)
+            budget = int(self.settings.feature_memory_gb * GIGA) if self.shelf is None else self.shelf.budget
         kept = wanted in ("features", "prefix")
         return ImageReading(data.longest_side, data.workers, budget, self.settings.strict, kept, self.rounding)
 
@@ -155,7 +154,7 @@ class Run:
         shelf = self.shelf
         if shelf is None:
             return int(self.settings.feature_memory_gb * GIGA)
-        return self.processes.on_main(lambda: shelf.room(prefixes.keys())) + store.bytes()
+        return self.processes.on_main(lambda: shelf.room(prefixes.keys() | store.keys))
 
     def kept(
         self,
@@ -216,17 +215,6 @@ class Run:
         return {name: texts[0] for name, texts in questions.aspects.items()} | {EMOTION: questions.emotion[0]}
 
 
-def _shelf(settings: TrainConfig, before: str | None) -> DiskCache | None:
-    """Where a run keeps things beyond its end; None where it does not.
-
-    Raises:
-        MaspError: the folder cannot be written.
-    """
-    if settings.store_dir is None or (before or settings.store) == "none":
-        return None
-    return DiskCache(settings.store_dir, int(settings.store_disk_gb * GIGA))
-
-
 def run_stage(
     config: RunConfig,
     settings: TrainConfig,
@@ -240,7 +228,7 @@ def run_stage(
     memory: VisualMemory | None = None,
 ) -> TrainResult:
     """One run from an opened data set to a finished adapter; `extra` joins what has to be equal to go on with it."""
-    processes = launched(backbone.device, backbone.sharded)
+    processes = launched(backbone.device)
     with processes.guarded(), processes.stopping() as stop, ExitStack() as stack:
         folder = RunFolder(out)
         identity = identity_of(config, settings, stage, dataset, backbone) | dict(extra or {})
@@ -249,12 +237,13 @@ def run_stage(
         if finished is not None:
             log.info("this run is finished already: %s", finished.adapter)
             return finished
-        shelf = _shelf(settings, before)
-        if shelf is not None:
-            stack.callback(shelf.close)
+        shelf = None  # where the run keeps things beyond its end
+        if settings.store_dir is not None and (before or settings.store) != "none":
+            shelf = DiskCache(settings.store_dir, int(settings.store_disk_gb * GIGA))
         outcome = prepare(Run(config, settings, dataset, backbone, folder, stop, memory, processes, before, shelf))
         checkpoints = CheckpointStore(folder.checkpoints, settings.keep_checkpoints)
         loop = loop_settings(settings, outcome.order, hash_of(identity), outcome.scale.rate)
+        loop = replace(loop, left_out=tuple(sorted(map(dataset.place, outcome.store.left_out()))))
         tell_reach(settings, TrainingLength(loop.learning_rate, loop.steps, loop.validate_every), outcome.scale)
         with tracked(accelerator, f"masp-{stage}", identity):
             fit = Trainer(outcome.stage, loop, checkpoints, accelerator, processes).fit(folder.metrics, stop)
@@ -433,10 +422,9 @@ def make_accelerator(settings: TrainConfig, backbone: Backbone, out: Path, stage
             f"Install it: pip install {missing[0].replace('_', '-')}",
         )
     scaled = backbone.dtype == torch.float16 and backbone.device.type == "cuda"
-    with launch.without_fsdp():  # the backbone is divided already, and accelerate's own way needs a GPU
-        return Accelerator(
-            cpu=backbone.device.type == "cpu",
-            mixed_precision="fp16" if scaled else "no",
-            log_with=list(settings.trackers) or None,
-            project_dir=out,
-        )
+    return Accelerator(
+        cpu=backbone.device.type == "cpu",
+        mixed_precision="fp16" if scaled else "no",
+        log_with=list(settings.trackers) or None,
+        project_dir=out,
+    )

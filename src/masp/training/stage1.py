@@ -19,17 +19,15 @@ from masp.core.flops import VALIDATED
 from masp.core.labels import normalise_answer
 from masp.core.prompts import Questions, load_questions
 from masp.data.records import Dataset, Record
-from masp.data.sampling import EpochOrder
+from masp.data.splits import EpochOrder
 from masp.model.aspect_attention import AspectModules
 from masp.model.masp_model import MaspModel
 from masp.model.scoring import describe_aspects
-from masp.training.feature_cache import FeatureCache
+from masp.training.feature_cache import FeatureCache, VisualMemory
 from masp.training.run_dir import TrainResult
 from masp.training.run_stage import Outcome, Run, checkpointing, measured_at_once, run_stage
-from masp.training.schedule import RateScale
 from masp.training.signals import StopRequest
-from masp.training.trainer import StepBatch, groups_of
-from masp.training.visual_groups import VisualMemory
+from masp.training.trainer import RateScale, StepBatch, groups_of
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +139,7 @@ class AspectStage:
         """
         groups = groups_of(self.validation, self.at_once)
         processes = self.store.processes
-        read = self.store.stream(processes.shared(groups), lambda group: [image for image, _ in group])
+        read = self.store.stream(processes.shard(groups), lambda group: [image for image, _ in group])
 
         def ask(group: Sequence[tuple[int, Record]]) -> list[tuple[str, str, str]]:
             _, visual = next(read)
@@ -236,7 +234,9 @@ def _prepare(run: Run) -> Outcome:
         seeds={"aspects": settings.seed},
     )
     scale = RateScale(1 / width, 1 / math.sqrt(width), "the matrices at their start")
-    return Outcome(stage, ImageMajorOrder(examples, settings.batch_size, settings.seed), info, modules, None, scale)
+    return Outcome(
+        stage, store, ImageMajorOrder(examples, settings.batch_size, settings.seed), info, modules, None, scale
+    )
 
 
 def spread(records: Sequence[Record], most: int) -> list[Record]:

@@ -22,21 +22,17 @@ from masp.core.labels import LabelStyle, render_labels
 from masp.core.prompts import Questions, load_questions
 from masp.core.settings import LabelOrder
 from masp.core.types import ImageInput
-from masp.data.class_weights import class_balance
-from masp.data.records import Dataset, Record
-from masp.data.sampling import Batches
-from masp.data.splits import division_in
+from masp.data.records import Dataset, Record, class_balance
+from masp.data.splits import Batches, division_in
 from masp.model.masp_model import ActiveParts, MaspModel, init_soft_prompt
 from masp.model.scoring import score
 from masp.training.checkpoints import unwritable
-from masp.training.feature_cache import FeatureCache
+from masp.training.feature_cache import FeatureCache, VisualMemory
 from masp.training.prefix_cache import PrefixCache
 from masp.training.run_dir import TrainResult
 from masp.training.run_stage import Outcome, Run, checkpointing, measured_at_once, run_stage
-from masp.training.schedule import RateScale
 from masp.training.signals import StopRequest
-from masp.training.trainer import StepBatch, groups_of
-from masp.training.visual_groups import VisualMemory
+from masp.training.trainer import RateScale, StepBatch, groups_of
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +158,7 @@ class PromptStage:
         question, labels = self.asking.evaluation(), self.asking.labels
         groups, processes = groups_of(self.validation, self.at_once), self.store.processes
         given = self._given(
-            processes.shared(groups),
+            processes.shard(groups),
             lambda group: [image for image, _ in group],
             lambda group: [question] * len(group),
         )
@@ -319,7 +315,7 @@ def _prepare(run: Run, adapter: Adapter | None, home: Path | None) -> Outcome:
     order = Batches(len(learned), settings.batch_size, settings.seed, lengths)
     spread = run.backbone.embedding_std()
     scale = RateScale(spread, spread, "the embeddings")
-    return Outcome(stage, order, info, modules, model.prompt, scale, settings.init)
+    return Outcome(stage, store, order, info, modules, model.prompt, scale, settings.init)
 
 
 def _labelled(numbers: Sequence[tuple[int, Record]]) -> list[tuple[int, str]]:

@@ -1,4 +1,4 @@
-"""The one training loop: it knows examples, losses and scores, and nothing of images or language models."""
+"""The one training loop and its learning rate: it knows examples, losses and scores, nothing of images or models."""
 
 import logging
 import math
@@ -15,12 +15,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from masp.core.errors import CheckpointError, MaspError
-from masp.training.checkpoints import Checkpoint, CheckpointStore
-from masp.training.distributed import ALONE, Processes
-from masp.training.progress import Bar, MetricsFile
-from masp.training.schedule import Schedule, rate_factor
-from masp.training.signals import Interrupted, StopRequest
-from masp.training.state import (
+from masp.core.runtime import Bar
+from masp.core.settings import TrainConfig
+from masp.training.checkpoints import (
+    Checkpoint,
+    CheckpointStore,
+    MetricsFile,
     TrainerState,
     load_parameters,
     load_state_dict,
@@ -28,6 +28,87 @@ from masp.training.state import (
     set_random_numbers,
     state_dict,
 )
+from masp.training.distributed import ALONE, Processes
+from masp.training.signals import Interrupted, StopRequest
+
+Schedule = Literal["cosine", "linear", "constant"]
+
+PASSES = 3
+"""Epochs of a run that names none and has data enough."""
+
+VALIDATIONS = 10
+"""About as often is measured on the split val, where a run names no epochs and each of them is short."""
+
+NEGLIGIBLE = 0.1
+"""A share of the spread of the embeddings; a soft prompt that cannot move further stays where it began."""
+
+
+@dataclass(frozen=True)
+class RateScale:
+    """The natural scale of what a stage trains.
+
+    Attributes:
+        rate: what `learning_rate_scale` is multiplied with.
+        spread: standard deviation of the numbers that a trained number is to be held against.
+        name: what these numbers are.
+    """
+
+    rate: float
+    spread: float
+    name: str
+
+
+@dataclass(frozen=True)
+class TrainingLength:
+    """How far and how long a run goes.
+
+    Attributes:
+        learning_rate: its peak.
+        steps: of the optimizer.
+        validate_every: steps between measurements on the split val; 0: never.
+    """
+
+    learning_rate: float
+    steps: int
+    validate_every: int
+
+
+def budget_of(settings: TrainConfig, per_epoch: int, scale: float) -> TrainingLength:
+    """Rate and steps of a run: what was given, else what trains on any backbone and however few images there are.
+
+    Args:
+        settings: a rate and a number of epochs that are given hold as they are.
+        per_epoch: steps in a pass over the examples, at least 1.
+        scale: what `learning_rate_scale` is multiplied with where no rate is given (see `Scale`).
+    """
+    rate = settings.learning_rate_scale * scale if settings.learning_rate is None else settings.learning_rate
+    epochs, spaced = settings.epochs, 1
+    steps = (epochs or PASSES) * per_epoch
+    if epochs is None and steps < settings.min_steps:
+        steps = settings.min_steps
+        spaced = -(-steps // (VALIDATIONS * per_epoch))
+    return TrainingLength(rate, min(steps, settings.max_steps or steps), settings.evaluate_every * spaced * per_epoch)
+
+
+def rate_factor(step: int, total: int, warmup: float, schedule: Schedule) -> float:
+    """What the learning rate is multiplied with in the step after `step` finished ones, in (0, 1].
+
+    It rises in equal parts over the first `warmup` fraction of the steps, then falls to (almost) zero at the end.
+    """
+    rising = round(warmup * total)
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    done = (step - rising) / max(1, total - rising)
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    return 1 - done if schedule == "linear" else 1.0
+
+
+def reach(budget: TrainingLength, warmup: float, schedule: Schedule) -> float:
+    """About how far a number can move in a run: the sum of the rates, as a step of AdamW moves none by much more."""
+    factors = (rate_factor(step, budget.steps, warmup, schedule) for step in range(budget.steps))
+    return budget.learning_rate * sum(factors)
+
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +142,7 @@ class LoopSettings:
     identity: str  # hash of all that decides the result; a checkpoint with another one is refused
     keep: Literal["best", "last"] = "best"  # which of the states that were measured is left in the parameters
     micro_batch: int | None = None
+    left_out: tuple[str, ...] = ()  # images that are not among the examples; it belongs to every checkpoint
 
 
 @dataclass(frozen=True)
@@ -72,8 +154,6 @@ class StepBatch:
         epoch: its epoch.
         examples: numbers of the examples.
         total: examples of the whole step, of all processes.
-        counts: whether the losses count; where all processes have to make the same calls, one that has nothing to do
-            does the work of another once more, for nothing.
         last: whether the step ends with it.
         loaded: what the stage loaded.
     """
@@ -82,7 +162,6 @@ class StepBatch:
     epoch: int
     examples: tuple[int, ...]
     total: int
-    counts: bool = True
     last: bool = True
     loaded: Any = None
 
@@ -228,13 +307,9 @@ class Trainer:
             examples = tuple(next(batches))
             own = tuple(self.processes.shard(examples))
             size = self.settings.micro_batch or len(examples)
-            most = -(-len(examples) // self.processes.count) if self.processes.alike else len(own)
-            pieces = max(1, -(-most // size))  # where all processes make the same calls: as many as the one with most
-            for piece in range(pieces):
-                chosen = own[piece * size : (piece + 1) * size]
-                idle = self.processes.alike and not chosen
-                shown = examples[:1] if idle else chosen
-                yield StepBatch(step, epoch, shown, len(examples), not idle, piece == pieces - 1)
+            pieces = groups_of(own, size) or [own]
+            for number, piece in enumerate(pieces, 1):
+                yield StepBatch(step, epoch, tuple(piece), len(examples), number == len(pieces))
 
     def _step(self, shares: Iterator[StepBatch]) -> None:
         """One step of the optimizer."""
@@ -275,7 +350,7 @@ class Trainer:
             losses = self.stage.losses(share)
             if self.weights is not None:
                 losses = losses * self.weights[list(share.examples)].to(losses.device)
-            loss = losses.sum() * share.counts
+            loss = losses.sum()
             self.accelerator.backward(loss / share.total)
             self.window = self.window + loss.detach()
 
@@ -369,6 +444,7 @@ class Trainer:
             "scaler": None if scaler is None else scaler.state_dict(),
             "threads": torch.get_num_threads(),
             "processes": self.processes.count,
+            "left_out": list(self.settings.left_out),
         }
         self.store.save(Checkpoint(self.at.step, state_dict(self.parameters, self.optimizer, self.best), state))
 

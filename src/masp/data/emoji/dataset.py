@@ -1,16 +1,50 @@
 """Emoji scenes as a folder in EmoSet's published layout, with the truth about each image beside its annotations."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from masp.core.aspects import ASPECTS
 from masp.core.errors import DataError
-from masp.data.emoji.glyphs import GLYPHS
 from masp.data.emoji.label_model import EMOTIONS, INTERACTIONS, cause, effects, label_probabilities
-from masp.data.emoji.render import SIDE
-from masp.data.emoji.splits import WORLD_VERSION, Scene, scenes
+from masp.data.emoji.render import GLYPHS, SHIFTED, SIDE, USUAL, Drawing, draw, draw_collage
+
+WORLD_VERSION = 1
+"""Raised whenever the same seed no longer gives the same images."""
+
+SPLIT_NUMBERS = {"pretrain": 0, "collage": 1, "train": 2, "val": 3, "test": 4, "shifted": 5}
+"""`pretrain` and `collage` are for the backbone alone; `shifted` is the test split with another layout."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One labelled image: the drawing, and the emotion drawn from its true probabilities."""
+
+    drawing: Drawing
+    label: str
+
+
+def generator(split: str, seed: int, index: int) -> np.random.Generator:
+    """The random numbers of image `index` of a split: independent of every other image's."""
+    entropy = [WORLD_VERSION, seed, SPLIT_NUMBERS[split], index]
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
+
+
+def scene(split: str, seed: int, index: int) -> Scene:
+    """Image `index` of a split with its label; the same arguments give the same pixels and label."""
+    rng = generator(split, seed, index)
+    made = draw_collage(rng) if split == "collage" else draw(rng, SHIFTED if split == "shifted" else USUAL)
+    return Scene(made, str(rng.choice(EMOTIONS, p=label_probabilities(made.cues))))
+
+
+def scenes(split: str, seed: int, count: int) -> Iterator[Scene]:
+    """The first `count` images of a split, one at a time."""
+    return (scene(split, seed, index) for index in range(count))
+
 
 SHARES = {"train": 0.70, "val": 0.05, "test": 0.15, "shifted": 0.10}
 

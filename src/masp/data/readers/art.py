@@ -5,11 +5,9 @@ from pathlib import Path
 
 from masp.core.errors import DataError
 from masp.core.labels import LABEL_SETS, spelled
-from masp.data.bad_files import BadFiles
 from masp.data.file_listing import is_picture, listing
-from masp.data.readers.common import LabelError, Reading, member
-from masp.data.readers.image_lookup import ImageLookup
-from masp.data.records import Record
+from masp.data.readers.common import ImageLookup, LabelError, Reading, member
+from masp.data.records import BadFiles, Record
 from masp.data.tables import Table, read_table
 
 VOTES = "ABSTRACT_groundTruth.csv"

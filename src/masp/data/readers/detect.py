@@ -9,11 +9,11 @@ from typing import get_args
 
 from masp.core.config import DataConfig
 from masp.core.errors import DataError
-from masp.data.bad_files import BadFiles
 from masp.data.file_listing import left_behind, listing
 from masp.data.readers import art, emoset, emotion6, fi, folders
 from masp.data.readers import table_dataset as listed
 from masp.data.readers.common import Reading
+from masp.data.records import BadFiles
 
 log = logging.getLogger(__name__)
 

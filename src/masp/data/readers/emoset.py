@@ -1,16 +1,54 @@
 """EmoSet as it is published: lists of rows for the splits, one annotation file and one image per row."""
 
 import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from masp.core.aspects import ASPECTS, answer_text
 from masp.core.errors import DataError, shown
 from masp.core.labels import LABEL_SETS
-from masp.data.bad_files import BadFiles
-from masp.data.readers.annotations import read_annotation
 from masp.data.readers.common import LabelError, Reading, exists, inside, label_of
-from masp.data.records import Record, read_json
+from masp.data.records import BadFiles, LazyExtra, Record, read_json
+
+_OWN_KEYS = frozenset({*ASPECTS, "image_id", "emotion"})
+
+
+def read_annotation(file: Path) -> tuple[dict[str, str], Mapping[str, object] | LazyExtra]:
+    """Aspect → answer text, and the other keys of the file, which are read only when asked for.
+
+    An aspect whose key is missing, null or blank is absent; a brightness of 0.0 is a value.
+
+    Raises:
+        DataError: not a readable JSON object, or a value of the wrong type or range.
+    """
+    content = read_json(file)
+    if not isinstance(content, dict):
+        raise DataError(f"{file} holds {type(content).__name__}", "a JSON object", "Copy it again from its source.")
+    answers = annotation_answers(content)
+    extra = tuple(sorted(name for name in content if name not in _OWN_KEYS))
+    return answers, LazyExtra(file, extra) if extra else {}
+
+
+def annotation_answers(content: Mapping[str, object]) -> dict[str, str]:
+    """The answers of an annotation object that is already in memory.
+
+    Raises:
+        DataError: a value of the wrong type or range.
+    """
+    answers: dict[str, str] = {}
+    for aspect in ASPECTS:
+        value = content.get(aspect)
+        if value is None:
+            continue
+        answer = answer_text(aspect, value)
+        if any("\ud800" <= character <= "\udfff" for character in answer):
+            raise DataError(f"{aspect} is {answer!r:.60}", "text without lone surrogates", "Correct the annotation.")
+        if answer:
+            answers[aspect] = sys.intern(answer)
+    return answers
+
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from masp.core.errors import DataError
-from masp.data.bad_files import BadFiles
 from masp.data.file_listing import is_picture, listing
 from masp.data.readers.common import Reading, label_of
-from masp.data.records import Record
+from masp.data.records import BadFiles, Record
 
 log = logging.getLogger(__name__)
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from masp.core.errors import DataError
 from masp.core.labels import LABEL_SETS
-from masp.data.bad_files import BadFiles
 from masp.data.file_listing import is_picture, listing
 from masp.data.readers.common import LabelError, Reading, member
-from masp.data.records import Record
+from masp.data.records import BadFiles, Record
 from masp.data.tables import is_table, read_table
 
 log = logging.getLogger(__name__)

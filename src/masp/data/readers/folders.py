@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from masp.core.errors import DataError, counted
-from masp.data.bad_files import BadFiles
 from masp.data.file_listing import images_from, is_picture, listing
 from masp.data.images import FORMAT_NAMES, UNREAD_SUFFIXES
-from masp.data.readers.annotations import read_annotation
 from masp.data.readers.common import Reading, by_split, exists, label_of
-from masp.data.records import Record
+from masp.data.readers.emoset import read_annotation
+from masp.data.records import BadFiles, Record
 
 log = logging.getLogger(__name__)
 

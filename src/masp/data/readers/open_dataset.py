@@ -7,12 +7,10 @@ from pathlib import Path
 from masp.core.config import DataConfig, SplitConfig
 from masp.core.errors import DataError, counted, did_you_mean
 from masp.core.labels import validate_labels
-from masp.data.bad_files import BadFiles
 from masp.data.file_listing import images_from, unreadable
-from masp.data.map_labels import relabelled
 from masp.data.readers.common import Reading
 from masp.data.readers.detect import NAMES, read_layout
-from masp.data.records import Dataset, Record
+from masp.data.records import BadFiles, Dataset, Record, relabelled
 from masp.data.splits import by_content, divided_by_file, paper_like
 from masp.data.tables import is_table
 

@@ -9,12 +9,10 @@ from pathlib import Path
 from masp.core.errors import DataError
 from masp.core.labels import LABEL_SETS
 from masp.core.settings import ColumnsConfig
-from masp.data.bad_files import BadFiles
 from masp.data.file_listing import listing
-from masp.data.readers.common import LabelError, Reading, by_split, label_of
+from masp.data.readers.common import ImageLookup, LabelError, Reading, by_split, label_of
 from masp.data.readers.folders import split_of
-from masp.data.readers.image_lookup import ImageLookup
-from masp.data.records import Record
+from masp.data.records import BadFiles, Record
 from masp.data.tables import Table, columns_of, is_table, read_table
 
 log = logging.getLogger(__name__)

@@ -1,23 +1,150 @@
 """The check itself: read everything, look at every image once, tell what was found."""
 
+import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
+from masp import __version__
 from masp.core.aspects import ASPECTS
+from masp.core.atomic_io import write_file
+from masp.core.config import DataConfig
 from masp.core.errors import DataError
 from masp.core.labels import LABEL_SETS, spelled
 from masp.data.images import suffix_fits
 from masp.data.readers.common import Reading, exists
-from masp.data.readers.open_dataset import usable_labels
-from masp.data.records import Record
-from masp.data.validation.duplicates import Seen, by_content, copies, near_copies, near_shared, shared
-from masp.data.validation.inspect_image import Hasher, look_at_all
-from masp.data.validation.issues import Cases, Issue, IssueCase, found
-from masp.data.validation.near_duplicates import DISTANCE
-from masp.data.validation.open_datasets import UNDIVIDED, OpenedDataset
+from masp.data.readers.open_dataset import divided, existing_path, read_dataset, usable_labels
+from masp.data.records import BadFiles, Record, place_in
+from masp.data.validation.duplicates import (
+    DISTANCE,
+    KINDS,
+    UNDIVIDED,
+    Cases,
+    Hasher,
+    Issue,
+    IssueCase,
+    Seen,
+    by_content,
+    copies,
+    found,
+    look_at_all,
+    near_copies,
+    near_shared,
+    shared,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OpenedDataset:
+    """A data set whose lists and annotations are read.
+
+    Attributes:
+        path: as the user named it.
+        reading: its records; None where they cannot be read, `problem` says why.
+        problem: what is wrong with the whole of it.
+        split_by: where its splits come from, see `Dataset.split_by`; None where it has none.
+    """
+
+    path: Path
+    reading: Reading | None
+    problem: str | None = None
+    split_by: str | None = None
+
+    @property
+    def root(self) -> Path:
+        """The folder that paths are told from."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def records(self) -> list[tuple[str, Record]]:
+        """(Split, record) for every image."""
+        if self.reading is None:
+            return []
+        return [(split, record) for split, records in self.reading.splits.items() for record in records]
+
+
+def open_for_check(settings: DataConfig) -> OpenedDataset:
+    """The lists and annotations of a data set, however many of them are damaged.
+
+    Where the settings name a division it is divided as for training, otherwise it is left as it was published.
+
+    Raises:
+        DataError: the path does not exist, or is a file that is no table; a division that is none, or another one's.
+    """
+    return open_together([settings])[0]
+
+
+def open_together(settings: Sequence[DataConfig]) -> list[OpenedDataset]:
+    """Several data sets, each as `open_for_check` opens it.
+
+    A file with a division divides those of them whose images it names, one at least; the others stay as they are.
+
+    Raises:
+        DataError: as for `open_for_check`.
+    """
+    found: list[OpenedDataset] = []
+    strangers: list[DataError] = []
+    for one in settings:
+        opened = _read(one)
+        try:
+            found.append(_as_training(opened, one))
+        except DataError as error:
+            if one.splits.file is None or len(settings) == 1:
+                raise
+            found.append(opened)
+            strangers.append(error)
+            log.info("%s is not divided by %s, which is another data set's", one.path, one.splits.file)
+    if strangers and not any(one.split_by == "file" for one in found):
+        reasons = "; ".join(error.got for error in strangers)
+        todo = "Write it again with masp data split."
+        raise DataError(f"no data set fits the division ({reasons})", "one whose images it names", todo)
+    return found
+
+
+def _read(settings: DataConfig) -> OpenedDataset:
+    path = existing_path(settings)
+    try:
+        reading = read_dataset(settings, BadFiles(tolerant=True))
+    except DataError as error:
+        return OpenedDataset(path, None, str(error))
+    return OpenedDataset(path, reading, split_by=None if UNDIVIDED in reading.splits else "published")
+
+
+def _as_training(opened: OpenedDataset, settings: DataConfig) -> OpenedDataset:
+    """The data set in the splits of training, where the settings say anything about splits.
+
+    Files that cannot be read cannot be divided by their content: they stay behind in a split of their own, so that they
+    are told as what they are.
+    """
+    reading = opened.reading
+    if reading is None or "splits" not in settings.model_fields_set:
+        return opened
+    behind: tuple[Record, ...] = ()
+    if settings.splits.file is None:
+        there = {split: [one for one in some if _opens(one.path)] for split, some in reading.splits.items()}
+        used = {one.path for some in there.values() for one in some}
+        behind = tuple(one for some in reading.splits.values() for one in some if one.path not in used)
+        splits, split_by = divided(replace(reading, splits=there), opened.root, settings)
+        if split_by == "published":
+            return opened
+    else:
+        splits, split_by = divided(reading, opened.root, settings)
+    left: Mapping[str, tuple[Record, ...]] = {UNDIVIDED: behind} if behind else {}
+    return replace(opened, reading=replace(reading, splits={**splits, **left}), split_by=split_by)
+
+
+def _opens(path: Path) -> bool:
+    try:
+        path.open("rb").close()
+    except (OSError, ValueError):
+        return False
+    return True
+
 
 NO_LABEL = "(no label)"
 """Where images without a label are counted."""
@@ -191,9 +318,11 @@ def _listed(opened: OpenedDataset, reading: Reading, depth: Depth) -> Cases:
     cases: Cases = {}
     for rejected in reading.account.rejected:
         kind = "row" if rejected.fault == "file" else rejected.fault
-        place = _place(opened, rejected.path)
+        place = place_in(opened.root, rejected.path)
         cases.setdefault(kind, []).append(IssueCase(f"{place}: {rejected.reason}", (place,)))
-    cases["unannotated"] = [IssueCase(place, (place,)) for place in (_place(opened, path) for path in reading.missing)]
+    cases["unannotated"] = [
+        IssueCase(place, (place,)) for place in (place_in(opened.root, path) for path in reading.missing)
+    ]
     try:
         usable_labels(reading, opened.path)
     except DataError as error:
@@ -206,7 +335,7 @@ def _listed(opened: OpenedDataset, reading: Reading, depth: Depth) -> Cases:
         meant = None if record.label is None else spelled(record.label, known)
         if record.label is not None and meant != record.label:
             kind, words = ("label", "") if meant is None else ("spelling", f", which is {meant}")
-            place = _place(opened, record.path)
+            place = place_in(opened.root, record.path)
             where = place if split == UNDIVIDED else f"{place} ({split})"
             cases.setdefault(kind, []).append(IssueCase(f"{where}: the label is {record.label}{words}", (place,)))
     return cases
@@ -224,7 +353,7 @@ def _looked_at(
     seen: list[Seen] = []
     looks = look_at_all([record.path for _, record in records], depth.hasher, depth.workers)
     for (split, record), look in zip(records, looks, strict=True):
-        place = _place(opened, record.path)
+        place = place_in(opened.root, record.path)
         formats[look.kind or "unknown"] += 1
         if look.problem is not None:
             kind = "unreadable" if exists(record.path) else "picture"
@@ -238,5 +367,64 @@ def _looked_at(
     return seen
 
 
-def _place(opened: OpenedDataset, path: Path) -> str:
-    return path.relative_to(opened.root).as_posix() if path.is_relative_to(opened.root) else path.as_posix()
+FORMAT = 1
+
+
+def as_json(report: Report) -> dict[str, object]:
+    """The report as plain values."""
+    near = report.depth.hasher is not None and report.depth.images
+    return {
+        "format": FORMAT,
+        "masp": __version__,
+        "images_opened": report.depth.images,
+        "near_duplicates": f"pHash, at most {report.depth.distance} of 64 bits" if near else None,
+        "errors": report.errors,
+        "warnings": report.warnings,
+        "data_sets": [_data_set_json(checked) for checked in report.data_sets],
+        "between": [
+            {
+                "first": str(pair.first),
+                "second": str(pair.second),
+                "findings": [_finding(one) for one in pair.findings],
+            }
+            for pair in report.between
+        ],
+    }
+
+
+def _data_set_json(checked: DatasetCheck) -> dict[str, object]:
+    return {
+        "path": str(checked.path),
+        "layout": checked.layout,
+        "images": checked.images,
+        "split_by": checked.split_by,
+        "labels": list(checked.labels),
+        "splits": {split: dict(counts) for split, counts in checked.counts.items()},
+        "aspects": dict(checked.aspects),
+        "skipped": dict(checked.skipped),
+        "formats": dict(checked.formats),
+        "findings": [_finding(one) for one in checked.findings],
+    }
+
+
+def _finding(one: Issue) -> dict[str, object]:
+    return {
+        "kind": one.kind,
+        "severity": one.severity,
+        "says": KINDS[one.kind].says,
+        "count": one.count,
+        "cases": [{name: value for name, value in case._asdict().items() if value} for case in one.cases],
+    }
+
+
+def write_report(report: Report, file: Path) -> None:
+    """Write the report.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    content = json.dumps(as_json(report), indent=1, ensure_ascii=True) + "\n"
+    try:
+        write_file(file, content.encode("ascii"))
+    except OSError as error:
+        raise DataError(f"the report {file} cannot be written ({error.strerror})", "", "Check the folder.") from None

@@ -1,16 +1,172 @@
-"""`masp info`: what a backbone is and needs, and what would be trained on it, before anything is downloaded."""
+"""`masp import-released`, `combine`, `export`, `push` and `info`: adapters handed on, and the backbones they fit."""
 
 import json
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from masp.cli.console import printable, results, say
+from masp.cli.options import Accept, AdapterRevision, BackboneOfAdapter, Task, accepted
+from masp.core.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from masp.backbones.model_stats import ModelStats
     from masp.model.param_count import TrainedSize
+
+IMPORT_EXAMPLES = """
+Example:
+
+`masp import-released --aspects aspect.pth --soft-prompt soft_prompt_emotion6.pt --questions prompts.json
+--backbone Qwen/Qwen2-VL-7B-Instruct --out emotion6`
+"""
+
+
+def import_released(
+    backbone: Annotated[str, typer.Option(metavar="ID", help="The backbone they were trained on: hub id or folder.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the adapter; new or empty.")],
+    aspects: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Aspect modules (`aspect.pth`). Without: a prompt alone (V+S).")
+    ] = None,
+    soft_prompt: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A soft prompt (`soft_prompt_….pt`). Without: aspects alone.")
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SET",
+            help="Labels of the soft prompt: a data set's name, or a list with commas. Default: `emotion6`.",
+        ),
+    ] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The questions it was trained with, as JSON. Default: the package's own."),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="REVISION", help="Commit, tag or branch of the backbone on a hub.")
+    ] = None,
+) -> None:
+    """Convert checkpoints of the authors' released code to an adapter of the variant `released`.
+
+    Nothing in the files is run: they are refused if they hold anything but the expected tensors.
+    """
+    from masp.adapters.import_released import import_released as convert
+    from masp.adapters.import_released import labels_of
+
+    if soft_prompt is None:
+        if labels is not None:
+            raise UsageError("--labels was given without a soft prompt", "it only with --soft-prompt", "Leave it out.")
+        info = convert(out, backbone, aspects, None, questions=questions, revision=revision)
+    else:
+        info = convert(out, backbone, aspects, soft_prompt, labels_of(labels, soft_prompt), questions, revision)
+        say(f"labels: {', '.join(info.labels)}" + ("" if labels else " (Emotion6; name others with --labels)"))
+        if questions is None:
+            say("questions: the package's own, not those it was trained with; name a file with --questions")
+    holds = [f"{len(info.aspects)} aspects with {info.method.queries} queries each"] * bool(info.aspects)
+    holds += [f"a soft prompt of {info.prompt_length} vectors"] * bool(info.prompt_length)
+    say(f"imported {' and '.join(holds)} for {info.backbone.name} (width {info.backbone.dim})")
+    typer.echo(str(out))
+
+
+COMBINE_EXAMPLES = """
+Example: `masp combine --out both emoset=runs/a emotion6=runs/b`, then
+`masp predict photo.jpg --adapter both --task emotion6`
+"""
+
+
+def combine(
+    adapters: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME=]ADAPTER...",
+            help="Adapters of one backbone and the same aspects. Default name: that of the data set.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where to write: a new or empty folder, or an adapter to replace.")
+    ],
+) -> None:
+    """Put several soft prompts over the same aspects into one adapter, each a task with a name of its own."""
+    from masp.adapters import combine as put_together
+
+    info = put_together(out, adapters)
+    say(f"{len(info.tasks)} tasks: {', '.join(info.tasks)}")
+    typer.echo(str(out))
+
+
+EXPORT_EXAMPLES = """
+Example: `masp export --as embedding-rows --adapter runs/plain --out qwen-with-emotions`
+"""
+
+
+class ExportFormat(StrEnum):
+    """What a soft prompt can be exported as."""
+
+    embedding_rows = "embedding-rows"
+
+
+def export(
+    form: Annotated[
+        ExportFormat,
+        typer.Option("--as", help="*embedding-rows*: more tokens in a copy of the backbone's embedding matrix."),
+    ],
+    adapter: Annotated[str, typer.Option(metavar="DIR|ID", help="A soft prompt that was trained without aspects.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for the copy of the backbone.")],
+    backbone: BackboneOfAdapter = None,
+    adapter_revision: AdapterRevision = None,
+    task: Task = None,
+    accept: Accept = None,
+) -> None:
+    """Write a copy of the backbone that holds the soft prompt, so that any engine can serve it (V+S, no reasons).
+
+    The README in the copy holds the exact text to send.
+    """
+    from masp.backbones.export import export_embedding_rows
+
+    assert form is ExportFormat.embedding_rows
+    made = export_embedding_rows(adapter, out, backbone, adapter_revision, task, accepted(accept))
+    grown = made.rows - made.rows_before
+    where = f"{grown} rows were added" if grown else "spare rows were enough"
+    say(f"{counted(len(made.tokens), 'token')}, {made.tokens[0]} to {made.tokens[-1]}; {where} ({made.rows:,} rows)")
+    if made.tied:
+        say("the output head is the embedding matrix and has these rows too: suppress the new tokens (see README.md)")
+    typer.echo(str(out))
+
+
+PUSH_EXAMPLES = """
+Example: `masp push runs/first someone/emotion6-qwen2-vl-7b --license cc-by-4.0 --private`
+"""
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The adapter, or the folder of its run.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="Where to: user/name.")],
+    private: Annotated[bool, typer.Option("--private", help="A repository that is made now is private.")] = False,
+    revision: Annotated[
+        str | None, typer.Option(metavar="BRANCH", help="Branch to push to, made if there is none. Default: main.")
+    ] = None,
+    license: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Licence of the adapter, such as apache-2.0. Default: what the adapter says."),
+    ] = None,
+) -> None:
+    """Push an adapter's three files (weights, description, model card) to a hub, as one commit.
+
+    The backbone is never pushed. Log in first with `hf auth login`.
+    """
+    from masp.adapters import publish
+
+    address = publish(folder, repo_id, private=private, revision=revision, license=license)
+    say("pushed; anyone who may read it can now use --adapter " + repo_id)
+    typer.echo(address)
+
 
 SIZES = ("224x224", "512x512", "1024x768", "1920x1080")
 SOURCES = {
@@ -25,7 +181,7 @@ NF4_CPU = "** fewer layers, because bitsandbytes would unpack some wrongly there
 SEQUENCE = """in all: with aspect tokens and soft prompt, without question and answer
 sizes as they reach the backbone: masp shrinks longer images first (data.longest_side)"""
 
-EXAMPLES = """
+INFO_EXAMPLES = """
 Examples:
 
 `masp info Qwen/Qwen2-VL-7B-Instruct`
@@ -53,10 +209,7 @@ def info(
 
     Common backbones are known without a network; of another hub id only two small files are fetched.
     """
-    from typing import get_args
-
     from masp.backbones.known_models import describe
-    from masp.cli.console import results
     from masp.core.settings import Variant
 
     sizes = tuple(_size(text) for text in (size or SIZES))
@@ -83,8 +236,6 @@ def _size(text: str) -> tuple[int, int]:
     Raises:
         UsageError: Not two numbers.
     """
-    from masp.core.errors import UsageError
-
     found = re.fullmatch(r"(\d{1,6})[x×](\d{1,6})", text.strip(), flags=re.ASCII)
     if found is None:
         raise UsageError(f"--size {text}", "width and height in pixels, such as 1024x768")
@@ -130,11 +281,6 @@ def _for_people(
     facts: "ModelStats", variants: "list[TrainedSize]", visual: dict[tuple[int, int], int | None], here: str
 ) -> "RenderableType":
     """A title, then four small tables with what each of them means."""
-    from rich.console import Group
-    from rich.text import Text
-
-    from masp.cli.console import printable
-
     serves = "served by masp" if facts.served else "not served by masp yet"
     title = Text.assemble((printable(facts.name), "bold"), f"  {facts.model_type}, {serves}")
     about = f"{facts.layers} layers of width {facts.dim:,}; configuration from {SOURCES[facts.source]}"
@@ -148,8 +294,6 @@ def _for_people(
 
 def _table(*headings: str) -> Any:
     """A table whose columns but the first are numbers."""
-    from rich.table import Table
-
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
     for place, heading in enumerate(headings):
         table.add_column(heading, justify="right" if place else "left")

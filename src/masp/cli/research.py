@@ -1,15 +1,239 @@
-"""`masp plan`: what a job will take, before it is paid for."""
+"""`masp baseline`, `reproduce`, `plan` and `demo`: other systems, the paper's tables, and what a job will take."""
 
+from dataclasses import asdict
+from enum import StrEnum
+from json import dumps, loads
+from math import ceil
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+from rich.box import SIMPLE
+from rich.table import Table
+from rich.text import Text
+
+from masp.cli.console import plain_table, results, say
+from masp.cli.evaluate import measured, tell, with_split
+from masp.cli.options import (
+    BatchSize,
+    Calibrate,
+    Device,
+    Dtype,
+    DtypeOption,
+    MaxPixels,
+    MinPixels,
+    ReadingMode,
+    Revision,
+)
+from masp.core.errors import MaspError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from masp.baselines.base import System
+    from masp.core.config import DataConfig, RunConfig
     from masp.core.flops import Sizes
+    from masp.data.records import Dataset
     from masp.model.cost_estimate import CostJob, Part, Store
+
+BASELINE_EXAMPLES = """
+Examples:
+
+`masp baseline --list`
+
+`masp baseline zero-shot --data photos --backbone Qwen/Qwen2-VL-7B-Instruct --out runs/zero-shot`
+
+`masp baseline distilled --data photos --out runs/distilled over=probe head_epochs=10`
+
+The same command goes on with a run that was interrupted.
+"""
+
+TRAINING = "training"
+"""In --out: what the system learned."""
+
+OF_RUN = ("data.", "questions=")
+"""How the settings begin that are none of the system's own."""
+
+
+def baseline(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Which system; `--list` shows all.")] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Settings of the system, of the data (`data.splits.kind=content`), or `questions=FILE`.",
+        ),
+    ] = None,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder or table of the data set.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for predictions.jsonl, summary.json and what the system learns."),
+    ] = None,
+    backbone: Annotated[str, typer.Option(metavar="ID", help="Hub id, folder, or `embedded`.")] = "embedded",
+    labels: Annotated[
+        str | None, typer.Option(metavar="A,B,…", help="Labels to choose from, in this order. Default: the data set's.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which split of the data set is measured.")] = "test",
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")] = 0,
+    batch_size: BatchSize = None,
+    calibrate: Calibrate = True,
+    everything: Annotated[bool, typer.Option("--list", help="Show every system with its settings, and end.")] = False,
+    revision: Revision = None,
+    dtype: DtypeOption = Dtype.auto,
+    device: Device = "auto",
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
+) -> None:
+    """Train and measure a system that MASP is compared with: same images, same splits, same figures, same files."""
+    from masp.backbones.loading import load_backbone
+    from masp.baselines.registry import entry_of, make_system
+    from masp.core.prompts import load_questions
+    from masp.data.readers.open_dataset import open_dataset
+    from masp.evaluation.batches import Batching
+
+    if everything:
+        results().print(_system_table())
+        return
+    missing = [option for option, given in (("NAME", name), ("--data", data), ("--out", out)) if given is None]
+    if missing or name is None or data is None or out is None:
+        raise UsageError(f"{missing[0]} is missing", "", "See masp baseline --help, and --list for the names.")
+    entry_of(name)  # a wrong name costs no loading
+    of_run = [change for change in changes or [] if change.startswith(OF_RUN)]
+    own = [change for change in changes or [] if change not in of_run]
+    config = _config(of_run, data)
+    settings, questions = config.data, None if config.questions is None else load_questions(config.questions)
+    dataset = with_split(open_dataset(settings), settings, split)
+    chosen = dataset.labels if labels is None else tuple(label.strip() for label in labels.split(","))
+    loaded = load_backbone(backbone, revision, dtype.value, device, min_pixels, max_pixels)
+    system = make_system(name, loaded, chosen, own, seed, questions)
+    if entry_of(name).learns:
+        _learn(system, dataset, settings, out / TRAINING, seed)
+    batching = Batching(batch_size, settings.workers, settings.side_of(entry_of(name).alone))
+    tell(measured(system, dataset, split, "score", batching, calibrate, out), out)
+
+
+def _config(changes: list[str], data: Path) -> "RunConfig":
+    """The settings of the data, and which questions are asked, with what the command line changes.
+
+    Raises:
+        ConfigError: A change is wrong.
+    """
+    from masp.core.config import load_config
+
+    config = load_config(None, changes)
+    return config.model_copy(update={"data": config.data.model_copy(update={"path": data})})
+
+
+def _learn(system: "System", dataset: "Dataset", settings: "DataConfig", out: Path, seed: int) -> None:
+    """Let a system learn from train and val, in a folder of its own."""
+    from masp.evaluation.training_data import make_lessons
+    from masp.training.feature_cache import ImageReading
+
+    reading = ImageReading(settings.longest_side, settings.workers)
+    system.fit(make_lessons(system.backbone, dataset, system.labels, out, seed, reading))
+
+
+def _system_table() -> "Table":
+    """Every system: its name, what it is, and its settings with their defaults."""
+    from masp.baselines.registry import CATALOGUE, settings_of
+
+    table = plain_table("system", "what it is", "settings")
+    for name, entry in CATALOGUE.items():
+        known = {key: value for key, value in settings_of(name).items() if key not in entry.fixed}
+        shown = "\n".join(f"{key}={_plain(value)}" for key, value in known.items())
+        table.add_row(Text(name, style="bold"), entry.meaning, Text(shown, style="dim"))
+    return table
+
+
+def _plain(value: object) -> str:
+    """A default as it would be written on the command line."""
+    if isinstance(value, tuple):
+        return f"[{','.join(map(str, value))}]"
+    return "null" if value is None else str(value)
+
+
+REPRODUCE_EXAMPLES = """
+Examples:
+
+`masp reproduce all --out results --jobs 2`
+
+`masp reproduce table2 --data DATA --backbone Qwen/Qwen2-VL-7B-Instruct --datasets FI,Emotion6 --out runs/table2`
+
+DATA holds one folder for each data set: EmoSet, FI, Emotion6, Flickr, Instagram, Abstract, ArtPhoto. The same command
+goes on with what was interrupted; what is there already is not run again.
+"""
+
+
+class Target(StrEnum):
+    """Tables and figures of the paper."""
+
+    table1 = "table1"
+    table2 = "table2"
+    table3 = "table3"
+    table4 = "table4"
+    figure3 = "figure3"
+    figure4 = "figure4"
+    all = "all"
+
+
+def reproduce(
+    what: Annotated[Target, typer.Argument(help="Which table or figure of the paper, or *all*.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE", help="Settings, such as `prompt.learning_rate=0.01` or `qlora.max_steps=100`."
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where tables, figures and the result of every run go.")
+    ] = Path("reproduced"),
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="ROOT", help="Folder with one folder for each data set. Default: emoji scenes are drawn."),
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(metavar="ID", help="Hub id, folder, or `embedded`.")] = None,
+    datasets: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Only these; also folders of your own. Default: the paper's.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Training seeds: 0, 1, 2 …")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="Runs side by side; the cores are shared among them.")] = 1,
+    aspects: Annotated[
+        str | None, typer.Option(metavar="DIR|ID", help="Aspects trained before. Default: stage 1 is run here.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Settings as YAML.")] = None,
+    reading: Annotated[
+        ReadingMode,
+        typer.Option(
+            help="How answers are read. *score*: the most probable label; *generate*: the greedy text, which must be "
+            "a label exactly (the paper's measure), counted beside the texts that name one."
+        ),
+    ] = ReadingMode.score,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Some minutes on drawn images; its figures mean nothing.")
+    ] = False,
+) -> None:
+    """Run what a table or figure of the paper needs, and write it with the paper's numbers beside it.
+
+    Without --data and --backbone everything runs on the embedded backbone and drawn images.
+    """
+    from masp.reproduce.request import Request, job_of
+    from masp.reproduce.run import reproduce as run
+
+    names = None if datasets is None else tuple(name.strip() for name in datasets.split(",") if name.strip())
+    asked = (data, backbone, names, seeds, aspects, config, quick, tuple(changes or ()), reading.value)
+    request = Request(what.value, out, *asked)
+    found = run(job_of(request), jobs, request.command(jobs))
+    for outcome in found.failed:
+        say(f"not there: {outcome.cell} ({outcome.error})")
+    typer.echo(str(found.written[0]))
+    if found.failed:
+        raise MaspError(
+            f"{len(found.failed)} of {found.cells} cells are not there; the tables hold the others",
+            "",
+            "Give the same command again: it runs only what is missing.",
+        )
+
 
 BACKBONE = "Qwen/Qwen2-VL-7B-Instruct"
 STORES = ("none", "features", "prefix", "auto")
@@ -19,7 +243,7 @@ FORMATS = {"float32": 4, "bfloat16": 2, "float16": 2, "nf4": 2}
 ROOM = 1.1
 """The store of training also holds the images of the split val, and the heads of its files."""
 
-EXAMPLES = """
+PLAN_EXAMPLES = """
 Examples:
 
 `masp plan --backbone Qwen/Qwen2-VL-7B-Instruct --images 80000 --tokens 700 --peak 800 --bandwidth 3300 --price 2.5`
@@ -91,11 +315,7 @@ def plan(
 
     The device is described by --peak and --bandwidth, by --bench, or by both, where what is given wins.
     """
-    from dataclasses import asdict
-    from json import dumps
-
     from masp.backbones.sizes import sizes_of
-    from masp.cli.console import results
     from masp.model.cost_estimate import CostJob, Device, chosen_store, estimate
 
     _one_of("--store", store, STORES)
@@ -115,7 +335,7 @@ def plan(
         content = {"backbone": asdict(sizes), "job": asdict(job), "device": asdict(device), "train": line}
         typer.echo(dumps(content | {"store": chosen_store(sizes, job), "parts": [asdict(part) for part in parts]}))
         return
-    results().print(_table(parts, device.memory))
+    results().print(_plan_table(parts, device.memory))
     said = "given" if efficiency is not None else "measured" if known else "assumed; measure it with masp bench"
     _remark(
         f"numbers: {chosen}; store: {chosen_store(sizes, job)}; efficiency {share:.0%} of the peak ({said})", line, job
@@ -137,8 +357,6 @@ def _planned_dtype(asked: str | None, known: dict[str, Any], backbone: str) -> s
 
 def _remark(assumed: str, line: str | None, job: "CostJob") -> None:
     """What was assumed, the command that trains like this, and what is not in the plan."""
-    from masp.cli.console import say
-
     say(assumed)
     if line is not None:
         say(f"to train like this: {line}")
@@ -153,8 +371,6 @@ def train_line(backbone: str, dtype: str, sizes: "Sizes", job: "CostJob", device
     kept and where is always said, because training on its own keeps what fits in a few GB of memory; so are epochs and
     batch, which training on its own takes from the number of images and the stage.
     """
-    from shlex import quote
-
     stages = {"aspects": job.epochs1 if job.aspects else 0, "prompt": job.epochs2}
     chosen = [stage for stage, epochs in stages.items() if epochs]
     if not (job.images and chosen):
@@ -171,8 +387,6 @@ def train_line(backbone: str, dtype: str, sizes: "Sizes", job: "CostJob", device
 
 def _stage_settings(stage: str, epochs: int, sizes: "Sizes", job: "CostJob") -> list[str]:
     """The settings of one stage."""
-    from math import ceil
-
     from masp.core.config import TrainConfig
     from masp.model.cost_estimate import chosen_store, store_gb
 
@@ -199,8 +413,6 @@ def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
     Raises:
         UsageError: it is unknown.
     """
-    from masp.core.errors import UsageError, did_you_mean
-
     if value not in known:
         raise UsageError(f"{option} {value}", f"one of {', '.join(known)}", did_you_mean(value, known))
 
@@ -213,7 +425,6 @@ def _peaks(
     Raises:
         UsageError: one of the first two is neither.
     """
-    from masp.core.errors import UsageError
     from masp.model.cost_estimate import measured_efficiency, measured_peaks
 
     measured = measured_peaks(known) if known else (None, None)
@@ -233,10 +444,6 @@ def _read(file: Path) -> dict[str, Any]:
     Raises:
         UsageError: it is none.
     """
-    from json import loads
-
-    from masp.core.errors import UsageError
-
     try:
         found = loads(file.read_text(encoding="utf-8"))
         machine = dict(found["machine"])
@@ -250,10 +457,7 @@ def _floats(peaks: dict[str, Any]) -> dict[str, float]:
     return {key: float(peaks[key]) for key in ("gemm_tflops", "bandwidth_gb_s")}
 
 
-def _table(parts: "list[Part]", memory: float) -> "Table":
-    from rich.box import SIMPLE
-    from rich.table import Table
-
+def _plan_table(parts: "list[Part]", memory: float) -> "Table":
     table = Table("", "how many", "time", "memory, GB", "disk, GB", "cost", "set by", box=SIMPLE)
     for part in parts:
         space = f"{part.memory:,.1f}" if part.memory else ""
@@ -273,3 +477,14 @@ def _time(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"
     return f"{seconds:,.1f} s"
+
+
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where data, adapters and the report go.")] = Path(
+        "masp-demo"
+    ),
+) -> None:
+    """Make data, train both stages, measure, predict, write a report: some minutes, no GPU, weights or internet."""
+    from masp.demo import run_demo
+
+    run_demo(out)

@@ -1,11 +1,58 @@
-"""The progress bar, in a file of its own: commands that need no model load none for it."""
+"""What a process runs on and among: its rank, its processor, and the progress bar that one of several draws."""
 
+import os
+import platform
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from masp.core import launch
+
+def rank() -> int:
+    """The number of this process among all of the run; 0 without a launcher."""
+    return _number("RANK", 0)
+
+
+def local_rank() -> int | None:
+    """The number of this process among those of its machine; None without a launcher."""
+    return _number("LOCAL_RANK", 0) if count() > 1 else None
+
+
+def count() -> int:
+    """Processes of the run; 1 without a launcher."""
+    return _number("WORLD_SIZE", 1)
+
+
+def speaks() -> bool:
+    """Whether this process is the one that talks: progress, results and log of the others would be the same."""
+    return rank() == 0
+
+
+def _number(name: str, default: int) -> int:
+    try:
+        return int(os.environ.get(name, ""))
+    except ValueError:
+        return default
+
+
+_TABLE = Path("/proc/cpuinfo")
+
+
+def processor(table: Path = _TABLE) -> str:
+    """The processor's own name, such as "AMD EPYC 7763"; its architecture where the system does not tell.
+
+    `platform.processor` knows the architecture only.
+
+    Args:
+        table: Linux's list of processors.
+    """
+    try:
+        lines = table.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(filter(None, names), platform.machine())
 
 
 class Bar:
@@ -30,7 +77,7 @@ class Bar:
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
             console=console,
-            disable=not (console.is_terminal and launch.speaks()),
+            disable=not (console.is_terminal and speaks()),
         )
         self._task: TaskID = self._progress.add_task(title, total=total, completed=done, note="")
 
