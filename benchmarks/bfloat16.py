@@ -31,8 +31,8 @@ from masp.data.bad_files import BadFiles
 from masp.data.records import Dataset, Record
 from masp.demo import pictures
 from masp.demo.plan import Plan, demo_config
-from masp.evaluation.aspect_quality import aspect_quality
-from masp.evaluation.batches import Batching, visual_batches
+from masp.evaluation.explanation_metrics import aspect_quality
+from masp.evaluation.predict_split import Batching, visual_batches
 from masp.model.explain import leave_one_out
 from masp.model.masp_model import MaspModel
 from masp.model.scoring import score

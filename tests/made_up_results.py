@@ -3,8 +3,8 @@
 import math
 from pathlib import Path
 
-from masp.evaluation.bootstrap import BootstrapSamples
 from masp.evaluation.compute_metrics import Calibration, ResultContext, measured
+from masp.evaluation.metrics import BootstrapSamples
 from masp.evaluation.predictions import LabelledPrediction
 from masp.evaluation.result import Evaluation, write_result
 

@@ -21,7 +21,7 @@ from masp.cli.error_handling import guarded
 from masp.core import launch
 from masp.core.config import BackboneConfig
 from masp.data.records import Dataset, Record
-from masp.evaluation.batches import Batching
+from masp.evaluation.predict_split import Batching
 from masp.evaluation.runner import evaluate
 from masp.model.masp_model import MaspModel
 from masp.predictor import Masp

@@ -432,7 +432,7 @@ def test_a_full_disk_is_said_plainly(masp, world, tmp_path, monkeypatch, option)
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr("masp.evaluation.result.write_file", full)
-    monkeypatch.setattr("masp.report.page.write_file", full)
+    monkeypatch.setattr("masp.report.html.write_file", full)
     words = ["evaluate", "--data", world / "data"] if option == "--out" else ["predict", world / "pictures", "--json"]
     code, _, err = masp(*words, "--adapter", world / "adapter", option, tmp_path / "o")
     assert code == 1

@@ -7,7 +7,7 @@ import torch
 
 from masp.core.errors import UsageError
 from masp.evaluation.ablation import ROWS, table2, write_table
-from masp.evaluation.batches import Batching
+from masp.evaluation.predict_split import Batching
 from masp.model.masp_model import ActiveParts
 from masp.model.scoring import score
 from masp.predictor import Masp

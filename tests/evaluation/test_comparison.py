@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 
 from masp.core.errors import DataError, UsageError
-from masp.evaluation.bootstrap import BootstrapSamples
-from masp.evaluation.comparison import compare_results, over_seeds
-from masp.evaluation.compute_metrics import ResultContext, measured
+from masp.evaluation.compute_metrics import ResultContext, compare_results, measured, over_seeds
+from masp.evaluation.metrics import BootstrapSamples
 from masp.evaluation.predictions import LabelledPrediction
 
 LABELS = ("joy", "fear")

@@ -10,9 +10,8 @@ from PIL import Image
 
 from made_up_results import LABELS, answer, answers, result
 from masp.core.errors import UsageError
-from masp.evaluation.bootstrap import BootstrapSamples
 from masp.evaluation.compute_metrics import ResultContext, measured
-from masp.evaluation.metrics import Interval
+from masp.evaluation.metrics import BootstrapSamples, Interval
 from masp.evaluation.predictions import LabelledPrediction
 from masp.evaluation.result import Distribution, Evaluation
 from masp.report.comparison import comparison

@@ -3,8 +3,8 @@
 import pytest
 
 from masp.core.flops import QWEN2_VL_7B
-from masp.reproduce.counts import lora_numbers, of_paper_backbone
-from masp.reproduce.paper import load_paper, zero_shot_row
+from masp.reproduce.runner import lora_numbers, of_paper_backbone
+from masp.reproduce.specs import load_paper, zero_shot_row
 
 PAPER = load_paper()
 

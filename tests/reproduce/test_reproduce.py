@@ -36,13 +36,10 @@ from masp.reproduce import ablations as variants
 from masp.reproduce import executor as pool
 from masp.reproduce import runner as workshop
 from masp.reproduce.config import DatasetSource, ReproduceConfig
-from masp.reproduce.dag import plan_cells
+from masp.reproduce.dag import Experiment, ExperimentResult, plan_cells, read_outcome, result_file
 from masp.reproduce.executor import blocked, run_cells
-from masp.reproduce.experiment import Experiment, ExperimentResult, read_outcome, result_file
-from masp.reproduce.others import all_recipes
-from masp.reproduce.paper import load_paper
 from masp.reproduce.run import Reproduced, reproduce
-from masp.reproduce.specs import DATA, FULL, PARAMETERS, PLAIN
+from masp.reproduce.specs import DATA, FULL, PARAMETERS, PLAIN, all_recipes, load_paper
 from masp.reproduce.tables import Results, accuracy_table
 from masp.training.run_dir import TrainResult
 from masp.training.signals import Interrupted, StopRequest

@@ -14,8 +14,13 @@ from sklearn.linear_model import LogisticRegression, Ridge
 import tiny
 from masp.adapters import load_adapter
 from masp.baselines.base import Example, SystemPrediction, TrainingData
-from masp.baselines.concept_bottleneck import ConceptBottleneck, ConceptBottleneckSettings
-from masp.baselines.concept_layers import present, read_words, vocabulary
+from masp.baselines.concept_bottleneck import (
+    ConceptBottleneck,
+    ConceptBottleneckSettings,
+    present,
+    read_words,
+    vocabulary,
+)
 from masp.baselines.probe import logits
 from masp.baselines.registry import make_system
 from masp.baselines.zero_shot import ZeroShot, ZeroShotSettings

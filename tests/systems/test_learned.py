@@ -9,8 +9,15 @@ import torch
 
 import tiny
 from masp.baselines.base import Example
-from masp.baselines.distilled import Distilled, DistilledSettings, gate_inputs
-from masp.baselines.heads import AttentionHead, MeanHead, distillation_loss, mean_token
+from masp.baselines.distilled import (
+    AttentionHead,
+    Distilled,
+    DistilledSettings,
+    MeanHead,
+    distillation_loss,
+    gate_inputs,
+    mean_token,
+)
 from masp.baselines.probe import Probe, fitted, logits
 from masp.baselines.registry import CATALOGUE, make_system, settings_of
 from masp.baselines.zero_shot import ZeroShot

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tiny
-from masp.baselines.asking import question_by_letter
+from masp.baselines.base import question_by_letter
 from masp.baselines.multiple_choice import lettered
 from masp.baselines.zero_shot import ZeroShot, ZeroShotSettings, said
 from masp.core.config import MethodConfig

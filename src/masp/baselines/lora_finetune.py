@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from masp.adapters import tensors_sha256
 from masp.adapters.info import BackboneRecord
 from masp.backbones.base import Backbone
-from masp.baselines.base import Example, Images, SystemPrediction, TrainingData, named
+from masp.baselines.base import Example, Images, SystemPrediction, TrainingData, deciding, named
 from masp.baselines.lora_layers import LoraLayers, LoraSettings, natural_rate
-from masp.baselines.plain import deciding
 from masp.core.config import MethodConfig
 from masp.core.errors import DataError, UsageError, did_you_mean
 from masp.core.labels import render_labels, validate_labels

@@ -16,11 +16,9 @@ from torch import Tensor
 
 from masp.adapters import tensors_sha256
 from masp.backbones.base import Backbone
-from masp.baselines.asking import emotion_question
-from masp.baselines.base import SystemPrediction, TrainingData
-from masp.baselines.heads import SMALLEST, mean_token, read_with
+from masp.baselines.base import SystemPrediction, TrainingData, emotion_question, plain
+from masp.baselines.distilled import SMALLEST, mean_token, read_with
 from masp.baselines.learning import Study, studying, unlearned
-from masp.baselines.plain import plain
 from masp.baselines.zero_shot import said
 from masp.core.errors import DataError
 from masp.core.labels import validate_labels

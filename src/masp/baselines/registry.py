@@ -9,8 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from masp.backbones.base import Backbone
-from masp.baselines.base import System
-from masp.baselines.plain import deciding
+from masp.baselines.base import System, deciding
 from masp.core.config import parsed_override
 from masp.core.errors import ConfigError, UsageError, did_you_mean, shown
 from masp.core.prompts import Questions

@@ -9,8 +9,7 @@ from pydantic import Field
 
 from masp.adapters import find_adapter, load_adapter, tensors_sha256
 from masp.backbones.base import Backbone
-from masp.baselines.base import Reading, SystemPrediction, TrainingData, named
-from masp.baselines.plain import plain
+from masp.baselines.base import Reading, SystemPrediction, TrainingData, named, plain
 from masp.baselines.zero_shot import said
 from masp.core.config import MethodConfig, PromptInit
 from masp.core.errors import UsageError

@@ -8,10 +8,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from masp.backbones.base import Backbone
-from masp.baselines.asking import emotion_question, question_by_letter
-from masp.baselines.base import Reading, SystemPrediction, TrainingData, named
+from masp.baselines.base import (
+    Reading,
+    SystemPrediction,
+    TrainingData,
+    emotion_question,
+    named,
+    plain,
+    question_by_letter,
+)
 from masp.baselines.multiple_choice import lettered, letters_of, named_by_letter
-from masp.baselines.plain import plain
 from masp.core.config import MethodConfig
 from masp.core.labels import validate_labels
 from masp.core.prompts import Questions

@@ -70,7 +70,7 @@ def baseline(
     from masp.core.errors import UsageError
     from masp.core.prompts import load_questions
     from masp.data.readers.open_dataset import open_dataset
-    from masp.evaluation.batches import Batching
+    from masp.evaluation.predict_split import Batching
 
     if everything:
         results().print(_table())
@@ -107,7 +107,7 @@ def _config(changes: list[str], data: Path) -> "RunConfig":
 
 def _learn(system: "System", dataset: "Dataset", settings: "DataConfig", out: Path, seed: int) -> None:
     """Let a system learn from train and val, in a folder of its own."""
-    from masp.evaluation.training_data import make_lessons
+    from masp.baselines.learning import make_lessons
     from masp.training.feature_cache import ImageReading
 
     reading = ImageReading(settings.longest_side, settings.workers)

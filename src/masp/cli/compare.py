@@ -36,7 +36,7 @@ def compare(
     """
     from masp.cli.console import results
     from masp.core.errors import UsageError
-    from masp.evaluation.comparison import compare_results
+    from masp.evaluation.compute_metrics import compare_results
     from masp.evaluation.result import read_result
 
     found = [read_result(place) for place in places]
@@ -67,7 +67,7 @@ def _standings(found: "Sequence[Evaluation]") -> Table:
 
 
 def _spreads(found: "Sequence[Evaluation]") -> Table:
-    from masp.evaluation.comparison import over_seeds
+    from masp.evaluation.compute_metrics import over_seeds
 
     table = _table(f"over {len(found)} results", "mean", "standard deviation", "each")
     for name, spread in over_seeds(found).items():

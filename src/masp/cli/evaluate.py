@@ -160,7 +160,7 @@ def _measured(
     from masp.adapters import find_adapter
     from masp.backbones.loading import choose_placement
     from masp.core.errors import UsageError
-    from masp.evaluation.batches import Batching
+    from masp.evaluation.predict_split import Batching
     from masp.predictor import Masp
     from masp.training.distributed import launched
 
@@ -233,7 +233,7 @@ def _divided(settings: "DataConfig", split: str, home: Path, task: str | None) -
         UsageError: It has no such split.
     """
     from masp.data.readers.open_dataset import open_dataset
-    from masp.evaluation.division import as_trained
+    from masp.evaluation.runner import as_trained
 
     return with_split(as_trained(open_dataset(settings), home, task), settings, split)
 
@@ -252,7 +252,7 @@ def _compare(other: "Evaluation", found: "Evaluation") -> None:
     """How much more, or less, than the other result was right on the same images."""
     from masp.cli.compare import differences
     from masp.cli.console import results
-    from masp.evaluation.comparison import compare_results
+    from masp.evaluation.compute_metrics import compare_results
 
     results().print(differences([(other.system, found.system, compare_results(other, found))]))
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from masp.baselines.base import System
     from masp.core.config import DataConfig
     from masp.data.records import Dataset
-    from masp.evaluation.batches import Batching
+    from masp.evaluation.predict_split import Batching
     from masp.evaluation.result import Evaluation, Mode
     from masp.predictor import Masp
 

@@ -62,8 +62,8 @@ def report(
     from masp.cli.console import say
     from masp.report.comparison import comparison
     from masp.report.error_analysis import ErrorPageOptions
+    from masp.report.html import write_page
     from masp.report.load_results import read_sources
-    from masp.report.page import write_page
 
     if adapter is None:
         of_adapter = {"--task": task, "--backbone": backbone, "--dtype": dtype, "--device": device}

@@ -74,7 +74,7 @@ def reproduce(
     """
     from masp.cli.console import say
     from masp.core.errors import MaspError
-    from masp.reproduce.request import Request, job_of
+    from masp.reproduce.config import Request, job_of
     from masp.reproduce.run import reproduce as run
 
     names = None if datasets is None else tuple(name.strip() for name in datasets.split(",") if name.strip())

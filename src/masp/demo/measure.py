@@ -9,9 +9,15 @@ from masp.data.records import Record
 from masp.demo.plan import Plan
 from masp.demo.steps import Steps
 from masp.evaluation.ablation import Table2, table2
-from masp.evaluation.aspect_quality import AspectQuality, aspect_quality
-from masp.evaluation.batches import Batching
-from masp.evaluation.explanation_metrics import BayesAccuracy, Explanations, ceiling, measure_explanations
+from masp.evaluation.explanation_metrics import (
+    AspectQuality,
+    BayesAccuracy,
+    Explanations,
+    aspect_quality,
+    ceiling,
+    measure_explanations,
+)
+from masp.evaluation.predict_split import Batching
 from masp.predictor import Masp
 
 Result = TypeVar("Result")

@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from masp.core.atomic_io import write_file
-from masp.report.formatting import duration
-from masp.report.schema import Step
+from masp.report.schema import Step, duration
 from masp.training.progress import Bar
 
 BEFORE = "done before"

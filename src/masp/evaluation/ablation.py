@@ -14,8 +14,8 @@ from masp.core.errors import UsageError
 from masp.data.bad_files import BadFiles, Rejected
 from masp.data.records import Record
 from masp.evaluation import metrics
-from masp.evaluation.batches import Batching, labelled, visual_batches
 from masp.evaluation.metrics import Interval, PairedComparison
+from masp.evaluation.predict_split import Batching, labelled, visual_batches
 from masp.model.masp_model import ActiveParts, MaspModel, init_soft_prompt
 from masp.model.scoring import score
 from masp.predictor import Masp

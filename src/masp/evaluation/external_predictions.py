@@ -1,4 +1,4 @@
-"""Measuring what any other system said, by the same protocol; no model is loaded."""
+"""Predictions of any other system, measured by the same protocol; no model is loaded."""
 
 import logging
 from collections.abc import Mapping, Sequence

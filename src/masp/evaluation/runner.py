@@ -1,29 +1,168 @@
 """Measuring one system on one labelled split: every image once, predictions and what they depended on in files."""
 
 import logging
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from masp.adapters import ResultRecord
+import torch
+
+from masp.adapters import DataRecord, ResultRecord, library_versions, portable, read_info, resolve
+from masp.backbones.base import Backbone
 from masp.baselines.base import System
-from masp.baselines.prompted import Prompted
+from masp.baselines.prompted import Prompted, adapter_facts
+from masp.core.errors import DataError
 from masp.data.records import Dataset
-from masp.evaluation.batches import Batching
+from masp.data.splits import division_in, read_split
 from masp.evaluation.compute_metrics import Calibration, ResultContext, measured, votes_of
-from masp.evaluation.facts import dated, run_of
-from masp.evaluation.predict_split import ask
+from masp.evaluation.facts import data_facts, dated, machine_facts, run_of
+from masp.evaluation.predict_split import Batching, ask, remove_journals
 from masp.evaluation.predictions import LabelledPrediction, write_predictions
-from masp.evaluation.provenance import of_system, provenance
 from masp.evaluation.result import Evaluation, Mode, write_result
-from masp.evaluation.resume_log import remove_journals
 from masp.predictor import Masp
 from masp.training.distributed import launched
+
+
+def surroundings(backbone: Backbone, dataset: Dataset | None = None, split: str | None = None) -> dict[str, Any]:
+    """What everything that is done on a backbone depends on: weights, data, versions, machine."""
+    return {
+        "versions": library_versions(),
+        "backbone": backbone_facts(backbone),
+        "data": None if dataset is None else data_facts(dataset, split),
+        "threads": torch.get_num_threads(),
+        "machine": machine_facts(torch.cuda.get_device_name() if torch.cuda.is_available() else None),
+    }
+
+
+def provenance(masp: Masp, dataset: Dataset | None = None, split: str | None = None) -> dict[str, Any]:
+    """What a measurement depends on: versions, backbone, adapter, data, question. It names no place on this machine."""
+    task = masp.task
+    size = {"longest_side": task.longest_side, "rounding": task.rounding}
+    own = {"adapter": adapter_facts(masp), "question": task.question, **size}
+    return {**surroundings(masp.backbone, dataset, split), **own}
+
+
+def of_system(system: System, dataset: Dataset, split: str, batching: Batching) -> dict[str, Any]:
+    """All that the answers of a system on a split depend on."""
+    said = dict(system.config())
+    adapter = said.pop("adapter", None)
+    return {
+        "system": said,
+        "adapter": adapter,
+        **surroundings(system.backbone, dataset, split),
+        "question": said.get("question"),
+        "labels": list(system.labels),
+        "seed": said["seed"] if "seed" in said else _seed(adapter),
+        "batch_size": batching.size_on(system.backbone),
+        "longest_side": batching.longest_side,
+        "rounding": batching.rounding,
+    }
+
+
+def _seed(adapter: Mapping[str, Any] | None) -> int | None:
+    """The seed of an adapter's last stage; None where nobody knows it."""
+    seeds = {} if adapter is None else adapter["seeds"]
+    return seeds.get("prompt", seeds.get("aspects"))
+
+
+def backbone_facts(backbone: Backbone) -> dict[str, Any]:
+    """Which backbone, in which number format, on which device."""
+    return {
+        "name": portable(backbone.name),
+        "revision": backbone.revision,
+        "family": backbone.family,
+        "fingerprint": backbone.fingerprint(),
+        "hashes": dict(backbone.hashes()),
+        "dtype": backbone.weight_dtype,
+        "device": str(backbone.device),
+        "image_transform": backbone.image_transform,
+    }
+
+
+_LEARNED = ("train", "val")  # val decides which state of a run is kept, so that it is no test either
+
+log = logging.getLogger(__name__)
+
+
+def as_trained(dataset: Dataset, adapter: Path, task: str | None = None) -> Dataset:
+    """The data set in the division of the adapter's run, where the run divided this very data set otherwise.
+
+    What counts is the last stage that was trained. Where its division cannot be known, and where the aspects learned
+    from images that are a test here, there is a warning.
+
+    Args:
+        dataset: as it was opened.
+        adapter: its folder, or that of its run.
+        task: which of several tasks.
+
+    Raises:
+        AdapterError: there is no adapter.
+        UsageError: no such task, or several and none was named.
+    """
+    data = read_info(adapter).for_task(task).data
+    last = data.get("prompt", data.get("aspects"))
+    if last is None:
+        return dataset
+    folder = resolve(adapter).parent
+    divided = _divided(dataset, last, folder)
+    here = divided.fingerprint()
+    names = {dataset.name, last.name} if last.fingerprint == here else {dataset.name}
+    strange = [one for one in data.values() if one.name in names and one.fingerprint != here]
+    if last in strange:
+        log.warning(
+            "the adapter was trained on %s, but divided in another way: this split may hold images it was trained on",
+            last.name,
+        )
+    elif any(_learned_more(divided, record, folder) for record in strange):
+        log.warning(
+            "the aspects of the adapter were trained on %s, but divided in another way: this split may hold images "
+            "that they were trained on",
+            strange[0].name,
+        )
+    return divided
+
+
+def _divided(dataset: Dataset, record: DataRecord, folder: Path) -> Dataset:
+    """The data set as the run divided it; as it is where it is like that, or where the run knows other images."""
+    if dataset.fingerprint() == record.fingerprint:
+        return dataset
+    division = division_in(folder, record.fingerprint)
+    if division is None:
+        return dataset
+    try:
+        divided = replace(dataset, splits=read_split(division.file, dataset), split_by="run")
+    except DataError:  # the run's images are not these
+        return dataset
+    if divided.fingerprint() != record.fingerprint:
+        return dataset
+    log.info("using the division of the run, %s", division.file)
+    return divided
+
+
+def _learned_more(dataset: Dataset, record: DataRecord, folder: Path) -> bool:
+    """Whether a stage learned from images that are further from training here; yes where nobody knows.
+
+    Images are known by their places. These say nothing where both data sets have some that the other lacks.
+    """
+    division = division_in(folder, record.fingerprint)
+    if division is None:
+        return True
+    then = {place: _distance(split) for split, places in division.places.items() for place in places}
+    now = {dataset.place(one.path): _distance(split) for split, records in dataset.splits.items() for one in records}
+    known = now.keys() <= then.keys() or then.keys() <= now.keys()
+    return not known or any(then.get(place, distance) < distance for place, distance in now.items())
+
+
+def _distance(split: str) -> int:
+    """How far a split is from training: train 0, val 1, any other 2."""
+    return _LEARNED.index(split) if split in _LEARNED else len(_LEARNED)
+
 
 __all__ = ["CALIBRATION", "Evaluation", "LabelledPrediction", "Mode", "evaluate", "provenance", "result_of"]
 
 CALIBRATION = "val"
 """The split that a temperature is fitted on."""
-
-log = logging.getLogger(__name__)
 
 
 def evaluate(

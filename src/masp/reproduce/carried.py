@@ -10,7 +10,7 @@ from typing import Any
 from masp.adapters import portable, read_info
 from masp.core.prompts import load_questions
 from masp.reproduce.config import ReproduceConfig
-from masp.reproduce.experiment import cell_name
+from masp.reproduce.dag import cell_name
 from masp.reproduce.specs import DATA
 from masp.reproduce.tables import Results
 

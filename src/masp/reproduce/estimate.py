@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from masp.baselines.registry import CATALOGUE
-from masp.reproduce.budget import ASKING, budget_of
 from masp.reproduce.config import ReproduceConfig
-from masp.reproduce.experiment import Experiment
-from masp.reproduce.specs import Kind
+from masp.reproduce.dag import Experiment
+from masp.reproduce.specs import ASKING, Kind, budget_of
 
 PAIRS = 1 / 190
 """Seconds for an image-aspect pair of stage 1 on the embedded backbone, on one core."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from masp.core.errors import UsageError
 from masp.reproduce.config import ReproduceConfig
-from masp.reproduce.experiment import Experiment, ExperimentResult, write_outcome
+from masp.reproduce.dag import Experiment, ExperimentResult, write_outcome
 from masp.training.signals import Interrupted, StopRequest
 
 log = logging.getLogger(__name__)

@@ -11,16 +11,12 @@ from masp.adapters import portable
 from masp.core.aspects import ASPECTS
 from masp.core.errors import DataError
 from masp.evaluation import metrics
-from masp.evaluation.metrics import PairedComparison
+from masp.evaluation.metrics import PairedComparison, spread_of
 from masp.evaluation.predictions import PREDICTIONS, read_predictions
-from masp.evaluation.seed_stats import spread_of
-from masp.reproduce.counts import of_paper_backbone
-from masp.reproduce.dag import seeds_of, takes_part
-from masp.reproduce.experiment import ExperimentResult, cell_name
-from masp.reproduce.others import recipe_of
+from masp.reproduce.dag import ExperimentResult, cell_name, seeds_of, takes_part
 from masp.reproduce.render import Sheet, percent
-from masp.reproduce.runner import result_folder
-from masp.reproduce.specs import ATTENTION, FULL, PARAMETERS, PLAIN, SOFT, TABLE2, Spec
+from masp.reproduce.runner import of_paper_backbone, result_folder
+from masp.reproduce.specs import ATTENTION, FULL, PARAMETERS, PLAIN, SOFT, TABLE2, Spec, recipe_of
 from masp.reproduce.tables import Results, seed_values
 
 PAIRS: Mapping[str, tuple[tuple[Spec, Spec], ...]] = {

@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.text import Text
 
 from masp.core.progress import Bar
-from masp.report.formatting import duration
+from masp.report.schema import duration
+from masp.reproduce.dag import Experiment, ExperimentResult
 from masp.reproduce.estimate import Estimate
-from masp.reproduce.experiment import Experiment, ExperimentResult
 
 
 class ProgressReporter:

@@ -12,13 +12,11 @@ from masp.core.progress import Bar
 from masp.demo.pictures import draw_dataset, is_drawn
 from masp.demo.steps import quiet
 from masp.reproduce.config import ReproduceConfig
-from masp.reproduce.dag import plan_cells
+from masp.reproduce.dag import ExperimentResult, plan_cells, result_file
 from masp.reproduce.estimate import estimate
 from masp.reproduce.executor import run_cells
-from masp.reproduce.experiment import ExperimentResult, result_file
-from masp.reproduce.others import all_recipes
-from masp.reproduce.paper import load_paper
 from masp.reproduce.progress import ProgressReporter
+from masp.reproduce.specs import all_recipes, load_paper
 from masp.reproduce.tables import Results
 from masp.reproduce.writing import write_all
 

@@ -1,4 +1,4 @@
-"""Running one cell: train what has to be trained, measure, write its result; what is there already is only read."""
+"""Running one experiment: train what has to be trained, measure, write its result; what is there is only read."""
 
 import hashlib
 import json
@@ -13,32 +13,104 @@ from typing import Any
 
 from masp.adapters import read_info, tensors_sha256
 from masp.adapters.store import load_adapter
+from masp.backbones.base import Backbone
 from masp.baselines.base import Reading, System
 from masp.baselines.concept_bottleneck import ConceptBottleneck
-from masp.baselines.registry import CATALOGUE, checked, make_system
+from masp.baselines.registry import CATALOGUE, checked, make_system, resolved
 from masp.core.atomic_io import write_folder
 from masp.core.config import MethodConfig, RunConfig, parsed_override
 from masp.core.errors import MaspError
+from masp.core.flops import QWEN2_VL_7B, Sizes
 from masp.core.prompts import load_questions
-from masp.evaluation.batches import Batching
+from masp.core.settings import Variant as MethodVariant
 from masp.evaluation.facts import dated, when
+from masp.evaluation.predict_split import Batching
 from masp.evaluation.predictions import LabelledPrediction
-from masp.evaluation.provenance import of_system, surroundings
 from masp.evaluation.result import write_result
-from masp.reproduce import budget, counts, identity, measure
+from masp.evaluation.runner import of_system, surroundings
+from masp.model.param_count import trained_size
+from masp.reproduce import library as measure
+from masp.reproduce import specs as budget
 from masp.reproduce.ablations import Variant, build, trained_with
 from masp.reproduce.config import ReproduceConfig, with_seed
-from masp.reproduce.dag import base_of, depends_on_seed, plan_cells
-from masp.reproduce.experiment import Experiment, ExperimentResult, read_outcome, write_outcome
+from masp.reproduce.dag import (
+    Experiment,
+    ExperimentResult,
+    base_of,
+    depends_on_seed,
+    plan_cells,
+    read_outcome,
+    write_outcome,
+)
 from masp.reproduce.library import Library
-from masp.reproduce.others import all_recipes, alone, changes_of
-from masp.reproduce.paper import load_paper
-from masp.reproduce.specs import FULL, STAGE1, masp
+from masp.reproduce.specs import FULL, STAGE1, Spec, all_recipes, alone, changes_of, load_paper, masp
 from masp.training.run_dir import RunFolder, TrainResult, alike, hash_of, reading
-from masp.training.run_stage import identity_of
+from masp.training.run_stage import flat, identity_of
 from masp.training.signals import Interrupted, StopRequest
 from masp.training.stage1 import train_aspects
 from masp.training.stage2 import train_prompt
+
+RANK = 8
+
+
+def lora_numbers(sizes: Sizes, rank: int = RANK) -> int:
+    """Numbers in LoRA layers on the query and value projections of every block: rank · (in + out) for each."""
+    query, value = sizes.dim + sizes.dim, sizes.dim + sizes.kv_dim
+    return sizes.layers * rank * (query + value)
+
+
+def of_paper_backbone(prompt_length: int = 32) -> dict[str, int]:
+    """The counts for Qwen2-VL-7B, by arithmetic."""
+    counts = _method(QWEN2_VL_7B.dim, None, "paper", prompt_length)
+    del counts["aspects"]  # the same as those of the paper
+    return {"lora": lora_numbers(QWEN2_VL_7B), **counts}
+
+
+def of_backbone(backbone: Backbone, method: MethodConfig) -> dict[str, Any]:
+    """The counts for a loaded backbone."""
+    from masp.baselines.lora_layers import LoraLayers, LoraSettings
+
+    counted = _method(backbone.dim, method.queries, method.variant, method.prompt_length)
+    return {"lora": LoraLayers(backbone, LoraSettings(rank=RANK)).count, **counted}
+
+
+def _method(dim: int, queries: int | None, variant: MethodVariant, length: int) -> dict[str, int]:
+    paper, released = trained_size("paper", dim), trained_size("released", dim)
+    here = trained_size(variant, dim, queries, length)
+    return {
+        "prompt": here.prompt,
+        "aspects": here.aspects,
+        "aspects paper": paper.aspects,
+        "aspects released": released.aspects,
+    }
+
+
+def of_parts(recipe: Spec, config: RunConfig, method: MethodConfig) -> dict[str, Any]:
+    """For a backbone with aspects, an untrained prompt, or neither: the question, and where everything stands.
+
+    Settings of training, and of a prompt that is not there, have no part in it.
+
+    Args:
+        recipe: of kind `masp`, without a trained prompt.
+        config: settings of the cell.
+        method: of the model; aspects from elsewhere bring their own.
+    """
+    asked = config.method.resolved()
+    table = {**_questions(config), "method.label_list": asked.label_list, "method.positions": method.positions}
+    if recipe.prompt == "none":
+        return table
+    places = {"method.prompt_length": asked.prompt_length, "method.prompt_places": method.prompt_places}
+    return table | places | flat("prompt.init", config.prompt.init)
+
+
+def identity_of_system(name: str, changes: tuple[str, ...], config: RunConfig) -> dict[str, Any]:
+    """For another system: its questions, and all of its settings with those of the one it stands on."""
+    return _questions(config) | {f"settings.{key}": value for key, value in resolved(name, changes).items()}
+
+
+def _questions(config: RunConfig) -> dict[str, Any]:
+    return {"questions": load_questions(config.questions).fingerprint()}
+
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +187,7 @@ class Runner:
         if recipe.kind == "masp" and recipe.prompt == "trained":
             table |= identity_of(config, config.prompt, "prompt", dataset, backbone)
         elif recipe.kind == "masp":
-            table |= identity.of_parts(recipe, config, self._method(cell, config))
+            table |= of_parts(recipe, config, self._method(cell, config))
         if recipe.kind == "masp" and job.reading != "score":
             table["reading"] = job.reading  # of other systems it is one of their settings
         if recipe.aspects:
@@ -123,7 +195,7 @@ class Runner:
         if recipe.kind != "masp" or recipe.prompt == "random":
             table["seed"] = self._seed(cell)
         if recipe.kind == "baseline":
-            table |= identity.of_system(recipe.name, self._changes(cell), config)
+            table |= identity_of_system(recipe.name, self._changes(cell), config)
         read = Experiment(cell.dataset, FULL, cell.seed) if recipe.kind == "attention" else base_of(job, cell)
         if read is not None and read.recipe.kind == "masp":
             table["prompt"] = hash_of(self._trained_by(read))
@@ -143,7 +215,7 @@ class Runner:
     def _changes(self, cell: Experiment) -> tuple[str, ...]:
         """Settings of another system: what the rule of the budget says, then what was set."""
         stage, examples = self.job.config.prompt, len(self.library.learned_from(cell.dataset))
-        ruled = budget.settings(stage, budget.budget_of(stage, examples), self.library.backbone.dim) if examples else ()
+        ruled = budget.budget_settings(stage, budget.budget_of(stage, examples), self.library.backbone.dim) if examples else ()
         return changes_of(cell.recipe.name, (*ruled, *self.job.others))
 
     def folder(self, cell: Experiment) -> Path:
@@ -268,7 +340,7 @@ class Runner:
         return found, self._depended(cell, variant, time.perf_counter() - started)
 
     def _parameters(self, cell: Experiment) -> Found:
-        return counts.of_backbone(self.library.backbone, self.config(cell).method), {}
+        return of_backbone(self.library.backbone, self.config(cell).method), {}
 
     def _measured(self, cell: Experiment, system: System, about: Mapping[str, Any]) -> Found:
         with StopRequest() as stop:

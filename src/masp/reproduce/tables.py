@@ -10,26 +10,29 @@ from masp.baselines.registry import CATALOGUE
 from masp.core.aspects import ASPECTS
 from masp.evaluation import metrics
 from masp.evaluation.ablation import ROWS
-from masp.evaluation.metrics import Interval
-from masp.evaluation.seed_stats import SeedStats, spread_of
-from masp.reproduce.budget import StepBudget, budget_of, told
+from masp.evaluation.metrics import Interval, SeedStats, spread_of
 from masp.reproduce.config import ReproduceConfig, SkippedDataset
-from masp.reproduce.dag import depends_on_seed, seeds_of, takes_part
-from masp.reproduce.experiment import ExperimentResult, cell_name
-from masp.reproduce.others import OTHERS, recipe_of
-from masp.reproduce.paper import BACKBONES, Paper, zero_shot_row
+from masp.reproduce.dag import ExperimentResult, cell_name, depends_on_seed, seeds_of, takes_part
 from masp.reproduce.specs import (
+    BACKBONES,
     DATA,
     FULL,
     LENGTHS,
     LOW_LEVEL,
+    OTHERS,
     PLAIN,
     SOFT,
     TABLE2,
+    Paper,
     Prompt,
     Spec,
+    StepBudget,
+    budget_note,
+    budget_of,
     masp,
     of_length,
+    recipe_of,
+    zero_shot_row,
 )
 
 PATTERN = ("FI", "Emotion6")
@@ -320,7 +323,7 @@ def _notes(results: Results, experiment: str, datasets: Sequence[str]) -> tuple[
         notes.append(GENERATED)
     if experiment == "table1":
         found = budgets(results, datasets)
-        notes += [told(found, job.config.aspects, job.others)] if found else []
+        notes += [budget_note(found, job.config.aspects, job.others)] if found else []
     for name in datasets:
         facts = facts_of(results, name)
         if facts:
