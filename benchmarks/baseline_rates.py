@@ -23,8 +23,8 @@ from masp.backbones.loading import load_backbone
 from masp.baselines.base import TrainingData
 from masp.baselines.learning import make_lessons
 from masp.baselines.registry import make_system, settings_of
-from masp.bench.clock import processor
 from masp.core.config import DataConfig, load_config
+from masp.core.hardware import processor
 from masp.data.readers.open_dataset import open_dataset
 from masp.demo.pictures import draw_dataset, is_drawn
 from masp.demo.plan import Plan

@@ -33,9 +33,9 @@ from masp.baselines.base import Example
 from masp.baselines.concept_bottleneck import present, read_words, vocabulary
 from masp.baselines.distilled import mean_token
 from masp.baselines.probe import logits
-from masp.bench.clock import processor
 from masp.core.aspects import ASPECTS, level
 from masp.core.config import MethodConfig, PromptInit
+from masp.core.hardware import processor
 from masp.core.labels import render_labels
 from masp.core.prompts import load_questions
 from masp.core.types import ModelInputs, VisualTokens

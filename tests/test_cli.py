@@ -8,8 +8,7 @@ import shutil
 import pytest
 
 import tiny
-from masp.bench.run import NAMES
-from masp.cli import annotate_data, bench, plan
+from masp.cli import annotate_data, plan
 from masp.cli.evaluate import evaluate
 from masp.core.aspects import ASPECTS
 from masp.core.labels import LABEL_SETS
@@ -513,9 +512,7 @@ def test_help_and_version(masp):
     assert (code, out.split()[0]) == (0, "masp")
 
 
-@pytest.mark.parametrize(
-    ("option", "names"), [(bench.Only, NAMES), (annotate_data.Aspects, ASPECTS), (plan.PlannedDtype, plan.FORMATS)]
-)
+@pytest.mark.parametrize(("option", "names"), [(annotate_data.Aspects, ASPECTS), (plan.PlannedDtype, plan.FORMATS)])
 def test_help_names_every_choice(option, names):
     (option,) = option.__metadata__
     assert [name for name in names if name not in option.help] == []

@@ -12,7 +12,7 @@ from sklearn.metrics import brier_score_loss, f1_score, log_loss, top_k_accuracy
 from masp.evaluation import compute_metrics as of
 from masp.evaluation.compute_metrics import label_intervals
 from masp.evaluation.metrics import BootstrapSamples, bootstrap, calibration_error, means_of
-from masp.evaluation.predictions import LabelledPrediction
+from masp.evaluation.result import LabelledPrediction
 
 LABELS = ("joy", "fear", "awe")
 FEW = BootstrapSamples(50)

@@ -8,7 +8,7 @@ import pytest
 from masp.core.errors import DataError, UsageError
 from masp.evaluation.compute_metrics import ResultContext, compare_results, measured, over_seeds
 from masp.evaluation.metrics import BootstrapSamples
-from masp.evaluation.predictions import LabelledPrediction
+from masp.evaluation.result import LabelledPrediction
 
 LABELS = ("joy", "fear")
 

@@ -24,7 +24,6 @@ from masp.reproduce.config import (
     job_of,
 )
 from masp.reproduce.dag import NO_WORDS, ExperimentResult, plan_cells
-from masp.reproduce.estimate import estimate
 from masp.reproduce.specs import (
     FULL,
     LENGTHS,
@@ -206,20 +205,6 @@ def test_emoset_teaches_the_aspects_of_all(tmp_path: Path) -> None:
     assert "EmoSet/stage-1/seed0" in plan.find("FI/V+A+S/seed0").needs
     assert "EmoSet/data/seed0" not in {cell.name for cell in plan.cells}, "its test images are not needed"
     assert {cell.dataset for cell in plan.cells if cell.recipe.kind == "masp"} == {"FI"}
-
-
-def test_the_plan_says_how_long_it_takes(tmp_path: Path) -> None:
-    job = job_of(Request("all", tmp_path))
-    cells = plan_cells(job, PAPER, all_recipes()).cells
-    found = estimate(job, cells)
-    assert found is not None
-    everything = {cell.name for cell in cells}
-    assert found.left(everything, 2) == pytest.approx(sum(found.seconds.values()) / 2)
-    assert found.seconds["emoji-scenes/V+A+S-128/seed0"] > found.seconds["emoji-scenes/V+A+S-8/seed0"]
-    assert estimate(replace(job, drawn=None), cells) is None, "nobody knows for other data"
-    small = estimate(job_of(Request("all", tmp_path, quick=True)), cells)
-    assert small is not None
-    assert 60 < small.left(everything, 1) < 300, "a quick run took 156 seconds of the processor"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from masp.backbones.base import Backbone
 from masp.core.labels import parse, render_labels
 from masp.core.prompts import PLACE, Questions, load_questions
@@ -42,6 +46,32 @@ def named(text: str, labels: Sequence[str]) -> SystemPrediction:
     """What a generated text says: the label that it names, other case and punctuation at its ends forgiven."""
     label = parse(text, labels)
     return SystemPrediction(label, answer=text, exact=text.strip() == label)
+
+
+def predictions_of(labels: tuple[str, ...], log_p: Float[Tensor, "batch labels"]) -> list[SystemPrediction]:
+    """Log-probabilities normalised over the labels, with the most probable label as the answer."""
+    best, rows = log_p.argmax(1).tolist(), log_p.cpu().double().log_softmax(1).tolist()
+    return [SystemPrediction(labels[b], dict(zip(labels, row, strict=True))) for b, row in zip(best, rows, strict=True)]
+
+
+class LabelScore:
+    """Accuracy, and the mean log-likelihood of the right label, which decides between equals; summed batch by batch."""
+
+    def __init__(self) -> None:
+        self.count, self.right, self.likelihood = 0, 0, 0.0
+
+    def add(self, log_p: Float[Tensor, "batch labels"], targets: Sequence[int]) -> None:
+        """Count a batch of normalised log-probabilities against the indices of the right labels."""
+        truth = torch.tensor(targets, dtype=torch.long, device=log_p.device)
+        self.count += len(truth)
+        self.right += int((log_p.argmax(1) == truth).sum())
+        self.likelihood += float(log_p.gather(1, truth[:, None]).cpu().double().sum())
+
+    def figures(self) -> dict[str, float]:
+        """Both; empty without images."""
+        if not self.count:
+            return {}
+        return {"accuracy": self.right / self.count, "log_likelihood": self.likelihood / self.count}
 
 
 @dataclass(frozen=True)

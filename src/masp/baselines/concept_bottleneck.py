@@ -20,12 +20,11 @@ from torch import Tensor
 
 from masp.adapters import find_adapter, load_adapter, tensors_sha256
 from masp.backbones.base import Backbone
-from masp.baselines.base import Example, System, SystemPrediction, TrainingData, plain
+from masp.baselines.base import Example, System, SystemPrediction, TrainingData, plain, predictions_of
 from masp.baselines.distilled import SMALLEST
 from masp.baselines.learning import Study, check_lessons, studying, unlearned
 from masp.baselines.probe import figures, fitted, logits
-from masp.baselines.prompted import Prompted
-from masp.baselines.zero_shot import said
+from masp.baselines.prompted import prompted
 from masp.core.errors import DataError, UsageError
 from masp.core.labels import validate_labels
 from masp.core.prompts import Questions
@@ -272,7 +271,9 @@ class ConceptBottleneck:
             UsageError: it has not learned yet.
         """
         found = self._state()
-        return said(self.labels, logits(_part(found.tensors, "labels"), self._inputs(self._read(visual), found)))
+        return predictions_of(
+            self.labels, logits(_part(found.tensors, "labels"), self._inputs(self._read(visual), found))
+        )
 
     @torch.no_grad()
     def cues(self, visual: VisualTokens) -> list[list[Cue]]:
@@ -423,7 +424,7 @@ def cue_system(
     over = None
     if settings.prompt is not None:
         masp = Masp.from_pretrained(settings.prompt, backbone, aspects=folder, labels=labels, task=settings.task)
-        over = Prompted(masp)
+        over = prompted(masp)
         if masp.model.prompt is None:
             todo = "Name what masp train prompt wrote."
             raise UsageError(f"{settings.prompt} holds no soft prompt", "a prompt adapter", todo)

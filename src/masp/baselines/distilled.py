@@ -17,9 +17,17 @@ from torch.nn import functional
 
 from masp.adapters import tensors_sha256
 from masp.backbones.base import Backbone
-from masp.baselines.base import Example, System, SystemPrediction, TrainingData, deciding, emotion_question, plain
+from masp.baselines.base import (
+    Example,
+    System,
+    SystemPrediction,
+    TrainingData,
+    deciding,
+    emotion_question,
+    plain,
+    predictions_of,
+)
 from masp.baselines.learning import Study, studying, unlearned
-from masp.baselines.zero_shot import said
 from masp.core.labels import validate_labels
 from masp.core.prompts import Questions
 from masp.core.setting_types import Number, Positive, Share
@@ -276,7 +284,7 @@ class Distilled:
             raise unlearned(NAME)
         head, gate = self.modules
         own = head(self._mean(visual)["mean"].to(self.backbone.device))
-        return said(self.labels, gate(gate_inputs(own, self._answers(visual)["answer"])))
+        return predictions_of(self.labels, gate(gate_inputs(own, self._answers(visual)["answer"])))
 
     def config(self) -> Mapping[str, Any]:
         """Its settings, the system it builds on, and once it has learned the figures of its parts on val."""

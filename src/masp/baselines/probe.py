@@ -16,10 +16,9 @@ from torch import Tensor
 
 from masp.adapters import tensors_sha256
 from masp.backbones.base import Backbone
-from masp.baselines.base import SystemPrediction, TrainingData, emotion_question, plain
+from masp.baselines.base import SystemPrediction, TrainingData, emotion_question, plain, predictions_of
 from masp.baselines.distilled import SMALLEST, mean_token, read_with
 from masp.baselines.learning import Study, studying, unlearned
-from masp.baselines.zero_shot import said
 from masp.core.errors import DataError
 from masp.core.labels import validate_labels
 from masp.core.prompts import Questions
@@ -94,7 +93,7 @@ class Probe:
         """
         if self.learned is None:
             raise unlearned(NAME)
-        return said(self.labels, logits(self.learned.tensors, self._mean(visual)["mean"]))
+        return predictions_of(self.labels, logits(self.learned.tensors, self._mean(visual)["mean"]))
 
     def config(self) -> Mapping[str, Any]:
         """Its settings, and once it has learned the chosen C with its figures on val, and the hash of its tensors."""

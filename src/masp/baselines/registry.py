@@ -49,27 +49,27 @@ CATALOGUE: Mapping[str, BaselineEntry] = MappingProxyType(
     {
         "zero-shot": BaselineEntry(
             "the backbone alone, with the list of labels in the question",
-            "masp.baselines.zero_shot:ZeroShot",
+            "masp.baselines.zero_shot:zero_shot_system",
             "masp.baselines.zero_shot:ZeroShotSettings",
             alone=True,
         ),
         "zero-shot-letters": BaselineEntry(
             "the backbone alone, with lettered options",
-            "masp.baselines.zero_shot:ZeroShot",
+            "masp.baselines.zero_shot:zero_shot_system",
             "masp.baselines.zero_shot:ZeroShotSettings",
             fixed={"options": "letters"},
             alone=True,
         ),
         "aspects": BaselineEntry(
             "aspect tokens before the image, no soft prompt (V+A); aspects=DIR",
-            "masp.baselines.untrained:Untrained",
-            "masp.baselines.untrained:UntrainedSettings",
+            "masp.baselines.prompted:untrained_system",
+            "masp.baselines.prompted:UntrainedSettings",
             fixed={"prompt_length": 0},
         ),
         "random-prompt": BaselineEntry(
             "a soft prompt that nobody trained, with aspect tokens where aspects=DIR names them (V+A+rS)",
-            "masp.baselines.untrained:Untrained",
-            "masp.baselines.untrained:UntrainedSettings",
+            "masp.baselines.prompted:untrained_system",
+            "masp.baselines.prompted:UntrainedSettings",
             seeded=True,
         ),
         "sepm": BaselineEntry(
@@ -87,7 +87,7 @@ CATALOGUE: Mapping[str, BaselineEntry] = MappingProxyType(
         "cues": BaselineEntry(
             "annotated words read from aspect tokens, added up beside a soft prompt's scores; aspects=DIR prompt=DIR",
             "masp.baselines.concept_bottleneck:cue_system",
-            "masp.baselines.concept_bottleneck:CueSettings",
+            "masp.baselines.concept_bottleneck:ConceptBottleneckSettings",
             learns=True,
         ),
         "distilled": BaselineEntry(

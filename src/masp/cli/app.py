@@ -59,7 +59,11 @@ app.command(no_args_is_help=True, epilog=export.EXAMPLES)(export.export)
 app.command(no_args_is_help=True, epilog=push.EXAMPLES)(push.push)
 app.command(no_args_is_help=True, epilog=info.EXAMPLES)(info.info)
 app.command(no_args_is_help=True, epilog=reproduce.EXAMPLES)(reproduce.reproduce)
-app.command(epilog=bench.EXAMPLES)(bench.bench)
+app.command(
+    epilog=bench.EXAMPLES,
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(bench.bench)
 app.command(no_args_is_help=True, epilog=plan.EXAMPLES)(plan.plan)
 
 

@@ -102,6 +102,12 @@ def shown(value: object) -> str:
     return printer.repr(value)
 
 
+def short(error: BaseException) -> str:
+    """An error on one line; of those that are not ours with their kind."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, MaspError) else f"{type(error).__name__}: {text or 'no message'}"
+
+
 def counted(count: int, noun: str) -> str:
     """A number with its noun: "1 image", "0 images", "1,200 images"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

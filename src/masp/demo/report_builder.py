@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from masp.core.hardware import processor
-from masp.demo.measure import DemoMeasurements
+from masp.demo.measure import DemoMeasurements, Table2
 from masp.demo.pictures import DemoPicture
 from masp.evaluation import metrics
-from masp.evaluation.ablation import Table2
 from masp.evaluation.explanation_metrics import AspectQuality
 from masp.predictor import Prediction
 from masp.report import sample_of

@@ -14,13 +14,12 @@ from masp.core.atomic_io import write_file
 from masp.core.config import RunConfig, TrainConfig
 from masp.data.records import Dataset
 from masp.demo import pictures
-from masp.demo.measure import DemoMeasurements, measure
+from masp.demo.measure import DemoMeasurements, measure, write_table
 from masp.demo.pictures import DemoPicture
 from masp.demo.plan import Plan, demo_config
 from masp.demo.report_builder import Background, loss_curve_of, report_of
 from masp.demo.steps import Steps, quiet
 from masp.demo.summary import show, standard_output
-from masp.evaluation.ablation import write_table
 from masp.evaluation.runner import provenance
 from masp.predictor import Masp, Prediction
 from masp.report import write_report

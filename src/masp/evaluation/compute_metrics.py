@@ -24,7 +24,6 @@ from masp.evaluation.metrics import (
     means_of,
     spread_of,
 )
-from masp.evaluation.predictions import LabelledPrediction
 from masp.evaluation.result import (
     Bin,
     Calibrated,
@@ -32,6 +31,7 @@ from masp.evaluation.result import (
     Distribution,
     Evaluation,
     ExactMatch,
+    LabelledPrediction,
     Mode,
     ProbabilisticMetrics,
     RiskCoverage,

@@ -13,8 +13,7 @@ import numpy as np
 from masp.core.errors import DataError
 from masp.data.records import read_json
 from masp.evaluation.metrics import Interval, PairedComparison, share, spread_of
-from masp.evaluation.predictions import LabelledPrediction
-from masp.evaluation.result import Bin, Evaluation, RiskCoverage, read_result
+from masp.evaluation.result import Bin, Evaluation, LabelledPrediction, RiskCoverage, read_result
 from masp.report.schema import Ablation, AblationRow, Difference
 
 POINTS = 200

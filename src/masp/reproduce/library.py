@@ -1,9 +1,10 @@
 """What experiments share: the backbone, opened data sets, their visual tokens; and measuring a system on these."""
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
 from masp.baselines.base import Example, Images, System, TrainingData
+from masp.baselines.prompted import Prompted
 from masp.core.errors import DataError
 from masp.core.flops import images_at_once
 from masp.core.types import VisualTokens
@@ -21,19 +23,19 @@ from masp.data.images import image_size
 from masp.data.readers.open_dataset import open_dataset
 from masp.data.records import Dataset, Record
 from masp.evaluation import metrics
-from masp.evaluation.compute_metrics import Calibration, ResultContext, measured, votes_of
 from masp.evaluation.explanation_metrics import ceiling
-from masp.evaluation.predictions import LabelledPrediction
-from masp.evaluation.result import Evaluation, SkippedImage
+from masp.evaluation.predict_split import SplitPredictions, predict_batch
+from masp.evaluation.result import Evaluation, LabelledPrediction, SkippedImage
 from masp.model.attention import prompt_attention
 from masp.model.explain import normalised
-from masp.reproduce.ablations import Variant
 from masp.reproduce.config import ReproduceConfig
 from masp.training.disk_cache import DiskCache
 from masp.training.feature_cache import GIGA, FeatureCache, ImageReading, VisualMemory
 from masp.training.progress import Bar
 from masp.training.signals import StopRequest
 from masp.training.trainer import groups_of
+
+log = logging.getLogger(__name__)
 
 EXAMPLES = 3  # images of Figure 4
 
@@ -58,48 +60,39 @@ class SplitImages:
     left_out: tuple[SkippedImage, ...] = ()
     unlabelled: int = 0
 
+    def batches(self, backbone: Backbone, stop: StopRequest) -> Iterator[tuple[list[Record], VisualTokens]]:
+        """The records with their visual tokens, batch by batch in order, read ahead.
 
-def answers(system: System, pictures: SplitImages, stop: StopRequest, title: str) -> list[LabelledPrediction]:
+        Raises:
+            Interrupted: a signal arrived.
+        """
+        groups = stop.between(groups_of(range(len(self.records)), images_at_once(backbone.dim)))
+        for group, visual in self.images.stream(groups, lambda group: [self.numbers[place] for place in group]):
+            assert visual is not None
+            yield [self.records[place] for place in group], visual
+
+    def examples(self) -> tuple[list[int], "SplitImages"]:
+        """The first image of each of some labels, so that the same data gives the same ones, and their places."""
+        first: dict[str | None, int] = {}
+        for place, record in enumerate(self.records):
+            first.setdefault(record.label, place)
+        chosen = sorted(first.values())[:EXAMPLES]
+        records, numbers = (tuple(row[place] for place in chosen) for row in (self.records, self.numbers))
+        return chosen, replace(self, records=records, numbers=numbers)
+
+
+def answers(system: System, images: SplitImages, stop: StopRequest, title: str) -> SplitPredictions:
     """What a system says about every image, in order.
 
     Raises:
         Interrupted: a signal arrived.
     """
-    found: list[LabelledPrediction] = []
-    with Bar(title, len(pictures.records)) as bar:
-        for places, visual in _batches(pictures, system.backbone, stop):
-            for record, one in zip([pictures.records[place] for place in places], system.predict(visual), strict=True):
-                place = pictures.dataset.place(record.path)
-                what = (one.predicted, one.log_probabilities, one.answer, one.exact)
-                found.append(LabelledPrediction(place, record.label or "", *what))
+    found, started = list[LabelledPrediction](), time.perf_counter()
+    with Bar(title, len(images.records)) as bar:
+        for records, visual in images.batches(system.backbone, stop):
+            found += predict_batch(system, images.dataset, records, visual)
             bar.show(len(found))
-    return found
-
-
-def evaluation(
-    what: tuple[str, SplitImages, tuple[str, ...], Mapping[str, Any]],
-    found: Sequence[LabelledPrediction],
-    held: Sequence[LabelledPrediction],
-) -> Evaluation:
-    """Every figure of a system's answers on the test split.
-
-    Args:
-        what: name of the system, images, labels, and what the figures depended on.
-        found: the answers.
-        held: answers on the validation split, which a temperature is fitted on; empty: none is.
-
-    Raises:
-        DataError: there are no answers.
-    """
-    name, pictures, labels, provenance = what
-    dataset = pictures.dataset
-    if not found:
-        raise DataError("no image of the test split has a label and can be read", "some", "Check the data set.")
-    mode = "generate" if all(one.answer is not None for one in found) else "score"
-    about = ResultContext(name, dataset.name, "test", mode, labels, provenance, pictures.left_out, pictures.unlabelled)
-    scored = any(one.log_probabilities is not None for one in held)
-    calibration = Calibration("val", tuple(held)) if scored else None
-    return measured(about, found, votes_of(dataset, "test"), calibration)
+    return SplitPredictions(tuple(found), images.left_out, time.perf_counter() - started, images.unlabelled)
 
 
 def figures(found: Evaluation) -> dict[str, Any]:
@@ -122,10 +115,10 @@ def figures(found: Evaluation) -> dict[str, Any]:
     return content
 
 
-def facts(pictures: SplitImages) -> dict[str, Any]:
+def facts(images: SplitImages) -> dict[str, Any]:
     """What accuracies on a data set have to be read against; ready for JSON."""
-    dataset = pictures.dataset
-    truth = [record.label or "" for record in pictures.records]
+    dataset = images.dataset
+    truth = [record.label or "" for record in images.records]
     if not truth:
         raise DataError(f"no test image of {dataset.name} has a label and can be read", "some", "Check the data set.")
     content: dict[str, Any] = {
@@ -134,76 +127,48 @@ def facts(pictures: SplitImages) -> dict[str, Any]:
         "split_by": dataset.split_by,
         "splits": {name: len(records) for name, records in dataset.splits.items()},
         "images": len(truth),
-        "unreadable": len(pictures.left_out),
+        "unreadable": len(images.left_out),
         "classes": dict(sorted(Counter(truth).items())),
         "guess": 1 / len(dataset.labels),
         "majority": asdict(metrics.majority_accuracy(truth)),
     }
-    if all("emoji" in record.extra for record in pictures.records):
-        content["ceiling"] = asdict(ceiling(pictures.records))
+    if all("emoji" in record.extra for record in images.records):
+        content["ceiling"] = asdict(ceiling(images.records))
     return content
 
 
-def attention(variant: Variant, pictures: SplitImages, stop: StopRequest) -> dict[str, Any]:
+def attention(system: Prompted, images: SplitImages, stop: StopRequest) -> dict[str, Any]:
     """Attention from the soft prompt to each aspect (Figure 4): mean over the images, and some images.
 
     `raw` are weights of the final layer, `normalised` the same as shares of the aspects; `spread` is the standard
     deviation over the images.
     """
-    rows: list[torch.Tensor] = []
-    for _, visual in _batches(pictures, variant.model.backbone, stop):
-        rows.append(prompt_attention(variant.model, visual, variant.question, variant.use).cpu().double())
-    raw = torch.cat(rows)
-    shares, names = normalised(raw), variant.use.aspects
-    chosen = examples(pictures.records)
-    said = answers(
-        variant, SplitImages(pictures.dataset, *_picked(pictures, chosen), pictures.images), stop, "examples"
-    )
+    model, use = system.model, system.use
+    assert use is not None
+    batches = images.batches(model.backbone, stop)
+    raw = torch.cat([prompt_attention(model, visual, system.question, use).cpu().double() for _, visual in batches])
+    shares, (places, examples) = normalised(raw), images.examples()
+
+    def named(row: torch.Tensor) -> dict[str, float]:
+        return dict(zip(use.aspects, row.tolist(), strict=True))
+
     return {
         "images": len(raw),
-        "raw": _by_name(names, raw.mean(0)),
-        "normalised": _by_name(names, shares.mean(0)),
-        "spread": _by_name(names, shares.std(0, correction=0)),
+        "raw": named(raw.mean(0)),
+        "normalised": named(shares.mean(0)),
+        "spread": named(shares.std(0, correction=0)),
         "examples": [
             {
                 "image": one.image,
                 "truth": one.truth,
                 "predicted": one.predicted,
-                "raw": _by_name(names, raw[place]),
-                "normalised": _by_name(names, shares[place]),
+                "raw": named(raw[place]),
+                "normalised": named(shares[place]),
             }
-            for place, one in zip(chosen, said, strict=True)
+            for place, one in zip(places, answers(system, examples, stop, "examples").answers, strict=True)
         ],
     }
 
-
-def _batches(
-    pictures: SplitImages, backbone: Backbone, stop: StopRequest
-) -> Iterator[tuple[Sequence[int], VisualTokens]]:
-    """Places of the images with their visual tokens, batch by batch in order, read ahead."""
-    groups = stop.between(groups_of(range(len(pictures.records)), images_at_once(backbone.dim)))
-    for group, visual in pictures.images.stream(groups, lambda group: [pictures.numbers[place] for place in group]):
-        assert visual is not None
-        yield group, visual
-
-
-def examples(records: Sequence[Record]) -> list[int]:
-    """The first image of each of some labels, so that the same data gives the same examples."""
-    first: dict[str | None, int] = {}
-    for place, record in enumerate(records):
-        first.setdefault(record.label, place)
-    return sorted(first.values())[:EXAMPLES]
-
-
-def _picked(pictures: SplitImages, places: Sequence[int]) -> tuple[tuple[Record, ...], tuple[int, ...]]:
-    return tuple(pictures.records[place] for place in places), tuple(pictures.numbers[place] for place in places)
-
-
-def _by_name(names: Sequence[str], row: torch.Tensor) -> Mapping[str, float]:
-    return dict(zip(names, row.tolist(), strict=True))
-
-
-log = logging.getLogger(__name__)
 
 TAUGHT = ("train", "val")
 """Splits that systems learn from."""

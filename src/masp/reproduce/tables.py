@@ -6,10 +6,10 @@ from statistics import mean
 from typing import Any
 
 from masp.adapters import portable
+from masp.baselines.prompted import TABLE2 as MEANINGS
 from masp.baselines.registry import CATALOGUE
 from masp.core.aspects import ASPECTS
 from masp.evaluation import metrics
-from masp.evaluation.ablation import ROWS
 from masp.evaluation.metrics import Interval, SeedStats, spread_of
 from masp.reproduce.config import ReproduceConfig, SkippedDataset
 from masp.reproduce.dag import ExperimentResult, cell_name, depends_on_seed, seeds_of, takes_part
@@ -217,7 +217,7 @@ def _lines(results: Results, experiment: str) -> list[Line]:
     if experiment == "table1":
         return _table1(results)
     if experiment == "table2":
-        return [Line(recipe.name, ROWS[recipe.name], recipe, recipe.name) for recipe in TABLE2]
+        return [Line(recipe.name, MEANINGS[recipe.name], recipe, recipe.name) for recipe in TABLE2]
     if experiment == "table3":
         return [Line(str(one), "vectors in the soft prompt", of_length(one, length), str(one)) for one in LENGTHS]
     single = [Line(name, "this aspect alone, P trained for it", masp((name,), "trained"), name) for name in ASPECTS]

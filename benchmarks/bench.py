@@ -1,0 +1,812 @@
+"""What the method costs on this machine, as ratios to a plain implementation of it in the same run.
+
+python benchmarks/bench.py --quick                  # a minute; that everything runs, its figures mean nothing
+python benchmarks/bench.py --json bench.json        # an hour on two quiet cores, 16 GB of memory
+python benchmarks/bench.py --json bench.json --add  # goes on where that was stopped, group by group
+"""
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import torch
+from bench_setting import (
+    ANSWERS,
+    LABELS,
+    TASKS,
+    Setting,
+    Timing,
+    Work,
+    in_turn,
+    machine_of,
+    memory_of,
+    resident,
+    setting,
+)
+from PIL import Image, ImageFilter
+from plain_steps import PlainSteps, bare_forward
+
+from masp.adapters import library_versions
+from masp.backbones.loading import choose_device, choose_dtype, load_backbone
+from masp.backbones.random_init import make
+from masp.backbones.sizes import sizes_of
+from masp.core.aspects import ASPECTS
+from masp.core.atomic_io import write_file
+from masp.core.config import MethodConfig, PromptInit
+from masp.core.errors import MaspError, UsageError, did_you_mean
+from masp.core.types import CachedPrefix, ImageInput
+from masp.data.prefetch import prefetch
+from masp.model.aspect_attention import AspectModules
+from masp.model.masp_model import MaspModel, init_soft_prompt
+from masp.model.scoring import generate, score, score_tasks
+
+Tell = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a ratio should be: at least or at most so much."""
+
+    value: float
+    at_least: bool = True
+
+    def met(self, ratio: float) -> bool:
+        """Whether the ratio is as wanted."""
+        return ratio >= self.value if self.at_least else ratio <= self.value
+
+    def text(self) -> str:
+        """As a person reads it."""
+        return f"{'≥' if self.at_least else '≤'} {self.value:g}"
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """One line of the benchmark.
+
+    Attributes:
+        name: what was measured.
+        ratio: to the baseline, as `meaning` says; None for a line that only informs.
+        meaning: what the ratio is.
+        goal: what it should be; None where there is none.
+        median_s: seconds per example.
+        baseline_s: seconds per example of what it is compared with.
+        spread: slowest minus fastest repeat, as a share of the median.
+        visual: visual tokens of an image; None where there are several or none.
+        batch: examples that go together.
+        seconds: of every repeat, per example.
+        note: why a goal is missed, or what else to know.
+        more: further figures.
+    """
+
+    name: str
+    ratio: float | None
+    meaning: str
+    goal: Goal | None
+    median_s: float
+    baseline_s: float | None
+    spread: float
+    visual: int | None = None
+    batch: int = 1
+    seconds: tuple[float, ...] = ()
+    note: str = ""
+    more: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the goal is met; None without one."""
+        return None if self.goal is None or self.ratio is None else self.goal.met(self.ratio)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; the goal as a number with its direction beside it."""
+        content = asdict(self)
+        goal = content.pop("goal")
+        bound = (
+            {"goal": None, "at_least": None} if goal is None else {"goal": goal["value"], "at_least": goal["at_least"]}
+        )
+        return content | bound | {"met": self.met, "repeats": len(self.seconds), "seconds": list(self.seconds)}
+
+
+def faster(
+    name: str, ours: Timing, baseline: Timing, goal: Goal | None, visual: int, batch: int, **more: Any
+) -> BenchResult:
+    """How many times faster per example than the baseline."""
+    ratio = baseline.median / ours.median
+    return BenchResult(
+        name,
+        ratio,
+        "times faster than the baseline",
+        goal,
+        ours.median,
+        baseline.median,
+        ours.spread,
+        visual,
+        batch,
+        ours.seconds,
+        more=dict(more),
+    )
+
+
+def costs(
+    name: str, ours: Timing, other: Timing, what: str, goal: Goal | None, visual: int, **more: Any
+) -> BenchResult:
+    """The time of `ours` as a multiple of that of `other`."""
+    ratio = ours.median / other.median
+    return BenchResult(
+        name, ratio, what, goal, ours.median, other.median, ours.spread, visual, 1, ours.seconds, more=dict(more)
+    )
+
+
+def reaches(name: str, ours: Timing, rate: float, unit: str, batch: int = 1, **more: Any) -> BenchResult:
+    """A rate (examples per second) as a share of the one that is wanted."""
+    value = 1 / ours.median
+    return BenchResult(
+        name,
+        value / rate,
+        f"of {rate:g} {unit}",
+        Goal(1.0),
+        ours.median,
+        None,
+        ours.spread,
+        None,
+        batch,
+        ours.seconds,
+        more={"value": value, "unit": unit, **more},
+    )
+
+
+# --- training ---
+
+PAIRS_OF = 2  # images of a batch of stage 1
+GRAPH, MOST = 1024, 8  # columns with a graph, and examples, that a batch may have; more saves no time and costs memory
+PLAIN = ("facial_expression", "scene", "brightness")
+"""The aspects that the baseline of stage 1 takes, because all six take it long; its pairs have a mean length of their
+own, which its operations are counted by."""
+STAGE2_GOALS = {
+    "stage 2, released layout": {0: 6.0},
+    "stage 2, paper layout, prefix recomputed": {0: 10.0},
+    "stage 2, paper layout, prefix kept": {0: 18.0, 700: 30.0},
+}
+STAGE1_GOALS = {"stage 1, image-major": {0: 3.5}, "stage 1, features kept": {0: 6.0, 700: 9.0}}
+
+
+def stage2(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[BenchResult]:
+    """Steps of the soft prompt, from kept visual tokens or kept prefixes."""
+    plain, really = PlainSteps(setting.made, setting.model("released")), as_released(setting)
+    for count in setting.counts:
+        works, batches, flops = _stage2_works(setting, count)
+        works["baseline"] = (_plain_step(setting, plain, count), 1)
+        if really is not None:
+            works["baseline as released"] = (_plain_step(setting, really, count), 1)
+        times = in_turn(works, setting.repeats, tell)
+        for name, goals in STAGE2_GOALS.items():
+            found = _training_result(name, times, goals, count, batches[name], flops, machine)
+            if really is not None:
+                found.more["ratio_to_released"] = times["baseline as released"].median / found.median_s
+            yield found
+        yield _where("baseline of stage 2", times["baseline"], plain, count)
+        if really is not None:
+            yield _where(
+                "baseline of stage 2, fp32 weights under autocast", times["baseline as released"], really, count
+            )
+        plain.forget()
+
+
+def as_released(setting: Setting) -> PlainSteps | None:
+    """The baseline as the released code really runs: fp32 weights, computing in bfloat16 by autocast.
+
+    None where everything runs in fp32 anyway, because the machine has no bfloat16 arithmetic: then the two are one.
+    """
+    backbone = setting.backbone
+    if backbone.dtype == torch.float32:
+        return None
+    wide = replace(setting, made=make(setting.shape, torch.float32, backbone.device, setting.seed))
+    return PlainSteps(wide.made, wide.model("released"), autocast=True)
+
+
+def _plain_step(setting: Setting, plain: PlainSteps, count: int) -> Work:
+    pixels, question = setting.pixels(count), setting.question(variant="released")
+    return lambda: plain.stage2(pixels, question, "awe")
+
+
+def stage1(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[BenchResult]:
+    """Steps of the aspect modules; the unit is one pair of image and aspect."""
+    plain = PlainSteps(setting.made, setting.model("released"))
+    sizes = setting.sizes()
+    for count in setting.counts:
+        works = _stage1_works(setting, count)
+        pairs = PAIRS_OF * len(ASPECTS)
+        works["baseline"] = (_plain_pairs(setting, plain, count), len(PLAIN))
+        times = in_turn(works, setting.repeats, tell)
+        step = mean(sizes.step_flops(columns, 0, 4) for columns in pair_columns(setting, ASPECTS))
+        flops = {
+            "stage 1, image-major": step + sizes.vision_flops(count) / len(ASPECTS),
+            "stage 1, features kept": step,
+            "baseline": mean(sizes.plain_flops(count, columns) for columns in pair_columns(setting, PLAIN)),
+        }
+        for name, goals in STAGE1_GOALS.items():
+            yield _training_result(name, times, goals, count, pairs, flops, machine)
+        yield _where("baseline of stage 1", times["baseline"], plain, count)
+        plain.forget()
+
+
+def pair_columns(setting: Setting, names: Sequence[str]) -> list[int]:
+    """Columns of a pair of stage 1 for each of these aspects."""
+    model = setting.model("released")
+    asked, said = [setting.aspect_question(name) for name in names], [ANSWERS[name] for name in names]
+    tokens = torch.zeros(len(names), 1, model.aspect_module().queries, setting.backbone.dim)
+    return model.sequence_builder(asked, said, aspects=tokens).attention_mask.sum(1).tolist()
+
+
+def _stage1_works(setting: Setting, count: int) -> dict[str, tuple[Work, int]]:
+    """The two ways of stage 1 on whole images."""
+    model, pixels = setting.model("released"), setting.pixels(count, PAIRS_OF)
+    kept = setting.backbone.visual_tokens(pixels)
+    optimizer = torch.optim.AdamW(model.aspect_module().parameters(), lr=1e-9, fused=True)
+    rows = [row for row in range(PAIRS_OF) for _ in ASPECTS]
+    index = torch.arange(len(ASPECTS)).repeat(PAIRS_OF)
+    asked = [setting.aspect_question(name) for name in ASPECTS] * PAIRS_OF
+    said = [ANSWERS[name] for name in ASPECTS] * PAIRS_OF
+
+    def work(from_pixels: bool) -> None:
+        visual = setting.backbone.visual_tokens(pixels) if from_pixels else kept
+        _update(model.aspect_loss(visual, index, asked, said, rows).mean(), optimizer)
+
+    return {
+        "stage 1, image-major": (lambda: work(True), len(rows)),
+        "stage 1, features kept": (lambda: work(False), len(rows)),
+    }
+
+
+def _plain_pairs(setting: Setting, plain: PlainSteps, count: int) -> Work:
+    """A step for each of some aspects of one image, each from the pixels."""
+    pixels = setting.pixels(count)
+    asked = {name: setting.aspect_question(name) for name in PLAIN}
+
+    def work() -> None:
+        for name in PLAIN:
+            plain.stage1(pixels, name, asked[name], ANSWERS[name])
+
+    return work
+
+
+def memory(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[BenchResult]:
+    """Peak memory of a step of stage 2 beyond the frozen weights, at batch 1."""
+    for count in setting.counts:
+        tell(f"memory of stage 2, N = {count}")
+        works, _, _ = _stage2_works(setting, count, 1)
+        ours = {name: memory_of(work) for name, (work, _) in works.items()}
+        plain = PlainSteps(setting.made, setting.model("released"))
+        baseline = memory_of(_plain_step(setting, plain, count))
+        weights = sum(one.numel() * one.element_size() for one in setting.made.plain.parameters())
+        for name, found in ours.items():
+            yield BenchResult(
+                f"peak memory, {name}",
+                found / baseline,
+                "of the baseline's, beyond the frozen weights",
+                Goal(0.35, at_least=False),
+                0.0,
+                None,
+                0.0,
+                count,
+                more={
+                    "bytes": found,
+                    "baseline_bytes": baseline,
+                    "weights_bytes": weights,
+                    "with_weights": (found + weights) / (baseline + weights),
+                },
+            )
+
+
+def _stage2_works(
+    setting: Setting, count: int, batch: int | None = None
+) -> tuple[dict[str, tuple[Work, int]], dict[str, int], dict[str, float]]:
+    """The three ways of stage 2, with batch sizes and operations per example."""
+    works: dict[str, tuple[Work, int]] = {}
+    batches: dict[str, int] = {}
+    flops: dict[str, float] = {}
+    sizes = setting.sizes()
+    for name in STAGE2_GOALS:
+        variant = "released" if "released" in name else "paper"
+        model, question = setting.model(variant), setting.question(variant=variant)
+        one = setting.backbone.visual_tokens(setting.pixels(count))
+        assembled = model.build_inputs(one, [question], ["awe"])
+        graph = assembled.attention_mask.shape[1] - assembled.prefix_end
+        number = batch or max(1, min(MOST, GRAPH // graph))
+        visual = one.select([0] * number)
+        prefix = [model.prefix(one, [question]).rows()[0]] * number if "kept" in name else None
+        works[name] = (prompt_step(model, visual if prefix is None else prefix, question), number)
+        batches[name] = number
+        supervised = int((assembled.labels >= 0).sum())
+        flops[name] = sizes.step_flops(graph, assembled.prefix_end, supervised)
+        if variant == "released":
+            flops["baseline"] = sizes.plain_flops(count, assembled.attention_mask.shape[1])
+        if "recomputed" in name:
+            flops[name] += sizes.forward_flops(assembled.prefix_end)
+    return works, batches, flops
+
+
+def prompt_step(model: MaspModel, images: ImageInput | list[CachedPrefix], question: str) -> Work:
+    """A step of the optimizer on images whose visual tokens or prefixes are kept."""
+    assert model.prompt is not None
+    optimizer = torch.optim.AdamW(model.prompt.parameters(), lr=1e-9, fused=True)
+
+    def work() -> None:
+        seen = CachedPrefix.stack(images) if isinstance(images, list) else images  # as the store hands them out
+        answers = [LABELS[row % len(LABELS)] for row in range(len(seen))]
+        _update(model.prompt_loss(seen, [question] * len(seen), answers).mean(), optimizer)
+
+    return work
+
+
+def _update(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _training_result(
+    name: str,
+    times: dict[str, Timing],
+    goals: dict[int, float],
+    count: int,
+    batch: int,
+    flops: dict[str, float],
+    machine: dict[str, Any],
+) -> BenchResult:
+    goal = Goal(goals.get(count, goals[0]))
+    found = faster(name, times[name], times["baseline"], goal, count, batch)
+    reached = flops[name] / found.median_s / 1e12
+    found.more.update(flops=flops[name], tflops=reached, share_of_gemm_peak=reached / machine["gemm_tflops"])
+    found.more["ratio_by_arithmetic"] = flops["baseline"] / flops[name]  # what equal efficiency would give
+    return found
+
+
+def _where(name: str, baseline: Timing, plain: PlainSteps, count: int) -> BenchResult:
+    """How much of the baseline is AdamW and how much the vision tower."""
+    optimizer, vision = median(plain.spent.optimizer), median(plain.spent.vision)
+    plain.spent.optimizer.clear()
+    plain.spent.vision.clear()
+    shares = {"optimizer_share": optimizer / baseline.median, "vision_share": vision / baseline.median}
+    return BenchResult(
+        name,
+        None,
+        "",
+        None,
+        baseline.median,
+        None,
+        baseline.spread,
+        count,
+        1,
+        baseline.seconds,
+        more={"optimizer_s": optimizer, "vision_s": vision, **shares},
+    )
+
+
+# --- prediction ---
+
+ONE_GOALS = {0: 1.25, 700: 1.10}
+EACH_TASK = {0: 0.20, 700: 0.12}  # of the first task's cost
+WORDS = 4
+COLUMNS = 4096  # of a batch
+
+
+def one_image(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[BenchResult]:
+    """`score` on one image, from its pixels, as a multiple of transformers' forward pass of the bare backbone."""
+    model, question = setting.model("paper"), setting.question()
+    for count in setting.counts:
+        pixels = setting.pixels(count)
+        layouts = setting.backbone.visual_tokens(pixels).layouts
+        works: dict[str, tuple[Work, int]] = {
+            "score": (_scored(setting, count, 1), 1),
+            "bare": (_bare(setting, count), 1),
+        }
+        times = in_turn(works, setting.repeats, tell)
+        columns = model.build_inputs(setting.backbone.visual_tokens(pixels), [question]).attention_mask.shape[1]
+        branches = sum(len(setting.backbone.answer_ids(label, end=True)) - 1 for label in LABELS)
+        bare = len(setting.backbone.template(question, layouts[0]).ids)
+        goal = Goal(ONE_GOALS.get(count, ONE_GOALS[0]), at_least=False)
+        what = "times one forward pass of the bare backbone"
+        more = {"columns": columns + branches, "bare_columns": bare, "columns_ratio": (columns + branches) / bare}
+        yield costs("score, one image", times["score"], times["bare"], what, goal, count, **more)
+
+
+def batched(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[BenchResult]:
+    """`score` in batches against greedy answers image by image; the goal is the bound that the prompt itself sets."""
+    for count in setting.counts:
+        number = max(1, min(16, COLUMNS // (count + 100)))
+        works: dict[str, tuple[Work, int]] = {
+            "score": (_scored(setting, count, number), number),
+            "prefill": (_prefilled(setting, count, number), number),
+            "generate": (_generated(setting, count, WORDS), 1),
+            "prefill of one": (_generated(setting, count, 1), 1),
+        }
+        times = in_turn(works, setting.repeats, tell)
+        score_s, prefill_s = times["score"].median, times["prefill"].median
+        generate_s, one_s = times["generate"].median, times["prefill of one"].median
+        yield BenchResult(
+            "score, batched, of the bound",
+            prefill_s / score_s,
+            "of the largest possible gain over greedy answers image by image",
+            Goal(0.9),
+            score_s,
+            generate_s,
+            times["score"].spread,
+            count,
+            number,
+            times["score"].seconds,
+            more={
+                "gain_over_generating": generate_s / score_s,
+                "bound": generate_s / prefill_s,
+                "prefill_s": prefill_s,
+                "prefill_one_s": one_s,
+                "decode_word_s": (generate_s - one_s) / (WORDS - 1),
+                "words": WORDS,
+            },
+        )
+
+
+def tasks(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[BenchResult]:
+    """Several questions, each with its labels, on one image, as a multiple of the first question alone."""
+    model = setting.model("paper")
+    asked = [(setting.question(labels), labels) for labels in TASKS]
+    for count in setting.counts:
+        works: dict[str, tuple[Work, int]] = {"one": (_scored(setting, count, 1), 1)}
+        for number in (2, len(asked)):
+            works[str(number)] = (_several(setting, model, count, asked[:number]), 1)
+        times = in_turn(works, setting.repeats, tell)
+        for number in (2, len(asked)):
+            goal = Goal(1 + EACH_TASK.get(count, EACH_TASK[0]) * (number - 1), at_least=False)
+            yield costs(f"{number} tasks on one image", times[str(number)], times["one"], "times one task", goal, count)
+
+
+def _scored(setting: Setting, count: int, number: int) -> Work:
+    model, question, pixels = setting.model("paper"), setting.question(), setting.pixels(count, number)
+    return lambda: score(model, setting.backbone.visual_tokens(pixels), question, LABELS)
+
+
+def _bare(setting: Setting, count: int) -> Work:
+    pixels, question = setting.pixels(count), setting.question()
+    layouts = setting.backbone.visual_tokens(pixels).layouts
+    return lambda: bare_forward(setting.made, pixels, question, layouts)
+
+
+def _prefilled(setting: Setting, count: int, number: int) -> Work:
+    """The same prompts without any label: what has to be computed for one word of an answer."""
+    model, question, pixels = setting.model("paper"), setting.question(), setting.pixels(count, number)
+    backbone = setting.backbone
+
+    @torch.no_grad()
+    def work() -> None:
+        found = model.build_inputs(backbone.visual_tokens(pixels), [question] * number)
+        last = torch.full((number, 1), found.attention_mask.shape[1] - 1, device=found.attention_mask.device)
+        backbone.logits(
+            backbone.forward(
+                found.inputs_embeds, found.position_ids, found.attention_mask, output_positions=last
+            ).hidden
+        )
+
+    return work
+
+
+def _generated(setting: Setting, count: int, words: int) -> Work:
+    model, question, pixels = setting.model("paper"), setting.question(), setting.pixels(count)
+    return lambda: generate(model, setting.backbone.visual_tokens(pixels), question, max_new_tokens=words)
+
+
+def _several(setting: Setting, model: Any, count: int, asked: list[tuple[str, Any]]) -> Work:
+    pixels = setting.pixels(count)
+    return lambda: score_tasks(model, setting.backbone.visual_tokens(pixels), asked)
+
+
+# --- around the large backbone ---
+
+PICTURES = 8  # files, read again and again
+SMALL = 512  # pixels of the longer side, which make 252 visual tokens
+
+
+def images(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[BenchResult]:
+    """Decoding, shrinking and preprocessing JPEGs of 1600 × 1200, in one thread."""
+    many, each = (24, 8) if setting.quick else (10_000, 40)
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory(prefix="masp-bench-") as folder:
+        paths = [Path(folder) / f"{number}.jpg" for number in range(PICTURES)]
+        for number, path in enumerate(paths):
+            _photograph(number).save(path, quality=90)
+
+        def read(count: int, side: int = SMALL) -> list[int]:
+            stream = (paths[number % PICTURES] for number in range(count))
+            seen = []
+            for number, _ in enumerate(prefetch(stream, setting.backbone.preprocess, 4, 0, side)):
+                if number % 8 == 0:
+                    seen.append(resident())
+            return seen
+
+        torch.set_num_threads(1)
+        try:
+            works: dict[str, tuple[Work, int]] = {
+                "reading": (lambda: read(each), each),
+                "as by default": (lambda: read(each, 1024), each),
+                "decoding": (lambda: [_decoded(paths[number % PICTURES]) for number in range(each)], each),
+                "and shrinking": (lambda: [_shrunk(paths[number % PICTURES]) for number in range(each)], each),
+            }
+            times = in_turn(works, setting.repeats, tell)
+            tell(f"reading {many} images, for the memory")
+            seen = read(many)
+        finally:
+            torch.set_num_threads(threads)
+    floor = {"decode_s": times["decoding"].median, "decode_and_shrink_s": times["and shrinking"].median}
+    unit = "images/s per core"
+    yield reaches(f"read a 1600 × 1200 JPEG at {SMALL} pixels", times["reading"], 40.0, unit, 1, **floor)
+    yield reaches("read a 1600 × 1200 JPEG at 1,024 pixels", times["as by default"], 40.0, unit)
+    start, later = max(seen[: len(seen) // 10 + 1]), max(seen)
+    yield BenchResult(
+        "memory while reading",
+        later / start,
+        f"of what the first tenth of {many:,} images needed",
+        Goal(1.05, at_least=False),
+        0.0,
+        None,
+        0.0,
+        more={"pictures": many, "start_bytes": start, "most_bytes": later},
+    )
+
+
+def embedded(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[BenchResult]:
+    """The embedded default: steps of stage 2 with the prefix kept, as `masp demo` sets it up."""
+    backbone = load_backbone("embedded")
+    method = MethodConfig(queries=5, prompt_length=32)
+    generator = torch.Generator().manual_seed(0)
+    aspects = AspectModules(backbone.dim, ASPECTS, 5, "single", generator)
+    prompt = init_soft_prompt(PromptInit(), 32, backbone, generator)
+    model = MaspModel(backbone, method, aspects, prompt)
+    batch, question = (8 if setting.quick else 64), setting.question()
+    pictures = [_photograph(number).resize((168, 168)) for number in range(PICTURES)]
+    visual = backbone.visual_tokens(backbone.preprocess(pictures))
+    rows = model.prefix(visual, [question] * PICTURES).rows()
+    optimizer = torch.optim.AdamW([prompt.vectors], lr=1e-9)
+    answers = [LABELS[number % len(LABELS)] for number in range(batch)]
+
+    def step() -> None:
+        seen = CachedPrefix.stack([rows[number % PICTURES] for number in range(batch)])
+        model.prompt_loss(seen, [question] * batch, answers).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    times = in_turn({"the embedded default": (step, batch)}, setting.repeats, tell)
+    row = model.build_inputs(visual.select([0]), [question], [answers[0]])
+    graph, supervised = row.attention_mask.shape[1] - row.prefix_end, int((row.labels >= 0).sum())
+    flops = sizes_of("embedded").step_flops(graph, row.prefix_end, supervised)
+    own = (
+        machine
+        if backbone.dtype == setting.backbone.dtype
+        else machine_of(backbone.dtype, backbone.device, setting.quick)
+    )
+    reached, peak = flops / times["the embedded default"].median / 1e12, own["gemm_tflops"]
+    more = {"flops": flops, "tflops": reached, "share_of_gemm_peak": reached / peak, "at_peak": 1e12 * peak / flops}
+    yield reaches(
+        "embedded default, stage 2, prefix kept", times["the embedded default"], 500.0, "examples/s", batch, **more
+    )
+
+
+def _decoded(path: Path) -> None:
+    """What Pillow's decoder alone takes."""
+    with Image.open(path) as image:
+        image.load()
+
+
+def _shrunk(path: Path) -> None:
+    """Decoding, and Pillow's one pass to the final size: less than this no reading with Pillow can take."""
+    with Image.open(path) as image:
+        image.resize((SMALL, SMALL * 3 // 4), Image.Resampling.BICUBIC)
+
+
+def _photograph(seed: int) -> Image.Image:
+    """An image of 1600 × 1200 with large shapes and fine grain, whose JPEG is as large as a photograph's."""
+    generator = torch.Generator().manual_seed(seed)
+    small = torch.randint(0, 256, (12, 16, 3), generator=generator, dtype=torch.uint8)
+    smooth = Image.fromarray(small.numpy()).resize((1600, 1200), Image.Resampling.BICUBIC)
+    grain = torch.randint(0, 256, (1200, 1600, 3), generator=generator, dtype=torch.uint8)
+    return Image.blend(smooth, Image.fromarray(grain.numpy()).filter(ImageFilter.GaussianBlur(1)), 0.15)
+
+
+Group = Callable[[Setting, dict[str, Any], Tell], Iterator[BenchResult]]
+
+GROUPS: Mapping[str, Group] = {
+    "stage2": stage2,
+    "stage1": stage1,
+    "memory": memory,
+    "score": one_image,
+    "batched": batched,
+    "tasks": tasks,
+    "images": images,
+    "embedded": embedded,
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured and how; see the command's options."""
+
+    only: str | None = None
+    quick: bool = False
+    repeats: int | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    threads: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.only is not None and self.only not in GROUPS:
+            got = f"there is nothing to measure by the name '{self.only}'"
+            raise UsageError(got, f"one of {', '.join(GROUPS)}", did_you_mean(self.only, GROUPS))
+        if self.repeats is not None and self.repeats < (1 if self.quick else 5):
+            raise UsageError(f"{self.repeats} repeats", "at least five; fewer only with --quick")
+
+    def command(self) -> str:
+        """The command line that measures the same."""
+        given = {
+            "--only": self.only,
+            "--repeats": self.repeats,
+            "--dtype": None if self.dtype == "auto" else self.dtype,
+            "--device": None if self.device == "auto" else self.device,
+            "--threads": self.threads,
+            "--seed": self.seed or None,
+        }
+        words = [f"{name} {value}" for name, value in given.items() if value is not None]
+        return " ".join(["python benchmarks/bench.py", *(["--quick"] if self.quick else []), *words, "--json FILE"])
+
+
+def run_bench(
+    options: Options,
+    tell: Tell,
+    show: Callable[[dict[str, Any]], object],
+    before: Mapping[str, Any] | None = None,
+    keep: Callable[[dict[str, Any]], object] = lambda content: None,
+) -> dict[str, Any]:
+    """Measure group by group; a ratio compares with the baseline of its own group, so each may have its own time.
+
+    `before` is what an earlier call on this machine returned: its groups are kept and not measured again, unless
+    `options.only` names one. `keep` gets everything so far after each group.
+
+    Raises:
+        UsageError: `before` is of another machine, other versions or other options.
+    """
+    device = choose_device(options.device)
+    dtype = choose_dtype(options.dtype, device)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    tell("the machine's own peaks, and random weights")
+    repeats = options.repeats or (2 if options.quick else 5)
+    here = setting(options.quick, repeats, dtype, device, options.seed)
+    content: dict[str, Any] = {
+        "command": options.command(),
+        "quick": options.quick,
+        "machine": machine_of(dtype, device, options.quick),
+        "versions": library_versions(),
+        "seed": options.seed,
+        "repeats": repeats,
+        "backbone": {"weights": "random", "family": "qwen2_vl", **vars(here.shape), "parameters": _parameters(here)},
+        "baselines": _baselines(here.backbone.dtype),
+        "groups": {},
+        "results": [],
+    }
+    if before is not None:
+        content = _continued(before, content)
+    todo = [options.only] if options.only else [name for name in GROUPS if name not in content["groups"]]
+    for name in todo:
+        found = machine_of(dtype, device, options.quick)
+        lines = []
+        for result in GROUPS[name](here, found, tell):
+            lines.append({"group": name, **result.to_json()})
+            show(lines[-1])
+        others = [line for line in content["results"] if line["group"] != name]
+        results = sorted(others + lines, key=lambda line: list(GROUPS).index(line["group"]))
+        peaks = {key: found[key] for key in ("gemm_tflops", "bandwidth_gb_s")}
+        content |= {"machine": found, "groups": {**content["groups"], name: peaks}, "results": results}
+        keep(content)
+    return content
+
+
+def _continued(before: Mapping[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """What was measured before, if it may stand beside what is measured now."""
+    machine: Mapping[str, Any] = before.get("machine") or {}
+    same = ("quick", "versions", "seed", "repeats", "backbone", "baselines")
+    different = [key for key in same if before.get(key) != now[key]]
+    different += [key for key in ("processor", "device", "threads", "dtype") if machine.get(key) != now["machine"][key]]
+    if different:
+        todo = "Measure into another file, or without --add."
+        raise UsageError(f"what the file holds was measured with other {', '.join(different)}", "", todo)
+    return {**before, "command": re.sub(r" --only \w+", "", now["command"])}
+
+
+def _parameters(here: Setting) -> int:
+    return sum(one.numel() for one in here.made.plain.parameters())
+
+
+def _baselines(dtype: torch.dtype) -> str:
+    """What the baselines of this run are, in words."""
+    name = str(dtype).removeprefix("torch.")
+    plain = f"batch 1, full sequence, gradient checkpointing, all logits, AdamW on the embedding matrix, {name} weights"
+    if dtype == torch.float32:
+        return f"{plain}; computing in fp32, the code as released (fp32 weights under autocast) is the same baseline"
+    return f"{plain}; and as released: fp32 weights under bfloat16 autocast"
+
+
+def line_of(row: Mapping[str, Any]) -> str:
+    """One result on one line; behind the ratio what it is, and where the baseline's time goes."""
+    goal = "" if row["goal"] is None else f"(goal {'≥' if row['at_least'] else '≤'} {row['goal']:g}, met: {row['met']})"
+    more, what = row["more"], row["meaning"]
+    if "optimizer_share" in more:
+        what = f"of its time: AdamW {more['optimizer_share']:.1%}, the vision tower {more['vision_share']:.1%}"
+    if "gain_over_generating" in more:
+        what += f": {more['gain_over_generating']:.2f} of at most {more['bound']:.2f} times"
+    visual = "" if row["visual"] is None else f"N = {row['visual']}"
+    ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+    seconds = f"{row['median_s']:.4f} s per example, spread {row['spread']:.0%}" if row["median_s"] else ""
+    return "  ".join(word for word in (row["name"], visual, ratio, what, goal, seconds) if word)
+
+
+def read_before(file: Path | None) -> dict[str, Any] | None:
+    """What the file holds; None where there is none yet.
+
+    Raises:
+        UsageError: no file is named, or it is no benchmark's.
+    """
+    if file is None:
+        raise UsageError("--add without --json", "a file to add to", "Name it: --json FILE.")
+    if not file.exists():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return {**content, "groups": dict(content["groups"]), "results": list(content["results"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        todo = "Name another file, or leave --add out to write it anew."
+        raise UsageError(f"{file} is not what this benchmark wrote", "a result file of it", todo) from None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print every line as soon as it is known, write the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results here")
+    parser.add_argument("--only", metavar="NAME", help=f"one group of lines: {', '.join(GROUPS)}")
+    parser.add_argument("--add", action="store_true", help="keep the groups that FILE holds; measure the missing ones")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, two repeats: a check, no measurement")
+    parser.add_argument("--repeats", type=int, help="how often each work is timed; default: 5")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args(arguments)
+    if asked.json is not None:  # before an hour is spent
+        asked.json.parent.mkdir(parents=True, exist_ok=True)
+    before = read_before(asked.json) if asked.add else None
+    given = (asked.only, asked.quick, asked.repeats, asked.dtype, asked.device, asked.threads, asked.seed)
+
+    def keep(content: dict[str, Any]) -> None:
+        if asked.json is not None:
+            write_file(asked.json, (json.dumps(content, indent=1) + "\n").encode())
+
+    def tell(name: str) -> None:
+        print(name, file=sys.stderr)
+
+    found = run_bench(Options(*given), tell, lambda row: print(line_of(row), flush=True), before, keep)
+    machine = found["machine"]
+    print(
+        f"{machine['processor']}, {machine['device']}, {machine['threads']} threads, {machine['dtype']}: "
+        f"{machine['gemm_tflops']:.3f} TFLOP/s in a matrix product, {machine['bandwidth_gb_s']:.1f} GB/s copying\n"
+        f"baseline: {found['baselines']}"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except MaspError as error:
+        sys.exit(f"error: {error}")
