@@ -169,19 +169,12 @@ class ConceptBottleneckSettings:
 
 @dataclass(frozen=True)
 class Cue:
-    """One word of one aspect in one image.
+    """One word of one aspect in one image."""
 
-    Attributes:
-        aspect: which aspect shows it.
-        word: as annotations have it.
-        probability: that the image has it.
-        effects: what it adds to the logit of every label that occurs in training, measured from the mean of the
-            training images.
-    """
-
-    aspect: str
-    word: str
-    probability: float
+    aspect: str  # which aspect shows it
+    word: str  # as annotations have it
+    probability: float  # that the image has it
+    # what it adds to the logit of every label that occurs in training, measured from the mean of the training images
     effects: Mapping[str, float]
 
 

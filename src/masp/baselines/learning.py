@@ -167,21 +167,13 @@ GROUP = 8  # batches whose results are written together
 
 @dataclass(frozen=True)
 class Study:
-    """One call of `learn` that holds its folder.
+    """One call of `learn` that holds its folder."""
 
-    Attributes:
-        backbone: what the system stands on.
-        lessons: what it learns from.
-        labels: what it learns to name.
-        stop: is asked between steps.
-        identity: all that decides the result, as JSON values.
-    """
-
-    backbone: Backbone
-    lessons: TrainingData
-    labels: tuple[str, ...]
-    stop: StopRequest
-    identity: Mapping[str, Any]
+    backbone: Backbone  # what the system stands on
+    lessons: TrainingData  # what it learns from
+    labels: tuple[str, ...]  # what it learns to name
+    stop: StopRequest  # is asked between steps
+    identity: Mapping[str, Any]  # all that decides the result, as JSON values
 
     @property
     def at_once(self) -> int:

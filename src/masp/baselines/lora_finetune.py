@@ -48,19 +48,12 @@ CLASSIFICATION = "classification"
 
 @dataclass(frozen=True)
 class TrainingTurn:
-    """One question about an image, with its answer.
+    """One question about an image, with its answer."""
 
-    Attributes:
-        image: its number among the images of the lessons.
-        kind: what kind of question it is, for the account.
-        questions: texts that ask the same; epochs take them in turn.
-        answer: what is to be learned.
-    """
-
-    image: int
-    kind: str
-    questions: tuple[str, ...]
-    answer: str
+    image: int  # its number among the images of the lessons
+    kind: str  # what kind of question it is, for the account
+    questions: tuple[str, ...]  # texts that ask the same; epochs take them in turn
+    answer: str  # what is to be learned
 
 
 Teach = Callable[[Questions, tuple[str, ...], Sequence[Example]], list[TrainingTurn]]

@@ -26,49 +26,32 @@ PLACED = ("facial_expression", "object", "scene", "human_action")
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known of one made image.
+    """What is known of one made image."""
 
-    Attributes:
-        cause: the aspect that did most for the drawn label.
-        cells: for each field, rows from the top, the aspect of the glyph that covers it; None for background.
-        probabilities: the true chance of each label.
-    """
-
-    cause: str
+    cause: str  # the aspect that did most for the drawn label
+    # for each field, rows from the top, the aspect of the glyph that covers it; None for background
     cells: tuple[tuple[str | None, ...], ...]
-    probabilities: Mapping[str, float]
+    probabilities: Mapping[str, float]  # the true chance of each label
 
 
 @dataclass(frozen=True)
 class BayesAccuracy:
-    """The best that anyone could reach where labels are drawn by chance.
+    """The best that anyone could reach where labels are drawn by chance."""
 
-    Attributes:
-        expected: mean of the largest true probability (Bayes accuracy).
-        achieved: how often the truly most probable label was the one drawn.
-    """
-
-    expected: float
-    achieved: Interval
+    expected: float  # mean of the largest true probability (Bayes accuracy)
+    achieved: Interval  # how often the truly most probable label was the one drawn
 
 
 @dataclass(frozen=True)
 class Explanations:
-    """How often the explanations are right.
+    """How often the explanations are right."""
 
-    Attributes:
-        accuracy: of the predictions themselves.
-        cause: share of correct predictions whose largest effect is the true main cause; None without correct ones.
-        cause_by_guess: the same share for always naming the commonest cause among them.
-        pointing: for each aspect, share of the images that show it whose heatmap peaks on it.
-        pointing_by_guess: for each aspect, the mean share of the image that it covers there.
-    """
-
-    accuracy: Interval
+    accuracy: Interval  # of the predictions themselves
+    # share of correct predictions whose largest effect is the true main cause; None without correct ones
     cause: Interval | None
-    cause_by_guess: float | None
-    pointing: Mapping[str, Interval]
-    pointing_by_guess: Mapping[str, float]
+    cause_by_guess: float | None  # the same share for always naming the commonest cause among them
+    pointing: Mapping[str, Interval]  # for each aspect, share of the images that show it whose heatmap peaks on it
+    pointing_by_guess: Mapping[str, float]  # for each aspect, the mean share of the image that it covers there
 
 
 @dataclass(frozen=True)
@@ -199,21 +182,13 @@ class SetScore:
 
 @dataclass(frozen=True)
 class AspectQuality:
-    """How well one aspect is named, over the images where it is annotated.
+    """How well one aspect is named, over the images where it is annotated."""
 
-    Attributes:
-        aspect: its name.
-        exact: share of answers that are the annotation, word for word, from the aspect's own tokens.
-        things: the same answers as sets; a list in another order is right here.
-        backbone_exact: as `exact`, for the frozen backbone that sees all visual tokens and no adapter.
-        backbone_things: as `things`, for the frozen backbone.
-    """
-
-    aspect: str
-    exact: Interval
-    things: SetScore
-    backbone_exact: Interval
-    backbone_things: SetScore
+    aspect: str  # its name
+    exact: Interval  # share of answers that are the annotation, word for word, from the aspect's own tokens
+    things: SetScore  # the same answers as sets; a list in another order is right here
+    backbone_exact: Interval  # as `exact`, for the frozen backbone that sees all visual tokens and no adapter
+    backbone_things: SetScore  # as `things`, for the frozen backbone
 
 
 def aspect_quality(

@@ -33,25 +33,15 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class ExternalLine:
-    """One line of a file that may come from anywhere.
+    """One line of a file that may come from anywhere."""
 
-    Attributes:
-        line: its number.
-        image: as the file names it.
-        predicted: see `Answered`.
-        log_probabilities: see `Answered`.
-        answer: see `Answered`; beside a label that was read elsewhere it may be any text.
-        truth: the label; None where the line does not name it.
-        from_text: whether `predicted` is what the answer names, and nothing else in the line decided it.
-    """
-
-    line: int
-    image: str
-    predicted: str | None
-    log_probabilities: Mapping[str, float] | None
-    answer: str | None
-    truth: str | None
-    from_text: bool
+    line: int  # its number
+    image: str  # as the file names it
+    predicted: str | None  # see `Answered`
+    log_probabilities: Mapping[str, float] | None  # see `Answered`
+    answer: str | None  # see `Answered`; beside a label that was read elsewhere it may be any text
+    truth: str | None  # the label; None where the line does not name it
+    from_text: bool  # whether `predicted` is what the answer names, and nothing else in the line decided it
 
 
 def evaluate_predictions(

@@ -132,19 +132,12 @@ def _checked(image: str, truth: str, said: SystemPrediction, labels: Sequence[st
 
 @dataclass(frozen=True)
 class SplitPredictions:
-    """What a system said about some labelled images, in their order: one batch, or a whole split.
+    """What a system said about some labelled images, in their order: one batch, or a whole split."""
 
-    Attributes:
-        answers: in the order of the split.
-        left_out: images that could not be read.
-        seconds: spent on it, interrupted parts included.
-        unlabelled: images without a label, which were not asked about.
-    """
-
-    answers: tuple[LabelledPrediction, ...]
-    left_out: tuple[SkippedImage, ...]
-    seconds: float
-    unlabelled: int = 0
+    answers: tuple[LabelledPrediction, ...]  # in the order of the split
+    left_out: tuple[SkippedImage, ...]  # images that could not be read
+    seconds: float  # spent on it, interrupted parts included
+    unlabelled: int = 0  # images without a label, which were not asked about
 
     @property
     def images(self) -> set[str]:

@@ -34,17 +34,11 @@ QUICKLY = ("aspects.max_steps=4", "prompt.max_steps=4", "aspects.batch_size=32",
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """One data set to run on.
+    """One data set to run on."""
 
-    Attributes:
-        name: as the paper calls it, or the name of its folder.
-        data: how it is opened.
-        annotated: whether its images have aspects to learn from.
-    """
-
-    name: str
-    data: DataConfig
-    annotated: bool
+    name: str  # as the paper calls it, or the name of its folder
+    data: DataConfig  # how it is opened
+    annotated: bool  # whether its images have aspects to learn from
 
 
 @dataclass(frozen=True)
@@ -58,33 +52,20 @@ class SkippedDataset:
 
 @dataclass(frozen=True)
 class ReproduceConfig:
-    """Everything that a cell needs to know; it can be sent to another process.
+    """Everything that a cell needs to know; it can be sent to another process."""
 
-    Attributes:
-        experiments: some of `EXPERIMENTS`.
-        config: settings of the method, the backbone and both stages; each cell sets its own seed and data.
-        sources: data sets that are there.
-        missing: data sets that are not.
-        seeds: of training.
-        out: folder of tables, figures and results of cells.
-        teacher: EmoSet, where it is there: it teaches the aspects for all data sets, as in the paper.
-        adapter: aspects that were trained before; None: stage 1 is a cell of its own.
-        others: settings of the other systems of Table 1, as "system.key=value"; the last one wins.
-        drawn: images of the drawn data set; None where data was given.
-        reading: how answers are read, of every system that can be asked for a text.
-    """
-
-    experiments: tuple[str, ...]
-    config: RunConfig
-    sources: tuple[DatasetSource, ...]
-    missing: tuple[SkippedDataset, ...]
-    seeds: tuple[int, ...]
-    out: Path
+    experiments: tuple[str, ...]  # some of `EXPERIMENTS`
+    config: RunConfig  # settings of the method, the backbone and both stages; each cell sets its own seed and data
+    sources: tuple[DatasetSource, ...]  # data sets that are there
+    missing: tuple[SkippedDataset, ...]  # data sets that are not
+    seeds: tuple[int, ...]  # of training
+    out: Path  # folder of tables, figures and results of cells
+    # EmoSet, where it is there: it teaches the aspects for all data sets, as in the paper
     teacher: DatasetSource | None = None
-    adapter: Path | None = None
-    others: tuple[str, ...] = ()
-    drawn: Plan | None = None
-    reading: Reading = "score"
+    adapter: Path | None = None  # aspects that were trained before; None: stage 1 is a cell of its own
+    others: tuple[str, ...] = ()  # settings of the other systems of Table 1, as "system.key=value"; the last one wins
+    drawn: Plan | None = None  # images of the drawn data set; None where data was given
+    reading: Reading = "score"  # how answers are read, of every system that can be asked for a text
 
     @property
     def work(self) -> Path:
@@ -228,33 +209,20 @@ def with_seed(config: RunConfig, seed: int, changes: Mapping[str, object] | None
 
 @dataclass(frozen=True)
 class Request:
-    """What `masp reproduce` was asked for.
+    """What `masp reproduce` was asked for."""
 
-    Attributes:
-        what: "table1" … "figure4", or "all".
-        out: folder of tables, figures and results.
-        data: folder of the data sets; None: emoji scenes are drawn.
-        backbone: id; None: the embedded one.
-        datasets: names of data sets; None: those of the paper.
-        seeds: how many.
-        aspects: aspects that were trained before; None: stage 1 is run.
-        config: settings as YAML; None: the defaults, or those of the embedded default.
-        quick: a smoke test.
-        changes: "key=value" each; what begins with the name of another system is a setting of that system.
-        reading: how answers are read.
-    """
-
-    what: str
-    out: Path
-    data: Path | None = None
-    backbone: str | None = None
-    datasets: tuple[str, ...] | None = None
-    seeds: int = 3
-    aspects: str | None = None
-    config: Path | None = None
-    quick: bool = False
+    what: str  # "table1" … "figure4", or "all"
+    out: Path  # folder of tables, figures and results
+    data: Path | None = None  # folder of the data sets; None: emoji scenes are drawn
+    backbone: str | None = None  # id; None: the embedded one
+    datasets: tuple[str, ...] | None = None  # names of data sets; None: those of the paper
+    seeds: int = 3  # how many
+    aspects: str | None = None  # aspects that were trained before; None: stage 1 is run
+    config: Path | None = None  # settings as YAML; None: the defaults, or those of the embedded default
+    quick: bool = False  # a smoke test
+    # "key=value" each; what begins with the name of another system is a setting of that system
     changes: tuple[str, ...] = ()
-    reading: Reading = "score"
+    reading: Reading = "score"  # how answers are read
 
     def command(self, jobs: int) -> str:
         """How it was asked, without places on this machine."""

@@ -18,19 +18,12 @@ State = Literal["done", "failed", "waiting"]
 
 @dataclass(frozen=True)
 class Experiment:
-    """One run: a recipe on a data set with a seed.
+    """One run: a recipe on a data set with a seed."""
 
-    Attributes:
-        dataset: name of the data set.
-        recipe: what is run.
-        seed: of training and of everything random.
-        needs: names of the cells that have to be done before.
-    """
-
-    dataset: str
-    recipe: Spec
-    seed: int
-    needs: tuple[str, ...] = ()
+    dataset: str  # name of the data set
+    recipe: Spec  # what is run
+    seed: int  # of training and of everything random
+    needs: tuple[str, ...] = ()  # names of the cells that have to be done before
 
     @property
     def name(self) -> str:
@@ -40,25 +33,15 @@ class Experiment:
 
 @dataclass(frozen=True)
 class ExperimentResult:
-    """What became of a cell.
+    """What became of a cell."""
 
-    Attributes:
-        cell: its name.
-        state: `done`, `failed`, or `waiting` where something that it needs failed.
-        figures: what was measured, ready for JSON.
-        identity: everything that decides the figures.
-        about: its provenance as `masp evaluate` writes it, and how its training went.
-        seconds: that it took when it was run.
-        error: why it failed, on one line.
-    """
-
-    cell: str
-    state: State
-    figures: Mapping[str, Any]
-    identity: Mapping[str, Any]
-    about: Mapping[str, Any]
-    seconds: float = 0.0
-    error: str = ""
+    cell: str  # its name
+    state: State  # `done`, `failed`, or `waiting` where something that it needs failed
+    figures: Mapping[str, Any]  # what was measured, ready for JSON
+    identity: Mapping[str, Any]  # everything that decides the figures
+    about: Mapping[str, Any]  # its provenance as `masp evaluate` writes it, and how its training went
+    seconds: float = 0.0  # that it took when it was run
+    error: str = ""  # why it failed, on one line
 
 
 def cell_name(dataset: str, recipe: Spec, seed: int) -> str:
@@ -117,15 +100,10 @@ NO_WORDS = "its images have no annotated aspects, whose words it learns: masp da
 
 @dataclass(frozen=True)
 class ExperimentGraph:
-    """The cells of a job.
+    """The cells of a job."""
 
-    Attributes:
-        cells: in an order in which each follows what it needs.
-        skipped: what is not run, and why.
-    """
-
-    cells: tuple[Experiment, ...]
-    skipped: tuple[SkippedDataset, ...]
+    cells: tuple[Experiment, ...]  # in an order in which each follows what it needs
+    skipped: tuple[SkippedDataset, ...]  # what is not run, and why
 
     def find(self, name: str) -> Experiment:
         """The cell of this name."""

@@ -42,23 +42,14 @@ EXAMPLES = 3  # images of Figure 4
 
 @dataclass(frozen=True)
 class SplitImages:
-    """Labelled images of one split, and where their visual tokens are.
+    """Labelled images of one split, and where their visual tokens are."""
 
-    Attributes:
-        dataset: what they belong to.
-        records: the readable, labelled ones.
-        numbers: the number of each in `images`.
-        images: visual tokens by number.
-        left_out: those that cannot be read.
-        unlabelled: how many have no label.
-    """
-
-    dataset: Dataset
-    records: tuple[Record, ...]
-    numbers: tuple[int, ...]
-    images: Images
-    left_out: tuple[SkippedImage, ...] = ()
-    unlabelled: int = 0
+    dataset: Dataset  # what they belong to
+    records: tuple[Record, ...]  # the readable, labelled ones
+    numbers: tuple[int, ...]  # the number of each in `images`
+    images: Images  # visual tokens by number
+    left_out: tuple[SkippedImage, ...] = ()  # those that cannot be read
+    unlabelled: int = 0  # how many have no label
 
     def batches(self, backbone: Backbone, stop: StopRequest) -> Iterator[tuple[list[Record], VisualTokens]]:
         """The records with their visual tokens, batch by batch in order, read ahead.
@@ -176,17 +167,12 @@ TAUGHT = ("train", "val")
 
 @dataclass(frozen=True)
 class ReadSplits:
-    """What was read of some splits.
+    """What was read of some splits."""
 
-    Attributes:
-        store: visual tokens.
-        records: for each split its usable, labelled records with their numbers in the store.
-        rejected: images that could not be read.
-    """
-
-    store: FeatureCache
+    store: FeatureCache  # visual tokens
+    # for each split its usable, labelled records with their numbers in the store
     records: Mapping[str, Sequence[tuple[int, Record]]]
-    rejected: tuple[Rejected, ...]
+    rejected: tuple[Rejected, ...]  # images that could not be read
 
 
 class Library:

@@ -25,17 +25,11 @@ IGNORE = "# Data, visual tokens, runs and predictions: made again by the same co
 
 @dataclass(frozen=True)
 class Reproduced:
-    """What a run leaves.
+    """What a run leaves."""
 
-    Attributes:
-        written: its files, the page with all tables first.
-        failed: cells that failed or that needed one that did.
-        cells: how many there were.
-    """
-
-    written: tuple[Path, ...]
-    failed: tuple[ExperimentResult, ...]
-    cells: int
+    written: tuple[Path, ...]  # its files, the page with all tables first
+    failed: tuple[ExperimentResult, ...]  # cells that failed or that needed one that did
+    cells: int  # how many there were
 
 
 def reproduce(

@@ -41,22 +41,14 @@ _TEX = {
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table as people read it, and the same as machines read it.
+    """A table as people read it, and the same as machines read it."""
 
-    Attributes:
-        name: of its files.
-        title: a heading.
-        head: of its columns.
-        rows: texts.
-        notes: what a reader has to know, one sentence or more each.
-        lines: for machines, one for each number: column → value; all with the same columns.
-    """
-
-    name: str
-    title: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
+    name: str  # of its files
+    title: str  # a heading
+    head: tuple[str, ...]  # of its columns
+    rows: tuple[tuple[str, ...], ...]  # texts
+    notes: tuple[str, ...] = ()  # what a reader has to know, one sentence or more each
+    # for machines, one for each number: column → value; all with the same columns
     lines: tuple[Mapping[str, Any], ...] = field(default=())
 
 
@@ -221,17 +213,11 @@ COMPARED = {"table1": "what the cue head adds", "table2": "rows of Table 2"}
 
 @dataclass(frozen=True)
 class DifferenceRow:
-    """How much more of the same images one system gets right than another.
+    """How much more of the same images one system gets right than another."""
 
-    Attributes:
-        seeds: of training.
-        each: the difference with each of them.
-        whole: that of the means over the seeds.
-    """
-
-    seeds: tuple[int, ...]
-    each: tuple[PairedComparison, ...]
-    whole: PairedComparison
+    seeds: tuple[int, ...]  # of training
+    each: tuple[PairedComparison, ...]  # the difference with each of them
+    whole: PairedComparison  # that of the means over the seeds
 
 
 def differences_of(experiment: str) -> str:

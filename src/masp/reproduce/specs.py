@@ -106,16 +106,11 @@ BACKBONES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class PaperTable:
-    """One table of the paper.
+    """One table of the paper."""
 
-    Attributes:
-        title: what it shows.
-        datasets: its columns.
-        rows: row → a number for each column, in per cent; None where the paper has none.
-    """
-
-    title: str
-    datasets: tuple[str, ...]
+    title: str  # what it shows
+    datasets: tuple[str, ...]  # its columns
+    # row → a number for each column, in per cent; None where the paper has none
     rows: Mapping[str, tuple[float | None, ...]]
 
     def number(self, row: str, dataset: str) -> float | None:
@@ -127,19 +122,12 @@ class PaperTable:
 
 @dataclass(frozen=True)
 class Paper:
-    """What the paper prints.
+    """What the paper prints."""
 
-    Attributes:
-        source: the paper.
-        datasets: the seven data sets, in the order of Table 1.
-        tables: "table1", "table2", "table3", "figure3" and "figure4".
-        parameters: row of Table 4 → trained numbers.
-    """
-
-    source: str
-    datasets: tuple[str, ...]
-    tables: Mapping[str, PaperTable]
-    parameters: Mapping[str, int]
+    source: str  # the paper
+    datasets: tuple[str, ...]  # the seven data sets, in the order of Table 1
+    tables: Mapping[str, PaperTable]  # "table1", "table2", "table3", "figure3" and "figure4"
+    parameters: Mapping[str, int]  # row of Table 4 → trained numbers
 
 
 def load_paper() -> Paper:
@@ -162,19 +150,12 @@ def _printed(table: Mapping[str, Any]) -> PaperTable:
 
 @dataclass(frozen=True)
 class OtherSystem:
-    """One system.
+    """One system."""
 
-    Attributes:
-        paper: the row of Table 1 that it stands beside; "" for none.
-        over: the system of this table that it stands on, which is then learned once for both.
-        aspects: the aspects of stage 1 that it reads.
-        prompt: the row whose soft prompt it reads, which is then trained once for both; None for none.
-    """
-
-    paper: str = ""
-    over: str = ""
-    aspects: tuple[str, ...] = ()
-    prompt: Spec | None = None
+    paper: str = ""  # the row of Table 1 that it stands beside; "" for none
+    over: str = ""  # the system of this table that it stands on, which is then learned once for both
+    aspects: tuple[str, ...] = ()  # the aspects of stage 1 that it reads
+    prompt: Spec | None = None  # the row whose soft prompt it reads, which is then trained once for both; None for none
 
 
 OTHERS: Mapping[str, OtherSystem] = {
@@ -268,17 +249,11 @@ DISTILLED_PARTS = ("teacher", "head", "gate")
 
 @dataclass(frozen=True)
 class StepBudget:
-    """What a soft prompt learns from on one data set, and so every other system.
+    """What a soft prompt learns from on one data set, and so every other system."""
 
-    Attributes:
-        examples: labelled training images.
-        steps: of the optimiser.
-        batch_size: emotion questions a step.
-    """
-
-    examples: int
-    steps: int
-    batch_size: int
+    examples: int  # labelled training images
+    steps: int  # of the optimiser
+    batch_size: int  # emotion questions a step
 
     @property
     def questions(self) -> int:

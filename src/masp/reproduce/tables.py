@@ -51,17 +51,11 @@ OTHER_BACKBONE = "another backbone: run it with --backbone"
 
 @dataclass(frozen=True)
 class Texts:
-    """How generated texts were read, as shares of the images, mean over the seeds.
+    """How generated texts were read, as shares of the images, mean over the seeds."""
 
-    Attributes:
-        lenient: accuracy where other case, and punctuation at the ends, are forgiven.
-        unparsed: texts that name no label even then.
-        inexact: texts that are no label exactly; in the accuracy of an entry they count as wrong.
-    """
-
-    lenient: float
-    unparsed: float
-    inexact: float
+    lenient: float  # accuracy where other case, and punctuation at the ends, are forgiven
+    unparsed: float  # texts that name no label even then
+    inexact: float  # texts that are no label exactly; in the accuracy of an entry they count as wrong
 
 
 @dataclass(frozen=True)
@@ -130,23 +124,15 @@ class TableRow:
 
 @dataclass(frozen=True)
 class ResultTable:
-    """Accuracies: systems by data sets.
+    """Accuracies: systems by data sets."""
 
-    Attributes:
-        name: "table1" …
-        title: what it shows.
-        datasets: its columns.
-        rows: in order.
-        beside: data set of the paper → row → its number, for data sets that the paper does not have.
-        notes: what a reader has to know.
-    """
-
-    name: str
-    title: str
-    datasets: tuple[str, ...]
-    rows: tuple[TableRow, ...]
+    name: str  # "table1" …
+    title: str  # what it shows
+    datasets: tuple[str, ...]  # its columns
+    rows: tuple[TableRow, ...]  # in order
+    # data set of the paper → row → its number, for data sets that the paper does not have
     beside: Mapping[str, Mapping[str, float]]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # what a reader has to know
 
 
 @dataclass(frozen=True)
