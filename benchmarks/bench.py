@@ -68,22 +68,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """One line of the benchmark.
-
-    Attributes:
-        name: what was measured.
-        ratio: to the baseline, as `meaning` says; None for a line that only informs.
-        meaning: what the ratio is.
-        goal: what it should be; None where there is none.
-        median_s: seconds per example.
-        baseline_s: seconds per example of what it is compared with.
-        spread: slowest minus fastest repeat, as a share of the median.
-        visual: visual tokens of an image; None where there are several or none.
-        batch: examples that go together.
-        seconds: of every repeat, per example.
-        note: why a goal is missed, or what else to know.
-        more: further figures.
-    """
+    """One line of the benchmark."""
 
     name: str
     ratio: float | None
@@ -199,10 +184,7 @@ def stage2(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[Be
 
 
 def as_released(setting: Setting) -> PlainSteps | None:
-    """The baseline as the released code really runs: fp32 weights, computing in bfloat16 by autocast.
-
-    None where everything runs in fp32 anyway, because the machine has no bfloat16 arithmetic: then the two are one.
-    """
+    """The baseline as the released code really runs: fp32 weights, computing in bfloat16 by autocast."""
     backbone = setting.backbone
     if backbone.dtype == torch.float32:
         return None
@@ -670,14 +652,7 @@ def run_bench(
     before: Mapping[str, Any] | None = None,
     keep: Callable[[dict[str, Any]], object] = lambda content: None,
 ) -> dict[str, Any]:
-    """Measure group by group; a ratio compares with the baseline of its own group, so each may have its own time.
-
-    `before` is what an earlier call on this machine returned: its groups are kept and not measured again, unless
-    `options.only` names one. `keep` gets everything so far after each group.
-
-    Raises:
-        UsageError: `before` is of another machine, other versions or other options.
-    """
+    """Measure group by group; a ratio compares with the baseline of its own group, so each may have its own time."""
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
     if options.threads is not None:
@@ -754,11 +729,7 @@ def line_of(row: Mapping[str, Any]) -> str:
 
 
 def read_before(file: Path | None) -> dict[str, Any] | None:
-    """What the file holds; None where there is none yet.
-
-    Raises:
-        UsageError: no file is named, or it is no benchmark's.
-    """
+    """What the file holds; None where there is none yet."""
     if file is None:
         raise UsageError("--add without --json", "a file to add to", "Name it: --json FILE.")
     if not file.exists():

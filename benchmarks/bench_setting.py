@@ -50,16 +50,7 @@ TINY = Shape(
 
 @dataclass(frozen=True)
 class Setting:
-    """One backbone with untrained models around it; the same weights everywhere.
-
-    Attributes:
-        made: the weights.
-        shape: their sizes.
-        counts: numbers of visual tokens to measure at.
-        repeats: how often each work is timed.
-        quick: tiny sizes, to see that everything runs; the figures mean nothing.
-        seed: of the weights.
-    """
+    """One backbone with untrained models around it; the same weights everywhere."""
 
     made: RandomBackbone
     shape: Shape
@@ -149,13 +140,7 @@ class Timing:
 def in_turn(
     works: Mapping[str, tuple[Work, int]], repeats: int, tell: Callable[[str], object] = lambda name: None
 ) -> dict[str, Timing]:
-    """Times of works that are compared: each once to warm up, then all in turn, so that a slow minute hits all.
-
-    Args:
-        works: by name, the work and how many examples it handles; times are per example.
-        repeats: how often each is timed.
-        tell: hears the name of what runs.
-    """
+    """Times of works that are compared: each once to warm up, then all in turn, so that a slow minute hits all."""
     found: dict[str, list[float]] = {name: [] for name in works}
     for repeat in range(repeats + 1):
         for name, (work, examples) in works.items():
@@ -176,11 +161,7 @@ def once(work: Work) -> float:
 
 
 def memory_of(work: Work) -> int:
-    """Bytes that a second call of `work` has in use at its peak, what was there before the first call not counted.
-
-    On a GPU as torch counts them, otherwise by the resident memory of this process, looked at every millisecond. What
-    earlier works freed is given back to the system first: it would count as there already and hide what this one needs.
-    """
+    """Bytes that a second call of `work` has in use at its peak, what was there before the first call not counted."""
     gc.collect()
     if torch.cuda.is_available():
         before = torch.cuda.memory_allocated()

@@ -21,8 +21,7 @@ from torch import Tensor
 from masp.adapters import find_adapter, load_adapter, tensors_sha256
 from masp.backbones.base import Backbone
 from masp.baselines.base import Example, System, SystemPrediction, TrainingData, plain, predictions_of
-from masp.baselines.distilled import SMALLEST
-from masp.baselines.learning import Study, check_lessons, studying, unlearned
+from masp.baselines.learning import SMALLEST, Study, check_lessons, studying, unlearned
 from masp.baselines.probe import figures, fitted, logits
 from masp.baselines.prompted import prompted
 from masp.core.errors import DataError, UsageError

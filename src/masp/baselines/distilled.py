@@ -19,6 +19,7 @@ from masp.adapters import tensors_sha256
 from masp.backbones.base import Backbone
 from masp.baselines.base import (
     Example,
+    LabelScore,
     System,
     SystemPrediction,
     TrainingData,
@@ -27,7 +28,7 @@ from masp.baselines.base import (
     plain,
     predictions_of,
 )
-from masp.baselines.learning import Study, studying, unlearned
+from masp.baselines.learning import SMALLEST, Study, mean_token, read_with, studying, unlearned
 from masp.core.labels import validate_labels
 from masp.core.prompts import Questions
 from masp.core.setting_types import Number, Positive, Share
@@ -37,8 +38,6 @@ from masp.model.param_count import numbers
 from masp.training.checkpoints import Checkpoint
 from masp.training.signals import StopRequest
 from masp.training.trainer import StepBatch, groups_of
-
-SMALLEST = 1e-6  # a column that hardly varies is not blown up
 
 Loss = Callable[[Float[Tensor, "batch labels"], Int[Tensor, " batch"], Sequence[int]], Float[Tensor, " batch"]]
 
@@ -141,14 +140,12 @@ class HeadStage:
     def validate(self, stop: StopRequest) -> dict[str, float]:
         """Accuracy, and the mean log-likelihood of the right label, which decides between equals."""
         self.module.eval()
-        right, likelihood, held = 0, 0.0, self.study.lessons.val
-        for lessons in groups_of(held, self.study.at_once):
+        found = LabelScore()
+        for lessons in groups_of(self.study.lessons.val, self.study.at_once):
             stop.check()
             log_p = self.module(*self.inputs([lesson.image for lesson in lessons])).log_softmax(1)
-            truth = self._targets(lessons)
-            right += int((log_p.argmax(1) == truth).sum())
-            likelihood += float(log_p.gather(1, truth[:, None]).cpu().double().sum())
-        return {"accuracy": right / len(held), "log_likelihood": likelihood / len(held)} if held else {}
+            found.add(log_p, [self.study.target(lesson) for lesson in lessons])
+        return found.figures()
 
     def _targets(self, lessons: Sequence[Example]) -> Int[Tensor, " batch"]:
         return torch.tensor([self.study.target(lesson) for lesson in lessons], device=self.study.backbone.device)
@@ -177,17 +174,6 @@ def distillation_loss(
     ).sum(1)
     hard = functional.cross_entropy(student, targets, reduction="none")
     return weight * temperature**2 * soft + (1 - weight) * hard
-
-
-def read_with(backbone: Backbone, visual: VisualTokens, question: str) -> VisualTokens:
-    """The visual tokens in the space of the language model, read with a question where the family's depend on one."""
-    return backbone.condition_on(visual, [question] * len(visual))
-
-
-def mean_token(visual: VisualTokens) -> Float[Tensor, "batch dim"]:
-    """The mean of each image's visual tokens, fp32; padding does not count."""
-    tokens = visual.tokens.float() * visual.mask[:, :, None]
-    return tokens.sum(1) / visual.mask.sum(1, keepdim=True)
 
 
 NAME = "distilled"
@@ -367,22 +353,13 @@ class Distilled:
         return lambda images: self._tokens(study.lessons.images.visual(images))
 
     def _plan(self, part: str, study: Study) -> TrainConfig:
-        rates = {
-            "teacher": self.settings.teacher_rate,
-            "head": self.settings.head_rate,
-            "gate": self.settings.gate_rate,
-        }
-        epochs = {
-            "teacher": self.settings.teacher_epochs,
-            "head": self.settings.head_epochs,
-            "gate": self.settings.gate_epochs,
-        }
+        settings = self.settings
         return TrainConfig(
-            learning_rate=rates[part],
-            epochs=epochs[part],
-            batch_size=self.settings.batch_size,
-            checkpoint_minutes=self.settings.checkpoint_minutes,
-            checkpoint_every=self.settings.checkpoint_every,
+            learning_rate=getattr(settings, f"{part}_rate"),
+            epochs=getattr(settings, f"{part}_epochs"),
+            batch_size=settings.batch_size,
+            checkpoint_minutes=settings.checkpoint_minutes,
+            checkpoint_every=settings.checkpoint_every,
             seed=study.lessons.seed,
         )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from masp.backbones.base import Backbone
@@ -162,6 +163,7 @@ def _write_account(file: Path, lines: bytes) -> None:
         raise unwritable(error, file) from error
 
 
+SMALLEST = 1e-6  # a column that hardly varies is not blown up
 GROUP = 8  # batches whose results are written together
 
 
@@ -327,3 +329,14 @@ def once(folder: Path, make: Callable[[], Checkpoint]) -> Checkpoint:
 def unlearned(name: str) -> UsageError:
     """The error of a system that is asked before it has learned."""
     return UsageError(f"the system {name} was asked before it learned", "", "Call learn first.")
+
+
+def read_with(backbone: Backbone, visual: VisualTokens, question: str) -> VisualTokens:
+    """The visual tokens in the space of the language model, read with a question where the family's depend on one."""
+    return backbone.condition_on(visual, [question] * len(visual))
+
+
+def mean_token(visual: VisualTokens) -> Float[Tensor, "batch dim"]:
+    """The mean of each image's visual tokens, fp32; padding does not count."""
+    tokens = visual.tokens.float() * visual.mask[:, :, None]
+    return tokens.sum(1) / visual.mask.sum(1, keepdim=True)

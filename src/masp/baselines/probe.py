@@ -16,9 +16,8 @@ from torch import Tensor
 
 from masp.adapters import tensors_sha256
 from masp.backbones.base import Backbone
-from masp.baselines.base import SystemPrediction, TrainingData, emotion_question, plain, predictions_of
-from masp.baselines.distilled import SMALLEST, mean_token, read_with
-from masp.baselines.learning import Study, studying, unlearned
+from masp.baselines.base import LabelScore, SystemPrediction, TrainingData, emotion_question, plain, predictions_of
+from masp.baselines.learning import SMALLEST, Study, mean_token, read_with, studying, unlearned
 from masp.core.errors import DataError
 from masp.core.labels import validate_labels
 from masp.core.prompts import Questions
@@ -172,8 +171,6 @@ def logits(tensors: Mapping[str, Tensor], means: Float[Tensor, "batch dim"]) -> 
 
 def figures(log_odds: Float[Tensor, "images labels"], targets: list[int]) -> dict[str, float]:
     """Accuracy and mean log-likelihood on val; empty without images."""
-    if not targets:
-        return {}
-    truth, log_p = torch.tensor(targets), log_odds.cpu().double().log_softmax(1)
-    right = int((log_p.argmax(1) == truth).sum())
-    return {"accuracy": right / len(targets), "log_likelihood": float(log_p.gather(1, truth[:, None]).mean())}
+    found = LabelScore()
+    found.add(log_odds.cpu().double().log_softmax(1), targets)
+    return found.figures()

@@ -100,15 +100,15 @@ CATALOGUE: Mapping[str, BaselineEntry] = MappingProxyType(
         ),
         "qlora": BaselineEntry(
             "LoRA layers in the language model, tuned on the emotion question; over 4-bit weights: QLoRA (Table 4)",
-            "masp.baselines.lora:lora_system",
-            "masp.baselines.lora:LoraSettings",
+            "masp.baselines.lora_finetune:lora_system",
+            "masp.baselines.lora_layers:LoraSettings",
             learns=True,
             seeded=True,
         ),
         "instruction": BaselineEntry(
             "LoRA layers, tuned on questions built from the annotated aspects too (EmoVIT)",
             "masp.baselines.instruction:instruction_system",
-            "masp.baselines.lora:LoraSettings",
+            "masp.baselines.lora_layers:LoraSettings",
             learns=True,
             seeded=True,
             defaults={"epochs": 4},

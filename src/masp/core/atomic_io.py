@@ -129,9 +129,9 @@ def lock(handle: int) -> bool:
     return True
 
 
-def fingerprint(content: object) -> str:
-    """SHA-256 of JSON values, in hexadecimal; the order of keys does not matter."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def fingerprint(content: object, sort_keys: bool = True) -> str:
+    """SHA-256 of JSON values, in hexadecimal; unless they are to stay as they are, the order of keys is no matter."""
+    return hashlib.sha256(json.dumps(content, sort_keys=sort_keys).encode()).hexdigest()
 
 
 def digest(path: Path) -> str:

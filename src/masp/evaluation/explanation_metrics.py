@@ -13,7 +13,7 @@ from masp.core.types import VisualTokens
 from masp.data.bad_files import BadFiles
 from masp.data.records import Record
 from masp.evaluation import metrics
-from masp.evaluation.metrics import Interval
+from masp.evaluation.metrics import Interval, SetScore, set_score
 from masp.evaluation.predict_split import Batching, labelled, visual_batches
 from masp.model.explain import heatmaps, leave_one_out, taking_part
 from masp.model.masp_model import ActiveParts, MaspModel
@@ -172,15 +172,6 @@ LONGEST = 24
 
 
 @dataclass(frozen=True)
-class SetScore:
-    """Answers as sets of things (a list is split at its commas), counted over all images together."""
-
-    precision: float
-    recall: float
-    f1: float
-
-
-@dataclass(frozen=True)
 class AspectQuality:
     """How well one aspect is named, over the images where it is annotated."""
 
@@ -222,16 +213,6 @@ def aspect_quality(
     return tuple(_quality(name, truth[name], ours[name], plain[name]) for name in names if truth[name])
 
 
-def set_score(truth: Sequence[str], answers: Sequence[str]) -> SetScore:
-    """Precision, recall and F1 of answers as sets, with hits and things counted over all images (micro)."""
-    hits = said = wanted = 0
-    for true, answer in zip(truth, answers, strict=True):
-        real, named = _things(true), _things(answer)
-        hits, said, wanted = hits + sum((real & named).values()), said + named.total(), wanted + real.total()
-    f1 = 2 * hits / (said + wanted) if said + wanted else 0.0
-    return SetScore(hits / said if said else 0.0, hits / wanted if wanted else 0.0, f1)
-
-
 def _quality(name: str, truth: Sequence[str], ours: Sequence[str], plain: Sequence[str]) -> AspectQuality:
     return AspectQuality(
         name, _exact(truth, ours), set_score(truth, ours), _exact(truth, plain), set_score(truth, plain)
@@ -240,9 +221,3 @@ def _quality(name: str, truth: Sequence[str], ours: Sequence[str], plain: Sequen
 
 def _exact(truth: Sequence[str], answers: Sequence[str]) -> Interval:
     return metrics.accuracy([normalise_answer(t) for t in truth], [normalise_answer(a) for a in answers])
-
-
-def _things(answer: str) -> Counter[str]:
-    """The things that an answer lists, each counted once."""
-    parts = (normalise_answer(part) for part in answer.split(","))
-    return Counter({part for part in parts if part})

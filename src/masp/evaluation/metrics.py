@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from masp.core.labels import normalise_answer
+
 _NOTHING: Any = 0  # a ratio with nothing below the line; scikit-learn's types know only the words for it
 
 
@@ -329,3 +331,28 @@ class SeedStats:
 def spread_of(values: Sequence[float]) -> SeedStats:
     """Mean and standard deviation of one value or more."""
     return SeedStats(mean(values), stdev(values) if len(values) > 1 else None, tuple(values))
+
+
+@dataclass(frozen=True)
+class SetScore:
+    """Answers as sets of things (a list is split at its commas), counted over all images together."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+def set_score(truth: Sequence[str], answers: Sequence[str]) -> SetScore:
+    """Precision, recall and F1 of answers as sets, with hits and things counted over all images (micro)."""
+    hits = said = wanted = 0
+    for true, answer in zip(truth, answers, strict=True):
+        real, named = _things(true), _things(answer)
+        hits, said, wanted = hits + sum((real & named).values()), said + named.total(), wanted + real.total()
+    f1 = 2 * hits / (said + wanted) if said + wanted else 0.0
+    return SetScore(hits / said if said else 0.0, hits / wanted if wanted else 0.0, f1)
+
+
+def _things(answer: str) -> Counter[str]:
+    """The things that an answer lists, each counted once."""
+    parts = (normalise_answer(part) for part in answer.split(","))
+    return Counter({part for part in parts if part})
