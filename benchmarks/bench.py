@@ -11,7 +11,8 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -41,150 +42,120 @@ from masp.core.aspects import ASPECTS
 from masp.core.atomic_io import write_file
 from masp.core.config import MethodConfig, PromptInit
 from masp.core.errors import MaspError, UsageError, did_you_mean
-from masp.core.types import CachedPrefix, ImageInput
+from masp.core.types import CachedPrefix, ImageInput, Pixels
 from masp.data.prefetch import prefetch
 from masp.model.aspect_attention import AspectModules
 from masp.model.masp_model import MaspModel, init_soft_prompt
 from masp.model.scoring import generate, score, score_tasks
 
 Tell = Callable[[str], object]
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What a ratio should be: at least or at most so much."""
-
-    value: float
-    at_least: bool = True
-
-    def met(self, ratio: float) -> bool:
-        """Whether the ratio is as wanted."""
-        return ratio >= self.value if self.at_least else ratio <= self.value
-
-    def text(self) -> str:
-        """As a person reads it."""
-        return f"{'≥' if self.at_least else '≤'} {self.value:g}"
-
-
-@dataclass(frozen=True)
-class BenchResult:
-    """One line of the benchmark."""
-
-    name: str
-    ratio: float | None
-    meaning: str
-    goal: Goal | None
-    median_s: float
-    baseline_s: float | None
-    spread: float
-    visual: int | None = None
-    batch: int = 1
-    seconds: tuple[float, ...] = ()
-    note: str = ""
-    more: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def met(self) -> bool | None:
-        """Whether the goal is met; None without one."""
-        return None if self.goal is None or self.ratio is None else self.goal.met(self.ratio)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; the goal as a number with its direction beside it."""
-        content = asdict(self)
-        goal = content.pop("goal")
-        bound = (
-            {"goal": None, "at_least": None} if goal is None else {"goal": goal["value"], "at_least": goal["at_least"]}
-        )
-        return content | bound | {"met": self.met, "repeats": len(self.seconds), "seconds": list(self.seconds)}
-
-
-def faster(
-    name: str, ours: Timing, baseline: Timing, goal: Goal | None, visual: int, batch: int, **more: Any
-) -> BenchResult:
-    """How many times faster per example than the baseline."""
-    ratio = baseline.median / ours.median
-    return BenchResult(
-        name,
-        ratio,
-        "times faster than the baseline",
-        goal,
-        ours.median,
-        baseline.median,
-        ours.spread,
-        visual,
-        batch,
-        ours.seconds,
-        more=dict(more),
-    )
-
-
-def costs(
-    name: str, ours: Timing, other: Timing, what: str, goal: Goal | None, visual: int, **more: Any
-) -> BenchResult:
-    """The time of `ours` as a multiple of that of `other`."""
-    ratio = ours.median / other.median
-    return BenchResult(
-        name, ratio, what, goal, ours.median, other.median, ours.spread, visual, 1, ours.seconds, more=dict(more)
-    )
-
-
-def reaches(name: str, ours: Timing, rate: float, unit: str, batch: int = 1, **more: Any) -> BenchResult:
-    """A rate (examples per second) as a share of the one that is wanted."""
-    value = 1 / ours.median
-    return BenchResult(
-        name,
-        value / rate,
-        f"of {rate:g} {unit}",
-        Goal(1.0),
-        ours.median,
-        None,
-        ours.spread,
-        None,
-        batch,
-        ours.seconds,
-        more={"value": value, "unit": unit, **more},
-    )
-
-
-# --- training ---
+Line = dict[str, Any]
+Goals = Mapping[int, float]  # visual tokens → goal; 0: any other number
 
 PAIRS_OF = 2  # images of a batch of stage 1
 GRAPH, MOST = 1024, 8  # columns with a graph, and examples, that a batch may have; more saves no time and costs memory
 PLAIN = ("facial_expression", "scene", "brightness")
 """The aspects that the baseline of stage 1 takes, because all six take it long; its pairs have a mean length of their
 own, which its operations are counted by."""
-STAGE2_GOALS = {
+STAGE2_GOALS: Mapping[str, Goals] = {
     "stage 2, released layout": {0: 6.0},
     "stage 2, paper layout, prefix recomputed": {0: 10.0},
     "stage 2, paper layout, prefix kept": {0: 18.0, 700: 30.0},
 }
-STAGE1_GOALS = {"stage 1, image-major": {0: 3.5}, "stage 1, features kept": {0: 6.0, 700: 9.0}}
+STAGE1_GOALS: Mapping[str, Goals] = {
+    "stage 1, image-major": {0: 3.5},
+    "stage 1, features kept": {0: 6.0, 700: 9.0},
+}
+ONE_GOALS: Goals = {0: 1.25, 700: 1.10}
+EACH_TASK: Goals = {0: 0.20, 700: 0.12}  # of the first task's cost
+WORDS = 4
+COLUMNS = 4096  # of a batch
+PICTURES = 8  # files, read again and again
+SMALL = 512  # pixels of the longer side, which make 252 visual tokens
 
 
-def stage2(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[BenchResult]:
+def line(
+    name: str,
+    ratio: float | None,
+    meaning: str,
+    goal: float | None = None,
+    time: Timing | None = None,
+    *,
+    at_least: bool = True,
+    baseline: Timing | None = None,
+    visual: int | None = None,
+    batch: int = 1,
+    **more: Any,
+) -> Line:
+    """One line: what was measured, its ratio to the baseline of the same run, and whether its goal is met."""
+    met = None if goal is None or ratio is None else ratio >= goal if at_least else ratio <= goal
+    seconds = [] if time is None else list(time.seconds)
+    return {
+        "name": name,
+        "ratio": ratio,
+        "meaning": meaning,
+        "goal": goal,
+        "at_least": None if goal is None else at_least,
+        "met": met,
+        "median_s": time.median if time else 0.0,
+        "baseline_s": baseline.median if baseline else None,
+        "spread": time.spread if time else 0.0,
+        "visual": visual,
+        "batch": batch,
+        "repeats": len(seconds),
+        "seconds": seconds,
+        "note": "",
+        "more": more,
+    }
+
+
+def faster(name: str, ours: Timing, baseline: Timing, goal: float, visual: int, batch: int, **more: Any) -> Line:
+    """How many times faster per example than the baseline."""
+    where = {"baseline": baseline, "visual": visual, "batch": batch}
+    return line(name, baseline.median / ours.median, "times faster than the baseline", goal, ours, **where, **more)
+
+
+def costs(name: str, ours: Timing, other: Timing, what: str, goal: float | None, visual: int, **more: Any) -> Line:
+    """The time of `ours` as a multiple of that of `other`."""
+    ratio = ours.median / other.median
+    return line(name, ratio, what, goal, ours, at_least=False, baseline=other, visual=visual, **more)
+
+
+def reaches(name: str, ours: Timing, rate: float, unit: str, batch: int = 1, **more: Any) -> Line:
+    """A rate (examples per second) as a share of the one that is wanted."""
+    value = 1 / ours.median
+    return line(name, value / rate, f"of {rate:g} {unit}", 1.0, ours, batch=batch, value=value, unit=unit, **more)
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def stage2(setting: Setting, machine: Line, tell: Tell) -> Iterator[Line]:
     """Steps of the soft prompt, from kept visual tokens or kept prefixes."""
     plain, really = PlainSteps(setting.made, setting.model("released")), as_released(setting)
     for count in setting.counts:
-        works, batches, flops = _stage2_works(setting, count)
+        works, flops = _stage2_works(setting, count)
         works["baseline"] = (_plain_step(setting, plain, count), 1)
         if really is not None:
             works["baseline as released"] = (_plain_step(setting, really, count), 1)
         times = in_turn(works, setting.repeats, tell)
         for name, goals in STAGE2_GOALS.items():
-            found = _training_result(name, times, goals, count, batches[name], flops, machine)
+            found = _training_line(name, times, goals, count, works[name][1], flops, machine)
             if really is not None:
-                found.more["ratio_to_released"] = times["baseline as released"].median / found.median_s
+                found["more"]["ratio_to_released"] = times["baseline as released"].median / found["median_s"]
             yield found
         yield _where("baseline of stage 2", times["baseline"], plain, count)
         if really is not None:
-            yield _where(
-                "baseline of stage 2, fp32 weights under autocast", times["baseline as released"], really, count
-            )
+            name = "baseline of stage 2, fp32 weights under autocast"
+            yield _where(name, times["baseline as released"], really, count)
         plain.forget()
 
 
 def as_released(setting: Setting) -> PlainSteps | None:
-    """The baseline as the released code really runs: fp32 weights, computing in bfloat16 by autocast."""
+    """The baseline as the released code really runs: fp32 weights, computing in bfloat16 by autocast.
+
+    None where everything runs in fp32 anyway, because the machine has no bfloat16 arithmetic: then the two are one.
+    """
     backbone = setting.backbone
     if backbone.dtype == torch.float32:
         return None
@@ -197,13 +168,12 @@ def _plain_step(setting: Setting, plain: PlainSteps, count: int) -> Work:
     return lambda: plain.stage2(pixels, question, "awe")
 
 
-def stage1(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[BenchResult]:
+def stage1(setting: Setting, machine: Line, tell: Tell) -> Iterator[Line]:
     """Steps of the aspect modules; the unit is one pair of image and aspect."""
     plain = PlainSteps(setting.made, setting.model("released"))
     sizes = setting.sizes()
     for count in setting.counts:
         works = _stage1_works(setting, count)
-        pairs = PAIRS_OF * len(ASPECTS)
         works["baseline"] = (_plain_pairs(setting, plain, count), len(PLAIN))
         times = in_turn(works, setting.repeats, tell)
         step = mean(sizes.step_flops(columns, 0, 4) for columns in pair_columns(setting, ASPECTS))
@@ -213,7 +183,7 @@ def stage1(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[Be
             "baseline": mean(sizes.plain_flops(count, columns) for columns in pair_columns(setting, PLAIN)),
         }
         for name, goals in STAGE1_GOALS.items():
-            yield _training_result(name, times, goals, count, pairs, flops, machine)
+            yield _training_line(name, times, goals, count, works[name][1], flops, machine)
         yield _where("baseline of stage 1", times["baseline"], plain, count)
         plain.forget()
 
@@ -258,60 +228,44 @@ def _plain_pairs(setting: Setting, plain: PlainSteps, count: int) -> Work:
     return work
 
 
-def memory(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[BenchResult]:
+def memory(setting: Setting, machine: Line, tell: Tell) -> Iterator[Line]:
     """Peak memory of a step of stage 2 beyond the frozen weights, at batch 1."""
+    weights = sum(one.numel() * one.element_size() for one in setting.made.plain.parameters())
     for count in setting.counts:
         tell(f"memory of stage 2, N = {count}")
-        works, _, _ = _stage2_works(setting, count, 1)
-        ours = {name: memory_of(work) for name, (work, _) in works.items()}
+        ours = {name: memory_of(work) for name, (work, _) in _stage2_works(setting, count, 1)[0].items()}
         plain = PlainSteps(setting.made, setting.model("released"))
         baseline = memory_of(_plain_step(setting, plain, count))
-        weights = sum(one.numel() * one.element_size() for one in setting.made.plain.parameters())
         for name, found in ours.items():
-            yield BenchResult(
-                f"peak memory, {name}",
-                found / baseline,
-                "of the baseline's, beyond the frozen weights",
-                Goal(0.35, at_least=False),
-                0.0,
-                None,
-                0.0,
-                count,
-                more={
-                    "bytes": found,
-                    "baseline_bytes": baseline,
-                    "weights_bytes": weights,
-                    "with_weights": (found + weights) / (baseline + weights),
-                },
-            )
+            more = {"bytes": found, "baseline_bytes": baseline, "weights_bytes": weights}
+            more["with_weights"] = (found + weights) / (baseline + weights)
+            what = "of the baseline's, beyond the frozen weights"
+            yield line(f"peak memory, {name}", found / baseline, what, 0.35, at_least=False, visual=count, **more)
 
 
 def _stage2_works(
     setting: Setting, count: int, batch: int | None = None
-) -> tuple[dict[str, tuple[Work, int]], dict[str, int], dict[str, float]]:
-    """The three ways of stage 2, with batch sizes and operations per example."""
+) -> tuple[dict[str, tuple[Work, int]], dict[str, float]]:
+    """The three ways of stage 2 with their batch sizes, and operations per example."""
     works: dict[str, tuple[Work, int]] = {}
-    batches: dict[str, int] = {}
     flops: dict[str, float] = {}
     sizes = setting.sizes()
     for name in STAGE2_GOALS:
         variant = "released" if "released" in name else "paper"
         model, question = setting.model(variant), setting.question(variant=variant)
         one = setting.backbone.visual_tokens(setting.pixels(count))
-        assembled = model.build_inputs(one, [question], ["awe"])
-        graph = assembled.attention_mask.shape[1] - assembled.prefix_end
+        inputs = model.build_inputs(one, [question], ["awe"])
+        graph = inputs.attention_mask.shape[1] - inputs.prefix_end
         number = batch or max(1, min(MOST, GRAPH // graph))
         visual = one.select([0] * number)
         prefix = [model.prefix(one, [question]).rows()[0]] * number if "kept" in name else None
         works[name] = (prompt_step(model, visual if prefix is None else prefix, question), number)
-        batches[name] = number
-        supervised = int((assembled.labels >= 0).sum())
-        flops[name] = sizes.step_flops(graph, assembled.prefix_end, supervised)
+        flops[name] = sizes.step_flops(graph, inputs.prefix_end, int((inputs.labels >= 0).sum()))
         if variant == "released":
-            flops["baseline"] = sizes.plain_flops(count, assembled.attention_mask.shape[1])
+            flops["baseline"] = sizes.plain_flops(count, inputs.attention_mask.shape[1])
         if "recomputed" in name:
-            flops[name] += sizes.forward_flops(assembled.prefix_end)
-    return works, batches, flops
+            flops[name] += sizes.forward_flops(inputs.prefix_end)
+    return works, flops
 
 
 def prompt_step(model: MaspModel, images: ImageInput | list[CachedPrefix], question: str) -> Work:
@@ -333,73 +287,53 @@ def _update(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
 
 
-def _training_result(
+def _training_line(
     name: str,
-    times: dict[str, Timing],
-    goals: dict[int, float],
+    times: Mapping[str, Timing],
+    goals: Goals,
     count: int,
     batch: int,
-    flops: dict[str, float],
-    machine: dict[str, Any],
-) -> BenchResult:
-    goal = Goal(goals.get(count, goals[0]))
-    found = faster(name, times[name], times["baseline"], goal, count, batch)
-    reached = flops[name] / found.median_s / 1e12
-    found.more.update(flops=flops[name], tflops=reached, share_of_gemm_peak=reached / machine["gemm_tflops"])
-    found.more["ratio_by_arithmetic"] = flops["baseline"] / flops[name]  # what equal efficiency would give
-    return found
+    flops: Mapping[str, float],
+    machine: Line,
+) -> Line:
+    reached = flops[name] / times[name].median / 1e12
+    more = {"flops": flops[name], "tflops": reached, "share_of_gemm_peak": reached / machine["gemm_tflops"]}
+    more["ratio_by_arithmetic"] = flops["baseline"] / flops[name]  # what equal efficiency would give
+    return faster(name, times[name], times["baseline"], goals.get(count, goals[0]), count, batch, **more)
 
 
-def _where(name: str, baseline: Timing, plain: PlainSteps, count: int) -> BenchResult:
+def _where(name: str, baseline: Timing, plain: PlainSteps, count: int) -> Line:
     """How much of the baseline is AdamW and how much the vision tower."""
     optimizer, vision = median(plain.spent.optimizer), median(plain.spent.vision)
     plain.spent.optimizer.clear()
     plain.spent.vision.clear()
     shares = {"optimizer_share": optimizer / baseline.median, "vision_share": vision / baseline.median}
-    return BenchResult(
-        name,
-        None,
-        "",
-        None,
-        baseline.median,
-        None,
-        baseline.spread,
-        count,
-        1,
-        baseline.seconds,
-        more={"optimizer_s": optimizer, "vision_s": vision, **shares},
-    )
+    return line(name, None, "", None, baseline, visual=count, optimizer_s=optimizer, vision_s=vision, **shares)
 
 
-# --- prediction ---
-
-ONE_GOALS = {0: 1.25, 700: 1.10}
-EACH_TASK = {0: 0.20, 700: 0.12}  # of the first task's cost
-WORDS = 4
-COLUMNS = 4096  # of a batch
+# --- prediction ------------------------------------------------------------------------------------------------------
 
 
-def one_image(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[BenchResult]:
+def one_image(setting: Setting, machine: Line, tell: Tell) -> Iterator[Line]:
     """`score` on one image, from its pixels, as a multiple of transformers' forward pass of the bare backbone."""
-    model, question = setting.model("paper"), setting.question()
+    model, question, backbone = setting.model("paper"), setting.question(), setting.backbone
     for count in setting.counts:
         pixels = setting.pixels(count)
-        layouts = setting.backbone.visual_tokens(pixels).layouts
+        visual = backbone.visual_tokens(pixels)
         works: dict[str, tuple[Work, int]] = {
             "score": (_scored(setting, count, 1), 1),
-            "bare": (_bare(setting, count), 1),
+            "bare": (partial(bare_forward, setting.made, pixels, question, visual.layouts), 1),
         }
         times = in_turn(works, setting.repeats, tell)
-        columns = model.build_inputs(setting.backbone.visual_tokens(pixels), [question]).attention_mask.shape[1]
-        branches = sum(len(setting.backbone.answer_ids(label, end=True)) - 1 for label in LABELS)
-        bare = len(setting.backbone.template(question, layouts[0]).ids)
-        goal = Goal(ONE_GOALS.get(count, ONE_GOALS[0]), at_least=False)
-        what = "times one forward pass of the bare backbone"
-        more = {"columns": columns + branches, "bare_columns": bare, "columns_ratio": (columns + branches) / bare}
+        columns = model.build_inputs(visual, [question]).attention_mask.shape[1]
+        columns += sum(len(backbone.answer_ids(label, end=True)) - 1 for label in LABELS)
+        bare = len(backbone.template(question, visual.layouts[0]).ids)
+        what, goal = "times one forward pass of the bare backbone", ONE_GOALS.get(count, ONE_GOALS[0])
+        more = {"columns": columns, "bare_columns": bare, "columns_ratio": columns / bare}
         yield costs("score, one image", times["score"], times["bare"], what, goal, count, **more)
 
 
-def batched(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[BenchResult]:
+def batched(setting: Setting, machine: Line, tell: Tell) -> Iterator[Line]:
     """`score` in batches against greedy answers image by image; the goal is the bound that the prompt itself sets."""
     for count in setting.counts:
         number = max(1, min(16, COLUMNS // (count + 100)))
@@ -412,51 +346,40 @@ def batched(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[B
         times = in_turn(works, setting.repeats, tell)
         score_s, prefill_s = times["score"].median, times["prefill"].median
         generate_s, one_s = times["generate"].median, times["prefill of one"].median
-        yield BenchResult(
-            "score, batched, of the bound",
-            prefill_s / score_s,
-            "of the largest possible gain over greedy answers image by image",
-            Goal(0.9),
-            score_s,
-            generate_s,
-            times["score"].spread,
-            count,
-            number,
-            times["score"].seconds,
-            more={
-                "gain_over_generating": generate_s / score_s,
-                "bound": generate_s / prefill_s,
-                "prefill_s": prefill_s,
-                "prefill_one_s": one_s,
-                "decode_word_s": (generate_s - one_s) / (WORDS - 1),
-                "words": WORDS,
-            },
-        )
+        more = {
+            "gain_over_generating": generate_s / score_s,
+            "bound": generate_s / prefill_s,
+            "prefill_s": prefill_s,
+            "prefill_one_s": one_s,
+            "decode_word_s": (generate_s - one_s) / (WORDS - 1),
+            "words": WORDS,
+        }
+        what = "of the largest possible gain over greedy answers image by image"
+        where = {"baseline": times["generate"], "visual": count, "batch": number}
+        yield line("score, batched, of the bound", prefill_s / score_s, what, 0.9, times["score"], **where, **more)
 
 
-def tasks(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[BenchResult]:
+def tasks(setting: Setting, machine: Line, tell: Tell) -> Iterator[Line]:
     """Several questions, each with its labels, on one image, as a multiple of the first question alone."""
-    model = setting.model("paper")
+    model, backbone = setting.model("paper"), setting.backbone
     asked = [(setting.question(labels), labels) for labels in TASKS]
+
+    def several(pixels: Pixels, number: int) -> Work:
+        return lambda: score_tasks(model, backbone.visual_tokens(pixels), asked[:number])
+
     for count in setting.counts:
+        numbers, pixels = (2, len(asked)), setting.pixels(count)
         works: dict[str, tuple[Work, int]] = {"one": (_scored(setting, count, 1), 1)}
-        for number in (2, len(asked)):
-            works[str(number)] = (_several(setting, model, count, asked[:number]), 1)
+        works |= {str(number): (several(pixels, number), 1) for number in numbers}
         times = in_turn(works, setting.repeats, tell)
-        for number in (2, len(asked)):
-            goal = Goal(1 + EACH_TASK.get(count, EACH_TASK[0]) * (number - 1), at_least=False)
+        for number in numbers:
+            goal = 1 + EACH_TASK.get(count, EACH_TASK[0]) * (number - 1)
             yield costs(f"{number} tasks on one image", times[str(number)], times["one"], "times one task", goal, count)
 
 
 def _scored(setting: Setting, count: int, number: int) -> Work:
     model, question, pixels = setting.model("paper"), setting.question(), setting.pixels(count, number)
     return lambda: score(model, setting.backbone.visual_tokens(pixels), question, LABELS)
-
-
-def _bare(setting: Setting, count: int) -> Work:
-    pixels, question = setting.pixels(count), setting.question()
-    layouts = setting.backbone.visual_tokens(pixels).layouts
-    return lambda: bare_forward(setting.made, pixels, question, layouts)
 
 
 def _prefilled(setting: Setting, count: int, number: int) -> Work:
@@ -467,12 +390,9 @@ def _prefilled(setting: Setting, count: int, number: int) -> Work:
     @torch.no_grad()
     def work() -> None:
         found = model.build_inputs(backbone.visual_tokens(pixels), [question] * number)
+        columns = (found.inputs_embeds, found.position_ids, found.attention_mask)
         last = torch.full((number, 1), found.attention_mask.shape[1] - 1, device=found.attention_mask.device)
-        backbone.logits(
-            backbone.forward(
-                found.inputs_embeds, found.position_ids, found.attention_mask, output_positions=last
-            ).hidden
-        )
+        backbone.logits(backbone.forward(*columns, output_positions=last).hidden)
 
     return work
 
@@ -482,18 +402,10 @@ def _generated(setting: Setting, count: int, words: int) -> Work:
     return lambda: generate(model, setting.backbone.visual_tokens(pixels), question, max_new_tokens=words)
 
 
-def _several(setting: Setting, model: Any, count: int, asked: list[tuple[str, Any]]) -> Work:
-    pixels = setting.pixels(count)
-    return lambda: score_tasks(model, setting.backbone.visual_tokens(pixels), asked)
+# --- around the large backbone ---------------------------------------------------------------------------------------
 
 
-# --- around the large backbone ---
-
-PICTURES = 8  # files, read again and again
-SMALL = 512  # pixels of the longer side, which make 252 visual tokens
-
-
-def images(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[BenchResult]:
+def images(setting: Setting, machine: Line, tell: Tell) -> Iterator[Line]:
     """Decoding, shrinking and preprocessing JPEGs of 1600 × 1200, in one thread."""
     many, each = (24, 8) if setting.quick else (10_000, 40)
     threads = torch.get_num_threads()
@@ -504,19 +416,19 @@ def images(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[Be
 
         def read(count: int, side: int = SMALL) -> list[int]:
             stream = (paths[number % PICTURES] for number in range(count))
-            seen = []
-            for number, _ in enumerate(prefetch(stream, setting.backbone.preprocess, 4, 0, side)):
-                if number % 8 == 0:
-                    seen.append(resident())
-            return seen
+            batches = enumerate(prefetch(stream, setting.backbone.preprocess, 4, 0, side))
+            return [resident() for number, _ in batches if number % 8 == 0]
+
+        def each_of(work: Callable[[Path], None]) -> tuple[Work, int]:
+            return lambda: [work(paths[number % PICTURES]) for number in range(each)], each
 
         torch.set_num_threads(1)
         try:
             works: dict[str, tuple[Work, int]] = {
                 "reading": (lambda: read(each), each),
                 "as by default": (lambda: read(each, 1024), each),
-                "decoding": (lambda: [_decoded(paths[number % PICTURES]) for number in range(each)], each),
-                "and shrinking": (lambda: [_shrunk(paths[number % PICTURES]) for number in range(each)], each),
+                "decoding": each_of(_decoded),
+                "and shrinking": each_of(_shrunk),
             }
             times = in_turn(works, setting.repeats, tell)
             tell(f"reading {many} images, for the memory")
@@ -528,53 +440,30 @@ def images(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[Be
     yield reaches(f"read a 1600 × 1200 JPEG at {SMALL} pixels", times["reading"], 40.0, unit, 1, **floor)
     yield reaches("read a 1600 × 1200 JPEG at 1,024 pixels", times["as by default"], 40.0, unit)
     start, later = max(seen[: len(seen) // 10 + 1]), max(seen)
-    yield BenchResult(
-        "memory while reading",
-        later / start,
-        f"of what the first tenth of {many:,} images needed",
-        Goal(1.05, at_least=False),
-        0.0,
-        None,
-        0.0,
-        more={"pictures": many, "start_bytes": start, "most_bytes": later},
-    )
+    what, more = f"of what the first tenth of {many:,} images needed", {"pictures": many, "start_bytes": start}
+    yield line("memory while reading", later / start, what, 1.05, at_least=False, most_bytes=later, **more)
 
 
-def embedded(setting: Setting, machine: dict[str, Any], tell: Tell) -> Iterator[BenchResult]:
+def embedded(setting: Setting, machine: Line, tell: Tell) -> Iterator[Line]:
     """The embedded default: steps of stage 2 with the prefix kept, as `masp demo` sets it up."""
     backbone = load_backbone("embedded")
-    method = MethodConfig(queries=5, prompt_length=32)
-    generator = torch.Generator().manual_seed(0)
-    aspects = AspectModules(backbone.dim, ASPECTS, 5, "single", generator)
-    prompt = init_soft_prompt(PromptInit(), 32, backbone, generator)
-    model = MaspModel(backbone, method, aspects, prompt)
+    aspects = AspectModules(backbone.dim, ASPECTS, 5, "single", torch.Generator().manual_seed(0))
+    prompt = init_soft_prompt(PromptInit(), 32, backbone, torch.Generator().manual_seed(0))
+    model = MaspModel(backbone, MethodConfig(queries=5, prompt_length=32), aspects, prompt)
     batch, question = (8 if setting.quick else 64), setting.question()
     pictures = [_photograph(number).resize((168, 168)) for number in range(PICTURES)]
     visual = backbone.visual_tokens(backbone.preprocess(pictures))
     rows = model.prefix(visual, [question] * PICTURES).rows()
-    optimizer = torch.optim.AdamW([prompt.vectors], lr=1e-9)
-    answers = [LABELS[number % len(LABELS)] for number in range(batch)]
-
-    def step() -> None:
-        seen = CachedPrefix.stack([rows[number % PICTURES] for number in range(batch)])
-        model.prompt_loss(seen, [question] * batch, answers).mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    times = in_turn({"the embedded default": (step, batch)}, setting.repeats, tell)
-    row = model.build_inputs(visual.select([0]), [question], [answers[0]])
+    step = prompt_step(model, [rows[number % PICTURES] for number in range(batch)], question)
+    time = in_turn({"the embedded default": (step, batch)}, setting.repeats, tell)["the embedded default"]
+    row = model.build_inputs(visual.select([0]), [question], [LABELS[0]])
     graph, supervised = row.attention_mask.shape[1] - row.prefix_end, int((row.labels >= 0).sum())
     flops = sizes_of("embedded").step_flops(graph, row.prefix_end, supervised)
-    own = (
-        machine
-        if backbone.dtype == setting.backbone.dtype
-        else machine_of(backbone.dtype, backbone.device, setting.quick)
-    )
-    reached, peak = flops / times["the embedded default"].median / 1e12, own["gemm_tflops"]
+    same = backbone.dtype == setting.backbone.dtype
+    peak = (machine if same else machine_of(backbone.dtype, backbone.device, setting.quick))["gemm_tflops"]
+    reached = flops / time.median / 1e12
     more = {"flops": flops, "tflops": reached, "share_of_gemm_peak": reached / peak, "at_peak": 1e12 * peak / flops}
-    yield reaches(
-        "embedded default, stage 2, prefix kept", times["the embedded default"], 500.0, "examples/s", batch, **more
-    )
+    yield reaches("embedded default, stage 2, prefix kept", time, 500.0, "examples/s", batch, **more)
 
 
 def _decoded(path: Path) -> None:
@@ -598,7 +487,9 @@ def _photograph(seed: int) -> Image.Image:
     return Image.blend(smooth, Image.fromarray(grain.numpy()).filter(ImageFilter.GaussianBlur(1)), 0.15)
 
 
-Group = Callable[[Setting, dict[str, Any], Tell], Iterator[BenchResult]]
+# --- the whole -------------------------------------------------------------------------------------------------------
+
+Group = Callable[[Setting, Line, Tell], Iterator[Line]]
 
 GROUPS: Mapping[str, Group] = {
     "stage2": stage2,
@@ -679,7 +570,7 @@ def run_bench(
         found = machine_of(dtype, device, options.quick)
         lines = []
         for result in GROUPS[name](here, found, tell):
-            lines.append({"group": name, **result.to_json()})
+            lines.append({"group": name, **result})
             show(lines[-1])
         others = [line for line in content["results"] if line["group"] != name]
         results = sorted(others + lines, key=lambda line: list(GROUPS).index(line["group"]))

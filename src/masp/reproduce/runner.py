@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from masp.adapters import AdapterInfo, load_adapter, read_info, tensors_sha256
 from masp.backbones.base import Backbone
 from masp.backbones.model_stats import lora_size
