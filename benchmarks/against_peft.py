@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from bench_setting import Setting, once, setting
+from bench_setting import Setting, machine_of, once, setting
 from torch.utils.data import Dataset
 
 from masp.adapters.info import library_versions

@@ -14,7 +14,7 @@ from torch import nn
 
 from masp.adapters import AdapterInfo, load_adapter, read_info, tensors_sha256
 from masp.backbones.base import Backbone
-from masp.backbones.model_stats import lora_size
+from masp.backbones.model_stats import LORA_TARGETS, lora_size
 from masp.baselines.base import Reading, System
 from masp.baselines.concept_bottleneck import ConceptBottleneck
 from masp.baselines.prompted import Prompted, random_prompt, trained_facts
