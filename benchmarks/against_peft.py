@@ -21,12 +21,11 @@ from statistics import median
 from typing import Any
 
 import torch
+from bench_setting import Setting, machine_of, once, setting
 from torch.utils.data import Dataset
 
 from masp.adapters.info import library_versions
 from masp.backbones.loading import choose_device, choose_dtype
-from masp.bench.clock import machine, once
-from masp.bench.setting import Setting, setting
 from masp.core.types import IGNORED, CachedPrefix, ImageInput
 from masp.model.masp_model import ActiveParts
 
@@ -159,7 +158,7 @@ def measure(quick: bool, batch: int, steps: int, out: Path) -> None:
                 for row in rows
             ],
         },
-        "machine": machine(dtype, device, quick),
+        "machine": machine_of(dtype, device, quick),
         "versions": library_versions() | {"peft": metadata.version("peft")},
         "results": rows,
     }

@@ -21,12 +21,12 @@ from masp.adapters import library_versions
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
 from masp.baselines.base import TrainingData
+from masp.baselines.learning import make_lessons
 from masp.baselines.registry import make_system, settings_of
-from masp.bench.clock import processor
 from masp.core.config import DataConfig, load_config
+from masp.core.runtime import processor
 from masp.data.readers.open_dataset import open_dataset
 from masp.demo.pictures import Plan, draw_dataset, is_drawn
-from masp.evaluation.training_data import make_lessons
 
 PLAN = Plan(train=2000, val=1000, test=8, seed=2)  # other images than those of any committed table
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0)

@@ -30,8 +30,8 @@ from masp.core.settings import AspectTraining
 from masp.data.records import BadFiles, Dataset, Record
 from masp.demo import pictures
 from masp.demo.pictures import Plan, demo_config
-from masp.evaluation.aspect_quality import aspect_quality
-from masp.evaluation.batches import Batching, visual_batches
+from masp.evaluation.explanation_metrics import aspect_quality
+from masp.evaluation.predict_split import Batching, visual_batches
 from masp.model.explain import leave_one_out
 from masp.model.masp_model import MaspModel
 from masp.model.scoring import score

@@ -21,9 +21,9 @@ import torch
 from masp.adapters import library_versions
 from masp.baselines.base import Example, Item, TrainingData
 from masp.baselines.concept_bottleneck import ConceptBottleneck
-from masp.baselines.prompted import Prompted
-from masp.bench.clock import processor
+from masp.baselines.prompted import prompted
 from masp.core.aspects import ASPECTS, level
+from masp.core.runtime import processor
 from masp.core.types import VisualTokens
 from masp.data.emoji.dataset import annotation, scenes
 from masp.evaluation import metrics
@@ -90,7 +90,7 @@ def draw(masp: Masp, split: str, count: int) -> Pictures:
 
 def by_leaving_out(masp: Masp, visual: VisualTokens) -> list[tuple[str, str]]:
     """What the adapter names for each image, and the aspect whose loss would cost that label most."""
-    task, said = masp.task, Prompted(masp).predict(visual)
+    task, said = masp.task, prompted(masp).predict(visual)
     names = taking_part(masp.model, task.use)
     effects = leave_one_out(masp.model, visual, task.question, task.labels, task.use)
     found = []
@@ -128,7 +128,7 @@ def measure(work: Path, sizes: tuple[int, int, int], out: Path) -> None:
     started, masp = time.perf_counter(), Masp.from_pretrained()
     train, val, test = (draw(masp, split, size) for split, size in zip(("train", "val", "test"), sizes, strict=True))
     images = Held([train, val])
-    systems = {"words alone": None, "words and the soft prompt's scores": Prompted(masp)}
+    systems = {"words alone": None, "words and the soft prompt's scores": prompted(masp)}
     found = {}
     groups = [range(start, min(start + TOGETHER, sizes[2])) for start in range(0, sizes[2], TOGETHER)]
     batches = [test.visual.select(list(group)) for group in groups]

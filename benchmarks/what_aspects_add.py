@@ -30,14 +30,14 @@ from masp.adapters import library_versions, load_adapter
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
 from masp.baselines.base import Example
-from masp.baselines.concept_layers import present, read_words, vocabulary
-from masp.baselines.heads import mean_token
+from masp.baselines.concept_bottleneck import present, read_words, vocabulary
+from masp.baselines.distilled import mean_token
 from masp.baselines.probe import logits
-from masp.bench.clock import processor
 from masp.core.aspects import ASPECTS, level
 from masp.core.config import MethodConfig, PromptInit
 from masp.core.labels import render_labels
 from masp.core.prompts import load_questions
+from masp.core.runtime import processor
 from masp.core.types import ModelInputs, VisualTokens
 from masp.data.emoji.dataset import annotation, scenes
 from masp.data.emoji.label_model import EMOTIONS
@@ -119,7 +119,7 @@ HEADS = {
     ("scores of V+S", "true cues"): 0.1,
 }
 """What a linear head reads → inverse strength of its regularisation. Words: probabilities of the true cues' words, by
-the first layer of the cue head (`masp.baselines.concept_layers`) on the training images."""
+the first layer of the cue head (`masp.baselines.concept_bottleneck`) on the training images."""
 
 PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
 """Of the words; the training images decide."""

@@ -37,7 +37,7 @@ ROWS = (
     ),
     ("masp.baselines",),
     ("masp.report",),
-    ("masp.demo", "masp.bench", "masp.reproduce"),
+    ("masp.demo", "masp.reproduce"),
     ("masp.cli",),
     ("masp.__main__",),
 )
@@ -62,7 +62,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "click": ("masp.cli",),
     "datasets": ("masp.data.hub",),
     "jinja2": ("masp.report", "masp.adapters.card"),
-    "matplotlib": ("masp.report.plots", "masp.report", "masp.reproduce.charts"),
+    "matplotlib": ("masp.report.plots", "masp.report", "masp.reproduce.writers"),
     "huggingface_hub": ("masp.adapters.hub", "masp.backbones"),
     "imagehash": ("masp.data.validation",),
     "pandas": (),

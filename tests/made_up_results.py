@@ -3,10 +3,9 @@
 import math
 from pathlib import Path
 
-from masp.evaluation.bootstrap import BootstrapSamples
 from masp.evaluation.compute_metrics import Calibration, ResultContext, measured
-from masp.evaluation.predictions import LabelledPrediction
-from masp.evaluation.result import Evaluation, write_result
+from masp.evaluation.metrics import BootstrapSamples
+from masp.evaluation.result import Evaluation, LabelledPrediction, write_result
 
 LABELS = ("joy", "fear", "awe")
 TRUTH = ("joy", "joy", "joy", "joy", "fear", "fear", "awe", "awe")

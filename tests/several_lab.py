@@ -18,7 +18,7 @@ from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
 from masp.cli.error_handling import guarded
 from masp.data.records import Dataset, Record
-from masp.evaluation.batches import Batching
+from masp.evaluation.predict_split import Batching
 from masp.evaluation.runner import evaluate
 from masp.model.masp_model import MaspModel
 from masp.predictor import Masp

@@ -5,7 +5,7 @@ from pathlib import Path
 import tiny
 from masp.demo.pictures import Plan
 from masp.reproduce.config import ReproduceConfig, drawn_source, embedded_config
-from masp.reproduce.others import QUICKLY
+from masp.reproduce.specs import QUICKLY
 
 PLAN = Plan(train=11, val=3, test=7, seed=5)
 SETTINGS = (

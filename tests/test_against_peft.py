@@ -8,9 +8,9 @@ import torch
 peft = pytest.importorskip("peft")
 
 import against_peft  # noqa: E402
+from bench_setting import setting  # noqa: E402
 
 import update_readme  # noqa: E402
-from masp.bench.setting import setting  # noqa: E402
 from masp.model.masp_model import ActiveParts  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT and transformers warn of each other; nothing of it is ours

@@ -2,19 +2,29 @@
 
 import json
 import threading
+from types import SimpleNamespace
 
+import bench_setting as clock
 import pytest
 import torch
+from bench import (
+    GROUPS,
+    PLAIN,
+    Options,
+    as_released,
+    costs,
+    faster,
+    line_of,
+    main,
+    pair_columns,
+    reaches,
+    run_bench,
+    stage1,
+)
+from bench_setting import ANSWERS, GRIDS, TINY, Timing, in_turn, memory_of, setting
+from plain_steps import PlainSteps, bare_forward, plain_attention
 
 from masp.backbones.random_init import make
-from masp.bench import clock
-from masp.bench.baseline import PlainSteps, bare_forward, plain_attention
-from masp.bench.clock import Timing, in_turn, memory_of
-from masp.bench.planned import LINES
-from masp.bench.result import Goal, costs, faster, reaches
-from masp.bench.run import GROUPS, NAMES, Options, run_bench
-from masp.bench.setting import ANSWERS, GRIDS, TINY, setting
-from masp.bench.training import as_released
 from masp.cli.app import app
 from masp.core.aspects import ASPECTS
 from masp.core.errors import UsageError
@@ -148,14 +158,13 @@ def test_freed_memory_is_given_back_to_the_system():
 
 def test_ratios_and_goals():
     ours, baseline = Timing((0.5, 0.25, 1.0)), Timing((6.0, 5.0, 7.0))
-    found = faster("stage 2", ours, baseline, Goal(12.0), 256, 4, flops=3.0)
-    assert (found.ratio, found.met, found.more) == (12.0, True, {"flops": 3.0})
-    assert costs("score", baseline, ours, "times", Goal(11.9, at_least=False), 256).met is False
+    found = faster("stage 2", ours, baseline, 12.0, 256, 4, flops=3.0)
+    assert (found["ratio"], found["met"], found["more"]) == (12.0, True, {"flops": 3.0})
+    assert (found["goal"], found["at_least"], found["repeats"]) == (12.0, True, 3)
+    assert costs("score", baseline, ours, "times", 11.9, 256)["met"] is False
     rate = reaches("pictures", Timing((0.02,)), 40.0, "images/s")
-    assert (rate.ratio, rate.met, rate.more["value"]) == (pytest.approx(1.25), True, pytest.approx(50))
-    line = found.to_json()
-    assert (line["goal"], line["at_least"], line["met"], line["repeats"]) == (12.0, True, True, 3)
-    assert costs("x", ours, ours, "", None, 1).to_json()["met"] is None
+    assert (rate["ratio"], rate["met"], rate["more"]["value"]) == (pytest.approx(1.25), True, pytest.approx(50))
+    assert costs("x", ours, ours, "", None, 1)["met"] is None
 
 
 def test_every_group_runs_and_the_file_says_what_was_measured(small):
@@ -171,24 +180,12 @@ def test_every_group_runs_and_the_file_says_what_was_measured(small):
     names = {line["name"] for line in content["results"]}
     for wanted in ("released layout", "prefix recomputed", "prefix kept", "image-major", "features kept", "4 tasks"):
         assert any(wanted in name for name in names), wanted
-    grown = content["growth"]
-    assert {line["of"] for line in grown} == {"visual tokens", "batch size", "images"}
-    jobs = [line for line in grown if line["of"] == "images"]
-    assert [line["at"] for line in jobs] == [2, 4, 8]
-    for line in jobs:
-        assert line["seconds"] == pytest.approx(line["building_s"] + line["epoch_s"])
-        assert min(line["building_s"], line["epoch_s"]) > 0
-    assert content["command"] == "masp bench --quick --repeats 1 --threads 1 --json FILE"
-
-    planned = [row["name"] for row in content["plan"]]
-    assert {name for name in planned if not name.startswith("peak memory")} == LINES.keys()
-    assert len({name for name in planned if name.startswith("peak memory")}) == 3
+    assert content["command"] == "python benchmarks/bench.py --quick --repeats 1 --threads 1 --json FILE"
     heard.clear()
-    kept, stale = [], {**content, "plan": [{"name": "old"}]}
-    again = run_bench(Options(quick=True, repeats=1, threads=1), heard.append, shown.append, stale, kept.append)
+    kept: list[dict] = []
+    again = run_bench(Options(quick=True, repeats=1, threads=1), heard.append, shown.append, content, kept.append)
     assert heard == ["the machine's own peaks, and random weights"]  # nothing is left to measure
-    assert kept == [again]
-    assert again["plan"] == content["plan"]
+    assert (kept, again["results"]) == ([], content["results"])
 
 
 def test_an_unknown_name_and_too_few_repeats_are_refused():
@@ -196,50 +193,45 @@ def test_an_unknown_name_and_too_few_repeats_are_refused():
         Options("stage3")
     with pytest.raises(UsageError, match="at least five"):
         Options(repeats=3)
-    assert set(GROUPS) < set(NAMES)
 
 
-def test_the_command_prints_a_table_and_writes_the_file(tmp_path):
-    from typer.testing import CliRunner
-
+def test_it_prints_every_line_and_writes_the_file(tmp_path, capsys):
     out = tmp_path / "deep" / "bench.json"
-    done = CliRunner().invoke(app, ["bench", "--quick", "--only", "tasks", "--repeats", "1", "--json", str(out)])
-    assert done.exit_code == 0, done.output
-    assert "2 tasks" in done.stdout
-    assert "≤ 1.6" in done.stdout
+    main(["--quick", "--only", "tasks", "--repeats", "1", "--json", str(out)])
+    assert "2 tasks on one image  N = 16  " in (shown := capsys.readouterr().out)
+    assert "(goal ≤ 1.6, met: " in shown
     assert [line["name"] for line in json.loads(out.read_text())["results"]][:2] == [
         "2 tasks on one image",
         "4 tasks on one image",
     ]
 
 
-def test_the_command_prints_where_the_baselines_time_goes_and_the_bound_of_batches():
-    from rich.console import Console
+def test_the_command_leads_to_the_benchmark(monkeypatch):
+    from typer.testing import CliRunner
 
-    from masp.cli.bench import _growth, _planned, _table
+    called = []
+    monkeypatch.setattr("subprocess.run", lambda words, check: called.append(words) or SimpleNamespace(returncode=0))
+    done = CliRunner().invoke(app, ["bench", "--quick", "--only", "tasks"])
+    assert done.exit_code == 0, done.output
+    assert called[0][1].endswith("benchmarks/bench.py")
+    assert called[0][2:] == ["--quick", "--only", "tasks"]
+    monkeypatch.setattr("masp.__file__", "/nowhere/site-packages/masp/__init__.py")
+    assert "not part of the installed package" in str(CliRunner().invoke(app, ["bench"]).exception)
 
+
+def test_a_line_says_where_the_baselines_time_goes_and_the_bound_of_batches():
     line = {"visual": 256, "batch": 1, "goal": None, "met": None, "median_s": 7.0, "spread": 0.1, "ratio": None}
-    more, job = {"gain_over_generating": 1.31, "bound": 1.37}, {"building_s": 43.2, "epoch_s": 13.8, "seconds": 57.0}
-    rows = [
-        line | {"name": "baseline", "meaning": "", "more": {"optimizer_share": 0.021, "vision_share": 0.114}},
-        line | {"name": "batched", "ratio": 0.96, "meaning": "of the largest gain", "more": more},
-    ]
-    console = Console(width=200, record=True)
-    console.print(_table(rows))
-    console.print(_growth([{"of": "images", "at": 24, "visual": 67, "batch": 3, **job}]))
-    plan = {"name": "kept", "visual": 67, "estimated": 0.31, "measured": 0.29, "ratio": 1.069, "unit": "s"}
-    console.print(_planned([plan, plan | {"ratio": None, "unit": "GB"}]))
-    shown = console.export_text()
-    assert "of its time: AdamW 2.1%, the vision tower 11.4%" in shown
-    assert "of the largest gain: 1.31 of at most 1.37 times" in shown
-    assert "43.20 once, 13.80 an epoch" in shown
-    assert "1.07" in shown
+    more = {"gain_over_generating": 1.31, "bound": 1.37}
+    shares = {"optimizer_share": 0.021, "vision_share": 0.114}
+    assert "of its time: AdamW 2.1%, the vision tower 11.4%" in line_of(
+        line | {"name": "baseline", "meaning": "", "more": shares}
+    )
+    said = line_of(line | {"name": "batched", "ratio": 0.96, "meaning": "of the largest gain", "more": more})
+    assert "of the largest gain: 1.31 of at most 1.37 times" in said
 
 
 def test_the_operations_of_the_plain_pairs_are_counted_by_their_own_lengths(small):
     """Every aspect's pair by itself; the baseline takes three of them."""
-    from masp.bench.training import PLAIN, pair_columns, stage1
-
     model = small.model("released")
     alone = {
         name: model.sequence_builder([small.aspect_question(name)], [ANSWERS[name]], aspects=torch.zeros(1, 1, 5, 64))
@@ -249,38 +241,29 @@ def test_the_operations_of_the_plain_pairs_are_counted_by_their_own_lengths(smal
     assert pair_columns(small, ASPECTS) == list(lengths.values())
     assert pair_columns(small, PLAIN) == [lengths[name] for name in PLAIN]
     assert set(PLAIN) < set(ASPECTS)
-    found = next(line for line in stage1(small, {"gemm_tflops": 1.0}, lambda name: None) if line.ratio is not None)
+    found = next(line for line in stage1(small, {"gemm_tflops": 1.0}, lambda name: None) if line["ratio"] is not None)
     sizes, count = small.sizes(), small.counts[0]
     plain = sum(sizes.plain_flops(count, lengths[name]) for name in PLAIN) / 3
     ours = sum(sizes.step_flops(length, 0, 4) for length in lengths.values()) / 6 + sizes.vision_flops(count) / 6
-    assert found.more["flops"] == pytest.approx(ours)
-    assert found.more["ratio_by_arithmetic"] == pytest.approx(plain / ours)
-
-
-def run(*arguments: str):
-    from typer.testing import CliRunner
-
-    return CliRunner().invoke(app, ["bench", "--quick", "--repeats", "1", *arguments])
+    assert found["more"]["flops"] == pytest.approx(ours)
+    assert found["more"]["ratio_by_arithmetic"] == pytest.approx(plain / ours)
 
 
 def test_groups_measured_one_by_one_stand_in_one_file(tmp_path):
     file = tmp_path / "bench.json"
     for group in ("tasks", "stage1", "tasks"):
-        done = run("--only", group, "--add", "--json", str(file))
-        assert done.exit_code == 0, done.output
+        main(["--quick", "--repeats", "1", "--only", group, "--add", "--json", str(file)])
     content = json.loads(file.read_text())
     assert list(content["groups"]) == ["tasks", "stage1"]
     groups = [line["group"] for line in content["results"]]
-    assert groups == sorted(groups, key=NAMES.index)
+    assert groups == sorted(groups, key=list(GROUPS).index)
     assert groups.count("tasks") == len([line for line in content["results"] if "tasks on one image" in line["name"]])
-    assert len(content["plan"]) == 4
-    assert {row["name"] for row in content["plan"]} == {"stage 1, image-major", "stage 1, features kept"}
-    assert content["command"] == "masp bench --quick --json FILE"
+    assert content["command"] == "python benchmarks/bench.py --quick --repeats 1 --json FILE"
 
 
 def test_what_is_there_is_not_measured_again_and_what_does_not_fit_is_refused(tmp_path):
     options, told = Options(quick=True, repeats=1), []
-    measured = {name: {} for name in NAMES if name != "tasks"}
+    measured = {name: {} for name in GROUPS if name != "tasks"}
     first = run_bench(Options("tasks", quick=True, repeats=1), told.append, told.append)
     again = run_bench(options, told.append, told.append, {**first, "groups": {**first["groups"], **measured}})
     assert again["results"] == first["results"]
@@ -289,5 +272,7 @@ def test_what_is_there_is_not_measured_again_and_what_does_not_fit_is_refused(tm
         run_bench(options, told.append, told.append, other)
     odd = tmp_path / "odd.json"
     odd.write_text("[]")
-    assert "--add without --json" in str(run("--add").exception)
-    assert "not what masp bench wrote" in str(run("--add", "--json", str(odd)).exception)
+    with pytest.raises(UsageError, match="--add without --json"):
+        main(["--quick", "--add"])
+    with pytest.raises(UsageError, match="not what this benchmark wrote"):
+        main(["--quick", "--add", "--json", str(odd)])

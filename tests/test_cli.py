@@ -8,8 +8,7 @@ import shutil
 import pytest
 
 import tiny
-from masp.bench.run import NAMES
-from masp.cli import bench, data, research
+from masp.cli import data, research
 from masp.cli.evaluate import evaluate
 from masp.core.aspects import ASPECTS
 from masp.core.labels import LABEL_SETS
@@ -432,7 +431,7 @@ def test_a_full_disk_is_said_plainly(masp, world, tmp_path, monkeypatch, option)
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr("masp.evaluation.result.write_file", full)
-    monkeypatch.setattr("masp.report.page.write_file", full)
+    monkeypatch.setattr("masp.report.html.write_file", full)
     words = ["evaluate", "--data", world / "data"] if option == "--out" else ["predict", world / "pictures", "--json"]
     code, _, err = masp(*words, "--adapter", world / "adapter", option, tmp_path / "o")
     assert code == 1
@@ -513,9 +512,7 @@ def test_help_and_version(masp):
     assert (code, out.split()[0]) == (0, "masp")
 
 
-@pytest.mark.parametrize(
-    ("option", "names"), [(bench.Only, NAMES), (data.Aspects, ASPECTS), (research.PlannedDtype, research.FORMATS)]
-)
+@pytest.mark.parametrize(("option", "names"), [(data.Aspects, ASPECTS), (research.PlannedDtype, research.FORMATS)])
 def test_help_names_every_choice(option, names):
     (option,) = option.__metadata__
     assert [name for name in names if name not in option.help] == []

@@ -8,7 +8,7 @@ import tiny
 from masp.cli import main
 from masp.data.prefetch import prefetch
 from masp.data.readers.open_dataset import open_dataset
-from masp.evaluation import processes
+from masp.evaluation import predict_split as processes
 from masp.evaluation.runner import evaluate
 from masp.predictor import Masp
 from small_adapters import LABELS, write_adapter

@@ -7,7 +7,7 @@ import pytest
 
 from architecture import ROOT
 from masp.core.runtime import processor
-from masp.evaluation.facts import machine_facts
+from masp.evaluation.result import machine_facts
 
 
 def test_the_processor_is_called_by_its_own_name(tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from bench_setting import ANSWERS, LABELS, setting
 from typer.testing import CliRunner
 
 import small_training
 import tiny
 from masp.backbones.sizes import sizes_of
-from masp.bench.setting import ANSWERS, LABELS, setting
 from masp.cli.app import app
 from masp.cli.error_handling import guarded
 from masp.cli.research import train_line

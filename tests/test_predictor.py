@@ -13,7 +13,7 @@ import tiny
 from masp.adapters import find_adapter
 from masp.backbones.files import local_folder
 from masp.backbones.loading import load_backbone
-from masp.baselines.zero_shot import ZeroShot
+from masp.baselines.zero_shot import zero_shot_system
 from masp.core.errors import AdapterError, BackboneError, DataError, ImageError, MaspError, UsageError
 from masp.core.labels import TAXONOMIES
 from masp.demo.pictures import demo_pictures
@@ -288,7 +288,7 @@ def test_a_backbone_without_an_adapter_answers_alone(family, pictures):
     masp = Masp.from_pretrained(backbone=tiny.backbone(family), labels="joy,fear,awe")
     assert masp.zero_shot
     found = masp.predict(pictures[:2])
-    alone = ZeroShot(tiny.backbone(family), LABELS)
+    alone = zero_shot_system(tiny.backbone(family), LABELS)
     expected = alone.predict(masp.visual_tokens(masp.backbone.preprocess([masp._open(path) for path in pictures[:2]])))
     for one, other in zip(found, expected, strict=True):
         assert one.adapter == "zero-shot"

@@ -15,8 +15,19 @@ from masp.core.errors import MaspError
 from masp.model.explain import AspectReading, PromptAttention
 from masp.predictor import Prediction
 from masp.report import render, sample_of, verdict, write_report
-from masp.report.formatting import duration, grouped, points, signed, width
-from masp.report.schema import Ablation, AspectScore, AspectSight, Confusion, ReportData, Sample
+from masp.report.schema import (
+    Ablation,
+    AspectScore,
+    AspectSight,
+    Confusion,
+    ReportData,
+    Sample,
+    duration,
+    grouped,
+    points,
+    signed,
+    width,
+)
 from web_page import LOADING, Page
 
 HOSTILE = '<script>alert(1)</script>"\' onload="x'

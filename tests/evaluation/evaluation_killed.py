@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from asked import ByBrightness, opened
-from masp.evaluation.batches import Batching
+from masp.evaluation.predict_split import Batching
 from masp.evaluation.runner import evaluate
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ import pytest
 from masp.core.errors import DataError
 from masp.core.prompts import load_questions
 from masp.data.records import Record
-from masp.evaluation import aspect_quality as quality
-from masp.evaluation.batches import Batching
+from masp.evaluation import explanation_metrics as quality
+from masp.evaluation.predict_split import Batching
 from masp.model.masp_model import ActiveParts
 from masp.predictor import Masp
 from small_adapters import write_adapter

@@ -9,11 +9,10 @@ from scipy.special import log_softmax
 from scipy.stats import entropy
 from sklearn.metrics import brier_score_loss, f1_score, log_loss, top_k_accuracy_score
 
-from masp.evaluation import probabilistic_metrics as of
-from masp.evaluation.bootstrap import BootstrapSamples, bootstrap, means_of
+from masp.evaluation import compute_metrics as of
 from masp.evaluation.compute_metrics import label_intervals
-from masp.evaluation.metrics import calibration_error
-from masp.evaluation.predictions import LabelledPrediction
+from masp.evaluation.metrics import BootstrapSamples, bootstrap, calibration_error, means_of
+from masp.evaluation.result import LabelledPrediction
 
 LABELS = ("joy", "fear", "awe")
 FEW = BootstrapSamples(50)

@@ -6,10 +6,9 @@ from dataclasses import replace
 import pytest
 
 from masp.core.errors import DataError, UsageError
-from masp.evaluation.bootstrap import BootstrapSamples
-from masp.evaluation.comparison import compare_results, over_seeds
-from masp.evaluation.compute_metrics import ResultContext, measured
-from masp.evaluation.predictions import LabelledPrediction
+from masp.evaluation.compute_metrics import ResultContext, compare_results, measured, over_seeds
+from masp.evaluation.metrics import BootstrapSamples
+from masp.evaluation.result import LabelledPrediction
 
 LABELS = ("joy", "fear")
 

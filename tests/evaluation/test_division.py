@@ -11,7 +11,7 @@ import tiny
 from masp.adapters import DataRecord, load_adapter, save_adapter
 from masp.data.readers.open_dataset import open_dataset
 from masp.data.splits import read_split, write_split
-from masp.evaluation.division import as_trained
+from masp.evaluation.runner import as_trained
 from small_adapters import LABELS, write_adapter
 
 

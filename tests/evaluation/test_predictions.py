@@ -7,11 +7,10 @@ import pytest
 
 from masp.core.errors import DataError, UsageError
 from masp.data.records import Dataset, Record
-from masp.evaluation.bootstrap import BootstrapSamples
 from masp.evaluation.compute_metrics import ResultContext, measured
-from masp.evaluation.external_predictions import evaluate_predictions
-from masp.evaluation.predictions import LOWEST, LabelledPrediction, read_foreign, read_predictions, write_predictions
-from masp.evaluation.result import read_result
+from masp.evaluation.external_predictions import evaluate_predictions, read_foreign
+from masp.evaluation.metrics import BootstrapSamples
+from masp.evaluation.result import LOWEST, LabelledPrediction, read_predictions, read_result, write_predictions
 
 LABELS = ("joy", "sadness", "awe")
 

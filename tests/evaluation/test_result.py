@@ -8,13 +8,13 @@ import pytest
 
 from masp.core.errors import DataError
 from masp.evaluation.metrics import ClassFigures, Interval
-from masp.evaluation.predictions import LabelledPrediction
 from masp.evaluation.result import (
     Bin,
     Calibrated,
     CalibrationFloor,
     Distribution,
     Evaluation,
+    LabelledPrediction,
     ProbabilisticMetrics,
     RiskCoverage,
     SkippedImage,

@@ -14,9 +14,8 @@ from asked import ByBrightness, opened
 from masp.baselines.base import SystemPrediction
 from masp.core.errors import UsageError
 from masp.data.records import Record
-from masp.evaluation.batches import Batching
+from masp.evaluation.predict_split import ENDING, Batching
 from masp.evaluation.result import read_result
-from masp.evaluation.resume_log import ENDING
 from masp.evaluation.runner import evaluate
 
 PROGRAM = Path(__file__).with_name("evaluation_killed.py")

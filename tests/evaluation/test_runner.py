@@ -12,7 +12,7 @@ from masp.core.errors import DataError, UsageError
 from masp.core.flops import images_at_once
 from masp.data.records import Dataset, Record
 from masp.evaluation import runner
-from masp.evaluation.batches import Batching
+from masp.evaluation.predict_split import Batching
 from masp.evaluation.result import read_result
 from masp.evaluation.runner import evaluate
 from masp.predictor import Masp

@@ -4,7 +4,6 @@ import pytest
 
 from masp.core.errors import DataError, UsageError
 from masp.data.records import Record
-from masp.evaluation.batches import Batching
 from masp.evaluation.explanation_metrics import (
     ExplainedImage,
     Truth,
@@ -14,6 +13,7 @@ from masp.evaluation.explanation_metrics import (
     measure_explanations,
     truth_of,
 )
+from masp.evaluation.predict_split import Batching
 from masp.predictor import Masp
 from small_adapters import write_adapter
 from small_scenes import CELLS, write_scenes

@@ -10,11 +10,9 @@ from PIL import Image
 
 from made_up_results import LABELS, answer, answers, result
 from masp.core.errors import UsageError
-from masp.evaluation.bootstrap import BootstrapSamples
 from masp.evaluation.compute_metrics import ResultContext, measured
-from masp.evaluation.metrics import Interval
-from masp.evaluation.predictions import LabelledPrediction
-from masp.evaluation.result import Distribution, Evaluation
+from masp.evaluation.metrics import BootstrapSamples, Interval
+from masp.evaluation.result import Distribution, Evaluation, LabelledPrediction
 from masp.report.comparison import comparison
 from masp.report.error_analysis import ErrorPageOptions
 from masp.report.load_results import ResultSource, Rows

@@ -4,7 +4,7 @@ import pytest
 
 from masp.evaluation.metrics import Interval
 from masp.evaluation.result import Bin, RiskCoverage
-from masp.report.figures import Figure, mean_curve, over_seeds, pooled
+from masp.report.load_results import Figure, mean_curve, over_seeds, pooled
 
 
 def test_seeds_become_mean_and_standard_deviation():

@@ -9,7 +9,7 @@ import pytest
 import tiny
 from made_up_results import result, written
 from masp.adapters import tensors_sha256
-from masp.evaluation.predictions import LabelledPrediction
+from masp.evaluation.result import LabelledPrediction
 from masp.predictor import Masp
 from small_adapters import LABELS, write_adapter
 from web_page import Page

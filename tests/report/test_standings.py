@@ -5,8 +5,7 @@ import pytest
 from made_up_results import TRUTH, answer, answers, result
 from masp.core.errors import UsageError
 from masp.evaluation import metrics
-from masp.evaluation.predictions import LabelledPrediction
-from masp.evaluation.result import Evaluation
+from masp.evaluation.result import Evaluation, LabelledPrediction
 from masp.report import leaderboard as standings
 from masp.report.load_results import ResultSource, trials
 

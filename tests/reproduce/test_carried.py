@@ -7,16 +7,13 @@ from typing import Any
 
 import pytest
 
-from masp.evaluation.predictions import PREDICTIONS, LabelledPrediction, write_predictions
-from masp.reproduce import writing
-from masp.reproduce.dag import plan_cells
-from masp.reproduce.experiment import ExperimentResult
-from masp.reproduce.more_sheets import differences, paired
-from masp.reproduce.others import all_recipes
-from masp.reproduce.paper import load_paper
-from masp.reproduce.specs import TABLE2
+from masp.evaluation.result import PREDICTIONS, LabelledPrediction, write_predictions
+from masp.reproduce import writers as writing
+from masp.reproduce.dag import ExperimentResult, plan_cells
+from masp.reproduce.sheets import differences, paired
+from masp.reproduce.specs import TABLE2, all_recipes, load_paper
 from masp.reproduce.tables import Results
-from masp.reproduce.writing import write_all
+from masp.reproduce.writers import write_all
 from small_reproduction import small_job
 
 PAPER = load_paper()

@@ -13,10 +13,9 @@ from masp.core.aspects import ASPECTS
 from masp.core.prompts import load_questions
 from masp.demo import pictures
 from masp.reproduce import library
-from masp.reproduce.experiment import Experiment
-from masp.reproduce.others import divided, read_by, recipe_of
+from masp.reproduce.dag import Experiment
 from masp.reproduce.runner import Runner
-from masp.reproduce.specs import ATTENTION, FULL, PLAIN, Spec, masp
+from masp.reproduce.specs import ATTENTION, FULL, PLAIN, Spec, divided, masp, read_by, recipe_of
 from own_questions import write_questions
 from small_adapters import write_adapter
 from small_reproduction import PLAN, small_job

@@ -2,9 +2,8 @@
 
 import pytest
 
-from masp.core.flops import QWEN2_VL_7B
-from masp.reproduce.counts import lora_numbers, of_paper_backbone
-from masp.reproduce.paper import load_paper, zero_shot_row
+from masp.reproduce.runner import paper_parameters
+from masp.reproduce.specs import load_paper, zero_shot_row
 
 PAPER = load_paper()
 
@@ -43,8 +42,8 @@ def test_table_1_has_every_number() -> None:
 
 def test_table_4_follows_from_the_widths() -> None:
     """28 blocks, rank 8: query 3584 → 3584, value 3584 → 512; 32 vectors of 3584."""
-    counted = of_paper_backbone()
-    assert lora_numbers(QWEN2_VL_7B) == 28 * 8 * (3584 + 3584 + 3584 + 512)
+    counted = paper_parameters()
+    assert counted["lora"] == 28 * 8 * (3584 + 3584 + 3584 + 512)
     assert counted["lora"] == PAPER.parameters["Instruction tuning"]
     assert counted["prompt"] == PAPER.parameters["Soft prompt tuning"]
     assert counted["aspects paper"] == 6 * (3584 + 2 * 3584**2)

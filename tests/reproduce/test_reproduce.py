@@ -6,9 +6,9 @@ import logging
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
-from multiprocessing import Pipe, Process
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import ending
 import tiny
 from masp.adapters import load_adapter, read_info, tensors_sha256
 from masp.backbones.loading import load_backbone
+from masp.baselines import prompted as variants
 from masp.cli.app import main
 from masp.core.aspects import ASPECTS
 from masp.core.config import DataConfig
@@ -32,17 +33,13 @@ from masp.evaluation.result import read_result
 from masp.evaluation.runner import evaluate
 from masp.predictor import Masp
 from masp.report.load_results import read_sources, trials
-from masp.reproduce import ablations as variants
 from masp.reproduce import executor as pool
 from masp.reproduce import runner as workshop
 from masp.reproduce.config import DatasetSource, ReproduceConfig
-from masp.reproduce.dag import plan_cells
+from masp.reproduce.dag import Experiment, ExperimentResult, plan_cells, read_outcome, result_file
 from masp.reproduce.executor import blocked, run_cells
-from masp.reproduce.experiment import Experiment, ExperimentResult, read_outcome, result_file
-from masp.reproduce.others import all_recipes
-from masp.reproduce.paper import load_paper
 from masp.reproduce.run import Reproduced, reproduce
-from masp.reproduce.specs import DATA, FULL, PARAMETERS, PLAIN
+from masp.reproduce.specs import DATA, FULL, PARAMETERS, PLAIN, all_recipes, load_paper
 from masp.reproduce.tables import Results, accuracy_table
 from masp.training.run_dir import TrainResult
 from masp.training.signals import Interrupted, StopRequest
@@ -392,17 +389,17 @@ def test_a_worker_that_dies_has_failed_its_cell(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_worker_that_died_while_it_waited_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gone, their_end = Pipe()
-    their_end.close()
-    here, there = Pipe()
-    dead, fresh = (pool.Worker(Process(), line) for line in (gone, here))
-    crowd = pool._Pool(small_job(tmp_path, "table4", seeds=1), 2, lambda *_: None)
+    crowd, cell = pool._Crowd(small_job(tmp_path, "table4"), 2, lambda *_: None), Experiment("d", PARAMETERS, 0)
+    monkeypatch.setattr(pool, "_work", ending.broken)
+    future, dead = crowd._given(cell)
+    with pytest.raises(BrokenProcessPool):
+        future.result()
     crowd.idle.append(dead)
-    monkeypatch.setattr(crowd, "_hired", lambda: fresh)
-    cell = Experiment("emoji-scenes", PARAMETERS, 0)
-    assert crowd._handed_out([cell]) == []
-    assert there.recv() == cell
-    assert (crowd.idle, crowd.busy) == ([], {id(fresh): (fresh, cell)})
+    monkeypatch.setattr(pool, "_work", ending.done)
+    future, fresh = crowd._given(cell)
+    assert fresh is not dead
+    assert future.result() == "done"
+    fresh.pool.shutdown()
 
 
 def test_a_copy_that_was_cut_short_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from masp.reproduce.render import Sheet, comma_separated, escaped, latex, markdown, sheet_of
+from masp.reproduce.sheets import Sheet, comma_separated, escaped, latex, markdown, sheet_of
 from masp.reproduce.tables import ResultTable, TableCell, TableRow
 
 

@@ -14,11 +14,16 @@ from sklearn.linear_model import LogisticRegression, Ridge
 import tiny
 from masp.adapters import load_adapter
 from masp.baselines.base import Example, SystemPrediction, TrainingData
-from masp.baselines.concept_bottleneck import ConceptBottleneck, ConceptBottleneckSettings
-from masp.baselines.concept_layers import present, read_words, vocabulary
+from masp.baselines.concept_bottleneck import (
+    ConceptBottleneck,
+    ConceptBottleneckSettings,
+    present,
+    read_words,
+    vocabulary,
+)
 from masp.baselines.probe import logits
 from masp.baselines.registry import make_system
-from masp.baselines.zero_shot import ZeroShot, ZeroShotSettings
+from masp.baselines.zero_shot import ZeroShotSettings, zero_shot_system
 from masp.core.aspects import ASPECTS
 from masp.core.errors import DataError, UsageError
 from masp.core.types import VisualTokens
@@ -41,7 +46,7 @@ def head(over: bool = False, settings: ConceptBottleneckSettings = FREELY) -> Co
     backbone = tiny.backbone()
     adapter = load_adapter(aspects_of("qwen2_vl"), backbone)
     model = MaspModel(backbone, adapter.info.method, adapter.aspects)
-    return ConceptBottleneck(model, LABELS, ZeroShot(backbone, LABELS) if over else None, settings)
+    return ConceptBottleneck(model, LABELS, zero_shot_system(backbone, LABELS) if over else None, settings)
 
 
 def test_the_words_are_those_of_enough_images() -> None:
@@ -268,8 +273,10 @@ def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
         head().predict(Watched(backbone).visual([0]))
     model = head().model
     with pytest.raises(UsageError, match="chooses from joy, fear"):
-        ConceptBottleneck(model, LABELS, ZeroShot(backbone, ("joy", "fear")))
-    silent = ConceptBottleneck(model, LABELS, ZeroShot(backbone, LABELS, ZeroShotSettings(reading="generate")), FREELY)
+        ConceptBottleneck(model, LABELS, zero_shot_system(backbone, ("joy", "fear")))
+    silent = ConceptBottleneck(
+        model, LABELS, zero_shot_system(backbone, LABELS, ZeroShotSettings(reading="generate")), FREELY
+    )
     with pytest.raises(UsageError, match="no probabilities"):
         silent.fit(taught(tmp_path / "silent", Watched(backbone)))
     aspects = aspects_of("qwen2_vl")

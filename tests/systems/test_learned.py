@@ -9,11 +9,18 @@ import torch
 
 import tiny
 from masp.baselines.base import Example
-from masp.baselines.distilled import Distilled, DistilledSettings, gate_inputs
-from masp.baselines.heads import AttentionHead, MeanHead, distillation_loss, mean_token
+from masp.baselines.distilled import (
+    AttentionHead,
+    Distilled,
+    DistilledSettings,
+    MeanHead,
+    distillation_loss,
+    gate_inputs,
+    mean_token,
+)
 from masp.baselines.probe import Probe, fitted, logits
 from masp.baselines.registry import CATALOGUE, make_system, settings_of
-from masp.baselines.zero_shot import ZeroShot
+from masp.baselines.zero_shot import zero_shot_system
 from masp.core.errors import ConfigError, DataError, UsageError
 from masp.core.types import VisualTokens
 from noise_lessons import LABELS, Watched, lessons
@@ -76,7 +83,7 @@ def test_the_inputs_of_the_gate() -> None:
 
 
 def test_the_gate_is_a_linear_layer_over_both(tmp_path: Path) -> None:
-    system = Distilled(ZeroShot(tiny.backbone(), LABELS), DistilledSettings(teacher_width=4, hidden=4))
+    system = Distilled(zero_shot_system(tiny.backbone(), LABELS), DistilledSettings(teacher_width=4, hidden=4))
     images = Watched(tiny.backbone())
     system.fit(lessons(tmp_path / "out", images))
     assert system.modules is not None

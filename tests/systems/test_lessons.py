@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 import tiny
+from masp.baselines.learning import make_lessons
 from masp.baselines.registry import CATALOGUE
 from masp.cli import main
 from masp.core.errors import DataError, UsageError
 from masp.data.records import Dataset
 from masp.evaluation.result import read_result
-from masp.evaluation.training_data import make_lessons
 from own_questions import write_questions
 from small_training import LABELS, write_dataset
 

@@ -21,12 +21,11 @@ from masp.backbones.loading import load_backbone
 from masp.backbones.random_init import Shape, make
 from masp.baselines import lora_finetune as tuning
 from masp.baselines.base import System
-from masp.baselines.lora import LoraSettings, lora_system
-from masp.baselines.lora_finetune import PLAIN, TuningStage, classifications, tuning_loss
-from masp.baselines.lora_layers import LoraLayers
+from masp.baselines.learning import make_lessons
+from masp.baselines.lora_finetune import PLAIN, TuningStage, classifications, lora_system, tuning_loss
+from masp.baselines.lora_layers import LoraLayers, LoraSettings
 from masp.core.config import MethodConfig
 from masp.core.errors import CheckpointError, DataError, UsageError
-from masp.evaluation.training_data import make_lessons
 from masp.model.masp_model import MaspModel
 from masp.model.scoring import score
 from masp.training.feature_cache import FeatureCache, ImageReading

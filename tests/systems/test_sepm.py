@@ -6,8 +6,18 @@ import pytest
 import torch
 
 import tiny
-from masp.baselines.sepm import COARSE, CUE, Sepm, SepmSettings, route, routes, spread
-from masp.baselines.token_pruning import cue_span, least_attended, without
+from masp.baselines.sepm import (
+    COARSE,
+    CUE,
+    Sepm,
+    SepmSettings,
+    cue_span,
+    least_attended,
+    route,
+    routes,
+    spread,
+    without,
+)
 from masp.core.config import MethodConfig
 from masp.core.errors import UsageError
 from masp.model.masp_model import MaspModel

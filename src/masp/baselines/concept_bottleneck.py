@@ -7,6 +7,7 @@ stage 1 needs, images with annotated aspects.
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,14 +20,11 @@ from torch import Tensor
 
 from masp.adapters import find_adapter, load_adapter, tensors_sha256
 from masp.backbones.base import Backbone
-from masp.baselines.base import System, SystemPrediction, TrainingData
-from masp.baselines.concept_layers import present, read_words, vocabulary
-from masp.baselines.learning import Study, check_lessons, studying, unlearned
-from masp.baselines.plain import plain
+from masp.baselines.base import Example, System, SystemPrediction, TrainingData, plain, predictions_of
+from masp.baselines.learning import SMALLEST, Study, check_lessons, studying, unlearned
 from masp.baselines.probe import figures, fitted, logits
-from masp.baselines.prompted import Prompted
-from masp.baselines.zero_shot import said
-from masp.core.errors import UsageError
+from masp.baselines.prompted import prompted
+from masp.core.errors import DataError, UsageError
 from masp.core.labels import validate_labels
 from masp.core.prompts import Questions
 from masp.core.setting_types import Positive
@@ -35,6 +33,105 @@ from masp.model.masp_model import MaspModel
 from masp.predictor import Masp
 from masp.training.checkpoints import Checkpoint, CheckpointStore
 from masp.training.run_dir import RunFolder, compare, hash_of, reading
+
+
+def vocabulary(lessons: Sequence[Example], aspects: Sequence[str], fewest: int) -> dict[str, tuple[str, ...]]:
+    """The words of each aspect that enough lessons are annotated with, in alphabetical order.
+
+    Raises:
+        DataError: there is none.
+    """
+    counts = {aspect: Counter(word for lesson in lessons for word in words_of(lesson, aspect)) for aspect in aspects}
+    known = {aspect: tuple(sorted(w for w, n in found.items() if n >= fewest)) for aspect, found in counts.items()}
+    if not any(known.values()):
+        raise DataError(
+            "no aspect of the images to learn from is annotated often enough",
+            f"a word that {fewest} or more of them have",
+            "Annotate them (masp data annotate), or lower fewest, in a new --out.",
+        )
+    return known
+
+
+def present(lessons: Sequence[Example], aspect: str, words: Sequence[str]) -> Float[Tensor, "images words"]:
+    """1 where a lesson is annotated with a word, 0 where it is not, whatever the reason."""
+    rows = [[float(word in words_of(lesson, aspect)) for word in words] for lesson in lessons]
+    return torch.tensor(rows).reshape(len(lessons), len(words))
+
+
+def read_words(
+    tokens: Float[Tensor, "images dim"], wanted: Float[Tensor, "images words"], penalties: Sequence[float]
+) -> tuple[dict[str, Tensor], Float[Tensor, "images words"], dict[str, float]]:
+    """A layer that reads every word from the tokens, and what it would say about each image without having seen it.
+
+    A ridge regression on standardised columns for each word, in closed form, and behind it Platt's scaling to
+    probabilities (Platt, 1999), fitted on the leave-one-out predictions. Those are exact: a residual divided by one
+    minus the image's leverage. The penalty with the least squared leave-one-out error is taken, one for all words. Fits
+    that go step by step need hundreds of steps here: tokens differ much in few directions, in most very little.
+
+    Returns:
+        The layer as `probe.logits` takes it; the leave-one-out probabilities; the penalty and its error.
+    """
+    wide = tokens.cpu().double()
+    mean, scale = wide.mean(0), wide.std(0, correction=0).clamp_min(SMALLEST)
+    inputs, targets = (wide - mean) / scale, wanted.cpu().double()
+    found = [_ridge(inputs, targets, penalty) for penalty in penalties]
+    errors = [float((held - targets).square().mean()) for _, held in found]
+    best = min(range(len(found)), key=errors.__getitem__)
+    weight, held = found[best]
+    slope, offset = _scaled(held, targets)
+    layer = {
+        "weight": slope[:, None] * weight.T,
+        "bias": slope * targets.mean(0) + offset,
+        "mean": mean,
+        "scale": scale,
+        "n": torch.tensor(float(len(inputs))),
+    }
+    known = torch.ones(targets.shape[1], dtype=torch.bool)
+    chances = (held * slope + offset).sigmoid().float()
+    told = {"penalty": float(penalties[best]), "squared_error": errors[best]}
+    return {name: part.float() for name, part in layer.items()} | {"known": known}, chances, told
+
+
+def _ridge(
+    inputs: Float[Tensor, "images dim"], targets: Float[Tensor, "images words"], penalty: float
+) -> tuple[Float[Tensor, "dim words"], Float[Tensor, "images words"]]:
+    """Weights of a ridge regression with a free intercept, and its leave-one-out predictions; columns have mean 0."""
+    gram = inputs.T @ inputs
+    gram.diagonal().add_(penalty)
+    root = torch.linalg.cholesky(gram)
+    mean = targets.mean(0)
+    weight = torch.cholesky_solve(inputs.T @ (targets - mean), root)
+    leverage = torch.linalg.solve_triangular(root, inputs.T, upper=False).square().sum(0) + 1 / len(inputs)
+    left = targets - (inputs @ weight + mean)
+    return weight, targets - left / (1 - leverage).clamp_min(SMALLEST)[:, None]
+
+
+def _scaled(
+    said: Float[Tensor, "images words"], targets: Float[Tensor, "images words"]
+) -> tuple[Float[Tensor, " words"], Float[Tensor, " words"]]:
+    """Slope and offset of each word's log-odds, finite by Platt's targets (n₊ + 1) / (n₊ + 2) and 1 / (n₋ + 2)."""
+    present = targets.sum(0)
+    absent = len(targets) - present
+    soft = torch.where(targets > 0, (present + 1) / (present + 2), 1 / (absent + 2))
+    slope = torch.ones_like(present, requires_grad=True)
+    offset = torch.zeros_like(present, requires_grad=True)
+    optimizer = torch.optim.LBFGS([slope, offset], max_iter=500, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(said * slope + offset, soft)
+        loss.backward()
+        return float(loss.detach())
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    return slope.detach(), offset.detach()
+
+
+def words_of(lesson: Example, aspect: str) -> tuple[str, ...]:
+    """The annotated words of one aspect."""
+    return tuple(word for word in lesson.aspects.get(aspect, "").split(", ") if word)
+
 
 log = logging.getLogger(__name__)
 
@@ -71,19 +168,12 @@ class ConceptBottleneckSettings:
 
 @dataclass(frozen=True)
 class Cue:
-    """One word of one aspect in one image.
+    """One word of one aspect in one image."""
 
-    Attributes:
-        aspect: which aspect shows it.
-        word: as annotations have it.
-        probability: that the image has it.
-        effects: what it adds to the logit of every label that occurs in training, measured from the mean of the
-            training images.
-    """
-
-    aspect: str
-    word: str
-    probability: float
+    aspect: str  # which aspect shows it
+    word: str  # as annotations have it
+    probability: float  # that the image has it
+    # what it adds to the logit of every label that occurs in training, measured from the mean of the training images
     effects: Mapping[str, float]
 
 
@@ -173,7 +263,9 @@ class ConceptBottleneck:
             UsageError: it has not learned yet.
         """
         found = self._state()
-        return said(self.labels, logits(_part(found.tensors, "labels"), self._inputs(self._read(visual), found)))
+        return predictions_of(
+            self.labels, logits(_part(found.tensors, "labels"), self._inputs(self._read(visual), found))
+        )
 
     @torch.no_grad()
     def cues(self, visual: VisualTokens) -> list[list[Cue]]:
@@ -324,7 +416,7 @@ def cue_system(
     over = None
     if settings.prompt is not None:
         masp = Masp.from_pretrained(settings.prompt, backbone, aspects=folder, labels=labels, task=settings.task)
-        over = Prompted(masp)
+        over = prompted(masp)
         if masp.model.prompt is None:
             todo = "Name what masp train prompt wrote."
             raise UsageError(f"{settings.prompt} holds no soft prompt", "a prompt adapter", todo)

@@ -3,12 +3,12 @@
 Each annotated image becomes several questions: the emotion itself (classification), one per annotated aspect
 (conversation), a description from all of them (caption), and which cues lead to which emotion (reasoning). EmoVIT lets
 a large language model write the last three and trains the Q-Former of InstructBLIP; here all texts follow from the
-annotations by rule, and what is trained are LoRA layers, the same as in `masp.baselines.lora`. At the end the emotion
-question is answered, as by every other system.
+annotations by rule, and what is trained are LoRA layers, those of `lora_finetune`. At the end the emotion question is
+answered, as by every other system.
 
 EmoVIT trains four epochs with a learning rate of 1e-5. The epochs are the default here; the learning rate is that of
 LoRA, 1e-4, since other tensors are trained. An image with six aspects makes nine questions, so an epoch has up to nine
-times the steps of `masp.baselines.lora`.
+times the steps of `lora_finetune`.
 """
 
 import logging

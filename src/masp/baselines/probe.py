@@ -16,12 +16,8 @@ from torch import Tensor
 
 from masp.adapters import tensors_sha256
 from masp.backbones.base import Backbone
-from masp.baselines.asking import emotion_question
-from masp.baselines.base import SystemPrediction, TrainingData
-from masp.baselines.heads import SMALLEST, mean_token, read_with
-from masp.baselines.learning import Study, studying, unlearned
-from masp.baselines.plain import plain
-from masp.baselines.zero_shot import said
+from masp.baselines.base import LabelScore, SystemPrediction, TrainingData, emotion_question, plain, predictions_of
+from masp.baselines.learning import SMALLEST, Study, mean_token, read_with, studying, unlearned
 from masp.core.errors import DataError
 from masp.core.labels import validate_labels
 from masp.core.prompts import Questions
@@ -96,7 +92,7 @@ class Probe:
         """
         if self.learned is None:
             raise unlearned(NAME)
-        return said(self.labels, logits(self.learned.tensors, self._mean(visual)["mean"]))
+        return predictions_of(self.labels, logits(self.learned.tensors, self._mean(visual)["mean"]))
 
     def config(self) -> Mapping[str, Any]:
         """Its settings, and once it has learned the chosen C with its figures on val, and the hash of its tensors."""
@@ -175,8 +171,6 @@ def logits(tensors: Mapping[str, Tensor], means: Float[Tensor, "batch dim"]) -> 
 
 def figures(log_odds: Float[Tensor, "images labels"], targets: list[int]) -> dict[str, float]:
     """Accuracy and mean log-likelihood on val; empty without images."""
-    if not targets:
-        return {}
-    truth, log_p = torch.tensor(targets), log_odds.cpu().double().log_softmax(1)
-    right = int((log_p.argmax(1) == truth).sum())
-    return {"accuracy": right / len(targets), "log_likelihood": float(log_p.gather(1, truth[:, None]).mean())}
+    found = LabelScore()
+    found.add(log_odds.cpu().double().log_softmax(1), targets)
+    return found.figures()

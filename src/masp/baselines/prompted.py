@@ -1,68 +1,214 @@
-"""A backbone with an adapter as one system among others: what `masp train` made, or a model put together by hand."""
+"""A backbone with any parts of the method as one system: alone, with aspect tokens, with a soft prompt, or with both.
 
-from collections.abc import Mapping
-from typing import Any
+Every row of Table 2 is one of these, whether its parts were trained by `masp train`, drawn at random, or left out.
+"""
 
-from masp.adapters import AdapterInfo, portable, tensors_sha256
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+
+from masp.adapters import AdapterInfo, find_adapter, load_adapter, portable, tensors_sha256
 from masp.backbones.base import Backbone
-from masp.baselines.base import Reading, SystemPrediction, TrainingData, named
+from masp.baselines.base import Reading, SystemPrediction, TrainingData, named, plain, predictions_of
+from masp.core.config import MethodConfig, PromptInit
+from masp.core.errors import UsageError
+from masp.core.labels import render_labels, validate_labels
+from masp.core.prompts import Questions, load_questions
+from masp.core.setting_types import Count
 from masp.core.types import VisualTokens
-from masp.model.masp_model import ActiveParts, MaspModel
+from masp.model.masp_model import ActiveParts, MaspModel, init_soft_prompt
 from masp.model.scoring import generate, score
 from masp.predictor import Masp, longest_answer
 
+TABLE2 = {
+    "V": "the backbone alone, zero-shot",
+    "V+A": "with aspect tokens",
+    "V+S": "with a soft prompt trained without aspects",
+    "V+A+rS": "with aspect tokens and an untrained soft prompt",
+    "V+A+S": "with aspect tokens and the soft prompt trained with them",
+}
+"""Short name and meaning of each row of Table 2, in its order."""
+
 
 class Prompted:
-    """Answers as a `Masp` does, whose training lies behind it.
+    """Asks the emotion question with some parts of the method in the sequence; its training lies behind it.
 
     Args:
-        masp: backbone, aspects and soft prompt, as far as it has them, and the question.
-        mode: `score`: the most probable label; `generate`: the label that the generated text names.
+        model: backbone, aspects and soft prompt, as far as it has them.
+        labels: what there is to choose from, in the order of the question.
+        question: the emotion question with the labels in place.
+        facts: what the answers depend on, ready for JSON; called when somebody asks.
+        use: which parts stand in the sequence; None: all that there are.
+        reading: `score`: the most probable label; `generate`: the label that the greedy text names.
+        words: what stands for each label in an answer, such as letters; None: the label itself.
+        read: what a generated text says, by the text and the labels.
     """
 
-    def __init__(self, masp: Masp, mode: Reading = "score") -> None:
-        self.masp = masp
-        self.mode = mode
+    def __init__(
+        self,
+        model: MaspModel,
+        labels: Sequence[str],
+        question: str,
+        facts: Callable[[], Mapping[str, Any]],
+        use: ActiveParts | None = None,
+        reading: Reading = "score",
+        words: Sequence[str] | None = None,
+        read: Callable[[str, Sequence[str]], SystemPrediction] = named,
+    ) -> None:
+        self.model, self.labels, self.question, self.use, self.reading = model, tuple(labels), question, use, reading
+        self._facts, self._words, self._named = facts, words or self.labels, read
 
     @property
     def backbone(self) -> Backbone:
         """The frozen model."""
-        return self.masp.backbone
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """What there is to choose from, in the order of the question."""
-        return self.masp.labels
+        return self.model.backbone
 
     def fit(self, lessons: TrainingData) -> None:
-        """Nothing: `masp train` did it."""
+        """Nothing: its parts were trained before, or never."""
 
+    @torch.no_grad()
     def predict(self, visual: VisualTokens) -> list[SystemPrediction]:
-        """The most probable label of each image with the log-probabilities of all, or the generated text."""
-        return self._scored(visual) if self.mode == "score" else self._generated(visual)
+        """The most probable label of each image with the log-probabilities of all, or what the greedy text names."""
+        if self.reading == "generate":
+            limit = longest_answer(self.backbone, self.labels)
+            texts = generate(self.model, visual, self.question, self.use, limit)
+            return [self._named(text, self.labels) for text in texts]
+        return predictions_of(self.labels, score(self.model, visual, self.question, self._words, self.use))
 
     def config(self) -> Mapping[str, Any]:
-        """The adapter with the hash of its tensors, the question, and how the answer is read."""
+        """What its answers depend on: its name, its parts with their hashes, the question, how answers are read."""
+        return self._facts()
+
+
+def prompted(masp: Masp, reading: Reading = "score") -> Prompted:
+    """What `masp train` made, or a `Masp` that was put together by hand, as a system."""
+    task = masp.task
+
+    def facts() -> dict[str, Any]:
         return {
-            "system": portable(self.masp.adapter),
-            "mode": self.mode,
-            "question": self.masp.task.question,
-            "adapter": adapter_facts(self.masp),
+            "system": portable(masp.adapter),
+            "mode": reading,
+            "question": task.question,
+            "adapter": adapter_facts(masp),
         }
 
-    def _scored(self, visual: VisualTokens) -> list[SystemPrediction]:
-        task = self.masp.task
-        said = []
-        for row in score(self.masp.model, visual, task.question, task.labels, task.use).tolist():
-            best = task.labels[max(range(len(row)), key=row.__getitem__)]
-            said.append(SystemPrediction(best, dict(zip(task.labels, row, strict=True))))
-        return said
+    return Prompted(masp.model, task.labels, task.question, facts, task.use, reading)
 
-    def _generated(self, visual: VisualTokens) -> list[SystemPrediction]:
-        task = self.masp.task
-        limit = longest_answer(self.backbone, task.labels)
-        texts = generate(self.masp.model, visual, task.question, task.use, limit)
-        return [named(text, task.labels) for text in texts]
+
+@dataclass(frozen=True)
+class UntrainedSettings:
+    """What is put around the image.
+
+    Attributes:
+        aspects: an aspects adapter, its run or its id on a hub; None: no aspect tokens.
+        prompt_length: vectors of the random soft prompt; 0: none.
+        seed: decides these vectors.
+        reading: the most probable label, or the greedy answer, which must name one.
+    """
+
+    aspects: str | None = None
+    prompt_length: Count = 32
+    seed: Annotated[Count, Field(lt=2**32)] = 0
+    reading: Reading = "score"
+
+
+def untrained_system(
+    backbone: Backbone,
+    labels: tuple[str, ...],
+    settings: UntrainedSettings | None = None,
+    questions: Questions | None = None,
+) -> Prompted:
+    """A backbone with aspect tokens (V+A), a soft prompt that nobody trained (V+rS), or both (V+A+rS).
+
+    Args:
+        backbone: is asked.
+        labels: what it chooses from.
+        settings: what is put around the image.
+        questions: texts; None: those of the aspects' training, without aspects the package's own.
+
+    Raises:
+        UsageError: neither aspects nor a prompt, or an adapter without aspects.
+        AdapterError: no such adapter, or one for another backbone.
+    """
+    settings, labels = settings or UntrainedSettings(), validate_labels(labels)
+    if settings.aspects is None and settings.prompt_length == 0:
+        raise UsageError("there are neither aspects nor a soft prompt", "aspects=DIR", "Or take zero-shot.")
+    found = None if settings.aspects is None else load_adapter(find_adapter(settings.aspects), backbone)
+    if found is not None and found.aspects is None:
+        raise UsageError(f"{settings.aspects} holds no aspect modules", "an aspects adapter", "Name one.")
+    method = MethodConfig() if found is None else found.info.method
+    prompt = random_prompt(backbone, settings.prompt_length, settings.seed) if settings.prompt_length else None
+    if questions is None:
+        questions = load_questions() if found is None else found.info.asked()
+    model = MaspModel(backbone, method, None if found is None else found.aspects, prompt, questions)
+    question = questions.ask_emotion(render_labels(labels, method.label_list or "comma"))
+    name = "aspects" if prompt is None else "random-prompt" if model.aspects is None else "aspects-random-prompt"
+
+    def facts() -> dict[str, Any]:
+        return {
+            "system": name,
+            "trained": 0,
+            "settings": {key: value for key, value in plain(settings).items() if key != "aspects"},
+            "seed": settings.seed,
+            "aspects": [] if model.aspects is None else list(model.aspects.aspects),
+            "question": question,
+            "tensors_sha256": tensors_sha256(model.state_dict()),
+        }
+
+    return Prompted(model, labels, question, facts, reading=settings.reading)
+
+
+def random_prompt(backbone: Backbone, length: int, seed: int, init: PromptInit | None = None) -> Any:
+    """A soft prompt that nobody trained; the seed decides its vectors."""
+    return init_soft_prompt(init or PromptInit(), length, backbone, torch.Generator().manual_seed(seed))
+
+
+def table2_systems(full: Masp, without_aspects: Masp, seed: int = 0) -> dict[str, Prompted]:
+    """The five rows of Table 2 out of two adapters.
+
+    Args:
+        full: aspects, and the soft prompt trained with them.
+        without_aspects: the soft prompt trained without aspects, on the same backbone object.
+        seed: of the untrained soft prompt.
+
+    Raises:
+        UsageError: the two do not belong together or lack a part.
+    """
+    _check_pair(full, without_aspects)
+    aspects, trained, names = full.model.aspects, full.model.prompt, full.task.use.aspects
+    assert trained is not None
+    untrained = random_prompt(full.backbone, trained.length, seed)
+    random = MaspModel(full.backbone, full.model.method, aspects, untrained, full.model.questions)
+    parts = {
+        "V": (full.model, ActiveParts((), prompt=False)),
+        "V+A": (full.model, ActiveParts(names, prompt=False)),
+        "V+S": (without_aspects.model, ActiveParts(())),
+        "V+A+rS": (random, ActiveParts(names)),
+        "V+A+S": (full.model, ActiveParts(names)),
+    }
+    return {
+        name: Prompted(model, full.labels, full.task.question, lambda name=name: {"system": name}, use)
+        for name, (model, use) in parts.items()
+    }
+
+
+def _check_pair(full: Masp, without_aspects: Masp) -> None:
+    problem = None
+    if full.model.aspects is None or full.model.prompt is None:
+        problem = "the first adapter lacks aspects or a soft prompt"
+    elif without_aspects.model.prompt is None or without_aspects.task.use.aspects:
+        problem = "the second adapter is not a soft prompt trained without aspects"
+    elif without_aspects.backbone.fingerprint() != full.backbone.fingerprint():
+        problem = "the two adapters belong to different backbones"
+    elif without_aspects.backbone.hashes() != full.backbone.hashes():
+        problem = "the two backbones have other processor settings, chat templates or tokenizers"
+    elif (without_aspects.labels, without_aspects.task.question) != (full.labels, full.task.question):
+        problem = "the two adapters choose from different labels or ask different questions"
+    if problem:
+        raise UsageError(problem, "V+A+S and V+S, trained on the same data set", "Train both on it.")
 
 
 def adapter_facts(masp: Masp) -> dict[str, Any]:
@@ -71,7 +217,7 @@ def adapter_facts(masp: Masp) -> dict[str, Any]:
 
 
 def trained_facts(name: str, model: MaspModel, use: ActiveParts, info: AdapterInfo | None) -> dict[str, Any]:
-    """What is spliced in around an image: the hash of its tensors, and where they come from.
+    """The parts around an image: the hash of their tensors, and where they come from.
 
     Args:
         name: what it is called.

@@ -9,8 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from masp.backbones.base import Backbone
-from masp.baselines.base import System
-from masp.baselines.plain import deciding
+from masp.baselines.base import System, deciding
 from masp.core.config import parsed_override
 from masp.core.errors import ConfigError, UsageError, did_you_mean, shown
 from masp.core.prompts import Questions
@@ -50,27 +49,27 @@ CATALOGUE: Mapping[str, BaselineEntry] = MappingProxyType(
     {
         "zero-shot": BaselineEntry(
             "the backbone alone, with the list of labels in the question",
-            "masp.baselines.zero_shot:ZeroShot",
+            "masp.baselines.zero_shot:zero_shot_system",
             "masp.baselines.zero_shot:ZeroShotSettings",
             alone=True,
         ),
         "zero-shot-letters": BaselineEntry(
             "the backbone alone, with lettered options",
-            "masp.baselines.zero_shot:ZeroShot",
+            "masp.baselines.zero_shot:zero_shot_system",
             "masp.baselines.zero_shot:ZeroShotSettings",
             fixed={"options": "letters"},
             alone=True,
         ),
         "aspects": BaselineEntry(
             "aspect tokens before the image, no soft prompt (V+A); aspects=DIR",
-            "masp.baselines.untrained:Untrained",
-            "masp.baselines.untrained:UntrainedSettings",
+            "masp.baselines.prompted:untrained_system",
+            "masp.baselines.prompted:UntrainedSettings",
             fixed={"prompt_length": 0},
         ),
         "random-prompt": BaselineEntry(
             "a soft prompt that nobody trained, with aspect tokens where aspects=DIR names them (V+A+rS)",
-            "masp.baselines.untrained:Untrained",
-            "masp.baselines.untrained:UntrainedSettings",
+            "masp.baselines.prompted:untrained_system",
+            "masp.baselines.prompted:UntrainedSettings",
             seeded=True,
         ),
         "sepm": BaselineEntry(
@@ -101,15 +100,15 @@ CATALOGUE: Mapping[str, BaselineEntry] = MappingProxyType(
         ),
         "qlora": BaselineEntry(
             "LoRA layers in the language model, tuned on the emotion question; over 4-bit weights: QLoRA (Table 4)",
-            "masp.baselines.lora:lora_system",
-            "masp.baselines.lora:LoraSettings",
+            "masp.baselines.lora_finetune:lora_system",
+            "masp.baselines.lora_layers:LoraSettings",
             learns=True,
             seeded=True,
         ),
         "instruction": BaselineEntry(
             "LoRA layers, tuned on questions built from the annotated aspects too (EmoVIT)",
             "masp.baselines.instruction:instruction_system",
-            "masp.baselines.lora:LoraSettings",
+            "masp.baselines.lora_layers:LoraSettings",
             learns=True,
             seeded=True,
             defaults={"epochs": 4},

@@ -1,26 +1,21 @@
 """The backbone alone, asked for the emotion: with the list of labels, or with lettered options."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from string import ascii_uppercase
 from typing import Any, Literal
 
-from jaxtyping import Float
-from torch import Tensor
-
 from masp.backbones.base import Backbone
-from masp.baselines.asking import emotion_question, question_by_letter
-from masp.baselines.base import Reading, SystemPrediction, TrainingData, named
-from masp.baselines.multiple_choice import lettered, letters_of, named_by_letter
-from masp.baselines.plain import plain
+from masp.baselines.base import Reading, SystemPrediction, emotion_question, named, plain, question_by_letter
+from masp.baselines.prompted import Prompted
 from masp.core.config import MethodConfig
-from masp.core.labels import validate_labels
+from masp.core.errors import UsageError
+from masp.core.labels import normalise_answer, validate_labels
 from masp.core.prompts import Questions
-from masp.core.types import VisualTokens
 from masp.model.masp_model import MaspModel
-from masp.model.scoring import generate_rows, score_rows
-from masp.predictor import longest_answer
 
-Options = Literal["list", "letters"]
+_LETTER = re.compile(r"[(\[]?([A-Za-z])(?:[)\].:,\n]|$)\s*(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -33,69 +28,73 @@ class ZeroShotSettings:
     """
 
     reading: Reading = "score"
-    options: Options = "list"
+    options: Literal["list", "letters"] = "list"
 
 
-class ZeroShot:
+def zero_shot_system(
+    backbone: Backbone,
+    labels: tuple[str, ...],
+    settings: ZeroShotSettings | None = None,
+    questions: Questions | None = None,
+) -> Prompted:
     """A frozen backbone without anything trained.
 
     Args:
         backbone: is asked.
         labels: what it chooses from.
         settings: how.
-        name: what it is called in results.
         questions: texts; None: the package's own.
 
     Raises:
         UsageError: more labels than letters.
         DataError: labels that cannot be told apart.
     """
+    settings, labels = settings or ZeroShotSettings(), validate_labels(labels)
+    name, question, words, read = "zero-shot", emotion_question(labels, questions), labels, named
+    if settings.options == "letters":
+        name, words, read = "zero-shot-letters", letters_of(labels), named_by_letter
+        question = question_by_letter(questions).replace("{}", lettered(labels))
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        labels: tuple[str, ...],
-        settings: ZeroShotSettings | None = None,
-        name: str = "",
-        questions: Questions | None = None,
-    ) -> None:
-        self.model = MaspModel(backbone, MethodConfig())
-        self.labels = validate_labels(labels)
-        self.settings = settings or ZeroShotSettings()
-        self.name = name or ("zero-shot" if self.settings.options == "list" else "zero-shot-letters")
-        self.question = self._question(questions)
+    def facts() -> dict[str, Any]:
+        return {"system": name, "trained": 0, "settings": plain(settings), "question": question}
 
-    @property
-    def backbone(self) -> Backbone:
-        """The backbone that is asked."""
-        return self.model.backbone
-
-    def fit(self, lessons: TrainingData) -> None:
-        """Nothing: nothing is trained."""
-
-    def predict(self, visual: VisualTokens) -> list[SystemPrediction]:
-        """The label of each image: the most probable one, or the one that the greedy answer names."""
-        rows = self.model.build_inputs(visual, [self.question] * len(visual))
-        letters = self.settings.options == "letters"
-        words = letters_of(self.labels) if letters else self.labels
-        if self.settings.reading == "score":
-            return said(self.labels, score_rows(self.model, rows, words))
-        read = named_by_letter if letters else named
-        texts = generate_rows(self.model, rows, longest_answer(self.backbone, self.labels))
-        return [read(text, self.labels) for text in texts]
-
-    def config(self) -> Mapping[str, Any]:
-        """Its settings and its question."""
-        return {"system": self.name, "trained": 0, "settings": plain(self.settings), "question": self.question}
-
-    def _question(self, questions: Questions | None) -> str:
-        if self.settings.options == "letters":
-            return question_by_letter(questions).replace("{}", lettered(self.labels))
-        return emotion_question(self.labels, questions)
+    model = MaspModel(backbone, MethodConfig())
+    return Prompted(model, labels, question, facts, reading=settings.reading, words=words, read=read)
 
 
-def said(labels: tuple[str, ...], log_p: Float[Tensor, "batch labels"]) -> list[SystemPrediction]:
-    """Normalised log-probabilities of the labels, with the most probable one as the answer."""
-    rows = log_p.cpu().double().log_softmax(1).tolist()
-    best = log_p.argmax(1).tolist()
-    return [SystemPrediction(labels[b], dict(zip(labels, row, strict=True))) for b, row in zip(best, rows, strict=True)]
+def letters_of(options: Sequence[str]) -> tuple[str, ...]:
+    """A capital letter for each option, in order.
+
+    Raises:
+        UsageError: more options than letters.
+    """
+    if len(options) > len(ascii_uppercase):
+        todo = "Ask with the list of labels instead: the system zero-shot."
+        raise UsageError(f"there are {len(options)} options", f"at most {len(ascii_uppercase)}, one a letter", todo)
+    return tuple(ascii_uppercase[: len(options)])
+
+
+def lettered(options: Sequence[str]) -> str:
+    """One line for each option: "A. amusement"."""
+    return "\n".join(f"{letter}. {option}" for letter, option in zip(letters_of(options), options, strict=True))
+
+
+def named_by_letter(text: str, options: Sequence[str]) -> SystemPrediction:
+    """What a generated text says where options have letters; exact is the letter alone."""
+    option = read_letter(text, options)
+    letters = dict(zip(options, letters_of(options), strict=True))
+    return SystemPrediction(option, answer=text, exact=option is not None and text.strip() == letters[option])
+
+
+def read_letter(text: str, options: Sequence[str]) -> str | None:
+    """The option that an answer names by its letter ("B", "(b)", "B. awe"), or None.
+
+    A letter that goes on as a word is none: "A happy dog" names no option. Where the letter is followed by the text of
+    another option, the answer contradicts itself and names none either.
+    """
+    found = _LETTER.match(text.strip())
+    if found is None:
+        return None
+    option = dict(zip(letters_of(options), options, strict=True)).get(found[1].upper())
+    others = {normalise_answer(other) for other in options if other != option}
+    return None if normalise_answer(found[2]) in others else option

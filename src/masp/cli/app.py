@@ -42,7 +42,11 @@ app.command(no_args_is_help=True, epilog=adapters.EXPORT_EXAMPLES)(adapters.expo
 app.command(no_args_is_help=True, epilog=adapters.PUSH_EXAMPLES)(adapters.push)
 app.command(no_args_is_help=True, epilog=adapters.INFO_EXAMPLES)(adapters.info)
 app.command(no_args_is_help=True, epilog=research.REPRODUCE_EXAMPLES)(research.reproduce)
-app.command(epilog=bench.EXAMPLES)(bench.bench)
+app.command(
+    epilog=bench.EXAMPLES,
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(bench.bench)
 app.command(no_args_is_help=True, epilog=research.PLAN_EXAMPLES)(research.plan)
 
 

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from masp.baselines.base import System
     from masp.core.config import DataConfig
     from masp.data.records import Dataset
-    from masp.evaluation.batches import Batching
     from masp.evaluation.metrics import PairedComparison
+    from masp.evaluation.predict_split import Batching
     from masp.evaluation.result import Evaluation, Mode
     from masp.predictor import Masp
 
@@ -111,7 +111,7 @@ def compare(
 
     Nothing is computed again, and no model is loaded.
     """
-    from masp.evaluation.comparison import compare_results
+    from masp.evaluation.compute_metrics import compare_results
     from masp.evaluation.result import read_result
 
     found = [read_result(place) for place in places]
@@ -144,7 +144,7 @@ def _standings(found: "Sequence[Evaluation]") -> Table:
 
 
 def _spreads(found: "Sequence[Evaluation]") -> Table:
-    from masp.evaluation.comparison import over_seeds
+    from masp.evaluation.compute_metrics import over_seeds
 
     table = plain_table(f"over {len(found)} results", ">mean", ">standard deviation", ">each")
     for name, spread in over_seeds(found).items():
@@ -281,7 +281,8 @@ def _adapter_measured(
     """An adapter on a split."""
     from masp.adapters import find_adapter
     from masp.backbones.loading import choose_placement
-    from masp.evaluation.batches import Batching
+    from masp.core.errors import UsageError
+    from masp.evaluation.predict_split import Batching
     from masp.predictor import Masp
     from masp.training.distributed import launched
 
@@ -353,7 +354,7 @@ def _divided(settings: "DataConfig", split: str, home: Path, task: str | None) -
         UsageError: It has no such split.
     """
     from masp.data.readers.open_dataset import open_dataset
-    from masp.evaluation.division import as_trained
+    from masp.evaluation.runner import as_trained
 
     return with_split(as_trained(open_dataset(settings), home, task), settings, split)
 
@@ -369,7 +370,8 @@ def _record(found: "Evaluation", home: Path, task: str | None) -> None:
 
 def _compare_with(other: "Evaluation", found: "Evaluation") -> None:
     """How much more, or less, than the other result was right on the same images."""
-    from masp.evaluation.comparison import compare_results
+    from masp.cli.console import results
+    from masp.evaluation.compute_metrics import compare_results
 
     results().print(differences([(other.system, found.system, compare_results(other, found))]))
 
@@ -440,8 +442,8 @@ def report(
     """
     from masp.report.comparison import comparison
     from masp.report.error_analysis import ErrorPageOptions
+    from masp.report.html import write_page
     from masp.report.load_results import read_sources
-    from masp.report.page import write_page
 
     if adapter is None:
         of_adapter = {"--task": task, "--backbone": backbone, "--dtype": dtype, "--device": device}

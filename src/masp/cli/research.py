@@ -90,7 +90,7 @@ def baseline(
     from masp.baselines.registry import entry_of, make_system
     from masp.core.prompts import load_questions
     from masp.data.readers.open_dataset import open_dataset
-    from masp.evaluation.batches import Batching
+    from masp.evaluation.predict_split import Batching
 
     if everything:
         results().print(_system_table())
@@ -127,7 +127,7 @@ def _config(changes: list[str], data: Path) -> "RunConfig":
 
 def _learn(system: "System", dataset: "Dataset", settings: "DataConfig", out: Path, seed: int) -> None:
     """Let a system learn from train and val, in a folder of its own."""
-    from masp.evaluation.training_data import make_lessons
+    from masp.baselines.learning import make_lessons
     from masp.training.feature_cache import ImageReading
 
     reading = ImageReading(settings.longest_side, settings.workers)
@@ -217,7 +217,7 @@ def reproduce(
 
     Without --data and --backbone everything runs on the embedded backbone and drawn images.
     """
-    from masp.reproduce.request import Request, job_of
+    from masp.reproduce.config import Request, job_of
     from masp.reproduce.run import reproduce as run
 
     names = None if datasets is None else tuple(name.strip() for name in datasets.split(",") if name.strip())

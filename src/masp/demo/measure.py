@@ -9,22 +9,155 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from masp.baselines.prompted import TABLE2, table2_systems
 from masp.core.atomic_io import write_file
 from masp.core.runtime import Bar
-from masp.data.records import Record
+from masp.data.records import BadFiles, Record, Rejected
 from masp.demo.pictures import Plan
-from masp.evaluation.ablation import Table2, table2
-from masp.evaluation.aspect_quality import AspectQuality, aspect_quality
-from masp.evaluation.batches import Batching
-from masp.evaluation.explanation_metrics import BayesAccuracy, Explanations, ceiling, measure_explanations
+from masp.evaluation import metrics
+from masp.evaluation.explanation_metrics import (
+    AspectQuality,
+    BayesAccuracy,
+    Explanations,
+    aspect_quality,
+    ceiling,
+    measure_explanations,
+)
+from masp.evaluation.metrics import Interval, PairedComparison
+from masp.evaluation.predict_split import Batching, labelled, visual_batches
 from masp.predictor import Masp
-from masp.report.formatting import duration
-from masp.report.schema import Step
+from masp.report.schema import Step, duration
 
 Result = TypeVar("Result")
+
+AGAINST = ("V", "V+S")
+"""Rows of Table 2 that the later ones are compared with."""
+
+
+@dataclass(frozen=True)
+class Table2Row:
+    """One row: accuracy with its 95 % interval, and the predicted label of every image."""
+
+    name: str
+    meaning: str
+    accuracy: Interval
+    macro_f1: float
+    calibration_error: float
+    predicted: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table2Difference:
+    """`name` reads "A - B": how much more of the same images A gets right than B."""
+
+    name: str
+    paired: PairedComparison
+
+
+@dataclass(frozen=True)
+class Table2:
+    """The table.
+
+    Attributes:
+        rows: in the order of the paper.
+        differences: each later row minus V and minus V+S.
+        truth: the label of every image, in the order of the predictions.
+        images: their files.
+        majority: accuracy of always answering the most frequent label.
+        random_seed: seed of the untrained soft prompt, and of the bootstrap.
+        quarantined: images that could not be read.
+    """
+
+    rows: tuple[Table2Row, ...]
+    differences: tuple[Table2Difference, ...]
+    truth: tuple[str, ...]
+    images: tuple[str, ...]
+    majority: Interval
+    random_seed: int
+    quarantined: tuple[Rejected, ...]
+
+    def row(self, name: str) -> Table2Row:
+        """The row of this name."""
+        return next(row for row in self.rows if row.name == name)
+
+    def summary(self) -> dict[str, Any]:
+        """The figures without the single predictions, ready for JSON."""
+        rows = [{key: value for key, value in asdict(row).items() if key != "predicted"} for row in self.rows]
+        return {
+            "rows": rows,
+            "differences": [asdict(difference) for difference in self.differences],
+            "majority": asdict(self.majority),
+            "images": len(self.images),
+            "random_seed": self.random_seed,
+            "quarantined": [{"image": str(bad.path), "reason": bad.reason} for bad in self.quarantined],
+        }
+
+
+def table2(
+    full: Masp, without_aspects: Masp, records: Sequence[Record], seed: int = 0, batching: Batching | None = None
+) -> Table2:
+    """Measures the five rows on the same images, whose visual tokens are computed once.
+
+    Args:
+        full: aspects, and the soft prompt trained with them.
+        without_aspects: the soft prompt trained without aspects, on the same backbone object.
+        records: labelled images.
+        seed: of the untrained soft prompt and of the bootstrap.
+        batching: how images are read.
+
+    Raises:
+        UsageError: the two do not belong together or lack a part, or a label that they do not know.
+        DataError: no labels, or too many unreadable images.
+    """
+    systems = table2_systems(full, without_aspects, seed)
+    batching = batching or Batching(longest_side=full.task.longest_side, rounding=full.task.rounding)
+    known = labelled(records, full.labels)
+    account, used = BadFiles(total=len(known)), list[Record]()
+    said: dict[str, list[tuple[str, float]]] = {name: [] for name in systems}
+    for batch, visual in visual_batches(full.backbone, known, batching, account):
+        used += batch
+        for name, system in systems.items():
+            tables = [one.log_probabilities or {} for one in system.predict(visual)]
+            said[name] += [max(table.items(), key=lambda pair: pair[1]) for table in tables]
+    truth = [record.label or "" for record in used]
+    rows = tuple(_row(name, said[name], truth, full.labels) for name in systems)
+    differences = tuple(
+        Table2Difference(f"{row.name} - {base}", metrics.compare(truth, rows[start].predicted, row.predicted, seed))
+        for base in AGAINST
+        for start in [list(systems).index(base)]
+        for row in rows[start + 1 :]
+    )
+    images, majority = tuple(str(record.path) for record in used), metrics.majority_accuracy(truth)
+    return Table2(rows, differences, tuple(truth), images, majority, seed, tuple(account.rejected))
+
+
+def _row(name: str, said: Sequence[tuple[str, float]], truth: Sequence[str], labels: Sequence[str]) -> Table2Row:
+    predicted = tuple(label for label, _ in said)
+    right = [label == true for label, true in zip(predicted, truth, strict=True)]
+    error = metrics.calibration_error(np.exp([log_p for _, log_p in said]).tolist(), right)
+    figures = metrics.accuracy(truth, predicted), metrics.macro_f1(truth, predicted, labels), error
+    return Table2Row(name, TABLE2[name], *figures, predicted)
+
+
+def write_table(out: Path, table: Table2, provenance: dict[str, Any]) -> None:
+    """Writes `table2.json` (figures and provenance) and `table2.jsonl` (every row's label for each image).
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    labels = zip(*(row.predicted for row in table.rows), strict=True)
+    lines = [
+        {"image": image, "truth": truth, **dict(zip(TABLE2, said, strict=True))}
+        for image, truth, said in zip(table.images, table.truth, labels, strict=True)
+    ]
+    write_file(out / "table2.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    summary = table.summary() | {"provenance": provenance}
+    write_file(out / "table2.json", (json.dumps(summary, indent=2) + "\n").encode())
 
 
 BEFORE = "done before"

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from masp.core.runtime import processor
-from masp.demo.measure import DemoMeasurements
+from masp.demo.measure import DemoMeasurements, Table2
 from masp.demo.pictures import DemoPicture
 from masp.evaluation import metrics
-from masp.evaluation.ablation import Table2
-from masp.evaluation.aspect_quality import AspectQuality
+from masp.evaluation.explanation_metrics import AspectQuality
 from masp.predictor import Prediction
 from masp.report import sample_of
-from masp.report.formatting import grouped, share
 from masp.report.schema import (
     Ablation,
     AblationRow,
@@ -29,6 +27,8 @@ from masp.report.schema import (
     ReportData,
     Sample,
     Step,
+    grouped,
+    share,
 )
 
 GAINS = ("V+S - V", "V+A - V", "V+A+S - V", "V+A+S - V+S")

@@ -14,11 +14,10 @@ from masp.core.atomic_io import write_file
 from masp.core.config import RunConfig, TrainConfig
 from masp.data.records import Dataset
 from masp.demo import pictures
-from masp.demo.measure import DemoMeasurements, Steps, measure, quiet
+from masp.demo.measure import DemoMeasurements, Steps, measure, quiet, write_table
 from masp.demo.pictures import DemoPicture, Plan, demo_config
 from masp.demo.report_builder import Background, loss_curve_of, report_of
 from masp.demo.summary import show, standard_output
-from masp.evaluation.ablation import write_table
 from masp.evaluation.runner import provenance
 from masp.predictor import Masp, Prediction
 from masp.report import write_report

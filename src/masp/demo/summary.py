@@ -11,8 +11,7 @@ from rich.text import Text
 
 from masp.demo.measure import DemoMeasurements
 from masp.demo.report_builder import BEST, commands
-from masp.report.formatting import decided, decisive, duration, share, words
-from masp.report.schema import ReportData, Sample
+from masp.report.schema import ReportData, Sample, decided, decisive, duration, share, words
 
 BAR = 26
 """Width in characters of 100 %."""

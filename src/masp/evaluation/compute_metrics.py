@@ -1,19 +1,246 @@
-"""All figures of the answers on one split, from the answers alone."""
+"""All figures of the answers on one split, from the answers alone, and two results beside each other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
+from masp.core.errors import DataError, UsageError
 from masp.core.labels import spelled
 from masp.data.records import Dataset
 from masp.evaluation import metrics
-from masp.evaluation import probabilistic_metrics as of_chances
-from masp.evaluation.bootstrap import BootstrapSamples, Figures, Rows, bootstrap
-from masp.evaluation.metrics import Interval
-from masp.evaluation.predictions import LabelledPrediction
-from masp.evaluation.result import Distribution, Evaluation, ExactMatch, Mode, ProbabilisticMetrics, SkippedImage
+from masp.evaluation.metrics import (
+    BootstrapSamples,
+    Figures,
+    Interval,
+    PairedComparison,
+    Rows,
+    SeedStats,
+    bin_of,
+    bootstrap,
+    compare,
+    means_of,
+    spread_of,
+)
+from masp.evaluation.result import (
+    Bin,
+    Calibrated,
+    CalibrationFloor,
+    Distribution,
+    Evaluation,
+    ExactMatch,
+    LabelledPrediction,
+    Mode,
+    ProbabilisticMetrics,
+    RiskCoverage,
+    SkippedImage,
+)
+
+BINS = 15
+POINTS = 100
+"""Places of the risk–coverage curve that are kept at most."""
+
+SIMULATED = 200
+"""Draws of a perfectly calibrated system, for the floor of the calibration error."""
+
+RANGE = (0.05, 20.0)
+"""Temperatures that are searched."""
+
+Logs = Float[np.ndarray, "images labels"]
+Truth = Int[np.ndarray, " images"]
+
+
+def log_table(answers: Sequence[LabelledPrediction], labels: Sequence[str]) -> tuple[Logs, Truth]:
+    """Log-probabilities and number of the true label, of the answers that have log-probabilities."""
+    rows = [(a.log_probabilities, labels.index(a.truth)) for a in answers if a.log_probabilities is not None]
+    logs = np.array([[table[label] for label in labels] for table, _ in rows], dtype=float)
+    return logs.reshape(len(rows), len(labels)), np.array([true for _, true in rows], dtype=int)
+
+
+def probabilistic_metrics(logs: Logs, truth: Truth, draws: BootstrapSamples | None = None) -> ProbabilisticMetrics:
+    """All figures of log-probabilities; there is at least one image."""
+    nll, brier, error = proper_scores(logs, truth, draws)
+    return ProbabilisticMetrics(
+        images=len(logs),
+        top2=top2(logs, truth, draws) if logs.shape[1] > 2 else None,
+        negative_log_likelihood=nll,
+        brier=brier,
+        calibration_error=error,
+        calibration_floor=calibration_floor(logs, seed=(draws or BootstrapSamples()).seed),
+        reliability=reliability(logs, truth),
+        risk_coverage=risk_coverage(logs, truth, draws),
+    )
+
+
+def proper_scores(
+    logs: Logs, truth: Truth, draws: BootstrapSamples | None = None
+) -> tuple[Interval, Interval, Interval]:
+    """Negative log-likelihood in nats, Brier score (0 to 2) and expected calibration error, with their intervals."""
+    shares, right = np.exp(logs), _right(logs, truth)
+    wanted = np.eye(logs.shape[1])[truth]
+    sure = shares.max(axis=1)
+    place = np.eye(BINS)[bin_of(sure, BINS)] * (sure - right)[:, None]
+    scores = (-logs[np.arange(len(logs)), truth], np.square(shares - wanted).sum(axis=1))
+    columns = np.column_stack([*scores, place])
+
+    def figures(rows: Rows) -> Figures:
+        means = means_of(columns, rows)
+        return np.stack([means[:, 0], means[:, 1], np.abs(means[:, 2:]).sum(axis=1)])
+
+    nll, brier, error = bootstrap(len(logs), figures, draws, biased=[2])
+    return nll, brier, error
+
+
+def calibration_floor(logs: Logs, draws: int = SIMULATED, seed: int = 0) -> CalibrationFloor:
+    """The expected calibration error that a perfectly calibrated system with these confidences would show.
+
+    It is right about image i with the probability c_i that it names, its confidence. So y_i, 1 where it is right and
+    else 0, is drawn with that chance, again and again for the same n images, and each draw has the error
+
+        E(y) = 1/n · Σ_bins | Σ_{i in bin} (c_i - y_i) |
+
+    over the bins of the calibration error. (Consistency resampling: Bröcker and Smith 2007.)
+
+    Args:
+        logs: log-probabilities of the labels.
+        draws: how many; two at least.
+        seed: of the draws.
+    """
+    sure, dice = np.exp(logs).max(axis=1), np.random.default_rng(seed)
+    place = bin_of(sure, BINS)
+    gaps = [np.bincount(place, sure - (dice.random(len(sure)) < sure), BINS) for _ in range(draws)]
+    errors = np.abs(gaps).sum(axis=1) / len(sure)
+    return CalibrationFloor(float(errors.mean()), float(errors.std(ddof=1)))
+
+
+def top2(logs: Logs, truth: Truth, draws: BootstrapSamples | None = None) -> Interval:
+    """Share whose true label is among the two most probable; of equal ones the first labels count."""
+    best = np.argsort(-logs, axis=1, kind="stable")[:, :2]
+    return _mean((best == truth[:, None]).any(axis=1)[:, None], draws)[0]
+
+
+def reliability(logs: Logs, truth: Truth) -> tuple[Bin, ...]:
+    """Answers by their confidence, in equal bins."""
+    sure, right = np.exp(logs).max(axis=1), _right(logs, truth)
+    place = bin_of(sure, BINS)
+    counts = np.bincount(place, minlength=BINS)
+    means = [np.bincount(place, weights=values, minlength=BINS) / np.maximum(counts, 1) for values in (sure, right)]
+    rows = zip(counts.tolist(), means[0].tolist(), means[1].tolist(), strict=True)
+    return tuple(Bin(index / BINS, *row) for index, row in enumerate(rows))
+
+
+def risk_coverage(logs: Logs, truth: Truth, draws: BootstrapSamples | None = None) -> RiskCoverage:
+    """Risk at every coverage, the most confident images first, and its mean over all coverages.
+
+    Images of equal confidence have no order: each counts with the share of them that is wrong, so that the curve does
+    not depend on the order of the data.
+    """
+    sure, wrong = logs.max(axis=1), ~_right(logs, truth)
+    _, group = np.unique(-sure, return_inverse=True)
+    expected = np.bincount(group, weights=wrong) / np.bincount(group)
+    order = np.argsort(group, kind="stable")
+    sorted_risk = expected[group[order]]
+    answered = np.arange(1, len(sure) + 1)
+
+    def figures(rows: Rows) -> Figures:  # places in the order of confidence, so that sorting them is enough
+        picked = sorted_risk[np.sort(rows, axis=1)]
+        return (np.cumsum(picked, axis=1) / answered).mean(axis=1)[None]
+
+    risk = np.cumsum(sorted_risk) / answered
+    kept = np.unique(np.linspace(1, len(sure), min(len(sure), POINTS)).round().astype(int))
+    area = bootstrap(len(sure), figures, draws)[0]
+    return RiskCoverage(area, tuple((kept / len(sure)).tolist()), tuple(risk[kept - 1].tolist()))
+
+
+def temperature(logs: Logs, truth: Truth) -> float:
+    """The temperature of least negative log-likelihood, within `RANGE`."""
+    from scipy.optimize import minimize_scalar
+
+    images = np.arange(len(logs))
+
+    def loss(log_temperature: float) -> float:
+        return -float(scaled(logs, np.exp(log_temperature))[images, truth].mean())
+
+    low, high = np.log(RANGE)
+    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(found.x))
+
+
+def temperature_interval(logs: Logs, truth: Truth, temperature: float) -> Interval | None:
+    """The 95 % interval of a fitted temperature T, from the images it was fitted on; None where they say nothing.
+
+    With u = log T, each image's log-probabilities z and p = softmax(z / T), the mean negative log-likelihood has the
+    slope g = (z_true - Σ p z) / T per image and the curvature h = mean of Σ p (z / T)² - (Σ p z / T)². So u has the
+    standard error √(mean g² / n) / h, and the interval is T · exp(± 1.96 of them). (White 1982; it holds whether or
+    not the scaled system is calibrated.)
+    """
+    z, shares = logs / temperature, np.exp(scaled(logs, temperature))
+    mean = (shares * z).sum(axis=1)
+    curvature = float(((shares * z * z).sum(axis=1) - mean * mean).mean())
+    if not curvature > 0:
+        return None
+    slope = z[np.arange(len(z)), truth] - mean
+    around = 1.96 * np.sqrt(np.square(slope).mean() / len(z)) / curvature
+    return Interval(temperature, float(temperature * np.exp(-around)), float(temperature * np.exp(around)))
+
+
+def scaled(logs: Logs, temperature: float) -> Logs:
+    """Log-probabilities divided by a temperature and normalised again."""
+    from scipy.special import log_softmax
+
+    return log_softmax(logs / temperature, axis=1)
+
+
+def calibrated(
+    fitted_on: tuple[Float[np.ndarray, "fitted labels"], Int[np.ndarray, " fitted"]],
+    split: str,
+    logs: Logs,
+    truth: Truth,
+    draws: BootstrapSamples | None = None,
+) -> Calibrated:
+    """The figures of one split after a temperature was fitted on another."""
+    chosen = temperature(*fitted_on)
+    after = scaled(logs, chosen)
+    nll, brier, error = proper_scores(after, truth, draws)
+    at_limit = min(chosen / RANGE[0], RANGE[1] / chosen) < 1.001
+    return Calibrated(
+        temperature=chosen,
+        temperature_interval=None if at_limit else temperature_interval(*fitted_on, chosen),
+        split=split,
+        images=len(fitted_on[0]),
+        at_limit=at_limit,
+        negative_log_likelihood=nll,
+        brier=brier,
+        calibration_error=error,
+        calibration_floor=calibration_floor(after, seed=(draws or BootstrapSamples()).seed),
+        reliability=reliability(after, truth),
+    )
+
+
+def distribution(
+    logs: Logs, votes: Float[np.ndarray, "images labels"], draws: BootstrapSamples | None = None
+) -> Distribution:
+    """Distance of the probabilities from the votes; both sum to 1 in every row, and there is at least one row."""
+    from scipy.special import rel_entr
+
+    shares = np.exp(logs)
+    middle = (votes + shares) / 2
+    apart = rel_entr(votes, shares).sum(axis=1)
+    between = (rel_entr(votes, middle) + rel_entr(shares, middle)).sum(axis=1) / 2
+    agree = votes[np.arange(len(votes)), logs.argmax(axis=1)] == votes.max(axis=1)
+    return Distribution(len(logs), *_mean(np.column_stack([apart, between, agree]), draws))
+
+
+def _right(logs: Logs, truth: Truth) -> Bool[np.ndarray, " images"]:
+    return logs.argmax(axis=1) == truth
+
+
+def _mean(columns: np.ndarray, draws: BootstrapSamples | None) -> tuple[Interval, ...]:
+    columns = columns.astype(float)
+    return bootstrap(len(columns), lambda rows: means_of(columns, rows).T, draws)
+
 
 Votes = Mapping[str, Mapping[str, float]]
 """Image → label → share of the votes."""
@@ -123,16 +350,16 @@ def _chances(
     calibration: Calibration | None,
     draws: BootstrapSamples,
 ) -> ProbabilisticMetrics | None:
-    logs, truth = of_chances.log_table(answers, labels)
+    logs, truth = log_table(answers, labels)
     if not len(logs):
         return None
-    found = of_chances.probabilistic_metrics(logs, truth, draws)
+    found = probabilistic_metrics(logs, truth, draws)
     if calibration is None:
         return found
-    fitted_on = of_chances.log_table(calibration.answers, labels)
+    fitted_on = log_table(calibration.answers, labels)
     if not len(fitted_on[0]):
         return found
-    return replace(found, calibrated=of_chances.calibrated(fitted_on, calibration.split, logs, truth, draws))
+    return replace(found, calibrated=calibrated(fitted_on, calibration.split, logs, truth, draws))
 
 
 def _distribution(
@@ -144,8 +371,8 @@ def _distribution(
     ]
     if not usable:
         return None
-    logs, _ = of_chances.log_table([answer for answer, _ in usable], labels)
-    return of_chances.distribution(logs, np.stack([shares for _, shares in usable]), draws)
+    logs, _ = log_table([answer for answer, _ in usable], labels)
+    return distribution(logs, np.stack([shares for _, shares in usable]), draws)
 
 
 def _shares(votes: Mapping[str, float], labels: Sequence[str]) -> np.ndarray | None:
@@ -156,3 +383,79 @@ def _shares(votes: Mapping[str, float], labels: Sequence[str]) -> np.ndarray | N
         if label is not None:
             shares[labels.index(label)] += share
     return shares / shares.sum() if shares.sum() > 0 else None
+
+
+Figure = Callable[[Evaluation], float | None]
+
+FIGURES: Mapping[str, Figure] = {
+    "accuracy": lambda one: one.accuracy.value,
+    "macro_f1": lambda one: one.macro_f1.value,
+    "top2": lambda one: one.chances.top2.value if one.chances and one.chances.top2 else None,
+    "negative_log_likelihood": lambda one: one.chances.negative_log_likelihood.value if one.chances else None,
+    "brier": lambda one: one.chances.brier.value if one.chances else None,
+    "calibration_error": lambda one: one.chances.calibration_error.value if one.chances else None,
+    "calibration_floor": lambda one: _value(one.chances.calibration_floor) if one.chances else None,
+    "calibration_error_scaled": lambda one: (
+        one.chances.calibrated.calibration_error.value if one.chances and one.chances.calibrated else None
+    ),
+    "calibration_floor_scaled": lambda one: (
+        _value(one.chances.calibrated.calibration_floor) if one.chances and one.chances.calibrated else None
+    ),
+    "risk_coverage_area": lambda one: one.chances.risk_coverage.area.value if one.chances else None,
+    "kl": lambda one: one.distribution.kl.value if one.distribution else None,
+    "js": lambda one: one.distribution.js.value if one.distribution else None,
+}
+"""What results are compared by, where they have it."""
+
+
+def compare_results(first: Evaluation, second: Evaluation) -> PairedComparison:
+    """Accuracy of `second` minus that of `first`, image by image: bootstrap interval and McNemar's exact p.
+
+    Raises:
+        DataError: a result without its predictions, or two that are not of the same images with the same labels.
+    """
+    theirs = {answer.image: answer for answer in second.answers}
+    pairs = [(answer, theirs[answer.image]) for answer in first.answers if answer.image in theirs]
+    names = f"{first.system} and {second.system}"
+    if not first.answers or not theirs:
+        bare = second if first.answers else first
+        raise DataError(f"the result of {bare.system} has no predictions beside it", "predictions.jsonl")
+    if len(pairs) < max(len(first.answers), len(theirs)):
+        got = f"the results of {names} share {len(pairs)} of {len(first.answers)} and {len(theirs)} images"
+        raise DataError(got, "the same images", "Measure both on the same split of the same data set.")
+    strange = next((one.image for one, other in pairs if one.truth != other.truth), None)
+    if strange is not None:
+        raise DataError(f"{strange} has different labels in the results of {names}", "the same data set")
+    truth = [one.truth for one, _ in pairs]
+    return compare(truth, [one.predicted for one, _ in pairs], [other.predicted for _, other in pairs])
+
+
+def over_seeds(results: Sequence[Evaluation]) -> dict[str, SeedStats]:
+    """Mean and standard deviation of every figure that all of the results have.
+
+    Raises:
+        UsageError: there are no results.
+        DataError: they are not of the same images with the same labels.
+    """
+    if not results:
+        raise UsageError("there are no results", "at least one")
+    first, *others = results
+    for other in others:
+        if _measured_on(other) != _measured_on(first):
+            got = f"results on {first.dataset}, split {first.split}, and on {other.dataset}, split {other.split}"
+            raise DataError(got, "the same images and labels", "Measure all on the same split of the same data set.")
+    found = {}
+    for name, figure in FIGURES.items():
+        values = [value for value in map(figure, results) if value is not None]
+        if len(values) == len(results):
+            found[name] = spread_of(values)
+    return found
+
+
+def _value(floor: CalibrationFloor | None) -> float | None:
+    return None if floor is None else floor.value
+
+
+def _measured_on(one: Evaluation) -> tuple[object, ...]:
+    data = one.provenance.get("data") or {}
+    return one.split, data.get("fingerprint"), frozenset(one.labels), one.used

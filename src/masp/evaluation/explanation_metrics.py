@@ -1,8 +1,4 @@
-"""Explanations against the truth, which only a made world knows: what caused each label, and where each thing lies.
-
-Emoji scenes carry it as `Record.extra["emoji"]`: `cause`, the aspect of the main cue; `cells`, for each field of a grid
-over the image the [aspect, name] of the glyph that covers it, or null; `probabilities`, the true chance of each label.
-"""
+"""Explanations against the truth: which aspect caused each label, where each cue lies, what each aspect shows."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,13 +7,16 @@ from dataclasses import dataclass
 import torch
 
 from masp.core.errors import DataError
+from masp.core.labels import normalise_answer
+from masp.core.prompts import Questions
 from masp.core.types import VisualTokens
 from masp.data.records import BadFiles, Record
 from masp.evaluation import metrics
-from masp.evaluation.batches import Batching, labelled, visual_batches
-from masp.evaluation.metrics import Interval
+from masp.evaluation.metrics import Interval, SetScore, set_score
+from masp.evaluation.predict_split import Batching, labelled, visual_batches
 from masp.model.explain import heatmaps, leave_one_out, taking_part
-from masp.model.scoring import score
+from masp.model.masp_model import ActiveParts, MaspModel
+from masp.model.scoring import describe_aspects, generate, score
 from masp.predictor import Masp
 
 PLACED = ("facial_expression", "object", "scene", "human_action")
@@ -26,49 +25,32 @@ PLACED = ("facial_expression", "object", "scene", "human_action")
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known of one made image.
+    """What is known of one made image."""
 
-    Attributes:
-        cause: the aspect that did most for the drawn label.
-        cells: for each field, rows from the top, the aspect of the glyph that covers it; None for background.
-        probabilities: the true chance of each label.
-    """
-
-    cause: str
+    cause: str  # the aspect that did most for the drawn label
+    # for each field, rows from the top, the aspect of the glyph that covers it; None for background
     cells: tuple[tuple[str | None, ...], ...]
-    probabilities: Mapping[str, float]
+    probabilities: Mapping[str, float]  # the true chance of each label
 
 
 @dataclass(frozen=True)
 class BayesAccuracy:
-    """The best that anyone could reach where labels are drawn by chance.
+    """The best that anyone could reach where labels are drawn by chance."""
 
-    Attributes:
-        expected: mean of the largest true probability (Bayes accuracy).
-        achieved: how often the truly most probable label was the one drawn.
-    """
-
-    expected: float
-    achieved: Interval
+    expected: float  # mean of the largest true probability (Bayes accuracy)
+    achieved: Interval  # how often the truly most probable label was the one drawn
 
 
 @dataclass(frozen=True)
 class Explanations:
-    """How often the explanations are right.
+    """How often the explanations are right."""
 
-    Attributes:
-        accuracy: of the predictions themselves.
-        cause: share of correct predictions whose largest effect is the true main cause; None without correct ones.
-        cause_by_guess: the same share for always naming the commonest cause among them.
-        pointing: for each aspect, share of the images that show it whose heatmap peaks on it.
-        pointing_by_guess: for each aspect, the mean share of the image that it covers there.
-    """
-
-    accuracy: Interval
+    accuracy: Interval  # of the predictions themselves
+    # share of correct predictions whose largest effect is the true main cause; None without correct ones
     cause: Interval | None
-    cause_by_guess: float | None
-    pointing: Mapping[str, Interval]
-    pointing_by_guess: Mapping[str, float]
+    cause_by_guess: float | None  # the same share for always naming the commonest cause among them
+    pointing: Mapping[str, Interval]  # for each aspect, share of the images that show it whose heatmap peaks on it
+    pointing_by_guess: Mapping[str, float]  # for each aspect, the mean share of the image that it covers there
 
 
 @dataclass(frozen=True)
@@ -182,3 +164,59 @@ def _explained(masp: Masp, batch: Sequence[Record], visual: VisualTokens) -> lis
         label = task.labels[int(best[index])]
         found.append(ExplainedImage(truth, record.label or "", label, names[strongest[index]], peaks))
     return found
+
+
+LONGEST = 24
+"""Tokens that an aspect's answer may have; a list of objects needs some."""
+
+
+@dataclass(frozen=True)
+class AspectQuality:
+    """How well one aspect is named, over the images where it is annotated."""
+
+    aspect: str  # its name
+    exact: Interval  # share of answers that are the annotation, word for word, from the aspect's own tokens
+    things: SetScore  # the same answers as sets; a list in another order is right here
+    backbone_exact: Interval  # as `exact`, for the frozen backbone that sees all visual tokens and no adapter
+    backbone_things: SetScore  # as `things`, for the frozen backbone
+
+
+def aspect_quality(
+    model: MaspModel, records: Sequence[Record], questions: Questions, batching: Batching | None = None
+) -> tuple[AspectQuality, ...]:
+    """Quality of each aspect of a model on annotated images.
+
+    Raises:
+        UsageError: the model has no aspects.
+        DataError: no image is annotated, or too many cannot be read.
+    """
+    names = model.aspect_module().aspects
+    annotated = [record for record in records if any(name in record.annotations for name in names)]
+    if not annotated:
+        todo = "Name a data set in EmoSet's layout, or one that `masp data make` wrote."
+        raise DataError("no image has annotated aspects", "annotations beside the images", todo)
+    truth: dict[str, list[str]] = {name: [] for name in names}
+    ours: dict[str, list[str]] = {name: [] for name in names}
+    plain: dict[str, list[str]] = {name: [] for name in names}
+    account = BadFiles(total=len(annotated))
+    for batch, visual in visual_batches(model.backbone, annotated, batching or Batching(), account):
+        read = describe_aspects(model, visual, questions, LONGEST)
+        for name in names:
+            known = [index for index, record in enumerate(batch) if name in record.annotations]
+            if not known:
+                continue
+            truth[name] += [batch[index].annotations[name] for index in known]
+            ours[name] += [read[index][name] for index in known]
+            seen = visual.select(known)
+            plain[name] += generate(model, seen, questions.aspect(name)[0], ActiveParts((), prompt=False), LONGEST)
+    return tuple(_quality(name, truth[name], ours[name], plain[name]) for name in names if truth[name])
+
+
+def _quality(name: str, truth: Sequence[str], ours: Sequence[str], plain: Sequence[str]) -> AspectQuality:
+    return AspectQuality(
+        name, _exact(truth, ours), set_score(truth, ours), _exact(truth, plain), set_score(truth, plain)
+    )
+
+
+def _exact(truth: Sequence[str], answers: Sequence[str]) -> Interval:
+    return metrics.accuracy([normalise_answer(t) for t in truth], [normalise_answer(a) for a in answers])

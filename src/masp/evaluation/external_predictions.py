@@ -1,21 +1,47 @@
-"""Measuring what any other system said, by the same protocol; no model is loaded."""
+"""Predictions of any other system, measured by the same protocol; no model is loaded."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from masp.core.atomic_io import digest
-from masp.core.errors import DataError, UsageError
+from masp.core.errors import DataError, UsageError, did_you_mean, shown
+from masp.core.labels import parse, spelled
 from masp.data.records import Dataset, Record
 from masp.evaluation.compute_metrics import Calibration, ResultContext, measured, votes_of
-from masp.evaluation.facts import data_facts, when
-from masp.evaluation.predictions import ExternalLine, LabelledPrediction, read_foreign
-from masp.evaluation.result import Evaluation, Mode, write_result
+from masp.evaluation.result import (
+    CALIBRATION,
+    LOWEST,
+    Evaluation,
+    LabelledPrediction,
+    Mode,
+    data_facts,
+    json_lines,
+    when,
+    write_result,
+)
 
+_SLACK = 0.02  # probabilities that another system rounded
+_EXACT = 1e-6
 log = logging.getLogger(__name__)
 
-CALIBRATION = "val"
 _SHOWN = 5
+
+
+@dataclass(frozen=True)
+class ExternalLine:
+    """One line of a file that may come from anywhere."""
+
+    line: int  # its number
+    image: str  # as the file names it
+    predicted: str | None  # see `Answered`
+    log_probabilities: Mapping[str, float] | None  # see `Answered`
+    answer: str | None  # see `Answered`; beside a label that was read elsewhere it may be any text
+    truth: str | None  # the label; None where the line does not name it
+    from_text: bool  # whether `predicted` is what the answer names, and nothing else in the line decided it
 
 
 def evaluate_predictions(
@@ -169,3 +195,101 @@ def _provenance(file: Path, dataset: Dataset, split: str) -> dict[str, object]:
         "versions": {"masp": __version__},
         **when(0.0),
     }
+
+
+def read_foreign(file: Path, labels: Sequence[str]) -> tuple[ExternalLine, ...]:
+    """The predictions of any system, in the spelling of a label set.
+
+    A line needs `image`, and one of `predicted`, `log_probabilities`, `probabilities` and `answer`. Where `predicted`
+    is absent it is the most probable label, or the one that the answer names. A label may be written otherwise ("sad"
+    for "sadness"). Probabilities may be rounded: within 2 % of 1 they are normalised.
+
+    Raises:
+        DataError: a line that cannot be used, an image that occurs twice, or a label outside the set.
+    """
+    rows: list[ExternalLine] = []
+    seen: dict[str, int] = {}
+    for number, content in json_lines(file):
+        row = _foreign(f"{file}, line {number}", number, content, labels)
+        if row.image in seen:
+            raise DataError(
+                f"{file}, line {number}: {row.image} was in line {seen[row.image]} already", "every image once"
+            )
+        seen[row.image] = number
+        rows.append(row)
+    if not rows:
+        raise DataError(f"{file} holds no predictions", "a JSON object per line", "See docs/results.md.")
+    return tuple(rows)
+
+
+def _foreign(where: str, number: int, content: dict[str, Any], labels: Sequence[str]) -> ExternalLine:
+    image, answer = content.get("image"), content.get("answer")
+    if not isinstance(image, str) or not image:
+        raise DataError(f"{where}: the image is {shown(image)}", "its file, as seen from the data set's folder")
+    if answer is not None and not isinstance(answer, str):
+        raise DataError(f"{where}: the answer is {shown(answer)}", "text, or null")
+    logs = _logs(content, where, labels)
+    if "predicted" in content:
+        predicted = _label(content["predicted"], "predicted", where, labels)
+    elif logs is not None:
+        predicted = max(logs, key=lambda label: logs[label])
+    elif answer is not None:
+        predicted = parse(answer, labels)
+    else:
+        expected = "one of predicted, log_probabilities, probabilities and answer"
+        raise DataError(f"{where} says nothing about {image}", expected, "See docs/results.md.")
+    from_text = logs is None and answer is not None and predicted == parse(answer, labels)
+    truth = _label(content.get("truth"), "truth", where, labels)
+    return ExternalLine(number, image, predicted, logs, answer, truth, from_text)
+
+
+def _label(name: object, key: str, where: str, labels: Sequence[str]) -> str | None:
+    if name is None:
+        return None
+    found = spelled(name, labels) if isinstance(name, str) else None
+    if found is None:
+        todo = did_you_mean(name, labels) if isinstance(name, str) else ""
+        raise DataError(f"{where}: {key} is {shown(name)}", f"one of {', '.join(labels)}, or null", todo)
+    return found
+
+
+def _logs(content: dict[str, Any], where: str, labels: Sequence[str]) -> dict[str, float] | None:
+    """The log-probabilities of a line, whichever of the two keys it has, in the order of the labels."""
+    given = {key: content[key] for key in ("log_probabilities", "probabilities") if content.get(key) is not None}
+    if not given:
+        return None
+    if len(given) > 1:
+        raise DataError(f"{where} has both log_probabilities and probabilities", "one of them")
+    key, table = next(iter(given.items()))
+    if not isinstance(table, dict):
+        raise DataError(f"{where}: {key} is {shown(table)}", "a number for every label")
+    found: dict[str, float] = {}
+    for name, value in table.items():
+        label = _label(name, f"a label of {key}", where, labels)
+        if label is None or label in found:
+            raise DataError(f"{where}: {key} names {shown(name)} twice", "every label once")
+        found[label] = _log(value, f"{where}: {key} of {label}", key == "probabilities")
+    missing = [label for label in labels if label not in found]
+    if missing:
+        raise DataError(f"{where}: {key} lacks {', '.join(missing)}", "a number for every label")
+    total = sum(map(math.exp, found.values()))
+    if abs(total - 1) > _SLACK:
+        raise DataError(f"{where}: the probabilities sum to {total:.3g}", "1", "Normalise them over the labels.")
+    shift = math.log(total) if abs(total - 1) > _EXACT else 0.0
+    return {label: max(LOWEST, found[label] - shift) for label in labels}
+
+
+def _log(value: object, what: str, plain: bool) -> float:
+    """A number of the file as a logarithm; `plain` if it is none yet."""
+    number = math.nan
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:  # an integer of hundreds of digits
+            number = math.inf if value > 0 else -math.inf
+    if plain and 0 <= number <= 1 + _SLACK:
+        return math.log(number) if number > 0 else LOWEST
+    if not plain and number <= _SLACK:  # minus infinity too
+        return max(LOWEST, number)
+    expected = "a probability from 0 to 1" if plain else "a logarithm of a probability, 0 or less"
+    raise DataError(f"{what} is {shown(value)}", expected)

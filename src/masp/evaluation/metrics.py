@@ -1,16 +1,20 @@
-"""Figures about predicted labels, by scikit-learn and scipy: nothing here knows of images or models.
+"""Figures about predicted labels, their bootstrap intervals, and their spread over seeds.
 
-A predicted label may be `None` (an answer that names no label): it is counted as wrong, never dropped. The libraries
-are imported where they are used, since nearly everything imports this file.
+Nothing here knows of images or models. A predicted label may be `None` (an answer that names no label): it is counted
+as wrong, never dropped. scikit-learn and scipy are imported where they are used.
 """
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
+
+from masp.core.labels import normalise_answer
 
 _NOTHING: Any = 0  # a ratio with nothing below the line; scikit-learn's types know only the words for it
 
@@ -239,3 +243,116 @@ def _numbers(
     true = [place[label] for label in truth]
     assert len(true) == len(said), "as many answers as examples"
     return true, said
+
+
+Rows = Int[np.ndarray, "draws images"]
+"""In every row the numbers of the images that one draw picked."""
+
+Figures = Float[np.ndarray, "figures draws"]
+
+_TOGETHER = 2_000_000  # picked images at a time: 16 MB
+
+
+@dataclass(frozen=True)
+class BootstrapSamples:
+    """How often images are drawn with replacement, and the seed of the draws."""
+
+    count: int = 1000
+    seed: int = 0
+
+
+def bootstrap(
+    images: int, figures: Callable[[Rows], Figures], draws: BootstrapSamples | None = None, biased: Collection[int] = ()
+) -> tuple[Interval, ...]:
+    """Every figure with its interval; all figures are taken from the same draws.
+
+    Args:
+        images: how many there are.
+        figures: computes the figures of each draw.
+        draws: how many, with which seed.
+        biased: numbers of figures that draws exaggerate, since noise can only add to them. Their percentiles are moved
+            by as much as the mean of the draws lies beside the figure, so that the interval lies around it; at least 0.
+    """
+    from scipy.stats import bootstrap as drawn
+
+    everything = np.arange(images)
+    values = figures(everything[None])[:, 0].tolist()
+    if images < 2:  # nothing to draw from
+        return tuple(Interval(value, value, value) for value in values)
+    draws = draws or BootstrapSamples()
+
+    def statistic(rows: Int[np.ndarray, "*draws images"], axis: int) -> Float[np.ndarray, "figures *draws"]:
+        return figures(rows) if rows.ndim > 1 else figures(rows[None])[:, 0]
+
+    found = drawn(
+        (everything,),
+        statistic,
+        n_resamples=draws.count,
+        batch=max(1, _TOGETHER // images),
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(draws.seed),
+    )
+    low, high = (np.atleast_1d(end).copy() for end in found.confidence_interval)
+    for number in biased:
+        shift = values[number] - found.bootstrap_distribution[number].mean()
+        low[number], high[number] = max(0.0, low[number] + shift), max(0.0, high[number] + shift)
+    return tuple(Interval(*ends) for ends in zip(values, low.tolist(), high.tolist(), strict=True))
+
+
+def means_of(columns: Float[np.ndarray, "images columns"], rows: Rows) -> Float[np.ndarray, "draws columns"]:
+    """Mean of every column over the images of each draw."""
+    return _times_drawn(rows, len(columns)) @ columns / rows.shape[1]
+
+
+def _times_drawn(rows: Rows, images: int) -> Float[np.ndarray, "draws images"]:
+    """How often each draw picked each image."""
+    return np.stack([np.bincount(row, minlength=images) for row in rows]).astype(float)
+
+
+@dataclass(frozen=True)
+class SeedStats:
+    """A figure over several runs; `deviation` is the standard deviation of the sample, None for one run."""
+
+    mean: float
+    deviation: float | None
+    values: tuple[float, ...]
+
+    def text(self) -> str:
+        """A share in per cent, such as `71.3 ± 0.8`; `71.3` for one run."""
+        around = "" if self.deviation is None else f" ± {100 * self.deviation:.1f}"
+        return f"{100 * self.mean:.1f}{around}"
+
+    def percent(self) -> str:
+        """The same with its unit: `71.3 ± 0.8 %`."""
+        return f"{self.text()} %"
+
+
+def spread_of(values: Sequence[float]) -> SeedStats:
+    """Mean and standard deviation of one value or more."""
+    return SeedStats(mean(values), stdev(values) if len(values) > 1 else None, tuple(values))
+
+
+@dataclass(frozen=True)
+class SetScore:
+    """Answers as sets of things (a list is split at its commas), counted over all images together."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+def set_score(truth: Sequence[str], answers: Sequence[str]) -> SetScore:
+    """Precision, recall and F1 of answers as sets, with hits and things counted over all images (micro)."""
+    hits = said = wanted = 0
+    for true, answer in zip(truth, answers, strict=True):
+        real, named = _things(true), _things(answer)
+        hits, said, wanted = hits + sum((real & named).values()), said + named.total(), wanted + real.total()
+    f1 = 2 * hits / (said + wanted) if said + wanted else 0.0
+    return SetScore(hits / said if said else 0.0, hits / wanted if wanted else 0.0, f1)
+
+
+def _things(answer: str) -> Counter[str]:
+    """The things that an answer lists, each counted once."""
+    parts = (normalise_answer(part) for part in answer.split(","))
+    return Counter({part for part in parts if part})

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from masp.core.errors import DataError, MaspError, UsageError, did_you_mean
 from masp.data.readers.common import exists, inside
-from masp.evaluation.predictions import LabelledPrediction
+from masp.evaluation.result import LabelledPrediction
 from masp.report import leaderboard as standings
-from masp.report.formatting import grouped
+from masp.report.html import PictureView, SampleView, embedded, sample_of, sample_view
 from masp.report.load_results import Comparison, SystemResults
-from masp.report.samples import PictureView, SampleView, embedded, sample_of, sample_view
+from masp.report.schema import grouped
 
 if TYPE_CHECKING:
     from masp.predictor import Masp

@@ -9,8 +9,7 @@ from masp.core.errors import UsageError, did_you_mean
 from masp.evaluation import metrics
 from masp.evaluation.metrics import Interval
 from masp.evaluation.result import Evaluation, ProbabilisticMetrics
-from masp.report.figures import Figure, over_seeds
-from masp.report.load_results import Comparison, SystemResults, seed_of
+from masp.report.load_results import Comparison, Figure, SystemResults, over_seeds, seed_of
 
 FIRST, BEST = "first", "best"
 

@@ -1,9 +1,10 @@
-"""What a report can show: plain frozen records, filled by `masp predict --report` and by `masp demo`.
+"""What a report can show: plain frozen records, and how their numbers and causes are put into words.
 
 Every part is optional, so that one function renders both a handful of predictions and a whole study.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -154,3 +155,110 @@ class ReportData:
     failures: tuple[tuple[str, str], ...] = ()
     curves: tuple[Curve, ...] = ()
     provenance: Provenance | None = None
+
+
+FAINT = 0.05
+"""Effects below this many nats (5 %) decide nothing."""
+
+
+def decisive(sample: Sample) -> AspectSight | None:
+    """The aspect whose absence would hurt the label most; None where none would hurt it noticeably."""
+    known = [sight for sight in sample.sights if sight.effect is not None and sight.effect >= FAINT]
+    return max(known, key=lambda sight: sight.effect or 0.0, default=None)
+
+
+def verdict(sample: Sample) -> str:
+    """One sentence: which cue decided, read from the effects and from nothing else. Empty where there are none."""
+    if all(sight.effect is None for sight in sample.sights):
+        return ""
+    first = decisive(sample)
+    if first is None or first.effect is None:
+        return "No single cue decided: leaving any one of them out hardly changes the label."
+    return f"{decided(first)}: without it the label would be {_less(first.effect)} less probable."
+
+
+def decided(sight: AspectSight) -> str:
+    """That this aspect decided, and what it saw."""
+    saw = f" (“{readable(sight.answer)}”)" if sight.answer else ""
+    return f"The {words(sight.aspect)} decided{saw}"
+
+
+def _less(effect: float) -> str:
+    """By how much an effect in nats, when it goes, lowers a probability: "12 %", or "3.1 times"."""
+    if effect >= math.log(100):
+        return "more than 100 times"
+    factor = math.exp(effect)
+    return f"{factor:.1f} times" if factor >= 2 else f"{100 * (1 - 1 / factor):.0f} %"
+
+
+def readable(text: str, longest: int = 60) -> str:
+    """A generated text without what a terminal would act on, cut where it goes on for too long."""
+    plain = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
+    return plain if len(plain) <= longest else plain[: longest - 1] + "…"
+
+
+def words(name: str) -> str:
+    """An aspect's name for people."""
+    return name.replace("_", " ")
+
+
+def share(value: float) -> str:
+    """A share in [0, 1] in per cent with one decimal."""
+    return f"{100 * value:.1f}"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A number with its sign, a real minus, and no negative zero."""
+    text = f"{value:+.{digits}f}".replace("-", "\u2212")
+    return text if any(digit in text for digit in "123456789") else text[1:]
+
+
+def points(value: float) -> str:
+    """A difference of shares in percentage points, signed."""
+    return signed(100 * value, digits=1)
+
+
+def width(value: float) -> str:
+    """A length in per cent for a style attribute: digits and nothing else, whatever the number is."""
+    return f"{100 * min(max(value, 0.0), 1.0):.2f}%" if math.isfinite(value) else "0%"
+
+
+def duration(seconds: float) -> str:
+    """A time as a person says it: "4.2 s", "3 min 07 s"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"
+
+
+def grouped(number: int) -> str:
+    """A count with a thin space between thousands."""
+    return f"{number:,}".replace(",", "\u202f")
+
+
+def styled(value: float, style: str) -> str:
+    """A figure in the style of its column: "percent" of a share, "count" of whole things, or a plain "number"."""
+    if style == "percent":
+        return share(value)
+    if style == "count":
+        return grouped(round(value)) if float(value).is_integer() else f"{value:.1f}"
+    return f"{value:.3f}"
+
+
+def whole(value: float) -> str:
+    """A share in [0, 1] in whole per cent; one that is not quite 0 or 100 is not called so."""
+    if 0 < value < 0.005:
+        return "<1"
+    return ">99" if 0.995 <= value < 1 else f"{100 * value:.0f}"
+
+
+def chance(value: float) -> str:
+    """A p-value with three decimals; smaller ones are only bounded."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+FILTERS: dict[str, Callable[..., str]] = {
+    function.__name__: function
+    for function in (words, share, signed, points, width, duration, grouped, styled, whole, chance)
+}
+"""What the templates may call."""

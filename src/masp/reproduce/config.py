@@ -1,10 +1,11 @@
-"""What is asked of one call of `masp reproduce`: settings, data sets, seeds, and where everything lies."""
+"""What one call of `masp reproduce` asks for: settings, data sets, seeds, and where everything lies."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from masp.adapters import find_adapter
 from masp.baselines.base import Reading
 from masp.core.config import DataConfig, RunConfig, load_config
 from masp.core.errors import DataError, UsageError, did_you_mean
@@ -12,8 +13,8 @@ from masp.data.images import Rounding
 from masp.data.readers.detect import read_layout
 from masp.data.records import BadFiles
 from masp.demo.pictures import Plan
-from masp.reproduce.paper import Paper
-from masp.reproduce.specs import EXPERIMENTS
+from masp.reproduce import specs as others
+from masp.reproduce.specs import EXPERIMENTS, Paper, load_paper
 
 _PUBLISHED_LABELS = {"label_pattern": None, "label_thresholds": None}  # what the user's own data sets may need
 DRAWN = "emoji-scenes"
@@ -33,17 +34,11 @@ QUICKLY = ("aspects.max_steps=4", "prompt.max_steps=4", "aspects.batch_size=32",
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """One data set to run on.
+    """One data set to run on."""
 
-    Attributes:
-        name: as the paper calls it, or the name of its folder.
-        data: how it is opened.
-        annotated: whether its images have aspects to learn from.
-    """
-
-    name: str
-    data: DataConfig
-    annotated: bool
+    name: str  # as the paper calls it, or the name of its folder
+    data: DataConfig  # how it is opened
+    annotated: bool  # whether its images have aspects to learn from
 
 
 @dataclass(frozen=True)
@@ -57,33 +52,20 @@ class SkippedDataset:
 
 @dataclass(frozen=True)
 class ReproduceConfig:
-    """Everything that a cell needs to know; it can be sent to another process.
+    """Everything that a cell needs to know; it can be sent to another process."""
 
-    Attributes:
-        experiments: some of `EXPERIMENTS`.
-        config: settings of the method, the backbone and both stages; each cell sets its own seed and data.
-        sources: data sets that are there.
-        missing: data sets that are not.
-        seeds: of training.
-        out: folder of tables, figures and results of cells.
-        teacher: EmoSet, where it is there: it teaches the aspects for all data sets, as in the paper.
-        adapter: aspects that were trained before; None: stage 1 is a cell of its own.
-        others: settings of the other systems of Table 1, as "system.key=value"; the last one wins.
-        drawn: images of the drawn data set; None where data was given.
-        reading: how answers are read, of every system that can be asked for a text.
-    """
-
-    experiments: tuple[str, ...]
-    config: RunConfig
-    sources: tuple[DatasetSource, ...]
-    missing: tuple[SkippedDataset, ...]
-    seeds: tuple[int, ...]
-    out: Path
+    experiments: tuple[str, ...]  # some of `EXPERIMENTS`
+    config: RunConfig  # settings of the method, the backbone and both stages; each cell sets its own seed and data
+    sources: tuple[DatasetSource, ...]  # data sets that are there
+    missing: tuple[SkippedDataset, ...]  # data sets that are not
+    seeds: tuple[int, ...]  # of training
+    out: Path  # folder of tables, figures and results of cells
+    # EmoSet, where it is there: it teaches the aspects for all data sets, as in the paper
     teacher: DatasetSource | None = None
-    adapter: Path | None = None
-    others: tuple[str, ...] = ()
-    drawn: Plan | None = None
-    reading: Reading = "score"
+    adapter: Path | None = None  # aspects that were trained before; None: stage 1 is a cell of its own
+    others: tuple[str, ...] = ()  # settings of the other systems of Table 1, as "system.key=value"; the last one wins
+    drawn: Plan | None = None  # images of the drawn data set; None where data was given
+    reading: Reading = "score"  # how answers are read, of every system that can be asked for a text
 
     @property
     def work(self) -> Path:
@@ -223,3 +205,87 @@ def with_seed(config: RunConfig, seed: int, changes: Mapping[str, object] | None
     method = config.method.model_copy(update=dict(changes or {}))
     stages = {stage: getattr(config, stage).model_copy(update={"seed": seed}) for stage in ("aspects", "prompt")}
     return config.model_copy(update={"method": method, **stages})
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `masp reproduce` was asked for."""
+
+    what: str  # "table1" … "figure4", or "all"
+    out: Path  # folder of tables, figures and results
+    data: Path | None = None  # folder of the data sets; None: emoji scenes are drawn
+    backbone: str | None = None  # id; None: the embedded one
+    datasets: tuple[str, ...] | None = None  # names of data sets; None: those of the paper
+    seeds: int = 3  # how many
+    aspects: str | None = None  # aspects that were trained before; None: stage 1 is run
+    config: Path | None = None  # settings as YAML; None: the defaults, or those of the embedded default
+    quick: bool = False  # a smoke test
+    # "key=value" each; what begins with the name of another system is a setting of that system
+    changes: tuple[str, ...] = ()
+    reading: Reading = "score"  # how answers are read
+
+    def command(self, jobs: int) -> str:
+        """How it was asked, without places on this machine."""
+        words = ["masp reproduce", self.what]
+        words += ["--data ROOT"] if self.data is not None else []
+        if self.backbone is not None:
+            words.append(f"--backbone {'FOLDER' if Path(self.backbone).exists() else self.backbone}")
+        words += [f"--datasets {','.join(self.datasets)}"] if self.datasets is not None else []
+        words += ["--aspects ADAPTER"] if self.aspects is not None else []
+        words += ["--config FILE"] if self.config is not None else []
+        words += ["--quick"] if self.quick else []
+        words += [] if self.reading == "score" else [f"--reading {self.reading}"]
+        return " ".join([*words, f"--seeds {self.seeds} --jobs {jobs}", *self.changes])
+
+
+def job_of(request: Request) -> ReproduceConfig:
+    """The job, once it is certain that there is something to run.
+
+    Raises:
+        UsageError: arguments that do not go together, or no data set is there.
+        ConfigError: a setting is wrong.
+        DataError: a data set cannot be read.
+        AdapterError: there are no such aspects.
+    """
+    _check(request)
+    changes, own = others.divided(request.changes)
+    config = _config(request, changes)
+    experiments, seeds = experiments_of(request.what), tuple(range(request.seeds))
+    adapter = None if request.aspects is None else find_adapter(request.aspects)
+    read = others.read_by(request.reading)
+    if request.data is None:
+        small = others.QUICKLY if request.quick else ()
+        plan, source = QUICK if request.quick else SCENES, drawn_source(request.out / "scratch", config.data)
+        settings = (*small, *read, *own)
+        where = (request.out, None, adapter)
+        return ReproduceConfig(experiments, config, (source,), (), seeds, *where, settings, plan, request.reading)
+    paper = load_paper()
+    sources, missing = find_sources(request.data, request.datasets, config.data, paper)
+    teacher = find_teacher(request.data, config.data, sources, paper)
+    found = (sources, missing, seeds, request.out, teacher, adapter)
+    return ReproduceConfig(experiments, config, *found, (*read, *own), reading=request.reading)
+
+
+def _check(request: Request) -> None:
+    if request.data is not None and request.backbone is None and request.config is None:
+        todo = "Add --backbone ID: a hub id such as Qwen/Qwen2-VL-7B-Instruct, a folder, or embedded."
+        raise UsageError("--data was given without --backbone", "both, or neither", todo)
+    if request.data is None and request.datasets is not None:
+        raise UsageError("--datasets was given without --data", "the folder they are in", "Add --data ROOT.")
+    if request.quick and (request.data is not None or request.config is not None):
+        raise UsageError("--quick was given with data or settings", "it only on drawn images", "Leave one out.")
+    if request.out.exists() and not request.out.is_dir():
+        raise UsageError(f"--out {request.out} is a file", "a folder", "Name another place.")
+
+
+def _config(request: Request, changes: list[str]) -> RunConfig:
+    """The settings of the file, or of the embedded default, with the backbone that was named."""
+    if request.data is None and request.config is None:
+        config = embedded_config(changes, request.quick)
+    else:
+        config = load_config(request.config, changes)
+    if config.method.prompt_length == 0:
+        raise UsageError("method.prompt_length is 0", "1 or more: the tables train soft prompts", "Use the paper's 32.")
+    if request.backbone is None:
+        return config
+    return config.model_copy(update={"backbone": config.backbone.model_copy(update={"id": request.backbone})})

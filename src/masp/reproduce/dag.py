@@ -1,13 +1,89 @@
-"""From what is asked to the cells that have to be run, each once, in an order that respects what they need."""
+"""Experiments, their result files, and the order in which they are run: each once, behind what it needs."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
 
+from masp.core.atomic_io import write_file
+from masp.core.errors import DataError
 from masp.reproduce.config import DatasetSource, ReproduceConfig, SkippedDataset
-from masp.reproduce.experiment import Experiment, cell_name
-from masp.reproduce.others import OTHERS, over_of, recipe_of
-from masp.reproduce.paper import Paper
-from masp.reproduce.specs import DATA, FULL, PARAMETERS, STAGE1, Spec, recipes
+from masp.reproduce.specs import DATA, FULL, OTHERS, PARAMETERS, STAGE1, Paper, Spec, over_of, recipe_of, recipes
+
+FORMAT = 1
+
+State = Literal["done", "failed", "waiting"]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run: a recipe on a data set with a seed."""
+
+    dataset: str  # name of the data set
+    recipe: Spec  # what is run
+    seed: int  # of training and of everything random
+    needs: tuple[str, ...] = ()  # names of the cells that have to be done before
+
+    @property
+    def name(self) -> str:
+        """Its name, and its place below the folders of results and of runs."""
+        return cell_name(self.dataset, self.recipe, self.seed)
+
+
+@dataclass(frozen=True)
+class ExperimentResult:
+    """What became of a cell."""
+
+    cell: str  # its name
+    state: State  # `done`, `failed`, or `waiting` where something that it needs failed
+    figures: Mapping[str, Any]  # what was measured, ready for JSON
+    identity: Mapping[str, Any]  # everything that decides the figures
+    about: Mapping[str, Any]  # its provenance as `masp evaluate` writes it, and how its training went
+    seconds: float = 0.0  # that it took when it was run
+    error: str = ""  # why it failed, on one line
+
+
+def cell_name(dataset: str, recipe: Spec, seed: int) -> str:
+    """Name of a cell: data set, system and seed."""
+    system = recipe.name.replace(" ", "-").replace("/", "-")
+    return f"{dataset}/{system}/seed{seed}"
+
+
+def result_file(out: Path, name: str) -> Path:
+    """Where the result of a cell lies."""
+    return out / "cells" / f"{name}.json"
+
+
+def write_outcome(out: Path, outcome: ExperimentResult) -> None:
+    """Writes the result of a cell.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+    """
+    file = result_file(out, outcome.cell)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = {"format": FORMAT, **asdict(outcome)}
+    write_file(file, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_outcome(out: Path, name: str) -> ExperimentResult | None:
+    """The result of a cell; None where there is none.
+
+    Raises:
+        DataError: it cannot be read, or is of another format.
+    """
+    file = result_file(out, name)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content.pop("format") != FORMAT:
+            raise ValueError("another format")
+        return ExperimentResult(**content)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{file} is no result of a cell ({error})", "", "Remove it; the cell is run again.") from None
+
 
 SCOPE: Mapping[str, tuple[str, ...] | None] = {
     "table1": None,
@@ -24,15 +100,10 @@ NO_WORDS = "its images have no annotated aspects, whose words it learns: masp da
 
 @dataclass(frozen=True)
 class ExperimentGraph:
-    """The cells of a job.
+    """The cells of a job."""
 
-    Attributes:
-        cells: in an order in which each follows what it needs.
-        skipped: what is not run, and why.
-    """
-
-    cells: tuple[Experiment, ...]
-    skipped: tuple[SkippedDataset, ...]
+    cells: tuple[Experiment, ...]  # in an order in which each follows what it needs
+    skipped: tuple[SkippedDataset, ...]  # what is not run, and why
 
     def find(self, name: str) -> Experiment:
         """The cell of this name."""

@@ -1,4 +1,4 @@
-"""Running cells: in this process, or side by side in processes of their own, each with its share of the cores."""
+"""Running experiments: in this process, or side by side in processes of their own, each with its share of the cores."""
 
 import logging
 import multiprocessing
@@ -6,15 +6,16 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from masp.core.errors import UsageError
 from masp.reproduce.config import ReproduceConfig
-from masp.reproduce.experiment import Experiment, ExperimentResult, write_outcome
+from masp.reproduce.dag import Experiment, ExperimentResult, write_outcome
 from masp.training.signals import Interrupted, StopRequest
 
 log = logging.getLogger(__name__)
@@ -25,13 +26,15 @@ Told = Callable[[ExperimentResult, bool], None]
 PATIENCE = 120.0  # seconds in which a worker that was asked to stop writes its checkpoint
 LISTEN = 0.5  # seconds between looks at signals
 
+_RUNNERS: dict[Path, Any] = {}  # in a worker: what its cells share, by the folder of the job
+
 
 @dataclass(frozen=True)
 class Worker:
-    """A process that runs cells, and the line to it."""
+    """A pool of one process, so that a process that dies is known by its cell, and that process."""
 
+    pool: ProcessPoolExecutor
     process: BaseProcess
-    line: Connection
 
 
 def run_cells(cells: Sequence[Experiment], job: ReproduceConfig, jobs: int, told: Told) -> dict[str, ExperimentResult]:
@@ -52,7 +55,17 @@ def run_cells(cells: Sequence[Experiment], job: ReproduceConfig, jobs: int, told
     """
     if jobs < 1:
         raise UsageError(f"--jobs is {jobs}", "1 or more", "Correct it.")
-    return _serial(cells, job, told) if jobs == 1 else _Pool(job, jobs, told).run(cells)
+    if jobs > 1:
+        return _Crowd(job, jobs, told).run(cells)
+    from masp.reproduce.runner import Runner
+
+    runner, outcomes = Runner(job), dict[str, ExperimentResult]()
+    for cell in cells:
+        hindered = blocked(cell, outcomes)
+        outcome, fresh = (hindered, False) if hindered is not None else runner.run(cell)
+        outcomes[cell.name] = outcome
+        told(outcome, fresh)
+    return outcomes
 
 
 def blocked(cell: Experiment, outcomes: Mapping[str, ExperimentResult]) -> ExperimentResult | None:
@@ -65,25 +78,13 @@ def blocked(cell: Experiment, outcomes: Mapping[str, ExperimentResult]) -> Exper
     return None
 
 
-def _serial(cells: Sequence[Experiment], job: ReproduceConfig, told: Told) -> dict[str, ExperimentResult]:
-    from masp.reproduce.runner import Runner
-
-    workshop, outcomes = Runner(job), dict[str, ExperimentResult]()
-    for cell in cells:
-        hindered = blocked(cell, outcomes)
-        outcome, fresh = (hindered, False) if hindered is not None else workshop.run(cell)
-        outcomes[cell.name] = outcome
-        told(outcome, fresh)
-    return outcomes
-
-
-class _Pool:
-    """Workers, what each of them is doing, and what is still to be done."""
+class _Crowd:
+    """Workers, what each of them is doing, and what is done."""
 
     def __init__(self, job: ReproduceConfig, jobs: int, told: Told) -> None:
         self.job, self.jobs, self.told = job, jobs, told
         self.outcomes: dict[str, ExperimentResult] = {}
-        self.busy: dict[int, tuple[Worker, Experiment]] = {}
+        self.busy: dict[Future[tuple[ExperimentResult, bool]], tuple[Experiment, Worker]] = {}
         self.idle: list[Worker] = []
         self.started = 0
 
@@ -92,111 +93,89 @@ class _Pool:
         try:
             with StopRequest() as stop:
                 while waiting or self.busy:
-                    waiting = self._handed_out(waiting)
+                    waiting = [cell for cell in waiting if not self._begun(cell)]
                     stop.check()
-                    if self.busy:
-                        self._listen()
-            self._dismiss()
+                    for future in wait(self.busy, LISTEN, FIRST_COMPLETED).done:
+                        self._ended(future)
         except BaseException:
             self._stop()
             raise
+        for worker in self.idle:
+            worker.pool.shutdown()
         return self.outcomes
 
-    def _handed_out(self, waiting: Sequence[Experiment]) -> list[Experiment]:
-        """Give cells to workers as long as there are both; the cells that are left."""
-        left: list[Experiment] = []
-        for cell in waiting:
-            hindered = blocked(cell, self.outcomes)
-            if hindered is not None:
-                self._finished(hindered, False)
-            elif len(self.busy) < self.jobs and all(need in self.outcomes for need in cell.needs):
-                worker = self._given(cell)
-                self.busy[id(worker)] = (worker, cell)
-            else:
-                left.append(cell)
-        return left
+    def _begun(self, cell: Experiment) -> bool:
+        """Whether a cell is no longer waiting: a worker has it now, or something that it needs failed."""
+        hindered = blocked(cell, self.outcomes)
+        if hindered is not None:
+            self._finished(hindered, False)
+        elif len(self.busy) < self.jobs and all(need in self.outcomes for need in cell.needs):
+            future, worker = self._given(cell)
+            self.busy[future] = (cell, worker)
+        else:
+            return False
+        return True
 
-    def _given(self, cell: Experiment) -> Worker:
+    def _given(self, cell: Experiment) -> tuple[Future[tuple[ExperimentResult, bool]], Worker]:
         """The worker that has the cell now; an idle one that has died takes nothing, and is let go."""
         while self.idle:
             worker = self.idle.pop()
             try:
-                worker.line.send(cell)
-            except OSError:
+                return worker.pool.submit(_work, self.job, cell), worker
+            except BrokenProcessPool:
                 log.warning("an idle worker died (exit code %s); another takes its place", worker.process.exitcode)
-                worker.line.close()
-                continue
-            return worker
-        worker = self._hired()
-        worker.line.send(cell)
-        return worker
-
-    def _hired(self) -> Worker:
-        here, there = multiprocessing.Pipe()
-        threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        before = set(multiprocessing.active_children())
         logs = self.job.work / "logs" / f"worker{self.started}.log"
         self.started += 1
+        threads = max(1, (os.cpu_count() or 1) // self.jobs)
         context = multiprocessing.get_context("spawn")
-        process = context.Process(target=_work, args=(there, self.job, threads, logs), daemon=True)
-        process.start()
-        there.close()
-        return Worker(process, here)
+        pool = ProcessPoolExecutor(1, context, initializer=_prepare, initargs=(threads, logs))
+        future = pool.submit(_work, self.job, cell)  # starts the process
+        (process,) = set(multiprocessing.active_children()) - before
+        return future, Worker(pool, process)
 
-    def _listen(self) -> None:
-        """Take what workers report; one that has died has failed its cell."""
-        lines = {worker.line: (worker, cell) for worker, cell in self.busy.values()}
-        for line in wait(list(lines), LISTEN):
-            worker, cell = lines[line]  # pyright: ignore[reportArgumentType]  (only connections were given)
-            try:
-                answer = worker.line.recv()
-            except (EOFError, OSError):
-                self._died(worker, cell)
-                continue
-            del self.busy[id(worker)]
-            if answer is None:
-                raise _interrupted()
+    def _ended(self, future: Future[tuple[ExperimentResult, bool]]) -> None:
+        """Take what a worker reports; one that has died has failed its cell.
+
+        Raises:
+            Interrupted: it was asked to stop.
+        """
+        cell, worker = self.busy.pop(future)
+        try:
+            outcome, fresh = future.result()
+        except BrokenProcessPool:
+            worker.process.join(10)
+            code = worker.process.exitcode
+            if code == -signal.SIGTERM:  # asked to stop before it could write anything; no failure of the cell
+                todo = "Give the same command again."
+                raise Interrupted("a worker was interrupted", "cells that go to their end", todo) from None
+            error = f"its process died (exit code {code}); was there enough memory?"
+            outcome, fresh = ExperimentResult(cell.name, "failed", {}, {}, {}, error=error), True
+            write_outcome(self.job.out, outcome)
+        else:
             self.idle.append(worker)
-            self._finished(*answer)
-
-    def _died(self, worker: Worker, cell: Experiment) -> None:
-        worker.process.join(10)
-        del self.busy[id(worker)]
-        if worker.process.exitcode == -signal.SIGTERM:
-            raise _interrupted()  # asked to stop before it could write anything; no failure of the cell
-        error = f"its process died (exit code {worker.process.exitcode}); was there enough memory?"
-        outcome = ExperimentResult(cell.name, "failed", {}, {}, {}, error=error)
-        write_outcome(self.job.out, outcome)
-        self._finished(outcome, True)
+        self._finished(outcome, fresh)
 
     def _finished(self, outcome: ExperimentResult, fresh: bool) -> None:
         self.outcomes[outcome.cell] = outcome
         self.told(outcome, fresh)
 
-    def _dismiss(self) -> None:
-        for worker in self.idle:
-            worker.line.close()
-        for worker in self.idle:
-            worker.process.join(10)
-
     def _stop(self) -> None:
         """Ask every worker to stop, and end those that do not."""
-        workers = [*(worker for worker, _ in self.busy.values()), *self.idle]
+        workers = [*self.idle, *(worker for _, worker in self.busy.values())]
         for worker in workers:
-            with suppress(ProcessLookupError, TypeError):
-                os.kill(worker.process.pid, signal.SIGTERM)  # pyright: ignore[reportArgumentType]  (it was started)
+            worker.pool.shutdown(wait=False, cancel_futures=True)
+            worker.process.terminate()
         for worker in workers:
             worker.process.join(PATIENCE)
-            if worker.process.is_alive():
-                worker.process.kill()
+            worker.process.kill()
 
 
-def _interrupted() -> Interrupted:
-    return Interrupted("a worker was interrupted", "cells that go to their end", "Give the same command again.")
+def _prepare(threads: int, logs: Path) -> None:
+    """A worker's beginning: its own log, its share of the cores, and no ear for Ctrl-C.
 
-
-def _work(line: Connection, job: ReproduceConfig, threads: int, logs: Path) -> None:
-    """A worker's life: take a cell, run it, report it, until the line is closed."""
-    # Ctrl-C reaches every process of the terminal: the first one passes it on, and a training hears it by itself.
+    Ctrl-C reaches every process of the terminal: the first one passes it on, and a training hears it by itself.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logs.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(logs, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -206,15 +185,13 @@ def _work(line: Connection, job: ReproduceConfig, threads: int, logs: Path) -> N
     logging.getLogger("masp").setLevel(logging.INFO)
     import torch
 
+    torch.set_num_threads(threads)
+
+
+def _work(job: ReproduceConfig, cell: Experiment) -> tuple[ExperimentResult, bool]:
+    """Run a cell in a worker, with what its earlier cells loaded."""
     from masp.reproduce.runner import Runner
 
-    torch.set_num_threads(threads)
-    workshop = Runner(job)
-    with suppress(EOFError, KeyboardInterrupt, BrokenPipeError):
-        while True:
-            cell = line.recv()
-            try:
-                line.send(workshop.run(cell))
-            except Interrupted:
-                line.send(None)
-                return
+    if job.out not in _RUNNERS:
+        _RUNNERS[job.out] = Runner(job)
+    return _RUNNERS[job.out].run(cell)

@@ -1,25 +1,164 @@
-"""What cells share: the backbone, opened data sets, and the visual tokens of each, computed once."""
+"""What experiments share: the backbone, opened data sets, their visual tokens; and measuring a system on these."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
-from masp.baselines.base import Example, TrainingData
+from masp.baselines.base import Example, Images, System, TrainingData
+from masp.baselines.prompted import Prompted
+from masp.core.errors import DataError
+from masp.core.flops import images_at_once
+from masp.core.runtime import Bar
+from masp.core.types import VisualTokens
 from masp.data.images import image_size
 from masp.data.readers.open_dataset import open_dataset
 from masp.data.records import Dataset, Record, Rejected
-from masp.evaluation.result import SkippedImage
+from masp.evaluation import metrics
+from masp.evaluation.explanation_metrics import ceiling
+from masp.evaluation.predict_split import SplitPredictions, predict_batch
+from masp.evaluation.result import Evaluation, LabelledPrediction, SkippedImage
+from masp.model.attention import prompt_attention
+from masp.model.explain import normalised
 from masp.reproduce.config import ReproduceConfig
-from masp.reproduce.measure import SplitImages
 from masp.training.disk_cache import DiskCache
 from masp.training.feature_cache import GIGA, FeatureCache, ImageReading, VisualMemory
 from masp.training.signals import StopRequest
+from masp.training.trainer import groups_of
 
 log = logging.getLogger(__name__)
+
+EXAMPLES = 3  # images of Figure 4
+
+
+@dataclass(frozen=True)
+class SplitImages:
+    """Labelled images of one split, and where their visual tokens are."""
+
+    dataset: Dataset  # what they belong to
+    records: tuple[Record, ...]  # the readable, labelled ones
+    numbers: tuple[int, ...]  # the number of each in `images`
+    images: Images  # visual tokens by number
+    left_out: tuple[SkippedImage, ...] = ()  # those that cannot be read
+    unlabelled: int = 0  # how many have no label
+
+    def batches(self, backbone: Backbone, stop: StopRequest) -> Iterator[tuple[list[Record], VisualTokens]]:
+        """The records with their visual tokens, batch by batch in order, read ahead.
+
+        Raises:
+            Interrupted: a signal arrived.
+        """
+        groups = stop.between(groups_of(range(len(self.records)), images_at_once(backbone.dim)))
+        for group, visual in self.images.stream(groups, lambda group: [self.numbers[place] for place in group]):
+            assert visual is not None
+            yield [self.records[place] for place in group], visual
+
+    def examples(self) -> tuple[list[int], "SplitImages"]:
+        """The first image of each of some labels, so that the same data gives the same ones, and their places."""
+        first: dict[str | None, int] = {}
+        for place, record in enumerate(self.records):
+            first.setdefault(record.label, place)
+        chosen = sorted(first.values())[:EXAMPLES]
+        records, numbers = (tuple(row[place] for place in chosen) for row in (self.records, self.numbers))
+        return chosen, replace(self, records=records, numbers=numbers)
+
+
+def answers(system: System, images: SplitImages, stop: StopRequest, title: str) -> SplitPredictions:
+    """What a system says about every image, in order.
+
+    Raises:
+        Interrupted: a signal arrived.
+    """
+    found, started = list[LabelledPrediction](), time.perf_counter()
+    with Bar(title, len(images.records)) as bar:
+        for records, visual in images.batches(system.backbone, stop):
+            found += predict_batch(system, images.dataset, records, visual)
+            bar.show(len(found))
+    return SplitPredictions(tuple(found), images.left_out, time.perf_counter() - started, images.unlabelled)
+
+
+def figures(found: Evaluation) -> dict[str, Any]:
+    """The figures that tables are made of, ready for JSON; all others are in the result itself."""
+    content: dict[str, Any] = {
+        "images": found.used,
+        "accuracy": asdict(found.accuracy),
+        "macro_f1": asdict(found.macro_f1),
+        "unparsed": found.unparsed,
+    }
+    if found.exact is not None:
+        content["exact"] = asdict(found.exact)
+    chances = found.chances
+    if chances is not None:
+        content["negative_log_likelihood"] = asdict(chances.negative_log_likelihood)
+        content["calibration_error"] = asdict(chances.calibration_error)
+        if chances.calibrated is not None:
+            content["temperature"] = chances.calibrated.temperature
+            content["calibration_error_scaled"] = asdict(chances.calibrated.calibration_error)
+    return content
+
+
+def facts(images: SplitImages) -> dict[str, Any]:
+    """What accuracies on a data set have to be read against; ready for JSON."""
+    dataset = images.dataset
+    truth = [record.label or "" for record in images.records]
+    if not truth:
+        raise DataError(f"no test image of {dataset.name} has a label and can be read", "some", "Check the data set.")
+    content: dict[str, Any] = {
+        "labels": list(dataset.labels),
+        "layout": dataset.layout,
+        "split_by": dataset.split_by,
+        "splits": {name: len(records) for name, records in dataset.splits.items()},
+        "images": len(truth),
+        "unreadable": len(images.left_out),
+        "classes": dict(sorted(Counter(truth).items())),
+        "guess": 1 / len(dataset.labels),
+        "majority": asdict(metrics.majority_accuracy(truth)),
+    }
+    if all("emoji" in record.extra for record in images.records):
+        content["ceiling"] = asdict(ceiling(images.records))
+    return content
+
+
+def attention(system: Prompted, images: SplitImages, stop: StopRequest) -> dict[str, Any]:
+    """Attention from the soft prompt to each aspect (Figure 4): mean over the images, and some images.
+
+    `raw` are weights of the final layer, `normalised` the same as shares of the aspects; `spread` is the standard
+    deviation over the images.
+    """
+    model, use = system.model, system.use
+    assert use is not None
+    batches = images.batches(model.backbone, stop)
+    raw = torch.cat([prompt_attention(model, visual, system.question, use).cpu().double() for _, visual in batches])
+    shares, (places, examples) = normalised(raw), images.examples()
+
+    def named(row: torch.Tensor) -> dict[str, float]:
+        return dict(zip(use.aspects, row.tolist(), strict=True))
+
+    return {
+        "images": len(raw),
+        "raw": named(raw.mean(0)),
+        "normalised": named(shares.mean(0)),
+        "spread": named(shares.std(0, correction=0)),
+        "examples": [
+            {
+                "image": one.image,
+                "truth": one.truth,
+                "predicted": one.predicted,
+                "raw": named(raw[place]),
+                "normalised": named(shares[place]),
+            }
+            for place, one in zip(places, answers(system, examples, stop, "examples").answers, strict=True)
+        ],
+    }
+
 
 TAUGHT = ("train", "val")
 """Splits that systems learn from."""
@@ -27,17 +166,12 @@ TAUGHT = ("train", "val")
 
 @dataclass(frozen=True)
 class ReadSplits:
-    """What was read of some splits.
+    """What was read of some splits."""
 
-    Attributes:
-        store: visual tokens.
-        records: for each split its usable, labelled records with their numbers in the store.
-        rejected: images that could not be read.
-    """
-
-    store: FeatureCache
+    store: FeatureCache  # visual tokens
+    # for each split its usable, labelled records with their numbers in the store
     records: Mapping[str, Sequence[tuple[int, Record]]]
-    rejected: tuple[Rejected, ...]
+    rejected: tuple[Rejected, ...]  # images that could not be read
 
 
 class Library:

@@ -1,45 +1,35 @@
-"""`masp reproduce` from the question to the tables."""
+"""`masp reproduce` from the question to the tables, and what a person sees meanwhile."""
 
-import logging
-from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from masp.core.atomic_io import write_file
 from masp.core.runtime import Bar
 from masp.demo.measure import quiet
 from masp.demo.pictures import draw_dataset, is_drawn
+from masp.report.schema import duration
 from masp.reproduce.config import ReproduceConfig
-from masp.reproduce.dag import plan_cells
-from masp.reproduce.estimate import estimate
+from masp.reproduce.dag import Experiment, ExperimentResult, plan_cells, result_file
 from masp.reproduce.executor import run_cells
-from masp.reproduce.experiment import ExperimentResult, result_file
-from masp.reproduce.others import all_recipes
-from masp.reproduce.paper import load_paper
-from masp.reproduce.progress import ProgressReporter
+from masp.reproduce.specs import all_recipes, load_paper
 from masp.reproduce.tables import Results
-from masp.reproduce.writing import write_all
-
-log = logging.getLogger(__name__)
+from masp.reproduce.writers import write_all
 
 IGNORE = "# Data, visual tokens, runs and predictions: made again by the same command.\n*\n"
 
 
 @dataclass(frozen=True)
 class Reproduced:
-    """What a run leaves.
+    """What a run leaves."""
 
-    Attributes:
-        written: its files, the page with all tables first.
-        failed: cells that failed or that needed one that did.
-        cells: how many there were.
-    """
-
-    written: tuple[Path, ...]
-    failed: tuple[ExperimentResult, ...]
-    cells: int
+    written: tuple[Path, ...]  # its files, the page with all tables first
+    failed: tuple[ExperimentResult, ...]  # cells that failed or that needed one that did
+    cells: int  # how many there were
 
 
 def reproduce(
@@ -62,11 +52,16 @@ def reproduce(
     job.work.mkdir(parents=True, exist_ok=True)
     write_file(job.work / ".gitignore", IGNORE.encode())
     planned = plan_cells(job, paper, all_recipes())
-    teller = ProgressReporter(planned.cells, estimate(job, planned.cells), jobs, console)
-    teller.plan(sum(result_file(job.out, cell.name).is_file() for cell in planned.cells))
+    reporter = ProgressReporter(planned.cells, jobs, console)
+    reporter.plan(sum(result_file(job.out, cell.name).is_file() for cell in planned.cells))
     if any(cell.recipe.kind != "parameters" for cell in planned.cells):
         _draw(job)
-    outcomes = _with_bar(teller, jobs, lambda: run_cells(planned.cells, job, jobs, teller.done))
+    with ExitStack() as stack:
+        if jobs == 1:
+            stack.enter_context(quiet())  # each cell has a bar of its own
+        else:
+            reporter.bar = stack.enter_context(Bar("cells", reporter.total, console=reporter.console))
+        outcomes = run_cells(planned.cells, job, jobs, reporter.done)
     written = write_all(Results(job, paper, outcomes, planned.skipped), command)
     failed = tuple(outcome for outcome in outcomes.values() if outcome.state != "done")
     return Reproduced(tuple(written), failed, len(planned.cells))
@@ -83,21 +78,58 @@ def _draw(job: ReproduceConfig) -> None:
     total, done = sum(job.drawn.splits().values()), 0
     with Bar("drawing", total) as bar:
 
-        def advance(pictures: int) -> None:
+        def advance(images: int) -> None:
             nonlocal done
-            done += pictures
+            done += images
             bar.show(done)
 
         draw_dataset(folder, job.drawn, advance)
 
 
-def _with_bar(
-    teller: ProgressReporter, jobs: int, run: Callable[[], dict[str, ExperimentResult]]
-) -> dict[str, ExperimentResult]:
-    """One bar over all cells where they run in other processes; in this one, each cell has its own."""
-    if jobs == 1:
-        with quiet():
-            return run()
-    with Bar("cells", teller.total, console=teller.console) as bar:
-        teller.bar = bar
-        return run()
+class ProgressReporter:
+    """Counts cells and announces them: one line for each, and how long the others may take.
+
+    Args:
+        cells: all of them.
+        jobs: how many run side by side.
+        console: where it is said; None for standard error.
+    """
+
+    def __init__(self, cells: Sequence[Experiment], jobs: int, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self.jobs, self.left = jobs, {cell.name for cell in cells}
+        self.total, self.took, self.fresh = len(cells), 0.0, 0
+        self.bar: Bar | None = None
+
+    def plan(self, there: int) -> None:
+        """How many cells there are, and how many of them have a result."""
+        text = f"{self.total} cells"
+        if there:
+            text += f", {there} with a result from before (it is checked that it is of the same run)"
+        self.console.print(Text(text), soft_wrap=True)
+
+    def done(self, outcome: ExperimentResult, fresh: bool) -> None:
+        """Announces that a cell is done; `fresh` unless its result was there already."""
+        self.left.discard(outcome.cell)
+        if fresh and outcome.state == "done":
+            self.took, self.fresh = self.took + outcome.seconds, self.fresh + 1
+        number = f"{self.total - len(self.left)}/{self.total} "
+        sign, tone = {"done": ("✓ ", "green"), "failed": ("✗ ", "red"), "waiting": ("– ", "yellow")}[outcome.state]
+        said = _figure(outcome) if outcome.state == "done" else outcome.error
+        before = "there already" if outcome.state == "done" else ""
+        time = f"{duration(outcome.seconds)}{self.remaining()}" if fresh else before
+        line = Text.assemble((sign, tone), (number, "dim"), f"{outcome.cell}  {said}  ", (time, "dim"))
+        self.console.print(line, soft_wrap=True)
+        if self.bar is not None:
+            self.bar.show(self.total - len(self.left))
+
+    def remaining(self) -> str:
+        """What follows the time of a cell: ", about 12 min left"; nothing before the first one, and at the end."""
+        if not self.left or not self.fresh:
+            return ""
+        return f", about {duration(self.took / self.fresh * len(self.left) / self.jobs)} left"
+
+
+def _figure(outcome: ExperimentResult) -> str:
+    accuracy = outcome.figures.get("exact", outcome.figures).get("accuracy")
+    return f"{100 * accuracy['value']:.1f} %" if isinstance(accuracy, dict) else ""

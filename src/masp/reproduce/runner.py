@@ -1,6 +1,5 @@
-"""Running one cell: train what has to be trained, measure, write its result; what is there already is only read."""
+"""Running one experiment: train what has to be trained, measure, write its result; what is there is only read."""
 
-import hashlib
 import json
 import logging
 import shutil
@@ -11,31 +10,52 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from masp.adapters import read_info, tensors_sha256
-from masp.adapters.store import load_adapter
+from torch import nn
+
+from masp.adapters import AdapterInfo, load_adapter, read_info, tensors_sha256
+from masp.backbones.base import Backbone
+from masp.backbones.model_stats import LORA_TARGETS, lora_size
 from masp.baselines.base import Reading, System
 from masp.baselines.concept_bottleneck import ConceptBottleneck
-from masp.baselines.registry import CATALOGUE, checked, make_system
-from masp.core.atomic_io import write_folder
+from masp.baselines.prompted import Prompted, random_prompt, trained_facts
+from masp.baselines.registry import CATALOGUE, checked, make_system, resolved
+from masp.core.atomic_io import fingerprint, write_folder
 from masp.core.config import MethodConfig, RunConfig, parsed_override
-from masp.core.errors import MaspError
+from masp.core.errors import DataError, MaspError, short
+from masp.core.flops import QWEN2_VL_7B
+from masp.core.labels import render_labels
 from masp.core.prompts import load_questions
-from masp.evaluation.batches import Batching
-from masp.evaluation.facts import dated, when
-from masp.evaluation.predictions import LabelledPrediction
-from masp.evaluation.provenance import of_system, surroundings
-from masp.evaluation.result import write_result
-from masp.reproduce import budget, counts, identity, measure
-from masp.reproduce.ablations import Variant, build, trained_with
+from masp.core.settings import Variant
+from masp.evaluation.predict_split import Batching
+from masp.evaluation.result import dated, when, write_result
+from masp.evaluation.runner import evaluation_of, of_system, surroundings
+from masp.model.masp_model import ActiveParts, MaspModel
+from masp.model.param_count import numbers, trained_size
+from masp.reproduce import library as measure
 from masp.reproduce.config import ReproduceConfig, with_seed
-from masp.reproduce.dag import base_of, depends_on_seed, plan_cells
-from masp.reproduce.experiment import Experiment, ExperimentResult, read_outcome, write_outcome
+from masp.reproduce.dag import (
+    Experiment,
+    ExperimentResult,
+    base_of,
+    depends_on_seed,
+    plan_cells,
+    read_outcome,
+    write_outcome,
+)
 from masp.reproduce.library import Library
-from masp.reproduce.others import all_recipes, alone, changes_of
-from masp.reproduce.paper import load_paper
-from masp.reproduce.specs import FULL, STAGE1, masp
+from masp.reproduce.specs import (
+    FULL,
+    STAGE1,
+    all_recipes,
+    alone,
+    budget_of,
+    budget_settings,
+    changes_of,
+    load_paper,
+    masp,
+)
 from masp.training.run_dir import RunFolder, TrainResult, alike, hash_of, reading
-from masp.training.run_stage import identity_of
+from masp.training.run_stage import flat, identity_of
 from masp.training.signals import Interrupted, StopRequest
 from masp.training.stage1 import train_aspects
 from masp.training.stage2 import train_prompt
@@ -78,18 +98,19 @@ class Runner:
                 return before, False
             found, about = self._made(cell)
             seconds = round(time.perf_counter() - started, 1)
-            spent = {"processor_seconds": round(time.process_time() - worked, 1)}
-            outcome = ExperimentResult(
-                cell.name, "done", found, known, self._about(cell, seconds) | about | spent, seconds
-            )
+            about = self._about(cell, seconds) | about
+            about["processor_seconds"] = round(time.process_time() - worked, 1)
+            outcome = ExperimentResult(cell.name, "done", found, known, about, seconds)
         except Interrupted:
             raise
         except Exception as error:
             log.debug("%s failed", cell.name, exc_info=True)
             seconds = round(time.perf_counter() - started, 1)
-            outcome = ExperimentResult(cell.name, "failed", {}, known, {}, seconds, reason(error))
+            outcome = ExperimentResult(cell.name, "failed", {}, known, {}, seconds, _reason(error))
         write_outcome(self.job.out, outcome)
         return outcome, True
+
+    # --- what decides the figures -----------------------------------------------------------------------------------
 
     def identity(self, cell: Experiment) -> dict[str, Any]:
         """Everything that decides the figures of a cell, as JSON values."""
@@ -115,7 +136,7 @@ class Runner:
         if recipe.kind == "masp" and recipe.prompt == "trained":
             table |= identity_of(config, config.prompt, "prompt", dataset, backbone)
         elif recipe.kind == "masp":
-            table |= identity.of_parts(recipe, config, self._method(cell, config))
+            table |= self._untrained_identity(cell, config)
         if recipe.kind == "masp" and job.reading != "score":
             table["reading"] = job.reading  # of other systems it is one of their settings
         if recipe.aspects:
@@ -123,36 +144,61 @@ class Runner:
         if recipe.kind != "masp" or recipe.prompt == "random":
             table["seed"] = self._seed(cell)
         if recipe.kind == "baseline":
-            table |= identity.of_system(recipe.name, self._changes(cell), config)
+            settings = resolved(recipe.name, self._changes(cell))
+            table |= {"questions": load_questions(config.questions).fingerprint()}
+            table |= {f"settings.{key}": value for key, value in settings.items()}
         read = Experiment(cell.dataset, FULL, cell.seed) if recipe.kind == "attention" else base_of(job, cell)
         if read is not None and read.recipe.kind == "masp":
             table["prompt"] = hash_of(self._trained_by(read))
         return json.loads(json.dumps(table))
 
+    def _untrained_identity(self, cell: Experiment, config: RunConfig) -> dict[str, Any]:
+        """For a backbone with aspects, an untrained prompt, or neither: the question, and where everything stands.
+
+        Settings of training, and of a prompt that is not there, have no part in it; aspects from elsewhere bring their
+        own method.
+        """
+        asked, method = config.method.resolved(), self._method(cell, config)
+        table = {
+            "questions": load_questions(config.questions).fingerprint(),
+            "method.label_list": asked.label_list,
+            "method.positions": method.positions,
+        }
+        if cell.recipe.prompt == "none":
+            return table
+        places = {"method.prompt_length": asked.prompt_length, "method.prompt_places": method.prompt_places}
+        return table | places | flat("prompt.init", config.prompt.init)
+
     def config(self, cell: Experiment) -> RunConfig:
         """The settings of a cell: its seed, its data set, its aspects and length, and the shelf of visual tokens."""
-        config = with_seed(self.job.config, cell.seed)
-        config = config.model_copy(update={"data": self.job.source(cell.dataset).data})
+        config, recipe = with_seed(self.job.config, cell.seed), cell.recipe
         stages = {
             stage: getattr(config, stage).model_copy(update={"store_dir": self.library.shelf})
             for stage in ("aspects", "prompt")
         }
-        config = config.model_copy(update=stages)
-        return trained_with(config, cell.recipe) if cell.recipe.kind == "masp" else config
+        if recipe.kind == "masp":
+            stages["prompt"] = stages["prompt"].model_copy(update={"aspects": recipe.aspects})
+            length = config.method.prompt_length if recipe.length is None else recipe.length
+            stages["method"] = config.method.model_copy(update={"prompt_length": length})
+        return config.model_copy(update={"data": self.job.source(cell.dataset).data, **stages})
 
     def _changes(self, cell: Experiment) -> tuple[str, ...]:
         """Settings of another system: what the rule of the budget says, then what was set."""
         stage, examples = self.job.config.prompt, len(self.library.learned_from(cell.dataset))
-        ruled = budget.settings(stage, budget.budget_of(stage, examples), self.library.backbone.dim) if examples else ()
+        ruled: tuple[str, ...] = ()
+        if examples:
+            ruled = budget_settings(stage, budget_of(stage, examples), self.library.backbone.dim)
         return changes_of(cell.recipe.name, (*ruled, *self.job.others))
 
     def folder(self, cell: Experiment) -> Path:
-        """The folder of a cell's run; what is trained otherwise has another folder."""
-        return self.job.work / "runs" / f"{cell.name}-{_hash(self._trained_by(cell))[:10]}"
+        """The folder of a cell's run; what is trained otherwise, or read otherwise, has another folder."""
+        return self.job.work / "runs" / f"{cell.name}-{fingerprint(self._trained_by(cell))[:10]}"
 
     def _trained_by(self, cell: Experiment) -> dict[str, Any]:
         """What decides the training of a cell: all but how answers are read afterwards."""
         return {key: value for key, value in self.identity(cell).items() if key not in ("reading", "settings.reading")}
+
+    # --- what an earlier run left -----------------------------------------------------------------------------------
 
     @cached_property
     def _planned(self) -> tuple[Experiment, ...]:
@@ -163,12 +209,9 @@ class Runner:
         before = read_outcome(self.job.out, cell.name)
         if before is None or before.state != "done" or not alike(before.identity, known):
             return None
-        return before if self._has_training(cell) or not self._is_read(cell) else None
-
-    def _has_training(self, cell: Experiment) -> bool:
-        """Whether the adapter of a cell is there; also where it has none."""
         trained = cell.recipe.kind == "aspects" or (cell.recipe.kind == "masp" and cell.recipe.prompt == "trained")
-        return not trained or (RunFolder(self.folder(cell)).adapter / "adapter.json").is_file()
+        gone = trained and not (RunFolder(self.folder(cell)).adapter / "adapter.json").is_file()
+        return None if gone and self._is_read(cell) else before
 
     def _is_read(self, cell: Experiment) -> bool:
         """Whether a cell that has to be run reads the adapter of this one."""
@@ -181,6 +224,8 @@ class Runner:
         except (MaspError, OSError):
             return False  # it fails by itself, with its own reason, and reads nothing
 
+    # --- making it --------------------------------------------------------------------------------------------------
+
     def _made(self, cell: Experiment) -> Found:
         kinds = {
             "data": self._data,
@@ -188,20 +233,19 @@ class Runner:
             "masp": self._masp,
             "baseline": self._baseline,
             "attention": self._attention,
-            "parameters": self._parameters,
+            "parameters": lambda _: (parameters(self.library.backbone, self.config(cell).method), {}),
         }
         return kinds[cell.recipe.kind](cell)
 
     def _data(self, cell: Experiment) -> Found:
         with StopRequest() as stop:
             taught = self.library.taught(cell.dataset, stop)
-            pictures = self.library.tested(cell.dataset, stop)
-        more = {
+            images = self.library.tested(cell.dataset, stop)
+        counts = {
             "learned_from": len(self.library.learned_from(cell.dataset)),
             "shrunk": self.library.shrunk(cell.dataset),
         }
-        found = measure.facts(pictures) | more
-        return found, {"visual_tokens_bytes": taught.store.bytes()}
+        return measure.facts(images) | counts, {"visual_tokens_bytes": taught.store.bytes()}
 
     def _aspects(self, cell: Experiment) -> Found:
         dataset, memory = self.library.dataset(cell.dataset), self.library.memory(cell.dataset)
@@ -210,27 +254,59 @@ class Runner:
         return {"validation": result.metrics}, made | _training(result)
 
     def _masp(self, cell: Experiment) -> Found:
-        recipe, about = cell.recipe, {}
-        prompt = None
-        if recipe.prompt == "trained":
-            about = _training(self._trained(cell))
-            prompt = self.folder(cell)
-        return self._measured(cell, self._variant(cell, prompt, self.job.reading), about)
-
-    def _trained(self, cell: Experiment) -> TrainResult:
+        if cell.recipe.prompt != "trained":
+            return self._measured(cell, self._system(cell, None, self.job.reading), {})
         aspects = self._stage1(cell) if cell.recipe.aspects else None
-        memory = self.library.memory(cell.dataset)
         place = (self.library.dataset(cell.dataset), self.library.backbone, aspects, self.folder(cell))
-        return train_prompt(self.config(cell), *place, include_aspects=False, memory=memory)
+        memory = self.library.memory(cell.dataset)
+        result = train_prompt(self.config(cell), *place, include_aspects=False, memory=memory)
+        return self._measured(cell, self._system(cell, self.folder(cell), self.job.reading), _training(result))
 
-    def _variant(self, cell: Experiment, prompt: Path | None, reading: Reading = "score") -> Variant:
-        labels = self.library.dataset(cell.dataset).labels
-        aspects = self._stage1(cell) if cell.recipe.aspects else None
-        parts = (labels, aspects, prompt, self._seed(cell), reading)
-        return build(cell.recipe, self.config(cell), self.library.backbone, *parts)
+    def _system(self, cell: Experiment, prompt: Path | None, reading: Reading = "score") -> Prompted:
+        """The backbone with the parts of the method that a recipe names, asked as stage 2 asks.
+
+        Args:
+            cell: of kind `masp`.
+            prompt: the folder of stage 2; None where the recipe has no trained prompt.
+            reading: how its answers are read.
+        """
+        recipe, config, backbone = cell.recipe, self.config(cell), self.library.backbone
+        aspects = self._stage1(cell) if recipe.aspects else None
+        vectors, modules, seed = None, None, self._seed(cell)
+        info: AdapterInfo | None = None
+        if prompt is not None:
+            loaded = load_adapter(prompt, backbone, aspects)
+            vectors, modules, info = loaded.prompt, loaded.aspects, loaded.info
+        elif aspects is not None:
+            loaded = load_adapter(aspects, backbone)
+            modules, info = loaded.aspects, loaded.info
+        if recipe.prompt == "random":
+            vectors = random_prompt(backbone, config.method.prompt_length, cell.seed, config.prompt.init)
+        method = config.method.resolved() if info is None else info.method
+        questions, labels = load_questions(config.questions), self.library.dataset(cell.dataset).labels
+        model = MaspModel(backbone, method, modules, vectors, questions)
+        use = ActiveParts(recipe.aspects, recipe.prompt != "none")
+        question = questions.ask_emotion(render_labels(labels, config.method.resolved().label_list or "comma"))
+
+        def facts() -> dict[str, Any]:
+            bare = modules is None and vectors is None
+            counted = 0 if modules is None else sum(numbers(modules.module(name)) for name in use.aspects)
+            return {
+                "system": recipe.name,
+                "aspects": list(use.aspects),
+                "prompt": 0 if vectors is None else vectors.length,
+                "numbers": {"prompt": 0 if vectors is None else numbers(vectors), "aspects": counted},
+                "method": method.model_dump(mode="json"),
+                "question": question,
+                "reading": reading,
+                "seed": seed,
+                "adapter": None if bare else trained_facts(recipe.name, model, use, info),
+            }
+
+        return Prompted(model, labels, question, facts, use, reading)
 
     def _baseline(self, cell: Experiment) -> Found:
-        system, base = self._system(cell), base_of(self.job, cell)
+        system, base = self._other(cell), base_of(self.job, cell)
         if CATALOGUE[cell.recipe.name].learns:
             folder = self.folder(cell)
             if base is not None and base.recipe.kind == "baseline":
@@ -240,16 +316,16 @@ class Runner:
             system.fit(lessons)
         return self._measured(cell, system, {})
 
-    def _system(self, cell: Experiment) -> System:
+    def _other(self, cell: Experiment) -> System:
         """Another system, ready to learn; adapters that it reads are those of the cells it needs."""
         name, changes = cell.recipe.name, self._changes(cell)
         labels = self.library.dataset(cell.dataset).labels
         if not cell.recipe.aspects:
             questions = load_questions(self.job.config.questions)
             return make_system(name, self.library.backbone, labels, changes, cell.seed, questions)
-        read = self._variant(Experiment(cell.dataset, masp(cell.recipe.aspects, "none"), cell.seed), None)
+        read = self._system(Experiment(cell.dataset, masp(cell.recipe.aspects, "none"), cell.seed), None)
         base = base_of(self.job, cell)
-        over = None if base is None else self._variant(base, self.folder(base))
+        over = None if base is None else self._system(base, self.folder(base))
         return ConceptBottleneck(read.model, labels, over, checked(name, dict(map(parsed_override, changes))))
 
     def _borrow(self, base: Experiment, place: Path) -> None:
@@ -260,27 +336,31 @@ class Runner:
 
     def _attention(self, cell: Experiment) -> Found:
         full = Experiment(cell.dataset, FULL, cell.seed)
-        variant = self._variant(full, self.folder(full))
+        system = self._system(full, self.folder(full))
         started = time.perf_counter()
         with StopRequest() as stop:
-            pictures = self.library.tested(cell.dataset, stop)
-            found = measure.attention(variant, pictures, stop)
-        return found, self._depended(cell, variant, time.perf_counter() - started)
-
-    def _parameters(self, cell: Experiment) -> Found:
-        return counts.of_backbone(self.library.backbone, self.config(cell).method), {}
+            found = measure.attention(system, self.library.tested(cell.dataset, stop), stop)
+        return found, self._depended(cell, system, time.perf_counter() - started)
 
     def _measured(self, cell: Experiment, system: System, about: Mapping[str, Any]) -> Found:
+        dataset = self.library.dataset(cell.dataset)
         with StopRequest() as stop:
-            pictures = self.library.tested(cell.dataset, stop, alone(cell.recipe))
-            started = time.perf_counter()
-            found = measure.answers(system, pictures, stop, cell.name)
-            seconds = time.perf_counter() - started
+            images = self.library.tested(cell.dataset, stop, alone(cell.recipe))
+            found = measure.answers(system, images, stop, cell.name)
+            if not found.answers:
+                raise DataError("no image of the test split has a label and can be read", "some", "Check the data set.")
             held = self._held(cell, system, stop)
-        what = (cell.recipe.name, pictures, system.labels, self._depended(cell, system, seconds))
-        evaluation = measure.evaluation(what, found, held)
+        known = self._depended(cell, system, found.seconds)
+        evaluation = evaluation_of(cell.recipe.name, system.labels, dataset, "test", found, known, held or None)
         write_result(result_folder(self.job, cell.name), evaluation)
         return measure.figures(evaluation), {**evaluation.provenance, **about}
+
+    def _held(self, cell: Experiment, system: System, stop: StopRequest) -> list[Any]:
+        """What it says about the validation split, to fit a temperature on; nothing where there is none."""
+        if not any(record.label for record in self.library.dataset(cell.dataset).splits.get("val", ())):
+            return []
+        images = self.library.pictures(cell.dataset, "val", stop, alone(cell.recipe))
+        return list(measure.answers(system, images, stop, f"{cell.name}, val").answers)
 
     def _depended(self, cell: Experiment, system: System, seconds: float) -> dict[str, Any]:
         """What the answers of a system on the test split depend on, as `masp evaluate` says it."""
@@ -288,19 +368,16 @@ class Runner:
         batching = Batching(longest_side=side, rounding=self.job.rounding)
         return dated(of_system(system, self.library.dataset(cell.dataset), "test", batching), seconds)
 
-    def _held(self, cell: Experiment, system: System, stop: StopRequest) -> list[LabelledPrediction]:
-        """What it says about the validation split, to fit a temperature on; nothing where there is none."""
-        records = self.library.dataset(cell.dataset).splits.get("val", ())
-        if not any(record.label for record in records):
-            return []
-        pictures = self.library.pictures(cell.dataset, "val", stop, alone(cell.recipe))
-        return measure.answers(system, pictures, stop, f"{cell.name}, val")
+    def _about(self, cell: Experiment, seconds: float) -> dict[str, Any]:
+        """What every cell depends on, whether it asks a system or not."""
+        dataset = None if cell.recipe.kind == "parameters" else self.library.dataset(cell.dataset)
+        return {**surroundings(self.library.backbone, dataset), "seed": self._seed(cell), **when(seconds)}
+
+    # --- what it stands on ------------------------------------------------------------------------------------------
 
     def _stage1(self, cell: Experiment) -> Path:
         """The folder of the aspects that a cell stands on."""
-        if self.job.adapter is not None:
-            return self.job.adapter
-        return self.folder(self._stage1_cell(cell))
+        return self.job.adapter or self.folder(self._stage1_cell(cell))
 
     def _stage1_cell(self, cell: Experiment) -> Experiment:
         teacher = self.job.aspects_from(cell.dataset)
@@ -322,21 +399,37 @@ class Runner:
         """The seed of a cell; None where nothing in it depends on one."""
         return cell.seed if depends_on_seed(self.job, cell.recipe) else None
 
-    def _about(self, cell: Experiment, seconds: float) -> dict[str, Any]:
-        """What every cell depends on, whether it asks a system or not."""
-        dataset = None if cell.recipe.kind == "parameters" else self.library.dataset(cell.dataset)
-        return {**surroundings(self.library.backbone, dataset), "seed": self._seed(cell), **when(seconds)}
-
 
 def result_folder(job: ReproduceConfig, cell: str) -> Path:
     """Where the whole result of a cell lies, with every answer; `masp report` and `masp compare` read it."""
     return job.work / "results" / cell
 
 
-def reason(error: BaseException) -> str:
-    """Why a cell failed, on one line."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, MaspError) else f"{type(error).__name__}: {text or 'no message'}"
+def parameters(backbone: Backbone, method: MethodConfig) -> dict[str, Any]:
+    """What is trained on a loaded backbone, in numbers (paper, Table 4)."""
+    shapes = [
+        (child.out_features, child.in_features)
+        for block in backbone.layers()
+        for name, child in block.named_modules()
+        if isinstance(child, nn.Linear) and name.rpartition(".")[2] in LORA_TARGETS
+    ]
+    counts = _method_numbers(backbone.dim, method.queries, method.variant, method.prompt_length)
+    return {"lora": lora_size(shapes), **counts}
+
+
+def paper_parameters(prompt_length: int = 32) -> dict[str, int | None]:
+    """The same for Qwen2-VL-7B, by arithmetic; its aspects are those of the paper."""
+    sizes = QWEN2_VL_7B
+    lora = lora_size([(sizes.dim, sizes.dim), (sizes.kv_dim, sizes.dim)] * sizes.layers)
+    counts = _method_numbers(sizes.dim, None, "paper", prompt_length)
+    return {"lora": lora, **{name: count for name, count in counts.items() if name != "aspects"}}
+
+
+def _method_numbers(dim: int, queries: int | None, variant: Variant, length: int) -> dict[str, int]:
+    paper, released = trained_size("paper", dim), trained_size("released", dim)
+    here = trained_size(variant, dim, queries, length)
+    own = {"prompt": here.prompt, "aspects": here.aspects}
+    return own | {"aspects paper": paper.aspects, "aspects released": released.aspects}
 
 
 def _copied(source: Path, place: Path) -> None:
@@ -349,6 +442,6 @@ def _training(result: TrainResult) -> dict[str, Any]:
     return {"training": facts}
 
 
-def _hash(identity: Mapping[str, Any]) -> str:
-    """One hash of all of an identity, how the backbone reads included: another reading gets a folder of its own."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+def _reason(error: BaseException) -> str:
+    """An error on one line; of those that are not ours with their kind."""
+    return short(error) if isinstance(error, MaspError) else f"{type(error).__name__}: {short(error)}"

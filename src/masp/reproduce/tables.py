@@ -6,30 +6,33 @@ from statistics import mean
 from typing import Any
 
 from masp.adapters import portable
+from masp.baselines.prompted import TABLE2 as MEANINGS
 from masp.baselines.registry import CATALOGUE
 from masp.core.aspects import ASPECTS
 from masp.evaluation import metrics
-from masp.evaluation.ablation import ROWS
-from masp.evaluation.metrics import Interval
-from masp.evaluation.seed_stats import SeedStats, spread_of
-from masp.reproduce.budget import StepBudget, budget_of, told
+from masp.evaluation.metrics import Interval, SeedStats, spread_of
 from masp.reproduce.config import ReproduceConfig, SkippedDataset
-from masp.reproduce.dag import depends_on_seed, seeds_of, takes_part
-from masp.reproduce.experiment import ExperimentResult, cell_name
-from masp.reproduce.others import OTHERS, recipe_of
-from masp.reproduce.paper import BACKBONES, Paper, zero_shot_row
+from masp.reproduce.dag import ExperimentResult, cell_name, depends_on_seed, seeds_of, takes_part
 from masp.reproduce.specs import (
+    BACKBONES,
     DATA,
     FULL,
     LENGTHS,
     LOW_LEVEL,
+    OTHERS,
     PLAIN,
     SOFT,
     TABLE2,
+    Paper,
     Prompt,
     Spec,
+    StepBudget,
+    budget_note,
+    budget_of,
     masp,
     of_length,
+    recipe_of,
+    zero_shot_row,
 )
 
 PATTERN = ("FI", "Emotion6")
@@ -48,17 +51,11 @@ OTHER_BACKBONE = "another backbone: run it with --backbone"
 
 @dataclass(frozen=True)
 class Texts:
-    """How generated texts were read, as shares of the images, mean over the seeds.
+    """How generated texts were read, as shares of the images, mean over the seeds."""
 
-    Attributes:
-        lenient: accuracy where other case, and punctuation at the ends, are forgiven.
-        unparsed: texts that name no label even then.
-        inexact: texts that are no label exactly; in the accuracy of an entry they count as wrong.
-    """
-
-    lenient: float
-    unparsed: float
-    inexact: float
+    lenient: float  # accuracy where other case, and punctuation at the ends, are forgiven
+    unparsed: float  # texts that name no label even then
+    inexact: float  # texts that are no label exactly; in the accuracy of an entry they count as wrong
 
 
 @dataclass(frozen=True)
@@ -127,23 +124,15 @@ class TableRow:
 
 @dataclass(frozen=True)
 class ResultTable:
-    """Accuracies: systems by data sets.
+    """Accuracies: systems by data sets."""
 
-    Attributes:
-        name: "table1" …
-        title: what it shows.
-        datasets: its columns.
-        rows: in order.
-        beside: data set of the paper → row → its number, for data sets that the paper does not have.
-        notes: what a reader has to know.
-    """
-
-    name: str
-    title: str
-    datasets: tuple[str, ...]
-    rows: tuple[TableRow, ...]
+    name: str  # "table1" …
+    title: str  # what it shows
+    datasets: tuple[str, ...]  # its columns
+    rows: tuple[TableRow, ...]  # in order
+    # data set of the paper → row → its number, for data sets that the paper does not have
     beside: Mapping[str, Mapping[str, float]]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # what a reader has to know
 
 
 @dataclass(frozen=True)
@@ -214,7 +203,7 @@ def _lines(results: Results, experiment: str) -> list[Line]:
     if experiment == "table1":
         return _table1(results)
     if experiment == "table2":
-        return [Line(recipe.name, ROWS[recipe.name], recipe, recipe.name) for recipe in TABLE2]
+        return [Line(recipe.name, MEANINGS[recipe.name], recipe, recipe.name) for recipe in TABLE2]
     if experiment == "table3":
         return [Line(str(one), "vectors in the soft prompt", of_length(one, length), str(one)) for one in LENGTHS]
     single = [Line(name, "this aspect alone, P trained for it", masp((name,), "trained"), name) for name in ASPECTS]
@@ -320,7 +309,7 @@ def _notes(results: Results, experiment: str, datasets: Sequence[str]) -> tuple[
         notes.append(GENERATED)
     if experiment == "table1":
         found = budgets(results, datasets)
-        notes += [told(found, job.config.aspects, job.others)] if found else []
+        notes += [budget_note(found, job.config.aspects, job.others)] if found else []
     for name in datasets:
         facts = facts_of(results, name)
         if facts:

@@ -33,13 +33,7 @@ class CostRecord:
 
 
 class PlainSteps:
-    """Training steps of both stages as the released code takes them.
-
-    Args:
-        made: the weights.
-        model: aspect modules, soft prompt and layout; what stage 1 trains are its modules.
-        autocast: compute in bfloat16 on fp32 weights, as the released code really runs.
-    """
+    """Training steps of both stages as the released code takes them."""
 
     def __init__(self, made: RandomBackbone, model: MaspModel, autocast: bool = False) -> None:
         self.made, self.model, self.spent = made, model, CostRecord()

@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
+from masp.baselines.prompted import TABLE2
 from masp.core.errors import UsageError
-from masp.evaluation.ablation import ROWS, table2, write_table
-from masp.evaluation.batches import Batching
+from masp.demo.measure import table2, write_table
+from masp.evaluation.predict_split import Batching
 from masp.model.masp_model import ActiveParts
 from masp.model.scoring import score
 from masp.predictor import Masp
@@ -49,7 +50,7 @@ def test_each_row_uses_its_parts(pair, tmp_path):
     full, alone = pair
     records = write_scenes(tmp_path).splits["test"]
     table = table2(full, alone, records, seed=3, batching=Batching(7))
-    assert [row.name for row in table.rows] == list(ROWS) == ["V", "V+A", "V+S", "V+A+rS", "V+A+S"]
+    assert [row.name for row in table.rows] == list(TABLE2) == ["V", "V+A", "V+S", "V+A+rS", "V+A+S"]
     assert table.row("V").predicted == labels_of(full.model, ActiveParts((), prompt=False), full, records)
     assert table.row("V+A").predicted == labels_of(full.model, ActiveParts(prompt=False), full, records)
     assert table.row("V+S").predicted == labels_of(alone.model, ActiveParts(()), full, records)

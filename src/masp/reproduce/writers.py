@@ -1,0 +1,418 @@
+"""The files of a run: every sheet as Markdown, CSV and LaTeX, charts, one JSON of everything, and a page about it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from PIL import Image
+
+from masp.adapters import library_versions, portable, read_info
+from masp.core.aspects import ASPECTS
+from masp.core.atomic_io import fingerprint, write_file
+from masp.core.prompts import load_questions
+from masp.report.plots import ACCENT, INK, MID, MUTED, RULE, SOFT, Kind, Panel
+from masp.reproduce import sheets as more_sheets
+from masp.reproduce.config import ReproduceConfig
+from masp.reproduce.dag import cell_name
+from masp.reproduce.sheets import Sheet, comma_separated, latex, markdown, sheet_of
+from masp.reproduce.specs import ATTENTION, DATA
+from masp.reproduce.tables import (
+    Results,
+    ResultTable,
+    TableRow,
+    accuracy_table,
+    budgets,
+    facts_of,
+    seed_values,
+)
+
+Entry = Mapping[str, Any]
+"""A table as `reproduce.json` holds it: a sheet, and what it was made with."""
+
+MADE_WITH = {
+    "backbone": "another backbone",
+    "seeds": "other seeds",
+    "settings": "other settings",
+    "data": "other data",
+    "reading": "other questions or image sizes",
+    "aspects": "other aspects",
+    "answers": "another reading of the answers",
+}
+"""What tables of several calls have to agree in to stand beside each other → how a difference is said."""
+
+TITLES: Mapping[str, str] = {
+    "table1": "Table 1: systems and data sets",
+    "table2": "Table 2: what aspects and soft prompt add",
+    "table3": "Table 3: length of the soft prompt",
+    "figure3": "Figure 3: one aspect alone",
+}
+KINDS: tuple[Kind, ...] = ("png", "pdf")
+SUMMARY = "reproduce.json"
+PAGE = "README.md"
+GONE = (
+    "Paired differences need the answers of every cell, which lay in `scratch` and are gone. They are there again once "
+    "the cells of this table are removed from `cells` and run again."
+)
+
+
+@dataclass(frozen=True)
+class Before:
+    """What an earlier call left in the folder: its tables, each with what it was made with, and its data sets."""
+
+    tables: tuple[Entry, ...] = ()
+    datasets: Mapping[str, Any] | None = None
+
+
+def write_all(results: Results, command: str) -> list[Path]:
+    """Writes what belongs to the experiments of a run; the files, in order.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+    """
+    out, written, sheets = results.job.out, list[Path](), list[Sheet]()
+    out.mkdir(parents=True, exist_ok=True)
+    before, now = read_before(out / SUMMARY), made_with(results, command)
+    kept, left_out = _divided(before.tables, results.job, now)
+    for experiment in results.job.experiments:
+        found = _sheets(results, experiment)
+        if more_sheets.unanswered(results, experiment):
+            found, old = _with_old_differences(results, experiment, found, before)
+            kept += old
+        for sheet in found:
+            written += _write_sheet(out, sheet)
+        sheets += found
+        for name, picture in _pictures(results, experiment).items():
+            written += _write_picture(out, name, picture)
+    tables = [*kept, *(_entry(results, sheet, now) for sheet in sheets)]
+    content = _summary(results, now, tables, before) | {"left_out": left_out}
+    write_file(out / SUMMARY, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    write_file(out / PAGE, _page(content).encode())
+    return [out / PAGE, *written, out / SUMMARY]
+
+
+def _entry(results: Results, sheet: Sheet, now: Mapping[str, Any]) -> dict[str, Any]:
+    """A sheet for the summary, with what it was made with."""
+    experiment = sheet.name.removesuffix("-differences")
+    cells = {} if sheet.name == experiment else {"cells": more_sheets.compared(results, experiment)}
+    return {**asdict(sheet), **now, **cells}
+
+
+def _with_old_differences(
+    results: Results, experiment: str, sheets: Sequence[Sheet], before: Before
+) -> tuple[list[Sheet], list[Entry]]:
+    """Sheets of an experiment whose answers are gone: with the paired differences of before if the cells are the same.
+
+    Returns:
+        The sheets to write, and the earlier one if it stays as it is.
+    """
+    name, cells = more_sheets.differences_of(experiment), more_sheets.compared(results, experiment)
+    old = [one for one in before.tables if one["name"] == name and one.get("cells") == cells]
+    if old:
+        return [sheet for sheet in sheets if sheet.name != name], old
+    first, *rest = sheets
+    return [replace(first, notes=(*first.notes, GONE)), *rest], []
+
+
+def _sheets(results: Results, experiment: str) -> list[Sheet]:
+    if experiment == "table4":
+        return [more_sheets.parameters(results)]
+    if experiment == "figure4":
+        found = more_sheets.attention(results)
+        return [] if found is None else [found]
+    table = accuracy_table(results, experiment)
+    if not table.datasets:
+        rows = tuple((skipped.dataset, skipped.reason) for skipped in results.skipped if not skipped.system)
+        return [Sheet(table.name, f"{TITLES[experiment]}: not run", ("data set", "why not"), rows)]
+    sheets = [replace(sheet_of(table), title=TITLES[experiment])]
+    pairs = more_sheets.differences(results, experiment)
+    return sheets if pairs is None else [*sheets, pairs]
+
+
+def _write_sheet(out: Path, sheet: Sheet) -> list[Path]:
+    files = {".md": markdown(sheet), ".csv": comma_separated(sheet), ".tex": latex(sheet)}
+    for suffix, text in files.items():
+        write_file(out / f"{sheet.name}{suffix}", text.encode())
+    return [out / f"{sheet.name}{suffix}" for suffix in files]
+
+
+def _write_picture(out: Path, name: str, picture: Panel) -> list[Path]:
+    for kind in KINDS:
+        write_file(out / f"{name}.{kind}", picture.render(kind))
+    return [out / f"{name}.{kind}" for kind in KINDS]
+
+
+def _pictures(results: Results, experiment: str) -> dict[str, Panel]:
+    if experiment == "table4":
+        return {}
+    if experiment == "figure4":
+        return _attention(results)
+    table = accuracy_table(results, experiment)
+    found: dict[str, Panel] = {}
+    for dataset in table.datasets:
+        if not any(row.entries[dataset].values for row in table.rows):
+            continue
+        name = experiment if len(table.datasets) == 1 else f"{experiment}-{dataset}"
+        found[name] = _picture(results, table, dataset)
+    return found
+
+
+def _picture(results: Results, table: ResultTable, dataset: str) -> Panel:
+    if table.name == "table3":
+        return length_chart(table, dataset)
+    facts: Mapping[str, Any] = facts_of(results, dataset)
+    references = {"majority": facts["majority"]["value"]} if facts else {}
+    if facts and "ceiling" in facts:
+        references["ceiling"] = facts["ceiling"]["expected"]
+    return bar_chart(table, dataset, references, dataset in results.paper.datasets)
+
+
+def _attention(results: Results) -> dict[str, Panel]:
+    found: dict[str, Panel] = {}
+    sources = results.job.sources
+    for source in sources:
+        outcomes, _ = seed_values(results, ATTENTION, source.name)
+        if not outcomes:
+            continue
+        names = outcomes[0].figures["normalised"]
+        shares = {name: [outcome.figures["normalised"][name] for outcome in outcomes] for name in names}
+        root = source.data.path
+        pictures = [
+            (root / one["image"], f"{one['truth']} → {one['predicted']}", one["normalised"])
+            for one in outcomes[0].figures["examples"]
+            if root is not None and (root / one["image"]).is_file()
+        ]
+        name = "figure4" if len(sources) == 1 else f"figure4-{source.name}"
+        found[name] = attention_chart(source.name, shares, pictures)
+    return found
+
+
+def _summary(results: Results, now: Mapping[str, Any], tables: Sequence[Entry], before: Before) -> dict[str, Any]:
+    job, outcomes = results.job, results.outcomes.values()
+    machines = {json.dumps(outcome.about["machine"], sort_keys=True) for outcome in outcomes if outcome.about}
+    return {
+        "command": now["command"],
+        "backbone": now["backbone"],
+        "seeds": now["seeds"],
+        "reading": now["answers"],
+        "datasets": _datasets(results, tables, before),
+        "tables": sorted(tables, key=lambda table: (table["name"].startswith("figure"), table["name"])),
+        "not_run": [asdict(skipped) for skipped in results.skipped],
+        "failed": {outcome.cell: outcome.error for outcome in outcomes if outcome.state != "done"},
+        "seconds": round(sum(outcome.seconds for outcome in outcomes), 1),
+        "cells": {outcome.cell: outcome.seconds for outcome in outcomes if outcome.state == "done"},
+        "settings": _settings(job),
+        "budgets": {name: asdict(one) for name, one in budgets(results, [one.name for one in job.sources]).items()},
+        "machines": [json.loads(machine) for machine in sorted(machines)],
+        "versions": library_versions(),
+    }
+
+
+def _datasets(results: Results, tables: Sequence[Entry], before: Before) -> dict[str, Any]:
+    """What is known about each data set; what this call did not look at (Table 4 needs no data) is that of before."""
+    stays = any(table["name"] in {one["name"] for one in before.tables} for table in tables)
+    known = before.datasets if stays and before.datasets is not None else {}
+    return {source.name: facts_of(results, source.name) or known.get(source.name, {}) for source in results.job.sources}
+
+
+def _read(table: Mapping[str, Any]) -> Sheet:
+    """A sheet out of the summary, for a page; what is for machines stays there."""
+    rows = tuple(tuple(row) for row in table["rows"])
+    return Sheet(table["name"], table["title"], tuple(table["head"]), rows, tuple(table["notes"]))
+
+
+def _page(content: Mapping[str, Any]) -> str:
+    """All tables on one page, each with the command that wrote it."""
+    sheets = [f"{markdown(_read(table)).strip()}\n\nWritten by `{table['command']}`." for table in content["tables"]]
+    failed = [f"- {cell}: {error}" for cell, error in content["failed"].items()]
+    left_out = [
+        f"- {one['name']}, written by `{one['command']}`: {one['why']}. Its files are still there."
+        for one in content["left_out"]
+    ]
+    parts = [
+        "# The tables and figures of the paper, measured with masp",
+        f"Each table is also there as `.csv` and `.tex`; `{SUMMARY}` holds all of it with what it depended on, "
+        "`cells/` the result of every single run.",
+        *sheets,
+        *(["## Left out\n\n" + "\n".join(left_out)] if left_out else []),
+        *(["## Failed\n\n" + "\n".join(failed)] if failed else []),
+    ]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+# --- tables of earlier calls in the same folder ----------------------------------------------------------------------
+
+
+def made_with(results: Results, command: str) -> dict[str, Any]:
+    """What the tables of this call are made with. Settings of other systems are in the command only."""
+    job, data = results.job, dict[str, str]()
+    for source in job.sources:
+        outcome = results.outcomes.get(cell_name(source.name, DATA, job.seeds[0]))
+        data[source.name] = "" if outcome is None else outcome.identity.get("data", "")
+    return {
+        "command": command,
+        "backbone": portable(job.config.backbone.id),
+        "seeds": list(job.seeds),
+        "settings": fingerprint(_settings(job)),
+        "data": data,
+        "reading": fingerprint([load_questions(job.config.questions).fingerprint(), job.config.data.longest_side]),
+        "answers": job.reading,
+        "aspects": "" if job.adapter is None else fingerprint(dict(read_info(job.adapter).aspects_sha256 or {})),
+    }
+
+
+def read_before(file: Path) -> Before:
+    """The tables in `reproduce.json`; where they do not say what they were made with, the file says it for all."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        common = {key: content[key] for key in ("command", "backbone", "seeds")}
+        common |= {"settings": fingerprint(content["settings"]), "data": dict.fromkeys(content["datasets"], "")}
+        common |= {"answers": "score"}  # the only reading there was
+        return Before(tuple({**common, **table} for table in content["tables"]), content["datasets"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return Before()
+
+
+def _divided(tables: Sequence[Entry], job: ReproduceConfig, now: Entry) -> tuple[list[Entry], list[dict[str, str]]]:
+    """The earlier tables of other experiments that are kept, and those that are left out, each with the reason."""
+    kept, left_out = list[Entry](), list[dict[str, str]]()
+    for table in tables:
+        if table["name"].split("-")[0] in job.experiments:
+            continue
+        why = " and ".join(words for key, words in MADE_WITH.items() if not _agree(key, table, now))
+        if why:
+            left_out.append({"name": table["name"], "command": table["command"], "why": f"it was made with {why}"})
+        else:
+            kept.append(table)
+    return kept, left_out
+
+
+def _agree(key: str, table: Entry, now: Entry) -> bool:
+    """Whether both were made with the same; a data set that one of them did not look at is taken by its name."""
+    if key not in table or key != "data":
+        return key not in table or bool(table[key] == now[key])
+    before, here = table[key], now[key]
+    return before.keys() == here.keys() and all(
+        "" in (before[one], here[one]) or before[one] == here[one] for one in here
+    )
+
+
+def _settings(job: ReproduceConfig) -> dict[str, Any]:
+    """The settings of the method and both stages; no place on this machine."""
+    content = job.config.model_dump(mode="json")
+    for stage in ("aspects", "prompt"):
+        del content[stage]["store_dir"]
+    return {name: content[name] for name in ("method", "aspects", "prompt")}
+
+
+# --- charts ------------------------------------------------------------------------------------------------------
+
+TALL = 0.36  # inches of a bar
+THUMB = 168  # pixels of an example image
+
+
+def bar_chart(table: ResultTable, dataset: str, references: Mapping[str, float], paper: bool) -> Panel:
+    """Accuracy of every row on one data set with its 95 % interval and, as a hollow mark, the paper's number."""
+    rows = [row for row in table.rows if row.entries[dataset].values]
+
+    def draw(axes: Axes) -> None:
+        for place, row in enumerate(rows):
+            _bar(axes, place, row, dataset, paper)
+        axes.set_yticks(range(len(rows)), [row.name.replace("_", " ") for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(0, 100)
+        for name, share in references.items():
+            axes.axvline(100 * share, color=INK, linewidth=1, linestyle=(0, (3, 2)))
+            place = (100 * share, 1.02)
+            text = f"{name} {100 * share:.1f}"
+            axes.text(*place, text, transform=axes.get_xaxis_transform(), color=MUTED, ha="center", fontsize=8)
+        axes.set_xlabel("accuracy, %; lines: 95 % intervals; dots: seeds")
+        axes.set_title(dataset, fontsize=9.5, color=MUTED, pad=18)
+
+    return Panel((6.2, 1.2 + TALL * max(1, len(rows))), draw)
+
+
+def _bar(axes: Axes, place: int, row: TableRow, dataset: str, paper: bool) -> None:
+    entry = row.entries[dataset]
+    found = entry.interval
+    assert found is not None
+    axes.barh(
+        [place],
+        [100 * found.value],
+        height=0.56,
+        color=MID if "+S" in row.name or row.name.startswith("MASP") else SOFT,
+    )
+    axes.plot([100 * found.low, 100 * found.high], [place, place], color=INK, linewidth=1.2, solid_capstyle="butt")
+    if len(entry.values) > 1:
+        points = [100 * value for value in entry.values]
+        axes.plot(points, [place] * len(points), "o", markersize=3, color=ACCENT, zorder=4)
+    if paper and entry.paper is not None:
+        axes.plot([entry.paper], [place], "D", markersize=6, markerfacecolor="none", markeredgecolor=INK, zorder=5)
+
+
+def length_chart(table: ResultTable, dataset: str) -> Panel:
+    """Accuracy over the length of the soft prompt (Table 3), with the paper's numbers where it has some."""
+    rows = [row for row in table.rows if row.entries[dataset].values]
+
+    def draw(axes: Axes) -> None:
+        sizes = [int(row.name) for row in rows]
+        middle = [100 * (row.entries[dataset].mean or 0.0) for row in rows]
+        axes.plot(sizes, middle, color=ACCENT, marker="o", markersize=5)
+        for size, row in zip(sizes, rows, strict=True):
+            found = row.entries[dataset].interval
+            assert found is not None
+            axes.plot([size, size], [100 * found.low, 100 * found.high], color=INK, linewidth=1.2)
+        printed = [(int(row.name), row.entries[dataset].paper) for row in rows]
+        known = [(size, number) for size, number in printed if number is not None]
+        if known:
+            axes.plot(*zip(*known, strict=True), "D--", color=MUTED, markerfacecolor="none", linewidth=1)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.set_xlabel("vectors in the soft prompt")
+        axes.set_ylabel(f"accuracy on {dataset}, %", color=MUTED)
+        axes.grid(axis="y", color=RULE, linewidth=0.7)
+
+    return Panel((4.6, 2.9), draw)
+
+
+def attention_chart(
+    dataset: str, shares: Mapping[str, Sequence[float]], examples: Sequence[tuple[Path, str, Mapping[str, float]]]
+) -> Panel:
+    """Figure 4: share of each aspect in the prompt's attention, over the test split and for example images.
+
+    Args:
+        dataset: its name.
+        shares: aspect → its mean share with each seed.
+        examples: image, a caption, and the shares for it.
+    """
+    columns = [(f"{dataset}, mean", {name: sum(shares[name]) / len(shares[name]) for name in ASPECTS})]
+    columns += [(caption, found) for _, caption, found in examples]
+
+    def draw(axes: Axes) -> None:
+        for column, (_, found) in enumerate(columns):
+            values = np.array([found[name] for name in ASPECTS])
+            left = 1.25 * column
+            axes.barh(range(len(ASPECTS)), values / max(values.max(), 1e-9), left=left, height=0.6, color=MID)
+            for place, value in enumerate(values):
+                axes.text(left + 0.02, place, f"{100 * value:.1f}", va="center", fontsize=8, color=INK)
+        for column, (path, _, _) in enumerate(examples, start=1):
+            inset = axes.inset_axes((1.25 * column, -0.9 - 2.2, 1.0, 2.2), transform=axes.transData)
+            inset.imshow(_thumbnail(path))
+            inset.axis("off")
+        axes.set_yticks(range(len(ASPECTS)), [name.replace("_", " ") for name in ASPECTS])
+        axes.set_xticks([1.25 * column + 0.5 for column in range(len(columns))], [name for name, _ in columns])
+        axes.set_ylim(len(ASPECTS) - 0.5, -3.3 if examples else -0.6)
+        axes.set_xlim(0, 1.25 * len(columns) - 0.25)
+        axes.grid(visible=False)
+
+    return Panel((1.4 + 1.7 * len(columns), 3.6 if examples else 2.6), draw)
+
+
+def _thumbnail(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        small = image.convert("RGB")
+        small.thumbnail((THUMB, THUMB))
+        return small
