@@ -5,6 +5,7 @@ place; then the folder's own entry is flushed. A process that dies at any moment
 content, or a name that starts with `TEMPORARY`, which the next start removes.
 """
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -119,9 +120,18 @@ def discard(path: Path) -> None:
         log.warning("could not remove %s: %s", path.name, error.strerror)
 
 
-def fingerprint(content: object) -> str:
-    """SHA-256 of JSON values, in hexadecimal; the order of keys does not matter."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def lock(handle: int) -> bool:
+    """Lock an open file or folder until it is closed; False where another process holds it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def fingerprint(content: object, sort_keys: bool = True) -> str:
+    """SHA-256 of JSON values, in hexadecimal; unless they are to stay as they are, the order of keys is no matter."""
+    return hashlib.sha256(json.dumps(content, sort_keys=sort_keys).encode()).hexdigest()
 
 
 def digest(path: Path) -> str:
