@@ -296,6 +296,6 @@ def test_rows_that_are_planned_again_are_the_same(monkeypatch: pytest.MonkeyPatc
     model = full_model()
     for _ in range(2):
         found = model.build_inputs(visual_tokens(model), QUESTIONS, ANSWERS)
-        for name in ("embeddings", "positions", "mask", "targets", "aspect_of"):
+        for name in ("inputs_embeds", "position_ids", "attention_mask", "labels", "aspect_of"):
             assert torch.equal(getattr(found, name), getattr(expected, name))
         assert (found.prefix_end, found.prefix_hashes) == (expected.prefix_end, expected.prefix_hashes)
