@@ -63,8 +63,10 @@ class RunFolder:
         problem = f"{self.out} holds {' and '.join(foreign)}, but no run.json that says where they come from"
         about = {"config": dict(config), "versions": library_versions()}
         with held(self.out, identity, about, problem if foreign else None, self.checkpoints) as values:
-            there = values is not None and (self.adapter / "adapter.json").is_file()
-            yield TrainResult(adapter=self.adapter, **values) if there else None
+            if values is None or not (self.adapter / "adapter.json").is_file():
+                yield None
+            else:
+                yield TrainResult(adapter=self.adapter, **values)
 
     def kept(self) -> str | None:
         """What an earlier start of this run kept between epochs: none, features or prefix; None before it is known.
