@@ -80,7 +80,7 @@ def nonsense(path):
 
 def swap(path):
     """The whole content of another group under this name."""
-    DiskCache(path.parent, ROOM).save("your", group(1))
+    DiskCache(path.parent, ROOM).save("other", group(1))
     (path.parent / "other.safetensors").replace(path)
 
 
