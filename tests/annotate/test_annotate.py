@@ -246,7 +246,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(UsageError, match="full is not empty; expected a new folder"):
         annotate(pictures(root), chooser(), tmp_path / "full", AnnotationJob())
     (tmp_path / "full" / "run.json").write_text('{"format": 7}')
-    with pytest.raises(UsageError, match="is not that of"):
+    with pytest.raises(UsageError, match=r"run\.json cannot be read: format 7"):
         annotate(pictures(root), chooser(), tmp_path / "full", AnnotationJob())
 
 

@@ -54,7 +54,7 @@ def test_pictures_are_annotated_and_stage_1_trains_on_them(masp, tmp_path, monke
         (["--backbone", "CHECKPOINT", "prompt.epochs=3"], 2, "prompt.epochs=3 is neither a path nor a setting"),
         (["--adapter", "prompt-only"], 2, "holds no aspects"),
         (["--adapter", "one", "--aspects", "object"], 2, "no aspect 'object'"),
-        (["--backbone", "CHECKPOINT", "--out", "file"], 1, "file cannot be written"),
+        (["--backbone", "CHECKPOINT", "--out", "file"], 2, "--out file is a file"),
     ],
 )
 def test_mistakes_are_one_line(masp, tmp_path, monkeypatch, words, code, message):

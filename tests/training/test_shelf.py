@@ -165,9 +165,9 @@ def test_room_is_what_others_leave(tmp_path, monkeypatch):
 
     DiskCache(tmp_path, ROOM).save("mine", group())
     size = (tmp_path / "mine.safetensors").stat().st_size
-    DiskCache(tmp_path, ROOM).save("other", group(1))
+    DiskCache(tmp_path, ROOM).save("your", group(1))
     shelf = DiskCache(tmp_path, 3 * size)
-    assert (shelf.room(), shelf.room({"mine", "missing"}), shelf.room({"mine", "other"})) == (size, 2 * size, 3 * size)
+    assert (shelf.room(), shelf.room({"mine", "missing"}), shelf.room({"mine", "your"})) == (size, 2 * size, 3 * size)
     monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: SimpleNamespace(free=100))
     assert (shelf.room(), shelf.room({"mine"})) == (100, 100 + size)
 

@@ -10,7 +10,7 @@ from masp.adapters.card import card
 from masp.adapters.info import CARD, INFO, WEIGHTS, AdapterInfo, ResultRecord, read_info, resolve
 from masp.adapters.store import Adapter, as_json, save_adapter, skeleton, without_places
 from masp.core.atomic_io import write_file
-from masp.core.errors import AdapterError, short
+from masp.core.errors import AdapterError, reason_of
 
 FILES = (INFO, WEIGHTS, CARD)
 """All that is fetched and all that is pushed, whatever else lies in a folder or on the hub."""
@@ -109,9 +109,9 @@ def _explained(what: str, todo: str) -> Iterator[None]:
     except HFValidationError as error:
         raise AdapterError(f"{what}: {error}", "an id such as user/name") from None
     except HfHubHTTPError as error:
-        raise AdapterError(f"{what}: {short(error)}", "", todo) from None
+        raise AdapterError(f"{what}: {reason_of(error)}", "", todo) from None
     except Exception as error:  # the transport below the client has a tree of errors of its own
-        raise AdapterError(f"{what}: {short(error)}", "", "Check the network and try again.") from error
+        raise AdapterError(f"{what}: {reason_of(error)}", "", "Check the network and try again.") from error
 
 
 def save_pretrained(adapter: Adapter, folder: str | Path, license: str | None = None) -> Path:

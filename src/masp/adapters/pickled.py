@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from masp.core.errors import AdapterError, short, shown
+from masp.core.errors import AdapterError, reason_of, shown
 
 MOST_INSTRUCTIONS = 2**20  # bytes; those of the authors' aspect modules take 3 KB
 MOST_ENTRIES = 10_000
@@ -49,7 +49,7 @@ def load_tensors(path: Path) -> object:
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # a damaged file makes torch raise anything
-            raise AdapterError(f"{path} cannot be read ({short(error, 160)})", _ONLY, _AGAIN) from None
+            raise AdapterError(f"{path} cannot be read ({reason_of(error, 160)})", _ONLY, _AGAIN) from None
 
 
 def _instructions(path: Path) -> bytes:
@@ -74,7 +74,7 @@ def _instructions(path: Path) -> bytes:
     except OSError as error:
         raise AdapterError(f"{path} cannot be read ({error.strerror or error})", "", "Check the path.") from None
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError) as error:
-        raise AdapterError(f"{path} is damaged ({short(error, 160)})", "an archive of torch.save", _AGAIN) from None
+        raise AdapterError(f"{path} is damaged ({reason_of(error, 160)})", "an archive of torch.save", _AGAIN) from None
 
 
 def _begins_as_archive(path: Path) -> bool:
@@ -130,7 +130,7 @@ def _check_instructions(content: bytes, path: Path) -> None:
             if (stack and (stack[-1] or 0) > DEEPEST) or (kind.name in GET and stack[-1]):
                 raise AdapterError(f"the pickle in {path} nests its values too deeply", _ONLY, _STRANGER)
     except (ValueError, LookupError, TypeError) as error:
-        raise AdapterError(f"the pickle in {path} is damaged ({short(error, 160)})", _ONLY, _AGAIN) from None
+        raise AdapterError(f"the pickle in {path} is damaged ({reason_of(error, 160)})", _ONLY, _AGAIN) from None
 
 
 def _follow(kind: pickletools.OpcodeInfo, stack: list[int | None]) -> None:

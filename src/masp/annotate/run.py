@@ -24,7 +24,7 @@ from masp.core.aspects import MEASURED
 from masp.core.atomic_io import TEMPORARY, discard, fingerprint, remove_folder, write_file, write_folder
 from masp.data.prefetch import LoadedBatch, Loading, load
 from masp.data.records import BadFiles
-from masp.training.checkpoints import unwritable
+from masp.training.checkpoints import writing
 from masp.training.run_dir import finish, held, reading
 
 FORMAT = 1
@@ -69,11 +69,9 @@ class AnnotationFolder:
         Raises:
             CheckpointError: the disk refuses to be written.
         """
-        try:
+        with writing(self.progress):
             self.progress.mkdir(exist_ok=True)
             write_file(self.progress / f"batch-{number:07d}.json", json.dumps(batch).encode())
-        except OSError as error:
-            raise unwritable(error, self.progress) from error
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Record the result; the batches are then no longer needed."""
@@ -127,15 +125,13 @@ def write_emoset(
         label = None if item.label is None else numbers[item.label]
         places = f"{IMAGE}/{item.home}/{_file_name(item)}", f"{ANNOTATION}/{item.home}/{item.name}.json"
         rows[item.split].append([label, item.name, *places])
-    try:
+    with writing(out):
         write_folder(out / ANNOTATION, notes)
         write_folder(out / IMAGE, images)
         for split, listed in rows.items():
             write_file(out / f"{split}.json", _lines(listed))
         write_file(out / "info.json", _json_text(_info(pictures, source)).encode())
         os.sync()  # the many small files are not flushed one by one
-    except OSError as error:
-        raise unwritable(error, out) from error
 
 
 def _info(pictures: ImageCollection, source: Mapping[str, Any]) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def shown(value: object) -> str:
     return printer.repr(value)
 
 
-def short(error: BaseException, most: int = 200) -> str:
+def reason_of(error: BaseException, most: int = 200) -> str:
     """What an error of a library says, on one line and cut; its type where it says nothing."""
     return " ".join(str(error).split())[:most] or type(error).__name__
 

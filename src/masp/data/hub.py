@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from masp.core.atomic_io import write_folder
-from masp.core.errors import DataError, UsageError, counted, did_you_mean, short, shown
+from masp.core.errors import DataError, UsageError, counted, did_you_mean, reason_of, shown
 from masp.core.labels import checked_name
 from masp.data.images import suffix_of
 from masp.data.readers.common import label_of
@@ -120,7 +120,7 @@ def _loaded(source: HubSource) -> dict[str, Any]:
         loaded = datasets.load_dataset(source.name, revision=source.revision)
     except Exception as error:  # from the network, the hub, the files and the builders: all mean the same here
         raise DataError(
-            f"the data set {source.name} cannot be loaded ({short(error)})", "", "Check its name."
+            f"the data set {source.name} cannot be loaded ({reason_of(error)})", "", "Check its name."
         ) from error
     return {
         str(name): rows.cast_column(_image_column(rows.features, source.image), datasets.Image(decode=False))

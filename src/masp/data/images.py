@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError, features
 
-from masp.core.errors import ImageError, short
+from masp.core.errors import ImageError, reason_of
 
 _SUFFIXES_OF = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -153,7 +153,7 @@ def decode_image(
     except MemoryError:
         raise _too_large(name) from None
     except Exception as error:  # decoders raise anything on damaged files: SyntaxError, struct.error, IndexError …
-        raise _damaged(name, short(error, 120)) from None
+        raise _damaged(name, reason_of(error, 120)) from None
 
 
 def _readable(content: bytes, name: str | os.PathLike[str]) -> str:

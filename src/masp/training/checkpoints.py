@@ -10,7 +10,8 @@ import logging
 import os
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -76,7 +77,7 @@ class CheckpointStore:
             manifest = {"format": FORMAT, "step": checkpoint.step, "files": files}
             (folder / MANIFEST).write_text(_json(manifest), encoding="utf-8")
 
-        try:
+        with writing(target):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_folder(target, fill)
             self._passed.discard(target)
@@ -84,8 +85,6 @@ class CheckpointStore:
             for folder in self._folders():
                 if folder not in kept:
                     remove_folder(folder)
-        except (OSError, SafetensorError) as error:
-            raise unwritable(error, target) from error
         return target
 
     def latest(self) -> Checkpoint | None:
@@ -118,6 +117,19 @@ def left_out(store: CheckpointStore) -> list[str] | None:
     """
     found = store.latest()
     return None if found is None else found.state.get("left_out")
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Within this context, what the disk refuses becomes an error about `target`.
+
+    Raises:
+        CheckpointError: it is full, read-only or otherwise refuses to be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise unwritable(error, target) from error
 
 
 def unwritable(error: Exception, target: Path) -> CheckpointError:
@@ -264,12 +276,10 @@ class MetricsFile:
 
     def __init__(self, path: Path, length: int = 0) -> None:
         self.path = path
-        try:
+        with writing(path):
             self._file = path.open("ab")
             self._file.truncate(min(length, path.stat().st_size))
             self._file.seek(0, os.SEEK_END)
-        except OSError as error:
-            raise unwritable(error, path) from error
 
     def write(self, event: str, values: Mapping[str, Any]) -> None:
         """Add one line, which others can read at once, but which survives a power failure only after `sync`.
@@ -278,11 +288,9 @@ class MetricsFile:
             CheckpointError: the disk is full or cannot be written.
         """
         line = json.dumps({"event": event, **values}) + "\n"
-        try:
+        with writing(self.path):
             self._file.write(line.encode())
             self._file.flush()
-        except OSError as error:
-            raise unwritable(error, self.path) from error
 
     def sync(self) -> int:
         """Bring all lines to the disk.
@@ -293,11 +301,9 @@ class MetricsFile:
         Raises:
             CheckpointError: the disk is full or cannot be written.
         """
-        try:
+        with writing(self.path):
             self._file.flush()
             os.fsync(self._file.fileno())
-        except OSError as error:
-            raise unwritable(error, self.path) from error
         return self._file.tell()
 
     def __enter__(self) -> "MetricsFile":

@@ -20,7 +20,7 @@ from accelerate import PartialState
 from torch import Tensor, distributed
 
 from masp.core import runtime
-from masp.core.errors import Agreement, MaspError, UsageError, short
+from masp.core.errors import Agreement, MaspError, UsageError, reason_of
 from masp.training.signals import StopRequest
 
 log = logging.getLogger(__name__)
@@ -190,7 +190,7 @@ class Processes:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             failure = MaspError(
-                f"process {self.rank} of {self.count} lost contact with the others ({short(error)})",
+                f"process {self.rank} of {self.count} lost contact with the others ({reason_of(error)})",
                 f"an answer within {patience():.0f} seconds",
                 f"See what the others said. The same command goes on where there was a checkpoint; {PATIENCE} sets the "
                 "seconds.",
@@ -223,7 +223,7 @@ def launched(device: torch.device) -> Processes:
         state = PartialState(cpu=device.type == "cpu", timeout=timedelta(seconds=patience()))
     except (RuntimeError, ValueError) as error:
         raise MaspError(
-            f"process {runtime.rank()} of {runtime.count()} cannot reach the others ({short(error)})",
+            f"process {runtime.rank()} of {runtime.count()} cannot reach the others ({reason_of(error)})",
             "processes that one launcher started",
             "Check the addresses that it was given.",
         ) from error
@@ -256,7 +256,7 @@ def _told(error: Exception, rank: int) -> MaspError:
     """An error as it goes to the other processes: our own as they are, others in words."""
     if isinstance(error, MaspError):
         return error
-    return MaspError(f"process {rank} failed: {type(error).__name__}: {short(error)}")
+    return MaspError(f"process {rank} failed: {type(error).__name__}: {reason_of(error)}")
 
 
 def _again(error: Exception) -> None:

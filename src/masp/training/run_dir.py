@@ -1,6 +1,5 @@
 """The folder of one run: what lies where, who may write in it, and whether it may be gone on with."""
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -12,10 +11,10 @@ from typing import Any
 from masp.adapters import library_versions
 from masp.backbones.base import Backbone
 from masp.backbones.files import READING
-from masp.core.atomic_io import fingerprint, remove_leftovers, write_file
+from masp.core.atomic_io import fingerprint, lock, remove_leftovers, write_file
 from masp.core.errors import CheckpointError, UsageError
 from masp.data.splits import ASPECTS_SPLITS, RUN_SPLITS
-from masp.training.checkpoints import unwritable
+from masp.training.checkpoints import writing
 
 FORMAT = 1
 RUN = "run.json"
@@ -86,10 +85,8 @@ class RunFolder:
         Raises:
             CheckpointError: the disk refuses to be written.
         """
-        try:
+        with writing(self.store):
             write_file(self.store, (json.dumps({"kept": kept}) + "\n").encode())
-        except OSError as error:
-            raise unwritable(error, self.store) from error
 
     def finish(self, result: TrainResult) -> None:
         """Record in run.json that the run came to its end."""
@@ -120,17 +117,13 @@ def held(
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file", "a folder", "Name another place.")
-    try:
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(error, out) from error
-    lock = os.open(out, os.O_RDONLY)
+    handle = os.open(out, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not lock(handle):
             todo = "Wait for it, or name another --out."
-            raise CheckpointError(f"another run is writing into {out}", "one at a time", todo) from error
+            raise CheckpointError(f"another run is writing into {out}", "one at a time", todo)
         before = _description(out) if (out / RUN).exists() else None
         if before is not None:
             compare(before["identity"], identity, out)
@@ -143,7 +136,7 @@ def held(
             _write(out, {"format": FORMAT, "identity": dict(identity), "result": None, **about})
         yield None if before is None else before["result"]
     finally:
-        os.close(lock)
+        os.close(handle)
 
 
 def finish(out: Path, result: Mapping[str, Any], versions: Mapping[str, str]) -> None:
@@ -175,10 +168,8 @@ def _description(out: Path) -> dict[str, Any]:
 
 
 def _write(out: Path, description: Mapping[str, Any]) -> None:
-    try:
+    with writing(out / RUN):
         write_file(out / RUN, (json.dumps(description, indent=2, sort_keys=True) + "\n").encode())
-    except OSError as error:
-        raise unwritable(error, out / RUN) from error
 
 
 def reading(backbone: Backbone) -> dict[str, str]:

@@ -29,7 +29,7 @@ from masp.data.splits import write_split
 from masp.model.aspect_attention import AspectModules
 from masp.model.masp_model import ActiveParts, MaspModel
 from masp.model.soft_prompt import SoftPrompt
-from masp.training.checkpoints import CheckpointStore, left_out, unwritable
+from masp.training.checkpoints import CheckpointStore, left_out, writing
 from masp.training.disk_cache import GIGA, DiskCache
 from masp.training.distributed import ALONE, Processes, launched
 from masp.training.feature_cache import FeatureCache, ImageReading, VisualMemory, account_lines
@@ -131,10 +131,8 @@ class Run:
         return store, numbers
 
     def _write(self, account: BadFiles) -> None:
-        try:
+        with writing(self.folder.quarantine):
             write_file(self.folder.quarantine, account_lines(account))
-        except OSError as error:
-            raise unwritable(error, self.folder.quarantine) from error
 
     def _reading(self) -> ImageReading:
         wanted, data = self.before or self.settings.store, self.config.data

@@ -26,7 +26,7 @@ from masp.data.records import Dataset, Record, class_balance
 from masp.data.splits import Batches, division_in
 from masp.model.masp_model import ActiveParts, MaspModel, init_soft_prompt
 from masp.model.scoring import score
-from masp.training.checkpoints import unwritable
+from masp.training.checkpoints import writing
 from masp.training.feature_cache import FeatureCache, VisualMemory
 from masp.training.prefix_cache import PrefixCache
 from masp.training.run_dir import TrainResult
@@ -255,10 +255,8 @@ def _keep_division(run: Run, adapter: Adapter, home: Path) -> None:
     division = division_in(resolve(home).parent, record.fingerprint)
     if division is None:  # the aspects were taken out of their run
         return
-    try:
+    with writing(run.folder.aspects_splits):
         write_file(run.folder.aspects_splits, division.file.read_bytes())
-    except OSError as error:
-        raise unwritable(error, run.folder.aspects_splits) from error
 
 
 def _prepare(run: Run, adapter: Adapter | None, home: Path | None) -> Outcome:
