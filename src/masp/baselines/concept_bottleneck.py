@@ -198,22 +198,12 @@ class ConceptBottleneck:
         settings: ConceptBottleneckSettings | None = None,
     ) -> None:
         model.aspect_module()
-        self.model, self._labels, self.over = model, validate_labels(labels), over
+        self.model, self.backbone, self.labels, self.over = model, model.backbone, validate_labels(labels), over
         self.settings = settings or ConceptBottleneckSettings()
-        if over is not None and tuple(over.labels) != self._labels:
-            raise UsageError(f"the prompt chooses from {', '.join(over.labels)}", ", ".join(self._labels))
+        if over is not None and tuple(over.labels) != self.labels:
+            raise UsageError(f"the prompt chooses from {', '.join(over.labels)}", ", ".join(self.labels))
         self.learned: Checkpoint | None = None
         self.seed = 0
-
-    @property
-    def backbone(self) -> Backbone:
-        """The backbone of the aspects."""
-        return self.model.backbone
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """What it chooses from."""
-        return self._labels
 
     def fit(self, lessons: TrainingData) -> None:
         """Reads every image once, fits the words of each aspect, then the labels.

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from masp.adapters import tensors_sha256
-from masp.backbones.base import Backbone
 from masp.baselines.base import (
     Example,
     LabelScore,
@@ -231,20 +230,11 @@ class Distilled:
         self, tuned: System, settings: DistilledSettings | None = None, questions: Questions | None = None
     ) -> None:
         self.tuned, self.settings = tuned, settings or DistilledSettings()
+        self.backbone, self.labels = tuned.backbone, tuned.labels
         self.modules: tuple[MeanHead, nn.Linear] | None = None
         self.fitted: Mapping[str, Any] = {}
         self.seed = 0
         self.question = emotion_question(validate_labels(tuned.labels), questions)
-
-    @property
-    def backbone(self) -> Backbone:
-        """The backbone of the tuned system, which gives the visual tokens of the head too."""
-        return self.tuned.backbone
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """What it chooses from."""
-        return self.tuned.labels
 
     def fit(self, lessons: TrainingData) -> None:
         """Lets the tuned system learn in `out/tuned`; then trains teacher, head and gate, one after the other."""

@@ -63,20 +63,10 @@ class Probe:
         settings: ProbeSettings | None = None,
         questions: Questions | None = None,
     ) -> None:
-        self._backbone, self._labels = backbone, validate_labels(labels)
+        self.backbone, self.labels = backbone, validate_labels(labels)
         self.question = emotion_question(labels, questions)
         self.settings = settings or ProbeSettings()
         self.learned: Checkpoint | None = None
-
-    @property
-    def backbone(self) -> Backbone:
-        """The backbone that gives the visual tokens."""
-        return self._backbone
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """What it chooses from."""
-        return self._labels
 
     def fit(self, lessons: TrainingData) -> None:
         """Reads every image once, fits one regression for each C, and keeps the best on val."""

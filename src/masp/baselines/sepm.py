@@ -146,16 +146,11 @@ class Sepm:
         settings: SepmSettings | None = None,
         questions: Questions | None = None,
     ) -> None:
-        self.model = MaspModel(backbone, MethodConfig())
+        self.model, self.backbone = MaspModel(backbone, MethodConfig()), backbone
         self.labels = validate_labels(labels)
         self.settings = settings or SepmSettings()
         self.routes = routes(self.labels, self.settings.positive, self.settings.negative)
         self.fine = question_by_letter(questions)
-
-    @property
-    def backbone(self) -> Backbone:
-        """The backbone that is asked."""
-        return self.model.backbone
 
     def fit(self, lessons: TrainingData) -> None:
         """Nothing: nothing is trained."""

@@ -45,7 +45,7 @@ app.command(no_args_is_help=True, epilog=research.REPRODUCE_EXAMPLES)(research.r
 app.command(
     epilog=bench.EXAMPLES,
     add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    context_settings={"ignore_unknown_options": True},
 )(bench.bench)
 app.command(no_args_is_help=True, epilog=research.PLAN_EXAMPLES)(research.plan)
 

@@ -17,7 +17,6 @@ from masp.evaluation.result import (
     LOWEST,
     Evaluation,
     LabelledPrediction,
-    Mode,
     data_facts,
     json_lines,
     when,
@@ -82,12 +81,14 @@ def evaluate_predictions(
         listed = ", ".join(missing[:_SHOWN]) + (", …" if len(missing) > _SHOWN else "")
         todo = "Add them, or count them as wrong with --allow-missing."
         raise DataError(f"{file} does not name {len(missing)} of {len(records)} images ({listed})", "all", todo)
+    # read as text where the text named every label, not where it only stands beside
+    named = [rows[place] for record in records if (place := dataset.place(record.path)) in rows]
     found = measured(
         ResultContext(
             system=name or file.stem,
             dataset=dataset.name,
             split=split,
-            mode=_mode(rows, records, dataset),
+            mode="generate" if named and all(row.from_text for row in named) else "score",
             labels=dataset.labels,
             provenance=_provenance(file, dataset, split),
             unlabelled=len(dataset.split(split)) - len(records),
@@ -167,12 +168,6 @@ def _answers(
             said = (row.predicted, row.log_probabilities, row.answer)
             answers.append(LabelledPrediction(place, record.label or "", *said, exact))
     return answers, missing
-
-
-def _mode(rows: Mapping[str, ExternalLine], records: Sequence[Record], dataset: Dataset) -> Mode:
-    """How the labels were read: `generate` where the text named every one of them, not where it only stands beside."""
-    named = [rows[place] for record in records if (place := dataset.place(record.path)) in rows]
-    return "generate" if named and all(row.from_text for row in named) else "score"
 
 
 def _calibration(rows: Mapping[str, ExternalLine], dataset: Dataset) -> Calibration | None:
