@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from masp.backbones.decoder import KINDS
+from masp.backbones.decoder import AXES
 from masp.backbones.known_models import Description
 from masp.backbones.loading import FAMILIES, refuse_unserved
 from masp.backbones.quantization import packed_bytes, packed_layers
@@ -126,7 +126,7 @@ def _served(description: Description, language: str) -> bool:
         refuse_unserved(description.name, description.config)
     except BackboneError:
         return False
-    return language in KINDS
+    return language in AXES
 
 
 def _by_part(model: nn.Module, embeddings: Tensor, head: Tensor | None) -> dict[str, int]:
