@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import small_training
 import tiny
-from masp.backbones.sizes import sizes_of
+from masp.backbones.model_stats import sizes_of
 from masp.bench.setting import ANSWERS, LABELS, setting
 from masp.cli.app import app
 from masp.cli.error_handling import guarded

@@ -17,6 +17,7 @@ from masp.baselines.zero_shot import ZeroShot
 from masp.core.errors import AdapterError, BackboneError, DataError, ImageError, MaspError, UsageError
 from masp.core.label_mapping import TAXONOMIES
 from masp.demo.pictures import demo_pictures
+from masp.model import prediction
 from masp.model.masp_model import ActiveParts
 from masp.predictor import Failure, Masp, Prediction
 from small_adapters import LABELS, name_a_place, write_adapter
@@ -99,7 +100,7 @@ def test_pictures_in_memory_are_as_good_as_files(masp, pictures):
 def test_without_explanations_only_labels_are_scored(masp, pictures, monkeypatch):
     full = masp.predict(pictures[0])
     for name in ("generate", "leave_one_out", "read_aspects", "attention_to_aspects"):
-        monkeypatch.setattr(predictor, name, lambda *_: pytest.fail("not needed"))
+        monkeypatch.setattr(prediction, name, lambda *_: pytest.fail("not needed"))
     found = masp.predict(pictures[0], explain=False)
     assert found.probabilities == full.probabilities
     assert (found.answer, found.aspects, found.prompt_attention) == (None, {}, None)

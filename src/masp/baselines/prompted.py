@@ -8,8 +8,8 @@ from masp.backbones.base import Backbone
 from masp.baselines.base import Reading, SystemPrediction, TrainingData, named
 from masp.core.types import VisualTokens
 from masp.model.masp_model import ActiveParts, MaspModel
-from masp.model.scoring import generate, score
-from masp.predictor import Masp, longest_answer
+from masp.model.scoring import generate, longest_answer, score
+from masp.predictor import Masp
 
 
 class Prompted:

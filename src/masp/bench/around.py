@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from masp.backbones.loading import load_backbone
-from masp.backbones.sizes import sizes_of
+from masp.backbones.model_stats import sizes_of
 from masp.bench import clock
 from masp.bench.clock import Work, in_turn, resident
 from masp.bench.result import BenchResult, Goal, reaches

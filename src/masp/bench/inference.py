@@ -9,7 +9,7 @@ from masp.bench.baseline import bare_forward
 from masp.bench.clock import Work, in_turn
 from masp.bench.result import BenchResult, Goal, costs
 from masp.bench.setting import LABELS, TASKS, Setting
-from masp.model.scoring import generate, score, score_tasks
+from masp.model.scoring import LabelQuestion, generate, score, score_tasks
 
 Tell = Callable[[str], object]
 ONE_GOALS = {0: 1.25, 700: 1.10}
@@ -123,4 +123,5 @@ def _generated(setting: Setting, count: int, words: int) -> Work:
 
 def _several(setting: Setting, model: Any, count: int, asked: list[tuple[str, Any]]) -> Work:
     pixels = setting.pixels(count)
-    return lambda: score_tasks(model, setting.backbone.visual_tokens(pixels), asked)
+    questions = [LabelQuestion(model, question, labels) for question, labels in asked]
+    return lambda: score_tasks(setting.backbone.visual_tokens(pixels), questions)

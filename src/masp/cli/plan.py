@@ -94,7 +94,7 @@ def plan(
     from dataclasses import asdict
     from json import dumps
 
-    from masp.backbones.sizes import sizes_of
+    from masp.backbones.model_stats import sizes_of
     from masp.cli.console import results
     from masp.model.cost_estimate import CostJob, Device, chosen_store, estimate
 

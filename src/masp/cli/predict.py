@@ -65,6 +65,9 @@ def predict(
     ] = None,
     adapter_revision: AdapterRevision = None,
     task: Task = None,
+    all_tasks: Annotated[
+        bool, typer.Option("--all-tasks", help="Every task of an adapter with several; an image is read once for all.")
+    ] = False,
     backbone: BackboneOrNoAdapter = None,
     labels: Labels = None,
     aspects: AspectsOfPrompt = None,
@@ -82,7 +85,8 @@ def predict(
 ) -> None:
     """Predict the emotion of images: every label's probability, what each aspect saw, and which of them decided.
 
-    An image that cannot be read is reported and the others go on; the exit code is then 1.
+    An image that cannot be read is reported and the others go on; the exit code is then 1. With *--all-tasks* an image
+    has one prediction for each task.
     """
     from masp.adapters import find_adapter, read_info
     from masp.cli.console import say
@@ -90,15 +94,20 @@ def predict(
 
     if adapter is None:
         refuse({"--adapter-revision": adapter_revision}, "without --adapter", "it only with an adapter on a hub")
-    else:  # where a task has to be named, that is said before a large backbone is loaded
+    elif not all_tasks:  # where a task has to be named, that is said before a large backbone is loaded
         task = read_info(find_adapter(adapter, adapter_revision)).chosen(task)
+    if all_tasks:
+        refuse({"--task": task, "--report": report}, "with --all-tasks", "one of them")
     loading: dict[str, Any] = {"backbone_revision": revision, "dtype": dtype.value, "device": device}
     loading |= {"revision": adapter_revision, "accept": accepted(accept)}
     masp = Masp.from_pretrained(adapter, backbone, aspects=aspects, labels=labels, task=task, **loading)
+    asked = masp.tasks or None if all_tasks else None
+    if asked:
+        masp.use(asked[0])
     show = _json_line if as_json else _for_people(masp, explain)
     failures = _Failures(show, None if as_json else MOST_SAID)
     found = _Predictions(show)
-    for result in masp.predict_stream(_named(paths, failures), batch_size, explain, workers):
+    for result in masp.predict_stream(_named(paths, failures), batch_size, explain, workers, asked):
         if isinstance(result, Failure):
             failures.add(result)
         else:
