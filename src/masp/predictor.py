@@ -102,10 +102,7 @@ class Masp:
         """
         chosen = None if labels is None else label_set(labels)
         if adapter is None and backbone is not None and not _has_shipped(backbone, backbone_revision):
-            given = {"aspects": aspects, "task": task, "revision": revision}
-            named = [name for name, value in given.items() if value is not None]
-            if named:
-                raise UsageError(f"{', '.join(named)} without an adapter", "an adapter", "Or leave it out: zero-shot.")
+            _refuse_parts(aspects=aspects, task=task, revision=revision)
             if isinstance(backbone, str):
                 backbone = load_backbone(backbone, backbone_revision, dtype, device)
             return cls(MaspModel(backbone, MethodConfig()), zero_shot_task(chosen), ZERO_SHOT)
@@ -120,11 +117,7 @@ class Masp:
             _bound_as_trained(backbone, info)
         parts = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects), accept)
         called = EMBEDDED if adapter is None else str(adapter)
-        served: dict[str | None, TaskHandle] = {}
-        for key, question in asked.items():
-            one = parts.for_task(key)
-            model = MaspModel(backbone, one.info.method, parts.aspects, one.prompt, one.info.asked())
-            served[key] = TaskHandle(model, question, one.info, called, key)
+        served = {key: _served(backbone, parts, called, key, question) for key, question in asked.items()}
         first = next(iter(served.values()))
         made = cls(first.model, first.task, called, first.info)
         made._served, made._name, made._whole = served, name, parts
@@ -473,6 +466,20 @@ def _bound_as_trained(backbone: Backbone, info: AdapterInfo) -> None:
     )
     if None not in (*before, *now) and before != now:
         backbone.bound_pixels(*before)
+
+
+def _served(backbone: Backbone, parts: Adapter, adapter: str, name: str | None, task: Task) -> TaskHandle:
+    """One task of an adapter with what answers it."""
+    one = parts.for_task(name)
+    model = MaspModel(backbone, one.info.method, parts.aspects, one.prompt, one.info.asked())
+    return TaskHandle(model, task, one.info, adapter, name)
+
+
+def _refuse_parts(**given: object) -> None:
+    """Make sure that no part of an adapter is named where there is none."""
+    if named := [name for name, value in given.items() if value is not None]:
+        todo = "Name one, or leave it out: zero-shot."
+        raise UsageError(f"{', '.join(named)} without an adapter", "an adapter", todo)
 
 
 def _has_shipped(backbone: str | Backbone, revision: str | None) -> bool:

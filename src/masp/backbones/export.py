@@ -291,7 +291,7 @@ def mean_row(matrix: Float[Tensor, "rows dim"]) -> Float[Tensor, " dim"]:
     """The mean of a matrix's rows, in double precision and in parts, as fp32."""
     total = torch.zeros(matrix.shape[1], dtype=torch.float64)
     for part in matrix.split(4096):
-        total += part.double().sum(0)
+        total += part.cpu().double().sum(0)
     return (total / len(matrix)).float()
 
 

@@ -17,7 +17,7 @@ from masp.core.errors import ConfigError
 
 
 def shard_layers(language: Any, device: torch.device) -> None:
-    """Divide the layers of a text model; the weights are on any device.
+    """Divide all layers of a text model but the last, whose attention is also called alone; weights are on any device.
 
     Args:
         language: transformers' text model, frozen.
@@ -40,5 +40,5 @@ def shard_layers(language: Any, device: torch.device) -> None:
             "Start the command with accelerate launch --num_processes N, or leave backbone.shard out.",
         )
     mesh = init_device_mesh(device.type, (processes,))
-    for layer in language.layers:
+    for layer in language.layers[:-1]:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
