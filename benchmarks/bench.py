@@ -36,8 +36,8 @@ from plain_steps import PlainSteps, bare_forward
 
 from masp.adapters import library_versions
 from masp.backbones.loading import choose_device, choose_dtype, load_backbone
+from masp.backbones.model_stats import sizes_of
 from masp.backbones.random_init import make
-from masp.backbones.sizes import sizes_of
 from masp.core.aspects import ASPECTS
 from masp.core.atomic_io import write_file
 from masp.core.config import MethodConfig, PromptInit
@@ -46,7 +46,7 @@ from masp.core.types import CachedPrefix, ImageInput, Pixels
 from masp.data.prefetch import prefetch
 from masp.model.aspect_attention import AspectModules
 from masp.model.masp_model import MaspModel, init_soft_prompt
-from masp.model.scoring import generate, score, score_tasks
+from masp.model.scoring import LabelQuestion, generate, score, score_tasks
 
 Tell = Callable[[str], object]
 Line = dict[str, Any]
@@ -362,10 +362,10 @@ def batched(setting: Setting, machine: Line, tell: Tell) -> Iterator[Line]:
 def tasks(setting: Setting, machine: Line, tell: Tell) -> Iterator[Line]:
     """Several questions, each with its labels, on one image, as a multiple of the first question alone."""
     model, backbone = setting.model("paper"), setting.backbone
-    asked = [(setting.question(labels), labels) for labels in TASKS]
+    asked = [LabelQuestion(model, setting.question(labels), labels) for labels in TASKS]
 
     def several(pixels: Pixels, number: int) -> Work:
-        return lambda: score_tasks(model, backbone.visual_tokens(pixels), asked[:number])
+        return lambda: score_tasks(backbone.visual_tokens(pixels), asked[:number])
 
     for count in setting.counts:
         numbers, pixels = (2, len(asked)), setting.pixels(count)

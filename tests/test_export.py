@@ -13,10 +13,9 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 import tiny
 from masp.adapters import AdapterInfo, BackboneRecord, save_adapter
 from masp.backbones.base import Backbone
-from masp.backbones.export import export_embedding_rows
+from masp.backbones.export import export_embedding_rows, export_rows, mean_row, opened, rewrite
 from masp.backbones.files import find
 from masp.backbones.loading import load_backbone
-from masp.backbones.shards import NewRows, mean_row, read_header, rewrite
 from masp.cli import main
 from masp.core.aspects import ASPECTS
 from masp.core.config import MethodConfig
@@ -244,7 +243,7 @@ def test_a_disk_that_is_full_leaves_nothing(tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("masp.backbones.shards._write_rows", full)
+    monkeypatch.setattr("masp.backbones.export.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         export_embedding_rows(tmp_path / "a", tmp_path / "out", str(tiny.checkpoint()))
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
@@ -252,8 +251,6 @@ def test_a_disk_that_is_full_leaves_nothing(tmp_path, monkeypatch):
 
 def test_families_whose_template_is_not_known_are_refused(tmp_path):
     from dataclasses import replace
-
-    from masp.backbones.export_embeddings import export_rows
 
     files = replace(find(str(tiny.checkpoint())), model_type="llava")
     with pytest.raises(BackboneError, match=r"family 'llava'.*one of qwen2_vl"):
@@ -266,15 +263,16 @@ def test_families_whose_template_is_not_known_are_refused(tmp_path):
 def test_rows_of_a_file_by_hand(tmp_path):
     matrix = torch.arange(12, dtype=torch.float32).reshape(4, 3)
     save_file({"a": torch.ones(2), "m": matrix, "z": torch.zeros(5)}, tmp_path / "old.safetensors", {"k": "v"})
-    rows = NewRows(3, torch.full((2, 3), 7.0))
+    rows = (3, torch.full((2, 3), 7.0))
     assert rewrite(tmp_path / "old.safetensors", tmp_path / "new.safetensors", {"m": rows}) == 12  # one more row
     found = load_file(tmp_path / "new.safetensors")
     assert torch.equal(found["m"], torch.tensor([[0.0, 1, 2], [3, 4, 5], [6, 7, 8], [7, 7, 7], [7, 7, 7]]))
     assert torch.equal(found["a"], torch.ones(2))
     assert torch.equal(found["z"], torch.zeros(5))
-    assert read_header(tmp_path / "new.safetensors")[1] == {"k": "v"}
-    assert torch.equal(mean_row(tmp_path / "old.safetensors", "m"), torch.tensor([4.5, 5.5, 6.5]))
-    for name, change, message in (("a", rows, "is stored as F32"), ("m", NewRows(9, rows.values), "has 4 rows")):
+    with opened(tmp_path / "new.safetensors") as written:
+        assert written.metadata() == {"k": "v"}
+    assert torch.equal(mean_row(matrix), torch.tensor([4.5, 5.5, 6.5]))
+    for name, change, message in (("a", rows, "is stored as float32"), ("m", (9, rows[1]), "has 4 rows")):
         with pytest.raises(BackboneError, match=message):
             rewrite(tmp_path / "old.safetensors", tmp_path / "x", {name: change})
 
@@ -285,7 +283,7 @@ def test_rows_of_a_file_by_hand(tmp_path):
 def test_damaged_files_are_refused(tmp_path, content):
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(BackboneError, match=r"x\.safetensors is no safetensors file"):
-        read_header(tmp_path / "x.safetensors")
+        rewrite(tmp_path / "x.safetensors", tmp_path / "y.safetensors", {})
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 import tiny
 from masp.backbones.device_map import Placement, skeleton
 from masp.backbones.known_models import describe
-from masp.backbones.loading import FAMILIES, by_name, find_supported
+from masp.backbones.loading import FAMILIES, find_supported
 from masp.backbones.model_stats import count
 from masp.backbones.quantization import packed_bytes, packed_layers, unpacked_wrongly
 from nf4 import BLOCK, LEVELS, packs, rounded, unpacked
@@ -67,7 +67,8 @@ def test_rows_that_stay_unpacked_are_those_that_a_cpu_unpacks_wrongly(width: int
 def loaded(folder: Path) -> Any:
     """The network of a folder in NF4, the rest of it in bfloat16."""
     files = find_supported(str(folder))
-    return by_name(FAMILIES[files.model_type])(files, Placement(torch.bfloat16, CPU, four_bit=True))._model
+    place = Placement(torch.bfloat16, CPU, four_bit=True)
+    return FAMILIES[files.model_type].get("load")(files, place)._model
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import small_training
 import tiny
-from masp.backbones.sizes import sizes_of
+from masp.backbones.model_stats import sizes_of
 from masp.cli.app import app
 from masp.cli.error_handling import guarded
 from masp.cli.research import train_line

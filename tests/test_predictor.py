@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from masp.baselines.zero_shot import zero_shot_system
 from masp.core.errors import AdapterError, BackboneError, DataError, ImageError, MaspError, UsageError
 from masp.core.labels import TAXONOMIES
 from masp.demo.pictures import demo_pictures
+from masp.model import prediction
 from masp.model.masp_model import ActiveParts
 from masp.predictor import Failure, Masp, Prediction
 from small_adapters import LABELS, name_a_place, write_adapter
@@ -55,7 +57,7 @@ def test_a_prediction_says_everything(masp, pictures):
 def test_the_effect_is_that_on_the_predicted_label(masp, pictures):
     found = masp.predict(pictures[0])
     other = tuple(name for name in found.aspects if name != "object")
-    model, task = masp.model, predictor.replace(masp.task, use=ActiveParts(other))
+    model, task = masp.model, replace(masp.task, use=ActiveParts(other))
     without = Masp(model, task, "no object").predict(pictures[0], explain=False)
     gap = torch.tensor([found.probabilities[found.label], without.probabilities[found.label]]).log()
     assert found.aspects["object"].effect == pytest.approx(float(gap[0] - gap[1]), abs=1e-5)
@@ -99,7 +101,7 @@ def test_pictures_in_memory_are_as_good_as_files(masp, pictures):
 def test_without_explanations_only_labels_are_scored(masp, pictures, monkeypatch):
     full = masp.predict(pictures[0])
     for name in ("generate", "leave_one_out", "read_aspects", "attention_to_aspects"):
-        monkeypatch.setattr(predictor, name, lambda *_: pytest.fail("not needed"))
+        monkeypatch.setattr(prediction, name, lambda *_: pytest.fail("not needed"))
     found = masp.predict(pictures[0], explain=False)
     assert found.probabilities == full.probabilities
     assert (found.answer, found.aspects, found.prompt_attention) == (None, {}, None)
@@ -152,7 +154,7 @@ def test_the_adapter_names_its_backbone_and_refuses_others(tmp_path):
 
 def test_images_are_shrunk_as_in_training(masp, tmp_path):
     tiny.picture(560, 280).save(tmp_path / "a.png")
-    smaller = Masp(masp.model, predictor.replace(masp.task, longest_side=112), "small")
+    smaller = Masp(masp.model, replace(masp.task, longest_side=112), "small")
     shapes = []
     for one in (masp, smaller):
         (streamed,) = one.predict_stream([tmp_path / "a.png"])
@@ -289,7 +291,9 @@ def test_a_backbone_without_an_adapter_answers_alone(family, pictures):
     assert masp.zero_shot
     found = masp.predict(pictures[:2])
     alone = zero_shot_system(tiny.backbone(family), LABELS)
-    expected = alone.predict(masp.visual_tokens(masp.backbone.preprocess([masp._open(path) for path in pictures[:2]])))
+    expected = alone.predict(
+        masp.visual_tokens(masp.backbone.preprocess([predictor._open(path, masp.task) for path in pictures[:2]]))
+    )
     for one, other in zip(found, expected, strict=True):
         assert one.adapter == "zero-shot"
         assert (one.label, one.aspects, one.prompt_attention) == (other.predicted, {}, None)

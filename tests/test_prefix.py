@@ -11,13 +11,17 @@ from masp.core.errors import UsageError
 from masp.core.types import CachedPrefix, ModelInputs
 from masp.model.attention import prompt_attention
 from masp.model.masp_model import ActiveParts, MaspModel
-from masp.model.scoring import first_word, generate, score, score_tasks
+from masp.model.scoring import LabelQuestion, first_word, generate, score, score_tasks
 from masp.model.soft_prompt import SoftPrompt
 from small_models import QUESTIONS, full_model, last_logits, parts, visual_tokens
 from test_answers import LABELS, plain_score
 from test_losses import ANSWERS, relative
 
 TASKS = [(QUESTIONS[0], LABELS), (QUESTIONS[1], ["low", "high"]), (QUESTIONS[2], LABELS[::-1])]
+
+
+def asked(model: MaspModel) -> list[LabelQuestion]:
+    return [LabelQuestion(model, question, labels) for question, labels in TASKS]
 
 
 def plain_loss(model: MaspModel, assembled: ModelInputs) -> Tensor:
@@ -96,7 +100,7 @@ def test_the_answer_behind_a_kept_prefix_is_the_same() -> None:
 def test_tasks_that_share_an_image_score_as_one_by_one(family: str, variant: str) -> None:
     model = full_model(family, variant=variant)
     visual = visual_tokens(model)
-    for found, (question, labels) in zip(score_tasks(model, visual, TASKS), TASKS, strict=True):
+    for found, (question, labels) in zip(score_tasks(visual, asked(model)), TASKS, strict=True):
         assert (found - score(model, visual, question, labels)).abs().max() <= 1e-4
         if family == "qwen2_vl":
             assembled = model.build_inputs(visual, [question] * 3)
@@ -122,8 +126,25 @@ def test_tasks_on_one_image_pass_its_prefix_once(monkeypatch) -> None:
     suffixes = [model.build_inputs(visual, [question]).attention_mask.shape[1] - length for question, _ in TASKS]
     branches = [sum(len(model.backbone.answer_ids(label, end=False)) for label in labels) for _, labels in TASKS]
     seen = columns_fed(model, monkeypatch)
-    score_tasks(model, visual, TASKS)
+    score_tasks(visual, asked(model))
     assert sum(seen) == length + sum(suffixes) + sum(branches)
+
+
+def test_soft_prompts_over_the_same_aspects_share_a_prefix(monkeypatch) -> None:
+    """Prompts of several lengths; one that stands before the image has a pass of its own, and so have other aspects."""
+    model, released = full_model(), full_model(variant="released")
+    longer = MaspModel(model.backbone, model.method, model.aspects, SoftPrompt(11, tiny.DIM, torch.randn(11, tiny.DIM)))
+    fewer = ActiveParts(ASPECTS[:2])
+    asking = [LabelQuestion(one, QUESTIONS[0], LABELS) for one in (model, longer, released)]
+    asking += [LabelQuestion(model, QUESTIONS[1], LABELS, fewer)]
+    visual = visual_tokens(model)
+    expected = [score(one.model, visual, one.question, one.labels, one.use) for one in asking]
+    passed = []
+    prefix = MaspModel.prefix
+    monkeypatch.setattr(MaspModel, "prefix", lambda self, *given: (passed.append(self), prefix(self, *given))[1])
+    for found, wanted in zip(score_tasks(visual, asking), expected, strict=True):
+        assert (found - wanted).abs().max() <= 1e-4
+    assert passed == [model]
 
 
 def test_a_step_behind_a_kept_prefix_feeds_the_suffix_only(monkeypatch) -> None:
@@ -192,7 +213,7 @@ def test_the_released_layout_has_nothing_to_keep() -> None:
 
 def test_no_tasks_are_refused() -> None:
     with pytest.raises(UsageError, match="there are no tasks"):
-        score_tasks(full_model(), visual_tokens(full_model()), [])
+        score_tasks(visual_tokens(full_model()), [])
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "gemma3", "llava_next"])

@@ -148,6 +148,32 @@ def test_a_stream_takes_a_task(home, masp, pictures, tmp_path):
     assert isinstance(found[3], Failure)
 
 
+@pytest.mark.parametrize("explain", [True, False])
+def test_all_tasks_of_an_image_at_once(home, masp, pictures, tmp_path, explain):
+    """Two of the three share what stands before their soft prompts; the last digits may differ by that."""
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    shown = [pictures[0], tmp_path / "bad.png", *pictures[1:3]]
+    found = masp.predict_tasks(shown, explain=explain, batch_size=2, on_error="return")
+    assert isinstance(found[1], Failure)
+    for image, by_task in zip([pictures[0], *pictures[1:3]], [found[0], *found[2:]], strict=True):
+        assert isinstance(by_task, dict)
+        assert list(by_task) == list(KINDS)
+        for kind, one in by_task.items():
+            alone = masp.predict(image, explain, task=kind)
+            assert (one.label, one.task, one.answer) == (alone.label, kind, alone.answer)
+            assert one.probabilities == pytest.approx(alone.probabilities, abs=1e-4)
+            assert list(one.aspects) == list(alone.aspects)
+    streamed = list(masp.predict_stream(shown, 2, explain, 0, ["sentiment", "emoset"]))
+    assert [getattr(one, "task", None) for one in streamed] == ["sentiment", "emoset", None] + [
+        "sentiment",
+        "emoset",
+    ] * 2
+    with pytest.raises(UsageError, match="no task 'nothing'"):
+        masp.predict_tasks(pictures[:1], ["emoset", "nothing"])
+    with pytest.raises(UsageError, match="no tasks"):
+        single(home, "emoset").predict_tasks(pictures[:1])
+
+
 def test_a_task_has_to_be_named_and_known(home, masp, pictures):
     calls = (
         lambda: masp.predict(pictures),
@@ -298,6 +324,12 @@ def test_the_commands_combine_predict_evaluate_and_export(home, pictures, tmp_pa
     code, out, _ = run(capsys, "predict", pictures[0], *place, "--task", "six", "--json", "--no-explain")
     found = json.loads(out)
     assert (code, found["task"], tuple(found["probabilities"])) == (0, "six", KINDS["emotion6"]["labels"])
+    code, out, _ = run(capsys, "predict", *pictures[:2], *place, "--all-tasks", "--json", "--no-explain")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["task"] for line in lines] == ["emoset", "six"] * 2
+    assert lines[1]["probabilities"] == pytest.approx(found["probabilities"], abs=1e-4)
+    code, out, err = run(capsys, "predict", pictures[0], *place, "--all-tasks", "--task", "six")
+    assert (code, "--task was given with --all-tasks" in err) == (2, True)
     code, out, err = run(capsys, "predict", pictures[0], *place)
     assert (code, out, "several tasks (emoset, six)" in err) == (2, "", True)
     for label in KINDS["emotion6"]["labels"]:

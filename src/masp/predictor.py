@@ -1,15 +1,11 @@
 """`Masp`: a backbone with an adapter, ready to predict. This is the library's front door."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Literal, Self, overload
 
-import torch
-from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
 
 from masp.adapters import (
     Adapter,
@@ -27,18 +23,11 @@ from masp.backbones.loading import find_supported, load_backbone
 from masp.core.config import MethodConfig
 from masp.core.errors import AdapterError, ImageError, UsageError, counted, did_you_mean
 from masp.core.labels import label_set
-from masp.core.types import Domain, Pixels, VisualTokens
+from masp.core.types import Pixels, VisualTokens
 from masp.data.images import open_image, shrink, to_rgb
 from masp.data.prefetch import prefetch, prepared
-from masp.model.explain import (
-    attention_to_aspects,
-    leave_one_out,
-    read_aspects,
-    taking_part,
-)
 from masp.model.masp_model import MaspModel
-from masp.model.prediction import Failure, Prediction, Task, task_of, zero_shot_task
-from masp.model.scoring import generate, score
+from masp.model.prediction import Failure, Prediction, Task, TaskHandle, predict_visual, task_of, zero_shot_task
 
 EMBEDDED = "embedded"
 """Name of the shipped backbone and of the adapter that is shipped with it."""
@@ -48,15 +37,6 @@ ZERO_SHOT = "zero-shot"
 
 Picture = str | Path | Image.Image
 OnError = Literal["raise", "return"]
-
-
-@dataclass(frozen=True)
-class TaskHandle:
-    """One task with what answers it; read as one, so that no call pairs a task with the prompt of another."""
-
-    model: MaspModel
-    task: Task
-    info: AdapterInfo | None
 
 
 class Masp:
@@ -77,7 +57,7 @@ class Masp:
 
     def __init__(self, model: MaspModel, task: Task, adapter: str, info: AdapterInfo | None = None) -> None:
         self.adapter = adapter
-        self._served: dict[str | None, TaskHandle] = {None: TaskHandle(model, task, info)}
+        self._served: dict[str | None, TaskHandle] = {None: TaskHandle(model, task, info, adapter)}
         self._name: str | None = None
         self._whole: Adapter | None = None
 
@@ -136,9 +116,10 @@ class Masp:
             backbone = load_backbone(place, commit, dtype, device)
             _bound_as_trained(backbone, info)
         parts = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects), accept)
-        served = {key: _served(backbone, parts, key, question) for key, question in asked.items()}
+        called = EMBEDDED if adapter is None else str(adapter)
+        served = {key: _served(backbone, parts, called, key, question) for key, question in asked.items()}
         first = next(iter(served.values()))
-        made = cls(first.model, first.task, EMBEDDED if adapter is None else str(adapter), first.info)
+        made = cls(first.model, first.task, called, first.info)
         made._served, made._name, made._whole = served, name, parts
         return made
 
@@ -187,9 +168,7 @@ class Masp:
         return self._in_use().info
 
     def _in_use(self) -> TaskHandle:
-        return self._chosen(self._name)
-
-    def _chosen(self, name: str | None) -> TaskHandle:
+        name = self._name
         if name is None and None not in self._served:
             raise UsageError(
                 f"this adapter holds several tasks ({', '.join(self.tasks)}), and none was named",
@@ -204,13 +183,9 @@ class Masp:
             raise UsageError(f"this adapter has no task '{task}'", known, did_you_mean(task, self.tasks))
         return task
 
-    def _only(self, task: str | None) -> "Masp":
-        """This object with one task, or with the one in use now, sharing everything; no `use` reaches it."""
-        name = self._name if task is None else self._known(task)
-        chosen = self._chosen(name)
-        view = Masp(chosen.model, chosen.task, self.adapter, chosen.info)
-        view._served, view._name = {name: chosen}, name
-        return view
+    def _handle(self, task: str | None) -> TaskHandle:
+        """A task, or the one in use now; no later `use` reaches it."""
+        return self._in_use() if task is None else self._served[self._known(task)]
 
     @property
     def parts(self) -> Adapter:
@@ -313,13 +288,53 @@ class Masp:
         """
         if task is not None and not isinstance(task, str):
             return self._mixed(images, explain, batch_size, task, on_error)
-        view = self._only(task)
-        if isinstance(images, str | Path | Image.Image):
-            return view._batch([images], explain, on_error)[0]
-        if batch_size < 1:
-            raise UsageError(f"batch_size is {batch_size}", "1 or more", "Correct batch_size.")
-        starts = range(0, len(images), batch_size)
-        return [one for start in starts for one in view._batch(images[start : start + batch_size], explain, on_error)]
+        handle = self._handle(task)
+        alone = isinstance(images, str | Path | Image.Image)
+        found = self._each([handle], [images] if alone else images, explain, batch_size, on_error)
+        one = [said if isinstance(said, Failure) else said[0] for said in found]
+        return one[0] if alone else one
+
+    def predict_tasks(
+        self,
+        images: Sequence[Picture],
+        tasks: Sequence[str] | None = None,
+        explain: bool = True,
+        batch_size: int = 16,
+        *,
+        on_error: OnError = "raise",
+    ) -> list[dict[str, Prediction] | Failure]:
+        """Predicts several tasks of the adapter for each image.
+
+        An image is read once, and what stands before the soft prompts is computed once for all tasks that agree in it;
+        so probabilities may differ in the last digits from those of a call for one task.
+
+        Args:
+            images: What to predict.
+            tasks: Which tasks; None: all of them.
+            explain: Whether to say why.
+            batch_size: Images that go through the model together.
+            on_error: See `predict`.
+
+        Returns:
+            For each image the prediction of each task by its name, or a failure.
+
+        Raises:
+            ImageError: An image cannot be read, or has a shape that the backbone refuses.
+            UsageError: No such task, an adapter whose one task has no name, or tasks that shrink images differently.
+        """
+        handles = self._handles(self.tasks if tasks is None else tasks)
+        found = self._each(handles, images, explain, batch_size, on_error)
+        names = [handle.name or "" for handle in handles]
+        return [said if isinstance(said, Failure) else dict(zip(names, said, strict=True)) for said in found]
+
+    def _handles(self, tasks: Sequence[str]) -> list[TaskHandle]:
+        """Several tasks for the same images, which all of them see at one size."""
+        if not tasks:
+            raise UsageError("no tasks", "at least one", "An adapter with one task has no names: leave them out.")
+        handles = [self._handle(task) for task in tasks]
+        if len({(one.task.longest_side, one.task.rounding) for one in handles}) > 1:
+            raise UsageError("tasks that shrink images to different sizes", "one size", "Predict them one by one.")
+        return handles
 
     def _mixed(
         self,
@@ -333,11 +348,12 @@ class Masp:
         if isinstance(images, str | Path | Image.Image) or len(images) != len(tasks):
             count = "one image" if isinstance(images, str | Path | Image.Image) else counted(len(images), "image")
             raise UsageError(f"a list of {counted(len(tasks), 'task')} for {count}", "a task for each image of a list")
-        by_task = {name: self._only(name) for name in tasks}  # a wrong name is refused before anything is computed
+        for name in tasks:  # a wrong name is refused before anything is computed
+            self._known(name)
         found: dict[int, Prediction | Failure] = {}
-        for name, view in by_task.items():
+        for name in dict.fromkeys(tasks):
             rows = [row for row, task in enumerate(tasks) if task == name]
-            own = view.predict([images[row] for row in rows], explain, batch_size, on_error=on_error)
+            own = self.predict([images[row] for row in rows], explain, batch_size, name, on_error=on_error)
             found |= dict(zip(rows, own, strict=True))
         return [found[row] for row in range(len(tasks))]
 
@@ -347,7 +363,7 @@ class Masp:
         batch_size: int = 16,
         explain: bool = True,
         workers: int = 2,
-        task: str | None = None,
+        task: str | Sequence[str] | None = None,
     ) -> Iterator[Prediction | Failure]:
         """Predicts any number of image files in their order, a few batches in memory at a time.
 
@@ -356,87 +372,76 @@ class Masp:
             batch_size: Images that go through the model together.
             explain: Whether to say why.
             workers: Threads that read images ahead.
-            task: Which task of an adapter with several.
+            task: Which task of an adapter with several, or several for each image, see `predict_tasks`.
 
         Yields:
-            A prediction for each image, or a failure in the place of one that cannot be read.
+            A prediction for each image and task, or a failure in the place of an image that cannot be read.
         """
-        view = self._only(task)
-        asked, prepare = view.task, self.backbone.preprocess
+        handles = [self._handle(task)] if task is None or isinstance(task, str) else self._handles(task)
+        asked, prepare = handles[0].task, self.backbone.preprocess
         read = prefetch(paths, prepare, batch_size, workers, asked.longest_side, rounding=asked.rounding)
         for batch in read:
-            results: dict[int, Prediction | Failure] = {
-                failed.index: Failure(str(failed.path), failed.reason) for failed in batch.failures
+            results: dict[int, Sequence[Prediction | Failure]] = {
+                failed.index: [Failure(str(failed.path), failed.reason)] for failed in batch.failures
             }
             if batch.indices:
-                found = view._predicted(batch.pixels, [str(path) for path in batch.paths], explain)
+                visual = self.visual_tokens(batch.pixels)
+                found = predict_visual(handles, visual, [str(path) for path in batch.paths], explain)
                 results |= dict(zip(batch.indices, found, strict=True))
             for index in sorted(results):
-                yield results[index]
+                yield from results[index]
 
     def visual_tokens(self, pixels: Pixels) -> VisualTokens:
         """Visual tokens of preprocessed images, on the backbone's device."""
         return self.backbone.visual_tokens(pixels.to(self.backbone.device))
 
-    def _batch(self, images: Sequence[Picture], explain: bool, on_error: OnError) -> list[Prediction | Failure]:
-        """What is said of each image that goes through the model in one batch, and of each that cannot."""
+    def _each(
+        self,
+        handles: Sequence[TaskHandle],
+        images: Sequence[Picture],
+        explain: bool,
+        batch_size: int,
+        on_error: OnError,
+    ) -> list[list[Prediction] | Failure]:
+        """For each image what is said of it in every task, or why nothing is."""
+        if batch_size < 1:
+            raise UsageError(f"batch_size is {batch_size}", "1 or more", "Correct batch_size.")
+        parts = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
+        return [one for part in parts for one in self._batch(handles, part, explain, on_error)]
+
+    def _batch(
+        self, handles: Sequence[TaskHandle], images: Sequence[Picture], explain: bool, on_error: OnError
+    ) -> list[list[Prediction] | Failure]:
+        """The same for images that go through the model together."""
+        task, names = handles[0].task, [_name(image) for image in images]
         opened, failed = dict[int, Image.Image](), dict[int, ImageError]()
         for place, image in enumerate(images):
             try:
-                opened[place] = self._open(image)
+                opened[place] = _open(image, task)
             except ImageError as error:
                 failed[place] = error
         places = list(opened)
         pixels, unfit = prepared(list(opened.values()), self.backbone.preprocess) if opened else (None, {})
-        failed |= {places[row]: ImageError(_name(images[places[row]]), why) for row, why in unfit.items()}
+        failed |= {places[row]: ImageError(names[places[row]], why) for row, why in unfit.items()}
         if failed and on_error != "return":
             raise failed[min(failed)]
-        fit = [place for place in places if place not in failed]
-        found = [] if pixels is None else self._predicted(pixels, [_name(images[place]) for place in fit], explain)
-        said = {place: Failure(_name(images[place]), error.reason) for place, error in failed.items()}
-        said |= dict(zip(fit, found, strict=True))
+        said: dict[int, list[Prediction] | Failure] = {
+            place: Failure(names[place], error.reason) for place, error in failed.items()
+        }
+        if pixels is not None:
+            fit = [place for place in places if place not in failed]
+            found = predict_visual(handles, self.visual_tokens(pixels), [names[place] for place in fit], explain)
+            said |= dict(zip(fit, found, strict=True))
         return [said[place] for place in range(len(images))]
 
-    def _open(self, image: Picture) -> Image.Image:
-        if not isinstance(image, Image.Image):
-            return open_image(image, self.task.longest_side, self.task.rounding)
-        try:
-            return shrink(to_rgb(image), self.task.longest_side, self.task.rounding)
-        except OSError as error:  # of a file that Pillow opened and had not read yet
-            raise ImageError(_name(image), f"damaged ({error})") from None
 
-    def _predicted(self, pixels: Pixels, names: Sequence[str], explain: bool) -> list[Prediction]:
-        """Predictions of one batch of preprocessed images."""
-        visual, task = self.visual_tokens(pixels), self.task
-        log_p = score(self.model, visual, task.question, task.labels, task.use)
-        domains = self.backbone.domain(visual) or [None] * len(visual)
-        rows = zip(names, log_p.exp().tolist(), domains, strict=True)
-        found = [self._scored(name, row, domain) for name, row, domain in rows]
-        if not explain:
-            return found
-        return self._explained(visual, found, log_p)
-
-    def _explained(
-        self, visual: VisualTokens, found: Sequence[Prediction], log_p: Float[Tensor, "batch labels"]
-    ) -> list[Prediction]:
-        """The same predictions with the generated answer and the reasons."""
-        model, task = self.model, self.task
-        answers = generate(model, visual, task.question, task.use, longest_answer(self.backbone, task.labels))
-        found = [replace(one, answer=answer) for one, answer in zip(found, answers, strict=True)]
-        if not taking_part(model, task.use):
-            return found
-        effects = leave_one_out(model, visual, task.question, task.labels, task.use, log_p)
-        chosen = effects[torch.arange(len(found)), :, log_p.argmax(dim=1)]
-        readings = read_aspects(model, visual, task.questions, task.use, chosen)
-        looks = attention_to_aspects(model, visual, task.question, task.use) or [None] * len(found)
-        reasons = zip(found, readings, looks, strict=True)
-        return [replace(one, aspects=seen, prompt_attention=look) for one, seen, look in reasons]
-
-    def _scored(self, name: str, shares: Sequence[float], domain: Domain | None) -> Prediction:
-        probabilities = dict(zip(self.task.labels, shares, strict=True))
-        label = self.task.labels[max(range(len(shares)), key=shares.__getitem__)]
-        by = (self.adapter, self.backbone.name, self._name)
-        return Prediction(name, label, probabilities, None, {}, None, *by, domain)
+def _open(image: Picture, task: Task) -> Image.Image:
+    if not isinstance(image, Image.Image):
+        return open_image(image, task.longest_side, task.rounding)
+    try:
+        return shrink(to_rgb(image), task.longest_side, task.rounding)
+    except OSError as error:  # of a file that Pillow opened and had not read yet
+        raise ImageError(_name(image), f"damaged ({error})") from None
 
 
 def shipped_adapter() -> Path:
@@ -463,10 +468,18 @@ def _bound_as_trained(backbone: Backbone, info: AdapterInfo) -> None:
         backbone.bound_pixels(*before)
 
 
-def _served(backbone: Backbone, parts: Adapter, name: str | None, task: Task) -> TaskHandle:
+def _served(backbone: Backbone, parts: Adapter, adapter: str, name: str | None, task: Task) -> TaskHandle:
     """One task of an adapter with what answers it."""
     one = parts.for_task(name)
-    return TaskHandle(MaspModel(backbone, one.info.method, parts.aspects, one.prompt, one.info.asked()), task, one.info)
+    model = MaspModel(backbone, one.info.method, parts.aspects, one.prompt, one.info.asked())
+    return TaskHandle(model, task, one.info, adapter, name)
+
+
+def _refuse_parts(**given: object) -> None:
+    """Make sure that no part of an adapter is named where there is none."""
+    if named := [name for name, value in given.items() if value is not None]:
+        todo = "Name one, or leave it out: zero-shot."
+        raise UsageError(f"{', '.join(named)} without an adapter", "an adapter", todo)
 
 
 def _has_shipped(backbone: str | Backbone, revision: str | None) -> bool:
@@ -482,19 +495,5 @@ def _has_shipped(backbone: str | Backbone, revision: str | None) -> bool:
     return backbone.fingerprint() == known
 
 
-def _refuse_parts(**given: object) -> None:
-    """Make sure that no part of an adapter is named where there is none."""
-    named = [name for name, value in given.items() if value is not None]
-    if named:
-        raise UsageError(
-            f"{', '.join(named)} without an adapter", "an adapter", "Name one, or leave it out: zero-shot."
-        )
-
-
 def _name(image: Picture) -> str:
     return "(image in memory)" if isinstance(image, Image.Image) else str(image)
-
-
-def longest_answer(backbone: Backbone, labels: Sequence[str]) -> int:
-    """Tokens that a generated answer may have: those of the longest label, and enough to show a wrong one."""
-    return max(12, *(len(backbone.answer_ids(label, end=True)) for label in labels)) + 4

@@ -17,7 +17,7 @@ from transformers.utils import logging
 from masp.backbones.base import Backbone
 from masp.backbones.device_map import Placement
 from masp.backbones.loading import FAMILIES as LOADERS
-from masp.backbones.loading import NF4, by_name, find_supported, load_backbone
+from masp.backbones.loading import NF4, find_supported, load_backbone
 from tiny import gemma, idefics, instructblip, internvl, llava, qwen
 from tiny.kind import DIM, Kind
 from tiny.qwen import QWEN2
@@ -89,7 +89,8 @@ def _backbone(family: str, dtype: str, seed: int) -> Backbone:
     if dtype != NF4:
         return load_backbone(folder, dtype=dtype, device="cpu")
     files = find_supported(folder)  # computes in fp32, whatever this CPU does well
-    return by_name(LOADERS[files.model_type])(files, Placement(torch.float32, torch.device("cpu"), four_bit=True))
+    place = Placement(torch.float32, torch.device("cpu"), four_bit=True)
+    return LOADERS[files.model_type].get("load")(files, place)
 
 
 def write_checkpoint(folder: Path, family: str, seed: int = 0) -> None:

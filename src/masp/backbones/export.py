@@ -1,20 +1,84 @@
-"""`masp export`: a soft prompt in a form that other engines serve."""
+"""`masp export`: a soft prompt as rows of the embedding matrix, in a copy of a checkpoint that any engine serves (V+S).
+
+The copy has as many more tokens as the soft prompt has vectors. Where one of them stands in the text, the language
+model sees the trained vector, as it does where masp splices it in.
+"""
 
 import json
-from collections.abc import Collection
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoTokenizer
 
 from masp.adapters import AdapterInfo, backbone_commit, backbone_place, check_reading, find_adapter, read_prompt
-from masp.backbones.files import BackboneFiles, find, read_json
-from masp.core.errors import AdapterError
+from masp.backbones.files import WANTED, BackboneFiles, chat_template, find, read_json, section
+from masp.backbones.loading import FAMILIES
+from masp.backbones.qwen2_vl import SYSTEM_TURN
+from masp.core.atomic_io import write_folder
+from masp.core.errors import AdapterError, BackboneError
 from masp.core.labels import render_labels
 
-if TYPE_CHECKING:
-    from masp.backbones.export_embeddings import ExportedRows
-
 NOTE, CARD = "masp_prompt.json", "README.md"
+COPIED = (*WANTED, "LICENSE*", "NOTICE*")
+INDEX = "model.safetensors.index.json"
+EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
+FORMATS = (torch.float32, torch.float16, torch.bfloat16)
+
+Changes = dict[str, dict[str, tuple[int, Tensor]]]
+"""File → matrix → where its new rows begin, and the rows; those beyond its end make it longer."""
+
+
+@dataclass(frozen=True)
+class ExportedRows:
+    """What an exported checkpoint holds.
+
+    Attributes:
+        tokens: the new tokens, in the order of the soft prompt.
+        first: id of the first of them; the others follow.
+        rows_before: rows of the embedding matrix in the original.
+        rows: rows now; more than before where the spare ones were too few.
+        tied: whether the output head is the embedding matrix, and so has the new rows too.
+        dtype: number format of the rows, as the file names it.
+        before_image: what to write directly before the image.
+        after_image: what to write directly after the image: the new tokens, then the question.
+        prompt: the whole prompt as one text, with one placeholder for the image.
+    """
+
+    tokens: tuple[str, ...]
+    first: int
+    rows_before: int
+    rows: int
+    tied: bool
+    dtype: str
+    before_image: str
+    after_image: str
+    prompt: str
+
+    @property
+    def ids(self) -> list[int]:
+        """Ids of the new tokens."""
+        return list(range(self.first, self.first + len(self.tokens)))
+
+
+@dataclass(frozen=True)
+class _Matrices:
+    """Where embedding matrix and output head are stored; a head of its own is missing where the two are tied."""
+
+    embedding: tuple[str, str]  # file and name
+    head: tuple[str, str] | None
+    rows: int
+    tied: bool
+    dtype: str
 
 
 def export_embedding_rows(
@@ -24,11 +88,11 @@ def export_embedding_rows(
     revision: str | None = None,
     task: str | None = None,
     accept: Collection[str] = (),
-) -> "ExportedRows":
+) -> ExportedRows:
     """Write a copy of the backbone whose embedding matrix holds the soft prompt, for the variant V+S.
 
-    `README.md` and `masp_prompt.json` in it hold the exact text to send. The original is only read, and large weights
-    are copied a block at a time.
+    `README.md` and `masp_prompt.json` in it hold the exact text to send. The original is only read; of its weights only
+    the files that hold a changed matrix are loaded, one at a time.
 
     Args:
         adapter: its folder, that of its run, or its id on a hub.
@@ -46,8 +110,6 @@ def export_embedding_rows(
             or another backbone.
         BackboneError: a backbone that cannot be found, or is of a family that the export does not know.
     """
-    from masp.backbones.export_embeddings import export_rows
-
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise AdapterError(f"--out {target} is not an empty folder", "a new place", "Name another --out.")
@@ -86,14 +148,246 @@ def _check(info: AdapterInfo, files: BackboneFiles, accept: Collection[str]) -> 
         )
 
 
-def _notes(info: AdapterInfo, question: str, made: "ExportedRows") -> dict[str, str]:
+def export_rows(
+    files: BackboneFiles,
+    vectors: Float[Tensor, "prompt dim"],
+    both_places: bool,
+    question: str,
+    out: Path,
+    notes: Callable[[ExportedRows], Mapping[str, str]],
+) -> ExportedRows:
+    """Write a copy of a checkpoint whose embedding matrix holds the soft prompt; whole or not at all.
+
+    Args:
+        files: the original, which is only read.
+        vectors: the soft prompt.
+        both_places: whether it also stands before the image.
+        question: the question, for the exact text.
+        out: a folder that does not exist or is empty.
+        notes: texts to lay beside the weights, by file name.
+
+    Raises:
+        BackboneError: the family's template is not known here, or files that are not as expected.
+        OSError: the folder cannot be written.
+    """
+    known_families = [name for name, family in FAMILIES.items() if family.exports]
+    if files.model_type not in known_families:
+        raise BackboneError(
+            f"where the soft prompt stands in the text of the family '{files.model_type}' is not known to the export",
+            f"one of {', '.join(known_families)}",
+            "Serve it with masp instead.",
+        )
+    matrices = _matrices(files)
+    tokenizer = AutoTokenizer.from_pretrained(files.folder, local_files_only=True)
+    known: dict[str, int] = tokenizer.get_vocab()
+    tokens = tuple(f"<|masp_{number}|>" for number in range(len(vectors)))
+    if tokens[0] in known:
+        raise BackboneError(f"'{files.name}' has a token {tokens[0]} already", "a checkpoint that masp did not export")
+    first = max(known.values()) + 1
+    mark = "".join(tokens)
+    before, after = mark if both_places else "", mark + question
+    made = ExportedRows(
+        tokens=tokens,
+        first=first,
+        rows_before=matrices.rows,
+        rows=max(matrices.rows, first + len(tokens)),
+        tied=matrices.tied,
+        dtype=matrices.dtype,
+        before_image=before,
+        after_image=after,
+        prompt=_rendered(tokenizer, chat_template(files, tokenizer.chat_template), before, after),
+    )
+
+    def fill(partial: Path) -> None:
+        _fill(partial, files.folder, matrices, made, vectors)
+        for name, text in notes(made).items():
+            (partial / name).write_text(text, encoding="utf-8")
+
+    write_folder(out, fill)
+    return made
+
+
+def _fill(folder: Path, source: Path, matrices: _Matrices, made: ExportedRows, vectors: Tensor) -> None:
+    changes = _changes(source, matrices, made, vectors)
+    grown = 0
+    for path in sorted({path for pattern in COPIED for path in source.glob(pattern) if path.is_file()}):
+        if path.name in changes:
+            grown += rewrite(path, folder / path.name, changes[path.name])
+        else:
+            shutil.copyfile(path, folder / path.name)
+    _edit_json(folder / INDEX, lambda index: _with_size(index, grown))
+    _edit_json(folder / "config.json", lambda config: _with_rows(config, made.rows))
+    suppressed = "suppress_tokens"
+    _edit_json(
+        folder / "generation_config.json", lambda old: {**old, suppressed: [*(old.get(suppressed) or []), *made.ids]}
+    )
+    _add_tokens(folder, made)
+
+
+def _changes(source: Path, matrices: _Matrices, made: ExportedRows, vectors: Tensor) -> Changes:
+    """New rows of the embedding matrix, and of the head.
+
+    A head of its own has to grow with the embedding matrix. Its new rows are the mean of its rows: the logit of a new
+    token is then the mean logit, which is never the largest.
+    """
+    file, name = matrices.embedding
+    changes: Changes = {file: {name: (made.first, vectors)}}
+    if matrices.head is None:
+        return changes
+    file, name = matrices.head
+    if matrices.tied:  # stored although it is the same matrix
+        changes.setdefault(file, {})[name] = (made.first, vectors)
+    elif made.rows > made.rows_before:
+        with opened(source / file) as weights:
+            mean = mean_row(weights.get_tensor(name))
+        changes.setdefault(file, {})[name] = (made.rows_before, mean.expand(made.rows - made.rows_before, -1))
+    return changes
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """A safetensors file whose tensors are read as they are asked for.
+
+    Raises:
+        BackboneError: it is no such file, or is cut short.
+    """
+    try:
+        with safe_open(file, "pt") as weights:
+            yield weights
+    except SafetensorError as error:
+        raise BackboneError(f"{file.name} is no safetensors file: {error}", "", "Fetch the backbone again.") from None
+
+
+def rewrite(source: Path, target: Path, changes: Mapping[str, tuple[int, Tensor]]) -> int:
+    """Copy a safetensors file with new rows in the matrices that `changes` names.
+
+    Returns:
+        By how many bytes its tensors have grown.
+
+    Raises:
+        BackboneError: a matrix of a number format that cannot be written, or of another width than its rows.
+        OSError: the target cannot be written.
+    """
+    with opened(source) as weights:
+        metadata, tensors = weights.metadata(), {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
+    new = {name: _with_new_rows(name, tensors[name], *rows) for name, rows in changes.items()}
+    save_file(tensors | new, target, metadata)
+    return sum(matrix.nbytes - tensors[name].nbytes for name, matrix in new.items())
+
+
+def _with_new_rows(name: str, matrix: Tensor, start: int, rows: Tensor) -> Tensor:
+    stored = str(matrix.dtype).removeprefix("torch.")
+    if matrix.dtype not in FORMATS or matrix.ndim != 2:
+        known = "a matrix in float32, float16 or bfloat16"
+        raise BackboneError(f"{name} is stored as {stored} {list(matrix.shape)}", known, "Use unquantised weights.")
+    if rows.shape[1] != matrix.shape[1] or start > len(matrix):
+        got = f"{name} has {len(matrix)} rows of width {matrix.shape[1]}"
+        raise BackboneError(got, f"width {rows.shape[1]}, and rows up to {start}")
+    stop = start + len(rows)
+    return torch.cat([matrix[:start], rows.detach().cpu().to(matrix.dtype), matrix[stop:]])
+
+
+def mean_row(matrix: Float[Tensor, "rows dim"]) -> Float[Tensor, " dim"]:
+    """The mean of a matrix's rows, in double precision and in parts, as fp32."""
+    total = torch.zeros(matrix.shape[1], dtype=torch.float64)
+    for part in matrix.split(4096):
+        total += part.cpu().double().sum(0)
+    return (total / len(matrix)).float()
+
+
+def _matrices(files: BackboneFiles) -> _Matrices:
+    """Embedding matrix and output head of a checkpoint.
+
+    Raises:
+        BackboneError: there is not exactly one embedding matrix.
+    """
+    found: list[tuple[str, str, Any]] = []
+    for path in sorted(files.folder.glob("*.safetensors")):
+        with opened(path) as weights:
+            named = [name for name in weights.keys() if name.endswith((EMBEDDING, HEAD))]  # noqa: SIM118
+            found += [(path.name, name, weights.get_slice(name)) for name in named]
+    inputs = [one for one in found if one[1].endswith(EMBEDDING)]
+    heads = [one for one in found if one[1].endswith(HEAD)]
+    if len(inputs) != 1 or len(heads) > 1:
+        names = ", ".join(name for _, name, _ in found) or "none"
+        raise BackboneError(f"'{files.name}' has the embedding matrices {names}", f"one {EMBEDDING}, one head at most")
+    (file, name, matrix), config = inputs[0], read_json(files.folder / "config.json")
+    head = (heads[0][0], heads[0][1]) if heads else None
+    tied = config.get("tie_word_embeddings", section(config, "text_config").get("tie_word_embeddings", False))
+    return _Matrices((file, name), head, matrix.get_shape()[0], head is None or bool(tied), matrix.get_dtype())
+
+
+def _rendered(tokenizer: Any, template: str, before: str, after: str) -> str:
+    """The whole prompt, by the checkpoint's own template; with Qwen's system turn where it adds none."""
+    parts = [{"type": "text", "text": before}] * bool(before) + [{"type": "image"}, {"type": "text", "text": after}]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": parts}]
+
+    def render(turns: Sequence[dict[str, Any]]) -> str:
+        return tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=True)
+
+    text = render(messages)
+    return text if "<|im_start|>system" in text else render([{"role": "system", "content": SYSTEM_TURN}, *messages])
+
+
+def _edit_json(file: Path, change: Any) -> None:
+    """Change the object in a file, where there is such a file."""
+    if file.is_file():
+        file.write_text(json.dumps(change(read_json(file)), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _with_size(index: dict[str, Any], grown: int) -> dict[str, Any]:
+    metadata = dict(index.get("metadata") or {})
+    if isinstance(metadata.get("total_size"), int):
+        metadata["total_size"] += grown
+    return {**index, "metadata": metadata}
+
+
+def _with_rows(config: dict[str, Any], rows: int) -> dict[str, Any]:
+    """The number of rows, wherever the configuration names it."""
+    text = section(config, "text_config")
+    changed = {"vocab_size": rows} if "vocab_size" in config else {}
+    nested = {"text_config": {**text, "vocab_size": rows}} if "vocab_size" in text else {}
+    return config | changed | nested
+
+
+def _add_tokens(folder: Path, made: ExportedRows) -> None:
+    """The new tokens in every file that lists added tokens; everything else in them stays as it was.
+
+    Raises:
+        BackboneError: there is no tokenizer.json, or the text is not read back as the new tokens.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise BackboneError("the backbone has no tokenizer.json", "the fast tokenizer's file", "Save its tokenizer.")
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    new = {str(token_id): {"content": token, **flags} for token_id, token in zip(made.ids, made.tokens, strict=True)}
+    listed = [{"id": int(token_id), **token} for token_id, token in new.items()]
+    _edit_json(folder / "tokenizer.json", lambda old: {**old, "added_tokens": [*old.get("added_tokens", []), *listed]})
+
+    def extended(config: dict[str, Any]) -> dict[str, Any]:
+        decoder = config.get("added_tokens_decoder")
+        return config if decoder is None else {**config, "added_tokens_decoder": {**decoder, **new}}
+
+    _edit_json(folder / "tokenizer_config.json", extended)
+    by_name = dict(zip(made.tokens, made.ids, strict=True))
+    _edit_json(folder / "added_tokens.json", lambda old: {**old, **by_name})
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    found = tokenizer("".join(made.tokens), add_special_tokens=False).input_ids
+    if found != made.ids:
+        raise BackboneError(
+            f"the tokenizer reads the new tokens as {found[:3]}…",
+            f"{made.ids[:3]}…",
+            "Report this with the name of the backbone.",
+        )
+
+
+def _notes(info: AdapterInfo, question: str, made: ExportedRows) -> dict[str, str]:
     """What lies beside the weights for whoever serves them: the same for machines and for people."""
     note = {"tokens": made.tokens, "ids": made.ids, "before_image": made.before_image, "after_image": made.after_image}
     note |= {"prompt": made.prompt, "question": question, "labels": info.labels, "suppress": made.ids}
     return {NOTE: json.dumps(note, indent=2, ensure_ascii=False) + "\n", CARD: _readme(info, made)}
 
 
-def _readme(info: AdapterInfo, made: "ExportedRows") -> str:
+def _readme(info: AdapterInfo, made: ExportedRows) -> str:
     data = info.data["prompt"].name if "prompt" in info.data else "unknown data"
     first, last = made.ids[0], made.ids[-1]
     lines = [
@@ -118,7 +412,7 @@ def _readme(info: AdapterInfo, made: "ExportedRows") -> str:
     return "\n".join(lines) + "\n"
 
 
-def _remarks(made: "ExportedRows") -> list[str]:
+def _remarks(made: ExportedRows) -> list[str]:
     grown = made.rows - made.rows_before
     rows = f"It has {made.rows:,} rows as before; these were spare."
     head = "The output head has not changed."

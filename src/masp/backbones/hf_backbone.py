@@ -213,7 +213,7 @@ class HFBackbone:
         """Positions in the family's own scheme, or 0, 1, 2 … on every axis."""
         if native and image.count and self._parts.native is not None:
             return self._parts.native(length, visual_start, image)
-        return torch.arange(length).expand(self._decoder.kind.axes, -1)
+        return torch.arange(length).expand(self._decoder.axes, -1)
 
     def forward(
         self,

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any
@@ -19,30 +19,46 @@ from masp.core import runtime
 from masp.core.config import BackboneConfig
 from masp.core.errors import BackboneError, did_you_mean
 
-FAMILIES: Mapping[str, str] = MappingProxyType(
-    {
-        "qwen2_vl": "masp.backbones.qwen2_vl:load",
-        "qwen2_5_vl": "masp.backbones.qwen2_vl:load",
-        "llava": "masp.backbones.llava:load",
-        "llava_next": "masp.backbones.llava_next:load",
-        "gemma3": "masp.backbones.gemma3:load",
-        "qwen3_vl": "masp.backbones.qwen3_vl:load",
-        "internvl": "masp.backbones.internvl:load",
-        "smolvlm": "masp.backbones.idefics3:load",
-        "idefics3": "masp.backbones.idefics3:load",
-        "llava_onevision": "masp.backbones.llava_onevision:load",
-        "instructblip": "masp.backbones.instructblip:load",
-    }
-)
-"""model_type of a checkpoint's config.json → module and function that load it, imported when needed."""
 
-REFUSALS: Mapping[str, str] = MappingProxyType(
+@dataclass(frozen=True)
+class Family:
+    """How one kind of checkpoint is served; this record is all that registers it.
+
+    Attributes:
+        module: its file, imported when it is needed. `load(files, placement)` there loads a checkpoint, and
+            `visual_count(config, settings, width, height)` counts the visual tokens of an image, given the
+            configuration as transformers reads it and the content of preprocessor_config.json; None: no rule.
+        sized: that count depends on preprocessor_config.json.
+        refuses: `refuse(name, content)` there refuses some checkpoints of the kind by their config.json.
+        exports: its template puts text directly behind the image, where `masp export` puts a soft prompt.
+    """
+
+    module: str
+    sized: bool = False
+    refuses: bool = False
+    exports: bool = False
+
+    def get(self, name: str) -> Any:
+        """A function of its file."""
+        return getattr(import_module(self.module), name)
+
+
+FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
-        "llava": "masp.backbones.llava:refuse",
-        "instructblip": "masp.backbones.instructblip:refuse",
+        "qwen2_vl": Family("masp.backbones.qwen2_vl", sized=True, exports=True),
+        "qwen2_5_vl": Family("masp.backbones.qwen2_vl", sized=True, exports=True),
+        "llava": Family("masp.backbones.llava", refuses=True),
+        "llava_next": Family("masp.backbones.llava_next"),
+        "gemma3": Family("masp.backbones.gemma3"),
+        "qwen3_vl": Family("masp.backbones.qwen3_vl", sized=True),
+        "internvl": Family("masp.backbones.internvl", sized=True),
+        "smolvlm": Family("masp.backbones.idefics3", sized=True),
+        "idefics3": Family("masp.backbones.idefics3", sized=True),
+        "llava_onevision": Family("masp.backbones.llava_onevision"),
+        "instructblip": Family("masp.backbones.instructblip", refuses=True),
     }
 )
-"""model_type → module and function that refuses some checkpoints of that kind, given a name and their config.json."""
+"""model_type of a checkpoint's config.json → the family that serves it."""
 
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -95,10 +111,9 @@ def load_backbone(
         name = config
     files = replace(find_supported(name, revision), accepted=check_accepted(accept))
     place = choose_placement(dtype, device, name)
-    load = by_name(FAMILIES[files.model_type])
     _LOG.info("loading backbone %s (%s) in %s", name, files.model_type, place)
     try:
-        backbone: Backbone = load(files, place)
+        backbone: Backbone = FAMILIES[files.model_type].get("load")(files, place)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BackboneError(
             f"the backbone '{name}' cannot be loaded: {error}", "", "Check that its files are whole."
@@ -133,14 +148,8 @@ def refuse_unserved(name: str, content: Mapping[str, Any]) -> None:
             f"one of {', '.join(FAMILIES)}",
             did_you_mean(kind, FAMILIES),
         )
-    if kind in REFUSALS:
-        by_name(REFUSALS[kind])(name, content)
-
-
-def by_name(place: str) -> Any:
-    """What "module:name" stands for, imported now."""
-    module, _, name = place.partition(":")
-    return getattr(import_module(module), name)
+    if FAMILIES[kind].refuses:
+        FAMILIES[kind].get("refuse")(name, content)
 
 
 def choose_placement(dtype: str, device: str, name: str | None = None) -> Placement:

@@ -1,7 +1,7 @@
-"""What a backbone consists of, counted without weights: transformers builds the model on the meta device.
+"""What a backbone consists of and how many visual tokens an image becomes, counted without weights.
 
-Parts are told apart by the names of the parameters, so any vision-language model that transformers can build is
-counted, whether or not a family here serves it.
+transformers builds the model on the meta device. Parts are told apart by the names of the parameters, so any
+vision-language model that transformers can build is counted, whether or not a family here serves it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,11 +18,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-from masp.backbones.decoder import KINDS
-from masp.backbones.known_models import Description
-from masp.backbones.loading import FAMILIES, refuse_unserved
+from masp.backbones.decoder import AXES
+from masp.backbones.known_models import Description, describe
+from masp.backbones.loading import FAMILIES, Family, refuse_unserved
 from masp.backbones.quantization import packed_bytes, packed_layers
-from masp.core.errors import BackboneError, did_you_mean
+from masp.core.errors import BackboneError, UsageError, did_you_mean
+from masp.core.flops import Sizes
 
 PARTS: tuple[str, ...] = ("vision tower", "projector", "language model layers", "embeddings", "output head", "other")
 PROJECTOR = {
@@ -38,6 +39,7 @@ PROJECTOR = {
 VISION = {"visual", "vision_tower", "vision_model"}
 LANGUAGE = {"language_model", "text_model"}
 
+LARGEST = 100_000  # pixels of a side of an image
 LORA_RANK = 8
 LORA_TARGETS = ("q_proj", "v_proj")
 MOST_LAYERS = 1000
@@ -97,8 +99,7 @@ def count(description: Description) -> ModelStats:
     """
     config = model_config(description)
     try:
-        with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
+        model = _without_weights(config)
         embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings()
         text = config.get_text_config(decoder=True)
         dim, layers = text.hidden_size, text.num_hidden_layers
@@ -120,13 +121,18 @@ def count(description: Description) -> ModelStats:
     )
 
 
+def _without_weights(config: Any) -> Any:
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
+
+
 def _served(description: Description, language: str) -> bool:
     """Whether the family would load it, with a language model of this kind."""
     try:
         refuse_unserved(description.name, description.config)
     except BackboneError:
         return False
-    return language in KINDS
+    return language in AXES
 
 
 def _by_part(model: nn.Module, embeddings: Tensor, head: Tensor | None) -> dict[str, int]:
@@ -232,3 +238,86 @@ def _targets(model: nn.Module) -> Iterator[tuple[int, int]]:
 def _packed(model: PreTrainedModel, device: str) -> list[int]:
     """Sizes of the matrices that NF4 packs on this device."""
     return [layer.weight.numel() for layer in packed_layers(model, torch.device(device)).values()]
+
+
+def sizes_of(name: str, revision: str | None = None) -> Sizes:
+    """The sizes of a folder, a hub id, or the embedded backbone, as the arithmetic of costs takes them.
+
+    Raises:
+        BackboneError: it is not found, or is of no kind that transformers knows.
+    """
+    config: Any = model_config(describe(name, revision))
+    try:
+        return _sizes(config, _without_weights(config))
+    except UNBUILDABLE as error:
+        raise BackboneError(f"the sizes of {name} cannot be read: {error}", "a vision-language model") from error
+
+
+def _sizes(config: Any, model: Any) -> Sizes:
+    text, vision = config.get_text_config(), config.vision_config.to_dict()
+    counts = {"vision": 0, "language": 0}
+    for key, parameter in model.named_parameters():
+        if "visual" in key or "vision" in key:
+            counts["vision"] += parameter.numel()
+        elif ".layers." in key:
+            counts["language"] += parameter.numel()
+    head_dim = text.to_dict().get("head_dim") or text.hidden_size // text.num_attention_heads
+    width = vision.get("embed_dim") or vision["hidden_size"]
+    head = model.get_output_embeddings()
+    return Sizes(
+        dim=text.hidden_size,
+        layers=text.num_hidden_layers,
+        kv_dim=head_dim * text.num_key_value_heads,
+        language=counts["language"],
+        vocabulary=text.vocab_size,
+        vision=counts["vision"],
+        vision_width=width,
+        vision_layers=vision.get("depth") or vision["num_hidden_layers"],
+        patches=_patches(config.to_dict(), vision),
+        tied=head is None or head.weight is model.get_input_embeddings().weight,
+    )
+
+
+def _patches(config: dict[str, Any], vision: dict[str, Any]) -> int:
+    """Patches of the vision tower behind one visual token, by whichever of these a family writes down."""
+    if "spatial_merge_size" in vision:  # Qwen-VL
+        return vision["spatial_merge_size"] ** 2
+    if "scale_factor" in config:  # Idefics3, SmolVLM
+        return config["scale_factor"] ** 2
+    if "downsample_ratio" in config:  # InternVL
+        return round(config["downsample_ratio"] ** -2)
+    tokens = config.get("mm_tokens_per_image") or config.get("num_query_tokens")  # Gemma 3, InstructBLIP
+    return round((vision["image_size"] / vision["patch_size"]) ** 2 / tokens) if tokens else 1
+
+
+def visual_tokens(description: Description, sizes: tuple[tuple[int, int], ...]) -> tuple[int | None, ...]:
+    """Visual tokens of one image of each size; None for a kind whose rule is not known here, or without its bounds.
+
+    Sizes are (width, height) in pixels, as the image reaches the backbone. Tokens are those that enter the language
+    model: of a family that asks, the ones that answer a question.
+
+    Raises:
+        UsageError: a size that no image has, or that the kind refuses.
+        BackboneError: a broken configuration.
+    """
+    for width, height in sizes:
+        if not (0 < width <= LARGEST and 0 < height <= LARGEST):
+            raise UsageError(f"the size {width}x{height}", f"1 to {LARGEST} pixels on each side")
+    config = model_config(description)
+    family = FAMILIES.get(config.model_type)
+    if family is None or (description.preprocessor is None and family.sized):
+        return (None,) * len(sizes)
+    return tuple(_visual_count(description, family, config, size) for size in sizes)
+
+
+def _visual_count(description: Description, family: Family, config: Any, size: tuple[int, int]) -> int | None:
+    try:
+        return family.get("visual_count")(config, description.preprocessor or {}, *size)
+    except ValueError as error:  # what smart_resize says of an image 1 pixel high and 900 wide
+        raise UsageError(f"{description.name} takes no image of {size[0]}x{size[1]}: {error}") from error
+    except UNBUILDABLE as error:
+        raise BackboneError(
+            f"the image settings of {description.name} are not those of its kind: {error}",
+            "",
+            f"Check its preprocessor_config.json ({description.source}).",
+        ) from error

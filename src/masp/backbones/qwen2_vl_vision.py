@@ -10,8 +10,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from masp.backbones.decoder import rotate
-
 
 class MatrixPatchEmbed(nn.Module):
     """The patch embedding as a matrix product.
@@ -82,3 +80,14 @@ class BatchedVisionAttention(nn.Module):
         q, k, v = (part.unflatten(0, (-1, length)).transpose(1, 2) for part in (query, key, value))  # each (c, h, l, e)
         attended = functional.scaled_dot_product_attention(q, k, v, scale=self.scaling)
         return attended.transpose(1, 2).reshape(len(query), -1)
+
+
+def rotate(
+    values: Float[Tensor, "*rows head_dim"],
+    cos: Float[Tensor, "*#rows head_dim"],
+    sin: Float[Tensor, "*#rows head_dim"],
+) -> Float[Tensor, "*rows head_dim"]:
+    """Rotary embedding in the dtype of `cos`, returned in the dtype of `values`."""
+    wide = values.to(cos.dtype)
+    left, right = wide.chunk(2, dim=-1)
+    return (wide * cos + torch.cat([-right, left], dim=-1) * sin).to(values.dtype)

@@ -13,8 +13,10 @@ from masp.backbones.checkpoint import load_image_processor, load_model, load_tok
 from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles
 from masp.backbones.hf_backbone import FamilyParts, HFBackbone
-from masp.backbones.qwen2_vl import bounded, grid_positions, on_grids, patches, transform, turn
+from masp.backbones.qwen2_vl import bounded, grid_positions, on_grids, patches, transform, turn, visual_count
 from masp.core.types import Pixels, VisualTokens
+
+__all__ = ["load", "visual_count"]
 
 
 def load(files: BackboneFiles, place: Placement) -> HFBackbone:

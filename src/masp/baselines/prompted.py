@@ -20,8 +20,8 @@ from masp.core.prompts import Questions, load_questions
 from masp.core.setting_types import Count
 from masp.core.types import VisualTokens
 from masp.model.masp_model import ActiveParts, MaspModel, init_soft_prompt
-from masp.model.scoring import generate, score
-from masp.predictor import Masp, longest_answer
+from masp.model.scoring import generate, longest_answer, score
+from masp.predictor import Masp
 
 TABLE2 = {
     "V": "the backbone alone, zero-shot",

@@ -215,8 +215,7 @@ def info(
     sizes = tuple(_size(text) for text in (size or SIZES))
     description = describe(backbone, revision)
     from masp.backbones.loading import choose_placement
-    from masp.backbones.model_stats import count  # heavy, and for nothing if there is no such backbone
-    from masp.backbones.token_counts import visual_tokens
+    from masp.backbones.model_stats import count, visual_tokens  # heavy, for nothing if there is no such backbone
     from masp.model.param_count import trained_size
 
     facts = count(description)

@@ -67,6 +67,9 @@ def predict(
     ] = None,
     adapter_revision: AdapterRevision = None,
     task: Task = None,
+    all_tasks: Annotated[
+        bool, typer.Option("--all-tasks", help="Every task of an adapter with several; an image is read once for all.")
+    ] = False,
     backbone: BackboneOrNoAdapter = None,
     labels: Labels = None,
     aspects: AspectsOfPrompt = None,
@@ -86,20 +89,20 @@ def predict(
 
     An image that cannot be read is reported and the others go on; the exit code is then 1.
     """
-    from masp.adapters import find_adapter, read_info
+    from masp.cli.console import say
     from masp.predictor import Failure, Masp
 
-    if adapter is None:
-        refuse({"--adapter-revision": adapter_revision}, "without --adapter", "it only with an adapter on a hub")
-    else:  # where a task has to be named, that is said before a large backbone is loaded
-        task = read_info(find_adapter(adapter, adapter_revision)).chosen(task)
+    if all_tasks:
+        refuse({"--task": task, "--report": report}, "with --all-tasks", "one of them")
+    task = _named_task(adapter, adapter_revision, task, all_tasks)
     loading: dict[str, Any] = {"backbone_revision": revision, "dtype": dtype.value, "device": device}
     loading |= {"revision": adapter_revision, "accept": accepted(accept)}
     masp = Masp.from_pretrained(adapter, backbone, aspects=aspects, labels=labels, task=task, **loading)
-    show = _json_line if as_json else _for_people(masp, explain)
+    asked = masp.tasks if all_tasks else ()
+    show = _json_line if as_json else _for_people(masp.use(asked[0]) if asked else masp, explain)
     failures = _Failures(show, None if as_json else MOST_SAID)
     found = _Predictions(show)
-    for result in masp.predict_stream(_named(paths, failures), batch_size, explain, workers):
+    for result in masp.predict_stream(_named(paths, failures), batch_size, explain, workers, asked or None):
         if isinstance(result, Failure):
             failures.add(result)
         else:
@@ -112,6 +115,16 @@ def predict(
         _write_report(report, masp, found, failures)
     if failures.count:
         raise typer.Exit(1)
+
+
+def _named_task(adapter: str | None, revision: str | None, task: str | None, all_tasks: bool) -> str | None:
+    """The task that is asked; that one has to be named is said before a large backbone is loaded."""
+    from masp.adapters import find_adapter, read_info
+
+    if adapter is None:
+        refuse({"--adapter-revision": revision}, "without --adapter", "it only with an adapter on a hub")
+        return task
+    return None if all_tasks else read_info(find_adapter(adapter, revision)).chosen(task)
 
 
 class _Predictions:

@@ -1,6 +1,6 @@
 """The method around a frozen backbone: what is trained in which stage, and the two losses (paper, section 3)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +59,7 @@ class MaspModel(nn.Module):
         aspects: the modules of stage 1.
         prompt: the soft prompt of stage 2.
         questions: what the aspects are asked, for a backbone whose visual tokens depend on it; None: the package's own.
-        again: gradient checkpointing in the losses (see `Backbone.run`); None: none.
+        again: gradient checkpointing in the losses (see `Backbone.forward`); None: none.
 
     Raises:
         UsageError: a module of another width than the backbone.
@@ -196,17 +196,25 @@ class MaspModel(nn.Module):
         names = self.active_aspects(ActiveParts() if use is None else use)
         return CachedPrefix(states, mask, assembled.images, assembled.prefix_hashes, names)
 
-    def shares_prefix(self, visual: VisualTokens, questions: Sequence[str], use: ActiveParts | None = None) -> bool:
-        """Whether all these questions about one image follow the same prefix, and it holds the image."""
+    def prefix_key(self, visual: VisualTokens, question: str, use: ActiveParts | None = None) -> Hashable:
+        """What stands before the soft prompt: models and questions with equal keys follow one prefix of an image.
+
+        None where nothing can be kept: the visual tokens depend on the question, or the soft prompt precedes them.
+        """
         chosen = ActiveParts() if use is None else use
-        if self.backbone.question_conditioned or (
-            self.sequence_builder.layout.prompt_places == "both" and chosen.prompt
-        ):
-            return False
+        before = self.sequence_builder.layout.prompt_places == "both" and chosen.prompt
+        if self.backbone.question_conditioned or before:
+            return None
         queries = 0 if self.aspects is None else self.aspects.queries
         length = 0 if self.prompt is None or not chosen.prompt else self.prompt.length
-        one = SequenceParts(visual.layouts[0], len(self.active_aspects(chosen)), queries, length)
-        return len(set(self.sequence_builder.prefix_hashes(questions, [one] * len(questions)))) == 1
+        names = self.active_aspects(chosen)
+        one = SequenceParts(visual.layouts[0], len(names), queries, length)
+        return id(self.aspects) if names else 0, names, self.sequence_builder.prefix_hashes([question], [one])
+
+    def shares_prefix(self, visual: VisualTokens, questions: Sequence[str], use: ActiveParts | None = None) -> bool:
+        """Whether all these questions about one image follow the same prefix, and it holds the image."""
+        keys = {self.prefix_key(visual, question, use) for question in questions}
+        return len(keys) == 1 and None not in keys
 
     def aspect_loss(
         self,

@@ -1,18 +1,30 @@
 """What is asked of a model about an image, and everything it says about one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from masp.adapters import AdapterInfo
 from masp.core.config import DataConfig
 from masp.core.errors import AdapterError
 from masp.core.labels import NAMED_SETS, render_labels, validate_labels
 from masp.core.prompts import Questions, load_questions
-from masp.core.types import Domain
+from masp.core.types import Domain, VisualTokens
 from masp.data.images import Rounding
-from masp.model.explain import AspectReading, PromptAttention
-from masp.model.masp_model import ActiveParts
+from masp.model.explain import (
+    AspectReading,
+    PromptAttention,
+    attention_to_aspects,
+    leave_one_out,
+    read_aspects,
+    taking_part,
+)
+from masp.model.masp_model import ActiveParts, MaspModel
+from masp.model.scoring import LabelQuestion, generate, longest_answer, score_tasks
 
 INSTEAD = (
     "Name a backbone that knows such images (--backbone ID; without an adapter it answers zero-shot), "
@@ -129,3 +141,66 @@ def zero_shot_task(labels: Sequence[str] | None = None) -> Task:
         ActiveParts(()),
         DataConfig().side_of(alone=True),
     )
+
+
+@dataclass(frozen=True)
+class TaskHandle:
+    """One task with what answers it; read as one, so that no call pairs a task with the prompt of another.
+
+    Attributes:
+        model: backbone, aspects and soft prompt.
+        task: what is asked.
+        info: the adapter's description, as if it held this task alone; None without an adapter.
+        adapter: name of the adapter in results.
+        name: of the task, in an adapter with several.
+    """
+
+    model: MaspModel
+    task: Task
+    info: AdapterInfo | None
+    adapter: str
+    name: str | None = None
+
+
+def predict_visual(
+    handles: Sequence[TaskHandle], visual: VisualTokens, names: Sequence[str], explain: bool
+) -> list[list[Prediction]]:
+    """For each of a batch of images its prediction in every task; all of them see it through one backbone.
+
+    Args:
+        handles: the tasks.
+        visual: the images.
+        names: what they are called in results.
+        explain: whether to say why.
+    """
+    backbone = handles[0].model.backbone
+    domains = backbone.domain(visual) or [None] * len(visual)
+    asked = [LabelQuestion(one.model, one.task.question, one.task.labels, one.task.use) for one in handles]
+    by_task: list[list[Prediction]] = []
+    for handle, log_p in zip(handles, score_tasks(visual, asked), strict=True):
+        labels = handle.task.labels
+        rows = zip(names, log_p.exp().tolist(), log_p.argmax(1).tolist(), domains, strict=True)
+        by = (handle.adapter, backbone.name, handle.name)
+        found = [
+            Prediction(name, labels[best], dict(zip(labels, shares, strict=True)), None, {}, None, *by, domain)
+            for name, shares, best, domain in rows
+        ]
+        by_task.append(_explained(handle, visual, found, log_p) if explain else found)
+    return [list(row) for row in zip(*by_task, strict=True)]
+
+
+def _explained(
+    handle: TaskHandle, visual: VisualTokens, found: Sequence[Prediction], log_p: Float[Tensor, "batch labels"]
+) -> list[Prediction]:
+    """The same predictions with the generated answer and the reasons."""
+    model, task = handle.model, handle.task
+    answers = generate(model, visual, task.question, task.use, longest_answer(model.backbone, task.labels))
+    found = [replace(one, answer=answer) for one, answer in zip(found, answers, strict=True)]
+    if not taking_part(model, task.use):
+        return found
+    effects = leave_one_out(model, visual, task.question, task.labels, task.use, log_p)
+    chosen = effects[torch.arange(len(found)), :, log_p.argmax(dim=1)]
+    readings = read_aspects(model, visual, task.questions, task.use, chosen)
+    looks = attention_to_aspects(model, visual, task.question, task.use) or [None] * len(found)
+    reasons = zip(found, readings, looks, strict=True)
+    return [replace(one, aspects=seen, prompt_attention=look) for one, seen, look in reasons]

@@ -1,6 +1,7 @@
 """Reading answers: the probability of every label, or greedy text (paper, Algorithm 1)."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,24 +62,37 @@ def log_probabilities(
     return _score(model, model.build_inputs(visual, [question] * len(visual), use=use), labels)
 
 
-@torch.no_grad()
-def score_tasks(
-    model: MaspModel, visual: VisualTokens, tasks: Sequence[tuple[str, Sequence[str]]], use: ActiveParts | None = None
-) -> list[Float[Tensor, "batch labels"]]:
-    """As `score` for several questions, each with its own labels; the images are read once.
+@dataclass(frozen=True)
+class LabelQuestion:
+    """A question about images, the labels there are to choose from, and the model that answers."""
 
-    Where the prefix is the same for all questions (`paper` layout, visual tokens that depend on no question), it is
-    computed once and each task costs only what follows it. Otherwise each question has a pass of its own.
+    model: MaspModel
+    question: str
+    labels: Sequence[str]
+    use: ActiveParts | None = None
+
+
+@torch.no_grad()
+def score_tasks(visual: VisualTokens, asked: Sequence[LabelQuestion]) -> list[Float[Tensor, "batch labels"]]:
+    """As `score` for several questions over one backbone, each perhaps with a soft prompt of its own.
+
+    Where several follow the same prefix (`paper` layout, visual tokens that depend on no question), it is computed once
+    and each of them costs only what follows it. The others have a pass of their own.
 
     Raises:
-        UsageError: no tasks, no labels, or one twice.
+        UsageError: no questions, no labels, or one twice.
     """
-    if not tasks:
+    if not asked:
         raise UsageError("there are no tasks", "at least one question with its labels")
-    seen: ImageInput = visual
-    if len(tasks) > 1 and model.shares_prefix(visual, [question for question, _ in tasks], use):
-        seen = model.prefix(visual, [tasks[0][0]] * len(visual), use)
-    return [score(model, seen, question, labels, use) for question, labels in tasks]
+    keys = [one.model.prefix_key(visual, one.question, one.use) for one in asked]
+    shared = {key for key, count in Counter(keys).items() if count > 1 and key is not None}
+    kept: dict[Hashable, ImageInput] = {}
+    found: list[Tensor] = []
+    for key, one in zip(keys, asked, strict=True):
+        if key in shared and key not in kept:
+            kept[key] = one.model.prefix(visual, [one.question] * len(visual), one.use)
+        found.append(score(one.model, kept.get(key, visual), one.question, one.labels, one.use))
+    return found
 
 
 @torch.no_grad()
@@ -95,6 +109,11 @@ def generate_aspect_ids(
 ) -> list[list[int]]:
     """As `generate_ids`, from the tokens of one aspect instead of the image."""
     return _greedy(model, _about_aspect(model, visual, aspect, question), max_new_tokens)
+
+
+def longest_answer(backbone: Backbone, labels: Sequence[str]) -> int:
+    """Tokens that a generated answer may have: those of the longest label, and enough to show a wrong one."""
+    return max(12, *(len(backbone.answer_ids(label, end=True)) for label in labels)) + 4
 
 
 def answer_of(backbone: Backbone, ids: Sequence[int]) -> Answer:

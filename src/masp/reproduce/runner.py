@@ -21,7 +21,7 @@ from masp.baselines.prompted import Prompted, random_prompt, trained_facts
 from masp.baselines.registry import CATALOGUE, checked, make_system, resolved
 from masp.core.atomic_io import fingerprint, write_folder
 from masp.core.config import MethodConfig, RunConfig, parsed_override
-from masp.core.errors import DataError, MaspError, short
+from masp.core.errors import DataError, MaspError, reason_of
 from masp.core.flops import QWEN2_VL_7B
 from masp.core.labels import render_labels
 from masp.core.prompts import load_questions
@@ -444,4 +444,4 @@ def _training(result: TrainResult) -> dict[str, Any]:
 
 def _reason(error: BaseException) -> str:
     """An error on one line; of those that are not ours with their kind."""
-    return short(error) if isinstance(error, MaspError) else f"{type(error).__name__}: {short(error)}"
+    return reason_of(error) if isinstance(error, MaspError) else f"{type(error).__name__}: {reason_of(error)}"
