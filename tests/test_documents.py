@@ -41,7 +41,7 @@ def test_configuration_tables_are_current(name: str, content: str) -> None:
 
 
 def test_the_formats_of_pictures_are_named_as_the_package_names_them() -> None:
-    document = " ".join((ROOT / "docs" / "add-a-data-set.md").read_text(encoding="utf-8").split())
+    document = " ".join((ROOT / "docs" / "how-to" / "own-images.md").read_text(encoding="utf-8").split())
     sentence = next(part for part in document.split(". ") if "Images are JPEG" in part)
     assert [name for name in FORMATS if name.casefold() not in sentence.casefold()] == []
 

@@ -21,7 +21,7 @@ FLOORS = {"torch": "2.10", "transformers": "5.5", "Pillow": "13.0", "safetensors
 
 
 def documented(text: str) -> dict[str, str]:
-    """Package to floor, from the rows of every table of `docs/dependencies.md`."""
+    """Package to floor, from the rows of every table of `docs/reference/dependencies.md`."""
     rows = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \| .+ \| .+ \|$", text, flags=re.MULTILINE)
     return dict(rows)
 
@@ -57,7 +57,7 @@ HOMES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # where 
 
 def test_documentation_and_metadata_agree() -> None:
     every = declared([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]])
-    assert documented((ROOT / "docs" / "dependencies.md").read_text()) == every
+    assert documented((ROOT / "docs" / "reference" / "dependencies.md").read_text()) == every
 
 
 def test_developers_have_every_extra_at_the_same_floor() -> None:

@@ -31,7 +31,7 @@ def evaluate_predictions(
     """Measures the predictions in a file on a split; with `out`, writes a result into that folder.
 
     Args:
-        file: a JSON object per image; see `docs/results.md`.
+        file: a JSON object per image; see `docs/reference/results.md`.
         dataset: has the split.
         split: name of the split.
         name: of the system in results; None: the file's name.

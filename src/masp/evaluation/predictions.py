@@ -1,6 +1,6 @@
 """Predictions as a file: one JSON object per line and image, ours and those of any other system.
 
-`docs/results.md` describes the format. Nothing here knows of models or loads one.
+`docs/reference/results.md` describes the format. Nothing here knows of models or loads one.
 """
 
 import json
@@ -140,7 +140,7 @@ def read_foreign(file: Path, labels: Sequence[str]) -> tuple[ExternalLine, ...]:
         seen[row.image] = number
         rows.append(row)
     if not rows:
-        raise DataError(f"{file} holds no predictions", "a JSON object per line", "See docs/results.md.")
+        raise DataError(f"{file} holds no predictions", "a JSON object per line", "See docs/reference/results.md.")
     return tuple(rows)
 
 
@@ -156,16 +156,16 @@ def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     except OSError as error:
         raise DataError(f"{file} cannot be read ({error.strerror})", "", "Check the path and the rights.") from None
     except UnicodeDecodeError:
-        raise DataError(f"{file} is not text in UTF-8", "JSON lines", "See docs/results.md.") from None
+        raise DataError(f"{file} is not text in UTF-8", "JSON lines", "See docs/reference/results.md.") from None
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
         content = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON ({error})", "a JSON object per line", "See docs/results.md.") from None
+        raise DataError(f"{where} is not JSON ({error})", "a JSON object per line", "See docs/reference/results.md.") from None
     if not isinstance(content, dict):
-        raise DataError(f"{where} is {shown(content)}", "a JSON object", "See docs/results.md.")
+        raise DataError(f"{where} is {shown(content)}", "a JSON object", "See docs/reference/results.md.")
     return content
 
 
@@ -184,7 +184,7 @@ def _foreign(where: str, number: int, content: dict[str, Any], labels: Sequence[
         predicted = parse(answer, labels)
     else:
         expected = "one of predicted, log_probabilities, probabilities and answer"
-        raise DataError(f"{where} says nothing about {image}", expected, "See docs/results.md.")
+        raise DataError(f"{where} says nothing about {image}", expected, "See docs/reference/results.md.")
     from_text = logs is None and answer is not None and predicted == parse(answer, labels)
     truth = _label(content.get("truth"), "truth", where, labels)
     return ExternalLine(number, image, predicted, logs, answer, truth, from_text)

@@ -1,6 +1,6 @@
 """The result of one evaluation: every figure and what it depended on, as one JSON file beside the predictions.
 
-`docs/results.md` describes every field. Nothing here knows of models or loads one.
+`docs/reference/results.md` describes every field. Nothing here knows of models or loads one.
 """
 
 import hashlib
