@@ -79,8 +79,10 @@ def test_plain_attention_is_the_folded_one(small):
 def test_the_bare_forward_is_our_model_with_everything_off(small):
     pixels, question = small.pixels(35), small.question()
     visual = small.backbone.visual_tokens(pixels)
-    assembled = small.model("paper").assemble(visual, [question], use=ActiveParts((), prompt=False))
-    hidden = small.backbone.run(assembled.embeddings, assembled.positions, assembled.mask).hidden[:, -1]
+    assembled = small.model("paper").build_inputs(visual, [question], use=ActiveParts((), prompt=False))
+    hidden = small.backbone.forward(assembled.inputs_embeds, assembled.position_ids, assembled.attention_mask).hidden[
+        :, -1
+    ]
     found = bare_forward(small.made, pixels, question, visual.layouts)
     assert (found - small.backbone.logits(hidden)).abs().max() < 1e-5
 
@@ -240,10 +242,10 @@ def test_the_operations_of_the_plain_pairs_are_counted_by_their_own_lengths(smal
 
     model = small.model("released")
     alone = {
-        name: model.assembler([small.aspect_question(name)], [ANSWERS[name]], aspects=torch.zeros(1, 1, 5, 64))
+        name: model.sequence_builder([small.aspect_question(name)], [ANSWERS[name]], aspects=torch.zeros(1, 1, 5, 64))
         for name in ASPECTS
     }
-    lengths = {name: one.mask.shape[1] for name, one in alone.items()}
+    lengths = {name: one.attention_mask.shape[1] for name, one in alone.items()}
     assert pair_columns(small, ASPECTS) == list(lengths.values())
     assert pair_columns(small, PLAIN) == [lengths[name] for name in PLAIN]
     assert set(PLAIN) < set(ASPECTS)

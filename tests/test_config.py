@@ -73,7 +73,7 @@ def test_a_given_setting_wins_over_the_variant() -> None:
 
 def test_a_file_is_read_and_overrides_win_in_order(tmp_path: Path) -> None:
     file = written(
-        tmp_path, "prompt:\n  learning_rate: 1e-2  # not a text\n  epochs: 7\ndata: {path: images, workers: 0}\n"
+        tmp_path, "prompt:\n  learning_rate: 1e-2  # not a text\n  epochs: 7\ndata: {path: pictures, workers: 0}\n"
     )
     config = load_config(file, ["prompt.epochs=5", "prompt.epochs=11", "data.splits.seed=3"])
     assert (config.prompt.learning_rate, config.prompt.epochs) == (0.01, 11)

@@ -111,7 +111,7 @@ def columns_fed(model: MaspModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         seen.append(embeddings.shape[0] * embeddings.shape[1])
         return run(self, embeddings, *rest, **more)
 
-    monkeypatch.setattr(type(model.backbone), "run", counted)
+    monkeypatch.setattr(type(model.backbone), "forward", counted)
     return seen
 
 

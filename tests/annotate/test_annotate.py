@@ -255,7 +255,7 @@ KILLER = """
 import json, os, signal, sys
 from pathlib import Path
 import torch
-from test_annotate import Work, annotate, chooser, content, images
+from test_annotate import AnnotationJob, annotate, chooser, content, pictures
 torch.set_num_threads(1)
 root, points = Path(sys.argv[1]), int(sys.argv[2])
 ask = chooser()
@@ -277,7 +277,7 @@ def child(out, limit=None, report=None):
             setattr(owner, name, watched(getattr(owner, name)))
         status = 1
         try:
-            annotate(pictures(root / "d"), ask, out, Work(batch_size=2, workers=0))
+            annotate(pictures(root / "d"), ask, out, AnnotationJob(batch_size=2, workers=0))
             status = 0
         finally:
             os._exit(status)

@@ -144,7 +144,7 @@ def test_aspect_tokens_are_read_causally(family: str) -> None:
     vectors = assembled.inputs_embeds.clone()
     vectors[assembled.visual_columns] += 1
     deep = None if assembled.deep is None else assembled.deep + 1.0 * assembled.visual_columns[..., None, None]
-    changed = replace(assembled, embeddings=vectors, deep=deep)
+    changed = replace(assembled, inputs_embeds=vectors, deep=deep)
     before, after = (keys_of(model, one) for one in (assembled, changed))
     columns = assembled.aspect_columns[0]
     assert torch.equal(before[:, :, columns], after[:, :, columns])
@@ -166,7 +166,7 @@ def test_only_gemma_sees_an_image_as_a_whole() -> None:
         vectors = assembled.inputs_embeds.clone()
         vectors[:, last] += 1
         before, after = (
-            keys_of(model, replace(assembled, embeddings=one)) for one in (assembled.inputs_embeds, vectors)
+            keys_of(model, replace(assembled, inputs_embeds=one)) for one in (assembled.inputs_embeds, vectors)
         )
         assert torch.equal(before[:, :, first], after[:, :, first]) == (family != "gemma3")
 

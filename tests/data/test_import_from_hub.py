@@ -47,7 +47,7 @@ def test_pictures_are_copied_byte_for_byte(published: Path, tmp_path: Path) -> N
 def test_the_user_names_columns_and_a_limit(published: Path, tmp_path: Path) -> None:
     source = HubSource(str(published), image="picture", label="feeling", limit=1)
     assert dict(import_dataset(source, tmp_path / "out")) == {"train": 1, "validation": 1}
-    with pytest.raises(DataError, match=r"no column 'pictrue'\. Did you mean 'image'"):
+    with pytest.raises(DataError, match=r"no column 'pictrue'\. Did you mean 'picture'"):
         import_dataset(HubSource(str(published), image="pictrue"), tmp_path / "other")
     assert not (tmp_path / "other").exists()
 

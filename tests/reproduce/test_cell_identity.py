@@ -202,5 +202,5 @@ def test_packed_weights_are_others(out: Path, monkeypatch: pytest.MonkeyPatch) -
     workshop = Runner(small_job(out, "table1"))
     cell = Experiment("emoji-scenes", PLAIN, 0)
     before = workshop.identity(cell)
-    monkeypatch.setattr(workshop.library.backbone, "number_format", "nf4/float32")
+    monkeypatch.setattr(workshop.library.backbone, "weight_dtype", "nf4/float32")
     assert differences(before, workshop.identity(cell)) == {"backbone.dtype"}

@@ -122,7 +122,7 @@ def losses(system, backbone, turns):
     visual = tokens(backbone, 2).select([turn.image for turn in turns])
     texts = [turn.questions[0] for turn in turns], [turn.answer for turn in turns]
     with torch.no_grad(), system.layers.inside():
-        assembled = system.model.assemble(visual, *texts, PLAIN)
+        assembled = system.model.build_inputs(visual, *texts, PLAIN)
         return system.model.loss(assembled)
 
 

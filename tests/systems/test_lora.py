@@ -147,11 +147,11 @@ def test_dropout_is_on_in_training_alone():
 def state(backbone):
     """All there is to see of the language model's blocks: every module, its mode, every value."""
     modules = [
-        (name, id(module), module.training) for block in backbone.blocks() for name, module in block.named_modules()
+        (name, id(module), module.training) for block in backbone.layers() for name, module in block.named_modules()
     ]
-    values = [value.clone() for block in backbone.blocks() for value in block.state_dict().values()]
-    trains = [value.requires_grad for block in backbone.blocks() for value in block.parameters()]
-    return modules, values, trains, [sorted(vars(block)) for block in backbone.blocks()]
+    values = [value.clone() for block in backbone.layers() for value in block.state_dict().values()]
+    trains = [value.requires_grad for block in backbone.layers() for value in block.parameters()]
+    return modules, values, trains, [sorted(vars(block)) for block in backbone.layers()]
 
 
 def test_the_backbone_is_left_as_it_was(tmp_path):

@@ -112,7 +112,7 @@ def test_dropped_tokens_have_no_part_and_the_others_keep_their_places(family: st
         noisy[row, rows.visual_columns[row].nonzero().flatten()[gone]] = 7.0
     from dataclasses import replace
 
-    again = without(replace(rows, embeddings=noisy), dropped)
+    again = without(replace(rows, inputs_embeds=noisy), dropped)
     assert torch.equal(first_word(model, again), first_word(model, found))
     assert (first_word(model, found) - first_word(model, rows)).abs().max() > 1e-3
     nothing = without(rows, [torch.tensor([], dtype=torch.long)] * 2)

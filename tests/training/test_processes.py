@@ -146,7 +146,7 @@ def test_an_error_of_one_is_raised_by_all_and_told_by_one(monkeypatch):
                 raise DataError("an image is gone", "it there", "Put it back.")
             return processes.rank
 
-        processes.all(fail)
+        processes.all_gather(fail)
 
     found = together(monkeypatch, work)
     assert [type(error) for error in found] == [DataError] * 3
@@ -159,10 +159,10 @@ def test_an_error_between_two_meetings_reaches_the_others_at_their_next_one(monk
 
     def work(processes):
         with processes.guarded():
-            processes.all(lambda: None)
+            processes.all_gather(lambda: None)
             if processes.rank == 2:
                 raise ValueError("made up\nin two lines")
-            processes.first(lambda: "written")
+            processes.on_main(lambda: "written")
             return "nobody comes here"
 
     found = together(monkeypatch, work)
@@ -173,7 +173,7 @@ def test_an_error_between_two_meetings_reaches_the_others_at_their_next_one(monk
 def test_guards_inside_guards_meet_once(monkeypatch):
     def work(processes):
         with processes.guarded(), processes.guarded():
-            processes.all(lambda: 1 / processes.rank)
+            processes.all_gather(lambda: 1 / processes.rank)
 
     assert {str(error) for error in together(monkeypatch, work)} == {
         "process 0 failed: ZeroDivisionError: division by zero"
@@ -354,7 +354,7 @@ def test_an_image_that_one_process_could_not_read_is_not_remembered_as_bad(monke
 
 def test_only_the_first_process_writes(monkeypatch):
     wrote = []
-    found = together(monkeypatch, lambda processes: processes.first(lambda: wrote.append(processes.rank) or "done"))
+    found = together(monkeypatch, lambda processes: processes.on_main(lambda: wrote.append(processes.rank) or "done"))
     assert found == ["done"] * 3
     assert wrote == [0]
 

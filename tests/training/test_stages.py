@@ -639,7 +639,7 @@ def test_settings_of_memory_reach_both_stages(tmp_path, dataset, aspects, monkey
             passed.append((len(embeddings), given[-1] is not None))
         return run(self, embeddings, *given)
 
-    monkeypatch.setattr(Decoder, "run", watched)
+    monkeypatch.setattr(Decoder, "forward", watched)
     measured = []
     monkeypatch.setattr(stage2_prompt, "score", lambda *given: (measured.append(len(given[1])), score(*given))[1])
     memory = [f"{stage}.{line}" for stage in ("aspects", "prompt") for line in ("micro_batch_size=2", "epochs=1")]

@@ -88,7 +88,7 @@ CATALOGUE: Mapping[str, BaselineEntry] = MappingProxyType(
         "cues": BaselineEntry(
             "annotated words read from aspect tokens, added up beside a soft prompt's scores; aspects=DIR prompt=DIR",
             "masp.baselines.concept_bottleneck:cue_system",
-            "masp.baselines.concept_bottleneck:CueSettings",
+            "masp.baselines.concept_bottleneck:ConceptBottleneckSettings",
             learns=True,
         ),
         "distilled": BaselineEntry(

@@ -70,15 +70,15 @@ def without(rows: ModelInputs, dropped: Sequence[Int[Tensor, " _"]]) -> ModelInp
     positions = rows.position_ids[:, row, place].masked_fill(~stays, 0)
     return replace(
         rows,
-        embeddings=moved(rows.inputs_embeds, 0),
-        positions=positions,
-        mask=stays,
-        targets=rows.labels[row, place],
+        inputs_embeds=moved(rows.inputs_embeds, 0),
+        position_ids=positions,
+        attention_mask=stays,
+        labels=rows.labels[row, place],
         aspect_columns=moved(rows.aspect_columns, 0),
         visual_columns=moved(rows.visual_columns, 0),
         prompt_columns=moved(rows.prompt_columns, 0),
         aspect_of=moved(rows.aspect_of, -1),
         common=0,
         deep=None if rows.deep is None else moved(rows.deep, 0),
-        signs=(),
+        prefix_hashes=(),
     )

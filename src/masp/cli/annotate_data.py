@@ -150,7 +150,7 @@ def _say_what(labelled: bool, count: int) -> None:
     from masp.core.errors import counted
 
     without = "" if labelled else "; without labels, or with one only: good for stage 1 (masp train aspects)"
-    say(f"{counted(count, 'picture')}{without}")
+    say(f"{counted(count, 'image')}{without}")
 
 
 def _loaded(
@@ -238,6 +238,6 @@ def _tell(found: "Outcome") -> None:
     from masp.core.errors import counted
 
     if found.unreadable:
-        say(f"{counted(found.unreadable, 'picture')} could not be read; {found.out / 'quarantine.jsonl'} says why")
+        say(f"{counted(found.unreadable, 'image')} could not be read; {found.out / 'quarantine.jsonl'} says why")
     done = "had been annotated before" if found.again else "annotated by machine"
-    say(f"{counted(found.pictures, 'picture')} {done}; EmoSet's layout in {found.out}")
+    say(f"{counted(found.pictures, 'image')} {done}; EmoSet's layout in {found.out}")

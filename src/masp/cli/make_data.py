@@ -37,4 +37,4 @@ def make(
 
     with Bar("images", images) as bar:
         write_dataset(folder, images=images, seed=seed, progress=counting(bar))
-    say(f"{counted(images, 'picture')} in {folder}")
+    say(f"{counted(images, 'image')} in {folder}")

@@ -86,7 +86,7 @@ def _refuse_unlabelled(dataset: "Dataset") -> None:
 
     if all(record.label is None for record in dataset.records):
         raise DataError(
-            f"none of {counted(len(dataset.records), 'picture')} in {dataset.root} has a label",
+            f"none of {counted(len(dataset.records), 'image')} in {dataset.root} has a label",
             "labels, each of which is divided alike",
             "Name a labelled data set; masp train aspects divides images without labels itself.",
         )

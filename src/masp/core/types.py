@@ -331,7 +331,7 @@ class CachedPrefix:
             states=self.states.expand(-1, -1, times, -1, -1, -1),
             mask=self.mask.expand(times, -1),
             images=self.images * times,
-            signs=self.prefix_hashes * times,
+            prefix_hashes=self.prefix_hashes * times,
         )
 
     @staticmethod

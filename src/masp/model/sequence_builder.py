@@ -161,7 +161,7 @@ class SequenceBuilder:
         inside = all(bool(np.isin(row.kind[row.prefix :], (TEXT, PROMPT)).all()) for row in rows)
         if not inside or tuple(row.prefix_hash for row in rows) != kept.prefix_hashes:
             raise UsageError("these questions do not continue the prefixes that were kept", "the same layout and image")
-        return replace(self._gather(rows, None, None, prompt, queries), kept=kept)
+        return replace(self._gather(rows, None, None, prompt, queries), cached_prefix=kept)
 
     def prefix_hashes(self, questions: Sequence[str], images: Sequence[SequenceParts]) -> tuple[bytes, ...]:
         """What the prefixes of these rows hold; rows of one image with equal signs have one prefix."""

@@ -125,7 +125,7 @@ def read_pattern(root: Path, pattern: str, account: BadFiles) -> Reading:
     if others and not found:
         seen = "data.label_pattern finds no label in any of"
         todo = f"Correct the pattern {pattern!r}."
-        raise DataError(f"{seen} {counted(len(others), 'picture')} below {root}", f"a label in {_shown(others)}", todo)
+        raise DataError(f"{seen} {counted(len(others), 'image')} below {root}", f"a label in {_shown(others)}", todo)
     skipped: dict[str, int] = {}
     if others:
         reason = f"images in whose path data.label_pattern finds no label: {_shown(others)}"

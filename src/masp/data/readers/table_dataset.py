@@ -72,7 +72,7 @@ def read_labels(path: Path, names: ColumnsConfig, account: BadFiles) -> Reading:
         DataError: no table, or one without these columns, or too many rows that cannot be used.
     """
     table, places = _opened(path)
-    picture_at = _needed(table, names.path, PATHS, "pictures", "path")
+    picture_at = _needed(table, names.path, PATHS, "images", "path")
     label_at = _needed(table, names.label, LABELS, "labels", "label")
 
     def labelled(cells: tuple[str, ...], picture: Path) -> Record:
@@ -102,7 +102,7 @@ def read_values(
         DataError: no table, or one without these columns, or too many rows that cannot be used.
     """
     table, places = _opened(path)
-    picture_at = _needed(table, names.path, (*PATHS, *THEMES), "pictures", "path")
+    picture_at = _needed(table, names.path, (*PATHS, *THEMES), "images", "path")
     value_at = _needed(table, names.value, VALUES, "numbers", "value")
 
     def labelled(cells: tuple[str, ...], picture: Path) -> Record:
@@ -174,7 +174,7 @@ def read_votes(path: Path, names: ColumnsConfig, account: BadFiles) -> Reading:
         DataError: no table, or one without these columns, or too many rows that cannot be used.
     """
     table, places = _opened(path)
-    picture_at = _needed(table, names.path, PATHS, "pictures", "path")
+    picture_at = _needed(table, names.path, PATHS, "images", "path")
     columns = {
         "positive": _needed(table, names.positive, POSITIVE, "votes for positive", "positive"),
         "negative": _needed(table, names.negative, NEGATIVE, "votes for negative", "negative"),
