@@ -19,7 +19,12 @@ ROOT = Path(__file__).resolve().parents[1]
 BESIDE = ("README.md", "CHANGELOG.md", "results/*.md", "results/*.png", "results/*.csv", "benchmarks/results/*.json")
 MOVED = {"CONTRIBUTING.md": "docs/contributing.md", "docs/decisions": "docs/decisions/README.md"}
 LINK = re.compile(r"(?P<begin>!?\[(?P<text>[^\]]*)\]\()(?P<target>[^)#\s]+)(?P<end>(?:#[^)]*)?\))")
-RAW = re.compile(r"(?P<begin>(?:src|srcset)=\")docs/")
+PICTURE = re.compile(
+    r'<picture>\s*<source [^>]*srcset="docs/(?P<dark>[^"]+)">'
+    r'\s*<img (?P<alt>alt="[^"]*") src="docs/(?P<light>[^"]+)">\s*</picture>'
+)
+CELL = re.compile(r"(?<=[| ])`[^`\n]*\\\|[^`\n]*`")  # a bar in code: MkDocs takes it as it is, GitHub wants it escaped
+ALONE = ("README.md", "first-hour.md")  # pages without a section to navigate in
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -43,7 +48,16 @@ def on_page_markdown(markdown: str, page: Any, config: MkDocsConfig, files: File
     """The page with its links as the site needs them."""
     source = Path(page.file.abs_src_path or "").relative_to(ROOT).as_posix()
     known = {file.src_uri for file in files}
-    return RAW.sub(r"\g<begin>", LINK.sub(lambda link: rewritten(link, source, known), markdown))
+    if page.file.src_uri in ALONE:
+        page.meta["hide"] = ["navigation"]
+    markdown = PICTURE.sub(themed, CELL.sub(lambda code: code[0].replace("\\|", "|"), markdown))
+    return LINK.sub(lambda link: rewritten(link, source, known), markdown)
+
+
+def themed(picture: re.Match[str]) -> str:
+    """A picture of README.md for the reader's choice of light or dark on the site, which may not be the system's."""
+    shown = ((picture["light"], "light"), (picture["dark"], "dark"))
+    return "\n".join(f'<img {picture["alt"]} src="{name}#only-{scheme}">' for name, scheme in shown)
 
 
 def rewritten(link: re.Match[str], source: str, known: set[str]) -> str:
