@@ -2,7 +2,7 @@
 
 An example is a block of Python or of shell lines behind the mark `<!-- example -->`; the tests run it. One that takes
 longer than a few seconds is marked `<!-- example: slow -->` and runs in the slow tier. The examples of a page share
-names and a folder, in their order. What a Python example prints may stand behind it, in a block behind `<!-- output -->`.
+names and a folder, in their order. What a Python example prints may follow, in a block behind `<!-- output -->`.
 """
 
 import contextlib
@@ -72,7 +72,7 @@ def run(blocks: Sequence[Example], shell: Shell) -> Iterator[str]:
 
 def lines(code: str) -> list[str]:
     """The commands of a block of shell lines, without comments; a backslash at its end joins a line with the next."""
-    joined = code.replace("\\\n", " ").splitlines()
+    joined = re.sub(r"\s*\\\n\s*", " ", code).splitlines()
     return [line.partition("  #")[0].strip() for line in joined if line.strip() and not line.startswith("#")]
 
 

@@ -93,7 +93,7 @@ not an example
 def test_what_the_collector_finds_and_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shell, python = examples(PAGE)
-    assert (shell.kind, lines(shell.code), shell.slow, shell.output) == ("sh", ["masp one      --two"], False, None)
+    assert (shell.kind, lines(shell.code), shell.slow, shell.output) == ("sh", ["masp one --two"], False, None)
     assert (python.kind, python.slow, python.output) == ("python", True, "42\n")
     called = []
     assert list(run([shell, python], lambda words: called.append(words) or 0)) == ["", "42\n"]
