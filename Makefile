@@ -19,7 +19,7 @@ TORCH := $(shell grep -i '^torch==' constraints.txt)
 PIP_FLAGS := --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test test-processors test-slow coverage lint format types docs prediction families wheel-test \
+.PHONY: help setup demo bench test test-processors test-slow coverage lint format types docs examples site prediction families wheel-test \
 	lock clean
 
 help: ## show this list
@@ -34,7 +34,7 @@ $(READY): constraints.txt pyproject.toml
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install $(PIP_FLAGS) $(TORCH)
 	@$(BIN)/python -m pip install $(PIP_FLAGS) hatchling editables
-	@$(BIN)/python -m pip install $(PIP_FLAGS) --no-build-isolation --editable '.[dev]'
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --no-build-isolation --editable '.[dev,docs]'
 	@touch $(READY)
 
 demo: $(READY) ## the whole method on the embedded backbone, with an HTML report (six minutes on two cores)
@@ -74,6 +74,15 @@ docs: $(READY) ## write the generated parts of README and docs again
 	$(BIN)/python scripts/update_configuration_doc.py
 	$(BIN)/python scripts/update_adapter_schema.py
 	$(BIN)/python scripts/update_backbones_doc.py
+	$(BIN)/python scripts/update_commands_doc.py
+	$(BIN)/python scripts/update_contributing_doc.py
+
+examples: $(READY) ## run the examples of the documents, write what they print, and the notebook (a minute)
+	$(BIN)/python scripts/doc_examples.py
+
+# A link that leads nowhere, a page outside the navigation or a name that mkdocstrings does not find ends the build.
+site: $(READY) ## build the documents as a site in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 prediction: $(READY) ## write docs/prediction.txt, the terminal that the README shows
 	COLUMNS=100 $(BIN)/masp predict src/masp/demo_pictures/hospital.png > docs/prediction.txt
@@ -96,7 +105,7 @@ lock: ## resolve pyproject.toml's ranges afresh into constraints.txt
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet --upgrade $(TORCH)
 	build/lock/bin/python -m pip install --quiet hatchling editables
-	build/lock/bin/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
+	build/lock/bin/python -m pip install --quiet --no-build-isolation --editable '.[dev,docs]'
 	build/lock/bin/python scripts/lock.py
 
 clean: ## remove what the targets above made

@@ -1,7 +1,7 @@
 """How far the variant `released` is from what the authors' code computed, on an oracle in the test suite's format.
 
 An oracle is a folder: a backbone (`vlm/`), images, the two checkpoints, `expected.json` and `expected.safetensors`
-(docs/released.md says what is in them). The checkpoints go through `masp import-released`'s own code and everything
+(docs/how-to/released.md says what is in them). The checkpoints go through `masp import-released`'s own code and all
 is computed by the model that `Masp.from_pretrained` gives. `tests/parity/test_released.py` asserts what this measures.
 
     python benchmarks/parity.py [ORACLE]

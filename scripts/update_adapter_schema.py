@@ -1,4 +1,4 @@
-"""Write docs/adapter.schema.json and the table of docs/adapters.md from `AdapterInfo` (`make docs`)."""
+"""Write docs/adapter.schema.json and the table of docs/reference/adapters.md from `AdapterInfo` (`make docs`)."""
 
 import json
 from typing import Any
@@ -7,7 +7,7 @@ from generated import ROOT, table, update
 from masp.adapters.info import AdapterInfo
 
 SCHEMA = ROOT / "docs" / "adapter.schema.json"
-DOCUMENT = ROOT / "docs" / "adapters.md"
+DOCUMENT = ROOT / "docs" / "reference" / "adapters.md"
 SCRIPT = "scripts/update_adapter_schema.py"
 
 
@@ -55,4 +55,4 @@ if __name__ == "__main__":
     stale = not SCHEMA.is_file() or SCHEMA.read_text(encoding="utf-8") != text()
     SCHEMA.write_text(text(), encoding="utf-8")
     stale = update(DOCUMENT, "fields", SCRIPT, fields()) or stale
-    print("docs/adapters.md and its schema", "written" if stale else "were current")
+    print("docs/reference/adapters.md and its schema", "written" if stale else "were current")

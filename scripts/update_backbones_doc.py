@@ -1,11 +1,11 @@
-"""Write the table of docs/backbones.md from what the contract's tests found last (`make families`)."""
+"""Write the table of docs/reference/backbones.md from what the contract's tests found last (`make families`)."""
 
 import json
 from typing import Any
 
 from generated import ROOT, table, update
 
-DOCUMENT = ROOT / "docs" / "backbones.md"
+DOCUMENT = ROOT / "docs" / "reference" / "backbones.md"
 RESULTS = ROOT / "docs" / "backbones.json"
 SCRIPT = "scripts/update_backbones_doc.py"
 NAMES = {
@@ -55,4 +55,4 @@ def _cell(outcomes: dict[str, int]) -> str:
 
 if __name__ == "__main__":
     changed = update(DOCUMENT, "families", SCRIPT, content(json.loads(RESULTS.read_text(encoding="utf-8"))))
-    print("docs/backbones.md", "written" if changed else "was current")
+    print("docs/reference/backbones.md", "written" if changed else "was current")

@@ -1,4 +1,4 @@
-"""Write the tables of docs/configuration.md from the settings' own descriptions (`make docs`)."""
+"""Write the tables of docs/reference/configuration.md from the settings' own descriptions (`make docs`)."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from generated import ROOT, table, update
 from masp.core.config import MethodConfig, RunConfig
 
-DOCUMENT = ROOT / "docs" / "configuration.md"
+DOCUMENT = ROOT / "docs" / "reference" / "configuration.md"
 SCRIPT = "scripts/update_configuration_doc.py"
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 KINDS = {"integer": "whole number", "number": "number", "boolean": "true, false", "string": "text", "null": "null"}
@@ -76,4 +76,4 @@ def _written(value: object) -> str:
 
 if __name__ == "__main__":
     changed = [update(DOCUMENT, "variants", SCRIPT, variants()), update(DOCUMENT, "settings", SCRIPT, content())]
-    print("docs/configuration.md", "written" if any(changed) else "was current")
+    print("docs/reference/configuration.md", "written" if any(changed) else "was current")

@@ -1,4 +1,4 @@
-"""Write the generated parts of README.md, docs/measurements.md and docs/data-flow.md (`make docs`).
+"""Write the generated parts of README.md, docs/measurements.md and docs/explanation/method.md (`make docs`).
 
 The README shows one prediction and Table 2; everything else that was measured has a page of its own. A result is a
 JSON file in benchmarks/results/ that a command wrote, with the `command` in it. How it is shown is decided in
@@ -16,7 +16,7 @@ from result_tables import SHAPES, speed
 
 README = ROOT / "README.md"
 MEASUREMENTS = ROOT / "docs" / "measurements.md"
-DATA_FLOW = ROOT / "docs" / "data-flow.md"
+DATA_FLOW = ROOT / "docs" / "explanation" / "method.md"
 PREDICTION = ROOT / "docs" / "prediction.txt"
 RESULTS = ROOT / "benchmarks" / "results"
 FIRST = "embedded.json"

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 import generated
+import site_hooks
 import update_adapter_schema as adapters
 import update_backbones_doc as backbones
+import update_commands_doc as commands
 import update_configuration_doc as configuration
 from masp.adapters import AdapterInfo
 from masp.backbones.loading import FAMILIES
@@ -29,7 +31,7 @@ def links(document: str) -> list[str]:
 
 def paths_in(document: str) -> set[str]:
     """Files of the repository that a document names in code marks, such as `src/masp/model/masp_model.py`."""
-    return set(re.findall(r"`((?:src|tests|docs|scripts|configs|benchmarks|\.ci)/[\w./-]+)`", document))
+    return set(re.findall(r"`((?:src|tests|docs|scripts|configs|benchmarks|results|\.ci)/[\w./-]+)`", document))
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,7 @@ def test_configuration_tables_are_current(name: str, content: str) -> None:
 
 
 def test_the_formats_of_pictures_are_named_as_the_package_names_them() -> None:
-    document = " ".join((ROOT / "docs" / "add-a-data-set.md").read_text(encoding="utf-8").split())
+    document = " ".join((ROOT / "docs" / "how-to" / "own-images.md").read_text(encoding="utf-8").split())
     sentence = next(part for part in document.split(". ") if "Images are JPEG" in part)
     assert [name for name in FORMATS if name.casefold() not in sentence.casefold()] == []
 
@@ -51,6 +53,15 @@ def test_the_adapter_format_is_current() -> None:
     document = adapters.DOCUMENT.read_text(encoding="utf-8")
     assert generated.replaced(document, "fields", adapters.SCRIPT, adapters.fields()) == document, "run `make docs`"
     assert adapters.schema()["properties"].keys() == AdapterInfo.model_fields.keys()
+
+
+def test_the_reference_of_the_commands_is_current() -> None:
+    document = commands.DOCUMENT.read_text(encoding="utf-8")
+    assert generated.replaced(document, "commands", commands.SCRIPT, commands.content()) == document, "run `make docs`"
+    assert re.findall(r"^### `(.+)`$", document, re.MULTILINE) == [
+        f"masp data {name}" for name in ("check", "annotate", "split", "import", "make")
+    ]
+    assert "| `--labels A,B,C\\|NAME` |" in document
 
 
 def test_the_table_of_families_is_current_and_whole() -> None:
@@ -91,6 +102,32 @@ def test_named_make_targets_exist(name: str) -> None:
     targets = set(re.findall(r"`make ((?:[a-z-]+ ?)+)`", (ROOT / name).read_text()))
     named = {word for words in targets for word in words.split()}
     assert named <= set(re.findall(r"^([a-z-]+):", MAKEFILE, flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    ("source", "written", "shown"),
+    [
+        ("README.md", "[a](docs/how-to/share.md#x)", "[a](how-to/share.md#x)"),
+        ("README.md", "[a](CONTRIBUTING.md)", "[a](contributing.md)"),
+        ("docs/log.md", "[a](../results/README.md)", "[a](results/README.md)"),
+        ("docs/how-to/share.md", "![a](../../results/figure3.png)", "![a](../results/figure3.png)"),
+        ("docs/how-to/share.md", "[a](serve.md) [b](https://x.y/z.md)", "[a](serve.md) [b](https://x.y/z.md)"),
+        ("docs/log.md", "[a](../LICENSE)", "a"),
+        ("docs/log.md", "[a](../nowhere.md)", "[a](nowhere.md)"),  # no file of the site: the build ends
+    ],
+)
+def test_a_link_is_rewritten_for_the_site(source: str, written: str, shown: str) -> None:
+    known = {"README.md", "how-to/share.md", "results/README.md", "results/figure3.png"}
+    assert site_hooks.LINK.sub(lambda link: site_hooks.rewritten(link, source, known), written) == shown
+
+
+def test_the_picture_of_the_readme_follows_the_site() -> None:
+    shown = site_hooks.PICTURE.sub(site_hooks.themed, (ROOT / "README.md").read_text(encoding="utf-8"))
+    sources = re.findall(r'<img alt="[^"]+" src="([^"]+)">', shown)
+    assert sources == ["architecture-light.svg#only-light", "architecture-dark.svg#only-dark"]
+    assert (
+        site_hooks.CELL.sub(lambda code: code[0].replace("\\|", "|"), "| `a\\|b` | c \\| d |") == "| `a|b` | c \\| d |"
+    )
 
 
 def test_what_the_checks_look_for() -> None:

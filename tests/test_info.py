@@ -381,7 +381,7 @@ def test_people_read_every_number_on_a_narrow_terminal(masp, monkeypatch, tmp_pa
 
 def test_the_example_of_the_documents_is_what_the_command_prints(masp, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
-    document = (Path(__file__).parents[1] / "docs" / "add-a-backbone.md").read_text(encoding="utf-8")
+    document = (Path(__file__).parents[1] / "docs" / "how-to" / "own-backbone.md").read_text(encoding="utf-8")
     example = document.partition(f"$ masp info {SEVEN}\n")[2].partition("\n```")[0]
     monkeypatch.setenv("MASP_BFLOAT16_UNITS", "1")  # as on the machine of the example, which also has no GPU
     out = masp("info", SEVEN)[1].replace(f"bfloat16 on {choose_device('auto')}", "bfloat16 on cpu")

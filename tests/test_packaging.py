@@ -21,7 +21,7 @@ FLOORS = {"torch": "2.10", "transformers": "5.5", "Pillow": "13.0", "safetensors
 
 
 def documented(text: str) -> dict[str, str]:
-    """Package to floor, from the rows of every table of `docs/dependencies.md`."""
+    """Package to floor, from the rows of every table of `docs/reference/dependencies.md`."""
     rows = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \| .+ \| .+ \|$", text, flags=re.MULTILINE)
     return dict(rows)
 
@@ -47,7 +47,9 @@ def pinned() -> dict[str, Version]:
     return {normal(line.partition("==")[0]): Version(line.partition("==")[2]) for line in lines}
 
 
-EXTRAS = {name: lines for name, lines in PROJECT["optional-dependencies"].items() if name != "dev"}
+TOOLS = ("dev", "docs")  # of this repository; the package imports none of them
+EXTRAS = {name: lines for name, lines in PROJECT["optional-dependencies"].items() if name not in TOOLS}
+TOOL_LINES = [line for name in TOOLS for line in PROJECT["optional-dependencies"][name]]
 DECLARED = {normal(name) for name in declared(PROJECT["dependencies"])}
 OPTIONAL = {normal(name) for lines in EXTRAS.values() for name in declared(lines)}
 PACKAGE = read_sources(ROOT / "src" / "masp", "masp")
@@ -56,8 +58,8 @@ HOMES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # where 
 
 
 def test_documentation_and_metadata_agree() -> None:
-    every = declared([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]])
-    assert documented((ROOT / "docs" / "dependencies.md").read_text()) == every
+    every = declared([*PROJECT["dependencies"], *TOOL_LINES])
+    assert documented((ROOT / "docs" / "reference" / "dependencies.md").read_text()) == every
 
 
 def test_developers_have_every_extra_at_the_same_floor() -> None:
@@ -90,7 +92,7 @@ def test_every_declared_package_is_imported() -> None:
 
 
 def test_constraints_hold_every_dependency_at_an_exact_version() -> None:
-    every = declared([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]])
+    every = declared([*PROJECT["dependencies"], *TOOL_LINES])
     pins = pinned()
     for name, floor in every.items():
         assert pins[normal(name)] >= Version(floor), f"{name} is pinned below its floor {floor}"

@@ -1,11 +1,11 @@
-"""The arithmetic in docs/performance.md is what the package computes, and the tests that it names exist."""
+"""The arithmetic in docs/explanation/performance.md is what the package computes, and the tests that it names exist."""
 
 import doctest
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENT = ROOT / "docs" / "performance.md"
+DOCUMENT = ROOT / "docs" / "explanation" / "performance.md"
 
 
 def test_the_example_gives_what_is_printed():

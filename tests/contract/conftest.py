@@ -20,7 +20,7 @@ COLUMNS = {
     "attention": ("test_attention_",),
     "4-bit": ("test_four_bit_",),
 }
-"""Column of the table in docs/backbones.md → how the names of its tests begin."""
+"""Column of the table in docs/reference/backbones.md → how the names of its tests begin."""
 
 RECORD = "MASP_RECORD_FAMILIES"
 

@@ -56,7 +56,7 @@ def evaluate_predictions(
     """Measures the predictions in a file on a split; with `out`, writes a result into that folder.
 
     Args:
-        file: a JSON object per image; see `docs/results.md`.
+        file: a JSON object per image; see `docs/reference/results.md`.
         dataset: has the split.
         split: name of the split.
         name: of the system in results; None: the file's name.
@@ -213,7 +213,7 @@ def read_foreign(file: Path, labels: Sequence[str]) -> tuple[ExternalLine, ...]:
         seen[row.image] = number
         rows.append(row)
     if not rows:
-        raise DataError(f"{file} holds no predictions", "a JSON object per line", "See docs/results.md.")
+        raise DataError(f"{file} holds no predictions", "a JSON object per line", "See docs/reference/results.md.")
     return tuple(rows)
 
 
@@ -232,7 +232,7 @@ def _foreign(where: str, number: int, content: dict[str, Any], labels: Sequence[
         predicted = parse(answer, labels)
     else:
         expected = "one of predicted, log_probabilities, probabilities and answer"
-        raise DataError(f"{where} says nothing about {image}", expected, "See docs/results.md.")
+        raise DataError(f"{where} says nothing about {image}", expected, "See docs/reference/results.md.")
     from_text = logs is None and answer is not None and predicted == parse(answer, labels)
     truth = _label(content.get("truth"), "truth", where, labels)
     return ExternalLine(number, image, predicted, logs, answer, truth, from_text)

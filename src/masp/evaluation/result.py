@@ -1,6 +1,6 @@
 """The result of one evaluation: every figure, what was said about every image, and what both depended on, as files.
 
-`docs/results.md` describes every field of the files. Nothing here knows of models or loads one.
+`docs/reference/results.md` describes every field. Nothing here knows of models or loads one.
 """
 
 import hashlib
@@ -349,16 +349,16 @@ def json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     except OSError as error:
         raise DataError(f"{file} cannot be read ({error.strerror})", "", "Check the path and the rights.") from None
     except UnicodeDecodeError:
-        raise DataError(f"{file} is not text in UTF-8", "JSON lines", "See docs/results.md.") from None
+        raise DataError(f"{file} is not text in UTF-8", "JSON lines", "See docs/reference/results.md.") from None
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
         content = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON ({error})", "a JSON object per line", "See docs/results.md.") from None
+        raise DataError(f"{where} is not JSON ({error})", "a JSON object per line", "See docs/reference/results.md.") from None
     if not isinstance(content, dict):
-        raise DataError(f"{where} is {shown(content)}", "a JSON object", "See docs/results.md.")
+        raise DataError(f"{where} is {shown(content)}", "a JSON object", "See docs/reference/results.md.")
     return content
 
 
