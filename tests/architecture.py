@@ -37,7 +37,7 @@ ROWS = (
     ),
     ("masp.baselines",),
     ("masp.report",),
-    ("masp.demo", "masp.bench", "masp.reproduce"),
+    ("masp.serving", "masp.labelling", "masp.demo", "masp.bench", "masp.reproduce"),
     ("masp.cli",),
     ("masp.__main__",),
 )
@@ -79,7 +79,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "torchvision": (),
     "transformers": ("masp.backbones",),
     "typer": ("masp.cli",),
-    "urllib": (),
+    "urllib": ("masp.serving.vllm_client",),
     "yaml": ("masp.core.config",),
 }
 
@@ -95,6 +95,9 @@ BASES: Mapping[str, str] = {
     "BaseModel": "a record that pydantic checks; records in one file may share a base",
     "Settings": "a section of settings, which pydantic checks",
     "NamedTuple": "a record",
+    "Engine": "vLLM finds what a model does by its class",
+    "Processor": "vLLM finds what a model's processor does by its class",
+    "Info": "vLLM finds what a model's processor knows by its class",
     "StrEnum": "names",
 }
 

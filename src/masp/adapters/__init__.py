@@ -23,7 +23,15 @@ from masp.adapters.info import (
     resolve,
 )
 from masp.adapters.publish import publish, push_to_hub, record_result, save_pretrained
-from masp.adapters.store import Adapter, check_reading, load_adapter, read_prompt, save_adapter, tensors_sha256
+from masp.adapters.store import (
+    Adapter,
+    check_reading,
+    load_adapter,
+    read_aspects,
+    read_prompt,
+    save_adapter,
+    tensors_sha256,
+)
 
 __all__ = [
     "Adapter",
@@ -43,6 +51,7 @@ __all__ = [
     "portable",
     "publish",
     "push_to_hub",
+    "read_aspects",
     "read_info",
     "read_prompt",
     "record_result",

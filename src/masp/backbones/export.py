@@ -48,28 +48,42 @@ def export_embedding_rows(
     """
     from masp.backbones.export_embeddings import export_rows
 
-    target = Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise AdapterError(f"--out {target} is not an empty folder", "a new place", "Name another --out.")
+    target = new_folder(out)
     folder = find_adapter(adapter, revision)
     info, vectors = read_prompt(folder, task)
     if info.aspects:
         raise AdapterError(
             f"{adapter} was trained with aspects, which are read from each image anew: no embedding row can hold them",
             "a soft prompt that was trained without (V+S)",
-            "Train one with 'masp train prompt --aspects none', or serve this one with masp.",
+            "Export this one with --as vllm, or train one with 'masp train prompt --aspects none'.",
         )
     name = backbone or backbone_place(folder, info)
     files = find(name, backbone_commit(name, info))
-    _check(info, files, accept)
+    check_exportable(info, files, accept)
     method = info.method.resolved()
     question = info.asked().ask_emotion(render_labels(info.labels, method.label_list or "comma"))
-    notes = partial(_notes, info, question)
-    return export_rows(files, vectors, method.prompt_places == "both", question, target, notes)
+    finish = partial(_write_notes, info, question)
+    return export_rows(files, vectors, method.prompt_places == "both", question, target, finish)
 
 
-def _check(info: AdapterInfo, files: BackboneFiles, accept: Collection[str]) -> None:
-    """Whether the soft prompt means the same in this checkpoint and in other engines."""
+def new_folder(out: str | Path) -> Path:
+    """The folder, once it is certain that it is new or empty.
+
+    Raises:
+        AdapterError: it is not.
+    """
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise AdapterError(f"--out {target} is not an empty folder", "a new place", "Name another --out.")
+    return target
+
+
+def check_exportable(info: AdapterInfo, files: BackboneFiles, accept: Collection[str] = ()) -> None:
+    """Whether the soft prompt means the same in this checkpoint and in other engines.
+
+    Raises:
+        AdapterError: another backbone, one that is read otherwise, or positions that other engines do not use.
+    """
     if files.fingerprint != info.backbone.fingerprint:
         raise AdapterError(
             f"the adapter was trained on {info.backbone.name} ({info.backbone.fingerprint[:12]}…)",
@@ -86,11 +100,12 @@ def _check(info: AdapterInfo, files: BackboneFiles, accept: Collection[str]) -> 
         )
 
 
-def _notes(info: AdapterInfo, question: str, made: "ExportedRows") -> dict[str, str]:
-    """What lies beside the weights for whoever serves them: the same for machines and for people."""
+def _write_notes(info: AdapterInfo, question: str, folder: Path, made: "ExportedRows") -> None:
+    """Write what whoever serves the weights needs: the same for machines and for people."""
     note = {"tokens": made.tokens, "ids": made.ids, "before_image": made.before_image, "after_image": made.after_image}
     note |= {"prompt": made.prompt, "question": question, "labels": info.labels, "suppress": made.ids}
-    return {NOTE: json.dumps(note, indent=2, ensure_ascii=False) + "\n", CARD: _readme(info, made)}
+    (folder / NOTE).write_text(json.dumps(note, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(_readme(info, made), encoding="utf-8")
 
 
 def _readme(info: AdapterInfo, made: "ExportedRows") -> str:

@@ -78,7 +78,7 @@ def export_rows(
     both_places: bool,
     question: str,
     out: Path,
-    notes: Callable[[ExportedRows], Mapping[str, str]],
+    finish: Callable[[Path, ExportedRows], None],
 ) -> ExportedRows:
     """Write a copy of a checkpoint whose embedding matrix holds the soft prompt; whole or not at all.
 
@@ -88,7 +88,7 @@ def export_rows(
         both_places: whether it also stands before the image.
         question: the question, for the exact text.
         out: a folder that does not exist or is empty.
-        notes: texts to lay beside the weights, by file name.
+        finish: lays more beside the weights, before the folder gets its name.
 
     Raises:
         BackboneError: the family's template is not known here, or files that are not as expected.
@@ -118,13 +118,12 @@ def export_rows(
         dtype=matrices.dtype,
         before_image=before,
         after_image=after,
-        prompt=_rendered(tokenizer, chat_template(files, tokenizer.chat_template), before, after),
+        prompt=rendered_prompt(tokenizer, chat_template(files, tokenizer.chat_template), before, after),
     )
 
     def fill(partial: Path) -> None:
         _fill(partial, files.folder, matrices, made, vectors)
-        for name, text in notes(made).items():
-            (partial / name).write_text(text, encoding="utf-8")
+        finish(partial, made)
 
     write_folder(out, fill)
     return made
@@ -138,9 +137,9 @@ def _fill(folder: Path, source: Path, matrices: _Matrices, made: ExportedRows, v
             grown += rewrite(path, folder / path.name, changes[path.name])
         else:
             shutil.copyfile(path, folder / path.name)
-    _edit_json(folder / INDEX, lambda index: _with_size(index, grown))
-    _edit_json(folder / "config.json", lambda config: _with_rows(config, made))
-    _edit_json(folder / "generation_config.json", lambda config: _with_suppressed(config, made.ids))
+    edit_json(folder / INDEX, lambda index: _with_size(index, grown))
+    edit_json(folder / "config.json", lambda config: _with_rows(config, made))
+    edit_json(folder / "generation_config.json", lambda config: _with_suppressed(config, made.ids))
     _add_tokens(folder, made)
     _check_tokens(folder, made)
 
@@ -192,7 +191,7 @@ def _is_tied(config: Mapping[str, Any]) -> bool:
     return bool(config.get("tie_word_embeddings", inner))
 
 
-def _rendered(tokenizer: Any, template: str, before: str, after: str) -> str:
+def rendered_prompt(tokenizer: Any, template: str, before: str, after: str) -> str:
     """The whole prompt, by the checkpoint's own template; with Qwen's system turn where it adds none."""
     parts = [{"type": "text", "text": before}] * bool(before) + [{"type": "image"}, {"type": "text", "text": after}]
     messages: list[dict[str, Any]] = [{"role": "user", "content": parts}]
@@ -204,7 +203,7 @@ def _rendered(tokenizer: Any, template: str, before: str, after: str) -> str:
     return text if "<|im_start|>system" in text else render([{"role": "system", "content": SYSTEM_TURN}, *messages])
 
 
-def _edit_json(file: Path, change: Any) -> None:
+def edit_json(file: Path, change: Any) -> None:
     """Change the object in a file, where there is such a file."""
     if file.is_file():
         file.write_text(json.dumps(change(read_json(file)), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -241,15 +240,15 @@ def _add_tokens(folder: Path, made: ExportedRows) -> None:
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     new = {str(token_id): {"content": token, **flags} for token_id, token in zip(made.ids, made.tokens, strict=True)}
     listed = [{"id": int(token_id), **token} for token_id, token in new.items()]
-    _edit_json(folder / "tokenizer.json", lambda old: {**old, "added_tokens": [*old.get("added_tokens", []), *listed]})
+    edit_json(folder / "tokenizer.json", lambda old: {**old, "added_tokens": [*old.get("added_tokens", []), *listed]})
 
     def extended(config: dict[str, Any]) -> dict[str, Any]:
         decoder = config.get("added_tokens_decoder")
         return config if decoder is None else {**config, "added_tokens_decoder": {**decoder, **new}}
 
-    _edit_json(folder / "tokenizer_config.json", extended)
+    edit_json(folder / "tokenizer_config.json", extended)
     by_name = dict(zip(made.tokens, made.ids, strict=True))
-    _edit_json(folder / "added_tokens.json", lambda old: {**old, **by_name})
+    edit_json(folder / "added_tokens.json", lambda old: {**old, **by_name})
 
 
 def _check_tokens(folder: Path, made: ExportedRows) -> None:

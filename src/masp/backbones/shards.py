@@ -60,6 +60,15 @@ def read_header(file: Path) -> tuple[dict[str, Entry], dict[str, str], int]:
     return dict(sorted(found.items(), key=lambda item: item[1].begin)), metadata, 8 + length
 
 
+def tensors_below(folder: Path, mark: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint with `mark` in their names, named by what follows it; nothing else is read."""
+    found: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as source:
+            found |= {name.partition(mark)[2]: source.get_tensor(name) for name in source.keys() if mark in name}  # noqa: SIM118
+    return found
+
+
 def rewrite(source: Path, target: Path, changes: Mapping[str, NewRows]) -> int:
     """Copy a file with changed rows in the matrices that `changes` names.
 
