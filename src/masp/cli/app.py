@@ -29,6 +29,7 @@ from masp.cli import (
     train,
 )
 from masp.cli.error_handling import guarded
+from masp.cli.label import label_app
 from masp.cli.make_data import data_app
 from masp.core import launch
 from masp.core.errors import UsageError
@@ -46,6 +47,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
+app.add_typer(label_app, name="label")
 app.command()(demo.demo)
 app.command(no_args_is_help=True, epilog=train.EXAMPLES)(train.train)
 app.command(no_args_is_help=True, epilog=evaluate.EXAMPLES)(evaluate.evaluate)
