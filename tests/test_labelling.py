@@ -19,7 +19,7 @@ from pyarrow import parquet
 import tiny
 from masp.adapters import combine
 from masp.cli import main
-from masp.core.errors import DataError, UsageError
+from masp.core.errors import DataError, MaspError, UsageError
 from masp.labelling import decode, run
 from masp.labelling.decode import Decoder, Limits
 from masp.labelling.labeller import Job, Labeller
@@ -160,17 +160,19 @@ def test_a_chunk_that_is_labelled_again_has_the_same_bytes(tmp_path, adapter):
 
 def test_an_image_that_kills_its_decoder_costs_itself_alone(tmp_path, adapter, monkeypatch):
     """The decoder aborts, as a broken library would; another hangs, and is killed after its time."""
-    (tmp_path / "sitecustomize.py").write_text(
+    (tmp_path / "fragile.py").write_text(
         "import os, time\n"
-        "import masp.labelling.decode as d\n"
-        "plain = d.read_bytes\n"
+        "from masp.labelling import decode\n"
+        "plain = decode.read_bytes\n"
         "def read(uri, *rest):\n"
         "    if 'kills' in uri: os.abort()\n"
         "    if 'hangs' in uri: time.sleep(600)\n"
         "    return plain(uri, *rest)\n"
-        "d.read_bytes = read\n"
+        "decode.read_bytes = read\n"
+        "serve = decode.serve\n"
     )
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setattr(decode, "HOME", "fragile")
     images = write_images(tmp_path / "images", 3)
     (images / "00001.png").rename(images / "00001-kills.png")
     decoder = Decoder(Limits(None, "nearest", 10**6, 60.0))
@@ -181,6 +183,9 @@ def test_an_image_that_kills_its_decoder_costs_itself_alone(tmp_path, adapter, m
     impatient = Decoder(Limits(None, "nearest", 10**6, 0.01))
     assert impatient.read("hangs", None, None).status == "crashed"
     impatient.close()
+    monkeypatch.setattr(decode, "HOME", "nowhere")
+    with pytest.raises(MaspError, match="does not start"):
+        decoder.read(str(images / "00000.png"), None, None)
 
 
 def test_several_tasks_share_one_prefix_and_words_are_written(tmp_path):

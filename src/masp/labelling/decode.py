@@ -14,10 +14,13 @@ from typing import Any
 
 from PIL import Image
 
-from masp.core.errors import ImageError
+from masp.core.errors import ImageError, MaspError
 from masp.data.images import Rounding, decode_image
 
 OK, MISSING, UNREADABLE, TOO_LARGE, CRASHED = "ok", "missing", "unreadable", "too_large", "crashed"
+HOME = __name__
+"""The module whose `serve` the process runs."""
+READY = b"ready\n"
 STATUSES = (OK, MISSING, UNREADABLE, TOO_LARGE, CRASHED)
 
 
@@ -61,7 +64,11 @@ class Decoder:
         self._process: subprocess.Popen[bytes] | None = None
 
     def read(self, uri: str, offset: int | None, size: int | None) -> Decoded:
-        """The image at a place; never raises because of an image."""
+        """The image at a place; never raises because of an image.
+
+        Raises:
+            MaspError: the process cannot be started.
+        """
         if size is not None and size > self._limits.max_bytes:
             return Decoded(None, TOO_LARGE, f"{size:,} bytes, more than {self._limits.max_bytes:,}")
         process = self._started()
@@ -89,11 +96,15 @@ class Decoder:
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
-            words = [sys.executable, "-c", f"from {__name__} import serve; serve()"]
+            words = [sys.executable, "-c", f"from {HOME} import serve; serve()"]
             environment = {"PYTHONPATH": ":".join(filter(None, sys.path))}
             self._process = subprocess.Popen(
                 words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **environment}
             )
+            assert self._process.stdout is not None
+            if self._process.stdout.readline() != READY:  # its start is no image's fault
+                self.close()
+                raise MaspError("the process that reads images does not start", "", "Its own message stands above.")
         return self._process
 
     def _asked(self, process: subprocess.Popen[bytes], request: dict[str, Any]) -> Decoded:
@@ -112,6 +123,8 @@ class Decoder:
 def serve() -> None:
     """The process: answers every request on standard input."""
     out = sys.stdout.buffer
+    out.write(READY)
+    out.flush()
     for line in sys.stdin.buffer:
         image, answer = _decoded(json.loads(line))
         out.write(json.dumps(answer).encode() + b"\n")

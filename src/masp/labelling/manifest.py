@@ -21,7 +21,7 @@ from masp.core.errors import DataError, UsageError
 from masp.data.images import SUFFIXES
 
 MANIFEST, NOTE = "manifest", "manifest.json"
-CHUNK, SHARD = 1024, 1_000_000
+CHUNK, SHARD = 1024, 1_024_000
 FORMAT = 1
 COLUMNS = pa.schema(
     [("id", pa.int64()), ("uri", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("modified", pa.int64())]
