@@ -96,6 +96,7 @@ BASES: Mapping[str, str] = {
     "BaseModel": "a record that pydantic checks; records in one file may share a base",
     "Settings": "a section of settings, which pydantic checks",
     "NamedTuple": "a record",
+    "Harness": "lmms-eval finds what a model does by its class",
     "Engine": "vLLM finds what a model does by its class",
     "Processor": "vLLM finds what a model's processor does by its class",
     "Info": "vLLM finds what a model's processor knows by its class",

@@ -165,7 +165,7 @@ def test_an_image_that_kills_its_decoder_costs_itself_alone(tmp_path, adapter, m
         "from masp.labelling import decode\n"
         "plain = decode.read_bytes\n"
         "def read(uri, *rest):\n"
-        "    if 'kills' in uri: os.abort()\n"
+        "    if 'poison' in uri: os.abort()\n"
         "    if 'hangs' in uri: time.sleep(600)\n"
         "    return plain(uri, *rest)\n"
         "decode.read_bytes = read\n"
@@ -174,7 +174,7 @@ def test_an_image_that_kills_its_decoder_costs_itself_alone(tmp_path, adapter, m
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.setattr(decode, "HOME", "fragile")
     images = write_images(tmp_path / "images", 3)
-    (images / "00001.png").rename(images / "00001-kills.png")
+    (images / "00001.png").rename(images / "00001-poison.png")
     decoder = Decoder(Limits(None, "nearest", 10**6, 60.0))
     found = [decoder.read(str(file), None, None) for file in sorted(images.iterdir())]
     assert [one.status for one in found] == ["ok", "crashed", "ok"]

@@ -21,6 +21,12 @@ data_app.command("split", no_args_is_help=True, epilog=split_data.EXAMPLES)(spli
 data_app.command(
     "import", no_args_is_help=True, epilog="Example: `masp data import owner/name --out photos --limit 1000`"
 )(import_data.import_data)
+data_app.command("vecbench", no_args_is_help=True, epilog="Example: `masp data vecbench test_8k.jsonl --out vecbench`")(
+    import_data.vecbench
+)
+data_app.command("lmms-eval", no_args_is_help=True, epilog="Example: `masp data lmms-eval EmoSet --out task`")(
+    import_data.lmms_eval
+)
 
 
 @data_app.command(no_args_is_help=True, epilog="Example: `masp data make scenes --images 500 --seed 7`")
