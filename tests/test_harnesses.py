@@ -110,22 +110,30 @@ def test_vecbench_becomes_a_table_for_each_task(tmp_path, capsys):
     lines.append(row("EmoSet-8", "file://" + str(tmp_path / "3.jpg"), "awe", ["awe", "fear"]))
     (tmp_path / "test.jsonl").write_text("\n".join(lines))
     with pytest.raises(SystemExit) as end:
-        main(["data", "vecbench", str(tmp_path / "test.jsonl"), "--out", str(tmp_path / "out")])
+        main(["data", "vecbench", str(tmp_path / "test.jsonl")])
     assert end.value.code == 0
     assert "FI-2 3, EmoSet-8 1" in capsys.readouterr().err
-    dataset = open_dataset(tmp_path / "out" / "FI-2.csv")
+    dataset = open_dataset(tmp_path / "FI-2.csv")
     assert [(one.path.name, one.label) for one in dataset.splits["test"]] == [
         ("0.jpg", "positive"),
         ("1.jpg", "negative"),
         ("2.jpg", "positive"),
     ]
-    assert (tmp_path / "out" / "EmoSet-8.csv").read_text().splitlines()[1] == f"{tmp_path / '3.jpg'},awe,test"
+    assert (tmp_path / "EmoSet-8.csv").read_text().splitlines()[1] == "3.jpg,awe,test"
 
 
 @pytest.mark.parametrize(
-    "line", ["{", "[]", '{"task": "FI-2"}', row("FI-2", "a.jpg", "joy", ["fear"]), row("../x", "a.jpg", "joy", ["joy"])]
+    "line",
+    [
+        "{",
+        "[]",
+        '{"task": "FI-2"}',
+        row("FI-2", "a.jpg", "joy", ["fear"]),
+        row("../x", "a.jpg", "joy", ["joy"]),
+        row("x", "/etc/a.jpg", "joy", ["joy"]),
+    ],
 )
 def test_rows_that_are_not_vecbenchs_are_refused(tmp_path, line):
     (tmp_path / "test.jsonl").write_text(row("FI-2", "a.jpg", "joy", ["joy"]) + "\n" + line)
     with pytest.raises(DataError, match="line 2"):
-        write_tables(tmp_path / "test.jsonl", tmp_path / "out")
+        write_tables(tmp_path / "test.jsonl")

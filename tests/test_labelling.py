@@ -323,7 +323,7 @@ def kill_one(process: subprocess.Popen, kind: str) -> bool:
 def test_kills_at_any_moment_lose_nothing_and_label_nothing_twice(tmp_path, adapter):
     """Seeded kills of driver, actor and raylet; the rows are those of a run that nobody disturbed."""
     kills = int(os.environ.get("MASP_KILLS", "3"))
-    write_manifest([str(write_images(tmp_path / "images", 200))], tmp_path / "out", 4, 200)
+    write_manifest([str(write_images(tmp_path / "images", 120))], tmp_path / "out", 4, 120)
     (tmp_path / "calm").mkdir()
     for name in ("manifest", "manifest.json"):
         (tmp_path / "calm" / name).symlink_to(tmp_path / "out" / name)
@@ -338,7 +338,7 @@ def test_kills_at_any_moment_lose_nothing_and_label_nothing_twice(tmp_path, adap
         process.wait(300)
     assert ray_run(tmp_path / "out", adapter).wait(600) == 0
     assert rows(tmp_path / "out") == rows(tmp_path / "calm")
-    assert len(rows(tmp_path / "out")) == 200
+    assert len(rows(tmp_path / "out")) == 120
 
 
 @needs_ray

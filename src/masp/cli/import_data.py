@@ -31,18 +31,17 @@ def import_data(
 
 def vecbench(
     file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help="VECBench's file, such as test_8k.jsonl.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="A folder for the tables.")],
     images: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="What paths of images are seen from. Default: FILE's folder.")
+        Path | None, typer.Option(metavar="DIR", help="The images' folder, which gets the tables. Default: FILE's.")
     ] = None,
 ) -> None:
-    """Write a table for each of VECBench's tasks: `masp evaluate --data DIR/EmoSet-8.csv` reads it."""
+    """Write a table for each of VECBench's tasks: `masp evaluate --data EmoSet-8.csv` reads it."""
     from masp.cli.console import say
     from masp.data.readers.vecbench import write_tables
 
-    counts = write_tables(file, out, images)
+    counts = write_tables(file, images)
     say(", ".join(f"{task} {count:,}" for task, count in counts.items()))
-    typer.echo(str(out))
+    typer.echo(str(images or file.parent))
 
 
 def lmms_eval(

@@ -77,6 +77,7 @@ class Decoder:
         try:
             return self._asked(process, {"uri": uri, "offset": offset, "size": size, **self._how()})
         except (OSError, ValueError, KeyError):
+            process.kill()  # one that answers nonsense is still there
             code = process.wait()
             self.close()
             return Decoded(None, CRASHED, f"the decoder ended with {code} or took over {self._limits.seconds:g} s")

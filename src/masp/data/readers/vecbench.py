@@ -15,13 +15,12 @@ from masp.core.errors import DataError
 from masp.core.labels import spelled
 
 
-def write_tables(file: Path, out: Path, images: Path | None = None) -> dict[str, int]:
+def write_tables(file: Path, images: Path | None = None) -> dict[str, int]:
     """Write a table of path, label and split for each task, which every command reads as a data set.
 
     Args:
         file: the JSONL file, such as `test_8k.jsonl`.
-        out: a folder for the tables.
-        images: what relative paths of images are seen from; None: the file's folder.
+        images: the folder of the images, which gets the tables: a table names images below itself. None: the file's.
 
     Returns:
         Task → number of images.
@@ -33,6 +32,7 @@ def write_tables(file: Path, out: Path, images: Path | None = None) -> dict[str,
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read ({error})", "VECBench's JSONL file", "Check the path.") from None
+    home = (images or file.parent).absolute()
     tasks: dict[str, list[tuple[str, str, str]]] = {}
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -41,12 +41,15 @@ def write_tables(file: Path, out: Path, images: Path | None = None) -> dict[str,
             except (ValueError, KeyError, TypeError, IndexError) as error:
                 what = "task, ground_truth, candidates and an image in conversations"
                 raise DataError(f"{file}, line {number}: {error!r:.100}", what) from None
-            tasks.setdefault(task, []).append((str((images or file.parent).absolute() / path), label, "test"))
-    out.mkdir(parents=True, exist_ok=True)
+            if not (home / path).is_relative_to(home):
+                raise DataError(
+                    f"{file}, line {number}: {path} is not below {home}", "images below one folder", "Name it."
+                )
+            tasks.setdefault(task, []).append((str((home / path).relative_to(home)), label, "test"))
     for task, rows in tasks.items():
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([("path", "label", "split"), *rows])
-        write_file(out / f"{task}.csv", text.getvalue().encode())
+        write_file(home / f"{task}.csv", text.getvalue().encode())
     return {task: len(rows) for task, rows in tasks.items()}
 
 
