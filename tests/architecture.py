@@ -37,7 +37,7 @@ ROWS = (
     ),
     ("masp.baselines",),
     ("masp.report",),
-    ("masp.demo", "masp.reproduce"),
+    ("masp.serving", "masp.labelling", "masp.demo", "masp.reproduce"),
     ("masp.cli",),
     ("masp.__main__",),
 )
@@ -70,7 +70,8 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "pickle": (),
     "pillow_heif": ("masp.data.images",),
     "pickletools": ("masp.adapters.pickled",),
-    "pyarrow": ("masp.data.tables",),
+    "pyarrow": ("masp.data.tables", "masp.labelling"),
+    "ray": ("masp.labelling.run",),
     "requests": (),
     "rich": ("masp.core.runtime", "masp.cli", "masp.demo", "masp.reproduce"),
     "scipy": ("masp.evaluation",),
@@ -79,7 +80,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "torchvision": (),
     "transformers": ("masp.backbones",),
     "typer": ("masp.cli",),
-    "urllib": (),
+    "urllib": ("masp.serving.vllm_client",),
     "yaml": ("masp.core.config",),
 }
 
@@ -95,6 +96,10 @@ BASES: Mapping[str, str] = {
     "BaseModel": "a record that pydantic checks; records in one file may share a base",
     "Settings": "a section of settings, which pydantic checks",
     "NamedTuple": "a record",
+    "Harness": "lmms-eval finds what a model does by its class",
+    "Engine": "vLLM finds what a model does by its class",
+    "Processor": "vLLM finds what a model's processor does by its class",
+    "Info": "vLLM finds what a model's processor knows by its class",
     "StrEnum": "names",
 }
 

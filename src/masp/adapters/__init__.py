@@ -22,7 +22,15 @@ from masp.adapters.info import (
     read_info,
     resolve,
 )
-from masp.adapters.store import Adapter, check_reading, load_adapter, read_prompt, save_adapter, tensors_sha256
+from masp.adapters.store import (
+    Adapter,
+    check_reading,
+    load_adapter,
+    read_aspects,
+    read_prompt,
+    save_adapter,
+    tensors_sha256,
+)
 
 __all__ = [
     "Adapter",
@@ -42,6 +50,7 @@ __all__ = [
     "portable",
     "publish",
     "push_to_hub",
+    "read_aspects",
     "read_info",
     "read_prompt",
     "record_result",

@@ -187,6 +187,20 @@ def read_prompt(folder: str | Path, task: str | None = None) -> tuple[AdapterInf
     return info.for_task(name), read_tensors(path, info)[PROMPT if name is None else task_tensor(name)]
 
 
+def read_aspects(folder: str | Path) -> tuple[AdapterInfo, AspectModules]:
+    """The description and the aspect modules in fp32 on the CPU, for use without the backbone.
+
+    Raises:
+        AdapterError: it is damaged, or holds no aspects itself.
+    """
+    path, info = resolve(folder), read_info(folder)
+    if "aspects" not in info.parts:
+        raise AdapterError(f"the adapter {folder} holds no aspect modules", "one with a copy of its aspects")
+    modules = _filled(info, read_tensors(path, info))
+    _check_hashes(info, modules, f"the adapter {path} itself")
+    return info, modules
+
+
 def without_places(info: AdapterInfo) -> AdapterInfo:
     """The description as it may travel: in the newest format, its backbone named without a path."""
     backbone = info.backbone.model_copy(update={"name": portable(info.backbone.name)})

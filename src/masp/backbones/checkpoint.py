@@ -3,9 +3,12 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from logging import getLogger
+from pathlib import Path
 from typing import Any
 from warnings import catch_warnings, filterwarnings
 
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
@@ -89,3 +92,20 @@ def quiet_loading() -> Iterator[None]:
         placing.setLevel(level)
         if enabled:
             logging.enable_progress_bar()
+
+
+def tensors_below(folder: Path, mark: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint with `mark` in their names, named by what follows it; nothing else is read.
+
+    Raises:
+        BackboneError: a file is no safetensors file, or is cut short.
+    """
+    found: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt") as source:
+                names = [name for name in source.keys() if mark in name]  # noqa: SIM118
+                found |= {name.partition(mark)[2]: source.get_tensor(name) for name in names}
+        except SafetensorError as error:
+            raise BackboneError(f"{file.name} is no safetensors file: {error}", "", "Fetch it again.") from None
+    return found

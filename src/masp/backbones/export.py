@@ -110,28 +110,47 @@ def export_embedding_rows(
             or another backbone.
         BackboneError: a backbone that cannot be found, or is of a family that the export does not know.
     """
-    target = Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise AdapterError(f"--out {target} is not an empty folder", "a new place", "Name another --out.")
+    target = new_folder(out)
     folder = find_adapter(adapter, revision)
     info, vectors = read_prompt(folder, task)
     if info.aspects:
         raise AdapterError(
             f"{adapter} was trained with aspects, which are read from each image anew: no embedding row can hold them",
             "a soft prompt that was trained without (V+S)",
-            "Train one with 'masp train prompt --aspects none', or serve this one with masp.",
+            "Export this one with --as vllm, or train one with 'masp train prompt --aspects none'.",
         )
     name = backbone or backbone_place(folder, info)
     files = find(name, backbone_commit(name, info))
-    _check(info, files, accept)
+    check_exportable(info, files, accept)
     method = info.method.resolved()
     question = info.asked().ask_emotion(render_labels(info.labels, method.label_list or "comma"))
-    notes = partial(_notes, info, question)
-    return export_rows(files, vectors, method.prompt_places == "both", question, target, notes)
+    finish = partial(_write_notes, info, question)
+    return export_rows(files, vectors, method.prompt_places == "both", question, target, finish)
 
 
-def _check(info: AdapterInfo, files: BackboneFiles, accept: Collection[str]) -> None:
-    """Whether the soft prompt means the same in this checkpoint and in other engines."""
+def exportable() -> list[str]:
+    """Families whose chat template puts text directly behind the image, where the soft prompt stands."""
+    return [name for name, family in FAMILIES.items() if family.exports]
+
+
+def new_folder(out: str | Path) -> Path:
+    """The folder, once it is certain that it is new or empty.
+
+    Raises:
+        AdapterError: it is not.
+    """
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise AdapterError(f"--out {target} is not an empty folder", "a new place", "Name another --out.")
+    return target
+
+
+def check_exportable(info: AdapterInfo, files: BackboneFiles, accept: Collection[str] = ()) -> None:
+    """Whether the soft prompt means the same in this checkpoint and in other engines.
+
+    Raises:
+        AdapterError: another backbone, one that is read otherwise, or positions that other engines do not use.
+    """
     if files.fingerprint != info.backbone.fingerprint:
         raise AdapterError(
             f"the adapter was trained on {info.backbone.name} ({info.backbone.fingerprint[:12]}…)",
@@ -154,7 +173,7 @@ def export_rows(
     both_places: bool,
     question: str,
     out: Path,
-    notes: Callable[[ExportedRows], Mapping[str, str]],
+    finish: Callable[[Path, ExportedRows], None],
 ) -> ExportedRows:
     """Write a copy of a checkpoint whose embedding matrix holds the soft prompt; whole or not at all.
 
@@ -164,17 +183,16 @@ def export_rows(
         both_places: whether it also stands before the image.
         question: the question, for the exact text.
         out: a folder that does not exist or is empty.
-        notes: texts to lay beside the weights, by file name.
+        finish: lays more beside the weights, before the folder gets its name.
 
     Raises:
         BackboneError: the family's template is not known here, or files that are not as expected.
         OSError: the folder cannot be written.
     """
-    known_families = [name for name, family in FAMILIES.items() if family.exports]
-    if files.model_type not in known_families:
+    if files.model_type not in exportable():
         raise BackboneError(
             f"where the soft prompt stands in the text of the family '{files.model_type}' is not known to the export",
-            f"one of {', '.join(known_families)}",
+            f"one of {', '.join(exportable())}",
             "Serve it with masp instead.",
         )
     matrices = _matrices(files)
@@ -195,13 +213,12 @@ def export_rows(
         dtype=matrices.dtype,
         before_image=before,
         after_image=after,
-        prompt=_rendered(tokenizer, chat_template(files, tokenizer.chat_template), before, after),
+        prompt=rendered_prompt(tokenizer, chat_template(files, tokenizer.chat_template), before, after),
     )
 
     def fill(partial: Path) -> None:
         _fill(partial, files.folder, matrices, made, vectors)
-        for name, text in notes(made).items():
-            (partial / name).write_text(text, encoding="utf-8")
+        finish(partial, made)
 
     write_folder(out, fill)
     return made
@@ -215,10 +232,10 @@ def _fill(folder: Path, source: Path, matrices: _Matrices, made: ExportedRows, v
             grown += rewrite(path, folder / path.name, changes[path.name])
         else:
             shutil.copyfile(path, folder / path.name)
-    _edit_json(folder / INDEX, lambda index: _with_size(index, grown))
-    _edit_json(folder / "config.json", lambda config: _with_rows(config, made.rows))
+    edit_json(folder / INDEX, lambda index: _with_size(index, grown))
+    edit_json(folder / "config.json", lambda config: _with_rows(config, made.rows))
     suppressed = "suppress_tokens"
-    _edit_json(
+    edit_json(
         folder / "generation_config.json", lambda old: {**old, suppressed: [*(old.get(suppressed) or []), *made.ids]}
     )
     _add_tokens(folder, made)
@@ -317,7 +334,7 @@ def _matrices(files: BackboneFiles) -> _Matrices:
     return _Matrices((file, name), head, matrix.get_shape()[0], head is None or bool(tied), matrix.get_dtype())
 
 
-def _rendered(tokenizer: Any, template: str, before: str, after: str) -> str:
+def rendered_prompt(tokenizer: Any, template: str, before: str, after: str) -> str:
     """The whole prompt, by the checkpoint's own template; with Qwen's system turn where it adds none."""
     parts = [{"type": "text", "text": before}] * bool(before) + [{"type": "image"}, {"type": "text", "text": after}]
     messages: list[dict[str, Any]] = [{"role": "user", "content": parts}]
@@ -329,7 +346,7 @@ def _rendered(tokenizer: Any, template: str, before: str, after: str) -> str:
     return text if "<|im_start|>system" in text else render([{"role": "system", "content": SYSTEM_TURN}, *messages])
 
 
-def _edit_json(file: Path, change: Any) -> None:
+def edit_json(file: Path, change: Any) -> None:
     """Change the object in a file, where there is such a file."""
     if file.is_file():
         file.write_text(json.dumps(change(read_json(file)), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -361,15 +378,15 @@ def _add_tokens(folder: Path, made: ExportedRows) -> None:
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     new = {str(token_id): {"content": token, **flags} for token_id, token in zip(made.ids, made.tokens, strict=True)}
     listed = [{"id": int(token_id), **token} for token_id, token in new.items()]
-    _edit_json(folder / "tokenizer.json", lambda old: {**old, "added_tokens": [*old.get("added_tokens", []), *listed]})
+    edit_json(folder / "tokenizer.json", lambda old: {**old, "added_tokens": [*old.get("added_tokens", []), *listed]})
 
     def extended(config: dict[str, Any]) -> dict[str, Any]:
         decoder = config.get("added_tokens_decoder")
         return config if decoder is None else {**config, "added_tokens_decoder": {**decoder, **new}}
 
-    _edit_json(folder / "tokenizer_config.json", extended)
+    edit_json(folder / "tokenizer_config.json", extended)
     by_name = dict(zip(made.tokens, made.ids, strict=True))
-    _edit_json(folder / "added_tokens.json", lambda old: {**old, **by_name})
+    edit_json(folder / "added_tokens.json", lambda old: {**old, **by_name})
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     found = tokenizer("".join(made.tokens), add_special_tokens=False).input_ids
     if found != made.ids:
@@ -380,11 +397,12 @@ def _add_tokens(folder: Path, made: ExportedRows) -> None:
         )
 
 
-def _notes(info: AdapterInfo, question: str, made: ExportedRows) -> dict[str, str]:
-    """What lies beside the weights for whoever serves them: the same for machines and for people."""
+def _write_notes(info: AdapterInfo, question: str, folder: Path, made: ExportedRows) -> None:
+    """Write what whoever serves the weights needs: the same for machines and for people."""
     note = {"tokens": made.tokens, "ids": made.ids, "before_image": made.before_image, "after_image": made.after_image}
     note |= {"prompt": made.prompt, "question": question, "labels": info.labels, "suppress": made.ids}
-    return {NOTE: json.dumps(note, indent=2, ensure_ascii=False) + "\n", CARD: _readme(info, made)}
+    (folder / NOTE).write_text(json.dumps(note, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(_readme(info, made), encoding="utf-8")
 
 
 def _readme(info: AdapterInfo, made: ExportedRows) -> str:

@@ -8,11 +8,18 @@ import torch
 from jaxtyping import Int
 from PIL.Image import Image
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 
 from masp.backbones.chat import Picture, Turn, rendered
-from masp.backbones.checkpoint import image_processor, load_image_processor, load_model, load_tokenizer
+from masp.backbones.checkpoint import image_processor, load_image_processor, load_model, load_tokenizer, tensors_below
 from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles
 from masp.backbones.hf_backbone import FamilyParts, HFBackbone
@@ -21,6 +28,10 @@ from masp.backbones.qwen2_vl_vision import BatchedVisionAttention, MatrixPatchEm
 from masp.core.errors import BackboneError
 from masp.core.types import ImageLayout, Pixels, VisualTokens
 
+TOWERS: Mapping[str, tuple[Any, Any]] = {
+    "qwen2_vl": (Qwen2VisionTransformerPretrainedModel, Qwen2VLConfig),
+    "qwen2_5_vl": (Qwen2_5_VisionTransformerPretrainedModel, Qwen2_5_VLConfig),
+}
 MODELS = {"qwen2_vl": Qwen2VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
 SYSTEM_TURN = "You are a helpful assistant."  # what Qwen's own template says when it is asked for nothing else
 IMAGE, OPENS, CLOSES = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
@@ -41,6 +52,26 @@ def load(files: BackboneFiles, place: Placement) -> HFBackbone:
         native=grid_positions,
     )
     return HFBackbone(files, parts)
+
+
+def load_vision(files: BackboneFiles, dtype: torch.dtype, device: torch.device) -> "QwenVision":
+    """The vision tower of a folder without the language model, frozen: what computes V elsewhere.
+
+    Raises:
+        BackboneError: another family, or a checkpoint without the tower's weights.
+    """
+    if files.model_type not in TOWERS:
+        raise BackboneError(f"the backbone '{files.name}' is of the family '{files.model_type}'", " or ".join(TOWERS))
+    kind, config = TOWERS[files.model_type]
+    tower: Any = kind(config.from_pretrained(files.folder).vision_config)
+    weights = tensors_below(files.folder, "visual.")
+    try:
+        tower.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise BackboneError(f"the vision tower of '{files.name}' does not fit: {error}", "a whole checkpoint") from None
+    tower = tower.to(device, dtype).eval().requires_grad_(False)
+    tower.set_attn_implementation("sdpa")
+    return QwenVision(tower, load_image_processor(files, Qwen2VLImageProcessorPil))
 
 
 def turn(tokenizer: Any, system: str | None) -> Turn:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from masp.cli.console import printable, results, say
-from masp.cli.options import Accept, AdapterRevision, BackboneOfAdapter, Task, accepted
+from masp.cli.options import Accept, AdapterRevision, BackboneOfAdapter, Task, accepted, refuse
 from masp.core.errors import UsageError, counted
 
 if TYPE_CHECKING:
@@ -102,7 +102,11 @@ def combine(
 
 
 EXPORT_EXAMPLES = """
-Example: `masp export --as embedding-rows --adapter runs/plain --out qwen-with-emotions`
+Examples:
+
+`masp export --as vllm --adapter runs/first --out for-vllm`
+
+`masp export --as embedding-rows --adapter runs/plain --out qwen-with-emotions`
 """
 
 
@@ -110,27 +114,40 @@ class ExportFormat(StrEnum):
     """What a soft prompt can be exported as."""
 
     embedding_rows = "embedding-rows"
+    vllm = "vllm"
+    vllm_model = "vllm-model"
 
 
 def export(
     form: Annotated[
         ExportFormat,
-        typer.Option("--as", help="*embedding-rows*: more tokens in a copy of the backbone's embedding matrix."),
+        typer.Option(
+            "--as",
+            help="*embedding-rows*: more tokens in a copy of the backbone's embedding matrix, without aspects. *vllm*: "
+            "adapter, chat template and note for an unmodified vLLM and masp's client. *vllm-model*: a copy of the "
+            "backbone for vLLM with masp installed beside it, which computes the aspects in the engine.",
+        ),
     ],
-    adapter: Annotated[str, typer.Option(metavar="DIR|ID", help="A soft prompt that was trained without aspects.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for the copy of the backbone.")],
+    adapter: Annotated[str, typer.Option(metavar="DIR|ID", help="What was trained; all tasks of it for vLLM.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder.")],
     backbone: BackboneOfAdapter = None,
     adapter_revision: AdapterRevision = None,
     task: Task = None,
     accept: Accept = None,
 ) -> None:
-    """Write a copy of the backbone that holds the soft prompt, so that any engine can serve it (V+S, no reasons).
+    """Write what another engine needs to serve an adapter: with aspects in vLLM, without them (V+S) in any engine.
 
-    The README in the copy holds the exact text to send.
+    The README in the new folder says what to start and what to send.
     """
     from masp.backbones.export import export_embedding_rows
 
-    assert form is ExportFormat.embedding_rows
+    if form is not ExportFormat.embedding_rows:
+        from masp.serving.vllm_export import export_vllm
+
+        refuse({"--task": task}, f"with --as {form.value}", "no task, as all are exported")
+        in_engine = form is ExportFormat.vllm_model
+        typer.echo(str(export_vllm(adapter, out, backbone, adapter_revision, accepted(accept), in_engine)))
+        return
     made = export_embedding_rows(adapter, out, backbone, adapter_revision, task, accepted(accept))
     grown = made.rows - made.rows_before
     where = f"{grown} rows were added" if grown else "spare rows were enough"

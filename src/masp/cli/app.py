@@ -13,6 +13,7 @@ import typer
 from masp import __version__
 from masp.cli import adapters, bench, data, evaluate, predict, research, train
 from masp.cli.error_handling import guarded
+from masp.cli.label import label_app
 from masp.core import runtime
 from masp.core.errors import UsageError
 
@@ -29,6 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data.data_app, name="data")
+app.add_typer(label_app, name="label")
 app.command()(research.demo)
 app.command(no_args_is_help=True, epilog=train.EXAMPLES)(train.train)
 app.command(no_args_is_help=True, epilog=evaluate.EXAMPLES)(evaluate.evaluate)

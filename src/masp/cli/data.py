@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from masp.cli import harness
 from masp.cli.console import counting, counts_table, plain_table, printable, results, say, waiting
 from masp.cli.error_handling import FAILED
 from masp.cli.options import Accept, Device, Dtype, DtypeOption, Revision, accepted
@@ -481,6 +482,12 @@ data_app.command("split", no_args_is_help=True, epilog=SPLIT_EXAMPLES)(split_dat
 data_app.command(
     "import", no_args_is_help=True, epilog="Example: `masp data import owner/name --out photos --limit 1000`"
 )(import_data)
+data_app.command(
+    "vecbench", no_args_is_help=True, epilog="Example: `masp data vecbench test_8k.jsonl --images images`"
+)(vecbench)
+data_app.command("lmms-eval", no_args_is_help=True, epilog="Example: `masp data lmms-eval EmoSet --out task`")(
+    harness.lmms_eval
+)
 
 
 @data_app.command(no_args_is_help=True, epilog="Example: `masp data make scenes --images 500 --seed 7`")

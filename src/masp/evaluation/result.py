@@ -356,7 +356,9 @@ def _object(line: str, where: str) -> dict[str, Any]:
     try:
         content = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON ({error})", "a JSON object per line", "See docs/reference/results.md.") from None
+        raise DataError(
+            f"{where} is not JSON ({error})", "a JSON object per line", "See docs/reference/results.md."
+        ) from None
     if not isinstance(content, dict):
         raise DataError(f"{where} is {shown(content)}", "a JSON object", "See docs/reference/results.md.")
     return content

@@ -1,0 +1,201 @@
+"""Labelling on Ray: the memory of a manifest, throughput against `masp predict`, and seeded kills.
+
+Everything runs as a user would run it, in processes of its own, on the embedded backbone and emoji scenes, on one
+machine. Kills are seeded; after each the same command is given again. Parts are written to the file as they finish.
+
+    pip install 'masp[ray]'
+    python benchmarks/labelling.py WORK_FOLDER --images 2000 --kills 100
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+from random_backbone import machine
+
+from masp.adapters.info import library_versions
+from masp.labelling.manifest import write_manifest
+
+RESULT = Path(__file__).parent / "results" / "labelling.json"
+CHUNK = 32
+KINDS = ("driver", "actor", "raylet")
+MARKS = {"actor": "ray::MapWorker", "raylet": "raylet/raylet"}
+
+
+def images(work: Path, count: int) -> Path:
+    """Emoji scenes as PNG files."""
+    folder = work / f"images-{count}"
+    if not folder.exists():
+        from masp.data.emoji.dataset import write_dataset
+
+        write_dataset(folder, images=count, seed=1)
+    return folder / "image"
+
+
+def start(folder: Path) -> "subprocess.Popen[bytes]":
+    """`masp label run` in a session of its own."""
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    words = [sys.executable, "-m", "masp", "label", "run", str(folder), "--device", "cpu"]
+    return subprocess.Popen(words, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+
+
+def parts(folder: Path) -> list[Path]:
+    """The finished files of labels."""
+    return sorted((folder / "labels").rglob("part-*.parquet"))
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """All rows in the order of the images."""
+    return pa.concat_tables([parquet.read_table(part) for part in parts(folder)]).sort_by("id").to_pylist()
+
+
+def below(parent: int) -> dict[int, str]:
+    """Processes below one, with their command lines."""
+    found: dict[int, tuple[int, str]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                found[int(entry.name)] = (int((entry / "stat").read_text().rpartition(")")[2].split()[1]), line)
+            except (OSError, ValueError):
+                continue
+    inside = {parent}
+    while more := {pid for pid, (above, _) in found.items() if above in inside} - inside:
+        inside |= more
+    return {pid: found[pid][1] for pid in inside - {parent} if pid in found}
+
+
+def kill(process: "subprocess.Popen[bytes]", kind: str) -> bool:
+    """SIGKILL to the driver, an actor or the raylet; whether there was one. Without driver or raylet all of it ends."""
+    under = below(process.pid)
+    chosen = [process.pid] if kind == "driver" else [pid for pid, line in under.items() if MARKS[kind] in line]
+    for pid in [*chosen[:1], *([] if kind == "actor" else under)]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    return bool(chosen)
+
+
+def kills(work: Path, source: Path, calm: list[dict[str, Any]], count: int) -> dict[str, Any]:
+    """Seeded kills at moments that are drawn; the rows at the end against those of a run that nobody disturbed."""
+    draw, done, again, number, finished = random.Random(0), Counter[str](), 0, 0, 0
+    folder = work / "killed"
+    while sum(done.values()) < count:
+        folder = work / f"killed-{number}"
+        number += 1
+        write_manifest([str(source)], folder, CHUNK, 100 * CHUNK)
+        while sum(done.values()) < count:
+            process, before = start(folder), len(parts(folder))
+            goal = before + draw.randint(0, 6)
+            while process.poll() is None and len(parts(folder)) < goal:
+                time.sleep(0.02)
+            time.sleep(draw.random())
+            kind = KINDS[sum(done.values()) % 3]
+            if process.poll() is None and kill(process, kind):
+                done[kind] += 1
+                again += CHUNK  # at most the chunk that an actor was at
+            process.wait()
+            if len(parts(folder)) == -(-len(calm) // CHUNK):
+                break
+        assert start(folder).wait() == 0
+        found = rows(folder)
+        assert found == calm, f"the rows of {folder} are others"
+        assert len({row["id"] for row in found}) == len(found)
+        finished += 1
+        print(f"{sum(done.values())} of {count} kills, {finished} runs with the rows of a calm one", flush=True)
+    return {"kills": dict(done), "runs": finished, "lost": 0, "twice": 0, "images_computed_again_at_most": again}
+
+
+def throughput(work: Path, source: Path, repeats: int) -> dict[str, Any]:
+    """`masp predict` and `masp label run` in turn, start to end, and inside a run by the times of its files."""
+    found: dict[str, list[float]] = {"predict": [], "label": [], "label, first to last file": []}
+    count = sum(1 for _ in source.rglob("*.jpg"))
+    for repeat in range(repeats):
+        began = time.monotonic()
+        words = [sys.executable, "-m", "masp", "predict", str(source), "--no-explain", "--json", "--device", "cpu"]
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        found["predict"].append(count / (time.monotonic() - began))
+        folder = work / f"rate-{repeat}"
+        write_manifest([str(source)], folder, CHUNK, 100 * CHUNK)
+        began = time.monotonic()
+        assert start(folder).wait() == 0
+        found["label"].append(count / (time.monotonic() - began))
+        said = json.loads(
+            subprocess.run(
+                [sys.executable, "-m", "masp", "label", "status", str(folder), "--json"],
+                check=True, capture_output=True, text=True,
+            ).stdout
+        )  # fmt: skip
+        found["label, first to last file"].append(said["rate"])
+    return {"images": count, "images_per_second": found, "median": {key: median(all_) for key, all_ in found.items()}}
+
+
+_PLANS = """
+import re, sys
+from masp.labelling.manifest import write_manifest
+write_manifest([sys.argv[1]], sys.argv[2], 1000, 1_000_000)
+print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+"""
+
+
+def manifest_memory(work: Path, counts: tuple[int, ...]) -> dict[str, int]:
+    """Peak memory, bytes, of a process that plans so many images."""
+    peaks = {}
+    for count in counts:
+        file = work / "list.txt"
+        with file.open("w") as out:
+            out.writelines(f"/images/{number:09}.jpg\n" for number in range(count))
+        words = [sys.executable, "-c", _PLANS, str(file), str(work / f"manifest-{count}")]
+        peaks[str(count)] = 1024 * int(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    return peaks
+
+
+def measure(work: Path, count: int, kill_count: int, repeats: int, memory: tuple[int, ...], out: Path) -> None:
+    """All parts; the file is written after each."""
+    content: dict[str, Any] = {
+        "command": f"python benchmarks/labelling.py WORK_FOLDER --images {count} --kills {kill_count}",
+        "machine": machine(),
+        "versions": library_versions() | {"ray": metadata.version("ray")},
+    }
+    work.mkdir(parents=True, exist_ok=True)
+    source = images(work, count)
+
+    def keep(name: str, found: Any) -> None:
+        content[name] = found
+        print(f"{name}: {found}", flush=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(content, indent=1) + "\n")
+
+    if memory:
+        keep("manifest_peak_memory", manifest_memory(work, memory))
+    if repeats:
+        keep("throughput", throughput(work, source, repeats))
+    if kill_count:
+        write_manifest([str(source)], work / "calm", CHUNK, 100 * CHUNK)
+        assert start(work / "calm").wait() == 0
+        keep("kills", kills(work, source, rows(work / "calm"), kill_count))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memory", type=int, nargs="*", default=[100_000, 10_000_000], help="images of the manifests")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    args = parser.parse_args()
+    measure(args.work, args.images, args.kills, args.repeats, tuple(args.memory), args.out)

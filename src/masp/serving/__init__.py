@@ -1,0 +1,1 @@
+"""Serving a trained adapter: over HTTP and in other engines."""
