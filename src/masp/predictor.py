@@ -16,6 +16,7 @@ from masp.adapters import (
     AdapterInfo,
     backbone_commit,
     backbone_place,
+    bound_as_trained,
     find_adapter,
     load_adapter,
     push_to_hub,
@@ -27,18 +28,13 @@ from masp.backbones.loading import find_supported, load_backbone
 from masp.core.config import MethodConfig
 from masp.core.errors import AdapterError, ImageError, UsageError, counted, did_you_mean
 from masp.core.label_mapping import label_set
-from masp.core.types import Domain, Pixels, VisualTokens
+from masp.core.types import Domain, Pixels, Prefix, VisualTokens
 from masp.data.images import open_image, shrink, to_rgb
 from masp.data.prefetch import prefetch, prepared
-from masp.model.explain import (
-    attention_to_aspects,
-    leave_one_out,
-    read_aspects,
-    taking_part,
-)
+from masp.model.explain import attention_to_aspects, leave_one_out, read_aspects, taking_part
 from masp.model.masp_model import MaspModel
 from masp.model.prediction import Failure, Prediction, Task, task_of, zero_shot_task
-from masp.model.scoring import generate, score
+from masp.model.scoring import generate, longest_answer, score
 
 EMBEDDED = "embedded"
 """Name of the shipped backbone and of the adapter that is shipped with it."""
@@ -134,7 +130,7 @@ class Masp:
             place = backbone or backbone_place(folder, info)
             commit = backbone_commit(place, info) if backbone_revision is None else backbone_revision
             backbone = load_backbone(place, commit, dtype, device)
-            _bound_as_trained(backbone, info)
+            bound_as_trained(backbone, info)
         parts = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects), accept)
         served = {key: _served(backbone, parts, key, question) for key, question in asked.items()}
         first = next(iter(served.values()))
@@ -174,20 +170,17 @@ class Masp:
     @property
     def model(self) -> MaspModel:
         """Backbone, aspects and the soft prompt of the task in use."""
-        return self._in_use().model
+        return self._chosen(self._name).model
 
     @property
     def task(self) -> Task:
         """What is asked in the task in use."""
-        return self._in_use().task
+        return self._chosen(self._name).task
 
     @property
     def info(self) -> AdapterInfo | None:
         """The adapter's description, as if it held the task in use alone."""
-        return self._in_use().info
-
-    def _in_use(self) -> Served:
-        return self._chosen(self._name)
+        return self._chosen(self._name).info
 
     def _chosen(self, name: str | None) -> Served:
         if name is None and None not in self._served:
@@ -204,10 +197,23 @@ class Masp:
             raise UsageError(f"this adapter has no task '{task}'", known, did_you_mean(task, self.tasks))
         return task
 
-    def _only(self, task: str | None) -> "Masp":
-        """This object with one task, or with the one in use now, sharing everything; no `use` reaches it."""
+    def for_task(self, task: str | None = None, labels: str | Sequence[str] | None = None) -> "Masp":
+        """This object with one task, or with the one in use now, sharing everything; no `use` reaches it.
+
+        Args:
+            task: Which; None: the one in use.
+            labels: Replaces the task's label set; see `from_pretrained`.
+
+        Raises:
+            DataError: Labels that cannot be told apart, or fewer than two.
+            UsageError: No such task or label set, or several tasks and none named.
+        """
         name = self._name if task is None else self._known(task)
         chosen = self._chosen(name)
+        if labels is not None:
+            given = label_set(labels)
+            asked = zero_shot_task(given) if chosen.info is None else task_of(chosen.info, given)
+            chosen = replace(chosen, task=asked)
         view = Masp(chosen.model, chosen.task, self.adapter, chosen.info)
         view._served, view._name = {name: chosen}, name
         return view
@@ -313,7 +319,7 @@ class Masp:
         """
         if task is not None and not isinstance(task, str):
             return self._mixed(images, explain, batch_size, task, on_error)
-        view = self._only(task)
+        view = self.for_task(task)
         if isinstance(images, str | Path | Image.Image):
             return view._batch([images], explain, on_error)[0]
         if batch_size < 1:
@@ -333,7 +339,7 @@ class Masp:
         if isinstance(images, str | Path | Image.Image) or len(images) != len(tasks):
             count = "one image" if isinstance(images, str | Path | Image.Image) else counted(len(images), "image")
             raise UsageError(f"a list of {counted(len(tasks), 'task')} for {count}", "a task for each image of a list")
-        by_task = {name: self._only(name) for name in tasks}  # a wrong name is refused before anything is computed
+        by_task = {name: self.for_task(name) for name in tasks}  # a wrong name is refused before anything is computed
         found: dict[int, Prediction | Failure] = {}
         for name, view in by_task.items():
             rows = [row for row, task in enumerate(tasks) if task == name]
@@ -361,7 +367,7 @@ class Masp:
         Yields:
             A prediction for each image, or a failure in the place of one that cannot be read.
         """
-        view = self._only(task)
+        view = self.for_task(task)
         asked, prepare = view.task, self.backbone.preprocess
         read = prefetch(paths, prepare, batch_size, workers, asked.longest_side, rounding=asked.rounding)
         for batch in read:
@@ -369,7 +375,8 @@ class Masp:
                 failed.index: Failure(str(failed.path), failed.reason) for failed in batch.failures
             }
             if batch.indices:
-                found = view._predicted(batch.pixels, [str(path) for path in batch.paths], explain)
+                visual, names = view.visual_tokens(batch.pixels), [str(path) for path in batch.paths]
+                found = view.predict_tokens(visual, names, explain)
                 results |= dict(zip(batch.indices, found, strict=True))
             for index in sorted(results):
                 yield results[index]
@@ -392,7 +399,8 @@ class Masp:
         if failed and on_error != "return":
             raise failed[min(failed)]
         fit = [place for place in places if place not in failed]
-        found = [] if pixels is None else self._predicted(pixels, [_name(images[place]) for place in fit], explain)
+        names = [_name(images[place]) for place in fit]
+        found = [] if pixels is None else self.predict_tokens(self.visual_tokens(pixels), names, explain)
         said = {place: Failure(_name(images[place]), error.reason) for place, error in failed.items()}
         said |= dict(zip(fit, found, strict=True))
         return [said[place] for place in range(len(images))]
@@ -405,16 +413,23 @@ class Masp:
         except OSError as error:  # of a file that Pillow opened and had not read yet
             raise ImageError(_name(image), f"damaged ({error})") from None
 
-    def _predicted(self, pixels: Pixels, names: Sequence[str], explain: bool) -> list[Prediction]:
-        """Predictions of one batch of preprocessed images."""
-        visual, task = self.visual_tokens(pixels), self.task
-        log_p = score(self.model, visual, task.question, task.labels, task.use)
+    def predict_tokens(
+        self, visual: VisualTokens, names: Sequence[str], explain: bool = True, prefix: Prefix | None = None
+    ) -> list[Prediction]:
+        """Predicts images whose visual tokens are computed already.
+
+        Args:
+            visual: Of the images.
+            names: What the images are called.
+            explain: Whether to say why.
+            prefix: What precedes the soft prompt, computed already and perhaps shared with other tasks.
+        """
+        task = self.task
+        log_p = score(self.model, visual if prefix is None else prefix, task.question, task.labels, task.use)
         domains = self.backbone.domain(visual) or [None] * len(visual)
         rows = zip(names, log_p.exp().tolist(), domains, strict=True)
         found = [self._scored(name, row, domain) for name, row, domain in rows]
-        if not explain:
-            return found
-        return self._explained(visual, found, log_p)
+        return self._explained(visual, found, log_p) if explain else found
 
     def _explained(
         self, visual: VisualTokens, found: Sequence[Prediction], log_p: Float[Tensor, "batch labels"]
@@ -453,16 +468,6 @@ def shipped_adapter() -> Path:
     return folder
 
 
-def _bound_as_trained(backbone: Backbone, info: AdapterInfo) -> None:
-    """Size images by area as they were in training, where the family does."""
-    before, now = (
-        [transform.get(name) for name in ("min_pixels", "max_pixels")]
-        for transform in (info.image_transform, backbone.image_transform)
-    )
-    if None not in (*before, *now) and before != now:
-        backbone.bound_pixels(*before)
-
-
 def _served(backbone: Backbone, parts: Adapter, name: str | None, task: Task) -> Served:
     """One task of an adapter with what answers it."""
     one = parts.for_task(name)
@@ -493,8 +498,3 @@ def _refuse_parts(**given: object) -> None:
 
 def _name(image: Picture) -> str:
     return "(image in memory)" if isinstance(image, Image.Image) else str(image)
-
-
-def longest_answer(backbone: Backbone, labels: Sequence[str]) -> int:
-    """Tokens that a generated answer may have: those of the longest label, and enough to show a wrong one."""
-    return max(12, *(len(backbone.answer_ids(label, end=True)) for label in labels)) + 4

@@ -26,6 +26,7 @@ from masp.cli import (
     push,
     report,
     reproduce,
+    serve,
     train,
 )
 from masp.cli.error_handling import guarded
@@ -52,6 +53,8 @@ app.command(no_args_is_help=True, epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(no_args_is_help=True, epilog=compare.EXAMPLES)(compare.compare)
 app.command(no_args_is_help=True, epilog=baseline.EXAMPLES)(baseline.baseline)
 app.command(no_args_is_help=True, epilog=predict.EXAMPLES)(predict.predict)
+app.command(epilog=serve.SERVE_EXAMPLES)(serve.serve)
+app.command("load-test", no_args_is_help=True, epilog=serve.LOAD_EXAMPLES)(serve.load_test)
 app.command(no_args_is_help=True, epilog=report.EXAMPLES)(report.report)
 app.command(no_args_is_help=True, epilog=import_released.EXAMPLES)(import_released.import_released)
 app.command(no_args_is_help=True, epilog=combine.EXAMPLES)(combine.combine)

@@ -1,6 +1,6 @@
 """The method around a frozen backbone: what is trained in which stage, and the two losses (paper, section 3)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -198,13 +198,23 @@ class MaspModel(nn.Module):
 
     def shares_prefix(self, visual: VisualTokens, questions: Sequence[str], use: Use | None = None) -> bool:
         """Whether all these questions about one image follow the same prefix, and it holds the image."""
+        keys = {self.prefix_key(visual, question, use) for question in questions}
+        return len(keys) == 1 and None not in keys
+
+    def prefix_key(self, visual: VisualTokens, question: str, use: Use | None = None) -> Hashable | None:
+        """What models over one backbone have in common if one prefix of an image serves them all.
+
+        None where nothing of an image can be kept: its visual tokens depend on the question, or the soft prompt stands
+        before it.
+        """
         chosen = Use() if use is None else use
         if self.backbone.asks or (self.assembler.layout.prompt_places == "both" and chosen.prompt):
-            return False
+            return None
+        names = self.spliced(chosen)
         queries = 0 if self.aspects is None else self.aspects.queries
         length = 0 if self.prompt is None or not chosen.prompt else self.prompt.length
-        one = Spliced(visual.layouts[0], len(self.spliced(chosen)), queries, length)
-        return len(set(self.assembler.signs(questions, [one] * len(questions)))) == 1
+        signs = self.assembler.signs([question], [Spliced(visual.layouts[0], len(names), queries, length)])
+        return id(self.aspects) if names else None, names, self.assembler.layout, signs
 
     def aspect_loss(
         self,
