@@ -74,6 +74,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "pickletools": ("masp.adapters.pickled",),
     "prometheus_client": ("masp.serving.metrics",),
     "pyarrow": ("masp.data.tables",),
+    "python_multipart": ("masp.serving.bodies",),
     "requests": (),
     "rich": ("masp.core.progress", "masp.cli", "masp.demo", "masp.reproduce"),
     "scipy": ("masp.evaluation",),

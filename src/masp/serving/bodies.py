@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import Request
 from pydantic import ValidationError
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
@@ -141,7 +142,7 @@ async def _from_form(request: Request, body: bytes, settings: ServerSettings) ->
         if "Too many files" in error.message:
             raise _too_many(settings) from None
         raise invalid("invalid_form", f"the form cannot be read: {error.message[:200]}") from None
-    except Exception:  # the parser raises what it likes on damaged headers of parts
+    except (FormParserError, AssertionError, LookupError, ValueError):  # of damaged headers of parts
         raise invalid("invalid_form", "the form cannot be read") from None
     try:
         return await _asked(form)

@@ -84,11 +84,16 @@ async function predict(one) {
   if (results.includes(one)) show(one);
 }
 
+function decisive(answer) {
+  const aspects = Object.entries(answer.aspects).filter(([, seen]) => seen.effect >= FAINT);
+  return aspects.length ? aspects.reduce((best, next) => (next[1].effect > best[1].effect ? next : best)) : null;
+}
+
 function verdict(answer) {
-  const aspects = Object.entries(answer.aspects);
-  if (!aspects.length) return "This task has no aspects, so there are no reasons.";
-  const [name, seen] = aspects.reduce((best, next) => (next[1].effect > best[1].effect ? next : best));
-  if (seen.effect < FAINT) return "No single cue decided: leaving any one of them out hardly changes the label.";
+  if (!Object.keys(answer.aspects).length) return "This task has no aspects, so there are no reasons.";
+  const first = decisive(answer);
+  if (!first) return "No single cue decided: leaving any one of them out hardly changes the label.";
+  const [name, seen] = first;
   const factor = Math.exp(seen.effect);
   const less = factor > 100 ? "more than 100 times" : factor >= 2 ? `${factor.toFixed(1)} times` : `${(100 * (1 - 1 / factor)).toFixed(0)} %`;
   return `The ${words(name)} decided (“${seen.answer}”): without it the label would be ${less} less probable.`;
@@ -98,6 +103,7 @@ function show(one) {
   const node = byId("result-template").content.firstElementChild.cloneNode(true);
   const find = (selector) => node.querySelector(selector);
   find(".image").src = one.url;
+  find(".image").addEventListener("error", () => { find(".frame").hidden = true; });
   find("figcaption").textContent = one.file.name || "pasted image";
   find(".chosen").addEventListener("change", chosen);
   find(".chosen").setAttribute("aria-label", `compare ${one.file.name || "pasted image"}`);
@@ -145,6 +151,7 @@ function drawAspects(one, node) {
   if (!drawn.length) return;
   const box = node.querySelector(".aspects");
   const veil = node.querySelector(".veil");
+  const first = decisive(one.answer)?.[0];
   box.hidden = false;
   for (const [name, seen] of drawn) {
     const button = make("button");
@@ -152,6 +159,10 @@ function drawAspects(one, node) {
     button.setAttribute("aria-pressed", "false");
     button.append(make("strong", words(name)), make("small", seen.answer));
     button.append(make("small", `effect ${seen.effect >= 0 ? "+" : "−"}${Math.abs(seen.effect).toFixed(2)}`));
+    if (name === first) {
+      button.classList.add("decided");
+      button.append(make("small", "decided"));
+    }
     button.disabled = !seen.heatmap;
     button.addEventListener("click", () => {
       const on = button.getAttribute("aria-pressed") === "false";
@@ -213,6 +224,9 @@ function compare() {
     row.append(name, ...[a, b].map((value) => make("td", value === undefined ? "–" : percent(value))), make("td", change));
   }
   const scroll = make("div", undefined, "scroll");
+  scroll.tabIndex = 0;
+  scroll.setAttribute("role", "region");
+  scroll.setAttribute("aria-label", "Table of probabilities");
   scroll.append(table);
   box.replaceChildren(title, pair, scroll);
   box.hidden = false;
