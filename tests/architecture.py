@@ -75,6 +75,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "prometheus_client": ("masp.serving.metrics",),
     "pyarrow": ("masp.data.tables",),
     "python_multipart": ("masp.serving.bodies",),
+    "ray": ("masp.serving.ray_app",),
     "requests": (),
     "rich": ("masp.core.progress", "masp.cli", "masp.demo", "masp.reproduce"),
     "scipy": ("masp.evaluation",),

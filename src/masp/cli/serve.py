@@ -3,7 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from masp.cli.options import BackboneOrNoAdapter, Device, Dtype, DtypeOption, La
 
 if TYPE_CHECKING:
     from masp.predictor import Masp
+    from masp.serving.settings import ServerSettings
 
 TOKEN_VARIABLE = "MASP_SERVE_TOKEN"
 
@@ -63,6 +65,8 @@ MaxWait = Annotated[float, typer.Option(min=0, help="How long an idle model wait
 Queue = Annotated[int, typer.Option(min=1, help="Images accepted and not answered; more are refused (429).")]
 Deadline = Annotated[float, typer.Option(min=0.001, max=3600, help="Seconds that a request may take (408).")]
 MaxImages = Annotated[int, typer.Option(min=1, help="Images of one request.")]
+Ray = Annotated[bool, typer.Option("--ray", help="Run on Ray Serve (the extra *ray*): several GPUs or machines.")]
+Replicas = Annotated[int, typer.Option(min=1, help="With *--ray*: processes with a model each.")]
 MaxBody = Annotated[int, typer.Option(min=1, help="MiB of one request.")]
 
 
@@ -81,6 +85,8 @@ def serve(
     deadline: Deadline = 30.0,
     max_images: MaxImages = 16,
     max_body_mb: MaxBody = 64,
+    ray: Ray = False,
+    replicas: Replicas = 1,
     revision: Revision = None,
     dtype: DtypeOption = Dtype.auto,
     device: Device = "auto",
@@ -103,11 +109,25 @@ def serve(
     settings = ServerSettings(**bounds, hosts=local)
     check_exposure(host, settings, open_to_anyone)
     how = {"labels": labels, "backbone_revision": revision, "dtype": dtype.value, "device": device}
-    server = HttpServer(create_app(lambda: _loaded(adapters or [None], backbone, how), settings), host, port)
+    load = partial(_loaded, tuple(adapters or (None,)), backbone, how)
+    if ray:
+        _on_ray(load, settings, replicas, host, port)
+        return
+    server = HttpServer(create_app(load, settings), host, port)
     if sys.stderr.isatty():
         say(f"open {server.address}/ in a browser; Ctrl-C ends")
     log_json_lines()
     server.run()
+
+
+def _on_ray(load: "Callable[[], list[Masp]]", settings: "ServerSettings", replicas: int, host: str, port: int) -> None:
+    _need("ray", extra="ray")
+    import torch
+
+    from masp.serving import ray_app
+
+    app = ray_app.application(load, settings, replicas, gpus=1 if torch.cuda.is_available() else 0)
+    ray_app.run(app, host, port, settings)
 
 
 def _loaded(adapters: Sequence[str | None], backbone: str | None, how: dict[str, Any]) -> "list[Masp]":
@@ -175,7 +195,7 @@ def _pictures(paths: list[str] | None) -> list[bytes]:
     return found
 
 
-def _need(*packages: str) -> None:
+def _need(*packages: str, extra: str = "serve") -> None:
     """Makes sure that the extra is installed.
 
     Raises:
@@ -185,4 +205,4 @@ def _need(*packages: str) -> None:
 
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
-        raise UsageError(f"{', '.join(missing)} is not installed", "the extra serve", "pip install 'masp[serve]'")
+        raise UsageError(f"{', '.join(missing)} is not installed", f"the extra {extra}", f"pip install 'masp[{extra}]'")

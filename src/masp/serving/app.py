@@ -260,8 +260,7 @@ def _prediction_routes(service: Service) -> APIRouter:
     @router.post(
         "/v1/report",
         summary="The same as a page of HTML that holds everything it shows",
-        response_class=HTMLResponse,
-        responses={200: {"content": {"text/html": {}}}, **errors},
+        responses={200: {"content": {"text/html": {"schema": {"type": "string"}}}}, **errors},
         openapi_extra=_body(),
     )
     async def report(request: Request) -> Response:
@@ -294,22 +293,22 @@ def _information_routes(service: Service) -> APIRouter:
         service.check_ready()
         return JSONResponse(_info(service))
 
-    @router.get("/health", summary="Whether it lives", responses={200: {"model": schemas.StateAnswer}, **_errors(403)})
+    state: dict[int | str, dict[str, Any]] = {200: {"model": schemas.StateAnswer}}
+
+    @router.get("/health", summary="Whether it lives", responses={**state, 503: state[200], **_errors(403)})
     async def health() -> Response:
         stuck = service.batcher.computing_for() > max(60.0, STUCK * service.settings.deadline)
         word = "stuck" if stuck else "failed" if service.failure else "ok"
         return JSONResponse({"status": word}, 200 if word == "ok" else 503)
 
-    @router.get(
-        "/ready",
-        summary="Whether it takes images",
-        responses={200: {"model": schemas.StateAnswer}, **_errors(403, 503)},
-    )
+    @router.get("/ready", summary="Whether it takes images", responses={**state, **_errors(403, 503)})
     async def ready() -> Response:
         service.check_ready()
         return JSONResponse({"status": "ready"})
 
-    @router.get("/metrics", summary="Figures for Prometheus", responses={200: {"content": {"text/plain": {}}}})
+    plain = {"content": {"text/plain": {"schema": {"type": "string"}}}}
+
+    @router.get("/metrics", summary="Figures for Prometheus", responses={200: plain, **_errors(401, 403)})
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 

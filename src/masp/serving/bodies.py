@@ -2,16 +2,15 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request
 from pydantic import ValidationError
 from python_multipart.exceptions import FormParserError
-from starlette.datastructures import FormData, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
 from masp.serving.batcher import Upload
@@ -31,6 +30,8 @@ from masp.serving.settings import MIB, MOST_LABELS, ServerSettings
 
 FILES = ("images", "image")
 """Fields of a form that hold images."""
+MOST_FIELDS = MOST_LABELS + 10
+"""Fields of a form that are no images."""
 LONGEST_FIELD = 64 * 1024
 """Bytes of a field of a form that is no image."""
 LINGER = 1.0
@@ -75,7 +76,8 @@ class BodyReader:
             if kind == "application/json":
                 asked = await asyncio.to_thread(_from_json, bytes(body), self._settings)
             else:
-                asked = await _from_form(request, bytes(body), self._settings)
+                given = request.headers["content-type"]
+                asked = await asyncio.to_thread(_from_form, bytes(body), given, self._settings)
             yield asked
         finally:
             self._held -= len(body)
@@ -126,44 +128,20 @@ def _from_json(body: bytes, settings: ServerSettings) -> Asked:
     return Asked(tuple(uploads), given)
 
 
-async def _from_form(request: Request, body: bytes, settings: ServerSettings) -> Asked:
-    async def stream() -> AsyncGenerator[bytes, None]:
-        for start in range(0, len(body), MIB):
-            yield body[start : start + MIB]
-
-    fields = MOST_LABELS + 10
-    parser = MultiPartParser(
-        request.headers, stream(), max_files=settings.max_images, max_fields=fields, max_part_size=LONGEST_FIELD
-    )
-    parser.spool_max_size = len(body) + 1  # nothing goes to the disk
-    try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        if "Too many files" in error.message:
-            raise _too_many(settings) from None
-        raise invalid("invalid_form", f"the form cannot be read: {error.message[:200]}") from None
-    except (FormParserError, AssertionError, LookupError, ValueError):  # of damaged headers of parts
-        raise invalid("invalid_form", "the form cannot be read") from None
-    try:
-        return await _asked(form)
-    finally:
-        await form.close()
-
-
-async def _asked(form: FormData) -> Asked:
+def _from_form(body: bytes, kind: str, settings: ServerSettings) -> Asked:
     uploads: list[Upload] = []
     fields: dict[str, Any] = {}
-    for name, value in form.multi_items():
-        if isinstance(value, UploadFile):
-            if name not in FILES:
-                raise invalid("invalid_request", "an image in a field of another name than images", name[:LONGEST_NAME])
-            uploads.append(Upload(public_name(value.filename, len(uploads)), await value.read()))
-        elif name == "labels":
-            fields.setdefault("labels", []).append(value)
-        elif name in fields:
-            raise invalid("invalid_request", "a field is there twice", name[:LONGEST_NAME])
+    for part in _parts(body, kind, settings):
+        if part.filename is not None:
+            if part.name not in FILES:
+                raise invalid("invalid_request", "an image in a field of another name than images", part.name)
+            uploads.append(Upload(public_name(part.filename, len(uploads)), bytes(part.content)))
+        elif part.name == "labels":
+            fields.setdefault("labels", []).append(_text(part))
+        elif part.name in fields:
+            raise invalid("invalid_request", "a field is there twice", part.name)
         else:
-            fields[name] = value
+            fields[part.name] = _text(part)
     if not uploads:
         raise invalid("no_images", "there is no image: send files in the field images", "images")
     if len(fields.get("labels", ())) == 1:
@@ -174,3 +152,94 @@ async def _asked(form: FormData) -> Asked:
     except ValidationError as error:
         raise describe(error) from None
     return Asked(tuple(uploads), options)
+
+
+@dataclass
+class _Part:
+    """One part of a form, as far as it was read: its header lines, and its content."""
+
+    header: bytearray = field(default_factory=bytearray)
+    content: bytearray = field(default_factory=bytearray)
+    name: str = ""
+    filename: str | None = None
+
+    def named(self) -> None:
+        """Takes the names out of the header, once it is whole."""
+        disposition, options = parse_options_header(bytes(self.header))
+        given = options.get(b"name")
+        if disposition != b"form-data" or given is None:
+            raise invalid("invalid_form", "a part of the form has no name")
+        self.name = given.decode("utf-8", "replace")[:LONGEST_NAME]
+        filename = options.get(b"filename")
+        self.filename = None if filename is None else filename.decode("utf-8", "replace")
+
+
+class _Form:
+    """Collects the parts of a form as a parser meets them, and stops where there are too many or too long ones."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.parts: list[_Part] = []
+        self._settings = settings
+        self.whole = False
+        self._line = bytearray()
+
+    def callbacks(self) -> dict[str, Callable[..., None]]:
+        """What the parser calls."""
+        return {
+            "on_part_begin": lambda: self.parts.append(_Part()),
+            "on_header_begin": self._line.clear,
+            "on_header_field": lambda data, start, end: self._line.extend(data[start:end]),
+            "on_header_value": self._value,
+            "on_headers_finished": self._finished,
+            "on_part_data": self._content,
+            "on_end": self._end,
+        }
+
+    def _end(self) -> None:
+        self.whole = True
+
+    def _value(self, data: bytes, start: int, end: int) -> None:
+        if self._line.lower() == b"content-disposition":
+            self.parts[-1].header += data[start:end]
+
+    def _finished(self) -> None:
+        self.parts[-1].named()
+        files = sum(part.filename is not None for part in self.parts)
+        if files > self._settings.max_images:
+            raise _too_many(self._settings)
+        if len(self.parts) - files > MOST_FIELDS:
+            raise invalid("invalid_form", f"the form has more than {MOST_FIELDS} fields")
+
+    def _content(self, data: bytes, start: int, end: int) -> None:
+        part = self.parts[-1]
+        part.content += data[start:end]
+        if part.filename is None and len(part.content) > LONGEST_FIELD:
+            raise invalid("invalid_form", "a field of the form is too long", part.name)
+
+
+def _parts(body: bytes, kind: str, settings: ServerSettings) -> list[_Part]:
+    """The parts of a form.
+
+    Raises:
+        ApiError: it is none, or has too many parts.
+    """
+    boundary = parse_options_header(kind)[1].get(b"boundary")
+    if not boundary:
+        raise invalid("invalid_form", "the content type names no boundary", "content-type")
+    form = _Form(settings)
+    try:
+        parser = MultipartParser(boundary, form.callbacks())  # pyright: ignore[reportArgumentType]
+        parser.write(body)
+        parser.finalize()
+    except (FormParserError, LookupError, ValueError):  # of damaged headers of parts too
+        raise invalid("invalid_form", "the form cannot be read") from None
+    if not form.whole:
+        raise invalid("invalid_form", "the form ends before its last boundary")
+    return form.parts
+
+
+def _text(part: _Part) -> str:
+    try:
+        return part.content.decode()
+    except UnicodeDecodeError:
+        raise invalid("invalid_form", "a field of the form is not UTF-8", part.name) from None

@@ -167,3 +167,4 @@ def log_json_lines() -> None:
     handler.setFormatter(JsonLines())  # pyright: ignore[reportArgumentType]
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     log.setLevel(logging.INFO)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a damaged form is its sender's matter
