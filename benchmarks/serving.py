@@ -101,18 +101,31 @@ def burst(times: int) -> dict[str, Any]:
     return {"bursts": times, "answers": len(statuses), "ok": statuses.count(200), "met": set(statuses) == {200}}
 
 
+def cpu_seconds(process: subprocess.Popen) -> float:
+    """Processor time of a process, which says something on a busy machine too."""
+    numbers = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(numbers[11]) + int(numbers[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def throughput(seconds: float, turns: int) -> dict[str, Any]:
     """Images a second of the library and of the service at the same batch, and one request alone, in turns."""
     masp = Masp.from_pretrained()
     library, service, alone, call = [], [], [], []
+    cpu: dict[str, list[float]] = {"library": [], "service": []}
     content = CONTENTS[0]
     with serving("--queue", "128") as (process, url), httpx.Client(base_url=url, trust_env=False) as http:
         for _ in range(turns):
             pause(process, True)
-            library.append(_rate(masp, seconds))
+            before = time.process_time()
+            rate, count = _rate(masp, seconds)
+            cpu["library"].append((time.process_time() - before) / count)
+            library.append(rate)
             call += _times(lambda: masp.predict(str(PICTURES[0]), explain=False), 20)
             pause(process, False)
-            service.append(asyncio.run(load_test(url, CONTENTS, Load(32, seconds))).images_per_second)
+            before = cpu_seconds(process)
+            result = asyncio.run(load_test(url, CONTENTS, Load(32, seconds)))
+            cpu["service"].append((cpu_seconds(process) - before) / result.statuses["200"])
+            service.append(result.images_per_second)
             alone += _times(lambda: http.post("/v1/predict", files=[("images", ("a", content))]), 20)
     ratio = statistics.median(service) / statistics.median(library)
     one, own = statistics.median(alone), statistics.median(call)
@@ -120,6 +133,8 @@ def throughput(seconds: float, turns: int) -> dict[str, Any]:
         "batch": 16,
         "images_per_second": {"library": library, "service": service},
         "ratio": ratio,
+        "cpu_seconds_per_image": cpu,
+        "ratio_of_cpu": statistics.median(cpu["library"]) / statistics.median(cpu["service"]),
         "seconds_alone": {"library": own, "service": one},
         "met": {"throughput": ratio >= 0.9, "alone": one <= 1.15 * own + 0.01},
     }
@@ -130,7 +145,7 @@ def pause(process: subprocess.Popen, held: bool) -> None:
     process.send_signal(signal.SIGSTOP if held else signal.SIGCONT)
 
 
-def _rate(masp: Masp, seconds: float) -> float:
+def _rate(masp: Masp, seconds: float) -> tuple[float, int]:
     def endless() -> Iterator[str]:
         while True:
             yield from (str(file) for file in PICTURES)
@@ -140,7 +155,7 @@ def _rate(masp: Masp, seconds: float) -> float:
         count += 1
         if time.perf_counter() - begun > seconds and count % 16 == 0:
             break
-    return count / (time.perf_counter() - begun)
+    return count / (time.perf_counter() - begun), count
 
 
 def _times(call: Callable[[], object], count: int) -> list[float]:

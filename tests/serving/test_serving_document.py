@@ -5,9 +5,11 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -131,7 +133,8 @@ def test_a_client_comes_back_when_it_was_told_to(masp, monkeypatch):
         waited.append(seconds)
         gate.open()
 
-    monkeypatch.setattr("masp.serving.client.time.sleep", sleep)
+    clock = SimpleNamespace(sleep=sleep, monotonic=time.monotonic)  # the client's own, not that of everybody
+    monkeypatch.setattr("masp.serving.client.time", clock)
     app = small_app(masp, queue=1, max_images=1)
     with running(app) as url, ThreadPoolExecutor(1) as pool, Client(url, retries=50) as patient, Client(url) as first:
         held = pool.submit(first.predict, png(0))
