@@ -22,7 +22,7 @@ SPARE_SECONDS = 10.0
 
 
 def application(
-    load: Callable[[], list[Masp]], settings: ServerSettings, replicas: int = 1, gpus: float = 0
+    load: Callable[[], list[Masp]], settings: ServerSettings, replicas: int = 1, gpus: int = 0
 ) -> Application:
     """The deployment, not yet running.
 
@@ -45,7 +45,7 @@ def application(
     return Ingress.bind()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def deployment_options(settings: ServerSettings, replicas: int, gpus: float) -> dict[str, Any]:
+def deployment_options(settings: ServerSettings, replicas: int, gpus: int) -> dict[str, Any]:
     """What Ray is told of a deployment."""
     return {
         "name": NAME,
