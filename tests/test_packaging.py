@@ -65,7 +65,7 @@ def test_documentation_and_metadata_agree() -> None:
 def test_developers_have_every_extra_at_the_same_floor() -> None:
     developers = declared(PROJECT["optional-dependencies"]["dev"])
     extras = {name: floor for lines in EXTRAS.values() for name, floor in declared(lines).items()}
-    assert set(EXTRAS) == {"near", "parquet", "hub", "4bit", "peft", "heic", "ray"}
+    assert set(EXTRAS) == {"near", "parquet", "hub", "4bit", "peft", "heic", "ray", "serve"}
     assert {name: developers.get(name) for name in extras} == extras
 
 

@@ -1,6 +1,7 @@
 """`Masp`: a backbone with an adapter, ready to predict. This is the library's front door."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Literal, Self, overload
@@ -12,6 +13,7 @@ from masp.adapters import (
     AdapterInfo,
     backbone_commit,
     backbone_place,
+    bound_as_trained,
     find_adapter,
     load_adapter,
     push_to_hub,
@@ -23,7 +25,7 @@ from masp.backbones.loading import find_supported, load_backbone
 from masp.core.config import MethodConfig
 from masp.core.errors import AdapterError, ImageError, UsageError, counted, did_you_mean
 from masp.core.labels import label_set
-from masp.core.types import Pixels, VisualTokens
+from masp.core.types import CachedPrefix, Pixels, VisualTokens
 from masp.data.images import open_image, shrink, to_rgb
 from masp.data.prefetch import prefetch, prepared
 from masp.model.masp_model import MaspModel
@@ -114,7 +116,7 @@ class Masp:
             place = backbone or backbone_place(folder, info)
             commit = backbone_commit(place, info) if backbone_revision is None else backbone_revision
             backbone = load_backbone(place, commit, dtype, device)
-            _bound_as_trained(backbone, info)
+            bound_as_trained(backbone, info)
         parts = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects), accept)
         called = EMBEDDED if adapter is None else str(adapter)
         served = {key: _served(backbone, parts, called, key, question) for key, question in asked.items()}
@@ -186,6 +188,26 @@ class Masp:
     def _handle(self, task: str | None) -> TaskHandle:
         """A task, or the one in use now; no later `use` reaches it."""
         return self._in_use() if task is None else self._served[self._known(task)]
+
+    def for_task(self, task: str | None = None, labels: str | Sequence[str] | None = None) -> "Masp":
+        """This object with one task, or with the one in use now, sharing everything; no `use` reaches it.
+
+        Args:
+            task: Which; None: the one in use.
+            labels: Replaces the task's label set; see `from_pretrained`.
+
+        Raises:
+            DataError: Labels that cannot be told apart, or fewer than two.
+            UsageError: No such task or label set, or several tasks and none named.
+        """
+        chosen = self._handle(task)
+        if labels is not None:
+            given = label_set(labels)
+            asked = zero_shot_task(given) if chosen.info is None else task_of(chosen.info, given)
+            chosen = replace(chosen, task=asked)
+        view = Masp(chosen.model, chosen.task, chosen.adapter, chosen.info)
+        view._served, view._name = {chosen.name: chosen}, chosen.name
+        return view
 
     @property
     def parts(self) -> Adapter:
@@ -395,6 +417,19 @@ class Masp:
         """Visual tokens of preprocessed images, on the backbone's device."""
         return self.backbone.visual_tokens(pixels.to(self.backbone.device))
 
+    def predict_tokens(
+        self, visual: VisualTokens, names: Sequence[str], explain: bool = True, prefix: CachedPrefix | None = None
+    ) -> list[Prediction]:
+        """Predicts images whose visual tokens are computed already, in the task in use.
+
+        Args:
+            visual: Of the images.
+            names: What the images are called.
+            explain: Whether to say why.
+            prefix: What precedes the soft prompt, computed already and perhaps shared with other tasks.
+        """
+        return [one for (one,) in predict_visual([self._in_use()], visual, names, explain, prefix)]
+
     def _each(
         self,
         handles: Sequence[TaskHandle],
@@ -456,16 +491,6 @@ def shipped_adapter() -> Path:
             "this installation has no adapter of its own", "--adapter DIR", "Name one, or install masp again."
         )
     return folder
-
-
-def _bound_as_trained(backbone: Backbone, info: AdapterInfo) -> None:
-    """Size images by area as they were in training, where the family does."""
-    before, now = (
-        [transform.get(name) for name in ("min_pixels", "max_pixels")]
-        for transform in (info.image_transform, backbone.image_transform)
-    )
-    if None not in (*before, *now) and before != now:
-        backbone.bound_pixels(*before)
 
 
 def _served(backbone: Backbone, parts: Adapter, adapter: str, name: str | None, task: Task) -> TaskHandle:

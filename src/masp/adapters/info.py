@@ -247,6 +247,16 @@ def backbone_commit(place: str, info: AdapterInfo) -> str | None:
     return info.backbone.revision if place == info.backbone.name and not Path(place).is_dir() else None
 
 
+def bound_as_trained(backbone: Backbone, info: AdapterInfo) -> None:
+    """Lets a backbone size images by area as it did when the adapter was trained, where its family does."""
+    before, now = (
+        [transform.get(name) for name in ("min_pixels", "max_pixels")]
+        for transform in (info.image_transform, backbone.image_transform)
+    )
+    if None not in (*before, *now) and before != now:
+        backbone.bound_pixels(*before)
+
+
 def _place_of_run(description: Path) -> str | None:
     """The backbone that a run was given; None where there is no run or its description cannot be read."""
     try:

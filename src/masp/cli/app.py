@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from masp import __version__
-from masp.cli import adapters, bench, data, evaluate, predict, research, train
+from masp.cli import adapters, bench, data, evaluate, predict, research, serve, train
 from masp.cli.error_handling import guarded
 from masp.cli.label import label_app
 from masp.core import runtime
@@ -37,6 +37,8 @@ app.command(no_args_is_help=True, epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(no_args_is_help=True, epilog=evaluate.COMPARE_EXAMPLES)(evaluate.compare)
 app.command(no_args_is_help=True, epilog=research.BASELINE_EXAMPLES)(research.baseline)
 app.command(no_args_is_help=True, epilog=predict.EXAMPLES)(predict.predict)
+app.command(epilog=serve.SERVE_EXAMPLES)(serve.serve)
+app.command("load-test", no_args_is_help=True, epilog=serve.LOAD_EXAMPLES)(serve.load_test)
 app.command(no_args_is_help=True, epilog=evaluate.REPORT_EXAMPLES)(evaluate.report)
 app.command(no_args_is_help=True, epilog=adapters.IMPORT_EXAMPLES)(adapters.import_released)
 app.command(no_args_is_help=True, epilog=adapters.COMBINE_EXAMPLES)(adapters.combine)

@@ -484,7 +484,7 @@ data_app.command(
 )(import_data)
 data_app.command(
     "vecbench", no_args_is_help=True, epilog="Example: `masp data vecbench test_8k.jsonl --images images`"
-)(vecbench)
+)(harness.vecbench)
 data_app.command("lmms-eval", no_args_is_help=True, epilog="Example: `masp data lmms-eval EmoSet --out task`")(
     harness.lmms_eval
 )

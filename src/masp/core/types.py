@@ -307,6 +307,18 @@ class CachedPrefix:
         """As the language model takes them, without a copy."""
         return KVCache(tuple((layer[0], layer[1]) for layer in self.states))
 
+    def select(self, indices: Sequence[int]) -> Self:
+        """The rows at `indices`, in that order; surplus padding is cut off."""
+        mask = self.mask[list(indices)]
+        start = self.mask.shape[1] - int(mask.sum(1).max())
+        return replace(
+            self,
+            states=self.states[:, :, list(indices), :, start:],
+            mask=mask[:, start:],
+            images=tuple(self.images[index] for index in indices),
+            prefix_hashes=tuple(self.prefix_hashes[index] for index in indices),
+        )
+
     def rows(self) -> "list[CachedPrefix]":
         """Every row by itself, without padding, in memory of its own."""
         return [self._row(number) for number in range(len(self))]

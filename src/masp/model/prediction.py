@@ -13,7 +13,7 @@ from masp.core.config import DataConfig
 from masp.core.errors import AdapterError
 from masp.core.labels import NAMED_SETS, render_labels, validate_labels
 from masp.core.prompts import Questions, load_questions
-from masp.core.types import Domain, VisualTokens
+from masp.core.types import CachedPrefix, Domain, VisualTokens
 from masp.data.images import Rounding
 from masp.model.explain import (
     AspectReading,
@@ -24,7 +24,7 @@ from masp.model.explain import (
     taking_part,
 )
 from masp.model.masp_model import ActiveParts, MaspModel
-from masp.model.scoring import LabelQuestion, generate, longest_answer, score_tasks
+from masp.model.scoring import LabelQuestion, generate, longest_answer, score, score_tasks
 
 INSTEAD = (
     "Name a backbone that knows such images (--backbone ID; without an adapter it answers zero-shot), "
@@ -163,7 +163,11 @@ class TaskHandle:
 
 
 def predict_visual(
-    handles: Sequence[TaskHandle], visual: VisualTokens, names: Sequence[str], explain: bool
+    handles: Sequence[TaskHandle],
+    visual: VisualTokens,
+    names: Sequence[str],
+    explain: bool,
+    prefix: CachedPrefix | None = None,
 ) -> list[list[Prediction]]:
     """For each of a batch of images its prediction in every task; all of them see it through one backbone.
 
@@ -172,12 +176,17 @@ def predict_visual(
         visual: the images.
         names: what they are called in results.
         explain: whether to say why.
+        prefix: what precedes the soft prompts of all tasks, where it is computed already.
     """
     backbone = handles[0].model.backbone
     domains = backbone.domain(visual) or [None] * len(visual)
     asked = [LabelQuestion(one.model, one.task.question, one.task.labels, one.task.use) for one in handles]
+    if prefix is None:
+        scores = score_tasks(visual, asked)
+    else:
+        scores = [score(one.model, prefix, one.question, one.labels, one.use) for one in asked]
     by_task: list[list[Prediction]] = []
-    for handle, log_p in zip(handles, score_tasks(visual, asked), strict=True):
+    for handle, log_p in zip(handles, scores, strict=True):
         labels = handle.task.labels
         rows = zip(names, log_p.exp().tolist(), log_p.argmax(1).tolist(), domains, strict=True)
         by = (handle.adapter, backbone.name, handle.name)

@@ -1,0 +1,54 @@
+"""One batch of several tasks: one pass of the vision tower, one prefix where tasks share it, the same answers."""
+
+from itertools import chain
+
+import pytest
+
+import small_service
+import tiny
+from masp.adapters import combine
+from masp.model.masp_model import MaspModel
+from masp.predictor import Masp
+from masp.serving.mixed_batch import Query, predict_mixed
+from small_adapters import write_adapter
+from small_service import TASKS, image, png, same
+
+
+@pytest.mark.parametrize(("family", "prefixes"), [("qwen2_vl", 1), ("gemma3", 1), ("instructblip", 0)])
+def test_tasks_share_the_image_and_answer_as_alone(family, prefixes, tmp_path, monkeypatch):
+    """Visual tokens of InstructBLIP depend on the question, so nothing of the language model is shared there."""
+    for task, labels in TASKS.items():
+        write_adapter(tmp_path / task, labels=labels, family=family)
+    combine(tmp_path / "several", [f"{task}={tmp_path / task}" for task in TASKS])
+    masp = Masp.from_pretrained(tmp_path / "several", tiny.backbone(family))
+    seen, made = [], []
+    towers, prefix = Masp.visual_tokens, MaspModel.prefix
+    monkeypatch.setattr(Masp, "visual_tokens", lambda self, pixels: seen.append(len(pixels)) or towers(self, pixels))
+    monkeypatch.setattr(MaspModel, "prefix", lambda self, *given: made.append(len(given[0])) or prefix(self, *given))
+    asked = [(task, None, explain) for task in TASKS for explain in (False, True)] + [("first", ("good", "bad"), False)]
+    images = [image(png(number)) for number in range(len(asked))]
+    views = {name: masp.for_task(name) for name in TASKS}
+    queries = [
+        Query(views[task] if labels is None else views[task].for_task(None, labels), f"{number}.png", explain)
+        for number, (task, labels, explain) in enumerate(asked)
+    ]
+    groups = list(predict_mixed(masp.backbone.preprocess(images), queries))
+    assert seen == [len(asked)]
+    assert made == [len(asked)] * prefixes
+    assert [queries[rows[0]].explain for rows, _ in groups] == [False] * 4 + [True] * 3
+    found = dict(chain.from_iterable(zip(rows, told, strict=True) for rows, told in groups))
+    assert sorted(found) == list(range(len(asked)))
+    for number, (task, labels, explain) in enumerate(asked):
+        alone = masp.for_task(task, labels).predict(images[number], explain=explain)
+        assert same(found[number].to_json(), alone.to_json(), aside=("image",))
+        assert found[number].image == f"{number}.png"
+
+
+def test_labels_of_a_call_stay_with_that_call(tmp_path):
+    """`for_task` with labels gives another object; the one that it came from keeps its own."""
+    masp = Masp.from_pretrained(small_service.write_tasks(tmp_path), tiny.backbone())
+    other = masp.for_task("second", "polarity")
+    assert other.labels == ("positive", "negative")
+    assert other.model is masp.for_task("second").model
+    assert masp.for_task("second").labels == TASKS["second"]
+    assert masp.task_name is None
