@@ -32,6 +32,7 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
         "idefics3": "masp.backbones.idefics3:load",
         "llava_onevision": "masp.backbones.llava_onevision:load",
         "instructblip": "masp.backbones.instructblip:load",
+        "photo": "masp.backbones.photo:load",
     }
 )
 """model_type of a checkpoint's config.json → module and function that load it, imported when needed."""
@@ -72,7 +73,8 @@ def load_backbone(
     """A frozen backbone.
 
     Args:
-        config: what to load, or only its name: hub id, folder, or "embedded" for the small one in this package.
+        config: what to load, or only its name: hub id, folder, "embedded" for the small one in this package, or
+            "photo" for the one of the extra `masp[photo]`.
             Settings carry the other arguments themselves, which then do not count.
         revision: commit, tag or branch on the hub.
         dtype: "float32", "bfloat16", "float16", "nf4" for 4 bits through bitsandbytes, or "auto", see `choose_dtype`.

@@ -27,6 +27,7 @@ RULES: Mapping[str, str] = MappingProxyType(
         "idefics3": "masp.backbones.idefics3:visual_count",
         "llava_onevision": "masp.backbones.llava_onevision:visual_count",
         "instructblip": "masp.backbones.instructblip:visual_count",
+        "photo": "masp.backbones.photo:visual_count",
     }
 )
 """model_type → module and function that counts, given the configuration as transformers reads it, the content of
