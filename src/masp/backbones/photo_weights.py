@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from masp.core.atomic_io import digest, remove_leftovers, with_usual_rights, write_folder
+from masp.core.atomic_io import digest, with_usual_rights, write_folder
 from masp.core.errors import BackboneError
 
 CACHE = "MASP_CACHE"
@@ -147,7 +147,6 @@ def photo_folder() -> Path:
         root.mkdir(parents=True, exist_ok=True)
         with _held(folder.with_suffix(".lock")):
             if not _whole(folder):
-                remove_leftovers(root)
                 _LOG.info("making the checkpoint of the backbone 'photo' in %s (once)", folder)
                 write_folder(folder, lambda partial: _fill(partial, language, tower))
     except (OSError, SafetensorError) as error:
