@@ -1,5 +1,6 @@
 """`masp data annotate`: the six aspects of one's own pictures, answered by a frozen backbone."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -88,6 +89,9 @@ def annotate_data(
     measured_light: Annotated[
         bool, typer.Option("--measured-light", help="Measure brightness and colorfulness on the pixels, do not ask.")
     ] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Answers that the data set has win; the machine gives the others.")
+    ] = False,
     questions: OwnQuestions = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="This many pictures, spread over the data set. Default: all.")
@@ -122,7 +126,7 @@ def annotate_data(
     _say_what(pictures.labelled, len(pictures.items))
     loaded, trained = _loaded(backbone, adapter, revision, dtype.value, device, accepted(accept))
     model = _model(loaded, trained)
-    asking = _asking(names, questions, trained, options, measured_light)
+    asking = replace(_asking(names, questions, trained, options, measured_light), keep=keep)
     with Bar("pictures", len(pictures.items)) as bar:
         work = Work(batch_size, settings.workers, settings.longest_side, copy, bar.show)
         found = annotate(pictures, Annotator(model, asking), target, work, adapter)

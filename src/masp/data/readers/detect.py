@@ -48,6 +48,7 @@ def _emoset(root: Path, settings: DataConfig, account: Quarantine) -> Reading:
 
 
 # The first that fits is taken. Folders of labels come before tables: a table may lie beside them for other reasons.
+# A table of aspects is about them whatever lies beside it.
 LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "emotion6",
@@ -64,6 +65,11 @@ LAYOUTS: tuple[Layout, ...] = (
         "abstract",
         lambda root, settings: art.is_abstract(root),
         lambda root, settings, account: art.read_abstract(root, account),
+    ),
+    Layout(
+        "aspects",
+        lambda root, settings: listed.has_aspects(root, settings.columns),
+        lambda root, settings, account: listed.read_aspects(root, settings.columns, account),
     ),
     Layout(
         "folder",
