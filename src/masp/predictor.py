@@ -1,6 +1,7 @@
 """`Masp`: a backbone with an adapter, ready to predict. This is the library's front door."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -22,7 +23,9 @@ from masp.adapters import (
     read_info,
     save_pretrained,
 )
+from masp.backbones import photo_weights
 from masp.backbones.base import Backbone
+from masp.backbones.files import EMBEDDED, PHOTO
 from masp.backbones.loading import find_supported, load_backbone
 from masp.core.config import MethodConfig
 from masp.core.errors import AdapterError, ImageError, UsageError, counted, did_you_mean
@@ -39,9 +42,6 @@ from masp.model.explain import (
 from masp.model.masp_model import MaspModel
 from masp.model.prediction import Failure, Prediction, Task, task_of, zero_shot_task
 from masp.model.scoring import generate, score
-
-EMBEDDED = "embedded"
-"""Name of the shipped backbone and of the adapter that is shipped with it."""
 
 ZERO_SHOT = "zero-shot"
 """What stands in results for the adapter where there is none."""
@@ -99,9 +99,10 @@ class Masp:
         """Loads an adapter and the backbone it was trained on, or a backbone alone.
 
         Args:
-            adapter: Its folder, that of its run, or its id on a hub. None: the one shipped for the embedded backbone;
-                with any other `backbone` that one alone, without aspects and soft prompt (zero-shot, row V of Table 2).
-            backbone: Hub id, folder, or one that is loaded already; None: the one that the adapter names.
+            adapter: Its folder, that of its run, or its id on a hub. None: the one shipped for `backbone`, where there
+                is one; otherwise the backbone alone, without aspects and soft prompt (zero-shot, row V of Table 2).
+            backbone: Hub id, folder, or one that is loaded already; None: the one that the adapter names, or, without
+                an adapter, `default_backbone`.
             aspects: For a prompt that only names its aspects, the adapter that holds them.
             labels: Replaces the label set of the adapter, of every task if it holds several: a list, "joy, fear, awe",
                 or a set by its name (`mikels8`, `ekman6`, `polarity`). Zero-shot: what to choose from; None: `mikels8`.
@@ -121,12 +122,14 @@ class Masp:
             UsageError: No such task or label set, a revision of a folder, or a part of an adapter that is not used.
         """
         chosen = None if labels is None else label_set(labels)
-        if adapter is None and backbone is not None and not _has_shipped(backbone, backbone_revision):
+        backbone = default_backbone() if adapter is None and backbone is None else backbone
+        shipped = None if backbone is None or adapter is not None else _shipped_for(backbone, backbone_revision)
+        if backbone is not None and adapter is None and shipped is None:
             _refuse_parts(aspects=aspects, task=task, revision=revision)
             if isinstance(backbone, str):
                 backbone = load_backbone(backbone, backbone_revision, dtype, device)
             return cls(MaspModel(backbone, MethodConfig()), zero_shot_task(chosen), ZERO_SHOT)
-        folder = shipped_adapter() if adapter is None else find_adapter(adapter, revision)
+        folder = find_adapter(adapter, revision) if adapter is not None else shipped_adapter(shipped or EMBEDDED)
         info = read_info(folder)
         name = info.chosen(task) if task is not None or len(info.tasks) == 1 else None
         asked = {key: task_of(info.for_task(key), chosen) for key in info.tasks or (None,)}
@@ -138,7 +141,7 @@ class Masp:
         parts = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects), accept)
         served = {key: _served(backbone, parts, key, question) for key, question in asked.items()}
         first = next(iter(served.values()))
-        made = cls(first.model, first.task, EMBEDDED if adapter is None else str(adapter), first.info)
+        made = cls(first.model, first.task, shipped if shipped is not None else str(adapter), first.info)
         made._served, made._name, made._whole = served, name, parts
         return made
 
@@ -439,13 +442,23 @@ class Masp:
         return Prediction(name, label, probabilities, None, {}, None, *by, domain)
 
 
-def shipped_adapter() -> Path:
-    """The folder of the adapter that comes with the embedded backbone.
+def default_backbone() -> str:
+    """What predicts where nothing is named: `photo` where its extra is installed and its adapter ships."""
+    ready = _adapter_folder(PHOTO).is_dir() and not photo_weights.missing()
+    return PHOTO if ready else EMBEDDED
+
+
+def _adapter_folder(backbone: str) -> Path:
+    return Path(str(resources.files("masp.backbones").joinpath(f"{backbone}_adapter")))
+
+
+def shipped_adapter(backbone: str = EMBEDDED) -> Path:
+    """The folder of the adapter that comes with a packaged backbone.
 
     Raises:
         AdapterError: This installation has none.
     """
-    folder = Path(str(resources.files("masp.backbones").joinpath("embedded_adapter")))
+    folder = _adapter_folder(backbone)
     if not (folder / "adapter.json").is_file():
         raise AdapterError(
             "this installation has no adapter of its own", "--adapter DIR", "Name one, or install masp again."
@@ -469,17 +482,19 @@ def _served(backbone: Backbone, parts: Adapter, name: str | None, task: Task) ->
     return Served(MaspModel(backbone, one.info.method, parts.aspects, one.prompt, one.info.asked()), task, one.info)
 
 
-def _has_shipped(backbone: str | Backbone, revision: str | None) -> bool:
-    """Whether the shipped adapter is for this backbone: the embedded one, by its name or a copy of it."""
+def _shipped_for(backbone: str | Backbone, revision: str | None) -> str | None:
+    """The packaged backbone, whose adapter ships, that this one is: by its name, or as a copy of it."""
     if backbone == EMBEDDED:
-        return True
-    try:
-        known = read_info(shipped_adapter()).backbone.fingerprint
-    except AdapterError:
-        return False
-    if isinstance(backbone, str):
-        return find_supported(backbone, revision).fingerprint == known
-    return backbone.fingerprint() == known
+        return EMBEDDED
+    known = {}
+    for name in (EMBEDDED, PHOTO):
+        with suppress(AdapterError):
+            known[read_info(shipped_adapter(name)).backbone.fingerprint] = name
+    if not known:
+        return None
+    return known.get(
+        find_supported(backbone, revision).fingerprint if isinstance(backbone, str) else backbone.fingerprint()
+    )
 
 
 def _refuse_parts(**given: object) -> None:

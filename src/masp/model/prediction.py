@@ -16,7 +16,8 @@ from masp.model.explain import AspectReading, PromptAttention
 from masp.model.masp_model import Use
 
 INSTEAD = (
-    "Name a backbone that knows such images (--backbone ID; without an adapter it answers zero-shot), "
+    "Name a backbone that knows such images (--backbone photo, after pip install 'masp[photo]', or --backbone ID; "
+    "without an adapter it answers zero-shot), "
     "or train a prompt on one (masp train prompt)."
 )
 """What to do about an image that is none of those that the backbone knows."""
