@@ -17,6 +17,7 @@ class Plan:
         test: pictures that Table 2 is measured on.
         read: test pictures whose aspects are put into words.
         explained: test pictures whose explanations are compared with the truth.
+        photographs: whether it begins with photographs, where their backbone is installed.
         seed: of the pictures, of the untrained soft prompt and of the bootstrap.
     """
 
@@ -25,6 +26,7 @@ class Plan:
     test: int = 800
     read: int = 200
     explained: int = 300
+    photographs: bool = True
     seed: int = 1  # other pictures than those of the committed figures, which use 0
 
     def splits(self) -> dict[str, int]:
