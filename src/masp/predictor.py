@@ -1,9 +1,7 @@
 """`Masp`: a backbone with an adapter, ready to predict. This is the library's front door."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Literal, Self, overload
 
@@ -23,12 +21,11 @@ from masp.adapters import (
     read_info,
     save_pretrained,
 )
-from masp.backbones import photo_weights
+from masp.adapters.shipped import shipped_adapter, shipped_for
 from masp.backbones.base import Backbone
-from masp.backbones.files import EMBEDDED, PHOTO
-from masp.backbones.loading import find_supported, load_backbone
+from masp.backbones.loading import load_backbone
 from masp.core.config import MethodConfig
-from masp.core.errors import AdapterError, ImageError, UsageError, counted, did_you_mean
+from masp.core.errors import ImageError, UsageError, counted, did_you_mean
 from masp.core.label_mapping import label_set
 from masp.core.types import Domain, Pixels, VisualTokens
 from masp.data.images import open_image, shrink, to_rgb
@@ -101,8 +98,7 @@ class Masp:
         Args:
             adapter: Its folder, that of its run, or its id on a hub. None: the one shipped for `backbone`, where there
                 is one; otherwise the backbone alone, without aspects and soft prompt (zero-shot, row V of Table 2).
-            backbone: Hub id, folder, or one that is loaded already; None: the one that the adapter names, or, without
-                an adapter, `default_backbone`.
+            backbone: Hub id, folder, or one loaded already; None: the one that the adapter names, or a packaged one.
             aspects: For a prompt that only names its aspects, the adapter that holds them.
             labels: Replaces the label set of the adapter, of every task if it holds several: a list, "joy, fear, awe",
                 or a set by its name (`mikels8`, `ekman6`, `polarity`). Zero-shot: what to choose from; None: `mikels8`.
@@ -122,14 +118,13 @@ class Masp:
             UsageError: No such task or label set, a revision of a folder, or a part of an adapter that is not used.
         """
         chosen = None if labels is None else label_set(labels)
-        backbone = default_backbone() if adapter is None and backbone is None else backbone
-        shipped = None if backbone is None or adapter is not None else _shipped_for(backbone, backbone_revision)
-        if backbone is not None and adapter is None and shipped is None:
+        shipped = None if adapter is not None else shipped_for(backbone, backbone_revision)
+        if adapter is None and backbone is not None and shipped is None:
             _refuse_parts(aspects=aspects, task=task, revision=revision)
             if isinstance(backbone, str):
                 backbone = load_backbone(backbone, backbone_revision, dtype, device)
             return cls(MaspModel(backbone, MethodConfig()), zero_shot_task(chosen), ZERO_SHOT)
-        folder = find_adapter(adapter, revision) if adapter is not None else shipped_adapter(shipped or EMBEDDED)
+        folder = find_adapter(adapter, revision) if adapter is not None else shipped_adapter(str(shipped))
         info = read_info(folder)
         name = info.chosen(task) if task is not None or len(info.tasks) == 1 else None
         asked = {key: task_of(info.for_task(key), chosen) for key in info.tasks or (None,)}
@@ -442,30 +437,6 @@ class Masp:
         return Prediction(name, label, probabilities, None, {}, None, *by, domain)
 
 
-def default_backbone() -> str:
-    """What predicts where nothing is named: `photo` where its extra is installed and its adapter ships."""
-    ready = _adapter_folder(PHOTO).is_dir() and not photo_weights.missing()
-    return PHOTO if ready else EMBEDDED
-
-
-def _adapter_folder(backbone: str) -> Path:
-    return Path(str(resources.files("masp.backbones").joinpath(f"{backbone}_adapter")))
-
-
-def shipped_adapter(backbone: str = EMBEDDED) -> Path:
-    """The folder of the adapter that comes with a packaged backbone.
-
-    Raises:
-        AdapterError: This installation has none.
-    """
-    folder = _adapter_folder(backbone)
-    if not (folder / "adapter.json").is_file():
-        raise AdapterError(
-            "this installation has no adapter of its own", "--adapter DIR", "Name one, or install masp again."
-        )
-    return folder
-
-
 def _bound_as_trained(backbone: Backbone, info: AdapterInfo) -> None:
     """Size images by area as they were in training, where the family does."""
     before, now = (
@@ -480,21 +451,6 @@ def _served(backbone: Backbone, parts: Adapter, name: str | None, task: Task) ->
     """One task of an adapter with what answers it."""
     one = parts.for_task(name)
     return Served(MaspModel(backbone, one.info.method, parts.aspects, one.prompt, one.info.asked()), task, one.info)
-
-
-def _shipped_for(backbone: str | Backbone, revision: str | None) -> str | None:
-    """The packaged backbone, whose adapter ships, that this one is: by its name, or as a copy of it."""
-    if backbone == EMBEDDED:
-        return EMBEDDED
-    known = {}
-    for name in (EMBEDDED, PHOTO):
-        with suppress(AdapterError):
-            known[read_info(shipped_adapter(name)).backbone.fingerprint] = name
-    if not known:
-        return None
-    return known.get(
-        find_supported(backbone, revision).fingerprint if isinstance(backbone, str) else backbone.fingerprint()
-    )
 
 
 def _refuse_parts(**given: object) -> None:
