@@ -127,7 +127,7 @@ def _bridge(generator: torch.Generator) -> dict[str, Tensor]:
 
 
 def _gguf(file: Path, generator: torch.Generator) -> None:
-    from gguf import GGUFWriter
+    from gguf import GGUFWriter  # pyright: ignore[reportMissingImports]
 
     writer = GGUFWriter(file, "llama")
     writer.add_head_count(HEADS)

@@ -91,7 +91,9 @@ def test_predictions_come_with_reasons(first: DemoResult) -> None:
 def test_photographs_may_be_shared_and_have_a_page_of_their_own(tmp_path: Path) -> None:
     shown = photographs.photographs(tmp_path / "photographs")
     assert {one.licence for one in shown} == {"public domain", "CC0"}
-    assert all(max(Image.open(one.path).size) <= 300 for one in shown)
+    for one in shown:
+        with Image.open(one.path) as image:
+            assert max(image.size) <= 300
     masp = Masp.from_pretrained(backbone=tiny.backbone("photo"), labels="ekman6")
     data = photographs.predict(masp, tmp_path)
     page = (tmp_path / photographs.PAGE).read_text(encoding="utf-8")

@@ -143,7 +143,7 @@ def test_it_is_made_once_and_loads_like_any_other(stand_ins: Path, caplog: pytes
 
 @GGUF
 def test_low_rank_factors_are_added_and_heads_reordered(stand_ins: Path) -> None:
-    from gguf import GGUFReader
+    from gguf import GGUFReader  # pyright: ignore[reportMissingImports]
     from safetensors.torch import load_file
 
     found = load_file(photo_weights.photo_folder() / "model.safetensors")

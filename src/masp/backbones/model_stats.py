@@ -116,7 +116,9 @@ def count(description: Description) -> BackboneFacts:
         layers=layers,
         parameters=parameters,
         tied=tied,
-        memory=memory_of(sum(parameters.values()), *(_packed(model, kind) for kind in ("cuda", "cpu")), _full(model)),
+        memory=memory_of(
+            sum(parameters.values()), *(_packed(model, kind) for kind in ("cuda", "cpu")), full=_full(model)
+        ),
         lora=lora_size(_targets(model)),
     )
 

@@ -63,7 +63,7 @@ class PhotoConfig(PretrainedConfig):
     """Tower, language model, and the projector between: cells a side, tokens of the whole image, hidden widths."""
 
     model_type = PHOTO
-    sub_configs = {"vision_config": PhotoVisionConfig, "text_config": AutoConfig}  # noqa: RUF012  (transformers' way)
+    sub_configs = {"vision_config": PhotoVisionConfig, "text_config": AutoConfig}  # pyright: ignore  # noqa: RUF012
 
     def __init__(
         self,
@@ -223,7 +223,7 @@ class PhotoForConditionalGeneration(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     base_model_prefix = "model"
     _supports_sdpa = True
-    _keep_in_fp32_modules_strict = ("vision_tower",)
+    _keep_in_fp32_modules_strict = ["vision_tower"]  # noqa: RUF012
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
     _no_split_modules = ["LlamaDecoderLayer"]  # noqa: RUF012
 

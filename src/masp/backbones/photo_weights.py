@@ -239,8 +239,8 @@ def _fill(folder: Path, language: Path, tower: Path) -> None:
 
 def _language(path: Path) -> tuple[dict[str, Tensor], dict[str, int], list[list[str]]]:
     """Weights of the language model in fp32 by their names here; vocabulary and merges of its tokenizer."""
-    from gguf import GGUFReader
-    from gguf.quants import dequantize
+    from gguf import GGUFReader  # pyright: ignore[reportMissingImports]
+    from gguf.quants import dequantize  # pyright: ignore[reportMissingImports]
 
     reader: Any = GGUFReader(path)
     heads = {name: int(reader.get_field(f"llama.attention.{key}").contents()) for name, key in _HEADS.items()}
