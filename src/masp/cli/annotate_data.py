@@ -78,7 +78,7 @@ OwnQuestions = Annotated[
 def annotate_data(
     data: Data,
     backbone: Annotated[
-        str | None, typer.Option(metavar="ID", help="Hub id, folder, or `embedded`. Default: the adapter's.")
+        str | None, typer.Option(metavar="ID", help="Hub id, folder, `embedded` or `photo`. Default: the adapter's.")
     ] = None,
     out: Out = None,
     adapter: Annotated[
@@ -171,7 +171,7 @@ def _loaded(
 
     if adapter is None:
         if backbone is None:
-            todo = "Add --backbone ID: a hub id such as Qwen/Qwen2-VL-7B-Instruct, a folder, or embedded."
+            todo = "Add --backbone ID: a hub id such as Qwen/Qwen2-VL-7B-Instruct, a folder, embedded, or photo."
             raise UsageError("no backbone is named", "the frozen model that answers", todo)
         return load_backbone(backbone, revision, dtype, device), None
     folder = find_adapter(adapter)

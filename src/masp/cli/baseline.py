@@ -48,7 +48,7 @@ def baseline(
         Path | None,
         typer.Option(metavar="DIR", help="Folder for predictions.jsonl, summary.json and what the system learns."),
     ] = None,
-    backbone: Annotated[str, typer.Option(metavar="ID", help="Hub id, folder, or `embedded`.")] = "embedded",
+    backbone: Annotated[str, typer.Option(metavar="ID", help="Hub id, folder, `embedded` or `photo`.")] = "embedded",
     labels: Annotated[
         str | None, typer.Option(metavar="A,B,…", help="Labels to choose from, in this order. Default: the data set's.")
     ] = None,

@@ -61,7 +61,7 @@ CheckpointMinutes = Annotated[float, typer.Option(help="Minutes between checkpoi
 
 
 def plan(
-    backbone: Annotated[str, typer.Option(metavar="ID", help="Hub id, folder, or `embedded`.")] = BACKBONE,
+    backbone: Annotated[str, typer.Option(metavar="ID", help="Hub id, folder, `embedded` or `photo`.")] = BACKBONE,
     images: Annotated[int, typer.Option(help="Images to train on. This or --label is needed.")] = 0,
     label: Annotated[int, typer.Option(help="Images to label.")] = 0,
     tokens: Annotated[int, typer.Option(help="Visual tokens of an image: one per 28 × 28 pixels for Qwen2-VL.")] = 256,

@@ -47,7 +47,7 @@ def reproduce(
         Path | None,
         typer.Option(metavar="ROOT", help="Folder with one folder for each data set. Default: emoji scenes are drawn."),
     ] = None,
-    backbone: Annotated[str | None, typer.Option(metavar="ID", help="Hub id, folder, or `embedded`.")] = None,
+    backbone: Annotated[str | None, typer.Option(metavar="ID", help="Hub id, folder, `embedded` or `photo`.")] = None,
     datasets: Annotated[
         str | None, typer.Option(metavar="A,B", help="Only these; also folders of your own. Default: the paper's.")
     ] = None,

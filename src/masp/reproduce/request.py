@@ -95,7 +95,7 @@ def job_of(request: Request) -> Job:
 
 def _check(request: Request) -> None:
     if request.data is not None and request.backbone is None and request.config is None:
-        todo = "Add --backbone ID: a hub id such as Qwen/Qwen2-VL-7B-Instruct, a folder, or embedded."
+        todo = "Add --backbone ID: a hub id such as Qwen/Qwen2-VL-7B-Instruct, a folder, embedded, or photo."
         raise UsageError("--data was given without --backbone", "both, or neither", todo)
     if request.data is None and request.datasets is not None:
         raise UsageError("--datasets was given without --data", "the folder they are in", "Add --data ROOT.")
