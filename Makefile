@@ -79,7 +79,7 @@ docs: $(READY) ## write the generated parts of README and docs again
 	$(BIN)/python scripts/update_backbones_doc.py
 
 prediction: $(READY) ## write docs/prediction.txt, the terminal that the README shows
-	COLUMNS=100 $(BIN)/masp predict src/masp/demo_pictures/hospital.png > docs/prediction.txt
+	COLUMNS=100 $(BIN)/masp predict --backbone embedded src/masp/demo_pictures/hospital.png > docs/prediction.txt
 
 families: $(READY) ## run the contract of every backbone family and write its table
 	MASP_RECORD_FAMILIES=docs/backbones.json $(BIN)/python -m pytest -q tests/contract

@@ -126,7 +126,7 @@ class Masp:
             return cls(MaspModel(backbone, MethodConfig()), zero_shot_task(chosen), ZERO_SHOT)
         folder = find_adapter(adapter, revision) if adapter is not None else shipped_adapter(str(shipped))
         info = read_info(folder)
-        name = info.chosen(task) if task is not None or len(info.tasks) == 1 else None
+        name = _task_name(info, task, ships=adapter is None)
         asked = {key: task_of(info.for_task(key), chosen) for key in info.tasks or (None,)}
         if backbone is None or isinstance(backbone, str):
             place = backbone or backbone_place(folder, info)
@@ -451,6 +451,13 @@ def _served(backbone: Backbone, parts: Adapter, name: str | None, task: Task) ->
     """One task of an adapter with what answers it."""
     one = parts.for_task(name)
     return Served(MaspModel(backbone, one.info.method, parts.aspects, one.prompt, one.info.asked()), task, one.info)
+
+
+def _task_name(info: AdapterInfo, task: str | None, ships: bool) -> str | None:
+    """The task that is in use at once: the one that is named, the only one, or the first of an adapter that ships."""
+    if task is None and ships:
+        return next(iter(info.tasks), None)
+    return info.chosen(task) if task is not None or len(info.tasks) == 1 else None
 
 
 def _refuse_parts(**given: object) -> None:

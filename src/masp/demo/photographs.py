@@ -54,7 +54,7 @@ def left_out() -> str:
 
 
 def load() -> Masp:
-    """The backbone for photographs with its adapter, the first task of it; zero-shot where none ships.
+    """The backbone for photographs with the adapter that ships for it; zero-shot where none does.
 
     Raises:
         MaspError: its checkpoint cannot be made.
@@ -65,7 +65,7 @@ def load() -> Masp:
         raise MaspError(f"the photographs of the demo cannot be predicted: {error}") from error
     if masp.zero_shot:
         return Masp.from_pretrained(backbone=masp.backbone, labels=LABELS)
-    return masp.use(masp.tasks[0]) if masp.tasks else masp
+    return masp
 
 
 def report_of(masp: Masp, shown: Sequence[Photograph], predictions: Sequence[Prediction]) -> ReportData:
