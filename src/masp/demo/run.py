@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from masp.backbones.base import Backbone
+from masp.backbones.files import PHOTO
 from masp.backbones.loading import load_backbone
 from masp.core.atomic_io import write_file
 from masp.core.config import RunConfig, TrainConfig
@@ -103,7 +104,7 @@ def _photographs(out: Path, plan: Plan, steps: Steps, console: Console) -> None:
         steps.left_out(name, why)
         return
     with steps.step(name, "4 photographs, with reasons"):
-        data = photographs.predict(photographs.load(), out)
+        data = photographs.predict(Masp.from_pretrained(backbone=PHOTO), out)
     show_photographs(console, data, out / photographs.PAGE)
 
 
