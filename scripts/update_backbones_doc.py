@@ -20,6 +20,7 @@ NAMES = {
     "idefics3": "Idefics3",
     "gemma3": "Gemma 3",
     "llava_onevision": "LLaVA-OneVision",
+    "photo": "photo (ours)",
 }
 COLUMNS = (
     "contract",

@@ -62,6 +62,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "click": ("masp.cli",),
     "datasets": ("masp.data.hub",),
     "fastapi": ("masp.serving",),
+    "gguf": ("masp.backbones.photo_weights",),
     "jinja2": ("masp.report", "masp.adapters.card"),
     "matplotlib": ("masp.report.plots", "masp.report", "masp.reproduce.writers"),
     "huggingface_hub": ("masp.adapters.hub", "masp.backbones"),
@@ -90,14 +91,17 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "yaml": ("masp.core.config",),
 }
 
-# The one file that may read what `torch.save` wrote, and the only way it may.
-UNPICKLES = "masp.adapters.pickled"
+# The files that may read what `torch.save` wrote, and the only way it may.
+UNPICKLES = ("masp.adapters.pickled", "masp.backbones.photo_weights")  # the latter only a file of a known SHA-256
 SAFELY = "weights_only"
 
 # What a class may be built on: interfaces, records, errors and torch's modules; the rest is composed.
 BASES: Mapping[str, str] = {
     "Module": "torch finds parameters by it",
     "Function": "torch takes a gradient of one's own by it",
+    "GenerationMixin": "transformers generates with it",
+    "PreTrainedModel": "transformers loads, places and saves weights by it",
+    "PretrainedConfig": "transformers reads and writes config.json by it",
     "Protocol": "an interface",
     "BaseModel": "a record that pydantic checks; records in one file may share a base",
     "Settings": "a section of settings, which pydantic checks",
@@ -282,9 +286,9 @@ def unsafe_or_noisy(source: Source) -> list[str]:
 
 
 def _loads_weights_only(source: Source, call: ast.Call) -> bool:
-    """Whether this `torch.load` is the one that is allowed: in its place, and with `weights_only=True` written out."""
+    """Whether this `torch.load` is one that is allowed: in its place, and with `weights_only=True` written out."""
     given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-    return source.module == UNPICKLES and given.get(SAFELY) == "True"
+    return source.module in UNPICKLES and given.get(SAFELY) == "True"
 
 
 def loose_signatures(source: Source) -> list[str]:

@@ -26,6 +26,7 @@ from masp.adapters import (
     resolve,
     save_adapter,
 )
+from masp.adapters.shipped import shipped_adapter
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
 from masp.core.aspects import ASPECTS
@@ -34,7 +35,6 @@ from masp.core.errors import AdapterError
 from masp.core.prompts import Questions, load_questions
 from masp.model.aspect_attention import AspectModules
 from masp.model.soft_prompt import SoftPrompt
-from masp.predictor import shipped_adapter
 
 NAMES = ("scene", "brightness")
 LABELS = ("joy", "fear", "näïve | odd")

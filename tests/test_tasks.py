@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tiny
-from masp.adapters import AdapterInfo, DataRecord, combine, load_adapter, read_info, save_adapter
+from masp.adapters import AdapterInfo, DataRecord, combine, load_adapter, read_info, save_adapter, shipped
 from masp.backbones.export import export_embedding_rows
 from masp.cli import main
 from masp.core.aspects import ASPECTS
@@ -209,6 +209,16 @@ def test_prompts_that_only_name_their_aspects_are_combined_too(home, pictures, t
     with pytest.raises(AdapterError, match="does not hold its aspects"):
         Masp.from_pretrained(tmp_path / "light", tiny.backbone())
     assert combine(tmp_path / "whole", [light[0], f"other={home / 'emotion6'}"]).parts == ("aspects", "prompt")
+
+
+def test_of_an_adapter_that_ships_the_first_task_is_used_at_once(home, pictures, monkeypatch):
+    monkeypatch.setattr(shipped, "shipped_adapter", lambda name: home / "all")
+    monkeypatch.setattr("masp.predictor.shipped_adapter", lambda name: home / "all")
+    masp = Masp.from_pretrained(dtype="float32")
+    assert masp.task_name == "emoset"
+    assert same(masp.predict(pictures[0], explain=False), single(home, "emoset").predict(pictures[0], explain=False))
+    assert Masp.from_pretrained(task="sentiment", dtype="float32").task_name == "sentiment"
+    assert Masp.from_pretrained(home / "all", tiny.backbone()).task_name is None
 
 
 def test_an_adapter_with_several_tasks_takes_one_more(home, tmp_path):

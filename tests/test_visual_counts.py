@@ -40,6 +40,7 @@ COUNTS = {
     "idefics3": (20, 20, 12, 20, 12, 12),  # 4 each of 2 × 2 or 2 × 1 tiles and the whole
     "smolvlm": (20, 20, 12, 20, 12, 12),
     "gemma3": (9,) * 6,
+    "photo": (11,) * 6,  # 3 × 3 cells and 2 of the whole image
     "instructblip": (5,) * 6,  # queries; the vision tower has 10 features for them to look at
 }
 """Visual tokens of `SIZES`, worked out by hand from the settings of the tiny checkpoints."""

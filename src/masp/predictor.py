@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Literal, Self, overload
 
@@ -20,19 +19,17 @@ from masp.adapters import (
     read_info,
     save_pretrained,
 )
+from masp.adapters.shipped import shipped_adapter, shipped_for
 from masp.backbones.base import Backbone
-from masp.backbones.loading import find_supported, load_backbone
+from masp.backbones.loading import load_backbone
 from masp.core.config import MethodConfig
-from masp.core.errors import AdapterError, ImageError, UsageError, counted, did_you_mean
+from masp.core.errors import ImageError, UsageError, counted, did_you_mean
 from masp.core.labels import label_set
 from masp.core.types import CachedPrefix, Pixels, VisualTokens
 from masp.data.images import open_image, shrink, to_rgb
 from masp.data.prefetch import prefetch, prepared
 from masp.model.masp_model import MaspModel
 from masp.model.prediction import Failure, Prediction, Task, TaskHandle, predict_visual, task_of, zero_shot_task
-
-EMBEDDED = "embedded"
-"""Name of the shipped backbone and of the adapter that is shipped with it."""
 
 ZERO_SHOT = "zero-shot"
 """What stands in results for the adapter where there is none."""
@@ -81,9 +78,9 @@ class Masp:
         """Loads an adapter and the backbone it was trained on, or a backbone alone.
 
         Args:
-            adapter: Its folder, that of its run, or its id on a hub. None: the one shipped for the embedded backbone;
-                with any other `backbone` that one alone, without aspects and soft prompt (zero-shot, row V of Table 2).
-            backbone: Hub id, folder, or one that is loaded already; None: the one that the adapter names.
+            adapter: Its folder, that of its run, or its id on a hub. None: the one shipped for `backbone`, where there
+                is one; otherwise the backbone alone, without aspects and soft prompt (zero-shot, row V of Table 2).
+            backbone: Hub id, folder, or one loaded already; None: the one that the adapter names, or a packaged one.
             aspects: For a prompt that only names its aspects, the adapter that holds them.
             labels: Replaces the label set of the adapter, of every task if it holds several: a list, "joy, fear, awe",
                 or a set by its name (`mikels8`, `ekman6`, `polarity`). Zero-shot: what to choose from; None: `mikels8`.
@@ -103,14 +100,15 @@ class Masp:
             UsageError: No such task or label set, a revision of a folder, or a part of an adapter that is not used.
         """
         chosen = None if labels is None else label_set(labels)
-        if adapter is None and backbone is not None and not _has_shipped(backbone, backbone_revision):
+        shipped = None if adapter is not None else shipped_for(backbone, backbone_revision)
+        if adapter is None and backbone is not None and shipped is None:
             _refuse_parts(aspects=aspects, task=task, revision=revision)
             if isinstance(backbone, str):
                 backbone = load_backbone(backbone, backbone_revision, dtype, device)
             return cls(MaspModel(backbone, MethodConfig()), zero_shot_task(chosen), ZERO_SHOT)
-        folder = shipped_adapter() if adapter is None else find_adapter(adapter, revision)
+        folder = find_adapter(adapter, revision) if adapter is not None else shipped_adapter(str(shipped))
         info = read_info(folder)
-        name = info.chosen(task) if task is not None or len(info.tasks) == 1 else None
+        name = _task_name(info, task, ships=adapter is None)
         asked = {key: task_of(info.for_task(key), chosen) for key in info.tasks or (None,)}
         if backbone is None or isinstance(backbone, str):
             place = backbone or backbone_place(folder, info)
@@ -118,7 +116,7 @@ class Masp:
             backbone = load_backbone(place, commit, dtype, device)
             bound_as_trained(backbone, info)
         parts = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects), accept)
-        called = EMBEDDED if adapter is None else str(adapter)
+        called = shipped if shipped is not None else str(adapter)
         served = {key: _served(backbone, parts, called, key, question) for key, question in asked.items()}
         first = next(iter(served.values()))
         made = cls(first.model, first.task, called, first.info)
@@ -479,20 +477,6 @@ def _open(image: Picture, task: Task) -> Image.Image:
         raise ImageError(_name(image), f"damaged ({error})") from None
 
 
-def shipped_adapter() -> Path:
-    """The folder of the adapter that comes with the embedded backbone.
-
-    Raises:
-        AdapterError: This installation has none.
-    """
-    folder = Path(str(resources.files("masp.backbones").joinpath("embedded_adapter")))
-    if not (folder / "adapter.json").is_file():
-        raise AdapterError(
-            "this installation has no adapter of its own", "--adapter DIR", "Name one, or install masp again."
-        )
-    return folder
-
-
 def _served(backbone: Backbone, parts: Adapter, adapter: str, name: str | None, task: Task) -> TaskHandle:
     """One task of an adapter with what answers it."""
     one = parts.for_task(name)
@@ -507,17 +491,11 @@ def _refuse_parts(**given: object) -> None:
         raise UsageError(f"{', '.join(named)} without an adapter", "an adapter", todo)
 
 
-def _has_shipped(backbone: str | Backbone, revision: str | None) -> bool:
-    """Whether the shipped adapter is for this backbone: the embedded one, by its name or a copy of it."""
-    if backbone == EMBEDDED:
-        return True
-    try:
-        known = read_info(shipped_adapter()).backbone.fingerprint
-    except AdapterError:
-        return False
-    if isinstance(backbone, str):
-        return find_supported(backbone, revision).fingerprint == known
-    return backbone.fingerprint() == known
+def _task_name(info: AdapterInfo, task: str | None, ships: bool) -> str | None:
+    """The task that is in use at once: the one that is named, the only one, or the first of an adapter that ships."""
+    if task is None and ships:
+        return next(iter(info.tasks), None)
+    return info.chosen(task) if task is not None or len(info.tasks) == 1 else None
 
 
 def _name(image: Picture) -> str:

@@ -191,6 +191,29 @@ def test_pictures_without_labels_are_a_data_set_for_stage_1(tmp_path):
     assert all("scene" in record.annotations for record in dataset.records)
 
 
+def test_answers_that_the_data_set_has_can_be_kept(tmp_path):
+    root = write_pictures(tmp_path / "photos", 3, labels=())
+    rows = [
+        "image,aspect,value",
+        "0.png,scene,moon_base",
+        "1.png,object,cat",
+        "1.png,object,dog",
+        "2.png,human_action,flying",
+    ]
+    (root / "list.csv").write_text("\n".join(rows) + "\n")
+    asking = Asking(dict.fromkeys(("scene", "brightness"), "What is it?"), OPTIONS, measured_light=True, keep=True)
+    annotate(pictures(root), Annotator(MaspModel(tiny.backbone(), MethodConfig()), asking), tmp_path / "out", Work())
+    found = {record.path.stem: dict(record.annotations) for record in open_dataset(tmp_path / "out").records}
+    assert found["0"]["scene"] == "moon base"
+    assert found["1"]["scene"] in OPTIONS["scene"]  # nobody had said it
+    assert (found["1"]["object"], found["2"]["human_action"]) == ("cat, dog", "flying")
+    assert all("brightness" in answers for answers in found.values())
+    sources = {
+        path.stem: json.loads(path.read_text())["source"] for path in (tmp_path / "out").rglob("annotation/*/*.json")
+    }
+    assert [sources[name].get("kept") for name in "012"] == [["scene"], ["object"], ["human_action"]]
+
+
 def test_unreadable_pictures_are_left_out_and_named(tmp_path):
     root = write_pictures(tmp_path / "d", 5)
     (root / "calm" / "bad.png").write_text("no image")

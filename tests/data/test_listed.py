@@ -143,3 +143,43 @@ def test_without_pyarrow_parquet_says_what_to_install(tmp_path: Path, monkeypatc
     (tmp_path / "list.parquet").write_bytes(b"PAR1")
     with pytest.raises(UsageError, match=r"expected pyarrow\. Install it with: pip install 'masp\[parquet\]'"):
         open_dataset(tmp_path / "list.parquet", "table")
+
+
+ASPECT_ROWS = (
+    "image,aspect,value,split\n"
+    "scenes/a.jpg,scene,Forest_Path,train\n"
+    "scenes/a.jpg,brightness,0.9,train\n"
+    "things/b.jpg,object,dog,val\n"
+    "things/b.jpg,object,ball,val\n"
+)
+
+
+def test_a_table_with_a_row_for_each_aspect_is_read_without_labels(tmp_path: Path) -> None:
+    pictures(tmp_path, "scenes/a.jpg", "things/b.jpg")
+    (tmp_path / "annotations.csv").write_text(ASPECT_ROWS)
+    for path in (tmp_path, tmp_path / "annotations.csv"):  # though the folders look like labels
+        dataset = open_dataset(path)
+        found = {
+            split: [(r.path.name, r.label, dict(r.annotations)) for r in one] for split, one in dataset.splits.items()
+        }
+        assert dataset.layout == "aspects"
+        assert found == {
+            "train": [("a.jpg", None, {"scene": "forest path", "brightness": "very high"})],
+            "val": [("b.jpg", None, {"object": "dog, ball"})],
+        }
+
+
+def test_columns_of_aspects_may_have_other_names(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.jpg")
+    (tmp_path / "list.csv").write_text("file,about,says\na.jpg,scene,beach\n")
+    settings = [f"data.path={tmp_path}", "data.layout=aspects", "data.columns={aspect: about, value: says}"]
+    (record,) = open_dataset(load_config(None, settings).data).records
+    assert record.annotations == {"scene": "beach"}
+
+
+@pytest.mark.parametrize(("row", "fault"), [("a.jpg,mood,grim", "the aspect is 'mood'"), ("a.jpg,scene,", "is blank")])
+def test_a_row_about_no_aspect_is_refused(tmp_path: Path, row: str, fault: str) -> None:
+    pictures(tmp_path, "a.jpg")
+    (tmp_path / "list.csv").write_text(f"image,aspect,value\n{row}\n")
+    with pytest.raises(DataError, match=fault):
+        open_dataset(tmp_path, strict=True)

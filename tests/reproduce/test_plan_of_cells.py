@@ -197,6 +197,18 @@ def test_without_annotations_rows_with_aspects_are_not_run(tmp_path: Path) -> No
     assert "FI/V+A/seed1" not in names, "with aspects from elsewhere nothing in V+A depends on a seed"
 
 
+def test_a_folder_of_aspects_teaches_them_where_emoset_is_missing(tmp_path: Path) -> None:
+    pictures(tmp_path / "FI", "folders")
+    put(tmp_path / "aspects" / "beach.png", 1)
+    (tmp_path / "aspects" / "list.csv").write_text("image,aspect,value,split\nbeach.png,scene,beach,train\n")
+    found, _ = find_sources(tmp_path, None, DataConfig(), PAPER)
+    teacher = find_teacher(tmp_path, DataConfig(), found, PAPER)
+    assert teacher is not None
+    assert (teacher.name, teacher.annotated, [source.name for source in found]) == ("aspects", True, ["FI"])
+    job = replace(small_job(tmp_path, "table2", seeds=1), sources=found, teacher=teacher, drawn=None)
+    assert "aspects/stage-1/seed0" in plan_cells(job, PAPER, all_recipes()).find("FI/V+A+S/seed0").needs
+
+
 def test_emoset_teaches_the_aspects_of_all(tmp_path: Path) -> None:
     teacher = DatasetSource("EmoSet", DataConfig(path=tmp_path / "EmoSet"), annotated=True)
     fi = DatasetSource("FI", DataConfig(path=tmp_path / "FI"), annotated=False)

@@ -1,4 +1,4 @@
-"""The examples of docs/serving.md do what the document says, with curl and the client; and its files for deployment."""
+"""The examples of docs/how-to/serving.md do what it says, with curl and the client; and its files for deployment."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ from small_adapters import write_adapter
 from small_service import Gate, png, running, same, small_app
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENT = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+DOCUMENT = (ROOT / "docs" / "how-to" / "serving.md").read_text(encoding="utf-8")
 ADDRESS = "http://127.0.0.1:8000"
 
 

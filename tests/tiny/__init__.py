@@ -18,7 +18,7 @@ from masp.backbones.base import Backbone
 from masp.backbones.device_map import Placement
 from masp.backbones.loading import FAMILIES as LOADERS
 from masp.backbones.loading import NF4, find_supported, load_backbone
-from tiny import gemma, idefics, instructblip, internvl, llava, qwen
+from tiny import gemma, idefics, instructblip, internvl, llava, photo, qwen
 from tiny.kind import DIM, Kind
 from tiny.qwen import QWEN2
 from tiny.tokens import VOCABULARY
@@ -35,6 +35,7 @@ KINDS: dict[str, Kind] = {
     "idefics3": idefics.IDEFICS3,
     "llava_onevision": llava.ONEVISION,
     "instructblip": instructblip.INSTRUCTBLIP,
+    "photo": photo.PHOTO,
 }
 FAMILIES = tuple(KINDS)
 QWEN = ("qwen2_vl", "qwen2_5_vl")  # for tests of what all families share

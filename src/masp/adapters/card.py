@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from masp.adapters.info import AdapterInfo, DataRecord, ResultRecord, TrainingRecord
+from masp.adapters.info import PACKAGED, AdapterInfo, DataRecord, ResultRecord, TrainingRecord
 from masp.core.errors import counted
 from masp.evaluation.metrics import share
 
@@ -48,7 +48,7 @@ def hub_id(info: AdapterInfo) -> str | None:
 
 
 def _use(info: AdapterInfo) -> str:
-    known = hub_id(info) is not None or info.backbone.name == "embedded"
+    known = hub_id(info) is not None or info.backbone.name in PACKAGED
     backbone = "" if known else f" --backbone FOLDER/{info.backbone.name}"
     if "prompt" in info.parts:
         task = f" --task {next(iter(info.tasks))}" if info.tasks else ""

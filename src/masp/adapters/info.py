@@ -24,7 +24,7 @@ written as 3 again."""
 
 WEIGHTS, INFO, CARD = "weights.safetensors", "adapter.json", "README.md"
 RUN = "run.json"  # of the run, in the folder that an adapter lies in
-EMBEDDED = "embedded"
+PACKAGED = ("embedded", "photo")  # backbones that are called by one word, and found by it everywhere
 AGAIN = "Copy the adapter again, or train it again."
 TASK_NAME = re.compile(r"[A-Za-z0-9][\w-]{0,63}")
 _HOMES = ("", "adapter", "prompt/adapter")  # an adapter, a run, or a run of both stages
@@ -230,7 +230,7 @@ def backbone_place(folder: str | Path, info: AdapterInfo) -> str:
         AdapterError: the backbone was a folder, and nothing here says which.
     """
     name = info.backbone.name
-    if info.backbone.revision is not None or name == EMBEDDED or "/" in name:
+    if info.backbone.revision is not None or name in PACKAGED or "/" in name:
         return name
     for place in (_place_of_run(resolve(folder).parent / RUN), name):
         if place is not None and Path(place).is_dir():

@@ -98,12 +98,14 @@ class AnnotationSettings:
         options: aspect → what may be answered; an aspect that is not here is answered freely.
         measured_light: whether brightness and colorfulness are measured on the pixels instead.
         longest: tokens that a free answer may have.
+        keep: whether answers that the data set has already win over those that are given here.
     """
 
     questions: Mapping[str, str]
     options: Mapping[str, Sequence[str]] = field(default_factory=dict)
     measured_light: bool = False
     longest: int = 32
+    keep: bool = False
 
     @property
     def asked(self) -> tuple[str, ...]:

@@ -2,8 +2,8 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from masp.core.atomic_io import fingerprint
@@ -34,6 +34,7 @@ class PendingImage:
         split: the split it stands in.
         home: the folder of its label in what is written.
         name: its id there, which no other image of that folder has.
+        known: aspect → the answer that the data set has already.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class PendingImage:
     split: str
     home: str
     name: str
+    known: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class ImageCollection:
 
     def digest(self) -> str:
         """SHA-256 over where the images lie, their labels, splits and sizes."""
-        facts = [[item.place, item.label, item.split, _size(item.path)] for item in self.items]
+        facts = [[item.place, item.label, item.split, _size(item.path), dict(item.known)] for item in self.items]
         return fingerprint([self.labels, facts])
 
 
@@ -92,13 +94,13 @@ def pictures_of(settings: DataConfig, limit: int | None = None) -> ImageCollecti
         found = [found[number * len(found) // limit] for number in range(limit)]
     named = _Names()
     items = tuple(
-        PendingImage(file, _place(file, root), label, split, home := _home(label), named(home, file.stem))
-        for file, label, split in found
+        PendingImage(file, _place(file, root), label, split, home := _home(label), named(home, file.stem), known)
+        for file, label, split, known in found
     )
     return ImageCollection(root, labels or LABEL_SETS["emoset"], items, bool(labels))
 
 
-Row = tuple[Path, str | None, str]
+Row = tuple[Path, str | None, str, Mapping[str, str]]
 
 
 def _known(settings: DataConfig) -> tuple[tuple[str, ...], list[Row]]:
@@ -106,13 +108,15 @@ def _known(settings: DataConfig) -> tuple[tuple[str, ...], list[Row]]:
     assert {*reading.splits} <= {*SPLITS, UNDIVIDED}, "a split whose list EmoSet's reader would not find"
     records = [(split, record) for split, chosen in reading.splits.items() for record in chosen]
     one_class = len({record.label for _, record in records} - {None}) < 2
-    rows = [(record.path, None if one_class else record.label, split) for split, record in records]
+    rows: list[Row] = [
+        (record.path, None if one_class else record.label, split, record.annotations) for split, record in records
+    ]
     return () if one_class else reading.labels, rows
 
 
 def _plain(path: Path) -> tuple[tuple[str, ...], list[Row]]:
     """The images below a folder, or those of a table without labels: a table has a layout, so it is a folder."""
-    return (), [(file, None, UNDIVIDED) for file in images_from([path])]
+    return (), [(file, None, UNDIVIDED, {}) for file in images_from([path])]
 
 
 class _Names:

@@ -244,7 +244,7 @@ def annotate(
         _compute(pictures, annotator, place, work)
         done = place.batches()
         source = _source(annotator, adapter)
-        annotated = list(_contents(pictures, done, source))
+        annotated = list(_contents(pictures, done, source, annotator.asking.keep))
         versions = {json.dumps(batch["versions"], sort_keys=True) for batch in done.values()}
         made_by = {**source, "versions": [json.loads(one) for one in sorted(versions)]}
         write_emoset(out, pictures, annotated, made_by, work.copy)
@@ -292,7 +292,7 @@ def _ordered(done: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _contents(
-    pictures: ImageCollection, done: Mapping[int, dict[str, Any]], source: Mapping[str, Any]
+    pictures: ImageCollection, done: Mapping[int, dict[str, Any]], source: Mapping[str, Any], keep: bool
 ) -> Iterator[tuple[PendingImage, dict[str, Any]]]:
     """For every readable image the content of its annotation file; an aspect without an answer is an absent key."""
     for batch in _ordered(done):
@@ -301,6 +301,10 @@ def _contents(
             content: dict[str, Any] = {"image_id": item.name, "emotion": item.label}
             content |= {name: value for name, value in values.items() if value is not None}
             made = {**source, "picture": item.place, "versions": batch["versions"]}
+            kept = {name: text for name, text in item.known.items() if keep and name not in MEASURED}
+            if kept:
+                content |= {name: text.split(", ") if name == "object" else text for name, text in kept.items()}
+                made["kept"] = sorted(kept)  # these the machine did not answer
             yield item, {**content, "source": made}
 
 
@@ -342,6 +346,7 @@ def _identity(pictures: ImageCollection, annotator: Annotator, work: AnnotationJ
         "vocabulary": source["vocabulary"],
         "measured_light": asking.measured_light,
         "longest": asking.longest,
+        "keep": asking.keep,
         "longest_side": work.longest_side,
         "batch_size": work.batch_size,
         "copy": work.copy,

@@ -11,7 +11,7 @@ from typing import Any
 
 from masp.core.errors import BackboneError, UsageError, did_you_mean
 
-EMBEDDED = "embedded"
+EMBEDDED, PHOTO = "embedded", "photo"
 WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # no pickles and no code
 UNHASHED = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}
 HASHED_WHOLE = 64 * 2**20  # a larger weights file is hashed in evenly spaced blocks
@@ -181,7 +181,7 @@ def _hash_weights(path: Path, digest: Any) -> None:
 
 
 def find(name: str, revision: str | None = None) -> BackboneFiles:
-    """The files of a folder, of the packaged backbone ("embedded") or of a hub id, fetched if they are not here yet.
+    """The files of a folder, of a packaged backbone ("embedded", "photo") or of a hub id, fetched if not here yet.
 
     Raises:
         BackboneError: nothing there, nothing reachable, or not a checkpoint with safetensors weights.
@@ -204,17 +204,23 @@ def local_folder(name: str, revision: str | None = None) -> Path | None:
 
     Raises:
         UsageError: a revision of such a folder.
+        BackboneError: the folder of "photo" cannot be made.
     """
-    if name != EMBEDDED and not Path(name).is_dir():
+    packaged = name in (EMBEDDED, PHOTO)
+    if not packaged and not Path(name).is_dir():
         return None
     if revision is not None:
-        kind = "comes with masp" if name == EMBEDDED else "is a folder"
+        kind = "comes with masp" if packaged else "is a folder"
         raise UsageError(
             f"the revision {revision} was given for the backbone '{name}', which {kind} and has none",
             "a hub id",
             "Leave the revision out.",
         )
-    return Path(__file__).parent / EMBEDDED if name == EMBEDDED else Path(name)
+    if name == PHOTO:  # made of other packages, by a module that needs torch
+        from masp.backbones.photo_weights import photo_folder
+
+        return photo_folder()
+    return Path(__file__).parent / EMBEDDED if packaged else Path(name)
 
 
 def _from_hub(name: str, revision: str | None) -> tuple[Path, str]:
@@ -229,7 +235,7 @@ def _from_hub(name: str, revision: str | None) -> tuple[Path, str]:
     except HFValidationError:
         raise BackboneError(
             f"'{name}' is neither a folder nor the id of a model",
-            "a folder with a checkpoint, 'embedded', or an id such as Qwen/Qwen2-VL-7B-Instruct",
+            "a folder with a checkpoint, 'embedded', 'photo', or an id such as Qwen/Qwen2-VL-7B-Instruct",
         ) from None
     except LocalEntryNotFoundError:
         raise BackboneError(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from masp.backbones.files import EMBEDDED, local_folder, read_json
+from masp.backbones.files import EMBEDDED, PHOTO, local_folder, read_json
 from masp.core.errors import BackboneError, did_you_mean
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -23,7 +23,7 @@ class Description:
     """A backbone without its weights.
 
     Attributes:
-        name: hub id, folder or "embedded", as asked for.
+        name: hub id, folder, "embedded" or "photo", as asked for.
         source: where the configuration was found; "table" is the one in this package.
         config: content of config.json.
         preprocessor: content of preprocessor_config.json; None where there is none.
@@ -51,6 +51,8 @@ def describe(name: str, revision: str | None = None) -> Description:
         BackboneError: no config.json there, an unknown id, or one that the hub does not give.
         UsageError: a revision of something that is not on the hub.
     """
+    if name == PHOTO and revision is None:  # its settings come with this package, its weights with others
+        return _in_folder(name, Path(__file__).parent / "photo_bridge", "embedded")
     here = local_folder(name, revision)
     if here is not None:
         return _in_folder(name, here, "embedded" if name == EMBEDDED else "folder")
@@ -91,7 +93,7 @@ def _from_hub(name: str, revision: str | None) -> Description:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    hint = did_you_mean(name, [EMBEDDED, *published()])
+    hint = did_you_mean(name, [EMBEDDED, PHOTO, *published()])
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG, PREPROCESSOR]))
     except HFValidationError:

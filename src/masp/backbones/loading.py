@@ -56,6 +56,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "idefics3": Family("masp.backbones.idefics3", sized=True),
         "llava_onevision": Family("masp.backbones.llava_onevision"),
         "instructblip": Family("masp.backbones.instructblip", refuses=True),
+        "photo": Family("masp.backbones.photo"),
     }
 )
 """model_type of a checkpoint's config.json → the family that serves it."""
@@ -88,7 +89,8 @@ def load_backbone(
     """A frozen backbone.
 
     Args:
-        config: what to load, or only its name: hub id, folder, or "embedded" for the small one in this package.
+        config: what to load, or only its name: hub id, folder, "embedded" for the small one in this package, or
+            "photo" for the one of the extra `masp[photo]`.
             Settings carry the other arguments themselves, which then do not count.
         revision: commit, tag or branch on the hub.
         dtype: "float32", "bfloat16", "float16", "nf4" for 4 bits through bitsandbytes, or "auto", see `choose_dtype`.

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from masp.backbones.decoder import AXES
+from masp.backbones.files import PHOTO
 from masp.backbones.known_models import Description, describe
 from masp.backbones.loading import FAMILIES, Family, refuse_unserved
 from masp.backbones.quantization import packed_bytes, packed_layers
@@ -116,7 +117,9 @@ def count(description: Description) -> ModelStats:
         layers=layers,
         parameters=parameters,
         tied=tied,
-        memory=memory_of(sum(parameters.values()), *(_packed(model, kind) for kind in ("cuda", "cpu"))),
+        memory=memory_of(
+            sum(parameters.values()), *(_packed(model, kind) for kind in ("cuda", "cpu")), full=_full(model)
+        ),
         lora=lora_size(_targets(model)),
     )
 
@@ -156,6 +159,8 @@ def model_config(description: Description) -> Any:
     """
     content = {key: value for key, value in description.config.items() if key not in IGNORED}
     kind = content.get("model_type")
+    if kind == PHOTO:  # a kind of our own, of which transformers has to be told
+        FAMILIES[PHOTO].get("register")()
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         todo = did_you_mean(str(kind), FAMILIES)
         raise BackboneError(f"{description.name} is of the unknown kind '{kind}'", "a model_type of transformers", todo)
@@ -201,18 +206,19 @@ def part_of(name: str) -> str:
     return "language model layers" if words & LANGUAGE else "other"
 
 
-def memory_of(parameters: int, packed: Sequence[int], packed_on_cpu: Sequence[int]) -> dict[str, int]:
+def memory_of(parameters: int, packed: Sequence[int], packed_on_cpu: Sequence[int], full: int = 0) -> dict[str, int]:
     """Bytes of the weights alone.
 
     Args:
         parameters: all of them.
         packed: sizes of the matrices that NF4 packs.
         packed_on_cpu: those that it packs on a CPU.
+        full: parameters that stay in fp32 whatever the format.
 
     Returns:
         By format. What NF4 does not pack stays in bf16.
     """
-    halves = 2 * parameters
+    halves = 2 * (parameters + full)
     four_bit, on_cpu = (halves - 2 * sum(sizes) + sum(map(packed_bytes, sizes)) for sizes in (packed, packed_on_cpu))
     return {"float32": 4 * parameters, "bfloat16": halves, "float16": halves, "nf4": four_bit, "nf4_cpu": on_cpu}
 
@@ -233,6 +239,12 @@ def _targets(model: nn.Module) -> Iterator[tuple[int, int]]:
         wanted = name.rpartition(".")[2] in LORA_TARGETS and part_of(name) == "language model layers"
         if wanted and isinstance(module, nn.Linear):
             yield module.out_features, module.in_features
+
+
+def _full(model: PreTrainedModel) -> int:
+    """Parameters of the parts that a family keeps in fp32."""
+    kept = model._keep_in_fp32_modules_strict or ()
+    return sum(one.numel() for name, one in model.named_parameters() if any(part in name for part in kept))
 
 
 def _packed(model: PreTrainedModel, device: str) -> list[int]:

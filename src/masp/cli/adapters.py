@@ -208,7 +208,7 @@ Examples:
 
 
 def info(
-    backbone: Annotated[str, typer.Argument(metavar="BACKBONE", help="Hub id, folder, or `embedded`.")],
+    backbone: Annotated[str, typer.Argument(metavar="BACKBONE", help="Hub id, folder, `embedded` or `photo`.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object; sizes in bytes.")] = False,
     queries: Annotated[
         int | None, typer.Option(min=1, help="Aspect tokens per aspect. Default: 1 in *paper*, 5 in *released*.")

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -331,7 +332,7 @@ OwnQuestions = Annotated[
 def annotate_data(
     data: DataWords,
     backbone: Annotated[
-        str | None, typer.Option(metavar="ID", help="Hub id, folder, or `embedded`. Default: the adapter's.")
+        str | None, typer.Option(metavar="ID", help="Hub id, folder, `embedded` or `photo`. Default: the adapter's.")
     ] = None,
     out: Out = None,
     adapter: Annotated[
@@ -341,6 +342,9 @@ def annotate_data(
     vocabulary: Vocabulary = None,
     measured_light: Annotated[
         bool, typer.Option("--measured-light", help="Measure brightness and colorfulness on the pixels, do not ask.")
+    ] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Answers that the data set has win; the machine gives the others.")
     ] = False,
     questions: OwnQuestions = None,
     limit: Annotated[
@@ -377,7 +381,7 @@ def annotate_data(
     loaded, trained = _loaded(backbone, adapter, revision, dtype.value, device, accepted(accept))
     method = MethodConfig() if trained is None else trained.info.method
     model = MaspModel(loaded, method, None if trained is None else trained.aspects)  # never with a soft prompt
-    asking = _asking(names, questions, trained, options, measured_light)
+    asking = replace(_asking(names, questions, trained, options, measured_light), keep=keep)
     with Bar("images", len(pictures.items)) as bar:
         work = AnnotationJob(batch_size, settings.workers, settings.longest_side, copy, bar.show)
         found = annotate(pictures, Annotator(model, asking), target, work, adapter)
@@ -401,7 +405,7 @@ def _loaded(
 
     if adapter is None:
         if backbone is None:
-            todo = "Add --backbone ID: a hub id such as Qwen/Qwen2-VL-7B-Instruct, a folder, or embedded."
+            todo = "Add --backbone ID: a hub id such as Qwen/Qwen2-VL-7B-Instruct, a folder, embedded, or photo."
             raise UsageError("no backbone is named", "the frozen model that answers", todo)
         return load_backbone(backbone, revision, dtype, device), None
     folder = find_adapter(adapter)

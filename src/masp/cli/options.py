@@ -51,7 +51,7 @@ AspectsOfPrompt = Annotated[
 ]
 BackboneOfAdapter = Annotated[
     str | None,
-    typer.Option(metavar="ID", help="Hub id, folder, or `embedded`. Default: the one that the adapter names."),
+    typer.Option(metavar="ID", help="Hub id, folder, `embedded` or `photo`. Default: the one that the adapter names."),
 ]
 Accept = Annotated[
     str | None,
@@ -65,8 +65,8 @@ BackboneOrNoAdapter = Annotated[
     str | None,
     typer.Option(
         metavar="ID|DIR",
-        help="Hub id, folder, or `embedded`. Default: the one that the adapter names. Without *--adapter* any but "
-        "`embedded` answers alone, zero-shot.",
+        help="Hub id, folder, `embedded` or `photo`. Default: the one that the adapter names. Without *--adapter* "
+        "one whose adapter does not ship answers alone, zero-shot.",
     ),
 ]
 Labels = Annotated[

@@ -61,8 +61,8 @@ def predict(
         str | None,
         typer.Option(
             metavar="DIR|ID",
-            help="The adapter, its run, or its id on a hub. Default: the one shipped for the embedded backbone; for "
-            "any other *--backbone* none.",
+            help="The adapter, its run, or its id on a hub. Default: the one that ships for the backbone; where "
+            "there is none, the backbone answers alone.",
         ),
     ] = None,
     adapter_revision: AdapterRevision = None,

@@ -70,7 +70,7 @@ def baseline(
         Path | None,
         typer.Option(metavar="DIR", help="Folder for predictions.jsonl, summary.json and what the system learns."),
     ] = None,
-    backbone: Annotated[str, typer.Option(metavar="ID", help="Hub id, folder, or `embedded`.")] = "embedded",
+    backbone: Annotated[str, typer.Option(metavar="ID", help="Hub id, folder, `embedded` or `photo`.")] = "embedded",
     labels: Annotated[
         str | None, typer.Option(metavar="A,B,…", help="Labels to choose from, in this order. Default: the data set's.")
     ] = None,
@@ -192,7 +192,7 @@ def reproduce(
         Path | None,
         typer.Option(metavar="ROOT", help="Folder with one folder for each data set. Default: emoji scenes are drawn."),
     ] = None,
-    backbone: Annotated[str | None, typer.Option(metavar="ID", help="Hub id, folder, or `embedded`.")] = None,
+    backbone: Annotated[str | None, typer.Option(metavar="ID", help="Hub id, folder, `embedded` or `photo`.")] = None,
     datasets: Annotated[
         str | None, typer.Option(metavar="A,B", help="Only these; also folders of your own. Default: the paper's.")
     ] = None,
@@ -285,7 +285,7 @@ CheckpointMinutes = Annotated[float, typer.Option(help="Minutes between checkpoi
 
 
 def plan(
-    backbone: Annotated[str, typer.Option(metavar="ID", help="Hub id, folder, or `embedded`.")] = BACKBONE,
+    backbone: Annotated[str, typer.Option(metavar="ID", help="Hub id, folder, `embedded` or `photo`.")] = BACKBONE,
     images: Annotated[int, typer.Option(help="Images to train on. This or --label is needed.")] = 0,
     label: Annotated[int, typer.Option(help="Images to label.")] = 0,
     tokens: Annotated[int, typer.Option(help="Visual tokens of an image: one per 28 × 28 pixels for Qwen2-VL.")] = 256,

@@ -55,7 +55,7 @@ def train(
     ] = None,
     backbone: Annotated[
         str | None,
-        typer.Option(metavar="ID", help="Hub id, folder, or `embedded`. Needed, unless the settings name it."),
+        typer.Option(metavar="ID", help="Hub id, folder, `embedded` or `photo`. Needed, unless the settings name it."),
     ] = None,
     aspects: Annotated[
         str | None,
@@ -96,7 +96,7 @@ def _settings(config: Path | None, changes: list[str], data: Path | None, backbo
     if backbone is not None:
         settings = settings.model_copy(update={"backbone": settings.backbone.model_copy(update={"id": backbone})})
     elif "id" not in settings.backbone.model_fields_set:
-        todo = "Add --backbone ID: a hub id such as Qwen/Qwen2-VL-7B-Instruct, a folder, or embedded."
+        todo = "Add --backbone ID: a hub id such as Qwen/Qwen2-VL-7B-Instruct, a folder, embedded, or photo."
         raise UsageError("no backbone is named", "the frozen model to train on", todo)
     if data is not None:
         settings = settings.model_copy(update={"data": settings.data.model_copy(update={"path": data})})

@@ -123,7 +123,7 @@ class BackboneConfig(Settings):
     """The frozen vision-language model."""
 
     id: Text = Field(
-        default="embedded", min_length=1, description="A model's name on the hub, a folder, or 'embedded'."
+        default="embedded", min_length=1, description="A model's name on the hub, a folder, 'embedded', or 'photo'."
     )
     revision: Text | None = Field(default=None, description="Commit, tag or branch on the hub; null: the newest.")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = Field(
@@ -339,7 +339,13 @@ class ColumnsConfig(Settings):
     )
     label: Text | None = Field(default=None, min_length=1, description="The label.")
     value: Text | None = Field(
-        default=None, min_length=1, description="A number of which data.label_thresholds makes labels, such as valence."
+        default=None,
+        min_length=1,
+        description="A number of which data.label_thresholds makes labels, such as valence; or the answer about an "
+        "aspect.",
+    )
+    aspect: Text | None = Field(
+        default=None, min_length=1, description="Which aspect a row is about, where each row answers for one."
     )
     split: Text | None = Field(default=None, min_length=1, description="The split; a table may have none.")
     positive: Text | None = Field(default=None, min_length=1, description="Votes for positive (Flickr, Instagram).")
@@ -355,9 +361,9 @@ class DataConfig(Settings):
         description="Folder of the data set, or its table (CSV, TSV, Parquet), seen from the current folder.",
         json_schema_extra={**FREE},
     )
-    layout: Literal["auto", "folder", "emoset", "emotion6", "fi", "votes", "abstract", "artphoto", "table"] = Field(
-        default="auto", description="How the folder is arranged; votes: Flickr and Instagram."
-    )
+    layout: Literal[
+        "auto", "folder", "emoset", "emotion6", "fi", "votes", "abstract", "artphoto", "table", "aspects"
+    ] = Field(default="auto", description="How the folder is arranged; votes: Flickr and Instagram.")
     label_from: Literal["folder", "majority"] = Field(
         default="folder",
         description="Emotion6: the folder (a search word, as in the paper), or the majority of the votes.",
@@ -393,7 +399,7 @@ class DataConfig(Settings):
         if self.label_pattern is not None and (self.label_thresholds is not None or self.layout != "auto"):
             other = "label_thresholds" if self.label_thresholds is not None else f"layout {self.layout}"
             raise ValueError(f"label_pattern and {other} both say what the labels are: leave one out")
-        if self.label_thresholds is None and self.columns.value is not None:
+        if self.label_thresholds is None and self.columns.value is not None and self.layout != "aspects":
             raise ValueError("columns.value names numbers, but nothing makes labels of them: set label_thresholds")
         if self.label_thresholds is not None and (self.columns.label or self.layout not in ("auto", "table")):
             other = "columns.label" if self.columns.label else f"layout {self.layout}"

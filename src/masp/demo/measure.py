@@ -184,6 +184,11 @@ class Steps:
         self.done.append(Step(name, self.before.get(name, 0.0), BEFORE))
         self._say(name, "", "there already")
 
+    def left_out(self, name: str, why: str) -> None:
+        """A step that cannot be done here; the demo goes on without it."""
+        self.done.append(Step(name, 0.0, why))
+        self._say(name, "", why)
+
     @contextmanager
     def step(self, name: str, note: str = "") -> Iterator[None]:
         """One step: announced before, ticked off with its time after. `note` says how much work it is."""

@@ -25,6 +25,7 @@ class Plan:
         test: images that Table 2 is measured on.
         read: test images whose aspects are put into words.
         explained: test images whose explanations are compared with the truth.
+        photographs: whether it begins with photographs, where their backbone is installed.
         seed: of the images, of the untrained soft prompt and of the bootstrap.
     """
 
@@ -33,6 +34,7 @@ class Plan:
     test: int = 800
     read: int = 200
     explained: int = 300
+    photographs: bool = True
     seed: int = 1  # other images than those of the committed figures, which use 0
 
     def splits(self) -> dict[str, int]:

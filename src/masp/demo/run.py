@@ -9,15 +9,16 @@ from typing import Any
 from rich.console import Console
 
 from masp.backbones.base import Backbone
+from masp.backbones.files import PHOTO
 from masp.backbones.loading import load_backbone
 from masp.core.atomic_io import write_file
 from masp.core.config import RunConfig, TrainConfig
 from masp.data.records import Dataset
-from masp.demo import pictures
+from masp.demo import photographs, pictures
 from masp.demo.measure import DemoMeasurements, Steps, measure, quiet, write_table
 from masp.demo.pictures import DemoPicture, Plan, demo_config
 from masp.demo.report_builder import Background, loss_curve_of, report_of
-from masp.demo.summary import show, standard_output
+from masp.demo.summary import show, show_photographs, standard_output
 from masp.evaluation.runner import provenance
 from masp.predictor import Masp, Prediction
 from masp.report import write_report
@@ -32,7 +33,7 @@ RUNS = {
 }
 """Folder and name of each training run."""
 
-STEPS = 8
+STEPS = 9
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ def run_demo(
         MaspError: the folder belongs to another demo, cannot be written, or the run was interrupted.
     """
     plan, config, steps = plan or Plan(), config or demo_config(), Steps(STEPS, out / "times.json")
+    console = console or standard_output()
     with quiet():
+        _photographs(out, plan, steps, console)
         dataset = _dataset(out / "data", plan, steps)
         backbone = load_backbone(config.backbone)
         _train(config, dataset, backbone, out, steps)
@@ -86,9 +89,20 @@ def run_demo(
     write_report(report, data)
     write_table(out / "table2", measured.table, known)
     write_file(results, _results(measured, shown, known, steps))
-    show(console or standard_output(), measured, data, report, steps.seconds())
+    show(console, measured, data, report, steps.seconds())
     predictions = tuple(prediction for _, prediction in shown)
     return DemoResult(report, results, out / "prompt" / "adapter", measured, predictions, steps.seconds())
+
+
+def _photographs(out: Path, plan: Plan, steps: Steps, console: Console) -> None:
+    """Predicts the shipped photographs, or says what they need."""
+    name = "Photographs predicted"
+    if why := photographs.left_out() if plan.photographs else "not asked for":
+        steps.left_out(name, why)
+        return
+    with steps.step(name, "4 photographs, with reasons"):
+        data = photographs.predict(Masp.from_pretrained(backbone=PHOTO), out)
+    show_photographs(console, data, out / photographs.PAGE)
 
 
 def _dataset(folder: Path, plan: Plan, steps: Steps) -> Dataset:

@@ -35,6 +35,19 @@ def show(console: Console, measured: DemoMeasurements, data: ReportData, report:
         console.print(Text(f"  {command}", style="dim"), soft_wrap=True)
 
 
+def show_photographs(console: Console, data: ReportData, page: Path) -> None:
+    """Prints what was predicted of the shipped photographs."""
+    table = _columns("<", ">", "~")
+    for sample in data.samples:
+        first = decisive(sample)
+        reason = decided(first) if first else sample.name
+        table.add_row(
+            Text(sample.label, style="bold"), _percent(sample.probabilities[sample.label]), Text(reason, style="dim")
+        )
+    _part(console, "Photographs", data.summary, table)
+    console.print(Text.assemble("  with heatmaps: ", (str(page), "green")), soft_wrap=True)
+
+
 def standard_output() -> Console:
     """Where the summary goes; signs that a terminal cannot write become question marks instead of an error."""
     if isinstance(sys.stdout, io.TextIOWrapper):

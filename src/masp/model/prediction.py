@@ -27,7 +27,8 @@ from masp.model.masp_model import ActiveParts, MaspModel
 from masp.model.scoring import LabelQuestion, generate, longest_answer, score, score_tasks
 
 INSTEAD = (
-    "Name a backbone that knows such images (--backbone ID; without an adapter it answers zero-shot), "
+    "Name a backbone that knows such images (--backbone photo, after pip install 'masp[photo]', or --backbone ID; "
+    "without an adapter it answers zero-shot), "
     "or train a prompt on one (masp train prompt)."
 )
 """What to do about an image that is none of those that the backbone knows."""

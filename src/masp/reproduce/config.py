@@ -23,6 +23,9 @@ DRAWN = "emoji-scenes"
 EMOSET = "EmoSet"
 """The data set that teaches the aspects."""
 
+ASPECTS = "aspects"
+"""What may teach them where EmoSet is not there: a folder of this name below ROOT, annotated in any layout."""
+
 SCENES = Plan(train=5000, val=200, test=1000, seed=0)
 """Images of the drawn data set: as many as three seeds of everything can learn from in two hours on two cores."""
 
@@ -60,7 +63,7 @@ class ReproduceConfig:
     missing: tuple[SkippedDataset, ...]  # data sets that are not
     seeds: tuple[int, ...]  # of training
     out: Path  # folder of tables, figures and results of cells
-    # EmoSet, where it is there: it teaches the aspects for all data sets, as in the paper
+    # EmoSet, where it is there, teaches the aspects for all data sets, as in the paper; else `ASPECTS`
     teacher: DatasetSource | None = None
     adapter: Path | None = None  # aspects that were trained before; None: stage 1 is a cell of its own
     others: tuple[str, ...] = ()  # settings of the other systems of Table 1, as "system.key=value"; the last one wins
@@ -175,12 +178,16 @@ def _place(root: Path, name: str, paper: Paper) -> Path | None:
 
 
 def find_teacher(root: Path, data: DataConfig, found: Sequence[DatasetSource], paper: Paper) -> DatasetSource | None:
-    """EmoSet below a folder, whether it is to be measured on or not; None where it is missing or has no annotations."""
-    place = _place(root, EMOSET, paper)
+    """What teaches the aspects for all data sets: EmoSet, whether it is measured on or not, or else `ASPECTS`.
+
+    None where neither is there, or it has no annotations.
+    """
+    places = ((EMOSET, _place(root, EMOSET, paper)), (ASPECTS, _place(root, ASPECTS, paper)))
+    name, place = next(((name, place) for name, place in places if place is not None), (EMOSET, None))
     if place is None:
         return None
-    source = next((source for source in found if source.name == EMOSET), None)
-    source = source or _source(EMOSET, place, data.model_copy(update=_PUBLISHED_LABELS))
+    source = next((source for source in found if source.name == name), None)
+    source = source or _source(name, place, data.model_copy(update=_PUBLISHED_LABELS))
     return source if source.annotated else None
 
 
@@ -268,7 +275,7 @@ def job_of(request: Request) -> ReproduceConfig:
 
 def _check(request: Request) -> None:
     if request.data is not None and request.backbone is None and request.config is None:
-        todo = "Add --backbone ID: a hub id such as Qwen/Qwen2-VL-7B-Instruct, a folder, or embedded."
+        todo = "Add --backbone ID: a hub id such as Qwen/Qwen2-VL-7B-Instruct, a folder, embedded, or photo."
         raise UsageError("--data was given without --backbone", "both, or neither", todo)
     if request.data is None and request.datasets is not None:
         raise UsageError("--datasets was given without --data", "the folder they are in", "Add --data ROOT.")

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
-from masp.core.types import Pixels, Prefix, VisualTokens
+from masp.core.types import CachedPrefix, Pixels, VisualTokens
 from masp.model.prediction import Prediction
 from masp.predictor import Masp
 
@@ -65,9 +65,9 @@ def _groups(queries: Sequence[Query]) -> list[_Group]:
     return sorted(groups, key=lambda group: group.explain)
 
 
-def _shared_prefixes(visual: VisualTokens, groups: Sequence[_Group]) -> list[Prefix | None]:
+def _shared_prefixes(visual: VisualTokens, groups: Sequence[_Group]) -> list[CachedPrefix | None]:
     """For each group its rows of a prefix that it shares with others; None where it shares none."""
-    found: list[Prefix | None] = [None] * len(groups)
+    found: list[CachedPrefix | None] = [None] * len(groups)
     if len(groups) == 1:
         return found
     sharing: dict[Hashable, list[int]] = defaultdict(list)

@@ -48,6 +48,7 @@ def _emoset(root: Path, settings: DataConfig, account: BadFiles) -> Reading:
 
 
 # The first that fits is taken. Folders of labels come before tables: a table may lie beside them for other reasons.
+# A table of aspects is about them whatever lies beside it.
 LAYOUTS: tuple[DatasetLayout, ...] = (
     DatasetLayout(
         "emotion6",
@@ -64,6 +65,11 @@ LAYOUTS: tuple[DatasetLayout, ...] = (
         "abstract",
         lambda root, settings: art.is_abstract(root),
         lambda root, settings, account: art.read_abstract(root, account),
+    ),
+    DatasetLayout(
+        "aspects",
+        lambda root, settings: table_dataset.has_aspects(root, settings.columns),
+        lambda root, settings, account: table_dataset.read_aspects(root, settings.columns, account),
     ),
     DatasetLayout(
         "folder",

@@ -96,7 +96,7 @@ def usable_labels(reading: Reading, root: Path) -> tuple[str, ...]:
             "at least two classes",
             "Add images of another class, or check that the path is that of the whole data set.",
         )
-    return validate_labels(reading.labels)
+    return validate_labels(reading.labels) if found or reading.labels else ()
 
 
 def _finished(reading: Reading, root: Path, settings: DataConfig) -> Dataset:

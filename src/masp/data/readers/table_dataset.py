@@ -1,4 +1,4 @@
-"""Images that a table lists: any table of path and label, and the tables of votes of Flickr and Instagram."""
+"""Images that a table lists: with a label, with votes (Flickr, Instagram), or with answers about single aspects."""
 
 import logging
 import math
@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from masp.core.aspects import ASPECTS, MEASURED, answer_text
 from masp.core.errors import DataError
 from masp.core.labels import LABEL_SETS
 from masp.core.settings import ColumnsConfig
@@ -24,6 +25,8 @@ PATHS = (
 LABELS = ("label", "emotion", "class", "category", "sentiment", "polarity", "emotion label", "label name", "target")
 VALUES = ("valence mean", "mean valence", "valence", "value", "score")
 THEMES = ("theme",)  # OASIS names images by it; elsewhere it is seldom an image's name
+ASPECT = ("aspect", "attribute", "cue")
+ANSWER = ("value", "answer", "annotation")
 SPLIT = ("split", "set", "subset", "partition", "fold")
 POSITIVE = ("positive", "pos", "num of positive", "n positive", "positive votes", "positive count")
 NEGATIVE = ("negative", "neg", "num of negative", "n negative", "negative votes", "negative count")
@@ -50,6 +53,11 @@ def has_labels(path: Path, names: ColumnsConfig) -> bool:
 def has_votes(path: Path, names: ColumnsConfig) -> bool:
     """Whether there is one table, with columns of images and of votes for positive and negative."""
     return _has(path, (names.path, PATHS), (names.positive, POSITIVE), (names.negative, NEGATIVE))
+
+
+def has_aspects(path: Path, names: ColumnsConfig) -> bool:
+    """Whether there is one table with a column of aspects and one of their values."""
+    return _has(path, (names.path, PATHS), (names.aspect, ASPECT), (names.value, ANSWER))
 
 
 def _has(path: Path, *wanted: tuple[str | None, tuple[str, ...]]) -> bool:
@@ -114,6 +122,38 @@ def read_values(
         skipped[_BETWEEN] = len(rows) - len(found)
         log.info("%s: %d %s", table.file, skipped[_BETWEEN], _BETWEEN)
     return Reading("table", tuple(thresholds), by_split(found), account, skipped=skipped)
+
+
+def read_aspects(path: Path, names: ColumnsConfig, account: BadFiles) -> Reading:
+    """Records without labels, from a table with a row for each image and aspect: path, aspect, value, perhaps split.
+
+    Rows about one image become one record; of several objects they make a list.
+
+    Raises:
+        DataError: no table, or one without these columns, or too many rows that cannot be used.
+    """
+    table, places = _opened(path)
+    picture_at = _needed(table, names.path, PATHS, "images", "path")
+    aspect_at = _needed(table, names.aspect, ASPECT, "aspects", "aspect")
+    value_at = _needed(table, names.value, ANSWER, "values", "value")
+
+    def annotated(cells: tuple[str, ...], picture: Path) -> Record:
+        aspect = _cell(cells, aspect_at).casefold().replace(" ", "_")
+        if aspect not in ASPECTS:
+            raise DataError(f"the aspect is {aspect!r:.60}", f"one of {', '.join(ASPECTS)}", "Correct the table.")
+        value = _cell(cells, value_at)
+        answer = answer_text(aspect, _number(value) if aspect in MEASURED else value)
+        if not answer:
+            raise DataError(f"the value of {aspect} is blank", "an answer", "Correct the table.")
+        return Record(picture, annotations={aspect: answer})
+
+    merged: dict[tuple[str, Path], dict[str, str]] = {}
+    for split, record in _records(table, places, picture_at, names, annotated, account):
+        known = merged.setdefault((split, record.path), {})
+        for aspect, answer in record.annotations.items():
+            known[aspect] = f"{known[aspect]}, {answer}" if aspect == "object" and aspect in known else answer
+    rows = [(split, Record(picture, annotations=answers)) for (split, picture), answers in merged.items()]
+    return Reading("aspects", (), by_split(rows), account)
 
 
 def _records(
