@@ -390,7 +390,7 @@ def _info(service: Service) -> dict[str, Any]:
         "backbone": without_place(backbone.name),
         "family": backbone.family,
         "device": str(backbone.device),
-        "dtype": backbone.number_format,
+        "dtype": backbone.weight_dtype,
         "formats": list(FORMATS),
         "limits": limits | {"queue": settings.queue, "batch": settings.max_batch},
         "libraries": library_versions(),

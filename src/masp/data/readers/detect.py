@@ -68,7 +68,7 @@ LAYOUTS: tuple[DatasetLayout, ...] = (
     ),
     DatasetLayout(
         "aspects",
-        lambda root, settings: table_dataset.has_aspects(root, settings.columns),
+        lambda root, settings: TD.has_aspects(root, settings.columns),
         lambda root, settings, account: table_dataset.read_aspects(root, settings.columns, account),
     ),
     DatasetLayout(
