@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from masp.core.errors import MaspError
     from masp.predictor import Masp, Prediction
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Masp", "MaspError", "Prediction", "__version__"]
 
 _HOMES = {"Masp": "masp.predictor", "MaspError": "masp.core.errors", "Prediction": "masp.predictor"}

@@ -88,8 +88,7 @@ class Masp:
             revision: Commit, tag or branch of an adapter on a hub; None: the newest.
             backbone_revision: Commit of the backbone on the hub; None: the one the adapter was trained on.
             dtype: Number format of the backbone; `nf4`: its linear layers in 4 bits, with `masp[4bit]`.
-            device: Where it runs; `auto`: the GPU if there is one; `spread`: over all GPUs, then main memory,
-                then the disk.
+            device: Where it runs; `auto`: the GPU if there is one; `spread`: over all GPUs, then memory, then disk.
             accept: Which of the backbone's `processor` settings, chat `template` and `tokenizer` may be others than
                 those that the adapter was trained with.
 
@@ -116,7 +115,7 @@ class Masp:
             backbone = load_backbone(place, commit, dtype, device)
             bound_as_trained(backbone, info)
         parts = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects), accept)
-        called = shipped if shipped is not None else str(adapter)
+        called = shipped or str(adapter)
         served = {key: _served(backbone, parts, called, key, question) for key, question in asked.items()}
         first = next(iter(served.values()))
         made = cls(first.model, first.task, called, first.info)
@@ -429,17 +428,12 @@ class Masp:
         return [one for (one,) in predict_visual([self._in_use()], visual, names, explain, prefix)]
 
     def _each(
-        self,
-        handles: Sequence[TaskHandle],
-        images: Sequence[Picture],
-        explain: bool,
-        batch_size: int,
-        on_error: OnError,
+        self, handles: Sequence[TaskHandle], images: Sequence[Picture], explain: bool, size: int, on_error: OnError
     ) -> list[list[Prediction] | Failure]:
         """For each image what is said of it in every task, or why nothing is."""
-        if batch_size < 1:
-            raise UsageError(f"batch_size is {batch_size}", "1 or more", "Correct batch_size.")
-        parts = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
+        if size < 1:
+            raise UsageError(f"batch_size is {size}", "1 or more", "Correct batch_size.")
+        parts = [images[start : start + size] for start in range(0, len(images), size)]
         return [one for part in parts for one in self._batch(handles, part, explain, on_error)]
 
     def _batch(

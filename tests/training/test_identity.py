@@ -51,7 +51,7 @@ OTHER_VALUES = {
     "data.label_pattern": "(?P<label>[a-z]+)",
     "data.label_thresholds": "{low: [null, 3], high: [3, null]}",
     "data.taxonomy": "polarity",
-    **{f"data.columns.{name}": "x" for name in ("path", "label", "split", "positive", "negative", "neutral")},
+    **{f"data.columns.{name}": "x" for name in ("path", "label", "split", "positive", "negative", "neutral", "aspect")},
     "data.longest_side": "77",
     "data.workers": "5",
     "data.splits.kind": "content",

@@ -369,8 +369,7 @@ def annotate_data(
     from masp.model.masp_model import MaspModel
 
     settings = _one_data_set(data, "Annotate them one by one.")
-    assert settings.path is not None
-    target = out if out is not None else Path(f"{settings.path.resolve().stem or 'pictures'}-annotated")
+    target = out if out is not None else Path(f"{Path(settings.path or '.').resolve().stem or 'pictures'}-annotated")
     refuse_inside(target, settings)
     names = None if aspects is None else [word.strip() for word in aspects.split(",")]
     options = {} if vocabulary is None else read_vocabulary(vocabulary)
@@ -379,12 +378,12 @@ def annotate_data(
     without = "" if pictures.labelled else "; without labels, or with one only: good for stage 1 (masp train aspects)"
     say(f"{counted(len(pictures.items), 'image')}{without}")
     loaded, trained = _loaded(backbone, adapter, revision, dtype.value, device, accepted(accept))
-    method = MethodConfig() if trained is None else trained.info.method
-    model = MaspModel(loaded, method, None if trained is None else trained.aspects)  # never with a soft prompt
-    asking = replace(_asking(names, questions, trained, options, measured_light), keep=keep)
+    known = (MethodConfig(), None) if trained is None else (trained.info.method, trained.aspects)
+    model = MaspModel(loaded, *known)  # never with a soft prompt
+    asking = _asking(names, questions, trained, options, measured_light)
     with Bar("images", len(pictures.items)) as bar:
         work = AnnotationJob(batch_size, settings.workers, settings.longest_side, copy, bar.show)
-        found = annotate(pictures, Annotator(model, asking), target, work, adapter)
+        found = annotate(pictures, Annotator(model, replace(asking, keep=keep)), target, work, adapter)
     results().print(_annotation_table(found))
     if found.unreadable:
         say(f"{counted(found.unreadable, 'image')} could not be read; {found.out / 'quarantine.jsonl'} says why")
@@ -451,27 +450,6 @@ def _annotation_table(found: "Outcome") -> "object":
     return table
 
 
-def import_data(
-    name: Annotated[str, typer.Argument(metavar="ID", help="Its name on the hub, such as `owner/name`.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write it; a folder that is new or empty.")],
-    image: Annotated[str | None, typer.Option(metavar="COLUMN", help="Default: the only column of images.")] = None,
-    label: Annotated[str | None, typer.Option(metavar="COLUMN", help="Default: the only column of labels.")] = None,
-    revision: Annotated[
-        str | None, typer.Option(metavar="REVISION", help="Commit, tag or branch. Default: the newest.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Images per split at most. Default: all.")] = None,
-) -> None:
-    """Copy a data set of the Hugging Face hub into folders of splits and labels. It needs the extra *hub*.
-
-    The images are copied byte for byte; no code of the data set is run.
-    """
-    from masp.data.hub import HubSource, import_dataset
-
-    with Bar("images", None) as bar:
-        counts = import_dataset(HubSource(name, image, label, revision, limit), out, counting(bar))
-    say(f"{', '.join(f'{split} {count:,}' for split, count in counts.items())} in {out}")
-
-
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 
 
@@ -485,7 +463,7 @@ data_app.command("annotate", no_args_is_help=True, epilog=ANNOTATE_EXAMPLES)(ann
 data_app.command("split", no_args_is_help=True, epilog=SPLIT_EXAMPLES)(split_data)
 data_app.command(
     "import", no_args_is_help=True, epilog="Example: `masp data import owner/name --out photos --limit 1000`"
-)(import_data)
+)(harness.import_data)
 data_app.command(
     "vecbench", no_args_is_help=True, epilog="Example: `masp data vecbench test_8k.jsonl --images images`"
 )(harness.vecbench)
