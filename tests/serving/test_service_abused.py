@@ -224,7 +224,7 @@ def test_special_tokens_in_labels_are_refused_or_are_text(client, masp, label):
 
 
 @pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")  # schemathesis does
-@pytest.mark.parametrize("examples", [5, pytest.param(5_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [2, pytest.param(5_000, marks=pytest.mark.slow)])
 def test_made_up_requests_get_answers_that_the_document_names(masp, examples):
     """Schemathesis, over every route; two of them take bodies of any kind, so 10,000 requests in the slow tier."""
     from schemathesis.checks import not_a_server_error
