@@ -128,6 +128,7 @@ def test_images_are_chosen_answered_and_explained_by_keyboard(browser, url, masp
     visit.close()
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_is_said_where_it_happened(browser, url):
     visit = Visit(browser, url)
     page = visit.page
