@@ -13,6 +13,7 @@ import tiny
 from masp.adapters import find_adapter
 from masp.backbones.files import local_folder
 from masp.backbones.loading import load_backbone
+from masp.baselines.prompted import Prompted
 from masp.baselines.zero_shot import ZeroShot
 from masp.core.errors import AdapterError, BackboneError, DataError, ImageError, MaspError, UsageError
 from masp.core.label_mapping import TAXONOMIES
@@ -62,9 +63,28 @@ def test_the_effect_is_that_on_the_predicted_label(masp, pictures):
     assert abs(found.aspects["object"].effect) > 1e-4
 
 
+def test_a_fitted_temperature_divides_the_log_probabilities_unless_they_are_wanted_raw(tmp_path, masp, pictures):
+    folder = write_adapter(tmp_path / "adapter")
+    file = folder / "adapter.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"temperature": 2.5}))
+    own, plain = torch.tensor(list(masp.predict(pictures[0]).probabilities.values())), masp.predict(pictures[0])
+    found = Masp.from_pretrained(folder, dtype="float32")
+    one = found.predict(pictures[0])
+    scaled = (own.log() / 2.5).softmax(0)
+    assert (own - scaled).abs().max() > 0.01
+    assert list(one.probabilities.values()) == pytest.approx(scaled.tolist(), abs=1e-6)
+    assert (one.temperature, plain.temperature) == (2.5, 1.0)
+    assert one.aspects["object"].effect == pytest.approx(plain.aspects["object"].effect, abs=1e-5)
+    (said,) = Prompted(found).answer(found.visual_tokens(found.backbone.preprocess([Image.open(pictures[0])])))
+    assert list(said.log_probabilities.values()) == pytest.approx(scaled.log().tolist(), abs=1e-5)
+    raw = Masp.from_pretrained(folder, found.backbone, raw=True).predict(pictures[0])
+    assert (raw.probabilities, raw.temperature) == (pytest.approx(plain.probabilities), 1.0)
+    assert Masp.from_pretrained(folder, found.backbone, labels=["joy", "awe"]).task.temperature == 1.0
+
+
 def test_json_has_exactly_the_promised_keys(masp, pictures):
     content = json.loads(json.dumps(masp.predict(pictures[0]).to_json()))
-    expected = "image label probabilities answer aspects prompt_attention adapter backbone task domain"
+    expected = "image label probabilities answer aspects prompt_attention adapter backbone task domain temperature"
     assert list(content) == expected.split()
     assert list(content["aspects"]["scene"]) == ["answer", "attention", "effect", "cut"]
     assert len(content["aspects"]["scene"]["attention"]) == 4  # rows of a picture 112 pixels high

@@ -38,7 +38,7 @@ from masp.model.explain import (
 )
 from masp.model.masp_model import MaspModel
 from masp.model.prediction import Failure, Prediction, Task, task_of, zero_shot_task
-from masp.model.scoring import generate, score
+from masp.model.scoring import generate, longest_answer, score
 
 EMBEDDED = "embedded"
 """Name of the shipped backbone and of the adapter that is shipped with it."""
@@ -95,6 +95,7 @@ class Masp:
         dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = "auto",
         device: str = "auto",
         accept: Collection[str] = (),
+        raw: bool = False,
     ) -> Self:
         """Loads an adapter and the backbone it was trained on, or a backbone alone.
 
@@ -113,6 +114,7 @@ class Masp:
                 then the disk.
             accept: Which of the backbone's `processor` settings, chat `template` and `tokenizer` may be others than
                 those that the adapter was trained with.
+            raw: Whether probabilities are the model's own, without the adapter's temperature.
 
         Raises:
             AdapterError: No adapter there, a damaged one, or one for another backbone.
@@ -129,11 +131,10 @@ class Masp:
         folder = shipped_adapter() if adapter is None else find_adapter(adapter, revision)
         info = read_info(folder)
         name = info.chosen(task) if task is not None or len(info.tasks) == 1 else None
-        asked = {key: task_of(info.for_task(key), chosen) for key in info.tasks or (None,)}
+        asked = {key: task_of(info.for_task(key), chosen, raw) for key in info.tasks or (None,)}
         if backbone is None or isinstance(backbone, str):
             place = backbone or backbone_place(folder, info)
-            commit = backbone_commit(place, info) if backbone_revision is None else backbone_revision
-            backbone = load_backbone(place, commit, dtype, device)
+            backbone = load_backbone(place, backbone_revision or backbone_commit(place, info), dtype, device)
             _bound_as_trained(backbone, info)
         parts = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects), accept)
         served = {key: _served(backbone, parts, key, question) for key, question in asked.items()}
@@ -409,8 +410,9 @@ class Masp:
         """Predictions of one batch of preprocessed images."""
         visual, task = self.visual_tokens(pixels), self.task
         log_p = score(self.model, visual, task.question, task.labels, task.use)
+        shares = task.calibrated(log_p).exp().tolist()
         domains = self.backbone.domain(visual) or [None] * len(visual)
-        rows = zip(names, log_p.exp().tolist(), domains, strict=True)
+        rows = zip(names, shares, domains, strict=True)
         found = [self._scored(name, row, domain) for name, row, domain in rows]
         if not explain:
             return found
@@ -436,7 +438,7 @@ class Masp:
         probabilities = dict(zip(self.task.labels, shares, strict=True))
         label = self.task.labels[max(range(len(shares)), key=shares.__getitem__)]
         by = (self.adapter, self.backbone.name, self._name)
-        return Prediction(name, label, probabilities, None, {}, None, *by, domain)
+        return Prediction(name, label, probabilities, None, {}, None, *by, domain, self.task.temperature)
 
 
 def shipped_adapter() -> Path:
@@ -493,8 +495,3 @@ def _refuse_parts(**given: object) -> None:
 
 def _name(image: Picture) -> str:
     return "(image in memory)" if isinstance(image, Image.Image) else str(image)
-
-
-def longest_answer(backbone: Backbone, labels: Sequence[str]) -> int:
-    """Tokens that a generated answer may have: those of the longest label, and enough to show a wrong one."""
-    return max(12, *(len(backbone.answer_ids(label, end=True)) for label in labels)) + 4

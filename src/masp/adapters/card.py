@@ -108,6 +108,7 @@ def _trained(info: AdapterInfo, task: str | None) -> str:
         "soft prompt": f"{info.prompt_length} vectors, {method.prompt_places}" if info.prompt_length else None,
         "positions": method.positions,
         "supervised": method.supervised,
+        "temperature": None if info.temperature is None else f"{info.temperature:.3f}, fitted on the split val",
         **{f"data of stage {stage}": _data(record) for stage, record in sorted(info.data.items())},
         **{f"conditions of stage {stage}": _conditions(record) for stage, record in sorted(info.training.items())},
         "seeds": ", ".join(f"{stage} {seed}" for stage, seed in sorted(info.seeds.items())) or None,
@@ -141,7 +142,8 @@ def _limits(info: AdapterInfo) -> str:
     lines = [
         "It fits the backbone named above and no other; loading it with another one is refused.",
         "It knows what its training pictures showed.",
-        "Probabilities are the model's, over these labels only; they are calibrated only where that was measured.",
+        "Probabilities are over these labels only, divided by the temperature where one was fitted; they are "
+        "calibrated only where that was measured.",
         "Attention shows where a module looked, not what caused the answer.",
     ]
     methods = [task.method for task in info.tasks.values()] or [info.method]

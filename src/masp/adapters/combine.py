@@ -131,7 +131,7 @@ def _together(parts: Sequence[_Part], tasks: dict[str, TaskRecord]) -> AdapterIn
         name: {k: v for k, v in getattr(task, name).items() if k == "aspects"} for name in ("data", "seeds", "training")
     }
     metrics = {name: value for name, value in task.metrics.items() if name.startswith("aspects/")}
-    emptied = {"prompt_length": 0, "labels": (), "results": (), "imported": {}, "metrics": metrics}
+    emptied = {"prompt_length": 0, "labels": (), "results": (), "imported": {}, "metrics": metrics, "temperature": None}
     license = licenses.pop() if len(licenses) == 1 else None
     known = [part.info.backbone.hashes for part in parts]  # what not all of them know, nobody knows of the whole
     hashes = {name: digest for name, digest in known[0].items() if all(name in one for one in known)}

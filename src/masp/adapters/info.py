@@ -17,10 +17,10 @@ from masp.core.config import MethodConfig, PromptInit
 from masp.core.errors import AdapterError, UsageError, did_you_mean
 from masp.core.prompts import EMOTION, Questions
 
-FORMAT = 3
-READ = (1, 2, 3)
-"""Versions that are read. 2 lacks `backbone.hashes`, 1 `training`, `results`, `license` and `tasks` as well; both are
-written as 3 again."""
+FORMAT = 4
+READ = (1, 2, 3, 4)
+"""Versions that are read. 3 lacks `temperature`, 2 `backbone.hashes`, 1 `training`, `results`, `license` and `tasks` as
+well; all are written as 4 again."""
 
 WEIGHTS, INFO, CARD = "weights.safetensors", "adapter.json", "README.md"
 RUN = "run.json"  # of the run, in the folder that an adapter lies in
@@ -127,12 +127,13 @@ class TaskRecord(_Record):
     training: dict[str, TrainingRecord] = Field(description="Conditions of each stage.")
     results: tuple[ResultRecord, ...] = Field(description="What `masp evaluate --record` measured.")
     imported: dict[str, str] = Field(default={}, description="Files of the authors' code it was converted from.")
+    temperature: float | None = Field(default=None, gt=0, description="Of its label scores, as above.")
 
 
 class AdapterInfo(_Record):
     """Everything about an adapter but its numbers."""
 
-    format_version: Literal[1, 2, 3] = Field(default=FORMAT, description="3; versions 1 and 2 are still read.")
+    format_version: Literal[1, 2, 3, 4] = Field(default=FORMAT, description="4; versions 1 to 3 are still read.")
     parts: tuple[Literal["aspects", "prompt"], ...] = Field(default=(), description="What the folder holds.")
     backbone: BackboneRecord = Field(description="What it fits.")
     method: MethodConfig = Field(description="The variant, with every choice filled in.")
@@ -162,11 +163,16 @@ class AdapterInfo(_Record):
     imported: dict[str, str] = Field(
         default={}, description="SHA-256 of the files of the authors' code that this was converted from, by name."
     )
+    temperature: float | None = Field(
+        default=None,
+        gt=0,
+        description="What the log-probabilities of its labels are divided by, fitted on the split val; null: none was.",
+    )
     license: str | None = Field(default=None, description="Licence of the adapter, as a hub identifier.")
     tasks: dict[str, TaskRecord] = Field(
         default={},
-        description="Several soft prompts over the same aspects, by name. Labels, prompt_length and results are then "
-        "here and not above, where method and questions are those of the first task.",
+        description="Several soft prompts over the same aspects, by name. Labels, prompt_length, results and "
+        "temperature are then here and not above, where method and questions are those of the first task.",
     )
 
     def asked(self) -> Questions:

@@ -32,8 +32,7 @@ from masp.core.settings import TrainConfig
 from masp.core.types import VisualTokens
 from masp.data.sampling import Batches
 from masp.model.masp_model import MaspModel, Use
-from masp.model.scoring import generate, score
-from masp.predictor import longest_answer
+from masp.model.scoring import generate, longest_answer, score
 from masp.training.checkpoints import Checkpoint, CheckpointStore
 from masp.training.run_dir import RunFolder, TrainResult, hash_of, reading
 from masp.training.run_stage import loop_settings, make_accelerator, measured_at_once

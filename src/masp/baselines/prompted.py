@@ -8,8 +8,8 @@ from masp.backbones.base import Backbone
 from masp.baselines.base import Lessons, Reading, Said, named
 from masp.core.types import VisualTokens
 from masp.model.masp_model import MaspModel, Use
-from masp.model.scoring import generate, score
-from masp.predictor import Masp, longest_answer
+from masp.model.scoring import generate, longest_answer, score
+from masp.predictor import Masp
 
 
 class Prompted:
@@ -47,13 +47,14 @@ class Prompted:
             "system": portable(self.masp.adapter),
             "mode": self.mode,
             "question": self.masp.task.question,
+            "temperature": self.masp.task.temperature,
             "adapter": adapter_facts(self.masp),
         }
 
     def _scored(self, visual: VisualTokens) -> list[Said]:
         task = self.masp.task
         said = []
-        for row in score(self.masp.model, visual, task.question, task.labels, task.use).tolist():
+        for row in task.calibrated(score(self.masp.model, visual, task.question, task.labels, task.use)).tolist():
             best = task.labels[max(range(len(row)), key=row.__getitem__)]
             said.append(Said(best, dict(zip(task.labels, row, strict=True))))
         return said

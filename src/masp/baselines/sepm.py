@@ -24,8 +24,7 @@ from masp.core.prompts import Questions
 from masp.core.setting_types import Number, Share
 from masp.core.types import Assembled, VisualTokens
 from masp.model.masp_model import MaspModel
-from masp.model.scoring import first_word, generate_rows, score_rows
-from masp.predictor import longest_answer
+from masp.model.scoring import first_word, generate_rows, longest_answer, score_rows
 
 NAME = "sepm"
 POLARITIES = ("positive", "negative")

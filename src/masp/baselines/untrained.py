@@ -19,8 +19,7 @@ from masp.core.prompts import Questions, load_questions
 from masp.core.setting_types import Count
 from masp.core.types import VisualTokens
 from masp.model.masp_model import MaspModel, start_prompt
-from masp.model.scoring import generate_rows, score_rows
-from masp.predictor import longest_answer
+from masp.model.scoring import generate_rows, longest_answer, score_rows
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from masp.core.labels import validate_labels
 from masp.core.prompts import Questions
 from masp.core.types import VisualTokens
 from masp.model.masp_model import MaspModel
-from masp.model.scoring import generate_rows, score_rows
-from masp.predictor import longest_answer
+from masp.model.scoring import generate_rows, longest_answer, score_rows
 
 Options = Literal["list", "letters"]
 

@@ -75,6 +75,9 @@ Labels = Annotated[
         "of the adapter; zero-shot: *mikels8*.",
     ),
 ]
+Raw = Annotated[
+    bool, typer.Option("--raw", help="Probabilities without the temperature that the adapter was fitted with.")
+]
 DtypeOption = Annotated[Dtype, typer.Option(help=_DTYPE)]
 Device = Annotated[str, typer.Option(metavar="NAME", help=_DEVICE)]
 MinPixels = Annotated[

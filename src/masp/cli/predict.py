@@ -17,6 +17,7 @@ from masp.cli.options import (
     Dtype,
     DtypeOption,
     Labels,
+    Raw,
     Revision,
     Task,
     accepted,
@@ -73,6 +74,7 @@ def predict(
         Path | None, typer.Option(metavar="FILE.html", help="Also write a page with heatmaps, of 200 pictures at most.")
     ] = None,
     explain: Annotated[bool, typer.Option(help="Say why; without it only the labels, several times faster.")] = True,
+    raw: Raw = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
     workers: Annotated[int, typer.Option(min=0, max=256, help="Threads that read images ahead; 0: none.")] = 2,
     revision: Revision = None,
@@ -92,7 +94,7 @@ def predict(
         refuse({"--adapter-revision": adapter_revision}, "without --adapter", "it only with an adapter on a hub")
     else:  # where a task has to be named, that is said before a large backbone is loaded
         task = read_info(find_adapter(adapter, adapter_revision)).chosen(task)
-    loading: dict[str, Any] = {"backbone_revision": revision, "dtype": dtype.value, "device": device}
+    loading: dict[str, Any] = {"backbone_revision": revision, "dtype": dtype.value, "device": device, "raw": raw}
     loading |= {"revision": adapter_revision, "accept": accepted(accept)}
     masp = Masp.from_pretrained(adapter, backbone, aspects=aspects, labels=labels, task=task, **loading)
     show = _json_line if as_json else _for_people(masp, explain)

@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 from masp.adapters import AdapterInfo
 from masp.core.config import DataConfig
 from masp.core.errors import AdapterError
@@ -36,6 +39,7 @@ class Prediction:
         adapter: name of the adapter.
         backbone: name of the backbone.
         task: which task of an adapter with several; None for one with one.
+        temperature: that the log-probabilities were divided by; 1.0: they are the model's own.
         domain: whether the image is of the kind that the backbone was trained on; None where the backbone cannot tell.
     """
 
@@ -49,6 +53,7 @@ class Prediction:
     backbone: str
     task: str | None = None
     domain: Domain | None = None
+    temperature: float = 1.0
 
     @property
     def warning(self) -> str | None:
@@ -85,6 +90,7 @@ class Task:
         use: the parts of the model that take part.
         longest_side: images with a longer side are shrunk to it first; None: never.
         rounding: of the shorter side then.
+        temperature: that the log-probabilities of the labels are divided by.
     """
 
     labels: tuple[str, ...]
@@ -93,10 +99,15 @@ class Task:
     use: Use
     longest_side: int | None = None
     rounding: Rounding = "nearest"
+    temperature: float = 1.0
+
+    def calibrated(self, log_p: Float[Tensor, "batch labels"]) -> Float[Tensor, "batch labels"]:
+        """Log-probabilities of the labels divided by the temperature and normalised again."""
+        return log_p if self.temperature == 1 else (log_p / self.temperature).log_softmax(-1)
 
 
-def task_of(info: AdapterInfo, labels: Sequence[str] | None = None) -> Task:
-    """What an adapter was trained to be asked; `labels` replaces its own set.
+def task_of(info: AdapterInfo, labels: Sequence[str] | None = None, raw: bool = False) -> Task:
+    """What an adapter was trained to be asked; `labels` replaces its own set, `raw` leaves its temperature out.
 
     Raises:
         AdapterError: It holds aspects only, and no labels were given.
@@ -110,7 +121,8 @@ def task_of(info: AdapterInfo, labels: Sequence[str] | None = None) -> Task:
     method = info.method.resolved()
     question = questions.ask_emotion(render_labels(chosen, method.label_list or "comma"))
     rounding = method.shrink_rounding or "nearest"
-    return Task(chosen, question, questions, Use(info.aspects), info.longest_side, rounding)
+    fitted = info.temperature if chosen == info.labels and not raw else None  # it says nothing of other labels
+    return Task(chosen, question, questions, Use(info.aspects), info.longest_side, rounding, fitted or 1.0)
 
 
 def zero_shot_task(labels: Sequence[str] | None = None) -> Task:

@@ -166,6 +166,11 @@ def first_word(model: MaspModel, rows: Assembled) -> Float[Tensor, "batch vocabu
     return model.backbone.logits(_opened(model, rows).hidden[:, 0]).log_softmax(-1)
 
 
+def longest_answer(backbone: Backbone, labels: Sequence[str]) -> int:
+    """Tokens that a generated answer may have: those of the longest label, and enough to show a wrong one."""
+    return max(12, *(len(backbone.answer_ids(label, end=True)) for label in labels)) + 4
+
+
 def _about_aspect(model: MaspModel, visual: VisualTokens, aspect: str, question: str) -> Assembled:
     """Rows that hold the tokens of one aspect and a question, open for the answer."""
     tokens = model.aspect_tokens(visual, [aspect], [question]).tokens

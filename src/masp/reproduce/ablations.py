@@ -16,8 +16,7 @@ from masp.core.labels import render_labels
 from masp.core.prompts import load_questions
 from masp.core.types import VisualTokens
 from masp.model.masp_model import MaspModel, Use, start_prompt
-from masp.model.scoring import generate, score
-from masp.predictor import longest_answer
+from masp.model.scoring import generate, longest_answer, score
 from masp.reproduce.specs import Recipe
 
 

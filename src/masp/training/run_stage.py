@@ -287,7 +287,7 @@ def _measured(before: AdapterInfo, stage: str, metrics: Mapping[str, float], rec
     """The description of an adapter with what a stage measured and how it was trained."""
     named = {f"{stage}/{name}": value for name, value in metrics.items()}
     now = {"metrics": {**before.metrics, **named}, "training": {**before.training, stage: record}}
-    return before.model_copy(update=now)
+    return before.model_copy(update=now | {"temperature": metrics.get("temperature")})
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from masp.data.class_weights import class_balance
 from masp.data.records import Dataset, Record
 from masp.data.sampling import Batches
 from masp.data.splits import division_in
+from masp.evaluation import metrics
 from masp.model.masp_model import MaspModel, Use, start_prompt
 from masp.model.scoring import score
 from masp.training.checkpoints import unwritable
@@ -158,7 +160,10 @@ class PromptStage:
         return self.model.prompt_loss(share.loaded, self._asked(share), labels, self.use)
 
     def validate(self, stop: StopRequest) -> dict[str, float]:
-        """Accuracy by label scores, and the mean log-likelihood of the right label, which decides between equals."""
+        """Accuracy by label scores, and the mean log-likelihood of the right label, which decides between equals.
+
+        On at least `metrics.CALIBRATION_IMAGES` images also the temperature that makes the right labels likeliest.
+        """
         question, labels = self.asking.evaluation(), self.asking.labels
         groups, processes = groups_of(self.validation, self.at_once), self.store.processes
         given = self._given(
@@ -167,18 +172,22 @@ class PromptStage:
             lambda group: [question] * len(group),
         )
 
-        def measure(group: Sequence[tuple[int, str]]) -> tuple[int, float]:
+        def measure(group: Sequence[tuple[int, str]]) -> list[list[float]]:
             _, seen = next(given)
             assert seen is not None
-            scores = score(self.model, seen, question, labels, self.use)
-            truth = torch.tensor([labels.index(label) for _, label in group], device=scores.device)
-            right = int((scores.argmax(1) == truth).sum())
-            return right, float(scores.gather(1, truth[:, None]).cpu().double().sum())
+            return score(self.model, seen, question, labels, self.use).tolist()
 
-        count = len(self.validation)
-        found = list(processes.share(groups, measure, stop))
-        right, likelihood = sum(one for one, _ in found), sum(one for _, one in found)
-        return {"accuracy": right / count, "log_likelihood": likelihood / count} if count else {}
+        scores = [row for rows in processes.share(groups, measure, stop) for row in rows]
+        if not scores:
+            return {}
+        logs, targets = np.array(scores), np.array([labels.index(label) for _, label in self.validation])
+        found = {
+            "accuracy": float((logs.argmax(1) == targets).mean()),
+            "log_likelihood": float(logs[np.arange(len(logs)), targets].mean()),
+        }
+        if len(logs) >= metrics.CALIBRATION_IMAGES:
+            found["temperature"] = metrics.fit_temperature(logs, targets)
+        return found
 
 
 def train_prompt(
