@@ -30,6 +30,7 @@ KEYS = [
     "task",
     "domain",
     "temperature",
+    "attribution",
 ]
 
 

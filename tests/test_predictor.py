@@ -3,12 +3,12 @@
 import itertools
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
-import masp.predictor as predictor
 import tiny
 from masp.adapters import find_adapter
 from masp.backbones.files import local_folder
@@ -18,6 +18,7 @@ from masp.baselines.zero_shot import ZeroShot
 from masp.core.errors import AdapterError, BackboneError, DataError, ImageError, MaspError, UsageError
 from masp.core.label_mapping import TAXONOMIES
 from masp.demo.pictures import demo_pictures
+from masp.model import prediction
 from masp.model.masp_model import Use
 from masp.predictor import Failure, Masp, Prediction
 from small_adapters import LABELS, name_a_place, write_adapter
@@ -56,7 +57,7 @@ def test_a_prediction_says_everything(masp, pictures):
 def test_the_effect_is_that_on_the_predicted_label(masp, pictures):
     found = masp.predict(pictures[0])
     other = tuple(name for name in found.aspects if name != "object")
-    model, task = masp.model, predictor.replace(masp.task, use=Use(other))
+    model, task = masp.model, replace(masp.task, use=Use(other))
     without = Masp(model, task, "no object").predict(pictures[0], explain=False)
     gap = torch.tensor([found.probabilities[found.label], without.probabilities[found.label]]).log()
     assert found.aspects["object"].effect == pytest.approx(float(gap[0] - gap[1]), abs=1e-5)
@@ -82,9 +83,24 @@ def test_a_fitted_temperature_divides_the_log_probabilities_unless_they_are_want
     assert Masp.from_pretrained(folder, found.backbone, labels=["joy", "awe"]).task.temperature == 1.0
 
 
+def test_effects_are_found_by_the_attribution_that_is_named(masp, pictures):
+    usual, named = masp.predict(pictures[0]), masp.predict(pictures[0], explain="leave_one_out")
+    assert (usual.attribution, usual.aspects) == ("leave_one_out", named.aspects)
+    shares = masp.predict(pictures[0], explain="shapley")
+    assert shares.attribution == "shapley"
+    assert shares.aspects["object"].effect != pytest.approx(usual.aspects["object"].effect, abs=1e-4)
+    none = Masp(masp.model, replace(masp.task, use=Use(())), "none").predict(pictures[0])
+    both = torch.tensor([shares.probabilities[shares.label], none.probabilities[shares.label]]).log()
+    total = sum(reading.effect for reading in shares.aspects.values())
+    assert total == pytest.approx(float(both[0] - both[1]), abs=1e-4)
+    assert none.attribution is None
+
+
 def test_json_has_exactly_the_promised_keys(masp, pictures):
     content = json.loads(json.dumps(masp.predict(pictures[0]).to_json()))
-    expected = "image label probabilities answer aspects prompt_attention adapter backbone task domain temperature"
+    expected = (
+        "image label probabilities answer aspects prompt_attention adapter backbone task domain temperature attribution"
+    )
     assert list(content) == expected.split()
     assert list(content["aspects"]["scene"]) == ["answer", "attention", "effect", "cut"]
     assert len(content["aspects"]["scene"]["attention"]) == 4  # rows of a picture 112 pixels high
@@ -118,8 +134,9 @@ def test_pictures_in_memory_are_as_good_as_files(masp, pictures):
 
 def test_without_explanations_only_labels_are_scored(masp, pictures, monkeypatch):
     full = masp.predict(pictures[0])
-    for name in ("generate", "leave_one_out", "read_aspects", "attention_to_aspects"):
-        monkeypatch.setattr(predictor, name, lambda *_: pytest.fail("not needed"))
+    for name in ("generate", "read_aspects", "attention_to_aspects"):
+        monkeypatch.setattr(prediction, name, lambda *_: pytest.fail("not needed"))
+    monkeypatch.setattr(prediction, "ATTRIBUTIONS", {})
     found = masp.predict(pictures[0], explain=False)
     assert found.probabilities == full.probabilities
     assert (found.answer, found.aspects, found.prompt_attention) == (None, {}, None)
@@ -172,7 +189,7 @@ def test_the_adapter_names_its_backbone_and_refuses_others(tmp_path):
 
 def test_images_are_shrunk_as_in_training(masp, tmp_path):
     tiny.picture(560, 280).save(tmp_path / "a.png")
-    smaller = Masp(masp.model, predictor.replace(masp.task, longest_side=112), "small")
+    smaller = Masp(masp.model, replace(masp.task, longest_side=112), "small")
     shapes = []
     for one in (masp, smaller):
         (streamed,) = one.predict_stream([tmp_path / "a.png"])

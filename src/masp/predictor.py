@@ -1,15 +1,12 @@
 """`Masp`: a backbone with an adapter, ready to predict. This is the library's front door."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Literal, Self, overload
 
-import torch
-from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
 
 from masp.adapters import (
     Adapter,
@@ -30,15 +27,10 @@ from masp.core.label_mapping import label_set
 from masp.core.types import Domain, Pixels, VisualTokens
 from masp.data.images import open_image, shrink, to_rgb
 from masp.data.prefetch import prefetch, prepared
-from masp.model.explain import (
-    attention_to_aspects,
-    leave_one_out,
-    read_aspects,
-    taking_part,
-)
+from masp.model.explain import Attribution
 from masp.model.masp_model import MaspModel
-from masp.model.prediction import Failure, Prediction, Task, task_of, zero_shot_task
-from masp.model.scoring import generate, longest_answer, score
+from masp.model.prediction import Failure, Prediction, Task, explained, task_of, zero_shot_task
+from masp.model.scoring import score
 
 EMBEDDED = "embedded"
 """Name of the shipped backbone and of the adapter that is shipped with it."""
@@ -48,6 +40,7 @@ ZERO_SHOT = "zero-shot"
 
 Picture = str | Path | Image.Image
 OnError = Literal["raise", "return"]
+Explain = bool | Attribution
 
 
 @dataclass(frozen=True)
@@ -254,14 +247,14 @@ class Masp:
 
     @overload
     def predict(
-        self, images: Picture, explain: bool = True, batch_size: int = 16, task: str | None = None
+        self, images: Picture, explain: Explain = True, batch_size: int = 16, task: str | None = None
     ) -> Prediction: ...
 
     @overload
     def predict(
         self,
         images: Sequence[Picture],
-        explain: bool = True,
+        explain: Explain = True,
         batch_size: int = 16,
         task: str | Sequence[str] | None = None,
     ) -> list[Prediction]: ...
@@ -270,7 +263,7 @@ class Masp:
     def predict(
         self,
         images: Picture,
-        explain: bool = True,
+        explain: Explain = True,
         batch_size: int = 16,
         task: str | None = None,
         *,
@@ -281,7 +274,7 @@ class Masp:
     def predict(
         self,
         images: Sequence[Picture],
-        explain: bool = True,
+        explain: Explain = True,
         batch_size: int = 16,
         task: str | Sequence[str] | None = None,
         *,
@@ -291,7 +284,7 @@ class Masp:
     def predict(
         self,
         images: Picture | Sequence[Picture],
-        explain: bool = True,
+        explain: Explain = True,
         batch_size: int = 16,
         task: str | Sequence[str] | None = None,
         *,
@@ -301,7 +294,8 @@ class Masp:
 
         Args:
             images: What to predict; a list gives a list in the same order.
-            explain: Whether to say why. Without, only the labels are scored, which is several times faster.
+            explain: Whether to say why, or by which attribution: `leave_one_out` or `shapley` (64 passes for six
+                aspects). Without, only the labels are scored, which is several times faster.
             batch_size: Images that go through the model together.
             task: Which task of an adapter with several, for all images or, as a list, for each of them. Images of one
                 task go through the model together, so each prediction is the one that a call for its task alone gives.
@@ -325,7 +319,7 @@ class Masp:
     def _mixed(
         self,
         images: Picture | Sequence[Picture],
-        explain: bool,
+        explain: Explain,
         batch_size: int,
         tasks: Sequence[str],
         on_error: OnError,
@@ -346,7 +340,7 @@ class Masp:
         self,
         paths: Iterable[str | Path],
         batch_size: int = 16,
-        explain: bool = True,
+        explain: Explain = True,
         workers: int = 2,
         task: str | None = None,
     ) -> Iterator[Prediction | Failure]:
@@ -355,7 +349,7 @@ class Masp:
         Args:
             paths: Files; may be endless.
             batch_size: Images that go through the model together.
-            explain: Whether to say why.
+            explain: Whether to say why, or by which attribution.
             workers: Threads that read images ahead.
             task: Which task of an adapter with several.
 
@@ -379,7 +373,7 @@ class Masp:
         """Visual tokens of preprocessed images, on the backbone's device."""
         return self.backbone.visual_tokens(pixels.to(self.backbone.device))
 
-    def _batch(self, images: Sequence[Picture], explain: bool, on_error: OnError) -> list[Prediction | Failure]:
+    def _batch(self, images: Sequence[Picture], explain: Explain, on_error: OnError) -> list[Prediction | Failure]:
         """What is said of each image that goes through the model in one batch, and of each that cannot."""
         opened, failed = dict[int, Image.Image](), dict[int, ImageError]()
         for place, image in enumerate(images):
@@ -406,7 +400,7 @@ class Masp:
         except OSError as error:  # of a file that Pillow opened and had not read yet
             raise ImageError(_name(image), f"damaged ({error})") from None
 
-    def _predicted(self, pixels: Pixels, names: Sequence[str], explain: bool) -> list[Prediction]:
+    def _predicted(self, pixels: Pixels, names: Sequence[str], explain: Explain) -> list[Prediction]:
         """Predictions of one batch of preprocessed images."""
         visual, task = self.visual_tokens(pixels), self.task
         log_p = score(self.model, visual, task.question, task.labels, task.use)
@@ -414,25 +408,7 @@ class Masp:
         domains = self.backbone.domain(visual) or [None] * len(visual)
         rows = zip(names, shares, domains, strict=True)
         found = [self._scored(name, row, domain) for name, row, domain in rows]
-        if not explain:
-            return found
-        return self._explained(visual, found, log_p)
-
-    def _explained(
-        self, visual: VisualTokens, found: Sequence[Prediction], log_p: Float[Tensor, "batch labels"]
-    ) -> list[Prediction]:
-        """The same predictions with the generated answer and the reasons."""
-        model, task = self.model, self.task
-        answers = generate(model, visual, task.question, task.use, longest_answer(self.backbone, task.labels))
-        found = [replace(one, answer=answer) for one, answer in zip(found, answers, strict=True)]
-        if not taking_part(model, task.use):
-            return found
-        effects = leave_one_out(model, visual, task.question, task.labels, task.use, log_p)
-        chosen = effects[torch.arange(len(found)), :, log_p.argmax(dim=1)]
-        readings = read_aspects(model, visual, task.questions, task.use, chosen)
-        looks = attention_to_aspects(model, visual, task.question, task.use) or [None] * len(found)
-        reasons = zip(found, readings, looks, strict=True)
-        return [replace(one, aspects=seen, prompt_attention=look) for one, seen, look in reasons]
+        return explained(self.model, visual, task, found, log_p, explain) if explain else found
 
     def _scored(self, name: str, shares: Sequence[float], domain: Domain | None) -> Prediction:
         probabilities = dict(zip(self.task.labels, shares, strict=True))

@@ -15,7 +15,7 @@ from masp.core import launch
 if TYPE_CHECKING:
     from masp.evaluation.result import Calibrated, Chances, Evaluation
     from masp.model.explain import AspectReading
-    from masp.predictor import Prediction
+    from masp.predictor import Explain, Prediction
     from masp.training.progress import Bar
 
 BAR = 24
@@ -24,8 +24,11 @@ BAR = 24
 FAINT = 0.05
 """Effects below this many nats (5 %) decide nothing."""
 
-LEGEND = """effect: how far the label's log-probability falls without the aspect, in nats; the largest one decided
-attention: the soft prompt's, as shares of the aspects (attention is not cause)"""
+EFFECTS = {
+    "leave_one_out": "how far the label's log-probability falls without the aspect",
+    "shapley": "the aspect's Shapley value: its share in the label's log-probability",
+}
+"""What an effect is, by the name of the attribution."""
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
@@ -35,6 +38,17 @@ def say(line: str) -> None:
     if not launch.speaks():
         return
     Console(stderr=True, highlight=False, soft_wrap=True).print(Text(printable(line)))
+
+
+def legend(explain: "Explain") -> str:
+    """What effect and attention mean, by the attribution that is asked for."""
+    from masp.model.explain import DEFAULT_ATTRIBUTION
+
+    what = EFFECTS[DEFAULT_ATTRIBUTION if explain is True else str(explain)]
+    return (
+        f"effect: {what}, in nats; the largest one decided\n"
+        "attention: the soft prompt's, as shares of the aspects (attention is not cause)"
+    )
 
 
 def printable(text: str) -> str:

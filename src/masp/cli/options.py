@@ -17,6 +17,13 @@ class Dtype(StrEnum):
     nf4 = "nf4"
 
 
+class Attribution(StrEnum):
+    """How the effects of aspects are found; see `masp.model.explain`."""
+
+    leave_one_out = "leave_one_out"
+    shapley = "shapley"
+
+
 class Reading(StrEnum):
     """How answers are read."""
 

@@ -12,6 +12,7 @@ from masp.cli.options import (
     Accept,
     AdapterRevision,
     AspectsOfPrompt,
+    Attribution,
     BackboneOrNoAdapter,
     Device,
     Dtype,
@@ -25,7 +26,7 @@ from masp.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from masp.predictor import Failure, Masp, Prediction
+    from masp.predictor import Explain, Failure, Masp, Prediction
 
 MOST_REPORTED = 200
 """A report shows at most this many pictures and failures; a page with more is of no use to anybody."""
@@ -53,17 +54,26 @@ Paths = Annotated[
     ),
 ]
 
+AdapterOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR|ID",
+        help="The adapter, its run, or its id on a hub. Default: the one shipped for the embedded backbone; for "
+        "any other *--backbone* none.",
+    ),
+]
+AttributionOption = Annotated[
+    Attribution | None,
+    typer.Option(
+        help="How an aspect's effect is found: *leave_one_out* takes it from all aspects, *shapley* from every set "
+        "of them (64 passes for six). Default: *leave_one_out*."
+    ),
+]
+
 
 def predict(
     paths: Paths,
-    adapter: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR|ID",
-            help="The adapter, its run, or its id on a hub. Default: the one shipped for the embedded backbone; for "
-            "any other *--backbone* none.",
-        ),
-    ] = None,
+    adapter: AdapterOption = None,
     adapter_revision: AdapterRevision = None,
     task: Task = None,
     backbone: BackboneOrNoAdapter = None,
@@ -74,6 +84,7 @@ def predict(
         Path | None, typer.Option(metavar="FILE.html", help="Also write a page with heatmaps, of 200 pictures at most.")
     ] = None,
     explain: Annotated[bool, typer.Option(help="Say why; without it only the labels, several times faster.")] = True,
+    attribution: AttributionOption = None,
     raw: Raw = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
     workers: Annotated[int, typer.Option(min=0, max=256, help="Threads that read images ahead; 0: none.")] = 2,
@@ -97,10 +108,11 @@ def predict(
     loading: dict[str, Any] = {"backbone_revision": revision, "dtype": dtype.value, "device": device, "raw": raw}
     loading |= {"revision": adapter_revision, "accept": accepted(accept)}
     masp = Masp.from_pretrained(adapter, backbone, aspects=aspects, labels=labels, task=task, **loading)
-    show = _json_line if as_json else _for_people(masp, explain)
+    how = attribution.value if explain and attribution is not None else explain
+    show = _json_line if as_json else _for_people(masp, how)
     failures = _Failures(show, None if as_json else MOST_SAID)
     found = _Predictions(show)
-    for result in masp.predict_stream(_named(paths, failures), batch_size, explain, workers):
+    for result in masp.predict_stream(_named(paths, failures), batch_size, how, workers):
         if isinstance(result, Failure):
             failures.add(result)
         else:
@@ -194,9 +206,9 @@ def _json_line(result: "Prediction | Failure") -> None:
     sys.stdout.flush()
 
 
-def _for_people(masp: "Masp", explain: bool) -> "Callable[[Prediction | Failure], None]":
+def _for_people(masp: "Masp", explain: "Explain") -> "Callable[[Prediction | Failure], None]":
     """Shows predictions on stdout and failures on stderr; says once what the adapter cannot tell."""
-    from masp.cli.console import LEGEND, prediction_panel, results, say
+    from masp.cli.console import legend, prediction_panel, results, say
     from masp.predictor import Failure
 
     console = results()
@@ -205,7 +217,7 @@ def _for_people(masp: "Masp", explain: bool) -> "Callable[[Prediction | Failure]
     elif not masp.task.use.aspects:
         say("this adapter was trained without aspects (V+S): it names the emotion, not the reasons")
     elif explain:
-        say(LEGEND)
+        say(legend(explain))
 
     def show(result: "Prediction | Failure") -> None:
         if isinstance(result, Failure):

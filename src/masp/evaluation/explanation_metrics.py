@@ -17,7 +17,7 @@ from masp.data.records import Record
 from masp.evaluation import metrics
 from masp.evaluation.batches import Batching, labelled, visual_batches
 from masp.evaluation.metrics import Interval
-from masp.model.explain import heatmaps, leave_one_out, taking_part
+from masp.model.explain import ATTRIBUTIONS, DEFAULT_ATTRIBUTION, Attribution, heatmaps, taking_part
 from masp.model.scoring import score
 from masp.predictor import Masp
 
@@ -113,8 +113,13 @@ def ceiling(records: Sequence[Record]) -> Ceiling:
     return Ceiling(sum(max(table.values()) for table in chances) / len(chances), metrics.share(hits, len(records)))
 
 
-def measure_explanations(masp: Masp, records: Sequence[Record], batching: Batching | None = None) -> Explanations:
-    """Compares effects and heatmaps with the truth of made pictures.
+def measure_explanations(
+    masp: Masp,
+    records: Sequence[Record],
+    batching: Batching | None = None,
+    attribution: Attribution = DEFAULT_ATTRIBUTION,
+) -> Explanations:
+    """Compares effects, found by an attribution, and heatmaps with the truth of made pictures.
 
     Raises:
         DataError: a record carries no truth, or too many images cannot be read.
@@ -125,7 +130,7 @@ def measure_explanations(masp: Masp, records: Sequence[Record], batching: Batchi
     known = labelled(records, masp.labels)
     found: list[Explained] = []
     for batch, visual in visual_batches(masp.backbone, known, batching, Quarantine(total=len(known))):
-        found += _explained(masp, batch, visual)
+        found += _explained(masp, batch, visual, attribution)
     return agreement(found)
 
 
@@ -165,12 +170,12 @@ def _covered(truth: Truth, aspect: str) -> float:
 
 
 @torch.no_grad()
-def _explained(masp: Masp, batch: Sequence[Record], visual: VisualTokens) -> list[Explained]:
+def _explained(masp: Masp, batch: Sequence[Record], visual: VisualTokens, attribution: Attribution) -> list[Explained]:
     model, task = masp.model, masp.task
     names = taking_part(model, task.use)
     log_p = score(model, visual, task.question, task.labels, task.use)
     best = log_p.argmax(dim=1)
-    effects = leave_one_out(model, visual, task.question, task.labels, task.use, log_p)
+    effects = ATTRIBUTIONS[attribution](model, visual, task.question, task.labels, task.use, log_p)
     strongest = effects[torch.arange(len(batch)), :, best].argmax(dim=1).tolist()
     maps = heatmaps(model.aspect_tokens(visual, names).weights, visual)
     found = []

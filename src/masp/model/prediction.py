@@ -1,22 +1,33 @@
 """What is asked of a model about an image, and everything it says about one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from masp.adapters import AdapterInfo
 from masp.core.config import DataConfig
-from masp.core.errors import AdapterError
+from masp.core.errors import AdapterError, UsageError
 from masp.core.label_mapping import NAMED_SETS
 from masp.core.labels import render_labels, validate_labels
 from masp.core.prompts import Questions, load_questions
-from masp.core.types import Domain
+from masp.core.types import Domain, VisualTokens
 from masp.data.images import Rounding
-from masp.model.explain import AspectReading, PromptAttention
-from masp.model.masp_model import Use
+from masp.model.explain import (
+    ATTRIBUTIONS,
+    DEFAULT_ATTRIBUTION,
+    AspectReading,
+    Attribution,
+    PromptAttention,
+    attention_to_aspects,
+    read_aspects,
+    taking_part,
+)
+from masp.model.masp_model import MaspModel, Use
+from masp.model.scoring import generate, longest_answer
 
 INSTEAD = (
     "Name a backbone that knows such images (--backbone ID; without an adapter it answers zero-shot), "
@@ -40,6 +51,7 @@ class Prediction:
         backbone: name of the backbone.
         task: which task of an adapter with several; None for one with one.
         temperature: that the log-probabilities were divided by; 1.0: they are the model's own.
+        attribution: how the effects of the aspects were found; None where `aspects` is empty.
         domain: whether the image is of the kind that the backbone was trained on; None where the backbone cannot tell.
     """
 
@@ -54,6 +66,7 @@ class Prediction:
     task: str | None = None
     domain: Domain | None = None
     temperature: float = 1.0
+    attribution: str | None = None
 
     @property
     def warning(self) -> str | None:
@@ -138,3 +151,39 @@ def zero_shot_task(labels: Sequence[str] | None = None) -> Task:
     return Task(
         chosen, questions.ask_emotion(render_labels(chosen)), questions, Use(()), DataConfig().side_of(alone=True)
     )
+
+
+def explained(
+    model: MaspModel,
+    visual: VisualTokens,
+    task: Task,
+    found: Sequence[Prediction],
+    log_p: Float[Tensor, "batch labels"],
+    attribution: Attribution | Literal[True],
+) -> list[Prediction]:
+    """Predictions with the generated answer and the reasons.
+
+    Args:
+        model: that predicted.
+        visual: of the images.
+        task: that was asked.
+        found: the predictions, one per image.
+        log_p: the model's own log-probabilities of the labels.
+        attribution: how the effects of the aspects are found; True: `DEFAULT_ATTRIBUTION`.
+
+    Raises:
+        UsageError: no such attribution.
+    """
+    name = DEFAULT_ATTRIBUTION if attribution is True else attribution
+    if name not in ATTRIBUTIONS:
+        raise UsageError(f"explain is '{name}'", f"{', '.join(ATTRIBUTIONS)}, True or False")
+    answers = generate(model, visual, task.question, task.use, longest_answer(model.backbone, task.labels))
+    found = [replace(one, answer=answer) for one, answer in zip(found, answers, strict=True)]
+    if not taking_part(model, task.use):
+        return found
+    effects = ATTRIBUTIONS[name](model, visual, task.question, task.labels, task.use, log_p)
+    chosen = effects[torch.arange(len(found)), :, log_p.argmax(dim=1)]
+    readings = read_aspects(model, visual, task.questions, task.use, chosen)
+    looks = attention_to_aspects(model, visual, task.question, task.use) or [None] * len(found)
+    reasons = zip(found, readings, looks, strict=True)
+    return [replace(one, aspects=seen, prompt_attention=look, attribution=name) for one, seen, look in reasons]
