@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import masp.predictor as predictor
 import tiny
 from masp.adapters import find_adapter
 from masp.backbones.files import local_folder

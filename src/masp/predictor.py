@@ -6,7 +6,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal, Self, overload
 
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
 from masp.adapters import (
     Adapter,
@@ -27,9 +29,10 @@ from masp.core.label_mapping import label_set
 from masp.core.types import Domain, Pixels, VisualTokens
 from masp.data.images import open_image, shrink, to_rgb
 from masp.data.prefetch import prefetch, prepared
+from masp.model.concepts import ConceptBottleneck
 from masp.model.explain import Attribution
 from masp.model.masp_model import MaspModel
-from masp.model.prediction import Failure, Prediction, Task, explained, task_of, zero_shot_task
+from masp.model.prediction import Failure, Prediction, Task, explained, explained_by_words, task_of, zero_shot_task
 from masp.model.scoring import score
 
 EMBEDDED = "embedded"
@@ -50,6 +53,7 @@ class Served:
     model: MaspModel
     task: Task
     info: AdapterInfo | None
+    concepts: ConceptBottleneck | None = None
 
 
 class Masp:
@@ -169,6 +173,11 @@ class Masp:
     def model(self) -> MaspModel:
         """Backbone, aspects and the soft prompt of the task in use."""
         return self._in_use().model
+
+    @property
+    def concepts(self) -> ConceptBottleneck | None:
+        """The concept bottleneck that answers in the language model's place, if there is one."""
+        return self._in_use().concepts
 
     @property
     def task(self) -> Task:
@@ -295,7 +304,8 @@ class Masp:
         Args:
             images: What to predict; a list gives a list in the same order.
             explain: Whether to say why, or by which attribution: `leave_one_out` or `shapley` (64 passes for six
-                aspects). Without, only the labels are scored, which is several times faster.
+                aspects); a concept bottleneck has its own. Without, only the labels are scored, which is several
+                times faster.
             batch_size: Images that go through the model together.
             task: Which task of an adapter with several, for all images or, as a list, for each of them. Images of one
                 task go through the model together, so each prediction is the one that a call for its task alone gives.
@@ -369,6 +379,13 @@ class Masp:
             for index in sorted(results):
                 yield results[index]
 
+    def log_probabilities(self, visual: VisualTokens) -> Float[Tensor, "batch labels"]:
+        """Of the labels, normalised and without the temperature: by the backbone, or by the concept bottleneck."""
+        task = self.task
+        if self.concepts is None:
+            return score(self.model, visual, task.question, task.labels, task.use)
+        return self.concepts.log_probabilities(self.concepts.read(self.model, visual, task.question, task.labels))
+
     def visual_tokens(self, pixels: Pixels) -> VisualTokens:
         """Visual tokens of preprocessed images, on the backbone's device."""
         return self.backbone.visual_tokens(pixels.to(self.backbone.device))
@@ -403,11 +420,13 @@ class Masp:
     def _predicted(self, pixels: Pixels, names: Sequence[str], explain: Explain) -> list[Prediction]:
         """Predictions of one batch of preprocessed images."""
         visual, task = self.visual_tokens(pixels), self.task
-        log_p = score(self.model, visual, task.question, task.labels, task.use)
+        log_p = self.log_probabilities(visual)
         shares = task.calibrated(log_p).exp().tolist()
         domains = self.backbone.domain(visual) or [None] * len(visual)
         rows = zip(names, shares, domains, strict=True)
         found = [self._scored(name, row, domain) for name, row, domain in rows]
+        if explain and self.concepts is not None:
+            return explained_by_words(self.model, self.concepts, visual, task, found, log_p)
         return explained(self.model, visual, task, found, log_p, explain) if explain else found
 
     def _scored(self, name: str, shares: Sequence[float], domain: Domain | None) -> Prediction:
@@ -444,7 +463,12 @@ def _bound_as_trained(backbone: Backbone, info: AdapterInfo) -> None:
 def _served(backbone: Backbone, parts: Adapter, name: str | None, task: Task) -> Served:
     """One task of an adapter with what answers it."""
     one = parts.for_task(name)
-    return Served(MaspModel(backbone, one.info.method, parts.aspects, one.prompt, one.info.asked()), task, one.info)
+    return Served(
+        MaspModel(backbone, one.info.method, parts.aspects, one.prompt, one.info.asked()),
+        task,
+        one.info,
+        parts.concepts,
+    )
 
 
 def _has_shipped(backbone: str | Backbone, revision: str | None) -> bool:

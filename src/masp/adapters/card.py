@@ -46,7 +46,7 @@ def _front_matter(info: AdapterInfo) -> str:
     base = hub_id(info)
     if base is not None:
         lines += [f"base_model: {json.dumps(base)}", "base_model_relation: adapter"]
-    if "prompt" in info.parts:
+    if {"prompt", "concepts"} & set(info.parts):
         lines.append("pipeline_tag: image-classification")
     lines += ["tags:", *(f"- {tag}" for tag in TAGS), "---"]
     return "\n".join(lines)
@@ -57,15 +57,22 @@ def _head(info: AdapterInfo, tensors: Mapping[str, Tensor]) -> str:
         ("aspects",): "Aspect modules",
         ("prompt",): "Soft prompt",
         ("aspects", "prompt"): "Aspect modules and soft prompt",
+        ("aspects", "concepts"): "Aspect modules and concept bottleneck",
+        ("aspects", "prompt", "concepts"): "Aspect modules, soft prompt and concept bottleneck",
     }[info.parts]
     lines = [f"# {what} for {info.backbone.name}", ""]
     lines.append("An adapter of masp: trained tensors for a frozen vision-language model, which is not part of it.")
     if info.tasks:
         lines += ["", "It names the emotion that a picture evokes. Its tasks, each with a soft prompt of its own:", ""]
         lines += [f"- `{name}`: {', '.join(task.labels)}" for name, task in info.tasks.items()] + [""]
-    elif "prompt" in info.parts:
+    elif {"prompt", "concepts"} & set(info.parts):
         lines += ["", f"It names the emotion that a picture evokes: {', '.join(info.labels)}."]
-    if "prompt" in info.parts:
+    if info.concepts is not None:
+        added = "" if info.concepts.prompt_aspects is None else ", and the scores of a soft prompt"
+        lines.append(
+            f"The label follows from {len(info.concepts.words)} words that are read from aspect tokens{added}."
+        )
+    if "prompt" in info.parts and info.concepts is None:
         lines.append(
             f"Before the image stand the tokens of the aspects {_words(info.aspects)}."
             if info.aspects
@@ -73,7 +80,7 @@ def _head(info: AdapterInfo, tensors: Mapping[str, Tensor]) -> str:
         )
         if info.aspects and "aspects" not in info.parts:
             lines.append("The aspect modules are not in this folder; it names them by the hash of their tensors.")
-    else:
+    elif info.concepts is None:
         lines += ["", f"It reads these aspects from a picture: {_words(info.aspects)}."]
     numbers = sum(tensor.numel() for tensor in tensors.values())
     lines += ["", f"{numbers:,} trained numbers in {len(tensors)} tensors."]
@@ -83,7 +90,7 @@ def _head(info: AdapterInfo, tensors: Mapping[str, Tensor]) -> str:
 def _use(info: AdapterInfo) -> str:
     known = hub_id(info) is not None or info.backbone.name == "embedded"
     backbone = "" if known else f" --backbone FOLDER/{info.backbone.name}"
-    if "prompt" in info.parts:
+    if {"prompt", "concepts"} & set(info.parts):
         task = f" --task {next(iter(info.tasks))}" if info.tasks else ""
         command = f"masp predict photo.jpg --adapter FOLDER_OR_ID{task}{backbone}"
     else:

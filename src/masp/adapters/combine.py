@@ -48,6 +48,9 @@ def combine(out: str | Path, adapters: Sequence[str | Path]) -> AdapterInfo:
     tensors: dict[str, Tensor] = {}
     for part in parts:
         _check_fits(parts[0], part)
+        if part.info.concepts is not None:
+            todo = "Name the prompt adapter that it was fitted with."
+            raise AdapterError(f"{part.name} is a concept bottleneck", "an adapter whose soft prompt answers", todo)
         held = read_tensors(part.folder, part.info)
         for name, task in part.tasks.items():
             if name in tasks:

@@ -31,7 +31,9 @@ def save_pretrained(adapter: Adapter, folder: str | Path, license: str | None = 
     check_replaceable(home)
     info = adapter.info if license is None else adapter.info.model_copy(update={"license": license})
     include = "aspects" in info.parts
-    save_adapter(home, info, adapter.aspects, adapter.prompt, include, prompts=adapter.prompts)
+    save_adapter(
+        home, info, adapter.aspects, adapter.prompt, include, prompts=adapter.prompts, concepts=adapter.concepts
+    )
     return home
 
 

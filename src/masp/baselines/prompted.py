@@ -6,9 +6,10 @@ from typing import Any
 from masp.adapters import AdapterInfo, portable, tensors_sha256
 from masp.backbones.base import Backbone
 from masp.baselines.base import Lessons, Reading, Said, named
+from masp.core.errors import UsageError
 from masp.core.types import VisualTokens
 from masp.model.masp_model import MaspModel, Use
-from masp.model.scoring import generate, longest_answer, score
+from masp.model.scoring import generate, longest_answer
 from masp.predictor import Masp
 
 
@@ -54,13 +55,15 @@ class Prompted:
     def _scored(self, visual: VisualTokens) -> list[Said]:
         task = self.masp.task
         said = []
-        for row in task.calibrated(score(self.masp.model, visual, task.question, task.labels, task.use)).tolist():
+        for row in task.calibrated(self.masp.log_probabilities(visual)).tolist():
             best = task.labels[max(range(len(row)), key=row.__getitem__)]
             said.append(Said(best, dict(zip(task.labels, row, strict=True))))
         return said
 
     def _generated(self, visual: VisualTokens) -> list[Said]:
         task = self.masp.task
+        if self.masp.concepts is not None:
+            raise UsageError("mode is 'generate' for a concept bottleneck, which generates nothing", "score")
         limit = longest_answer(self.backbone, task.labels)
         texts = generate(self.masp.model, visual, task.question, task.use, limit)
         return [named(text, task.labels) for text in texts]
@@ -68,7 +71,9 @@ class Prompted:
 
 def adapter_facts(masp: Masp) -> dict[str, Any]:
     """What the adapter of a model is, without a place on this machine."""
-    return {"task": masp.task_name, **trained_facts(portable(masp.adapter), masp.model, masp.task.use, masp.info)}
+    facts = trained_facts(portable(masp.adapter), masp.model, masp.task.use, masp.info)
+    words = {} if masp.concepts is None else {"concepts_sha256": tensors_sha256(masp.concepts.tensors)}
+    return {"task": masp.task_name, **facts, **words}
 
 
 def trained_facts(name: str, model: MaspModel, use: Use, info: AdapterInfo | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from masp.core import launch
 if TYPE_CHECKING:
     from masp.evaluation.result import Calibrated, Chances, Evaluation
     from masp.model.explain import AspectReading
-    from masp.predictor import Explain, Prediction
+    from masp.predictor import Prediction
     from masp.training.progress import Bar
 
 BAR = 24
@@ -26,6 +26,7 @@ FAINT = 0.05
 
 EFFECTS = {
     "leave_one_out": "how far the label's log-probability falls without the aspect",
+    "concept_bottleneck": "what the aspect's words add to the label's logit",
     "shapley": "the aspect's Shapley value: its share in the label's log-probability",
 }
 """What an effect is, by the name of the attribution."""
@@ -40,7 +41,7 @@ def say(line: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(Text(printable(line)))
 
 
-def legend(explain: "Explain") -> str:
+def legend(explain: bool | str) -> str:
     """What effect and attention mean, by the attribution that is asked for."""
     from masp.model.explain import DEFAULT_ATTRIBUTION
 

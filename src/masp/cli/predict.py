@@ -209,6 +209,7 @@ def _json_line(result: "Prediction | Failure") -> None:
 def _for_people(masp: "Masp", explain: "Explain") -> "Callable[[Prediction | Failure], None]":
     """Shows predictions on stdout and failures on stderr; says once what the adapter cannot tell."""
     from masp.cli.console import legend, prediction_panel, results, say
+    from masp.model.prediction import WORDS
     from masp.predictor import Failure
 
     console = results()
@@ -217,7 +218,7 @@ def _for_people(masp: "Masp", explain: "Explain") -> "Callable[[Prediction | Fai
     elif not masp.task.use.aspects:
         say("this adapter was trained without aspects (V+S): it names the emotion, not the reasons")
     elif explain:
-        say(legend(explain))
+        say(legend(explain if masp.concepts is None else WORDS))
 
     def show(result: "Prediction | Failure") -> None:
         if isinstance(result, Failure):

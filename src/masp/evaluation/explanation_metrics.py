@@ -18,7 +18,6 @@ from masp.evaluation import metrics
 from masp.evaluation.batches import Batching, labelled, visual_batches
 from masp.evaluation.metrics import Interval
 from masp.model.explain import ATTRIBUTIONS, DEFAULT_ATTRIBUTION, Attribution, heatmaps, taking_part
-from masp.model.scoring import score
 from masp.predictor import Masp
 
 PLACED = ("facial_expression", "object", "scene", "human_action")
@@ -119,7 +118,9 @@ def measure_explanations(
     batching: Batching | None = None,
     attribution: Attribution = DEFAULT_ATTRIBUTION,
 ) -> Explanations:
-    """Compares effects, found by an attribution, and heatmaps with the truth of made pictures.
+    """Compares effects and heatmaps with the truth of made pictures.
+
+    The effects are found by an attribution; those of a concept bottleneck are its own.
 
     Raises:
         DataError: a record carries no truth, or too many images cannot be read.
@@ -173,9 +174,12 @@ def _covered(truth: Truth, aspect: str) -> float:
 def _explained(masp: Masp, batch: Sequence[Record], visual: VisualTokens, attribution: Attribution) -> list[Explained]:
     model, task = masp.model, masp.task
     names = taking_part(model, task.use)
-    log_p = score(model, visual, task.question, task.labels, task.use)
+    log_p = masp.log_probabilities(visual)
     best = log_p.argmax(dim=1)
-    effects = ATTRIBUTIONS[attribution](model, visual, task.question, task.labels, task.use, log_p)
+    if masp.concepts is None:
+        effects = ATTRIBUTIONS[attribution](model, visual, task.question, task.labels, task.use, log_p)
+    else:
+        effects = masp.concepts.effects(masp.concepts.read(model, visual, task.question, task.labels), names)
     strongest = effects[torch.arange(len(batch)), :, best].argmax(dim=1).tolist()
     maps = heatmaps(model.aspect_tokens(visual, names).weights, visual)
     found = []

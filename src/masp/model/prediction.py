@@ -16,6 +16,7 @@ from masp.core.labels import render_labels, validate_labels
 from masp.core.prompts import Questions, load_questions
 from masp.core.types import Domain, VisualTokens
 from masp.data.images import Rounding
+from masp.model.concepts import ConceptBottleneck
 from masp.model.explain import (
     ATTRIBUTIONS,
     DEFAULT_ATTRIBUTION,
@@ -34,6 +35,10 @@ INSTEAD = (
     "or train a prompt on one (masp train prompt)."
 )
 """What to do about an image that is none of those that the backbone knows."""
+
+
+WORDS = "concept_bottleneck"
+"""How effects were found where a concept bottleneck answers; see `masp.model.concepts`."""
 
 
 @dataclass(frozen=True)
@@ -124,12 +129,15 @@ def task_of(info: AdapterInfo, labels: Sequence[str] | None = None, raw: bool = 
 
     Raises:
         AdapterError: It holds aspects only, and no labels were given.
+        UsageError: Other labels for a concept bottleneck.
         DataError: Labels that cannot be told apart.
     """
     if labels is None and not info.labels:
         todo = "Name an adapter that `masp train prompt` wrote, or give the labels to choose from."
         raise AdapterError("this adapter reads aspects but has no labels", "an adapter with a soft prompt", todo)
     chosen = validate_labels(info.labels if labels is None else labels)
+    if info.concepts is not None and chosen != info.labels:
+        raise UsageError("other labels for a concept bottleneck", f"{', '.join(info.labels)}, its own")
     questions = info.asked()
     method = info.method.resolved()
     question = questions.ask_emotion(render_labels(chosen, method.label_list or "comma"))
@@ -187,3 +195,25 @@ def explained(
     looks = attention_to_aspects(model, visual, task.question, task.use) or [None] * len(found)
     reasons = zip(found, readings, looks, strict=True)
     return [replace(one, aspects=seen, prompt_attention=look, attribution=name) for one, seen, look in reasons]
+
+
+def explained_by_words(
+    model: MaspModel,
+    concepts: ConceptBottleneck,
+    visual: VisualTokens,
+    task: Task,
+    found: Sequence[Prediction],
+    log_p: Float[Tensor, "batch labels"],
+) -> list[Prediction]:
+    """Predictions of a concept bottleneck with its reasons: the words of each aspect, and what they add to the label.
+
+    Nothing is generated: the language model has no part in the answer but its scores, where they are added.
+    """
+    read, names = concepts.read(model, visual, task.question, task.labels), taking_part(model, task.use)
+    chosen = concepts.effects(read, names)[torch.arange(len(found)), :, log_p.argmax(dim=1)]
+    readings = read_aspects(model, visual, task.questions, task.use, chosen)
+    told = [
+        {name: replace(one, answer=words.get(name, ""), cut=False) for name, one in seen.items()}
+        for seen, words in zip(readings, concepts.answers(read), strict=True)
+    ]
+    return [replace(one, aspects=seen, attribution=WORDS) for one, seen in zip(found, told, strict=True)]
