@@ -463,12 +463,9 @@ def _bound_as_trained(backbone: Backbone, info: AdapterInfo) -> None:
 def _served(backbone: Backbone, parts: Adapter, name: str | None, task: Task) -> Served:
     """One task of an adapter with what answers it."""
     one = parts.for_task(name)
-    return Served(
-        MaspModel(backbone, one.info.method, parts.aspects, one.prompt, one.info.asked()),
-        task,
-        one.info,
-        parts.concepts,
-    )
+    modules = (parts.aspects, one.prompt, one.info.asked())
+    model = MaspModel(backbone, one.info.method, *modules, routing=parts.routing)
+    return Served(model, task, one.info, parts.concepts)
 
 
 def _has_shipped(backbone: str | Backbone, revision: str | None) -> bool:

@@ -113,6 +113,7 @@ def _trained(info: AdapterInfo, task: str | None) -> str:
         "queries per aspect": method.queries if info.aspects else None,
         "aspect attention": method.attention if info.aspects else None,
         "soft prompt": f"{info.prompt_length} vectors, {method.prompt_places}" if info.prompt_length else None,
+        "routing": "a gate per image on each aspect's tokens" if method.routing and info.aspects else None,
         "positions": method.positions,
         "supervised": method.supervised,
         "temperature": None if info.temperature is None else f"{info.temperature:.3f}, fitted on the split val",

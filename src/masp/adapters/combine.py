@@ -51,6 +51,8 @@ def combine(out: str | Path, adapters: Sequence[str | Path]) -> AdapterInfo:
         if part.info.concepts is not None:
             todo = "Name the prompt adapter that it was fitted with."
             raise AdapterError(f"{part.name} is a concept bottleneck", "an adapter whose soft prompt answers", todo)
+        if part.info.method.routing:
+            raise AdapterError(f"{part.name} has gates of its own (method.routing)", "one without", "Train it without.")
         held = read_tensors(part.folder, part.info)
         for name, task in part.tasks.items():
             if name in tasks:

@@ -32,7 +32,14 @@ def save_pretrained(adapter: Adapter, folder: str | Path, license: str | None = 
     info = adapter.info if license is None else adapter.info.model_copy(update={"license": license})
     include = "aspects" in info.parts
     save_adapter(
-        home, info, adapter.aspects, adapter.prompt, include, prompts=adapter.prompts, concepts=adapter.concepts
+        home,
+        info,
+        adapter.aspects,
+        adapter.prompt,
+        include,
+        prompts=adapter.prompts,
+        concepts=adapter.concepts,
+        routing=adapter.routing,
     )
     return home
 

@@ -34,10 +34,11 @@ from masp.core.atomic_io import with_usual_rights, write_folder
 from masp.core.errors import AdapterError
 from masp.model.aspect_attention import AspectModules
 from masp.model.concepts import ConceptBottleneck
+from masp.model.routing import AspectRouting
 from masp.model.soft_prompt import SoftPrompt
 
 PROMPT = "prompt.vectors"
-CONCEPTS = "concepts."
+CONCEPTS, ROUTING = "concepts.", "routing."
 PART_OF_PROMPTS = ("prompt.", "prompts.")
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Adapter:
         prompt: the soft prompt of an adapter with one task.
         prompts: those of an adapter with several, by name.
         concepts: the concept bottleneck that names the label, where there is one.
+        routing: the gates that the soft prompt was trained with, where there are any.
     """
 
     info: AdapterInfo
@@ -60,6 +62,7 @@ class Adapter:
     prompt: SoftPrompt | None
     prompts: Mapping[str, SoftPrompt] = field(default_factory=dict)
     concepts: ConceptBottleneck | None = None
+    routing: AspectRouting | None = None
 
     def for_task(self, task: str | None) -> "Adapter":
         """The adapter as if it held this task alone; itself where it has one task.
@@ -80,6 +83,7 @@ def save_adapter(
     aspects_dtype: torch.dtype = torch.float32,
     prompts: Mapping[str, SoftPrompt] = MappingProxyType({}),
     concepts: ConceptBottleneck | None = None,
+    routing: AspectRouting | None = None,
 ) -> AdapterInfo:
     """Write an adapter, whole or not at all, in the place of what was there.
 
@@ -92,6 +96,7 @@ def save_adapter(
         aspects_dtype: float32, or bfloat16 for half the size.
         prompts: the soft prompts of `info.tasks`.
         concepts: a concept bottleneck on these aspects.
+        routing: gates on these aspects, where `info.method` has them.
 
     Returns:
         The description as written.
@@ -111,6 +116,9 @@ def save_adapter(
             }
     named = {PROMPT: prompt} if prompt is not None else {task_tensor(name): one for name, one in prompts.items()}
     tensors |= {name: one.vectors.detach().float().cpu().contiguous() for name, one in named.items()}
+    if routing is not None:
+        gates = routing.state_dict().items()
+        tensors |= {ROUTING + name: value.detach().float().cpu().contiguous() for name, value in gates}
     about = {"aspects_sha256": hashes, "prompt_length": prompt.length if prompt is not None else 0}
     if concepts is not None:
         record = ConceptRecord(words=concepts.words, prompt_aspects=concepts.prompt_aspects)
@@ -183,7 +191,16 @@ def load_adapter(
     elif info.aspects:
         modules = _borrowed(info, backbone, path, aspects, accept)
     prompts = {name: found[task_tensor(name)] for name in info.tasks}
-    return Adapter(info, modules, found.get(PROMPT), prompts, _concepts(info, tensors, backbone.device))
+    routing = None
+    if _routed(info):
+        routing = AspectRouting(info.aspects).to(backbone.device)
+        routing.load_state_dict({name: tensors[ROUTING + name] for name in routing.state_dict()})
+    return Adapter(info, modules, found.get(PROMPT), prompts, _concepts(info, tensors, backbone.device), routing)
+
+
+def _routed(info: AdapterInfo) -> bool:
+    """Whether the folder holds gates: a prompt that was trained with them on aspects."""
+    return info.method.routing and "prompt" in info.parts and bool(info.aspects) and info.concepts is None
 
 
 def _concepts(info: AdapterInfo, tensors: Mapping[str, Tensor], device: torch.device) -> ConceptBottleneck | None:
@@ -255,6 +272,8 @@ def skeleton(info: AdapterInfo) -> dict[str, nn.Parameter]:
             lengths = {task_tensor(name): task.prompt_length for name, task in info.tasks.items()}
             for name, length in (lengths or {PROMPT: info.prompt_length}).items():
                 expected[name] = SoftPrompt(length, info.backbone.dim).vectors
+        if _routed(info):
+            expected |= {ROUTING + name: value for name, value in AspectRouting(info.aspects).named_parameters()}
         if info.concepts is not None:
             shapes = _concept_shapes(info, info.concepts)
             expected |= {CONCEPTS + name: nn.Parameter(torch.empty(*shape)) for name, shape in shapes.items()}

@@ -158,6 +158,8 @@ class CueHead:
             raise UsageError("a label occurs on no image to learn from", "all of them", "Name only labels that occur.")
         over = self.over if found.state["labels"]["scores"] else None
         assert over is None or isinstance(over, Prompted)
+        if over is not None and over.masp.model.routing is not None:
+            raise UsageError("the soft prompt was trained with routing", "one without", "Train it without.")
         words = tuple((aspect, word) for aspect, word in found.state["words"])
         tensors = {"labels.mean": found.tensors["labels.mean"]}
         for name in (*dict(words), "labels"):

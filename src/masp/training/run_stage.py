@@ -30,6 +30,7 @@ from masp.data.records import Dataset, Record
 from masp.data.splits import write_split
 from masp.model.aspect_attention import AspectModules
 from masp.model.masp_model import MaspModel, Use
+from masp.model.routing import AspectRouting
 from masp.model.soft_prompt import SoftPrompt
 from masp.training.accounts import hold_to, left_out
 from masp.training.checkpoints import CheckpointStore, unwritable
@@ -71,6 +72,7 @@ class Outcome:
     prompt: SoftPrompt | None
     scale: Scale
     prompt_start: PromptInit | None = None
+    routing: AspectRouting | None = None
 
 
 @dataclass(frozen=True)
@@ -266,7 +268,8 @@ def run_stage(
         info = _measured(outcome.info, stage, fit.metrics, record)
 
         def save() -> None:
-            save_adapter(folder.adapter, info, outcome.aspects, outcome.prompt, include_aspects)
+            parts = (outcome.aspects, outcome.prompt, include_aspects)
+            save_adapter(folder.adapter, info, *parts, routing=outcome.routing)
             folder.finish(result)
 
         processes.first(save)

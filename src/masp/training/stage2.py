@@ -29,6 +29,7 @@ from masp.data.sampling import Batches
 from masp.data.splits import division_in
 from masp.evaluation import metrics
 from masp.model.masp_model import MaspModel, Use, start_prompt
+from masp.model.routing import AspectRouting
 from masp.model.scoring import score
 from masp.training.checkpoints import unwritable
 from masp.training.feature_cache import VisualTokenStore
@@ -125,9 +126,10 @@ class PromptStage:
         self.at_once = at_once
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The soft prompt."""
+        """The soft prompt, and the gates of `method.routing`."""
         assert self.model.prompt is not None
-        return {"vectors": self.model.prompt.vectors}
+        gates = {} if self.model.routing is None else dict(self.model.routing.named_parameters(prefix="routing"))
+        return {"vectors": self.model.prompt.vectors, **gates}
 
     def weights(self) -> Float[Tensor, " examples"] | None:
         """Balanced weights of the labels, if asked for."""
@@ -296,7 +298,8 @@ def _prepare(run: Run, adapter: Adapter | None, home: Path | None) -> Outcome:
     modules = None if adapter is None else adapter.aspects
     if modules is not None:
         modules.requires_grad_(False)
-    model = MaspModel(run.backbone, method, modules, prompt, questions, checkpointing(settings))
+    routing = AspectRouting(used, generator) if method.routing and used else None
+    model = MaspModel(run.backbone, method, modules, prompt, questions, checkpointing(settings), routing)
     learned, measured = _labelled(numbers["train"]), _labelled(numbers["val"])
     prefixes = run.kept(store, model, Use(used), asking.all(), len(learned), asking.order == "shuffled")
     stage = PromptStage(
@@ -328,7 +331,7 @@ def _prepare(run: Run, adapter: Adapter | None, home: Path | None) -> Outcome:
     order = Batches(len(learned), settings.batch_size, settings.seed, lengths)
     spread = run.backbone.embedding_std()
     scale = Scale(spread, spread, "the embeddings")
-    return Outcome(stage, order, info, modules, model.prompt, scale, settings.init)
+    return Outcome(stage, order, info, modules, model.prompt, scale, settings.init, model.routing)
 
 
 def _labelled(numbers: Sequence[tuple[int, Record]]) -> list[tuple[int, str]]:
