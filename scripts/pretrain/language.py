@@ -1,9 +1,9 @@
 """Pre-train the embedded backbone's language model on the frozen vision tower's visual tokens.
 
 `--vision` is the folder of `vision.py` or an exported backbone. A training that was stopped goes on when the command is
-given again; with more minutes it goes on longer, at the rate of that schedule.
+given again; with more steps it goes on longer, at the rate of that schedule.
 
-    python scripts/pretrain/language.py PICTURES --vision FOLDER --out FOLDER --minutes 75
+    python scripts/pretrain/language.py PICTURES --vision FOLDER --out FOLDER --steps 1200
 """
 
 import argparse
@@ -181,6 +181,9 @@ class Training:
             one.load_state_dict(saved)
         self.lessons.rng.bit_generator.state = state["generator"]
         self.step, self.seconds = state["step"], state["seconds"]
+        log = self.out / "language-log.jsonl"
+        lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= self.step]
+        log.write_text("".join(line + "\n" for line in lines))
 
     def save(self) -> None:
         """Everything needed to go on, and the weights so far, the tied output head left out."""
@@ -205,12 +208,13 @@ class Training:
         return kind, loss.item()
 
 
-def train(training: Training, minutes: float, batch: int, bfloat16: bool) -> None:
-    """Train until `minutes` of wall-clock time, with those before a resumption; the schedule follows the clock."""
+def train(training: Training, steps: int, batch: int, bfloat16: bool) -> None:
+    """Train until there were `steps`, with those before a resumption; the rate falls with them."""
     begun, saved, losses = time.monotonic() - training.seconds, training.seconds, {kind: [] for kind in KINDS}
     with (training.out / "language-log.jsonl").open("a" if training.step else "w") as log:
-        while (progress := training.seconds / (60 * minutes)) < 1:
-            factor = min(1, (training.step + 1) / 100) * (0.5 * (1 + math.cos(math.pi * progress)) * 0.98 + 0.02)
+        while training.step < steps:
+            falling = 0.5 * (1 + math.cos(math.pi * training.step / steps)) * 0.98 + 0.02
+            factor = min(1, (training.step + 1) / 100) * falling
             kind, loss = training.learn(batch, factor, bfloat16)
             losses[kind].append(loss)
             training.seconds = time.monotonic() - begun
@@ -231,11 +235,11 @@ if __name__ == "__main__":
     parser.add_argument("pictures", type=Path)
     parser.add_argument("--vision", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=75)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--rate", type=float, default=3e-3)
-    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--bfloat16", action="store_true", help="products in bfloat16; quicker where there are units")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     started = Training(args.pictures, args.vision, args.out, args.rate, args.seed)
-    train(started, args.minutes, args.batch, args.bfloat16)
+    train(started, args.steps, args.batch, args.bfloat16)
