@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-import masp.predictor as predictor
 import tiny
 from masp.adapters import find_adapter, shipped
 from masp.backbones.files import local_folder
@@ -18,6 +17,7 @@ from masp.baselines.prompted import prompted
 from masp.baselines.zero_shot import zero_shot_system
 from masp.core.errors import AdapterError, BackboneError, DataError, ImageError, MaspError, UsageError
 from masp.core.labels import TAXONOMIES
+from masp.data.prefetch import open_picture
 from masp.demo.pictures import demo_pictures
 from masp.model import prediction
 from masp.model.masp_model import ActiveParts
@@ -340,7 +340,11 @@ def test_a_backbone_without_an_adapter_answers_alone(family, pictures):
     found = masp.predict(pictures[:2])
     alone = zero_shot_system(tiny.backbone(family), LABELS)
     expected = alone.predict(
-        masp.visual_tokens(masp.backbone.preprocess([predictor._open(path, masp.task) for path in pictures[:2]]))
+        masp.visual_tokens(
+            masp.backbone.preprocess(
+                [open_picture(path, masp.task.longest_side, masp.task.rounding) for path in pictures[:2]]
+            )
+        )
     )
     for one, other in zip(found, expected, strict=True):
         assert one.adapter == "zero-shot"

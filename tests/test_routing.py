@@ -8,7 +8,7 @@ import torch
 
 import small_training as small
 import tiny
-from masp.adapters import combine, load_adapter
+from masp.adapters import combine, load_adapter, read_prompt
 from masp.core.aspects import ASPECTS
 from masp.core.config import MethodConfig
 from masp.core.errors import AdapterError, MaspError, UsageError
@@ -130,6 +130,8 @@ def test_stage_2_learns_the_gates_and_the_adapter_carries_them(tmp_path: Path):
     assert torch.equal(again.log_probabilities(visual), own)
     with pytest.raises(AdapterError, match=r"gates of its own \(method\.routing\)"):
         combine(tmp_path / "both", [f"a={run.adapter}", f"b={run.adapter}"])
+    with pytest.raises(AdapterError, match=r"answers with gates \(method\.routing\) too"):
+        read_prompt(run.adapter)
     alone = train_prompt(settings, dataset, backbone, None, tmp_path / "alone")  # V+S has nothing to gate
     assert load_adapter(alone.adapter, backbone).routing is None
     kept = small.config("prompt.max_steps=3", "method.routing=true", "prompt.store=prefix")

@@ -164,7 +164,7 @@ def as_seen(
 def ours(adapter, family: str, picture: Image.Image, task: str | None = None) -> torch.Tensor:
     masp = Masp.from_pretrained(adapter, str(tiny.checkpoint(family)), dtype="float32", task=task)
     visual = masp.backbone.visual_tokens(masp.backbone.preprocess([picture]))
-    return first_word(masp.model, masp.model.assemble(visual, [masp.task.question], use=masp.task.use))[0]
+    return first_word(masp.model, masp.model.build_inputs(visual, [masp.task.question], use=masp.task.use))[0]
 
 
 def engine_of(folder, kind=Engine) -> Any:

@@ -25,12 +25,10 @@ from masp.adapters.shipped import shipped_adapter, shipped_for
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
 from masp.core.config import MethodConfig
-from masp.core.errors import ImageError, UsageError, counted, did_you_mean
+from masp.core.errors import UsageError, counted, did_you_mean
 from masp.core.labels import label_set
 from masp.core.types import CachedPrefix, Pixels, VisualTokens
-from masp.data.images import open_image, shrink, to_rgb
-from masp.data.prefetch import prefetch, prepared
-from masp.model.concepts import ConceptHead
+from masp.data.prefetch import Picture, image_name, prefetch, prepare_images
 from masp.model.masp_model import MaspModel
 from masp.model.prediction import (
     Explain,
@@ -47,8 +45,8 @@ from masp.model.prediction import (
 ZERO_SHOT = "zero-shot"
 """What stands in results for the adapter where there is none."""
 
-Picture = str | Path | Image.Image
 OnError = Literal["raise", "return"]
+Tasks = str | Sequence[str] | None
 
 
 class Masp:
@@ -102,8 +100,7 @@ class Masp:
             revision: Commit, tag or branch of an adapter on a hub; None: the newest.
             backbone_revision: Commit of the backbone on the hub; None: the one the adapter was trained on.
             dtype: Number format of the backbone; `nf4`: its linear layers in 4 bits, with `masp[4bit]`.
-            device: Where it runs; `auto`: the GPU if there is one; `spread`: over all GPUs, then main memory,
-                then the disk.
+            device: Where it runs; `auto`: the GPU if there is one; `spread`: all GPUs, then main memory, then the disk.
             accept: Which of the backbone's `processor` settings, chat `template` and `tokenizer` may be others than
                 those that the adapter was trained with.
             raw: Whether probabilities are the model's own, without the adapter's temperature.
@@ -127,14 +124,12 @@ class Masp:
         asked = {key: task_of(info.for_task(key), chosen, raw) for key in info.tasks or (None,)}
         if backbone is None or isinstance(backbone, str):
             place = backbone or backbone_place(folder, info)
-            commit = backbone_commit(place, info) if backbone_revision is None else backbone_revision
-            backbone = load_backbone(place, commit, dtype, device)
+            backbone = load_backbone(place, backbone_revision or backbone_commit(place, info), dtype, device)
             bound_as_trained(backbone, info)
         parts = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects), accept)
-        called = shipped if shipped is not None else str(adapter)
-        served = {key: _served(backbone, parts, called, key, question) for key, question in asked.items()}
+        served = {key: _served(backbone, parts, shipped or str(adapter), key, one) for key, one in asked.items()}
         first = next(iter(served.values()))
-        made = cls(first.model, first.task, called, first.info)
+        made = cls(first.model, first.task, first.adapter, first.info)
         made._served, made._name, made._whole = served, name, parts
         return made
 
@@ -171,11 +166,6 @@ class Masp:
     def model(self) -> MaspModel:
         """Backbone, aspects and the soft prompt of the task in use."""
         return self._in_use().model
-
-    @property
-    def concepts(self) -> ConceptHead | None:
-        """The concept bottleneck that answers in the language model's place, if there is one."""
-        return self._in_use().concepts
 
     @property
     def task(self) -> Task:
@@ -275,11 +265,7 @@ class Masp:
 
     @overload
     def predict(
-        self,
-        images: Sequence[Picture],
-        explain: Explain = True,
-        batch_size: int = 16,
-        task: str | Sequence[str] | None = None,
+        self, images: Sequence[Picture], explain: Explain = True, batch_size: int = 16, task: Tasks = None
     ) -> list[Prediction]: ...
 
     @overload
@@ -299,7 +285,7 @@ class Masp:
         images: Sequence[Picture],
         explain: Explain = True,
         batch_size: int = 16,
-        task: str | Sequence[str] | None = None,
+        task: Tasks = None,
         *,
         on_error: OnError,
     ) -> list[Prediction | Failure]: ...
@@ -309,7 +295,7 @@ class Masp:
         images: Picture | Sequence[Picture],
         explain: Explain = True,
         batch_size: int = 16,
-        task: str | Sequence[str] | None = None,
+        task: Tasks = None,
         *,
         on_error: OnError = "raise",
     ) -> Prediction | Failure | Sequence[Prediction | Failure]:
@@ -407,7 +393,7 @@ class Masp:
         batch_size: int = 16,
         explain: Explain = True,
         workers: int = 2,
-        task: str | Sequence[str] | None = None,
+        task: Tasks = None,
     ) -> Iterator[Prediction | Failure]:
         """Predicts any number of image files in their order, a few batches in memory at a time.
 
@@ -474,35 +460,18 @@ class Masp:
         self, handles: Sequence[TaskHandle], images: Sequence[Picture], explain: Explain, on_error: OnError
     ) -> list[list[Prediction] | Failure]:
         """The same for images that go through the model together."""
-        task, names = handles[0].task, [_name(image) for image in images]
-        opened, failed = dict[int, Image.Image](), dict[int, ImageError]()
-        for place, image in enumerate(images):
-            try:
-                opened[place] = _open(image, task)
-            except ImageError as error:
-                failed[place] = error
-        places = list(opened)
-        pixels, unfit = prepared(list(opened.values()), self.backbone.preprocess) if opened else (None, {})
-        failed |= {places[row]: ImageError(names[places[row]], why) for row, why in unfit.items()}
+        task, names = handles[0].task, [image_name(image) for image in images]
+        pixels, failed = prepare_images(images, self.backbone.preprocess, task.longest_side, task.rounding)
         if failed and on_error != "return":
             raise failed[min(failed)]
         said: dict[int, list[Prediction] | Failure] = {
             place: Failure(names[place], error.reason) for place, error in failed.items()
         }
         if pixels is not None:
-            fit = [place for place in places if place not in failed]
+            fit = [place for place in range(len(images)) if place not in failed]
             found = predict_visual(handles, self.visual_tokens(pixels), [names[place] for place in fit], explain)
             said |= dict(zip(fit, found, strict=True))
         return [said[place] for place in range(len(images))]
-
-
-def _open(image: Picture, task: Task) -> Image.Image:
-    if not isinstance(image, Image.Image):
-        return open_image(image, task.longest_side, task.rounding)
-    try:
-        return shrink(to_rgb(image), task.longest_side, task.rounding)
-    except OSError as error:  # of a file that Pillow opened and had not read yet
-        raise ImageError(_name(image), f"damaged ({error})") from None
 
 
 def _served(backbone: Backbone, parts: Adapter, adapter: str, name: str | None, task: Task) -> TaskHandle:
@@ -525,7 +494,3 @@ def _task_name(info: AdapterInfo, task: str | None, ships: bool) -> str | None:
     if task is None and ships:
         return next(iter(info.tasks), None)
     return info.chosen(task) if task is not None or len(info.tasks) == 1 else None
-
-
-def _name(image: Picture) -> str:
-    return "(image in memory)" if isinstance(image, Image.Image) else str(image)

@@ -216,12 +216,15 @@ def read_prompt(folder: str | Path, task: str | None = None) -> tuple[AdapterInf
     """The description of a task and its soft prompt, for use without the backbone.
 
     Raises:
-        AdapterError: it is damaged, or has no soft prompt.
+        AdapterError: it is damaged, has no soft prompt, or one that answers only with gates or a concept bottleneck.
         UsageError: no such task, or several and none was named.
     """
     path, info = resolve(folder), read_info(folder)
     if "prompt" not in info.parts:
         raise AdapterError(f"the adapter {folder} has no soft prompt", "one that masp train prompt wrote")
+    if info.concepts is not None or _routed(info):
+        more = "a concept bottleneck" if info.concepts is not None else "gates (method.routing)"
+        raise AdapterError(f"the adapter {folder} answers with {more} too", "a soft prompt that answers alone")
     name = info.chosen(task)
     return info.for_task(name), read_tensors(path, info)[PROMPT if name is None else task_tensor(name)]
 

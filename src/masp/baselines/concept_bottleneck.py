@@ -23,7 +23,7 @@ from masp.backbones.base import Backbone
 from masp.baselines.base import Example, System, SystemPrediction, TrainingData, plain, predictions_of
 from masp.baselines.learning import SMALLEST, Study, check_lessons, studying, unlearned
 from masp.baselines.probe import figures, fitted, logits
-from masp.baselines.prompted import prompted
+from masp.baselines.prompted import Prompted, prompted
 from masp.core.errors import DataError, UsageError
 from masp.core.labels import validate_labels
 from masp.core.prompts import Questions

@@ -227,7 +227,8 @@ def _check_pair(full: Masp, without_aspects: Masp) -> None:
 def adapter_facts(masp: Masp) -> dict[str, Any]:
     """What the adapter of a model is, without a place on this machine."""
     facts = trained_facts(portable(masp.adapter), masp.model, masp.task.use, masp.info)
-    words = {} if masp.concepts is None else {"concepts_sha256": tensors_sha256(masp.concepts.tensors)}
+    concepts = masp.handle().concepts
+    words = {} if concepts is None else {"concepts_sha256": tensors_sha256(concepts.tensors)}
     return {"task": masp.task_name, **facts, **words}
 
 

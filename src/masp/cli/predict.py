@@ -230,7 +230,7 @@ def _for_people(masp: "Masp", explain: "Explain") -> "Callable[[Prediction | Fai
     elif not masp.task.use.aspects:
         say("this adapter was trained without aspects (V+S): it names the emotion, not the reasons")
     elif explain:
-        say(legend(explain if masp.concepts is None else WORDS))
+        say(legend(explain if masp.handle().concepts is None else WORDS))
 
     def show(result: "Prediction | Failure") -> None:
         if isinstance(result, Failure):

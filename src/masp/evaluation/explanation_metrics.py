@@ -162,10 +162,11 @@ def _explained(
     names = taking_part(model, task.use)
     log_p = masp.log_probabilities(visual)
     best = log_p.argmax(dim=1)
-    if masp.concepts is None:
+    concepts = masp.handle().concepts
+    if concepts is None:
         effects = ATTRIBUTIONS[attribution](model, visual, task.question, task.labels, task.use, log_p)
     else:
-        effects = masp.concepts.effects(masp.concepts.read(model, visual, task.question, task.labels), names)
+        effects = concepts.effects(concepts.read(model, visual, task.question, task.labels), names)
     strongest = effects[torch.arange(len(batch)), :, best].argmax(dim=1).tolist()
     maps = heatmaps(model.aspect_tokens(visual, names).weights, visual)
     found = []

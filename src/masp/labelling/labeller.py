@@ -108,7 +108,7 @@ class Labeller:
             "labels": {name or "": list(self._task(name).labels) for name in self._names},
             "explain": job.explain,
             "batch_size": job.batch_size,
-            "dtype": masp.backbone.number_format,
+            "dtype": masp.backbone.weight_dtype,
         }
 
     def _adapter_hash(self) -> str | None:

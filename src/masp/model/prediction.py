@@ -250,22 +250,12 @@ def predict_visual(
     domains = backbone.domain(visual) or [None] * len(visual)
     by_task: list[list[Prediction]] = []
     for handle, log_p in zip(handles, label_scores(handles, visual, prefix), strict=True):
-        task, labels = handle.task, handle.task.labels
-        rows = zip(names, task.calibrated(log_p).exp().tolist(), log_p.argmax(1).tolist(), domains, strict=True)
+        labels, divided = handle.task.labels, handle.task.temperature
+        rows = zip(names, handle.task.calibrated(log_p).exp().tolist(), log_p.argmax(1).tolist(), domains, strict=True)
         by = (handle.adapter, backbone.name, handle.name)
         found = [
-            Prediction(
-                name,
-                labels[best],
-                dict(zip(labels, shares, strict=True)),
-                None,
-                {},
-                None,
-                *by,
-                domain,
-                task.temperature,
-            )
-            for name, shares, best, domain in rows
+            Prediction(name, labels[best], dict(zip(labels, row, strict=True)), None, {}, None, *by, domain, divided)
+            for name, row, best, domain in rows
         ]
         if explain and handle.concepts is not None:
             found = _explained_by_words(handle, handle.concepts, visual, found, log_p)

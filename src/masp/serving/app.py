@@ -376,7 +376,7 @@ def _report(service: Service, asked: Asked, answered: Sequence[Answered]) -> str
 
 def _task(name: str, masp: Masp, default: bool) -> dict[str, Any]:
     task = masp.task
-    aspects = list(masp.model.spliced(task.use))
+    aspects = list(masp.model.active_aspects(task.use))
     told = {"name": name, "labels": list(task.labels), "question": task.question, "aspects": aspects}
     metrics = {} if masp.info is None else dict(masp.info.metrics)
     return told | {"adapter": without_place(masp.adapter), "metrics": metrics, "default": default}
@@ -390,7 +390,7 @@ def _info(service: Service) -> dict[str, Any]:
         "backbone": without_place(backbone.name),
         "family": backbone.family,
         "device": str(backbone.device),
-        "dtype": backbone.number_format,
+        "dtype": backbone.weight_dtype,
         "formats": list(FORMATS),
         "limits": limits | {"queue": settings.queue, "batch": settings.max_batch},
         "libraries": library_versions(),

@@ -68,8 +68,8 @@ LAYOUTS: tuple[DatasetLayout, ...] = (
     ),
     DatasetLayout(
         "aspects",
-        lambda root, settings: table_dataset.has_aspects(root, settings.columns),
-        lambda root, settings, account: table_dataset.read_aspects(root, settings.columns, account),
+        lambda root, settings: listed.has_aspects(root, settings.columns),
+        lambda root, settings, account: listed.read_aspects(root, settings.columns, account),
     ),
     DatasetLayout(
         "folder",
