@@ -100,8 +100,8 @@ def stage2(run: Run) -> list[Row]:
     model, question = here.model("paper"), here.question()
     pixels, one = here.pixels(run.long), here.backbone.visual_tokens(here.pixels(run.long))
     assembled, arithmetic = model.build_inputs(one, [question], [LABELS[0]]), here.sizes()
-    prefix, graph = assembled.prefix_end, assembled.mask.shape[1] - assembled.prefix_end
-    step = arithmetic.step_flops(graph, prefix, int((assembled.targets >= 0).sum()))
+    prefix, graph = assembled.prefix_end, assembled.attention_mask.shape[1] - assembled.prefix_end
+    step = arithmetic.step_flops(graph, prefix, int((assembled.labels >= 0).sum()))
     plain = PlainSteps(here.made, here.model("released"))
     asked = here.question(variant="released")
     works: dict[str, tuple[Work, int]] = {

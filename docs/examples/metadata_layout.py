@@ -5,10 +5,9 @@ from pathlib import Path
 
 from masp.core.config import DataConfig
 from masp.core.errors import DataError
-from masp.data.bad_files import BadFiles
 from masp.data.readers.common import Reading
 from masp.data.readers.detect import DatasetLayout
-from masp.data.records import Record
+from masp.data.records import BadFiles, Record
 
 METADATA = "metadata.jsonl"
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from masp.core.label_mapping import mapping
+from masp.core.labels import mapping
 from masp.evaluation.metrics import Interval, share
 from masp.evaluation.result import Evaluation
 

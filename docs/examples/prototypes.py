@@ -7,13 +7,9 @@ from typing import Any
 import torch
 
 from masp.backbones.base import Backbone
-from masp.baselines.asking import emotion_question
-from masp.baselines.base import SystemPrediction, TrainingData
-from masp.baselines.heads import mean_token, read_with
-from masp.baselines.learning import Study, studying, unlearned
-from masp.baselines.plain import plain
+from masp.baselines.base import SystemPrediction, TrainingData, emotion_question, plain, predictions_of
+from masp.baselines.learning import Study, mean_token, read_with, studying, unlearned
 from masp.baselines.registry import BaselineEntry
-from masp.baselines.zero_shot import said
 from masp.core.types import VisualTokens
 from masp.training.checkpoints import Checkpoint
 
@@ -41,7 +37,7 @@ class Prototypes:
         if self.learned is None:
             raise unlearned(NAME)
         cosines = self._mean(visual)["mean"] @ self.learned.tensors["means"].T
-        return said(self.labels, cosines / self.settings.temperature)
+        return predictions_of(self.labels, cosines / self.settings.temperature)
 
     def config(self) -> Mapping[str, Any]:
         return {"system": NAME, "trained": 0, "settings": plain(self.settings)}

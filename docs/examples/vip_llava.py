@@ -11,11 +11,12 @@ from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles
 from masp.backbones.hf_backbone import HFBackbone
 from masp.backbones.llava import LlavaVision, llava_parts
+from masp.backbones.loading import Family
 from masp.backbones.packing import grid_boxes, packed
 from masp.core.types import Pixels, VisualTokens
 
-ENTRY = {"vipllava": "vip_llava:load"}
-"""model_type in config.json → module and function: the line in `FAMILIES` of masp.backbones.loading."""
+ENTRY = {"vipllava": Family("vip_llava")}
+"""model_type in config.json → its record: the line in `FAMILIES` of masp.backbones.loading."""
 
 
 def load(files: BackboneFiles, place: Placement) -> HFBackbone:

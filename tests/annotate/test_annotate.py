@@ -201,8 +201,12 @@ def test_answers_that_the_data_set_has_can_be_kept(tmp_path):
         "2.png,human_action,flying",
     ]
     (root / "list.csv").write_text("\n".join(rows) + "\n")
-    asking = Asking(dict.fromkeys(("scene", "brightness"), "What is it?"), OPTIONS, measured_light=True, keep=True)
-    annotate(pictures(root), Annotator(MaspModel(tiny.backbone(), MethodConfig()), asking), tmp_path / "out", Work())
+    asking = AnnotationSettings(
+        dict.fromkeys(("scene", "brightness"), "What is it?"), OPTIONS, measured_light=True, keep=True
+    )
+    annotate(
+        pictures(root), Annotator(MaspModel(tiny.backbone(), MethodConfig()), asking), tmp_path / "out", AnnotationJob()
+    )
     found = {record.path.stem: dict(record.annotations) for record in open_dataset(tmp_path / "out").records}
     assert found["0"]["scene"] == "moon base"
     assert found["1"]["scene"] in OPTIONS["scene"]  # nobody had said it

@@ -40,7 +40,7 @@ def test_it_answers_on_ray_as_it_does_alone(tmp_path):
     masp = Masp.from_pretrained(adapter, tiny.backbone())
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    words = ["serve", "--ray", "--port", str(port), "--queue", "16"]
+    words = ["serve", "--ray", "--port", str(port), "--queue", "16", "--dtype", "float32"]
     words += ["--backbone", str(tiny.checkpoint()), "--adapter", str(adapter)]
     environment = os.environ | {"MASP_SERVE_TOKEN": "correct-horse", "RAY_USAGE_STATS_ENABLED": "0"}
     # A busy machine takes longer for Ray's own processes than the five seconds that Ray allows them.

@@ -62,6 +62,7 @@ def serving(*words: object, **environment: str) -> Iterator[tuple[Process, str]]
             held.kill()
         held.wait()
         reader.join()
+        held.stderr.close()
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ Each replica has its own batcher, which refuses with 429 and Retry-After itself.
 than the batcher's: an idle deployment whose queue was shorter than a burst refused eleven of sixteen requests.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ from ray.serve.config import HTTPOptions
 from masp.predictor import Masp
 from masp.serving.app import create_app
 from masp.serving.settings import ServerSettings
+
+log = logging.getLogger(__name__)
 
 NAME = "masp"
 SPARE_SECONDS = 10.0
@@ -60,5 +63,8 @@ def deployment_options(settings: ServerSettings, replicas: int, gpus: int) -> di
 def run(app: Application, host: str, port: int, settings: ServerSettings) -> None:
     """Runs a deployment until the process is told to end."""
     timeout = settings.deadline + SPARE_SECONDS
-    serve.start(http_options=HTTPOptions(host=host, port=port, request_timeout_s=timeout))
+    try:
+        serve.start(http_options=HTTPOptions(host=host, port=port, request_timeout_s=timeout))
+    except TimeoutError:  # of Ray's own, a minute; its proxies go on starting
+        log.warning("Ray's proxies are slow to start")
     serve.run(app, name=NAME, route_prefix="/", blocking=True)
