@@ -265,6 +265,7 @@ def test_what_was_learned_is_an_adapter_that_predicts_the_same(tmp_path: Path, s
     tiny.picture(84, 84, seed=3).save(tmp_path / "a.png")
     one = found.predict(tmp_path / "a.png")
     own = found.visual_tokens(found.backbone.preprocess([tiny.picture(84, 84, seed=3)]))
+    assert isinstance(system, ConceptBottleneck)
     (cues,) = system.cues(own)
     for aspect, reading in one.aspects.items():
         added = sum(cue.effects[one.label] for cue in cues if cue.aspect == aspect)

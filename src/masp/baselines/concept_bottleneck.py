@@ -237,14 +237,18 @@ class ConceptBottleneck:
         if not bool(found.tensors["labels.known"].all()):
             raise UsageError("a label occurs on no image to learn from", "all of them", "Name only labels that occur.")
         over = self.over if found.state["labels"]["scores"] else None
-        assert over is None or (isinstance(over, Prompted) and over.handle is not None)
-        if over is not None and over.model.routing is not None:
-            raise UsageError("the soft prompt was trained with routing", "one without", "Train it without.")
+        prompt_aspects = None
+        if over is not None:
+            assert isinstance(over, Prompted)
+            assert over.handle is not None
+            if over.model.routing is not None:
+                raise UsageError("the soft prompt was trained with routing", "one without", "Train it without.")
+            prompt_aspects = over.handle.task.use.aspects
         words = tuple((aspect, word) for aspect, word in found.state["words"])
         tensors = {"labels.mean": found.tensors["labels.mean"]}
         for name in (*dict(words), "labels"):
             tensors[f"{name}.weight"], tensors[f"{name}.bias"] = folded(_part(found.tensors, name))
-        return ConceptHead(words, None if over is None else over.handle.task.use.aspects, tensors)
+        return ConceptHead(words, prompt_aspects, tensors)
 
     def _save(self, folder: Path, info: AdapterInfo) -> None:
         """The adapter, for `masp predict`; labels that never occur leave it out."""

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from masp import __version__
-from masp.cli import adapters, bench, data, evaluate, predict, research, serve, train
+from masp.cli import adapters, bench, data, evaluate, harness, predict, research, serve, train
 from masp.cli.error_handling import guarded
 from masp.cli.label import label_app
 from masp.core import runtime
@@ -28,6 +28,12 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
+)
+data.data_app.command(
+    "vecbench", no_args_is_help=True, epilog="Example: `masp data vecbench test_8k.jsonl --images images`"
+)(harness.vecbench)
+data.data_app.command("lmms-eval", no_args_is_help=True, epilog="Example: `masp data lmms-eval EmoSet --out task`")(
+    harness.lmms_eval
 )
 app.add_typer(data.data_app, name="data")
 app.add_typer(label_app, name="label")
