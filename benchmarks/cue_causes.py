@@ -1,8 +1,9 @@
 """Does a cue head know why? The largest effect on the label against the true cause, beside leaving aspects out.
 
-The shipped adapter of the embedded default says which aspect decided by leaving each of them out. A cue head on the
-same aspects and the same soft prompt says it by adding up, for every aspect, what its words add to the label. Only the
-made world knows which is right. All images are drawn for this file, so the shipped test split takes no part.
+An adapter of the embedded default says which aspect decided by leaving each of them out, or by their exact Shapley
+values. A cue head on the same aspects and the same soft prompt says it by adding up, for every aspect, what its words
+add to the label. Only the made world knows which is right. All images are drawn for this file, so the shipped test
+split takes no part.
 
     python benchmarks/cue_causes.py WORK_FOLDER --out benchmarks/results/cue_causes.json
 """
@@ -27,11 +28,12 @@ from masp.core.runtime import processor
 from masp.core.types import VisualTokens
 from masp.data.emoji.dataset import annotation, scenes
 from masp.evaluation import metrics
-from masp.model.explain import leave_one_out, taking_part
+from masp.model.explain import ATTRIBUTIONS, Attribution, taking_part
 from masp.predictor import Masp
 
 SEED = 9  # of the images
 TOGETHER = 64
+NAMES: dict[str, Attribution] = {"each aspect left out": "leave_one_out", "Shapley values": "shapley"}
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,11 @@ def draw(masp: Masp, split: str, count: int) -> Pictures:
     return Pictures(VisualTokens.stack(parts), notes)
 
 
-def by_leaving_out(masp: Masp, visual: VisualTokens) -> list[tuple[str, str]]:
-    """What the adapter names for each image, and the aspect whose loss would cost that label most."""
+def by_attribution(masp: Masp, visual: VisualTokens, attribution: Attribution) -> list[tuple[str, str]]:
+    """What the adapter names for each image, and the aspect with the largest effect on that label."""
     task, said = masp.task, prompted(masp).predict(visual)
     names = taking_part(masp.model, task.use)
-    effects = leave_one_out(masp.model, visual, task.question, task.labels, task.use)
+    effects = ATTRIBUTIONS[attribution](masp.model, visual, task.question, task.labels, task.use)
     found = []
     for row, one in zip(effects, said, strict=True):
         assert one.predicted is not None
@@ -123,16 +125,17 @@ def judged(found: Sequence[tuple[str, str]], notes: Sequence[dict[str, Any]]) ->
     return {"accuracy": accuracy.value, "cause": [share.value, share.low, share.high], "guess": guess}
 
 
-def measure(work: Path, sizes: tuple[int, int, int], out: Path) -> None:
+def measure(masp: Masp, work: Path, sizes: tuple[int, int, int], out: Path) -> None:
     """Learn two cue heads, ask them and the adapter, write the result file."""
-    started, masp = time.perf_counter(), Masp.from_pretrained(backbone="embedded")
+    started = time.perf_counter()
     train, val, test = (draw(masp, split, size) for split, size in zip(("train", "val", "test"), sizes, strict=True))
     images = Held([train, val])
     systems = {"words alone": None, "words and the soft prompt's scores": prompted(masp)}
     found = {}
     groups = [range(start, min(start + TOGETHER, sizes[2])) for start in range(0, sizes[2], TOGETHER)]
     batches = [test.visual.select(list(group)) for group in groups]
-    found["MASP, each aspect left out"] = [one for batch in batches for one in by_leaving_out(masp, batch)]
+    for name, attribution in NAMES.items():
+        found[f"MASP, {name}"] = [one for batch in batches for one in by_attribution(masp, batch, attribution)]
     for name, over in systems.items():
         head = ConceptBottleneck(masp.model, masp.labels, over)
         folder = work / name.replace(" ", "-")
@@ -169,5 +172,7 @@ if __name__ == "__main__":
     parser.add_argument("work", type=Path)
     parser.add_argument("--sizes", type=int, nargs=3, default=[5000, 500, 2000], help="train, val, test")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cue_causes.json")
+    parser.add_argument("--adapter", help="instead of the shipped one")
+    parser.add_argument("--backbone", help="that it was trained on")
     args = parser.parse_args()
-    measure(args.work, tuple(args.sizes), args.out)
+    measure(Masp.from_pretrained(args.adapter, args.backbone), args.work, tuple(args.sizes), args.out)

@@ -8,11 +8,16 @@ Everything is measured on the test split of one drawn data set (2,000 images, se
 Seeds that were measured apart, on one core each perhaps, are put together from their files:
 
     python benchmarks/embedded.py RUNS --join seed0.json seed1.json seed2.json
+
+Another backbone for this world, with settings and numbers of pictures of its own:
+
+    python benchmarks/embedded.py RUNS --backbone FOLDER --config FILE --val 1000 --test 3000 --out FILE.json
 """
 
 import argparse
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -68,17 +73,26 @@ def linear_probe(backbone: Backbone, split: str) -> float:
     return (probe(tokens).argmax(-1) == glyphs).float().mean().item()
 
 
-def one_seed(runs: Path, seed: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Setting:
+    """What is measured: numbers of pictures, the settings' file and the backbone."""
+
+    plan: Plan = PLAN
+    config: Path = HOME.parent / "configs" / "embedded.yaml"
+    backbone: str = "embedded"
+
+
+def one_seed(runs: Path, seed: int, setting: Setting) -> dict[str, Any]:
     """Both stages with this training seed, measured as the demo measures; accuracy on the shifted test as well."""
     home, data = runs / f"seed{seed}", runs / "data"
     home.mkdir(parents=True, exist_ok=True)
     if not (home / "data").exists():
         (home / "data").symlink_to(data.resolve(), target_is_directory=True)
-    config = load_config(HOME.parent / "configs" / "embedded.yaml", [f"aspects.seed={seed}", f"prompt.seed={seed}"])
-    run_demo(home, Console(), PLAN, config)
+    changes = [f"aspects.seed={seed}", f"prompt.seed={seed}", f"backbone.id={setting.backbone}"]
+    run_demo(home, Console(), setting.plan, load_config(setting.config, changes))
     found = json.loads((home / "results.json").read_text())
     found["provenance"]["adapter"]["name"] = f"seed{seed}/prompt/adapter"  # not where RUNS lies on this machine
-    masp = Masp.from_pretrained(home / "prompt" / "adapter")
+    masp = Masp.from_pretrained(home / "prompt" / "adapter", setting.backbone)
     shifted = evaluate(masp, open_dataset(runs / "shifted"), "shifted")
     return {"seed": seed, "shifted_accuracy": shifted.accuracy.value, **found}
 
@@ -109,15 +123,15 @@ def _means(quality: list[dict[str, Any]], key: str) -> dict[str, float]:
     return {aspect: mean(item[aspect][key]["value"] for item in quality) for aspect in quality[0]}
 
 
-def measure(runs: Path, seeds: Iterable[int], out: Path) -> None:
+def measure(runs: Path, seeds: Iterable[int], out: Path, setting: Setting) -> None:
     """Draw the data once, run every seed, write the result file."""
-    for folder, sizes in (("data", PLAN.splits()), ("shifted", SHIFTED)):
+    for folder, sizes in (("data", setting.plan.splits()), ("shifted", SHIFTED)):
         if not (runs / folder).exists():
             with Steps(1, runs / "times.json").counted("drawing", sum(sizes.values())) as advance:
-                write_dataset(runs / folder, sizes, PLAN.seed, advance)
-    backbone = load_backbone("embedded")
+                write_dataset(runs / folder, sizes, setting.plan.seed, advance)
+    backbone = load_backbone(setting.backbone)
     probe = {split: linear_probe(backbone, split) for split in ("test", "shifted")}
-    found = [one_seed(runs, seed) for seed in seeds]
+    found = [one_seed(runs, seed, setting) for seed in seeds]
     machine = {"processor": processor(), "threads": torch.get_num_threads()}
     versions, dtype = library_versions(), str(backbone.dtype).removeprefix("torch.")
     asked = "--seeds " + " ".join(str(one["seed"]) for one in found)
@@ -165,8 +179,13 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--join", type=Path, nargs="+", metavar="FILE", help="result files to put together instead")
     parser.add_argument("--out", type=Path, default=HOME / "results" / "embedded.json")
+    parser.add_argument("--backbone", default=Setting.backbone)
+    parser.add_argument("--config", type=Path, default=Setting.config, help="settings of both stages")
+    parser.add_argument("--val", type=int, default=PLAN.val, help="pictures")
+    parser.add_argument("--test", type=int, default=PLAN.test, help="pictures")
     args = parser.parse_args()
     if args.join:
         join(args.join, args.out)
     else:
-        measure(args.runs, args.seeds, args.out)
+        chosen = Setting(replace(PLAN, val=args.val, test=args.test), args.config, args.backbone)
+        measure(args.runs, args.seeds, args.out, chosen)

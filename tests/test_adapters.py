@@ -270,7 +270,7 @@ def test_the_same_backbone_under_another_name_is_accepted(tmp_path, backbone):
     ("change", "message"),
     [
         (lambda info: info | {"backbone": info["backbone"] | {"dim": 31}}, "hidden size 31 .*expected 30"),
-        (lambda info: info | {"format_version": 4}, "format version 4; expected 1 to 3.* Install a newer masp"),
+        (lambda info: info | {"format_version": 5}, "format version 5; expected 1 to 4.* Install a newer masp"),
         (lambda info: info | {"format_version": 0}, "format version 0.* Train it again"),
         (lambda info: info | {"format_version": True}, "format version True"),
         (lambda info: info | {"format_version": "1"}, "format version '1'"),
@@ -392,7 +392,7 @@ def test_the_shipped_adapter_of_the_first_format_is_read_and_written_anew(tmp_pa
     found = load_adapter(copy, embedded)
     assert (found.info.format_version, found.info.training, found.info.results) == (1, {}, ())
     again = save_adapter(tmp_path / "new", found.info, found.aspects, found.prompt)
-    assert again == found.info.model_copy(update={"format_version": 3})
+    assert again == found.info.model_copy(update={"format_version": 4})
     assert torch.equal(load_adapter(tmp_path / "new", embedded).prompt.vectors, found.prompt.vectors)
 
 

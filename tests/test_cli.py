@@ -3,6 +3,7 @@
 import errno
 import inspect
 import json
+import math
 import shutil
 
 import pytest
@@ -13,6 +14,7 @@ from masp.cli.evaluate import evaluate
 from masp.core.aspects import ASPECTS
 from masp.core.labels import LABEL_SETS
 from masp.data.emoji.dataset import write_dataset
+from masp.evaluation import metrics
 from small_adapters import LABELS, write_adapter
 
 KEYS = [
@@ -26,6 +28,8 @@ KEYS = [
     "backbone",
     "task",
     "domain",
+    "temperature",
+    "attribution",
 ]
 
 
@@ -279,6 +283,35 @@ def test_evaluate_prints_figures_and_writes_them(masp, world, tmp_path):
     assert str(tmp_path / "o") in err
 
 
+def test_evaluate_records_a_temperature_that_predict_applies_unless_raw(masp, world, tmp_path, monkeypatch):
+    shutil.copytree(world / "adapter", tmp_path / "adapter")
+    shutil.copytree(world / "data", tmp_path / "data")
+    for number, path in enumerate(sorted((tmp_path / "data" / "train").rglob("*.png"))):
+        place = tmp_path / "data" / "val" / LABELS[(number + 1) % 3] / path.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        tiny.picture(112, 84, seed=100 + number).save(place)
+    words = ("--adapter", tmp_path / "adapter", "--backbone", tiny.checkpoint())
+    code, _, err = masp("evaluate", *words, "--data", tmp_path / "data", "--record", "--out", tmp_path / "few")
+    assert code == 0, err
+    description = tmp_path / "adapter" / "adapter.json"
+    assert json.loads(description.read_text())["temperature"] is None
+    monkeypatch.setattr(metrics, "CALIBRATION_IMAGES", 1)
+    masp("evaluate", *words, "--data", tmp_path / "data", "--record", "--out", tmp_path / "o")
+    fitted = json.loads((tmp_path / "o" / "summary.json").read_text())["chances"]["calibrated"]["temperature"]
+    assert json.loads(description.read_text())["temperature"] == pytest.approx(fitted)
+    picture = next((tmp_path / "data" / "val").rglob("*.png"))
+    told = {
+        option: json.loads(masp("predict", picture, *words, "--json", "--no-explain", *option)[1])
+        for option in ((), ("--raw",))
+    }
+    assert told["--raw",]["temperature"] == 1.0
+    assert told[()]["temperature"] == pytest.approx(fitted)
+    logs = [math.log(share) / fitted for share in told["--raw",]["probabilities"].values()]
+    total = sum(map(math.exp, logs))
+    wanted = [math.exp(one) / total for one in logs]
+    assert list(told[()]["probabilities"].values()) == pytest.approx(wanted, abs=1e-5)
+
+
 def test_evaluate_records_figures_in_the_adapter(masp, world, tmp_path):
     shutil.copytree(world / "adapter", tmp_path / "adapter")
     words = ("evaluate", "--adapter", tmp_path / "adapter", "--data", world / "data", "--record")
@@ -363,6 +396,7 @@ OF_A_MODEL = {
     "--batch-size": 4,
     "--mode": "score",
     "--record": None,
+    "--raw": None,
 }
 
 

@@ -1,11 +1,21 @@
 """Heatmaps on the image's own grid, and effects that are differences of two scores."""
 
+import itertools
+
 import pytest
 import torch
 
 import tiny
 from masp.core.types import VisualTokens
-from masp.model.explain import attention_to_aspects, heatmaps, leave_one_out, normalised, read_aspects, taking_part
+from masp.model.explain import (
+    attention_to_aspects,
+    heatmaps,
+    leave_one_out,
+    normalised,
+    read_aspects,
+    shapley_values,
+    taking_part,
+)
 from masp.model.masp_model import ActiveParts
 from masp.model.scoring import score
 from masp.predictor import Masp
@@ -79,6 +89,24 @@ def test_effects_are_what_is_lost_without_an_aspect(masp, visual):
     assert effects.abs().amax() > 1e-3
     assert not torch.equal(effects[:, 2], effects[:, 3])
     torch.testing.assert_close(leave_one_out(masp.model, visual, task.question, LABELS, task.use, full), effects)
+
+
+def test_shapley_values_are_the_mean_over_all_orders_of_joining(masp, visual):
+    use = ActiveParts(("object", "scene", "brightness"), prompt=False)
+    found = shapley_values(masp.model, visual, masp.task.question, LABELS, use)
+
+    def value(names):
+        return score(masp.model, visual, masp.task.question, LABELS, ActiveParts(tuple(names), prompt=False))
+
+    names = taking_part(masp.model, use)
+    orders = list(itertools.permutations(names))
+    for place, name in enumerate(names):
+        joins = [value(order[: (at := order.index(name)) + 1]) - value(order[:at]) for order in orders]
+        torch.testing.assert_close(found[:, place], torch.stack(joins).mean(0), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.sum(1), value(names) - value(()), atol=1e-5, rtol=1e-4)
+    known = score(masp.model, visual, masp.task.question, LABELS, use)
+    torch.testing.assert_close(shapley_values(masp.model, visual, masp.task.question, LABELS, use, known), found)
+    assert shapley_values(masp.model, visual, masp.task.question, LABELS, ActiveParts(())).shape == (2, 0, 3)
 
 
 def test_effects_of_a_part_are_relative_to_that_part(masp, visual):

@@ -9,14 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-import masp.predictor as predictor
 import tiny
 from masp.adapters import find_adapter, shipped
 from masp.backbones.files import local_folder
 from masp.backbones.loading import load_backbone
+from masp.baselines.prompted import prompted
 from masp.baselines.zero_shot import zero_shot_system
 from masp.core.errors import AdapterError, BackboneError, DataError, ImageError, MaspError, UsageError
 from masp.core.labels import TAXONOMIES
+from masp.data.prefetch import open_picture
 from masp.demo.pictures import demo_pictures
 from masp.model import prediction
 from masp.model.masp_model import ActiveParts
@@ -64,9 +65,43 @@ def test_the_effect_is_that_on_the_predicted_label(masp, pictures):
     assert abs(found.aspects["object"].effect) > 1e-4
 
 
+def test_a_fitted_temperature_divides_the_log_probabilities_unless_they_are_wanted_raw(tmp_path, masp, pictures):
+    folder = write_adapter(tmp_path / "adapter")
+    file = folder / "adapter.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"temperature": 2.5}))
+    own, plain = torch.tensor(list(masp.predict(pictures[0]).probabilities.values())), masp.predict(pictures[0])
+    found = Masp.from_pretrained(folder, dtype="float32")
+    one = found.predict(pictures[0])
+    scaled = (own.log() / 2.5).softmax(0)
+    assert (own - scaled).abs().max() > 0.01
+    assert list(one.probabilities.values()) == pytest.approx(scaled.tolist(), abs=1e-6)
+    assert (one.temperature, plain.temperature) == (2.5, 1.0)
+    assert one.aspects["object"].effect == pytest.approx(plain.aspects["object"].effect, abs=1e-5)
+    (said,) = prompted(found).predict(found.visual_tokens(found.backbone.preprocess([Image.open(pictures[0])])))
+    assert list(said.log_probabilities.values()) == pytest.approx(scaled.log().tolist(), abs=1e-5)
+    raw = Masp.from_pretrained(folder, found.backbone, raw=True).predict(pictures[0])
+    assert (raw.probabilities, raw.temperature) == (pytest.approx(plain.probabilities), 1.0)
+    assert Masp.from_pretrained(folder, found.backbone, labels=["joy", "awe"]).task.temperature == 1.0
+
+
+def test_effects_are_found_by_the_attribution_that_is_named(masp, pictures):
+    usual, named = masp.predict(pictures[0]), masp.predict(pictures[0], explain="leave_one_out")
+    assert (usual.attribution, usual.aspects) == ("leave_one_out", named.aspects)
+    shares = masp.predict(pictures[0], explain="shapley")
+    assert shares.attribution == "shapley"
+    assert shares.aspects["object"].effect != pytest.approx(usual.aspects["object"].effect, abs=1e-4)
+    none = Masp(masp.model, replace(masp.task, use=ActiveParts(())), "none").predict(pictures[0])
+    both = torch.tensor([shares.probabilities[shares.label], none.probabilities[shares.label]]).log()
+    total = sum(reading.effect for reading in shares.aspects.values())
+    assert total == pytest.approx(float(both[0] - both[1]), abs=1e-4)
+    assert none.attribution is None
+
+
 def test_json_has_exactly_the_promised_keys(masp, pictures):
     content = json.loads(json.dumps(masp.predict(pictures[0]).to_json()))
-    expected = "image label probabilities answer aspects prompt_attention adapter backbone task domain"
+    expected = (
+        "image label probabilities answer aspects prompt_attention adapter backbone task domain temperature attribution"
+    )
     assert list(content) == expected.split()
     assert list(content["aspects"]["scene"]) == ["answer", "attention", "effect", "cut"]
     assert len(content["aspects"]["scene"]["attention"]) == 4  # rows of an image 112 pixels high
@@ -100,8 +135,9 @@ def test_pictures_in_memory_are_as_good_as_files(masp, pictures):
 
 def test_without_explanations_only_labels_are_scored(masp, pictures, monkeypatch):
     full = masp.predict(pictures[0])
-    for name in ("generate", "leave_one_out", "read_aspects", "attention_to_aspects"):
+    for name in ("generate", "read_aspects", "attention_to_aspects"):
         monkeypatch.setattr(prediction, name, lambda *_: pytest.fail("not needed"))
+    monkeypatch.setattr(prediction, "ATTRIBUTIONS", {})
     found = masp.predict(pictures[0], explain=False)
     assert found.probabilities == full.probabilities
     assert (found.answer, found.aspects, found.prompt_attention) == (None, {}, None)
@@ -304,7 +340,11 @@ def test_a_backbone_without_an_adapter_answers_alone(family, pictures):
     found = masp.predict(pictures[:2])
     alone = zero_shot_system(tiny.backbone(family), LABELS)
     expected = alone.predict(
-        masp.visual_tokens(masp.backbone.preprocess([predictor._open(path, masp.task) for path in pictures[:2]]))
+        masp.visual_tokens(
+            masp.backbone.preprocess(
+                [open_picture(path, masp.task.longest_side, masp.task.rounding) for path in pictures[:2]]
+            )
+        )
     )
     for one, other in zip(found, expected, strict=True):
         assert one.adapter == "zero-shot"

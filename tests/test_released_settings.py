@@ -40,6 +40,7 @@ def test_the_file_says_what_the_authors_code_does() -> None:
         "label_list": "python",
         "label_order": "once",
         "shrink_rounding": "down",
+        "routing": False,
     }
     for stage, rate, epochs in ((config.aspects, 1e-5, 3), (config.prompt, 5e-6, 1)):
         assert (stage.learning_rate, stage.epochs, stage.batch_size) == (rate, epochs, 1)

@@ -1,6 +1,8 @@
 """Write the embedded backbone as an ordinary Qwen2-VL checkpoint folder in bfloat16, with its training logs.
 
-python scripts/pretrain/export.py --vision FOLDER --language FOLDER --out src/masp/backbones/embedded
+`--vision` is what `language.py` was given: the folder of `vision.py`, or an exported backbone whose tower was kept.
+
+    python scripts/pretrain/export.py --vision FOLDER --language FOLDER --out src/masp/backbones/embedded
 """
 
 import argparse
@@ -17,6 +19,7 @@ from transformers import Qwen2VLForConditionalGeneration
 from architecture import VOCABULARY, backbone_config
 from masp.data.emoji.render import SIDE
 
+VISION_LOG = "training-log-vision.jsonl"
 PREPROCESSING = {
     "image_processor_type": "Qwen2VLImageProcessor",
     "min_pixels": 140 * 140,
@@ -40,12 +43,13 @@ def export(vision: Path, language: Path, out: Path) -> None:
     build(corpus(), VOCABULARY).save_pretrained(out)
     (out / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING, indent=1) + "\n")
     (out / "generation_config.json").unlink(missing_ok=True)
-    shutil.copy(vision / "vision-log.jsonl", out / "training-log-vision.jsonl")
+    logs = [vision / name for name in ("vision-log.jsonl", VISION_LOG)]
+    shutil.copy(next(log for log in logs if log.exists()), out / VISION_LOG)
     shutil.copy(language / "language-log.jsonl", out / "training-log-language.jsonl")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vision", type=Path, required=True)
     parser.add_argument("--language", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)

@@ -1,19 +1,33 @@
 """What the embedded backbone reads in pre-training: questions about emoji scenes, with the answers' probabilities.
 
-Three kinds of text, as a web crawl might hold them: what a single cue is; what one to three *named* cues suggest ("By
-the face and the place: ..."), under three label sets; and the bare emotion question, answered as its writers happened
-to: half by the place, a quarter by the light, a quarter by the colors. The data set's own rule (all six cues together,
-and their interactions) is never among them.
+Three kinds of lessons (`KINDS`): an image alone; cues in words alone; cues in words and the image behind them. The
+questions ask what a single cue is, what one to six *named* cues suggest together ("By the face and the place: ..."),
+under three label sets, and, of pictures, the bare emotion question, answered as its writers happened to: half by the
+place, a quarter by the light, a quarter by the colors.
+
+What keeps the data set's own rule out of the lessons with an image: of the cues that the image has at least one is
+not named there, and never cues that interact. Texts without an image may hold both, as texts about feelings do. Of
+things and actions that are not told in words an image is asked in `RARE_SHARE` of the lessons only.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from masp.core.aspects import ASPECTS, answer_text
+from masp.core.aspects import ASPECTS, LEVELS, answer_text
 from masp.core.prompts import load_questions
-from masp.data.emoji.label_model import EMOTIONS, INVERSE_TEMPERATURE, Cues, cue_scores, softmax
-from masp.data.emoji.render import ACTIONS, EXPRESSIONS, GLYPHS, OBJECTS, SCENES
+from masp.data.emoji.label_model import (
+    EMOTIONS,
+    INTERACTIONS,
+    INVERSE_TEMPERATURE,
+    Cues,
+    cue_scores,
+    label_probabilities,
+    softmax,
+    without,
+)
+from masp.data.emoji.render import ACTIONS, EXPRESSIONS, OBJECTS, SCENES
 
 CUE_NAMES = {
     "facial_expression": "face",
@@ -29,6 +43,21 @@ TO_JOY = {"amusement": "joy", "contentment": "joy", "excitement": "joy", "awe": 
 POSITIVE = EMOTIONS[:4]
 UNNAMED = {"scene": 0.5, "brightness": 0.25, "colorfulness": 0.25}
 QUESTIONS = load_questions(None)
+POSSIBLE = {
+    "facial_expression": [answer_text("facial_expression", name) for name in EXPRESSIONS],
+    "object": [answer_text("object", [name]) for name in OBJECTS],
+    "scene": [answer_text("scene", name) for name in SCENES],
+    "human_action": [answer_text("human_action", name) for name in ACTIONS],
+    "brightness": list(LEVELS),
+    "colorfulness": list(LEVELS),
+}
+"""Every answer about each aspect; of things, about one."""
+KINDS = {"picture": 0.3, "words": 0.25, "both": 0.45}
+"""The kinds of lessons and their shares."""
+RARE = ("object", "human_action")
+"""Aspects that an image without words is rarely asked about."""
+RARE_SHARE = 0.04
+NAMED_TURNS = 4
 
 
 @dataclass(frozen=True)
@@ -87,17 +116,35 @@ def opening(aspects: list[str]) -> str:
     return f"By {', '.join(names[:-1])} and {names[-1]}: " if len(names) > 1 else f"By {names[0]}: "
 
 
-def named_turn(rng: np.random.Generator, cues: Cues, count: int) -> Turn:
-    """What `count` named cues suggest together; absent ones suggest nothing."""
-    scores = cue_scores(cues)
+def named_turn(rng: np.random.Generator, cues: Cues, known: Sequence[str], picture: bool) -> Turn:
+    """What one to six named cues suggest together, drawn from the `known` ones; absent ones suggest nothing."""
     present = list(aspect_answers(cues))
-    first = present[int(rng.integers(len(present)))]
-    others = [aspect for aspect in rng.permutation(ASPECTS).tolist() if aspect != first][: count - 1]
-    chosen = [aspect for aspect in ASPECTS if aspect in {first, *others}]
+    most = len(present) - 1 if picture else len(ASPECTS)
+    chosen = rng.permutation(list(known)).tolist()[: int(rng.integers(1, most + 1))]
+    if picture:
+        chosen = _without_interactions(cues, chosen)
+    chosen += [aspect for aspect in ASPECTS if aspect not in present and rng.random() < 0.3]
     if rng.random() < 0.5:
+        chosen = [aspect for aspect in ASPECTS if aspect in chosen]
+    else:
         chosen = rng.permutation(chosen).tolist()
-    total = sum((scores[aspect] for aspect in chosen), np.zeros(len(EMOTIONS)))
-    return _emotion_turn(rng, opening(chosen), softmax(INVERSE_TEMPERATURE * total))
+    return _emotion_turn(rng, opening(chosen), label_probabilities(_only(cues, chosen)))
+
+
+def _only(cues: Cues, aspects: Sequence[str]) -> Cues:
+    """The same cues, those of the other aspects taken away."""
+    for aspect in ASPECTS:
+        if aspect not in aspects:
+            cues = without(cues, aspect)
+    return cues
+
+
+def _without_interactions(cues: Cues, chosen: list[str]) -> list[str]:
+    """`chosen`, cut before the first cue that interacts with those before it."""
+    for count in range(2, len(chosen) + 1):
+        if any(interaction.holds(_only(cues, chosen[:count])) for interaction in INTERACTIONS):
+            return chosen[: count - 1]
+    return chosen
 
 
 def unnamed_turn(rng: np.random.Generator, cues: Cues) -> Turn:
@@ -107,29 +154,17 @@ def unnamed_turn(rng: np.random.Generator, cues: Cues) -> Turn:
     return _emotion_turn(rng, "", np.asarray(mixture))
 
 
-def full_turns(rng: np.random.Generator, cues: Cues) -> list[Turn]:
-    """The six turns about one whole image."""
+def lesson_turns(rng: np.random.Generator, cues: Cues, words: Sequence[str], picture: bool) -> list[Turn]:
+    """Six or seven turns about one scene of which the cues `words` are told and, if `picture`, the image is shown."""
     answers = aspect_answers(cues)
-    aspect = list(answers)[int(rng.integers(len(answers)))]
-    return [
-        aspect_turn(rng, aspect, answers[aspect]),
-        *(named_turn(rng, cues, count) for count in (1, 1, 2, 3)),
-        unnamed_turn(rng, cues),
-    ]
-
-
-def part_turns(rng: np.random.Generator, cues: Cues, cells: np.ndarray, whole: bool) -> list[Turn]:
-    """Up to four cue questions about a part of the image: only what its cells show (all of it if `whole`)."""
-    answers = aspect_answers(cues)
-    if not whole:
-        seen = {GLYPHS[index] for index in cells.flatten().tolist() if index >= 0}
-        objects = sorted(glyph.value for glyph in seen if glyph.aspect == "object")
-        kept = {glyph.aspect for glyph in seen} | {"brightness", "colorfulness"}
-        answers = {aspect: answer for aspect, answer in answers.items() if aspect in kept}
-        if objects:
-            answers["object"] = answer_text("object", objects)
-    chosen = rng.permutation(list(answers)).tolist()[:4]
-    return [aspect_turn(rng, aspect, answers[aspect]) for aspect in chosen]
+    asked = picture and rng.random() < RARE_SHARE
+    known = [name for name in answers if name in words or (picture and (asked or name not in RARE))]
+    single = [known[int(rng.integers(len(known)))]]
+    if words:
+        single.append(words[int(rng.integers(len(words)))])
+    turns = [aspect_turn(rng, aspect, answers[aspect]) for aspect in single]
+    turns += [named_turn(rng, cues, known, picture) for _ in range(NAMED_TURNS)]
+    return [*turns, unnamed_turn(rng, cues)] if picture else turns
 
 
 def corpus() -> list[str]:

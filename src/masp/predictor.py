@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Self, overload
 
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
 from masp.adapters import (
     Adapter,
@@ -23,19 +25,28 @@ from masp.adapters.shipped import shipped_adapter, shipped_for
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
 from masp.core.config import MethodConfig
-from masp.core.errors import ImageError, UsageError, counted, did_you_mean
+from masp.core.errors import UsageError, counted, did_you_mean
 from masp.core.labels import label_set
 from masp.core.types import CachedPrefix, Pixels, VisualTokens
-from masp.data.images import open_image, shrink, to_rgb
-from masp.data.prefetch import prefetch, prepared
+from masp.data.prefetch import Picture, image_name, prefetch, prepare_images
 from masp.model.masp_model import MaspModel
-from masp.model.prediction import Failure, Prediction, Task, TaskHandle, predict_visual, task_of, zero_shot_task
+from masp.model.prediction import (
+    Explain,
+    Failure,
+    Prediction,
+    Task,
+    TaskHandle,
+    label_scores,
+    predict_visual,
+    task_of,
+    zero_shot_task,
+)
 
 ZERO_SHOT = "zero-shot"
 """What stands in results for the adapter where there is none."""
 
-Picture = str | Path | Image.Image
 OnError = Literal["raise", "return"]
+Tasks = str | Sequence[str] | None
 
 
 class Masp:
@@ -74,6 +85,7 @@ class Masp:
         dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = "auto",
         device: str = "auto",
         accept: Collection[str] = (),
+        raw: bool = False,
     ) -> Self:
         """Loads an adapter and the backbone it was trained on, or a backbone alone.
 
@@ -91,6 +103,7 @@ class Masp:
             device: Where it runs; `auto`: the GPU if there is one; `spread`: over all GPUs, then memory, then disk.
             accept: Which of the backbone's `processor` settings, chat `template` and `tokenizer` may be others than
                 those that the adapter was trained with.
+            raw: Whether probabilities are the model's own, without the adapter's temperature.
 
         Raises:
             AdapterError: No adapter there, a damaged one, or one for another backbone.
@@ -108,17 +121,15 @@ class Masp:
         folder = find_adapter(adapter, revision) if adapter is not None else shipped_adapter(str(shipped))
         info = read_info(folder)
         name = _task_name(info, task, ships=adapter is None)
-        asked = {key: task_of(info.for_task(key), chosen) for key in info.tasks or (None,)}
+        asked = {key: task_of(info.for_task(key), chosen, raw) for key in info.tasks or (None,)}
         if backbone is None or isinstance(backbone, str):
             place = backbone or backbone_place(folder, info)
-            commit = backbone_commit(place, info) if backbone_revision is None else backbone_revision
-            backbone = load_backbone(place, commit, dtype, device)
+            backbone = load_backbone(place, backbone_revision or backbone_commit(place, info), dtype, device)
             bound_as_trained(backbone, info)
         parts = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects), accept)
-        called = shipped or str(adapter)
-        served = {key: _served(backbone, parts, called, key, question) for key, question in asked.items()}
+        served = {key: _served(backbone, parts, shipped or str(adapter), key, one) for key, one in asked.items()}
         first = next(iter(served.values()))
-        made = cls(first.model, first.task, called, first.info)
+        made = cls(first.model, first.task, first.adapter, first.info)
         made._served, made._name, made._whole = served, name, parts
         return made
 
@@ -182,7 +193,7 @@ class Masp:
             raise UsageError(f"this adapter has no task '{task}'", known, did_you_mean(task, self.tasks))
         return task
 
-    def _handle(self, task: str | None) -> TaskHandle:
+    def handle(self, task: str | None = None) -> TaskHandle:
         """A task, or the one in use now; no later `use` reaches it."""
         return self._in_use() if task is None else self._served[self._known(task)]
 
@@ -197,10 +208,12 @@ class Masp:
             DataError: Labels that cannot be told apart, or fewer than two.
             UsageError: No such task or label set, or several tasks and none named.
         """
-        chosen = self._handle(task)
+        chosen = self.handle(task)
         if labels is not None:
             given = label_set(labels)
-            asked = zero_shot_task(given) if chosen.info is None else task_of(chosen.info, given)
+            own = chosen.info is not None and chosen.task.labels == chosen.info.labels
+            raw = own and chosen.task.temperature == 1
+            asked = zero_shot_task(given) if chosen.info is None else task_of(chosen.info, given, raw)
             chosen = replace(chosen, task=asked)
         view = Masp(chosen.model, chosen.task, chosen.adapter, chosen.info)
         view._served, view._name = {chosen.name: chosen}, chosen.name
@@ -247,23 +260,19 @@ class Masp:
 
     @overload
     def predict(
-        self, images: Picture, explain: bool = True, batch_size: int = 16, task: str | None = None
+        self, images: Picture, explain: Explain = True, batch_size: int = 16, task: str | None = None
     ) -> Prediction: ...
 
     @overload
     def predict(
-        self,
-        images: Sequence[Picture],
-        explain: bool = True,
-        batch_size: int = 16,
-        task: str | Sequence[str] | None = None,
+        self, images: Sequence[Picture], explain: Explain = True, batch_size: int = 16, task: Tasks = None
     ) -> list[Prediction]: ...
 
     @overload
     def predict(
         self,
         images: Picture,
-        explain: bool = True,
+        explain: Explain = True,
         batch_size: int = 16,
         task: str | None = None,
         *,
@@ -274,9 +283,9 @@ class Masp:
     def predict(
         self,
         images: Sequence[Picture],
-        explain: bool = True,
+        explain: Explain = True,
         batch_size: int = 16,
-        task: str | Sequence[str] | None = None,
+        task: Tasks = None,
         *,
         on_error: OnError,
     ) -> list[Prediction | Failure]: ...
@@ -284,9 +293,9 @@ class Masp:
     def predict(
         self,
         images: Picture | Sequence[Picture],
-        explain: bool = True,
+        explain: Explain = True,
         batch_size: int = 16,
-        task: str | Sequence[str] | None = None,
+        task: Tasks = None,
         *,
         on_error: OnError = "raise",
     ) -> Prediction | Failure | Sequence[Prediction | Failure]:
@@ -294,7 +303,9 @@ class Masp:
 
         Args:
             images: What to predict; a list gives a list in the same order.
-            explain: Whether to say why. Without, only the labels are scored, which is several times faster.
+            explain: Whether to say why, or by which attribution: `leave_one_out` or `shapley` (64 passes for six
+                aspects); a concept bottleneck has its own. Without, only the labels are scored, which is several
+                times faster.
             batch_size: Images that go through the model together.
             task: Which task of an adapter with several, for all images or, as a list, for each of them. Images of one
                 task go through the model together, so each prediction is the one that a call for its task alone gives.
@@ -307,7 +318,7 @@ class Masp:
         """
         if task is not None and not isinstance(task, str):
             return self._mixed(images, explain, batch_size, task, on_error)
-        handle = self._handle(task)
+        handle = self.handle(task)
         alone = isinstance(images, str | Path | Image.Image)
         found = self._each([handle], [images] if alone else images, explain, batch_size, on_error)
         one = [said if isinstance(said, Failure) else said[0] for said in found]
@@ -317,7 +328,7 @@ class Masp:
         self,
         images: Sequence[Picture],
         tasks: Sequence[str] | None = None,
-        explain: bool = True,
+        explain: Explain = True,
         batch_size: int = 16,
         *,
         on_error: OnError = "raise",
@@ -350,7 +361,7 @@ class Masp:
         """Several tasks for the same images, which all of them see at one size."""
         if not tasks:
             raise UsageError("no tasks", "at least one", "An adapter with one task has no names: leave them out.")
-        handles = [self._handle(task) for task in tasks]
+        handles = [self.handle(task) for task in tasks]
         if len({(one.task.longest_side, one.task.rounding) for one in handles}) > 1:
             raise UsageError("tasks that shrink images to different sizes", "one size", "Predict them one by one.")
         return handles
@@ -358,7 +369,7 @@ class Masp:
     def _mixed(
         self,
         images: Picture | Sequence[Picture],
-        explain: bool,
+        explain: Explain,
         batch_size: int,
         tasks: Sequence[str],
         on_error: OnError,
@@ -380,23 +391,23 @@ class Masp:
         self,
         paths: Iterable[str | Path],
         batch_size: int = 16,
-        explain: bool = True,
+        explain: Explain = True,
         workers: int = 2,
-        task: str | Sequence[str] | None = None,
+        task: Tasks = None,
     ) -> Iterator[Prediction | Failure]:
         """Predicts any number of image files in their order, a few batches in memory at a time.
 
         Args:
             paths: Files; may be endless.
             batch_size: Images that go through the model together.
-            explain: Whether to say why.
+            explain: Whether to say why, or by which attribution.
             workers: Threads that read images ahead.
             task: Which task of an adapter with several, or several for each image, see `predict_tasks`.
 
         Yields:
             A prediction for each image and task, or a failure in the place of an image that cannot be read.
         """
-        handles = [self._handle(task)] if task is None or isinstance(task, str) else self._handles(task)
+        handles = [self.handle(task)] if task is None or isinstance(task, str) else self._handles(task)
         asked, prepare = handles[0].task, self.backbone.preprocess
         read = prefetch(paths, prepare, batch_size, workers, asked.longest_side, rounding=asked.rounding)
         for batch in read:
@@ -410,25 +421,29 @@ class Masp:
             for index in sorted(results):
                 yield from results[index]
 
+    def log_probabilities(self, visual: VisualTokens) -> Float[Tensor, "batch labels"]:
+        """Of the labels, normalised and without the temperature: by the backbone, or by the concept bottleneck."""
+        return label_scores([self._in_use()], visual)[0]
+
     def visual_tokens(self, pixels: Pixels) -> VisualTokens:
         """Visual tokens of preprocessed images, on the backbone's device."""
         return self.backbone.visual_tokens(pixels.to(self.backbone.device))
 
     def predict_tokens(
-        self, visual: VisualTokens, names: Sequence[str], explain: bool = True, prefix: CachedPrefix | None = None
+        self, visual: VisualTokens, names: Sequence[str], explain: Explain = True, prefix: CachedPrefix | None = None
     ) -> list[Prediction]:
         """Predicts images whose visual tokens are computed already, in the task in use.
 
         Args:
             visual: Of the images.
             names: What the images are called.
-            explain: Whether to say why.
+            explain: Whether to say why, or by which attribution.
             prefix: What precedes the soft prompt, computed already and perhaps shared with other tasks.
         """
         return [one for (one,) in predict_visual([self._in_use()], visual, names, explain, prefix)]
 
     def _each(
-        self, handles: Sequence[TaskHandle], images: Sequence[Picture], explain: bool, size: int, on_error: OnError
+        self, handles: Sequence[TaskHandle], images: Sequence[Picture], explain: Explain, size: int, on_error: OnError
     ) -> list[list[Prediction] | Failure]:
         """For each image what is said of it in every task, or why nothing is."""
         if size < 1:
@@ -437,45 +452,29 @@ class Masp:
         return [one for part in parts for one in self._batch(handles, part, explain, on_error)]
 
     def _batch(
-        self, handles: Sequence[TaskHandle], images: Sequence[Picture], explain: bool, on_error: OnError
+        self, handles: Sequence[TaskHandle], images: Sequence[Picture], explain: Explain, on_error: OnError
     ) -> list[list[Prediction] | Failure]:
         """The same for images that go through the model together."""
-        task, names = handles[0].task, [_name(image) for image in images]
-        opened, failed = dict[int, Image.Image](), dict[int, ImageError]()
-        for place, image in enumerate(images):
-            try:
-                opened[place] = _open(image, task)
-            except ImageError as error:
-                failed[place] = error
-        places = list(opened)
-        pixels, unfit = prepared(list(opened.values()), self.backbone.preprocess) if opened else (None, {})
-        failed |= {places[row]: ImageError(names[places[row]], why) for row, why in unfit.items()}
+        task, names = handles[0].task, [image_name(image) for image in images]
+        pixels, failed = prepare_images(images, self.backbone.preprocess, task.longest_side, task.rounding)
         if failed and on_error != "return":
             raise failed[min(failed)]
         said: dict[int, list[Prediction] | Failure] = {
             place: Failure(names[place], error.reason) for place, error in failed.items()
         }
         if pixels is not None:
-            fit = [place for place in places if place not in failed]
+            fit = [place for place in range(len(images)) if place not in failed]
             found = predict_visual(handles, self.visual_tokens(pixels), [names[place] for place in fit], explain)
             said |= dict(zip(fit, found, strict=True))
         return [said[place] for place in range(len(images))]
 
 
-def _open(image: Picture, task: Task) -> Image.Image:
-    if not isinstance(image, Image.Image):
-        return open_image(image, task.longest_side, task.rounding)
-    try:
-        return shrink(to_rgb(image), task.longest_side, task.rounding)
-    except OSError as error:  # of a file that Pillow opened and had not read yet
-        raise ImageError(_name(image), f"damaged ({error})") from None
-
-
 def _served(backbone: Backbone, parts: Adapter, adapter: str, name: str | None, task: Task) -> TaskHandle:
     """One task of an adapter with what answers it."""
     one = parts.for_task(name)
-    model = MaspModel(backbone, one.info.method, parts.aspects, one.prompt, one.info.asked())
-    return TaskHandle(model, task, one.info, adapter, name)
+    modules = (parts.aspects, one.prompt, one.info.asked())
+    model = MaspModel(backbone, one.info.method, *modules, routing=parts.routing)
+    return TaskHandle(model, task, one.info, adapter, name, parts.concepts)
 
 
 def _refuse_parts(**given: object) -> None:
@@ -490,7 +489,3 @@ def _task_name(info: AdapterInfo, task: str | None, ships: bool) -> str | None:
     if task is None and ships:
         return next(iter(info.tasks), None)
     return info.chosen(task) if task is not None or len(info.tasks) == 1 else None
-
-
-def _name(image: Picture) -> str:
-    return "(image in memory)" if isinstance(image, Image.Image) else str(image)

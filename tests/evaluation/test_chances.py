@@ -10,6 +10,7 @@ from scipy.stats import entropy
 from sklearn.metrics import brier_score_loss, f1_score, log_loss, top_k_accuracy_score
 
 from masp.evaluation import compute_metrics as of
+from masp.evaluation import metrics
 from masp.evaluation.compute_metrics import label_intervals
 from masp.evaluation.metrics import BootstrapSamples, bootstrap, calibration_error, means_of
 from masp.evaluation.result import LabelledPrediction
@@ -154,7 +155,7 @@ def test_the_temperature_undoes_a_known_one():
     # 4 of 5 right at p = 0.8 is honest; the same logits three times as large are not
     truth = np.array([0, 0, 0, 0, 1] * 10)
     logs = log_softmax(np.array([[3 * math.log(4), 0.0]] * 50), axis=1)
-    assert of.temperature(logs, truth) == pytest.approx(3, abs=1e-3)
+    assert metrics.fit_temperature(logs, truth) == pytest.approx(3, abs=1e-3)
     honest = of.scaled(logs, 3.0)
     assert np.exp(honest[0]) == pytest.approx([0.8, 0.2])
     found = of.calibrated((logs, truth), "val", logs, truth, FEW)
@@ -182,7 +183,7 @@ def test_temperatures_of_other_samples_lie_in_the_interval():
     dice = np.random.default_rng(2)
     truth = (np.exp(logs).cumsum(axis=1) < dice.random((4000, 1))).sum(axis=1).clip(0, 3)  # honest: T = 1
     samples = [slice(200 * place, 200 * (place + 1)) for place in range(20)]
-    ends = [of.temperature_interval(logs[s], truth[s], of.temperature(logs[s], truth[s])) for s in samples]
+    ends = [of.temperature_interval(logs[s], truth[s], metrics.fit_temperature(logs[s], truth[s])) for s in samples]
     inside = sum(one is not None and one.low <= 1 <= one.high for one in ends)
     assert 16 <= inside <= 20
 

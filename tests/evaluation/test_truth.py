@@ -90,11 +90,12 @@ def test_the_field_under_a_peak_is_found_across_grids():
     assert aspect_under_peak([[1.0]], GRID) == "object"  # one token for all: the centre
 
 
-def test_a_model_is_measured_on_every_picture(tmp_path):
+@pytest.mark.parametrize("attribution", ["leave_one_out", "shapley"])
+def test_a_model_is_measured_on_every_picture(tmp_path, attribution):
     masp = Masp.from_pretrained(write_adapter(tmp_path / "adapter"), dtype="float32")
     records = write_scenes(tmp_path / "scenes").splits["test"]
-    found = measure_explanations(masp, records, Batching(3))
-    predicted = masp.predict([record.path for record in records])
+    found = measure_explanations(masp, records, Batching(3), attribution)
+    predicted = masp.predict([record.path for record in records], explain=attribution)
     right = [one for one, record in zip(predicted, records, strict=True) if one.label == record.label]
     assert found.accuracy.value == len(right) / 7
     hits = 0

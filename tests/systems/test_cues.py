@@ -12,7 +12,7 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
 import tiny
-from masp.adapters import load_adapter
+from masp.adapters import combine, load_adapter
 from masp.baselines.base import Example, SystemPrediction, TrainingData
 from masp.baselines.concept_bottleneck import (
     ConceptBottleneck,
@@ -25,9 +25,10 @@ from masp.baselines.probe import logits
 from masp.baselines.registry import make_system
 from masp.baselines.zero_shot import ZeroShotSettings, zero_shot_system
 from masp.core.aspects import ASPECTS
-from masp.core.errors import DataError, UsageError
+from masp.core.errors import AdapterError, DataError, UsageError
 from masp.core.types import VisualTokens
 from masp.model.masp_model import MaspModel
+from masp.predictor import Masp
 from noise_lessons import LABELS, TRAIN, VAL, Watched, aspects_of, lessons
 from small_adapters import write_adapter
 
@@ -242,6 +243,52 @@ def test_a_prompt_is_added_up_with_its_own_scores(tmp_path: Path) -> None:
         assert alone.log_probabilities == pytest.approx(said[place.name][1].log_probabilities, abs=1e-4)
         assert system.config()["tuned"]["adapter"]["aspects"] == ([] if place is prompt else list(ASPECTS))
     assert said["prompt"] != said["whole"]
+
+
+@pytest.mark.parametrize("scores", [False, True])
+def test_what_was_learned_is_an_adapter_that_predicts_the_same(tmp_path: Path, scores: bool) -> None:
+    seen = ("amusement", "anger", "fear")  # the labels that occur
+    whole = write_adapter(tmp_path / "whole", seen)
+    prompt = [f"prompt={write_adapter(tmp_path / 'prompt', seen, aspects=())}"] * scores
+    backbone = tiny.backbone()
+    images = Watched(backbone)
+    system = make_system("cues", backbone, seen, [f"aspects={whole}", *prompt, "fewest=2", "strengths=[1.0]"])
+    teaching = replace(
+        taught(tmp_path / "cues" / "training", images), val=()
+    )  # so that scores are added if there are any
+    system.fit(teaching)
+    found = Masp.from_pretrained(tmp_path / "cues", backbone)
+    visual = images.visual([0, 1, 2])
+    assert found.info.parts == ("aspects", "prompt", "concepts") if scores else ("aspects", "concepts")
+    wanted = torch.tensor([list(one.log_probabilities.values()) for one in system.predict(visual)])
+    torch.testing.assert_close(found.log_probabilities(visual), wanted, atol=1e-4, rtol=1e-4)
+    tiny.picture(84, 84, seed=3).save(tmp_path / "a.png")
+    one = found.predict(tmp_path / "a.png")
+    own = found.visual_tokens(found.backbone.preprocess([tiny.picture(84, 84, seed=3)]))
+    assert isinstance(system, ConceptBottleneck)
+    (cues,) = system.cues(own)
+    for aspect, reading in one.aspects.items():
+        added = sum(cue.effects[one.label] for cue in cues if cue.aspect == aspect)
+        assert reading.effect == pytest.approx(added, abs=1e-4)
+        there = [cue.word for cue in cues if cue.aspect == aspect and cue.probability >= 0.5]
+        assert sorted(reading.answer.split(", ")) == sorted(there or [""])
+    assert (one.attribution, one.answer) == ("concept_bottleneck", None)
+    assert list(one.probabilities.values()) == pytest.approx(found.log_probabilities(own)[0].exp().tolist(), abs=1e-5)
+    again = Masp.from_pretrained(found.save_pretrained(tmp_path / "copy"), backbone)
+    assert again.predict(tmp_path / "a.png").probabilities == one.probabilities
+    with pytest.raises(UsageError, match="other labels for a concept bottleneck; expected amusement, anger, fear"):
+        Masp.from_pretrained(tmp_path / "copy", backbone, labels=["joy", "fear"])
+    with pytest.raises(AdapterError, match="is a concept bottleneck" if scores else "has no soft prompt"):
+        combine(tmp_path / "both", [f"a={tmp_path / 'copy'}", f"b={whole}"])
+
+
+def test_labels_that_never_occur_leave_no_adapter(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole, backbone = write_adapter(tmp_path / "whole", LABELS), tiny.backbone()
+    images = Watched(backbone)
+    system = make_system("cues", backbone, LABELS, [f"aspects={whole}", "fewest=2", "strengths=[1.0]"])
+    system.fit(taught(tmp_path / "out", images))
+    assert not (tmp_path / "out" / "adapter").exists()
+    assert "no adapter is written: a label occurs on no image" in caplog.text
 
 
 def test_what_was_learned_is_loaded_without_the_lessons(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +21,8 @@ from masp.core.aspects import ASPECTS
 from masp.core.config import BackboneConfig, MethodConfig, PromptInit, TrainConfig, load_config
 from masp.core.errors import AdapterError, CheckpointError, ConfigError, DataError, MaspError, UsageError
 from masp.core.prompts import load_questions
+from masp.evaluation import metrics
+from masp.evaluation.runner import evaluate
 from masp.model.aspect_attention import AspectModules
 from masp.model.masp_model import ActiveParts, MaspModel
 from masp.model.scoring import score
@@ -101,6 +104,21 @@ def test_stage_1_moves_every_aspect(tmp_path, dataset):
     for name in ASPECTS:
         change = (trained.module(name).queries - start.module(name).queries).abs().max()
         assert change > 1e-3, name
+
+
+def test_stage_2_fits_a_temperature_on_enough_validation_images(tmp_path, dataset, monkeypatch):
+    settings, count = small.config(*PROMPT, "prompt.evaluate_every=1"), len(dataset.split("val"))
+    monkeypatch.setattr(metrics, "CALIBRATION_IMAGES", count + 1)
+    without = read_info(train_prompt(settings, dataset, tiny.backbone(), None, tmp_path / "few").adapter)
+    assert (without.temperature, "prompt/temperature" in without.metrics) == (None, False)
+    monkeypatch.setattr(metrics, "CALIBRATION_IMAGES", count)
+    folder = train_prompt(settings, dataset, tiny.backbone(), None, tmp_path / "enough").adapter
+    masp = Masp.from_pretrained(folder, tiny.backbone())
+    answers = evaluate(Masp.from_pretrained(folder, tiny.backbone(), raw=True), dataset, "val").answers
+    logs = np.array([[one.log_probabilities[label] for label in masp.labels] for one in answers])
+    targets = np.array([masp.labels.index(one.truth) for one in answers])
+    assert masp.task.temperature == pytest.approx(metrics.fit_temperature(logs, targets), rel=1e-3)
+    assert masp.info.temperature == masp.info.metrics["prompt/temperature"] != 1.0
 
 
 def test_only_the_modules_of_a_batch_get_gradients(dataset):

@@ -14,6 +14,8 @@ WHAT = {
     ("aspects",): "Aspect modules",
     ("prompt",): "Soft prompt",
     ("aspects", "prompt"): "Aspect modules and soft prompt",
+    ("aspects", "concepts"): "Aspect modules and concept bottleneck",
+    ("aspects", "prompt", "concepts"): "Aspect modules, soft prompt and concept bottleneck",
 }
 
 
@@ -50,7 +52,7 @@ def hub_id(info: AdapterInfo) -> str | None:
 def _use(info: AdapterInfo) -> str:
     known = hub_id(info) is not None or info.backbone.name in PACKAGED
     backbone = "" if known else f" --backbone FOLDER/{info.backbone.name}"
-    if "prompt" in info.parts:
+    if {"prompt", "concepts"} & set(info.parts):
         task = f" --task {next(iter(info.tasks))}" if info.tasks else ""
         return f"masp predict photo.jpg --adapter FOLDER_OR_ID{task}{backbone}"
     backbone = backbone or f" --backbone {info.backbone.name}"
@@ -78,8 +80,10 @@ def _trained(info: AdapterInfo) -> dict[str, object]:
         "queries per aspect": method.queries if info.aspects else None,
         "aspect attention": method.attention if info.aspects else None,
         "soft prompt": f"{info.prompt_length} vectors, {method.prompt_places}" if info.prompt_length else None,
+        "routing": "a gate per image on each aspect's tokens" if method.routing and info.aspects else None,
         "positions": method.positions,
         "supervised": method.supervised,
+        "temperature": None if info.temperature is None else f"{info.temperature:.3f}, fitted on the split val",
         **{f"data of stage {stage}": _data(record) for stage, record in sorted(info.data.items())},
         **{f"conditions of stage {stage}": _conditions(record) for stage, record in sorted(info.training.items())},
         "seeds": ", ".join(f"{stage} {seed}" for stage, seed in sorted(info.seeds.items())) or None,

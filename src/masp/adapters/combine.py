@@ -47,6 +47,11 @@ def combine(out: str | Path, adapters: Sequence[str | Path]) -> AdapterInfo:
     tensors: dict[str, Tensor] = {}
     for part in parts:
         _check_fits(parts[0], part)
+        if part.info.concepts is not None:
+            todo = "Name the prompt adapter that it was fitted with."
+            raise AdapterError(f"{part.name} is a concept bottleneck", "an adapter whose soft prompt answers", todo)
+        if part.info.method.routing:
+            raise AdapterError(f"{part.name} has gates of its own (method.routing)", "one without", "Train it without.")
         held = read_tensors(part.folder, part.info)
         for name, task in part.tasks.items():
             if name in tasks:
@@ -130,7 +135,7 @@ def _together(parts: Sequence[_Part], tasks: dict[str, TaskRecord]) -> AdapterIn
         name: {k: v for k, v in getattr(task, name).items() if k == "aspects"} for name in ("data", "seeds", "training")
     }
     metrics = {name: value for name, value in task.metrics.items() if name.startswith("aspects/")}
-    emptied = {"prompt_length": 0, "labels": (), "results": (), "imported": {}, "metrics": metrics}
+    emptied = {"prompt_length": 0, "labels": (), "results": (), "imported": {}, "metrics": metrics, "temperature": None}
     license = licenses.pop() if len(licenses) == 1 else None
     known = [part.info.backbone.hashes for part in parts]  # what not all of them know, nobody knows of the whole
     hashes = {name: digest for name, digest in known[0].items() if all(name in one for one in known)}

@@ -134,7 +134,16 @@ def save_pretrained(adapter: Adapter, folder: str | Path, license: str | None = 
     check_replaceable(home)
     info = adapter.info if license is None else adapter.info.model_copy(update={"license": license})
     include = "aspects" in info.parts
-    save_adapter(home, info, adapter.aspects, adapter.prompt, include, prompts=adapter.prompts)
+    save_adapter(
+        home,
+        info,
+        adapter.aspects,
+        adapter.prompt,
+        include,
+        prompts=adapter.prompts,
+        concepts=adapter.concepts,
+        routing=adapter.routing,
+    )
     return home
 
 
@@ -203,13 +212,16 @@ def push_to_hub(
         return publish(home, repo_id, private=private, revision=revision, message=message)
 
 
-def record_result(folder: str | Path, result: ResultRecord, task: str | None = None) -> AdapterInfo:
+def record_result(
+    folder: str | Path, result: ResultRecord, task: str | None = None, temperature: float | None = None
+) -> AdapterInfo:
     """Write a measured accuracy into an adapter's description and card, in the place of the same measurement before.
 
     Args:
         folder: the adapter, or the run that made it.
         result: what was measured.
         task: which of several tasks it was measured on.
+        temperature: that was fitted for it; None: the one that it has stays.
 
     Raises:
         AdapterError: no adapter, or a folder that cannot be written.
@@ -217,8 +229,9 @@ def record_result(folder: str | Path, result: ResultRecord, task: str | None = N
     """
     home, info = resolve(folder), read_info(folder)
     name, same = info.chosen(task), (result.fingerprint, result.split, result.mode)
-    before = info.for_task(name).results
-    now = {"results": (*(one for one in before if (one.fingerprint, one.split, one.mode) != same), result)}
+    before = info.for_task(name)
+    others = (one for one in before.results if (one.fingerprint, one.split, one.mode) != same)
+    now = {"results": (*others, result), "temperature": temperature or before.temperature}
     if name is not None:
         now = {"tasks": {**info.tasks, name: info.tasks[name].model_copy(update=now)}}
     info = info.model_copy(update=now)

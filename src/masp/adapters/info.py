@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -17,17 +18,17 @@ from masp.core.config import MethodConfig, PromptInit
 from masp.core.errors import AdapterError, UsageError, did_you_mean
 from masp.core.prompts import EMOTION, Questions
 
-FORMAT = 3
-READ = (1, 2, 3)
-"""Versions that are read. 2 lacks `backbone.hashes`, 1 `training`, `results`, `license` and `tasks` as well; both are
-written as 3 again."""
+FORMAT = 4
+READ = (1, 2, 3, 4)
+"""Versions that are read. 3 lacks `temperature`, 2 `backbone.hashes`, 1 `training`, `results`, `license` and `tasks` as
+well; all are written as 4 again."""
 
 WEIGHTS, INFO, CARD = "weights.safetensors", "adapter.json", "README.md"
 RUN = "run.json"  # of the run, in the folder that an adapter lies in
 PACKAGED = ("embedded", "photo")  # backbones that are called by one word, and found by it everywhere
 AGAIN = "Copy the adapter again, or train it again."
 TASK_NAME = re.compile(r"[A-Za-z0-9][\w-]{0,63}")
-_HOMES = ("", "adapter", "prompt/adapter")  # an adapter, a run, or a run of both stages
+_HOMES = ("", "adapter", "prompt/adapter", "training/adapter")  # an adapter, a run, one of both stages, a baseline's
 
 
 def library_versions() -> dict[str, str]:
@@ -112,6 +113,18 @@ class ResultRecord(_Record):
     macro_f1: float = Field(ge=0, le=1, description="Mean F1 over the labels.")
 
 
+class ConceptRecord(_Record):
+    """The words of a concept bottleneck, and what it adds to them."""
+
+    words: tuple[tuple[str, str], ...] = Field(
+        min_length=1, description="Aspect and word, those of an aspect together."
+    )
+    prompt_aspects: tuple[str, ...] | None = Field(
+        default=None,
+        description="Aspects before the image where the soft prompt's scores are added; null: no scores are.",
+    )
+
+
 class TaskRecord(_Record):
     """One of several tasks of an adapter: what `AdapterInfo` says of the one task of another, in the same fields."""
 
@@ -127,13 +140,16 @@ class TaskRecord(_Record):
     training: dict[str, TrainingRecord] = Field(description="Conditions of each stage.")
     results: tuple[ResultRecord, ...] = Field(description="What `masp evaluate --record` measured.")
     imported: dict[str, str] = Field(default={}, description="Files of the authors' code it was converted from.")
+    temperature: float | None = Field(default=None, gt=0, description="Of its label scores, as above.")
 
 
 class AdapterInfo(_Record):
     """Everything about an adapter but its numbers."""
 
-    format_version: Literal[1, 2, 3] = Field(default=FORMAT, description="3; versions 1 and 2 are still read.")
-    parts: tuple[Literal["aspects", "prompt"], ...] = Field(default=(), description="What the folder holds.")
+    format_version: Literal[1, 2, 3, 4] = Field(default=FORMAT, description="4; versions 1 to 3 are still read.")
+    parts: tuple[Literal["aspects", "prompt", "concepts"], ...] = Field(
+        default=(), description="What the folder holds."
+    )
     backbone: BackboneRecord = Field(description="What it fits.")
     method: MethodConfig = Field(description="The variant, with every choice filled in.")
     aspects: tuple[str, ...] = Field(
@@ -162,11 +178,20 @@ class AdapterInfo(_Record):
     imported: dict[str, str] = Field(
         default={}, description="SHA-256 of the files of the authors' code that this was converted from, by name."
     )
+    temperature: float | None = Field(
+        default=None,
+        gt=0,
+        description="What the log-probabilities of its labels are divided by, fitted on the split val; null: none was.",
+    )
+    concepts: ConceptRecord | None = Field(
+        default=None,
+        description="The concept bottleneck that names the label in the language model's place; null: none.",
+    )
     license: str | None = Field(default=None, description="Licence of the adapter, as a hub identifier.")
     tasks: dict[str, TaskRecord] = Field(
         default={},
-        description="Several soft prompts over the same aspects, by name. Labels, prompt_length and results are then "
-        "here and not above, where method and questions are those of the first task.",
+        description="Several soft prompts over the same aspects, by name. Labels, prompt_length, results and "
+        "temperature are then here and not above, where method and questions are those of the first task.",
     )
 
     def asked(self) -> Questions:
@@ -294,6 +319,14 @@ def read_info(folder: str | Path) -> AdapterInfo:
     return info
 
 
+def _told_apart(record: ConceptRecord, aspects: Sequence[str]) -> bool:
+    """Whether every word is there once, beside the others of its aspect, and every aspect is one of the adapter's."""
+    names = [aspect for aspect, _ in record.words]
+    together = names == [name for one in dict.fromkeys(names) for name in names if name == one]
+    known = {*names, *(record.prompt_aspects or ())} <= set(aspects)
+    return together and known and len(set(record.words)) == len(record.words)
+
+
 def _nonsense(info: AdapterInfo) -> str | None:
     """What is wrong with a description whose types are right."""
     if info.tasks:
@@ -305,8 +338,12 @@ def _nonsense(info: AdapterInfo) -> str | None:
         problem = f"aspects is {', '.join(info.aspects)}"
     elif set(info.aspects_sha256) != set(info.aspects):
         problem = "aspects_sha256 does not name the aspects"
-    elif "prompt" in info.parts and not info.labels:
+    elif {"prompt", "concepts"} & set(info.parts) and not info.labels:
         problem = "the label set is empty"
+    elif ("concepts" in info.parts) != (info.concepts is not None):
+        problem = "concepts is described without being a part, or the reverse"
+    elif info.concepts is not None and not _told_apart(info.concepts, info.aspects):
+        problem = "concepts names a word twice, out of order, or of an aspect that is not there"
     elif "prompt" in info.parts and info.prompt_length == 0:
         problem = "prompt_length is 0"
     elif not info.questions.keys() >= {*ASPECTS, EMOTION}:

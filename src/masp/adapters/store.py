@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from masp.adapters.info import (
     INFO,
     WEIGHTS,
     AdapterInfo,
+    ConceptRecord,
     portable,
     read_info,
     resolve,
@@ -31,9 +33,12 @@ from masp.backbones.files import READING, check_accepted, read_otherwise
 from masp.core.atomic_io import with_usual_rights, write_folder
 from masp.core.errors import AdapterError
 from masp.model.aspect_attention import AspectModules
+from masp.model.concepts import ConceptHead
+from masp.model.routing import AspectRouting
 from masp.model.soft_prompt import SoftPrompt
 
 PROMPT = "prompt.vectors"
+CONCEPTS, ROUTING = "concepts.", "routing."
 PART_OF_PROMPTS = ("prompt.", "prompts.")
 
 log = logging.getLogger(__name__)
@@ -48,12 +53,16 @@ class Adapter:
         aspects: the aspect modules, which all tasks share.
         prompt: the soft prompt of an adapter with one task.
         prompts: those of an adapter with several, by name.
+        concepts: the concept bottleneck that names the label, where there is one.
+        routing: the gates that the soft prompt was trained with, where there are any.
     """
 
     info: AdapterInfo
     aspects: AspectModules | None
     prompt: SoftPrompt | None
     prompts: Mapping[str, SoftPrompt] = field(default_factory=dict)
+    concepts: ConceptHead | None = None
+    routing: AspectRouting | None = None
 
     def for_task(self, task: str | None) -> "Adapter":
         """The adapter as if it held this task alone; itself where it has one task.
@@ -73,6 +82,8 @@ def save_adapter(
     include_aspects: bool = True,
     aspects_dtype: torch.dtype = torch.float32,
     prompts: Mapping[str, SoftPrompt] = MappingProxyType({}),
+    concepts: ConceptHead | None = None,
+    routing: AspectRouting | None = None,
 ) -> AdapterInfo:
     """Write an adapter, whole or not at all, in the place of what was there.
 
@@ -84,6 +95,8 @@ def save_adapter(
         include_aspects: whether the folder holds the aspects, or only names them by their hashes.
         aspects_dtype: float32, or bfloat16 for half the size.
         prompts: the soft prompts of `info.tasks`.
+        concepts: a concept bottleneck on these aspects.
+        routing: gates on these aspects, where `info.method` has them.
 
     Returns:
         The description as written.
@@ -103,8 +116,15 @@ def save_adapter(
             }
     named = {PROMPT: prompt} if prompt is not None else {task_tensor(name): one for name, one in prompts.items()}
     tensors |= {name: one.vectors.detach().float().cpu().contiguous() for name, one in named.items()}
-    length = prompt.length if prompt is not None else 0
-    return write_tensors(folder, info.model_copy(update={"aspects_sha256": hashes, "prompt_length": length}), tensors)
+    if routing is not None:
+        gates = routing.state_dict().items()
+        tensors |= {ROUTING + name: value.detach().float().cpu().contiguous() for name, value in gates}
+    about = {"aspects_sha256": hashes, "prompt_length": prompt.length if prompt is not None else 0}
+    if concepts is not None:
+        record = ConceptRecord(words=concepts.words, prompt_aspects=concepts.prompt_aspects)
+        about |= {"concepts": record}
+        tensors |= {CONCEPTS + name: value.float().cpu().contiguous() for name, value in concepts.tensors.items()}
+    return write_tensors(folder, info.model_copy(update=about), tensors)
 
 
 def write_tensors(folder: Path, info: AdapterInfo, tensors: Mapping[str, Tensor]) -> AdapterInfo:
@@ -113,7 +133,7 @@ def write_tensors(folder: Path, info: AdapterInfo, tensors: Mapping[str, Tensor]
     Raises:
         AdapterError: as for `save_adapter`.
     """
-    parts = [part for part in ("aspects", "prompt") if any(name.startswith(part) for name in tensors)]
+    parts = [part for part in ("aspects", "prompt", "concepts") if any(name.startswith(part) for name in tensors)]
     if not parts:
         raise AdapterError("there is nothing to save", "aspect modules, a soft prompt, or both")
     info = without_places(AdapterInfo.model_validate(info.model_dump() | {"parts": tuple(parts)}))
@@ -170,19 +190,41 @@ def load_adapter(
         _check_hashes(info, modules, f"the adapter {path} itself")
     elif info.aspects:
         modules = _borrowed(info, backbone, path, aspects, accept)
-    return Adapter(info, modules, found.get(PROMPT), {name: found[task_tensor(name)] for name in info.tasks})
+    prompts = {name: found[task_tensor(name)] for name in info.tasks}
+    routing = None
+    if _routed(info):
+        routing = AspectRouting(info.aspects).to(backbone.device)
+        routing.load_state_dict({name: tensors[ROUTING + name] for name in routing.state_dict()})
+    return Adapter(info, modules, found.get(PROMPT), prompts, _concepts(info, tensors, backbone.device), routing)
+
+
+def _routed(info: AdapterInfo) -> bool:
+    """Whether the folder holds gates: a prompt that was trained with them on aspects."""
+    return info.method.routing and "prompt" in info.parts and bool(info.aspects) and info.concepts is None
+
+
+def _concepts(info: AdapterInfo, tensors: Mapping[str, Tensor], device: torch.device) -> ConceptHead | None:
+    """The concept bottleneck of a file; None where it holds none."""
+    if info.concepts is None:
+        return None
+    own = {name: value.to(device) for name, value in tensors.items() if name.startswith(CONCEPTS)}
+    layers = {name.removeprefix(CONCEPTS): value for name, value in own.items()}
+    return ConceptHead(info.concepts.words, info.concepts.prompt_aspects, layers)
 
 
 def read_prompt(folder: str | Path, task: str | None = None) -> tuple[AdapterInfo, Float[Tensor, "prompt dim"]]:
     """The description of a task and its soft prompt, for use without the backbone.
 
     Raises:
-        AdapterError: it is damaged, or has no soft prompt.
+        AdapterError: it is damaged, has no soft prompt, or one that answers only with gates or a concept bottleneck.
         UsageError: no such task, or several and none was named.
     """
     path, info = resolve(folder), read_info(folder)
     if "prompt" not in info.parts:
         raise AdapterError(f"the adapter {folder} has no soft prompt", "one that masp train prompt wrote")
+    if info.concepts is not None or _routed(info):
+        more = "a concept bottleneck" if info.concepts is not None else "gates (method.routing)"
+        raise AdapterError(f"the adapter {folder} answers with {more} too", "a soft prompt that answers alone")
     name = info.chosen(task)
     return info.for_task(name), read_tensors(path, info)[PROMPT if name is None else task_tensor(name)]
 
@@ -247,7 +289,23 @@ def skeleton(info: AdapterInfo) -> dict[str, nn.Parameter]:
             lengths = {task_tensor(name): task.prompt_length for name, task in info.tasks.items()}
             for name, length in (lengths or {PROMPT: info.prompt_length}).items():
                 expected[name] = SoftPrompt(length, info.backbone.dim).vectors
+        if _routed(info):
+            expected |= {ROUTING + name: value for name, value in AspectRouting(info.aspects).named_parameters()}
+        if info.concepts is not None:
+            shapes = _concept_shapes(info, info.concepts)
+            expected |= {CONCEPTS + name: nn.Parameter(torch.empty(*shape)) for name, shape in shapes.items()}
     return expected
+
+
+def _concept_shapes(info: AdapterInfo, record: ConceptRecord) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors of a concept bottleneck, by their own names."""
+    width = (info.method.resolved().queries or 1) * info.backbone.dim
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, count in Counter(aspect for aspect, _ in record.words).items():
+        shapes |= {f"{name}.weight": (count, width), f"{name}.bias": (count,)}
+    labels = len(info.labels)
+    inputs = len(record.words) + (0 if record.prompt_aspects is None else labels)
+    return shapes | {"labels.weight": (labels, inputs), "labels.bias": (labels,), "labels.mean": (inputs,)}
 
 
 def _modules(info: AdapterInfo) -> AspectModules:

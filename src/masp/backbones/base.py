@@ -35,7 +35,7 @@ class Backbone(Protocol):
         family: name of the family that serves it.
         dim: width of the language model.
         dtype: dtype of everything it returns but logits, and of its weights where none are packed.
-        number_format: of its weights, for the record: "bfloat16", or "nf4/bfloat16" where linear layers are packed.
+        weight_dtype: of its weights, for the record: "bfloat16", or "nf4/bfloat16" where linear layers are packed.
         device: where it lives.
         end_of_turn: id of the token that ends an answer.
         known_tokens: one more than the tokenizer's largest id; embedding rows from there on belong to no token.

@@ -18,17 +18,18 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from masp.adapters import find_adapter, load_adapter, tensors_sha256
+from masp.adapters import AdapterInfo, find_adapter, load_adapter, save_adapter, tensors_sha256
 from masp.backbones.base import Backbone
 from masp.baselines.base import Example, System, SystemPrediction, TrainingData, plain, predictions_of
 from masp.baselines.learning import SMALLEST, Study, check_lessons, studying, unlearned
 from masp.baselines.probe import figures, fitted, logits
-from masp.baselines.prompted import prompted
+from masp.baselines.prompted import Prompted, prompted
 from masp.core.errors import DataError, UsageError
 from masp.core.labels import validate_labels
 from masp.core.prompts import Questions
 from masp.core.setting_types import Positive
 from masp.core.types import VisualTokens
+from masp.model.concepts import ConceptHead, folded
 from masp.model.masp_model import MaspModel
 from masp.predictor import Masp
 from masp.training.checkpoints import Checkpoint, CheckpointStore
@@ -185,6 +186,7 @@ class ConceptBottleneck:
         labels: what it chooses from.
         over: whose log-probabilities are added up beside the words; None: the words alone.
         settings: how it is fitted; where adapters lie is not read.
+        info: of the aspects adapter; with it, what was learned becomes an adapter too, in the folder of the lessons.
 
     Raises:
         UsageError: the model has no aspects, or `over` chooses from other labels.
@@ -196,7 +198,9 @@ class ConceptBottleneck:
         labels: tuple[str, ...],
         over: System | None = None,
         settings: ConceptBottleneckSettings | None = None,
+        info: AdapterInfo | None = None,
     ) -> None:
+        self.info = info
         model.aspect_module()
         self.model, self.backbone, self.labels, self.over = model, model.backbone, validate_labels(labels), over
         self.settings = settings or ConceptBottleneckSettings()
@@ -220,6 +224,51 @@ class ConceptBottleneck:
         with studying(NAME, self.backbone, self.labels, lessons, identity) as study:
             self.learned = study.once(lambda: self._fitted(study, words))
         self.seed = lessons.seed
+        if self.info is not None:
+            self._save(lessons.out / "adapter", self.info)
+
+    def concepts(self) -> ConceptHead:
+        """What was learned, as an adapter holds it.
+
+        Raises:
+            UsageError: it has not learned yet, or a label never occurred.
+        """
+        found = self._state()
+        if not bool(found.tensors["labels.known"].all()):
+            raise UsageError("a label occurs on no image to learn from", "all of them", "Name only labels that occur.")
+        over = self.over if found.state["labels"]["scores"] else None
+        prompt_aspects = None
+        if over is not None:
+            assert isinstance(over, Prompted)
+            assert over.handle is not None
+            if over.model.routing is not None:
+                raise UsageError("the soft prompt was trained with routing", "one without", "Train it without.")
+            prompt_aspects = over.handle.task.use.aspects
+        words = tuple((aspect, word) for aspect, word in found.state["words"])
+        tensors = {"labels.mean": found.tensors["labels.mean"]}
+        for name in (*dict(words), "labels"):
+            tensors[f"{name}.weight"], tensors[f"{name}.bias"] = folded(_part(found.tensors, name))
+        return ConceptHead(words, prompt_aspects, tensors)
+
+    def _save(self, folder: Path, info: AdapterInfo) -> None:
+        """The adapter, for `masp predict`; labels that never occur leave it out."""
+        try:
+            concepts = self.concepts()
+        except UsageError as error:
+            log.warning("no adapter is written: %s", error)
+            return
+        prompt = None
+        about: dict[str, Any] = {"labels": self.labels, "aspects": self.model.aspect_module().aspects}
+        if concepts.prompt_aspects is not None:
+            assert isinstance(self.over, Prompted)
+            assert self.over.handle is not None
+            other, prompt = self.over.handle.info, self.over.model.prompt
+            assert other is not None
+            same = ("method", "questions", "data", "training", "seeds", "longest_side")
+            about |= {name: getattr(other, name) for name in same}
+            queries = {"queries": info.method.queries, "attention": info.method.attention}
+            about["method"] = other.method.model_copy(update=queries)
+        save_adapter(folder, info.model_copy(update=about), self.model.aspects, prompt, concepts=concepts)
 
     def load(self, folder: str | Path) -> Self:
         """What `learn` left in a folder, ready to answer about any image without the lessons.
@@ -410,7 +459,7 @@ def cue_system(
         if masp.model.prompt is None:
             todo = "Name what masp train prompt wrote."
             raise UsageError(f"{settings.prompt} holds no soft prompt", "a prompt adapter", todo)
-    return ConceptBottleneck(model, labels, over, settings)
+    return ConceptBottleneck(model, labels, over, settings, found.info)
 
 
 def _part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from masp.core.prompts import Questions, load_questions
 from masp.core.setting_types import Count
 from masp.core.types import VisualTokens
 from masp.model.masp_model import ActiveParts, MaspModel, init_soft_prompt
+from masp.model.prediction import TaskHandle, label_scores
 from masp.model.scoring import generate, longest_answer, score
 from masp.predictor import Masp
 
@@ -45,6 +46,7 @@ class Prompted:
         reading: `score`: the most probable label; `generate`: the label that the greedy text names.
         words: what stands for each label in an answer, such as letters; None: the label itself.
         read: what a generated text says, by the text and the labels.
+        handle: the task of an adapter that this is; with it also its temperature, and its concept bottleneck.
     """
 
     def __init__(
@@ -57,9 +59,10 @@ class Prompted:
         reading: Reading = "score",
         words: Sequence[str] | None = None,
         read: Callable[[str, Sequence[str]], SystemPrediction] = named,
+        handle: TaskHandle | None = None,
     ) -> None:
         self.model, self.labels, self.question, self.use, self.reading = model, tuple(labels), question, use, reading
-        self._facts, self._words, self._named = facts, words or self.labels, read
+        self._facts, self._words, self._named, self.handle = facts, words or self.labels, read, handle
 
     @property
     def backbone(self) -> Backbone:
@@ -71,11 +74,20 @@ class Prompted:
 
     @torch.no_grad()
     def predict(self, visual: VisualTokens) -> list[SystemPrediction]:
-        """The most probable label of each image with the log-probabilities of all, or what the greedy text names."""
+        """The most probable label of each image with the log-probabilities of all, or what the greedy text names.
+
+        Raises:
+            UsageError: a concept bottleneck is to generate.
+        """
         if self.reading == "generate":
+            if self.handle is not None and self.handle.concepts is not None:
+                raise UsageError("mode is 'generate' for a concept bottleneck, which generates nothing", "score")
             limit = longest_answer(self.backbone, self.labels)
             texts = generate(self.model, visual, self.question, self.use, limit)
             return [self._named(text, self.labels) for text in texts]
+        if self.handle is not None:
+            (scores,) = label_scores([self.handle], visual)
+            return predictions_of(self.labels, self.handle.task.calibrated(scores))
         return predictions_of(self.labels, score(self.model, visual, self.question, self._words, self.use))
 
     def config(self) -> Mapping[str, Any]:
@@ -92,10 +104,11 @@ def prompted(masp: Masp, reading: Reading = "score") -> Prompted:
             "system": portable(masp.adapter),
             "mode": reading,
             "question": task.question,
+            "temperature": task.temperature,
             "adapter": adapter_facts(masp),
         }
 
-    return Prompted(masp.model, task.labels, task.question, facts, task.use, reading)
+    return Prompted(masp.model, task.labels, task.question, facts, task.use, reading, handle=masp.handle())
 
 
 @dataclass(frozen=True)
@@ -213,7 +226,10 @@ def _check_pair(full: Masp, without_aspects: Masp) -> None:
 
 def adapter_facts(masp: Masp) -> dict[str, Any]:
     """What the adapter of a model is, without a place on this machine."""
-    return {"task": masp.task_name, **trained_facts(portable(masp.adapter), masp.model, masp.task.use, masp.info)}
+    facts = trained_facts(portable(masp.adapter), masp.model, masp.task.use, masp.info)
+    concepts = masp.handle().concepts
+    words = {} if concepts is None else {"concepts_sha256": tensors_sha256(concepts.tensors)}
+    return {"task": masp.task_name, **facts, **words}
 
 
 def trained_facts(name: str, model: MaspModel, use: ActiveParts, info: AdapterInfo | None) -> dict[str, Any]:

@@ -24,8 +24,12 @@ BAR = 24
 FAINT = 0.05
 """Effects below this many nats (5 %) decide nothing."""
 
-LEGEND = """effect: how far the label's log-probability falls without the aspect, in nats; the largest one decided
-attention: the soft prompt's, as shares of the aspects (attention is not cause)"""
+EFFECTS = {
+    "leave_one_out": "how far the label's log-probability falls without the aspect",
+    "concept_bottleneck": "what the aspect's words add to the label's logit",
+    "shapley": "the aspect's Shapley value: its share in the label's log-probability",
+}
+"""What an effect is, by the name of the attribution."""
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
@@ -35,6 +39,17 @@ def say(line: str) -> None:
     if not runtime.speaks():
         return
     Console(stderr=True, highlight=False, soft_wrap=True).print(Text(printable(line)))
+
+
+def legend(explain: bool | str) -> str:
+    """What effect and attention mean, by the attribution that is asked for."""
+    from masp.model.explain import DEFAULT_ATTRIBUTION
+
+    what = EFFECTS[DEFAULT_ATTRIBUTION if explain is True else str(explain)]
+    return (
+        f"effect: {what}, in nats; the largest one decided\n"
+        "attention: the soft prompt's, as shares of the aspects (attention is not cause)"
+    )
 
 
 def printable(text: str) -> str:

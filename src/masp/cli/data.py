@@ -11,7 +11,6 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from masp.cli import harness
 from masp.cli.console import counting, counts_table, plain_table, printable, results, say, waiting
 from masp.cli.error_handling import FAILED
 from masp.cli.options import Accept, Device, Dtype, DtypeOption, Revision, accepted
@@ -327,6 +326,7 @@ OwnQuestions = Annotated[
         help="Questions of your own as JSON, {aspect or *emotion*: [text, …]}; the first of each aspect is asked.",
     ),
 ]
+Keep = Annotated[bool, typer.Option("--keep", help="Answers that the data set has win; the machine gives the others.")]
 
 
 def annotate_data(
@@ -343,9 +343,7 @@ def annotate_data(
     measured_light: Annotated[
         bool, typer.Option("--measured-light", help="Measure brightness and colorfulness on the pixels, do not ask.")
     ] = False,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Answers that the data set has win; the machine gives the others.")
-    ] = False,
+    keep: Keep = False,
     questions: OwnQuestions = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="This many images, spread over the data set. Default: all.")

@@ -20,6 +20,7 @@ from masp.cli.options import (
     DeviceIfAny,
     Dtype,
     DtypeIfAny,
+    Raw,
     ReadingMode,
     Revision,
     Task,
@@ -229,13 +230,14 @@ def evaluate(
     dtype: DtypeIfAny = None,
     device: DeviceIfAny = None,
     accept: Accept = None,
+    raw: Raw = False,
 ) -> None:
     """Measure an adapter, or what another system said, on a labelled split: accuracy, every label, calibration.
 
     Intervals hold 95 %. A data set that the adapter was trained on is divided as its run divided it.
     """
     model = (adapter, adapter_revision, aspects, task, backbone, revision, dtype, device)
-    choice = Choice(*model, batch_size, mode, record, accept)
+    choice = Choice(*model, batch_size, mode, record, accept, raw)
     if predictions is not None:
         refuse(choice.options(), "with --predictions", "options of a model only where one runs, and here none does")
     else:
@@ -269,6 +271,7 @@ class Choice:
     mode: ReadingMode | None
     record: bool
     accept: str | None
+    raw: bool
 
     def options(self) -> dict[str, object]:
         """The values by the names of the options."""
@@ -304,12 +307,13 @@ def _adapter_measured(
             dtype=dtype,
             device=device,
             accept=accepted(choice.accept),
+            raw=choice.raw,
         )
         task = masp.task
         batching = Batching(choice.batch_size, settings.workers, task.longest_side, task.rounding)
         found = measured(masp, dataset, split, mode.value, batching, calibrate and mode is ReadingMode.score, out)
         if choice.record:
-            processes.on_main(lambda: _record(found, home, choice.task))
+            processes.on_main(lambda: _record(found, home, choice.task, fitted=task.temperature == 1))
         return found
 
 
@@ -359,13 +363,19 @@ def _divided(settings: "DataConfig", split: str, home: Path, task: str | None) -
     return with_split(as_trained(open_dataset(settings), home, task), settings, split)
 
 
-def _record(found: "Evaluation", home: Path, task: str | None) -> None:
-    """The accuracy into the adapter's description and card."""
+def _record(found: "Evaluation", home: Path, task: str | None, fitted: bool) -> None:
+    """The accuracy into the adapter's description and card, and the temperature, if it was `fitted` to raw scores."""
     from masp.adapters import record_result
+    from masp.cli.console import say
+    from masp.evaluation.metrics import CALIBRATION_IMAGES
     from masp.evaluation.runner import result_of
 
-    record_result(home, result_of(found), task)
-    say(f"recorded in {home}")
+    scaled = None if found.chances is None else found.chances.calibrated
+    usable = scaled is not None and fitted and scaled.images >= CALIBRATION_IMAGES
+    temperature = scaled.temperature if scaled is not None and usable else None
+    record_result(home, result_of(found), task, temperature)
+    told = "" if temperature is None else f", with the temperature {temperature:.3f}"
+    say(f"recorded in {home}{told}")
 
 
 def _compare_with(other: "Evaluation", found: "Evaluation") -> None:

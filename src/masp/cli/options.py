@@ -19,6 +19,13 @@ class Dtype(StrEnum):
     nf4 = "nf4"
 
 
+class Attribution(StrEnum):
+    """How the effects of aspects are found; see `masp.model.explain`."""
+
+    leave_one_out = "leave_one_out"
+    shapley = "shapley"
+
+
 class ReadingMode(StrEnum):
     """How answers are read."""
 
@@ -76,6 +83,9 @@ Labels = Annotated[
         help="What to choose from: labels, or *mikels8* (EmoSet, FI), *ekman6* (Emotion6), *polarity*. Default: those "
         "of the adapter; zero-shot: *mikels8*.",
     ),
+]
+Raw = Annotated[
+    bool, typer.Option("--raw", help="Probabilities without the temperature that the adapter was fitted with.")
 ]
 DtypeOption = Annotated[Dtype, typer.Option(help=_DTYPE)]
 Device = Annotated[str, typer.Option(metavar="NAME", help=_DEVICE)]

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from masp.cli.console import LEGEND, prediction_panel, results, say
+from masp.cli.console import legend, prediction_panel, results, say
 from masp.cli.options import (
     Accept,
     AdapterRevision,
     AspectsOfPrompt,
+    Attribution,
     BackboneOrNoAdapter,
     Device,
     Dtype,
     DtypeOption,
     Labels,
+    Raw,
     Revision,
     Task,
     accepted,
@@ -26,7 +28,7 @@ from masp.cli.options import (
 from masp.core.errors import DataError, counted
 
 if TYPE_CHECKING:
-    from masp.predictor import Failure, Masp, Prediction
+    from masp.predictor import Explain, Failure, Masp, Prediction
 
 MOST_REPORTED = 200
 """A report shows at most this many images and failures; a page with more is of no use to anybody."""
@@ -54,17 +56,26 @@ Paths = Annotated[
     ),
 ]
 
+AdapterOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR|ID",
+        help="The adapter, its run, or its id on a hub. Default: the one that ships for the backbone; where there is "
+        "none, the backbone answers alone.",
+    ),
+]
+AttributionOption = Annotated[
+    Attribution | None,
+    typer.Option(
+        help="How an aspect's effect is found: *leave_one_out* takes it from all aspects, *shapley* from every set "
+        "of them (64 passes for six). Default: *leave_one_out*."
+    ),
+]
+
 
 def predict(
     paths: Paths,
-    adapter: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR|ID",
-            help="The adapter, its run, or its id on a hub. Default: the one that ships for the backbone; where "
-            "there is none, the backbone answers alone.",
-        ),
-    ] = None,
+    adapter: AdapterOption = None,
     adapter_revision: AdapterRevision = None,
     task: Task = None,
     all_tasks: Annotated[
@@ -78,6 +89,8 @@ def predict(
         Path | None, typer.Option(metavar="FILE.html", help="Also write a page with heatmaps, of 200 images at most.")
     ] = None,
     explain: Annotated[bool, typer.Option(help="Say why; without it only the labels, several times faster.")] = True,
+    attribution: AttributionOption = None,
+    raw: Raw = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
     workers: Annotated[int, typer.Option(min=0, max=256, help="Threads that read images ahead; 0: none.")] = 2,
     revision: Revision = None,
@@ -95,14 +108,15 @@ def predict(
     if all_tasks:
         refuse({"--task": task, "--report": report}, "with --all-tasks", "one of them")
     task = _named_task(adapter, adapter_revision, task, all_tasks)
-    loading: dict[str, Any] = {"backbone_revision": revision, "dtype": dtype.value, "device": device}
+    loading: dict[str, Any] = {"backbone_revision": revision, "dtype": dtype.value, "device": device, "raw": raw}
     loading |= {"revision": adapter_revision, "accept": accepted(accept)}
     masp = Masp.from_pretrained(adapter, backbone, aspects=aspects, labels=labels, task=task, **loading)
     asked = masp.tasks if all_tasks else ()
-    show = _json_line if as_json else _for_people(masp.use(asked[0]) if asked else masp, explain)
+    how = attribution.value if explain and attribution is not None else explain
+    show = _json_line if as_json else _for_people(masp.use(asked[0]) if asked else masp, how)
     failures = _Failures(show, None if as_json else MOST_SAID)
     found = _Predictions(show)
-    for result in masp.predict_stream(_named(paths, failures), batch_size, explain, workers, asked or None):
+    for result in masp.predict_stream(_named(paths, failures), batch_size, how, workers, asked or None):
         if isinstance(result, Failure):
             failures.add(result)
         else:
@@ -204,8 +218,10 @@ def _json_line(result: "Prediction | Failure") -> None:
     sys.stdout.flush()
 
 
-def _for_people(masp: "Masp", explain: bool) -> "Callable[[Prediction | Failure], None]":
+def _for_people(masp: "Masp", explain: "Explain") -> "Callable[[Prediction | Failure], None]":
     """Shows predictions on stdout and failures on stderr; says once what the adapter cannot tell."""
+    from masp.cli.console import say
+    from masp.model.prediction import WORDS
     from masp.predictor import Failure
 
     console = results()
@@ -214,7 +230,7 @@ def _for_people(masp: "Masp", explain: bool) -> "Callable[[Prediction | Failure]
     elif not masp.task.use.aspects:
         say("this adapter was trained without aspects (V+S): it names the emotion, not the reasons")
     elif explain:
-        say(LEGEND)
+        say(legend(explain if masp.handle().concepts is None else WORDS))
 
     def show(result: "Prediction | Failure") -> None:
         if isinstance(result, Failure):

@@ -69,6 +69,10 @@ class MethodConfig(Settings):
         description="The shorter side of an image that is shrunk to data.longest_side: to the nearest pixel (paper), "
         "or down (released).",
     )
+    routing: bool = Field(
+        default=False,
+        description="Stage 2 also learns a gate per image on each aspect's tokens; a variant that is not in the paper.",
+    )
 
     def resolved(self) -> Self:
         """The same settings with every null replaced by what the variant says."""

@@ -11,11 +11,12 @@ from typing import Any
 from PIL import Image
 
 from masp.core.errors import ImageError, MaspError, UsageError
-from masp.data.images import Rounding, open_image
+from masp.data.images import Rounding, open_image, shrink, to_rgb
 from masp.data.records import BadFiles
 
 Preprocess = Callable[[Sequence[Image.Image]], Any]
 Item = tuple[int, Path]
+Picture = str | Path | Image.Image
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,49 @@ def prepared(images: Sequence[Image.Image], preprocess: Preprocess) -> tuple[Any
             raise
     fit = [image for place, image in enumerate(images) if place not in unfit]
     return preprocess(fit) if fit else None, unfit
+
+
+def prepare_images(
+    images: Sequence[Picture], preprocess: Preprocess, longest_side: int | None, rounding: Rounding
+) -> tuple[Any, dict[int, ImageError]]:
+    """What preprocessing makes of images in files or in memory, shrunk first.
+
+    Returns:
+        What it made of those that can be used, None where there are none, and what is wrong with each of the others, by
+        its place.
+
+    Raises:
+        ValueError: preprocessing takes every image alone and not all of them together.
+    """
+    opened, failed = dict[int, Image.Image](), dict[int, ImageError]()
+    for place, image in enumerate(images):
+        try:
+            opened[place] = open_picture(image, longest_side, rounding)
+        except ImageError as error:
+            failed[place] = error
+    places = list(opened)
+    pixels, unfit = prepared(list(opened.values()), preprocess) if opened else (None, {})
+    failed |= {places[row]: ImageError(image_name(images[places[row]]), why) for row, why in unfit.items()}
+    return pixels, failed
+
+
+def open_picture(image: Picture, longest_side: int | None, rounding: Rounding) -> Image.Image:
+    """An image from its file, or one in memory, as `open_image` gives it.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    if not isinstance(image, Image.Image):
+        return open_image(image, longest_side, rounding)
+    try:
+        return shrink(to_rgb(image), longest_side, rounding)
+    except OSError as error:  # of a file that Pillow opened and had not read yet
+        raise ImageError(image_name(image), f"damaged ({error})") from None
+
+
+def image_name(image: Picture) -> str:
+    """What an image is called in results."""
+    return "(image in memory)" if isinstance(image, Image.Image) else str(image)
 
 
 def _account(batch: LoadedBatch, quarantine: BadFiles) -> None:

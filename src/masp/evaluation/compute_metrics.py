@@ -12,6 +12,7 @@ from masp.core.labels import spelled
 from masp.data.records import Dataset
 from masp.evaluation import metrics
 from masp.evaluation.metrics import (
+    TEMPERATURES,
     BootstrapSamples,
     Figures,
     Interval,
@@ -21,7 +22,9 @@ from masp.evaluation.metrics import (
     bin_of,
     bootstrap,
     compare,
+    fit_temperature,
     means_of,
+    scaled,
     spread_of,
 )
 from masp.evaluation.result import (
@@ -44,9 +47,6 @@ POINTS = 100
 
 SIMULATED = 200
 """Draws of a perfectly calibrated system, for the floor of the calibration error."""
-
-RANGE = (0.05, 20.0)
-"""Temperatures that are searched."""
 
 Logs = Float[np.ndarray, "images labels"]
 Truth = Int[np.ndarray, " images"]
@@ -154,20 +154,6 @@ def risk_coverage(logs: Logs, truth: Truth, draws: BootstrapSamples | None = Non
     return RiskCoverage(area, tuple((kept / len(sure)).tolist()), tuple(risk[kept - 1].tolist()))
 
 
-def temperature(logs: Logs, truth: Truth) -> float:
-    """The temperature of least negative log-likelihood, within `RANGE`."""
-    from scipy.optimize import minimize_scalar
-
-    images = np.arange(len(logs))
-
-    def loss(log_temperature: float) -> float:
-        return -float(scaled(logs, np.exp(log_temperature))[images, truth].mean())
-
-    low, high = np.log(RANGE)
-    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
-    return float(np.exp(found.x))
-
-
 def temperature_interval(logs: Logs, truth: Truth, temperature: float) -> Interval | None:
     """The 95 % interval of a fitted temperature T, from the images it was fitted on; None where they say nothing.
 
@@ -186,13 +172,6 @@ def temperature_interval(logs: Logs, truth: Truth, temperature: float) -> Interv
     return Interval(temperature, float(temperature * np.exp(-around)), float(temperature * np.exp(around)))
 
 
-def scaled(logs: Logs, temperature: float) -> Logs:
-    """Log-probabilities divided by a temperature and normalised again."""
-    from scipy.special import log_softmax
-
-    return log_softmax(logs / temperature, axis=1)
-
-
 def calibrated(
     fitted_on: tuple[Float[np.ndarray, "fitted labels"], Int[np.ndarray, " fitted"]],
     split: str,
@@ -201,10 +180,10 @@ def calibrated(
     draws: BootstrapSamples | None = None,
 ) -> Calibrated:
     """The figures of one split after a temperature was fitted on another."""
-    chosen = temperature(*fitted_on)
+    chosen = fit_temperature(*fitted_on)
     after = scaled(logs, chosen)
     nll, brier, error = proper_scores(after, truth, draws)
-    at_limit = min(chosen / RANGE[0], RANGE[1] / chosen) < 1.001
+    at_limit = min(chosen / TEMPERATURES[0], TEMPERATURES[1] / chosen) < 1.001
     return Calibrated(
         temperature=chosen,
         temperature_interval=None if at_limit else temperature_interval(*fitted_on, chosen),

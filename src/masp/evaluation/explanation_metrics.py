@@ -14,9 +14,9 @@ from masp.data.records import BadFiles, Record
 from masp.evaluation import metrics
 from masp.evaluation.metrics import Interval, SetScore, set_score
 from masp.evaluation.predict_split import Batching, labelled, visual_batches
-from masp.model.explain import heatmaps, leave_one_out, taking_part
+from masp.model.explain import ATTRIBUTIONS, DEFAULT_ATTRIBUTION, Attribution, heatmaps, taking_part
 from masp.model.masp_model import ActiveParts, MaspModel
-from masp.model.scoring import describe_aspects, generate, score
+from masp.model.scoring import describe_aspects, generate
 from masp.predictor import Masp
 
 PLACED = ("facial_expression", "object", "scene", "human_action")
@@ -96,8 +96,15 @@ def ceiling(records: Sequence[Record]) -> BayesAccuracy:
     )
 
 
-def measure_explanations(masp: Masp, records: Sequence[Record], batching: Batching | None = None) -> Explanations:
+def measure_explanations(
+    masp: Masp,
+    records: Sequence[Record],
+    batching: Batching | None = None,
+    attribution: Attribution = DEFAULT_ATTRIBUTION,
+) -> Explanations:
     """Compares effects and heatmaps with the truth of made images.
+
+    The effects are found by an attribution; those of a concept bottleneck are its own.
 
     Raises:
         DataError: a record carries no truth, or too many images cannot be read.
@@ -108,7 +115,7 @@ def measure_explanations(masp: Masp, records: Sequence[Record], batching: Batchi
     known = labelled(records, masp.labels)
     found: list[ExplainedImage] = []
     for batch, visual in visual_batches(masp.backbone, known, batching, BadFiles(total=len(known))):
-        found += _explained(masp, batch, visual)
+        found += _explained(masp, batch, visual, attribution)
     return agreement(found)
 
 
@@ -148,12 +155,18 @@ def _covered(truth: Truth, aspect: str) -> float:
 
 
 @torch.no_grad()
-def _explained(masp: Masp, batch: Sequence[Record], visual: VisualTokens) -> list[ExplainedImage]:
+def _explained(
+    masp: Masp, batch: Sequence[Record], visual: VisualTokens, attribution: Attribution
+) -> list[ExplainedImage]:
     model, task = masp.model, masp.task
     names = taking_part(model, task.use)
-    log_p = score(model, visual, task.question, task.labels, task.use)
+    log_p = masp.log_probabilities(visual)
     best = log_p.argmax(dim=1)
-    effects = leave_one_out(model, visual, task.question, task.labels, task.use, log_p)
+    concepts = masp.handle().concepts
+    if concepts is None:
+        effects = ATTRIBUTIONS[attribution](model, visual, task.question, task.labels, task.use, log_p)
+    else:
+        effects = concepts.effects(concepts.read(model, visual, task.question, task.labels), names)
     strongest = effects[torch.arange(len(batch)), :, best].argmax(dim=1).tolist()
     maps = heatmaps(model.aspect_tokens(visual, names).weights, visual)
     found = []

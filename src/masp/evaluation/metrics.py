@@ -16,6 +16,12 @@ from jaxtyping import Float, Int
 
 from masp.core.labels import normalise_answer
 
+TEMPERATURES = (0.05, 20.0)
+"""Lowest and highest temperature that is searched."""
+
+CALIBRATION_IMAGES = 1_000
+"""Images of the split val below which no temperature is put into an adapter: its interval would be too wide."""
+
 _NOTHING: Any = 0  # a ratio with nothing below the line; scikit-learn's types know only the words for it
 
 
@@ -356,3 +362,29 @@ def _things(answer: str) -> Counter[str]:
     """The things that an answer lists, each counted once."""
     parts = (normalise_answer(part) for part in answer.split(","))
     return Counter({part for part in parts if part})
+
+
+def fit_temperature(logs: Float[np.ndarray, "images labels"], targets: Int[np.ndarray, " images"]) -> float:
+    """The temperature of least negative log-likelihood, within `TEMPERATURES` (Guo et al., ICML 2017).
+
+    Args:
+        logs: log-probabilities, in nats.
+        targets: index of each image's true label.
+    """
+    from scipy.optimize import minimize_scalar
+
+    images = np.arange(len(logs))
+
+    def loss(log_temperature: float) -> float:
+        return -float(scaled(logs, np.exp(log_temperature))[images, targets].mean())
+
+    low, high = np.log(TEMPERATURES)
+    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(found.x))
+
+
+def scaled(logs: Float[np.ndarray, "images labels"], temperature: float) -> Float[np.ndarray, "images labels"]:
+    """Log-probabilities divided by a temperature and normalised again."""
+    from scipy.special import log_softmax
+
+    return log_softmax(logs / temperature, axis=1)

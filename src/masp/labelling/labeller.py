@@ -18,8 +18,8 @@ from masp.core.errors import UsageError
 from masp.data.prefetch import prepared
 from masp.labelling.decode import CRASHED, STATUSES, UNREADABLE, Decoded, Decoder, Limits
 from masp.labelling.manifest import Place, read_chunk, shard_name
-from masp.model.prediction import Task
-from masp.model.scoring import describe_aspects, score
+from masp.model.prediction import Task, predict_visual
+from masp.model.scoring import describe_aspects
 from masp.predictor import Masp
 
 LABELS = "labels"
@@ -201,16 +201,11 @@ class Labeller:
             return rows
         fit = [row for place, row in enumerate(rows) if place not in unfit]
         visual = masp.visual_tokens(pixels)
-        seen: Any = visual
-        for number, name in enumerate(self._names):
-            task, before = self._task(name), self._before(name)
-            question = [task.question] * len(fit)
-            shared = len(self._names) > 1 and masp.model.shares_prefix(visual, question[:1], task.use)
-            if number == 0 and shared:
-                seen = masp.model.prefix(visual, question, task.use)  # image and aspects once, for all tasks
-            log_p = score(masp.model, seen if shared else visual, task.question, task.labels, task.use)
-            for row, shares, best in zip(fit, log_p.exp().tolist(), log_p.argmax(1).tolist(), strict=True):
-                row |= {f"{before}label": task.labels[best], f"{before}probabilities": shares}
+        handles = [masp.handle(name) for name in self._names]
+        for row, told in zip(fit, predict_visual(handles, visual, [""] * len(fit), explain=False), strict=True):
+            for name, one in zip(self._names, told, strict=True):
+                before = self._before(name)
+                row |= {f"{before}label": one.label, f"{before}probabilities": list(one.probabilities.values())}
         if self._job.explain == "words" and masp.model.aspects is not None:
             for row, words in zip(fit, describe_aspects(masp.model, visual, masp.task.questions), strict=True):
                 row["aspects"] = json.dumps(words, ensure_ascii=False)

@@ -1,11 +1,15 @@
 """Why a label was predicted: where each aspect looked, and how much the label depends on it.
 
 Attention is not cause. The heatmaps and the prompt's attention show what was read; the effect of an aspect is found
-by taking it away and reading what happens to the label.
+by taking it away and reading what happens to the label: from all of them (`leave_one_out`), or from every set of them
+(`shapley_values`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -26,7 +30,7 @@ class AspectReading:
         answer: its answer in words, from its aspect tokens alone; one that was cut ends with an ellipsis.
         attention: where it looked: rows from the top, columns from the left, summing to 1; None where the backbone's
             visual tokens form no grid.
-        effect: fall of the predicted label's log-probability, in nats, when the aspect is left out.
+        effect: what it adds to the predicted label's log-probability, in nats, by the prediction's `attribution`.
         cut: the answer went on for longer than is generated.
     """
 
@@ -117,6 +121,48 @@ def leave_one_out(
     if not without:
         return complete.new_zeros(complete.shape[0], 0, complete.shape[1])
     return complete[:, None] - torch.stack(without, dim=1)
+
+
+def shapley_values(
+    model: MaspModel,
+    visual: VisualTokens,
+    question: str,
+    labels: Sequence[str],
+    use: ActiveParts,
+    complete: Float[Tensor, "batch labels"] | None = None,
+) -> Float[Tensor, "batch aspects labels"]:
+    """Share of each aspect that takes part in each label's log-probability, in nats: exact Shapley values.
+
+    An aspect's value is the mean of what it adds to log p when it joins the others in a random order (Shapley, 1953).
+    The values of one image and label sum to log p with all aspects minus log p with none. With n aspects every image is
+    scored 2ⁿ times (64 for six), 2ⁿ - 1 where `complete`, the score with all of them, is known already.
+    """
+    names = taking_part(model, use)
+    scores: dict[tuple[str, ...], Tensor] = {} if complete is None else {names: complete}
+    for count in range(len(names) + 1):
+        for chosen in combinations(names, count):
+            if chosen not in scores:
+                scores[chosen] = score(model, visual, question, labels, ActiveParts(chosen, use.prompt))
+    values = scores[names].new_zeros(len(visual), len(names), len(labels))
+    for place, name in enumerate(names):
+        for chosen, before in scores.items():
+            if name not in chosen:
+                joined = tuple(one for one in names if one in (*chosen, name))
+                share = 1 / (len(names) * comb(len(names) - 1, len(chosen)))
+                values[:, place] += share * (scores[joined] - before)
+    return values
+
+
+Attribution = Literal["leave_one_out", "shapley"]
+"""Name of a way to tell how much each aspect did for a label."""
+
+ATTRIBUTIONS: Mapping[Attribution, Callable[..., Float[Tensor, "batch aspects labels"]]] = {
+    "leave_one_out": leave_one_out,
+    "shapley": shapley_values,
+}
+"""Each takes model, visual tokens, question, labels, use, and the score with all aspects."""
+
+DEFAULT_ATTRIBUTION: Attribution = "leave_one_out"
 
 
 def without_aspect(use: ActiveParts, aspect: str) -> ActiveParts:

@@ -15,6 +15,7 @@ from masp.core.errors import UsageError, did_you_mean
 from masp.core.prompts import Questions, load_questions
 from masp.core.types import IGNORED, AspectTokens, CachedPrefix, ImageInput, KVCache, ModelInputs, VisualTokens
 from masp.model.aspect_attention import AspectModules
+from masp.model.routing import AspectRouting
 from masp.model.sequence_builder import Layout, SequenceBuilder, SequenceParts
 from masp.model.soft_prompt import (
     SoftPrompt,
@@ -60,9 +61,10 @@ class MaspModel(nn.Module):
         prompt: the soft prompt of stage 2.
         questions: what the aspects are asked, for a backbone whose visual tokens depend on it; None: the package's own.
         again: gradient checkpointing in the losses (see `Backbone.forward`); None: none.
+        routing: gates on the aspect tokens of stage 2 (`method.routing`).
 
     Raises:
-        UsageError: a module of another width than the backbone.
+        UsageError: a module of another width than the backbone, or gates where visual tokens depend on the question.
     """
 
     def __init__(
@@ -73,8 +75,12 @@ class MaspModel(nn.Module):
         prompt: SoftPrompt | None = None,
         questions: Questions | None = None,
         again: Again | None = None,
+        routing: AspectRouting | None = None,
     ) -> None:
         super().__init__()
+        if routing is not None and backbone.question_conditioned:
+            got = f"method.routing on {backbone.name}, whose visual tokens depend on the question"
+            raise UsageError(got, "a backbone whose visual tokens do not", "Set method.routing=false.")
         widths = {"aspects": aspects and aspects.dim, "soft prompt": prompt and prompt.vectors.shape[1]}
         for part, width in widths.items():
             if width is not None and width != backbone.dim:
@@ -86,6 +92,7 @@ class MaspModel(nn.Module):
         self.prompt = None if prompt is None else prompt.to(backbone.device)
         self.questions = load_questions() if questions is None and backbone.question_conditioned else questions
         self.again = again
+        self.routing = None if routing is None else routing.to(backbone.device)
 
     def aspect_module(self) -> AspectModules:
         """The modules of stage 1.
@@ -127,7 +134,7 @@ class MaspModel(nn.Module):
         answers: Sequence[str] | None = None,
         use: ActiveParts | None = None,
     ) -> ModelInputs:
-        """Sequences of stage 2, one question per image; gradients flow to the soft prompt only.
+        """Sequences of stage 2, one question per image; gradients flow to the soft prompt and the gates only.
 
         Raises:
             UsageError: a kept prefix that belongs to other aspects or another layout.
@@ -144,7 +151,8 @@ class MaspModel(nn.Module):
         tokens = None
         if names:
             with torch.no_grad():
-                tokens = self.aspect_tokens(visual, names).tokens
+                read = self.aspect_tokens(visual, names)
+            tokens = read.tokens if self.routing is None else self.routing(read, visual)
         return self.sequence_builder(questions, answers, self.backbone.condition_on(visual, questions), tokens, prompt)
 
     def generated_embedding(
@@ -180,7 +188,7 @@ class MaspModel(nn.Module):
         and on the question only for families whose visual tokens do.
 
         Raises:
-            UsageError: the soft prompt stands before the image too (variant `released`).
+            UsageError: the soft prompt stands before the image too (variant `released`), or aspects pass trained gates.
         """
         assembled = self.build_inputs(visual, questions, use=use)
         cache = self._prefix(assembled)
@@ -188,7 +196,7 @@ class MaspModel(nn.Module):
             raise UsageError(
                 "the image stands behind the first trained vector, so nothing of it can be kept",
                 "the layout of the paper",
-                "Set method.prompt_places to after_image.",
+                "Set method.prompt_places to after_image, and method.routing to false.",
             )
         home = self.backbone.device  # layers may be spread over several
         states = torch.stack([torch.stack(layer).to(home) for layer in cache.layers])
@@ -199,15 +207,17 @@ class MaspModel(nn.Module):
     def prefix_key(self, visual: VisualTokens, question: str, use: ActiveParts | None = None) -> Hashable:
         """What stands before the soft prompt: models and questions with equal keys follow one prefix of an image.
 
-        None where nothing can be kept: the visual tokens depend on the question, or the soft prompt precedes them.
+        None where nothing can be kept: the visual tokens depend on the question, or the soft prompt or trained gates
+        precede them.
         """
         chosen = ActiveParts() if use is None else use
-        before = self.sequence_builder.layout.prompt_places == "both" and chosen.prompt
+        layout = self.sequence_builder.layout
+        names = self.active_aspects(chosen)
+        before = (layout.prompt_places == "both" and chosen.prompt) or (layout.routed and bool(names))
         if self.backbone.question_conditioned or before:
             return None
         queries = 0 if self.aspects is None else self.aspects.queries
         length = 0 if self.prompt is None or not chosen.prompt else self.prompt.length
-        names = self.active_aspects(chosen)
         one = SequenceParts(visual.layouts[0], len(names), queries, length)
         return id(self.aspects) if names else 0, names, self.sequence_builder.prefix_hashes([question], [one])
 

@@ -10,21 +10,27 @@ from torch import Tensor
 
 from masp.adapters import AdapterInfo
 from masp.core.config import DataConfig
-from masp.core.errors import AdapterError
+from masp.core.errors import AdapterError, UsageError
 from masp.core.labels import NAMED_SETS, render_labels, validate_labels
 from masp.core.prompts import Questions, load_questions
 from masp.core.types import CachedPrefix, Domain, VisualTokens
 from masp.data.images import Rounding
+from masp.model.concepts import ConceptHead
 from masp.model.explain import (
+    ATTRIBUTIONS,
+    DEFAULT_ATTRIBUTION,
     AspectReading,
+    Attribution,
     PromptAttention,
     attention_to_aspects,
-    leave_one_out,
     read_aspects,
     taking_part,
 )
 from masp.model.masp_model import ActiveParts, MaspModel
 from masp.model.scoring import LabelQuestion, generate, longest_answer, score, score_tasks
+
+Explain = bool | Attribution
+"""Whether to say why, or by which attribution."""
 
 INSTEAD = (
     "Name a backbone that knows such images (--backbone photo, after pip install 'masp[photo]', or --backbone ID; "
@@ -32,6 +38,10 @@ INSTEAD = (
     "or train a prompt on one (masp train prompt)."
 )
 """What to do about an image that is none of those that the backbone knows."""
+
+
+WORDS = "concept_bottleneck"
+"""How effects were found where a concept bottleneck answers; see `masp.model.concepts`."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,8 @@ class Prediction:
         adapter: name of the adapter.
         backbone: name of the backbone.
         task: which task of an adapter with several; None for one with one.
+        temperature: that the log-probabilities were divided by; 1.0: they are the model's own.
+        attribution: how the effects of the aspects were found; None where `aspects` is empty.
         domain: whether the image is of the kind that the backbone was trained on; None where the backbone cannot tell.
     """
 
@@ -61,6 +73,8 @@ class Prediction:
     backbone: str
     task: str | None = None
     domain: Domain | None = None
+    temperature: float = 1.0
+    attribution: str | None = None
 
     @property
     def warning(self) -> str | None:
@@ -97,6 +111,7 @@ class Task:
         use: the parts of the model that take part.
         longest_side: images with a longer side are shrunk to it first; None: never.
         rounding: of the shorter side then.
+        temperature: that the log-probabilities of the labels are divided by.
     """
 
     labels: tuple[str, ...]
@@ -105,24 +120,33 @@ class Task:
     use: ActiveParts
     longest_side: int | None = None
     rounding: Rounding = "nearest"
+    temperature: float = 1.0
+
+    def calibrated(self, log_p: Float[Tensor, "batch labels"]) -> Float[Tensor, "batch labels"]:
+        """Log-probabilities of the labels divided by the temperature and normalised again."""
+        return log_p if self.temperature == 1 else (log_p / self.temperature).log_softmax(-1)
 
 
-def task_of(info: AdapterInfo, labels: Sequence[str] | None = None) -> Task:
-    """What an adapter was trained to be asked; `labels` replaces its own set.
+def task_of(info: AdapterInfo, labels: Sequence[str] | None = None, raw: bool = False) -> Task:
+    """What an adapter was trained to be asked; `labels` replaces its own set, `raw` leaves its temperature out.
 
     Raises:
         AdapterError: It holds aspects only, and no labels were given.
+        UsageError: Other labels for a concept bottleneck.
         DataError: Labels that cannot be told apart.
     """
     if labels is None and not info.labels:
         todo = "Name an adapter that `masp train prompt` wrote, or give the labels to choose from."
         raise AdapterError("this adapter reads aspects but has no labels", "an adapter with a soft prompt", todo)
     chosen = validate_labels(info.labels if labels is None else labels)
+    if info.concepts is not None and chosen != info.labels:
+        raise UsageError("other labels for a concept bottleneck", f"{', '.join(info.labels)}, its own")
     questions = info.asked()
     method = info.method.resolved()
     question = questions.ask_emotion(render_labels(chosen, method.label_list or "comma"))
     rounding = method.shrink_rounding or "nearest"
-    return Task(chosen, question, questions, ActiveParts(info.aspects), info.longest_side, rounding)
+    fitted = info.temperature if chosen == info.labels and not raw else None  # it says nothing of other labels
+    return Task(chosen, question, questions, ActiveParts(info.aspects), info.longest_side, rounding, fitted or 1.0)
 
 
 def zero_shot_task(labels: Sequence[str] | None = None) -> Task:
@@ -154,6 +178,7 @@ class TaskHandle:
         info: the adapter's description, as if it held this task alone; None without an adapter.
         adapter: name of the adapter in results.
         name: of the task, in an adapter with several.
+        concepts: the concept bottleneck that answers in the language model's place, if there is one.
     """
 
     model: MaspModel
@@ -161,56 +186,123 @@ class TaskHandle:
     info: AdapterInfo | None
     adapter: str
     name: str | None = None
+    concepts: ConceptHead | None = None
+
+
+def label_scores(
+    handles: Sequence[TaskHandle], visual: VisualTokens, prefix: CachedPrefix | None = None
+) -> list[Float[Tensor, "batch labels"]]:
+    """Log-probabilities of every task's labels, normalised and without the temperature.
+
+    By the backbone, or by the concept bottleneck of a task that has one.
+
+    Args:
+        handles: the tasks.
+        visual: the images.
+        prefix: what precedes the soft prompts of all tasks, where it is computed already.
+    """
+    own = [one.concepts is None for one in handles]
+    asked = [
+        LabelQuestion(one.model, one.task.question, one.task.labels, one.task.use)
+        for one, answers in zip(handles, own, strict=True)
+        if answers
+    ]
+    if prefix is None:
+        scores = iter(score_tasks(visual, asked) if asked else ())
+    else:
+        scores = (score(one.model, prefix, one.question, one.labels, one.use) for one in asked)
+    found = []
+    for one in handles:
+        if one.concepts is None:
+            found.append(next(scores))
+        else:
+            read = one.concepts.read(one.model, visual, one.task.question, one.task.labels)
+            found.append(one.concepts.log_probabilities(read))
+    return found
 
 
 def predict_visual(
     handles: Sequence[TaskHandle],
     visual: VisualTokens,
     names: Sequence[str],
-    explain: bool,
+    explain: Explain,
     prefix: CachedPrefix | None = None,
 ) -> list[list[Prediction]]:
     """For each of a batch of images its prediction in every task; all of them see it through one backbone.
+
+    The probabilities are the softmax of the scores after they are divided by the temperature; reasons are about the
+    scores themselves.
 
     Args:
         handles: the tasks.
         visual: the images.
         names: what they are called in results.
-        explain: whether to say why.
+        explain: whether to say why, or by which attribution; True: `DEFAULT_ATTRIBUTION`. A concept bottleneck has its
+            own.
         prefix: what precedes the soft prompts of all tasks, where it is computed already.
+
+    Raises:
+        UsageError: no such attribution.
     """
+    if not isinstance(explain, bool) and explain not in ATTRIBUTIONS:
+        raise UsageError(f"explain is '{explain}'", f"{', '.join(ATTRIBUTIONS)}, True or False")
     backbone = handles[0].model.backbone
     domains = backbone.domain(visual) or [None] * len(visual)
-    asked = [LabelQuestion(one.model, one.task.question, one.task.labels, one.task.use) for one in handles]
-    if prefix is None:
-        scores = score_tasks(visual, asked)
-    else:
-        scores = [score(one.model, prefix, one.question, one.labels, one.use) for one in asked]
     by_task: list[list[Prediction]] = []
-    for handle, log_p in zip(handles, scores, strict=True):
-        labels = handle.task.labels
-        rows = zip(names, log_p.exp().tolist(), log_p.argmax(1).tolist(), domains, strict=True)
+    for handle, log_p in zip(handles, label_scores(handles, visual, prefix), strict=True):
+        labels, divided = handle.task.labels, handle.task.temperature
+        rows = zip(names, handle.task.calibrated(log_p).exp().tolist(), log_p.argmax(1).tolist(), domains, strict=True)
         by = (handle.adapter, backbone.name, handle.name)
         found = [
-            Prediction(name, labels[best], dict(zip(labels, shares, strict=True)), None, {}, None, *by, domain)
-            for name, shares, best, domain in rows
+            Prediction(name, labels[best], dict(zip(labels, row, strict=True)), None, {}, None, *by, domain, divided)
+            for name, row, best, domain in rows
         ]
-        by_task.append(_explained(handle, visual, found, log_p) if explain else found)
+        if explain and handle.concepts is not None:
+            found = _explained_by_words(handle, handle.concepts, visual, found, log_p)
+        elif explain:
+            found = _explained(handle, visual, found, log_p, DEFAULT_ATTRIBUTION if explain is True else explain)
+        by_task.append(found)
     return [list(row) for row in zip(*by_task, strict=True)]
 
 
 def _explained(
-    handle: TaskHandle, visual: VisualTokens, found: Sequence[Prediction], log_p: Float[Tensor, "batch labels"]
+    handle: TaskHandle,
+    visual: VisualTokens,
+    found: Sequence[Prediction],
+    log_p: Float[Tensor, "batch labels"],
+    attribution: Attribution,
 ) -> list[Prediction]:
-    """The same predictions with the generated answer and the reasons."""
+    """The same predictions with the generated answer and the reasons; `log_p` are the model's own scores."""
     model, task = handle.model, handle.task
     answers = generate(model, visual, task.question, task.use, longest_answer(model.backbone, task.labels))
     found = [replace(one, answer=answer) for one, answer in zip(found, answers, strict=True)]
     if not taking_part(model, task.use):
         return found
-    effects = leave_one_out(model, visual, task.question, task.labels, task.use, log_p)
+    effects = ATTRIBUTIONS[attribution](model, visual, task.question, task.labels, task.use, log_p)
     chosen = effects[torch.arange(len(found)), :, log_p.argmax(dim=1)]
     readings = read_aspects(model, visual, task.questions, task.use, chosen)
     looks = attention_to_aspects(model, visual, task.question, task.use) or [None] * len(found)
     reasons = zip(found, readings, looks, strict=True)
-    return [replace(one, aspects=seen, prompt_attention=look) for one, seen, look in reasons]
+    return [replace(one, aspects=seen, prompt_attention=look, attribution=attribution) for one, seen, look in reasons]
+
+
+def _explained_by_words(
+    handle: TaskHandle,
+    concepts: ConceptHead,
+    visual: VisualTokens,
+    found: Sequence[Prediction],
+    log_p: Float[Tensor, "batch labels"],
+) -> list[Prediction]:
+    """Predictions of a concept bottleneck with its reasons: the words of each aspect, and what they add to the label.
+
+    Nothing is generated: the language model has no part in the answer but its scores, where they are added.
+    """
+    model, task = handle.model, handle.task
+    read, names = concepts.read(model, visual, task.question, task.labels), taking_part(model, task.use)
+    chosen = concepts.effects(read, names)[torch.arange(len(found)), :, log_p.argmax(dim=1)]
+    readings = read_aspects(model, visual, task.questions, task.use, chosen)
+    told = [
+        {name: replace(one, answer=words.get(name, ""), cut=False) for name, one in seen.items()}
+        for seen, words in zip(readings, concepts.answers(read), strict=True)
+    ]
+    return [replace(one, aspects=seen, attribution=WORDS) for one, seen in zip(found, told, strict=True)]

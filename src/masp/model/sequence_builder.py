@@ -35,11 +35,13 @@ class Layout:
         prompt_places: the soft prompt stands after the image, or also before it.
         native: the backbone's own positions, otherwise 0, 1, 2 … for every token.
         supervised: the answer with its end, or the newline before it and the answer.
+        routed: aspect tokens pass a gate that is trained, so no column from the first of them on belongs to the prefix.
     """
 
     prompt_places: Literal["after_image", "both"] = "after_image"
     native: bool = True
     supervised: Literal["answer_end", "newline_answer"] = "answer_end"
+    routed: bool = False
 
     @staticmethod
     def of(method: MethodConfig) -> "Layout":
@@ -47,7 +49,7 @@ class Layout:
         resolved = method.resolved()
         assert resolved.prompt_places is not None
         assert resolved.supervised is not None
-        return Layout(resolved.prompt_places, resolved.positions == "native", resolved.supervised)
+        return Layout(resolved.prompt_places, resolved.positions == "native", resolved.supervised, resolved.routing)
 
 
 @dataclass(frozen=True)
@@ -196,8 +198,11 @@ class SequenceBuilder:
         if supervised:
             targets[-supervised:] = value[-supervised:]
         trainable = kind == (PROMPT if spliced.prompt else ASPECT)
+        if self.layout.routed and spliced.aspects:
+            trainable = trainable | (kind == ASPECT)
         fallback = template.vision_close + spliced.aspects * spliced.queries
-        prefix = int(np.argmax(trainable)) if spliced.prompt or not image.count else fallback
+        begins = spliced.prompt or not image.count or (self.layout.routed and spliced.aspects)
+        prefix = int(np.argmax(trainable)) if begins else fallback
         sign = self._sign(question, kind[:prefix], value[:prefix], positions.numpy()[:, :prefix])
         return SequenceLayout(kind, value, positions.numpy(), targets, prefix, sign, image)
 

@@ -272,11 +272,11 @@ class Runner:
         """
         recipe, config, backbone = cell.recipe, self.config(cell), self.library.backbone
         aspects = self._stage1(cell) if recipe.aspects else None
-        vectors, modules, seed = None, None, self._seed(cell)
+        vectors, modules, routing, seed = None, None, None, self._seed(cell)
         info: AdapterInfo | None = None
         if prompt is not None:
             loaded = load_adapter(prompt, backbone, aspects)
-            vectors, modules, info = loaded.prompt, loaded.aspects, loaded.info
+            vectors, modules, routing, info = loaded.prompt, loaded.aspects, loaded.routing, loaded.info
         elif aspects is not None:
             loaded = load_adapter(aspects, backbone)
             modules, info = loaded.aspects, loaded.info
@@ -284,7 +284,7 @@ class Runner:
             vectors = random_prompt(backbone, config.method.prompt_length, cell.seed, config.prompt.init)
         method = config.method.resolved() if info is None else info.method
         questions, labels = load_questions(config.questions), self.library.dataset(cell.dataset).labels
-        model = MaspModel(backbone, method, modules, vectors, questions)
+        model = MaspModel(backbone, method, modules, vectors, questions, routing=routing)
         use = ActiveParts(recipe.aspects, recipe.prompt != "none")
         question = questions.ask_emotion(render_labels(labels, config.method.resolved().label_list or "comma"))
 

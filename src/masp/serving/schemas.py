@@ -121,7 +121,9 @@ class AspectAnswer(BaseModel):
 
     answer: str
     attention: list[list[float]] | None = Field(description="Where it looked, rows from the top; None: not asked for.")
-    effect: float = Field(description="Fall of the label's log-probability, in nats, without this aspect.")
+    effect: float = Field(
+        description="What it adds to the label's log-probability, in nats, by the prediction's attribution."
+    )
     cut: bool
     heatmap: str | None = Field(None, description="A PNG in base64: clear where the aspect looked.")
 
@@ -155,6 +157,8 @@ class PredictionAnswer(BaseModel):
     backbone: str
     task: str | None
     domain: DomainAnswer | None
+    temperature: float = Field(description="That the log-probabilities were divided by; 1.0: they are the model's own.")
+    attribution: str | None = Field(description="How the effects of the aspects were found; null without aspects.")
 
 
 class FailureAnswer(BaseModel):

@@ -186,6 +186,11 @@ def choose(prefixes: PrefixCache, wanted: str, room: Callable[[], int], again: b
     model = prefixes.model
     if wanted in ("none", "features") or (wanted == "auto" and not (again and prefixes.features.kept)):
         return False
+    if model.sequence_builder.layout.routed and model.active_aspects(prefixes.use):
+        if wanted == "auto":
+            return False
+        got = "prompt.store is prefix, but the gates of method.routing stand before the image: nothing can be kept"
+        raise MaspError(got, "no routing, or another store", "Set prompt.store=features.")
     if model.sequence_builder.layout.prompt_places == "both":
         if wanted == "auto":
             return False

@@ -28,6 +28,7 @@ from masp.data.records import BadFiles, Dataset, Record
 from masp.data.splits import write_split
 from masp.model.aspect_attention import AspectModules
 from masp.model.masp_model import ActiveParts, MaspModel
+from masp.model.routing import AspectRouting
 from masp.model.soft_prompt import SoftPrompt
 from masp.training.checkpoints import CheckpointStore, left_out, writing
 from masp.training.disk_cache import GIGA, DiskCache
@@ -76,6 +77,7 @@ class Outcome:
     prompt: SoftPrompt | None
     scale: RateScale
     prompt_start: PromptInit | None = None
+    routing: AspectRouting | None = None
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,8 @@ def run_stage(
         info = _measured(outcome.info, stage, fit.metrics, record)
 
         def save() -> None:
-            save_adapter(folder.adapter, info, outcome.aspects, outcome.prompt, include_aspects)
+            parts = (outcome.aspects, outcome.prompt, include_aspects)
+            save_adapter(folder.adapter, info, *parts, routing=outcome.routing)
             folder.finish(result)
 
         processes.on_main(save)
@@ -272,7 +275,7 @@ def _measured(before: AdapterInfo, stage: str, metrics: Mapping[str, float], rec
     """The description of an adapter with what a stage measured and how it was trained."""
     named = {f"{stage}/{name}": value for name, value in metrics.items()}
     now = {"metrics": {**before.metrics, **named}, "training": {**before.training, stage: record}}
-    return before.model_copy(update=now)
+    return before.model_copy(update=now | {"temperature": metrics.get("temperature")})
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -24,7 +25,9 @@ from masp.core.settings import LabelOrder
 from masp.core.types import ImageInput
 from masp.data.records import Dataset, Record, class_balance
 from masp.data.splits import Batches, division_in
+from masp.evaluation import metrics
 from masp.model.masp_model import ActiveParts, MaspModel, init_soft_prompt
+from masp.model.routing import AspectRouting
 from masp.model.scoring import score
 from masp.training.checkpoints import writing
 from masp.training.feature_cache import FeatureCache, VisualMemory
@@ -119,9 +122,10 @@ class PromptStage:
         self.at_once = at_once
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The soft prompt."""
+        """The soft prompt, and the gates of `method.routing`."""
         assert self.model.prompt is not None
-        return {"vectors": self.model.prompt.vectors}
+        gates = {} if self.model.routing is None else dict(self.model.routing.named_parameters(prefix="routing"))
+        return {"vectors": self.model.prompt.vectors, **gates}
 
     def weights(self) -> Float[Tensor, " examples"] | None:
         """Balanced weights of the labels, if asked for."""
@@ -154,7 +158,10 @@ class PromptStage:
         return self.model.prompt_loss(share.loaded, self._asked(share), labels, self.use)
 
     def validate(self, stop: StopRequest) -> dict[str, float]:
-        """Accuracy by label scores, and the mean log-likelihood of the right label, which decides between equals."""
+        """Accuracy by label scores, and the mean log-likelihood of the right label, which decides between equals.
+
+        On at least `metrics.CALIBRATION_IMAGES` images also the temperature that makes the right labels likeliest.
+        """
         question, labels = self.asking.evaluation(), self.asking.labels
         groups, processes = groups_of(self.validation, self.at_once), self.store.processes
         given = self._given(
@@ -163,18 +170,22 @@ class PromptStage:
             lambda group: [question] * len(group),
         )
 
-        def measure(group: Sequence[tuple[int, str]]) -> tuple[int, float]:
+        def measure(group: Sequence[tuple[int, str]]) -> list[list[float]]:
             _, seen = next(given)
             assert seen is not None
-            scores = score(self.model, seen, question, labels, self.use)
-            truth = torch.tensor([labels.index(label) for _, label in group], device=scores.device)
-            right = int((scores.argmax(1) == truth).sum())
-            return right, float(scores.gather(1, truth[:, None]).cpu().double().sum())
+            return score(self.model, seen, question, labels, self.use).tolist()
 
-        count = len(self.validation)
-        found = list(processes.share(groups, measure, stop))
-        right, likelihood = sum(one for one, _ in found), sum(one for _, one in found)
-        return {"accuracy": right / count, "log_likelihood": likelihood / count} if count else {}
+        scores = [row for rows in processes.share(groups, measure, stop) for row in rows]
+        if not scores:
+            return {}
+        logs, targets = np.array(scores), np.array([labels.index(label) for _, label in self.validation])
+        found = {
+            "accuracy": float((logs.argmax(1) == targets).mean()),
+            "log_likelihood": float(logs[np.arange(len(logs)), targets].mean()),
+        }
+        if len(logs) >= metrics.CALIBRATION_IMAGES:
+            found["temperature"] = metrics.fit_temperature(logs, targets)
+        return found
 
 
 def train_prompt(
@@ -281,7 +292,8 @@ def _prepare(run: Run, adapter: Adapter | None, home: Path | None) -> Outcome:
     modules = None if adapter is None else adapter.aspects
     if modules is not None:
         modules.requires_grad_(False)
-    model = MaspModel(run.backbone, method, modules, prompt, questions, checkpointing(settings))
+    routing = AspectRouting(used, generator) if method.routing and used else None
+    model = MaspModel(run.backbone, method, modules, prompt, questions, checkpointing(settings), routing)
     learned, measured = _labelled(numbers["train"]), _labelled(numbers["val"])
     prefixes = run.kept(store, model, ActiveParts(used), asking.all(), len(learned), asking.order == "shuffled")
     stage = PromptStage(
@@ -313,7 +325,7 @@ def _prepare(run: Run, adapter: Adapter | None, home: Path | None) -> Outcome:
     order = Batches(len(learned), settings.batch_size, settings.seed, lengths)
     spread = run.backbone.embedding_std()
     scale = RateScale(spread, spread, "the embeddings")
-    return Outcome(stage, store, order, info, modules, model.prompt, scale, settings.init)
+    return Outcome(stage, store, order, info, modules, model.prompt, scale, settings.init, model.routing)
 
 
 def _labelled(numbers: Sequence[tuple[int, Record]]) -> list[tuple[int, str]]:

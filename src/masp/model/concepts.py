@@ -1,0 +1,90 @@
+"""A concept bottleneck (Koh et al., 2020) on aspect modules: words from aspect tokens, and labels from the words.
+
+Both layers are linear, so what every word adds to a label is known without a further pass. It is fitted by
+`masp.baselines.concept_bottleneck`; here it answers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from masp.core.types import VisualTokens
+from masp.model.masp_model import ActiveParts, MaspModel
+from masp.model.scoring import score
+
+LABELS = "labels"
+
+
+@dataclass(frozen=True)
+class Concepts:
+    """What was read from a batch of images.
+
+    Attributes:
+        words: probability of every word.
+        scores: log-probabilities of the labels by the soft prompt; no columns where they are not added.
+    """
+
+    words: Float[Tensor, "batch words"]
+    scores: Float[Tensor, "batch scores"]
+
+
+@dataclass(frozen=True)
+class ConceptHead:
+    """The two layers.
+
+    Attributes:
+        words: [aspect, word] of every word, those of one aspect together.
+        prompt_aspects: aspects whose tokens stand before the image where the soft prompt's scores are added; None: none
+            are.
+        tensors: `<aspect>.weight` (words of the aspect, queries · dim) and `<aspect>.bias`; `labels.weight`
+            (labels, words and scores), `labels.bias`, and `labels.mean`, of words and scores on the training images.
+    """
+
+    words: tuple[tuple[str, str], ...]
+    prompt_aspects: tuple[str, ...] | None
+    tensors: Mapping[str, Tensor]
+
+    @torch.no_grad()
+    def read(self, model: MaspModel, visual: VisualTokens, question: str, labels: Sequence[str]) -> Concepts:
+        """The probability of every word and, where they are added, the soft prompt's scores."""
+        tokens = dict(zip(model.aspect_module().aspects, model.aspect_tokens(visual).tokens.unbind(1), strict=True))
+        names = dict.fromkeys(aspect for aspect, _ in self.words)
+        parts = [
+            (tokens[name].flatten(1) @ self.tensors[f"{name}.weight"].T + self.tensors[f"{name}.bias"]).sigmoid()
+            for name in names
+        ]
+        if self.prompt_aspects is None:
+            return Concepts(torch.cat(parts, 1), parts[0][:, :0])
+        return Concepts(torch.cat(parts, 1), score(model, visual, question, labels, ActiveParts(self.prompt_aspects)))
+
+    def log_probabilities(self, read: Concepts) -> Float[Tensor, "batch labels"]:
+        """Of the labels; normalised."""
+        inputs = torch.cat([read.words, read.scores], 1)
+        return (inputs @ self.tensors[f"{LABELS}.weight"].T + self.tensors[f"{LABELS}.bias"]).log_softmax(1)
+
+    def effects(self, read: Concepts, aspects: Sequence[str]) -> Float[Tensor, "batch aspects labels"]:
+        """What the words of each aspect add to the logit of every label, measured from the mean training image."""
+        count = len(self.words)
+        away = read.words - self.tensors[f"{LABELS}.mean"][:count]
+        added = away[:, :, None] * self.tensors[f"{LABELS}.weight"].T[:count]
+        own = [[place for place, (aspect, _) in enumerate(self.words) if aspect == name] for name in aspects]
+        return torch.stack([added[:, places].sum(1) for places in own], dim=1)
+
+    def answers(self, read: Concepts) -> list[dict[str, str]]:
+        """For every image the words of each aspect that it probably has, joined with commas."""
+        found = []
+        for row in (read.words >= 0.5).tolist():
+            there: dict[str, list[str]] = {aspect: [] for aspect, _ in self.words}
+            for (aspect, word), has in zip(self.words, row, strict=True):
+                there[aspect] += [word] * has
+            found.append({aspect: ", ".join(words) for aspect, words in there.items()})
+        return found
+
+
+def folded(layer: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a layer on raw inputs, from one on inputs that are standardised by its `mean` and `scale`."""
+    weight = layer["weight"] / layer["scale"]
+    return weight, layer["bias"] - weight @ layer["mean"]
