@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -243,6 +243,38 @@ def memory(requests: int) -> dict[str, Any]:
     return {"requests": done, "memory_mib": sizes, "growth_after_the_first_twentieth": growth, "met": growth < 0.05}
 
 
+def shown(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What is measured so far as a table for people."""
+    rows: list[list[str]] = []
+    if one := found.get("burst"):
+        rows.append(["a burst of 16 on an idle service, five times", f"{one['ok']} of {one['answers']} answered 200"])
+    if one := found.get("throughput"):
+        rows.append(["images a second, service to library, batches of 16", f"{one['ratio']:.2f} times"])
+        alone = one["seconds_alone"]
+        rows.append(["one request alone: service, library", f"{alone['service']:.3f} s, {alone['library']:.3f} s"])
+    if one := found.get("overload"):
+        answers = ", ".join(f"{count} × {status}" for status, count in sorted(one["statuses"].items()))
+        what = f"{one['clients']} clients for {one['seconds']:.0f} s: answers"
+        rows.append([what, f"{answers}; {one['refused_without_retry_after']} without Retry-After"])
+        rows.append(
+            [
+                "the same: 99th percentile of the accepted, deadline",
+                f"{one['latency']['p99']:.1f} s, {one['deadline']} s",
+            ]
+        )
+    if one := found.get("leaving"):
+        rows.append([f"{one['clients']} clients that leave: images that reached the model", f"{one['computed']:.0f}"])
+    if one := found.get("memory"):
+        what = f"{one['requests']} small requests: growth of memory after the first twentieth"
+        rows.append([what, f"{one['growth_after_the_first_twentieth']:.1%}"])
+    return {
+        "title": "The service on one machine",
+        "command": "python benchmarks/serving.py",
+        "note": "The lengths are those of the table; the averages of the machine's load stand in the file.",
+        "table": {"head": ["what", "measured"], "rows": rows},
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/serving.json"))
@@ -266,6 +298,7 @@ def main() -> None:
         found[name] = result | {"load_average": [load, os.getloadavg()[0]]}
         print(name, json.dumps(result))
         found["machine"] = {"processor": processor(), "cores": os.cpu_count()}
+        found |= shown(found)
         given.json.write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from masp import predictor
 from masp.baselines.prompted import TABLE2
 from masp.core.errors import UsageError
+from masp.data.images import open_image
 from masp.demo.measure import table2, write_table
 from masp.evaluation.predict_split import Batching
 from masp.model.masp_model import ActiveParts
@@ -41,7 +41,7 @@ def pair(tmp_path_factory):
 
 
 def labels_of(model, use, masp, records):
-    images = [predictor._open(record.path, masp.task) for record in records]
+    images = [open_image(record.path, masp.task.longest_side, masp.task.rounding) for record in records]
     visual = masp.visual_tokens(masp.backbone.preprocess(images))
     best = score(model, visual, masp.task.question, masp.labels, use).argmax(1)
     return tuple(masp.labels[index] for index in best.tolist())

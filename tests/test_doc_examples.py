@@ -63,7 +63,8 @@ def test_every_python_block_that_needs_nothing_else_is_an_example() -> None:
         for block in examples(text)[::-1]:
             text = text[: block.span[0]] + text[block.span[1] :]
         unmarked += [f"{page.name}: {part.partition('```')[0]}" for part in text.split("```python\n")[1:]]
-    assert [block for block in unmarked if "someone/" not in block] == []
+    served = "serving.md"  # its examples need a server; tests/serving/test_serving_document.py runs them
+    assert [block for block in unmarked if "someone/" not in block and not block.startswith(served)] == []
 
 
 PAGE = """Text.

@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from masp.cli import harness
 from masp.cli.console import counting, counts_table, plain_table, printable, results, say, waiting
 from masp.cli.error_handling import FAILED
 from masp.cli.options import Accept, Device, Dtype, DtypeOption, Revision, accepted
