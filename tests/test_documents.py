@@ -58,7 +58,7 @@ def test_the_adapter_format_is_current() -> None:
 def test_the_reference_of_the_commands_is_current() -> None:
     document = commands.DOCUMENT.read_text(encoding="utf-8")
     assert generated.replaced(document, "commands", commands.SCRIPT, commands.content()) == document, "run `make docs`"
-    data = ("check", "annotate", "split", "import", "make", "vecbench", "lmms-eval")
+    data = ("check", "annotate", "split", "import", "vecbench", "lmms-eval", "make")
     groups = {"data": data, "label": ("plan", "run", "status", "merge")}
     assert re.findall(r"^### `(.+)`$", document, re.MULTILINE) == [
         f"masp {group} {name}" for group, names in groups.items() for name in names

@@ -37,6 +37,7 @@ OTHER_VALUES = {
     "method.supervised": "newline_answer",
     "method.label_list": "python",
     "method.label_order": "shuffled",
+    "method.routing": "true",
     "method.shrink_rounding": "down",
     "backbone.id": "other",
     "backbone.revision": "abc",

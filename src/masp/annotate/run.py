@@ -205,7 +205,7 @@ class AnnotationResult:
 
     Attributes:
         out: the folder, a data set in EmoSet's layout.
-        images: images with an annotation file.
+        pictures: images with an annotation file.
         unreadable: images that were left out; quarantine.jsonl names them.
         aspects: aspect → its summary.
         again: whether it had been finished before, so that nothing was computed.

@@ -137,7 +137,7 @@ class System(Protocol):
 
     @property
     def backbone(self) -> Backbone:
-        """Prepares images and turns them into the visual tokens that `answer` takes."""
+        """Prepares images and turns them into the visual tokens that `predict` takes."""
         ...
 
     @property

@@ -271,7 +271,7 @@ class ConceptBottleneck:
         save_adapter(folder, info.model_copy(update=about), self.model.aspects, prompt, concepts=concepts)
 
     def load(self, folder: str | Path) -> Self:
-        """What `learn` left in a folder, ready to answer about any image without the lessons.
+        """What `fit` left in a folder, ready to answer about any image without the lessons.
 
         Args:
             folder: `out` of the lessons; of `masp baseline cues --out DIR` it is DIR/training.

@@ -52,7 +52,7 @@ def instruction_system(
 ) -> LoraFinetuned:
     """LoRA layers that learn what is annotated about an image along with its emotion.
 
-    Images without annotations teach the emotion alone; the log says how many, and `describe` counts the questions.
+    Images without annotations teach the emotion alone; the log says how many, and `config` counts the questions.
 
     Args:
         backbone: stays as it is for everybody else.

@@ -165,7 +165,7 @@ GROUP = 8  # batches whose results are written together
 
 @dataclass(frozen=True)
 class Study:
-    """One call of `learn` that holds its folder."""
+    """One call of `fit` that holds its folder."""
 
     backbone: Backbone  # what the system stands on
     lessons: TrainingData  # what it learns from

@@ -224,11 +224,11 @@ class ModelInputs:
     """A batch ready for the language model: prefixes padded left up to one common column, suffixes padded right.
 
     Attributes:
-        embeddings: input vectors in the backbone's dtype; padding is zero.
-        positions: positions for the rotary embedding; padding is 0.
-        mask: which columns are real.
+        inputs_embeds: input vectors in the backbone's dtype; padding is zero.
+        position_ids: positions for the rotary embedding; padding is 0.
+        attention_mask: which columns are real.
         prefix_end: first column of the suffix; no trainable tensor stands before it.
-        targets: the token that stands at this place, to be predicted from the place before; IGNORED elsewhere.
+        labels: the token that stands at this column, to be predicted from the column before; IGNORED elsewhere.
         aspect_columns: which columns hold aspect tokens.
         visual_columns: which columns hold visual tokens.
         prompt_columns: which columns hold the soft prompt.
@@ -236,9 +236,9 @@ class ModelInputs:
         common: number of leading columns of the prefix that are the same text in every row of a batch of several, so
             that one row can stand for all.
         deep: what the first layers of the language model add; None for most families.
-        signs: for each row what its prefix holds, without the numbers of the image: texts, places, positions.
+        prefix_hashes: for each row a hash of what its prefix holds, without the numbers of the image: texts, places, positions.
         images: the image of each row, as far as the row's columns depend on it.
-        kept: the prefix as it was computed before; `embeddings` are then zero up to `prefix_end`.
+        cached_prefix: the prefix as it was computed before; `inputs_embeds` are then zero up to `prefix_end`.
     """
 
     inputs_embeds: Float[Tensor, "batch sequence dim"]
@@ -289,7 +289,7 @@ class CachedPrefix:
         states: keys (0) and values (1) of every layer.
         mask: which columns are real.
         images: the images in it, as far as the rest of a row depends on them.
-        signs: what each row holds beside its image; a row is only continued by one that begins in the same way.
+        prefix_hashes: what each row holds beside its image; a row is only continued by one that begins in the same way.
         aspects: the aspects whose tokens stand in it, in order.
     """
 

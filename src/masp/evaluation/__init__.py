@@ -1,1 +1,1 @@
-"""Measuring any system: figures, results, comparisons; the rows of Table 2; truth that only a made world knows."""
+"""Measuring any system: predictions of a split, metrics, results, comparisons, and explanations against the truth."""

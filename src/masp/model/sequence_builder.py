@@ -79,7 +79,7 @@ class SequenceLayout:
         positions: positions along each axis.
         targets: supervised token at this column, or IGNORED.
         prefix: number of columns before the first trainable one.
-        sign: hash of what stands in the prefix, beside the numbers of the image.
+        prefix_hash: hash of what stands in the prefix, beside the numbers of the image.
         image: the image that the row was planned for.
     """
 

@@ -382,7 +382,7 @@ def loop_settings(settings: TrainConfig, order: Order, identity: str, scale: flo
         settings: of the run.
         order: of its examples.
         identity: hash of all that decides its result; rate and steps join it here.
-        scale: what `learning_rate_scale` is multiplied with (see `Scale`).
+        scale: what `learning_rate_scale` is multiplied with (see `RateScale`).
     """
     budget = budget_of(settings, order.per_epoch, scale)
     return LoopSettings(

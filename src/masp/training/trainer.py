@@ -79,7 +79,7 @@ def budget_of(settings: TrainConfig, per_epoch: int, scale: float) -> TrainingLe
     Args:
         settings: a rate and a number of epochs that are given hold as they are.
         per_epoch: steps in a pass over the examples, at least 1.
-        scale: what `learning_rate_scale` is multiplied with where no rate is given (see `Scale`).
+        scale: what `learning_rate_scale` is multiplied with where no rate is given (see `RateScale`).
     """
     rate = settings.learning_rate_scale * scale if settings.learning_rate is None else settings.learning_rate
     epochs, spaced = settings.epochs, 1
