@@ -118,10 +118,15 @@ def test_version_is_the_package_s() -> None:
 
 def test_changelog_has_a_place_for_what_is_new() -> None:
     first = re.search(
-        r"^## \[(\d+\.\d+\.\d+)\] - unreleased\n\n### \w+\n\n- \S", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+        r"^## \[(\d+\.\d+\.\d+)\] - (unreleased|\d{4}-\d\d-\d\d)\n\n### \w+\n\n- \S",
+        (ROOT / "CHANGELOG.md").read_text(),
+        re.MULTILINE,
     )
     assert first
-    assert Version(first[1]) > Version(masp.__version__)
+    if first[2] == "unreleased":
+        assert Version(first[1]) > Version(masp.__version__)
+    else:  # released, and nothing since
+        assert Version(first[1]) == Version(masp.__version__)
 
 
 @pytest.fixture(scope="module")
