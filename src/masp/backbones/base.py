@@ -42,7 +42,7 @@ class Backbone(Protocol):
         stop_tokens: ids at which a generated answer is over, `end_of_turn` the first of them.
         image_transform: what happens to an image on its way to the vision tower, for the record.
         embedding_scale: what rows of the embedding matrix are multiplied with before they enter; 1 for most families.
-        question_conditioned: whether visual tokens depend on the question, so that `condition_on` must be called for each.
+        question_conditioned: whether visual tokens depend on the question: `condition_on` is then called for each.
         accepted: names of `hashes` that adapters and runs may have been made with others of.
         plans: row plans of all models over this backbone, within one bound.
     """

@@ -236,7 +236,7 @@ class ModelInputs:
         common: number of leading columns of the prefix that are the same text in every row of a batch of several, so
             that one row can stand for all.
         deep: what the first layers of the language model add; None for most families.
-        prefix_hashes: for each row a hash of what its prefix holds, without the numbers of the image: texts, places, positions.
+        prefix_hashes: for each row what its prefix holds beside the numbers of the image: texts, columns, positions.
         images: the image of each row, as far as the row's columns depend on it.
         cached_prefix: the prefix as it was computed before; `inputs_embeds` are then zero up to `prefix_end`.
     """
