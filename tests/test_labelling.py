@@ -255,7 +255,7 @@ def test_the_commands_plan_try_and_tell(tmp_path, adapter, capsys):
     assert json.loads(masp("status", folder, "--json")[0])["counts"]["ok"] == 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_memory_of_a_manifest_does_not_grow(tmp_path):
     """1e5 and 1e6 images in a list; peak memory of a process that plans them. It loads no model library."""
     code = (
@@ -319,7 +319,7 @@ def kill_one(process: subprocess.Popen, kind: str) -> bool:
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_kills_at_any_moment_lose_nothing_and_label_nothing_twice(tmp_path, adapter):
     """Seeded kills of driver, actor and raylet; the rows are those of a run that nobody disturbed."""
     kills = int(os.environ.get("MASP_KILLS", "3"))
@@ -342,7 +342,7 @@ def test_kills_at_any_moment_lose_nothing_and_label_nothing_twice(tmp_path, adap
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_restart_near_the_end_opens_what_is_missing(tmp_path, adapter):
     images = write_images(tmp_path / "images", 200)
     write_manifest([str(images)], tmp_path / "out", 2, 200)

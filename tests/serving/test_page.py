@@ -128,7 +128,7 @@ def test_images_are_chosen_answered_and_explained_by_keyboard(browser, url, masp
     visit.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_goes_wrong_is_said_where_it_happened(browser, url):
     visit = Visit(browser, url)
     page = visit.page
@@ -161,7 +161,7 @@ def test_what_goes_wrong_is_said_where_it_happened(browser, url):
     visit.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("how", [{"color_scheme": "dark"}, PHONE, PHONE | {"color_scheme": "dark"}])
 def test_dark_and_on_a_phone(browser, url, how):
     visit = Visit(browser, url, **how)
@@ -177,7 +177,7 @@ def test_dark_and_on_a_phone(browser, url, how):
     visit.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_pasted_image_and_a_dropped_one(browser, url):
     visit = Visit(browser, url)
     page = visit.page
@@ -197,7 +197,7 @@ def test_a_pasted_image_and_a_dropped_one(browser, url):
     visit.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_token_is_asked_for_and_not_kept(browser, masp):
     with running(small_app(masp, tokens=("correct-horse",))) as url:
         visit = Visit(browser, url)
@@ -214,7 +214,7 @@ def test_a_token_is_asked_for_and_not_kept(browser, masp):
         visit.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_rules_of_accessibility_are_looked_at(browser, url):
     """The check finds what is made wrong on purpose."""
     visit = Visit(browser, url)

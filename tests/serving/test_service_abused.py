@@ -81,7 +81,7 @@ def originals() -> list[bytes]:
     return [*made, encoded(image, "JPEG", progressive=True), encoded(image.convert("P"), "PNG", transparency=0)]
 
 
-@pytest.mark.parametrize("count", [96, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [96, pytest.param(10_000, marks=pytest.mark.long)])
 def test_mutated_images_fail_alone_ms_swift_5352_7045(client, count):
     """One broken image never ends anything; a whole one between them is answered."""
     chance, sources, good = random.Random(11), originals(), png()
@@ -94,7 +94,7 @@ def test_mutated_images_fail_alone_ms_swift_5352_7045(client, count):
     assert count // 10 < broken < count  # some were damaged beyond reading, and some were not
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=pytest.mark.long)])
 def test_mutated_bodies_are_refused_or_answered(client, count):
     chance = random.Random(12)
     image = base64.b64encode(png()).decode()
@@ -224,7 +224,7 @@ def test_special_tokens_in_labels_are_refused_or_are_text(client, masp, label):
 
 
 @pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")  # schemathesis does
-@pytest.mark.parametrize("examples", [2, pytest.param(5_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [2, pytest.param(5_000, marks=pytest.mark.long)])
 def test_made_up_requests_get_answers_that_the_document_names(masp, examples):
     """Schemathesis, over every route; two of them take bodies of any kind, so 10,000 requests in the slow tier."""
     from schemathesis.checks import not_a_server_error
@@ -260,7 +260,7 @@ def test_made_up_requests_get_answers_that_the_document_names(masp, examples):
     assert asked >= 2 * examples
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_memory_does_not_grow_with_every_call_deepface_141_622_760(masp):
     """100,000 requests, as many as in a day; flat after the first 5,000."""
     status = Path("/proc/self/statm")

@@ -33,7 +33,7 @@ def test_rays_queues_are_longer_than_any_burst_that_has_room(queue):
     assert (told["num_replicas"], told["ray_actor_options"]["num_gpus"]) == (2, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_answers_on_ray_as_it_does_alone(tmp_path):
     """A burst of 16, every task, a token, a bad request, and its end."""
     adapter = small_service.write_tasks(tmp_path)

@@ -23,7 +23,7 @@ from small_service import TASKS, forms, png, until
 
 httpx = pytest.importorskip("httpx", reason="the extra serve is not installed")
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 MINE = ("--backbone", tiny.checkpoint(), "--adapter")
 SERVE = "from masp.cli import main; main()"
 
