@@ -165,7 +165,7 @@ class Training:
         if not cached.exists():
             torch.save(read_tokens(reader, pixels), cached)
         packer = Packer(build(corpus(), VOCABULARY), VOCABULARY)
-        self.lessons = Lessons(torch.load(cached, mmap=True), cues, packer, seed)
+        self.lessons = Lessons(torch.load(cached, mmap=True, weights_only=True), cues, packer, seed)
         language = self.model.model.language_model
         inner = [p for p in language.layers.parameters() if p.ndim == 2]
         rest = [p for p in language.parameters() if all(p is not q for q in inner)]
@@ -175,7 +175,7 @@ class Training:
             self._resume()
 
     def _resume(self) -> None:
-        state = torch.load(self.out / "state.pt", weights_only=False)
+        state = torch.load(self.out / "state.pt", weights_only=True)
         self.model.load_state_dict(state["model"])
         for one, saved in zip(self.optimizers, state["optimizers"], strict=True):
             one.load_state_dict(saved)

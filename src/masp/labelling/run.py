@@ -1,6 +1,5 @@
 """Runs over a manifest on Ray Data: what is missing is labelled; status; one data set out of the parts."""
 
-import fcntl
 import json
 import logging
 import os
@@ -16,6 +15,7 @@ import pyarrow as pa
 from pyarrow import fs, parquet
 
 from masp.adapters import library_versions
+from masp.core.atomic_io import lock
 from masp.core.errors import DataError, UsageError
 from masp.labelling.labeller import COUNTS, LABELS, Job, Labeller, part_place
 from masp.labelling.manifest import Manifest, Place, check_shard, read_chunk, read_manifest, shard_name
@@ -152,10 +152,8 @@ def _alone(folder: str) -> Iterator[None]:
         yield
         return
     with Path(place.path).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"another run labels {folder} now", "one at a time", "Wait for it.") from None
+        if not lock(file.fileno()):
+            raise UsageError(f"another run labels {folder} now", "one at a time", "Wait for it.")
         yield
 
 
