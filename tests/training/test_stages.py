@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import threading
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -248,6 +249,15 @@ def test_an_untrained_subset_of_aspects_is_not_in_the_adapter(dataset, tmp_path)
     config = small.config("aspects.aspects=[scene, brightness]", *PROMPT)
     train_aspects(config, dataset, tiny.backbone(), tmp_path / "two")
     assert read_info(tmp_path / "two").aspects == ("scene", "brightness")
+
+
+def test_each_aspect_learns_from_so_many_images_at_most(tmp_path, dataset):
+    few = stage1_aspects._annotated(dataset.split("train"), ASPECTS, 3)
+    assert Counter(name for record in few for name in record.annotations) == dict.fromkeys(ASPECTS, 3)
+    whole = {record.path: record.annotations for record in dataset.split("train")}
+    assert all(record.annotations.items() <= whole[record.path].items() for record in few)
+    train_aspects(small.config(*PROMPT, "aspects.max_per_aspect=1"), dataset, tiny.backbone(), tmp_path / "one")
+    assert read_info(tmp_path / "one" / "adapter").data["aspects"].images["train"] <= len(ASPECTS)
 
 
 def test_the_prompt_holds_a_copy_of_its_aspects_or_names_them(tmp_path, aspects, dataset):

@@ -279,6 +279,11 @@ class AspectTraining(TrainConfig):
     )
     batch_size: Positive = Field(default=64, description=TrainConfig.model_fields["batch_size"].description)
     min_steps: Count = Field(default=600, description=TrainConfig.model_fields["min_steps"].description)
+    max_per_aspect: Positive | None = Field(
+        default=None,
+        description="At most so many training images of each aspect, spread over the data set; null: all. Of use where "
+        "one aspect is annotated far more often than another.",
+    )
     query_std: Number = Field(
         default=1.0, gt=0, description="Standard deviation of the aspect queries at the start, the authors' by default."
     )

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -30,6 +31,7 @@ from masp.training.signals import StopRequest
 from masp.training.trainer import RateScale, StepBatch, groups_of
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -208,8 +210,8 @@ def _prepare(run: Run) -> Outcome:
     generator = torch.Generator().manual_seed(settings.seed)
     modules = AspectModules(width, names, method.queries, method.attention, generator, settings.query_std)
     questions = load_questions(run.config.questions)
-    train = [record for record in run.dataset.split("train") if any(name in record.annotations for name in names)]
-    held = [record for record in run.dataset.splits.get("val", ()) if any(name in record.annotations for name in names)]
+    train = _annotated(run.dataset.split("train"), names, settings.max_per_aspect)
+    held = _annotated(run.dataset.splits.get("val", ()), names)
     _check_annotated(train, names, run.dataset)
     store, numbers = run.store({"train": train, "val": spread(held, VALIDATED)})
     examples = [
@@ -239,7 +241,17 @@ def _prepare(run: Run) -> Outcome:
     )
 
 
-def spread(records: Sequence[Record], most: int) -> list[Record]:
+def _annotated(records: Sequence[Record], names: Sequence[str], most: int | None = None) -> list[Record]:
+    """The records that are annotated with one of these aspects; at most so many keep the answer of each."""
+    answers: list[dict[str, str]] = [{} for _ in records]
+    for name in names:
+        own = [index for index, record in enumerate(records) if name in record.annotations]
+        for index in own if most is None else spread(own, most):
+            answers[index][name] = records[index].annotations[name]
+    return [replace(record, annotations=own) for record, own in zip(records, answers, strict=True) if own]
+
+
+def spread(records: Sequence[T], most: int) -> list[T]:
     """At most so many of the records, in their order, taken from everywhere among them; always the same ones.
 
     Data sets list one label behind the other, so that the first ones would all be of one label.
