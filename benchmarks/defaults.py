@@ -1,8 +1,8 @@
 """Whether the defaults of training are good ones: soft prompts of a small sweep around them, on few and on more images.
 
-V+S on the embedded backbone in float32, on 182 and on 1,386 emoji scenes (what 260 and 1,980 drawn scenes leave for
-training; 13 and 99 are for validation), several training seeds. Every row of the sweep differs from the defaults in
-the settings that it names.
+V+S, and V+A+S with the aspects that ship, on the embedded backbone in float32, on 182 and on 1,386 emoji scenes (what
+260 and 1,980 drawn scenes leave for training; 13 and 99 are for validation), several training seeds. Every row
+of the sweep differs from the defaults in the settings that it names.
 
 Defaults are chosen with `--select`: other images (data seed 11), another training seed, measured on images of the
 split val. The result is of images that take no part in that (data seed 0, split test). Two measures: accuracy, and
@@ -27,7 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from masp.adapters import library_versions, load_adapter
+from masp.adapters import Adapter, library_versions, load_adapter
+from masp.adapters.shipped import shipped_adapter
 from masp.backbones.loading import load_backbone
 from masp.core.atomic_io import write_file
 from masp.core.config import load_config
@@ -41,7 +42,6 @@ from masp.data.readers.open_dataset import open_dataset
 from masp.data.records import Dataset, read_json
 from masp.model.masp_model import ActiveParts, MaspModel
 from masp.model.scoring import score
-from masp.model.soft_prompt import SoftPrompt
 from masp.training import VisualMemory, train_prompt
 
 HOME = Path(__file__).parent
@@ -63,6 +63,10 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "rate 1e-4, batch 8, 3 epochs": ("learning_rate=1e-4", "batch_size=8", "epochs=3"),
 }
 """What a row of the sweep changes in the settings of stage 2."""
+
+ASPECTS_TOO = "V+A+S, "
+ROWS = ROWS | {f"{ASPECTS_TOO}{row}": ROWS[row] for row in (DEFAULTS, "rate / 3", "rate × 3", "steps × 2")}
+"""The same with aspect tokens before the image."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,8 @@ class Bench:
 
     def cell(self, size: int, row: str, seed: int) -> dict[str, Any]:
         """One trained and measured soft prompt; read where it is there already."""
-        changes = ["data.path=scenes", "prompt.aspects=[]", f"prompt.seed={seed}"]
+        aspects = shipped_adapter() if row.startswith(ASPECTS_TOO) else None
+        changes = ["data.path=scenes", f"prompt.seed={seed}", *(["prompt.aspects=[]"] if aspects is None else [])]
         changes += [f"prompt.store_dir={self.work / 'store'}"]  # prefixes are the same for all of them
         changes += [f"prompt.{change}" for change in ROWS[row]]
         config = load_config(None, changes)
@@ -135,24 +140,24 @@ class Bench:
         run = self.work / "runs" / name
         shutil.rmtree(run, ignore_errors=True)
         started, worked = time.perf_counter(), time.process_time()
-        result = train_prompt(config, self.data[size], self.backbone, None, run, memory=self.memory)
+        result = train_prompt(config, self.data[size], self.backbone, aspects, run, memory=self.memory)
         spent = {"seconds": time.perf_counter() - started, "processor_seconds": time.process_time() - worked}
-        prompt = load_adapter(result.adapter, self.backbone).prompt
-        assert prompt is not None
+        trained = load_adapter(result.adapter, self.backbone)
         steps = {"steps": result.steps, "step_seconds": result.seconds / result.steps}
-        found = {"images": size, "row": row, "seed": seed, **self._figures(prompt), **steps, **spent, "settings": told}
+        found = {"images": size, "row": row, "seed": seed, **self._figures(trained), **steps, **spent, "settings": told}
         write_file(file, json.dumps(found).encode())
         print(f"{size:5}  {row:30} seed {seed}: {100 * found['accuracy']:.1f} %", flush=True)
         return found
 
     @torch.no_grad()
-    def _figures(self, prompt: SoftPrompt) -> dict[str, float]:
-        model = MaspModel(self.backbone, load_config().method.resolved(), None, prompt, self.questions)
+    def _figures(self, trained: Adapter) -> dict[str, float]:
+        model = MaspModel(self.backbone, trained.info.method, trained.aspects, trained.prompt, self.questions)
+        use = ActiveParts(() if trained.aspects is None else trained.aspects.aspects)
         question = self.questions.ask_emotion(render_labels(self.labels, "comma"))
         named: list[int] = []
         for start in range(0, MEASURED, TOGETHER):
             seen = self.visual.select(list(range(start, min(start + TOGETHER, MEASURED))))
-            named += score(model, seen, question, self.labels, ActiveParts(())).argmax(1).tolist()
+            named += score(model, seen, question, self.labels, use).argmax(1).tolist()
         right = sum(self.labels[one] == record.label for one, record in zip(named, self.measured, strict=True))
         return {"accuracy": right / MEASURED, "expected": float(self.chances[range(MEASURED), named].mean())}
 
@@ -176,17 +181,19 @@ def result(cells: Sequence[Mapping[str, Any]], pictures: Pictures, asked: str) -
         changed = ", ".join(ROWS[row]) or "–"
         rows.append([row, changed, *(_cell(means[row][str(size)]) for size in SIZES)])
     behind = {
-        str(size): {
-            key: max(one[str(size)][key] for one in means.values()) - means[DEFAULTS][str(size)][key]
-            for key in ("accuracy", "expected")
-        }
-        for size in SIZES
+        system: _behind({row: one for row, one in means.items() if row.startswith(ASPECTS_TOO) == bool(first)}, first)
+        for system, first in (("V+S", ""), ("V+A+S", ASPECTS_TOO))
+        if f"{first}{DEFAULTS}" in means
     }
-    worst = "; ".join(f"{size} images: {100 * value['accuracy']:.1f} points" for size, value in behind.items())
+    worst = "; ".join(
+        f"{system}, {size} images: {100 * value['accuracy']:.1f} points"
+        for system, sizes in behind.items()
+        for size, value in sizes.items()
+    )
     head = ["sweep", "settings of stage 2", *(f"{size:,} images" for size in SIZES)]
     return {
         "command": f"python benchmarks/defaults.py WORK {asked}",
-        "title": "Training with the defaults, V+S on the embedded backbone",
+        "title": "Training with the defaults, V+S and V+A+S on the embedded backbone",
         "note": f"Accuracy on {MEASURED} images, mean over the training seeds {', '.join(map(str, seeds))}; in "
         f"brackets the mean true probability of the named label. The defaults are behind the best row by: {worst}.",
         "table": {"head": head, "rows": rows},
@@ -197,6 +204,18 @@ def result(cells: Sequence[Mapping[str, Any]], pictures: Pictures, asked: str) -
         "machine": {"processor": processor(), "threads": torch.get_num_threads(), "dtype": "float32"},
         "versions": library_versions(),
         "cells": [{key: value for key, value in one.items() if key != "settings"} for one in cells],
+    }
+
+
+def _behind(means: Mapping[str, Mapping[str, Any]], first: str) -> dict[str, dict[str, float]]:
+    """How far the defaults are behind the best row of their system, for each size."""
+    own = means[f"{first}{DEFAULTS}"]
+    return {
+        str(size): {
+            key: max(one[str(size)][key] for one in means.values()) - own[str(size)][key]
+            for key in ("accuracy", "expected")
+        }
+        for size in SIZES
     }
 
 
