@@ -30,7 +30,7 @@ class Turn:
     Attributes:
         image: what the rendered template holds in the place of an image; the image takes its place.
         visual: the token of which the processor writes one per visual token.
-        image: the image of an image; for a layout without visual tokens the plainest one, with a run of 0.
+        picture: what stands for an image; for a layout without visual tokens the plainest, with a run of 0.
         frame: marks that belong to the image's part where they stand next to its visual tokens.
         render: the turn as the template writes it, around `QUESTION_HERE`; with True, also the answer around
             `ANSWER_HERE` and what closes it, otherwise up to the generation prompt.
@@ -43,6 +43,31 @@ class Turn:
     frame: tuple[str, ...]
     render: Callable[[bool], str]
     image_first: bool = False
+
+
+def template_turn(
+    tokenizer: Any,
+    visual: str,
+    picture: Callable[[ImageLayout], Picture] | None = None,
+    frame: tuple[str, ...] = (),
+    image: str | None = None,
+) -> Turn:
+    """The turn of the tokenizer's own chat template; see `Turn`.
+
+    Args:
+        tokenizer: with the template.
+        visual: the token of which the processor writes one per visual token.
+        picture: what stands for an image; None: its visual tokens alone.
+        frame: marks that stand around them.
+        image: what the template writes for an image, where that is not `visual`.
+    """
+    render = functools.cache(functools.partial(rendered, tokenizer))
+    return Turn(image or visual, visual, picture or visual_tokens_alone, frame, render)
+
+
+def visual_tokens_alone(image: ImageLayout) -> Picture:
+    """An image whose visual tokens have no marks around them."""
+    return (image.count,)
 
 
 def rendered(tokenizer: Any, answered: bool, system: str | None = None) -> str:

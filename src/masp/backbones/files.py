@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from masp.core.atomic_io import fingerprint
 from masp.core.errors import BackboneError, UsageError, did_you_mean
 
 EMBEDDED, PHOTO = "embedded", "photo"
@@ -84,7 +85,7 @@ class BackboneFiles:
         """
         parts = {"processor": _processor(self.folder), "template": _template(self.folder)}
         parts["tokenizer"] = [_tokenizer(folder) for folder in (self.folder, self.folder / "qformer_tokenizer")]
-        return {name: hashlib.sha256(json.dumps(parts[name], sort_keys=True).encode()).hexdigest() for name in READING}
+        return {name: fingerprint(parts[name]) for name in READING}
 
 
 def _processor(folder: Path) -> Any:

@@ -97,6 +97,14 @@ class FamilyParts:
     stored: bool = True
 
 
+def usual_parts(model: Any, tokenizer: Any, turn: Turn, vision: Vision, **others: Any) -> FamilyParts:
+    """The parts of a model whose text model and head lie where transformers usually puts them, and `others` by name."""
+    language = others.pop("language", None) or model.model.language_model
+    return FamilyParts(
+        model=model, language=language, head=model.lm_head, tokenizer=tokenizer, turn=turn, vision=vision, **others
+    )
+
+
 class HFBackbone:
     """A frozen backbone of any family; see `masp.backbones.base.Backbone` for the interface."""
 

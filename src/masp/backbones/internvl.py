@@ -1,6 +1,5 @@
 """The family InternVL (the checkpoints whose names end in -hf): tiles of an image and a thumbnail of the whole."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,11 +13,11 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
     get_optimal_tiled_canvas,
 )
 
-from masp.backbones.chat import Picture, Turn, rendered
+from masp.backbones.chat import Picture, template_turn
 from masp.backbones.checkpoint import image_processor, load_image_processor, load_model, load_tokenizer
 from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles
-from masp.backbones.hf_backbone import FamilyParts, HFBackbone
+from masp.backbones.hf_backbone import HFBackbone, usual_parts
 from masp.backbones.packing import packed, tile_boxes
 from masp.core.types import ImageLayout, Pixels, VisualTokens
 
@@ -30,19 +29,9 @@ def load(files: BackboneFiles, place: Placement) -> HFBackbone:
     model = load_model(files, InternVLForConditionalGeneration, place)
     tokenizer = load_tokenizer(files)
     visual = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
-    turn = Turn(
-        image=visual,
-        visual=visual,
-        picture=_picture,
-        frame=(OPENS, CLOSES),
-        render=functools.cache(functools.partial(rendered, tokenizer)),
-    )
+    turn = template_turn(tokenizer, visual, _picture, (OPENS, CLOSES))
     vision = InternVision(model.model, load_image_processor(files, GotOcr2ImageProcessorPil))
-    language = model.model.language_model
-    parts = FamilyParts(
-        model=model, language=language, head=model.lm_head, tokenizer=tokenizer, turn=turn, vision=vision
-    )
-    return HFBackbone(files, parts)
+    return HFBackbone(files, usual_parts(model, tokenizer, turn, vision))
 
 
 def _picture(image: ImageLayout) -> Picture:

@@ -1,14 +1,22 @@
-"""Visual tokens of a batch out of the features of its images: padding, masks, places on the image."""
+"""Pixels of square images, and visual tokens of a batch out of the features of its images: padding, masks, boxes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
+from PIL.Image import Image
 from torch import Tensor
 
-from masp.core.types import VisualTokens
+from masp.core.types import Pixels, VisualTokens
 
 Shape = tuple[int, ...]
+
+
+def square_pixels(processor: Any, images: Sequence[Image], **options: Any) -> Pixels:
+    """One square of pixels per image, and the height and width that it had; `options` are the processor's."""
+    values = processor(images=list(images), return_tensors="pt", **options)["pixel_values"]
+    return Pixels(values=values, grid=torch.tensor([[image.height, image.width] for image in images]))
 
 
 def packed(

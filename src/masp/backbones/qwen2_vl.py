@@ -22,7 +22,7 @@ from masp.backbones.chat import Picture, Turn, rendered
 from masp.backbones.checkpoint import image_processor, load_image_processor, load_model, load_tokenizer, tensors_below
 from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles
-from masp.backbones.hf_backbone import FamilyParts, HFBackbone
+from masp.backbones.hf_backbone import HFBackbone, usual_parts
 from masp.backbones.packing import cell_boxes, left
 from masp.backbones.qwen2_vl_vision import BatchedVisionAttention, MatrixPatchEmbed
 from masp.core.errors import BackboneError
@@ -42,16 +42,7 @@ def load(files: BackboneFiles, place: Placement) -> HFBackbone:
     model = load_model(files, MODELS[files.model_type], place)
     tokenizer = load_tokenizer(files)
     vision = QwenVision(model.model.visual, load_image_processor(files, Qwen2VLImageProcessorPil))
-    parts = FamilyParts(
-        model=model,
-        language=model.model.language_model,
-        head=model.lm_head,
-        tokenizer=tokenizer,
-        turn=turn(tokenizer, SYSTEM_TURN),
-        vision=vision,
-        native=grid_positions,
-    )
-    return HFBackbone(files, parts)
+    return HFBackbone(files, usual_parts(model, tokenizer, turn(tokenizer, SYSTEM_TURN), vision, native=grid_positions))
 
 
 def load_vision(files: BackboneFiles, dtype: torch.dtype, device: torch.device) -> "QwenVision":

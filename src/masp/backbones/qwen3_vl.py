@@ -12,7 +12,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from masp.backbones.checkpoint import load_image_processor, load_model, load_tokenizer
 from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles
-from masp.backbones.hf_backbone import FamilyParts, HFBackbone
+from masp.backbones.hf_backbone import HFBackbone, usual_parts
 from masp.backbones.qwen2_vl import bounded, grid_positions, on_grids, patches, transform, turn, visual_count
 from masp.core.types import Pixels, VisualTokens
 
@@ -24,16 +24,7 @@ def load(files: BackboneFiles, place: Placement) -> HFBackbone:
     model = load_model(files, Qwen3VLForConditionalGeneration, place)
     tokenizer = load_tokenizer(files)
     vision = DeepVision(model.model.visual, load_image_processor(files, Qwen2VLImageProcessorPil))
-    parts = FamilyParts(
-        model=model,
-        language=model.model.language_model,
-        head=model.lm_head,
-        tokenizer=tokenizer,
-        turn=turn(tokenizer, None),
-        vision=vision,
-        native=grid_positions,
-    )
-    return HFBackbone(files, parts)
+    return HFBackbone(files, usual_parts(model, tokenizer, turn(tokenizer, None), vision, native=grid_positions))
 
 
 class DeepVision:

@@ -12,6 +12,7 @@ from masp.core.labels import spelled
 from masp.data.records import Dataset
 from masp.evaluation import metrics
 from masp.evaluation.metrics import (
+    BINS,
     TEMPERATURES,
     BootstrapSamples,
     Figures,
@@ -21,6 +22,7 @@ from masp.evaluation.metrics import (
     SeedStats,
     bin_of,
     bootstrap,
+    calibration_error,
     compare,
     fit_temperature,
     means_of,
@@ -41,7 +43,6 @@ from masp.evaluation.result import (
     SkippedImage,
 )
 
-BINS = 15
 POINTS = 100
 """Places of the risk–coverage curve that are kept at most."""
 
@@ -109,9 +110,7 @@ def calibration_floor(logs: Logs, draws: int = SIMULATED, seed: int = 0) -> Cali
         seed: of the draws.
     """
     sure, dice = np.exp(logs).max(axis=1), np.random.default_rng(seed)
-    place = bin_of(sure, BINS)
-    gaps = [np.bincount(place, sure - (dice.random(len(sure)) < sure), BINS) for _ in range(draws)]
-    errors = np.abs(gaps).sum(axis=1) / len(sure)
+    errors = np.array([calibration_error(sure, dice.random(len(sure)) < sure) for _ in range(draws)])
     return CalibrationFloor(float(errors.mean()), float(errors.std(ddof=1)))
 
 

@@ -16,6 +16,9 @@ from jaxtyping import Float, Int
 
 from masp.core.labels import normalise_answer
 
+BINS = 15
+"""Bins of equal width of the calibration error."""
+
 TEMPERATURES = (0.05, 20.0)
 """Lowest and highest temperature that is searched."""
 
@@ -124,7 +127,9 @@ def macro_f1(truth: Sequence[str], predicted: Sequence[str | None], labels: Sequ
     return float(f1_score(true, said, labels=seen, average="macro", zero_division=_NOTHING)) if seen else 0.0
 
 
-def calibration_error(confidences: Sequence[float], correct: Sequence[bool], bins: int = 15) -> float:
+def calibration_error(
+    confidences: Sequence[float] | np.ndarray, correct: Sequence[bool] | np.ndarray, bins: int = BINS
+) -> float:
     """Expected calibration error: mean gap between confidence and accuracy over equal bins, weighted by their size.
 
     Our own, since torchmetrics takes seconds to import and puts a confidence of 1 into a bin of its own; the tests
@@ -348,20 +353,14 @@ class SetScore:
     f1: float
 
 
-def set_score(truth: Sequence[str], answers: Sequence[str]) -> SetScore:
-    """Precision, recall and F1 of answers as sets, with hits and things counted over all images (micro)."""
-    hits = said = wanted = 0
-    for true, answer in zip(truth, answers, strict=True):
-        real, named = _things(true), _things(answer)
-        hits, said, wanted = hits + sum((real & named).values()), said + named.total(), wanted + real.total()
-    f1 = 2 * hits / (said + wanted) if said + wanted else 0.0
-    return SetScore(hits / said if said else 0.0, hits / wanted if wanted else 0.0, f1)
-
-
-def _things(answer: str) -> Counter[str]:
-    """The things that an answer lists, each counted once."""
-    parts = (normalise_answer(part) for part in answer.split(","))
-    return Counter({part for part in parts if part})
+def set_score(labels: Sequence[str], answers: Sequence[str]) -> SetScore:
+    """Precision, recall and F1 of answers as sets, counted over all images (micro); repetition does not count."""
+    hits = predicted = expected = 0
+    for label, answer in zip(labels, answers, strict=True):
+        true, named = ({normalise_answer(item) for item in text.split(",")} - {""} for text in (label, answer))
+        hits, predicted, expected = hits + len(true & named), predicted + len(named), expected + len(true)
+    f1 = 2 * hits / (predicted + expected) if predicted + expected else 0.0
+    return SetScore(hits / predicted if predicted else 0.0, hits / expected if expected else 0.0, f1)
 
 
 def fit_temperature(logs: Float[np.ndarray, "images labels"], targets: Int[np.ndarray, " images"]) -> float:

@@ -20,6 +20,7 @@ from masp.core.labels import normalise_answer
 from masp.core.prompts import Questions, load_questions
 from masp.data.records import Dataset, Record
 from masp.data.splits import EpochOrder
+from masp.evaluation.metrics import set_score
 from masp.model.aspect_attention import AspectModules
 from masp.model.masp_model import MaspModel
 from masp.model.scoring import describe_aspects
@@ -126,8 +127,8 @@ class AspectStage:
     def losses(self, share: StepBatch) -> Float[Tensor, " batch"]:
         """Cross-entropy of each pair's answer; only the module of its aspect gets a gradient from it."""
         chosen = [self.examples[number] for number in share.examples]
-        turns = zip(share.examples, chosen, strict=True)
-        asked = [_in_turn(self.texts[example.aspect], number + share.epoch) for number, example in turns]
+        texts = [self.texts[example.aspect] for example in chosen]
+        asked = [own[(index + share.epoch) % len(own)] for index, own in zip(share.examples, texts, strict=True)]
         index, row = self.aspect_of[list(share.examples)], self._rows(share)
         images, answers = [row[example.image] for example in chosen], [example.answer for example in chosen]
         return self.model.aspect_loss(share.loaded, index, asked, answers, images)
@@ -163,20 +164,9 @@ def measured(pairs: Sequence[tuple[str, str, str]]) -> dict[str, float]:
         own = [(said, wanted) for aspect, said, wanted in pairs if aspect == name]
         metrics[f"accuracy/{name}"] = sum(normalise_answer(a) == normalise_answer(b) for a, b in own) / len(own)
         if name == "object":
-            metrics["f1/object"] = list_f1(own)
+            metrics["f1/object"] = set_score([label for _, label in own], [text for text, _ in own]).f1
         parts.append(metrics["f1/object" if name == "object" else f"accuracy/{name}"])
     return {**metrics, "score": sum(parts) / len(parts)} if parts else {}
-
-
-def list_f1(pairs: Sequence[tuple[str, str]]) -> float:
-    """F1 of comma-separated lists, counted over all items of all pairs; order does not matter, repetition does."""
-    hits = said = wanted = 0
-    for answer, truth in pairs:
-        left, right = _items(answer), _items(truth)
-        hits += (left & right).total()
-        said += left.total()
-        wanted += right.total()
-    return 2 * hits / (said + wanted) if said + wanted else 1.0
 
 
 def train_aspects(
@@ -263,11 +253,3 @@ def _check_annotated(records: Sequence[Record], names: Sequence[str], dataset: D
             "Use an annotated data set, or name the aspects it has: aspects.aspects=[scene, object].",
         )
     log.info("annotated images: %s", ", ".join(f"{name} {counts[name]:,}" for name in names))
-
-
-def _in_turn(texts: Sequence[str], turn: int) -> str:
-    return texts[turn % len(texts)]
-
-
-def _items(text: str) -> Counter[str]:
-    return Counter(item for item in map(normalise_answer, text.split(",")) if item)
