@@ -22,12 +22,12 @@ _NOTHING = re.compile(
     r"|(there (is|are|'s)|there isn't|there aren't|i (can )?see) (no|not|any|none|nobody|nothing)\b.*"
     r"|(there isn't|there aren't)\b.*"
     r"|no (one|body|person|people|persons|human|humans|man|woman|face|faces|facial expression|expression|action"
-    r"|human action|object|objects|scene|image|image|answer)\b.*"
+    r"|human action|object|objects|scene|picture|image|answer)\b.*"
     r"|(i'm|i am|we are|sorry|i apologi[sz]e|unfortunately|as an (ai|artificial|assistant))\b.*"
     r"|(unable|cannot|can't|can not)\b.*"
     r"|i (do not|don't|cannot|can't|can not|could not|couldn't|will not|won't|would need)\b.*"
     r"|it('s| is)( not|n't)? (not |im)?(possible|clear|visible|specified|unclear|impossible|unknown)\b.*"
-    r"|((the|this) )?(image|image|photo)( provided)? (does not|doesn't|do not|is not|isn't|is blank|is empty|has no|"
+    r"|((the|this) )?(picture|image|photo)( provided)? (does not|doesn't|do not|is not|isn't|is blank|is empty|has no|"
     r"shows no|contains no)\b.*"
 )
 _ARTICLE = re.compile(r"(a|an|the|some|several|many)\s+")

@@ -115,7 +115,7 @@ class Chat:
         """The chat turn with the image's placeholders; special tokens in the question are text."""
         picture = self._turn.picture(image)
         runs = [part for part in picture if isinstance(part, int)]
-        assert sum(runs) == image.count, f"the image holds {sum(runs)} visual tokens, the image {image.count}"
+        assert sum(runs) == image.count, f"the turn holds {sum(runs)} visual tokens, the image {image.count}"
         skeleton = self._skeleton(question, "".join(self._turn.visual if isinstance(p, int) else p for p in picture))
         places = [place for place, index in enumerate(skeleton) if index == self._visual]
         ids: list[int] = []
