@@ -22,7 +22,7 @@ LONGEST_FUNCTION = 60
 ROWS = (
     ("masp.core", "masp.evaluation.metrics"),
     ("masp.model.aspect_attention", "masp.model.soft_prompt", "masp.backbones.base"),
-    ("masp.backbones", "masp.model.sequence_builder", "masp.model.param_count"),
+    ("masp.backbones", "masp.model.sequence_builder"),
     ("masp.model", "masp.baselines.base"),
     ("masp.data",),
     ("masp.adapters",),
@@ -57,7 +57,7 @@ UPWARDS = {
 # Packages and who may import them, lazily or not.
 OWNERS: Mapping[str, tuple[str, ...]] = {
     "accelerate": ("masp.backbones.device_map", "masp.training"),
-    "bitsandbytes": ("masp.backbones.quantization",),
+    "bitsandbytes": ("masp.backbones.device_map",),
     "argparse": (),
     "click": ("masp.cli",),
     "datasets": ("masp.data.hub",),

@@ -13,8 +13,7 @@ import tiny
 from masp.adapters import find_adapter, shipped
 from masp.backbones.files import local_folder
 from masp.backbones.loading import load_backbone
-from masp.baselines.prompted import prompted
-from masp.baselines.zero_shot import zero_shot_system
+from masp.baselines.prompted import prompted, zero_shot_system
 from masp.core.errors import AdapterError, BackboneError, DataError, ImageError, MaspError, UsageError
 from masp.core.labels import TAXONOMIES
 from masp.data.prefetch import open_picture

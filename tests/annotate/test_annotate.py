@@ -14,8 +14,7 @@ from made_pictures import ROWS, emoset, put
 
 import small_models
 import tiny
-from masp.annotate.answers import ParsedAnswer, measured
-from masp.annotate.ask import AT_ONCE, PLAIN, AnnotationSettings, Annotator
+from masp.annotate.ask import AT_ONCE, PLAIN, AnnotationSettings, Annotator, ParsedAnswer, measured
 from masp.annotate.pictures import pictures_of
 from masp.annotate.run import AnnotationJob, annotate
 from masp.core.aspects import ASPECTS, LEVELS

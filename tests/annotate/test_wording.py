@@ -2,7 +2,7 @@
 
 import pytest
 
-from masp.annotate.answers import CUT, EMPTY, NO_LEVEL, NOTHING, ParsedAnswer, middle, understood
+from masp.annotate.ask import CUT, EMPTY, NO_LEVEL, NOTHING, ParsedAnswer, middle, understood
 from masp.core.aspects import LEVELS, level
 
 

@@ -32,9 +32,8 @@ from masp.backbones.base import Backbone
 from masp.backbones.files import READING, check_accepted, read_otherwise
 from masp.core.atomic_io import with_usual_rights, write_folder
 from masp.core.errors import AdapterError
-from masp.model.aspect_attention import AspectModules
+from masp.model.aspect_attention import AspectModules, AspectRouting
 from masp.model.concepts import ConceptHead
-from masp.model.routing import AspectRouting
 from masp.model.soft_prompt import SoftPrompt
 
 PROMPT = "prompt.vectors"

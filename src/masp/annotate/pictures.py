@@ -12,9 +12,8 @@ from masp.core.errors import DataError, UsageError
 from masp.core.labels import LABEL_SETS
 from masp.data.file_listing import images_from
 from masp.data.images import FORMAT_NAMES
-from masp.data.readers.detect import recognised
 from masp.data.readers.emoset import SPLITS, UNDIVIDED
-from masp.data.readers.open_dataset import existing_path, read_dataset
+from masp.data.readers.open_dataset import existing_path, read_dataset, recognised
 from masp.data.records import BadFiles
 
 UNLABELLED = "unlabelled"

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from masp.adapters import library_versions, portable, tensors_sha256
-from masp.annotate.answers import FORMULA
-from masp.annotate.ask import AnnotationSettings, Annotator, Answers
+from masp.annotate.ask import FORMULA, AnnotationSettings, Annotator, Answers
 from masp.annotate.pictures import ImageCollection, PendingImage, splits_of
 from masp.core.aspects import MEASURED
 from masp.core.atomic_io import TEMPORARY, discard, fingerprint, remove_folder, write_file, write_folder

@@ -12,9 +12,8 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from masp.backbones.device_map import Placement, options
+from masp.backbones.device_map import Placement, keep_packing, options
 from masp.backbones.files import BackboneFiles, chat_template
-from masp.backbones.quantization import keep_packing
 from masp.core.errors import BackboneError
 
 

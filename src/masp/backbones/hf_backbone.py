@@ -11,14 +11,12 @@ from jaxtyping import Bool, Float, Int
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from masp.backbones.base import Again
+from masp.backbones.base import Again, LRUCache
 from masp.backbones.chat import Chat, Turn
-from masp.backbones.decoder import Decoder
+from masp.backbones.decoder import Decoder, head_logits
 from masp.backbones.domain import read_detector
 from masp.backbones.files import BackboneFiles
-from masp.backbones.output_head import head_logits
 from masp.core.errors import BackboneError
-from masp.core.recent import LRUCache
 from masp.core.types import (
     DecoderOutput,
     Domain,

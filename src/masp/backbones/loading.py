@@ -12,9 +12,8 @@ import torch
 from safetensors import SafetensorError
 
 from masp.backbones.base import Backbone
-from masp.backbones.device_map import Placement
+from masp.backbones.device_map import Placement, require_bitsandbytes
 from masp.backbones.files import EMBEDDED, BackboneFiles, check_accepted, find, read_json
-from masp.backbones.quantization import require_bitsandbytes
 from masp.core import runtime
 from masp.core.config import BackboneConfig
 from masp.core.errors import BackboneError, did_you_mean

@@ -19,10 +19,10 @@ from transformers import (
 )
 
 from masp.backbones.decoder import AXES
+from masp.backbones.device_map import packed_bytes, packed_layers
 from masp.backbones.files import PHOTO
 from masp.backbones.known_models import Description, describe
 from masp.backbones.loading import FAMILIES, Family, refuse_unserved
-from masp.backbones.quantization import packed_bytes, packed_layers
 from masp.core.errors import BackboneError, UsageError, did_you_mean
 from masp.core.flops import Sizes
 

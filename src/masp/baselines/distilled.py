@@ -33,7 +33,7 @@ from masp.core.prompts import Questions
 from masp.core.setting_types import Number, Positive, Share
 from masp.core.settings import TrainConfig
 from masp.core.types import VisualTokens
-from masp.model.param_count import numbers
+from masp.model.cost_estimate import numbers
 from masp.training.checkpoints import Checkpoint
 from masp.training.signals import StopRequest
 from masp.training.trainer import StepBatch, groups_of

@@ -49,14 +49,14 @@ CATALOGUE: Mapping[str, BaselineEntry] = MappingProxyType(
     {
         "zero-shot": BaselineEntry(
             "the backbone alone, with the list of labels in the question",
-            "masp.baselines.zero_shot:zero_shot_system",
-            "masp.baselines.zero_shot:ZeroShotSettings",
+            "masp.baselines.prompted:zero_shot_system",
+            "masp.baselines.prompted:ZeroShotSettings",
             alone=True,
         ),
         "zero-shot-letters": BaselineEntry(
             "the backbone alone, with lettered options",
-            "masp.baselines.zero_shot:zero_shot_system",
-            "masp.baselines.zero_shot:ZeroShotSettings",
+            "masp.baselines.prompted:zero_shot_system",
+            "masp.baselines.prompted:ZeroShotSettings",
             fixed={"options": "letters"},
             alone=True,
         ),
@@ -107,7 +107,7 @@ CATALOGUE: Mapping[str, BaselineEntry] = MappingProxyType(
         ),
         "instruction": BaselineEntry(
             "LoRA layers, tuned on questions built from the annotated aspects too (EmoVIT)",
-            "masp.baselines.instruction:instruction_system",
+            "masp.baselines.lora_finetune:instruction_system",
             "masp.baselines.lora_layers:LoraSettings",
             learns=True,
             seeded=True,

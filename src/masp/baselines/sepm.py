@@ -12,7 +12,7 @@ from torch import Tensor
 
 from masp.backbones.base import Backbone
 from masp.baselines.base import Reading, SystemPrediction, TrainingData, plain, question_by_letter
-from masp.baselines.zero_shot import lettered, letters_of, named_by_letter
+from masp.baselines.prompted import lettered, letters_of, named_by_letter
 from masp.core.config import MethodConfig
 from masp.core.errors import DataError, UsageError, did_you_mean
 from masp.core.labels import mapping, validate_labels

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from masp.backbones.model_stats import ModelStats
-    from masp.model.param_count import TrainedSize
+    from masp.model.cost_estimate import TrainedSize
 
 IMPORT_EXAMPLES = """
 Example:
@@ -233,7 +233,7 @@ def info(
     description = describe(backbone, revision)
     from masp.backbones.loading import choose_placement
     from masp.backbones.model_stats import count, visual_tokens  # heavy, for nothing if there is no such backbone
-    from masp.model.param_count import trained_size
+    from masp.model.cost_estimate import trained_size
 
     facts = count(description)
     visual = dict(zip(sizes, visual_tokens(description, sizes), strict=True))
@@ -263,7 +263,7 @@ def _object(
 ) -> dict[str, Any]:
     """Everything as plain numbers; sizes in bytes."""
     from masp.backbones.model_stats import LORA_RANK
-    from masp.model.param_count import FP32
+    from masp.model.cost_estimate import FP32
 
     return {
         "backbone": facts.name,
@@ -342,7 +342,7 @@ def _differs_on_cpu(facts: "ModelStats") -> bool:
 
 def _trained(facts: "ModelStats", variants: "list[TrainedSize]") -> Any:
     from masp.backbones.model_stats import LORA_RANK
-    from masp.model.param_count import FP32
+    from masp.model.cost_estimate import FP32
 
     table = _table("trained, in fp32", "parameters", "size")
     for one in variants:

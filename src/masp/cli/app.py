@@ -12,7 +12,7 @@ import typer
 
 from masp import __version__
 from masp.cli import adapters, bench, data, evaluate, predict, research, serve, train
-from masp.cli.error_handling import guarded
+from masp.cli.console import guarded
 from masp.cli.label import label_app
 from masp.core import runtime
 from masp.core.errors import UsageError

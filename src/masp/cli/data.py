@@ -12,8 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from masp.cli import harness
-from masp.cli.console import counting, counts_table, plain_table, printable, results, say, waiting
-from masp.cli.error_handling import FAILED
+from masp.cli.console import FAILED, counting, counts_table, plain_table, printable, results, say, waiting
 from masp.cli.options import Accept, Device, Dtype, DtypeOption, Revision, accepted
 from masp.core.aspects import ASPECTS
 from masp.core.errors import DataError, UsageError, counted, did_you_mean

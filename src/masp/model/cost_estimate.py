@@ -1,5 +1,7 @@
 """What a job will take before it is paid for: time, memory, disk and money of each stage, by arithmetic.
 
+And what the method trains, in numbers and bytes (paper, Table 4, with stage 1 beside it).
+
 Times are operations over what a device reaches (its peak times a measured efficiency), or bytes over its bandwidth,
 whichever is longer; reading images runs beside the computation and counts where it is slower.
 """
@@ -9,12 +11,17 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
-from masp.backbones.quantization import packed_bytes
+import torch
+from torch import nn
+
+from masp.backbones.device_map import packed_bytes
 from masp.core.aspects import ASPECTS
+from masp.core.config import MethodConfig
 from masp.core.errors import UsageError
 from masp.core.flops import VALIDATED, Sizes, images_at_once
-from masp.core.settings import TrainConfig
-from masp.model.param_count import FP32, trained_size
+from masp.core.settings import TrainConfig, Variant
+from masp.model.aspect_attention import AspectModules
+from masp.model.soft_prompt import SoftPrompt
 
 Store = Literal["none", "features", "prefix", "auto"]
 AROUND = 16  # columns before the soft prompt that are neither visual nor aspect tokens
@@ -405,3 +412,50 @@ def reached(line: Mapping[str, Any]) -> float:
 def efficiency_of(rates: Sequence[float], peak: float) -> float:
     """The middle one of some rates, as a share of the peak."""
     return min(1.0, median(rates) / peak)
+
+
+FP32 = 4  # bytes of a number; what is trained is kept in fp32
+
+
+@dataclass(frozen=True)
+class TrainedSize:
+    """The trained parts of one variant.
+
+    Attributes:
+        variant: which one.
+        queries: aspect tokens per aspect.
+        aspects: numbers in the six aspect modules.
+        prompt: numbers in the soft prompt.
+        added: places that aspect tokens and soft prompt take in the sequence of an image.
+    """
+
+    variant: str
+    queries: int
+    aspects: int
+    prompt: int
+    added: int
+
+
+def trained_size(variant: Variant, dim: int, queries: int | None = None, prompt_length: int = 32) -> TrainedSize:
+    """Sizes on a backbone of width `dim`, counted on the modules themselves.
+
+    Args:
+        variant: the method of the paper, or of the authors' code.
+        dim: width of the language model.
+        queries: per aspect; None: what the variant says.
+        prompt_length: vectors in the soft prompt.
+    """
+    method = MethodConfig(variant=variant, queries=queries, prompt_length=prompt_length).resolved()
+    assert method.queries is not None
+    assert method.attention is not None
+    with torch.device("meta"):
+        aspects = AspectModules(dim, ASPECTS, method.queries, method.attention)
+        prompt = SoftPrompt(prompt_length, dim)
+    places = 2 if method.prompt_places == "both" else 1
+    added = len(ASPECTS) * method.queries + places * prompt_length
+    return TrainedSize(variant, method.queries, numbers(aspects), numbers(prompt), added)
+
+
+def numbers(module: nn.Module) -> int:
+    """Parameters of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -14,8 +14,7 @@ from masp.core.config import MethodConfig, PromptInit
 from masp.core.errors import UsageError, did_you_mean
 from masp.core.prompts import Questions, load_questions
 from masp.core.types import IGNORED, AspectTokens, CachedPrefix, ImageInput, KVCache, ModelInputs, VisualTokens
-from masp.model.aspect_attention import AspectModules
-from masp.model.routing import AspectRouting
+from masp.model.aspect_attention import AspectModules, AspectRouting
 from masp.model.sequence_builder import Layout, SequenceBuilder, SequenceParts
 from masp.model.soft_prompt import (
     SoftPrompt,

@@ -10,7 +10,7 @@ from masp.baselines.base import Reading
 from masp.core.config import DataConfig, RunConfig, load_config
 from masp.core.errors import DataError, UsageError, did_you_mean
 from masp.data.images import Rounding
-from masp.data.readers.detect import read_layout
+from masp.data.readers.open_dataset import read_layout
 from masp.data.records import BadFiles
 from masp.demo.pictures import Plan
 from masp.reproduce import specs as others

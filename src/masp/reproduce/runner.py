@@ -29,8 +29,8 @@ from masp.core.settings import Variant
 from masp.evaluation.predict_split import Batching
 from masp.evaluation.result import dated, when, write_result
 from masp.evaluation.runner import evaluation_of, of_system, surroundings
+from masp.model.cost_estimate import numbers, trained_size
 from masp.model.masp_model import ActiveParts, MaspModel
-from masp.model.param_count import numbers, trained_size
 from masp.reproduce import library as measure
 from masp.reproduce.config import ReproduceConfig, with_seed
 from masp.reproduce.dag import (

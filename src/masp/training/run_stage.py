@@ -26,9 +26,8 @@ from masp.core.settings import TrainConfig
 from masp.data.images import Rounding, image_area
 from masp.data.records import BadFiles, Dataset, Record
 from masp.data.splits import write_split
-from masp.model.aspect_attention import AspectModules
+from masp.model.aspect_attention import AspectModules, AspectRouting
 from masp.model.masp_model import ActiveParts, MaspModel
-from masp.model.routing import AspectRouting
 from masp.model.soft_prompt import SoftPrompt
 from masp.training.checkpoints import CheckpointStore, left_out, writing
 from masp.training.disk_cache import GIGA, DiskCache

@@ -26,8 +26,8 @@ from masp.core.types import ImageInput
 from masp.data.records import Dataset, Record, class_balance
 from masp.data.splits import Batches, division_in
 from masp.evaluation import metrics
+from masp.model.aspect_attention import AspectRouting
 from masp.model.masp_model import ActiveParts, MaspModel, init_soft_prompt
-from masp.model.routing import AspectRouting
 from masp.model.scoring import score
 from masp.training.checkpoints import writing
 from masp.training.feature_cache import FeatureCache, VisualMemory
