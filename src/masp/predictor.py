@@ -320,8 +320,8 @@ class Masp:
             return self._mixed(images, explain, batch_size, task, on_error)
         handle = self.handle(task)
         alone = isinstance(images, str | Path | Image.Image)
-        found = self._each([handle], [images] if alone else images, explain, batch_size, on_error)
-        one = [said if isinstance(said, Failure) else said[0] for said in found]
+        result = self._each([handle], [images] if alone else images, explain, batch_size, on_error)
+        one = [said if isinstance(said, Failure) else said[0] for said in result]
         return one[0] if alone else one
 
     def predict_tasks(
@@ -353,9 +353,9 @@ class Masp:
             UsageError: No such task, an adapter whose one task has no name, or tasks that shrink images differently.
         """
         handles = self._handles(self.tasks if tasks is None else tasks)
-        found = self._each(handles, images, explain, batch_size, on_error)
+        result = self._each(handles, images, explain, batch_size, on_error)
         names = [handle.name or "" for handle in handles]
-        return [said if isinstance(said, Failure) else dict(zip(names, said, strict=True)) for said in found]
+        return [said if isinstance(said, Failure) else dict(zip(names, said, strict=True)) for said in result]
 
     def _handles(self, tasks: Sequence[str]) -> list[TaskHandle]:
         """Several tasks for the same images, which all of them see at one size."""
@@ -380,12 +380,12 @@ class Masp:
             raise UsageError(f"a list of {counted(len(tasks), 'task')} for {count}", "a task for each image of a list")
         for name in tasks:  # a wrong name is refused before anything is computed
             self._known(name)
-        found: dict[int, Prediction | Failure] = {}
+        result: dict[int, Prediction | Failure] = {}
         for name in dict.fromkeys(tasks):
             rows = [row for row, task in enumerate(tasks) if task == name]
             own = self.predict([images[row] for row in rows], explain, batch_size, name, on_error=on_error)
-            found |= dict(zip(rows, own, strict=True))
-        return [found[row] for row in range(len(tasks))]
+            result |= dict(zip(rows, own, strict=True))
+        return [result[row] for row in range(len(tasks))]
 
     def predict_stream(
         self,
@@ -416,8 +416,8 @@ class Masp:
             }
             if batch.indices:
                 visual = self.visual_tokens(batch.pixels)
-                found = predict_visual(handles, visual, [str(path) for path in batch.paths], explain)
-                results |= dict(zip(batch.indices, found, strict=True))
+                result = predict_visual(handles, visual, [str(path) for path in batch.paths], explain)
+                results |= dict(zip(batch.indices, result, strict=True))
             for index in sorted(results):
                 yield from results[index]
 
@@ -464,8 +464,8 @@ class Masp:
         }
         if pixels is not None:
             fit = [place for place in range(len(images)) if place not in failed]
-            found = predict_visual(handles, self.visual_tokens(pixels), [names[place] for place in fit], explain)
-            said |= dict(zip(fit, found, strict=True))
+            result = predict_visual(handles, self.visual_tokens(pixels), [names[place] for place in fit], explain)
+            said |= dict(zip(fit, result, strict=True))
         return [said[place] for place in range(len(images))]
 
 

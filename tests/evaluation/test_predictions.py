@@ -103,7 +103,7 @@ def test_votes_for_synonyms_that_are_two_labels_of_one_set_stay_apart():
     labels = ("joy", "happiness")
     answer = LabelledPrediction("1", "joy", "joy", {label: math.log(0.5) for label in labels})
     about = ResultContext("theirs", "things", "test", "score", labels, {})
-    found = measured(about, [answer], {"1": {"happiness": 0.75, "joy": 0.25}}, draws=BootstrapSamples(20, 0))
+    found = measured(about, [answer], {"1": {"happiness": 0.75, "joy": 0.25}}, samples=BootstrapSamples(20, 0))
     # the votes are 1/4 and 3/4, the answer 1/2 and 1/2: 1/4 log 1/2 + 3/4 log 3/2
     assert found.distribution.kl.value == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
 

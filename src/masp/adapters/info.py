@@ -238,11 +238,11 @@ def resolve(folder: str | Path) -> Path:
         AdapterError: there is no adapter there.
     """
     homes = [Path(folder) / home for home in _HOMES]
-    found = next((home for home in homes if (home / INFO).is_file()), None)
-    if found is None:
+    result = next((home for home in homes if (home / INFO).is_file()), None)
+    if result is None:
         what = "is no adapter" if Path(folder).exists() else "does not exist"
         raise AdapterError(f"{folder} {what}", f"a folder with {INFO} and {WEIGHTS}", "Name what masp train wrote.")
-    return found
+    return result
 
 
 def backbone_place(folder: str | Path, info: AdapterInfo) -> str:
@@ -301,11 +301,11 @@ def read_info(folder: str | Path) -> AdapterInfo:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(f"{path} cannot be read: {error}", "JSON", AGAIN) from None
-    found = content.get("format_version") if isinstance(content, dict) else None
-    if found not in READ or isinstance(found, bool):
-        todo = "Install a newer masp." if isinstance(found, int) and found > FORMAT else "Train it again."
+    result = content.get("format_version") if isinstance(content, dict) else None
+    if result not in READ or isinstance(result, bool):
+        todo = "Install a newer masp." if isinstance(result, int) and result > FORMAT else "Train it again."
         known = f"{READ[0]} to {READ[-1]}"
-        raise AdapterError(f"{path} has the format version {found!r:.40}", f"{known}, which this masp reads", todo)
+        raise AdapterError(f"{path} has the format version {result!r:.40}", f"{known}, which this masp reads", todo)
     try:
         info = AdapterInfo.model_validate_json(json.dumps(content))
     except ValidationError as error:

@@ -178,7 +178,7 @@ def load_adapter(
     _check_backbone(info, backbone, path)
     check_reading(info, backbone.hashes(), f"the adapter {path}", backbone.name, backbone.accepted.union(accept))
     tensors = read_tensors(path, info)
-    found = {
+    result = {
         name: SoftPrompt(len(tensors[name]), backbone.dim, tensors[name]).to(backbone.device)
         for name in skeleton(info)
         if name.startswith(PART_OF_PROMPTS)
@@ -189,12 +189,12 @@ def load_adapter(
         _check_hashes(info, modules, f"the adapter {path} itself")
     elif info.aspects:
         modules = _borrowed(info, backbone, path, aspects, accept)
-    prompts = {name: found[task_tensor(name)] for name in info.tasks}
+    prompts = {name: result[task_tensor(name)] for name in info.tasks}
     routing = None
     if _routed(info):
         routing = AspectRouting(info.aspects).to(backbone.device)
         routing.load_state_dict({name: tensors[ROUTING + name] for name in routing.state_dict()})
-    return Adapter(info, modules, found.get(PROMPT), prompts, _concepts(info, tensors, backbone.device), routing)
+    return Adapter(info, modules, result.get(PROMPT), prompts, _concepts(info, tensors, backbone.device), routing)
 
 
 def _routed(info: AdapterInfo) -> bool:

@@ -190,7 +190,7 @@ def _of_file(file: Path) -> dict[str, tuple[str, ...]]:
     if not isinstance(content, dict):
         raise DataError(f"the vocabulary {file} holds {type(content).__name__}", _SHAPE, "Correct the file.")
     tables = any(isinstance(value, Mapping) and "label2idx" in value for value in content.values())
-    found: dict[str, tuple[str, ...]] = {}
+    result: dict[str, tuple[str, ...]] = {}
     for aspect, value in content.items():
         if aspect not in ASPECTS:
             if tables:  # EmoSet's file holds other things as well
@@ -204,20 +204,20 @@ def _of_file(file: Path) -> dict[str, tuple[str, ...]]:
         words = tuple(dict.fromkeys(filter(None, (answer_text(aspect, word) for word in listed))))
         if not words:
             raise DataError(f"the vocabulary {file} has no words for {aspect}", _SHAPE, "Add some, or leave it out.")
-        found[aspect] = words
-    return found
+        result[aspect] = words
+    return result
 
 
 def _of_dataset(folder: Path) -> dict[str, tuple[str, ...]]:
     """The words that occur in a data set's annotations, sorted."""
     reading = read_dataset(settings_for(folder), BadFiles())
-    found: dict[str, set[str]] = {}
+    result: dict[str, set[str]] = {}
     for records in reading.splits.values():
         for record in records:
             for aspect, answer in record.annotations.items():
                 if aspect not in MEASURED:
-                    found.setdefault(aspect, set()).update(answer.split(", ") if aspect == "object" else [answer])
-    return {aspect: tuple(sorted(found[aspect])) for aspect in ASPECTS if aspect in found}
+                    result.setdefault(aspect, set()).update(answer.split(", ") if aspect == "object" else [answer])
+    return {aspect: tuple(sorted(result[aspect])) for aspect in ASPECTS if aspect in result}
 
 
 PLAIN = ActiveParts((), prompt=False)
@@ -283,15 +283,15 @@ class Annotator:
     @torch.no_grad()
     def __call__(self, prepared: Prepared) -> list[Answers]:
         """The answers about every image of a batch, aspect by aspect in the order of the questions."""
-        found = [{name: ParsedAnswer(value) for name, value in one.items()} for one in prepared.light]
+        result = [{name: ParsedAnswer(value) for name, value in one.items()} for one in prepared.light]
         if prepared.pixels is not None:
             backbone = self.model.backbone
             visual = backbone.visual_tokens(prepared.pixels.to(backbone.device))
-            found = found or [{} for _ in range(len(visual))]
+            result = result or [{} for _ in range(len(visual))]
             for aspect, answers in self._asked(visual):
-                for answered, answer in zip(found, answers, strict=True):
+                for answered, answer in zip(result, answers, strict=True):
                     answered[aspect] = answer
-        return [{name: one[name] for name in self.asking.questions} for one in found]
+        return [{name: one[name] for name in self.asking.questions} for one in result]
 
     def _light(self, image: Image.Image) -> dict[str, float]:
         return {name: value for name, value in measured(image).items() if name in self.asking.questions}

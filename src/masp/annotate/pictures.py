@@ -86,15 +86,15 @@ def pictures_of(settings: DataConfig, limit: int | None = None) -> ImageCollecti
     path = existing_path(settings)
     root = path if path.is_dir() else path.parent
     rows = _known(settings) if recognised(path, settings) is not None else _plain(path)
-    labels, found = rows
-    if not found:
+    labels, result = rows
+    if not result:
         raise DataError(f"{path} holds no images", f"{FORMAT_NAMES} files", "Check the path.")
-    if limit is not None and limit < len(found):
-        found = [found[number * len(found) // limit] for number in range(limit)]
+    if limit is not None and limit < len(result):
+        result = [result[number * len(result) // limit] for number in range(limit)]
     named = _Names()
     items = tuple(
         PendingImage(file, _place(file, root), label, split, home := _home(label), named(home, file.stem), known)
-        for file, label, split, known in found
+        for file, label, split, known in result
     )
     return ImageCollection(root, labels or LABEL_SETS["emoset"], items, bool(labels))
 

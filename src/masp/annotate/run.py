@@ -50,17 +50,17 @@ class AnnotationFolder:
 
     def batches(self) -> dict[int, dict[str, Any]]:
         """The finished batches by number; one that cannot be read is made again."""
-        found: dict[int, dict[str, Any]] = {}
+        result: dict[int, dict[str, Any]] = {}
         for path in sorted(self.progress.iterdir()) if self.progress.is_dir() else ():
             match = _BATCH.fullmatch(path.name)
             if match is None:
                 continue
             try:
                 content = json.loads(path.read_bytes())
-                found[int(match[1])] = {key: content[key] for key in ("versions", "answers", "unreadable")}
+                result[int(match[1])] = {key: content[key] for key in ("versions", "answers", "unreadable")}
             except (OSError, ValueError, KeyError, TypeError):
                 discard(path)
-        return found
+        return result
 
     def keep(self, number: int, batch: Mapping[str, Any]) -> None:
         """Write a finished batch.
@@ -133,14 +133,14 @@ def write_emoset(
         os.sync()  # the many small files are not flushed one by one
 
 
-def _info(pictures: ImageCollection, source: Mapping[str, Any]) -> dict[str, Any]:
+def _info(images: ImageCollection, source: Mapping[str, Any]) -> dict[str, Any]:
     """info.json as EmoSet has it, and what made this folder."""
-    order = dict(enumerate(pictures.labels))
+    order = dict(enumerate(images.labels))
     tables = {
         "label2idx": {label: number for number, label in order.items()},
         "idx2label": {str(number): label for number, label in order.items()},
     }
-    return {"emotion": tables, "labelled": pictures.labelled, "source": dict(source)}
+    return {"emotion": tables, "labelled": images.labelled, "source": dict(source)}
 
 
 def _file_name(item: PendingImage) -> str:
@@ -218,12 +218,12 @@ class AnnotationResult:
 
 
 def annotate(
-    pictures: ImageCollection, annotator: Annotator, out: Path, work: AnnotationJob, adapter: str | None = None
+    images: ImageCollection, annotator: Annotator, out: Path, work: AnnotationJob, adapter: str | None = None
 ) -> AnnotationResult:
     """Annotate images and write them in EmoSet's published layout; the same call goes on with what was interrupted.
 
     Args:
-        pictures: what to annotate.
+        images: what to annotate.
         annotator: answers the questions.
         out: a new folder, or one where the same call was interrupted.
         work: how.
@@ -234,20 +234,20 @@ def annotate(
         DataError: 100 images in a row cannot be read, or none can.
         CheckpointError: the disk refuses to be written, or another process is writing there.
     """
-    identity = _identity(pictures, annotator, work)
+    identity = _identity(images, annotator, work)
     place = AnnotationFolder(out)
     with place.opened(identity) as result:
         if result is not None:
             place.tidy()
             return _from_json(out, result, again=True)
-        _compute(pictures, annotator, place, work)
+        _compute(images, annotator, place, work)
         done = place.batches()
         source = _source(annotator, adapter)
-        annotated = list(_contents(pictures, done, source, annotator.asking.keep))
+        annotated = list(_contents(images, done, source, annotator.asking.keep))
         versions = {json.dumps(batch["versions"], sort_keys=True) for batch in done.values()}
         made_by = {**source, "versions": [json.loads(one) for one in sorted(versions)]}
-        write_emoset(out, pictures, annotated, made_by, work.copy)
-        bad = [(pictures.items[int(key)].place, why) for batch in _ordered(done) for key, why in batch["unreadable"]]
+        write_emoset(out, images, annotated, made_by, work.copy)
+        bad = [(images.items[int(key)].place, why) for batch in _ordered(done) for key, why in batch["unreadable"]]
         lines = [json.dumps({"image": name, "reason": why}) for name, why in bad]
         write_file(out / "quarantine.jsonl", "".join(f"{line}\n" for line in lines).encode())
         summary = _summary(annotator.asking, done, len(annotated), len(bad))
@@ -255,9 +255,9 @@ def annotate(
         return _from_json(out, summary)
 
 
-def _compute(pictures: ImageCollection, annotator: Annotator, place: AnnotationFolder, work: AnnotationJob) -> None:
+def _compute(images: ImageCollection, annotator: Annotator, place: AnnotationFolder, work: AnnotationJob) -> None:
     """Every batch that is not finished; one with unreadable images is tried again, as a disk may have been away."""
-    items, size = pictures.items, work.batch_size
+    items, size = images.items, work.batch_size
     done = {number: batch for number, batch in place.batches().items() if not batch["unreadable"]}
     waiting = [number for number in range(-(-len(items) // size)) if number not in done]
     account = BadFiles(share=1.0, total=len(items))
@@ -277,10 +277,10 @@ def _compute(pictures: ImageCollection, annotator: Annotator, place: AnnotationF
 
 
 def _answered(annotator: Annotator, batch: LoadedBatch) -> dict[str, Any]:
-    found: Sequence[Answers] = annotator(batch.pixels) if batch.indices else ()
+    result: Sequence[Answers] = annotator(batch.pixels) if batch.indices else ()
     answers = [
         [at, {name: one.value for name, one in answered.items()}, {n: o.why for n, o in answered.items() if o.why}]
-        for at, answered in zip(batch.indices, found, strict=True)
+        for at, answered in zip(batch.indices, result, strict=True)
     ]
     failures = sorted((failed.index, failed.reason) for failed in batch.failures)
     return {"answers": answers, "unreadable": [list(failed) for failed in failures]}
@@ -291,12 +291,12 @@ def _ordered(done: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _contents(
-    pictures: ImageCollection, done: Mapping[int, dict[str, Any]], source: Mapping[str, Any], keep: bool
+    images: ImageCollection, done: Mapping[int, dict[str, Any]], source: Mapping[str, Any], keep: bool
 ) -> Iterator[tuple[PendingImage, dict[str, Any]]]:
     """For every readable image the content of its annotation file; an aspect without an answer is an absent key."""
     for batch in _ordered(done):
         for at, values, _ in batch["answers"]:
-            item = pictures.items[at]
+            item = images.items[at]
             content: dict[str, Any] = {"image_id": item.name, "emotion": item.label}
             content |= {name: value for name, value in values.items() if value is not None}
             made = {**source, "picture": item.place, "versions": batch["versions"]}
@@ -330,13 +330,13 @@ def _source(annotator: Annotator, adapter: str | None) -> dict[str, Any]:
     return source
 
 
-def _identity(pictures: ImageCollection, annotator: Annotator, work: AnnotationJob) -> dict[str, Any]:
+def _identity(images: ImageCollection, annotator: Annotator, work: AnnotationJob) -> dict[str, Any]:
     """Everything that decides the outcome, as a flat table of JSON values."""
     source, asking = _source(annotator, None), annotator.asking
     adapter = source["adapter"] and source["adapter"]["aspects_sha256"]
     table = {
-        "pictures": len(pictures.items),
-        "data": pictures.digest(),
+        "pictures": len(images.items),
+        "data": images.digest(),
         "backbone": source["fingerprint"],
         **reading(annotator.model.backbone),
         "dtype": source["dtype"],
@@ -355,7 +355,7 @@ def _identity(pictures: ImageCollection, annotator: Annotator, work: AnnotationJ
 
 
 def _summary(
-    asking: AnnotationSettings, done: Mapping[int, dict[str, Any]], pictures: int, unreadable: int
+    asking: AnnotationSettings, done: Mapping[int, dict[str, Any]], images: int, unreadable: int
 ) -> dict[str, Any]:
     """Counts of answers, as JSON values."""
     said: dict[str, Counter[str]] = {name: Counter() for name in asking.questions}
@@ -376,7 +376,7 @@ def _summary(
         }
         for name in asking.questions
     }
-    return {"pictures": pictures, "unreadable": unreadable, "aspects": aspects}
+    return {"pictures": images, "unreadable": unreadable, "aspects": aspects}
 
 
 def _from_json(out: Path, result: Mapping[str, Any], again: bool = False) -> AnnotationResult:

@@ -51,10 +51,10 @@ class LRUCache:
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
         """The value of a key, made if it is not kept. What `make` raises is raised, and nothing is kept."""
         with self._lock:
-            found = self._values.pop(key, None)
-            if found is not None:
-                self._values[key] = found
-                return found
+            result = self._values.pop(key, None)
+            if result is not None:
+                self._values[key] = result
+                return result
         made = make()
         with self._lock:
             if key in self._values:

@@ -141,26 +141,26 @@ class Chat:
             closes += 1
         return opens, tuple(spans), closes
 
-    def _encoded(self, question: str, picture: str) -> tuple[int, ...]:
-        """Ids of the turn with `picture` in the image's place.
+    def _encoded(self, question: str, image: str) -> tuple[int, ...]:
+        """Ids of the turn with `image` in the image's place.
 
         Raises:
             BackboneError: they do not hold the image; so such ids are never kept.
         """
-        ids = tuple(self._turn_ids(question, picture))
-        found, wanted = ids.count(self._visual), picture.count(self._turn.visual)
-        if found != wanted:
+        ids = tuple(self._turn_ids(question, image))
+        result, wanted = ids.count(self._visual), image.count(self._turn.visual)
+        if result != wanted:
             raise BackboneError(
-                f"the chat template of {self._name} holds the image {found} times",
+                f"the chat template of {self._name} holds the image {result} times",
                 f"{wanted} runs of {self._turn.visual}",
                 "Use the chat template of the original checkpoint.",
             )
         return ids
 
-    def _turn_ids(self, question: str, picture: str) -> list[int]:
+    def _turn_ids(self, question: str, image: str) -> list[int]:
         text = self._turn.render(False)
-        head, found, tail = text.partition(QUESTION_HERE)
-        if not found:
+        head, result, tail = text.partition(QUESTION_HERE)
+        if not result:
             raise BackboneError(f"the chat template of {self._name} drops the question", "a template that keeps it")
         if head.count(self._turn.image) + tail.count(self._turn.image) != 1:
             raise BackboneError(
@@ -172,10 +172,10 @@ class Chat:
         begins = not (first and head.startswith(first))
         if self._turn.image_first:
             return [
-                *self._ids(picture, marks=True),
+                *self._ids(image, marks=True),
                 *self._encode(head.replace(self._turn.image, ""), question, tail, begins),
             ]
-        head, tail = (part.replace(self._turn.image, picture) for part in (head, tail))
+        head, tail = (part.replace(self._turn.image, image) for part in (head, tail))
         return self._encode(head, question, tail, begins)
 
     # Answers
@@ -235,8 +235,8 @@ class Chat:
             begins: whether the tokenizer's own first token stands before it.
         """
         with self._lock:
-            found = self._tokenizer(text, add_special_tokens=begins, split_special_tokens=not marks)
-        return list(found.input_ids)
+            result = self._tokenizer(text, add_special_tokens=begins, split_special_tokens=not marks)
+        return list(result.input_ids)
 
     @functools.cached_property
     def _own_marks(self) -> dict[int, str]:
@@ -260,8 +260,8 @@ class Chat:
     @functools.cached_property
     def _marks(self) -> dict[str, int]:
         """The tokenizer's special tokens and their ids."""
-        found = {str(token): index for index, token in self._tokenizer.added_tokens_decoder.items() if token.special}
-        return found | {mark: index for index, mark in self._own_marks.items()}
+        result = {str(token): index for index, token in self._tokenizer.added_tokens_decoder.items() if token.special}
+        return result | {mark: index for index, mark in self._own_marks.items()}
 
     @functools.cached_property
     def _mark_pattern(self) -> re.Pattern[str]:

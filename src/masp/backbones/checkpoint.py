@@ -30,7 +30,7 @@ def load_model(files: BackboneFiles, kind: Any, place: Placement) -> Any:
     """
     placed = options(files, kind, place)
     with quiet_loading():
-        model, found = kind.from_pretrained(
+        model, result = kind.from_pretrained(
             files.folder,
             **placed,
             use_safetensors=True,
@@ -38,7 +38,7 @@ def load_model(files: BackboneFiles, kind: Any, place: Placement) -> Any:
             local_files_only=True,
             output_loading_info=True,
         )
-    if absent := sorted(found["missing_keys"]):
+    if absent := sorted(result["missing_keys"]):
         raise BackboneError(
             f"the weights of {files.name} lack {len(absent)} tensors, {absent[0]} among them",
             "a whole checkpoint",
@@ -99,12 +99,12 @@ def tensors_below(folder: Path, mark: str) -> dict[str, Tensor]:
     Raises:
         BackboneError: a file is no safetensors file, or is cut short.
     """
-    found: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, "pt") as source:
                 names = [name for name in source.keys() if mark in name]  # noqa: SIM118
-                found |= {name.partition(mark)[2]: source.get_tensor(name) for name in names}
+                result |= {name.partition(mark)[2]: source.get_tensor(name) for name in names}
         except SafetensorError as error:
             raise BackboneError(f"{file.name} is no safetensors file: {error}", "", "Fetch it again.") from None
-    return found
+    return result

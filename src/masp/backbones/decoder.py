@@ -133,8 +133,8 @@ class Decoder:
         What `more` holds reaches every layer, and its attention.
         """
         visual = extras.visual if extras is not None and self._bidirectional else None
-        found = attention_masks(mask, embeddings.shape[1], branches, self._window, self._types, visual)
-        masks = {name: None if one is None else one.expand(len(embeddings), -1, -1, -1) for name, one in found.items()}
+        result = attention_masks(mask, embeddings.shape[1], branches, self._window, self._types, visual)
+        masks = {name: None if one is None else one.expand(len(embeddings), -1, -1, -1) for name, one in result.items()}
         if extras is not None and extras.deep is not None:
             more["visual_pos_masks"] = extras.visual
             assert extras.deep.shape[2] < len(self._language.layers), "deep features go into the layers before the last"
@@ -370,9 +370,9 @@ def head_logits(head: nn.Linear, hidden: Float[Tensor, "... dim"]) -> Float[Tens
     if head.weight.dtype == torch.float32:
         return functional.linear(hidden.float(), head.weight, head.bias)
     assert not head.weight.requires_grad, "the output head is frozen"
-    found: Tensor = _WideProduct.apply(hidden.flatten(0, -2), head.weight)  # pyright: ignore[reportAssignmentType]
-    found = found.unflatten(0, hidden.shape[:-1])
-    return found if head.bias is None else found + head.bias
+    result: Tensor = _WideProduct.apply(hidden.flatten(0, -2), head.weight)  # pyright: ignore[reportAssignmentType]
+    result = result.unflatten(0, hidden.shape[:-1])
+    return result if head.bias is None else result + head.bias
 
 
 class _WideProduct(torch.autograd.Function):
@@ -387,12 +387,12 @@ class _WideProduct(torch.autograd.Function):
         if weight.device.type == "cuda" and torch.version.hip is None and hidden.dtype == weight.dtype:
             return torch.mm(hidden, weight.T, out_dtype=torch.float32)  # tensor cores sum in float32 anyhow
         wide = hidden.float()
-        found = wide.new_empty(len(hidden), len(weight))
+        result = wide.new_empty(len(hidden), len(weight))
         start = 0
         for part in _parts(weight):
-            torch.mm(wide, part.float().T, out=found[:, start : start + len(part)])
+            torch.mm(wide, part.float().T, out=result[:, start : start + len(part)])
             start += len(part)
-        return found
+        return result
 
     @staticmethod
     @once_differentiable
@@ -400,12 +400,12 @@ class _WideProduct(torch.autograd.Function):
         ctx: Any, gradient: Float[Tensor, "rows vocabulary"]
     ) -> tuple[Tensor, None]:
         (weight,) = ctx.saved_tensors
-        found = gradient.new_zeros(len(gradient), weight.shape[1])
+        result = gradient.new_zeros(len(gradient), weight.shape[1])
         start = 0
         for part in _parts(weight):
-            found.addmm_(gradient[:, start : start + len(part)], part.float())
+            result.addmm_(gradient[:, start : start + len(part)], part.float())
             start += len(part)
-        return found.to(ctx.dtype), None
+        return result.to(ctx.dtype), None
 
 
 def _parts(weight: Float[Tensor, "vocabulary dim"]) -> tuple[Float[Tensor, "part dim"], ...]:

@@ -217,7 +217,7 @@ def spread_layers(name: str, sizes: Sequence[int], rest: int, room: Mapping[Wher
             "Take a smaller dtype or backbone.",
         )
     left = dict(room) | {home: room[home] - needed}
-    found: list[Where] = []
+    result: list[Where] = []
     devices = iter(left)
     device: Where = next(devices)
     for size in sizes[:-1]:
@@ -225,8 +225,8 @@ def spread_layers(name: str, sizes: Sequence[int], rest: int, room: Mapping[Wher
             device = next(devices, "disk")
         if device != "disk":
             left[device] -= size
-        found.append(device)
-    return [*found, home]
+        result.append(device)
+    return [*result, home]
 
 
 def first(room: Mapping[Where, int]) -> Where:

@@ -145,7 +145,7 @@ class System(Protocol):
         """What it chooses from."""
         ...
 
-    def fit(self, lessons: TrainingData) -> None:
+    def fit(self, examples: TrainingData) -> None:
         """Learns what it has to, and nothing if it needs no training.
 
         An interrupted call goes on where it was when it is made again; a finished one only loads what it learned.

@@ -126,28 +126,28 @@ class HeadStage:
     def load(self, shares: Iterable[StepBatch]) -> Iterator[StepBatch]:
         """Adds what the head is given of each image."""
         for share in shares:
-            lessons = [self.study.lessons.train[number] for number in share.examples]
-            yield replace(share, loaded=(self.inputs([lesson.image for lesson in lessons]), lessons))
+            examples = [self.study.lessons.train[number] for number in share.examples]
+            yield replace(share, loaded=(self.inputs([example.image for example in examples]), examples))
 
     def losses(self, share: StepBatch) -> Float[Tensor, " batch"]:
         """The loss of each lesson."""
-        inputs, lessons = share.loaded
+        inputs, examples = share.loaded
         self.module.train()
-        return self.loss(self.module(*inputs), self._targets(lessons), [lesson.image for lesson in lessons])
+        return self.loss(self.module(*inputs), self._targets(examples), [example.image for example in examples])
 
     @torch.no_grad()
     def validate(self, stop: StopRequest) -> dict[str, float]:
         """Accuracy, and the mean log-likelihood of the right label, which decides between equals."""
         self.module.eval()
-        found = LabelScore()
-        for lessons in groups_of(self.study.lessons.val, self.study.at_once):
+        result = LabelScore()
+        for examples in groups_of(self.study.lessons.val, self.study.at_once):
             stop.check()
-            log_p = self.module(*self.inputs([lesson.image for lesson in lessons])).log_softmax(1)
-            found.add(log_p, [self.study.target(lesson) for lesson in lessons])
-        return found.figures()
+            log_p = self.module(*self.inputs([example.image for example in examples])).log_softmax(1)
+            result.add(log_p, [self.study.target(example) for example in examples])
+        return result.figures()
 
-    def _targets(self, lessons: Sequence[Example]) -> Int[Tensor, " batch"]:
-        return torch.tensor([self.study.target(lesson) for lesson in lessons], device=self.study.backbone.device)
+    def _targets(self, examples: Sequence[Example]) -> Int[Tensor, " batch"]:
+        return torch.tensor([self.study.target(example) for example in examples], device=self.study.backbone.device)
 
 
 def cross_entropy(
@@ -236,18 +236,18 @@ class Distilled:
         self.seed = 0
         self.question = emotion_question(validate_labels(tuned.labels), questions)
 
-    def fit(self, lessons: TrainingData) -> None:
+    def fit(self, examples: TrainingData) -> None:
         """Lets the tuned system learn in `out/tuned`; then trains teacher, head and gate, one after the other."""
-        self.tuned.fit(replace(lessons, out=lessons.out / "tuned"))
+        self.tuned.fit(replace(examples, out=examples.out / "tuned"))
         before = {"question": self.question, "tuned": dict(self.tuned.config())}
-        with studying(NAME, self.backbone, self.labels, lessons, deciding(self.settings) | before) as study:
-            found = study.once(lambda: self._trained(study))
-        head, gate = self._head(found.tensors["head/layers.0.weight"].shape[1]), self._gate()
+        with studying(NAME, self.backbone, self.labels, examples, deciding(self.settings) | before) as study:
+            result = study.once(lambda: self._trained(study))
+        head, gate = self._head(result.tensors["head/layers.0.weight"].shape[1]), self._gate()
         for name, module in (("head/", head), ("gate/", gate)):
-            own = {key.removeprefix(name): value for key, value in found.tensors.items() if key.startswith(name)}
+            own = {key.removeprefix(name): value for key, value in result.tensors.items() if key.startswith(name)}
             module.load_state_dict(own)
             module.eval()
-        self.modules, self.fitted, self.seed = (head, gate), found.state, lessons.seed
+        self.modules, self.fitted, self.seed = (head, gate), result.state, examples.seed
 
     @torch.no_grad()
     def predict(self, visual: VisualTokens) -> list[SystemPrediction]:
@@ -303,7 +303,7 @@ class Distilled:
             torch.manual_seed(study.lessons.seed)
             sizes = (self.settings.teacher_width, len(self.labels), self.settings.dropout)
             teacher, head, gate = AttentionHead(width, *sizes).to(device), self._head(width), self._gate()
-        head.standardise(means["mean"][[row[lesson.image] for lesson in study.lessons.train]].to(device))
+        head.standardise(means["mean"][[row[example.image] for example in study.lessons.train]].to(device))
         figures = {
             "teacher": study.fit(HeadStage("teacher", teacher, study, self._whole(study)), self._plan("teacher", study))
         }

@@ -126,13 +126,13 @@ def make_lessons(
         assert lines is not None
         bad = {str(path) for path, usable in zip(store.paths, store.usable, strict=True) if not usable}
         _write_account(file, lines)
-    lessons: dict[str, list[Example]] = {split: [] for split in SPLITS}
+    examples: dict[str, list[Example]] = {split: [] for split in SPLITS}
     for number, (split, record) in enumerate(chosen):
         if str(record.path) not in bad:
-            lessons[split].append(Example(number, record.label or "", dict(record.annotations)))
-    if not lessons["val"]:
+            examples[split].append(Example(number, record.label or "", dict(record.annotations)))
+    if not examples["val"]:
         log.warning("there is no validation split: nothing is chosen by it")
-    return TrainingData(images, tuple(lessons["train"]), tuple(lessons["val"]), out, seed, dataset.fingerprint())
+    return TrainingData(images, tuple(examples["train"]), tuple(examples["val"]), out, seed, dataset.fingerprint())
 
 
 def _records(dataset: Dataset, split: str, labels: Sequence[str]) -> list[Record]:
@@ -183,9 +183,9 @@ class Study:
         """Lessons of both splits, those to learn from first."""
         return self.lessons.train + self.lessons.val
 
-    def target(self, lesson: Example) -> int:
+    def target(self, example: Example) -> int:
         """The number of a lesson's label."""
-        return self.labels.index(lesson.label)
+        return self.labels.index(example.label)
 
     def table(
         self, name: str, read: Callable[[VisualTokens], Mapping[str, Tensor]]
@@ -200,25 +200,25 @@ class Study:
         Raises:
             Interrupted: a signal arrived; whole groups of images are saved.
         """
-        images = sorted({lesson.image for lesson in self.examples})
-        shelf, parts, done = DiskCache(self.lessons.out / "read", sys.maxsize), [], 0
+        images = sorted({example.image for example in self.examples})
+        disk_cache, parts, done = DiskCache(self.lessons.out / "read", sys.maxsize), [], 0
         with Bar(name, len(images)) as bar:
             for chosen in groups_of(images, self.at_once * GROUP):
                 key = key_of({"kind": name, "images": chosen, **self.identity})
-                parts.append((shelf.load(key) or shelf.save(key, self._group(chosen, read))).tensors)
+                parts.append((disk_cache.load(key) or disk_cache.save(key, self._group(chosen, read))).tensors)
                 done += len(chosen)
                 bar.show(done)
         columns = {column: torch.cat([part[column] for part in parts]) for column in parts[0]}
         return columns, {image: row for row, image in enumerate(images)}
 
     def _group(self, images: Sequence[int], read: Callable[[VisualTokens], Mapping[str, Tensor]]) -> CacheGroup:
-        found: list[Mapping[str, Tensor]] = []
+        result: list[Mapping[str, Tensor]] = []
         groups = self.stop.between(groups_of(images, self.at_once))
         for _, visual in self.lessons.images.stream(groups, lambda group: group):
             assert visual is not None
             with torch.no_grad():
-                found.append(read(visual))
-        return CacheGroup({name: torch.cat([part[name].cpu() for part in found]) for name in found[0]}, {})
+                result.append(read(visual))
+        return CacheGroup({name: torch.cat([part[name].cpu() for part in result]) for name in result[0]}, {})
 
     def fit(self, stage: TrainTask, settings: TrainConfig) -> dict[str, float]:
         """Train the parameters of a stage, going on where an earlier start was; finished, they are loaded.
@@ -244,11 +244,11 @@ class Study:
             tensors = {name: tensor.detach().cpu() for name, tensor in stage.parameters().items()}
             return Checkpoint(fit.steps, tensors, {"metrics": fit.metrics})
 
-        found = once(folder / "learned", run)
+        result = once(folder / "learned", run)
         load_parameters(
-            {name: tensor.to(self.backbone.device) for name, tensor in found.tensors.items()}, stage.parameters()
+            {name: tensor.to(self.backbone.device) for name, tensor in result.tensors.items()}, stage.parameters()
         )
-        return found.state["metrics"]
+        return result.state["metrics"]
 
     def once(self, make: Callable[[], Checkpoint]) -> Checkpoint:
         """All that the system learns: loaded where it is there, otherwise made and saved."""
@@ -257,7 +257,7 @@ class Study:
 
 @contextmanager
 def studying(
-    system: str, backbone: Backbone, labels: tuple[str, ...], lessons: TrainingData, settings: Mapping[str, Any]
+    system: str, backbone: Backbone, labels: tuple[str, ...], examples: TrainingData, settings: Mapping[str, Any]
 ) -> Iterator[Study]:
     """Hold the folder of the lessons while a system learns.
 
@@ -265,7 +265,7 @@ def studying(
         system: its name.
         backbone: what it stands on.
         labels: what it chooses from.
-        lessons: what it learns from.
+        examples: what it learns from.
         settings: its own settings, and whatever else its result depends on, as JSON values.
 
     Raises:
@@ -273,8 +273,8 @@ def studying(
         UsageError: the folder belongs to other lessons, another system, or another backbone.
         CheckpointError: the folder cannot be written, or another process is using it.
     """
-    check_lessons(lessons, labels)
-    told = [[[lesson.image, lesson.label] for lesson in split] for split in (lessons.train, lessons.val)]
+    check_lessons(examples, labels)
+    told = [[[example.image, example.label] for example in split] for split in (examples.train, examples.val)]
     identity = {
         "system": system,
         "backbone": backbone.fingerprint(),
@@ -282,24 +282,24 @@ def studying(
         "backbone.dtype": str(backbone.dtype).removeprefix("torch."),
         "image_transform": backbone.image_transform,
         "labels": list(labels),
-        "data": lessons.fingerprint,
+        "data": examples.fingerprint,
         "lessons": hash_of({"told": told}),
-        "seed": lessons.seed,
+        "seed": examples.seed,
         **settings,
     }
-    with StopRequest() as stop, RunFolder(lessons.out).opened(identity, {}):
-        yield Study(backbone, lessons, labels, stop, identity)
+    with StopRequest() as stop, RunFolder(examples.out).opened(identity, {}):
+        yield Study(backbone, examples, labels, stop, identity)
 
 
-def check_lessons(lessons: TrainingData, labels: Sequence[str]) -> None:
+def check_lessons(examples: TrainingData, labels: Sequence[str]) -> None:
     """Make sure that there is something to learn, and nothing that cannot be answered.
 
     Raises:
         DataError: nothing to learn from, or a label that is none of the labels.
     """
-    if not lessons.train:
+    if not examples.train:
         raise DataError("there is no labelled image to learn from", "at least one", "Check the split train.")
-    strange = sorted({lesson.label for lesson in (*lessons.train, *lessons.val)} - set(labels))
+    strange = sorted({example.label for example in (*examples.train, *examples.val)} - set(labels))
     if strange:
         raise DataError(
             f"the lessons have the label '{strange[0]}'", f"one of {', '.join(labels)}", "Correct --labels."
@@ -314,12 +314,12 @@ def once(folder: Path, make: Callable[[], Checkpoint]) -> Checkpoint:
     """
     store = CheckpointStore(folder, keep=1)
     store.clean()
-    found = store.latest()
-    if found is None:
+    result = store.latest()
+    if result is None:
         store.save(make())
-        found = store.latest()
-        assert found is not None, f"what was just written to {folder} cannot be read"
-    return found
+        result = store.latest()
+        assert result is not None, f"what was just written to {folder} cannot be read"
+    return result
 
 
 def unlearned(name: str) -> UsageError:

@@ -48,12 +48,12 @@ def least_attended(
     attention: Float[Tensor, "batch sequence"], visual: Bool[Tensor, "batch sequence"], share: float
 ) -> list[Int[Tensor, " _"]]:
     """For each image the numbers of its visual tokens with least attention: `share` of them, rounded down."""
-    found = []
+    result = []
     for weights, columns in zip(attention, visual, strict=True):
         own = weights[columns]
         count = math.floor(share * len(own) + 1e-9)  # 0.29 · 100 is 28.999…
-        found.append(own.argsort(stable=True)[:count])
-    return found
+        result.append(own.argsort(stable=True)[:count])
+    return result
 
 
 def without(rows: ModelInputs, dropped: Sequence[Int[Tensor, " _"]]) -> ModelInputs:
@@ -151,7 +151,7 @@ class Sepm:
         self.routes = routes(self.labels, self.settings.positive, self.settings.negative)
         self.fine = question_by_letter(questions)
 
-    def fit(self, lessons: TrainingData) -> None:
+    def fit(self, examples: TrainingData) -> None:
         """Nothing: nothing is trained."""
 
     @torch.no_grad()
@@ -162,12 +162,12 @@ class Sepm:
         chances = self._chances(rows)
         least = least_attended(self._attention(rows, question), rows.visual_columns, self.settings.dropped)
         chosen = [route(chance, self.settings.ambiguous_below) for chance in chances.tolist()]
-        found: dict[int, SystemPrediction] = {}
+        result: dict[int, SystemPrediction] = {}
         for name in dict.fromkeys(chosen):
             images = [number for number, taken in enumerate(chosen) if taken == name]
             said = self._fine(visual.select(images), [least[image] for image in images], name, chances[images])
-            found |= dict(zip(images, said, strict=True))
-        return [found[number] for number in range(len(visual))]
+            result |= dict(zip(images, said, strict=True))
+        return [result[number] for number in range(len(visual))]
 
     def config(self) -> Mapping[str, Any]:
         """Its settings, the questions, and the labels of each route."""
@@ -241,11 +241,11 @@ def routes(
         except DataError:
             got = f"nobody knows which of {', '.join(labels)} are positive"
             raise UsageError(got, "labels of a known taxonomy", todo) from None
-    found = {side: tuple(label for label in labels if sides.get(label, side) == side) for side in POLARITIES}
-    for side, chosen in found.items():
+    result = {side: tuple(label for label in labels if sides.get(label, side) == side) for side in POLARITIES}
+    for side, chosen in result.items():
         if not chosen:
             raise UsageError(f"none of the labels {', '.join(labels)} is {side}", "at least one", todo)
-    return {**found, AMBIGUOUS: labels}
+    return {**result, AMBIGUOUS: labels}
 
 
 def spread(

@@ -252,10 +252,10 @@ def _size(text: str) -> tuple[int, int]:
     Raises:
         UsageError: Not two numbers.
     """
-    found = re.fullmatch(r"(\d{1,6})[x×](\d{1,6})", text.strip(), flags=re.ASCII)
-    if found is None:
+    result = re.fullmatch(r"(\d{1,6})[x×](\d{1,6})", text.strip(), flags=re.ASCII)
+    if result is None:
         raise UsageError(f"--size {text}", "width and height in pixels, such as 1024x768")
-    return int(found[1]), int(found[2])
+    return int(result[1]), int(result[2])
 
 
 def _object(

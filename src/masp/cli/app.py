@@ -109,9 +109,9 @@ def _take_debug(arguments: list[str]) -> bool:
     """Removes `--debug` from the arguments before `--`; true where it was there or the environment asks for it."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     kept = [word for word in arguments[:end] if word != "--debug"]
-    found = len(kept) < end
+    result = len(kept) < end
     arguments[:end] = kept
-    return found or os.environ.get("MASP_DEBUG", "") not in ("", "0")
+    return result or os.environ.get("MASP_DEBUG", "") not in ("", "0")
 
 
 def _set_up_log(debug: bool) -> None:

@@ -175,65 +175,65 @@ def counts_table(labels: Sequence[str], counts: Mapping[str, Mapping[str, int]])
     return table
 
 
-def evaluation_tables(found: "Evaluation") -> Group:
+def evaluation_tables(result: "Evaluation") -> Group:
     """Figures of an evaluation, then those of every label."""
     figures = Table.grid(padding=(0, 2))
     rows = [
-        ("accuracy", found.accuracy.percent()),
-        *((("exact match", found.exact.accuracy.percent()),) if found.exact else ()),
-        ("macro F1", found.macro_f1.percent()),
-        ("always the most frequent label", found.majority.percent()),
-        *(_chance_rows(found.chances) if found.chances else ()),
+        ("accuracy", result.accuracy.percent()),
+        *((("exact match", result.exact.accuracy.percent()),) if result.exact else ()),
+        ("macro F1", result.macro_f1.percent()),
+        ("always the most frequent label", result.majority.percent()),
+        *(_chance_rows(result.chances) if result.chances else ()),
     ]
-    if found.distribution is not None:
-        distance = found.distribution
+    if result.distribution is not None:
+        distance = result.distribution
         rows.append(("divergence from the votes", f"KL {distance.kl.value:.3f}, JS {distance.js.value:.3f} nats"))
         rows.append(("images with votes", str(distance.images)))
-    rows.append(("images", f"{found.used} used, {len(found.quarantined)} unreadable"))
-    if found.unparsed > found.unanswered:
-        rows.append(("answers that name no label", str(found.unparsed - found.unanswered)))
-    if found.exact is not None:
-        rows.append(("answers that are no label exactly", str(found.exact.unparsed)))
-    if found.unanswered:
-        rows.append(("images without an answer", str(found.unanswered)))
+    rows.append(("images", f"{result.used} used, {len(result.quarantined)} unreadable"))
+    if result.unparsed > result.unanswered:
+        rows.append(("answers that name no label", str(result.unparsed - result.unanswered)))
+    if result.exact is not None:
+        rows.append(("answers that are no label exactly", str(result.exact.unparsed)))
+    if result.unanswered:
+        rows.append(("images without an answer", str(result.unanswered)))
     for name, value in rows:
         figures.add_row(name, Text(value, style="bold"))
     classes = plain_table("label", ">precision", ">recall", ">F1", ">images")
-    for entry in found.classes:
+    for entry in result.classes:
         ratios = (f"{100 * value:.1f} %" for value in (entry.precision, entry.recall, entry.f1))
         classes.add_row(Text(printable(entry.label)), *ratios, str(entry.support))
     title = Text(
-        f"{printable(found.system)} on {printable(found.dataset)}, split {found.split}, read by {found.mode}; "
+        f"{printable(result.system)} on {printable(result.dataset)}, split {result.split}, read by {result.mode}; "
         "intervals hold 95 %",
         style="dim",
     )
     return Group(title, Text(), figures, Text(), classes)
 
 
-def _chance_rows(found: "ProbabilisticMetrics") -> list[tuple[str, str]]:
+def _chance_rows(result: "ProbabilisticMetrics") -> list[tuple[str, str]]:
     """Figures of the log-probabilities, as a person reads them."""
-    rows = [] if found.top2 is None else [("true label among the first two", found.top2.percent())]
-    rows.append(("expected calibration error", _beside_floor(found)))
-    after = found.calibrated
+    rows = [] if result.top2 is None else [("true label among the first two", result.top2.percent())]
+    rows.append(("expected calibration error", _beside_floor(result)))
+    after = result.calibrated
     if after is not None:
         limit = ", the edge of what was searched" if after.at_limit else ""
         found_in = after.temperature_interval
         ends = "" if found_in is None else f" [{found_in.low:.2f}, {found_in.high:.2f}]"
         fitted = f"temperature {after.temperature:.2f}{ends} from {after.images:,} images of {after.split}{limit}"
         rows.append(("the same after scaling", f"{_beside_floor(after)}; {fitted}"))
-    if found.calibration_floor is not None:
-        floor = f"what a perfectly calibrated system with these confidences and {found.images:,} images would show"
+    if result.calibration_floor is not None:
+        floor = f"what a perfectly calibrated system with these confidences and {result.images:,} images would show"
         rows.append(("calibration floor", floor))
-    rows.append(("negative log-likelihood", f"{found.negative_log_likelihood.value:.3f} nats"))
-    rows.append(("Brier score", f"{found.brier.value:.3f} of 2"))
-    rows.append(("mean risk over all coverages", found.risk_coverage.area.percent()))
+    rows.append(("negative log-likelihood", f"{result.negative_log_likelihood.value:.3f} nats"))
+    rows.append(("Brier score", f"{result.brier.value:.3f} of 2"))
+    rows.append(("mean risk over all coverages", result.risk_coverage.area.percent()))
     return rows
 
 
-def _beside_floor(found: "ProbabilisticMetrics | Calibrated") -> str:
+def _beside_floor(result: "ProbabilisticMetrics | Calibrated") -> str:
     """The calibration error, and what chance alone would show of it where that is known."""
-    floor = found.calibration_floor
-    return found.calibration_error.percent() + ("" if floor is None else f", floor {floor.percent()}")
+    floor = result.calibration_floor
+    return result.calibration_error.percent() + ("" if floor is None else f", floor {floor.percent()}")
 
 
 def _shares(prediction: "Prediction") -> Mapping[str, float]:

@@ -367,26 +367,26 @@ def annotate_data(
     from masp.model.masp_model import MaspModel
 
     settings = _one_data_set(data, "Annotate them one by one.")
-    target = out if out is not None else Path(f"{Path(settings.path or '.').resolve().stem or 'pictures'}-annotated")
+    target = out if out is not None else Path(f"{Path(settings.path or '.').resolve().stem or 'images'}-annotated")
     refuse_inside(target, settings)
     names = None if aspects is None else [word.strip() for word in aspects.split(",")]
     options = {} if vocabulary is None else read_vocabulary(vocabulary)
     with waiting("looking for images"):
-        pictures = pictures_of(settings, limit)
-    without = "" if pictures.labelled else "; without labels, or with one only: good for stage 1 (masp train aspects)"
-    say(f"{counted(len(pictures.items), 'image')}{without}")
+        images = pictures_of(settings, limit)
+    without = "" if images.labelled else "; without labels, or with one only: good for stage 1 (masp train aspects)"
+    say(f"{counted(len(images.items), 'image')}{without}")
     loaded, trained = _loaded(backbone, adapter, revision, dtype.value, device, accepted(accept))
     known = (MethodConfig(), None) if trained is None else (trained.info.method, trained.aspects)
     model = MaspModel(loaded, *known)  # never with a soft prompt
     asking = _asking(names, questions, trained, options, measured_light)
-    with Bar("images", len(pictures.items)) as bar:
+    with Bar("images", len(images.items)) as bar:
         work = AnnotationJob(batch_size, settings.workers, settings.longest_side, copy, bar.show)
-        found = annotate(pictures, Annotator(model, replace(asking, keep=keep)), target, work, adapter)
-    results().print(_annotation_table(found))
-    if found.unreadable:
-        say(f"{counted(found.unreadable, 'image')} could not be read; {found.out / 'quarantine.jsonl'} says why")
-    done = "had been annotated before" if found.again else "annotated by machine"
-    say(f"{counted(found.pictures, 'image')} {done}; EmoSet's layout in {found.out}")
+        result = annotate(images, Annotator(model, replace(asking, keep=keep)), target, work, adapter)
+    results().print(_annotation_table(result))
+    if result.unreadable:
+        say(f"{counted(result.unreadable, 'image')} could not be read; {result.out / 'quarantine.jsonl'} says why")
+    done = "had been annotated before" if result.again else "annotated by machine"
+    say(f"{counted(result.pictures, 'image')} {done}; EmoSet's layout in {result.out}")
 
 
 def _loaded(
@@ -437,10 +437,10 @@ def _asking(
     return AnnotationSettings({name: texts.aspect(name)[0] for name in chosen}, options, measured_light)
 
 
-def _annotation_table(found: "Outcome") -> "object":
+def _annotation_table(result: "Outcome") -> "object":
     """Aspects with how many answers there are, why others are missing, and what was said most often."""
     table = plain_table("aspect", ">answered", "without answer", ">different", "most often")
-    for name, one in found.aspects.items():
+    for name, one in result.aspects.items():
         absent = ", ".join(f"{count:,} {why}" for why, count in one.absent.items())
         often = ", ".join(f"{text} ({count:,})" for text, count in one.commonest)
         cells = (name.replace("_", " "), f"{one.answered:,}", absent, f"{one.different:,}", often[:60])

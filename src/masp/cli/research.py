@@ -223,13 +223,13 @@ def reproduce(
     names = None if datasets is None else tuple(name.strip() for name in datasets.split(",") if name.strip())
     asked = (data, backbone, names, seeds, aspects, config, quick, tuple(changes or ()), reading.value)
     request = Request(what.value, out, *asked)
-    found = run(job_of(request), jobs, request.command(jobs))
-    for outcome in found.failed:
+    result = run(job_of(request), jobs, request.command(jobs))
+    for outcome in result.failed:
         say(f"not there: {outcome.cell} ({outcome.error})")
-    typer.echo(str(found.written[0]))
-    if found.failed:
+    typer.echo(str(result.written[0]))
+    if result.failed:
         raise MaspError(
-            f"{len(found.failed)} of {found.cells} cells are not there; the tables hold the others",
+            f"{len(result.failed)} of {result.cells} cells are not there; the tables hold the others",
             "",
             "Give the same command again: it runs only what is missing.",
         )
@@ -446,10 +446,10 @@ def _read(file: Path) -> dict[str, Any]:
         UsageError: it is none.
     """
     try:
-        found = loads(file.read_text(encoding="utf-8"))
-        machine = dict(found["machine"])
-        groups = {name: _floats(group) for name, group in dict(found.get("groups", {})).items()}
-        return {"machine": machine | _floats(machine), "groups": groups, "results": list(found["results"])}
+        result = loads(file.read_text(encoding="utf-8"))
+        machine = dict(result["machine"])
+        groups = {name: _floats(group) for name, group in dict(result.get("groups", {})).items()}
+        return {"machine": machine | _floats(machine), "groups": groups, "results": list(result["results"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file} cannot be read: {error}", "a file that `masp bench --json` wrote") from error
 

@@ -76,8 +76,8 @@ def train(
     if what is StageChoice.aspects:
         _train(settings.ready_for("aspects"), out, None, None)
     elif what is StageChoice.prompt:
-        found = None if aspects in (None, NONE) else find_adapter(aspects)
-        _train(settings.ready_for("prompt"), None, out, found)
+        result = None if aspects in (None, NONE) else find_adapter(aspects)
+        _train(settings.ready_for("prompt"), None, out, result)
     else:
         both = settings.ready_for("aspects").ready_for("prompt")
         _train(both, out / "aspects", out / "prompt", out / "aspects")

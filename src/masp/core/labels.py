@@ -231,5 +231,5 @@ def mapping(labels: Iterable[str], target: Taxonomy) -> dict[str, str]:
     """
     names = tuple(labels)
     source = taxonomy_of(names)
-    found = {label: counterpart(label, source, target) for label in names}
-    return {label: other for label, other in found.items() if other is not None}
+    result = {label: counterpart(label, source, target) for label in names}
+    return {label: other for label, other in result.items() if other is not None}

@@ -152,24 +152,24 @@ def _class_names(feature: Any) -> tuple[str, ...]:
 
 
 def _image_column(features: Any, given: str | None) -> str:
-    found = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
-    return _chosen(given, features, found, "pictures", "--image")
+    result = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
+    return _chosen(given, features, result, "pictures", "--image")
 
 
 def _label_column(features: Any, given: str | None) -> str:
-    found = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
-    return _chosen(given, features, found or [name for name in LABELS if name in features][:1], "labels", "--label")
+    result = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
+    return _chosen(given, features, result or [name for name in LABELS if name in features][:1], "labels", "--label")
 
 
-def _chosen(given: str | None, features: Any, found: list[str], what: str, option: str) -> str:
+def _chosen(given: str | None, features: Any, result: list[str], what: str, option: str) -> str:
     if given is not None:
         if given not in features:
             raise DataError(f"the data set has no column '{given}'", "", did_you_mean(given, features))
         return given
-    if len(found) != 1:
+    if len(result) != 1:
         raise DataError(
-            f"{len(found) or 'none'} of the columns {', '.join(features)} holds {what}",
+            f"{len(result) or 'none'} of the columns {', '.join(features)} holds {what}",
             "one",
             f"Name it with {option}.",
         )
-    return found[0]
+    return result[0]

@@ -203,8 +203,8 @@ def _most_pixels(kind: str, content: bytes) -> int:
 def _in_scans(content: bytes) -> bool:
     """Whether a JPEG is progressive or its colours come one after the other, so that its decoder keeps all of it."""
     place, colours, progressive = 2, 0, False
-    while found := _MARKER.search(content, place):
-        marker, place = found[1][0], found.end()
+    while result := _MARKER.search(content, place):
+        marker, place = result[1][0], result.end()
         if marker == _START_OF_SCAN:
             return progressive or int.from_bytes(content[place + 2 : place + 3]) < colours
         if marker in _FRAMES:
@@ -342,8 +342,8 @@ def _heic_sizes(content: bytes) -> list[tuple[int, int]]:
         if length == 1:
             length = int.from_bytes(content[place + 8 : place + 16])
         if kind == b"meta":
-            found = _EXTENT.findall(content, place, place + length if length else len(content))
-            return [(int.from_bytes(width), int.from_bytes(height)) for width, height in found]
+            result = _EXTENT.findall(content, place, place + length if length else len(content))
+            return [(int.from_bytes(width), int.from_bytes(height)) for width, height in result]
         if length < 8:
             break
         place += length

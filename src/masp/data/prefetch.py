@@ -83,7 +83,7 @@ def prefetch(
     workers: int = 2,
     longest_side: int | None = None,
     keep_images: bool = False,
-    quarantine: BadFiles | None = None,
+    bad_files: BadFiles | None = None,
     rounding: Rounding = "nearest",
 ) -> Iterator[LoadedBatch]:
     """Batches of the images that a stream of paths names, in its order; the stream is read only a little ahead.
@@ -98,42 +98,42 @@ def prefetch(
         workers: threads.
         longest_side: largest side of an image.
         keep_images: whether batches hold their images.
-        quarantine: the account to keep; it stops the stream when too much is bad.
+        bad_files: the account to keep; it stops the stream when too much is bad.
         rounding: see `Loading`.
 
     Raises:
-        DataError: the quarantine stopped the stream.
+        DataError: the account of bad files stopped the stream.
         UsageError: a batch size below 1.
     """
     if batch_size < 1:
         raise UsageError(f"batch_size is {batch_size}", "1 or more", "Correct batch_size.")
     loading = Loading(preprocess, longest_side, keep_images, workers, rounding=rounding)
-    return load(_chunks(paths, batch_size), loading, quarantine)
+    return load(_chunks(paths, batch_size), loading, bad_files)
 
 
 def prefetch_batches(
-    paths: Sequence[Path], batches: Iterable[Sequence[int]], loading: Loading, quarantine: BadFiles | None = None
+    paths: Sequence[Path], batches: Iterable[Sequence[int]], loading: Loading, bad_files: BadFiles | None = None
 ) -> Iterator[LoadedBatch]:
     """The images of given batches of indices (see `sampling.Batches`), in the given order.
 
     Raises:
-        DataError: the quarantine stopped the stream.
+        DataError: the account of bad files stopped the stream.
     """
-    return load((tuple((index, paths[index]) for index in batch) for batch in batches), loading, quarantine)
+    return load((tuple((index, paths[index]) for index in batch) for batch in batches), loading, bad_files)
 
 
 def load(
-    chunks: Iterable[Sequence[Item]], loading: Loading, quarantine: BadFiles | None = None
+    chunks: Iterable[Sequence[Item]], loading: Loading, bad_files: BadFiles | None = None
 ) -> Iterator[LoadedBatch]:
     """A batch for every chunk of numbered files, in order.
 
     Raises:
-        DataError: the quarantine stopped the stream.
+        DataError: the account of bad files stopped the stream.
     """
     jobs = (partial(_batch, tuple(chunk), loading) for chunk in chunks)
     for batch in _ahead(jobs, loading) if loading.workers else (job() for job in jobs):
-        if quarantine is not None:
-            _account(batch, quarantine)
+        if bad_files is not None:
+            _account(batch, bad_files)
         yield batch
 
 
@@ -263,8 +263,8 @@ def image_name(image: Picture) -> str:
     return "(image in memory)" if isinstance(image, Image.Image) else str(image)
 
 
-def _account(batch: LoadedBatch, quarantine: BadFiles) -> None:
+def _account(batch: LoadedBatch, bad_files: BadFiles) -> None:
     """Count a batch in the order of the stream, good images before bad ones of the same batch."""
-    quarantine.accept(len(batch.indices))
+    bad_files.accept(len(batch.indices))
     for failed in batch.failures:
-        quarantine.reject(failed.path, failed.reason)
+        bad_files.reject(failed.path, failed.reason)

@@ -291,11 +291,11 @@ def division_in(folder: Path, fingerprint: str) -> SplitFile | None:
     """The division that a data set of this fingerprint had in the run of a folder; None where it is not there."""
     for name in (RUN_SPLITS, ASPECTS_SPLITS):
         try:
-            found = read_division(folder / name)
+            result = read_division(folder / name)
         except DataError:
             continue
-        if found.fingerprint == fingerprint:
-            return found
+        if result.fingerprint == fingerprint:
+            return result
     return None
 
 

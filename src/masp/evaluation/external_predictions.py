@@ -83,7 +83,7 @@ def evaluate_predictions(
         raise DataError(f"{file} does not name {len(missing)} of {len(records)} images ({listed})", "all", todo)
     # read as text where the text named every label, not where it only stands beside
     named = [rows[place] for record in records if (place := dataset.place(record.path)) in rows]
-    found = measured(
+    result = measured(
         ResultContext(
             system=name or file.stem,
             dataset=dataset.name,
@@ -99,8 +99,8 @@ def evaluate_predictions(
         _calibration(rows, dataset) if calibrate and split != CALIBRATION else None,
     )
     if out is not None:
-        write_result(out, found)
-    return found
+        write_result(out, result)
+    return result
 
 
 def _by_image(file: Path, rows: Sequence[ExternalLine], dataset: Dataset) -> dict[str, ExternalLine]:
@@ -110,16 +110,16 @@ def _by_image(file: Path, rows: Sequence[ExternalLine], dataset: Dataset) -> dic
         DataError: an image that the data set does not have, or one under two names.
     """
     known = {dataset.place(record.path) for record in dataset.records}
-    found: dict[str, ExternalLine] = {}
+    result: dict[str, ExternalLine] = {}
     for row in rows:
         place = _place(row.image, dataset)
         if place not in known:
             raise _unknown(f"{file}, line {row.line}", row.image, known)
-        if place in found:
-            got = f"{file}, line {row.line}: {row.image} is the image of line {found[place].line}"
+        if place in result:
+            got = f"{file}, line {row.line}: {row.image} is the image of line {result[place].line}"
             raise DataError(got, "every image once")
-        found[place] = row
-    return found
+        result[place] = row
+    return result
 
 
 def _unknown(where: str, image: str, known: set[str]) -> DataError:
@@ -234,18 +234,18 @@ def _foreign(where: str, number: int, content: dict[str, Any], labels: Sequence[
         expected = "one of predicted, log_probabilities, probabilities and answer"
         raise DataError(f"{where} says nothing about {image}", expected, "See docs/reference/results.md.")
     from_text = logs is None and answer is not None and predicted == parse(answer, labels)
-    truth = _label(content.get("truth"), "truth", where, labels)
-    return ExternalLine(number, image, predicted, logs, answer, truth, from_text)
+    targets = _label(content.get("truth"), "truth", where, labels)
+    return ExternalLine(number, image, predicted, logs, answer, targets, from_text)
 
 
 def _label(name: object, key: str, where: str, labels: Sequence[str]) -> str | None:
     if name is None:
         return None
-    found = spelled(name, labels) if isinstance(name, str) else None
-    if found is None:
+    result = spelled(name, labels) if isinstance(name, str) else None
+    if result is None:
         todo = did_you_mean(name, labels) if isinstance(name, str) else ""
         raise DataError(f"{where}: {key} is {shown(name)}", f"one of {', '.join(labels)}, or null", todo)
-    return found
+    return result
 
 
 def _logs(content: dict[str, Any], where: str, labels: Sequence[str]) -> dict[str, float] | None:
@@ -258,20 +258,20 @@ def _logs(content: dict[str, Any], where: str, labels: Sequence[str]) -> dict[st
     key, table = next(iter(given.items()))
     if not isinstance(table, dict):
         raise DataError(f"{where}: {key} is {shown(table)}", "a number for every label")
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     for name, value in table.items():
         label = _label(name, f"a label of {key}", where, labels)
-        if label is None or label in found:
+        if label is None or label in result:
             raise DataError(f"{where}: {key} names {shown(name)} twice", "every label once")
-        found[label] = _log(value, f"{where}: {key} of {label}", key == "probabilities")
-    missing = [label for label in labels if label not in found]
+        result[label] = _log(value, f"{where}: {key} of {label}", key == "probabilities")
+    missing = [label for label in labels if label not in result]
     if missing:
         raise DataError(f"{where}: {key} lacks {', '.join(missing)}", "a number for every label")
-    total = sum(map(math.exp, found.values()))
+    total = sum(map(math.exp, result.values()))
     if abs(total - 1) > _SLACK:
         raise DataError(f"{where}: the probabilities sum to {total:.3g}", "1", "Normalise them over the labels.")
     shift = math.log(total) if abs(total - 1) > _EXACT else 0.0
-    return {label: max(LOWEST, found[label] - shift) for label in labels}
+    return {label: max(LOWEST, result[label] - shift) for label in labels}
 
 
 def _log(value: object, what: str, plain: bool) -> float:

@@ -234,7 +234,7 @@ class Evaluation:
         return {"format": content.pop("format"), **content, HASH: hashlib.sha256(content_of(self.answers)).hexdigest()}
 
 
-def write_result(out: Path, found: Evaluation) -> None:
+def write_result(out: Path, result: Evaluation) -> None:
     """Writes `predictions.jsonl` (one answer per line), then `summary.json` (figures and provenance).
 
     A process that dies in between leaves new predictions beside an old summary. The summary holds their hash, so that
@@ -244,8 +244,8 @@ def write_result(out: Path, found: Evaluation) -> None:
         OSError: the disk is full or cannot be written.
     """
     out.mkdir(parents=True, exist_ok=True)
-    write_predictions(out / PREDICTIONS, found.answers)
-    write_file(out / SUMMARY, (json.dumps(found.summary(), indent=2, allow_nan=False) + "\n").encode())
+    write_predictions(out / PREDICTIONS, result.answers)
+    write_file(out / SUMMARY, (json.dumps(result.summary(), indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_result(place: Path) -> Evaluation:

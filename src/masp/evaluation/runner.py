@@ -95,7 +95,7 @@ def evaluation_of(
     labels: Sequence[str],
     dataset: Dataset,
     split: str,
-    found: SplitPredictions,
+    result: SplitPredictions,
     provenance: Mapping[str, Any],
     held: Sequence[LabelledPrediction] | None = None,
 ) -> Evaluation:
@@ -106,40 +106,42 @@ def evaluation_of(
         labels: what it chose from.
         dataset: has the split.
         split: name of the split.
-        found: what it said; at least one answer.
+        result: what it said; at least one answer.
         provenance: what that depended on.
         held: what it said about the split val, to fit a temperature on; None: none is fitted.
     """
-    mode: Mode = "generate" if all(one.answer is not None for one in found.answers) else "score"
-    about = ResultContext(name, dataset.name, split, mode, tuple(labels), provenance, found.left_out, found.unlabelled)
+    mode: Mode = "generate" if all(one.answer is not None for one in result.answers) else "score"
+    about = ResultContext(
+        name, dataset.name, split, mode, tuple(labels), provenance, result.left_out, result.unlabelled
+    )
     calibration = None if held is None else Calibration(CALIBRATION, tuple(held))
-    return measured(about, found.answers, votes_of(dataset, split), calibration)
+    return measured(about, result.answers, votes_of(dataset, split), calibration)
 
 
-def _write(out: Path, found: Evaluation, held: Sequence[LabelledPrediction] | None) -> None:
+def _write(out: Path, result: Evaluation, held: Sequence[LabelledPrediction] | None) -> None:
     """The result first, then away with what was kept for the case of an interruption, that of other runs included."""
     beside = out / f"predictions.{CALIBRATION}.jsonl"
     if held is not None:
         write_predictions(beside, held)
-    write_result(out, found)
+    write_result(out, result)
     if held is None:
         beside.unlink(missing_ok=True)
     for path in out.glob(f"{'[0-9a-f]' * 12}{ENDING}"):
         path.unlink(missing_ok=True)
 
 
-def result_of(found: Evaluation) -> ResultRecord:
+def result_of(result: Evaluation) -> ResultRecord:
     """What an adapter records of an evaluation."""
     return ResultRecord(
-        dataset=found.dataset,
-        fingerprint=found.provenance["data"]["fingerprint"],
-        split=found.split,
-        mode=found.mode,
-        images=found.used,
-        accuracy=found.accuracy.value,
-        low=found.accuracy.low,
-        high=found.accuracy.high,
-        macro_f1=found.macro_f1.value,
+        dataset=result.dataset,
+        fingerprint=result.provenance["data"]["fingerprint"],
+        split=result.split,
+        mode=result.mode,
+        images=result.used,
+        accuracy=result.accuracy.value,
+        low=result.accuracy.low,
+        high=result.accuracy.high,
+        macro_f1=result.macro_f1.value,
     )
 
 

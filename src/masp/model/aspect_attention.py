@@ -170,10 +170,10 @@ class AspectModules(nn.Module):
         """
         present = sorted(set(aspects))
         names = [self.aspects[index] for index in present]
-        found = self(visual, names).tokens  # (images, aspects that occur, n, d)
+        result = self(visual, names).tokens  # (images, aspects that occur, n, d)
         slots = [present.index(index) for index in aspects]
-        device = found.device
-        return found[torch.tensor(images, device=device), torch.tensor(slots, device=device)]
+        device = result.device
+        return result[torch.tensor(images, device=device), torch.tensor(slots, device=device)]
 
 
 def attend(

@@ -75,13 +75,13 @@ class ConceptHead:
 
     def answers(self, read: Concepts) -> list[dict[str, str]]:
         """For every image the words of each aspect that it probably has, joined with commas."""
-        found = []
+        result = []
         for row in (read.words >= 0.5).tolist():
             there: dict[str, list[str]] = {aspect: [] for aspect, _ in self.words}
             for (aspect, word), has in zip(self.words, row, strict=True):
                 there[aspect] += [word] * has
-            found.append({aspect: ", ".join(words) for aspect, words in there.items()})
-        return found
+            result.append({aspect: ", ".join(words) for aspect, words in there.items()})
+        return result
 
 
 def folded(layer: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

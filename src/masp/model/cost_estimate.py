@@ -217,7 +217,7 @@ class _Work:
     graph: int = 0
     bare: int = 0
     read: int = 0
-    pictures: float = 0.0
+    images: float = 0.0
     passes: int = 1
 
 
@@ -234,32 +234,30 @@ def estimate(sizes: Sizes, job: CostJob, device: Device, reading: float = READIN
     image, column = sizes.feature_bytes(job.visual, job.itemsize), sizes.kept_bytes(1, job.itemsize)
     vision, before = sizes.vision_flops(job.visual), sizes.forward_flops(job.prefix)
     seen = {"none": vision + before, "features": before, "prefix": 0.0}[kept]  # of an image, at each use in stage 2
-    read, pictures = job.prefix * column * (kept == "prefix"), float(kept == "none")
+    read, images = job.prefix * column * (kept == "prefix"), float(kept == "none")
     parts: list[Part] = []
     if job.images and kept != "none":
-        parts.append(
-            plan.part("features", job.images, _Work(vision, job.batch, pictures=1.0), image * job.images / 1e9)
-        )
+        parts.append(plan.part("features", job.images, _Work(vision, job.batch, images=1.0), image * job.images / 1e9))
     if job.images and job.epochs1 and job.aspects:
-        once = pictures / job.aspects  # an image is read once for all its pairs
-        pair = _Work(_step_flops(sizes, job, PAIR, 0) + vision * once, job.at_once, graph=PAIR, pictures=once)
+        once = images / job.aspects  # an image is read once for all its pairs
+        pair = _Work(_step_flops(sizes, job, PAIR, 0) + vision * once, job.at_once, graph=PAIR, images=once)
         parts.append(plan.part("stage 1", job.images * job.aspects * job.epochs1, pair, steps=job.steps1))
-        parts += plan.beside(1, parts[-1], min(job.val, VALIDATED) * job.epochs1, _words(sizes, job, vision * pictures))
+        parts += plan.beside(1, parts[-1], min(job.val, VALIDATED) * job.epochs1, _words(sizes, job, vision * images))
     if job.images and kept == "prefix":
         work = _Work(before, job.batch, bare=job.prefix)
         parts.append(plan.part("prefixes", job.images, work, job.prefix * column * job.images / 1e9))
     if job.images and job.epochs2:
         flops = _step_flops(sizes, job, job.graph, job.prefix) + seen
-        work = _Work(flops, job.at_once, graph=job.graph, read=read, pictures=pictures)
+        work = _Work(flops, job.at_once, graph=job.graph, read=read, images=images)
         parts.append(plan.part("stage 2", job.images * job.epochs2, work, steps=job.steps2))
         flops = sizes.forward_flops(job.graph + BRANCHES, job.prefix) + sizes.head_flops(BRANCHES) + seen
         bare = job.graph + BRANCHES + (0 if kept == "prefix" else job.prefix)
-        scored = _Work(flops, measured_at_once(sizes, job), bare=bare, read=read, pictures=pictures)
+        scored = _Work(flops, measured_at_once(sizes, job), bare=bare, read=read, images=images)
         parts += plan.beside(2, parts[-1], job.val * job.epochs2, scored)
     if job.label:
         columns = AROUND + job.aspects * job.queries + job.visual + job.prompt * (1 + job.released) + SUFFIX + BRANCHES
         flops = vision + sizes.forward_flops(columns) + sizes.head_flops(BRANCHES)
-        parts.append(plan.part("labelling", job.label, _Work(flops, job.batch, bare=columns, pictures=1.0)))
+        parts.append(plan.part("labelling", job.label, _Work(flops, job.batch, bare=columns, images=1.0)))
     return parts
 
 
@@ -278,7 +276,7 @@ def _words(sizes: Sizes, job: CostJob, vision: float) -> _Work:
     """An image of the split val whose aspects are put into words: a row for each, and a pass for each word."""
     flops = job.aspects * (sizes.forward_flops(PAIR + WORDS) + sizes.head_flops(WORDS)) + vision
     once = measured_at_once(sizes, job)
-    return _Work(flops, once, bare=job.aspects * (PAIR + WORDS), pictures=float(vision > 0), passes=WORDS)
+    return _Work(flops, once, bare=job.aspects * (PAIR + WORDS), images=float(vision > 0), passes=WORDS)
 
 
 def checkpoint_bytes(sizes: Sizes, job: CostJob, stage: int) -> int:
@@ -337,7 +335,7 @@ class _Planner:
         times = {
             "arithmetic": work.flops / (device.tflops * 1e12 * device.efficiency),
             "memory bandwidth": (weights * passes / work.at_once + work.read) / (device.bandwidth * 1e9),
-            "reading images": work.pictures * device.number / (self.reading * device.cores),
+            "reading images": work.images * device.number / (self.reading * device.cores),
         }
         bound = max(times, key=times.__getitem__)
         seconds = times[bound] * examples / device.number
@@ -348,14 +346,14 @@ class _Planner:
 
     def beside(self, stage: int, training: Part, images: int, work: _Work) -> list[Part]:
         """What goes with a stage: its validation, and its checkpoints, of which the newest stay on the disk."""
-        found = [self.part(f"validation {stage}", images, work)] if images else []
+        result = [self.part(f"validation {stage}", images, work)] if images else []
         number, minutes = training.steps, self.job.checkpoint_minutes
         if minutes:
-            seconds = training.seconds + sum(part.seconds for part in found)
+            seconds = training.seconds + sum(part.seconds for part in result)
             number = min(number, 1 + int(seconds / (60 * minutes)))  # the last step leaves one, whatever the time
         size = checkpoint_bytes(self.sizes, self.job, stage) / 1e9
         kept = size * min(number, TrainConfig().keep_checkpoints)
-        return [*found, Part(f"checkpoints {stage}", number, 0.0, 0.0, 0.0, kept, 0.0, f"{size:.2g} GB each")]
+        return [*result, Part(f"checkpoints {stage}", number, 0.0, 0.0, 0.0, kept, 0.0, f"{size:.2g} GB each")]
 
     def _example(self, work: _Work) -> int:
         """Bytes that an example takes while it goes through the model."""

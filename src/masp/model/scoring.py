@@ -87,12 +87,12 @@ def score_tasks(visual: VisualTokens, asked: Sequence[LabelQuestion]) -> list[Fl
     keys = [one.model.prefix_key(visual, one.question, one.use) for one in asked]
     shared = {key for key, count in Counter(keys).items() if count > 1 and key is not None}
     kept: dict[Hashable, ImageInput] = {}
-    found: list[Tensor] = []
+    result: list[Tensor] = []
     for key, one in zip(keys, asked, strict=True):
         if key in shared and key not in kept:
             kept[key] = one.model.prefix(visual, [one.question] * len(visual), one.use)
-        found.append(score(one.model, kept.get(key, visual), one.question, one.labels, one.use))
-    return found
+        result.append(score(one.model, kept.get(key, visual), one.question, one.labels, one.use))
+    return result
 
 
 @torch.no_grad()
@@ -159,8 +159,8 @@ def describe_aspects(
     model: MaspModel, visual: VisualTokens, questions: Questions, max_new_tokens: int = 16
 ) -> list[dict[str, str]]:
     """The texts of `aspect_answers`, as far as they were generated."""
-    found = aspect_answers(model, visual, questions, max_new_tokens)
-    return [{name: answer.text for name, answer in one.items()} for one in found]
+    result = aspect_answers(model, visual, questions, max_new_tokens)
+    return [{name: answer.text for name, answer in one.items()} for one in result]
 
 
 @torch.no_grad()
@@ -254,13 +254,13 @@ def _log_p(
     """Log-probability of each word after its column of `hidden`; no more than LOGITS logits are there at a time."""
     batch, read = hidden.shape[:2]
     column, word = (torch.tensor(one, dtype=torch.long, device=hidden.device) for one in (columns, words))
-    found = torch.empty(batch, len(words), device=hidden.device)
+    result = torch.empty(batch, len(words), device=hidden.device)
     step = max(1, LOGITS // (batch * len(backbone.embedding_rows())))
     for start in range(0, read, step):
         inside = ((column >= start) & (column < start + step)).nonzero()[:, 0]
         logits, own = backbone.logits(hidden[:, start : start + step]), column[inside] - start
-        found[:, inside] = logits[:, own, word[inside]] - logits.logsumexp(-1)[:, own]
-    return found
+        result[:, inside] = logits[:, own, word[inside]] - logits.logsumexp(-1)[:, own]
+    return result
 
 
 def _greedy(model: MaspModel, assembled: ModelInputs, limit: int) -> list[list[int]]:

@@ -208,10 +208,10 @@ class SequenceBuilder:
 
     def _sign(self, question: str, *columns: NDArray[np.int64]) -> bytes:
         """Hash of the columns of a prefix, and of the question where visual tokens depend on it."""
-        found = hashlib.blake2b(question.encode() if self.backbone.question_conditioned else b"", digest_size=16)
+        result = hashlib.blake2b(question.encode() if self.backbone.question_conditioned else b"", digest_size=16)
         for part in columns:
-            found.update(repr(part.shape).encode() + np.ascontiguousarray(part).tobytes())
-        return found.digest()
+            result.update(repr(part.shape).encode() + np.ascontiguousarray(part).tobytes())
+        return result.digest()
 
     def _columns(
         self, template: Template, answer_ids: list[int], spliced: SequenceParts
@@ -284,10 +284,10 @@ class SequenceBuilder:
     ) -> Float[Tensor, "batch sequence levels dim"]:
         """The deep features in the columns of their visual tokens, zero elsewhere."""
         visual = grid.kind == VISUAL
-        found = deep.new_zeros(*grid.kind.shape, *deep.shape[2:]).to(self.backbone.device, self.backbone.dtype)
+        result = deep.new_zeros(*grid.kind.shape, *deep.shape[2:]).to(self.backbone.device, self.backbone.dtype)
         rows, columns = np.nonzero(visual)
-        found[rows, columns] = deep[rows, grid.value[visual]].to(found)
-        return found
+        result[rows, columns] = deep[rows, grid.value[visual]].to(result)
+        return result
 
 
 PADDING = -1

@@ -57,17 +57,17 @@ class CoverageView:
 
 def gaps(systems: Sequence[SystemResults]) -> tuple[str, ...]:
     """What is not known of which system, in sentences."""
-    found = []
+    result = []
     for system in systems:
         chances = [run.chances for run in system.runs if run.chances]
         if len(chances) < len(system.runs):
-            found.append(
+            result.append(
                 f"{system.name}: no probabilities in this file, so there is no reliability diagram, no risk–coverage "
                 "curve, and nobody knows which of its mistakes it was surest of."
             )
         elif not all(one.calibrated for one in chances):
-            found.append(f"{system.name}: no temperature was fitted, so nothing is known of it after scaling.")
-    return tuple(found)
+            result.append(f"{system.name}: no temperature was fitted, so nothing is known of it after scaling.")
+    return tuple(result)
 
 
 def reliability(system: SystemResults) -> ReliabilityView:
@@ -191,22 +191,22 @@ def confusion(trial: Comparison, system: SystemResults) -> ConfusionView:
 def classes(trial: Comparison) -> tuple[ClassView, ...]:
     """Every label with its F1 for each system."""
     tables = [(system.runs[0].labels, _counts(system)) for system in trial.systems]
-    found = []
+    result = []
     for label in trial.labels:
         figures = [_figures(label, table, labels.index(label)) for labels, table in tables]
         images = max(one.support // len(s.runs) for one, s in zip(figures, trial.systems, strict=True))
-        found.append(ClassView(label, images, tuple(one.f1 for one in figures)))
-    return tuple(found)
+        result.append(ClassView(label, images, tuple(one.f1 for one in figures)))
+    return tuple(result)
 
 
 def distributions(trial: Comparison) -> tuple[DistributionView, ...]:
     """The systems whose every seed was held against votes, with the means of their seeds."""
-    found = []
+    result = []
     for system in trial.systems:
         known = [run.distribution for run in system.runs if run.distribution]
         if len(known) == len(system.runs):
-            found.append(DistributionView(system.name, _distances(known), known[0].images))
-    return tuple(found)
+            result.append(DistributionView(system.name, _distances(known), known[0].images))
+    return tuple(result)
 
 
 def _distances(known: Sequence[Distribution]) -> tuple[str, ...]:
@@ -307,9 +307,9 @@ def _what(trial: Comparison) -> str:
     return f"{systems} on {images} images of the split “{trial.split}” of {trial.dataset}, with the choice of {choice}."
 
 
-def _gains(found: leaderboard.Gains) -> GainsView:
-    drawing = plots.gain_bars([(gain.aspect, gain.points) for gain in found.gains])
-    return GainsView(found.name, found.meaning, found.gains, drawing)
+def _gains(result: leaderboard.Gains) -> GainsView:
+    drawing = plots.gain_bars([(gain.aspect, gain.points) for gain in result.gains])
+    return GainsView(result.name, result.meaning, result.gains, drawing)
 
 
 MOST_FACTS = 120
@@ -352,10 +352,10 @@ def comparison(
     """
     if not sources and not tables:
         raise UsageError("no result was named", "at least one", "Name what `masp evaluate --out DIR` wrote.")
-    found = trials(sources)
-    views = [view(number, trial, asked, len(found) > 1) for number, trial in enumerate(found, start=1)]
+    result = trials(sources)
+    views = [view(number, trial, asked, len(result) > 1) for number, trial in enumerate(result, start=1)]
     rows = [_ablation_view(number, table) for number, table in enumerate(tables, start=1)]
-    names = ", ".join(dict.fromkeys(trial.dataset for trial in found))
+    names = ", ".join(dict.fromkeys(trial.dataset for trial in result))
     return fill(
         "comparison.html.j2",
         title=title or (f"Emotions of images: {names}" if names else "What each part adds"),
@@ -375,31 +375,31 @@ def _summary(views: Sequence[TrialView]) -> str:
 
 def _headlines(views: Sequence[TrialView]) -> list[Headline]:
     """The few numbers that a reader should take away: of one trial the best, the reference and their difference."""
-    found = []
+    result = []
     for one in views[:4]:
         top = max(one.rows, key=lambda row: row.figures["accuracy"].value if row.figures["accuracy"] else 0.0)
         figure = top.figures["accuracy"]
         assert figure is not None
         where = f" on {one.name}" if len(views) > 1 else f", of {grouped(top.images)} images"
-        found.append(Headline(f"{share(figure.value)} %", f"right: {top.name}{where}"))
+        result.append(Headline(f"{share(figure.value)} %", f"right: {top.name}{where}"))
         if len(views) > 1:
             continue
         pair = next((pair for pair in one.pairs if pair.name == top.name and pair.points), None)
         if pair is not None and pair.points is not None:
             low, high = points(pair.points.low), points(pair.points.high)
-            found.append(
+            result.append(
                 Headline(points(pair.points.value), f"points against {one.reference}, 95 % interval {low} to {high}")
             )
-        found.append(Headline(f"{share(one.majority)} %", "always the most frequent label"))
-    return found
+        result.append(Headline(f"{share(one.majority)} %", "always the most frequent label"))
+    return result
 
 
 def _chapters(views: Sequence[TrialView], rows: Sequence[AblationView]) -> list[tuple[str, str]]:
     """Anchors and names of the sections that are there; of several trials only where each begins."""
-    found: list[tuple[str, str]] = []
+    result: list[tuple[str, str]] = []
     for one in views:
         if len(views) > 1:
-            found.append((f"{one.anchor}-systems", one.name))
+            result.append((f"{one.anchor}-systems", one.name))
             continue
         every: Sequence[tuple[str, str, object]] = (
             ("systems", "All systems", True),
@@ -410,9 +410,9 @@ def _chapters(views: Sequence[TrialView], rows: Sequence[AblationView]) -> list[
             ("votes", "Votes of people", one.distributions),
             ("mistakes", "Worst mistakes", True),
         )
-        found += [(f"{one.anchor}-{anchor}", name) for anchor, name, present in every if present]
-    found += [(one.anchor, one.title) for one in rows]
-    return [*found, ("not", "What a label is not"), ("provenance", "How this was made")]
+        result += [(f"{one.anchor}-{anchor}", name) for anchor, name, present in every if present]
+    result += [(one.anchor, one.title) for one in rows]
+    return [*result, ("not", "What a label is not"), ("provenance", "How this was made")]
 
 
 def _ablation_view(number: int, table: Rows) -> AblationView:
@@ -422,11 +422,11 @@ def _ablation_view(number: int, table: Rows) -> AblationView:
 
 
 def _source(source: ResultSource) -> SourceView:
-    found = source.found
-    seed = seed_of(found)
-    words = f"{found.system} on {found.dataset}, split {found.split}, {grouped(found.used)} images"
+    result = source.found
+    seed = seed_of(result)
+    words = f"{result.system} on {result.dataset}, split {result.split}, {grouped(result.used)} images"
     words += f", seed {seed}" if seed is not None else ""
-    return SourceView(_known_as(source.place), words, _facts(found.provenance))
+    return SourceView(_known_as(source.place), words, _facts(result.provenance))
 
 
 def _table_source(table: Rows) -> SourceView:
@@ -441,9 +441,9 @@ def _known_as(place: str) -> str:
 
 def _facts(content: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
     """Provenance as rows: the names of nested tables joined by blanks, lists in one line."""
-    found = list(_flat(content, ""))
-    more = len(found) - MOST_FACTS
-    return tuple(found[:MOST_FACTS]) + ((("…", f"{more} more facts in the file"),) if more > 0 else ())
+    result = list(_flat(content, ""))
+    more = len(result) - MOST_FACTS
+    return tuple(result[:MOST_FACTS]) + ((("…", f"{more} more facts in the file"),) if more > 0 else ())
 
 
 def _flat(content: object, name: str) -> Iterator[tuple[str, str]]:

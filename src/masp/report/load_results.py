@@ -63,23 +63,23 @@ def over_seeds(values: Sequence[Interval | float | None]) -> Figure | None:
         one = known[0]
         return Figure(one.value, one.low, one.high) if isinstance(one, Interval) else Figure(one)
     plain = [value.value if isinstance(value, Interval) else value for value in known]
-    found = spread_of(plain)
-    return Figure(found.mean, sd=found.deviation)
+    result = spread_of(plain)
+    return Figure(result.mean, sd=result.deviation)
 
 
 def pooled(runs: Sequence[Sequence[Bin]]) -> tuple[PooledBin, ...]:
     """The bins that hold answers, over all seeds; bins that lie in different places are not put together."""
     edges = sorted({one.low for bins in runs for one in bins})
     ends = [*edges[1:], 1.0]
-    found = []
+    result = []
     for low, high in zip(edges, ends, strict=True):
         here = [one for bins in runs for one in bins if one.low == low and one.images]
         images = sum(one.images for one in here)
         if images:
             sure = sum(one.images * one.confidence for one in here) / images
             hits = sum(round(one.images * one.accuracy) for one in here)
-            found.append(PooledBin(low, high, images, sure, share(hits, images)))
-    return tuple(found)
+            result.append(PooledBin(low, high, images, sure, share(hits, images)))
+    return tuple(result)
 
 
 def mean_curve(runs: Sequence[RiskCoverage]) -> CurvePlot:
@@ -176,17 +176,17 @@ def trials(sources: Sequence[ResultSource]) -> tuple[Comparison, ...]:
     """The results in the order in which they were named, put together by data set, split and labels."""
     groups: dict[tuple[str, str, tuple[str, ...]], list[ResultSource]] = {}
     for source in sources:
-        found = source.found
-        groups.setdefault((found.dataset, found.split, tuple(sorted(found.labels))), []).append(source)
+        result = source.found
+        groups.setdefault((result.dataset, result.split, tuple(sorted(result.labels))), []).append(source)
     return tuple(
         Comparison(dataset, split, group[0].found.labels, _systems(group))
         for (dataset, split, _), group in groups.items()
     )
 
 
-def seed_of(found: Evaluation) -> str | None:
+def seed_of(result: Evaluation) -> str | None:
     """The training seed of a result as text; None where nobody knows."""
-    seed = found.provenance.get("seed")
+    seed = result.provenance.get("seed")
     return None if seed is None else json.dumps(seed)
 
 
@@ -204,29 +204,29 @@ def _systems(group: Sequence[ResultSource]) -> tuple[SystemResults, ...]:
     for source in group:
         key = (source.name, "") if source.name else (source.found.system, _settings(source.found))
         named.setdefault(key, []).append(source)
-    found: list[tuple[str, list[ResultSource]]] = []
+    result: list[tuple[str, list[ResultSource]]] = []
     for (name, _), members in named.items():
         seeds = [seed_of(member.found) for member in members]
         if len(members) == 1 or members[0].name or (None not in seeds and len(set(seeds)) == len(seeds)):
-            found.append((name, members))
+            result.append((name, members))
         else:
-            found += [(name, [member]) for member in members]
-    taken = [name for name, _ in found]
+            result += [(name, [member]) for member in members]
+    taken = [name for name, _ in result]
     return tuple(
         SystemResults(name if taken.count(name) == 1 else f"{name} ({_short(members[0].place)})", place, tuple(members))
-        for place, (name, members) in enumerate(found)
+        for place, (name, members) in enumerate(result)
     )
 
 
-def _settings(found: Evaluation) -> str:
+def _settings(result: Evaluation) -> str:
     """What the seeds of one system have in common, as text."""
-    adapter, backbone = found.provenance.get("adapter"), found.provenance.get("backbone")
+    adapter, backbone = result.provenance.get("adapter"), result.provenance.get("backbone")
     facts = [
-        found.mode,
+        result.mode,
         _trained(adapter),
         backbone.get("fingerprint") if isinstance(backbone, Mapping) else None,
-        found.provenance.get("question"),
-        _set(found.provenance.get("system")),
+        result.provenance.get("question"),
+        _set(result.provenance.get("system")),
     ]
     return json.dumps(facts, sort_keys=True, default=str)
 

@@ -225,7 +225,7 @@ def _inline(svg: str) -> str:
     svg = re.sub(r'^<svg[^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true" focusable="false">', svg)
     svg = re.sub(r"font-family: [^;]*; ", "", svg).replace('xlink:href="', 'href="')
     used, own = set(re.findall(r'(?:url\(#|href="#)([^")]+)', svg)), f"p{zlib.crc32(svg.encode()):x}"
-    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
+    svg = re.sub(r' id="([^"]*)"', lambda result: result[0] if result[1] in used else "", svg)
     for name in used:
         svg = svg.replace(f'id="{name}"', f'id="{own}{name}"').replace(f"#{name}", f"#{own}{name}")
     for colour, variable in VARIABLES.items():
@@ -298,9 +298,9 @@ def accuracy_dots(systems: Sequence[tuple[str, Interval]], majority: float | Non
     """Accuracy of every system with its 95 % interval, beside always answering the most frequent label."""
 
     def draw(axes: Axes) -> None:
-        for place, (_, found) in enumerate(systems):
-            axes.plot([100 * found.low, 100 * found.high], [place, place], color=MID, linewidth=2.4)
-            axes.plot([100 * found.value], [place], "o", markersize=7, color=ACCENT, zorder=3, clip_on=False)
+        for place, (_, result) in enumerate(systems):
+            axes.plot([100 * result.low, 100 * result.high], [place, place], color=MID, linewidth=2.4)
+            axes.plot([100 * result.value], [place], "o", markersize=7, color=ACCENT, zorder=3, clip_on=False)
         if majority is not None:
             axes.axvline(100 * majority, color=INK, linewidth=1, linestyle=(0, (3, 2)))
         axes.set_yticks(range(len(systems)), [_shortened(name) for name, _ in systems])
@@ -316,9 +316,9 @@ def gain_bars(gains: Sequence[tuple[str, Interval]]) -> str:
 
     def draw(axes: Axes) -> None:
         places = range(len(gains))
-        axes.barh(places, [100 * found.value for _, found in gains], height=0.5, color=MID)
-        for place, (_, found) in zip(places, gains, strict=True):
-            ends = [100 * found.low, 100 * found.high]
+        axes.barh(places, [100 * result.value for _, result in gains], height=0.5, color=MID)
+        for place, (_, result) in zip(places, gains, strict=True):
+            ends = [100 * result.low, 100 * result.high]
             axes.plot(ends, [place, place], color=INK, linewidth=1.3, solid_capstyle="butt")
             axes.plot(ends, [place, place], color=INK, linewidth=0, marker="|", markersize=6)
         axes.axvline(0, color=INK, linewidth=1)

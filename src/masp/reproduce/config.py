@@ -155,8 +155,8 @@ def find_sources(
         there = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())[:10]) or "no folder"
         todo = "Name the folders after the data sets, or others of your own with --datasets."
         raise UsageError(f"{root} holds {there}", f"some of {', '.join(names)}", todo)
-    found = tuple(_source(name, place, data) for name, place in places.items() if place is not None)
-    return found, missing
+    result = tuple(_source(name, place, data) for name, place in places.items() if place is not None)
+    return result, missing
 
 
 def _canonical(name: str, paper: Paper) -> str:
@@ -177,7 +177,7 @@ def _place(root: Path, name: str, paper: Paper) -> Path | None:
     return fits[0] if fits else None
 
 
-def find_teacher(root: Path, data: DataConfig, found: Sequence[DatasetSource], paper: Paper) -> DatasetSource | None:
+def find_teacher(root: Path, data: DataConfig, result: Sequence[DatasetSource], paper: Paper) -> DatasetSource | None:
     """What teaches the aspects for all data sets: EmoSet, whether it is measured on or not, or else `ASPECTS`.
 
     None where neither is there, or it has no annotations.
@@ -186,7 +186,7 @@ def find_teacher(root: Path, data: DataConfig, found: Sequence[DatasetSource], p
     name, place = next(((name, place) for name, place in places if place is not None), (EMOSET, None))
     if place is None:
         return None
-    source = next((source for source in found if source.name == name), None)
+    source = next((source for source in result if source.name == name), None)
     source = source or _source(name, place, data.model_copy(update=_PUBLISHED_LABELS))
     return source if source.annotated else None
 
@@ -269,8 +269,8 @@ def job_of(request: Request) -> ReproduceConfig:
     paper = load_paper()
     sources, missing = find_sources(request.data, request.datasets, config.data, paper)
     teacher = find_teacher(request.data, config.data, sources, paper)
-    found = (sources, missing, seeds, request.out, teacher, adapter)
-    return ReproduceConfig(experiments, config, *found, (*read, *own), reading=request.reading)
+    result = (sources, missing, seeds, request.out, teacher, adapter)
+    return ReproduceConfig(experiments, config, *result, (*read, *own), reading=request.reading)
 
 
 def _check(request: Request) -> None:

@@ -71,9 +71,9 @@ def run_cells(cells: Sequence[Experiment], job: ReproduceConfig, jobs: int, told
 def blocked(cell: Experiment, outcomes: Mapping[str, ExperimentResult]) -> ExperimentResult | None:
     """The outcome of a cell that needs one that failed; None where nothing is in its way."""
     for need in cell.needs:
-        found = outcomes.get(need)
-        if found is not None and found.state != "done":
-            why = f"it needs {need}, which {'failed' if found.state == 'failed' else 'was not run'}"
+        result = outcomes.get(need)
+        if result is not None and result.state != "done":
+            why = f"it needs {need}, which {'failed' if result.state == 'failed' else 'was not run'}"
             return ExperimentResult(cell.name, "waiting", {}, {}, {}, error=why)
     return None
 

@@ -77,25 +77,25 @@ def answers(system: System, images: SplitImages, stop: StopRequest, title: str) 
     Raises:
         Interrupted: a signal arrived.
     """
-    found, started = list[LabelledPrediction](), time.perf_counter()
+    result, started = list[LabelledPrediction](), time.perf_counter()
     with Bar(title, len(images.records)) as bar:
         for records, visual in images.batches(system.backbone, stop):
-            found += predict_batch(system, images.dataset, records, visual)
-            bar.show(len(found))
-    return SplitPredictions(tuple(found), images.left_out, time.perf_counter() - started, images.unlabelled)
+            result += predict_batch(system, images.dataset, records, visual)
+            bar.show(len(result))
+    return SplitPredictions(tuple(result), images.left_out, time.perf_counter() - started, images.unlabelled)
 
 
-def figures(found: Evaluation) -> dict[str, Any]:
+def figures(result: Evaluation) -> dict[str, Any]:
     """The figures that tables are made of, ready for JSON; all others are in the result itself."""
     content: dict[str, Any] = {
-        "images": found.used,
-        "accuracy": asdict(found.accuracy),
-        "macro_f1": asdict(found.macro_f1),
-        "unparsed": found.unparsed,
+        "images": result.used,
+        "accuracy": asdict(result.accuracy),
+        "macro_f1": asdict(result.macro_f1),
+        "unparsed": result.unparsed,
     }
-    if found.exact is not None:
-        content["exact"] = asdict(found.exact)
-    chances = found.chances
+    if result.exact is not None:
+        content["exact"] = asdict(result.exact)
+    chances = result.chances
     if chances is not None:
         content["negative_log_likelihood"] = asdict(chances.negative_log_likelihood)
         content["calibration_error"] = asdict(chances.calibration_error)
@@ -108,19 +108,19 @@ def figures(found: Evaluation) -> dict[str, Any]:
 def facts(images: SplitImages) -> dict[str, Any]:
     """What accuracies on a data set have to be read against; ready for JSON."""
     dataset = images.dataset
-    truth = [record.label or "" for record in images.records]
-    if not truth:
+    targets = [record.label or "" for record in images.records]
+    if not targets:
         raise DataError(f"no test image of {dataset.name} has a label and can be read", "some", "Check the data set.")
     content: dict[str, Any] = {
         "labels": list(dataset.labels),
         "layout": dataset.layout,
         "split_by": dataset.split_by,
         "splits": {name: len(records) for name, records in dataset.splits.items()},
-        "images": len(truth),
+        "images": len(targets),
         "unreadable": len(images.left_out),
-        "classes": dict(sorted(Counter(truth).items())),
+        "classes": dict(sorted(Counter(targets).items())),
         "guess": 1 / len(dataset.labels),
-        "majority": asdict(metrics.majority_accuracy(truth)),
+        "majority": asdict(metrics.majority_accuracy(targets)),
     }
     if all("emoji" in record.extra for record in images.records):
         content["ceiling"] = asdict(ceiling(images.records))
@@ -246,12 +246,12 @@ class Library:
             DataError: there is no such split, or too many images are bad.
         """
         dataset = self.dataset(name)
-        found = self._filled(name, {split: dataset.split(split)}, stop, alone)
-        chosen = found.records[split]
+        result = self._filled(name, {split: dataset.split(split)}, stop, alone)
+        chosen = result.records[split]
         records, places = tuple(record for _, record in chosen), tuple(number for number, _ in chosen)
-        bad = tuple(SkippedImage(dataset.place(one.path), one.reason) for one in found.rejected)
+        bad = tuple(SkippedImage(dataset.place(one.path), one.reason) for one in result.rejected)
         bare = sum(not record.label for record in dataset.split(split))
-        return SplitImages(dataset, records, places, found.store, bad, bare)
+        return SplitImages(dataset, records, places, result.store, bad, bare)
 
     def learned_from(self, name: str) -> Sequence[Record]:
         """The labelled training images of a data set, those included that turn out unreadable."""
@@ -264,10 +264,10 @@ class Library:
 
     def lessons(self, name: str, out: Path, seed: int, stop: StopRequest) -> TrainingData:
         """What a system learns from a data set: labels and, where they are, annotations of train and val."""
-        found = self.taught(name, stop)
-        train, val = (tuple(_lesson(*pair) for pair in found.records[split]) for split in TAUGHT)
+        result = self.taught(name, stop)
+        train, val = (tuple(_lesson(*pair) for pair in result.records[split]) for split in TAUGHT)
         out.mkdir(parents=True, exist_ok=True)
-        return TrainingData(found.store, train, val, out, seed, self.dataset(name).fingerprint())
+        return TrainingData(result.store, train, val, out, seed, self.dataset(name).fingerprint())
 
     def _side(self, name: str, records: Sequence[Record], alone: bool) -> int | None:
         """The side that images are shrunk to; where it makes no difference, the one that is read anyway."""
@@ -286,11 +286,11 @@ class Library:
             return self._stores[key]
         labelled = [(split, record) for split, records in splits.items() for record in records if record.label]
         settings, data = self.job.config.prompt, self.job.source(name).data
-        shelf = None if self.shelf is None else DiskCache(self.shelf, int(settings.store_disk_gb * GIGA))
-        budget = 0 if shelf is None else shelf.budget
+        disk_cache = None if self.shelf is None else DiskCache(self.shelf, int(settings.store_disk_gb * GIGA))
+        budget = 0 if disk_cache is None else disk_cache.budget
         reading = ImageReading(side, data.workers, budget, settings.strict, rounding=self.job.rounding)
         paths = [record.path for _, record in labelled]
-        store = FeatureCache(self.backbone, paths, reading, memory, shelf)
+        store = FeatureCache(self.backbone, paths, reading, memory, disk_cache)
         account = store.fill(stop)
         log.info("%s: %s", name, account.summary())
         numbers: dict[str, list[tuple[int, Record]]] = {split: [] for split in splits}

@@ -96,11 +96,11 @@ class Runner:
             before = self._before(cell, known)
             if before is not None:
                 return before, False
-            found, about = self._made(cell)
+            result, about = self._made(cell)
             seconds = round(time.perf_counter() - started, 1)
             about = self._about(cell, seconds) | about
             about["processor_seconds"] = round(time.process_time() - worked, 1)
-            outcome = ExperimentResult(cell.name, "done", found, known, about, seconds)
+            outcome = ExperimentResult(cell.name, "done", result, known, about, seconds)
         except Interrupted:
             raise
         except Exception as error:
@@ -312,8 +312,8 @@ class Runner:
             if base is not None and base.recipe.kind == "baseline":
                 self._borrow(base, folder / "tuned")
             with StopRequest() as stop:
-                lessons = self.library.lessons(cell.dataset, folder, cell.seed, stop)
-            system.fit(lessons)
+                examples = self.library.lessons(cell.dataset, folder, cell.seed, stop)
+            system.fit(examples)
         return self._measured(cell, system, {})
 
     def _other(self, cell: Experiment) -> System:
@@ -339,19 +339,19 @@ class Runner:
         system = self._system(full, self.folder(full))
         started = time.perf_counter()
         with StopRequest() as stop:
-            found = measure.attention(system, self.library.tested(cell.dataset, stop), stop)
-        return found, self._depended(cell, system, time.perf_counter() - started)
+            result = measure.attention(system, self.library.tested(cell.dataset, stop), stop)
+        return result, self._depended(cell, system, time.perf_counter() - started)
 
     def _measured(self, cell: Experiment, system: System, about: Mapping[str, Any]) -> Found:
         dataset = self.library.dataset(cell.dataset)
         with StopRequest() as stop:
             images = self.library.tested(cell.dataset, stop, alone(cell.recipe))
-            found = measure.answers(system, images, stop, cell.name)
-            if not found.answers:
+            result = measure.answers(system, images, stop, cell.name)
+            if not result.answers:
                 raise DataError("no image of the test split has a label and can be read", "some", "Check the data set.")
             held = self._held(cell, system, stop)
-        known = self._depended(cell, system, found.seconds)
-        evaluation = evaluation_of(cell.recipe.name, system.labels, dataset, "test", found, known, held or None)
+        known = self._depended(cell, system, result.seconds)
+        evaluation = evaluation_of(cell.recipe.name, system.labels, dataset, "test", result, known, held or None)
         write_result(result_folder(self.job, cell.name), evaluation)
         return measure.figures(evaluation), {**evaluation.provenance, **about}
 

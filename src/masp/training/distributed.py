@@ -113,7 +113,7 @@ class Processes:
         for start in range(0, len(parts), self.count):
             group = parts[start : start + self.count]
             own = group[self.rank : self.rank + 1]
-            yield from [found for (found,) in self.all_gather(lambda own=own: done(own))[: len(group)]]
+            yield from [result for (result,) in self.all_gather(lambda own=own: done(own))[: len(group)]]
 
     @contextmanager
     def stopping(self) -> Iterator[StopRequest]:

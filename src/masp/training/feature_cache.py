@@ -56,10 +56,10 @@ def memory_keys(
 
 def _state(path: Path) -> tuple[int, int] | None:
     try:
-        found = path.stat()
+        result = path.stat()
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns
+    return result.st_size, result.st_mtime_ns
 
 
 def origin_of(backbone: Backbone, longest_side: int | None, rounding: Rounding) -> dict[str, object]:
@@ -253,17 +253,17 @@ class FeatureCache:
         def read() -> VisualGroup | None:
             stop.check()
             loaded = next(reader, None)
-            found = None if loaded is None else self._computed(loaded)
+            result = None if loaded is None else self._computed(loaded)
             passing = loaded is not None and any(failed.passing for failed in loaded.failures)  # not to be remembered
-            self._own = None if self.shelf is None or passing else found
-            return found if self._own is None else replace(self._own, tokens=())  # the others find them on the shelf
+            self._own = None if self.shelf is None or passing else result
+            return result if self._own is None else replace(self._own, tokens=())  # the others find them on the shelf
 
         with Bar("reading images", len(self.paths)) as bar:
             for start in range(0, len(groups), self.processes.count):
-                found = [group for group in self.processes.all_gather(read) if group is not None]
-                self.processes.all_gather(lambda found=found: self._take(found, account))
+                result = [group for group in self.processes.all_gather(read) if group is not None]
+                self.processes.all_gather(lambda result=result: self._take(result, account))
                 if self.kept and self.shelf is not None:
-                    pairs = zip(groups[start : start + self.processes.count], found, strict=True)
+                    pairs = zip(groups[start : start + self.processes.count], result, strict=True)
                     left = [numbers for numbers, group in pairs if group.good and not group.tokens]
                     self.processes.all_gather(lambda left=left: self._fetch(left))
                 if before is not None and not self.kept:
@@ -352,15 +352,16 @@ class FeatureCache:
         self._size = self.bytes()
         if self.shelf is None or not self.kept:
             return groups
-        shelf = self.shelf
+        disk_cache = self.shelf
         self.hashes = self.processes.on_main(lambda: [content_hash(path) for path in self.paths])
         names = [self._key(numbers) for numbers in groups]
-        self.keys, found = set(names), [shelf.load(name) for name in names]
+        self.keys, result = set(names), [disk_cache.load(name) for name in names]
         everywhere = [
-            all(there) for there in zip(*self.processes.all_gather(lambda: [g is not None for g in found]), strict=True)
+            all(there)
+            for there in zip(*self.processes.all_gather(lambda: [g is not None for g in result]), strict=True)
         ]
         left: list[list[int]] = []
-        for numbers, packed, there in zip(groups, found, everywhere, strict=True):
+        for numbers, packed, there in zip(groups, result, everywhere, strict=True):
             if packed is None or not there:
                 left.append(numbers)
                 continue
@@ -369,7 +370,7 @@ class FeatureCache:
             self._keep(group)
         self._size = self.bytes()
         if self.allowed < sys.maxsize:  # otherwise it fitted when the run began
-            self.allowed = self.processes.on_main(lambda: shelf.room(self.keys))
+            self.allowed = self.processes.on_main(lambda: disk_cache.room(self.keys))
         return left
 
     def _fetch(self, groups: Sequence[Sequence[int]]) -> None:

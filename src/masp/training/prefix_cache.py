@@ -124,18 +124,18 @@ class PrefixCache:
 
     def _shelved(self, group: Sequence[int], question: str) -> list[CachedPrefix]:
         """The prefixes of a group as an earlier run left them, or else computed and left for later ones."""
-        shelf, key = self.features.shelf, self._key(group, question)
-        assert shelf is not None
-        found = shelf.load(key)
-        if found is None:
+        disk_cache, key = self.features.shelf, self._key(group, question)
+        assert disk_cache is not None
+        result = disk_cache.load(key)
+        if result is None:
             rows = self._computed(group, question)
             tensors = {f"states.{place}": row.states for place, row in enumerate(rows)}
             notes = {
                 f"row.{place}": json.dumps([row.images[0].count, row.images[0].shape, row.prefix_hashes[0].hex()])
                 for place, row in enumerate(rows)
             }
-            found = shelf.save(key, CacheGroup(tensors, notes))
-        return [_row(found, place, self.model.active_aspects(self.use)) for place in range(len(group))]
+            result = disk_cache.save(key, CacheGroup(tensors, notes))
+        return [_row(result, place, self.model.active_aspects(self.use)) for place in range(len(group))]
 
     def _key(self, group: Sequence[int], question: str) -> str:
         """Name of a group of prefixes: all that decides them, to the last bit."""

@@ -150,10 +150,10 @@ class Run:
         """Bytes of memory, or of disk where there is a shelf, for all that is kept: the same in all processes."""
         if self.before is not None:
             return sys.maxsize
-        shelf = self.shelf
-        if shelf is None:
+        disk_cache = self.shelf
+        if disk_cache is None:
             return int(self.settings.feature_memory_gb * GIGA)
-        return self.processes.on_main(lambda: shelf.room(prefixes.keys() | store.keys))
+        return self.processes.on_main(lambda: disk_cache.room(prefixes.keys() | store.keys))
 
     def kept(
         self,
@@ -197,8 +197,8 @@ class Run:
         Not the number of visual tokens, which is only known where these are kept: the order must not depend on that.
         """
         side = self.config.data.longest_side
-        found = [image_area(store.paths[number], side, self.rounding) for number in numbers]
-        return found if len(set(found)) > 1 else None
+        result = [image_area(store.paths[number], side, self.rounding) for number in numbers]
+        return result if len(set(result)) > 1 else None
 
     def backbone_record(self) -> BackboneRecord:
         """The backbone as an adapter names it."""
@@ -236,10 +236,10 @@ def run_stage(
         if finished is not None:
             log.info("this run is finished already: %s", finished.adapter)
             return finished
-        shelf = None  # where the run keeps things beyond its end
+        disk_cache = None  # where the run keeps things beyond its end
         if settings.store_dir is not None and (before or settings.store) != "none":
-            shelf = DiskCache(settings.store_dir, int(settings.store_disk_gb * GIGA))
-        outcome = prepare(Run(config, settings, dataset, backbone, folder, stop, memory, processes, before, shelf))
+            disk_cache = DiskCache(settings.store_dir, int(settings.store_disk_gb * GIGA))
+        outcome = prepare(Run(config, settings, dataset, backbone, folder, stop, memory, processes, before, disk_cache))
         checkpoints = CheckpointStore(folder.checkpoints, settings.keep_checkpoints)
         loop = loop_settings(settings, outcome.order, hash_of(identity), outcome.scale.rate)
         loop = replace(loop, left_out=tuple(sorted(map(dataset.place, outcome.store.left_out()))))

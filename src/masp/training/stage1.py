@@ -153,7 +153,7 @@ class AspectStage:
                 if name in record.annotations
             ]
 
-        return measured([pair for found in processes.share(groups, ask, stop) for pair in found])
+        return measured([pair for result in processes.share(groups, ask, stop) for pair in result])
 
 
 def measured(pairs: Sequence[tuple[str, str, str]]) -> dict[str, float]:

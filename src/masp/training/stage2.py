@@ -179,13 +179,13 @@ class PromptStage:
         if not scores:
             return {}
         logs, targets = np.array(scores), np.array([labels.index(label) for _, label in self.validation])
-        found = {
+        result = {
             "accuracy": float((logs.argmax(1) == targets).mean()),
             "log_likelihood": float(logs[np.arange(len(logs)), targets].mean()),
         }
         if len(logs) >= metrics.CALIBRATION_IMAGES:
-            found["temperature"] = metrics.fit_temperature(logs, targets)
-        return found
+            result["temperature"] = metrics.fit_temperature(logs, targets)
+        return result
 
 
 def train_prompt(

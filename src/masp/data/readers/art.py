@@ -22,9 +22,9 @@ def is_abstract(root: Path) -> bool:
 def is_artphoto(root: Path) -> bool:
     """Whether a folder holds images only, all of them named after one of ArtPhoto's labels."""
     folders, files = listing(root)
-    pictures = [file for file in files if is_picture(file)]
-    named = (spelled(picture.stem.partition("_")[0], LABEL_SETS["artphoto"]) for picture in pictures)
-    return not folders and bool(pictures) and all(named)
+    images = [file for file in files if is_picture(file)]
+    named = (spelled(image.stem.partition("_")[0], LABEL_SETS["artphoto"]) for image in images)
+    return not folders and bool(images) and all(named)
 
 
 def read_abstract(root: Path, account: BadFiles) -> Reading:
@@ -42,11 +42,11 @@ def read_abstract(root: Path, account: BadFiles) -> Reading:
     for number, cells in enumerate(table.rows, start=1):
         try:
             votes = _counts(cells, columns)
-            picture = places.find(cells[0].strip("'\""))
+            image = places.find(cells[0].strip("'\""))
         except DataError as error:
             account.reject(table.file, f"row {number}: {error}", "annotation")
             continue
-        if picture is None:
+        if image is None:
             account.reject(root / cells[0], f"it is in row {number} of {VOTES}, but not in the folder", "picture")
             continue
         account.accept()
@@ -55,7 +55,7 @@ def read_abstract(root: Path, account: BadFiles) -> Reading:
             skipped[_TIES] += 1
             continue
         total = sum(votes.values())
-        records.append(Record(picture, best[0], distribution={label: vote / total for label, vote in votes.items()}))
+        records.append(Record(image, best[0], distribution={label: vote / total for label, vote in votes.items()}))
     account.finish()
     return Reading("abstract", labels, {"all": records}, account, skipped=skipped)
 
@@ -89,11 +89,11 @@ def read_artphoto(root: Path, account: BadFiles) -> Reading:
     """
     labels = LABEL_SETS["artphoto"]
     records: list[Record] = []
-    for picture in filter(is_picture, listing(root)[1]):
+    for image in filter(is_picture, listing(root)[1]):
         try:
-            records.append(Record(picture, member(picture.stem.partition("_")[0], labels)))
+            records.append(Record(image, member(image.stem.partition("_")[0], labels)))
         except LabelError as error:
-            account.reject(picture, str(error), "label")
+            account.reject(image, str(error), "label")
             continue
         account.accept()
     account.finish()

@@ -91,14 +91,14 @@ def usable_labels(reading: Reading, root: Path) -> tuple[str, ...]:
     """
     if not any(reading.splits.values()):
         raise DataError(f"{root} holds no images", f"images in the layout {reading.layout}", "Check the path.")
-    found = {record.label for records in reading.splits.values() for record in records} - {None}
-    if len(found) == 1:
+    result = {record.label for records in reading.splits.values() for record in records} - {None}
+    if len(result) == 1:
         raise DataError(
-            f"{root} holds one class only ({found.pop()})",
+            f"{root} holds one class only ({result.pop()})",
             "at least two classes",
             "Add images of another class, or check that the path is that of the whole data set.",
         )
-    return validate_labels(reading.labels) if found or reading.labels else ()
+    return validate_labels(reading.labels) if result or reading.labels else ()
 
 
 def _finished(reading: Reading, root: Path, settings: DataConfig) -> Dataset:
@@ -120,8 +120,8 @@ def divided(reading: Reading, root: Path, settings: DataConfig) -> tuple[Mapping
     if settings.splits.file is None:
         return _splits(reading, name, settings)
     whole = {split: tuple(records) for split, records in reading.splits.items()}
-    found = divided_by_file(Dataset(name, root, reading.labels, whole, reading.layout), settings.splits.file)
-    return found.splits, found.split_by
+    result = divided_by_file(Dataset(name, root, reading.labels, whole, reading.layout), settings.splits.file)
+    return result.splits, result.split_by
 
 
 def _splits(reading: Reading, name: str, settings: DataConfig) -> tuple[Mapping[str, tuple[Record, ...]], str]:

@@ -87,23 +87,23 @@ def open_together(settings: Sequence[DataConfig]) -> list[OpenedDataset]:
     Raises:
         DataError: as for `open_for_check`.
     """
-    found: list[OpenedDataset] = []
+    result: list[OpenedDataset] = []
     strangers: list[DataError] = []
     for one in settings:
         opened = _read(one)
         try:
-            found.append(_as_training(opened, one))
+            result.append(_as_training(opened, one))
         except DataError as error:
             if one.splits.file is None or len(settings) == 1:
                 raise
-            found.append(opened)
+            result.append(opened)
             strangers.append(error)
             log.info("%s is not divided by %s, which is another data set's", one.path, one.splits.file)
-    if strangers and not any(one.split_by == "file" for one in found):
+    if strangers and not any(one.split_by == "file" for one in result):
         reasons = "; ".join(error.got for error in strangers)
         todo = "Write it again with masp data split."
         raise DataError(f"no data set fits the division ({reasons})", "one whose images it names", todo)
-    return found
+    return result
 
 
 def _read(settings: DataConfig) -> OpenedDataset:
