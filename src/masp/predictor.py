@@ -28,7 +28,7 @@ from masp.core.config import MethodConfig
 from masp.core.errors import UsageError, counted, did_you_mean
 from masp.core.labels import label_set
 from masp.core.types import CachedPrefix, Pixels, VisualTokens
-from masp.data.prefetch import Picture, image_name, prefetch, prepare_images
+from masp.data.prefetch import ImageLike, image_name, prefetch, prepare_images
 from masp.model.masp_model import MaspModel
 from masp.model.prediction import (
     Explain,
@@ -260,18 +260,18 @@ class Masp:
 
     @overload
     def predict(
-        self, images: Picture, explain: Explain = True, batch_size: int = 16, task: str | None = None
+        self, images: ImageLike, explain: Explain = True, batch_size: int = 16, task: str | None = None
     ) -> Prediction: ...
 
     @overload
     def predict(
-        self, images: Sequence[Picture], explain: Explain = True, batch_size: int = 16, task: Tasks = None
+        self, images: Sequence[ImageLike], explain: Explain = True, batch_size: int = 16, task: Tasks = None
     ) -> list[Prediction]: ...
 
     @overload
     def predict(
         self,
-        images: Picture,
+        images: ImageLike,
         explain: Explain = True,
         batch_size: int = 16,
         task: str | None = None,
@@ -282,7 +282,7 @@ class Masp:
     @overload
     def predict(
         self,
-        images: Sequence[Picture],
+        images: Sequence[ImageLike],
         explain: Explain = True,
         batch_size: int = 16,
         task: Tasks = None,
@@ -292,7 +292,7 @@ class Masp:
 
     def predict(
         self,
-        images: Picture | Sequence[Picture],
+        images: ImageLike | Sequence[ImageLike],
         explain: Explain = True,
         batch_size: int = 16,
         task: Tasks = None,
@@ -326,7 +326,7 @@ class Masp:
 
     def predict_tasks(
         self,
-        images: Sequence[Picture],
+        images: Sequence[ImageLike],
         tasks: Sequence[str] | None = None,
         explain: Explain = True,
         batch_size: int = 16,
@@ -368,7 +368,7 @@ class Masp:
 
     def _mixed(
         self,
-        images: Picture | Sequence[Picture],
+        images: ImageLike | Sequence[ImageLike],
         explain: Explain,
         batch_size: int,
         tasks: Sequence[str],
@@ -443,7 +443,7 @@ class Masp:
         return [one for (one,) in predict_visual([self._in_use()], visual, names, explain, prefix)]
 
     def _each(
-        self, handles: Sequence[TaskHandle], images: Sequence[Picture], explain: Explain, size: int, on_error: OnError
+        self, handles: Sequence[TaskHandle], images: Sequence[ImageLike], explain: Explain, size: int, on_error: OnError
     ) -> list[list[Prediction] | Failure]:
         """For each image what is said of it in every task, or why nothing is."""
         if size < 1:
@@ -452,7 +452,7 @@ class Masp:
         return [one for part in parts for one in self._batch(handles, part, explain, on_error)]
 
     def _batch(
-        self, handles: Sequence[TaskHandle], images: Sequence[Picture], explain: Explain, on_error: OnError
+        self, handles: Sequence[TaskHandle], images: Sequence[ImageLike], explain: Explain, on_error: OnError
     ) -> list[list[Prediction] | Failure]:
         """The same for images that go through the model together."""
         task, names = handles[0].task, [image_name(image) for image in images]

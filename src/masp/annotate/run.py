@@ -18,7 +18,7 @@ from typing import Any
 
 from masp.adapters import library_versions, portable, tensors_sha256
 from masp.annotate.ask import FORMULA, AnnotationSettings, Annotator, Answers
-from masp.annotate.pictures import ImageCollection, PendingImage, splits_of
+from masp.annotate.images import ImageCollection, PendingImage, splits_of
 from masp.core.aspects import MEASURED
 from masp.core.atomic_io import TEMPORARY, discard, fingerprint, remove_folder, write_file, write_folder
 from masp.data.prefetch import LoadedBatch, Loading, load
@@ -88,7 +88,7 @@ ANNOTATION, IMAGE = "annotation", "image"
 
 def write_emoset(
     out: Path,
-    pictures: ImageCollection,
+    collection: ImageCollection,
     annotated: Sequence[tuple[PendingImage, Mapping[str, Any]]],
     source: Mapping[str, Any],
     copy: bool,
@@ -97,7 +97,7 @@ def write_emoset(
 
     Args:
         out: where.
-        pictures: all images, readable or not.
+        collection: all images, readable or not.
         annotated: the readable ones, in order, with what stands in the annotation file of each.
         source: what made the annotations, for info.json.
         copy: whether image/ holds copies; otherwise it holds links to the images where they lie.
@@ -118,8 +118,8 @@ def write_emoset(
             else:
                 place.symlink_to(item.path.resolve())
 
-    numbers = {label: number for number, label in enumerate(pictures.labels)}
-    rows: dict[str, list[list[object]]] = {split: [] for split in splits_of(pictures.items)}
+    numbers = {label: number for number, label in enumerate(collection.labels)}
+    rows: dict[str, list[list[object]]] = {split: [] for split in splits_of(collection.items)}
     for item, _ in annotated:
         label = None if item.label is None else numbers[item.label]
         places = f"{IMAGE}/{item.home}/{_file_name(item)}", f"{ANNOTATION}/{item.home}/{item.name}.json"
@@ -129,7 +129,7 @@ def write_emoset(
         write_folder(out / IMAGE, images)
         for split, listed in rows.items():
             write_file(out / f"{split}.json", _lines(listed))
-        write_file(out / "info.json", _json_text(_info(pictures, source)).encode())
+        write_file(out / "info.json", _json_text(_info(collection, source)).encode())
         os.sync()  # the many small files are not flushed one by one
 
 
@@ -204,14 +204,14 @@ class AnnotationResult:
 
     Attributes:
         out: the folder, a data set in EmoSet's layout.
-        pictures: images with an annotation file.
+        images: images with an annotation file.
         unreadable: images that were left out; quarantine.jsonl names them.
         aspects: aspect → its summary.
         again: whether it had been finished before, so that nothing was computed.
     """
 
     out: Path
-    pictures: int
+    images: int
     unreadable: int
     aspects: Mapping[str, AspectSummary]
     again: bool = False

@@ -19,7 +19,7 @@ ANSWER_HERE = "\ue000answer\ue001"
 BETWEEN = "\ue002"
 TEMPLATES_KEPT = 4096
 
-Picture = tuple[str | int, ...]
+ImageSlot = tuple[str | int, ...]
 """What stands for an image in a turn: text and marks as strings, runs of visual tokens as their numbers."""
 
 
@@ -30,7 +30,7 @@ class Turn:
     Attributes:
         image: what the rendered template holds in the place of an image; the image takes its place.
         visual: the token of which the processor writes one per visual token.
-        picture: what stands for an image; for a layout without visual tokens the plainest, with a run of 0.
+        slot: what stands for an image; for a layout without visual tokens the plainest, with a run of 0.
         frame: marks that belong to the image's part where they stand next to its visual tokens.
         render: the turn as the template writes it, around `QUESTION_HERE`; with True, also the answer around
             `ANSWER_HERE` and what closes it, otherwise up to the generation prompt.
@@ -39,7 +39,7 @@ class Turn:
 
     image: str
     visual: str
-    picture: Callable[[ImageLayout], Picture]
+    slot: Callable[[ImageLayout], ImageSlot]
     frame: tuple[str, ...]
     render: Callable[[bool], str]
     image_first: bool = False
@@ -48,7 +48,7 @@ class Turn:
 def template_turn(
     tokenizer: Any,
     visual: str,
-    picture: Callable[[ImageLayout], Picture] | None = None,
+    slot: Callable[[ImageLayout], ImageSlot] | None = None,
     frame: tuple[str, ...] = (),
     image: str | None = None,
 ) -> Turn:
@@ -57,15 +57,15 @@ def template_turn(
     Args:
         tokenizer: with the template.
         visual: the token of which the processor writes one per visual token.
-        picture: what stands for an image; None: its visual tokens alone.
+        slot: what stands for an image; None: its visual tokens alone.
         frame: marks that stand around them.
         image: what the template writes for an image, where that is not `visual`.
     """
     render = functools.cache(functools.partial(rendered, tokenizer))
-    return Turn(image or visual, visual, picture or visual_tokens_alone, frame, render)
+    return Turn(image or visual, visual, slot or visual_tokens_alone, frame, render)
 
 
-def visual_tokens_alone(image: ImageLayout) -> Picture:
+def visual_tokens_alone(image: ImageLayout) -> ImageSlot:
     """An image whose visual tokens have no marks around them."""
     return (image.count,)
 
@@ -113,10 +113,10 @@ class Chat:
 
     def template(self, question: str, image: ImageLayout) -> Template:
         """The chat turn with the image's placeholders; special tokens in the question are text."""
-        picture = self._turn.picture(image)
-        runs = [part for part in picture if isinstance(part, int)]
+        slot = self._turn.slot(image)
+        runs = [part for part in slot if isinstance(part, int)]
         assert sum(runs) == image.count, f"the turn holds {sum(runs)} visual tokens, the image {image.count}"
-        skeleton = self._skeleton(question, "".join(self._turn.visual if isinstance(p, int) else p for p in picture))
+        skeleton = self._skeleton(question, "".join(self._turn.visual if isinstance(p, int) else p for p in slot))
         places = [place for place, index in enumerate(skeleton) if index == self._visual]
         ids: list[int] = []
         spans: list[tuple[int, int]] = []

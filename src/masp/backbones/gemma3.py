@@ -12,7 +12,7 @@ from PIL.Image import Image
 from transformers import Gemma3ForConditionalGeneration
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
-from masp.backbones.chat import Picture, template_turn
+from masp.backbones.chat import ImageSlot, template_turn
 from masp.backbones.checkpoint import load_image_processor, load_model, load_tokenizer
 from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles
@@ -29,13 +29,13 @@ def load(files: BackboneFiles, place: Placement) -> HFBackbone:
     opens, visual, closes = tokenizer.convert_ids_to_tokens(
         [config.boi_token_index, config.image_token_id, config.eoi_token_index]
     )
-    turn = template_turn(tokenizer, visual, functools.partial(_picture, opens, closes), (opens, closes), image=opens)
+    turn = template_turn(tokenizer, visual, functools.partial(_slot, opens, closes), (opens, closes), image=opens)
     vision = GemmaVision(model.model, load_image_processor(files, Gemma3ImageProcessorPil))
     scale = float(model.model.language_model.embed_tokens.embed_scale)
     return HFBackbone(files, usual_parts(model, tokenizer, turn, vision, bidirectional=True, embedding_scale=scale))
 
 
-def _picture(opens: str, closes: str, image: ImageLayout) -> Picture:
+def _slot(opens: str, closes: str, image: ImageLayout) -> ImageSlot:
     return f"\n\n{opens}", image.count, f"{closes}\n\n"
 
 

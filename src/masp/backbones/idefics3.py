@@ -9,7 +9,7 @@ from transformers import Idefics3ForConditionalGeneration, SmolVLMForConditional
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from masp.backbones.chat import Picture, template_turn
+from masp.backbones.chat import ImageSlot, template_turn
 from masp.backbones.checkpoint import image_processor, load_image_processor, load_model, load_tokenizer
 from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles
@@ -31,12 +31,12 @@ def load(files: BackboneFiles, place: Placement) -> HFBackbone:
     tokenizer = load_tokenizer(files)
     visual = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
     tiles = [mark for mark in tokenizer.get_added_vocab() if mark.startswith("<row_")]
-    turn = template_turn(tokenizer, visual, _picture, (FRAME, WHOLE, *tiles))
+    turn = template_turn(tokenizer, visual, _slot, (FRAME, WHOLE, *tiles))
     vision = MarkedTiles(model.model, load_image_processor(files, processor))
     return HFBackbone(files, usual_parts(model, tokenizer, turn, vision, language=model.model.text_model))
 
 
-def _picture(image: ImageLayout) -> Picture:
+def _slot(image: ImageLayout) -> ImageSlot:
     """Each tile behind its mark, a new line behind each row of tiles, the whole image at the end."""
     rows, columns = image.shape if image.count else (0, 0)
     each, rest = divmod(image.count, rows * columns + 1)

@@ -39,7 +39,7 @@ def load(files: BackboneFiles, place: Placement) -> HFBackbone:
         language=model.language_model.model,
         head=model.language_model.lm_head,
         tokenizer=tokenizer,
-        turn=Turn(image=visual, visual=visual, picture=visual_tokens_alone, frame=(), render=render, image_first=True),
+        turn=Turn(image=visual, visual=visual, slot=visual_tokens_alone, frame=(), render=render, image_first=True),
         vision=vision,
         ask=vision.ask,
     )

@@ -13,7 +13,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
     get_optimal_tiled_canvas,
 )
 
-from masp.backbones.chat import Picture, template_turn
+from masp.backbones.chat import ImageSlot, template_turn
 from masp.backbones.checkpoint import image_processor, load_image_processor, load_model, load_tokenizer
 from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles
@@ -29,12 +29,12 @@ def load(files: BackboneFiles, place: Placement) -> HFBackbone:
     model = load_model(files, InternVLForConditionalGeneration, place)
     tokenizer = load_tokenizer(files)
     visual = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
-    turn = template_turn(tokenizer, visual, _picture, (OPENS, CLOSES))
+    turn = template_turn(tokenizer, visual, _slot, (OPENS, CLOSES))
     vision = InternVision(model.model, load_image_processor(files, GotOcr2ImageProcessorPil))
     return HFBackbone(files, usual_parts(model, tokenizer, turn, vision))
 
 
-def _picture(image: ImageLayout) -> Picture:
+def _slot(image: ImageLayout) -> ImageSlot:
     return OPENS, image.count, CLOSES
 
 

@@ -19,7 +19,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTra
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 
-from masp.backbones.chat import Picture, Turn, rendered
+from masp.backbones.chat import ImageSlot, Turn, rendered
 from masp.backbones.checkpoint import image_processor, load_image_processor, load_model, load_tokenizer, tensors_below
 from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles
@@ -73,10 +73,10 @@ def turn(tokenizer: Any, system: str | None) -> Turn:
         return text if system is None or "<|im_start|>system" in text else rendered(tokenizer, answered, system)
 
     whole = OPENS + IMAGE + CLOSES
-    return Turn(image=whole, visual=IMAGE, picture=picture, frame=(OPENS, CLOSES), render=functools.cache(render))
+    return Turn(image=whole, visual=IMAGE, slot=slot, frame=(OPENS, CLOSES), render=functools.cache(render))
 
 
-def picture(image: ImageLayout) -> Picture:
+def slot(image: ImageLayout) -> ImageSlot:
     """The visual tokens between their two marks."""
     return OPENS, image.count, CLOSES
 

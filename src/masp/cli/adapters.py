@@ -356,7 +356,7 @@ def _trained(facts: "ModelStats", variants: "list[TrainedSize]") -> Any:
 
 
 def _sequence(variants: "list[TrainedSize]", visual: dict[tuple[int, int], int | None]) -> Any:
-    table = _table("picture", "visual tokens", *(f"in all, {one.variant}" for one in variants))
+    table = _table("image", "visual tokens", *(f"in all, {one.variant}" for one in variants))
     for (width, height), tokens in visual.items():
         counts = ["-"] * (1 + len(variants))
         if tokens is not None:

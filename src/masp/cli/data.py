@@ -361,7 +361,7 @@ def annotate_data(
     not changed.
     """
     from masp.annotate.ask import Annotator, read_vocabulary
-    from masp.annotate.pictures import pictures_of
+    from masp.annotate.images import find_images
     from masp.annotate.run import AnnotationJob, annotate
     from masp.core.config import MethodConfig
     from masp.model.masp_model import MaspModel
@@ -372,7 +372,7 @@ def annotate_data(
     names = None if aspects is None else [word.strip() for word in aspects.split(",")]
     options = {} if vocabulary is None else read_vocabulary(vocabulary)
     with waiting("looking for images"):
-        images = pictures_of(settings, limit)
+        images = find_images(settings, limit)
     without = "" if images.labelled else "; without labels, or with one only: good for stage 1 (masp train aspects)"
     say(f"{counted(len(images.items), 'image')}{without}")
     loaded, trained = _loaded(backbone, adapter, revision, dtype.value, device, accepted(accept))
@@ -386,7 +386,7 @@ def annotate_data(
     if result.unreadable:
         say(f"{counted(result.unreadable, 'image')} could not be read; {result.out / 'quarantine.jsonl'} says why")
     done = "had been annotated before" if result.again else "annotated by machine"
-    say(f"{counted(result.pictures, 'image')} {done}; EmoSet's layout in {result.out}")
+    say(f"{counted(result.images, 'image')} {done}; EmoSet's layout in {result.out}")
 
 
 def _loaded(

@@ -463,7 +463,7 @@ def report(
     if data is not None and not data.exists():
         raise _missing(data)
     if adapter is not None and data is None:
-        raise _no_pictures(adapter)
+        raise _no_images(adapter)
     format, names = dtype or Dtype.auto, accepted(accept)
     masp = None if adapter is None else _adapter_loaded(adapter, backbone, task, format, device or "auto", names)
     asked = ErrorPageOptions(against, mistakes, data, masp, mistakes_of)
@@ -483,5 +483,5 @@ def _missing(data: Path) -> Exception:
     return DataError(f"--data {data} is not there", "the data set's folder", "Correct the path, or leave it out.")
 
 
-def _no_pictures(adapter: str) -> Exception:
+def _no_images(adapter: str) -> Exception:
     return UsageError(f"--adapter {adapter} without --data", "the images that it shall explain", "Name both.")

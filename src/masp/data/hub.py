@@ -66,7 +66,7 @@ def import_dataset(source: HubSource, folder: Path, progress: Callable[[int], No
     def fill(partial: Path) -> None:
         for name, rows in splits.items():
             home = partial / of_splits.own(name, SPLITS.get(name.lower(), name)) if len(splits) > 1 else partial
-            for number, (label, content) in enumerate(_pictures(rows, source)):
+            for number, (label, content) in enumerate(_images(rows, source)):
                 folder = home / of_labels.own(label, _folder_of(label))
                 place = folder / f"{number:06d}{suffix_of(content) or '.img'}"
                 place.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def _loaded(source: HubSource) -> dict[str, Any]:
     }
 
 
-def _pictures(rows: Any, source: HubSource) -> Iterator[tuple[str, bytes]]:
+def _images(rows: Any, source: HubSource) -> Iterator[tuple[str, bytes]]:
     """Label and file content of every labelled image of a split."""
     image = _image_column(rows.features, source.image)
     label = _label_column(rows.features, source.label)

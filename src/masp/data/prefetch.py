@@ -16,7 +16,7 @@ from masp.data.records import BadFiles
 
 Preprocess = Callable[[Sequence[Image.Image]], Any]
 Item = tuple[int, Path]
-Picture = str | Path | Image.Image
+ImageLike = str | Path | Image.Image
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def prepared(images: Sequence[Image.Image], preprocess: Preprocess) -> tuple[Any
 
 
 def prepare_images(
-    images: Sequence[Picture], preprocess: Preprocess, longest_side: int | None, rounding: Rounding
+    images: Sequence[ImageLike], preprocess: Preprocess, longest_side: int | None, rounding: Rounding
 ) -> tuple[Any, dict[int, ImageError]]:
     """What preprocessing makes of images in files or in memory, shrunk first.
 
@@ -235,7 +235,7 @@ def prepare_images(
     opened, failed = dict[int, Image.Image](), dict[int, ImageError]()
     for place, image in enumerate(images):
         try:
-            opened[place] = open_picture(image, longest_side, rounding)
+            opened[place] = open_any_image(image, longest_side, rounding)
         except ImageError as error:
             failed[place] = error
     places = list(opened)
@@ -244,7 +244,7 @@ def prepare_images(
     return pixels, failed
 
 
-def open_picture(image: Picture, longest_side: int | None, rounding: Rounding) -> Image.Image:
+def open_any_image(image: ImageLike, longest_side: int | None, rounding: Rounding) -> Image.Image:
     """An image from its file, or one in memory, as `open_image` gives it.
 
     Raises:
@@ -258,7 +258,7 @@ def open_picture(image: Picture, longest_side: int | None, rounding: Rounding) -
         raise ImageError(image_name(image), f"damaged ({error})") from None
 
 
-def image_name(image: Picture) -> str:
+def image_name(image: ImageLike) -> str:
     """What an image is called in results."""
     return "(image in memory)" if isinstance(image, Image.Image) else str(image)
 

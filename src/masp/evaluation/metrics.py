@@ -284,8 +284,9 @@ def bootstrap(
         images: how many there are.
         figures: computes the figures of each draw.
         samples: how many, with which seed.
-        biased: numbers of figures that resampling exaggerates, since noise can only add to them. Their percentiles are moved
-            by as much as the mean of the samples lies beside the figure, so that the interval lies around it; at least 0.
+        biased: indices of figures that resampling exaggerates, since noise can only add to them. Their percentiles are
+            moved by as much as the mean of the samples lies beside the figure, so that the interval lies around it;
+            at least 0.
     """
     from scipy.stats import bootstrap as drawn
 

@@ -416,7 +416,7 @@ def _chapters(views: Sequence[TrialView], rows: Sequence[AblationView]) -> list[
 
 
 def _ablation_view(number: int, table: Rows) -> AblationView:
-    what = f"{grouped(table.data.pictures)} test images, the same for every row. Intervals hold 95 %."
+    what = f"{grouped(table.data.images)} test images, the same for every row. Intervals hold 95 %."
     drawing = plots.ablation_bars(table.data).decode()
     return AblationView(f"rows{number}", "What each part adds", what, table.data, drawing)
 

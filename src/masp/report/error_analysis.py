@@ -10,7 +10,7 @@ from masp.core.errors import DataError, MaspError, UsageError, did_you_mean
 from masp.data.readers.common import exists, inside
 from masp.evaluation.result import LabelledPrediction
 from masp.report import leaderboard as standings
-from masp.report.html import PictureView, SampleView, embedded, sample_of, sample_view
+from masp.report.html import ImageView, SampleView, embedded, sample_of, sample_view
 from masp.report.load_results import Comparison, SystemResults
 from masp.report.schema import grouped
 
@@ -67,7 +67,7 @@ class Mistake:
     confidence: float | None
     chance: float | None
     others: tuple[tuple[str, str, bool], ...]
-    picture: PictureView | None
+    image: ImageView | None
     why_missing: str = ""
     anchor: str = ""
 
@@ -178,7 +178,7 @@ def mistake(
     view: SampleView | None = None,
 ) -> Mistake:
     """A wrong answer as the page shows it; `view` says what the aspects saw in it."""
-    image, why = _picture(data, wrong.image)
+    image, why = _image(data, wrong.image)
     others = [(other, other.answers.get(wrong.image)) for other in trial.systems if other is not system]
     return Mistake(
         name=wrong.image,
@@ -187,7 +187,7 @@ def mistake(
         confidence=_chance(wrong, wrong.predicted),
         chance=_chance(wrong, wrong.truth),
         others=tuple((other.name, _said(one), one.predicted == wrong.truth) for other, one in others if one),
-        picture=image,
+        image=image,
         why_missing=why,
         anchor=f"verdict-{view.index}" if view else "",
     )
@@ -221,7 +221,7 @@ def place_of(data: Path, image: str) -> Path | None:
     return file
 
 
-def _picture(data: Path | None, image: str) -> tuple[PictureView | None, str]:
+def _image(data: Path | None, image: str) -> tuple[ImageView | None, str]:
     if data is None:
         return None, NO_DATA
     file = place_of(data, image)

@@ -49,7 +49,7 @@ DARK = 60
 
 
 @dataclass(frozen=True)
-class PictureView:
+class ImageView:
     """An embedded image: a data URI (None where it could not be read), size in pixels, and whether it is dark."""
 
     uri: str | None = None
@@ -89,7 +89,7 @@ class SampleView:
     ranked: list[tuple[str, float]]
     sights: list[AspectView]
     looks: list[PromptAttentionShare]
-    picture: PictureView
+    image: ImageView
 
 
 def sample_of(prediction: "Prediction", image: Path | Image.Image, truth: str | None = None) -> Sample:
@@ -98,7 +98,7 @@ def sample_of(prediction: "Prediction", image: Path | Image.Image, truth: str | 
     looks = prediction.prompt_attention
     return Sample(
         name=prediction.image,
-        picture=image,
+        image=image,
         label=prediction.label,
         probabilities=prediction.probabilities,
         sights=tuple(AspectSight(aspect, seen.answer, seen.effect, seen.attention) for aspect, seen in readings),
@@ -109,9 +109,9 @@ def sample_of(prediction: "Prediction", image: Path | Image.Image, truth: str | 
     )
 
 
-def sample_view(index: int, sample: Sample, image: PictureView | None = None) -> SampleView:
+def sample_view(index: int, sample: Sample, image: ImageView | None = None) -> SampleView:
     """A sample as the page shows it; `index` makes its anchors unique, `image` is its own where it is embedded."""
-    image, first = image or embedded(sample.picture), decisive(sample)
+    image, first = image or embedded(sample.image), decisive(sample)
     reach = max([abs(sight.effect or 0.0) for sight in sample.sights] + [0.5])
     raw = sample.prompt_attention or {}
     total = sum(raw.values()) or 1.0
@@ -122,11 +122,11 @@ def sample_view(index: int, sample: Sample, image: PictureView | None = None) ->
         ranked=sorted(sample.probabilities.items(), key=lambda item: -item[1]),
         sights=[_sight_view(sight, sight is first, reach, image) for sight in sample.sights],
         looks=[PromptAttentionShare(aspect, value, value / total) for aspect, value in raw.items()],
-        picture=image,
+        image=image,
     )
 
 
-def _sight_view(sight: AspectSight, decided: bool, longest: float, image: PictureView) -> AspectView:
+def _sight_view(sight: AspectSight, decided: bool, longest: float, image: ImageView) -> AspectView:
     reach = 0.5 * abs(sight.effect or 0.0) / longest
     if not sight.attention:
         return AspectView(sight, decided, reach)
@@ -141,7 +141,7 @@ def _sight_view(sight: AspectSight, decided: bool, longest: float, image: Pictur
     return AspectView(sight, decided, reach, veil, lines, peak)
 
 
-def embedded(source: Path | Image.Image, longest: int = LONG_SIDE, lossless: int = LOSSLESS_SIDE) -> PictureView:
+def embedded(source: Path | Image.Image, longest: int = LONG_SIDE, lossless: int = LOSSLESS_SIDE) -> ImageView:
     """The image, reduced and embedded: without loss where it is small, as JPEG where it is a photograph's size.
 
     Args:
@@ -152,14 +152,14 @@ def embedded(source: Path | Image.Image, longest: int = LONG_SIDE, lossless: int
     try:
         image = source if isinstance(source, Image.Image) else open_image(source, longest)
     except ImageError:
-        return PictureView()
+        return ImageView()
     image = image.convert("RGB")
     image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     kind = "png" if max(image.size) <= lossless else "jpeg"
     buffer = io.BytesIO()
     image.save(buffer, kind, optimize=True, quality=88)
     dark = ImageStat.Stat(image.convert("L")).mean[0] < DARK
-    return PictureView(_uri(buffer.getvalue(), kind), *image.size, dark)
+    return ImageView(_uri(buffer.getvalue(), kind), *image.size, dark)
 
 
 def _uri(content: bytes, kind: str) -> str:

@@ -359,7 +359,7 @@ class Runner:
         """What it says about the validation split, to fit a temperature on; nothing where there is none."""
         if not any(record.label for record in self.library.dataset(cell.dataset).splits.get("val", ())):
             return []
-        images = self.library.pictures(cell.dataset, "val", stop, alone(cell.recipe))
+        images = self.library.images(cell.dataset, "val", stop, alone(cell.recipe))
         return list(measure.answers(system, images, stop, f"{cell.name}, val").answers)
 
     def _depended(self, cell: Experiment, system: System, seconds: float) -> dict[str, Any]:

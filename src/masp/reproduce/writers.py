@@ -85,8 +85,8 @@ def write_all(results: Results, command: str) -> list[Path]:
         for sheet in result:
             written += _write_sheet(out, sheet)
         sheets += result
-        for name, image in _pictures(results, experiment).items():
-            written += _write_picture(out, name, image)
+        for name, image in _charts(results, experiment).items():
+            written += _write_chart(out, name, image)
     tables = [*kept, *(_entry(results, sheet, now) for sheet in sheets)]
     content = _summary(results, now, tables, before) | {"left_out": left_out}
     write_file(out / SUMMARY, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
@@ -139,13 +139,13 @@ def _write_sheet(out: Path, sheet: Sheet) -> list[Path]:
     return [out / f"{sheet.name}{suffix}" for suffix in files]
 
 
-def _write_picture(out: Path, name: str, image: Panel) -> list[Path]:
+def _write_chart(out: Path, name: str, image: Panel) -> list[Path]:
     for kind in KINDS:
         write_file(out / f"{name}.{kind}", image.render(kind))
     return [out / f"{name}.{kind}" for kind in KINDS]
 
 
-def _pictures(results: Results, experiment: str) -> dict[str, Panel]:
+def _charts(results: Results, experiment: str) -> dict[str, Panel]:
     if experiment == "table4":
         return {}
     if experiment == "figure4":
@@ -156,11 +156,11 @@ def _pictures(results: Results, experiment: str) -> dict[str, Panel]:
         if not any(row.entries[dataset].values for row in table.rows):
             continue
         name = experiment if len(table.datasets) == 1 else f"{experiment}-{dataset}"
-        result[name] = _picture(results, table, dataset)
+        result[name] = _chart(results, table, dataset)
     return result
 
 
-def _picture(results: Results, table: ResultTable, dataset: str) -> Panel:
+def _chart(results: Results, table: ResultTable, dataset: str) -> Panel:
     if table.name == "table3":
         return length_chart(table, dataset)
     facts: Mapping[str, Any] = facts_of(results, dataset)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from masp.core.errors import DataError
 from masp.core.labels import LABEL_SETS, spelled
-from masp.data.file_listing import is_picture, listing
+from masp.data.file_listing import is_image_file, listing
 from masp.data.readers.common import ImageLookup, LabelError, Reading, member
 from masp.data.records import BadFiles, Record
 from masp.data.tables import Table, read_table
@@ -22,7 +22,7 @@ def is_abstract(root: Path) -> bool:
 def is_artphoto(root: Path) -> bool:
     """Whether a folder holds images only, all of them named after one of ArtPhoto's labels."""
     folders, files = listing(root)
-    images = [file for file in files if is_picture(file)]
+    images = [file for file in files if is_image_file(file)]
     named = (spelled(image.stem.partition("_")[0], LABEL_SETS["artphoto"]) for image in images)
     return not folders and bool(images) and all(named)
 
@@ -89,7 +89,7 @@ def read_artphoto(root: Path, account: BadFiles) -> Reading:
     """
     labels = LABEL_SETS["artphoto"]
     records: list[Record] = []
-    for image in filter(is_picture, listing(root)[1]):
+    for image in filter(is_image_file, listing(root)[1]):
         try:
             records.append(Record(image, member(image.stem.partition("_")[0], labels)))
         except LabelError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from masp.core.errors import DataError
-from masp.data.file_listing import is_picture, listing
+from masp.data.file_listing import is_image_file, listing
 from masp.data.readers.common import Reading, label_of
 from masp.data.records import BadFiles, Record
 
@@ -38,13 +38,13 @@ def read_emotion6(root: Path, account: BadFiles, label_from: Literal["folder", "
     """
     table = root / VOTES
     columns, rows = _table(table)
-    folders = [folder for folder in listing(root / PICTURES)[0] if any(map(is_picture, listing(folder)[1]))]
+    folders = [folder for folder in listing(root / PICTURES)[0] if any(map(is_image_file, listing(folder)[1]))]
     labels = tuple(sorted(label_of(folder.name) for folder in folders))
     records: list[Record] = []
     voteless: list[Path] = []
     seen = 0
     for folder in folders:
-        for image in filter(is_picture, listing(folder)[1]):
+        for image in filter(is_image_file, listing(folder)[1]):
             cells = rows.get(f"{folder.name}/{image.name}")
             seen += cells is not None
             if cells is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from masp.core.errors import DataError
 from masp.core.labels import LABEL_SETS
-from masp.data.file_listing import is_picture, listing
+from masp.data.file_listing import is_image_file, listing
 from masp.data.readers.common import LabelError, Reading, member
 from masp.data.records import BadFiles, Record
 from masp.data.tables import is_table, read_table
@@ -40,7 +40,7 @@ def read_fi(root: Path, account: BadFiles) -> Reading:
     skipped: Counter[str] = Counter()
     seen = 0
     for folder in listing(root / PICTURES if is_published(root) else root)[0]:
-        for image in filter(is_picture, listing(folder)[1]):
+        for image in filter(is_image_file, listing(folder)[1]):
             try:
                 label = member(folder.name, labels)
             except LabelError as error:

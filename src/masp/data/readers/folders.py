@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from masp.core.errors import DataError, counted
-from masp.data.file_listing import images_from, is_picture, listing
+from masp.data.file_listing import images_from, is_image_file, listing
 from masp.data.images import FORMAT_NAMES, UNREAD_SUFFIXES
 from masp.data.readers.common import Reading, by_split, exists, label_of
 from masp.data.readers.emoset import read_annotation
@@ -53,7 +53,7 @@ def is_tree(root: Path) -> bool:
         return False
     if split_folders(root):
         return True
-    return sum(any(map(is_picture, listing(folder)[1])) for folder in listing(root)[0]) > 1
+    return sum(any(map(is_image_file, listing(folder)[1])) for folder in listing(root)[0]) > 1
 
 
 def read_folders(root: Path, account: BadFiles) -> Reading:
@@ -167,7 +167,7 @@ class _Tree:
             DataError: it holds images that are not read, so that its label is meant.
         """
         inner, files = listing(folder)
-        if inner or any(map(is_picture, files)):
+        if inner or any(map(is_image_file, files)):
             return False
         unread = next((file.name for file in files if file.suffix.lower() in UNREAD_SUFFIXES), None)
         if unread is not None:
@@ -181,7 +181,7 @@ class _Tree:
         for folder in folders:
             if self.is_empty(folder):
                 continue
-            for image in self._pictures(folder):
+            for image in self._images(folder):
                 record = self._record(image, label_of(folder.name))
                 if record is not None:
                     records.append(record)
@@ -199,9 +199,9 @@ class _Tree:
             result[reason] = len(names)
         return result
 
-    def _pictures(self, folder: Path) -> list[Path]:
+    def _images(self, folder: Path) -> list[Path]:
         inner, files = listing(folder)
-        images = [file for file in files if is_picture(file)]
+        images = [file for file in files if is_image_file(file)]
         if inner and images:
             raise DataError(f"{folder} holds images and also the folder {inner[0].name}", _TREES, "Move it elsewhere.")
         if not images:
@@ -210,7 +210,7 @@ class _Tree:
                 _TREES,
                 f"Perhaps open {folder}.",
             )
-        self.ignored.update(file.suffix.lower() or "without suffix" for file in files if not is_picture(file))
+        self.ignored.update(file.suffix.lower() or "without suffix" for file in files if not is_image_file(file))
         return images
 
     def _record(self, image: Path, label: str) -> Record | None:
@@ -235,13 +235,13 @@ def _refuse_strays(folder: Path) -> None:
     Raises:
         DataError: one does.
     """
-    stray = next(filter(is_picture, listing(folder)[1]), None)
+    stray = next(filter(is_image_file, listing(folder)[1]), None)
     if stray is not None:
         todo = "Sort them into the folders, or move them elsewhere."
         raise DataError(f"{folder} holds images ({stray.name}, …) beside its folders of labels", _TREES, todo)
 
 
 def _nothing_found(root: Path, others: list[Path]) -> DataError:
-    if not others and any(map(is_picture, listing(root)[1])):
+    if not others and any(map(is_image_file, listing(root)[1])):
         return DataError(f"{root} holds images but no class folders", _TREES, "Sort the images into folders.")
     return DataError(f"{root} holds no images", f"a data set in a known layout, such as {_TREES}", "Check the path.")

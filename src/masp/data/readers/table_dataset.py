@@ -78,7 +78,7 @@ def read_labels(path: Path, names: ColumnsConfig, account: BadFiles) -> Reading:
         DataError: no table, or one without these columns, or too many rows that cannot be used.
     """
     table, places = _opened(path)
-    picture_at = _needed(table, names.path, PATHS, "images", "path")
+    image_column = _needed(table, names.path, PATHS, "images", "path")
     label_at = _needed(table, names.label, LABELS, "labels", "label")
 
     def labelled(cells: tuple[str, ...], image: Path) -> Record:
@@ -87,7 +87,7 @@ def read_labels(path: Path, names: ColumnsConfig, account: BadFiles) -> Reading:
             raise LabelError("the label is blank", "", "Correct the table.")
         return Record(image, label)
 
-    result = _records(table, places, picture_at, names, labelled, account)
+    result = _records(table, places, image_column, names, labelled, account)
     labels = tuple(sorted({record.label for _, record in result if record.label is not None}))
     return Reading("table", labels, by_split(result), account)
 
@@ -108,14 +108,14 @@ def read_values(
         DataError: no table, or one without these columns, or too many rows that cannot be used.
     """
     table, places = _opened(path)
-    picture_at = _needed(table, names.path, (*PATHS, *THEMES), "images", "path")
+    image_column = _needed(table, names.path, (*PATHS, *THEMES), "images", "path")
     value_at = _needed(table, names.value, VALUES, "numbers", "value")
 
     def labelled(cells: tuple[str, ...], image: Path) -> Record:
         value = _number(_cell(cells, value_at))
         return Record(image, _label_at(value, thresholds), extra={table.columns[value_at]: value})
 
-    rows = _records(table, places, picture_at, names, labelled, account)
+    rows = _records(table, places, image_column, names, labelled, account)
     result = [(split, record) for split, record in rows if record.label is not None]
     skipped = {}
     if len(result) < len(rows):
@@ -133,7 +133,7 @@ def read_aspects(path: Path, names: ColumnsConfig, account: BadFiles) -> Reading
         DataError: no table, or one without these columns, or too many rows that cannot be used.
     """
     table, places = _opened(path)
-    picture_at = _needed(table, names.path, PATHS, "images", "path")
+    image_column = _needed(table, names.path, PATHS, "images", "path")
     aspect_at = _needed(table, names.aspect, ASPECT, "aspects", "aspect")
     value_at = _needed(table, names.value, ANSWER, "values", "value")
 
@@ -148,7 +148,7 @@ def read_aspects(path: Path, names: ColumnsConfig, account: BadFiles) -> Reading
         return Record(image, annotations={aspect: answer})
 
     merged: dict[tuple[str, Path], dict[str, str]] = {}
-    for split, record in _records(table, places, picture_at, names, annotated, account):
+    for split, record in _records(table, places, image_column, names, annotated, account):
         known = merged.setdefault((split, record.path), {})
         for aspect, answer in record.annotations.items():
             known[aspect] = f"{known[aspect]}, {answer}" if aspect == "object" and aspect in known else answer
@@ -159,7 +159,7 @@ def read_aspects(path: Path, names: ColumnsConfig, account: BadFiles) -> Reading
 def _records(
     table: Table,
     places: ImageLookup,
-    picture_at: int,
+    image_column: int,
     names: ColumnsConfig,
     labelled: Callable[[tuple[str, ...], Path], Record],
     account: BadFiles,
@@ -170,14 +170,14 @@ def _records(
     for number, cells in enumerate(table.rows, start=1):
         try:
             split = split_of(_cell(cells, split_at)) if split_at is not None else "all"
-            image = places.find(_cell(cells, picture_at))
+            image = places.find(_cell(cells, image_column))
             record = labelled(cells, image or table.file)
         except DataError as error:
             fault = "label" if isinstance(error, LabelError) else "row"
             account.reject(table.file, f"row {number}: {error}", fault)
             continue
         if image is None:
-            account.reject(table.file, f"row {number}: there is no image {_cell(cells, picture_at)}", "picture")
+            account.reject(table.file, f"row {number}: there is no image {_cell(cells, image_column)}", "picture")
             continue
         account.accept()
         result.append((split, record))
@@ -212,7 +212,7 @@ def read_votes(path: Path, names: ColumnsConfig, account: BadFiles) -> Reading:
         DataError: no table, or one without these columns, or too many rows that cannot be used.
     """
     table, places = _opened(path)
-    picture_at = _needed(table, names.path, PATHS, "images", "path")
+    image_column = _needed(table, names.path, PATHS, "images", "path")
     columns = {
         "positive": _needed(table, names.positive, POSITIVE, "votes for positive", "positive"),
         "negative": _needed(table, names.negative, NEGATIVE, "votes for negative", "negative"),
@@ -225,7 +225,7 @@ def read_votes(path: Path, names: ColumnsConfig, account: BadFiles) -> Reading:
     for number, cells in enumerate(table.rows, start=1):
         try:
             votes = {name: _count(_cell(cells, place)) for name, place in columns.items()}
-            image = places.find(_cell(cells, picture_at))
+            image = places.find(_cell(cells, image_column))
         except DataError as error:
             account.reject(table.file, f"row {number}: {error}", "annotation")
             continue

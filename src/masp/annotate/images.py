@@ -67,7 +67,7 @@ class ImageCollection:
         return fingerprint([self.labels, facts])
 
 
-def pictures_of(settings: DataConfig, limit: int | None = None) -> ImageCollection:
+def find_images(settings: DataConfig, limit: int | None = None) -> ImageCollection:
     """The images of a data set in a known layout, with labels and splits; otherwise those below a folder, without.
 
     A data set with one class only has no labels either, as there is nothing to choose from.
