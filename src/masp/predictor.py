@@ -123,8 +123,10 @@ class Masp:
         name = _task_name(info, task, ships=adapter is None)
         asked = {key: task_of(info.for_task(key), chosen, raw) for key in info.tasks or (None,)}
         if backbone is None or isinstance(backbone, str):
-            place = backbone or backbone_place(folder, info)
-            backbone = load_backbone(place, backbone_revision or backbone_commit(place, info), dtype, device)
+            name_or_folder = backbone or backbone_place(folder, info)
+            backbone = load_backbone(
+                name_or_folder, backbone_revision or backbone_commit(name_or_folder, info), dtype, device
+            )
             bound_as_trained(backbone, info)
         parts = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects), accept)
         served = {key: _served(backbone, parts, shipped or str(adapter), key, one) for key, one in asked.items()}
@@ -321,7 +323,7 @@ class Masp:
         handle = self.handle(task)
         alone = isinstance(images, str | Path | Image.Image)
         result = self._each([handle], [images] if alone else images, explain, batch_size, on_error)
-        one = [said if isinstance(said, Failure) else said[0] for said in result]
+        one = [prediction if isinstance(prediction, Failure) else prediction[0] for prediction in result]
         return one[0] if alone else one
 
     def predict_tasks(
@@ -355,7 +357,10 @@ class Masp:
         handles = self._handles(self.tasks if tasks is None else tasks)
         result = self._each(handles, images, explain, batch_size, on_error)
         names = [handle.name or "" for handle in handles]
-        return [said if isinstance(said, Failure) else dict(zip(names, said, strict=True)) for said in result]
+        return [
+            prediction if isinstance(prediction, Failure) else dict(zip(names, prediction, strict=True))
+            for prediction in result
+        ]
 
     def _handles(self, tasks: Sequence[str]) -> list[TaskHandle]:
         """Several tasks for the same images, which all of them see at one size."""
@@ -459,14 +464,14 @@ class Masp:
         pixels, failed = prepare_images(images, self.backbone.preprocess, task.longest_side, task.rounding)
         if failed and on_error != "return":
             raise failed[min(failed)]
-        said: dict[int, list[Prediction] | Failure] = {
-            place: Failure(names[place], error.reason) for place, error in failed.items()
+        predictions: dict[int, list[Prediction] | Failure] = {
+            index: Failure(names[index], error.reason) for index, error in failed.items()
         }
         if pixels is not None:
-            fit = [place for place in range(len(images)) if place not in failed]
-            result = predict_visual(handles, self.visual_tokens(pixels), [names[place] for place in fit], explain)
-            said |= dict(zip(fit, result, strict=True))
-        return [said[place] for place in range(len(images))]
+            fit = [index for index in range(len(images)) if index not in failed]
+            result = predict_visual(handles, self.visual_tokens(pixels), [names[index] for index in fit], explain)
+            predictions |= dict(zip(fit, result, strict=True))
+        return [predictions[index] for index in range(len(images))]
 
 
 def _served(backbone: Backbone, parts: Adapter, adapter: str, name: str | None, task: Task) -> TaskHandle:

@@ -257,9 +257,9 @@ def backbone_place(folder: str | Path, info: AdapterInfo) -> str:
     name = info.backbone.name
     if info.backbone.revision is not None or name in PACKAGED or "/" in name:
         return name
-    for place in (_place_of_run(resolve(folder).parent / RUN), name):
-        if place is not None and Path(place).is_dir():
-            return place
+    for path in (_place_of_run(resolve(folder).parent / RUN), name):
+        if path is not None and Path(path).is_dir():
+            return path
     raise AdapterError(
         f"the adapter {folder} was trained on a backbone in a folder called {name}, which is not here",
         "that folder",
@@ -267,9 +267,9 @@ def backbone_place(folder: str | Path, info: AdapterInfo) -> str:
     )
 
 
-def backbone_commit(place: str, info: AdapterInfo) -> str | None:
+def backbone_commit(backbone: str, info: AdapterInfo) -> str | None:
     """The commit that the adapter was trained on; None for another backbone, and for a folder of the same name."""
-    return info.backbone.revision if place == info.backbone.name and not Path(place).is_dir() else None
+    return info.backbone.revision if backbone == info.backbone.name and not Path(backbone).is_dir() else None
 
 
 def bound_as_trained(backbone: Backbone, info: AdapterInfo) -> None:

@@ -105,9 +105,9 @@ def _things(answer: str, whole: bool) -> ParsedAnswer:
     if not whole:
         parts = parts[:-1]
     names = dict.fromkeys(_worded(part) for part in parts)
-    kept = tuple(name for name in names if name and not says_nothing(name))[:MOST_THINGS]
-    if kept:
-        return ParsedAnswer(kept)
+    named = tuple(name for name in names if name and not says_nothing(name))[:MOST_THINGS]
+    if named:
+        return ParsedAnswer(named)
     return ParsedAnswer(None, NOTHING if whole else CUT)
 
 

@@ -112,16 +112,16 @@ def write_emoset(
 
     def images(folder: Path) -> None:
         for item, _ in annotated:
-            place = _new(folder / item.home / _file_name(item))
+            path = _new(folder / item.home / _file_name(item))
             if copy:
-                shutil.copyfile(item.path, place)
+                shutil.copyfile(item.path, path)
             else:
-                place.symlink_to(item.path.resolve())
+                path.symlink_to(item.path.resolve())
 
-    numbers = {label: number for number, label in enumerate(collection.labels)}
+    indices = {label: index for index, label in enumerate(collection.labels)}
     rows: dict[str, list[list[object]]] = {split: [] for split in splits_of(collection.items)}
     for item, _ in annotated:
-        label = None if item.label is None else numbers[item.label]
+        label = None if item.label is None else indices[item.label]
         places = f"{IMAGE}/{item.home}/{_file_name(item)}", f"{ANNOTATION}/{item.home}/{item.name}.json"
         rows[item.split].append([label, item.name, *places])
     with writing(out):
@@ -235,13 +235,13 @@ def annotate(
         CheckpointError: the disk refuses to be written, or another process is writing there.
     """
     identity = _identity(images, annotator, work)
-    place = AnnotationFolder(out)
-    with place.opened(identity) as result:
+    folder = AnnotationFolder(out)
+    with folder.opened(identity) as result:
         if result is not None:
-            place.tidy()
+            folder.tidy()
             return _from_json(out, result, again=True)
-        _compute(images, annotator, place, work)
-        done = place.batches()
+        _compute(images, annotator, folder, work)
+        done = folder.batches()
         source = _source(annotator, adapter)
         annotated = list(_contents(images, done, source, annotator.asking.keep))
         versions = {json.dumps(batch["versions"], sort_keys=True) for batch in done.values()}
@@ -251,14 +251,14 @@ def annotate(
         lines = [json.dumps({"image": name, "reason": why}) for name, why in bad]
         write_file(out / "quarantine.jsonl", "".join(f"{line}\n" for line in lines).encode())
         summary = _summary(annotator.asking, done, len(annotated), len(bad))
-        place.finish(summary)
+        folder.finish(summary)
         return _from_json(out, summary)
 
 
-def _compute(images: ImageCollection, annotator: Annotator, place: AnnotationFolder, work: AnnotationJob) -> None:
+def _compute(images: ImageCollection, annotator: Annotator, folder: AnnotationFolder, work: AnnotationJob) -> None:
     """Every batch that is not finished; one with unreadable images is tried again, as a disk may have been away."""
     items, size = images.items, work.batch_size
-    done = {number: batch for number, batch in place.batches().items() if not batch["unreadable"]}
+    done = {number: batch for number, batch in folder.batches().items() if not batch["unreadable"]}
     waiting = [number for number in range(-(-len(items) // size)) if number not in done]
     account = BadFiles(share=1.0, total=len(items))
     account.accept(sum(len(batch["answers"]) for batch in done.values()))
@@ -269,7 +269,7 @@ def _compute(images: ImageCollection, annotator: Annotator, place: AnnotationFol
     loading = Loading(annotator.prepare, work.longest_side, workers=work.workers)
     versions = library_versions()
     for number, batch in zip(waiting, load(chunks, loading, account), strict=True):
-        place.keep(number, {"versions": versions, **_answered(annotator, batch)})
+        folder.keep(number, {"versions": versions, **_answered(annotator, batch)})
         finished += len(batch.indices) + len(batch.failures)
         if work.progress is not None:
             work.progress(finished)
@@ -358,21 +358,21 @@ def _summary(
     asking: AnnotationSettings, done: Mapping[int, dict[str, Any]], images: int, unreadable: int
 ) -> dict[str, Any]:
     """Counts of answers, as JSON values."""
-    said: dict[str, Counter[str]] = {name: Counter() for name in asking.questions}
+    answers: dict[str, Counter[str]] = {name: Counter() for name in asking.questions}
     absent: dict[str, Counter[str]] = {name: Counter() for name in asking.questions}
     for batch in _ordered(done):
         for _, values, why in batch["answers"]:
             for name, value in values.items():
                 if value is not None:
-                    said[name][", ".join(value) if isinstance(value, list) else str(value)] += 1
+                    answers[name][", ".join(value) if isinstance(value, list) else str(value)] += 1
             for name, reason in why.items():
                 absent[name][reason] += 1
     aspects = {
         name: {
-            "answered": said[name].total(),
+            "answered": answers[name].total(),
             "absent": dict(absent[name].most_common()),
-            "different": len(said[name]),
-            "commonest": [list(pair) for pair in said[name].most_common(SHOWN)],
+            "different": len(answers[name]),
+            "commonest": [list(pair) for pair in answers[name].most_common(SHOWN)],
         }
         for name in asking.questions
     }

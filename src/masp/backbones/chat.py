@@ -117,15 +117,15 @@ class Chat:
         runs = [part for part in slot if isinstance(part, int)]
         assert sum(runs) == image.count, f"the turn holds {sum(runs)} visual tokens, the image {image.count}"
         skeleton = self._skeleton(question, "".join(self._turn.visual if isinstance(p, int) else p for p in slot))
-        places = [place for place, index in enumerate(skeleton) if index == self._visual]
+        starts = [start for start, index in enumerate(skeleton) if index == self._visual]
         ids: list[int] = []
         spans: list[tuple[int, int]] = []
         begin = 0
-        for place, run in zip(places, runs, strict=True):
-            ids += skeleton[begin:place]
+        for start, run in zip(starts, runs, strict=True):
+            ids += skeleton[begin:start]
             spans.append((len(ids), len(ids) + run))
             ids += [self._visual] * run
-            begin = place + 1
+            begin = start + 1
         ids += skeleton[begin:]
         newline = len(ids) - 1 if self.decode([ids[-1]]) == "\n" else None
         return Template(tuple(ids), *self._framed(ids, spans), newline)
@@ -283,8 +283,8 @@ class Chat:
         before, after = self._split(head), self._split(tail)
         runs = [*before[:-1], before[-1] + text + after[0], *after[1:]]  # odd places hold the marks
         ids = self._ids("", marks=True, begins=begins)
-        for place, run in enumerate(runs):
-            ids.extend([self._marks[run]] if place % 2 else self._run_ids(run, first=not place))
+        for index, run in enumerate(runs):
+            ids.extend([self._marks[run]] if index % 2 else self._run_ids(run, first=not index))
         return ids
 
     def _run_ids(self, run: str, first: bool) -> list[int]:

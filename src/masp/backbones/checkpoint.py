@@ -17,18 +17,18 @@ from masp.backbones.files import BackboneFiles, chat_template
 from masp.core.errors import BackboneError
 
 
-def load_model(files: BackboneFiles, kind: Any, place: Placement) -> Any:
+def load_model(files: BackboneFiles, kind: Any, placement: Placement) -> Any:
     """The whole model of a folder, in evaluation mode and without gradients.
 
     Args:
         files: where it lies.
         kind: transformers' class.
-        place: in which number format, and where it goes.
+        placement: in which number format, and where it goes.
 
     Raises:
         BackboneError: weights are missing, bitsandbytes is missing, or there is not enough room.
     """
-    placed = options(files, kind, place)
+    placed = options(files, kind, placement)
     with quiet_loading():
         model, result = kind.from_pretrained(
             files.folder,
@@ -44,10 +44,10 @@ def load_model(files: BackboneFiles, kind: Any, place: Placement) -> Any:
             "a whole checkpoint",
             "Fetch it again.",
         )
-    if place.four_bit:
+    if placement.four_bit:
         keep_packing(model)
     if "device_map" not in placed:
-        model = model.to(place.device)
+        model = model.to(placement.device)
     return model.eval().requires_grad_(False)
 
 

@@ -75,8 +75,8 @@ class Decoder:
         AttentionMaskInterface.register(ATTENTION, sdpa_mask)
         config._attn_implementation = ATTENTION
         *below, last = language.layers
-        for number, layer in enumerate(below):
-            layer.forward = functools.partial(_checkpointed, layer.forward, number)
+        for index, layer in enumerate(below):
+            layer.forward = functools.partial(_checkpointed, layer.forward, index)
         last.forward = functools.partial(_final_layer, last, last.forward)
         kinds: Any = language.rotary_emb.rope_type
         rules = set(kinds.values()) if isinstance(kinds, dict) else {kinds}
@@ -107,12 +107,12 @@ class Decoder:
 
     def last_attention(self, assembled: ModelInputs, start: int) -> Float[Tensor, "batch heads rest sequence"]:
         """See `Backbone.last_attention`."""
-        kept = assembled.cached_prefix
-        begin = 0 if kept is None else assembled.prefix_end  # columns before it left their keys, and no states
+        cached = assembled.cached_prefix
+        begin = 0 if cached is None else assembled.prefix_end  # columns before it left their keys, and no states
         if start < begin:
             raise UsageError(f"attention from column {start} on, of a prefix that was kept", f"{begin} or later")
         embeddings, positions = assembled.inputs_embeds[:, begin:], assembled.position_ids[:, :, begin:]
-        past = self._past(None if kept is None else kept.cache, embeddings.device)
+        past = self._past(None if cached is None else cached.cache, embeddings.device)
         wanted = AttentionRequest(len(self._language.layers) - 1, start - begin, [])
         extras = assembled.extras(begin)
         self._pass(embeddings, positions, assembled.attention_mask, past, None, extras, attention=wanted)

@@ -132,27 +132,27 @@ class Placement:
         return f"{format} on {self.device}" + " and beyond" * self.spread
 
 
-def options(files: BackboneFiles, kind: Any, place: Placement) -> dict[str, Any]:
+def options(files: BackboneFiles, kind: Any, placement: Placement) -> dict[str, Any]:
     """Arguments of `from_pretrained` that put a model there.
 
     Args:
         files: where it lies.
         kind: transformers' class.
-        place: where and how it is wanted.
+        placement: where and how it is wanted.
 
     Raises:
         BackboneError: bitsandbytes is missing, or there is not enough room.
     """
-    chosen: dict[str, Any] = {"dtype": place.dtype}
-    if not (place.spread or place.four_bit):
+    chosen: dict[str, Any] = {"dtype": placement.dtype}
+    if not (placement.spread or placement.four_bit):
         return chosen
     model = skeleton(files, kind)
-    if place.spread:
-        chosen["device_map"] = device_map(files.name, model, place)
-    if place.four_bit:
+    if placement.spread:
+        chosen["device_map"] = device_map(files.name, model, placement)
+    if placement.four_bit:
         require_bitsandbytes()
-        chosen.setdefault("device_map", {"": place.device})  # packed while it is read, so never whole in memory
-        chosen["quantization_config"] = packing(model, place.device, place.dtype)
+        chosen.setdefault("device_map", {"": placement.device})  # packed while it is read, so never whole in memory
+        chosen["quantization_config"] = packing(model, placement.device, placement.dtype)
     return chosen
 
 
@@ -163,24 +163,28 @@ def skeleton(files: BackboneFiles, kind: Any) -> PreTrainedModel:
         return kind(config)
 
 
-def device_map(name: str, model: PreTrainedModel, place: Placement) -> dict[str, Where]:
+def device_map(name: str, model: PreTrainedModel, placement: Placement) -> dict[str, Where]:
     """Device of every part of a model, by the room there is now.
 
     Args:
         name: of the backbone, for messages.
         model: without weights.
-        place: as wanted.
+        placement: as wanted.
 
     Raises:
         BackboneError: not enough room.
     """
     parts = {part: module for part, module in model.named_modules() if LAYER.fullmatch(part)}
-    packed = packed_layers(model, place.device).values() if place.four_bit else ()
-    sizes = [_bytes(layer, place.dtype, packed) for layer in parts.values()]
-    rest = _bytes(model, place.dtype, packed) - sum(sizes)
+    packed = packed_layers(model, placement.device).values() if placement.four_bit else ()
+    sizes = [_bytes(layer, placement.dtype, packed) for layer in parts.values()]
+    rest = _bytes(model, placement.dtype, packed) - sum(sizes)
     room = {device: int(free * USABLE) for device, free in get_max_memory().items()}
     layers = dict(zip(parts, spread_layers(name, sizes, rest, room), strict=True))
-    if place.four_bit and (set(layers.values()) | {first(room)}) & {"cpu", "disk"} and len(set(layers.values())) > 1:
+    if (
+        placement.four_bit
+        and (set(layers.values()) | {first(room)}) & {"cpu", "disk"}
+        and len(set(layers.values())) > 1
+    ):
         raise BackboneError(
             f"{name} does not fit on the GPUs in NF4, and packed layers cannot wait elsewhere",
             "room for all layers on GPUs",

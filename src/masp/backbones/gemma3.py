@@ -21,9 +21,9 @@ from masp.backbones.packing import grid_boxes, packed, square_pixels
 from masp.core.types import ImageLayout, Pixels, VisualTokens
 
 
-def load(files: BackboneFiles, place: Placement) -> HFBackbone:
+def load(files: BackboneFiles, placement: Placement) -> HFBackbone:
     """The backbone of a folder."""
-    model = load_model(files, Gemma3ForConditionalGeneration, place)
+    model = load_model(files, Gemma3ForConditionalGeneration, placement)
     tokenizer = load_tokenizer(files)
     config = model.config
     opens, visual, closes = tokenizer.convert_ids_to_tokens(

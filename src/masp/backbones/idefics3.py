@@ -24,10 +24,10 @@ KINDS = {
 FRAME, WHOLE = "<fake_token_around_image>", "<global-img>"
 
 
-def load(files: BackboneFiles, place: Placement) -> HFBackbone:
+def load(files: BackboneFiles, placement: Placement) -> HFBackbone:
     """The backbone of a folder."""
     kind, processor = KINDS[files.model_type]
-    model = load_model(files, kind, place)
+    model = load_model(files, kind, placement)
     tokenizer = load_tokenizer(files)
     visual = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
     tiles = [mark for mark in tokenizer.get_added_vocab() if mark.startswith("<row_")]

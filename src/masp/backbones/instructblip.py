@@ -23,9 +23,9 @@ from masp.core.errors import BackboneError
 from masp.core.types import Pixels, VisualTokens
 
 
-def load(files: BackboneFiles, place: Placement) -> HFBackbone:
+def load(files: BackboneFiles, placement: Placement) -> HFBackbone:
     """The backbone of a folder."""
-    model = load_model(files, InstructBlipForConditionalGeneration, place)
+    model = load_model(files, InstructBlipForConditionalGeneration, placement)
     tokenizer = load_tokenizer(files, chat=False)
     visual = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
 

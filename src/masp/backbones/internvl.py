@@ -24,9 +24,9 @@ from masp.core.types import ImageLayout, Pixels, VisualTokens
 OPENS, CLOSES = "<img>", "</img>"
 
 
-def load(files: BackboneFiles, place: Placement) -> HFBackbone:
+def load(files: BackboneFiles, placement: Placement) -> HFBackbone:
     """The backbone of a folder."""
-    model = load_model(files, InternVLForConditionalGeneration, place)
+    model = load_model(files, InternVLForConditionalGeneration, placement)
     tokenizer = load_tokenizer(files)
     visual = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
     turn = template_turn(tokenizer, visual, _slot, (OPENS, CLOSES))

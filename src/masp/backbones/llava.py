@@ -26,9 +26,9 @@ TOWERS: Mapping[str, int] = MappingProxyType({"clip_vision_model": 1, "siglip_vi
 """Vision towers that are served → how many features stand before those of the patches (CLIP's class token)."""
 
 
-def load(files: BackboneFiles, place: Placement) -> HFBackbone:
+def load(files: BackboneFiles, placement: Placement) -> HFBackbone:
     """The backbone of a folder."""
-    model = load_model(files, LlavaForConditionalGeneration, place)
+    model = load_model(files, LlavaForConditionalGeneration, placement)
     tokenizer = load_tokenizer(files)
     processor = AutoImageProcessor.from_pretrained(files.folder, backend="pil", local_files_only=True)
     return HFBackbone(files, llava_parts(model, tokenizer, LlavaVision(model.model, processor)))

@@ -14,9 +14,9 @@ from masp.backbones.hf_backbone import HFBackbone
 from masp.backbones.llava import llava_parts
 
 
-def load(files: BackboneFiles, place: Placement) -> HFBackbone:
+def load(files: BackboneFiles, placement: Placement) -> HFBackbone:
     """The backbone of a folder."""
-    model = load_model(files, LlavaOnevisionForConditionalGeneration, place)
+    model = load_model(files, LlavaOnevisionForConditionalGeneration, placement)
     vision = TiledVision(model.model, load_image_processor(files, LlavaOnevisionImageProcessorPil), tiles(model.config))
     return HFBackbone(files, llava_parts(model, load_tokenizer(files), vision))
 

@@ -111,10 +111,10 @@ def load_backbone(
     else:
         name = config
     files = replace(find_supported(name, revision), accepted=check_accepted(accept))
-    place = choose_placement(dtype, device, name)
-    _LOG.info("loading backbone %s (%s) in %s", name, files.model_type, place)
+    placement = choose_placement(dtype, device, name)
+    _LOG.info("loading backbone %s (%s) in %s", name, files.model_type, placement)
     try:
-        backbone: Backbone = FAMILIES[files.model_type].get("load")(files, place)
+        backbone: Backbone = FAMILIES[files.model_type].get("load")(files, placement)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BackboneError(
             f"the backbone '{name}' cannot be loaded: {error}", "", "Check that its files are whole."

@@ -38,12 +38,12 @@ def packed(
     mask = left(counts, device)
     tokens = features[0].new_zeros(*mask.shape, features[0].shape[1])
     tokens[mask] = torch.cat(list(features))
-    places = None
+    positions = None
     if boxes is not None:
-        places = torch.zeros(*mask.shape, 4, device=device)
-        places[mask] = torch.cat(list(boxes)).to(device)
+        positions = torch.zeros(*mask.shape, 4, device=device)
+        positions[mask] = torch.cat(list(boxes)).to(device)
     cells = None if grid is None else torch.tensor(list(grid), device=device)
-    return VisualTokens(tokens, mask, places, cells, None if shapes is None else tuple(shapes))
+    return VisualTokens(tokens, mask, positions, cells, None if shapes is None else tuple(shapes))
 
 
 def left(counts: Sequence[int], device: torch.device | None = None) -> Bool[Tensor, "batch visual"]:

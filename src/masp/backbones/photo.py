@@ -279,10 +279,10 @@ def register() -> None:
     AutoModelForImageTextToText.register(PhotoConfig, PhotoForConditionalGeneration)
 
 
-def load(files: BackboneFiles, place: Placement) -> HFBackbone:
+def load(files: BackboneFiles, placement: Placement) -> HFBackbone:
     """The backbone of a folder."""
     register()
-    model = load_model(files, PhotoForConditionalGeneration, place)
+    model = load_model(files, PhotoForConditionalGeneration, placement)
     model.model.vision_tower.to(memory_format=torch.channels_last)
     tokenizer = load_tokenizer(files)
     turn = template_turn(tokenizer, tokenizer.convert_ids_to_tokens(model.config.image_token_id))

@@ -37,9 +37,9 @@ SYSTEM_TURN = "You are a helpful assistant."  # what Qwen's own template says wh
 IMAGE, OPENS, CLOSES = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 
 
-def load(files: BackboneFiles, place: Placement) -> HFBackbone:
+def load(files: BackboneFiles, placement: Placement) -> HFBackbone:
     """The backbone of a folder."""
-    model = load_model(files, MODELS[files.model_type], place)
+    model = load_model(files, MODELS[files.model_type], placement)
     tokenizer = load_tokenizer(files)
     vision = QwenVision(model.model.visual, load_image_processor(files, Qwen2VLImageProcessorPil))
     return HFBackbone(files, usual_parts(model, tokenizer, turn(tokenizer, SYSTEM_TURN), vision, native=grid_positions))
@@ -173,10 +173,10 @@ def grid_positions(length: int, visual_start: int, image: ImageLayout) -> Int[Te
     rows, columns = image.shape
     assert rows * columns == image.count, f"{rows}×{columns} cells for {image.count} visual tokens"
     cells = torch.arange(image.count)
-    place = torch.stack([torch.zeros_like(cells), cells // columns, cells % columns]) + visual_start
+    cell_positions = torch.stack([torch.zeros_like(cells), cells // columns, cells % columns]) + visual_start
     rest = length - visual_start - image.count
     text = torch.arange(rest) + visual_start + max(rows, columns)
-    return torch.cat([torch.arange(visual_start).expand(3, -1), place, text.expand(3, -1)], dim=1)
+    return torch.cat([torch.arange(visual_start).expand(3, -1), cell_positions, text.expand(3, -1)], dim=1)
 
 
 # Two parts of the vision tower in a faster, equal form: the same weights, the same sums, other kernels. Axes: p patches

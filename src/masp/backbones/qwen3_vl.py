@@ -19,9 +19,9 @@ from masp.core.types import Pixels, VisualTokens
 __all__ = ["load", "visual_count"]
 
 
-def load(files: BackboneFiles, place: Placement) -> HFBackbone:
+def load(files: BackboneFiles, placement: Placement) -> HFBackbone:
     """The backbone of a folder."""
-    model = load_model(files, Qwen3VLForConditionalGeneration, place)
+    model = load_model(files, Qwen3VLForConditionalGeneration, placement)
     tokenizer = load_tokenizer(files)
     vision = DeepVision(model.model.visual, load_image_processor(files, Qwen2VLImageProcessorPil))
     return HFBackbone(files, usual_parts(model, tokenizer, turn(tokenizer, None), vision, native=grid_positions))

@@ -89,8 +89,8 @@ def read_words(
     }
     known = torch.ones(targets.shape[1], dtype=torch.bool)
     chances = (held * slope + offset).sigmoid().float()
-    told = {"penalty": float(penalties[best]), "squared_error": errors[best]}
-    return {name: part.float() for name, part in layer.items()} | {"known": known}, chances, told
+    facts = {"penalty": float(penalties[best]), "squared_error": errors[best]}
+    return {name: part.float() for name, part in layer.items()} | {"known": known}, chances, facts
 
 
 def _ridge(
@@ -108,7 +108,7 @@ def _ridge(
 
 
 def _scaled(
-    said: Float[Tensor, "images words"], targets: Float[Tensor, "images words"]
+    predicted: Float[Tensor, "images words"], targets: Float[Tensor, "images words"]
 ) -> tuple[Float[Tensor, " words"], Float[Tensor, " words"]]:
     """Slope and offset of each word's log-odds, finite by Platt's targets (n₊ + 1) / (n₊ + 2) and 1 / (n₋ + 2)."""
     present = targets.sum(0)
@@ -120,7 +120,7 @@ def _scaled(
 
     def closure() -> float:
         optimizer.zero_grad()
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(said * slope + offset, soft)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(predicted * slope + offset, soft)
         loss.backward()
         return float(loss.detach())
 
@@ -219,8 +219,8 @@ class ConceptBottleneck:
         words = vocabulary(examples.train, self.model.aspect_module().aspects, self.settings.fewest)
         if self.over is not None:
             self.over.fit(replace(examples, out=examples.out / "tuned"))
-        told = [[example.image, dict(example.aspects)] for example in (*examples.train, *examples.val)]
-        identity = self._identity() | {"annotations": hash_of({"told": told})}
+        content = [[example.image, dict(example.aspects)] for example in (*examples.train, *examples.val)]
+        identity = self._identity() | {"annotations": hash_of({"told": content})}
         with studying(NAME, self.backbone, self.labels, examples, identity) as study:
             self.learned = study.once(lambda: self._fitted(study, words))
         self.seed = examples.seed
@@ -330,13 +330,13 @@ class ConceptBottleneck:
 
     def config(self) -> Mapping[str, Any]:
         """Its settings, the aspects, the system it adds to, and once it has learned its words and figures on val."""
-        told: dict[str, Any] = {"system": NAME, "trained": 0, **self._identity()}
+        facts: dict[str, Any] = {"system": NAME, "trained": 0, **self._identity()}
         if self.learned is not None:
             weights = [tensor for name, tensor in self.learned.tensors.items() if name.endswith(("weight", "bias"))]
-            told["trained"] = sum(weight.numel() for weight in weights)
-            told |= {"seed": self.seed, "fitted": self.learned.state}
-            told["tensors_sha256"] = tensors_sha256(self.learned.tensors)
-        return told
+            facts["trained"] = sum(weight.numel() for weight in weights)
+            facts |= {"seed": self.seed, "fitted": self.learned.state}
+            facts["tensors_sha256"] = tensors_sha256(self.learned.tensors)
+        return facts
 
     def _identity(self) -> dict[str, Any]:
         """All that decides what it learns, besides backbone, labels and lessons."""
@@ -375,8 +375,8 @@ class ConceptBottleneck:
     def _inputs(self, read: Mapping[str, Tensor], result: Checkpoint) -> Float[Tensor, "batch inputs"]:
         """What the second layer reads: the probability of every word, then the scores if it adds them."""
         chances = [
-            logits(_part(result.tensors, aspect), read["tokens"][:, place]).sigmoid()
-            for place, aspect in enumerate(self.model.aspect_module().aspects)
+            logits(_part(result.tensors, aspect), read["tokens"][:, index]).sigmoid()
+            for index, aspect in enumerate(self.model.aspect_module().aspects)
             if f"{aspect}.weight" in result.tensors
         ]
         scores = read["scores"] if result.state["labels"]["scores"] else read["scores"][:, :0]
@@ -388,17 +388,17 @@ class ConceptBottleneck:
         tensors: dict[str, Tensor] = {}
         state: dict[str, Any] = {"words": [[aspect, word] for aspect, known in words.items() for word in known]}
         chances: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for place, aspect in enumerate(self.model.aspect_module().aspects):
+        for index, aspect in enumerate(self.model.aspect_module().aspects):
             if not words[aspect]:
                 continue
             study.stop.check()
             wanted = present(study.lessons.train, aspect, words[aspect])
             layer, left_out, state[aspect] = read_words(
-                table["tokens"][rows[0], place], wanted, self.settings.penalties
+                table["tokens"][rows[0], index], wanted, self.settings.penalties
             )
             log.info("%s: %s", aspect, state[aspect])
             chances[0].append(left_out)
-            chances[1].append(logits(layer, table["tokens"][rows[1], place]).sigmoid())
+            chances[1].append(logits(layer, table["tokens"][rows[1], index]).sigmoid())
             tensors |= {f"{aspect}.{name}": tensor for name, tensor in layer.items()}
         inputs = [torch.cat(parts, 1) for parts in chances]
         layer, state["labels"] = self._labelled(study, inputs, [table["scores"][chosen] for chosen in rows])
@@ -419,11 +419,11 @@ class ConceptBottleneck:
             for strength in self.settings.strengths if held else (self.settings.without_val,):
                 study.stop.check()
                 layer = fitted(train, targets, len(self.labels), strength, self.settings.iterations)
-                told = figures(logits(layer, val), held)
-                log.info("labels, scores %s, C = %g: %s", added, strength, told)
-                result.append((told.get("log_likelihood", 0.0), layer, {"C": strength, "scores": added, **told}))
-        _, layer, told = max(result, key=lambda one: one[0])
-        return layer, told
+                facts = figures(logits(layer, val), held)
+                log.info("labels, scores %s, C = %g: %s", added, strength, facts)
+                result.append((facts.get("log_likelihood", 0.0), layer, {"C": strength, "scores": added, **facts}))
+        _, layer, facts = max(result, key=lambda one: one[0])
+        return layer, facts
 
 
 def cue_system(

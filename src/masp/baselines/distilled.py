@@ -264,12 +264,12 @@ class Distilled:
 
     def config(self) -> Mapping[str, Any]:
         """Its settings, the system it builds on, and once it has learned the figures of its parts on val."""
-        told: dict[str, Any] = {"system": NAME, "trained": 0, "settings": plain(self.settings)}
+        facts: dict[str, Any] = {"system": NAME, "trained": 0, "settings": plain(self.settings)}
         if self.modules is not None:
             state = {f"{part}.{key}": value for part, own in self._parts().items() for key, value in own.items()}
-            told["trained"] = sum(numbers(module) for module in self.modules)
-            told |= {"seed": self.seed, "fitted": dict(self.fitted), "tensors_sha256": tensors_sha256(state)}
-        return told | {"tuned": dict(self.tuned.config())}
+            facts["trained"] = sum(numbers(module) for module in self.modules)
+            facts |= {"seed": self.seed, "fitted": dict(self.fitted), "tensors_sha256": tensors_sha256(state)}
+        return facts | {"tuned": dict(self.tuned.config())}
 
     def _parts(self) -> dict[str, dict[str, Tensor]]:
         assert self.modules is not None
@@ -292,9 +292,9 @@ class Distilled:
 
     def _answers(self, visual: VisualTokens) -> dict[str, Tensor]:
         """The number of the label that the tuned system names; one past the last where it names none."""
-        named = [said.predicted for said in self.tuned.predict(visual)]
-        places = [len(self.labels) if label is None else self.labels.index(label) for label in named]
-        return {"answer": torch.tensor(places)}
+        named = [prediction.predicted for prediction in self.tuned.predict(visual)]
+        indices = [len(self.labels) if label is None else self.labels.index(label) for label in named]
+        return {"answer": torch.tensor(indices)}
 
     def _trained(self, study: Study) -> Checkpoint:
         means, row = study.table("mean visual tokens", self._mean)

@@ -127,9 +127,9 @@ def make_lessons(
         bad = {str(path) for path, usable in zip(store.paths, store.usable, strict=True) if not usable}
         _write_account(file, lines)
     examples: dict[str, list[Example]] = {split: [] for split in SPLITS}
-    for number, (split, record) in enumerate(chosen):
+    for index, (split, record) in enumerate(chosen):
         if str(record.path) not in bad:
-            examples[split].append(Example(number, record.label or "", dict(record.annotations)))
+            examples[split].append(Example(index, record.label or "", dict(record.annotations)))
     if not examples["val"]:
         log.warning("there is no validation split: nothing is chosen by it")
     return TrainingData(images, tuple(examples["train"]), tuple(examples["val"]), out, seed, dataset.fingerprint())
@@ -274,7 +274,7 @@ def studying(
         CheckpointError: the folder cannot be written, or another process is using it.
     """
     check_lessons(examples, labels)
-    told = [[[example.image, example.label] for example in split] for split in (examples.train, examples.val)]
+    content = [[[example.image, example.label] for example in split] for split in (examples.train, examples.val)]
     identity = {
         "system": system,
         "backbone": backbone.fingerprint(),
@@ -283,7 +283,7 @@ def studying(
         "image_transform": backbone.image_transform,
         "labels": list(labels),
         "data": examples.fingerprint,
-        "lessons": hash_of({"told": told}),
+        "lessons": hash_of({"told": content}),
         "seed": examples.seed,
         **settings,
     }

@@ -225,13 +225,13 @@ class LoraFinetuned:
         self._check(examples)
         turns = self.teach(self.questions, self.labels, examples.train)
         identity = self._identity(examples, turns)
-        folder, kept = RunFolder(examples.out), CheckpointStore(examples.out / LEARNED, keep=1)
+        folder, checkpoints = RunFolder(examples.out), CheckpointStore(examples.out / LEARNED, keep=1)
         with StopRequest() as stop, folder.opened(identity, asdict(self.settings)):
-            kept.clean()
-            result = kept.latest()
+            checkpoints.clean()
+            result = checkpoints.latest()
             if result is None:
                 result = self._train(examples, turns, hash_of(identity), folder, stop)
-                kept.save(result)
+                checkpoints.save(result)
             else:
                 log.info("this run is finished already: %d steps", result.step)
             self.layers.load(result.tensors)

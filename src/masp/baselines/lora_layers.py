@@ -134,7 +134,7 @@ class LoraLayers:
     def __init__(self, backbone: Backbone, settings: LoraSettings) -> None:
         self._device = backbone.device
         self._places = tuple(_places(backbone, settings))
-        self._parameters = {name: one for place in self._named() for name, one in _trained(*place)}
+        self._parameters = {name: one for target in self._named() for name, one in _trained(*target)}
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trained tensors, named "<block>.<layer>.lora_A" and "…lora_B"."""
@@ -191,25 +191,25 @@ class LoraLayers:
         Args:
             training: whether dropout is on.
         """
-        for place in self._places:
-            place.wrapped.lora_dropout.train(training)
-            setattr(place.parent, place.name, place.wrapped)
+        for target in self._places:
+            target.wrapped.lora_dropout.train(training)
+            setattr(target.parent, target.name, target.wrapped)
         try:
             yield
         finally:
-            for place in self._places:
-                setattr(place.parent, place.name, place.own)
+            for target in self._places:
+                setattr(target.parent, target.name, target.own)
 
     def _named(self) -> Iterator[tuple[int, LoraTarget]]:
-        per_block = len({place.name for place in self._places})
-        return ((number // per_block, place) for number, place in enumerate(self._places))
+        per_block = len({target.name for target in self._places})
+        return ((index // per_block, target) for index, target in enumerate(self._places))
 
 
-def _trained(block: int, place: LoraTarget) -> Iterator[tuple[str, nn.Parameter]]:
+def _trained(block: int, target: LoraTarget) -> Iterator[tuple[str, nn.Parameter]]:
     for part in ("lora_A", "lora_B"):
-        parameter = getattr(place.wrapped, part)[ADAPTER].weight
+        parameter = getattr(target.wrapped, part)[ADAPTER].weight
         parameter.data = parameter.data.float()  # PEFT makes them in the dtype of the backbone
-        yield f"{block}.{place.name}.{part}", parameter
+        yield f"{block}.{target.name}.{part}", parameter
 
 
 def _places(backbone: Backbone, settings: LoraSettings) -> Iterator[LoraTarget]:

@@ -86,11 +86,11 @@ class Probe:
 
     def config(self) -> Mapping[str, Any]:
         """Its settings, and once it has learned the chosen C with its figures on val, and the hash of its tensors."""
-        told: dict[str, Any] = {"system": NAME, "trained": 0, "settings": plain(self.settings)}
+        facts: dict[str, Any] = {"system": NAME, "trained": 0, "settings": plain(self.settings)}
         if self.learned is not None:
-            told["trained"] = self.learned.tensors["weight"].numel() + len(self.labels)
-            told |= {"fitted": self.learned.state, "tensors_sha256": tensors_sha256(self.learned.tensors)}
-        return told
+            facts["trained"] = self.learned.tensors["weight"].numel() + len(self.labels)
+            facts |= {"fitted": self.learned.state, "tensors_sha256": tensors_sha256(self.learned.tensors)}
+        return facts
 
     def _mean(self, visual: VisualTokens) -> dict[str, Tensor]:
         return {"mean": mean_token(read_with(self.backbone, visual, self.question)).cpu()}
@@ -109,9 +109,9 @@ class Probe:
         for strength in strengths:
             study.stop.check()
             tensors = fitted(*of["train"], len(self.labels), strength, self.settings.iterations)
-            told = figures(logits(tensors, of["val"][0]), of["val"][1])
-            log.info("probe, C = %g: %s", strength, told)
-            result.append((tuple(told.values()), Checkpoint(0, tensors, {"C": strength, **told})))
+            scores = figures(logits(tensors, of["val"][0]), of["val"][1])
+            log.info("probe, C = %g: %s", strength, scores)
+            result.append((tuple(scores.values()), Checkpoint(0, tensors, {"C": strength, **scores})))
         return max(result, key=lambda one: one[0])[1]  # of equals the first, which has the strongest penalty
 
 

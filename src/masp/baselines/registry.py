@@ -255,6 +255,6 @@ def checked(name: str, values: Mapping[str, object]) -> Any:
         raise ConfigError(f"{_WHERE}: {key} is {shown(first['input'])}", expected, f"Correct {key}.") from None
 
 
-def _found(place: str) -> Any:
-    module, _, name = place.partition(":")
+def _found(path: str) -> Any:
+    module, _, name = path.partition(":")
     return getattr(import_module(module), name)

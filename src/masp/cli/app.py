@@ -108,9 +108,9 @@ def _fall_silent(debug: bool) -> None:
 def _take_debug(arguments: list[str]) -> bool:
     """Removes `--debug` from the arguments before `--`; true where it was there or the environment asks for it."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    kept = [word for word in arguments[:end] if word != "--debug"]
-    result = len(kept) < end
-    arguments[:end] = kept
+    others = [word for word in arguments[:end] if word != "--debug"]
+    result = len(others) < end
+    arguments[:end] = others
     return result or os.environ.get("MASP_DEBUG", "") not in ("", "0")
 
 

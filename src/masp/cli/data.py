@@ -410,10 +410,10 @@ def _loaded(
     if "aspects" not in info.parts:
         got = f"the adapter {adapter} holds no aspects"
         raise UsageError(got, "one that masp train aspects wrote", "Name another.")
-    place = backbone or backbone_place(folder, info)
-    if revision is None and place == info.backbone.name:
+    name = backbone or backbone_place(folder, info)
+    if revision is None and name == info.backbone.name:
         revision = info.backbone.revision
-    loaded = load_backbone(place, revision, dtype, device, accept=accept)
+    loaded = load_backbone(name, revision, dtype, device, accept=accept)
     return loaded, load_adapter(folder, loaded)
 
 

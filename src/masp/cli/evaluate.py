@@ -344,11 +344,11 @@ def _outside(
     return evaluate_predictions(predictions, dataset, split, allow_missing=allow_missing, calibrate=calibrate, out=mine)
 
 
-def _result(place: Path | None) -> "Evaluation | None":
+def _result(path: Path | None) -> "Evaluation | None":
     """The other result, read before anything is measured, so that a wrong name costs nothing."""
     from masp.evaluation.result import read_result
 
-    return None if place is None else read_result(place)
+    return None if path is None else read_result(path)
 
 
 def _divided(settings: "DataConfig", split: str, home: Path, task: str | None) -> "Dataset":
@@ -374,8 +374,8 @@ def _record(result: "Evaluation", home: Path, task: str | None, fitted: bool) ->
     usable = scaled is not None and fitted and scaled.images >= CALIBRATION_IMAGES
     temperature = scaled.temperature if scaled is not None and usable else None
     record_result(home, result_of(result), task, temperature)
-    told = "" if temperature is None else f", with the temperature {temperature:.3f}"
-    say(f"recorded in {home}{told}")
+    addition = "" if temperature is None else f", with the temperature {temperature:.3f}"
+    say(f"recorded in {home}{addition}")
 
 
 def _compare_with(other: "Evaluation", result: "Evaluation") -> None:

@@ -156,8 +156,8 @@ class _Predictions:
 
         if not self.foreign:
             return ""
-        told = f"{self.foreign:,} of {counted(self.count, 'image')}"
-        return f"Outside of what the backbone knows: {told}; what it says of them means nothing. {INSTEAD}"
+        count = f"{self.foreign:,} of {counted(self.count, 'image')}"
+        return f"Outside of what the backbone knows: {count}; what it says of them means nothing. {INSTEAD}"
 
     def add(self, prediction: "Prediction") -> None:
         self.count += 1

@@ -337,9 +337,11 @@ def plan(
         typer.echo(dumps(content | {"store": chosen_store(sizes, job), "parts": [asdict(part) for part in parts]}))
         return
     results().print(_plan_table(parts, device.memory))
-    said = "given" if efficiency is not None else "measured" if known else "assumed; measure it with masp bench"
+    source = "given" if efficiency is not None else "measured" if known else "assumed; measure it with masp bench"
     _remark(
-        f"numbers: {chosen}; store: {chosen_store(sizes, job)}; efficiency {share:.0%} of the peak ({said})", line, job
+        f"numbers: {chosen}; store: {chosen_store(sizes, job)}; efficiency {share:.0%} of the peak ({source})",
+        line,
+        job,
     )
 
 

@@ -112,8 +112,8 @@ def _train(settings: "RunConfig", first: Path | None, second: Path | None, aspec
     from masp.training import train_aspects, train_prompt
     from masp.training.distributed import launched
 
-    place = choose_placement(settings.backbone.dtype, settings.backbone.device)
-    with launched(place.device).guarded():
+    placement = choose_placement(settings.backbone.dtype, settings.backbone.device)
+    with launched(placement.device).guarded():
         if second is not None and aspects is None:
             say("training without aspects (V+S): predictions will come without reasons; --aspects DIR trains with them")
         dataset = open_dataset(settings.data)

@@ -109,7 +109,7 @@ class VisualTokens:
             mask=mask[:, :width],
             boxes=None if self.boxes is None else self.boxes[index, :width],
             grid=None if self.grid is None else self.grid[index],
-            shapes=None if self.shapes is None else tuple(self.shapes[place] for place in index.tolist()),
+            shapes=None if self.shapes is None else tuple(self.shapes[row] for row in index.tolist()),
             deep=None if self.deep is None else self.deep[index, :width],
         )
 

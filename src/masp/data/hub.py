@@ -66,11 +66,11 @@ def import_dataset(source: HubSource, folder: Path, progress: Callable[[int], No
     def fill(partial: Path) -> None:
         for name, rows in splits.items():
             home = partial / of_splits.own(name, SPLITS.get(name.lower(), name)) if len(splits) > 1 else partial
-            for number, (label, content) in enumerate(_images(rows, source)):
+            for index, (label, content) in enumerate(_images(rows, source)):
                 folder = home / of_labels.own(label, _folder_of(label))
-                place = folder / f"{number:06d}{suffix_of(content) or '.img'}"
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.write_bytes(content)
+                path = folder / f"{index:06d}{suffix_of(content) or '.img'}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
                 counts[name] += 1
                 if progress is not None:
                     progress(1)
@@ -134,8 +134,8 @@ def _images(rows: Any, source: HubSource) -> Iterator[tuple[str, bytes]]:
     label = _label_column(rows.features, source.label)
     names = _class_names(rows.features[label])
     unlabelled = 0
-    for number, row in enumerate(rows):
-        if source.limit is not None and number >= source.limit:
+    for index, row in enumerate(rows):
+        if source.limit is not None and index >= source.limit:
             break
         value = row[label]
         if value is None or value == -1 or not str(value).strip():

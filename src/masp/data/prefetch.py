@@ -188,8 +188,8 @@ def _batch(items: tuple[Item, ...], loading: Loading) -> LoadedBatch:
     pixels = None
     if loading.preprocess is not None and good:
         pixels, unfit = prepared([image for _, _, image in good], loading.preprocess)
-        failures += [Failed(*good[place][:2], reason) for place, reason in unfit.items()]
-        good = [one for place, one in enumerate(good) if place not in unfit]
+        failures += [Failed(*good[position][:2], reason) for position, reason in unfit.items()]
+        good = [one for position, one in enumerate(good) if position not in unfit]
     images = tuple(image for _, _, image in good) if loading.keep_images or loading.preprocess is None else ()
     return LoadedBatch(
         tuple(index for index, _, _ in good), tuple(path for _, path, _ in good), pixels, images, tuple(failures)
@@ -209,14 +209,14 @@ def prepared(images: Sequence[Image.Image], preprocess: Preprocess) -> tuple[Any
         return preprocess(images), {}
     except (ValueError, MaspError):
         unfit: dict[int, str] = {}
-        for place, image in enumerate(images):
+        for index, image in enumerate(images):
             try:
                 preprocess([image])
             except (ValueError, MaspError) as error:
-                unfit[place] = " ".join(str(error).split())
+                unfit[index] = " ".join(str(error).split())
         if not unfit:
             raise
-    fit = [image for place, image in enumerate(images) if place not in unfit]
+    fit = [image for index, image in enumerate(images) if index not in unfit]
     return preprocess(fit) if fit else None, unfit
 
 
@@ -233,14 +233,14 @@ def prepare_images(
         ValueError: preprocessing takes every image alone and not all of them together.
     """
     opened, failed = dict[int, Image.Image](), dict[int, ImageError]()
-    for place, image in enumerate(images):
+    for index, image in enumerate(images):
         try:
-            opened[place] = open_any_image(image, longest_side, rounding)
+            opened[index] = open_any_image(image, longest_side, rounding)
         except ImageError as error:
-            failed[place] = error
-    places = list(opened)
+            failed[index] = error
+    indices = list(opened)
     pixels, unfit = prepared(list(opened.values()), preprocess) if opened else (None, {})
-    failed |= {places[row]: ImageError(image_name(images[places[row]]), why) for row, why in unfit.items()}
+    failed |= {indices[row]: ImageError(image_name(images[indices[row]]), why) for row, why in unfit.items()}
     return pixels, failed
 
 

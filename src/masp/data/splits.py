@@ -109,7 +109,7 @@ class Batches:
         batches: list[tuple[int, ...]] = []
         for start in range(0, len(order), span):
             batches += self._cut(sorted(order[start : start + span], key=lambda index: lengths[index]))
-        return [batches[place] for place in _shuffled(len(batches), f"{self.seed}:{epoch}:batches")]
+        return [batches[position] for position in _shuffled(len(batches), f"{self.seed}:{epoch}:batches")]
 
 
 log = logging.getLogger(__name__)
@@ -262,11 +262,11 @@ def read_split(file: Path, dataset: Dataset) -> dict[str, tuple[Record, ...]]:
     """
     known = {dataset.place(record.path): record for record in dataset.records}
     splits: dict[str, tuple[Record, ...]] = {}
-    for name, places in read_division(file).places.items():
-        strange = next((place for place in places if place not in known), None)
+    for name, paths in read_division(file).places.items():
+        strange = next((path for path in paths if path not in known), None)
         if strange is not None:
             raise DataError(f"{file} names {strange}, which {dataset.root} does not have", "", "Use its own data set.")
-        splits[name] = tuple(known[place] for place in places)
+        splits[name] = tuple(known[path] for path in paths)
     return splits
 
 
@@ -279,12 +279,12 @@ def read_division(file: Path) -> SplitFile:
     content = read_json(file, largest=None)
     if not isinstance(content, dict) or content.get("format") != _FORMAT or not isinstance(content.get("splits"), dict):
         raise DataError(f"{file} is not a split", f"a file of format {_FORMAT}", "Write it again.")
-    places = {
+    paths = {
         name: tuple(str(row[0]) for row in rows if isinstance(row, list) and row) if isinstance(rows, list) else ()
         for name, rows in content["splits"].items()
     }
     fingerprint = content.get("fingerprint")
-    return SplitFile(file, fingerprint if isinstance(fingerprint, str) else None, places)
+    return SplitFile(file, fingerprint if isinstance(fingerprint, str) else None, paths)
 
 
 def division_in(folder: Path, fingerprint: str) -> SplitFile | None:

@@ -84,9 +84,9 @@ def proper_scores(
     shares, right = np.exp(logs), _right(logs, targets)
     wanted = np.eye(logs.shape[1])[targets]
     sure = shares.max(axis=1)
-    place = np.eye(BINS)[bin_of(sure, BINS)] * (sure - right)[:, None]
+    gaps = np.eye(BINS)[bin_of(sure, BINS)] * (sure - right)[:, None]
     scores = (-logs[np.arange(len(logs)), targets], np.square(shares - wanted).sum(axis=1))
-    columns = np.column_stack([*scores, place])
+    columns = np.column_stack([*scores, gaps])
 
     def figures(rows: Rows) -> Figures:
         means = means_of(columns, rows)
@@ -125,9 +125,9 @@ def top2(logs: Logs, targets: Targets, samples: BootstrapSamples | None = None) 
 def reliability(logs: Logs, targets: Targets) -> tuple[Bin, ...]:
     """Answers by their confidence, in equal bins."""
     sure, right = np.exp(logs).max(axis=1), _right(logs, targets)
-    place = bin_of(sure, BINS)
-    counts = np.bincount(place, minlength=BINS)
-    means = [np.bincount(place, weights=values, minlength=BINS) / np.maximum(counts, 1) for values in (sure, right)]
+    bins = bin_of(sure, BINS)
+    counts = np.bincount(bins, minlength=BINS)
+    means = [np.bincount(bins, weights=values, minlength=BINS) / np.maximum(counts, 1) for values in (sure, right)]
     rows = zip(counts.tolist(), means[0].tolist(), means[1].tolist(), strict=True)
     return tuple(Bin(index / BINS, *row) for index, row in enumerate(rows))
 
@@ -305,9 +305,11 @@ def label_intervals(
 ) -> tuple[Interval, Interval]:
     """Accuracy and macro-F1 with bootstrap intervals."""
     width = len(labels) + 1
-    place = {label: index for index, label in enumerate(labels)}
+    index_of = {label: index for index, label in enumerate(labels)}
     pairs = zip(targets, predicted, strict=True)
-    cells = np.array([place[true] * width + place.get(said or "", len(labels)) for true, said in pairs])
+    cells = np.array(
+        [index_of[target] * width + index_of.get(prediction or "", len(labels)) for target, prediction in pairs]
+    )
 
     def figures(rows: Rows) -> Figures:
         counts = np.stack([np.bincount(cells[row], minlength=len(labels) * width) for row in rows])

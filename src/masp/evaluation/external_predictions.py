@@ -82,7 +82,7 @@ def evaluate_predictions(
         todo = "Add them, or count them as wrong with --allow-missing."
         raise DataError(f"{file} does not name {len(missing)} of {len(records)} images ({listed})", "all", todo)
     # read as text where the text named every label, not where it only stands beside
-    named = [rows[place] for record in records if (place := dataset.place(record.path)) in rows]
+    named = [rows[path] for record in records if (path := dataset.place(record.path)) in rows]
     result = measured(
         ResultContext(
             system=name or file.stem,
@@ -112,20 +112,20 @@ def _by_image(file: Path, rows: Sequence[ExternalLine], dataset: Dataset) -> dic
     known = {dataset.place(record.path) for record in dataset.records}
     result: dict[str, ExternalLine] = {}
     for row in rows:
-        place = _place(row.image, dataset)
-        if place not in known:
+        path = _place(row.image, dataset)
+        if path not in known:
             raise _unknown(f"{file}, line {row.line}", row.image, known)
-        if place in result:
-            got = f"{file}, line {row.line}: {row.image} is the image of line {result[place].line}"
+        if path in result:
+            got = f"{file}, line {row.line}: {row.image} is the image of line {result[path].line}"
             raise DataError(got, "every image once")
-        result[place] = row
+        result[path] = row
     return result
 
 
 def _unknown(where: str, image: str, known: set[str]) -> DataError:
     """The error for an image that the data set does not have."""
     name = PurePosixPath(image.replace("\\", "/")).name
-    near = min((place for place in known if PurePosixPath(place).name == name), default=None)
+    near = min((path for path in known if PurePosixPath(path).name == name), default=None)
     todo = f"Did you mean '{near}'?" if near else ""
     return DataError(f"{where}: the data set has no image {image}", f"files such as {min(known)}", todo)
 
@@ -146,10 +146,10 @@ def _check_truth(file: Path, rows: Mapping[str, ExternalLine], dataset: Dataset)
         DataError: it names another label as the true one.
     """
     labels = {dataset.place(record.path): record.label for record in dataset.records}
-    for place, row in rows.items():
-        if row.truth is not None and row.truth != labels[place]:
-            got = f"{file}, line {row.line}: the truth of {place} is {row.truth}"
-            raise DataError(got, f"{labels[place]}, as the data set says", "Leave `truth` out, or check the data set.")
+    for path, row in rows.items():
+        if row.truth is not None and row.truth != labels[path]:
+            got = f"{file}, line {row.line}: the truth of {path} is {row.truth}"
+            raise DataError(got, f"{labels[path]}, as the data set says", "Leave `truth` out, or check the data set.")
 
 
 def _answers(
@@ -158,15 +158,15 @@ def _answers(
     """An answer for every record, and the images that have none."""
     answers, missing = [], []
     for record in records:
-        place = dataset.place(record.path)
-        row = rows.get(place)
+        path = dataset.place(record.path)
+        row = rows.get(path)
         if row is None:
-            missing.append(place)
-            answers.append(LabelledPrediction(place, record.label or "", None))
+            missing.append(path)
+            answers.append(LabelledPrediction(path, record.label or "", None))
         else:
             exact = None if row.answer is None or not row.from_text else row.answer.strip() == row.predicted
-            said = (row.predicted, row.log_probabilities, row.answer)
-            answers.append(LabelledPrediction(place, record.label or "", *said, exact))
+            prediction = (row.predicted, row.log_probabilities, row.answer)
+            answers.append(LabelledPrediction(path, record.label or "", *prediction, exact))
     return answers, missing
 
 

@@ -100,20 +100,20 @@ def confusion(targets: Sequence[str], predicted: Sequence[str | None], labels: S
     """Counts, one row for each true label; columns are the labels in order and, last, answers without one."""
     from sklearn.metrics import confusion_matrix
 
-    true, said = _numbers(targets, predicted, labels)
+    true, predictions = _numbers(targets, predicted, labels)
     if not true:
         return [[0] * (len(labels) + 1) for _ in labels]
-    return confusion_matrix(true, said, labels=range(len(labels) + 1))[:-1].tolist()
+    return confusion_matrix(true, predictions, labels=range(len(labels) + 1))[:-1].tolist()
 
 
 def per_class(targets: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str]) -> list[ClassFigures]:
     """Figures of every label, in the order of `labels`; a ratio with nothing below the line is 0."""
     from sklearn.metrics import precision_recall_fscore_support
 
-    true, said = _numbers(targets, predicted, labels)
+    true, predictions = _numbers(targets, predicted, labels)
     if not true:
         return [ClassFigures(label, 0.0, 0.0, 0.0, 0) for label in labels]
-    columns = precision_recall_fscore_support(true, said, labels=range(len(labels)), zero_division=_NOTHING)
+    columns = precision_recall_fscore_support(true, predictions, labels=range(len(labels)), zero_division=_NOTHING)
     rows = zip(labels, *(np.asarray(column).tolist() for column in columns), strict=True)
     return [ClassFigures(label, precision, recall, f1, int(count)) for label, precision, recall, f1, count in rows]
 
@@ -122,9 +122,9 @@ def macro_f1(targets: Sequence[str], predicted: Sequence[str | None], labels: Se
     """Mean F1 over the labels that occur among the true or the predicted ones."""
     from sklearn.metrics import f1_score
 
-    true, said = _numbers(targets, predicted, labels)
-    seen = sorted({*true, *said} - {len(labels)})
-    return float(f1_score(true, said, labels=seen, average="macro", zero_division=_NOTHING)) if seen else 0.0
+    true, predictions = _numbers(targets, predicted, labels)
+    seen = sorted({*true, *predictions} - {len(labels)})
+    return float(f1_score(true, predictions, labels=seen, average="macro", zero_division=_NOTHING)) if seen else 0.0
 
 
 def calibration_error(
@@ -249,11 +249,11 @@ def _numbers(
     targets: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str]
 ) -> tuple[list[int], list[int]]:
     """Both as numbers of labels; an answer that names none of them is the number after the last."""
-    place = {label: index for index, label in enumerate(labels)}
-    said = [len(labels) if answer is None else place.get(answer, len(labels)) for answer in predicted]
-    true = [place[label] for label in targets]
-    assert len(true) == len(said), "as many answers as examples"
-    return true, said
+    index_of = {label: index for index, label in enumerate(labels)}
+    predictions = [len(labels) if answer is None else index_of.get(answer, len(labels)) for answer in predicted]
+    true = [index_of[label] for label in targets]
+    assert len(true) == len(predictions), "as many answers as examples"
+    return true, predictions
 
 
 Rows = Int[np.ndarray, "samples images"]
@@ -309,9 +309,9 @@ def bootstrap(
         rng=np.random.default_rng(samples.seed),
     )
     low, high = (np.atleast_1d(end).copy() for end in result.confidence_interval)
-    for number in biased:
-        shift = values[number] - result.bootstrap_distribution[number].mean()
-        low[number], high[number] = max(0.0, low[number] + shift), max(0.0, high[number] + shift)
+    for index in biased:
+        shift = values[index] - result.bootstrap_distribution[index].mean()
+        low[index], high[index] = max(0.0, low[index] + shift), max(0.0, high[index] + shift)
     return tuple(Interval(*ends) for ends in zip(values, low.tolist(), high.tolist(), strict=True))
 
 

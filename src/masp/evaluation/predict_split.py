@@ -118,15 +118,15 @@ def predict_batch(
     return tuple(_checked(dataset.place(record.path), record.label or "", one, system.labels) for record, one in pairs)
 
 
-def _checked(image: str, targets: str, said: SystemPrediction, labels: Sequence[str]) -> LabelledPrediction:
-    logs = said.log_probabilities
-    if said.predicted is not None and said.predicted not in labels:
-        raise UsageError(f"the system names {shown(said.predicted)} for {image}", f"one of {', '.join(labels)}")
+def _checked(image: str, target: str, prediction: SystemPrediction, labels: Sequence[str]) -> LabelledPrediction:
+    logs = prediction.log_probabilities
+    if prediction.predicted is not None and prediction.predicted not in labels:
+        raise UsageError(f"the system names {shown(prediction.predicted)} for {image}", f"one of {', '.join(labels)}")
     if logs is not None:
         if set(logs) != set(labels) or not abs(sum(map(math.exp, logs.values())) - 1) < 1e-3:
             raise UsageError(f"the system gives {image} the log-probabilities {shown(dict(logs))}", "all, normalised")
         logs = {label: max(LOWEST, logs[label]) for label in labels}
-    return LabelledPrediction(image, targets, said.predicted, logs, said.answer, said.exact)
+    return LabelledPrediction(image, target, prediction.predicted, logs, prediction.answer, prediction.exact)
 
 
 @dataclass(frozen=True)
@@ -257,11 +257,11 @@ class ResumeLog:
 
     def batches_of(self, images: Sequence[str], size: int) -> tuple[SplitPredictions, ...]:
         """The batches, as far as they are those of a split; the others are dropped from the disk too."""
-        for number, one in enumerate(self.found):
-            if one.images != set(images[number * size : (number + 1) * size]):  # the split is in another order now
+        for index, one in enumerate(self.found):
+            if one.images != set(images[index * size : (index + 1) * size]):  # the split is in another order now
                 self._file.seek(0)
-                self._file.truncate(sum(map(len, self._file.readlines()[: 1 + number])))
-                self.found = self.found[:number]
+                self._file.truncate(sum(map(len, self._file.readlines()[: 1 + index])))
+                self.found = self.found[:index]
                 break
         return self.found
 

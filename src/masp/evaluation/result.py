@@ -248,18 +248,18 @@ def write_result(out: Path, result: Evaluation) -> None:
     write_file(out / SUMMARY, (json.dumps(result.summary(), indent=2, allow_nan=False) + "\n").encode())
 
 
-def read_result(place: Path) -> Evaluation:
+def read_result(path: Path) -> Evaluation:
     """What `write_result` wrote, equal to what was measured.
 
     Args:
-        place: the folder, or the `summary.json` in it. Without predictions beside it there are no `answers`.
+        path: the folder, or the `summary.json` in it. Without predictions beside it there are no `answers`.
 
     Raises:
         DataError: there is no result, it is damaged or of another format, or its predictions do not belong to it.
     """
     from pydantic import TypeAdapter, ValidationError
 
-    file = place / SUMMARY if place.is_dir() else place
+    file = path / SUMMARY if path.is_dir() else path
     content = read_json(file, largest=None)
     found = content.get("format") if isinstance(content, dict) else None
     if not isinstance(content, dict) or found != FORMAT or isinstance(found, bool):

@@ -183,16 +183,16 @@ def provenance(masp: Masp, dataset: Dataset | None = None, split: str | None = N
 
 def of_system(system: System, dataset: Dataset, split: str, batching: Batching) -> dict[str, Any]:
     """All that the answers of a system on a split depend on; the seed is that of the last stage, where it is known."""
-    said = dict(system.config())
-    adapter = said.pop("adapter", None)
+    config = dict(system.config())
+    adapter = config.pop("adapter", None)
     seeds = {} if adapter is None else adapter["seeds"]
     return {
-        "system": said,
+        "system": config,
         "adapter": adapter,
         **surroundings(system.backbone, dataset, split),
-        "question": said.get("question"),
+        "question": config.get("question"),
         "labels": list(system.labels),
-        "seed": said["seed"] if "seed" in said else seeds.get("prompt", seeds.get("aspects")),
+        "seed": config["seed"] if "seed" in config else seeds.get("prompt", seeds.get("aspects")),
         "batch_size": batching.size_on(system.backbone),
         "longest_side": batching.longest_side,
         "rounding": batching.rounding,
@@ -265,10 +265,10 @@ def _learned_more(dataset: Dataset, record: DataRecord, folder: Path) -> bool:
     division = division_in(folder, record.fingerprint)
     if division is None:
         return True
-    then = {place: _distance(split) for split, places in division.places.items() for place in places}
+    then = {path: _distance(split) for split, paths in division.places.items() for path in paths}
     now = {dataset.place(one.path): _distance(split) for split, records in dataset.splits.items() for one in records}
     known = now.keys() <= then.keys() or then.keys() <= now.keys()
-    return not known or any(then.get(place, distance) < distance for place, distance in now.items())
+    return not known or any(then.get(path, distance) < distance for path, distance in now.items())
 
 
 def _distance(split: str) -> int:

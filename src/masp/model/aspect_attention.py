@@ -225,16 +225,16 @@ class AspectRouting(nn.Module):
         return read.tokens + (self.gates(read, visual) - 1)[:, :, None, None] * away
 
     def _features(self, read: AspectTokens, mean: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch features"]:
-        count, places = len(self.aspects), [self.aspects.index(name) for name in read.aspects]
+        count, indices = len(self.aspects), [self.aspects.index(name) for name in read.aspects]
         directions = mean.new_zeros(len(mean), count + 1, mean.shape[1])
-        directions[:, places] = functional.normalize(read.tokens.mean(2), dim=-1)
+        directions[:, indices] = functional.normalize(read.tokens.mean(2), dim=-1)
         directions[:, count] = functional.normalize(mean, dim=-1)
         rows, columns = torch.triu_indices(count + 1, count + 1, offset=1, device=mean.device)
         alike = (directions @ directions.transpose(1, 2))[:, rows, columns]
         spread = mean.new_zeros(len(mean), count)
         weights = read.weights.mean(2)
         entropy = torch.special.entr(weights).sum(-1) / (weights > 0).sum(-1).clamp_min(2).log()
-        spread[:, places] = entropy
+        spread[:, indices] = entropy
         return torch.cat([alike, spread], dim=1)
 
 

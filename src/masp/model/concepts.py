@@ -70,8 +70,8 @@ class ConceptHead:
         count = len(self.words)
         away = read.words - self.tensors[f"{LABELS}.mean"][:count]
         added = away[:, :, None] * self.tensors[f"{LABELS}.weight"].T[:count]
-        own = [[place for place, (aspect, _) in enumerate(self.words) if aspect == name] for name in aspects]
-        return torch.stack([added[:, places].sum(1) for places in own], dim=1)
+        own = [[index for index, (aspect, _) in enumerate(self.words) if aspect == name] for name in aspects]
+        return torch.stack([added[:, columns].sum(1) for columns in own], dim=1)
 
     def answers(self, read: Concepts) -> list[dict[str, str]]:
         """For every image the words of each aspect that it probably has, joined with commas."""

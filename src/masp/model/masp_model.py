@@ -269,10 +269,12 @@ class MaspModel(nn.Module):
         start = assembled.prefix_end
         targets = assembled.labels[:, start:]
         supervised = targets != IGNORED
-        places, real = _left_aligned(supervised)
+        positions, real = _left_aligned(supervised)
         # A token is predicted from the place before it; the last column is only ever a target.
-        hidden = self._suffix_states(assembled, assembled.attention_mask.shape[1] - 1, read=(places - 1).clamp(min=0))
-        wanted = targets.gather(1, places)[real]
+        hidden = self._suffix_states(
+            assembled, assembled.attention_mask.shape[1] - 1, read=(positions - 1).clamp(min=0)
+        )
+        wanted = targets.gather(1, positions)[real]
         losses = functional.cross_entropy(self.backbone.logits(hidden[real]), wanted, reduction="none")
         # Sums along a row, not `index_add`, whose order of summing is left to chance on a GPU.
         return losses.new_zeros(real.shape).masked_scatter(real, losses).sum(1) / supervised.sum(1)
@@ -344,8 +346,8 @@ def _left_aligned(
     """The chosen columns of each row, as many places as the row with the most has, and which places are real."""
     counts = chosen.sum(1, keepdim=True)
     most = int(counts.max())
-    places = torch.argsort(chosen.int(), dim=1, descending=True, stable=True)[:, :most]
-    return places, torch.arange(most, device=chosen.device) < counts
+    positions = torch.argsort(chosen.int(), dim=1, descending=True, stable=True)[:, :most]
+    return positions, torch.arange(most, device=chosen.device) < counts
 
 
 def init_soft_prompt(

@@ -86,12 +86,12 @@ def score_tasks(visual: VisualTokens, asked: Sequence[LabelQuestion]) -> list[Fl
         raise UsageError("there are no tasks", "at least one question with its labels")
     keys = [one.model.prefix_key(visual, one.question, one.use) for one in asked]
     shared = {key for key, count in Counter(keys).items() if count > 1 and key is not None}
-    kept: dict[Hashable, ImageInput] = {}
+    cached: dict[Hashable, ImageInput] = {}
     result: list[Tensor] = []
     for key, one in zip(keys, asked, strict=True):
-        if key in shared and key not in kept:
-            kept[key] = one.model.prefix(visual, [one.question] * len(visual), one.use)
-        result.append(score(one.model, kept.get(key, visual), one.question, one.labels, one.use))
+        if key in shared and key not in cached:
+            cached[key] = one.model.prefix(visual, [one.question] * len(visual), one.use)
+        result.append(score(one.model, cached.get(key, visual), one.question, one.labels, one.use))
     return result
 
 
@@ -118,7 +118,7 @@ def longest_answer(backbone: Backbone, labels: Sequence[str]) -> int:
 
 def answer_of(backbone: Backbone, ids: Sequence[int]) -> Answer:
     """What generated token ids say."""
-    end = next((place for place, word in enumerate(ids) if word in backbone.stop_tokens), None)
+    end = next((index for index, word in enumerate(ids) if word in backbone.stop_tokens), None)
     return Answer(backbone.decode(ids[:end]), end is None)
 
 
@@ -223,14 +223,14 @@ def _score(model: MaspModel, assembled: ModelInputs, labels: Sequence[str]) -> F
     tails = backbone.embed(words).expand(batch, -1, -1)
     positions = assembled.position_ids[:, row, last, None] + offset  # (axes, b, branch columns)
     known, start = model.cached_prefix(assembled)
-    places = torch.arange(prompt - start, prompt - start + len(branch), device=device).expand(batch, -1)
+    branch_columns = torch.arange(prompt - start, prompt - start + len(branch), device=device).expand(batch, -1)
     run = backbone.forward(
         torch.cat([assembled.inputs_embeds[:, start:], tails], dim=1),
         torch.cat([assembled.position_ids[:, :, start:], positions], dim=2),
         torch.cat([assembled.attention_mask, assembled.attention_mask.new_ones(batch, len(branch))], dim=1),
         cache=known,
         branch_ids=torch.cat([branch.new_zeros(prompt), branch]),
-        output_positions=torch.cat([last[:, None] - start, places], dim=1),
+        output_positions=torch.cat([last[:, None] - start, branch_columns], dim=1),
         extras=assembled.extras(start).followed_by(len(branch)),
     )
     columns = [
@@ -288,5 +288,5 @@ def _greedy(model: MaspModel, assembled: ModelInputs, limit: int) -> list[list[i
 
 def _until(ids: list[int], stops: Sequence[int]) -> list[int]:
     """Ids up to the first stop token and with it."""
-    end = next((place for place, word in enumerate(ids, start=1) if word in stops), None)
+    end = next((end_index for end_index, word in enumerate(ids, start=1) if word in stops), None)
     return ids[:end]

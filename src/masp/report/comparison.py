@@ -162,14 +162,14 @@ def _counts(system: SystemResults) -> list[list[int]]:
     for run in system.runs:
         order = [run.labels.index(label) for label in labels]
         for row, source in enumerate(order):
-            for column, place in enumerate([*order, len(labels)]):
-                table[row][column] += run.confusion[source][place]
+            for column, column_index in enumerate([*order, len(labels)]):
+                table[row][column] += run.confusion[source][column_index]
     return table
 
 
-def _figures(label: str, table: Sequence[Sequence[int]], place: int) -> ClassFigures:
+def _figures(label: str, table: Sequence[Sequence[int]], index: int) -> ClassFigures:
     """Precision, recall and F1 of a label from counts."""
-    hits, support, called = table[place][place], sum(table[place]), sum(row[place] for row in table)
+    hits, support, called = table[index][index], sum(table[index]), sum(row[index] for row in table)
     precision, recall = hits / called if called else 0.0, hits / support if support else 0.0
     return ClassFigures(label, precision, recall, 2 * hits / (support + called) if support + called else 0.0, support)
 
@@ -179,10 +179,10 @@ def confusion(trial: Comparison, system: SystemResults) -> ConfusionView:
     table, labels = _counts(system), system.runs[0].labels
     columns = (*labels, "none of them") if any(row[-1] for row in table) else labels
     rows = []
-    for place, (label, row) in enumerate(zip(labels, table, strict=True)):
+    for index, (label, row) in enumerate(zip(labels, table, strict=True)):
         total = sum(row)
-        cells = tuple(Cell(n, n / max(total, 1), i == place) for i, n in enumerate(row[: len(columns)]))
-        rows.append(ConfusionRow(label, total, total // len(system.runs), cells, _figures(label, table, place)))
+        cells = tuple(Cell(n, n / max(total, 1), i == index) for i, n in enumerate(row[: len(columns)]))
+        rows.append(ConfusionRow(label, total, total // len(system.runs), cells, _figures(label, table, index)))
     words = f"{share(leaderboard.accuracy(system))} % right"
     answers = sum(map(sum, table))
     return ConfusionView(system.name, words, answers, columns, tuple(rows), system is leaderboard.best(trial))
@@ -272,7 +272,7 @@ def view(number: int, trial: Comparison, asked: ErrorPageOptions, several: bool)
     majority = max(run.majority.value for run in trial.runs)
     sure = [system for system in trial.systems if all(run.chances for run in system.runs)]
     curves = tuple(coverage(system) for system in sure)
-    places = [system.place for system in sure]
+    indices = [system.place for system in sure]
     return TrialView(
         anchor=f"t{number}",
         name=f"{trial.dataset}, split {trial.split}",
@@ -290,7 +290,7 @@ def view(number: int, trial: Comparison, asked: ErrorPageOptions, several: bool)
         reliability=tuple(reliability(system) for system in sure),
         gaps=gaps(trial.systems),
         coverage=curves,
-        coverage_drawing=plots.coverage_curves(list(zip(places, (one.curve for one in curves), strict=True))),
+        coverage_drawing=plots.coverage_curves(list(zip(indices, (one.curve for one in curves), strict=True))),
         confusions=tuple(confusion(trial, system) for system in trial.systems),
         classes=classes(trial),
         distributions=distributions(trial),

@@ -251,8 +251,8 @@ def confusion_rows(confusion: Confusion | None) -> list[tuple[str, list[Cell]]]:
         return []
     columns = len(confusion_columns(confusion))
     return [
-        (label, [Cell(n, n / max(sum(counts), 1), i == place) for i, n in enumerate(counts[:columns])])
-        for place, (label, counts) in enumerate(zip(confusion.labels, confusion.counts, strict=True))
+        (label, [Cell(n, n / max(sum(counts), 1), i == index) for i, n in enumerate(counts[:columns])])
+        for index, (label, counts) in enumerate(zip(confusion.labels, confusion.counts, strict=True))
     ]
 
 

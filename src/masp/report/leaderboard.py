@@ -121,7 +121,7 @@ def over_images(system: SystemResults) -> Interval:
     if len(system.runs) == 1:
         return system.runs[0].accuracy
     if system.said[0]:
-        right = [sum(said[key] == key[1] for said in system.said) for key in system.said[0]]
+        right = [sum(predictions[key] == key[1] for predictions in system.said) for key in system.said[0]]
         return metrics.mean_share(right, len(system.said))
     mean = accuracy(system)
     return Interval(mean, mean, mean)
@@ -215,8 +215,8 @@ def _pair(base: SystemResults, system: SystemResults) -> Pair:
     common = [key for key in base.said[0] if key in system.said[0]]
     if not common:
         return Pair(system.name, None, 0)
-    said, answered = ([[seed[key] for key in common] for seed in one.said] for one in (base, system))
-    result = metrics.compare_seeds([label for _, label in common], said, answered)
+    predictions, answered = ([[seed[key] for key in common] for seed in one.said] for one in (base, system))
+    result = metrics.compare_seeds([label for _, label in common], predictions, answered)
     points = Interval(result.difference, result.low, result.high)
     if len(base.runs) == len(system.runs) == 1:
         return Pair(system.name, points, len(common), result.p_value, result.only_second, result.only_first)

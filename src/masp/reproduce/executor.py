@@ -37,14 +37,16 @@ class Worker:
     process: BaseProcess
 
 
-def run_cells(cells: Sequence[Experiment], job: ReproduceConfig, jobs: int, told: Told) -> dict[str, ExperimentResult]:
+def run_cells(
+    cells: Sequence[Experiment], job: ReproduceConfig, jobs: int, report: Told
+) -> dict[str, ExperimentResult]:
     """Runs every cell whose needs are met; one that fails does not stop the others.
 
     Args:
         cells: in an order in which each follows what it needs.
         job: what is asked.
         jobs: how many run side by side; 1: in this process.
-        told: is given every outcome.
+        report: is given every outcome.
 
     Returns:
         The outcome of every cell.
@@ -56,7 +58,7 @@ def run_cells(cells: Sequence[Experiment], job: ReproduceConfig, jobs: int, told
     if jobs < 1:
         raise UsageError(f"--jobs is {jobs}", "1 or more", "Correct it.")
     if jobs > 1:
-        return _Crowd(job, jobs, told).run(cells)
+        return _Crowd(job, jobs, report).run(cells)
     from masp.reproduce.runner import Runner
 
     runner, outcomes = Runner(job), dict[str, ExperimentResult]()
@@ -64,7 +66,7 @@ def run_cells(cells: Sequence[Experiment], job: ReproduceConfig, jobs: int, told
         hindered = blocked(cell, outcomes)
         outcome, fresh = (hindered, False) if hindered is not None else runner.run(cell)
         outcomes[cell.name] = outcome
-        told(outcome, fresh)
+        report(outcome, fresh)
     return outcomes
 
 

@@ -57,18 +57,18 @@ class SplitImages:
             Interrupted: a signal arrived.
         """
         groups = stop.between(groups_of(range(len(self.records)), images_at_once(backbone.dim)))
-        for group, visual in self.images.stream(groups, lambda group: [self.numbers[place] for place in group]):
+        for group, visual in self.images.stream(groups, lambda group: [self.numbers[index] for index in group]):
             assert visual is not None
-            yield [self.records[place] for place in group], visual
+            yield [self.records[index] for index in group], visual
 
     def examples(self) -> tuple[list[int], "SplitImages"]:
         """The first image of each of some labels, so that the same data gives the same ones, and their places."""
         first: dict[str | None, int] = {}
-        for place, record in enumerate(self.records):
-            first.setdefault(record.label, place)
+        for index, record in enumerate(self.records):
+            first.setdefault(record.label, index)
         chosen = sorted(first.values())[:EXAMPLES]
-        records, numbers = (tuple(row[place] for place in chosen) for row in (self.records, self.numbers))
-        return chosen, replace(self, records=records, numbers=numbers)
+        records, indices = (tuple(row[index] for index in chosen) for row in (self.records, self.numbers))
+        return chosen, replace(self, records=records, numbers=indices)
 
 
 def answers(system: System, images: SplitImages, stop: StopRequest, title: str) -> SplitPredictions:
@@ -137,7 +137,7 @@ def attention(system: Prompted, images: SplitImages, stop: StopRequest) -> dict[
     assert use is not None
     batches = images.batches(model.backbone, stop)
     raw = torch.cat([prompt_attention(model, visual, system.question, use).cpu().double() for _, visual in batches])
-    shares, (places, examples) = normalised(raw), images.examples()
+    shares, (indices, examples) = normalised(raw), images.examples()
 
     def named(row: torch.Tensor) -> dict[str, float]:
         return dict(zip(use.aspects, row.tolist(), strict=True))
@@ -152,10 +152,10 @@ def attention(system: Prompted, images: SplitImages, stop: StopRequest) -> dict[
                 "image": one.image,
                 "truth": one.truth,
                 "predicted": one.predicted,
-                "raw": named(raw[place]),
-                "normalised": named(shares[place]),
+                "raw": named(raw[index]),
+                "normalised": named(shares[index]),
             }
-            for place, one in zip(places, answers(system, examples, stop, "examples").answers, strict=True)
+            for index, one in zip(indices, answers(system, examples, stop, "examples").answers, strict=True)
         ],
     }
 
@@ -248,10 +248,10 @@ class Library:
         dataset = self.dataset(name)
         result = self._filled(name, {split: dataset.split(split)}, stop, alone)
         chosen = result.records[split]
-        records, places = tuple(record for _, record in chosen), tuple(number for number, _ in chosen)
+        records, indices = tuple(record for _, record in chosen), tuple(index for index, _ in chosen)
         bad = tuple(SkippedImage(dataset.place(one.path), one.reason) for one in result.rejected)
         bare = sum(not record.label for record in dataset.split(split))
-        return SplitImages(dataset, records, places, result.store, bad, bare)
+        return SplitImages(dataset, records, indices, result.store, bad, bare)
 
     def learned_from(self, name: str) -> Sequence[Record]:
         """The labelled training images of a data set, those included that turn out unreadable."""
@@ -293,11 +293,11 @@ class Library:
         store = FeatureCache(self.backbone, paths, reading, memory, disk_cache)
         account = store.fill(stop)
         log.info("%s: %s", name, account.summary())
-        numbers: dict[str, list[tuple[int, Record]]] = {split: [] for split in splits}
-        for number, (split, record) in enumerate(labelled):
-            if store.usable[number]:
-                numbers[split].append((number, record))
-        self._stores[key] = ReadSplits(store, numbers, tuple(account.rejected))
+        indexed: dict[str, list[tuple[int, Record]]] = {split: [] for split in splits}
+        for index, (split, record) in enumerate(labelled):
+            if store.usable[index]:
+                indexed[split].append((index, record))
+        self._stores[key] = ReadSplits(store, indexed, tuple(account.rejected))
         return self._stores[key]
 
 
@@ -307,5 +307,5 @@ def _exceeds(record: Record, side: int | None) -> bool:
     return side is not None and size is not None and max(size) > side
 
 
-def _lesson(number: int, record: Record) -> Example:
-    return Example(number, record.label or "", record.annotations)
+def _lesson(index: int, record: Record) -> Example:
+    return Example(index, record.label or "", record.annotations)

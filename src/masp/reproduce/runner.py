@@ -166,8 +166,8 @@ class Runner:
         }
         if cell.recipe.prompt == "none":
             return table
-        places = {"method.prompt_length": asked.prompt_length, "method.prompt_places": method.prompt_places}
-        return table | places | flat("prompt.init", config.prompt.init)
+        own = {"method.prompt_length": asked.prompt_length, "method.prompt_places": method.prompt_places}
+        return table | own | flat("prompt.init", config.prompt.init)
 
     def config(self, cell: Experiment) -> RunConfig:
         """The settings of a cell: its seed, its data set, its aspects and length, and the shelf of visual tokens."""
@@ -257,9 +257,9 @@ class Runner:
         if cell.recipe.prompt != "trained":
             return self._measured(cell, self._system(cell, None, self.job.reading), {})
         aspects = self._stage1(cell) if cell.recipe.aspects else None
-        place = (self.library.dataset(cell.dataset), self.library.backbone, aspects, self.folder(cell))
+        common = (self.library.dataset(cell.dataset), self.library.backbone, aspects, self.folder(cell))
         memory = self.library.memory(cell.dataset)
-        result = train_prompt(self.config(cell), *place, include_aspects=False, memory=memory)
+        result = train_prompt(self.config(cell), *common, include_aspects=False, memory=memory)
         return self._measured(cell, self._system(cell, self.folder(cell), self.job.reading), _training(result))
 
     def _system(self, cell: Experiment, prompt: Path | None, reading: Reading = "score") -> Prompted:
@@ -328,11 +328,11 @@ class Runner:
         over = None if base is None else self._system(base, self.folder(base))
         return ConceptBottleneck(read.model, labels, over, checked(name, dict(map(parsed_override, changes))))
 
-    def _borrow(self, base: Experiment, place: Path) -> None:
+    def _borrow(self, base: Experiment, path: Path) -> None:
         """What the system below has learned in a cell of its own, so that it is not learned twice."""
         learned = self.folder(base)
-        if learned.is_dir() and not place.exists():
-            write_folder(place, lambda partial: _copied(learned, partial))
+        if learned.is_dir() and not path.exists():
+            write_folder(path, lambda partial: _copied(learned, partial))
 
     def _attention(self, cell: Experiment) -> Found:
         full = Experiment(cell.dataset, FULL, cell.seed)
@@ -432,8 +432,8 @@ def _method_numbers(dim: int, queries: int | None, variant: Variant, length: int
     return own | {"aspects paper": paper.aspects, "aspects released": released.aspects}
 
 
-def _copied(source: Path, place: Path) -> None:
-    shutil.copytree(source, place, dirs_exist_ok=True)
+def _copied(source: Path, path: Path) -> None:
+    shutil.copytree(source, path, dirs_exist_ok=True)
 
 
 def _training(result: TrainResult) -> dict[str, Any]:

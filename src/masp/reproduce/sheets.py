@@ -248,7 +248,11 @@ def differences(results: Results, experiment: str) -> Sheet | None:
 
 def paired(results: Results, dataset: str, base: Spec, recipe: Spec) -> DifferenceRow | None:
     """How much more of the same images `recipe` gets right than `base`; None where the answers are not there."""
-    seeds, targets, said = list[int](), list[tuple[str, str]](), list[tuple[list[str | None], list[str | None]]]()
+    seeds, targets, predictions = (
+        list[int](),
+        list[tuple[str, str]](),
+        list[tuple[list[str | None], list[str | None]]](),
+    )
     for seed, names in _cells(results, dataset, base, recipe):
         try:
             first, second = (read_predictions(result_folder(results.job, name) / PREDICTIONS) for name in names)
@@ -257,12 +261,12 @@ def paired(results: Results, dataset: str, base: Spec, recipe: Spec) -> Differen
         targets = targets or [(one.image, one.truth) for one in first]
         if all([(one.image, one.truth) for one in answers] == targets for answers in (first, second)):
             seeds.append(seed)
-            said.append(([one.counted for one in first], [one.counted for one in second]))
+            predictions.append(([one.counted for one in first], [one.counted for one in second]))
     if not seeds:
         return None
     labels = [label for _, label in targets]
-    each = tuple(metrics.compare(labels, *both, seed) for seed, both in zip(seeds, said, strict=True))
-    whole = metrics.compare_seeds(labels, [one for one, _ in said], [one for _, one in said])
+    each = tuple(metrics.compare(labels, *both, seed) for seed, both in zip(seeds, predictions, strict=True))
+    whole = metrics.compare_seeds(labels, [one for one, _ in predictions], [one for _, one in predictions])
     return DifferenceRow(tuple(seeds), each, whole)
 
 

@@ -319,38 +319,40 @@ def bar_chart(table: ResultTable, dataset: str, references: Mapping[str, float],
     rows = [row for row in table.rows if row.entries[dataset].values]
 
     def draw(axes: Axes) -> None:
-        for place, row in enumerate(rows):
-            _bar(axes, place, row, dataset, paper)
+        for position, row in enumerate(rows):
+            _bar(axes, position, row, dataset, paper)
         axes.set_yticks(range(len(rows)), [row.name.replace("_", " ") for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(0, 100)
         for name, share in references.items():
             axes.axvline(100 * share, color=INK, linewidth=1, linestyle=(0, (3, 2)))
-            place = (100 * share, 1.02)
+            position = (100 * share, 1.02)
             text = f"{name} {100 * share:.1f}"
-            axes.text(*place, text, transform=axes.get_xaxis_transform(), color=MUTED, ha="center", fontsize=8)
+            axes.text(*position, text, transform=axes.get_xaxis_transform(), color=MUTED, ha="center", fontsize=8)
         axes.set_xlabel("accuracy, %; lines: 95 % intervals; dots: seeds")
         axes.set_title(dataset, fontsize=9.5, color=MUTED, pad=18)
 
     return Panel((6.2, 1.2 + TALL * max(1, len(rows))), draw)
 
 
-def _bar(axes: Axes, place: int, row: TableRow, dataset: str, paper: bool) -> None:
+def _bar(axes: Axes, position: int, row: TableRow, dataset: str, paper: bool) -> None:
     entry = row.entries[dataset]
     result = entry.interval
     assert result is not None
     axes.barh(
-        [place],
+        [position],
         [100 * result.value],
         height=0.56,
         color=MID if "+S" in row.name or row.name.startswith("MASP") else SOFT,
     )
-    axes.plot([100 * result.low, 100 * result.high], [place, place], color=INK, linewidth=1.2, solid_capstyle="butt")
+    axes.plot(
+        [100 * result.low, 100 * result.high], [position, position], color=INK, linewidth=1.2, solid_capstyle="butt"
+    )
     if len(entry.values) > 1:
         points = [100 * value for value in entry.values]
-        axes.plot(points, [place] * len(points), "o", markersize=3, color=ACCENT, zorder=4)
+        axes.plot(points, [position] * len(points), "o", markersize=3, color=ACCENT, zorder=4)
     if paper and entry.paper is not None:
-        axes.plot([entry.paper], [place], "D", markersize=6, markerfacecolor="none", markeredgecolor=INK, zorder=5)
+        axes.plot([entry.paper], [position], "D", markersize=6, markerfacecolor="none", markeredgecolor=INK, zorder=5)
 
 
 def length_chart(table: ResultTable, dataset: str) -> Panel:
@@ -396,8 +398,8 @@ def attention_chart(
             values = np.array([result[name] for name in ASPECTS])
             left = 1.25 * column
             axes.barh(range(len(ASPECTS)), values / max(values.max(), 1e-9), left=left, height=0.6, color=MID)
-            for place, value in enumerate(values):
-                axes.text(left + 0.02, place, f"{100 * value:.1f}", va="center", fontsize=8, color=INK)
+            for index, value in enumerate(values):
+                axes.text(left + 0.02, index, f"{100 * value:.1f}", va="center", fontsize=8, color=INK)
         for column, (path, _, _) in enumerate(examples, start=1):
             inset = axes.inset_axes((1.25 * column, -0.9 - 2.2, 1.0, 2.2), transform=axes.transData)
             inset.imshow(_thumbnail(path))

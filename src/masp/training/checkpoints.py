@@ -81,9 +81,9 @@ class CheckpointStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_folder(target, fill)
             self._passed.discard(target)
-            kept = [folder for folder in self._folders() if folder not in self._passed][: self.keep]
+            folders = [folder for folder in self._folders() if folder not in self._passed][: self.keep]
             for folder in self._folders():
-                if folder not in kept:
+                if folder not in folders:
                     remove_folder(folder)
         return target
 

@@ -66,11 +66,11 @@ class Processes:
             if isinstance(error, MaspError) and error.agreed is not None:
                 raise  # the others know it from the meeting in which it was raised
             failure = error
-        told = self._meet((value, None if failure is None else _told(failure, self.rank)))
-        failed = [number for number, (_, error) in enumerate(told) if error is not None]
+        gathered = self._meet((value, None if failure is None else _told(failure, self.rank)))
+        failed = [index for index, (_, error) in enumerate(gathered) if error is not None]
         if not failed:
-            return [result for result, _ in told]
-        error = told[self.rank if self.rank in failed else failed[0]][1]
+            return [result for result, _ in gathered]
+        error = gathered[self.rank if self.rank in failed else failed[0]][1]
         error.agreed = Agreement(self.main, self._leave)
         raise error from failure
 
@@ -136,9 +136,9 @@ class Processes:
         if self.count == 1:
             stop.check()
             return
-        told = next((name for name in self.all_gather(lambda: stop.received) if name is not None), None)
-        if told is not None:  # else one that came during the meeting stays known, for the next
-            stop.received = told
+        received = next((name for name in self.all_gather(lambda: stop.received) if name is not None), None)
+        if received is not None:  # else one that came during the meeting stays known, for the next
+            stop.received = received
             stop.check()
 
     def add(self, tensor: Tensor) -> Tensor:
@@ -170,10 +170,10 @@ class Processes:
 
     def _meet(self, value: Any) -> list[Any]:
         """Everybody's value, by rank."""
-        told: list[Any] = [None] * self.count
+        gathered: list[Any] = [None] * self.count
         with self._contact():
-            distributed.all_gather_object(told, value)
-        return told
+            distributed.all_gather_object(gathered, value)
+        return gathered
 
     def _leave(self) -> None:
         """Wait until the process that speaks has said what there is to say; then all may end."""

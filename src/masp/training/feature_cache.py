@@ -99,44 +99,44 @@ class VisualGroup:
     @property
     def numbers(self) -> list[int]:
         """All of them, in order."""
-        return sorted([*self.good, *(number for number, _ in self.bad)])
+        return sorted([*self.good, *(index for index, _ in self.bad)])
 
     def packed(self) -> CacheGroup:
         """As it lies on a shelf; images are counted from 0 there, as other runs number them differently."""
-        numbers = self.numbers
+        indices = self.numbers
         tensors: dict[str, Tensor] = {}
-        notes = {"bad": json.dumps({numbers.index(number): reason for number, reason in self.bad})}
-        for number, one in zip(self.good, self.tokens, strict=True):
-            place = numbers.index(number)
+        notes = {"bad": json.dumps({indices.index(index): reason for index, reason in self.bad})}
+        for index, one in zip(self.good, self.tokens, strict=True):
+            row = indices.index(index)
             parts = {"tokens": one.tokens, "mask": one.mask, "grid": one.grid, "deep": one.deep}
-            tensors |= {f"{name}.{place}": part for name, part in parts.items() if part is not None}
-            notes[f"shapes.{place}"] = json.dumps(one.shapes)
+            tensors |= {f"{name}.{row}": part for name, part in parts.items() if part is not None}
+            notes[f"shapes.{row}"] = json.dumps(one.shapes)
         return CacheGroup(tensors, notes)
 
     @staticmethod
-    def unpacked(group: CacheGroup, numbers: Sequence[int]) -> "VisualGroup":
+    def unpacked(group: CacheGroup, indices: Sequence[int]) -> "VisualGroup":
         """What `packed` made of the images with these numbers."""
-        reasons = {int(place): reason for place, reason in json.loads(group.notes["bad"]).items()}
-        bad = tuple((number, reasons[place]) for place, number in enumerate(numbers) if place in reasons)
-        good = {number: place for place, number in enumerate(numbers) if place not in reasons}
-        tokens = tuple(_unpacked(group, place) for place in good.values())
+        reasons = {int(row): reason for row, reason in json.loads(group.notes["bad"]).items()}
+        bad = tuple((index, reasons[row]) for row, index in enumerate(indices) if row in reasons)
+        good = {index: row for row, index in enumerate(indices) if row not in reasons}
+        tokens = tuple(_unpacked(group, row) for row in good.values())
         return VisualGroup(tuple(good), bad, tokens, sum(map(bytes_of, tokens)))
 
 
-def _unpacked(group: CacheGroup, place: int) -> VisualTokens:
-    shapes = json.loads(group.notes[f"shapes.{place}"])
+def _unpacked(group: CacheGroup, row: int) -> VisualTokens:
+    shapes = json.loads(group.notes[f"shapes.{row}"])
     return VisualTokens(
-        tokens=group.tensors[f"tokens.{place}"],
-        mask=group.tensors[f"mask.{place}"],
-        grid=group.tensors.get(f"grid.{place}"),
+        tokens=group.tensors[f"tokens.{row}"],
+        mask=group.tensors[f"mask.{row}"],
+        grid=group.tensors.get(f"grid.{row}"),
         shapes=None if shapes is None else tuple(tuple(shape) for shape in shapes),
-        deep=group.tensors.get(f"deep.{place}"),
+        deep=group.tensors.get(f"deep.{row}"),
     )
 
 
-def in_groups(numbers: Sequence[int]) -> list[list[int]]:
+def in_groups(indices: Sequence[int]) -> list[list[int]]:
     """The numbers, as many together as go through the vision tower at once."""
-    return [list(numbers[start : start + READ_TOGETHER]) for start in range(0, len(numbers), READ_TOGETHER)]
+    return [list(indices[start : start + READ_TOGETHER]) for start in range(0, len(indices), READ_TOGETHER)]
 
 
 def rows_of(visual: VisualTokens) -> list[VisualTokens]:
@@ -146,8 +146,8 @@ def rows_of(visual: VisualTokens) -> list[VisualTokens]:
 
 def bytes_of(visual: VisualTokens) -> int:
     """Memory that visual tokens take."""
-    kept = [visual.tokens] if visual.deep is None else [visual.tokens, visual.deep]
-    return sum(part.numel() * part.element_size() for part in kept)
+    tensors = [visual.tokens] if visual.deep is None else [visual.tokens, visual.deep]
+    return sum(part.numel() * part.element_size() for part in tensors)
 
 
 def content_hash(path: Path) -> str:
@@ -244,7 +244,7 @@ class FeatureCache:
             Interrupted: a signal arrived.
         """
         account = BadFiles(self.reading.strict, total=len(self.paths))
-        new = [number for number, key in enumerate(self._keys) if key not in self._kept]
+        new = [index for index, key in enumerate(self._keys) if key not in self._kept]
         self.usable = [key in self._kept for key in self._keys]
         account.accept(len(self.paths) - len(new))
         groups = self._off_the_shelf(in_groups(new), account)
@@ -264,7 +264,7 @@ class FeatureCache:
                 self.processes.all_gather(lambda result=result: self._take(result, account))
                 if self.kept and self.shelf is not None:
                     pairs = zip(groups[start : start + self.processes.count], result, strict=True)
-                    left = [numbers for numbers, group in pairs if group.good and not group.tokens]
+                    left = [indices for indices, group in pairs if group.good and not group.tokens]
                     self.processes.all_gather(lambda left=left: self._fetch(left))
                 if before is not None and not self.kept:
                     self.usable = [path not in before for path in self.paths]
@@ -338,14 +338,14 @@ class FeatureCache:
 
     def _account(self, group: VisualGroup, account: BadFiles) -> None:
         account.accept(len(group.good))
-        for number, reason in group.bad:
-            account.reject(self.paths[number], reason)
-        for number in group.good:
-            self.usable[number] = True
+        for index, reason in group.bad:
+            account.reject(self.paths[index], reason)
+        for index in group.good:
+            self.usable[index] = True
 
     def _keep(self, group: VisualGroup) -> None:
         """Hold visual tokens, where the group has them."""
-        self._kept.update(zip((self._keys[number] for number in group.good), group.tokens, strict=False))
+        self._kept.update(zip((self._keys[index] for index in group.good), group.tokens, strict=False))
 
     def _off_the_shelf(self, groups: list[list[int]], account: BadFiles) -> list[list[int]]:
         """Take what earlier runs have computed; the groups that are left."""
@@ -354,18 +354,18 @@ class FeatureCache:
             return groups
         disk_cache = self.shelf
         self.hashes = self.processes.on_main(lambda: [content_hash(path) for path in self.paths])
-        names = [self._key(numbers) for numbers in groups]
+        names = [self._key(indices) for indices in groups]
         self.keys, result = set(names), [disk_cache.load(name) for name in names]
         everywhere = [
             all(there)
             for there in zip(*self.processes.all_gather(lambda: [g is not None for g in result]), strict=True)
         ]
         left: list[list[int]] = []
-        for numbers, packed, there in zip(groups, result, everywhere, strict=True):
+        for indices, packed, there in zip(groups, result, everywhere, strict=True):
             if packed is None or not there:
-                left.append(numbers)
+                left.append(indices)
                 continue
-            group = VisualGroup.unpacked(packed, numbers)
+            group = VisualGroup.unpacked(packed, indices)
             self._account(group, account)
             self._keep(group)
         self._size = self.bytes()
@@ -380,23 +380,23 @@ class FeatureCache:
             MaspError: this process does not see what another one has just left there.
         """
         assert self.shelf is not None
-        for numbers in groups:
-            group = self.shelf.load(self._key(numbers))
+        for indices in groups:
+            group = self.shelf.load(self._key(indices))
             if group is None:
                 raise MaspError(
                     f"process {self.processes.rank} does not find in {self.shelf.folder} what was just left there",
                     "a store_dir that all processes see, with room for all of them and for other runs that write there",
                     "Name another store_dir, or raise store_disk_gb.",
                 )
-            self._keep(VisualGroup.unpacked(group, numbers))
+            self._keep(VisualGroup.unpacked(group, indices))
 
-    def _key(self, numbers: Sequence[int]) -> str:
+    def _key(self, indices: Sequence[int]) -> str:
         """Name of a group of visual tokens: all that decides them, to the last bit."""
-        return key_of({"kind": "features", **self.depends(numbers)})
+        return key_of({"kind": "features", **self.depends(indices)})
 
-    def depends(self, numbers: Sequence[int]) -> dict[str, object]:
+    def depends(self, indices: Sequence[int]) -> dict[str, object]:
         """What the visual tokens of these images depend on when they are computed together."""
-        hashes = [self.hashes[number] for number in numbers]
+        hashes = [self.hashes[index] for index in indices]
         return {"images": hashes, **origin_of(self.backbone, self.reading.longest_side, self.reading.rounding)}
 
     def stream(
@@ -413,27 +413,27 @@ class FeatureCache:
         """
         if self.kept:
             for item in items:
-                yield item, self._batch(numbers) if (numbers := images(item)) else None
+                yield item, self._batch(indices) if (indices := images(item)) else None
             return
         waiting: list[tuple[Item, Sequence[int]]] = []  # read ahead: in the order of the batches
 
         def distinct() -> Iterator[list[int]]:
             for item in items:
-                numbers = images(item)
-                waiting.append((item, numbers))
-                yield list(dict.fromkeys(numbers))
+                indices = images(item)
+                waiting.append((item, indices))
+                yield list(dict.fromkeys(indices))
 
         for read in self._reader(distinct()):
             for failed in read.failures:
                 todo = "Leave the data set alone while it is trained on, or start again with another --out."
                 raise DataError(f"{failed.path} could be read before and cannot now ({failed.reason})", "", todo)
-            item, numbers = waiting.pop(0)
-            if not numbers:
+            item, indices = waiting.pop(0)
+            if not indices:
                 yield item, None
                 continue
             visual = self.backbone.visual_tokens(read.pixels.to(self.backbone.device))
-            row = {number: row for row, number in enumerate(read.indices)}
-            yield item, replace(visual, boxes=None).select([row[number] for number in numbers])
+            row = {index: row for row, index in enumerate(read.indices)}
+            yield item, replace(visual, boxes=None).select([row[index] for index in indices])
 
     def visual(self, images: Sequence[int]) -> VisualTokens:
         """Visual tokens of one batch, with at least one image, on the backbone's device."""
@@ -443,9 +443,9 @@ class FeatureCache:
         """Number of visual tokens of each usable image; they are kept."""
         return [self._kept[key].tokens.shape[1] for key, good in zip(self._keys, self.usable, strict=True) if good]
 
-    def layout(self, number: int) -> ImageLayout:
+    def layout(self, index: int) -> ImageLayout:
         """How the kept visual tokens of an image are laid out."""
-        return self._kept[self._keys[number]].layouts[0]
+        return self._kept[self._keys[index]].layouts[0]
 
     def bytes(self) -> int:
         """Memory that the kept visual tokens of these images take."""
@@ -453,7 +453,7 @@ class FeatureCache:
 
     def _batch(self, images: Sequence[int]) -> VisualTokens:
         """Kept visual tokens of these images, on the backbone's device."""
-        return VisualTokens.stack([self._kept[self._keys[number]] for number in images]).to(self.backbone.device)
+        return VisualTokens.stack([self._kept[self._keys[index]] for index in images]).to(self.backbone.device)
 
     def _compare(self, size: int, used: int, read: int) -> None:
         """Give up keeping as soon as it is clear that everything together will not fit."""

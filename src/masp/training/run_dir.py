@@ -185,14 +185,14 @@ def alike(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 def hash_of(identity: Mapping[str, Any]) -> str:
     """One hash of an identity, for what lies in a folder whose identity was compared: so without `reading`."""
-    kept = {key: value for key, value in identity.items() if key not in _READING.values()}
-    return fingerprint(kept)
+    content = {key: value for key, value in identity.items() if key not in _READING.values()}
+    return fingerprint(content)
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The keys whose values differ."""
-    told = before.keys() & now.keys()
-    keys = [key for key in sorted(before.keys() | now.keys()) if key in told or key not in _READING.values()]
+    common = before.keys() & now.keys()
+    keys = [key for key in sorted(before.keys() | now.keys()) if key in common or key not in _READING.values()]
     return [key for key in keys if before.get(key) != now.get(key)]
 
 

@@ -123,13 +123,13 @@ class Run:
         log.info("images: %s", account.summary())
         if known is None:
             self.processes.on_main(lambda: self._write(account))
-        numbers: dict[str, list[tuple[int, Record]]] = {name: [] for name in splits}
-        for number, (name, record) in enumerate(records):
-            if store.usable[number]:
-                numbers[name].append((number, record))
-        if not numbers.get("val"):
+        indices: dict[str, list[tuple[int, Record]]] = {name: [] for name in splits}
+        for index, (name, record) in enumerate(records):
+            if store.usable[index]:
+                indices[name].append((index, record))
+        if not indices.get("val"):
             log.warning("there is no validation split: the last state is kept, and nothing is measured")
-        return store, numbers
+        return store, indices
 
     def _write(self, account: BadFiles) -> None:
         with writing(self.folder.quarantine):
@@ -143,8 +143,8 @@ class Run:
             budget = sys.maxsize  # it fitted when the run began
         else:
             budget = int(self.settings.feature_memory_gb * GIGA) if self.shelf is None else self.shelf.budget
-        kept = wanted in ("features", "prefix")
-        return ImageReading(data.longest_side, data.workers, budget, self.settings.strict, kept, self.rounding)
+        cached = wanted in ("features", "prefix")
+        return ImageReading(data.longest_side, data.workers, budget, self.settings.strict, cached, self.rounding)
 
     def _room(self, store: FeatureCache, prefixes: PrefixCache) -> int:
         """Bytes of memory, or of disk where there is a shelf, for all that is kept: the same in all processes."""
@@ -185,28 +185,28 @@ class Run:
             room = partial(self._room, store, candidate)
             prefixes = candidate if choose(candidate, before or settings.store, room, again) else None
         if before is None:
-            kept = "prefix" if prefixes else "features" if store.kept else "none"
-            self.processes.on_main(lambda: self.folder.keep(kept))
+            cached = "prefix" if prefixes else "features" if store.kept else "none"
+            self.processes.on_main(lambda: self.folder.keep(cached))
         if prefixes is not None:
             prefixes.build(self.stop)
         return prefixes
 
-    def lengths(self, store: FeatureCache, numbers: Sequence[int]) -> list[int] | None:
+    def lengths(self, store: FeatureCache, indices: Sequence[int]) -> list[int] | None:
         """How long the rows of these images are, relative to each other: their pixels. None where all are alike.
 
         Not the number of visual tokens, which is only known where these are kept: the order must not depend on that.
         """
         side = self.config.data.longest_side
-        result = [image_area(store.paths[number], side, self.rounding) for number in numbers]
+        result = [image_area(store.paths[index], side, self.rounding) for index in indices]
         return result if len(set(result)) > 1 else None
 
     def backbone_record(self) -> BackboneRecord:
         """The backbone as an adapter names it."""
         return BackboneRecord.of(self.backbone)
 
-    def data_record(self, numbers: Mapping[str, Sequence[object]]) -> DataRecord:
+    def data_record(self, indices: Mapping[str, Sequence[object]]) -> DataRecord:
         """The data set as an adapter names it."""
-        images = {name: len(used) for name, used in numbers.items()}
+        images = {name: len(used) for name, used in indices.items()}
         return DataRecord(name=self.dataset.name, fingerprint=self.dataset.fingerprint(), images=images)
 
     def first_questions(self, questions: Questions) -> dict[str, str]:
@@ -346,14 +346,14 @@ def training_record(
 def tell_reach(settings: TrainConfig, budget: TrainingLength, scale: RateScale) -> None:
     """Say how far the run can go, beside what it has to be held against; warn where that is next to nothing."""
     furthest = reach(budget, settings.warmup, settings.schedule)
-    told = (
+    text = (
         f"learning rate {budget.learning_rate:.2g}, {budget.steps:,} steps: no trained number can move further than "
         f"about {furthest:.2g}, {furthest / scale.spread:.2g} times the spread of {scale.name} ({scale.spread:.2g})"
     )
     if furthest >= NEGLIGIBLE * scale.spread:
-        log.info("%s", told)
+        log.info("%s", text)
         return
-    log.warning("%s; what is trained stays about where it began. Raise learning_rate or the steps", told)
+    log.warning("%s; what is trained stays about where it began. Raise learning_rate or the steps", text)
 
 
 def measured_at_once(settings: TrainConfig, width: int) -> int:

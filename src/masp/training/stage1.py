@@ -57,8 +57,8 @@ class ImageMajorOrder:
 
     def __init__(self, examples: Sequence[AspectExample], batch_size: int, seed: int) -> None:
         pairs: dict[int, list[int]] = {}
-        for number, example in enumerate(examples):
-            pairs.setdefault(example.image, []).append(number)
+        for index, example in enumerate(examples):
+            pairs.setdefault(example.image, []).append(index)
         self.pairs, self.seed = list(pairs.values()), seed
         self.images = max(1, (2 * batch_size * len(self.pairs) + len(examples)) // max(1, 2 * len(examples)))
 
@@ -72,7 +72,7 @@ class ImageMajorOrder:
         order = EpochOrder(len(self.pairs), self.seed, epoch).indices()
         for start in range(start_batch * self.images, len(order), self.images):
             chosen = order[start : start + self.images]
-            yield tuple(number for image in chosen for number in self.pairs[image])
+            yield tuple(index for image in chosen for index in self.pairs[image])
 
 
 class AspectStage:
@@ -121,7 +121,7 @@ class AspectStage:
 
     def _rows(self, share: StepBatch) -> dict[int, int]:
         """The row of each image among the images of a share."""
-        images = dict.fromkeys(self.examples[number].image for number in share.examples)
+        images = dict.fromkeys(self.examples[index].image for index in share.examples)
         return {image: row for row, image in enumerate(images)}
 
     def losses(self, share: StepBatch) -> Float[Tensor, " batch"]:
@@ -145,10 +145,10 @@ class AspectStage:
         def ask(group: Sequence[tuple[int, Record]]) -> list[tuple[str, str, str]]:
             _, visual = next(read)
             assert visual is not None
-            said = describe_aspects(self.model, visual, self.questions)
+            answered = describe_aspects(self.model, visual, self.questions)
             return [
                 (name, answers[name], record.annotations[name])
-                for answers, (_, record) in zip(said, group, strict=True)
+                for answers, (_, record) in zip(answered, group, strict=True)
                 for name in self.aspects
                 if name in record.annotations
             ]
@@ -161,7 +161,7 @@ def measured(pairs: Sequence[tuple[str, str, str]]) -> dict[str, float]:
     metrics: dict[str, float] = {}
     parts: list[float] = []
     for name in dict.fromkeys(aspect for aspect, _, _ in pairs):
-        own = [(said, wanted) for aspect, said, wanted in pairs if aspect == name]
+        own = [(answer, wanted) for aspect, answer, wanted in pairs if aspect == name]
         metrics[f"accuracy/{name}"] = sum(normalise_answer(a) == normalise_answer(b) for a, b in own) / len(own)
         if name == "object":
             metrics["f1/object"] = set_score([label for _, label in own], [text for text, _ in own]).f1
@@ -201,17 +201,17 @@ def _prepare(run: Run) -> Outcome:
     train = [record for record in run.dataset.split("train") if any(name in record.annotations for name in names)]
     held = [record for record in run.dataset.splits.get("val", ()) if any(name in record.annotations for name in names)]
     _check_annotated(train, names, run.dataset)
-    store, numbers = run.store({"train": train, "val": spread(held, VALIDATED)})
+    store, indexed = run.store({"train": train, "val": spread(held, VALIDATED)})
     examples = [
-        AspectExample(number, aspect, record.annotations[name])
-        for number, record in numbers["train"]
+        AspectExample(index, aspect, record.annotations[name])
+        for index, record in indexed["train"]
         for aspect, name in enumerate(names)
         if name in record.annotations
     ]
     run.kept(store)
     model = MaspModel(run.backbone, method, modules, questions=questions, again=checkpointing(run.settings))
     stage = AspectStage(
-        model, store, examples, numbers["val"], questions, measured_at_once(run.settings, run.backbone.dim)
+        model, store, examples, indexed["val"], questions, measured_at_once(run.settings, run.backbone.dim)
     )
     info = AdapterInfo(
         backbone=run.backbone_record(),
@@ -220,7 +220,7 @@ def _prepare(run: Run) -> Outcome:
         image_transform=run.backbone.image_transform,
         longest_side=run.config.data.longest_side,
         questions=run.first_questions(questions),
-        data={"aspects": run.data_record(numbers)},
+        data={"aspects": run.data_record(indexed)},
         seeds={"aspects": settings.seed},
     )
     scale = RateScale(1 / width, 1 / math.sqrt(width), "the matrices at their start")
@@ -235,7 +235,7 @@ def spread(records: Sequence[Record], most: int) -> list[Record]:
     Data sets list one label behind the other, so that the first ones would all be of one label.
     """
     chosen = EpochOrder(len(records), seed=0, epoch=0).indices()[:most]
-    return [records[number] for number in sorted(chosen)]
+    return [records[index] for index in sorted(chosen)]
 
 
 def _check_annotated(records: Sequence[Record], names: Sequence[str], dataset: Dataset) -> None:

@@ -36,13 +36,13 @@ def read_abstract(root: Path, account: BadFiles) -> Reading:
     labels = LABEL_SETS["abstract"]
     table = read_table(root / VOTES)
     columns = _columns(table, labels)
-    places = ImageLookup(root)
+    lookup = ImageLookup(root)
     records: list[Record] = []
     skipped: Counter[str] = Counter()
     for number, cells in enumerate(table.rows, start=1):
         try:
             votes = _counts(cells, columns)
-            image = places.find(cells[0].strip("'\""))
+            image = lookup.find(cells[0].strip("'\""))
         except DataError as error:
             account.reject(table.file, f"row {number}: {error}", "annotation")
             continue
@@ -72,10 +72,10 @@ def _columns(table: Table, labels: tuple[str, ...]) -> dict[str, int]:
 def _counts(cells: tuple[str, ...], columns: dict[str, int]) -> dict[str, int]:
     if len(cells) <= max(columns.values()):
         raise DataError(f"there are {len(cells)} cells", f"{max(columns.values()) + 1}", "Correct the table.")
-    strange = next((cells[place] for place in columns.values() if not cells[place].isdecimal()), None)
+    strange = next((cells[column] for column in columns.values() if not cells[column].isdecimal()), None)
     if strange is not None:
         raise DataError(f"a count of votes is {strange!r:.40}", "a whole number", "Correct the table.")
-    votes = {label: int(cells[place][:9]) for label, place in columns.items()}
+    votes = {label: int(cells[column][:9]) for label, column in columns.items()}
     if not any(votes.values()):
         raise DataError("nobody voted", "at least one vote", "Correct the table.")
     return votes

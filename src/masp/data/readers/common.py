@@ -63,19 +63,19 @@ def by_split(records: Sequence[tuple[str, Record]]) -> dict[str, list[Record]]:
     return {name: result[name] for name in [*usual, *(name for name in result if name not in usual)]}
 
 
-def inside(root: Path, place: str) -> Path:
+def inside(root: Path, name: str) -> Path:
     """The file that a list of a data set names, which has to lie inside the data set's folder.
 
     Raises:
         DataError: it lies outside.
     """
-    parts = [part for part in place.strip().replace("\\", "/").split("/") if part not in ("", ".")]
+    parts = [part for part in name.strip().replace("\\", "/").split("/") if part not in ("", ".")]
     try:
-        named = b"\0" not in os.fsencode(place)
+        named = b"\0" not in os.fsencode(name)
     except UnicodeEncodeError:
         named = False
     if not parts or ".." in parts or not named:
-        raise DataError(f"{place!r:.80} does not name a file of the data set", "a path inside it", "Correct the list.")
+        raise DataError(f"{name!r:.80} does not name a file of the data set", "a path inside it", "Correct the list.")
     return root.joinpath(*parts)
 
 

@@ -87,8 +87,8 @@ def read_emoset(root: Path, account: BadFiles) -> Reading:
         if not isinstance(rows, list):
             raise DataError(f"{file} holds {type(rows).__name__}", "a list of rows", "Copy it again from its source.")
         splits[name] = []
-        for number, row in enumerate(rows):
-            record = _record(_Row(file, number, row), labels, has_notes, account, missing)
+        for index, row in enumerate(rows):
+            record = _record(_Row(file, index, row), labels, has_notes, account, missing)
             if record is not None:
                 splits[name].append(record)
                 account.accept()

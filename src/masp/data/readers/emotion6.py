@@ -84,9 +84,9 @@ def _record(image: Path, label: str, columns: list[str], cells: list[str] | None
         return Record(image, label)
     if len(cells) < len(columns):
         raise DataError(f"its row in {VOTES} has {len(cells) + 1} cells", f"{len(columns) + 1}", "Correct the table.")
-    numbers = {column: _number(cell) for column, cell in zip(columns, cells, strict=False)}
-    votes = {re.sub(r"^prob\.?\s*", "", name): value for name, value in numbers.items() if name.startswith("prob")}
-    extra = {name: value for name, value in numbers.items() if not name.startswith("prob")}
+    values = {column: _number(cell) for column, cell in zip(columns, cells, strict=False)}
+    votes = {re.sub(r"^prob\.?\s*", "", name): value for name, value in values.items() if name.startswith("prob")}
+    extra = {name: value for name, value in values.items() if not name.startswith("prob")}
     total = sum(votes.values())
     if min(votes.values()) < 0 or abs(total - 1) > _SLACK:
         raise DataError(f"its votes in {VOTES} make {total:g}", "shares that make 1", "Correct the table.")

@@ -63,10 +63,10 @@ def _votes(files: Iterable[Path]) -> dict[tuple[str, str], tuple[int, int]]:
     """(Label, name of the image without suffix) → people who disagree, people who agree."""
     votes: dict[tuple[str, str], tuple[int, int]] = {}
     for file in filter(is_table, files):
-        for number, cells in enumerate(read_table(file, header=False).rows):
+        for index, cells in enumerate(read_table(file, header=False).rows):
             if len(cells) != _CELLS or not (cells[2].isdecimal() and cells[3].isdecimal()):
                 wanted = "four cells, the last two numbers: who disagrees, who agrees"
-                raise DataError(f"row {number} of {file} is {list(cells)!r:.80}", wanted, "Move other tables away.")
+                raise DataError(f"row {index} of {file} is {list(cells)!r:.80}", wanted, "Move other tables away.")
             label, image = _sorted(file, cells[0], cells[1])
             votes[label, Path(image.rpartition("/")[2]).stem] = (int(cells[2][:9]), int(cells[3][:9]))
     return votes

@@ -107,11 +107,11 @@ def read_pattern(root: Path, pattern: str, account: BadFiles) -> Reading:
     result: list[tuple[str, Record]] = []
     others: list[str] = []
     for image in images_from([root]):
-        place = image.relative_to(root).as_posix()
-        match = search(label_of(place))
+        path = image.relative_to(root).as_posix()
+        match = search(label_of(path))
         label = (match["label"] or "").strip() if match is not None else ""
         if match is None or not label:
-            others.append(place)
+            others.append(path)
             continue
         try:
             split = split_of(match["split"] or "") if "split" in match.groupdict() else "all"

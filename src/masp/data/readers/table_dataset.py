@@ -77,7 +77,7 @@ def read_labels(path: Path, names: ColumnsConfig, account: BadFiles) -> Reading:
     Raises:
         DataError: no table, or one without these columns, or too many rows that cannot be used.
     """
-    table, places = _opened(path)
+    table, lookup = _opened(path)
     image_column = _needed(table, names.path, PATHS, "images", "path")
     label_at = _needed(table, names.label, LABELS, "labels", "label")
 
@@ -87,7 +87,7 @@ def read_labels(path: Path, names: ColumnsConfig, account: BadFiles) -> Reading:
             raise LabelError("the label is blank", "", "Correct the table.")
         return Record(image, label)
 
-    result = _records(table, places, image_column, names, labelled, account)
+    result = _records(table, lookup, image_column, names, labelled, account)
     labels = tuple(sorted({record.label for _, record in result if record.label is not None}))
     return Reading("table", labels, by_split(result), account)
 
@@ -107,7 +107,7 @@ def read_values(
     Raises:
         DataError: no table, or one without these columns, or too many rows that cannot be used.
     """
-    table, places = _opened(path)
+    table, lookup = _opened(path)
     image_column = _needed(table, names.path, (*PATHS, *THEMES), "images", "path")
     value_at = _needed(table, names.value, VALUES, "numbers", "value")
 
@@ -115,7 +115,7 @@ def read_values(
         value = _number(_cell(cells, value_at))
         return Record(image, _label_at(value, thresholds), extra={table.columns[value_at]: value})
 
-    rows = _records(table, places, image_column, names, labelled, account)
+    rows = _records(table, lookup, image_column, names, labelled, account)
     result = [(split, record) for split, record in rows if record.label is not None]
     skipped = {}
     if len(result) < len(rows):
@@ -132,7 +132,7 @@ def read_aspects(path: Path, names: ColumnsConfig, account: BadFiles) -> Reading
     Raises:
         DataError: no table, or one without these columns, or too many rows that cannot be used.
     """
-    table, places = _opened(path)
+    table, lookup = _opened(path)
     image_column = _needed(table, names.path, PATHS, "images", "path")
     aspect_at = _needed(table, names.aspect, ASPECT, "aspects", "aspect")
     value_at = _needed(table, names.value, ANSWER, "values", "value")
@@ -148,7 +148,7 @@ def read_aspects(path: Path, names: ColumnsConfig, account: BadFiles) -> Reading
         return Record(image, annotations={aspect: answer})
 
     merged: dict[tuple[str, Path], dict[str, str]] = {}
-    for split, record in _records(table, places, image_column, names, annotated, account):
+    for split, record in _records(table, lookup, image_column, names, annotated, account):
         known = merged.setdefault((split, record.path), {})
         for aspect, answer in record.annotations.items():
             known[aspect] = f"{known[aspect]}, {answer}" if aspect == "object" and aspect in known else answer
@@ -158,7 +158,7 @@ def read_aspects(path: Path, names: ColumnsConfig, account: BadFiles) -> Reading
 
 def _records(
     table: Table,
-    places: ImageLookup,
+    lookup: ImageLookup,
     image_column: int,
     names: ColumnsConfig,
     labelled: Callable[[tuple[str, ...], Path], Record],
@@ -170,7 +170,7 @@ def _records(
     for number, cells in enumerate(table.rows, start=1):
         try:
             split = split_of(_cell(cells, split_at)) if split_at is not None else "all"
-            image = places.find(_cell(cells, image_column))
+            image = lookup.find(_cell(cells, image_column))
             record = labelled(cells, image or table.file)
         except DataError as error:
             fault = "label" if isinstance(error, LabelError) else "row"
@@ -211,7 +211,7 @@ def read_votes(path: Path, names: ColumnsConfig, account: BadFiles) -> Reading:
     Raises:
         DataError: no table, or one without these columns, or too many rows that cannot be used.
     """
-    table, places = _opened(path)
+    table, lookup = _opened(path)
     image_column = _needed(table, names.path, PATHS, "images", "path")
     columns = {
         "positive": _needed(table, names.positive, POSITIVE, "votes for positive", "positive"),
@@ -224,8 +224,8 @@ def read_votes(path: Path, names: ColumnsConfig, account: BadFiles) -> Reading:
     skipped: Counter[str] = Counter()
     for number, cells in enumerate(table.rows, start=1):
         try:
-            votes = {name: _count(_cell(cells, place)) for name, place in columns.items()}
-            image = places.find(_cell(cells, image_column))
+            votes = {name: _count(_cell(cells, column)) for name, column in columns.items()}
+            image = lookup.find(_cell(cells, image_column))
         except DataError as error:
             account.reject(table.file, f"row {number}: {error}", "annotation")
             continue
@@ -252,20 +252,20 @@ def _opened(path: Path) -> tuple[Table, ImageLookup]:
 
 
 def _needed(table: Table, given: str | None, usual: tuple[str, ...], what: str, setting: str) -> int:
-    place = table.find(given, usual)
-    if place is None:
+    column = table.find(given, usual)
+    if column is None:
         known = ", ".join(repr(name) for name in table.columns)
         todo = f"Name it with data.columns.{setting}."
         raise DataError(f"{table.file} has the columns {known:.120}", f"one of {what}, such as '{usual[0]}'", todo)
-    return place
+    return column
 
 
-def _cell(cells: tuple[str, ...], place: int) -> str:
-    if place >= len(cells):
-        raise DataError(f"there are {len(cells)} cells", f"at least {place + 1}", "Correct the table.")
-    if "\n" in cells[place]:
-        raise DataError(f"a cell is {cells[place]!r:.60}", "one line", "Close the quotation marks.")
-    return cells[place]
+def _cell(cells: tuple[str, ...], column: int) -> str:
+    if column >= len(cells):
+        raise DataError(f"there are {len(cells)} cells", f"at least {column + 1}", "Correct the table.")
+    if "\n" in cells[column]:
+        raise DataError(f"a cell is {cells[column]!r:.60}", "one line", "Close the quotation marks.")
+    return cells[column]
 
 
 def _count(cell: str) -> int:

@@ -353,15 +353,15 @@ def _looked_at(
     seen: list[Seen] = []
     looks = look_at_all([record.path for _, record in records], depth.hasher, depth.workers)
     for (split, record), look in zip(records, looks, strict=True):
-        place = place_in(opened.root, record.path)
+        path = place_in(opened.root, record.path)
         formats[look.kind or "unknown"] += 1
         if look.problem is not None:
             kind = "unreadable" if exists(record.path) else "picture"
-            cases.setdefault(kind, []).append(IssueCase(f"{place}: {look.problem}", (place,)))
+            cases.setdefault(kind, []).append(IssueCase(f"{path}: {look.problem}", (path,)))
         elif look.kind is not None and not suffix_fits(record.path.suffix, look.kind):
-            cases.setdefault("suffix", []).append(IssueCase(f"{place} is {look.kind}", (place,)))
+            cases.setdefault("suffix", []).append(IssueCase(f"{path} is {look.kind}", (path,)))
         if look.digest is not None:
-            seen.append(Seen(place, split, record.label, look.digest, look.likeness))
+            seen.append(Seen(path, split, record.label, look.digest, look.likeness))
         if progress is not None:
             progress(1)
     return seen

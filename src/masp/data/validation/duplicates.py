@@ -202,14 +202,14 @@ def near_pairs(values: NDArray[np.uint64], distance: int) -> Iterator[Pairs]:
         band = (values >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
         order = np.argsort(band, kind="stable")
         band, sorted_values = band[order], values[order]
-        places = np.arange(len(values))
+        indices = np.arange(len(values))
         for step in count(1):
-            places = places[places + step < len(values)]
-            places = places[band[places] == band[places + step]]
-            if not len(places):
+            indices = indices[indices + step < len(values)]
+            indices = indices[band[indices] == band[indices + step]]
+            if not len(indices):
                 break
-            differing = np.bitwise_count(sorted_values[places] ^ sorted_values[places + step])
-            near = places[differing <= distance]
+            differing = np.bitwise_count(sorted_values[indices] ^ sorted_values[indices + step])
+            near = indices[differing <= distance]
             if len(near):
                 yield order[near], order[near + step]
 
@@ -222,19 +222,19 @@ def near_groups(hashes: Sequence[int], distance: int) -> list[list[int]]:
     values, inverse = np.unique(np.asarray(hashes, dtype=np.uint64), return_inverse=True)
     parents = list(range(len(values)))
 
-    def root(place: int) -> int:
-        while parents[place] != place:
-            parents[place] = parents[parents[place]]
-            place = parents[place]
-        return place
+    def root(index: int) -> int:
+        while parents[index] != index:
+            parents[index] = parents[parents[index]]
+            index = parents[index]
+        return index
 
     for first, second in near_pairs(values, distance):
         for one, other in zip(first.tolist(), second.tolist(), strict=True):
             low, high = sorted((root(one), root(other)))
             parents[high] = low
     members: dict[int, list[int]] = {}
-    for place, value in enumerate(inverse.tolist()):
-        members.setdefault(root(value), []).append(place)
+    for index, value in enumerate(inverse.tolist()):
+        members.setdefault(root(value), []).append(index)
     return [group for group in members.values() if len(group) > 1]
 
 
@@ -305,7 +305,7 @@ def _alike(contents: Iterable[Sequence[Seen]], distance: int) -> list[list[Seen]
         if files[0].likeness is not None:
             firsts.append(files[0])
             likenesses.append(files[0].likeness)
-    return [[firsts[place] for place in group] for group in near_groups(likenesses, distance)]
+    return [[firsts[index] for index in group] for group in near_groups(likenesses, distance)]
 
 
 def shared(first: Mapping[bytes, Sequence[Seen]], second: Mapping[bytes, Sequence[Seen]]) -> Cases:
