@@ -123,10 +123,8 @@ class Masp:
         name = _task_name(info, task, ships=adapter is None)
         asked = {key: task_of(info.for_task(key), chosen, raw) for key in info.tasks or (None,)}
         if backbone is None or isinstance(backbone, str):
-            name_or_folder = backbone or backbone_place(folder, info)
-            backbone = load_backbone(
-                name_or_folder, backbone_revision or backbone_commit(name_or_folder, info), dtype, device
-            )
+            source = backbone or backbone_place(folder, info)
+            backbone = load_backbone(source, backbone_revision or backbone_commit(source, info), dtype, device)
             bound_as_trained(backbone, info)
         parts = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects), accept)
         served = {key: _served(backbone, parts, shipped or str(adapter), key, one) for key, one in asked.items()}

@@ -15,8 +15,8 @@ from made_pictures import ROWS, emoset, put
 import small_models
 import tiny
 from masp.annotate.ask import AT_ONCE, PLAIN, AnnotationSettings, Annotator, ParsedAnswer, measured
+from masp.annotate.dataset import AnnotationJob, annotate
 from masp.annotate.images import find_images
-from masp.annotate.run import AnnotationJob, annotate
 from masp.core.aspects import ASPECTS, LEVELS
 from masp.core.config import MethodConfig, load_config
 from masp.core.errors import DataError, UsageError

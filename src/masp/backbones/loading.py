@@ -53,7 +53,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "internvl": Family("masp.backbones.internvl", sized=True),
         "smolvlm": Family("masp.backbones.idefics3", sized=True),
         "idefics3": Family("masp.backbones.idefics3", sized=True),
-        "llava_onevision": Family("masp.backbones.llava_onevision"),
+        "llava_onevision": Family("masp.backbones.llava_next"),
         "instructblip": Family("masp.backbones.instructblip", refuses=True),
         "photo": Family("masp.backbones.photo"),
     }

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from masp import __version__
-from masp.cli import adapters, bench, data, evaluate, predict, research, serve, train
+from masp.cli import adapters, data, evaluate, predict, research, serve, train
 from masp.cli.console import guarded
 from masp.cli.label import label_app
 from masp.core import runtime
@@ -46,11 +46,32 @@ app.command(no_args_is_help=True, epilog=adapters.EXPORT_EXAMPLES)(adapters.expo
 app.command(no_args_is_help=True, epilog=adapters.PUSH_EXAMPLES)(adapters.push)
 app.command(no_args_is_help=True, epilog=adapters.INFO_EXAMPLES)(adapters.info)
 app.command(no_args_is_help=True, epilog=research.REPRODUCE_EXAMPLES)(research.reproduce)
-app.command(
-    epilog=bench.EXAMPLES,
+
+
+@app.command(
+    epilog="""
+The benchmark lies in the repository, not in the package. In a checkout:
+
+`masp bench --quick` is `python benchmarks/bench.py --quick`; `--help` behind it shows all options.
+""",
     add_help_option=False,
     context_settings={"ignore_unknown_options": True},
-)(bench.bench)
+)
+def bench(
+    words: Annotated[list[str] | None, typer.Argument(metavar="OPTIONS", help="Those of the benchmark.")] = None,
+) -> None:
+    """Measure training and prediction on random weights, as ratios to a plain baseline; needs the repository."""
+    import subprocess
+
+    script = Path(__file__).resolve().parents[3] / "benchmarks" / "bench.py"
+    if not script.is_file():
+        todo = "Clone the repository, and run: python benchmarks/bench.py --quick"
+        raise UsageError("the benchmark is not part of the installed package", "a checkout of the repository", todo)
+    code = subprocess.run([sys.executable, str(script), *(words or ())], check=False).returncode
+    if code:
+        raise typer.Exit(code)
+
+
 app.command(no_args_is_help=True, epilog=research.PLAN_EXAMPLES)(research.plan)
 
 

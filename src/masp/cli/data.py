@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from masp.adapters import Adapter
     from masp.annotate.ask import AnnotationSettings, Options
-    from masp.annotate.run import AnnotationResult as Outcome
+    from masp.annotate.dataset import AnnotationResult as Outcome
     from masp.backbones.base import Backbone
     from masp.core.config import DataConfig
     from masp.core.prompts import Questions
@@ -361,8 +361,8 @@ def annotate_data(
     not changed.
     """
     from masp.annotate.ask import Annotator, read_vocabulary
+    from masp.annotate.dataset import AnnotationJob, annotate
     from masp.annotate.images import find_images
-    from masp.annotate.run import AnnotationJob, annotate
     from masp.core.config import MethodConfig
     from masp.model.masp_model import MaspModel
 

@@ -218,7 +218,7 @@ def reproduce(
     Without --data and --backbone everything runs on the embedded backbone and drawn images.
     """
     from masp.reproduce.config import Request, job_of
-    from masp.reproduce.run import reproduce as run
+    from masp.reproduce.make_tables import reproduce as run
 
     names = None if datasets is None else tuple(name.strip() for name in datasets.split(",") if name.strip())
     asked = (data, backbone, names, seeds, aspects, config, quick, tuple(changes or ()), reading.value)

@@ -26,8 +26,8 @@ from masp.evaluation import metrics
 from masp.evaluation.explanation_metrics import ceiling
 from masp.evaluation.predict_split import SplitPredictions, predict_batch
 from masp.evaluation.result import Evaluation, LabelledPrediction, SkippedImage
-from masp.model.attention import prompt_attention
 from masp.model.explain import normalised
+from masp.model.prompt_attention import prompt_attention
 from masp.reproduce.config import ReproduceConfig
 from masp.training.disk_cache import DiskCache
 from masp.training.feature_cache import GIGA, FeatureCache, ImageReading, VisualMemory
