@@ -63,7 +63,9 @@ def bench(
     """Measure training and prediction on random weights, as ratios to a plain baseline; needs the repository."""
     import subprocess
 
-    script = Path(__file__).resolve().parents[3] / "benchmarks" / "bench.py"
+    import masp
+
+    script = Path(masp.__file__).resolve().parents[2] / "benchmarks" / "bench.py"
     if not script.is_file():
         todo = "Clone the repository, and run: python benchmarks/bench.py --quick"
         raise UsageError("the benchmark is not part of the installed package", "a checkout of the repository", todo)
