@@ -1,4 +1,4 @@
-"""`Masp`: a backbone with an adapter, ready to predict. This is the library's front door."""
+"""`Masp`: a backbone with an adapter, ready to predict. The library's main class."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace

@@ -137,7 +137,7 @@ def _together(parts: Sequence[_Part], tasks: dict[str, TaskRecord]) -> AdapterIn
     metrics = {name: value for name, value in task.metrics.items() if name.startswith("aspects/")}
     emptied = {"prompt_length": 0, "labels": (), "results": (), "imported": {}, "metrics": metrics, "temperature": None}
     license = licenses.pop() if len(licenses) == 1 else None
-    known = [part.info.backbone.hashes for part in parts]  # what not all of them know, nobody knows of the whole
+    known = [part.info.backbone.hashes for part in parts]  # what not all of them know, the whole does not know
     hashes = {name: digest for name, digest in known[0].items() if all(name in one for one in known)}
     backbone = info.backbone.model_copy(update={"hashes": hashes})
     about = {"license": license, "tasks": tasks, "backbone": backbone}

@@ -38,7 +38,7 @@ _AGAIN = "Download it again; if it is your own, save it again with torch.save."
 
 
 def load_tensors(path: Path) -> object:
-    """What the file holds, on the CPU and mapped, not read: tables of tensors, whose names and shapes nobody checked.
+    """What the file holds, on the CPU and mapped, not read: tables of tensors, whose names and shapes are not checked.
 
     Raises:
         AdapterError: not an archive of `torch.save`, damaged, compressed, or with anything but dense tensors in it.

@@ -403,7 +403,7 @@ def _check_backbone(info: AdapterInfo, backbone: Backbone, path: Path) -> None:
 def check_reading(
     info: AdapterInfo, now: Mapping[str, str], name: str, backbone: str, accepted: Collection[str] = ()
 ) -> None:
-    """Make sure that a backbone reads images and texts as the one that an adapter was trained on; warn if nobody knows.
+    """Make sure that a backbone reads images and texts as an adapter was trained with; warn if that is unknown.
 
     Args:
         info: of the adapter.

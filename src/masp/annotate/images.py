@@ -17,7 +17,7 @@ from masp.data.readers.open_dataset import existing_path, read_dataset, recognis
 from masp.data.records import BadFiles
 
 UNLABELLED = "unlabelled"
-"""Folder of the images whose emotion nobody knows."""
+"""Folder of the images whose emotion is unknown."""
 
 _LONGEST_NAME = 50
 
@@ -29,7 +29,7 @@ class PendingImage:
     Attributes:
         path: its file.
         place: the same, as seen from the data set's folder.
-        label: its emotion; None where nobody knows it.
+        label: its emotion; None where it is unknown.
         split: the split it stands in.
         home: the folder of its label in what is written.
         name: its id there, which no other image of that folder has.

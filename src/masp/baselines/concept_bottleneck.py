@@ -21,7 +21,7 @@ from torch import Tensor
 from masp.adapters import AdapterInfo, find_adapter, load_adapter, save_adapter, tensors_sha256
 from masp.backbones.base import Backbone
 from masp.baselines.base import Example, System, SystemPrediction, TrainingData, plain, predictions_of
-from masp.baselines.learning import SMALLEST, Study, check_lessons, studying, unlearned
+from masp.baselines.learning import SMALLEST, Study, check_training_data, studying, unlearned
 from masp.baselines.probe import figures, fitted, logits
 from masp.baselines.prompted import Prompted, prompted
 from masp.core.errors import DataError, UsageError
@@ -37,7 +37,7 @@ from masp.training.run_dir import RunFolder, compare, hash_of, reading
 
 
 def vocabulary(examples: Sequence[Example], aspects: Sequence[str], fewest: int) -> dict[str, tuple[str, ...]]:
-    """The words of each aspect that enough lessons are annotated with, in alphabetical order.
+    """The words of each aspect that enough examples are annotated with, in alphabetical order.
 
     Raises:
         DataError: there is none.
@@ -54,7 +54,7 @@ def vocabulary(examples: Sequence[Example], aspects: Sequence[str], fewest: int)
 
 
 def present(examples: Sequence[Example], aspect: str, words: Sequence[str]) -> Float[Tensor, "images words"]:
-    """1 where a lesson is annotated with a word, 0 where it is not, whatever the reason."""
+    """1 where an example is annotated with a word, 0 where it is not, whatever the reason."""
     rows = [[float(word in words_of(example, aspect)) for word in words] for example in examples]
     return torch.tensor(rows).reshape(len(examples), len(words))
 
@@ -186,7 +186,7 @@ class ConceptBottleneck:
         labels: what it chooses from.
         over: whose log-probabilities are added up beside the words; None: the words alone.
         settings: how it is fitted; where adapters lie is not read.
-        info: of the aspects adapter; with it, what was learned becomes an adapter too, in the folder of the lessons.
+        info: of the aspects adapter; with it, what was learned becomes an adapter too, in the folder `out`.
 
     Raises:
         UsageError: the model has no aspects, or `over` chooses from other labels.
@@ -215,7 +215,7 @@ class ConceptBottleneck:
         Raises:
             DataError: no word is annotated often enough, or there is nothing to learn from.
         """
-        check_lessons(examples, self.labels)
+        check_training_data(examples, self.labels)
         words = vocabulary(examples.train, self.model.aspect_module().aspects, self.settings.fewest)
         if self.over is not None:
             self.over.fit(replace(examples, out=examples.out / "tuned"))
@@ -271,10 +271,10 @@ class ConceptBottleneck:
         save_adapter(folder, info.model_copy(update=about), self.model.aspects, prompt, concepts=concepts)
 
     def load(self, folder: str | Path) -> Self:
-        """What `fit` left in a folder, ready to answer about any image without the lessons.
+        """What `fit` left in a folder, ready to answer about any image without the training data.
 
         Args:
-            folder: `out` of the lessons; of `masp baseline cues --out DIR` it is DIR/training.
+            folder: `out` of the training data; of `masp baseline cues --out DIR` it is DIR/training.
 
         Raises:
             UsageError: nothing there, or learned with other adapters, labels or settings, or on another backbone.
@@ -339,7 +339,7 @@ class ConceptBottleneck:
         return facts
 
     def _identity(self) -> dict[str, Any]:
-        """All that decides what it learns, besides backbone, labels and lessons."""
+        """All that decides what it learns, besides backbone, labels and examples."""
         modules, questions = self.model.aspect_module(), self.model.questions
         tuned = None if self.over is None else dict(self.over.config())
         return {
@@ -384,7 +384,7 @@ class ConceptBottleneck:
 
     def _fitted(self, study: Study, words: Mapping[str, Sequence[str]]) -> Checkpoint:
         table, row = study.table("aspect tokens", self._read)
-        rows = [[row[example.image] for example in split] for split in (study.lessons.train, study.lessons.val)]
+        rows = [[row[example.image] for example in split] for split in (study.data.train, study.data.val)]
         tensors: dict[str, Tensor] = {}
         state: dict[str, Any] = {"words": [[aspect, word] for aspect, known in words.items() for word in known]}
         chances: tuple[list[Tensor], list[Tensor]] = ([], [])
@@ -392,7 +392,7 @@ class ConceptBottleneck:
             if not words[aspect]:
                 continue
             study.stop.check()
-            wanted = present(study.lessons.train, aspect, words[aspect])
+            wanted = present(study.data.train, aspect, words[aspect])
             layer, left_out, state[aspect] = read_words(
                 table["tokens"][rows[0], index], wanted, self.settings.penalties
             )
@@ -412,7 +412,7 @@ class ConceptBottleneck:
         Stage 2 has seen the training images, so their scores may promise more than those of new images hold. Then the
         words alone are likelier on val, and are taken.
         """
-        targets, held = ([study.target(one) for one in split] for split in (study.lessons.train, study.lessons.val))
+        targets, held = ([study.target(one) for one in split] for split in (study.data.train, study.data.val))
         result = []
         for added in (True, False) if scores[0].shape[1] and held else (bool(scores[0].shape[1]),):
             train, val = (torch.cat([one, more], 1) if added else one for one, more in zip(words, scores, strict=True))

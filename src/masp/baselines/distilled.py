@@ -121,16 +121,16 @@ class HeadStage:
         return dict(self.module.named_parameters())
 
     def weights(self) -> None:
-        """All lessons count the same."""
+        """All examples count the same."""
 
     def load(self, shares: Iterable[StepBatch]) -> Iterator[StepBatch]:
         """Adds what the head is given of each image."""
         for share in shares:
-            examples = [self.study.lessons.train[number] for number in share.examples]
+            examples = [self.study.data.train[number] for number in share.examples]
             yield replace(share, loaded=(self.inputs([example.image for example in examples]), examples))
 
     def losses(self, share: StepBatch) -> Float[Tensor, " batch"]:
-        """The loss of each lesson."""
+        """The loss of each example."""
         inputs, examples = share.loaded
         self.module.train()
         return self.loss(self.module(*inputs), self._targets(examples), [example.image for example in examples])
@@ -140,7 +140,7 @@ class HeadStage:
         """Accuracy, and the mean log-likelihood of the right label, which decides between equals."""
         self.module.eval()
         result = LabelScore()
-        for examples in groups_of(self.study.lessons.val, self.study.at_once):
+        for examples in groups_of(self.study.data.val, self.study.at_once):
             stop.check()
             log_p = self.module(*self.inputs([example.image for example in examples])).log_softmax(1)
             result.add(log_p, [self.study.target(example) for example in examples])
@@ -300,10 +300,10 @@ class Distilled:
         means, row = study.table("mean visual tokens", self._mean)
         width, device = means["mean"].shape[1], self.backbone.device
         with torch.random.fork_rng():
-            torch.manual_seed(study.lessons.seed)
+            torch.manual_seed(study.data.seed)
             sizes = (self.settings.teacher_width, len(self.labels), self.settings.dropout)
             teacher, head, gate = AttentionHead(width, *sizes).to(device), self._head(width), self._gate()
-        head.standardise(means["mean"][[row[example.image] for example in study.lessons.train]].to(device))
+        head.standardise(means["mean"][[row[example.image] for example in study.data.train]].to(device))
         figures = {
             "teacher": study.fit(HeadStage("teacher", teacher, study, self._whole(study)), self._plan("teacher", study))
         }
@@ -340,7 +340,7 @@ class Distilled:
 
     def _whole(self, study: Study) -> Any:
         """All visual tokens of the images, for the teacher."""
-        return lambda images: self._tokens(study.lessons.images.visual(images))
+        return lambda images: self._tokens(study.data.images.visual(images))
 
     def _plan(self, part: str, study: Study) -> TrainConfig:
         settings = self.settings
@@ -350,7 +350,7 @@ class Distilled:
             batch_size=settings.batch_size,
             checkpoint_minutes=settings.checkpoint_minutes,
             checkpoint_every=settings.checkpoint_every,
-            seed=study.lessons.seed,
+            seed=study.data.seed,
         )
 
 

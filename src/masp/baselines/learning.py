@@ -65,7 +65,7 @@ class LazyImages:
 
         Raises:
             Interrupted: a signal arrived while the images were read.
-            DataError: an image of a lesson cannot be read any more.
+            DataError: an image of an example cannot be read any more.
         """
         self.fill()
         yield from self.store.stream(items, images)
@@ -75,7 +75,7 @@ class LazyImages:
 
         Raises:
             Interrupted: a signal arrived while the images were read.
-            DataError: an image of a lesson cannot be read any more.
+            DataError: an image of an example cannot be read any more.
         """
         self.fill()
         return self.store.visual(images)
@@ -91,7 +91,7 @@ class LazyImages:
         return account_lines(account)
 
 
-def make_lessons(
+def make_training_data(
     backbone: Backbone,
     dataset: Dataset,
     labels: Sequence[str],
@@ -104,7 +104,7 @@ def make_lessons(
     Args:
         backbone: computes the visual tokens.
         dataset: where the images are.
-        labels: what a lesson's label has to be one of.
+        labels: what an example's label has to be one of.
         out: folder for what is learned; quarantine.jsonl in it says which images were left out.
         seed: of everything random.
         reading: how images are read, and how much of them is kept.
@@ -168,7 +168,7 @@ class Study:
     """One call of `fit` that holds its folder."""
 
     backbone: Backbone  # what the system stands on
-    lessons: TrainingData  # what it learns from
+    data: TrainingData  # what it learns from
     labels: tuple[str, ...]  # what it learns to name
     stop: StopRequest  # is asked between steps
     identity: Mapping[str, Any]  # all that decides the result, as JSON values
@@ -181,16 +181,16 @@ class Study:
     @property
     def examples(self) -> tuple[Example, ...]:
         """Lessons of both splits, those to learn from first."""
-        return self.lessons.train + self.lessons.val
+        return self.data.train + self.data.val
 
     def target(self, example: Example) -> int:
-        """The number of a lesson's label."""
+        """The index of an example's label."""
         return self.labels.index(example.label)
 
     def table(
         self, name: str, read: Callable[[VisualTokens], Mapping[str, Tensor]]
     ) -> tuple[dict[str, Tensor], dict[int, int]]:
-        """What `read` makes of every image of the lessons, one row an image; what an earlier start read is loaded.
+        """What `read` makes of every training image, one row an image; what an earlier start read is loaded.
 
         Images are always read in the same batches, so an interrupted call goes on to the same bits.
 
@@ -201,7 +201,7 @@ class Study:
             Interrupted: a signal arrived; whole groups of images are saved.
         """
         images = sorted({example.image for example in self.examples})
-        disk_cache, parts, done = DiskCache(self.lessons.out / "read", sys.maxsize), [], 0
+        disk_cache, parts, done = DiskCache(self.data.out / "read", sys.maxsize), [], 0
         with Bar(name, len(images)) as bar:
             for chosen in groups_of(images, self.at_once * GROUP):
                 key = key_of({"kind": name, "images": chosen, **self.identity})
@@ -214,7 +214,7 @@ class Study:
     def _group(self, images: Sequence[int], read: Callable[[VisualTokens], Mapping[str, Tensor]]) -> CacheGroup:
         result: list[Mapping[str, Tensor]] = []
         groups = self.stop.between(groups_of(images, self.at_once))
-        for _, visual in self.lessons.images.stream(groups, lambda group: group):
+        for _, visual in self.data.images.stream(groups, lambda group: group):
             assert visual is not None
             with torch.no_grad():
                 result.append(read(visual))
@@ -229,13 +229,13 @@ class Study:
         Raises:
             Interrupted: a signal arrived; the checkpoint is written.
         """
-        folder = self.lessons.out / stage.name
+        folder = self.data.out / stage.name
 
         def run() -> Checkpoint:
             folder.mkdir(exist_ok=True)
             checkpoints = CheckpointStore(folder / "checkpoints", settings.keep_checkpoints)
             checkpoints.clean()
-            order = Batches(len(self.lessons.train), settings.batch_size, settings.seed)
+            order = Batches(len(self.data.train), settings.batch_size, settings.seed)
             loop = loop_settings(settings, order, hash_of({"part": stage.name, **self.identity}))
             with torch.random.fork_rng():  # dropout; the caller's own random numbers stay as they are
                 torch.manual_seed(settings.seed)
@@ -252,14 +252,14 @@ class Study:
 
     def once(self, make: Callable[[], Checkpoint]) -> Checkpoint:
         """All that the system learns: loaded where it is there, otherwise made and saved."""
-        return once(self.lessons.out / "learned", make)
+        return once(self.data.out / "learned", make)
 
 
 @contextmanager
 def studying(
     system: str, backbone: Backbone, labels: tuple[str, ...], examples: TrainingData, settings: Mapping[str, Any]
 ) -> Iterator[Study]:
-    """Hold the folder of the lessons while a system learns.
+    """Hold the folder of the training data while a system learns.
 
     Args:
         system: its name.
@@ -269,11 +269,11 @@ def studying(
         settings: its own settings, and whatever else its result depends on, as JSON values.
 
     Raises:
-        DataError: there is nothing to learn from, or a lesson has a label that is none of the labels.
-        UsageError: the folder belongs to other lessons, another system, or another backbone.
+        DataError: there is nothing to learn from, or an example has a label that is none of the labels.
+        UsageError: the folder belongs to other examples, another system, or another backbone.
         CheckpointError: the folder cannot be written, or another process is using it.
     """
-    check_lessons(examples, labels)
+    check_training_data(examples, labels)
     content = [[[example.image, example.label] for example in split] for split in (examples.train, examples.val)]
     identity = {
         "system": system,
@@ -291,7 +291,7 @@ def studying(
         yield Study(backbone, examples, labels, stop, identity)
 
 
-def check_lessons(examples: TrainingData, labels: Sequence[str]) -> None:
+def check_training_data(examples: TrainingData, labels: Sequence[str]) -> None:
     """Make sure that there is something to learn, and nothing that cannot be answered.
 
     Raises:

@@ -63,14 +63,14 @@ CLASSIFICATION = "classification"
 class TrainingTurn:
     """One question about an image, with its answer."""
 
-    image: int  # its number among the images of the lessons
+    image: int  # its number among the images of the training data
     kind: str  # what kind of question it is, for the account
     questions: tuple[str, ...]  # texts that ask the same; epochs take them in turn
     answer: str  # what is to be learned
 
 
 Teach = Callable[[Questions, tuple[str, ...], Sequence[Example]], list[TrainingTurn]]
-"""What lessons become, by the texts and the labels: the one thing in which the tuned systems differ."""
+"""What examples become, by the texts and the labels: the one thing in which the tuned systems differ."""
 
 
 def emotion_questions(questions: Questions, labels: Sequence[str]) -> tuple[str, ...]:
@@ -163,7 +163,7 @@ class LoraFinetuned:
 
     Args:
         kind: what kind of system learns, for its folder and the log.
-        teach: makes the questions of the lessons.
+        teach: makes the questions of the examples.
         backbone: stays as it is for everybody else.
         labels: what is chosen from, in the order of the question.
         settings: what is trained, and how.
@@ -201,7 +201,7 @@ class LoraFinetuned:
         """Make sure that there is something to learn, and nothing else than the labels.
 
         Raises:
-            DataError: no lessons, or a label that this system does not know.
+            DataError: no examples, or a label that this system does not know.
         """
         if not examples.train:
             raise DataError("there is nothing to learn from", "at least one labelled image in the split train")
@@ -214,10 +214,10 @@ class LoraFinetuned:
                 )
 
     def fit(self, examples: TrainingData) -> None:
-        """Train on what the lessons teach, go on with an interrupted run, or load what a finished one learned.
+        """Train on the examples, go on with an interrupted run, or load what a finished one learned.
 
         Raises:
-            DataError: no lessons, or a label that this system does not know.
+            DataError: no examples, or a label that this system does not know.
             UsageError: the folder belongs to another run.
             CheckpointError: the disk refuses to be written, or another process is using the folder.
             Interrupted: a signal arrived; the checkpoint is written.

@@ -102,7 +102,7 @@ class Probe:
                 table["mean"][[row[example.image] for example in examples]],
                 [study.target(one) for one in examples],
             )
-            for split, examples in (("train", study.lessons.train), ("val", study.lessons.val))
+            for split, examples in (("train", study.data.train), ("val", study.data.val))
         }
         result: list[tuple[tuple[float, ...], Checkpoint]] = []
         strengths = self.settings.strengths if of["val"][1] else (self.settings.without_val,)

@@ -53,7 +53,7 @@ class Prompted:
         model: backbone, aspects and soft prompt, as far as it has them.
         labels: what there is to choose from, in the order of the question.
         question: the emotion question with the labels in place.
-        facts: what the answers depend on, ready for JSON; called when somebody asks.
+        facts: what the answers depend on, ready for JSON; called when it is needed.
         use: which parts stand in the sequence; None: all that there are.
         reading: `score`: the most probable label; `generate`: the label that the greedy text names.
         words: what stands for each label in an answer, such as letters; None: the label itself.
@@ -146,7 +146,7 @@ def untrained_system(
     settings: UntrainedSettings | None = None,
     questions: Questions | None = None,
 ) -> Prompted:
-    """A backbone with aspect tokens (V+A), a soft prompt that nobody trained (V+rS), or both (V+A+rS).
+    """A backbone with aspect tokens (V+A), an untrained soft prompt (V+rS), or both (V+A+rS).
 
     Args:
         backbone: is asked.
@@ -187,7 +187,7 @@ def untrained_system(
 
 
 def random_prompt(backbone: Backbone, length: int, seed: int, init: PromptInit | None = None) -> Any:
-    """A soft prompt that nobody trained; the seed decides its vectors."""
+    """An untrained soft prompt; the seed decides its vectors."""
     return init_soft_prompt(init or PromptInit(), length, backbone, torch.Generator().manual_seed(seed))
 
 

@@ -26,7 +26,7 @@ class BaselineEntry:
         system: "module:name" of its class, or of a function that makes it; called with (backbone, labels, settings,
             questions=…), or with (system, settings, questions=…) where it stands on another system.
         settings: where the class of its settings is.
-        learns: whether it needs lessons.
+        learns: whether it needs training data.
         seeded: whether another seed can give other answers.
         fixed: settings that make this entry what it is.
         defaults: settings that differ here from the defaults of their class.

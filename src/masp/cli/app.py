@@ -1,4 +1,4 @@
-"""The command's entrance: its subcommands, its log, and the boundary that ends every exception."""
+"""The command `masp`: its subcommands, its log, and the handling of every exception."""
 
 import logging
 import os

@@ -80,7 +80,7 @@ def counting(bar: "Bar") -> Callable[[int], None]:
 
 
 def waiting(what: str) -> Status:
-    """A sign on stderr that something goes on whose length nobody knows; for use with `with`."""
+    """A sign on stderr that something goes on for an unknown time; for use with `with`."""
     return Console(stderr=True, highlight=False).status(f"{what} …")
 
 
@@ -211,7 +211,7 @@ def evaluation_tables(result: "Evaluation") -> Group:
 
 
 def _chance_rows(result: "ProbabilisticMetrics") -> list[tuple[str, str]]:
-    """Figures of the log-probabilities, as a person reads them."""
+    """Figures of the log-probabilities, for the terminal."""
     rows = [] if result.top2 is None else [("true label among the first two", result.top2.percent())]
     rows.append(("expected calibration error", _beside_floor(result)))
     after = result.calibrated
@@ -302,7 +302,7 @@ def describe(error: BaseException) -> tuple[str, int]:
 
 
 def _say(line: str) -> None:
-    """Writes a line to stderr; where nobody reads it any more, silence is all that is left."""
+    """Writes a line to stderr; an error of the stream is ignored."""
     with contextlib.suppress(OSError):
         sys.stderr.write(f"masp: {line}\n")
         sys.stderr.flush()

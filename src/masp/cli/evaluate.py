@@ -257,7 +257,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Choice:
-    """Which model is measured, and how: the options of the same names, None where nobody gave them."""
+    """Which model is measured, and how: the options of the same names, None where they were not given."""
 
     adapter: str | None
     adapter_revision: str | None

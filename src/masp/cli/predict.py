@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from masp.predictor import Explain, Failure, Masp, Prediction
 
 MOST_REPORTED = 200
-"""A report shows at most this many images and failures; a page with more is of no use to anybody."""
+"""A report shows at most this many images and failures; a page with more is of no use."""
 
 MOST_SAID = 50
 """Failures that are told one by one on the terminal; the others are counted."""

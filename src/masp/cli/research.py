@@ -127,11 +127,11 @@ def _config(changes: list[str], data: Path) -> "RunConfig":
 
 def _learn(system: "System", dataset: "Dataset", settings: "DataConfig", out: Path, seed: int) -> None:
     """Let a system learn from train and val, in a folder of its own."""
-    from masp.baselines.learning import make_lessons
+    from masp.baselines.learning import make_training_data
     from masp.training.feature_cache import ImageReading
 
     reading = ImageReading(settings.longest_side, settings.workers)
-    system.fit(make_lessons(system.backbone, dataset, system.labels, out, seed, reading))
+    system.fit(make_training_data(system.backbone, dataset, system.labels, out, seed, reading))
 
 
 def _system_table() -> "Table":

@@ -1,4 +1,4 @@
-"""Opening images that nobody vouches for: every file becomes an RGB image or an `ImageError`, nothing else."""
+"""Opening untrusted images: every file becomes an RGB image or an `ImageError`, nothing else."""
 
 import io
 import os

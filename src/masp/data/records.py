@@ -38,8 +38,8 @@ class BadFiles:
         strict: whether the first bad file stops the pass.
         share: how much of the files may be bad.
         patience: how many may be bad in a row.
-        total: how many files the pass will look at; None if nobody knows yet.
-        tolerant: never stop, whatever is bad, and leave the log alone: somebody reads the account afterwards.
+        total: how many files the pass will look at; None if not known yet.
+        tolerant: never stop, whatever is bad, and leave the log alone: the caller reads the account afterwards.
 
     Attributes:
         used: files that were good.

@@ -361,7 +361,7 @@ def _distribution(
 
 
 def _shares(votes: Mapping[str, float], labels: Sequence[str]) -> np.ndarray | None:
-    """Votes for the labels in their order, scaled to sum to 1; None where nobody voted for any of them."""
+    """Votes for the labels in their order, scaled to sum to 1; None without a vote for any of them."""
     shares = np.zeros(len(labels))
     for name, share in votes.items():
         label = spelled(name, labels)

@@ -314,7 +314,7 @@ def content_of(answers: Iterable[LabelledPrediction]) -> bytes:
 
 
 def line_of(answer: LabelledPrediction) -> str:
-    """An answer as a line of the file; what nobody looked at is not in it."""
+    """An answer as a line of the file; a value that was not determined is left out."""
     content = asdict(answer)
     if answer.exact is None:
         del content["exact"]

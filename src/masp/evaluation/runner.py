@@ -119,7 +119,7 @@ def evaluation_of(
 
 
 def _write(out: Path, result: Evaluation, held: Sequence[LabelledPrediction] | None) -> None:
-    """The result first, then away with what was kept for the case of an interruption, that of other runs included."""
+    """Writes the result, then removes the logs that interrupted runs would go on from, those of other runs included."""
     beside = out / f"predictions.{CALIBRATION}.jsonl"
     if held is not None:
         write_predictions(beside, held)
@@ -258,7 +258,7 @@ def _divided(dataset: Dataset, record: DataRecord, folder: Path) -> Dataset:
 
 
 def _learned_more(dataset: Dataset, record: DataRecord, folder: Path) -> bool:
-    """Whether a stage learned from images that are further from training here; yes where nobody knows.
+    """Whether a stage learned from images that are further from training here; yes where that is unknown.
 
     Images are known by their places. These say nothing where both data sets have some that the other lacks.
     """

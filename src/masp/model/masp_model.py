@@ -28,7 +28,7 @@ from masp.model.soft_prompt import (
 
 @dataclass(frozen=True)
 class ActiveParts:
-    """Which parts of a model take part; parts that the model does not have are left out without a word.
+    """Which parts of a model take part; parts that the model does not have are ignored.
 
     Attributes:
         aspects: aspects whose tokens are spliced in; their order is the model's.
@@ -300,9 +300,9 @@ class MaspModel(nn.Module):
         if assembled.cached_prefix is not None:
             return assembled.cached_prefix.cache
         start, end = assembled.common, assembled.prefix_end
-        trunk = self.shared_prefix_cache(assembled)
+        shared = self.shared_prefix_cache(assembled)
         if start == end:
-            return trunk
+            return shared
         cut = (
             assembled.inputs_embeds[:, start:end],
             assembled.position_ids[:, :, start:end],
@@ -310,7 +310,7 @@ class MaspModel(nn.Module):
         )
         extras = assembled.extras(start, end)
         return self.backbone.forward(
-            *cut, cache=trunk, output_positions=_nothing(assembled.attention_mask), extras=extras
+            *cut, cache=shared, output_positions=_nothing(assembled.attention_mask), extras=extras
         ).cache
 
     def cached_prefix(self, assembled: ModelInputs) -> tuple[KVCache | None, int]:

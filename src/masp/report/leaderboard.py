@@ -256,7 +256,7 @@ def _data(result: Evaluation) -> Mapping[str, object]:
 
 
 def _aspects(system: SystemResults) -> tuple[frozenset[str], str] | None:
-    """The aspects that a system was given, and everything else that it was, as text; None where nobody knows.
+    """The aspects that a system was given, and everything else that it was, as text; None where it is unknown.
 
     A name such as "V+scene+S" comes first: it tells an untrained prompt from a trained one and from none.
     """

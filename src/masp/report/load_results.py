@@ -185,7 +185,7 @@ def trials(sources: Sequence[ResultSource]) -> tuple[Comparison, ...]:
 
 
 def seed_of(result: Evaluation) -> str | None:
-    """The training seed of a result as text; None where nobody knows."""
+    """The training seed of a result as text; None where it is unknown."""
     seed = result.provenance.get("seed")
     return None if seed is None else json.dumps(seed)
 

@@ -238,7 +238,7 @@ def _words(aspect: str) -> str:
 
 
 DASHES: tuple[tuple[float, ...], ...] = ((), (5.0, 1.6), (1.2, 1.4), (6.0, 1.5, 1.2, 1.5), (3.0, 3.0))
-"""Patterns of lines, so that nobody has to tell them apart by colour."""
+"""Patterns of lines, so that they can be told apart without colour."""
 FEW = 10
 """A bin of fewer images than this is drawn without its interval, which would fill the plot."""
 LONGEST = 24

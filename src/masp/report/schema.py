@@ -90,7 +90,7 @@ class AspectSight:
 
     `effect` is the fall of the label's log-probability when the aspect is left out, in nats. `attention` holds the
     weights over the image's cells, rows from the top; it is None for a backbone whose tokens form no grid. `truth` is
-    the right answer, empty where the image shows nothing of the kind and None where nobody knows.
+    the right answer, empty where the image shows nothing of the kind and None where it is unknown.
     """
 
     aspect: str

@@ -119,7 +119,7 @@ class _Crowd:
         return True
 
     def _given(self, cell: Experiment) -> tuple[Future[tuple[ExperimentResult, bool]], Worker]:
-        """The worker that has the cell now; an idle one that has died takes nothing, and is let go."""
+        """The worker that has the cell now; an idle one that has died takes nothing, and is dropped."""
         while self.idle:
             worker = self.idle.pop()
             try:
@@ -174,7 +174,7 @@ class _Crowd:
 
 
 def _prepare(threads: int, logs: Path) -> None:
-    """A worker's beginning: its own log, its share of the cores, and no ear for Ctrl-C.
+    """Sets up a worker: its own log, its share of the cores, and Ctrl-C ignored.
 
     Ctrl-C reaches every process of the terminal: the first one passes it on, and a training hears it by itself.
     """

@@ -177,7 +177,7 @@ class ReadSplits:
 class Library:
     """Holds what is expensive to make; one for each process.
 
-    Visual tokens lie on a shelf below the job's work folder, so that all processes and later calls find them.
+    Visual tokens are cached below the job's work folder, so that all processes and later calls find them.
 
     Args:
         job: what is asked.
@@ -199,7 +199,7 @@ class Library:
         return load_backbone(self.job.config.backbone)
 
     @property
-    def shelf(self) -> Path | None:
+    def cache_folder(self) -> Path | None:
         """Where visual tokens are kept; None where nothing is to be kept."""
         settings = self.job.config.prompt
         return None if settings.store == "none" else settings.store_dir or self.job.work / "store"
@@ -215,7 +215,7 @@ class Library:
         return self._datasets[name]
 
     def memory(self, name: str) -> VisualMemory:
-        """The visual tokens of a data set that are in memory; those of other data sets are let go."""
+        """The visual tokens of a data set that are in memory; those of other data sets are dropped."""
         if name not in self._memory:
             self._memory, self._stores = {name: VisualMemory()}, {}
         return self._memory[name]
@@ -262,10 +262,10 @@ class Library:
         side = self.job.side_of(name, alone=False)
         return sum(_exceeds(record, side) for record in self.dataset(name).split("test") if record.label)
 
-    def lessons(self, name: str, out: Path, seed: int, stop: StopRequest) -> TrainingData:
+    def training_data(self, name: str, out: Path, seed: int, stop: StopRequest) -> TrainingData:
         """What a system learns from a data set: labels and, where they are, annotations of train and val."""
         result = self.taught(name, stop)
-        train, val = (tuple(_lesson(*pair) for pair in result.records[split]) for split in TAUGHT)
+        train, val = (tuple(_example(*pair) for pair in result.records[split]) for split in TAUGHT)
         out.mkdir(parents=True, exist_ok=True)
         return TrainingData(result.store, train, val, out, seed, self.dataset(name).fingerprint())
 
@@ -286,7 +286,9 @@ class Library:
             return self._stores[key]
         labelled = [(split, record) for split, records in splits.items() for record in records if record.label]
         settings, data = self.job.config.prompt, self.job.source(name).data
-        disk_cache = None if self.shelf is None else DiskCache(self.shelf, int(settings.store_disk_gb * GIGA))
+        disk_cache = (
+            None if self.cache_folder is None else DiskCache(self.cache_folder, int(settings.store_disk_gb * GIGA))
+        )
         budget = 0 if disk_cache is None else disk_cache.budget
         reading = ImageReading(side, data.workers, budget, settings.strict, rounding=self.job.rounding)
         paths = [record.path for _, record in labelled]
@@ -307,5 +309,5 @@ def _exceeds(record: Record, side: int | None) -> bool:
     return side is not None and size is not None and max(size) > side
 
 
-def _lesson(index: int, record: Record) -> Example:
+def _example(index: int, record: Record) -> Example:
     return Example(index, record.label or "", record.annotations)

@@ -1,4 +1,4 @@
-"""`masp reproduce` from the question to the tables, and what a person sees meanwhile."""
+"""`masp reproduce`: runs the experiments, reports progress, and writes the tables."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack

@@ -170,10 +170,10 @@ class Runner:
         return table | own | flat("prompt.init", config.prompt.init)
 
     def config(self, cell: Experiment) -> RunConfig:
-        """The settings of a cell: its seed, its data set, its aspects and length, and the shelf of visual tokens."""
+        """The settings of a cell: its seed, its data set, its aspects and length, and the cache of visual tokens."""
         config, recipe = with_seed(self.job.config, cell.seed), cell.recipe
         stages = {
-            stage: getattr(config, stage).model_copy(update={"store_dir": self.library.shelf})
+            stage: getattr(config, stage).model_copy(update={"store_dir": self.library.cache_folder})
             for stage in ("aspects", "prompt")
         }
         if recipe.kind == "masp":
@@ -312,7 +312,7 @@ class Runner:
             if base is not None and base.recipe.kind == "baseline":
                 self._borrow(base, folder / "tuned")
             with StopRequest() as stop:
-                examples = self.library.lessons(cell.dataset, folder, cell.seed, stop)
+                examples = self.library.training_data(cell.dataset, folder, cell.seed, stop)
             system.fit(examples)
         return self._measured(cell, system, {})
 

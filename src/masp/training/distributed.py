@@ -2,7 +2,7 @@
 
 Whatever the processes tell each other goes through one kind of meeting, `Processes.all`: each brings a value or an
 error. So a process that fails, wherever it is, needs to come to one more meeting, and the others hear of it at the next
-one they come to; nobody waits for somebody who has left. Only the sums of gradients are exchanged without one, right
+one they come to; none waits for one that has left. Only the sums of gradients are exchanged without one, right
 behind a meeting that went well.
 """
 
@@ -90,7 +90,7 @@ class Processes:
         """What the language model's work gave for each part, in their order, each done by one of the processes.
 
         Args:
-            parts: what there is to do.
+            parts: the parts of the work.
             work: does one of them.
             stop: asked between them.
 
@@ -142,7 +142,7 @@ class Processes:
             stop.check()
 
     def add(self, tensor: Tensor) -> Tensor:
-        """A tensor summed over the processes; it follows a meeting, so that nobody is missing.
+        """A tensor summed over the processes; it follows a meeting, so that none is missing.
 
         Raises:
             MaspError: the contact is lost.

@@ -87,7 +87,7 @@ class VisualGroup:
     Attributes:
         good: the readable ones.
         bad: the others, each with the reason.
-        tokens: visual tokens of the good ones; empty where they are not kept, or left on a shelf.
+        tokens: visual tokens of the good ones; empty where they are not kept, or left in a disk cache.
         size: bytes of the visual tokens.
     """
 
@@ -102,7 +102,7 @@ class VisualGroup:
         return sorted([*self.good, *(index for index, _ in self.bad)])
 
     def packed(self) -> CacheGroup:
-        """As it lies on a shelf; images are counted from 0 there, as other runs number them differently."""
+        """As it lies in a disk cache; images are counted from 0 there, as other runs number them differently."""
         indices = self.numbers
         tensors: dict[str, Tensor] = {}
         notes = {"bad": json.dumps({indices.index(index): reason for index, reason in self.bad})}
@@ -172,7 +172,7 @@ class ImageReading:
         workers: threads that read ahead of the vision tower.
         budget: bytes of visual tokens that may be kept; 0: keep none.
         strict: stop at the first bad image.
-        wanted: somebody asked for them to be kept. If they cannot be, that is a warning; and what they need is found
+        wanted: the settings ask for them to be kept. If they cannot be, that is a warning; and what they need is found
             out even where the budget is 0.
         rounding: of the shorter side of an image that is shrunk.
     """
@@ -195,7 +195,7 @@ class FeatureCache:
         paths: the images; numbers count in this order.
         reading: how they are read, and how much is kept.
         memory: where they are kept; None for a place of its own.
-        shelf: where they are kept beyond this run; what is in memory is then only a map of its files.
+        disk_cache: where they are kept beyond this run; what is in memory is then only a map of its files.
         processes: that read the images together; afterwards each of them has all visual tokens.
 
     Attributes:
@@ -211,12 +211,12 @@ class FeatureCache:
         paths: Sequence[Path],
         reading: ImageReading,
         memory: VisualMemory | None = None,
-        shelf: DiskCache | None = None,
+        disk_cache: DiskCache | None = None,
         processes: Processes = ALONE,
     ) -> None:
-        self.backbone, self.paths, self.reading, self.shelf = backbone, paths, reading, shelf
+        self.backbone, self.paths, self.reading, self.disk_cache = backbone, paths, reading, disk_cache
         self.processes = processes
-        self.hashes: list[str] = []  # of the content of every file, where there is a shelf
+        self.hashes: list[str] = []  # of the content of every file, where there is a disk cache
         self.keys: set[str] = set()  # names of its groups there
         self.usable: list[bool] = [False] * len(paths)
         self.kept = reading.budget > 0 or reading.wanted
@@ -247,7 +247,7 @@ class FeatureCache:
         new = [index for index, key in enumerate(self._keys) if key not in self._kept]
         self.usable = [key in self._kept for key in self._keys]
         account.accept(len(self.paths) - len(new))
-        groups = self._off_the_shelf(in_groups(new), account)
+        groups = self._from_disk(in_groups(new), account)
         reader = self._reader(self.processes.shard(groups))
 
         def read() -> VisualGroup | None:
@@ -255,14 +255,16 @@ class FeatureCache:
             loaded = next(reader, None)
             result = None if loaded is None else self._computed(loaded)
             passing = loaded is not None and any(failed.passing for failed in loaded.failures)  # not to be remembered
-            self._own = None if self.shelf is None or passing else result
-            return result if self._own is None else replace(self._own, tokens=())  # the others find them on the shelf
+            self._own = None if self.disk_cache is None or passing else result
+            return (
+                result if self._own is None else replace(self._own, tokens=())
+            )  # the others find them in the disk cache
 
         with Bar("reading images", len(self.paths)) as bar:
             for start in range(0, len(groups), self.processes.count):
                 result = [group for group in self.processes.all_gather(read) if group is not None]
                 self.processes.all_gather(lambda result=result: self._take(result, account))
-                if self.kept and self.shelf is not None:
+                if self.kept and self.disk_cache is not None:
                     pairs = zip(groups[start : start + self.processes.count], result, strict=True)
                     left = [indices for indices, group in pairs if group.good and not group.tokens]
                     self.processes.all_gather(lambda left=left: self._fetch(left))
@@ -333,8 +335,8 @@ class FeatureCache:
                 self._keep(group)
                 if group.good:
                     self._compare(self._size, account.used, account.read)
-        if self.kept and self.shelf is not None and self._own is not None:
-            self.shelf.save(self._key(self._own.numbers), self._own.packed())
+        if self.kept and self.disk_cache is not None and self._own is not None:
+            self.disk_cache.save(self._key(self._own.numbers), self._own.packed())
 
     def _account(self, group: VisualGroup, account: BadFiles) -> None:
         account.accept(len(group.good))
@@ -347,12 +349,12 @@ class FeatureCache:
         """Hold visual tokens, where the group has them."""
         self._kept.update(zip((self._keys[index] for index in group.good), group.tokens, strict=False))
 
-    def _off_the_shelf(self, groups: list[list[int]], account: BadFiles) -> list[list[int]]:
+    def _from_disk(self, groups: list[list[int]], account: BadFiles) -> list[list[int]]:
         """Take what earlier runs have computed; the groups that are left."""
         self._size = self.bytes()
-        if self.shelf is None or not self.kept:
+        if self.disk_cache is None or not self.kept:
             return groups
-        disk_cache = self.shelf
+        disk_cache = self.disk_cache
         self.hashes = self.processes.on_main(lambda: [content_hash(path) for path in self.paths])
         names = [self._key(indices) for indices in groups]
         self.keys, result = set(names), [disk_cache.load(name) for name in names]
@@ -374,17 +376,17 @@ class FeatureCache:
         return left
 
     def _fetch(self, groups: Sequence[Sequence[int]]) -> None:
-        """Hold the visual tokens of these groups as maps of the shelf's files, no longer in memory.
+        """Hold the visual tokens of these groups as maps of the disk cache's files, no longer in memory.
 
         Raises:
             MaspError: this process does not see what another one has just left there.
         """
-        assert self.shelf is not None
+        assert self.disk_cache is not None
         for indices in groups:
-            group = self.shelf.load(self._key(indices))
+            group = self.disk_cache.load(self._key(indices))
             if group is None:
                 raise MaspError(
-                    f"process {self.processes.rank} does not find in {self.shelf.folder} what was just left there",
+                    f"process {self.processes.rank} does not find in {self.disk_cache.folder} what was just left there",
                     "a store_dir that all processes see, with room for all of them and for other runs that write there",
                     "Name another store_dir, or raise store_disk_gb.",
                 )
@@ -461,14 +463,14 @@ class FeatureCache:
         if expected <= self.allowed:
             return
         self.kept, self.needed = False, int(expected)
-        setting = "feature_memory_gb" if self.shelf is None else "store_disk_gb"
+        setting = "feature_memory_gb" if self.disk_cache is None else "store_disk_gb"
         log.log(
             logging.WARNING if self.reading.wanted else logging.INFO,
             "the visual tokens of %d images need about %.3g GB, and %s allows %.3g: they are not kept, but computed "
             "again for every batch. To keep them, set %s=%g or more",
             len(self.paths),
             expected / GIGA,
-            setting if self.shelf is None else f"{setting}, or the room that others leave there,",
+            setting if self.disk_cache is None else f"{setting}, or the room that others leave there,",
             max(0, self.allowed) / GIGA,
             setting,
             math.ceil(expected / GIGA * 100) / 100,

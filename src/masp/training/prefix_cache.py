@@ -70,7 +70,7 @@ class PrefixCache:
     def build(self, stop: StopRequest) -> None:
         """Where several processes train, and what is kept can be shared between them, compute it together beforehand.
 
-        Without a shelf each process keeps, and first computes, what it meets: there is no place for it all twice.
+        Without a disk cache each process keeps, and first computes, what it meets: there is no place for it all twice.
 
         Args:
             stop: asked between groups.
@@ -80,7 +80,7 @@ class PrefixCache:
             MaspError: there is no room for them.
         """
         processes = self.features.processes
-        if processes.count == 1 or self.features.shelf is None:
+        if processes.count == 1 or self.features.disk_cache is None:
             return
         parts = [(group[0], question) for group, question in self._parts()]
 
@@ -92,7 +92,7 @@ class PrefixCache:
                 bar.show(done)
 
     def keys(self) -> set[str]:
-        """The names of all of them on the shelf, once their size is known."""
+        """The names of all of them in the disk cache, once their size is known."""
         return {self._key(group, question) for group, question in self._parts()}
 
     def _parts(self) -> list[tuple[list[int], str]]:
@@ -114,7 +114,11 @@ class PrefixCache:
         asked = question if self._apart else ""
         if (image, asked) not in self._rows:
             group = self._usable(image - image % GROUP)
-            rows = self._computed(group, question) if self.features.shelf is None else self._shelved(group, question)
+            rows = (
+                self._computed(group, question)
+                if self.features.disk_cache is None
+                else self._from_disk(group, question)
+            )
             self._rows.update(((index, asked), row) for index, row in zip(group, rows, strict=True))
         return self._rows[image, asked]
 
@@ -122,9 +126,9 @@ class PrefixCache:
         visual = self.features.visual(group)
         return self.model.prefix(visual, [question] * len(group), self.use).to("cpu").rows()
 
-    def _shelved(self, group: Sequence[int], question: str) -> list[CachedPrefix]:
+    def _from_disk(self, group: Sequence[int], question: str) -> list[CachedPrefix]:
         """The prefixes of a group as an earlier run left them, or else computed and left for later ones."""
-        disk_cache, key = self.features.shelf, self._key(group, question)
+        disk_cache, key = self.features.disk_cache, self._key(group, question)
         assert disk_cache is not None
         result = disk_cache.load(key)
         if result is None:

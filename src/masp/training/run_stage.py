@@ -92,7 +92,7 @@ class Run:
     memory: VisualMemory | None = None
     processes: Processes = ALONE
     before: str | None = None  # what an earlier start of this run kept between epochs
-    shelf: DiskCache | None = None  # where it is kept, if not in memory
+    disk_cache: DiskCache | None = None  # where it is kept, if not in memory
 
     @property
     def method(self) -> MethodConfig:
@@ -115,7 +115,7 @@ class Run:
         """
         records = [(name, record) for name, chosen in splits.items() for record in chosen]
         paths = [record.path for _, record in records]
-        store = FeatureCache(self.backbone, paths, self._reading(), self.memory, self.shelf, self.processes)
+        store = FeatureCache(self.backbone, paths, self._reading(), self.memory, self.disk_cache, self.processes)
         known = self.processes.on_main(lambda: left_out(CheckpointStore(self.folder.checkpoints)))
         account = store.fill(
             self.stop, None if known is None else {path for path in paths if self.dataset.place(path) in known}
@@ -142,15 +142,15 @@ class Run:
         elif self.before is not None:
             budget = sys.maxsize  # it fitted when the run began
         else:
-            budget = int(self.settings.feature_memory_gb * GIGA) if self.shelf is None else self.shelf.budget
+            budget = int(self.settings.feature_memory_gb * GIGA) if self.disk_cache is None else self.disk_cache.budget
         cached = wanted in ("features", "prefix")
         return ImageReading(data.longest_side, data.workers, budget, self.settings.strict, cached, self.rounding)
 
     def _room(self, store: FeatureCache, prefixes: PrefixCache) -> int:
-        """Bytes of memory, or of disk where there is a shelf, for all that is kept: the same in all processes."""
+        """Bytes of memory, or of disk where there is a disk cache, for all that is kept: the same in all processes."""
         if self.before is not None:
             return sys.maxsize
-        disk_cache = self.shelf
+        disk_cache = self.disk_cache
         if disk_cache is None:
             return int(self.settings.feature_memory_gb * GIGA)
         return self.processes.on_main(lambda: disk_cache.room(prefixes.keys() | store.keys))

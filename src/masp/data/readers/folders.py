@@ -230,7 +230,7 @@ class _Tree:
 
 
 def _refuse_strays(folder: Path) -> None:
-    """Make sure that no image lies beside the folders of labels, where nobody can know what it is.
+    """Make sure that no image lies beside the folders of labels, where its label is unknown.
 
     Raises:
         DataError: one does.

@@ -1,4 +1,4 @@
-"""Opening a data set in whichever known layout it lies: the one door to all readers."""
+"""Opening a data set in whichever known layout it lies, by the reader of that layout."""
 
 import logging
 import os
