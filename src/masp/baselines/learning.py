@@ -24,12 +24,12 @@ from masp.core.flops import images_at_once
 from masp.core.runtime import Bar
 from masp.core.settings import TrainConfig
 from masp.core.types import VisualTokens
-from masp.data.records import Dataset, Record
+from masp.data.records import Dataset, Record, account_lines, read_account
 from masp.data.splits import Batches
 from masp.evaluation.predict_split import labelled
 from masp.training.checkpoints import Checkpoint, CheckpointStore, load_parameters, unwritable
 from masp.training.disk_cache import CacheGroup, DiskCache, key_of
-from masp.training.feature_cache import FeatureCache, ImageReading, account_lines, read_account
+from masp.training.feature_cache import FeatureCache, ImageReading
 from masp.training.run_dir import RunFolder, hash_of, reading
 from masp.training.run_stage import loop_settings, make_accelerator
 from masp.training.signals import StopRequest

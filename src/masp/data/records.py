@@ -130,6 +130,22 @@ class BadFiles:
         return f"{self.read} read = {self.used} used + {len(self.rejected)} quarantined{why}"
 
 
+def account_lines(account: BadFiles) -> bytes:
+    """The lines of quarantine.jsonl: one per bad file, and the sum at the end."""
+    rows: list[dict[str, object]] = [{"path": str(bad.path), "reason": bad.reason} for bad in account.rejected]
+    rows.append({"read": account.read, "used": account.used, "quarantined": len(account.rejected)})
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def read_account(path: Path) -> dict[str, str] | None:
+    """Bad images and their reasons out of quarantine.jsonl; None where there is none, or an unfinished one."""
+    try:
+        *bad, total = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return {row["path"]: row["reason"] for row in bad} if total["quarantined"] == len(bad) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 _LARGEST_ANNOTATION = 16_777_216
 
 

@@ -24,7 +24,7 @@ from masp.core.prompts import EMOTION, Questions, load_questions
 from masp.core.setting_types import FREE, Settings
 from masp.core.settings import TrainConfig
 from masp.data.images import Rounding, image_area
-from masp.data.records import BadFiles, Dataset, Record
+from masp.data.records import BadFiles, Dataset, Record, account_lines
 from masp.data.splits import write_split
 from masp.model.aspect_attention import AspectModules, AspectRouting
 from masp.model.masp_model import ActiveParts, MaspModel
@@ -32,7 +32,7 @@ from masp.model.soft_prompt import SoftPrompt
 from masp.training.checkpoints import CheckpointStore, left_out, writing
 from masp.training.disk_cache import GIGA, DiskCache
 from masp.training.distributed import ALONE, Processes, launched
-from masp.training.feature_cache import FeatureCache, ImageReading, VisualMemory, account_lines
+from masp.training.feature_cache import FeatureCache, ImageReading, VisualMemory
 from masp.training.prefix_cache import PrefixCache, choose
 from masp.training.run_dir import RunFolder, TrainResult, hash_of, reading
 from masp.training.signals import StopRequest
