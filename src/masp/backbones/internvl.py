@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from PIL.Image import Image
-from torch import Tensor
 from transformers import InternVLForConditionalGeneration
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
     GotOcr2ImageProcessorPil,
@@ -89,10 +87,6 @@ class InternVision:
         tilings: list[tuple[int, int]] = [(rows, columns) for rows, columns in pixels.grid.tolist()]
         counts = [_parts(rows, columns) for rows, columns in tilings]
         images = [part.flatten(0, 1) for part in features.split(counts)]
-        boxes = [_boxes(rows, columns, side) for rows, columns in tilings]
+        boxes = [tile_boxes(rows, columns, side, whole=rows * columns > 1) for rows, columns in tilings]
         grids = [(rows * side, columns * side) for rows, columns in tilings]
         return packed(images, boxes, grids, [()] * len(images))
-
-
-def _boxes(rows: int, columns: int, side: int) -> Float[Tensor, "features 4"]:
-    return tile_boxes(rows, columns, side, whole=rows * columns > 1)

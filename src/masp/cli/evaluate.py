@@ -461,9 +461,9 @@ def report(
         refuse(of_adapter, "without --adapter", "options of a model only where one runs")
     sources, tables = read_sources(results)
     if data is not None and not data.exists():
-        raise _missing(data)
+        raise DataError(f"--data {data} is not there", "the data set's folder", "Correct the path, or leave it out.")
     if adapter is not None and data is None:
-        raise _no_images(adapter)
+        raise UsageError(f"--adapter {adapter} without --data", "the images that it shall explain", "Name both.")
     format, names = dtype or Dtype.auto, accepted(accept)
     masp = None if adapter is None else _adapter_loaded(adapter, backbone, task, format, device or "auto", names)
     asked = ErrorPageOptions(against, mistakes, data, masp, mistakes_of)
@@ -477,11 +477,3 @@ def _adapter_loaded(
     from masp.predictor import Masp
 
     return Masp.from_pretrained(adapter, backbone, task=task, dtype=dtype.value, device=device, accept=accept)
-
-
-def _missing(data: Path) -> Exception:
-    return DataError(f"--data {data} is not there", "the data set's folder", "Correct the path, or leave it out.")
-
-
-def _no_images(adapter: str) -> Exception:
-    return UsageError(f"--adapter {adapter} without --data", "the images that it shall explain", "Name both.")

@@ -256,6 +256,12 @@ class ModelInputs:
     images: tuple[ImageLayout, ...] = ()
     cached_prefix: "CachedPrefix | None" = None
 
+    def span(
+        self, start: int, end: int | None = None
+    ) -> tuple[Float[Tensor, "batch new dim"], Int[Tensor, "axes batch new"], Bool[Tensor, "batch total"]]:
+        """The columns from `start` up to `end` as `Backbone.forward` takes them: vectors, positions, and the mask."""
+        return self.inputs_embeds[:, start:end], self.position_ids[:, :, start:end], self.attention_mask[:, :end]
+
     def extras(self, start: int, end: int | None = None) -> Extras:
         """What the columns from `start` up to `end` carry besides vector and position."""
         deep = None if self.deep is None else self.deep[:, start:end]

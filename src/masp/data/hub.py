@@ -132,7 +132,8 @@ def _images(rows: Any, source: HubSource) -> Iterator[tuple[str, bytes]]:
     """Label and file content of every labelled image of a split."""
     image = _image_column(rows.features, source.image)
     label = _label_column(rows.features, source.label)
-    names = _class_names(rows.features[label])
+    feature = rows.features[label]
+    names = tuple(feature.names) if type(feature).__name__ == "ClassLabel" else ()
     unlabelled = 0
     for index, row in enumerate(rows):
         if source.limit is not None and index >= source.limit:
@@ -145,10 +146,6 @@ def _images(rows: Any, source: HubSource) -> Iterator[tuple[str, bytes]]:
         yield label_of(name), row[image]["bytes"] or Path(row[image]["path"]).read_bytes()
     if unlabelled:
         log.warning("left out, as without a label: %s", counted(unlabelled, "image"))
-
-
-def _class_names(feature: Any) -> tuple[str, ...]:
-    return tuple(feature.names) if type(feature).__name__ == "ClassLabel" else ()
 
 
 def _image_column(features: Any, given: str | None) -> str:

@@ -317,12 +317,8 @@ def bootstrap(
 
 def means_of(columns: Float[np.ndarray, "images columns"], rows: Rows) -> Float[np.ndarray, "samples columns"]:
     """Mean of every column over the images of each draw."""
-    return _times_drawn(rows, len(columns)) @ columns / rows.shape[1]
-
-
-def _times_drawn(rows: Rows, images: int) -> Float[np.ndarray, "samples images"]:
-    """How often each draw picked each image."""
-    return np.stack([np.bincount(row, minlength=images) for row in rows]).astype(float)
+    times_drawn = np.stack([np.bincount(row, minlength=len(columns)) for row in rows]).astype(float)
+    return times_drawn @ columns / rows.shape[1]
 
 
 @dataclass(frozen=True)

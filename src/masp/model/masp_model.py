@@ -284,14 +284,13 @@ class MaspModel(nn.Module):
     ) -> Float[Tensor, "batch read dim"]:
         """Final hidden states of the columns `read` of the suffix, which is run up to column `end`."""
         start = assembled.prefix_end
-        cut = (
-            assembled.inputs_embeds[:, start:end],
-            assembled.position_ids[:, :, start:end],
-            assembled.attention_mask[:, :end],
-        )
         extras = assembled.extras(start, end)
         return self.backbone.forward(
-            *cut, cache=self._prefix(assembled), output_positions=read, extras=extras, again=self.again
+            *assembled.span(start, end),
+            cache=self._prefix(assembled),
+            output_positions=read,
+            extras=extras,
+            again=self.again,
         ).hidden
 
     @torch.no_grad()
@@ -303,14 +302,12 @@ class MaspModel(nn.Module):
         shared = self.shared_prefix_cache(assembled)
         if start == end:
             return shared
-        cut = (
-            assembled.inputs_embeds[:, start:end],
-            assembled.position_ids[:, :, start:end],
-            assembled.attention_mask[:, :end],
-        )
         extras = assembled.extras(start, end)
         return self.backbone.forward(
-            *cut, cache=shared, output_positions=_nothing(assembled.attention_mask), extras=extras
+            *assembled.span(start, end),
+            cache=shared,
+            output_positions=_nothing(assembled.attention_mask),
+            extras=extras,
         ).cache
 
     def cached_prefix(self, assembled: ModelInputs) -> tuple[KVCache | None, int]:

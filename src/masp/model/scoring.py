@@ -200,9 +200,9 @@ def last_real(assembled: ModelInputs) -> Int[Tensor, " batch"]:
 def _opened(model: MaspModel, assembled: ModelInputs) -> DecoderOutput:
     """A pass over every prompt, or what of it is not known yet, that reads its last real column."""
     known, start = model.cached_prefix(assembled)
-    cut = (assembled.inputs_embeds[:, start:], assembled.position_ids[:, :, start:], assembled.attention_mask)
     last = last_real(assembled)[:, None] - start
-    return model.backbone.forward(*cut, cache=known, output_positions=last, extras=assembled.extras(start))
+    extras = assembled.extras(start)
+    return model.backbone.forward(*assembled.span(start), cache=known, output_positions=last, extras=extras)
 
 
 def _score(model: MaspModel, assembled: ModelInputs, labels: Sequence[str]) -> Float[Tensor, "batch labels"]:

@@ -102,7 +102,7 @@ def aspect_bars(scores: Sequence[AspectScore], kind: Kind = "svg") -> bytes:
                 hollow = {"markerfacecolor": PAPER, "markeredgecolor": MUTED, "clip_on": False}
                 axes.plot([base], [index], "o", markersize=7, zorder=3, **hollow)
             axes.plot([own], [index], "o", markersize=7, color=ACCENT, zorder=4, clip_on=False)
-        axes.set_yticks(range(len(scores)), [_words(score.aspect) for score in scores])
+        axes.set_yticks(range(len(scores)), [score.aspect.replace("_", " ") for score in scores])
         axes.set_ylim(len(scores) - 0.5, -0.5)
         axes.set_xlim(0, 100)
         axes.set_xlabel("named correctly, %")
@@ -231,10 +231,6 @@ def _inline(svg: str) -> str:
     for colour, variable in VARIABLES.items():
         svg = re.sub(f"(fill|stroke): {colour}", rf"\1: var({variable})", svg)
     return svg
-
-
-def _words(aspect: str) -> str:
-    return aspect.replace("_", " ")
 
 
 DASHES: tuple[tuple[float, ...], ...] = ((), (5.0, 1.6), (1.2, 1.4), (6.0, 1.5, 1.2, 1.5), (3.0, 3.0))

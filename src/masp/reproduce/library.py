@@ -265,7 +265,10 @@ class Library:
     def training_data(self, name: str, out: Path, seed: int, stop: StopRequest) -> TrainingData:
         """What a system learns from a data set: labels and, where they are, annotations of train and val."""
         result = self.taught(name, stop)
-        train, val = (tuple(_example(*pair) for pair in result.records[split]) for split in TAUGHT)
+        train, val = (
+            tuple(Example(index, one.label or "", one.annotations) for index, one in result.records[split])
+            for split in TAUGHT
+        )
         out.mkdir(parents=True, exist_ok=True)
         return TrainingData(result.store, train, val, out, seed, self.dataset(name).fingerprint())
 
@@ -307,7 +310,3 @@ def _exceeds(record: Record, side: int | None) -> bool:
     """Whether an image would be shrunk to a side."""
     size = image_size(record.path)
     return side is not None and size is not None and max(size) > side
-
-
-def _example(index: int, record: Record) -> Example:
-    return Example(index, record.label or "", record.annotations)

@@ -332,7 +332,7 @@ class Runner:
         """What the system below has learned in a cell of its own, so that it is not learned twice."""
         learned = self.folder(base)
         if learned.is_dir() and not path.exists():
-            write_folder(path, lambda partial: _copied(learned, partial))
+            write_folder(path, lambda partial: shutil.copytree(learned, partial, dirs_exist_ok=True))
 
     def _attention(self, cell: Experiment) -> Found:
         full = Experiment(cell.dataset, FULL, cell.seed)
@@ -430,10 +430,6 @@ def _method_numbers(dim: int, queries: int | None, variant: Variant, length: int
     here = trained_size(variant, dim, queries, length)
     own = {"prompt": here.prompt, "aspects": here.aspects}
     return own | {"aspects paper": paper.aspects, "aspects released": released.aspects}
-
-
-def _copied(source: Path, path: Path) -> None:
-    shutil.copytree(source, path, dirs_exist_ok=True)
 
 
 def _training(result: TrainResult) -> dict[str, Any]:

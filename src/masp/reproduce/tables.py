@@ -176,7 +176,8 @@ def accuracy_table(results: Results, experiment: str) -> ResultTable:
             name: {row.printed: number for row in rows if (number := printed.number(row.printed, name)) is not None}
             for name in PATTERN
         }
-    return ResultTable(experiment, _title(printed.title), datasets, rows, beside, notes)
+    title = printed.title.removesuffix(", in per cent").removesuffix(", accuracy in per cent")
+    return ResultTable(experiment, title, datasets, rows, beside, notes)
 
 
 def seed_values(results: Results, recipe: Spec, dataset: str) -> tuple[list[ExperimentResult], str]:
@@ -192,10 +193,6 @@ def seed_values(results: Results, recipe: Spec, dataset: str) -> tuple[list[Expe
         fits = (s for s in results.skipped if s.dataset in ("", dataset) and s.system in ("", recipe.name))
         reason = next((s.reason for s in fits), "not part of this run")
     return result, reason
-
-
-def _title(text: str) -> str:
-    return text.removesuffix(", in per cent").removesuffix(", accuracy in per cent")
 
 
 def _lines(results: Results, experiment: str) -> list[Line]:
@@ -250,7 +247,8 @@ def _entry(results: Results, experiment: str, line: Line, dataset: str) -> Table
     values = tuple(_accuracy(outcome.figures) for outcome in result)
     scaled = [outcome.figures.get("calibration_error_scaled") for outcome in result]
     calibration = mean(one["value"] for one in scaled if one) if scaled and all(scaled) else None
-    images, seeds = result[0].figures["images"] if result else 0, tuple(_seed_of(outcome) for outcome in result)
+    images = result[0].figures["images"] if result else 0
+    seeds = tuple(int(outcome.cell.rpartition("/seed")[2]) for outcome in result)
     return TableCell(values, images, paper, reason, calibration, seeds, _texts([outcome.figures for outcome in result]))
 
 
@@ -267,10 +265,6 @@ def _texts(figures: Sequence[Mapping[str, Any]]) -> Texts | None:
         mean(one["unparsed"] / one["images"] for one in figures),
         mean(one["exact"]["unparsed"] / one["images"] for one in figures),
     )
-
-
-def _seed_of(outcome: ExperimentResult) -> int:
-    return int(outcome.cell.rpartition("/seed")[2])
 
 
 def _mean_row(results: Results, rows: Sequence[TableRow], datasets: Sequence[str]) -> TableRow:

@@ -305,12 +305,8 @@ def _check_one(
 
 
 def _by_label(records: Sequence[Record], labels: Sequence[str]) -> dict[str, int]:
-    counts = Counter(_shown_label(record) for record in records)
+    counts = Counter(NO_LABEL if record.label is None else record.label for record in records)
     return {label: counts[label] for label in labels}
-
-
-def _shown_label(record: Record) -> str:
-    return NO_LABEL if record.label is None else record.label
 
 
 def _listed(opened: OpenedDataset, reading: Reading, depth: Depth) -> Cases:
