@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from random_weights import Shape, make
 from safetensors.torch import load_file
 from small_lessons import LABELS, Held, lessons, tokens
 from torch.nn import functional
@@ -18,7 +19,6 @@ from transformers import AutoModelForImageTextToText
 import small_training
 import tiny
 from masp.backbones.loading import load_backbone
-from masp.backbones.random_init import Shape, make
 from masp.baselines import lora_finetune as tuning
 from masp.baselines.base import System
 from masp.baselines.learning import make_training_data

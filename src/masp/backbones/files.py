@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from masp.core.atomic_io import fingerprint
-from masp.core.errors import BackboneError, UsageError, did_you_mean
+from masp.core.errors import BackboneError, UsageError, did_you_mean, reason_of
 
 EMBEDDED, PHOTO = "embedded", "photo"
 WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # no pickles and no code
@@ -243,8 +243,8 @@ def _from_hub(name: str, revision: str | None) -> tuple[Path, str]:
             f"the backbone '{name}' is not on this machine and the hub is not reachable", "", todo
         ) from None
     except HfHubHTTPError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BackboneError(f"the hub does not give the backbone '{name}': {reason}", "", todo) from None
+        got = f"the hub does not give the backbone '{name}': {reason_of(error)}"
+        raise BackboneError(got, "", todo) from None
     except OSError as error:
         raise BackboneError(f"the backbone '{name}' could not be fetched: {error}", "", todo) from None
     return folder, folder.name
