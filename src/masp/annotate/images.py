@@ -93,7 +93,9 @@ def find_images(settings: DataConfig, limit: int | None = None) -> ImageCollecti
         result = [result[number * len(result) // limit] for number in range(limit)]
     named = _Names()
     items = tuple(
-        PendingImage(file, _place(file, root), label, split, home := _home(label), named(home, file.stem), known)
+        PendingImage(
+            file, _relative_path(file, root), label, split, home := _home(label), named(home, file.stem), known
+        )
         for file, label, split, known in result
     )
     return ImageCollection(root, labels or LABEL_SETS["emoset"], items, bool(labels))
@@ -146,7 +148,7 @@ def _home(label: str | None) -> str:
     return UNLABELLED if label is None else safe(label, "label")
 
 
-def _place(file: Path, root: Path) -> str:
+def _relative_path(file: Path, root: Path) -> str:
     return (file.relative_to(root) if file.is_relative_to(root) else Path(file.name)).as_posix()
 
 

@@ -147,7 +147,7 @@ def aspect_table(aspects: "Mapping[str, AspectReading]", shares: Mapping[str, fl
         table.add_row(
             Text(name.replace("_", " ")),
             Text(printable(reading.answer) or "(nothing)"),
-            Text(place_in_words(reading.attention)),
+            Text(position_in_words(reading.attention)),
             Text(f"{reading.effect:+.2f} {length}", style=colour),
             Text(f"{100 * shares[name]:.0f} %" if name in shares else ""),
             style="bold" if name == decisive and reading.effect > FAINT else "none",
@@ -155,7 +155,7 @@ def aspect_table(aspects: "Mapping[str, AspectReading]", shares: Mapping[str, fl
     return table
 
 
-def place_in_words(attention: Sequence[Sequence[float]] | None) -> str:
+def position_in_words(attention: Sequence[Sequence[float]] | None) -> str:
     """Where a heatmap is highest, on a grid of three by three: "upper left", "centre", "right"."""
     if attention is None:
         return ""
@@ -290,11 +290,11 @@ def describe(error: BaseException) -> tuple[str, int]:
     """One line about an exception, and the exit code it deserves."""
     for cause in _chain(error):
         if _is_full_disk(cause):
-            return f"error: the disk is full{_place(cause)}; free some space and run the same command again", FAILED
+            return f"error: the disk is full{_file_of(cause)}; free some space and run the same command again", FAILED
     if isinstance(error, MaspError):
         return f"error: {_one_line(str(error))}", WRONG_USE if isinstance(error, UsageError | ConfigError) else FAILED
     if isinstance(error, OSError):
-        return f"error: {error.strerror or _one_line(str(error))}{_place(error)}", FAILED
+        return f"error: {error.strerror or _one_line(str(error))}{_file_of(error)}", FAILED
     if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
         return "error: not enough memory; use a smaller --batch-size or batch_size, or a smaller backbone", FAILED
     what = f"{type(error).__name__}: {_one_line(str(error))}"
@@ -333,7 +333,7 @@ def _is_full_disk(error: BaseException) -> bool:
     return "No space left on device" in str(error)
 
 
-def _place(error: BaseException) -> str:
+def _file_of(error: BaseException) -> str:
     name = error.filename if isinstance(error, OSError) else None
     return f": {os.fsdecode(name)}" if isinstance(name, str | bytes) else ""
 

@@ -95,7 +95,7 @@ def check_data(
     with Bar("images", sum(len(one.records) for one in opened) if images else 0) as bar:
         report = check(opened, depth, counting(bar))
     console = results()
-    for part in _told(report):  # sentences break where the window ends, tables do not
+    for part in _renderables(report):  # sentences break where the window ends, tables do not
         console.print(part, soft_wrap=isinstance(part, Text))
     if images and near >= 0 and likeness is None:
         say("near-duplicates were not looked for: install ImageHash with pip install 'masp[near]'")
@@ -161,7 +161,7 @@ def _label_set(given: str) -> tuple[str, ...]:
     return known[given]
 
 
-def _told(report: "Report") -> "Iterator[RenderableType]":
+def _renderables(report: "Report") -> "Iterator[RenderableType]":
     for checked in report.data_sets:
         yield from _data_set(checked)
     for pair in report.between:

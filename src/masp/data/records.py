@@ -166,7 +166,7 @@ def read_json(file: Path, largest: int | None = _LARGEST_ANNOTATION) -> object:
         raise DataError(f"{file} is not JSON ({error})", "", "Copy it again from its source.") from None
 
 
-def place_in(root: Path, path: Path) -> str:
+def path_below(root: Path, path: Path) -> str:
     """A file as seen from a folder, where it lies below it."""
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
@@ -280,9 +280,9 @@ class Dataset:
             total.update("\n".join(lines).encode())
         return total.hexdigest()
 
-    def place(self, path: Path) -> str:
+    def relative_path(self, path: Path) -> str:
         """A file as seen from the data set's folder, so that it means the same on every machine."""
-        return place_in(self.root, path)
+        return path_below(self.root, path)
 
     def _facts(self, record: Record) -> list[object]:
         try:
@@ -290,7 +290,7 @@ class Dataset:
         except OSError:
             size = -1
         votes = dict(record.distribution) if record.distribution is not None else None
-        return [self.place(record.path), record.label, size, votes, dict(record.annotations)]
+        return [self.relative_path(record.path), record.label, size, votes, dict(record.annotations)]
 
     def summary(self) -> str:
         """One line: name, layout, sizes of the splits, labels, and how many files were left out."""

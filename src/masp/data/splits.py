@@ -229,7 +229,7 @@ def _quotas(count: int, fractions: Mapping[str, float]) -> dict[str, int]:
 def split_content(dataset: Dataset) -> bytes:
     """A split file: which image stands in which split, for people to read and for `read_split`."""
     splits = {
-        name: [[dataset.place(record.path), record.label] for record in records]
+        name: [[dataset.relative_path(record.path), record.label] for record in records]
         for name, records in dataset.splits.items()
     }
     content = {
@@ -260,7 +260,7 @@ def read_split(file: Path, dataset: Dataset) -> dict[str, tuple[Record, ...]]:
     Raises:
         DataError: the file is not a split, or names an image that the data set does not have.
     """
-    known = {dataset.place(record.path): record for record in dataset.records}
+    known = {dataset.relative_path(record.path): record for record in dataset.records}
     splits: dict[str, tuple[Record, ...]] = {}
     for name, paths in read_division(file).places.items():
         strange = next((path for path in paths if path not in known), None)
@@ -342,5 +342,7 @@ def _table(dataset: Dataset, names: Sequence[str]) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("path", "label", "split"))
     for name in names:
-        writer.writerows((dataset.place(record.path), record.label or "", name) for record in dataset.splits[name])
+        writer.writerows(
+            (dataset.relative_path(record.path), record.label or "", name) for record in dataset.splits[name]
+        )
     return text.getvalue().encode()

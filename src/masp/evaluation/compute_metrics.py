@@ -326,7 +326,9 @@ def label_intervals(
 def votes_of(dataset: Dataset, split: str) -> Votes:
     """The votes of people on the images of a split, by image; empty where there are none."""
     records = dataset.splits.get(split, ())
-    return {dataset.place(record.path): record.distribution for record in records if record.distribution is not None}
+    return {
+        dataset.relative_path(record.path): record.distribution for record in records if record.distribution is not None
+    }
 
 
 def _chances(

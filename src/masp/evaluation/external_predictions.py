@@ -82,7 +82,7 @@ def evaluate_predictions(
         todo = "Add them, or count them as wrong with --allow-missing."
         raise DataError(f"{file} does not name {len(missing)} of {len(records)} images ({listed})", "all", todo)
     # read as text where the text named every label, not where it only stands beside
-    named = [rows[path] for record in records if (path := dataset.place(record.path)) in rows]
+    named = [rows[path] for record in records if (path := dataset.relative_path(record.path)) in rows]
     result = measured(
         ResultContext(
             system=name or file.stem,
@@ -109,10 +109,10 @@ def _by_image(file: Path, rows: Sequence[ExternalLine], dataset: Dataset) -> dic
     Raises:
         DataError: an image that the data set does not have, or one under two names.
     """
-    known = {dataset.place(record.path) for record in dataset.records}
+    known = {dataset.relative_path(record.path) for record in dataset.records}
     result: dict[str, ExternalLine] = {}
     for row in rows:
-        path = _place(row.image, dataset)
+        path = _relative_path(row.image, dataset)
         if path not in known:
             raise _unknown(f"{file}, line {row.line}", row.image, known)
         if path in result:
@@ -130,7 +130,7 @@ def _unknown(where: str, image: str, known: set[str]) -> DataError:
     return DataError(f"{where}: the data set has no image {image}", f"files such as {min(known)}", todo)
 
 
-def _place(image: str, dataset: Dataset) -> str:
+def _relative_path(image: str, dataset: Dataset) -> str:
     """An image as the data set names it: "/" between folders, no "./" before it, seen from the data set's folder."""
     path = PurePosixPath(image.replace("\\", "/"))
     for root in (dataset.root, dataset.root.resolve()):
@@ -145,7 +145,7 @@ def _check_truth(file: Path, rows: Mapping[str, ExternalLine], dataset: Dataset)
     Raises:
         DataError: it names another label as the true one.
     """
-    labels = {dataset.place(record.path): record.label for record in dataset.records}
+    labels = {dataset.relative_path(record.path): record.label for record in dataset.records}
     for path, row in rows.items():
         if row.truth is not None and row.truth != labels[path]:
             got = f"{file}, line {row.line}: the truth of {path} is {row.truth}"
@@ -158,7 +158,7 @@ def _answers(
     """An answer for every record, and the images that have none."""
     answers, missing = [], []
     for record in records:
-        path = dataset.place(record.path)
+        path = dataset.relative_path(record.path)
         row = rows.get(path)
         if row is None:
             missing.append(path)

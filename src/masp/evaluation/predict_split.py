@@ -115,7 +115,9 @@ def predict_batch(
         UsageError: it names a label that is none of its own, or its log-probabilities are no distribution over them.
     """
     pairs = zip(records, system.predict(visual), strict=True)
-    return tuple(_checked(dataset.place(record.path), record.label or "", one, system.labels) for record, one in pairs)
+    return tuple(
+        _checked(dataset.relative_path(record.path), record.label or "", one, system.labels) for record, one in pairs
+    )
 
 
 def _checked(image: str, target: str, prediction: SystemPrediction, labels: Sequence[str]) -> LabelledPrediction:
@@ -166,7 +168,7 @@ def predict_split(
     """
     records = dataset.split(split)
     known, size = labelled(records, system.labels), batching.size_on(system.backbone)
-    images = [dataset.place(record.path) for record in known]
+    images = [dataset.relative_path(record.path) for record in known]
     batches: list[SplitPredictions] = []
     processes = launched(system.backbone.device)
     with processes.guarded(), ExitStack() as stack:
@@ -209,7 +211,7 @@ def _fresh(
         if readable:
             visual = backbone.visual_tokens(batch.pixels.to(backbone.device))
             answers = predict_batch(system, dataset, readable, visual)
-        bad = tuple(SkippedImage(dataset.place(failed.path), failed.reason) for failed in batch.failures)
+        bad = tuple(SkippedImage(dataset.relative_path(failed.path), failed.reason) for failed in batch.failures)
         since, started = started, time.perf_counter()
         return SplitPredictions(answers, bad, (started - since) / processes.count)
 

@@ -266,7 +266,11 @@ def _learned_more(dataset: Dataset, record: DataRecord, folder: Path) -> bool:
     if division is None:
         return True
     then = {path: _distance(split) for split, paths in division.places.items() for path in paths}
-    now = {dataset.place(one.path): _distance(split) for split, records in dataset.splits.items() for one in records}
+    now = {
+        dataset.relative_path(one.path): _distance(split)
+        for split, records in dataset.splits.items()
+        for one in records
+    }
     known = now.keys() <= then.keys() or then.keys() <= now.keys()
     return not known or any(then.get(path, distance) < distance for path, distance in now.items())
 

@@ -197,7 +197,7 @@ def explained(masp: "Masp", wrong: Sequence[LabelledPrediction], data: Path, fir
     """What each aspect saw in the images that can be read, by the image's name; `first` numbers their anchors."""
     result: dict[str, SampleView] = {}
     for number, one in enumerate(wrong, start=first):
-        file = place_of(data, one.image)
+        file = image_path(data, one.image)
         if file is None:
             continue
         try:
@@ -209,7 +209,7 @@ def explained(masp: "Masp", wrong: Sequence[LabelledPrediction], data: Path, fir
     return result
 
 
-def place_of(data: Path, image: str) -> Path | None:
+def image_path(data: Path, image: str) -> Path | None:
     """The file of an image in the data set's folder; None where there is none, or where it would lie outside."""
     root = data if data.is_dir() else data.parent
     try:
@@ -224,7 +224,7 @@ def place_of(data: Path, image: str) -> Path | None:
 def _image(data: Path | None, image: str) -> tuple[ImageView | None, str]:
     if data is None:
         return None, NO_DATA
-    file = place_of(data, image)
+    file = image_path(data, image)
     if file is None:
         return None, GONE
     view = embedded(file, THUMBNAIL, TINY)

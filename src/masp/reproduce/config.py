@@ -147,7 +147,7 @@ def find_sources(
     names = [_canonical(name, paper) for name in wanted] if wanted is not None else list(paper.datasets)
     if len(set(names)) != len(names):
         raise UsageError("--datasets names one of them twice", "each once", "Leave one out.")
-    paths = {name: _place(root, name, paper) for name in names}
+    paths = {name: _folder_of(root, name, paper) for name in names}
     missing = tuple(
         SkippedDataset(name, "", f"no data at {root.name}/{name}") for name, place in paths.items() if place is None
     )
@@ -168,7 +168,7 @@ def _folded(name: str) -> str:
     return name.casefold().removesuffix("118k").rstrip("-_ ")
 
 
-def _place(root: Path, name: str, paper: Paper) -> Path | None:
+def _folder_of(root: Path, name: str, paper: Paper) -> Path | None:
     if (root / name).exists():
         return root / name
     if name not in paper.datasets:
@@ -182,7 +182,7 @@ def find_teacher(root: Path, data: DataConfig, result: Sequence[DatasetSource], 
 
     None where neither is there, or it has no annotations.
     """
-    paths = ((EMOSET, _place(root, EMOSET, paper)), (ASPECTS, _place(root, ASPECTS, paper)))
+    paths = ((EMOSET, _folder_of(root, EMOSET, paper)), (ASPECTS, _folder_of(root, ASPECTS, paper)))
     name, path = next(((name, path) for name, path in paths if path is not None), (EMOSET, None))
     if path is None:
         return None

@@ -20,7 +20,7 @@ from masp.training.signals import Interrupted, StopRequest
 
 log = logging.getLogger(__name__)
 
-Told = Callable[[ExperimentResult, bool], None]
+Reporter = Callable[[ExperimentResult, bool], None]
 """Is given every outcome as it comes, and whether the cell was run now."""
 
 PATIENCE = 120.0  # seconds in which a worker that was asked to stop writes its checkpoint
@@ -38,7 +38,7 @@ class Worker:
 
 
 def run_cells(
-    cells: Sequence[Experiment], job: ReproduceConfig, jobs: int, report: Told
+    cells: Sequence[Experiment], job: ReproduceConfig, jobs: int, report: Reporter
 ) -> dict[str, ExperimentResult]:
     """Runs every cell whose needs are met; one that fails does not stop the others.
 
@@ -83,8 +83,8 @@ def blocked(cell: Experiment, outcomes: Mapping[str, ExperimentResult]) -> Exper
 class _Crowd:
     """Workers, what each of them is doing, and what is done."""
 
-    def __init__(self, job: ReproduceConfig, jobs: int, told: Told) -> None:
-        self.job, self.jobs, self.told = job, jobs, told
+    def __init__(self, job: ReproduceConfig, jobs: int, report: Reporter) -> None:
+        self.job, self.jobs, self.report = job, jobs, report
         self.outcomes: dict[str, ExperimentResult] = {}
         self.busy: dict[Future[tuple[ExperimentResult, bool]], tuple[Experiment, Worker]] = {}
         self.idle: list[Worker] = []
@@ -160,7 +160,7 @@ class _Crowd:
 
     def _finished(self, outcome: ExperimentResult, fresh: bool) -> None:
         self.outcomes[outcome.cell] = outcome
-        self.told(outcome, fresh)
+        self.report(outcome, fresh)
 
     def _stop(self) -> None:
         """Ask every worker to stop, and end those that do not."""

@@ -249,7 +249,7 @@ class Library:
         result = self._filled(name, {split: dataset.split(split)}, stop, alone)
         chosen = result.records[split]
         records, indices = tuple(record for _, record in chosen), tuple(index for index, _ in chosen)
-        bad = tuple(SkippedImage(dataset.place(one.path), one.reason) for one in result.rejected)
+        bad = tuple(SkippedImage(dataset.relative_path(one.path), one.reason) for one in result.rejected)
         bare = sum(not record.label for record in dataset.split(split))
         return SplitImages(dataset, records, indices, result.store, bad, bare)
 

@@ -66,7 +66,7 @@ class Processes:
             if isinstance(error, MaspError) and error.agreed is not None:
                 raise  # the others know it from the meeting in which it was raised
             failure = error
-        gathered = self._meet((value, None if failure is None else _told(failure, self.rank)))
+        gathered = self._meet((value, None if failure is None else _as_masp_error(failure, self.rank)))
         failed = [index for index, (_, error) in enumerate(gathered) if error is not None]
         if not failed:
             return [result for result, _ in gathered]
@@ -252,7 +252,7 @@ def patience() -> float:
     return seconds
 
 
-def _told(error: Exception, rank: int) -> MaspError:
+def _as_masp_error(error: Exception, rank: int) -> MaspError:
     """An error as it goes to the other processes: our own as they are, others in words."""
     if isinstance(error, MaspError):
         return error

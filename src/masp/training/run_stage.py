@@ -118,7 +118,7 @@ class Run:
         store = FeatureCache(self.backbone, paths, self._reading(), self.memory, self.disk_cache, self.processes)
         known = self.processes.on_main(lambda: left_out(CheckpointStore(self.folder.checkpoints)))
         account = store.fill(
-            self.stop, None if known is None else {path for path in paths if self.dataset.place(path) in known}
+            self.stop, None if known is None else {path for path in paths if self.dataset.relative_path(path) in known}
         )
         log.info("images: %s", account.summary())
         if known is None:

@@ -17,7 +17,7 @@ from masp.core.labels import LABEL_SETS, spelled
 from masp.data.images import suffix_fits
 from masp.data.readers.common import Reading, exists
 from masp.data.readers.open_dataset import divided, existing_path, read_dataset, usable_labels
-from masp.data.records import BadFiles, Record, place_in
+from masp.data.records import BadFiles, Record, path_below
 from masp.data.validation.duplicates import (
     DISTANCE,
     KINDS,
@@ -314,10 +314,10 @@ def _listed(opened: OpenedDataset, reading: Reading, depth: Depth) -> Cases:
     cases: Cases = {}
     for rejected in reading.account.rejected:
         kind = "row" if rejected.fault == "file" else rejected.fault
-        place = place_in(opened.root, rejected.path)
+        place = path_below(opened.root, rejected.path)
         cases.setdefault(kind, []).append(IssueCase(f"{place}: {rejected.reason}", (place,)))
     cases["unannotated"] = [
-        IssueCase(place, (place,)) for place in (place_in(opened.root, path) for path in reading.missing)
+        IssueCase(place, (place,)) for place in (path_below(opened.root, path) for path in reading.missing)
     ]
     try:
         usable_labels(reading, opened.path)
@@ -331,7 +331,7 @@ def _listed(opened: OpenedDataset, reading: Reading, depth: Depth) -> Cases:
         meant = None if record.label is None else spelled(record.label, known)
         if record.label is not None and meant != record.label:
             kind, words = ("label", "") if meant is None else ("spelling", f", which is {meant}")
-            place = place_in(opened.root, record.path)
+            place = path_below(opened.root, record.path)
             where = place if split == UNDIVIDED else f"{place} ({split})"
             cases.setdefault(kind, []).append(IssueCase(f"{where}: the label is {record.label}{words}", (place,)))
     return cases
@@ -349,7 +349,7 @@ def _looked_at(
     seen: list[Seen] = []
     looks = look_at_all([record.path for _, record in records], depth.hasher, depth.workers)
     for (split, record), look in zip(records, looks, strict=True):
-        path = place_in(opened.root, record.path)
+        path = path_below(opened.root, record.path)
         formats[look.kind or "unknown"] += 1
         if look.problem is not None:
             kind = "unreadable" if exists(record.path) else "picture"

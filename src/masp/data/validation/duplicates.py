@@ -274,7 +274,7 @@ def copies(contents: Mapping[bytes, Sequence[Seen]]) -> Cases:
     cases: Cases = {}
     for files in contents.values():
         if len(files) > 1:
-            cases.setdefault(_kind(files), []).append(IssueCase(_told(files), _places(files)))
+            cases.setdefault(_kind(files), []).append(IssueCase(_listing(files), _paths(files)))
     return cases
 
 
@@ -293,7 +293,7 @@ def near_copies(contents: Mapping[bytes, Sequence[Seen]], distance: int) -> Case
     for firsts in _alike(contents.values(), distance):
         files = [file for first in firsts for file in contents[first.digest]]
         kind = "near_leak" if len({file.split for file in files}) > 1 else "near"
-        cases.setdefault(kind, []).append(IssueCase(_told(files), _places(files)))
+        cases.setdefault(kind, []).append(IssueCase(_listing(files), _paths(files)))
     return cases
 
 
@@ -346,14 +346,14 @@ def _trains_and_tests(ours: Sequence[Seen], theirs: Sequence[Seen]) -> bool:
 
 
 def _pair(ours: Sequence[Seen], sign: str, theirs: Sequence[Seen]) -> IssueCase:
-    return IssueCase(f"{_told(ours)} {sign} {_told(theirs)}", _places(ours), _places(theirs))
+    return IssueCase(f"{_listing(ours)} {sign} {_listing(theirs)}", _paths(ours), _paths(theirs))
 
 
-def _places(files: Sequence[Seen]) -> tuple[str, ...]:
+def _paths(files: Sequence[Seen]) -> tuple[str, ...]:
     return tuple(file.place for file in files)
 
 
-def _told(files: Sequence[Seen], most: int = 4) -> str:
+def _listing(files: Sequence[Seen], most: int = 4) -> str:
     """A few of the files with their splits and labels."""
     words = [f"{file.place} ({', '.join(filter(None, (_named(file.split), file.label)))})" for file in files[:most]]
     more = f" and {len(files) - most} more" if len(files) > most else ""
