@@ -29,8 +29,8 @@ class Prototypes:
     questions: Any = None  # own texts to ask; None: the package's
     learned: Checkpoint | None = None
 
-    def fit(self, lessons: TrainingData) -> None:
-        with studying(NAME, self.backbone, self.labels, lessons, plain(self.settings)) as study:
+    def fit(self, examples: TrainingData) -> None:
+        with studying(NAME, self.backbone, self.labels, examples, plain(self.settings)) as study:
             self.learned = study.once(lambda: self._fitted(study))  # a second call only loads it
 
     def predict(self, visual: VisualTokens) -> list[SystemPrediction]:

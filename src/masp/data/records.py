@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -283,6 +284,11 @@ class Dataset:
     def relative_path(self, path: Path) -> str:
         """A file as seen from the data set's folder, so that it means the same on every machine."""
         return path_below(self.root, path)
+
+    def place(self, path: Path) -> str:
+        """The former name of `relative_path`; it goes with version 0.3."""
+        warnings.warn("Dataset.place is Dataset.relative_path now", DeprecationWarning, stacklevel=2)
+        return self.relative_path(path)
 
     def _facts(self, record: Record) -> list[object]:
         try:
