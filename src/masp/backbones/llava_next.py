@@ -121,9 +121,8 @@ class TiledVision:
         if any(len(result) != len(known) for result, known in zip(features, boxes, strict=True)):
             return packed(features)  # a tower with a class token: no layout that could be drawn
         whole = (self._tiles.patches, self._tiles.patches)
-        drawn = [
-            grid if all(grid) else whole for grid in grids
-        ]  # thinner than a tile's feature: only the whole is left
+        # An image thinner than a tile's feature: only the whole is left.
+        drawn = [grid if all(grid) else whole for grid in grids]
         return packed(features, boxes, drawn, [()] * len(grids))
 
     def _boxes(self, rows: int, columns: int) -> Float[Tensor, "features 4"]:

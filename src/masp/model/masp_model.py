@@ -245,9 +245,8 @@ class MaspModel(nn.Module):
             answers: its answer.
             images: for each example the row of its image in `visual`; None: one image per example.
         """
-        if (
-            images is None or self.backbone.question_conditioned
-        ):  # where visual tokens depend on the question, pairs share nothing
+        # Where visual tokens depend on the question, pairs share nothing.
+        if images is None or self.backbone.question_conditioned:
             own = visual if images is None else visual.select(images)
             tokens, _ = self.aspect_module().per_example(self.backbone.condition_on(own, questions), aspect_index)
         else:
