@@ -21,7 +21,7 @@ from masp.adapters import library_versions
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
 from masp.baselines.base import TrainingData
-from masp.baselines.learning import make_lessons
+from masp.baselines.learning import make_training_data
 from masp.baselines.registry import make_system, settings_of
 from masp.core.config import DataConfig, load_config
 from masp.core.runtime import processor
@@ -43,7 +43,7 @@ def measure(work: Path, plan: Plan, systems: tuple[str, ...], rates: tuple[float
         draw_dataset(data, plan, lambda _: None)
     backbone = load_backbone("embedded", dtype="float32")
     dataset = open_dataset(DataConfig(path=data, layout="emoset"))
-    lessons = make_lessons(backbone, dataset, dataset.labels, work / "read")
+    lessons = make_training_data(backbone, dataset, dataset.labels, work / "read")
     found: list[dict[str, Any]] = []
     for name in systems:
         for rate in rates:

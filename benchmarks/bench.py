@@ -33,11 +33,11 @@ from bench_setting import (
 )
 from PIL import Image, ImageFilter
 from plain_steps import PlainSteps, bare_forward
+from random_weights import make
 
 from masp.adapters import library_versions
 from masp.backbones.loading import choose_device, choose_dtype, load_backbone
 from masp.backbones.model_stats import sizes_of
-from masp.backbones.random_init import make
 from masp.core.aspects import ASPECTS
 from masp.core.atomic_io import write_file
 from masp.core.config import MethodConfig, PromptInit

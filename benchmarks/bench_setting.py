@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from PIL import Image
+from random_weights import RandomBackbone, Shape, make
 
 from masp.backbones.base import Backbone
-from masp.backbones.random_init import RandomBackbone, Shape, make
 from masp.core.aspects import ASPECTS
 from masp.core.config import MethodConfig, PromptInit
 from masp.core.flops import Sizes

@@ -28,14 +28,14 @@ import torch
 from bench import prompt_step
 from bench_setting import ANSWERS, LABELS, TINY, Setting, Work, in_turn, machine_of, memory_of, once
 from plain_steps import PlainSteps
+from random_weights import Shape, make
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from masp.adapters.info import library_versions
+from masp.backbones.device_map import keep_packing, packed_layers, require_bitsandbytes
 from masp.backbones.loading import choose_device
-from masp.backbones.quantization import keep_packing, packed_layers, require_bitsandbytes
-from masp.backbones.random_init import Shape, make
 from masp.core.aspects import ASPECTS
 from masp.model.scoring import score
 

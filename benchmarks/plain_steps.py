@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from random_weights import RandomBackbone
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from masp.backbones.random_init import RandomBackbone
 from masp.core.types import IGNORED, ImageLayout, ModelInputs, Pixels, VisualTokens
 from masp.model.aspect_attention import MultiheadAttention, SingleAttention
 from masp.model.masp_model import MaspModel

@@ -22,7 +22,7 @@ LONGEST_FUNCTION = 60
 ROWS = (
     ("masp.core", "masp.evaluation.metrics"),
     ("masp.model.aspect_attention", "masp.model.soft_prompt", "masp.backbones.base"),
-    ("masp.backbones", "masp.model.sequence_builder", "masp.model.param_count"),
+    ("masp.backbones", "masp.model.sequence_builder"),
     ("masp.model", "masp.baselines.base"),
     ("masp.data",),
     ("masp.adapters",),
@@ -57,7 +57,7 @@ UPWARDS = {
 # Packages and who may import them, lazily or not.
 OWNERS: Mapping[str, tuple[str, ...]] = {
     "accelerate": ("masp.backbones.device_map", "masp.training"),
-    "bitsandbytes": ("masp.backbones.quantization",),
+    "bitsandbytes": ("masp.backbones.device_map",),
     "argparse": (),
     "click": ("masp.cli",),
     "datasets": ("masp.data.hub",),
@@ -332,6 +332,40 @@ def _unannotated(name: str, function: ast.FunctionDef | ast.AsyncFunctionDef) ->
     return found if function.returns else [*found, f"{name} does not annotate its result"]
 
 
+SECTION = re.compile(r"^(Args|Attributes):\n((?:[ \t]+.*\n?|\n)+)", re.MULTILINE)
+
+
+def strange_names(source: Source) -> list[str]:
+    """Names under "Args:" and "Attributes:" that are no parameter, field or attribute, or stand there twice."""
+    found = []
+    for node in (*source.functions, *source.classes):
+        known = _parameters(node) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else _attributes(node)
+        for section, block in SECTION.findall(ast.get_docstring(node) or ""):
+            named = re.findall(r"^    (\*{0,2}\w+):", block, re.MULTILINE)
+            strange = [name for name in named if name.lstrip("*") not in known or named.count(name) > 1]
+            found += [f"{source.module}:{node.name} documents {name} under {section}" for name in strange]
+    return found
+
+
+def _parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
+    given = function.args
+    arguments = (*given.posonlyargs, *given.args, *given.kwonlyargs, *filter(None, (given.vararg, given.kwarg)))
+    return {argument.arg for argument in arguments}
+
+
+def _attributes(node: ast.ClassDef) -> set[str]:
+    """Fields, properties, what methods assign to `self`, and the parameters of `__init__`."""
+    names = set()
+    for part in ast.walk(node):
+        if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
+            names.add(part.target.id)
+        elif isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Store):
+            names.add(part.attr)
+        elif isinstance(part, ast.FunctionDef):
+            names |= {part.name} | (_parameters(part) if part.name == "__init__" else set())
+    return names
+
+
 def inheritance(source: Source) -> list[str]:
     found, records = [], set()
     for node in source.classes:
@@ -387,6 +421,7 @@ EACH_FILE: Mapping[str, Check] = {
         unsafe_or_noisy,
         loose_signatures,
         undocumented,
+        strange_names,
         inheritance,
         shared_state,
         device_traps,

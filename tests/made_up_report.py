@@ -38,7 +38,7 @@ def sample(name: str = "one.png", picture: Path | Image.Image | None = None) -> 
     effects = (0.31, 1.37, -0.43, 0.02, -0.07, None)
     return Sample(
         name=name,
-        picture=picture or Image.new("RGB", (40, 24), (200, 120, 40)),
+        image=picture or Image.new("RGB", (40, 24), (200, 120, 40)),
         label="fear",
         probabilities={"awe": 0.123, "fear": 0.701, "joy": 0.176},
         sights=tuple(sight(place, effect) for place, effect in enumerate(effects)),

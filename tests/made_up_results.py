@@ -31,7 +31,7 @@ def result(system: str, said: list[LabelledPrediction], temperature: bool = Fals
     given = {"provenance": {"seed": None, "data": {"fingerprint": "f"}}, "mode": "score"} | about
     facts = ResultContext(system, given.pop("dataset", "made"), given.pop("split", "test"), labels=LABELS, **given)
     calibration = Calibration("val", tuple(said)) if temperature else None
-    return measured(facts, said, calibration=calibration, draws=BootstrapSamples(20, 0))
+    return measured(facts, said, calibration=calibration, samples=BootstrapSamples(20, 0))
 
 
 def written(folder: Path, found: Evaluation) -> str:

@@ -16,7 +16,7 @@ import torch
 import small_training as small
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
-from masp.cli.error_handling import guarded
+from masp.cli.console import guarded
 from masp.data.records import Dataset, Record
 from masp.evaluation.predict_split import Batching
 from masp.evaluation.runner import evaluate

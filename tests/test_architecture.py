@@ -130,7 +130,13 @@ class Wrong(MaspError):
 
 
 def load(name: str, *, trust: bool = False) -> Place:
-    """A place by its name."""
+    """A place by its name.
+
+    Args:
+        name: of the place: what it is called.
+        trust: whether it is
+            trusted: by anybody.
+    """
     logging.getLogger(__name__).info("loading %s", name)
     return _load(name, trust_remote_code=False)
 
@@ -160,6 +166,8 @@ BAD = [
     ("undocumented", '"""Module."""\nclass A:\n    """A."""\n    def f(self) -> None: pass', "A:f has no docstring"),
     ("undocumented", '"""Module."""\ndef f(a, *, b: int) -> None:\n    """F."""', "does not annotate a"),
     ("undocumented", '"""Module."""\ndef f(a: int):\n    """F."""', "does not annotate its result"),
+    ("strange_names", 'def f(a):\n    """F.\n\n    Args:\n        b: what.\n    """', "f documents b under Args"),
+    ("strange_names", 'class A:\n    """A.\n\n    Attributes:\n        b: what.\n    """', "A documents b under Attr"),
     ("inheritance", "class A(Trainer): pass", "A inherits from Trainer"),
     ("inheritance", "class A(base.Backbone[int]): pass", "A inherits from Backbone"),
     ("shared_state", "def f():\n    global cache\n    cache = 1", "assigns a global"),

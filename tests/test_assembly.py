@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 import tiny
+from masp.backbones.base import LRUCache
 from masp.backbones.loading import load_backbone
 from masp.core.config import MethodConfig
 from masp.core.errors import UsageError
-from masp.core.recent import LRUCache
 from masp.core.types import IGNORED, ImageLayout, ModelInputs
 from masp.model.masp_model import ActiveParts
 from masp.model.sequence_builder import Layout, SequenceBuilder, SequenceParts

@@ -6,8 +6,8 @@ from transformers import AutoModelForImageTextToText
 
 import tiny
 from masp.core.errors import UsageError
-from masp.model.attention import prompt_attention
 from masp.model.masp_model import ActiveParts
+from masp.model.prompt_attention import prompt_attention
 from masp.model.scoring import score
 from small_models import QUESTIONS, full_model, visual_tokens
 

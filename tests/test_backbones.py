@@ -14,7 +14,7 @@ from masp.backbones.base import Backbone
 from masp.backbones.decoder import attention_masks
 from masp.backbones.files import EMBEDDED, find
 from masp.backbones.loading import FAMILIES, UNITS, choose_device, choose_dtype, choose_placement, load_backbone
-from masp.backbones.qwen2_vl_vision import MatrixPatchEmbed
+from masp.backbones.qwen2_vl import MatrixPatchEmbed
 from masp.core.config import BackboneConfig
 from masp.core.errors import BackboneError
 from masp.core.types import ImageLayout

@@ -23,8 +23,8 @@ from bench import (
 )
 from bench_setting import ANSWERS, GRIDS, TINY, Timing, in_turn, memory_of, setting
 from plain_steps import PlainSteps, bare_forward, plain_attention
+from random_weights import make
 
-from masp.backbones.random_init import make
 from masp.cli.app import app
 from masp.core.aspects import ASPECTS
 from masp.core.errors import UsageError

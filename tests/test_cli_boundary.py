@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from masp.cli.error_handling import FAILED, INTERRUPTED, WRONG_USE, describe, guarded
+from masp.cli.console import FAILED, INTERRUPTED, WRONG_USE, describe, guarded
 from masp.core.errors import AdapterError, ConfigError, DataError, UsageError
 
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 MAIN = "from masp.cli import main; main({arguments!r})"
-GUARDED = "import sys, time; from masp.cli.error_handling import guarded; sys.exit(guarded(lambda: {body}, False))"
+GUARDED = "import sys, time; from masp.cli.console import guarded; sys.exit(guarded(lambda: {body}, False))"
 HELP = """
 import sys
 from masp.cli import main

@@ -11,7 +11,7 @@ from masp.cli.console import (
     aspect_table,
     bar,
     evaluation_tables,
-    place_in_words,
+    position_in_words,
     prediction_panel,
     printable,
     probability_bars,
@@ -54,11 +54,11 @@ def test_bars_are_drawn_in_eighths(share, expected):
 )
 def test_the_peak_of_a_heatmap_in_words(shape, peak, words):
     rows, columns = shape
-    assert place_in_words([[float((r, c) == peak) for c in range(columns)] for r in range(rows)]) == words
+    assert position_in_words([[float((r, c) == peak) for c in range(columns)] for r in range(rows)]) == words
 
 
 def test_no_heatmap_has_no_place():
-    assert place_in_words(None) == ""
+    assert position_in_words(None) == ""
 
 
 def test_the_most_probable_label_comes_first():

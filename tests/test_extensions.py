@@ -19,7 +19,7 @@ from generated import replaced
 from masp.backbones import loading
 from masp.baselines import registry
 from masp.core.errors import DataError
-from masp.data.readers import detect
+from masp.data.readers import open_dataset as layouts
 from masp.data.readers.open_dataset import open_dataset
 from masp.evaluation.result import LabelledPrediction
 from masp.model.masp_model import ActiveParts
@@ -81,7 +81,7 @@ def test_the_layout_is_recognised_and_every_line_counted(monkeypatch: pytest.Mon
     (tmp_path / metadata_layout.METADATA).write_text(text)
     with pytest.raises(DataError):  # a folder of images without labels, as long as nobody knows the layout
         open_dataset(tmp_path)
-    monkeypatch.setattr(detect, "LAYOUTS", (metadata_layout.ENTRY, *detect.LAYOUTS))
+    monkeypatch.setattr(layouts, "LAYOUTS", (metadata_layout.ENTRY, *layouts.LAYOUTS))
     dataset = open_dataset(tmp_path)
     assert (dataset.layout, dataset.labels, len(dataset.records)) == ("metadata", ("calm", "stormy"), 149)
     assert [one.annotations for one in dataset.records if one.path.stem == "4"] == [{"scene": "lake"}]

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
 
 import tiny
-from masp.backbones.anyres import Tiles
 from masp.backbones.decoder import Decoder
+from masp.backbones.llava_next import Tiles
 from masp.backbones.loading import load_backbone
 from masp.core.config import PromptInit
 from masp.core.errors import BackboneError

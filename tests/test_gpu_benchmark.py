@@ -5,11 +5,11 @@ import json
 import gpu
 import pytest
 import torch
+from random_weights import _config
 
 from masp.backbones.files import find
 from masp.backbones.known_models import describe
 from masp.backbones.model_stats import count
-from masp.backbones.random_init import _config
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT and the trainer warn of each other; nothing of it is ours
 

@@ -17,7 +17,7 @@ from masp.backbones.loading import choose_device, load_backbone
 from masp.backbones.model_stats import PARTS, count, lora_size, memory_of
 from masp.cli.adapters import memory
 from masp.core.errors import BackboneError
-from masp.model.param_count import trained_size
+from masp.model.cost_estimate import trained_size
 
 SEVEN = "Qwen/Qwen2-VL-7B-Instruct"
 D, KEYS, INNER, LAYERS, VOCABULARY = 3584, 512, 18944, 28, 152064

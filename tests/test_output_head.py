@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import tiny
-from masp.backbones import output_head
-from masp.backbones.output_head import head_logits
+from masp.backbones import decoder
+from masp.backbones.decoder import head_logits
 from masp.model.scoring import first_word, score
 from small_models import QUESTIONS, full_model, visual_tokens
 
@@ -48,7 +48,7 @@ def made(dtype: torch.dtype, bias: bool) -> tuple[nn.Linear, Tensor]:
 def test_logits_and_gradients_are_those_of_float32_weights(
     dtype: torch.dtype, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output_head, "PART", 30 * DIM)  # eight parts, the last one smaller
+    monkeypatch.setattr(decoder, "PART", 30 * DIM)  # eight parts, the last one smaller
     head, hidden = made(dtype, bias)
     found = head_logits(head, hidden)
     expected = hidden.float() @ head.weight.float().T + (head.bias.float() if bias else 0)
@@ -65,7 +65,7 @@ def test_logits_and_gradients_are_those_of_float32_weights(
 
 @HALVES
 def test_the_weights_are_never_float32_all_at_once(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output_head, "PART", 30 * DIM)
+    monkeypatch.setattr(decoder, "PART", 30 * DIM)
     head, hidden = made(dtype, False)
     with Widest() as widest:
         head_logits(head, hidden).sum().backward()

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 import tiny
-from masp.backbones.device_map import Placement, skeleton
+from masp.backbones.device_map import Placement, packed_bytes, packed_layers, skeleton, unpacked_wrongly
 from masp.backbones.known_models import describe
 from masp.backbones.loading import FAMILIES, find_supported
 from masp.backbones.model_stats import count
-from masp.backbones.quantization import packed_bytes, packed_layers, unpacked_wrongly
 from nf4 import BLOCK, LEVELS, packs, rounded, unpacked
 
 bitsandbytes: Any = pytest.importorskip("bitsandbytes", reason='needs pip install "masp[4bit]"')

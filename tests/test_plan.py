@@ -13,7 +13,7 @@ import small_training
 import tiny
 from masp.backbones.model_stats import sizes_of
 from masp.cli.app import app
-from masp.cli.error_handling import guarded
+from masp.cli.console import guarded
 from masp.cli.research import train_line
 from masp.core.aspects import ASPECTS
 from masp.core.config import load_config

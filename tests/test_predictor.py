@@ -13,11 +13,10 @@ import tiny
 from masp.adapters import find_adapter, shipped
 from masp.backbones.files import local_folder
 from masp.backbones.loading import load_backbone
-from masp.baselines.prompted import prompted
-from masp.baselines.zero_shot import zero_shot_system
+from masp.baselines.prompted import prompted, zero_shot_system
 from masp.core.errors import AdapterError, BackboneError, DataError, ImageError, MaspError, UsageError
 from masp.core.labels import TAXONOMIES
-from masp.data.prefetch import open_picture
+from masp.data.prefetch import open_any_image
 from masp.demo.pictures import demo_pictures
 from masp.model import prediction
 from masp.model.masp_model import ActiveParts
@@ -342,7 +341,7 @@ def test_a_backbone_without_an_adapter_answers_alone(family, pictures):
     expected = alone.predict(
         masp.visual_tokens(
             masp.backbone.preprocess(
-                [open_picture(path, masp.task.longest_side, masp.task.rounding) for path in pictures[:2]]
+                [open_any_image(path, masp.task.longest_side, masp.task.rounding) for path in pictures[:2]]
             )
         )
     )

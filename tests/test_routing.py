@@ -13,10 +13,9 @@ from masp.core.aspects import ASPECTS
 from masp.core.config import MethodConfig
 from masp.core.errors import AdapterError, MaspError, UsageError
 from masp.core.types import AspectTokens, VisualTokens
-from masp.model.aspect_attention import AspectModules
+from masp.model.aspect_attention import AspectModules, AspectRouting
+from masp.model.cost_estimate import numbers
 from masp.model.masp_model import ActiveParts, MaspModel, init_soft_prompt
-from masp.model.param_count import numbers
-from masp.model.routing import AspectRouting
 from masp.model.scoring import score
 from masp.predictor import Masp
 from masp.training import train_aspects, train_prompt

@@ -6,7 +6,7 @@ from pathlib import Path
 from masp.core.config import DataConfig
 from masp.core.errors import DataError
 from masp.data.readers.common import Reading
-from masp.data.readers.detect import DatasetLayout
+from masp.data.readers.open_dataset import DatasetLayout
 from masp.data.records import BadFiles, Record
 
 METADATA = "metadata.jsonl"
@@ -49,4 +49,4 @@ def record(root: Path, line: str) -> Record:
 
 
 ENTRY = DatasetLayout("metadata", fits, read)
-"""The line in `LAYOUTS` of masp.data.readers.detect; the first layout that fits is taken."""
+"""The line in `LAYOUTS` of masp.data.readers.open_dataset; the first layout that fits is taken."""

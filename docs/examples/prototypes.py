@@ -29,8 +29,8 @@ class Prototypes:
     questions: Any = None  # own texts to ask; None: the package's
     learned: Checkpoint | None = None
 
-    def fit(self, lessons: TrainingData) -> None:
-        with studying(NAME, self.backbone, self.labels, lessons, plain(self.settings)) as study:
+    def fit(self, examples: TrainingData) -> None:
+        with studying(NAME, self.backbone, self.labels, examples, plain(self.settings)) as study:
             self.learned = study.once(lambda: self._fitted(study))  # a second call only loads it
 
     def predict(self, visual: VisualTokens) -> list[SystemPrediction]:
@@ -48,7 +48,7 @@ class Prototypes:
 
     def _fitted(self, study: Study) -> Checkpoint:
         table, row = study.table("mean visual tokens", self._mean)
-        of = [[row[one.image] for one in study.lessons.train if one.label == label] for label in self.labels]
+        of = [[row[one.image] for one in study.data.train if one.label == label] for label in self.labels]
         means = torch.stack([table["mean"][rows].mean(0) for rows in of]).nan_to_num(0)  # 0: no image has the label
         return Checkpoint(0, {"means": torch.nn.functional.normalize(means, dim=-1)}, {})
 

@@ -1,4 +1,4 @@
-"""`Masp`: a backbone with an adapter, ready to predict. This is the library's front door."""
+"""`Masp`: a backbone with an adapter, ready to predict. The library's main class."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -28,7 +28,7 @@ from masp.core.config import MethodConfig
 from masp.core.errors import UsageError, counted, did_you_mean
 from masp.core.labels import label_set
 from masp.core.types import CachedPrefix, Pixels, VisualTokens
-from masp.data.prefetch import Picture, image_name, prefetch, prepare_images
+from masp.data.prefetch import ImageLike, image_name, prefetch, prepare_images
 from masp.model.masp_model import MaspModel
 from masp.model.prediction import (
     Explain,
@@ -123,8 +123,8 @@ class Masp:
         name = _task_name(info, task, ships=adapter is None)
         asked = {key: task_of(info.for_task(key), chosen, raw) for key in info.tasks or (None,)}
         if backbone is None or isinstance(backbone, str):
-            place = backbone or backbone_place(folder, info)
-            backbone = load_backbone(place, backbone_revision or backbone_commit(place, info), dtype, device)
+            source = backbone or backbone_place(folder, info)
+            backbone = load_backbone(source, backbone_revision or backbone_commit(source, info), dtype, device)
             bound_as_trained(backbone, info)
         parts = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects), accept)
         served = {key: _served(backbone, parts, shipped or str(adapter), key, one) for key, one in asked.items()}
@@ -260,18 +260,18 @@ class Masp:
 
     @overload
     def predict(
-        self, images: Picture, explain: Explain = True, batch_size: int = 16, task: str | None = None
+        self, images: ImageLike, explain: Explain = True, batch_size: int = 16, task: str | None = None
     ) -> Prediction: ...
 
     @overload
     def predict(
-        self, images: Sequence[Picture], explain: Explain = True, batch_size: int = 16, task: Tasks = None
+        self, images: Sequence[ImageLike], explain: Explain = True, batch_size: int = 16, task: Tasks = None
     ) -> list[Prediction]: ...
 
     @overload
     def predict(
         self,
-        images: Picture,
+        images: ImageLike,
         explain: Explain = True,
         batch_size: int = 16,
         task: str | None = None,
@@ -282,7 +282,7 @@ class Masp:
     @overload
     def predict(
         self,
-        images: Sequence[Picture],
+        images: Sequence[ImageLike],
         explain: Explain = True,
         batch_size: int = 16,
         task: Tasks = None,
@@ -292,7 +292,7 @@ class Masp:
 
     def predict(
         self,
-        images: Picture | Sequence[Picture],
+        images: ImageLike | Sequence[ImageLike],
         explain: Explain = True,
         batch_size: int = 16,
         task: Tasks = None,
@@ -320,13 +320,13 @@ class Masp:
             return self._mixed(images, explain, batch_size, task, on_error)
         handle = self.handle(task)
         alone = isinstance(images, str | Path | Image.Image)
-        found = self._each([handle], [images] if alone else images, explain, batch_size, on_error)
-        one = [said if isinstance(said, Failure) else said[0] for said in found]
+        result = self._each([handle], [images] if alone else images, explain, batch_size, on_error)
+        one = [prediction if isinstance(prediction, Failure) else prediction[0] for prediction in result]
         return one[0] if alone else one
 
     def predict_tasks(
         self,
-        images: Sequence[Picture],
+        images: Sequence[ImageLike],
         tasks: Sequence[str] | None = None,
         explain: Explain = True,
         batch_size: int = 16,
@@ -353,9 +353,12 @@ class Masp:
             UsageError: No such task, an adapter whose one task has no name, or tasks that shrink images differently.
         """
         handles = self._handles(self.tasks if tasks is None else tasks)
-        found = self._each(handles, images, explain, batch_size, on_error)
+        result = self._each(handles, images, explain, batch_size, on_error)
         names = [handle.name or "" for handle in handles]
-        return [said if isinstance(said, Failure) else dict(zip(names, said, strict=True)) for said in found]
+        return [
+            prediction if isinstance(prediction, Failure) else dict(zip(names, prediction, strict=True))
+            for prediction in result
+        ]
 
     def _handles(self, tasks: Sequence[str]) -> list[TaskHandle]:
         """Several tasks for the same images, which all of them see at one size."""
@@ -368,7 +371,7 @@ class Masp:
 
     def _mixed(
         self,
-        images: Picture | Sequence[Picture],
+        images: ImageLike | Sequence[ImageLike],
         explain: Explain,
         batch_size: int,
         tasks: Sequence[str],
@@ -380,12 +383,12 @@ class Masp:
             raise UsageError(f"a list of {counted(len(tasks), 'task')} for {count}", "a task for each image of a list")
         for name in tasks:  # a wrong name is refused before anything is computed
             self._known(name)
-        found: dict[int, Prediction | Failure] = {}
+        result: dict[int, Prediction | Failure] = {}
         for name in dict.fromkeys(tasks):
             rows = [row for row, task in enumerate(tasks) if task == name]
             own = self.predict([images[row] for row in rows], explain, batch_size, name, on_error=on_error)
-            found |= dict(zip(rows, own, strict=True))
-        return [found[row] for row in range(len(tasks))]
+            result |= dict(zip(rows, own, strict=True))
+        return [result[row] for row in range(len(tasks))]
 
     def predict_stream(
         self,
@@ -416,8 +419,8 @@ class Masp:
             }
             if batch.indices:
                 visual = self.visual_tokens(batch.pixels)
-                found = predict_visual(handles, visual, [str(path) for path in batch.paths], explain)
-                results |= dict(zip(batch.indices, found, strict=True))
+                result = predict_visual(handles, visual, [str(path) for path in batch.paths], explain)
+                results |= dict(zip(batch.indices, result, strict=True))
             for index in sorted(results):
                 yield from results[index]
 
@@ -443,7 +446,7 @@ class Masp:
         return [one for (one,) in predict_visual([self._in_use()], visual, names, explain, prefix)]
 
     def _each(
-        self, handles: Sequence[TaskHandle], images: Sequence[Picture], explain: Explain, size: int, on_error: OnError
+        self, handles: Sequence[TaskHandle], images: Sequence[ImageLike], explain: Explain, size: int, on_error: OnError
     ) -> list[list[Prediction] | Failure]:
         """For each image what is said of it in every task, or why nothing is."""
         if size < 1:
@@ -452,21 +455,21 @@ class Masp:
         return [one for part in parts for one in self._batch(handles, part, explain, on_error)]
 
     def _batch(
-        self, handles: Sequence[TaskHandle], images: Sequence[Picture], explain: Explain, on_error: OnError
+        self, handles: Sequence[TaskHandle], images: Sequence[ImageLike], explain: Explain, on_error: OnError
     ) -> list[list[Prediction] | Failure]:
         """The same for images that go through the model together."""
         task, names = handles[0].task, [image_name(image) for image in images]
         pixels, failed = prepare_images(images, self.backbone.preprocess, task.longest_side, task.rounding)
         if failed and on_error != "return":
             raise failed[min(failed)]
-        said: dict[int, list[Prediction] | Failure] = {
-            place: Failure(names[place], error.reason) for place, error in failed.items()
+        predictions: dict[int, list[Prediction] | Failure] = {
+            index: Failure(names[index], error.reason) for index, error in failed.items()
         }
         if pixels is not None:
-            fit = [place for place in range(len(images)) if place not in failed]
-            found = predict_visual(handles, self.visual_tokens(pixels), [names[place] for place in fit], explain)
-            said |= dict(zip(fit, found, strict=True))
-        return [said[place] for place in range(len(images))]
+            fit = [index for index in range(len(images)) if index not in failed]
+            result = predict_visual(handles, self.visual_tokens(pixels), [names[index] for index in fit], explain)
+            predictions |= dict(zip(fit, result, strict=True))
+        return [predictions[index] for index in range(len(images))]
 
 
 def _served(backbone: Backbone, parts: Adapter, adapter: str, name: str | None, task: Task) -> TaskHandle:

@@ -14,10 +14,9 @@ from made_pictures import ROWS, emoset, put
 
 import small_models
 import tiny
-from masp.annotate.answers import ParsedAnswer, measured
-from masp.annotate.ask import AT_ONCE, PLAIN, AnnotationSettings, Annotator
-from masp.annotate.pictures import pictures_of
-from masp.annotate.run import AnnotationJob, annotate
+from masp.annotate.ask import AT_ONCE, PLAIN, AnnotationSettings, Annotator, ParsedAnswer, measured
+from masp.annotate.dataset import AnnotationJob, annotate
+from masp.annotate.images import find_images
 from masp.core.aspects import ASPECTS, LEVELS
 from masp.core.config import MethodConfig, load_config
 from masp.core.errors import DataError, UsageError
@@ -48,7 +47,7 @@ def chooser(family: str = "qwen2_vl", **more: bool) -> Annotator:
 
 
 def pictures(path: Path):
-    return pictures_of(load_config(None, [f"data.path={path}"]).data)
+    return find_images(load_config(None, [f"data.path={path}"]).data)
 
 
 def content(folder: Path) -> dict[str, bytes | str]:
@@ -151,7 +150,7 @@ def test_what_is_written_is_read_as_a_data_set_and_marked(tmp_path, caplog):
     before = content(root)
     found = annotate(pictures(root), chooser(), tmp_path / "out", AnnotationJob(batch_size=2))
     assert content(root) == before
-    assert (found.pictures, found.unreadable, found.again) == (6, 0, False)
+    assert (found.images, found.unreadable, found.again) == (6, 0, False)
     with caplog.at_level(logging.WARNING):
         dataset = open_dataset(tmp_path / "out")
     assert "made by a machine" in caplog.text
@@ -222,7 +221,7 @@ def test_unreadable_pictures_are_left_out_and_named(tmp_path):
     root = write_pictures(tmp_path / "d", 5)
     (root / "calm" / "bad.png").write_text("no image")
     found = annotate(pictures(root), chooser(), tmp_path / "out", AnnotationJob(batch_size=2))
-    assert (found.pictures, found.unreadable) == (5, 1)
+    assert (found.images, found.unreadable) == (5, 1)
     (line,) = (tmp_path / "out/quarantine.jsonl").read_text().splitlines()
     assert json.loads(line)["image"] == "calm/bad.png"
     assert "JPEG, PNG" in json.loads(line)["reason"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from masp.annotate.answers import measured
+from masp.annotate.ask import measured
 
 
 def plain(*colours: tuple[int, int, int], height: int = 1) -> Image.Image:

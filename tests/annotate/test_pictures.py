@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from made_pictures import MIKELS, ROWS, emoset, put, tree
 
-from masp.annotate.pictures import UNLABELLED, pictures_of
+from masp.annotate.images import UNLABELLED, find_images
 from masp.core.config import load_config
 from masp.core.errors import DataError, UsageError
 
 
 def found(path: Path, limit: int | None = None, *changes: str):
-    return pictures_of(load_config(None, [f"data.path={path}", *changes]).data, limit)
+    return find_images(load_config(None, [f"data.path={path}", *changes]).data, limit)
 
 
 def test_a_known_layout_keeps_its_labels_and_splits(tmp_path):

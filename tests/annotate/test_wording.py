@@ -2,7 +2,7 @@
 
 import pytest
 
-from masp.annotate.answers import CUT, EMPTY, NO_LEVEL, NOTHING, ParsedAnswer, middle, understood
+from masp.annotate.ask import CUT, EMPTY, NO_LEVEL, NOTHING, ParsedAnswer, middle, understood
 from masp.core.aspects import LEVELS, level
 
 
@@ -47,6 +47,9 @@ def test_what_an_answer_says(aspect, answer, expected):
         ("human_action", "I'm sorry, but I can’t help with that.", NOTHING),
         ("human_action", "I’m unable to see a person", NOTHING),
         ("human_action", "The image does not show a person.", NOTHING),
+        ("human_action", "The picture shows no person.", NOTHING),
+        ("object", "there is no picture here", NOTHING),
+        ("scene", "No picture", NOTHING),
         ("brightness", "bright", NO_LEVEL),
         ("brightness", "low or high", NO_LEVEL),
         ("colorfulness", "highly colorful", NO_LEVEL),

@@ -23,7 +23,7 @@ def data(root: Path, **settings: object) -> DataConfig:
 
 
 def labels(dataset: Dataset) -> dict[str, str | None]:
-    return {dataset.place(record.path): record.label for record in dataset.records}
+    return {dataset.relative_path(record.path): record.label for record in dataset.records}
 
 
 def named(root: Path, *names: str) -> Path:

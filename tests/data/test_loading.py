@@ -109,14 +109,14 @@ def test_a_mistake_in_preprocessing_is_not_the_pictures_fault(pictures: list[Pat
 
 def test_the_account_is_exact(pictures: list[Path]) -> None:
     account = BadFiles()
-    batches = list(prefetch(pictures, mean, 5, quarantine=account))
+    batches = list(prefetch(pictures, mean, 5, bad_files=account))
     assert account.used == sum(len(batch.indices) for batch in batches) == 21
     assert (account.read, [rejected.path for rejected in account.rejected]) == (23, [pictures[4], pictures[17]])
 
 
 @pytest.mark.parametrize("workers", [0, 3])
 def test_the_quarantine_stops_the_stream(pictures: list[Path], workers: int) -> None:
-    stream = prefetch(pictures, mean, 2, workers, quarantine=BadFiles(strict=True))
+    stream = prefetch(pictures, mean, 2, workers, bad_files=BadFiles(strict=True))
     assert [next(stream).indices, next(stream).indices] == [(0, 1), (2, 3)]
     with pytest.raises(DataError, match=r"04\.png cannot be used: not a JPEG"):
         next(stream)

@@ -64,6 +64,13 @@ def test_a_fingerprint_changes_with_what_training_sees(tmp_path: Path, change: s
     assert open_dataset(tmp_path).fingerprint() != before
 
 
+def test_the_former_name_of_a_relative_path_still_answers(tmp_path: Path) -> None:
+    dataset = open_dataset(tree(tmp_path, {"joy": 3, "fear": 2}))
+    path = dataset.records[0].path
+    with pytest.warns(DeprecationWarning, match=r"Dataset\.relative_path"):
+        assert dataset.place(path) == dataset.relative_path(path)
+
+
 def test_records_can_be_kept_in_sets(tmp_path: Path) -> None:
     record = Record(HERE, "joy", {"scene": "park"})
     assert len({record, Record(HERE, "joy", {"scene": "park"}), Record(HERE, "fear")}) == 2

@@ -84,7 +84,7 @@ def test_the_calibration_error_is_that_of_torchmetrics():
 )
 def test_the_calibration_floor_by_hand(confidences, mean, deviation):
     logs = np.log([[sure, max(1 - sure, 1e-300)] for sure in confidences])
-    found = of.calibration_floor(logs, draws=20_000)
+    found = of.calibration_floor(logs, samples=20_000)
     assert found.value == pytest.approx(mean, abs=0.006)
     assert found.deviation == pytest.approx(deviation, abs=0.006)
     if deviation == 0:

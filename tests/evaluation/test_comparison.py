@@ -22,7 +22,7 @@ def result(said, truth="jjjjffff", name="s", fingerprint="0", shuffled=False, su
         for n, (t, s) in enumerate(zip(truth, said, strict=True))
     ]
     about = ResultContext(name, "d", "test", "score", LABELS, {"data": {"fingerprint": fingerprint}})
-    return measured(about, rows[::-1] if shuffled else rows, draws=BootstrapSamples(20))
+    return measured(about, rows[::-1] if shuffled else rows, samples=BootstrapSamples(20))
 
 
 def test_differences_are_counted_image_by_image():

@@ -37,7 +37,7 @@ def shares(best, much=0.7):
 
 
 def rows_for(data, split="test"):
-    return [{"image": data.place(one.path), "probabilities": shares("joy")} for one in data.splits[split]]
+    return [{"image": data.relative_path(one.path), "probabilities": shares("joy")} for one in data.splits[split]]
 
 
 def test_what_was_written_is_read_back_value_for_value(tmp_path):
@@ -103,7 +103,7 @@ def test_votes_for_synonyms_that_are_two_labels_of_one_set_stay_apart():
     labels = ("joy", "happiness")
     answer = LabelledPrediction("1", "joy", "joy", {label: math.log(0.5) for label in labels})
     about = ResultContext("theirs", "things", "test", "score", labels, {})
-    found = measured(about, [answer], {"1": {"happiness": 0.75, "joy": 0.25}}, draws=BootstrapSamples(20, 0))
+    found = measured(about, [answer], {"1": {"happiness": 0.75, "joy": 0.25}}, samples=BootstrapSamples(20, 0))
     # the votes are 1/4 and 3/4, the answer 1/2 and 1/2: 1/4 log 1/2 + 3/4 log 3/2
     assert found.distribution.kl.value == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
 
@@ -173,7 +173,7 @@ def test_another_system_is_measured_like_ours(tmp_path):
         calibrate=True,
         out=tmp_path / "o",
     )
-    assert [one.image for one in found.answers] == [data.place(one.path) for one in data.splits["test"]]
+    assert [one.image for one in found.answers] == [data.relative_path(one.path) for one in data.splits["test"]]
     assert found.accuracy.value == 3 / 6  # two of joy, one of sadness
     assert found.majority.value == 2 / 6
     assert (found.system, found.mode, found.used, found.unparsed, found.unanswered) == ("theirs", "score", 6, 0, 0)
@@ -215,7 +215,7 @@ JOY = shares("joy")
 )
 def test_the_mode_says_where_the_labels_were_read(tmp_path, said, mode):
     data = dataset(tmp_path / "things")
-    places = [data.place(one.path) for one in data.splits["test"]]
+    places = [data.relative_path(one.path) for one in data.splits["test"]]
     found = evaluate_predictions(write(tmp_path / "p.jsonl", *({"image": place, **said} for place in places)), data)
     assert found.mode == mode
     assert found.answers[0].answer == said.get("answer")
@@ -224,7 +224,7 @@ def test_the_mode_says_where_the_labels_were_read(tmp_path, said, mode):
 def test_texts_of_another_system_are_counted_exactly_too(tmp_path):
     """Six images, joy, sadness and awe twice: two labels are right, one of them by the same characters."""
     data = dataset(tmp_path / "things")
-    places = [data.place(one.path) for one in data.splits["test"]]
+    places = [data.relative_path(one.path) for one in data.splits["test"]]
     texts = ["joy", "Sadness.", "joy", "no idea", "no idea", "joy"]
     rows = [{"image": place, "answer": text} for place, text in zip(places, texts, strict=True)]
     found = evaluate_predictions(write(tmp_path / "p.jsonl", *rows), data)
@@ -239,7 +239,7 @@ def test_texts_of_another_system_are_counted_exactly_too(tmp_path):
 
 def test_one_label_from_elsewhere_is_enough_and_other_splits_do_not_count(tmp_path):
     data = dataset(tmp_path / "things")
-    texts = [{"image": data.place(one.path), "answer": "joy"} for one in data.splits["test"]]
+    texts = [{"image": data.relative_path(one.path), "answer": "joy"} for one in data.splits["test"]]
     mixed = [*texts[1:], {**texts[0], "probabilities": JOY}]
     assert evaluate_predictions(write(tmp_path / "p.jsonl", *mixed), data).mode == "score"
     beside = [*texts, *rows_for(data, "val")]

@@ -297,7 +297,7 @@ def test_names_are_escaped_everywhere():
     wrong = LabelledPrediction(HOSTILE + ".png", HOSTILE, None, None, HOSTILE)
     right = LabelledPrediction("b.png", "b", HOSTILE, None, HOSTILE)
     about = ResultContext(HOSTILE, HOSTILE, HOSTILE, "generate", labels, {HOSTILE: {HOSTILE: HOSTILE}, "seed": HOSTILE})
-    found = measured(about, [wrong, right], draws=BootstrapSamples(5, 0))
+    found = measured(about, [wrong, right], samples=BootstrapSamples(5, 0))
     rows = Ablation((AblationRow(HOSTILE, HOSTILE, Interval(0.4, 0.3, 0.5)),), 3)
     tables = [Rows(HOSTILE, rows, {HOSTILE: HOSTILE})]
     html = comparison(

@@ -120,7 +120,7 @@ def test_table_2_is_read(tmp_path):
     file.write_text(json.dumps(table()))
     sources, (found,) = read_sources([str(file)])
     assert not sources
-    assert (found.data.pictures, found.data.rows[0].accuracy.value, found.data.majority) == (7, 0.413, 0.413)
+    assert (found.data.images, found.data.rows[0].accuracy.value, found.data.majority) == (7, 0.413, 0.413)
     assert found.data.differences[0].paired.points() == "+20.0 points [+10.0, +30.0]"
 
 

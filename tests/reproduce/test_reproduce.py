@@ -38,7 +38,7 @@ from masp.reproduce import runner as workshop
 from masp.reproduce.config import DatasetSource, ReproduceConfig
 from masp.reproduce.dag import Experiment, ExperimentResult, plan_cells, read_outcome, result_file
 from masp.reproduce.executor import blocked, run_cells
-from masp.reproduce.run import Reproduced, reproduce
+from masp.reproduce.make_tables import Reproduced, reproduce
 from masp.reproduce.specs import DATA, FULL, PARAMETERS, PLAIN, all_recipes, load_paper
 from masp.reproduce.tables import Results, accuracy_table
 from masp.training.run_dir import TrainResult

@@ -22,8 +22,8 @@ from masp.baselines.concept_bottleneck import (
     vocabulary,
 )
 from masp.baselines.probe import logits
+from masp.baselines.prompted import ZeroShotSettings, zero_shot_system
 from masp.baselines.registry import make_system
-from masp.baselines.zero_shot import ZeroShotSettings, zero_shot_system
 from masp.core.aspects import ASPECTS
 from masp.core.errors import AdapterError, DataError, UsageError
 from masp.core.types import VisualTokens

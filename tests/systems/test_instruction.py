@@ -11,8 +11,7 @@ from small_lessons import LABELS, lessons, tokens
 
 import tiny
 from masp.baselines.base import Example, System
-from masp.baselines.instruction import SETTINGS, instruction_system, instructions
-from masp.baselines.lora_finetune import PLAIN, lora_system
+from masp.baselines.lora_finetune import PLAIN, SETTINGS, instruction_system, instructions, lora_system
 from masp.baselines.lora_layers import LoraSettings, natural_rate
 from masp.core.errors import DataError
 from masp.core.prompts import load_questions

@@ -19,8 +19,8 @@ from masp.baselines.distilled import (
     mean_token,
 )
 from masp.baselines.probe import Probe, fitted, logits
+from masp.baselines.prompted import zero_shot_system
 from masp.baselines.registry import CATALOGUE, make_system, settings_of
-from masp.baselines.zero_shot import zero_shot_system
 from masp.core.errors import ConfigError, DataError, UsageError
 from masp.core.types import VisualTokens
 from noise_lessons import LABELS, Watched, lessons

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from masp.baselines.learning import make_lessons
+from masp.baselines.learning import make_training_data
 from masp.baselines.registry import CATALOGUE
 from masp.cli import main
 from masp.core.errors import DataError, UsageError
@@ -34,7 +34,7 @@ def test_lessons_are_what_is_labelled_and_readable(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "data")
     damaged = dataset.splits["train"][3].path
     damaged.write_bytes(b"no image")
-    lessons = make_lessons(tiny.backbone(), dataset, LABELS, tmp_path / "out", seed=4)
+    lessons = make_training_data(tiny.backbone(), dataset, LABELS, tmp_path / "out", seed=4)
     assert (len(lessons.train), len(lessons.val)) == (12, 5)
     assert 3 not in {lesson.image for lesson in lessons.train}
     assert lessons.seed == 4
@@ -56,10 +56,10 @@ def test_lessons_are_what_is_labelled_and_readable(tmp_path: Path) -> None:
 
 def test_a_second_start_reads_nothing_until_it_has_to(tmp_path: Path) -> None:
     dataset, backbone = write_dataset(tmp_path / "data"), Counted()
-    first = make_lessons(backbone, dataset, LABELS, tmp_path / "out")  # pyright: ignore[reportArgumentType]
+    first = make_training_data(backbone, dataset, LABELS, tmp_path / "out")  # pyright: ignore[reportArgumentType]
     assert backbone.seen == 18
     again = Counted()
-    second = make_lessons(again, dataset, LABELS, tmp_path / "out")  # pyright: ignore[reportArgumentType]
+    second = make_training_data(again, dataset, LABELS, tmp_path / "out")  # pyright: ignore[reportArgumentType]
     assert again.seen == 0
     assert (second.train, second.val) == (first.train, first.val)
     second.images.visual([0])
@@ -68,8 +68,8 @@ def test_a_second_start_reads_nothing_until_it_has_to(tmp_path: Path) -> None:
 
 def test_an_image_that_cannot_be_read_any_more_is_named(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "data")
-    make_lessons(tiny.backbone(), dataset, LABELS, tmp_path / "out")
-    again = make_lessons(tiny.backbone(), dataset, LABELS, tmp_path / "out")
+    make_training_data(tiny.backbone(), dataset, LABELS, tmp_path / "out")
+    again = make_training_data(tiny.backbone(), dataset, LABELS, tmp_path / "out")
     dataset.splits["train"][3].path.write_bytes(b"no image")
     with pytest.raises(DataError, match=r"1 of the images that this run began with cannot be read now: .*003\.png"):
         again.images.visual([0])
@@ -78,10 +78,10 @@ def test_an_image_that_cannot_be_read_any_more_is_named(tmp_path: Path) -> None:
 def test_a_label_outside_the_set_and_a_missing_split(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "data", train=4, val=2)
     with pytest.raises(UsageError, match="'disgust'"):
-        make_lessons(tiny.backbone(), dataset, LABELS[:2], tmp_path / "out")
+        make_training_data(tiny.backbone(), dataset, LABELS[:2], tmp_path / "out")
     bare = Dataset("bare", dataset.root, LABELS, {"test": dataset.splits["val"]}, "folder")
     with pytest.raises(DataError, match="no split 'train'"):
-        make_lessons(tiny.backbone(), bare, LABELS, tmp_path / "out")
+        make_training_data(tiny.backbone(), bare, LABELS, tmp_path / "out")
 
 
 @pytest.fixture(scope="module")

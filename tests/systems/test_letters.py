@@ -3,7 +3,7 @@
 import pytest
 
 from masp.baselines.base import SystemPrediction, named
-from masp.baselines.zero_shot import lettered, letters_of, named_by_letter, read_letter
+from masp.baselines.prompted import lettered, letters_of, named_by_letter, read_letter
 from masp.core.errors import UsageError
 
 OPTIONS = ("joy", "fear", "awe")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from random_weights import Shape, make
 from safetensors.torch import load_file
 from small_lessons import LABELS, Held, lessons, tokens
 from torch.nn import functional
@@ -18,10 +19,9 @@ from transformers import AutoModelForImageTextToText
 import small_training
 import tiny
 from masp.backbones.loading import load_backbone
-from masp.backbones.random_init import Shape, make
 from masp.baselines import lora_finetune as tuning
 from masp.baselines.base import System
-from masp.baselines.learning import make_lessons
+from masp.baselines.learning import make_training_data
 from masp.baselines.lora_finetune import PLAIN, TuningStage, classifications, lora_system, tuning_loss
 from masp.baselines.lora_layers import LoraLayers, LoraSettings
 from masp.core.config import MethodConfig
@@ -433,7 +433,7 @@ def test_pictures_are_read_ahead_in_training_and_validation(tmp_path):
 
     backbone.preprocess = watched
     reading = ImageReading(workers=1, budget=0)
-    given = make_lessons(backbone, data, small_training.LABELS, tmp_path / "run", 0, reading)
+    given = make_training_data(backbone, data, small_training.LABELS, tmp_path / "run", 0, reading)
     threads.clear()
     steps = []
     visual = FeatureCache.visual

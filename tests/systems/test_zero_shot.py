@@ -8,7 +8,7 @@ import torch
 
 import tiny
 from masp.baselines.base import predictions_of, question_by_letter
-from masp.baselines.zero_shot import ZeroShotSettings, lettered, zero_shot_system
+from masp.baselines.prompted import ZeroShotSettings, lettered, zero_shot_system
 from masp.core.config import MethodConfig
 from masp.core.errors import UsageError
 from masp.core.labels import parse

@@ -8,7 +8,7 @@ import torch
 import small_training as small
 import tiny
 from masp.adapters import load_adapter
-from masp.cli.error_handling import guarded
+from masp.cli.console import guarded
 from masp.training import Interrupted, train_aspects, train_prompt
 from masp.training import run_stage as recipe
 from masp.training.signals import StopRequest

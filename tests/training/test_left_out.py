@@ -127,7 +127,7 @@ def test_a_failure_of_the_system_is_not_remembered_on_the_shelf(tmp_path, monkey
             if refused:
                 patch.setattr(Path, "read_bytes", refusing)
             store = FeatureCache(
-                tiny.backbone(), paths, ImageReading(workers=0), shelf=DiskCache(tmp_path / "store", 10**9)
+                tiny.backbone(), paths, ImageReading(workers=0), disk_cache=DiskCache(tmp_path / "store", 10**9)
             )
             store.fill(StopRequest())
         stores.append((store, len(list((tmp_path / "store").glob("*.safetensors")))))

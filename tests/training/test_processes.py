@@ -313,7 +313,7 @@ def test_only_the_first_process_draws_a_bar(monkeypatch):
 
 
 def test_the_boundary_says_a_shared_error_once(capsys):
-    from masp.cli.error_handling import guarded
+    from masp.cli.console import guarded
 
     left = []
     for tells in (True, False):

@@ -311,7 +311,7 @@ def built(tmp_path, dataset, family, aspects, questions):
     backbone, method = tiny.backbone(family), MethodConfig(queries=2, prompt_length=3).resolved()
     model = MaspModel(backbone, method, aspects, None, questions)
     paths = [record.path for record in dataset.split("train")[:2]]
-    features = FeatureCache(backbone, paths, ImageReading(workers=0), shelf=DiskCache(tmp_path, ROOM))
+    features = FeatureCache(backbone, paths, ImageReading(workers=0), disk_cache=DiskCache(tmp_path, ROOM))
     features.fill(StopRequest())
     use, asked = ActiveParts(aspects.aspects), ["Which emotion?"] * 2
     store = PrefixCache(model, features, use, asked)

@@ -68,28 +68,28 @@ def combine(out: str | Path, adapters: Sequence[str | Path]) -> AdapterInfo:
 
 def _part(named: str) -> _Part:
     """An adapter as the user named it, perhaps as NAME=ADAPTER."""
-    name, equals, place = named.partition("=")
+    name, equals, path = named.partition("=")
     if not equals or Path(named).exists():
-        name, place = "", named
+        name, path = "", named
     elif not TASK_NAME.fullmatch(name):
         raise UsageError(f"'{name}' is no name for a task", "letters, digits, - and _")
-    folder = find_adapter(place)
+    folder = find_adapter(path)
     info = read_info(folder)
     if "prompt" not in info.parts:
-        raise AdapterError(f"{place} has no soft prompt", "one that masp train prompt wrote")
+        raise AdapterError(f"{path} has no soft prompt", "one that masp train prompt wrote")
     if info.tasks:
         if name:
-            raise UsageError(f"{place} holds several tasks, which have names", "", f"Leave {name}= out.")
-        return _Part(place, folder, info, dict(info.tasks))
-    return _Part(place, folder, info, {name or _name_of(info, place): info.as_task()})
+            raise UsageError(f"{path} holds several tasks, which have names", "", f"Leave {name}= out.")
+        return _Part(path, folder, info, dict(info.tasks))
+    return _Part(path, folder, info, {name or _name_of(info, path): info.as_task()})
 
 
-def _name_of(info: AdapterInfo, place: str) -> str:
+def _name_of(info: AdapterInfo, path: str) -> str:
     """A name out of the data set's."""
     data = info.data.get("prompt")
     name = re.sub(r"\W+", "-", data.name.casefold()).strip("-_") if data is not None else ""
     if not TASK_NAME.fullmatch(name):
-        raise UsageError(f"{place} does not say what its task could be called", "a name", f"Name it: NAME={place}.")
+        raise UsageError(f"{path} does not say what its task could be called", "a name", f"Name it: NAME={path}.")
     return name
 
 
@@ -137,7 +137,7 @@ def _together(parts: Sequence[_Part], tasks: dict[str, TaskRecord]) -> AdapterIn
     metrics = {name: value for name, value in task.metrics.items() if name.startswith("aspects/")}
     emptied = {"prompt_length": 0, "labels": (), "results": (), "imported": {}, "metrics": metrics, "temperature": None}
     license = licenses.pop() if len(licenses) == 1 else None
-    known = [part.info.backbone.hashes for part in parts]  # what not all of them know, nobody knows of the whole
+    known = [part.info.backbone.hashes for part in parts]  # what not all of them know, the whole does not know
     hashes = {name: digest for name, digest in known[0].items() if all(name in one for one in known)}
     backbone = info.backbone.model_copy(update={"hashes": hashes})
     about = {"license": license, "tasks": tasks, "backbone": backbone}

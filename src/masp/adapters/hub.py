@@ -207,8 +207,8 @@ def push_to_hub(
     license: str | None = None,
 ) -> str:
     """Push a loaded adapter; see `publish`."""
-    with tempfile.TemporaryDirectory(prefix="masp-push-") as place:
-        home = save_pretrained(adapter, Path(place) / "adapter", license)
+    with tempfile.TemporaryDirectory(prefix="masp-push-") as folder:
+        home = save_pretrained(adapter, Path(folder) / "adapter", license)
         return publish(home, repo_id, private=private, revision=revision, message=message)
 
 

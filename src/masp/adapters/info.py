@@ -238,11 +238,11 @@ def resolve(folder: str | Path) -> Path:
         AdapterError: there is no adapter there.
     """
     homes = [Path(folder) / home for home in _HOMES]
-    found = next((home for home in homes if (home / INFO).is_file()), None)
-    if found is None:
+    result = next((home for home in homes if (home / INFO).is_file()), None)
+    if result is None:
         what = "is no adapter" if Path(folder).exists() else "does not exist"
         raise AdapterError(f"{folder} {what}", f"a folder with {INFO} and {WEIGHTS}", "Name what masp train wrote.")
-    return found
+    return result
 
 
 def backbone_place(folder: str | Path, info: AdapterInfo) -> str:
@@ -257,9 +257,9 @@ def backbone_place(folder: str | Path, info: AdapterInfo) -> str:
     name = info.backbone.name
     if info.backbone.revision is not None or name in PACKAGED or "/" in name:
         return name
-    for place in (_place_of_run(resolve(folder).parent / RUN), name):
-        if place is not None and Path(place).is_dir():
-            return place
+    for path in (_place_of_run(resolve(folder).parent / RUN), name):
+        if path is not None and Path(path).is_dir():
+            return path
     raise AdapterError(
         f"the adapter {folder} was trained on a backbone in a folder called {name}, which is not here",
         "that folder",
@@ -267,9 +267,9 @@ def backbone_place(folder: str | Path, info: AdapterInfo) -> str:
     )
 
 
-def backbone_commit(place: str, info: AdapterInfo) -> str | None:
+def backbone_commit(backbone: str, info: AdapterInfo) -> str | None:
     """The commit that the adapter was trained on; None for another backbone, and for a folder of the same name."""
-    return info.backbone.revision if place == info.backbone.name and not Path(place).is_dir() else None
+    return info.backbone.revision if backbone == info.backbone.name and not Path(backbone).is_dir() else None
 
 
 def bound_as_trained(backbone: Backbone, info: AdapterInfo) -> None:
@@ -301,11 +301,11 @@ def read_info(folder: str | Path) -> AdapterInfo:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(f"{path} cannot be read: {error}", "JSON", AGAIN) from None
-    found = content.get("format_version") if isinstance(content, dict) else None
-    if found not in READ or isinstance(found, bool):
-        todo = "Install a newer masp." if isinstance(found, int) and found > FORMAT else "Train it again."
+    result = content.get("format_version") if isinstance(content, dict) else None
+    if result not in READ or isinstance(result, bool):
+        todo = "Install a newer masp." if isinstance(result, int) and result > FORMAT else "Train it again."
         known = f"{READ[0]} to {READ[-1]}"
-        raise AdapterError(f"{path} has the format version {found!r:.40}", f"{known}, which this masp reads", todo)
+        raise AdapterError(f"{path} has the format version {result!r:.40}", f"{known}, which this masp reads", todo)
     try:
         info = AdapterInfo.model_validate_json(json.dumps(content))
     except ValidationError as error:

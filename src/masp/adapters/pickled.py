@@ -38,7 +38,7 @@ _AGAIN = "Download it again; if it is your own, save it again with torch.save."
 
 
 def load_tensors(path: Path) -> object:
-    """What the file holds, on the CPU and mapped, not read: tables of tensors, whose names and shapes nobody checked.
+    """What the file holds, on the CPU and mapped, not read: tables of tensors, whose names and shapes are not checked.
 
     Raises:
         AdapterError: not an archive of `torch.save`, damaged, compressed, or with anything but dense tensors in it.
@@ -64,13 +64,13 @@ def _instructions(path: Path) -> bytes:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             _check_directory(entries, size, path)
-            found = [entry for entry in entries if re.fullmatch(r"[^/]+/data\.pkl", entry.filename)]
-            if len(found) != 1 or found[0].file_size > MOST_INSTRUCTIONS:
-                got = f"{path} has {len(found)} pickles of {sum(entry.file_size for entry in found):,} bytes"
+            result = [entry for entry in entries if re.fullmatch(r"[^/]+/data\.pkl", entry.filename)]
+            if len(result) != 1 or result[0].file_size > MOST_INSTRUCTIONS:
+                got = f"{path} has {len(result)} pickles of {sum(entry.file_size for entry in result):,} bytes"
                 raise AdapterError(got, f"one of at most {MOST_INSTRUCTIONS:,} bytes", _AGAIN)
             if (broken := archive.testzip()) is not None:
                 raise AdapterError(f"{path} is damaged at {shown(broken)}", "the bytes that were saved", _AGAIN)
-            return archive.read(found[0])
+            return archive.read(result[0])
     except OSError as error:
         raise AdapterError(f"{path} cannot be read ({error.strerror or error})", "", "Check the path.") from None
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError) as error:

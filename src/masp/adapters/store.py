@@ -32,9 +32,8 @@ from masp.backbones.base import Backbone
 from masp.backbones.files import READING, check_accepted, read_otherwise
 from masp.core.atomic_io import with_usual_rights, write_folder
 from masp.core.errors import AdapterError
-from masp.model.aspect_attention import AspectModules
+from masp.model.aspect_attention import AspectModules, AspectRouting
 from masp.model.concepts import ConceptHead
-from masp.model.routing import AspectRouting
 from masp.model.soft_prompt import SoftPrompt
 
 PROMPT = "prompt.vectors"
@@ -179,7 +178,7 @@ def load_adapter(
     _check_backbone(info, backbone, path)
     check_reading(info, backbone.hashes(), f"the adapter {path}", backbone.name, backbone.accepted.union(accept))
     tensors = read_tensors(path, info)
-    found = {
+    result = {
         name: SoftPrompt(len(tensors[name]), backbone.dim, tensors[name]).to(backbone.device)
         for name in skeleton(info)
         if name.startswith(PART_OF_PROMPTS)
@@ -190,12 +189,12 @@ def load_adapter(
         _check_hashes(info, modules, f"the adapter {path} itself")
     elif info.aspects:
         modules = _borrowed(info, backbone, path, aspects, accept)
-    prompts = {name: found[task_tensor(name)] for name in info.tasks}
+    prompts = {name: result[task_tensor(name)] for name in info.tasks}
     routing = None
     if _routed(info):
         routing = AspectRouting(info.aspects).to(backbone.device)
         routing.load_state_dict({name: tensors[ROUTING + name] for name in routing.state_dict()})
-    return Adapter(info, modules, found.get(PROMPT), prompts, _concepts(info, tensors, backbone.device), routing)
+    return Adapter(info, modules, result.get(PROMPT), prompts, _concepts(info, tensors, backbone.device), routing)
 
 
 def _routed(info: AdapterInfo) -> bool:
@@ -404,7 +403,7 @@ def _check_backbone(info: AdapterInfo, backbone: Backbone, path: Path) -> None:
 def check_reading(
     info: AdapterInfo, now: Mapping[str, str], name: str, backbone: str, accepted: Collection[str] = ()
 ) -> None:
-    """Make sure that a backbone reads images and texts as the one that an adapter was trained on; warn if nobody knows.
+    """Make sure that a backbone reads images and texts as an adapter was trained with; warn if that is unknown.
 
     Args:
         info: of the adapter.

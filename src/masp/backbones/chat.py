@@ -19,7 +19,7 @@ ANSWER_HERE = "\ue000answer\ue001"
 BETWEEN = "\ue002"
 TEMPLATES_KEPT = 4096
 
-Picture = tuple[str | int, ...]
+ImageSlot = tuple[str | int, ...]
 """What stands for an image in a turn: text and marks as strings, runs of visual tokens as their numbers."""
 
 
@@ -30,7 +30,7 @@ class Turn:
     Attributes:
         image: what the rendered template holds in the place of an image; the image takes its place.
         visual: the token of which the processor writes one per visual token.
-        image: the image of an image; for a layout without visual tokens the plainest one, with a run of 0.
+        slot: what stands for an image; for a layout without visual tokens the plainest, with a run of 0.
         frame: marks that belong to the image's part where they stand next to its visual tokens.
         render: the turn as the template writes it, around `QUESTION_HERE`; with True, also the answer around
             `ANSWER_HERE` and what closes it, otherwise up to the generation prompt.
@@ -39,10 +39,35 @@ class Turn:
 
     image: str
     visual: str
-    picture: Callable[[ImageLayout], Picture]
+    slot: Callable[[ImageLayout], ImageSlot]
     frame: tuple[str, ...]
     render: Callable[[bool], str]
     image_first: bool = False
+
+
+def template_turn(
+    tokenizer: Any,
+    visual: str,
+    slot: Callable[[ImageLayout], ImageSlot] | None = None,
+    frame: tuple[str, ...] = (),
+    image: str | None = None,
+) -> Turn:
+    """The turn of the tokenizer's own chat template; see `Turn`.
+
+    Args:
+        tokenizer: with the template.
+        visual: the token of which the processor writes one per visual token.
+        slot: what stands for an image; None: its visual tokens alone.
+        frame: marks that stand around them.
+        image: what the template writes for an image, where that is not `visual`.
+    """
+    render = functools.cache(functools.partial(rendered, tokenizer))
+    return Turn(image or visual, visual, slot or visual_tokens_alone, frame, render)
+
+
+def visual_tokens_alone(image: ImageLayout) -> ImageSlot:
+    """An image whose visual tokens have no marks around them."""
+    return (image.count,)
 
 
 def rendered(tokenizer: Any, answered: bool, system: str | None = None) -> str:
@@ -88,19 +113,19 @@ class Chat:
 
     def template(self, question: str, image: ImageLayout) -> Template:
         """The chat turn with the image's placeholders; special tokens in the question are text."""
-        picture = self._turn.picture(image)
-        runs = [part for part in picture if isinstance(part, int)]
-        assert sum(runs) == image.count, f"the image holds {sum(runs)} visual tokens, the image {image.count}"
-        skeleton = self._skeleton(question, "".join(self._turn.visual if isinstance(p, int) else p for p in picture))
-        places = [place for place, index in enumerate(skeleton) if index == self._visual]
+        slot = self._turn.slot(image)
+        runs = [part for part in slot if isinstance(part, int)]
+        assert sum(runs) == image.count, f"the turn holds {sum(runs)} visual tokens, the image {image.count}"
+        skeleton = self._skeleton(question, "".join(self._turn.visual if isinstance(p, int) else p for p in slot))
+        starts = [start for start, index in enumerate(skeleton) if index == self._visual]
         ids: list[int] = []
         spans: list[tuple[int, int]] = []
         begin = 0
-        for place, run in zip(places, runs, strict=True):
-            ids += skeleton[begin:place]
+        for start, run in zip(starts, runs, strict=True):
+            ids += skeleton[begin:start]
             spans.append((len(ids), len(ids) + run))
             ids += [self._visual] * run
-            begin = place + 1
+            begin = start + 1
         ids += skeleton[begin:]
         newline = len(ids) - 1 if self.decode([ids[-1]]) == "\n" else None
         return Template(tuple(ids), *self._framed(ids, spans), newline)
@@ -116,26 +141,26 @@ class Chat:
             closes += 1
         return opens, tuple(spans), closes
 
-    def _encoded(self, question: str, picture: str) -> tuple[int, ...]:
-        """Ids of the turn with `picture` in the image's place.
+    def _encoded(self, question: str, image: str) -> tuple[int, ...]:
+        """Ids of the turn with `image` in the image's place.
 
         Raises:
             BackboneError: they do not hold the image; so such ids are never kept.
         """
-        ids = tuple(self._turn_ids(question, picture))
-        found, wanted = ids.count(self._visual), picture.count(self._turn.visual)
-        if found != wanted:
+        ids = tuple(self._turn_ids(question, image))
+        result, wanted = ids.count(self._visual), image.count(self._turn.visual)
+        if result != wanted:
             raise BackboneError(
-                f"the chat template of {self._name} holds the image {found} times",
+                f"the chat template of {self._name} holds the image {result} times",
                 f"{wanted} runs of {self._turn.visual}",
                 "Use the chat template of the original checkpoint.",
             )
         return ids
 
-    def _turn_ids(self, question: str, picture: str) -> list[int]:
+    def _turn_ids(self, question: str, image: str) -> list[int]:
         text = self._turn.render(False)
-        head, found, tail = text.partition(QUESTION_HERE)
-        if not found:
+        head, result, tail = text.partition(QUESTION_HERE)
+        if not result:
             raise BackboneError(f"the chat template of {self._name} drops the question", "a template that keeps it")
         if head.count(self._turn.image) + tail.count(self._turn.image) != 1:
             raise BackboneError(
@@ -147,10 +172,10 @@ class Chat:
         begins = not (first and head.startswith(first))
         if self._turn.image_first:
             return [
-                *self._ids(picture, marks=True),
+                *self._ids(image, marks=True),
                 *self._encode(head.replace(self._turn.image, ""), question, tail, begins),
             ]
-        head, tail = (part.replace(self._turn.image, picture) for part in (head, tail))
+        head, tail = (part.replace(self._turn.image, image) for part in (head, tail))
         return self._encode(head, question, tail, begins)
 
     # Answers
@@ -210,8 +235,8 @@ class Chat:
             begins: whether the tokenizer's own first token stands before it.
         """
         with self._lock:
-            found = self._tokenizer(text, add_special_tokens=begins, split_special_tokens=not marks)
-        return list(found.input_ids)
+            result = self._tokenizer(text, add_special_tokens=begins, split_special_tokens=not marks)
+        return list(result.input_ids)
 
     @functools.cached_property
     def _own_marks(self) -> dict[int, str]:
@@ -235,8 +260,8 @@ class Chat:
     @functools.cached_property
     def _marks(self) -> dict[str, int]:
         """The tokenizer's special tokens and their ids."""
-        found = {str(token): index for index, token in self._tokenizer.added_tokens_decoder.items() if token.special}
-        return found | {mark: index for index, mark in self._own_marks.items()}
+        result = {str(token): index for index, token in self._tokenizer.added_tokens_decoder.items() if token.special}
+        return result | {mark: index for index, mark in self._own_marks.items()}
 
     @functools.cached_property
     def _mark_pattern(self) -> re.Pattern[str]:
@@ -258,8 +283,8 @@ class Chat:
         before, after = self._split(head), self._split(tail)
         runs = [*before[:-1], before[-1] + text + after[0], *after[1:]]  # odd places hold the marks
         ids = self._ids("", marks=True, begins=begins)
-        for place, run in enumerate(runs):
-            ids.extend([self._marks[run]] if place % 2 else self._run_ids(run, first=not place))
+        for index, run in enumerate(runs):
+            ids.extend([self._marks[run]] if index % 2 else self._run_ids(run, first=not index))
         return ids
 
     def _run_ids(self, run: str, first: bool) -> list[int]:

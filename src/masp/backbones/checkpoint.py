@@ -12,26 +12,25 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from masp.backbones.device_map import Placement, options
+from masp.backbones.device_map import Placement, keep_packing, options
 from masp.backbones.files import BackboneFiles, chat_template
-from masp.backbones.quantization import keep_packing
 from masp.core.errors import BackboneError
 
 
-def load_model(files: BackboneFiles, kind: Any, place: Placement) -> Any:
+def load_model(files: BackboneFiles, kind: Any, placement: Placement) -> Any:
     """The whole model of a folder, in evaluation mode and without gradients.
 
     Args:
         files: where it lies.
         kind: transformers' class.
-        place: in which number format, and where it goes.
+        placement: in which number format, and where it goes.
 
     Raises:
         BackboneError: weights are missing, bitsandbytes is missing, or there is not enough room.
     """
-    placed = options(files, kind, place)
+    placed = options(files, kind, placement)
     with quiet_loading():
-        model, found = kind.from_pretrained(
+        model, result = kind.from_pretrained(
             files.folder,
             **placed,
             use_safetensors=True,
@@ -39,16 +38,16 @@ def load_model(files: BackboneFiles, kind: Any, place: Placement) -> Any:
             local_files_only=True,
             output_loading_info=True,
         )
-    if absent := sorted(found["missing_keys"]):
+    if absent := sorted(result["missing_keys"]):
         raise BackboneError(
             f"the weights of {files.name} lack {len(absent)} tensors, {absent[0]} among them",
             "a whole checkpoint",
             "Fetch it again.",
         )
-    if place.four_bit:
+    if placement.four_bit:
         keep_packing(model)
     if "device_map" not in placed:
-        model = model.to(place.device)
+        model = model.to(placement.device)
     return model.eval().requires_grad_(False)
 
 
@@ -100,12 +99,12 @@ def tensors_below(folder: Path, mark: str) -> dict[str, Tensor]:
     Raises:
         BackboneError: a file is no safetensors file, or is cut short.
     """
-    found: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, "pt") as source:
                 names = [name for name in source.keys() if mark in name]  # noqa: SIM118
-                found |= {name.partition(mark)[2]: source.get_tensor(name) for name in names}
+                result |= {name.partition(mark)[2]: source.get_tensor(name) for name in names}
         except SafetensorError as error:
             raise BackboneError(f"{file.name} is no safetensors file: {error}", "", "Fetch it again.") from None
-    return found
+    return result

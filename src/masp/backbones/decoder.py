@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -73,8 +75,8 @@ class Decoder:
         AttentionMaskInterface.register(ATTENTION, sdpa_mask)
         config._attn_implementation = ATTENTION
         *below, last = language.layers
-        for number, layer in enumerate(below):
-            layer.forward = functools.partial(_checkpointed, layer.forward, number)
+        for index, layer in enumerate(below):
+            layer.forward = functools.partial(_checkpointed, layer.forward, index)
         last.forward = functools.partial(_final_layer, last, last.forward)
         kinds: Any = language.rotary_emb.rope_type
         rules = set(kinds.values()) if isinstance(kinds, dict) else {kinds}
@@ -105,12 +107,12 @@ class Decoder:
 
     def last_attention(self, assembled: ModelInputs, start: int) -> Float[Tensor, "batch heads rest sequence"]:
         """See `Backbone.last_attention`."""
-        kept = assembled.cached_prefix
-        begin = 0 if kept is None else assembled.prefix_end  # columns before it left their keys, and no states
+        cached = assembled.cached_prefix
+        begin = 0 if cached is None else assembled.prefix_end  # columns before it left their keys, and no states
         if start < begin:
             raise UsageError(f"attention from column {start} on, of a prefix that was kept", f"{begin} or later")
         embeddings, positions = assembled.inputs_embeds[:, begin:], assembled.position_ids[:, :, begin:]
-        past = self._past(None if kept is None else kept.cache, embeddings.device)
+        past = self._past(None if cached is None else cached.cache, embeddings.device)
         wanted = AttentionRequest(len(self._language.layers) - 1, start - begin, [])
         extras = assembled.extras(begin)
         self._pass(embeddings, positions, assembled.attention_mask, past, None, extras, attention=wanted)
@@ -131,8 +133,8 @@ class Decoder:
         What `more` holds reaches every layer, and its attention.
         """
         visual = extras.visual if extras is not None and self._bidirectional else None
-        found = attention_masks(mask, embeddings.shape[1], branches, self._window, self._types, visual)
-        masks = {name: None if one is None else one.expand(len(embeddings), -1, -1, -1) for name, one in found.items()}
+        result = attention_masks(mask, embeddings.shape[1], branches, self._window, self._types, visual)
+        masks = {name: None if one is None else one.expand(len(embeddings), -1, -1, -1) for name, one in result.items()}
         if extras is not None and extras.deep is not None:
             more["visual_pos_masks"] = extras.visual
             assert extras.deep.shape[2] < len(self._language.layers), "deep features go into the layers before the last"
@@ -351,3 +353,60 @@ def _ranks(mask: Bool[Tensor, "batch total"], branches: Int[Tensor, " total"] | 
     same = (branches == branches[:, None]).tril()
     along = (same & (branches != 0)).sum(1)
     return torch.where(branches == 0, trunk, trunk[:, -1:] + along)
+
+
+# The output head in float32, whatever format its weights are stored in, and without a float32 copy of them.
+
+PART = 2**24
+"""Weights that are float32 at a time: 64 MiB. The head of a 7B has 545 million."""
+
+
+def head_logits(head: nn.Linear, hidden: Float[Tensor, "... dim"]) -> Float[Tensor, "... vocabulary"]:
+    """Logits in float32: products and sums of a frozen head, as if its weights and the states were float32.
+
+    A head in bfloat16 would round every logit to 8 bits: by up to 0.06 where logits are about 20, while labels often
+    differ by less. Of an nf4 backbone the head is not packed, so it is one in half precision as well.
+    """
+    if head.weight.dtype == torch.float32:
+        return functional.linear(hidden.float(), head.weight, head.bias)
+    assert not head.weight.requires_grad, "the output head is frozen"
+    result: Tensor = _WideProduct.apply(hidden.flatten(0, -2), head.weight)  # pyright: ignore[reportAssignmentType]
+    result = result.unflatten(0, hidden.shape[:-1])
+    return result if head.bias is None else result + head.bias
+
+
+class _WideProduct(torch.autograd.Function):
+    """hidden weightᵀ in float32 of weights in half precision, and the gradient of `hidden`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Float[Tensor, "rows dim"], weight: Float[Tensor, "vocabulary dim"]
+    ) -> Float[Tensor, "rows vocabulary"]:
+        ctx.save_for_backward(weight)
+        ctx.dtype = hidden.dtype
+        if weight.device.type == "cuda" and torch.version.hip is None and hidden.dtype == weight.dtype:
+            return torch.mm(hidden, weight.T, out_dtype=torch.float32)  # tensor cores sum in float32 anyhow
+        wide = hidden.float()
+        result = wide.new_empty(len(hidden), len(weight))
+        start = 0
+        for part in _parts(weight):
+            torch.mm(wide, part.float().T, out=result[:, start : start + len(part)])
+            start += len(part)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  (the base takes any number of gradients)
+        ctx: Any, gradient: Float[Tensor, "rows vocabulary"]
+    ) -> tuple[Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        result = gradient.new_zeros(len(gradient), weight.shape[1])
+        start = 0
+        for part in _parts(weight):
+            result.addmm_(gradient[:, start : start + len(part)], part.float())
+            start += len(part)
+        return result.to(ctx.dtype), None
+
+
+def _parts(weight: Float[Tensor, "vocabulary dim"]) -> tuple[Float[Tensor, "part dim"], ...]:
+    return weight.split(max(1, PART // weight.shape[1]))

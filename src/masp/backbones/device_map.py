@@ -3,6 +3,8 @@
 Only layers of the language model are spread. All that is called or read by hand stays together on the first device:
 the vision side, the embeddings, the last layer, the norm and the output head. Hooks of accelerate bring the inputs of a
 layer to its device, and weights that wait in main memory or on the disk to the first device while their layer runs.
+
+Linear layers in 4 bits (NF4, QLoRA, Dettmers et al. 2023) go through bitsandbytes: which ones, and what they weigh.
 """
 
 import logging
@@ -15,11 +17,91 @@ from typing import Any
 import torch
 from accelerate.utils import get_max_memory
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from masp.backbones.files import BackboneFiles
-from masp.backbones.quantization import packed_bytes, packed_layers, packing, require_bitsandbytes
 from masp.core.errors import BackboneError
+
+BLOCK = 64  # weights that share a scale
+STEP = 16  # weights that the AVX-512 kernel of bitsandbytes unpacks at a time
+
+
+def packed_layers(model: PreTrainedModel, device: torch.device) -> dict[str, nn.Linear]:
+    """Layers that are packed on a device of this kind, by name.
+
+    Every linear one but the output head and, on a CPU, but those that bitsandbytes may unpack wrongly there.
+    """
+    head = model.get_output_embeddings()
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if type(layer) is nn.Linear  # transformers packs no subclass
+        and layer is not head
+        and not (device.type == "cpu" and unpacked_wrongly(layer.in_features))
+    }
+
+
+def unpacked_wrongly(width: int) -> bool:
+    """Whether a CPU may take wrong scales for rows of this many weights.
+
+    Scales belong to blocks of 64 that run on from row to row. The AVX-512 kernel of bitsandbytes (0.50.2) takes rows
+    that are whole steps of 16, and looks up their scales as if every row began a block; `tests/test_packing.py`
+    measures it. Such a row: 4304 in the vision tower of Gemma 3. CPUs without AVX-512 were not measured and are treated
+    alike, so that a backbone is the same on every CPU.
+    """
+    return width % STEP == 0 and width % BLOCK != 0
+
+
+def packed_bytes(weights: int) -> int:
+    """Bytes of that many weights of one layer: two in a byte, and a scale of four bytes for every block begun."""
+    return -(-weights // 2) + 4 * -(-weights // BLOCK)
+
+
+def packing(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """What transformers has to know to pack a model while it reads it, without double quantisation.
+
+    Args:
+        model: may be without weights, on the meta device.
+        device: where it goes.
+        dtype: in which packed layers compute.
+    """
+    packed = packed_layers(model, device)
+    rest = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and name not in packed]
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=rest,
+    )
+
+
+def require_bitsandbytes() -> Any:
+    """The package that packs weights into 4 bits.
+
+    Raises:
+        BackboneError: it is not installed.
+    """
+    try:
+        import bitsandbytes
+    except ImportError:
+        raise BackboneError(
+            "the number format nf4 needs bitsandbytes, which is not installed",
+            "",
+            'pip install "masp[4bit]", or take another dtype.',
+        ) from None
+    return bitsandbytes
+
+
+def keep_packing(model: nn.Module) -> None:
+    """Keep bitsandbytes from packing weights anew in the first pass without gradients.
+
+    On a CPU with bfloat16 units it would, and gradients no longer pass through a layer in that form.
+    """
+    kind = require_bitsandbytes().nn.Linear4bit
+    packed: list[Any] = [module for module in model.modules() if isinstance(module, kind)]
+    for layer in packed:
+        layer.support_avx512bf16_for_cpu = False
+
 
 LAYER = re.compile(r"(.*\.)?(language_model|text_model)(\.model)?\.layers\.\d+")
 """Name of a layer of the language model, in every family."""
@@ -50,27 +132,27 @@ class Placement:
         return f"{format} on {self.device}" + " and beyond" * self.spread
 
 
-def options(files: BackboneFiles, kind: Any, place: Placement) -> dict[str, Any]:
+def options(files: BackboneFiles, kind: Any, placement: Placement) -> dict[str, Any]:
     """Arguments of `from_pretrained` that put a model there.
 
     Args:
         files: where it lies.
         kind: transformers' class.
-        place: where and how it is wanted.
+        placement: where and how it is wanted.
 
     Raises:
         BackboneError: bitsandbytes is missing, or there is not enough room.
     """
-    chosen: dict[str, Any] = {"dtype": place.dtype}
-    if not (place.spread or place.four_bit):
+    chosen: dict[str, Any] = {"dtype": placement.dtype}
+    if not (placement.spread or placement.four_bit):
         return chosen
     model = skeleton(files, kind)
-    if place.spread:
-        chosen["device_map"] = device_map(files.name, model, place)
-    if place.four_bit:
+    if placement.spread:
+        chosen["device_map"] = device_map(files.name, model, placement)
+    if placement.four_bit:
         require_bitsandbytes()
-        chosen.setdefault("device_map", {"": place.device})  # packed while it is read, so never whole in memory
-        chosen["quantization_config"] = packing(model, place.device, place.dtype)
+        chosen.setdefault("device_map", {"": placement.device})  # packed while it is read, so never whole in memory
+        chosen["quantization_config"] = packing(model, placement.device, placement.dtype)
     return chosen
 
 
@@ -81,24 +163,28 @@ def skeleton(files: BackboneFiles, kind: Any) -> PreTrainedModel:
         return kind(config)
 
 
-def device_map(name: str, model: PreTrainedModel, place: Placement) -> dict[str, Where]:
+def device_map(name: str, model: PreTrainedModel, placement: Placement) -> dict[str, Where]:
     """Device of every part of a model, by the room there is now.
 
     Args:
         name: of the backbone, for messages.
         model: without weights.
-        place: as wanted.
+        placement: as wanted.
 
     Raises:
         BackboneError: not enough room.
     """
     parts = {part: module for part, module in model.named_modules() if LAYER.fullmatch(part)}
-    packed = packed_layers(model, place.device).values() if place.four_bit else ()
-    sizes = [_bytes(layer, place.dtype, packed) for layer in parts.values()]
-    rest = _bytes(model, place.dtype, packed) - sum(sizes)
+    packed = packed_layers(model, placement.device).values() if placement.four_bit else ()
+    sizes = [_bytes(layer, placement.dtype, packed) for layer in parts.values()]
+    rest = _bytes(model, placement.dtype, packed) - sum(sizes)
     room = {device: int(free * USABLE) for device, free in get_max_memory().items()}
     layers = dict(zip(parts, spread_layers(name, sizes, rest, room), strict=True))
-    if place.four_bit and (set(layers.values()) | {first(room)}) & {"cpu", "disk"} and len(set(layers.values())) > 1:
+    if (
+        placement.four_bit
+        and (set(layers.values()) | {first(room)}) & {"cpu", "disk"}
+        and len(set(layers.values())) > 1
+    ):
         raise BackboneError(
             f"{name} does not fit on the GPUs in NF4, and packed layers cannot wait elsewhere",
             "room for all layers on GPUs",
@@ -135,7 +221,7 @@ def spread_layers(name: str, sizes: Sequence[int], rest: int, room: Mapping[Wher
             "Take a smaller dtype or backbone.",
         )
     left = dict(room) | {home: room[home] - needed}
-    found: list[Where] = []
+    result: list[Where] = []
     devices = iter(left)
     device: Where = next(devices)
     for size in sizes[:-1]:
@@ -143,8 +229,8 @@ def spread_layers(name: str, sizes: Sequence[int], rest: int, room: Mapping[Wher
             device = next(devices, "disk")
         if device != "disk":
             left[device] -= size
-        found.append(device)
-    return [*found, home]
+        result.append(device)
+    return [*result, home]
 
 
 def first(room: Mapping[Where, int]) -> Where:

@@ -96,15 +96,15 @@ def read_detector(folder: Path, dim: int) -> DomainDetector | None:
     try:
         with safe_open(path, "pt") as file:
             about, tensors = file.metadata(), {name: file.get_tensor(name).float() for name in TENSORS}
-        found = DomainDetector(about["knows"], float(about["limit"]), **tensors)
+        result = DomainDetector(about["knows"], float(about["limit"]), **tensors)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise BackboneError(
             f"{FILE} of the backbone cannot be read: {error}", "", "Copy it again, or remove it."
         ) from None
-    if found.centre.shape != (dim,):
-        got = f"{FILE} of the backbone has width {len(found.centre)}"
+    if result.centre.shape != (dim,):
+        got = f"{FILE} of the backbone has width {len(result.centre)}"
         raise BackboneError(got, f"{dim}, the width of the language model", "Copy the right one, or remove it.")
-    return found
+    return result
 
 
 def write_detector(folder: Path, detector: DomainDetector) -> None:

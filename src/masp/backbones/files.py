@@ -9,7 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from masp.core.errors import BackboneError, UsageError, did_you_mean
+from masp.core.atomic_io import fingerprint
+from masp.core.errors import BackboneError, UsageError, did_you_mean, reason_of
 
 EMBEDDED, PHOTO = "embedded", "photo"
 WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # no pickles and no code
@@ -84,7 +85,7 @@ class BackboneFiles:
         """
         parts = {"processor": _processor(self.folder), "template": _template(self.folder)}
         parts["tokenizer"] = [_tokenizer(folder) for folder in (self.folder, self.folder / "qformer_tokenizer")]
-        return {name: hashlib.sha256(json.dumps(parts[name], sort_keys=True).encode()).hexdigest() for name in READING}
+        return {name: fingerprint(parts[name]) for name in READING}
 
 
 def _processor(folder: Path) -> Any:
@@ -98,12 +99,12 @@ def _processor(folder: Path) -> Any:
 def _template(folder: Path) -> str:
     """The chat template as jinja reads it, without its last line break; "" where there is none."""
     written = folder / "chat_template.jinja"
-    found = written.read_text(encoding="utf-8") if written.is_file() else None
+    result = written.read_text(encoding="utf-8") if written.is_file() else None
     for name in ("tokenizer_config.json", "chat_template.json"):
-        found = found or _optional(folder / name).get("chat_template")
-    if isinstance(found, list):  # several by name, of which the one called default is used
-        found = next((one.get("template") for one in found if one.get("name") == "default"), None)
-    return str(found or "").replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
+        result = result or _optional(folder / name).get("chat_template")
+    if isinstance(result, list):  # several by name, of which the one called default is used
+        result = next((one.get("template") for one in result if one.get("name") == "default"), None)
+    return str(result or "").replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -242,8 +243,8 @@ def _from_hub(name: str, revision: str | None) -> tuple[Path, str]:
             f"the backbone '{name}' is not on this machine and the hub is not reachable", "", todo
         ) from None
     except HfHubHTTPError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BackboneError(f"the hub does not give the backbone '{name}': {reason}", "", todo) from None
+        got = f"the hub does not give the backbone '{name}': {reason_of(error)}"
+        raise BackboneError(got, "", todo) from None
     except OSError as error:
         raise BackboneError(f"the backbone '{name}' could not be fetched: {error}", "", todo) from None
     return folder, folder.name
@@ -266,18 +267,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """A section of a configuration; an empty one where there is none."""
-    found = content.get(name)
-    return found if isinstance(found, dict) else {}
+    result = content.get(name)
+    return result if isinstance(result, dict) else {}
 
 
-def chat_template(files: BackboneFiles, found: str | None) -> str:
+def chat_template(files: BackboneFiles, result: str | None) -> str:
     """The chat template: what the tokenizer found, otherwise the one in the older chat_template.json.
 
     Raises:
         BackboneError: there is none.
     """
-    if found:
-        return found
+    if result:
+        return result
     older = files.folder / "chat_template.json"
     if older.is_file() and isinstance(template := read_json(older).get("chat_template"), str):
         return template

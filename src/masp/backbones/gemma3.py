@@ -8,50 +8,34 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from PIL.Image import Image
 from transformers import Gemma3ForConditionalGeneration
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
-from masp.backbones.chat import Picture, Turn, rendered
+from masp.backbones.chat import ImageSlot, template_turn
 from masp.backbones.checkpoint import load_image_processor, load_model, load_tokenizer
 from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles
-from masp.backbones.hf_backbone import FamilyParts, HFBackbone
-from masp.backbones.packing import grid_boxes, packed
+from masp.backbones.hf_backbone import HFBackbone, usual_parts
+from masp.backbones.packing import grid_boxes, packed, square_pixels
 from masp.core.types import ImageLayout, Pixels, VisualTokens
 
 
-def load(files: BackboneFiles, place: Placement) -> HFBackbone:
+def load(files: BackboneFiles, placement: Placement) -> HFBackbone:
     """The backbone of a folder."""
-    model = load_model(files, Gemma3ForConditionalGeneration, place)
+    model = load_model(files, Gemma3ForConditionalGeneration, placement)
     tokenizer = load_tokenizer(files)
     config = model.config
     opens, visual, closes = tokenizer.convert_ids_to_tokens(
         [config.boi_token_index, config.image_token_id, config.eoi_token_index]
     )
-    turn = Turn(
-        image=opens,
-        visual=visual,
-        picture=functools.partial(_picture, opens, closes),
-        frame=(opens, closes),
-        render=functools.cache(functools.partial(rendered, tokenizer)),
-    )
+    turn = template_turn(tokenizer, visual, functools.partial(_slot, opens, closes), (opens, closes), image=opens)
     vision = GemmaVision(model.model, load_image_processor(files, Gemma3ImageProcessorPil))
-    parts = FamilyParts(
-        model=model,
-        language=model.model.language_model,
-        head=model.lm_head,
-        tokenizer=tokenizer,
-        turn=turn,
-        vision=vision,
-        bidirectional=True,
-        embedding_scale=float(model.model.language_model.embed_tokens.embed_scale),
-    )
-    return HFBackbone(files, parts)
+    scale = float(model.model.language_model.embed_tokens.embed_scale)
+    return HFBackbone(files, usual_parts(model, tokenizer, turn, vision, bidirectional=True, embedding_scale=scale))
 
 
-def _picture(opens: str, closes: str, image: ImageLayout) -> Picture:
+def _slot(opens: str, closes: str, image: ImageLayout) -> ImageSlot:
     return f"\n\n{opens}", image.count, f"{closes}\n\n"
 
 
@@ -74,8 +58,7 @@ class GemmaVision:
 
     def preprocess(self, images: Sequence[Image]) -> Pixels:
         """One square of pixels per image, stretched to fit."""
-        values = self._processor(images=list(images), do_pan_and_scan=False, return_tensors="pt")["pixel_values"]
-        return Pixels(values=values, grid=torch.tensor([[image.height, image.width] for image in images]))
+        return square_pixels(self._processor, images, do_pan_and_scan=False)
 
     def visual_tokens(self, pixels: Pixels) -> VisualTokens:
         """Pooled features, row by row."""

@@ -11,14 +11,12 @@ from jaxtyping import Bool, Float, Int
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from masp.backbones.base import Again
+from masp.backbones.base import Again, LRUCache
 from masp.backbones.chat import Chat, Turn
-from masp.backbones.decoder import Decoder
+from masp.backbones.decoder import Decoder, head_logits
 from masp.backbones.domain import read_detector
 from masp.backbones.files import BackboneFiles
-from masp.backbones.output_head import head_logits
 from masp.core.errors import BackboneError
-from masp.core.recent import LRUCache
 from masp.core.types import (
     DecoderOutput,
     Domain,
@@ -95,6 +93,14 @@ class FamilyParts:
     native: Positions | None = None
     ask: Ask | None = None
     stored: bool = True
+
+
+def usual_parts(model: Any, tokenizer: Any, turn: Turn, vision: Vision, **others: Any) -> FamilyParts:
+    """The parts of a model whose text model and head lie where transformers usually puts them, and `others` by name."""
+    language = others.pop("language", None) or model.model.language_model
+    return FamilyParts(
+        model=model, language=language, head=model.lm_head, tokenizer=tokenizer, turn=turn, vision=vision, **others
+    )
 
 
 class HFBackbone:

@@ -1,6 +1,5 @@
 """The families Idefics3 and SmolVLM: tiles with text between them, and the whole image behind."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,11 +9,11 @@ from transformers import Idefics3ForConditionalGeneration, SmolVLMForConditional
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from masp.backbones.chat import Picture, Turn, rendered
+from masp.backbones.chat import ImageSlot, template_turn
 from masp.backbones.checkpoint import image_processor, load_image_processor, load_model, load_tokenizer
 from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles
-from masp.backbones.hf_backbone import FamilyParts, HFBackbone
+from masp.backbones.hf_backbone import HFBackbone, usual_parts
 from masp.backbones.packing import packed, tile_boxes
 from masp.core.types import ImageLayout, Pixels, VisualTokens
 
@@ -25,29 +24,19 @@ KINDS = {
 FRAME, WHOLE = "<fake_token_around_image>", "<global-img>"
 
 
-def load(files: BackboneFiles, place: Placement) -> HFBackbone:
+def load(files: BackboneFiles, placement: Placement) -> HFBackbone:
     """The backbone of a folder."""
     kind, processor = KINDS[files.model_type]
-    model = load_model(files, kind, place)
+    model = load_model(files, kind, placement)
     tokenizer = load_tokenizer(files)
     visual = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
     tiles = [mark for mark in tokenizer.get_added_vocab() if mark.startswith("<row_")]
-    turn = Turn(
-        image=visual,
-        visual=visual,
-        picture=_picture,
-        frame=(FRAME, WHOLE, *tiles),
-        render=functools.cache(functools.partial(rendered, tokenizer)),
-    )
+    turn = template_turn(tokenizer, visual, _slot, (FRAME, WHOLE, *tiles))
     vision = MarkedTiles(model.model, load_image_processor(files, processor))
-    language = model.model.text_model
-    parts = FamilyParts(
-        model=model, language=language, head=model.lm_head, tokenizer=tokenizer, turn=turn, vision=vision
-    )
-    return HFBackbone(files, parts)
+    return HFBackbone(files, usual_parts(model, tokenizer, turn, vision, language=model.model.text_model))
 
 
-def _picture(image: ImageLayout) -> Picture:
+def _slot(image: ImageLayout) -> ImageSlot:
     """Each tile behind its mark, a new line behind each row of tiles, the whole image at the end."""
     rows, columns = image.shape if image.count else (0, 0)
     each, rest = divmod(image.count, rows * columns + 1)

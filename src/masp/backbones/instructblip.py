@@ -13,19 +13,19 @@ from PIL.Image import Image
 from transformers import AutoTokenizer, InstructBlipForConditionalGeneration
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from masp.backbones.chat import ANSWER_HERE, QUESTION_HERE, Picture, Turn
+from masp.backbones.chat import ANSWER_HERE, QUESTION_HERE, Turn, visual_tokens_alone
 from masp.backbones.checkpoint import load_image_processor, load_model, load_tokenizer
 from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles, section
 from masp.backbones.hf_backbone import FamilyParts, HFBackbone
-from masp.backbones.packing import packed
+from masp.backbones.packing import packed, square_pixels
 from masp.core.errors import BackboneError
-from masp.core.types import ImageLayout, Pixels, VisualTokens
+from masp.core.types import Pixels, VisualTokens
 
 
-def load(files: BackboneFiles, place: Placement) -> HFBackbone:
+def load(files: BackboneFiles, placement: Placement) -> HFBackbone:
     """The backbone of a folder."""
-    model = load_model(files, InstructBlipForConditionalGeneration, place)
+    model = load_model(files, InstructBlipForConditionalGeneration, placement)
     tokenizer = load_tokenizer(files, chat=False)
     visual = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
 
@@ -39,7 +39,7 @@ def load(files: BackboneFiles, place: Placement) -> HFBackbone:
         language=model.language_model.model,
         head=model.language_model.lm_head,
         tokenizer=tokenizer,
-        turn=Turn(image=visual, visual=visual, picture=_picture, frame=(), render=render, image_first=True),
+        turn=Turn(image=visual, visual=visual, slot=visual_tokens_alone, frame=(), render=render, image_first=True),
         vision=vision,
         ask=vision.ask,
     )
@@ -70,10 +70,6 @@ def visual_count(config: Any, settings: Mapping[str, Any], width: int, height: i
     return config.num_query_tokens
 
 
-def _picture(image: ImageLayout) -> Picture:
-    return (image.count,)
-
-
 class AskedVision:
     """The vision tower once per image, the Q-Former once per image and question.
 
@@ -90,8 +86,7 @@ class AskedVision:
 
     def preprocess(self, images: Sequence[Image]) -> Pixels:
         """One square of pixels per image, stretched to fit."""
-        values = self._processor(images=list(images), return_tensors="pt")["pixel_values"]
-        return Pixels(values=values, grid=torch.tensor([[image.height, image.width] for image in images]))
+        return square_pixels(self._processor, images)
 
     def visual_tokens(self, pixels: Pixels) -> VisualTokens:
         """The tower's features, which are not in language-model space yet."""

@@ -1,51 +1,38 @@
 """The family InternVL (the checkpoints whose names end in -hf): tiles of an image and a thumbnail of the whole."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from PIL.Image import Image
-from torch import Tensor
 from transformers import InternVLForConditionalGeneration
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
     GotOcr2ImageProcessorPil,
     get_optimal_tiled_canvas,
 )
 
-from masp.backbones.chat import Picture, Turn, rendered
+from masp.backbones.chat import ImageSlot, template_turn
 from masp.backbones.checkpoint import image_processor, load_image_processor, load_model, load_tokenizer
 from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles
-from masp.backbones.hf_backbone import FamilyParts, HFBackbone
+from masp.backbones.hf_backbone import HFBackbone, usual_parts
 from masp.backbones.packing import packed, tile_boxes
 from masp.core.types import ImageLayout, Pixels, VisualTokens
 
 OPENS, CLOSES = "<img>", "</img>"
 
 
-def load(files: BackboneFiles, place: Placement) -> HFBackbone:
+def load(files: BackboneFiles, placement: Placement) -> HFBackbone:
     """The backbone of a folder."""
-    model = load_model(files, InternVLForConditionalGeneration, place)
+    model = load_model(files, InternVLForConditionalGeneration, placement)
     tokenizer = load_tokenizer(files)
     visual = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
-    turn = Turn(
-        image=visual,
-        visual=visual,
-        picture=_picture,
-        frame=(OPENS, CLOSES),
-        render=functools.cache(functools.partial(rendered, tokenizer)),
-    )
+    turn = template_turn(tokenizer, visual, _slot, (OPENS, CLOSES))
     vision = InternVision(model.model, load_image_processor(files, GotOcr2ImageProcessorPil))
-    language = model.model.language_model
-    parts = FamilyParts(
-        model=model, language=language, head=model.lm_head, tokenizer=tokenizer, turn=turn, vision=vision
-    )
-    return HFBackbone(files, parts)
+    return HFBackbone(files, usual_parts(model, tokenizer, turn, vision))
 
 
-def _picture(image: ImageLayout) -> Picture:
+def _slot(image: ImageLayout) -> ImageSlot:
     return OPENS, image.count, CLOSES
 
 
@@ -100,10 +87,6 @@ class InternVision:
         tilings: list[tuple[int, int]] = [(rows, columns) for rows, columns in pixels.grid.tolist()]
         counts = [_parts(rows, columns) for rows, columns in tilings]
         images = [part.flatten(0, 1) for part in features.split(counts)]
-        boxes = [_boxes(rows, columns, side) for rows, columns in tilings]
+        boxes = [tile_boxes(rows, columns, side, whole=rows * columns > 1) for rows, columns in tilings]
         grids = [(rows * side, columns * side) for rows, columns in tilings]
         return packed(images, boxes, grids, [()] * len(images))
-
-
-def _boxes(rows: int, columns: int, side: int) -> Float[Tensor, "features 4"]:
-    return tile_boxes(rows, columns, side, whole=rows * columns > 1)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from masp.backbones.files import EMBEDDED, PHOTO, local_folder, read_json
-from masp.core.errors import BackboneError, did_you_mean
+from masp.core.errors import BackboneError, did_you_mean, reason_of
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 Source = Literal["folder", "embedded", "cache", "table", "hub"]
@@ -82,10 +82,10 @@ def _cached(name: str, file: str, revision: str | None) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(name, file, revision=revision)
+        result = try_to_load_from_cache(name, file, revision=revision)
     except HFValidationError:
         return None
-    return Path(found) if isinstance(found, str) else None
+    return Path(result) if isinstance(result, str) else None
 
 
 def _from_hub(name: str, revision: str | None) -> Description:
@@ -105,6 +105,6 @@ def _from_hub(name: str, revision: str | None) -> Description:
             hint,
         ) from None
     except (HfHubHTTPError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BackboneError(f"the hub does not give the configuration of '{name}': {reason}", "", hint) from None
+        got = f"the hub does not give the configuration of '{name}': {reason_of(error)}"
+        raise BackboneError(got, "", hint) from None
     return _in_folder(name, folder, "hub")

@@ -3,7 +3,6 @@
 Its chat template ("USER: <image>", the question, "ASSISTANT:") leaves the end of an answer to the tokenizer's own mark.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -14,22 +13,22 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, LlavaForConditionalGeneration
 
-from masp.backbones.chat import Picture, Turn, rendered
+from masp.backbones.chat import template_turn
 from masp.backbones.checkpoint import load_model, load_tokenizer
 from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles, section
-from masp.backbones.hf_backbone import FamilyParts, HFBackbone
-from masp.backbones.packing import grid_boxes, packed, within
+from masp.backbones.hf_backbone import FamilyParts, HFBackbone, usual_parts
+from masp.backbones.packing import grid_boxes, packed, square_pixels, within
 from masp.core.errors import BackboneError
-from masp.core.types import ImageLayout, Pixels, VisualTokens
+from masp.core.types import Pixels, VisualTokens
 
 TOWERS: Mapping[str, int] = MappingProxyType({"clip_vision_model": 1, "siglip_vision_model": 0})
 """Vision towers that are served → how many features stand before those of the patches (CLIP's class token)."""
 
 
-def load(files: BackboneFiles, place: Placement) -> HFBackbone:
+def load(files: BackboneFiles, placement: Placement) -> HFBackbone:
     """The backbone of a folder."""
-    model = load_model(files, LlavaForConditionalGeneration, place)
+    model = load_model(files, LlavaForConditionalGeneration, placement)
     tokenizer = load_tokenizer(files)
     processor = AutoImageProcessor.from_pretrained(files.folder, backend="pil", local_files_only=True)
     return HFBackbone(files, llava_parts(model, tokenizer, LlavaVision(model.model, processor)))
@@ -57,17 +56,8 @@ def visual_count(config: Any, settings: Mapping[str, Any], width: int, height: i
 
 def llava_parts(model: Any, tokenizer: Any, vision: Any) -> FamilyParts:
     """What the LLaVA families have in common: the visual tokens alone stand for the image, with no marks around."""
-    image = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
-    render = functools.cache(functools.partial(rendered, tokenizer))
-    turn = Turn(image=image, visual=image, picture=_picture, frame=(), render=render)
-    language = model.model.language_model
-    return FamilyParts(
-        model=model, language=language, head=model.lm_head, tokenizer=tokenizer, turn=turn, vision=vision
-    )
-
-
-def _picture(image: ImageLayout) -> Picture:
-    return (image.count,)
+    visual = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
+    return usual_parts(model, tokenizer, template_turn(tokenizer, visual), vision)
 
 
 class LlavaVision:
@@ -88,8 +78,7 @@ class LlavaVision:
 
     def preprocess(self, images: Sequence[Image]) -> Pixels:
         """One square of pixels per image, and the height and width that it had."""
-        values = self._processor(images=list(images), return_tensors="pt")["pixel_values"]
-        return Pixels(values=values, grid=torch.tensor([[image.height, image.width] for image in images]))
+        return square_pixels(self._processor, images)
 
     def visual_tokens(self, pixels: Pixels) -> VisualTokens:
         """Projected patches, row by row over the crop."""

@@ -12,9 +12,8 @@ import torch
 from safetensors import SafetensorError
 
 from masp.backbones.base import Backbone
-from masp.backbones.device_map import Placement
+from masp.backbones.device_map import Placement, require_bitsandbytes
 from masp.backbones.files import EMBEDDED, BackboneFiles, check_accepted, find, read_json
-from masp.backbones.quantization import require_bitsandbytes
 from masp.core import runtime
 from masp.core.config import BackboneConfig
 from masp.core.errors import BackboneError, did_you_mean
@@ -54,7 +53,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "internvl": Family("masp.backbones.internvl", sized=True),
         "smolvlm": Family("masp.backbones.idefics3", sized=True),
         "idefics3": Family("masp.backbones.idefics3", sized=True),
-        "llava_onevision": Family("masp.backbones.llava_onevision"),
+        "llava_onevision": Family("masp.backbones.llava_next"),
         "instructblip": Family("masp.backbones.instructblip", refuses=True),
         "photo": Family("masp.backbones.photo"),
     }
@@ -112,10 +111,10 @@ def load_backbone(
     else:
         name = config
     files = replace(find_supported(name, revision), accepted=check_accepted(accept))
-    place = choose_placement(dtype, device, name)
-    _LOG.info("loading backbone %s (%s) in %s", name, files.model_type, place)
+    placement = choose_placement(dtype, device, name)
+    _LOG.info("loading backbone %s (%s) in %s", name, files.model_type, placement)
     try:
-        backbone: Backbone = FAMILIES[files.model_type].get("load")(files, place)
+        backbone: Backbone = FAMILIES[files.model_type].get("load")(files, placement)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BackboneError(
             f"the backbone '{name}' cannot be loaded: {error}", "", "Check that its files are whole."

@@ -19,11 +19,11 @@ from transformers import (
 )
 
 from masp.backbones.decoder import AXES
+from masp.backbones.device_map import packed_bytes, packed_layers
 from masp.backbones.files import PHOTO
 from masp.backbones.known_models import Description, describe
 from masp.backbones.loading import FAMILIES, Family, refuse_unserved
-from masp.backbones.quantization import packed_bytes, packed_layers
-from masp.core.errors import BackboneError, UsageError, did_you_mean
+from masp.core.errors import BackboneError, UsageError, did_you_mean, reason_of
 from masp.core.flops import Sizes
 
 PARTS: tuple[str, ...] = ("vision tower", "projector", "language model layers", "embeddings", "output head", "other")
@@ -191,9 +191,8 @@ def _layer_counts(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _broken(description: Description, error: Exception) -> BackboneError:
-    reason = " ".join(str(error).split())[:200]
-    todo = f"Check its config.json ({description.source})."
-    return BackboneError(f"no model can be built from the configuration of {description.name}: {reason}", "", todo)
+    got = f"no model can be built from the configuration of {description.name}: {reason_of(error)}"
+    return BackboneError(got, "", f"Check its config.json ({description.source}).")
 
 
 def part_of(name: str) -> str:

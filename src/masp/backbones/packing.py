@@ -1,14 +1,22 @@
-"""Visual tokens of a batch out of the features of its images: padding, masks, places on the image."""
+"""Pixels of square images, and visual tokens of a batch out of the features of its images: padding, masks, boxes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
+from PIL.Image import Image
 from torch import Tensor
 
-from masp.core.types import VisualTokens
+from masp.core.types import Pixels, VisualTokens
 
 Shape = tuple[int, ...]
+
+
+def square_pixels(processor: Any, images: Sequence[Image], **options: Any) -> Pixels:
+    """One square of pixels per image, and the height and width that it had; `options` are the processor's."""
+    values = processor(images=list(images), return_tensors="pt", **options)["pixel_values"]
+    return Pixels(values=values, grid=torch.tensor([[image.height, image.width] for image in images]))
 
 
 def packed(
@@ -30,12 +38,12 @@ def packed(
     mask = left(counts, device)
     tokens = features[0].new_zeros(*mask.shape, features[0].shape[1])
     tokens[mask] = torch.cat(list(features))
-    places = None
+    positions = None
     if boxes is not None:
-        places = torch.zeros(*mask.shape, 4, device=device)
-        places[mask] = torch.cat(list(boxes)).to(device)
+        positions = torch.zeros(*mask.shape, 4, device=device)
+        positions[mask] = torch.cat(list(boxes)).to(device)
     cells = None if grid is None else torch.tensor(list(grid), device=device)
-    return VisualTokens(tokens, mask, places, cells, None if shapes is None else tuple(shapes))
+    return VisualTokens(tokens, mask, positions, cells, None if shapes is None else tuple(shapes))
 
 
 def left(counts: Sequence[int], device: torch.device | None = None) -> Bool[Tensor, "batch visual"]:

@@ -28,13 +28,13 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from masp.backbones.chat import Picture, Turn, rendered
+from masp.backbones.chat import template_turn
 from masp.backbones.checkpoint import load_image_processor, load_model, load_tokenizer
 from masp.backbones.device_map import Placement
 from masp.backbones.files import PHOTO, BackboneFiles
-from masp.backbones.hf_backbone import FamilyParts, HFBackbone
-from masp.backbones.packing import grid_boxes, packed
-from masp.core.types import ImageLayout, Pixels, VisualTokens
+from masp.backbones.hf_backbone import HFBackbone, usual_parts
+from masp.backbones.packing import grid_boxes, packed, square_pixels
+from masp.core.types import Pixels, VisualTokens
 
 Stage = tuple[int, int, int, int, int]
 """A stage of the tower: blocks, kernel, stride of the first block, expansion, output channels."""
@@ -279,32 +279,20 @@ def register() -> None:
     AutoModelForImageTextToText.register(PhotoConfig, PhotoForConditionalGeneration)
 
 
-def load(files: BackboneFiles, place: Placement) -> HFBackbone:
+def load(files: BackboneFiles, placement: Placement) -> HFBackbone:
     """The backbone of a folder."""
     register()
-    model = load_model(files, PhotoForConditionalGeneration, place)
+    model = load_model(files, PhotoForConditionalGeneration, placement)
     model.model.vision_tower.to(memory_format=torch.channels_last)
     tokenizer = load_tokenizer(files)
-    image = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
-    render = functools.cache(functools.partial(rendered, tokenizer))
-    parts = FamilyParts(
-        model=model,
-        language=model.model.language_model,
-        head=model.lm_head,
-        tokenizer=tokenizer,
-        turn=Turn(image=image, visual=image, picture=_picture, frame=(), render=render),
-        vision=PhotoVision(model, load_image_processor(files, ViTImageProcessorPil)),
-    )
-    return HFBackbone(files, parts)
+    turn = template_turn(tokenizer, tokenizer.convert_ids_to_tokens(model.config.image_token_id))
+    vision = PhotoVision(model, load_image_processor(files, ViTImageProcessorPil))
+    return HFBackbone(files, usual_parts(model, tokenizer, turn, vision))
 
 
 def visual_count(config: Any, settings: Mapping[str, Any], width: int, height: int) -> int:
     """Visual tokens of an image: always the same."""
     return config.grid**2 + config.whole_tokens
-
-
-def _picture(image: ImageLayout) -> Picture:
-    return (image.count,)
 
 
 class PhotoVision:
@@ -323,8 +311,7 @@ class PhotoVision:
 
     def preprocess(self, images: Sequence[Image]) -> Pixels:
         """One square of pixels per image, stretched to fit, and the height and width that it had."""
-        values = self._processor(images=list(images), return_tensors="pt")["pixel_values"]
-        return Pixels(values=values, grid=torch.tensor([[image.height, image.width] for image in images]))
+        return square_pixels(self._processor, images)
 
     def visual_tokens(self, pixels: Pixels) -> VisualTokens:
         """Cells row by row, then tokens of the whole image, which have an empty box."""

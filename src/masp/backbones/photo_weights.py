@@ -8,7 +8,6 @@ so that every machine writes the same bytes and an adapter fits on all of them.
 
 import fcntl
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -25,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from masp.core.atomic_io import digest, with_usual_rights, write_folder
+from masp.core.atomic_io import digest, fingerprint, with_usual_rights, write_folder
 from masp.core.errors import BackboneError
 
 CACHE = "MASP_CACHE"
@@ -191,7 +190,7 @@ def _identity() -> str:
     if own[BRIDGE] != known:
         raise BackboneError(f"{BRIDGE} of the backbone 'photo' is damaged", f"SHA-256 {known}", "Reinstall masp.")
     parts = {"format": FORMAT, LANGUAGE.file: LANGUAGE.sha256, TOWER.file: TOWER.sha256, **own}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return fingerprint(parts)
 
 
 def _whole(folder: Path) -> bool:

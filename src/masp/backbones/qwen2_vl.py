@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from PIL.Image import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -18,13 +19,12 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTra
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 
-from masp.backbones.chat import Picture, Turn, rendered
+from masp.backbones.chat import ImageSlot, Turn, rendered
 from masp.backbones.checkpoint import image_processor, load_image_processor, load_model, load_tokenizer, tensors_below
 from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles
-from masp.backbones.hf_backbone import FamilyParts, HFBackbone
+from masp.backbones.hf_backbone import HFBackbone, usual_parts
 from masp.backbones.packing import cell_boxes, left
-from masp.backbones.qwen2_vl_vision import BatchedVisionAttention, MatrixPatchEmbed
 from masp.core.errors import BackboneError
 from masp.core.types import ImageLayout, Pixels, VisualTokens
 
@@ -37,21 +37,12 @@ SYSTEM_TURN = "You are a helpful assistant."  # what Qwen's own template says wh
 IMAGE, OPENS, CLOSES = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 
 
-def load(files: BackboneFiles, place: Placement) -> HFBackbone:
+def load(files: BackboneFiles, placement: Placement) -> HFBackbone:
     """The backbone of a folder."""
-    model = load_model(files, MODELS[files.model_type], place)
+    model = load_model(files, MODELS[files.model_type], placement)
     tokenizer = load_tokenizer(files)
     vision = QwenVision(model.model.visual, load_image_processor(files, Qwen2VLImageProcessorPil))
-    parts = FamilyParts(
-        model=model,
-        language=model.model.language_model,
-        head=model.lm_head,
-        tokenizer=tokenizer,
-        turn=turn(tokenizer, SYSTEM_TURN),
-        vision=vision,
-        native=grid_positions,
-    )
-    return HFBackbone(files, parts)
+    return HFBackbone(files, usual_parts(model, tokenizer, turn(tokenizer, SYSTEM_TURN), vision, native=grid_positions))
 
 
 def load_vision(files: BackboneFiles, dtype: torch.dtype, device: torch.device) -> "QwenVision":
@@ -82,10 +73,10 @@ def turn(tokenizer: Any, system: str | None) -> Turn:
         return text if system is None or "<|im_start|>system" in text else rendered(tokenizer, answered, system)
 
     whole = OPENS + IMAGE + CLOSES
-    return Turn(image=whole, visual=IMAGE, picture=picture, frame=(OPENS, CLOSES), render=functools.cache(render))
+    return Turn(image=whole, visual=IMAGE, slot=slot, frame=(OPENS, CLOSES), render=functools.cache(render))
 
 
-def picture(image: ImageLayout) -> Picture:
+def slot(image: ImageLayout) -> ImageSlot:
     """The visual tokens between their two marks."""
     return OPENS, image.count, CLOSES
 
@@ -182,7 +173,93 @@ def grid_positions(length: int, visual_start: int, image: ImageLayout) -> Int[Te
     rows, columns = image.shape
     assert rows * columns == image.count, f"{rows}×{columns} cells for {image.count} visual tokens"
     cells = torch.arange(image.count)
-    place = torch.stack([torch.zeros_like(cells), cells // columns, cells % columns]) + visual_start
+    cell_positions = torch.stack([torch.zeros_like(cells), cells // columns, cells % columns]) + visual_start
     rest = length - visual_start - image.count
     text = torch.arange(rest) + visual_start + max(rows, columns)
-    return torch.cat([torch.arange(visual_start).expand(3, -1), place, text.expand(3, -1)], dim=1)
+    return torch.cat([torch.arange(visual_start).expand(3, -1), cell_positions, text.expand(3, -1)], dim=1)
+
+
+# Two parts of the vision tower in a faster, equal form: the same weights, the same sums, other kernels. Axes: p patches
+# of the whole batch, c chunks (images or windows) of equal length l, h heads, e width of a head.
+
+
+class MatrixPatchEmbed(nn.Module):
+    """The patch embedding as a matrix product.
+
+    The convolution's kernel equals its stride, so every patch meets the kernel once. As a convolution it is slow on a
+    CPU, in bf16 most of all.
+
+    Args:
+        original: the tower's own patch embedding, whose weights stay in use.
+    """
+
+    def __init__(self, original: Any) -> None:
+        super().__init__()
+        self.proj: Any = original.proj
+
+    def forward(self, hidden_states: Float[Tensor, "patches values"]) -> Float[Tensor, "patches width"]:
+        """Embeddings of flattened patches."""
+        weight = self.proj.weight.flatten(1)
+        return functional.linear(hidden_states.to(weight.dtype), weight)
+
+
+class BatchedVisionAttention(nn.Module):
+    """The tower's attention with one kernel call for all chunks of equal length, where the original calls it per chunk.
+
+    Args:
+        original: the block's own attention, whose weights stay in use.
+    """
+
+    def __init__(self, original: Any) -> None:
+        super().__init__()
+        self.qkv: Any = original.qkv
+        self.proj: Any = original.proj
+        self.heads: int = original.num_heads
+        self.scaling: float = original.scaling
+
+    def forward(
+        self,
+        hidden_states: Float[Tensor, "patches width"],
+        cu_seqlens: Int[Tensor, " ends"],
+        position_embeddings: tuple[Float[Tensor, "patches head_dim"], Float[Tensor, "patches head_dim"]],
+        max_seqlen: int | None = None,
+    ) -> Float[Tensor, "patches width"]:
+        """Attention within each chunk; chunk i spans the patches cu_seqlens[i] … cu_seqlens[i + 1]."""
+        patches = hidden_states.shape[0]
+        cos, sin = (part.float()[:, None] for part in position_embeddings)
+        query, key, value = self.qkv(hidden_states).view(patches, 3, self.heads, -1).unbind(1)  # each (p, h, e)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        lengths = cu_seqlens.diff()
+        kinds = torch.unique(lengths).tolist()
+        if len(kinds) == 1:
+            return self.proj(self._attend(query, key, value, kinds[0]))
+        out = torch.empty_like(hidden_states)
+        for length in kinds:
+            if length:
+                starts = cu_seqlens[:-1][lengths == length]
+                rows = (starts[:, None] + torch.arange(length, device=starts.device)).flatten()
+                out[rows] = self._attend(query[rows], key[rows], value[rows], length)
+        return self.proj(out)
+
+    def _attend(
+        self,
+        query: Float[Tensor, "rows heads head_dim"],
+        key: Float[Tensor, "rows heads head_dim"],
+        value: Float[Tensor, "rows heads head_dim"],
+        length: int,
+    ) -> Float[Tensor, "rows width"]:
+        """Attention among every `length` consecutive rows."""
+        q, k, v = (part.unflatten(0, (-1, length)).transpose(1, 2) for part in (query, key, value))  # each (c, h, l, e)
+        attended = functional.scaled_dot_product_attention(q, k, v, scale=self.scaling)
+        return attended.transpose(1, 2).reshape(len(query), -1)
+
+
+def rotate(
+    values: Float[Tensor, "*rows head_dim"],
+    cos: Float[Tensor, "*#rows head_dim"],
+    sin: Float[Tensor, "*#rows head_dim"],
+) -> Float[Tensor, "*rows head_dim"]:
+    """Rotary embedding in the dtype of `cos`, returned in the dtype of `values`."""
+    wide = values.to(cos.dtype)
+    left, right = wide.chunk(2, dim=-1)
+    return (wide * cos + torch.cat([-right, left], dim=-1) * sin).to(values.dtype)

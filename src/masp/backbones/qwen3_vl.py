@@ -12,28 +12,19 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from masp.backbones.checkpoint import load_image_processor, load_model, load_tokenizer
 from masp.backbones.device_map import Placement
 from masp.backbones.files import BackboneFiles
-from masp.backbones.hf_backbone import FamilyParts, HFBackbone
+from masp.backbones.hf_backbone import HFBackbone, usual_parts
 from masp.backbones.qwen2_vl import bounded, grid_positions, on_grids, patches, transform, turn, visual_count
 from masp.core.types import Pixels, VisualTokens
 
 __all__ = ["load", "visual_count"]
 
 
-def load(files: BackboneFiles, place: Placement) -> HFBackbone:
+def load(files: BackboneFiles, placement: Placement) -> HFBackbone:
     """The backbone of a folder."""
-    model = load_model(files, Qwen3VLForConditionalGeneration, place)
+    model = load_model(files, Qwen3VLForConditionalGeneration, placement)
     tokenizer = load_tokenizer(files)
     vision = DeepVision(model.model.visual, load_image_processor(files, Qwen2VLImageProcessorPil))
-    parts = FamilyParts(
-        model=model,
-        language=model.model.language_model,
-        head=model.lm_head,
-        tokenizer=tokenizer,
-        turn=turn(tokenizer, None),
-        vision=vision,
-        native=grid_positions,
-    )
-    return HFBackbone(files, parts)
+    return HFBackbone(files, usual_parts(model, tokenizer, turn(tokenizer, None), vision, native=grid_positions))
 
 
 class DeepVision:
@@ -58,9 +49,9 @@ class DeepVision:
 
     def visual_tokens(self, pixels: Pixels) -> VisualTokens:
         """Visual tokens and their deep features, row by row over the image."""
-        found = self._tower(pixels.values.to(self._tower.dtype), grid_thw=pixels.grid)
-        visual = on_grids(found.pooler_output, pixels.grid, self._tower.spatial_merge_size)
-        levels = torch.stack(list(found.deepstack_features), dim=1)  # (visual tokens of all images, levels, d)
+        result = self._tower(pixels.values.to(self._tower.dtype), grid_thw=pixels.grid)
+        visual = on_grids(result.pooler_output, pixels.grid, self._tower.spatial_merge_size)
+        levels = torch.stack(list(result.deepstack_features), dim=1)  # (visual tokens of all images, levels, d)
         deep = levels.new_zeros(*visual.mask.shape, *levels.shape[1:])
         deep[visual.mask] = levels
         return replace(visual, deep=deep)

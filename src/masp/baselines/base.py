@@ -79,7 +79,7 @@ class Example:
     """One labelled image to learn from.
 
     Attributes:
-        image: its number among the images of the lessons.
+        image: its number among the images of the training data.
         label: its emotion.
         aspects: the annotated answer of each aspect that is annotated, as text.
     """
@@ -119,8 +119,8 @@ class TrainingData:
         val: what to choose settings by.
         out: a folder of the system's own, for checkpoints and for what it learns.
         seed: of everything random.
-        fingerprint: hash of the data that the lessons were made of, so that what was learned from other data is not
-            taken for this; "" where nobody knows.
+        fingerprint: hash of the data set it was made of, so that what was learned from another is not taken for this;
+            "" where unknown.
     """
 
     images: Images
@@ -145,7 +145,7 @@ class System(Protocol):
         """What it chooses from."""
         ...
 
-    def fit(self, lessons: TrainingData) -> None:
+    def fit(self, examples: TrainingData) -> None:
         """Learns what it has to, and nothing if it needs no training.
 
         An interrupted call goes on where it was when it is made again; a finished one only loads what it learned.

@@ -21,7 +21,7 @@ from torch import Tensor
 from masp.adapters import AdapterInfo, find_adapter, load_adapter, save_adapter, tensors_sha256
 from masp.backbones.base import Backbone
 from masp.baselines.base import Example, System, SystemPrediction, TrainingData, plain, predictions_of
-from masp.baselines.learning import SMALLEST, Study, check_lessons, studying, unlearned
+from masp.baselines.learning import SMALLEST, Study, check_training_data, studying, unlearned
 from masp.baselines.probe import figures, fitted, logits
 from masp.baselines.prompted import Prompted, prompted
 from masp.core.errors import DataError, UsageError
@@ -36,14 +36,14 @@ from masp.training.checkpoints import Checkpoint, CheckpointStore
 from masp.training.run_dir import RunFolder, compare, hash_of, reading
 
 
-def vocabulary(lessons: Sequence[Example], aspects: Sequence[str], fewest: int) -> dict[str, tuple[str, ...]]:
-    """The words of each aspect that enough lessons are annotated with, in alphabetical order.
+def vocabulary(examples: Sequence[Example], aspects: Sequence[str], fewest: int) -> dict[str, tuple[str, ...]]:
+    """The words of each aspect that enough examples are annotated with, in alphabetical order.
 
     Raises:
         DataError: there is none.
     """
-    counts = {aspect: Counter(word for lesson in lessons for word in words_of(lesson, aspect)) for aspect in aspects}
-    known = {aspect: tuple(sorted(w for w, n in found.items() if n >= fewest)) for aspect, found in counts.items()}
+    counts = {aspect: Counter(word for example in examples for word in words_of(example, aspect)) for aspect in aspects}
+    known = {aspect: tuple(sorted(w for w, n in result.items() if n >= fewest)) for aspect, result in counts.items()}
     if not any(known.values()):
         raise DataError(
             "no aspect of the images to learn from is annotated often enough",
@@ -53,10 +53,10 @@ def vocabulary(lessons: Sequence[Example], aspects: Sequence[str], fewest: int) 
     return known
 
 
-def present(lessons: Sequence[Example], aspect: str, words: Sequence[str]) -> Float[Tensor, "images words"]:
-    """1 where a lesson is annotated with a word, 0 where it is not, whatever the reason."""
-    rows = [[float(word in words_of(lesson, aspect)) for word in words] for lesson in lessons]
-    return torch.tensor(rows).reshape(len(lessons), len(words))
+def present(examples: Sequence[Example], aspect: str, words: Sequence[str]) -> Float[Tensor, "images words"]:
+    """1 where an example is annotated with a word, 0 where it is not, whatever the reason."""
+    rows = [[float(word in words_of(example, aspect)) for word in words] for example in examples]
+    return torch.tensor(rows).reshape(len(examples), len(words))
 
 
 def read_words(
@@ -75,10 +75,10 @@ def read_words(
     wide = tokens.cpu().double()
     mean, scale = wide.mean(0), wide.std(0, correction=0).clamp_min(SMALLEST)
     inputs, targets = (wide - mean) / scale, wanted.cpu().double()
-    found = [_ridge(inputs, targets, penalty) for penalty in penalties]
-    errors = [float((held - targets).square().mean()) for _, held in found]
-    best = min(range(len(found)), key=errors.__getitem__)
-    weight, held = found[best]
+    result = [_ridge(inputs, targets, penalty) for penalty in penalties]
+    errors = [float((held - targets).square().mean()) for _, held in result]
+    best = min(range(len(result)), key=errors.__getitem__)
+    weight, held = result[best]
     slope, offset = _scaled(held, targets)
     layer = {
         "weight": slope[:, None] * weight.T,
@@ -89,8 +89,8 @@ def read_words(
     }
     known = torch.ones(targets.shape[1], dtype=torch.bool)
     chances = (held * slope + offset).sigmoid().float()
-    told = {"penalty": float(penalties[best]), "squared_error": errors[best]}
-    return {name: part.float() for name, part in layer.items()} | {"known": known}, chances, told
+    facts = {"penalty": float(penalties[best]), "squared_error": errors[best]}
+    return {name: part.float() for name, part in layer.items()} | {"known": known}, chances, facts
 
 
 def _ridge(
@@ -108,7 +108,7 @@ def _ridge(
 
 
 def _scaled(
-    said: Float[Tensor, "images words"], targets: Float[Tensor, "images words"]
+    predicted: Float[Tensor, "images words"], targets: Float[Tensor, "images words"]
 ) -> tuple[Float[Tensor, " words"], Float[Tensor, " words"]]:
     """Slope and offset of each word's log-odds, finite by Platt's targets (n₊ + 1) / (n₊ + 2) and 1 / (n₋ + 2)."""
     present = targets.sum(0)
@@ -120,7 +120,7 @@ def _scaled(
 
     def closure() -> float:
         optimizer.zero_grad()
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(said * slope + offset, soft)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(predicted * slope + offset, soft)
         loss.backward()
         return float(loss.detach())
 
@@ -129,9 +129,9 @@ def _scaled(
     return slope.detach(), offset.detach()
 
 
-def words_of(lesson: Example, aspect: str) -> tuple[str, ...]:
+def words_of(example: Example, aspect: str) -> tuple[str, ...]:
     """The annotated words of one aspect."""
-    return tuple(word for word in lesson.aspects.get(aspect, "").split(", ") if word)
+    return tuple(word for word in example.aspects.get(aspect, "").split(", ") if word)
 
 
 log = logging.getLogger(__name__)
@@ -186,7 +186,7 @@ class ConceptBottleneck:
         labels: what it chooses from.
         over: whose log-probabilities are added up beside the words; None: the words alone.
         settings: how it is fitted; where adapters lie is not read.
-        info: of the aspects adapter; with it, what was learned becomes an adapter too, in the folder of the lessons.
+        info: of the aspects adapter; with it, what was learned becomes an adapter too, in the folder `out`.
 
     Raises:
         UsageError: the model has no aspects, or `over` chooses from other labels.
@@ -209,23 +209,23 @@ class ConceptBottleneck:
         self.learned: Checkpoint | None = None
         self.seed = 0
 
-    def fit(self, lessons: TrainingData) -> None:
+    def fit(self, examples: TrainingData) -> None:
         """Reads every image once, fits the words of each aspect, then the labels.
 
         Raises:
             DataError: no word is annotated often enough, or there is nothing to learn from.
         """
-        check_lessons(lessons, self.labels)
-        words = vocabulary(lessons.train, self.model.aspect_module().aspects, self.settings.fewest)
+        check_training_data(examples, self.labels)
+        words = vocabulary(examples.train, self.model.aspect_module().aspects, self.settings.fewest)
         if self.over is not None:
-            self.over.fit(replace(lessons, out=lessons.out / "tuned"))
-        told = [[lesson.image, dict(lesson.aspects)] for lesson in (*lessons.train, *lessons.val)]
-        identity = self._identity() | {"annotations": hash_of({"told": told})}
-        with studying(NAME, self.backbone, self.labels, lessons, identity) as study:
+            self.over.fit(replace(examples, out=examples.out / "tuned"))
+        content = [[example.image, dict(example.aspects)] for example in (*examples.train, *examples.val)]
+        identity = self._identity() | {"annotations": hash_of({"told": content})}
+        with studying(NAME, self.backbone, self.labels, examples, identity) as study:
             self.learned = study.once(lambda: self._fitted(study, words))
-        self.seed = lessons.seed
+        self.seed = examples.seed
         if self.info is not None:
-            self._save(lessons.out / "adapter", self.info)
+            self._save(examples.out / "adapter", self.info)
 
     def concepts(self) -> ConceptHead:
         """What was learned, as an adapter holds it.
@@ -233,10 +233,10 @@ class ConceptBottleneck:
         Raises:
             UsageError: it has not learned yet, or a label never occurred.
         """
-        found = self._state()
-        if not bool(found.tensors["labels.known"].all()):
+        result = self._state()
+        if not bool(result.tensors["labels.known"].all()):
             raise UsageError("a label occurs on no image to learn from", "all of them", "Name only labels that occur.")
-        over = self.over if found.state["labels"]["scores"] else None
+        over = self.over if result.state["labels"]["scores"] else None
         prompt_aspects = None
         if over is not None:
             assert isinstance(over, Prompted)
@@ -244,10 +244,10 @@ class ConceptBottleneck:
             if over.model.routing is not None:
                 raise UsageError("the soft prompt was trained with routing", "one without", "Train it without.")
             prompt_aspects = over.handle.task.use.aspects
-        words = tuple((aspect, word) for aspect, word in found.state["words"])
-        tensors = {"labels.mean": found.tensors["labels.mean"]}
+        words = tuple((aspect, word) for aspect, word in result.state["words"])
+        tensors = {"labels.mean": result.tensors["labels.mean"]}
         for name in (*dict(words), "labels"):
-            tensors[f"{name}.weight"], tensors[f"{name}.bias"] = folded(_part(found.tensors, name))
+            tensors[f"{name}.weight"], tensors[f"{name}.bias"] = folded(_part(result.tensors, name))
         return ConceptHead(words, prompt_aspects, tensors)
 
     def _save(self, folder: Path, info: AdapterInfo) -> None:
@@ -271,10 +271,10 @@ class ConceptBottleneck:
         save_adapter(folder, info.model_copy(update=about), self.model.aspects, prompt, concepts=concepts)
 
     def load(self, folder: str | Path) -> Self:
-        """What `fit` left in a folder, ready to answer about any image without the lessons.
+        """What `fit` left in a folder, ready to answer about any image without the training data.
 
         Args:
-            folder: `out` of the lessons; of `masp baseline cues --out DIR` it is DIR/training.
+            folder: `out` of the training data; of `masp baseline cues --out DIR` it is DIR/training.
 
         Raises:
             UsageError: nothing there, or learned with other adapters, labels or settings, or on another backbone.
@@ -301,9 +301,9 @@ class ConceptBottleneck:
         Raises:
             UsageError: it has not learned yet.
         """
-        found = self._state()
+        result = self._state()
         return predictions_of(
-            self.labels, logits(_part(found.tensors, "labels"), self._inputs(self._read(visual), found))
+            self.labels, logits(_part(result.tensors, "labels"), self._inputs(self._read(visual), result))
         )
 
     @torch.no_grad()
@@ -316,9 +316,9 @@ class ConceptBottleneck:
         Raises:
             UsageError: it has not learned yet.
         """
-        found = self._state()
-        words, layer = found.state["words"], _part(found.tensors, "labels")
-        inputs = self._inputs(self._read(visual), found)[:, : len(words)]
+        result = self._state()
+        words, layer = result.state["words"], _part(result.tensors, "labels")
+        inputs = self._inputs(self._read(visual), result)[:, : len(words)]
         scaled = (inputs - layer["mean"][: len(words)]) / layer["scale"][: len(words)]
         effects = scaled[:, :, None] * layer["weight"].T[: len(words)]  # (b, words, labels)
         occurs, rows = layer["known"].tolist(), []
@@ -330,16 +330,16 @@ class ConceptBottleneck:
 
     def config(self) -> Mapping[str, Any]:
         """Its settings, the aspects, the system it adds to, and once it has learned its words and figures on val."""
-        told: dict[str, Any] = {"system": NAME, "trained": 0, **self._identity()}
+        facts: dict[str, Any] = {"system": NAME, "trained": 0, **self._identity()}
         if self.learned is not None:
             weights = [tensor for name, tensor in self.learned.tensors.items() if name.endswith(("weight", "bias"))]
-            told["trained"] = sum(weight.numel() for weight in weights)
-            told |= {"seed": self.seed, "fitted": self.learned.state}
-            told["tensors_sha256"] = tensors_sha256(self.learned.tensors)
-        return told
+            facts["trained"] = sum(weight.numel() for weight in weights)
+            facts |= {"seed": self.seed, "fitted": self.learned.state}
+            facts["tensors_sha256"] = tensors_sha256(self.learned.tensors)
+        return facts
 
     def _identity(self) -> dict[str, Any]:
-        """All that decides what it learns, besides backbone, labels and lessons."""
+        """All that decides what it learns, besides backbone, labels and examples."""
         modules, questions = self.model.aspect_module(), self.model.questions
         tuned = None if self.over is None else dict(self.over.config())
         return {
@@ -372,33 +372,33 @@ class ConceptBottleneck:
             raise UsageError("the prompt's answers have no probabilities", "a system that gives them")
         return torch.tensor([[row[label] for label in self.labels] for row in rows if row is not None])
 
-    def _inputs(self, read: Mapping[str, Tensor], found: Checkpoint) -> Float[Tensor, "batch inputs"]:
+    def _inputs(self, read: Mapping[str, Tensor], result: Checkpoint) -> Float[Tensor, "batch inputs"]:
         """What the second layer reads: the probability of every word, then the scores if it adds them."""
         chances = [
-            logits(_part(found.tensors, aspect), read["tokens"][:, place]).sigmoid()
-            for place, aspect in enumerate(self.model.aspect_module().aspects)
-            if f"{aspect}.weight" in found.tensors
+            logits(_part(result.tensors, aspect), read["tokens"][:, index]).sigmoid()
+            for index, aspect in enumerate(self.model.aspect_module().aspects)
+            if f"{aspect}.weight" in result.tensors
         ]
-        scores = read["scores"] if found.state["labels"]["scores"] else read["scores"][:, :0]
+        scores = read["scores"] if result.state["labels"]["scores"] else read["scores"][:, :0]
         return torch.cat([*chances, scores], dim=1)
 
     def _fitted(self, study: Study, words: Mapping[str, Sequence[str]]) -> Checkpoint:
         table, row = study.table("aspect tokens", self._read)
-        rows = [[row[lesson.image] for lesson in split] for split in (study.lessons.train, study.lessons.val)]
+        rows = [[row[example.image] for example in split] for split in (study.data.train, study.data.val)]
         tensors: dict[str, Tensor] = {}
         state: dict[str, Any] = {"words": [[aspect, word] for aspect, known in words.items() for word in known]}
         chances: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for place, aspect in enumerate(self.model.aspect_module().aspects):
+        for index, aspect in enumerate(self.model.aspect_module().aspects):
             if not words[aspect]:
                 continue
             study.stop.check()
-            wanted = present(study.lessons.train, aspect, words[aspect])
+            wanted = present(study.data.train, aspect, words[aspect])
             layer, left_out, state[aspect] = read_words(
-                table["tokens"][rows[0], place], wanted, self.settings.penalties
+                table["tokens"][rows[0], index], wanted, self.settings.penalties
             )
             log.info("%s: %s", aspect, state[aspect])
             chances[0].append(left_out)
-            chances[1].append(logits(layer, table["tokens"][rows[1], place]).sigmoid())
+            chances[1].append(logits(layer, table["tokens"][rows[1], index]).sigmoid())
             tensors |= {f"{aspect}.{name}": tensor for name, tensor in layer.items()}
         inputs = [torch.cat(parts, 1) for parts in chances]
         layer, state["labels"] = self._labelled(study, inputs, [table["scores"][chosen] for chosen in rows])
@@ -412,18 +412,18 @@ class ConceptBottleneck:
         Stage 2 has seen the training images, so their scores may promise more than those of new images hold. Then the
         words alone are likelier on val, and are taken.
         """
-        targets, held = ([study.target(one) for one in split] for split in (study.lessons.train, study.lessons.val))
-        found = []
+        targets, held = ([study.target(one) for one in split] for split in (study.data.train, study.data.val))
+        result = []
         for added in (True, False) if scores[0].shape[1] and held else (bool(scores[0].shape[1]),):
             train, val = (torch.cat([one, more], 1) if added else one for one, more in zip(words, scores, strict=True))
             for strength in self.settings.strengths if held else (self.settings.without_val,):
                 study.stop.check()
                 layer = fitted(train, targets, len(self.labels), strength, self.settings.iterations)
-                told = figures(logits(layer, val), held)
-                log.info("labels, scores %s, C = %g: %s", added, strength, told)
-                found.append((told.get("log_likelihood", 0.0), layer, {"C": strength, "scores": added, **told}))
-        _, layer, told = max(found, key=lambda one: one[0])
-        return layer, told
+                facts = figures(logits(layer, val), held)
+                log.info("labels, scores %s, C = %g: %s", added, strength, facts)
+                result.append((facts.get("log_likelihood", 0.0), layer, {"C": strength, "scores": added, **facts}))
+        _, layer, facts = max(result, key=lambda one: one[0])
+        return layer, facts
 
 
 def cue_system(
@@ -448,10 +448,10 @@ def cue_system(
     if settings.aspects is None:
         raise UsageError("the cue head was given no aspects", "aspects=DIR", "Name what masp train aspects wrote.")
     folder = find_adapter(settings.aspects)
-    found = load_adapter(folder, backbone)
-    if found.aspects is None:
+    result = load_adapter(folder, backbone)
+    if result.aspects is None:
         raise UsageError(f"{settings.aspects} holds no aspect modules", "an aspects adapter", "Name one.")
-    model = MaspModel(backbone, found.info.method, found.aspects, None, questions or found.info.asked())
+    model = MaspModel(backbone, result.info.method, result.aspects, None, questions or result.info.asked())
     over = None
     if settings.prompt is not None:
         masp = Masp.from_pretrained(settings.prompt, backbone, aspects=folder, labels=labels, task=settings.task)
@@ -459,7 +459,7 @@ def cue_system(
         if masp.model.prompt is None:
             todo = "Name what masp train prompt wrote."
             raise UsageError(f"{settings.prompt} holds no soft prompt", "a prompt adapter", todo)
-    return ConceptBottleneck(model, labels, over, settings, found.info)
+    return ConceptBottleneck(model, labels, over, settings, result.info)
 
 
 def _part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ from masp.core.prompts import Questions
 from masp.core.setting_types import Number, Positive, Share
 from masp.core.settings import TrainConfig
 from masp.core.types import VisualTokens
-from masp.model.param_count import numbers
+from masp.model.cost_estimate import numbers
 from masp.training.checkpoints import Checkpoint
 from masp.training.signals import StopRequest
 from masp.training.trainer import StepBatch, groups_of
@@ -121,33 +121,33 @@ class HeadStage:
         return dict(self.module.named_parameters())
 
     def weights(self) -> None:
-        """All lessons count the same."""
+        """All examples count the same."""
 
     def load(self, shares: Iterable[StepBatch]) -> Iterator[StepBatch]:
         """Adds what the head is given of each image."""
         for share in shares:
-            lessons = [self.study.lessons.train[number] for number in share.examples]
-            yield replace(share, loaded=(self.inputs([lesson.image for lesson in lessons]), lessons))
+            examples = [self.study.data.train[number] for number in share.examples]
+            yield replace(share, loaded=(self.inputs([example.image for example in examples]), examples))
 
     def losses(self, share: StepBatch) -> Float[Tensor, " batch"]:
-        """The loss of each lesson."""
-        inputs, lessons = share.loaded
+        """The loss of each example."""
+        inputs, examples = share.loaded
         self.module.train()
-        return self.loss(self.module(*inputs), self._targets(lessons), [lesson.image for lesson in lessons])
+        return self.loss(self.module(*inputs), self._targets(examples), [example.image for example in examples])
 
     @torch.no_grad()
     def validate(self, stop: StopRequest) -> dict[str, float]:
         """Accuracy, and the mean log-likelihood of the right label, which decides between equals."""
         self.module.eval()
-        found = LabelScore()
-        for lessons in groups_of(self.study.lessons.val, self.study.at_once):
+        result = LabelScore()
+        for examples in groups_of(self.study.data.val, self.study.at_once):
             stop.check()
-            log_p = self.module(*self.inputs([lesson.image for lesson in lessons])).log_softmax(1)
-            found.add(log_p, [self.study.target(lesson) for lesson in lessons])
-        return found.figures()
+            log_p = self.module(*self.inputs([example.image for example in examples])).log_softmax(1)
+            result.add(log_p, [self.study.target(example) for example in examples])
+        return result.figures()
 
-    def _targets(self, lessons: Sequence[Example]) -> Int[Tensor, " batch"]:
-        return torch.tensor([self.study.target(lesson) for lesson in lessons], device=self.study.backbone.device)
+    def _targets(self, examples: Sequence[Example]) -> Int[Tensor, " batch"]:
+        return torch.tensor([self.study.target(example) for example in examples], device=self.study.backbone.device)
 
 
 def cross_entropy(
@@ -236,18 +236,18 @@ class Distilled:
         self.seed = 0
         self.question = emotion_question(validate_labels(tuned.labels), questions)
 
-    def fit(self, lessons: TrainingData) -> None:
+    def fit(self, examples: TrainingData) -> None:
         """Lets the tuned system learn in `out/tuned`; then trains teacher, head and gate, one after the other."""
-        self.tuned.fit(replace(lessons, out=lessons.out / "tuned"))
+        self.tuned.fit(replace(examples, out=examples.out / "tuned"))
         before = {"question": self.question, "tuned": dict(self.tuned.config())}
-        with studying(NAME, self.backbone, self.labels, lessons, deciding(self.settings) | before) as study:
-            found = study.once(lambda: self._trained(study))
-        head, gate = self._head(found.tensors["head/layers.0.weight"].shape[1]), self._gate()
+        with studying(NAME, self.backbone, self.labels, examples, deciding(self.settings) | before) as study:
+            result = study.once(lambda: self._trained(study))
+        head, gate = self._head(result.tensors["head/layers.0.weight"].shape[1]), self._gate()
         for name, module in (("head/", head), ("gate/", gate)):
-            own = {key.removeprefix(name): value for key, value in found.tensors.items() if key.startswith(name)}
+            own = {key.removeprefix(name): value for key, value in result.tensors.items() if key.startswith(name)}
             module.load_state_dict(own)
             module.eval()
-        self.modules, self.fitted, self.seed = (head, gate), found.state, lessons.seed
+        self.modules, self.fitted, self.seed = (head, gate), result.state, examples.seed
 
     @torch.no_grad()
     def predict(self, visual: VisualTokens) -> list[SystemPrediction]:
@@ -264,12 +264,12 @@ class Distilled:
 
     def config(self) -> Mapping[str, Any]:
         """Its settings, the system it builds on, and once it has learned the figures of its parts on val."""
-        told: dict[str, Any] = {"system": NAME, "trained": 0, "settings": plain(self.settings)}
+        facts: dict[str, Any] = {"system": NAME, "trained": 0, "settings": plain(self.settings)}
         if self.modules is not None:
             state = {f"{part}.{key}": value for part, own in self._parts().items() for key, value in own.items()}
-            told["trained"] = sum(numbers(module) for module in self.modules)
-            told |= {"seed": self.seed, "fitted": dict(self.fitted), "tensors_sha256": tensors_sha256(state)}
-        return told | {"tuned": dict(self.tuned.config())}
+            facts["trained"] = sum(numbers(module) for module in self.modules)
+            facts |= {"seed": self.seed, "fitted": dict(self.fitted), "tensors_sha256": tensors_sha256(state)}
+        return facts | {"tuned": dict(self.tuned.config())}
 
     def _parts(self) -> dict[str, dict[str, Tensor]]:
         assert self.modules is not None
@@ -292,18 +292,18 @@ class Distilled:
 
     def _answers(self, visual: VisualTokens) -> dict[str, Tensor]:
         """The number of the label that the tuned system names; one past the last where it names none."""
-        named = [said.predicted for said in self.tuned.predict(visual)]
-        places = [len(self.labels) if label is None else self.labels.index(label) for label in named]
-        return {"answer": torch.tensor(places)}
+        named = [prediction.predicted for prediction in self.tuned.predict(visual)]
+        indices = [len(self.labels) if label is None else self.labels.index(label) for label in named]
+        return {"answer": torch.tensor(indices)}
 
     def _trained(self, study: Study) -> Checkpoint:
         means, row = study.table("mean visual tokens", self._mean)
         width, device = means["mean"].shape[1], self.backbone.device
         with torch.random.fork_rng():
-            torch.manual_seed(study.lessons.seed)
+            torch.manual_seed(study.data.seed)
             sizes = (self.settings.teacher_width, len(self.labels), self.settings.dropout)
             teacher, head, gate = AttentionHead(width, *sizes).to(device), self._head(width), self._gate()
-        head.standardise(means["mean"][[row[lesson.image] for lesson in study.lessons.train]].to(device))
+        head.standardise(means["mean"][[row[example.image] for example in study.data.train]].to(device))
         figures = {
             "teacher": study.fit(HeadStage("teacher", teacher, study, self._whole(study)), self._plan("teacher", study))
         }
@@ -340,7 +340,7 @@ class Distilled:
 
     def _whole(self, study: Study) -> Any:
         """All visual tokens of the images, for the teacher."""
-        return lambda images: self._tokens(study.lessons.images.visual(images))
+        return lambda images: self._tokens(study.data.images.visual(images))
 
     def _plan(self, part: str, study: Study) -> TrainConfig:
         settings = self.settings
@@ -350,7 +350,7 @@ class Distilled:
             batch_size=settings.batch_size,
             checkpoint_minutes=settings.checkpoint_minutes,
             checkpoint_every=settings.checkpoint_every,
-            seed=study.lessons.seed,
+            seed=study.data.seed,
         )
 
 

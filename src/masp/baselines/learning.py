@@ -24,12 +24,12 @@ from masp.core.flops import images_at_once
 from masp.core.runtime import Bar
 from masp.core.settings import TrainConfig
 from masp.core.types import VisualTokens
-from masp.data.records import Dataset, Record
+from masp.data.records import Dataset, Record, account_lines, read_account
 from masp.data.splits import Batches
 from masp.evaluation.predict_split import labelled
 from masp.training.checkpoints import Checkpoint, CheckpointStore, load_parameters, unwritable
 from masp.training.disk_cache import CacheGroup, DiskCache, key_of
-from masp.training.feature_cache import FeatureCache, ImageReading, account_lines, read_account
+from masp.training.feature_cache import FeatureCache, ImageReading
 from masp.training.run_dir import RunFolder, hash_of, reading
 from masp.training.run_stage import loop_settings, make_accelerator
 from masp.training.signals import StopRequest
@@ -65,7 +65,7 @@ class LazyImages:
 
         Raises:
             Interrupted: a signal arrived while the images were read.
-            DataError: an image of a lesson cannot be read any more.
+            DataError: an image of an example cannot be read any more.
         """
         self.fill()
         yield from self.store.stream(items, images)
@@ -75,7 +75,7 @@ class LazyImages:
 
         Raises:
             Interrupted: a signal arrived while the images were read.
-            DataError: an image of a lesson cannot be read any more.
+            DataError: an image of an example cannot be read any more.
         """
         self.fill()
         return self.store.visual(images)
@@ -91,7 +91,7 @@ class LazyImages:
         return account_lines(account)
 
 
-def make_lessons(
+def make_training_data(
     backbone: Backbone,
     dataset: Dataset,
     labels: Sequence[str],
@@ -104,7 +104,7 @@ def make_lessons(
     Args:
         backbone: computes the visual tokens.
         dataset: where the images are.
-        labels: what a lesson's label has to be one of.
+        labels: what an example's label has to be one of.
         out: folder for what is learned; quarantine.jsonl in it says which images were left out.
         seed: of everything random.
         reading: how images are read, and how much of them is kept.
@@ -126,13 +126,13 @@ def make_lessons(
         assert lines is not None
         bad = {str(path) for path, usable in zip(store.paths, store.usable, strict=True) if not usable}
         _write_account(file, lines)
-    lessons: dict[str, list[Example]] = {split: [] for split in SPLITS}
-    for number, (split, record) in enumerate(chosen):
+    examples: dict[str, list[Example]] = {split: [] for split in SPLITS}
+    for index, (split, record) in enumerate(chosen):
         if str(record.path) not in bad:
-            lessons[split].append(Example(number, record.label or "", dict(record.annotations)))
-    if not lessons["val"]:
+            examples[split].append(Example(index, record.label or "", dict(record.annotations)))
+    if not examples["val"]:
         log.warning("there is no validation split: nothing is chosen by it")
-    return TrainingData(images, tuple(lessons["train"]), tuple(lessons["val"]), out, seed, dataset.fingerprint())
+    return TrainingData(images, tuple(examples["train"]), tuple(examples["val"]), out, seed, dataset.fingerprint())
 
 
 def _records(dataset: Dataset, split: str, labels: Sequence[str]) -> list[Record]:
@@ -168,7 +168,7 @@ class Study:
     """One call of `fit` that holds its folder."""
 
     backbone: Backbone  # what the system stands on
-    lessons: TrainingData  # what it learns from
+    data: TrainingData  # what it learns from
     labels: tuple[str, ...]  # what it learns to name
     stop: StopRequest  # is asked between steps
     identity: Mapping[str, Any]  # all that decides the result, as JSON values
@@ -181,16 +181,16 @@ class Study:
     @property
     def examples(self) -> tuple[Example, ...]:
         """Lessons of both splits, those to learn from first."""
-        return self.lessons.train + self.lessons.val
+        return self.data.train + self.data.val
 
-    def target(self, lesson: Example) -> int:
-        """The number of a lesson's label."""
-        return self.labels.index(lesson.label)
+    def target(self, example: Example) -> int:
+        """The index of an example's label."""
+        return self.labels.index(example.label)
 
     def table(
         self, name: str, read: Callable[[VisualTokens], Mapping[str, Tensor]]
     ) -> tuple[dict[str, Tensor], dict[int, int]]:
-        """What `read` makes of every image of the lessons, one row an image; what an earlier start read is loaded.
+        """What `read` makes of every training image, one row an image; what an earlier start read is loaded.
 
         Images are always read in the same batches, so an interrupted call goes on to the same bits.
 
@@ -200,25 +200,25 @@ class Study:
         Raises:
             Interrupted: a signal arrived; whole groups of images are saved.
         """
-        images = sorted({lesson.image for lesson in self.examples})
-        shelf, parts, done = DiskCache(self.lessons.out / "read", sys.maxsize), [], 0
+        images = sorted({example.image for example in self.examples})
+        disk_cache, parts, done = DiskCache(self.data.out / "read", sys.maxsize), [], 0
         with Bar(name, len(images)) as bar:
             for chosen in groups_of(images, self.at_once * GROUP):
                 key = key_of({"kind": name, "images": chosen, **self.identity})
-                parts.append((shelf.load(key) or shelf.save(key, self._group(chosen, read))).tensors)
+                parts.append((disk_cache.load(key) or disk_cache.save(key, self._group(chosen, read))).tensors)
                 done += len(chosen)
                 bar.show(done)
         columns = {column: torch.cat([part[column] for part in parts]) for column in parts[0]}
         return columns, {image: row for row, image in enumerate(images)}
 
     def _group(self, images: Sequence[int], read: Callable[[VisualTokens], Mapping[str, Tensor]]) -> CacheGroup:
-        found: list[Mapping[str, Tensor]] = []
+        result: list[Mapping[str, Tensor]] = []
         groups = self.stop.between(groups_of(images, self.at_once))
-        for _, visual in self.lessons.images.stream(groups, lambda group: group):
+        for _, visual in self.data.images.stream(groups, lambda group: group):
             assert visual is not None
             with torch.no_grad():
-                found.append(read(visual))
-        return CacheGroup({name: torch.cat([part[name].cpu() for part in found]) for name in found[0]}, {})
+                result.append(read(visual))
+        return CacheGroup({name: torch.cat([part[name].cpu() for part in result]) for name in result[0]}, {})
 
     def fit(self, stage: TrainTask, settings: TrainConfig) -> dict[str, float]:
         """Train the parameters of a stage, going on where an earlier start was; finished, they are loaded.
@@ -229,13 +229,13 @@ class Study:
         Raises:
             Interrupted: a signal arrived; the checkpoint is written.
         """
-        folder = self.lessons.out / stage.name
+        folder = self.data.out / stage.name
 
         def run() -> Checkpoint:
             folder.mkdir(exist_ok=True)
             checkpoints = CheckpointStore(folder / "checkpoints", settings.keep_checkpoints)
             checkpoints.clean()
-            order = Batches(len(self.lessons.train), settings.batch_size, settings.seed)
+            order = Batches(len(self.data.train), settings.batch_size, settings.seed)
             loop = loop_settings(settings, order, hash_of({"part": stage.name, **self.identity}))
             with torch.random.fork_rng():  # dropout; the caller's own random numbers stay as they are
                 torch.manual_seed(settings.seed)
@@ -244,37 +244,37 @@ class Study:
             tensors = {name: tensor.detach().cpu() for name, tensor in stage.parameters().items()}
             return Checkpoint(fit.steps, tensors, {"metrics": fit.metrics})
 
-        found = once(folder / "learned", run)
+        result = once(folder / "learned", run)
         load_parameters(
-            {name: tensor.to(self.backbone.device) for name, tensor in found.tensors.items()}, stage.parameters()
+            {name: tensor.to(self.backbone.device) for name, tensor in result.tensors.items()}, stage.parameters()
         )
-        return found.state["metrics"]
+        return result.state["metrics"]
 
     def once(self, make: Callable[[], Checkpoint]) -> Checkpoint:
         """All that the system learns: loaded where it is there, otherwise made and saved."""
-        return once(self.lessons.out / "learned", make)
+        return once(self.data.out / "learned", make)
 
 
 @contextmanager
 def studying(
-    system: str, backbone: Backbone, labels: tuple[str, ...], lessons: TrainingData, settings: Mapping[str, Any]
+    system: str, backbone: Backbone, labels: tuple[str, ...], examples: TrainingData, settings: Mapping[str, Any]
 ) -> Iterator[Study]:
-    """Hold the folder of the lessons while a system learns.
+    """Hold the folder of the training data while a system learns.
 
     Args:
         system: its name.
         backbone: what it stands on.
         labels: what it chooses from.
-        lessons: what it learns from.
+        examples: what it learns from.
         settings: its own settings, and whatever else its result depends on, as JSON values.
 
     Raises:
-        DataError: there is nothing to learn from, or a lesson has a label that is none of the labels.
-        UsageError: the folder belongs to other lessons, another system, or another backbone.
+        DataError: there is nothing to learn from, or an example has a label that is none of the labels.
+        UsageError: the folder belongs to other examples, another system, or another backbone.
         CheckpointError: the folder cannot be written, or another process is using it.
     """
-    check_lessons(lessons, labels)
-    told = [[[lesson.image, lesson.label] for lesson in split] for split in (lessons.train, lessons.val)]
+    check_training_data(examples, labels)
+    content = [[[example.image, example.label] for example in split] for split in (examples.train, examples.val)]
     identity = {
         "system": system,
         "backbone": backbone.fingerprint(),
@@ -282,24 +282,24 @@ def studying(
         "backbone.dtype": str(backbone.dtype).removeprefix("torch."),
         "image_transform": backbone.image_transform,
         "labels": list(labels),
-        "data": lessons.fingerprint,
-        "lessons": hash_of({"told": told}),
-        "seed": lessons.seed,
+        "data": examples.fingerprint,
+        "lessons": hash_of({"told": content}),
+        "seed": examples.seed,
         **settings,
     }
-    with StopRequest() as stop, RunFolder(lessons.out).opened(identity, {}):
-        yield Study(backbone, lessons, labels, stop, identity)
+    with StopRequest() as stop, RunFolder(examples.out).opened(identity, {}):
+        yield Study(backbone, examples, labels, stop, identity)
 
 
-def check_lessons(lessons: TrainingData, labels: Sequence[str]) -> None:
+def check_training_data(examples: TrainingData, labels: Sequence[str]) -> None:
     """Make sure that there is something to learn, and nothing that cannot be answered.
 
     Raises:
         DataError: nothing to learn from, or a label that is none of the labels.
     """
-    if not lessons.train:
+    if not examples.train:
         raise DataError("there is no labelled image to learn from", "at least one", "Check the split train.")
-    strange = sorted({lesson.label for lesson in (*lessons.train, *lessons.val)} - set(labels))
+    strange = sorted({example.label for example in (*examples.train, *examples.val)} - set(labels))
     if strange:
         raise DataError(
             f"the lessons have the label '{strange[0]}'", f"one of {', '.join(labels)}", "Correct --labels."
@@ -314,12 +314,12 @@ def once(folder: Path, make: Callable[[], Checkpoint]) -> Checkpoint:
     """
     store = CheckpointStore(folder, keep=1)
     store.clean()
-    found = store.latest()
-    if found is None:
+    result = store.latest()
+    if result is None:
         store.save(make())
-        found = store.latest()
-        assert found is not None, f"what was just written to {folder} cannot be read"
-    return found
+        result = store.latest()
+        assert result is not None, f"what was just written to {folder} cannot be read"
+    return result
 
 
 def unlearned(name: str) -> UsageError:

@@ -35,6 +35,7 @@ from masp.baselines.base import (
     predictions_of,
 )
 from masp.baselines.lora_layers import LoraLayers, LoraSettings, natural_rate
+from masp.core.aspects import ASPECTS
 from masp.core.atomic_io import fingerprint
 from masp.core.config import MethodConfig
 from masp.core.errors import DataError, UsageError, did_you_mean
@@ -62,14 +63,14 @@ CLASSIFICATION = "classification"
 class TrainingTurn:
     """One question about an image, with its answer."""
 
-    image: int  # its number among the images of the lessons
+    image: int  # its number among the images of the training data
     kind: str  # what kind of question it is, for the account
     questions: tuple[str, ...]  # texts that ask the same; epochs take them in turn
     answer: str  # what is to be learned
 
 
 Teach = Callable[[Questions, tuple[str, ...], Sequence[Example]], list[TrainingTurn]]
-"""What lessons become, by the texts and the labels: the one thing in which the tuned systems differ."""
+"""What examples become, by the texts and the labels: the one thing in which the tuned systems differ."""
 
 
 def emotion_questions(questions: Questions, labels: Sequence[str]) -> tuple[str, ...]:
@@ -78,10 +79,10 @@ def emotion_questions(questions: Questions, labels: Sequence[str]) -> tuple[str,
     return tuple(questions.ask_emotion(rendered, turn) for turn in range(len(questions.emotion)))
 
 
-def classifications(questions: Questions, labels: tuple[str, ...], lessons: Sequence[Example]) -> list[TrainingTurn]:
+def classifications(questions: Questions, labels: tuple[str, ...], examples: Sequence[Example]) -> list[TrainingTurn]:
     """The emotion question about each image, with the label as its answer."""
     asked = emotion_questions(questions, labels)
-    return [TrainingTurn(lesson.image, CLASSIFICATION, asked, lesson.label) for lesson in lessons]
+    return [TrainingTurn(example.image, CLASSIFICATION, asked, example.label) for example in examples]
 
 
 class TuningStage:
@@ -138,14 +139,14 @@ class TuningStage:
 
     def validate(self, stop: StopRequest) -> dict[str, float]:
         """Accuracy by label scores, and the mean log-likelihood of the right label, which decides between equals."""
-        found = LabelScore()
+        result = LabelScore()
         groups = stop.between(groups_of(self.val, self.at_once))
-        for group, visual in self.images.stream(groups, lambda group: [lesson.image for lesson in group]):
+        for group, visual in self.images.stream(groups, lambda group: [example.image for example in group]):
             assert visual is not None
             with self.layers.inside():
                 scores = score(self.model, visual, self.question, self.labels, PLAIN)
-            found.add(scores, [self.labels.index(lesson.label) for lesson in group])
-        return found.figures()
+            result.add(scores, [self.labels.index(example.label) for example in group])
+        return result.figures()
 
 
 def tuning_loss(
@@ -162,7 +163,7 @@ class LoraFinetuned:
 
     Args:
         kind: what kind of system learns, for its folder and the log.
-        teach: makes the questions of the lessons.
+        teach: makes the questions of the examples.
         backbone: stays as it is for everybody else.
         labels: what is chosen from, in the order of the question.
         settings: what is trained, and how.
@@ -196,66 +197,68 @@ class LoraFinetuned:
         self.name = packed if packed and self.layers.quantised else kind
         self._learned: dict[str, Any] | None = None
 
-    def _check(self, lessons: TrainingData) -> None:
+    def _check(self, examples: TrainingData) -> None:
         """Make sure that there is something to learn, and nothing else than the labels.
 
         Raises:
-            DataError: no lessons, or a label that this system does not know.
+            DataError: no examples, or a label that this system does not know.
         """
-        if not lessons.train:
+        if not examples.train:
             raise DataError("there is nothing to learn from", "at least one labelled image in the split train")
-        for lesson in (*lessons.train, *lessons.val):
-            if lesson.label not in self.labels:
+        for example in (*examples.train, *examples.val):
+            if example.label not in self.labels:
                 raise DataError(
-                    f"the label '{lesson.label}' is none of this system's", "", did_you_mean(lesson.label, self.labels)
+                    f"the label '{example.label}' is none of this system's",
+                    "",
+                    did_you_mean(example.label, self.labels),
                 )
 
-    def fit(self, lessons: TrainingData) -> None:
-        """Train on what the lessons teach, go on with an interrupted run, or load what a finished one learned.
+    def fit(self, examples: TrainingData) -> None:
+        """Train on the examples, go on with an interrupted run, or load what a finished one learned.
 
         Raises:
-            DataError: no lessons, or a label that this system does not know.
+            DataError: no examples, or a label that this system does not know.
             UsageError: the folder belongs to another run.
             CheckpointError: the disk refuses to be written, or another process is using the folder.
             Interrupted: a signal arrived; the checkpoint is written.
         """
-        self._check(lessons)
-        turns = self.teach(self.questions, self.labels, lessons.train)
-        identity = self._identity(lessons, turns)
-        folder, kept = RunFolder(lessons.out), CheckpointStore(lessons.out / LEARNED, keep=1)
+        self._check(examples)
+        turns = self.teach(self.questions, self.labels, examples.train)
+        identity = self._identity(examples, turns)
+        folder, checkpoints = RunFolder(examples.out), CheckpointStore(examples.out / LEARNED, keep=1)
         with StopRequest() as stop, folder.opened(identity, asdict(self.settings)):
-            kept.clean()
-            found = kept.latest()
-            if found is None:
-                found = self._train(lessons, turns, hash_of(identity), folder, stop)
-                kept.save(found)
+            checkpoints.clean()
+            result = checkpoints.latest()
+            if result is None:
+                result = self._train(examples, turns, hash_of(identity), folder, stop)
+                checkpoints.save(result)
             else:
-                log.info("this run is finished already: %d steps", found.step)
-            self.layers.load(found.tensors)
-            self._learned = dict(found.state)
+                log.info("this run is finished already: %d steps", result.step)
+            self.layers.load(result.tensors)
+            self._learned = dict(result.state)
 
     def _train(
-        self, lessons: TrainingData, turns: Sequence[TrainingTurn], identity: str, folder: RunFolder, stop: StopRequest
+        self, examples: TrainingData, turns: Sequence[TrainingTurn], identity: str, folder: RunFolder, stop: StopRequest
     ) -> Checkpoint:
         """What the run leaves; random numbers of dropout are its own, and everybody else's go on as they were."""
-        config = self._train_config(turns, lessons.seed)
-        order = Batches(len(turns), config.batch_size, lessons.seed)
+        config = self._train_config(turns, examples.seed)
+        order = Batches(len(turns), config.batch_size, examples.seed)
         at_once = measured_at_once(config, self.backbone.dim)
-        given = (lessons.images, turns, lessons.val, self.question, self.labels, at_once)
+        given = (examples.images, turns, examples.val, self.question, self.labels, at_once)
         stage = TuningStage(self.model, self.layers, *given)
         log.info("%s trains %d values on %s weights", self.kind, self.layers.count, self.layers.weights)
         device = self.backbone.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(lessons.seed)
-            self.layers.start(lessons.seed)
-            accelerator = make_accelerator(config, self.backbone, lessons.out, self.kind)
+            torch.manual_seed(examples.seed)
+            self.layers.start(examples.seed)
+            accelerator = make_accelerator(config, self.backbone, examples.out, self.kind)
             loop = loop_settings(config, order, identity)
             fit = Trainer(stage, loop, CheckpointStore(folder.checkpoints), accelerator).fit(folder.metrics, stop)
         pace = fit.examples / fit.seconds if fit.seconds else 0.0
-        folder.finish(TrainResult(lessons.out / LEARNED, fit.metrics, fit.steps, fit.seconds, pace))
+        folder.finish(TrainResult(examples.out / LEARNED, fit.metrics, fit.steps, fit.seconds, pace))
         tensors = {name: parameter.detach().cpu() for name, parameter in self.layers.parameters().items()}
         kinds = dict(Counter(turn.kind for turn in turns))
-        state = {"steps": fit.steps, "seed": lessons.seed, "images": len(lessons.train), "questions": kinds}
+        state = {"steps": fit.steps, "seed": examples.seed, "images": len(examples.train), "questions": kinds}
         return Checkpoint(fit.steps, tensors, {**state, "validation": fit.metrics})
 
     def _train_config(self, turns: Sequence[TrainingTurn], seed: int) -> TrainConfig:
@@ -266,7 +269,7 @@ class LoraFinetuned:
             common["max_steps"] = -(-common["max_steps"] * len(turns) // asked)
         return TrainConfig(**common, seed=seed)
 
-    def _identity(self, lessons: TrainingData, turns: Sequence[TrainingTurn]) -> dict[str, Any]:
+    def _identity(self, examples: TrainingData, turns: Sequence[TrainingTurn]) -> dict[str, Any]:
         """Everything that decides the result, as a flat table of JSON values."""
         table = {
             "system": self.kind,
@@ -276,11 +279,11 @@ class LoraFinetuned:
             "dtype": str(self.backbone.dtype).removeprefix("torch."),
             "image_transform": self.backbone.image_transform,
             "labels": self.labels,
-            "data": lessons.fingerprint,
+            "data": examples.fingerprint,
             "questions": self.questions.fingerprint(),
             "turns": fingerprint([asdict(turn) for turn in turns], sort_keys=False),
-            "val": fingerprint([(lesson.image, lesson.label) for lesson in lessons.val]),
-            "seed": lessons.seed,
+            "val": fingerprint([(example.image, example.label) for example in examples.val]),
+            "seed": examples.seed,
             **{name: value for name, value in deciding(self.settings).items() if name != "reading"},
         }
         return json.loads(json.dumps(table))
@@ -304,8 +307,8 @@ class LoraFinetuned:
 
     def config(self) -> Mapping[str, Any]:
         """What the answers depend on, ready for JSON; once it has learned, with seed and hash of its tensors."""
-        found = self._learned
-        known = {} if found is None else {"tensors_sha256": tensors_sha256(self.layers.parameters())}
+        result = self._learned
+        known = {} if result is None else {"tensors_sha256": tensors_sha256(self.layers.parameters())}
         return {
             "system": self.name,
             "backbone": BackboneRecord.of(self.backbone).model_dump(mode="json"),
@@ -315,8 +318,8 @@ class LoraFinetuned:
             "settings": deciding(self.settings),
             "labels": list(self.labels),
             "question": self.question,
-            "seed": None if found is None else found["seed"],
-            "learned": found,
+            "seed": None if result is None else result["seed"],
+            "learned": result,
             **known,
         }
 
@@ -340,3 +343,108 @@ def lora_system(
     """
     settings = settings or LoraSettings()
     return LoraFinetuned("lora", classifications, backbone, labels, settings, questions, packed="qlora")
+
+
+# Instruction tuning on questions built from aspect annotations: the idea of EmoVIT (CVPR 2024), as a baseline.
+#
+# Each annotated image becomes several questions: the emotion itself (classification), one per annotated aspect
+# (conversation), a description from all of them (caption), and which cues lead to which emotion (reasoning). EmoVIT
+# lets a large language model write the last three and trains the Q-Former of InstructBLIP; here all texts follow
+# from the annotations by rule, and what is trained are LoRA layers, those of `lora_finetune`. At the end the
+# emotion question is answered, as by every other system.
+#
+# EmoVIT trains four epochs with a learning rate of 1e-5. The epochs are the default here; the learning rate is that of
+# LoRA, 1e-4, since other tensors are trained. An image with six aspects makes nine questions, so an epoch has up to
+# nine times the steps of `lora_finetune`.
+
+SETTINGS = LoraSettings(epochs=4)
+
+CLAUSES: Mapping[str, str] = {
+    "facial_expression": "the face looks {}",
+    "object": "one sees {}",
+    "scene": "the place is {}",
+    "human_action": "the action is {}",
+    "brightness": "the brightness is {}",
+    "colorfulness": "the colorfulness is {}",
+}
+"""How an aspect's annotation stands in a sentence."""
+
+CAPTION = ("Describe this image.", "What does this image show?")
+REASONING = (
+    "Which cues in this image lead to which of these emotions: {}?",
+    "Name the cues of this image, then the emotion they evoke, one of: {}.",
+)
+
+
+def instruction_system(
+    backbone: Backbone,
+    labels: Sequence[str],
+    settings: LoraSettings | None = None,
+    questions: Questions | None = None,
+) -> LoraFinetuned:
+    """LoRA layers that learn what is annotated about an image along with its emotion.
+
+    Images without annotations teach the emotion alone; the log says how many, and `config` counts the questions.
+
+    Args:
+        backbone: stays as it is for everybody else.
+        labels: what is chosen from, in the order of the question.
+        settings: what is trained, and how.
+        questions: texts about aspects and emotion; None: the package's own.
+
+    Raises:
+        UsageError: PEFT is not installed (`pip install 'masp[peft]'`), or the settings do not fit the backbone.
+    """
+    return LoraFinetuned("instruction", instructions, backbone, labels, settings or SETTINGS, questions)
+
+
+def instructions(questions: Questions, labels: tuple[str, ...], examples: Sequence[Example]) -> list[TrainingTurn]:
+    """Every question that the images give, with its answer.
+
+    Raises:
+        DataError: an aspect that does not exist.
+    """
+    bare = sum(not _annotated(example) for example in examples)
+    if bare:
+        log.warning("%d of %d images have no annotated aspect: they teach their emotion alone", bare, len(examples))
+    emotions, listed = classifications(questions, labels, examples), render_labels(labels)
+    why = tuple(before + listed + after for before, _, after in (text.partition("{}") for text in REASONING))
+    result: list[TrainingTurn] = []
+    for example, emotion in zip(examples, emotions, strict=True):
+        result += [emotion, *_about_aspects(questions, example, why)]
+    return result
+
+
+def _about_aspects(questions: Questions, example: Example, why: tuple[str, ...]) -> list[TrainingTurn]:
+    """Conversation, caption and reasoning about one image; nothing where nothing is annotated."""
+    aspects = _annotated(example)
+    if not aspects:
+        return []
+    clauses = _joined([CLAUSES[name].format(answer) for name, answer in aspects.items()])
+    return [
+        *(
+            TrainingTurn(example.image, "conversation", questions.aspect(name), answer)
+            for name, answer in aspects.items()
+        ),
+        TrainingTurn(example.image, "caption", CAPTION, f"{clauses}."),
+        TrainingTurn(example.image, "reasoning", why, f"{clauses}. This evokes {example.label}."),
+    ]
+
+
+def _annotated(example: Example) -> dict[str, str]:
+    """The aspects with an answer, in the one order of all aspects.
+
+    Raises:
+        DataError: an aspect that does not exist.
+    """
+    for name in example.aspects:
+        if name not in ASPECTS:
+            raise DataError(f"unknown aspect '{name}'", "", did_you_mean(name, ASPECTS))
+    given = ((name, example.aspects.get(name, "").strip()) for name in ASPECTS)
+    return {name: answer for name, answer in given if answer}
+
+
+def _joined(clauses: Sequence[str]) -> str:
+    """One sentence without its full stop."""
+    text = ", ".join(clauses)
+    return text[0].upper() + text[1:]

@@ -134,7 +134,7 @@ class LoraLayers:
     def __init__(self, backbone: Backbone, settings: LoraSettings) -> None:
         self._device = backbone.device
         self._places = tuple(_places(backbone, settings))
-        self._parameters = {name: one for place in self._named() for name, one in _trained(*place)}
+        self._parameters = {name: one for target in self._named() for name, one in _trained(*target)}
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trained tensors, named "<block>.<layer>.lora_A" and "…lora_B"."""
@@ -176,8 +176,8 @@ class LoraLayers:
         Raises:
             CheckpointError: they are not those of these layers.
         """
-        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if found != {name: tuple(parameter.shape) for name, parameter in self._parameters.items()}:
+        result = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if result != {name: tuple(parameter.shape) for name, parameter in self._parameters.items()}:
             raise CheckpointError(
                 "what was learned does not fit these LoRA layers", "the same rank and targets", "Name another folder."
             )
@@ -191,32 +191,32 @@ class LoraLayers:
         Args:
             training: whether dropout is on.
         """
-        for place in self._places:
-            place.wrapped.lora_dropout.train(training)
-            setattr(place.parent, place.name, place.wrapped)
+        for target in self._places:
+            target.wrapped.lora_dropout.train(training)
+            setattr(target.parent, target.name, target.wrapped)
         try:
             yield
         finally:
-            for place in self._places:
-                setattr(place.parent, place.name, place.own)
+            for target in self._places:
+                setattr(target.parent, target.name, target.own)
 
     def _named(self) -> Iterator[tuple[int, LoraTarget]]:
-        per_block = len({place.name for place in self._places})
-        return ((number // per_block, place) for number, place in enumerate(self._places))
+        per_block = len({target.name for target in self._places})
+        return ((index // per_block, target) for index, target in enumerate(self._places))
 
 
-def _trained(block: int, place: LoraTarget) -> Iterator[tuple[str, nn.Parameter]]:
+def _trained(block: int, target: LoraTarget) -> Iterator[tuple[str, nn.Parameter]]:
     for part in ("lora_A", "lora_B"):
-        parameter = getattr(place.wrapped, part)[ADAPTER].weight
+        parameter = getattr(target.wrapped, part)[ADAPTER].weight
         parameter.data = parameter.data.float()  # PEFT makes them in the dtype of the backbone
-        yield f"{block}.{place.name}.{part}", parameter
+        yield f"{block}.{target.name}.{part}", parameter
 
 
 def _places(backbone: Backbone, settings: LoraSettings) -> Iterator[LoraTarget]:
     """Every target with its LoRA layer, block by block; PEFT sees a holder of the targets and nothing else."""
-    found = [_targets(block, settings.targets) for block in backbone.layers()]
-    holder: Any = nn.ModuleList(nn.ModuleDict({name: own for name, (_, own) in block.items()}) for block in found)
-    holder.is_loaded_in_4bit = any(_in_4_bits(own) for block in found for _, own in block.values())
+    result = [_targets(block, settings.targets) for block in backbone.layers()]
+    holder: Any = nn.ModuleList(nn.ModuleDict({name: own for name, (_, own) in block.items()}) for block in result)
+    holder.is_loaded_in_4bit = any(_in_4_bits(own) for block in result for _, own in block.values())
     peft = _peft()
     config = peft.LoraConfig(
         r=settings.rank,
@@ -227,7 +227,7 @@ def _places(backbone: Backbone, settings: LoraSettings) -> Iterator[LoraTarget]:
     )
     with torch.random.fork_rng([]):  # PEFT draws start values; the caller's random numbers stay as they are
         peft.inject_adapter_in_model(config, holder, ADAPTER)
-    for block, wrapped in zip(found, holder, strict=True):
+    for block, wrapped in zip(result, holder, strict=True):
         for name, (parent, own) in block.items():
             yield LoraTarget(parent, name, own, wrapped[name])
 

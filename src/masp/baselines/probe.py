@@ -68,10 +68,10 @@ class Probe:
         self.settings = settings or ProbeSettings()
         self.learned: Checkpoint | None = None
 
-    def fit(self, lessons: TrainingData) -> None:
+    def fit(self, examples: TrainingData) -> None:
         """Reads every image once, fits one regression for each C, and keeps the best on val."""
         settings = {**plain(self.settings), "question": self.question}
-        with studying(NAME, self.backbone, self.labels, lessons, settings) as study:
+        with studying(NAME, self.backbone, self.labels, examples, settings) as study:
             self.learned = study.once(lambda: self._fitted(study))
 
     def predict(self, visual: VisualTokens) -> list[SystemPrediction]:
@@ -86,11 +86,11 @@ class Probe:
 
     def config(self) -> Mapping[str, Any]:
         """Its settings, and once it has learned the chosen C with its figures on val, and the hash of its tensors."""
-        told: dict[str, Any] = {"system": NAME, "trained": 0, "settings": plain(self.settings)}
+        facts: dict[str, Any] = {"system": NAME, "trained": 0, "settings": plain(self.settings)}
         if self.learned is not None:
-            told["trained"] = self.learned.tensors["weight"].numel() + len(self.labels)
-            told |= {"fitted": self.learned.state, "tensors_sha256": tensors_sha256(self.learned.tensors)}
-        return told
+            facts["trained"] = self.learned.tensors["weight"].numel() + len(self.labels)
+            facts |= {"fitted": self.learned.state, "tensors_sha256": tensors_sha256(self.learned.tensors)}
+        return facts
 
     def _mean(self, visual: VisualTokens) -> dict[str, Tensor]:
         return {"mean": mean_token(read_with(self.backbone, visual, self.question)).cpu()}
@@ -98,18 +98,21 @@ class Probe:
     def _fitted(self, study: Study) -> Checkpoint:
         table, row = study.table("mean visual tokens", self._mean)
         of = {
-            split: (table["mean"][[row[lesson.image] for lesson in lessons]], [study.target(one) for one in lessons])
-            for split, lessons in (("train", study.lessons.train), ("val", study.lessons.val))
+            split: (
+                table["mean"][[row[example.image] for example in examples]],
+                [study.target(one) for one in examples],
+            )
+            for split, examples in (("train", study.data.train), ("val", study.data.val))
         }
-        found: list[tuple[tuple[float, ...], Checkpoint]] = []
+        result: list[tuple[tuple[float, ...], Checkpoint]] = []
         strengths = self.settings.strengths if of["val"][1] else (self.settings.without_val,)
         for strength in strengths:
             study.stop.check()
             tensors = fitted(*of["train"], len(self.labels), strength, self.settings.iterations)
-            told = figures(logits(tensors, of["val"][0]), of["val"][1])
-            log.info("probe, C = %g: %s", strength, told)
-            found.append((tuple(told.values()), Checkpoint(0, tensors, {"C": strength, **told})))
-        return max(found, key=lambda one: one[0])[1]  # of equals the first, which has the strongest penalty
+            scores = figures(logits(tensors, of["val"][0]), of["val"][1])
+            log.info("probe, C = %g: %s", strength, scores)
+            result.append((tuple(scores.values()), Checkpoint(0, tensors, {"C": strength, **scores})))
+        return max(result, key=lambda one: one[0])[1]  # of equals the first, which has the strongest penalty
 
 
 def fitted(
@@ -161,6 +164,6 @@ def logits(tensors: Mapping[str, Tensor], means: Float[Tensor, "batch dim"]) -> 
 
 def figures(log_odds: Float[Tensor, "images labels"], targets: list[int]) -> dict[str, float]:
     """Accuracy and mean log-likelihood on val; empty without images."""
-    found = LabelScore()
-    found.add(log_odds.cpu().double().log_softmax(1), targets)
-    return found.figures()
+    result = LabelScore()
+    result.add(log_odds.cpu().double().log_softmax(1), targets)
+    return result.figures()

@@ -1,21 +1,33 @@
 """A backbone with any parts of the method as one system: alone, with aspect tokens, with a soft prompt, or with both.
 
 Every row of Table 2 is one of these, whether its parts were trained by `masp train`, drawn at random, or left out.
+The backbone alone is asked for the emotion with the list of labels, or with lettered options.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from string import ascii_uppercase
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 
 from masp.adapters import AdapterInfo, find_adapter, load_adapter, portable, tensors_sha256
 from masp.backbones.base import Backbone
-from masp.baselines.base import Reading, SystemPrediction, TrainingData, named, plain, predictions_of
+from masp.baselines.base import (
+    Reading,
+    SystemPrediction,
+    TrainingData,
+    emotion_question,
+    named,
+    plain,
+    predictions_of,
+    question_by_letter,
+)
 from masp.core.config import MethodConfig, PromptInit
 from masp.core.errors import UsageError
-from masp.core.labels import render_labels, validate_labels
+from masp.core.labels import normalise_answer, render_labels, validate_labels
 from masp.core.prompts import Questions, load_questions
 from masp.core.setting_types import Count
 from masp.core.types import VisualTokens
@@ -41,7 +53,7 @@ class Prompted:
         model: backbone, aspects and soft prompt, as far as it has them.
         labels: what there is to choose from, in the order of the question.
         question: the emotion question with the labels in place.
-        facts: what the answers depend on, ready for JSON; called when somebody asks.
+        facts: what the answers depend on, ready for JSON; called when it is needed.
         use: which parts stand in the sequence; None: all that there are.
         reading: `score`: the most probable label; `generate`: the label that the greedy text names.
         words: what stands for each label in an answer, such as letters; None: the label itself.
@@ -69,7 +81,7 @@ class Prompted:
         """The frozen model."""
         return self.model.backbone
 
-    def fit(self, lessons: TrainingData) -> None:
+    def fit(self, examples: TrainingData) -> None:
         """Nothing: its parts were trained before, or never."""
 
     @torch.no_grad()
@@ -134,7 +146,7 @@ def untrained_system(
     settings: UntrainedSettings | None = None,
     questions: Questions | None = None,
 ) -> Prompted:
-    """A backbone with aspect tokens (V+A), a soft prompt that nobody trained (V+rS), or both (V+A+rS).
+    """A backbone with aspect tokens (V+A), an untrained soft prompt (V+rS), or both (V+A+rS).
 
     Args:
         backbone: is asked.
@@ -149,14 +161,14 @@ def untrained_system(
     settings, labels = settings or UntrainedSettings(), validate_labels(labels)
     if settings.aspects is None and settings.prompt_length == 0:
         raise UsageError("there are neither aspects nor a soft prompt", "aspects=DIR", "Or take zero-shot.")
-    found = None if settings.aspects is None else load_adapter(find_adapter(settings.aspects), backbone)
-    if found is not None and found.aspects is None:
+    result = None if settings.aspects is None else load_adapter(find_adapter(settings.aspects), backbone)
+    if result is not None and result.aspects is None:
         raise UsageError(f"{settings.aspects} holds no aspect modules", "an aspects adapter", "Name one.")
-    method = MethodConfig() if found is None else found.info.method
+    method = MethodConfig() if result is None else result.info.method
     prompt = random_prompt(backbone, settings.prompt_length, settings.seed) if settings.prompt_length else None
     if questions is None:
-        questions = load_questions() if found is None else found.info.asked()
-    model = MaspModel(backbone, method, None if found is None else found.aspects, prompt, questions)
+        questions = load_questions() if result is None else result.info.asked()
+    model = MaspModel(backbone, method, None if result is None else result.aspects, prompt, questions)
     question = questions.ask_emotion(render_labels(labels, method.label_list or "comma"))
     name = "aspects" if prompt is None else "random-prompt" if model.aspects is None else "aspects-random-prompt"
 
@@ -175,7 +187,7 @@ def untrained_system(
 
 
 def random_prompt(backbone: Backbone, length: int, seed: int, init: PromptInit | None = None) -> Any:
-    """A soft prompt that nobody trained; the seed decides its vectors."""
+    """An untrained soft prompt; the seed decides its vectors."""
     return init_soft_prompt(init or PromptInit(), length, backbone, torch.Generator().manual_seed(seed))
 
 
@@ -250,3 +262,88 @@ def trained_facts(name: str, model: MaspModel, use: ActiveParts, info: AdapterIn
         "data": {stage: record.model_dump(mode="json") for stage, record in info.data.items()} if info else {},
         "training": {stage: record.model_dump(mode="json") for stage, record in info.training.items()} if info else {},
     }
+
+
+_LETTER = re.compile(r"[(\[]?([A-Za-z])(?:[)\].:,\n]|$)\s*(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class ZeroShotSettings:
+    """How a backbone is asked.
+
+    Attributes:
+        reading: the most probable label, or the greedy answer, which must name one.
+        options: the labels as a list in the question of MASP, or as lettered options.
+    """
+
+    reading: Reading = "score"
+    options: Literal["list", "letters"] = "list"
+
+
+def zero_shot_system(
+    backbone: Backbone,
+    labels: tuple[str, ...],
+    settings: ZeroShotSettings | None = None,
+    questions: Questions | None = None,
+) -> Prompted:
+    """A frozen backbone without anything trained.
+
+    Args:
+        backbone: is asked.
+        labels: what it chooses from.
+        settings: how.
+        questions: texts; None: the package's own.
+
+    Raises:
+        UsageError: more labels than letters.
+        DataError: labels that cannot be told apart.
+    """
+    settings, labels = settings or ZeroShotSettings(), validate_labels(labels)
+    name, question, words, read = "zero-shot", emotion_question(labels, questions), labels, named
+    if settings.options == "letters":
+        name, words, read = "zero-shot-letters", letters_of(labels), named_by_letter
+        question = question_by_letter(questions).replace("{}", lettered(labels))
+
+    def facts() -> dict[str, Any]:
+        return {"system": name, "trained": 0, "settings": plain(settings), "question": question}
+
+    model = MaspModel(backbone, MethodConfig())
+    return Prompted(model, labels, question, facts, reading=settings.reading, words=words, read=read)
+
+
+def letters_of(options: Sequence[str]) -> tuple[str, ...]:
+    """A capital letter for each option, in order.
+
+    Raises:
+        UsageError: more options than letters.
+    """
+    if len(options) > len(ascii_uppercase):
+        todo = "Ask with the list of labels instead: the system zero-shot."
+        raise UsageError(f"there are {len(options)} options", f"at most {len(ascii_uppercase)}, one a letter", todo)
+    return tuple(ascii_uppercase[: len(options)])
+
+
+def lettered(options: Sequence[str]) -> str:
+    """One line for each option: "A. amusement"."""
+    return "\n".join(f"{letter}. {option}" for letter, option in zip(letters_of(options), options, strict=True))
+
+
+def named_by_letter(text: str, options: Sequence[str]) -> SystemPrediction:
+    """What a generated text says where options have letters; exact is the letter alone."""
+    option = read_letter(text, options)
+    letters = dict(zip(options, letters_of(options), strict=True))
+    return SystemPrediction(option, answer=text, exact=option is not None and text.strip() == letters[option])
+
+
+def read_letter(text: str, options: Sequence[str]) -> str | None:
+    """The option that an answer names by its letter ("B", "(b)", "B. awe"), or None.
+
+    A letter that goes on as a word is none: "A happy dog" names no option. Where the letter is followed by the text of
+    another option, the answer contradicts itself and names none either.
+    """
+    result = _LETTER.match(text.strip())
+    if result is None:
+        return None
+    option = dict(zip(letters_of(options), options, strict=True)).get(result[1].upper())
+    others = {normalise_answer(other) for other in options if other != option}
+    return None if normalise_answer(result[2]) in others else option

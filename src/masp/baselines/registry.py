@@ -26,7 +26,7 @@ class BaselineEntry:
         system: "module:name" of its class, or of a function that makes it; called with (backbone, labels, settings,
             questions=…), or with (system, settings, questions=…) where it stands on another system.
         settings: where the class of its settings is.
-        learns: whether it needs lessons.
+        learns: whether it needs training data.
         seeded: whether another seed can give other answers.
         fixed: settings that make this entry what it is.
         defaults: settings that differ here from the defaults of their class.
@@ -49,14 +49,14 @@ CATALOGUE: Mapping[str, BaselineEntry] = MappingProxyType(
     {
         "zero-shot": BaselineEntry(
             "the backbone alone, with the list of labels in the question",
-            "masp.baselines.zero_shot:zero_shot_system",
-            "masp.baselines.zero_shot:ZeroShotSettings",
+            "masp.baselines.prompted:zero_shot_system",
+            "masp.baselines.prompted:ZeroShotSettings",
             alone=True,
         ),
         "zero-shot-letters": BaselineEntry(
             "the backbone alone, with lettered options",
-            "masp.baselines.zero_shot:zero_shot_system",
-            "masp.baselines.zero_shot:ZeroShotSettings",
+            "masp.baselines.prompted:zero_shot_system",
+            "masp.baselines.prompted:ZeroShotSettings",
             fixed={"options": "letters"},
             alone=True,
         ),
@@ -107,7 +107,7 @@ CATALOGUE: Mapping[str, BaselineEntry] = MappingProxyType(
         ),
         "instruction": BaselineEntry(
             "LoRA layers, tuned on questions built from the annotated aspects too (EmoVIT)",
-            "masp.baselines.instruction:instruction_system",
+            "masp.baselines.lora_finetune:instruction_system",
             "masp.baselines.lora_layers:LoraSettings",
             learns=True,
             seeded=True,
@@ -255,6 +255,6 @@ def checked(name: str, values: Mapping[str, object]) -> Any:
         raise ConfigError(f"{_WHERE}: {key} is {shown(first['input'])}", expected, f"Correct {key}.") from None
 
 
-def _found(place: str) -> Any:
-    module, _, name = place.partition(":")
+def _found(path: str) -> Any:
+    module, _, name = path.partition(":")
     return getattr(import_module(module), name)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from masp.backbones.base import Backbone
 from masp.baselines.base import Reading, SystemPrediction, TrainingData, plain, question_by_letter
-from masp.baselines.zero_shot import lettered, letters_of, named_by_letter
+from masp.baselines.prompted import lettered, letters_of, named_by_letter
 from masp.core.config import MethodConfig
 from masp.core.errors import DataError, UsageError, did_you_mean
 from masp.core.labels import mapping, validate_labels
@@ -41,19 +41,19 @@ def cue_span(backbone: Backbone, question: str, cue: str, image: ImageLayout) ->
 def _same(left: Sequence[int], right: Sequence[int]) -> int:
     """How many leading numbers are equal."""
     pairs = enumerate(zip(left, right, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(left), len(right)))
+    return next((index for index, (a, b) in pairs if a != b), min(len(left), len(right)))
 
 
 def least_attended(
     attention: Float[Tensor, "batch sequence"], visual: Bool[Tensor, "batch sequence"], share: float
 ) -> list[Int[Tensor, " _"]]:
     """For each image the numbers of its visual tokens with least attention: `share` of them, rounded down."""
-    found = []
+    result = []
     for weights, columns in zip(attention, visual, strict=True):
         own = weights[columns]
         count = math.floor(share * len(own) + 1e-9)  # 0.29 · 100 is 28.999…
-        found.append(own.argsort(stable=True)[:count])
-    return found
+        result.append(own.argsort(stable=True)[:count])
+    return result
 
 
 def without(rows: ModelInputs, dropped: Sequence[Int[Tensor, " _"]]) -> ModelInputs:
@@ -63,28 +63,28 @@ def without(rows: ModelInputs, dropped: Sequence[Int[Tensor, " _"]]) -> ModelInp
     sliding window would count them. Padding on the left takes their room.
     """
     gone = torch.zeros_like(rows.attention_mask)
-    for number, tokens in enumerate(dropped):
-        gone[number, rows.visual_columns[number].nonzero().flatten()[tokens]] = True
+    for index, tokens in enumerate(dropped):
+        gone[index, rows.visual_columns[index].nonzero().flatten()[tokens]] = True
     end = rows.prefix_end
     assert not gone[:, end:].any(), "visual tokens stand in the prefix"
     staying = rows.attention_mask & ~gone
     order = staying[:, :end].int().argsort(dim=1, stable=True)
     rest = torch.arange(end, rows.attention_mask.shape[1], device=order.device).expand(len(order), -1)
-    place = torch.cat([order, rest], dim=1)
-    row = torch.arange(len(place), device=place.device)[:, None]
-    stays = staying[row, place]
+    rank = torch.cat([order, rest], dim=1)
+    row = torch.arange(len(rank), device=rank.device)[:, None]
+    stays = staying[row, rank]
 
     def moved(values: Tensor, padding: int) -> Tensor:
-        picked = values[row, place]
+        picked = values[row, rank]
         return picked.masked_fill(~stays.reshape(*stays.shape, *[1] * (picked.ndim - 2)), padding)
 
-    positions = rows.position_ids[:, row, place].masked_fill(~stays, 0)
+    positions = rows.position_ids[:, row, rank].masked_fill(~stays, 0)
     return replace(
         rows,
         inputs_embeds=moved(rows.inputs_embeds, 0),
         position_ids=positions,
         attention_mask=stays,
-        labels=rows.labels[row, place],
+        labels=rows.labels[row, rank],
         aspect_columns=moved(rows.aspect_columns, 0),
         visual_columns=moved(rows.visual_columns, 0),
         prompt_columns=moved(rows.prompt_columns, 0),
@@ -151,7 +151,7 @@ class Sepm:
         self.routes = routes(self.labels, self.settings.positive, self.settings.negative)
         self.fine = question_by_letter(questions)
 
-    def fit(self, lessons: TrainingData) -> None:
+    def fit(self, examples: TrainingData) -> None:
         """Nothing: nothing is trained."""
 
     @torch.no_grad()
@@ -162,12 +162,12 @@ class Sepm:
         chances = self._chances(rows)
         least = least_attended(self._attention(rows, question), rows.visual_columns, self.settings.dropped)
         chosen = [route(chance, self.settings.ambiguous_below) for chance in chances.tolist()]
-        found: dict[int, SystemPrediction] = {}
+        result: dict[int, SystemPrediction] = {}
         for name in dict.fromkeys(chosen):
             images = [number for number, taken in enumerate(chosen) if taken == name]
-            said = self._fine(visual.select(images), [least[image] for image in images], name, chances[images])
-            found |= dict(zip(images, said, strict=True))
-        return [found[number] for number in range(len(visual))]
+            fine = self._fine(visual.select(images), [least[image] for image in images], name, chances[images])
+            result |= dict(zip(images, fine, strict=True))
+        return [result[number] for number in range(len(visual))]
 
     def config(self) -> Mapping[str, Any]:
         """Its settings, the questions, and the labels of each route."""
@@ -183,10 +183,10 @@ class Sepm:
     def _attention(self, rows: ModelInputs, question: str) -> Float[Tensor, "batch sequence"]:
         """Last layer's attention from the cue's tokens to every column, mean over heads and the cue's tokens."""
         cue = torch.zeros_like(rows.attention_mask)
-        for number, image in enumerate(rows.images):
-            start = int(rows.attention_mask[number].int().argmax())
+        for index, image in enumerate(rows.images):
+            start = int(rows.attention_mask[index].int().argmax())
             first, last = cue_span(self.backbone, question, CUE, image)
-            cue[number, start + first : start + last] = True
+            cue[index, start + first : start + last] = True
         weights = self.backbone.last_attention(rows, rows.prefix_end).mean(1)
         asking = cue[:, rows.prefix_end :]
         return (weights * asking[..., None]).sum(1) / asking.sum(1, keepdim=True)
@@ -241,29 +241,29 @@ def routes(
         except DataError:
             got = f"nobody knows which of {', '.join(labels)} are positive"
             raise UsageError(got, "labels of a known taxonomy", todo) from None
-    found = {side: tuple(label for label in labels if sides.get(label, side) == side) for side in POLARITIES}
-    for side, chosen in found.items():
+    result = {side: tuple(label for label in labels if sides.get(label, side) == side) for side in POLARITIES}
+    for side, chosen in result.items():
         if not chosen:
             raise UsageError(f"none of the labels {', '.join(labels)} is {side}", "at least one", todo)
-    return {**found, AMBIGUOUS: labels}
+    return {**result, AMBIGUOUS: labels}
 
 
 def spread(
-    log_p: Float[Tensor, "batch options"], chances: Float[Tensor, "batch 2"], places: Sequence[int], labels: int
+    log_p: Float[Tensor, "batch options"], chances: Float[Tensor, "batch 2"], indices: Sequence[int], labels: int
 ) -> Float[Tensor, "batch labels"]:
     """Log-probabilities of all labels from those of a route's options; SEPM itself gives none.
 
     The options share the route's probability, p(A) or p(B) over their sum. The other labels share the rest alike, none
     of them more than the best option, so that the most probable label is the one that is named.
     """
-    rest = labels - len(places)
+    rest = labels - len(indices)
     if not rest:
         own = torch.empty(len(log_p), labels, dtype=torch.double)
-        own[:, list(places)] = log_p.cpu().double()
+        own[:, list(indices)] = log_p.cpu().double()
         return own.log_softmax(1)
     sure = (chances.amax(1) / chances.sum(1)).cpu().double().clamp(max=1 - 1e-6)[:, None]
     options = log_p.cpu().double() + sure.log()
     others = torch.minimum((1 - sure).log() - math.log(rest), options.amax(1, keepdim=True))
     table = others.expand(-1, labels).clone()
-    table[:, list(places)] = options
+    table[:, list(indices)] = options
     return table.log_softmax(1)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from masp.backbones.model_stats import ModelStats
-    from masp.model.param_count import TrainedSize
+    from masp.model.cost_estimate import TrainedSize
 
 IMPORT_EXAMPLES = """
 Example:
@@ -233,7 +233,7 @@ def info(
     description = describe(backbone, revision)
     from masp.backbones.loading import choose_placement
     from masp.backbones.model_stats import count, visual_tokens  # heavy, for nothing if there is no such backbone
-    from masp.model.param_count import trained_size
+    from masp.model.cost_estimate import trained_size
 
     facts = count(description)
     visual = dict(zip(sizes, visual_tokens(description, sizes), strict=True))
@@ -252,10 +252,10 @@ def _size(text: str) -> tuple[int, int]:
     Raises:
         UsageError: Not two numbers.
     """
-    found = re.fullmatch(r"(\d{1,6})[x×](\d{1,6})", text.strip(), flags=re.ASCII)
-    if found is None:
+    result = re.fullmatch(r"(\d{1,6})[x×](\d{1,6})", text.strip(), flags=re.ASCII)
+    if result is None:
         raise UsageError(f"--size {text}", "width and height in pixels, such as 1024x768")
-    return int(found[1]), int(found[2])
+    return int(result[1]), int(result[2])
 
 
 def _object(
@@ -263,7 +263,7 @@ def _object(
 ) -> dict[str, Any]:
     """Everything as plain numbers; sizes in bytes."""
     from masp.backbones.model_stats import LORA_RANK
-    from masp.model.param_count import FP32
+    from masp.model.cost_estimate import FP32
 
     return {
         "backbone": facts.name,
@@ -311,8 +311,8 @@ def _for_people(
 def _table(*headings: str) -> Any:
     """A table whose columns but the first are numbers."""
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
-    for place, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if place else "left")
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if index else "left")
     return table
 
 
@@ -342,7 +342,7 @@ def _differs_on_cpu(facts: "ModelStats") -> bool:
 
 def _trained(facts: "ModelStats", variants: "list[TrainedSize]") -> Any:
     from masp.backbones.model_stats import LORA_RANK
-    from masp.model.param_count import FP32
+    from masp.model.cost_estimate import FP32
 
     table = _table("trained, in fp32", "parameters", "size")
     for one in variants:
@@ -356,7 +356,7 @@ def _trained(facts: "ModelStats", variants: "list[TrainedSize]") -> Any:
 
 
 def _sequence(variants: "list[TrainedSize]", visual: dict[tuple[int, int], int | None]) -> Any:
-    table = _table("picture", "visual tokens", *(f"in all, {one.variant}" for one in variants))
+    table = _table("image", "visual tokens", *(f"in all, {one.variant}" for one in variants))
     for (width, height), tokens in visual.items():
         counts = ["-"] * (1 + len(variants))
         if tokens is not None:

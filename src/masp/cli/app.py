@@ -1,4 +1,4 @@
-"""The command's entrance: its subcommands, its log, and the boundary that ends every exception."""
+"""The command `masp`: its subcommands, its log, and the handling of every exception."""
 
 import logging
 import os
@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from masp import __version__
-from masp.cli import adapters, bench, data, evaluate, predict, research, serve, train
-from masp.cli.error_handling import guarded
+from masp.cli import adapters, data, evaluate, predict, research, serve, train
+from masp.cli.console import guarded
 from masp.cli.label import label_app
 from masp.core import runtime
 from masp.core.errors import UsageError
@@ -46,11 +46,34 @@ app.command(no_args_is_help=True, epilog=adapters.EXPORT_EXAMPLES)(adapters.expo
 app.command(no_args_is_help=True, epilog=adapters.PUSH_EXAMPLES)(adapters.push)
 app.command(no_args_is_help=True, epilog=adapters.INFO_EXAMPLES)(adapters.info)
 app.command(no_args_is_help=True, epilog=research.REPRODUCE_EXAMPLES)(research.reproduce)
-app.command(
-    epilog=bench.EXAMPLES,
+
+
+@app.command(
+    epilog="""
+The benchmark lies in the repository, not in the package. In a checkout:
+
+`masp bench --quick` is `python benchmarks/bench.py --quick`; `--help` behind it shows all options.
+""",
     add_help_option=False,
     context_settings={"ignore_unknown_options": True},
-)(bench.bench)
+)
+def bench(
+    words: Annotated[list[str] | None, typer.Argument(metavar="OPTIONS", help="Those of the benchmark.")] = None,
+) -> None:
+    """Measure training and prediction on random weights, as ratios to a plain baseline; needs the repository."""
+    import subprocess
+
+    import masp
+
+    script = Path(masp.__file__).resolve().parents[2] / "benchmarks" / "bench.py"
+    if not script.is_file():
+        todo = "Clone the repository, and run: python benchmarks/bench.py --quick"
+        raise UsageError("the benchmark is not part of the installed package", "a checkout of the repository", todo)
+    code = subprocess.run([sys.executable, str(script), *(words or ())], check=False).returncode
+    if code:
+        raise typer.Exit(code)
+
+
 app.command(no_args_is_help=True, epilog=research.PLAN_EXAMPLES)(research.plan)
 
 
@@ -108,10 +131,10 @@ def _fall_silent(debug: bool) -> None:
 def _take_debug(arguments: list[str]) -> bool:
     """Removes `--debug` from the arguments before `--`; true where it was there or the environment asks for it."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    kept = [word for word in arguments[:end] if word != "--debug"]
-    found = len(kept) < end
-    arguments[:end] = kept
-    return found or os.environ.get("MASP_DEBUG", "") not in ("", "0")
+    others = [word for word in arguments[:end] if word != "--debug"]
+    result = len(others) < end
+    arguments[:end] = others
+    return result or os.environ.get("MASP_DEBUG", "") not in ("", "0")
 
 
 def _set_up_log(debug: bool) -> None:

@@ -1,7 +1,16 @@
-"""What a person sees in the terminal: results on stdout, everything else on stderr."""
+"""What a person sees in the terminal: results on stdout, everything else on stderr, and where exceptions end.
 
+Every exception becomes a readable line on stderr and an exit code: 0 done, 1 failed (or a training stopped after saving
+its state), 2 wrong use (arguments, configuration keys, names of labels or aspects), 130 interrupted.
+"""
+
+import contextlib
+import errno
+import os
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
@@ -11,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from masp.core import runtime
+from masp.core.errors import ConfigError, MaspError, UsageError
 
 if TYPE_CHECKING:
     from masp.core.runtime import Bar
@@ -70,7 +80,7 @@ def counting(bar: "Bar") -> Callable[[int], None]:
 
 
 def waiting(what: str) -> Status:
-    """A sign on stderr that something goes on whose length nobody knows; for use with `with`."""
+    """A sign on stderr that something goes on for an unknown time; for use with `with`."""
     return Console(stderr=True, highlight=False).status(f"{what} …")
 
 
@@ -137,7 +147,7 @@ def aspect_table(aspects: "Mapping[str, AspectReading]", shares: Mapping[str, fl
         table.add_row(
             Text(name.replace("_", " ")),
             Text(printable(reading.answer) or "(nothing)"),
-            Text(place_in_words(reading.attention)),
+            Text(position_in_words(reading.attention)),
             Text(f"{reading.effect:+.2f} {length}", style=colour),
             Text(f"{100 * shares[name]:.0f} %" if name in shares else ""),
             style="bold" if name == decisive and reading.effect > FAINT else "none",
@@ -145,7 +155,7 @@ def aspect_table(aspects: "Mapping[str, AspectReading]", shares: Mapping[str, fl
     return table
 
 
-def place_in_words(attention: Sequence[Sequence[float]] | None) -> str:
+def position_in_words(attention: Sequence[Sequence[float]] | None) -> str:
     """Where a heatmap is highest, on a grid of three by three: "upper left", "centre", "right"."""
     if attention is None:
         return ""
@@ -165,66 +175,168 @@ def counts_table(labels: Sequence[str], counts: Mapping[str, Mapping[str, int]])
     return table
 
 
-def evaluation_tables(found: "Evaluation") -> Group:
+def evaluation_tables(result: "Evaluation") -> Group:
     """Figures of an evaluation, then those of every label."""
     figures = Table.grid(padding=(0, 2))
     rows = [
-        ("accuracy", found.accuracy.percent()),
-        *((("exact match", found.exact.accuracy.percent()),) if found.exact else ()),
-        ("macro F1", found.macro_f1.percent()),
-        ("always the most frequent label", found.majority.percent()),
-        *(_chance_rows(found.chances) if found.chances else ()),
+        ("accuracy", result.accuracy.percent()),
+        *((("exact match", result.exact.accuracy.percent()),) if result.exact else ()),
+        ("macro F1", result.macro_f1.percent()),
+        ("always the most frequent label", result.majority.percent()),
+        *(_chance_rows(result.chances) if result.chances else ()),
     ]
-    if found.distribution is not None:
-        distance = found.distribution
+    if result.distribution is not None:
+        distance = result.distribution
         rows.append(("divergence from the votes", f"KL {distance.kl.value:.3f}, JS {distance.js.value:.3f} nats"))
         rows.append(("images with votes", str(distance.images)))
-    rows.append(("images", f"{found.used} used, {len(found.quarantined)} unreadable"))
-    if found.unparsed > found.unanswered:
-        rows.append(("answers that name no label", str(found.unparsed - found.unanswered)))
-    if found.exact is not None:
-        rows.append(("answers that are no label exactly", str(found.exact.unparsed)))
-    if found.unanswered:
-        rows.append(("images without an answer", str(found.unanswered)))
+    rows.append(("images", f"{result.used} used, {len(result.quarantined)} unreadable"))
+    if result.unparsed > result.unanswered:
+        rows.append(("answers that name no label", str(result.unparsed - result.unanswered)))
+    if result.exact is not None:
+        rows.append(("answers that are no label exactly", str(result.exact.unparsed)))
+    if result.unanswered:
+        rows.append(("images without an answer", str(result.unanswered)))
     for name, value in rows:
         figures.add_row(name, Text(value, style="bold"))
     classes = plain_table("label", ">precision", ">recall", ">F1", ">images")
-    for entry in found.classes:
+    for entry in result.classes:
         ratios = (f"{100 * value:.1f} %" for value in (entry.precision, entry.recall, entry.f1))
         classes.add_row(Text(printable(entry.label)), *ratios, str(entry.support))
     title = Text(
-        f"{printable(found.system)} on {printable(found.dataset)}, split {found.split}, read by {found.mode}; "
+        f"{printable(result.system)} on {printable(result.dataset)}, split {result.split}, read by {result.mode}; "
         "intervals hold 95 %",
         style="dim",
     )
     return Group(title, Text(), figures, Text(), classes)
 
 
-def _chance_rows(found: "ProbabilisticMetrics") -> list[tuple[str, str]]:
-    """Figures of the log-probabilities, as a person reads them."""
-    rows = [] if found.top2 is None else [("true label among the first two", found.top2.percent())]
-    rows.append(("expected calibration error", _beside_floor(found)))
-    after = found.calibrated
+def _chance_rows(result: "ProbabilisticMetrics") -> list[tuple[str, str]]:
+    """Figures of the log-probabilities, for the terminal."""
+    rows = [] if result.top2 is None else [("true label among the first two", result.top2.percent())]
+    rows.append(("expected calibration error", _beside_floor(result)))
+    after = result.calibrated
     if after is not None:
         limit = ", the edge of what was searched" if after.at_limit else ""
         found_in = after.temperature_interval
         ends = "" if found_in is None else f" [{found_in.low:.2f}, {found_in.high:.2f}]"
         fitted = f"temperature {after.temperature:.2f}{ends} from {after.images:,} images of {after.split}{limit}"
         rows.append(("the same after scaling", f"{_beside_floor(after)}; {fitted}"))
-    if found.calibration_floor is not None:
-        floor = f"what a perfectly calibrated system with these confidences and {found.images:,} images would show"
+    if result.calibration_floor is not None:
+        floor = f"what a perfectly calibrated system with these confidences and {result.images:,} images would show"
         rows.append(("calibration floor", floor))
-    rows.append(("negative log-likelihood", f"{found.negative_log_likelihood.value:.3f} nats"))
-    rows.append(("Brier score", f"{found.brier.value:.3f} of 2"))
-    rows.append(("mean risk over all coverages", found.risk_coverage.area.percent()))
+    rows.append(("negative log-likelihood", f"{result.negative_log_likelihood.value:.3f} nats"))
+    rows.append(("Brier score", f"{result.brier.value:.3f} of 2"))
+    rows.append(("mean risk over all coverages", result.risk_coverage.area.percent()))
     return rows
 
 
-def _beside_floor(found: "ProbabilisticMetrics | Calibrated") -> str:
+def _beside_floor(result: "ProbabilisticMetrics | Calibrated") -> str:
     """The calibration error, and what chance alone would show of it where that is known."""
-    floor = found.calibration_floor
-    return found.calibration_error.percent() + ("" if floor is None else f", floor {floor.percent()}")
+    floor = result.calibration_floor
+    return result.calibration_error.percent() + ("" if floor is None else f", floor {floor.percent()}")
 
 
 def _shares(prediction: "Prediction") -> Mapping[str, float]:
     return prediction.prompt_attention.normalised if prediction.prompt_attention else {}
+
+
+FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
+
+_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory", re.IGNORECASE)
+
+
+def guarded(command: Callable[[], object], debug: bool) -> int:
+    """Runs a command and turns whatever it raises into an exit code.
+
+    With `debug` the stack trace is printed before the line.
+    """
+    code = _run(command, debug)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _drop_output()
+        if not isinstance(error, BrokenPipeError) and code == 0:
+            _say(describe(error)[0])
+        return code or FAILED
+    return code
+
+
+def _run(command: Callable[[], object], debug: bool) -> int:
+    try:
+        command()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _say("interrupted")
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        return FAILED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        line, code = describe(error)
+        agreed = error.agreed if isinstance(error, MaspError) else None
+        if agreed is None or agreed.tells:  # of several processes, one says what happened
+            _say(line)
+        if agreed is not None:
+            agreed.leave()
+        return code
+    return 0
+
+
+def describe(error: BaseException) -> tuple[str, int]:
+    """One line about an exception, and the exit code it deserves."""
+    for cause in _chain(error):
+        if _is_full_disk(cause):
+            return f"error: the disk is full{_file_of(cause)}; free some space and run the same command again", FAILED
+    if isinstance(error, MaspError):
+        return f"error: {_one_line(str(error))}", WRONG_USE if isinstance(error, UsageError | ConfigError) else FAILED
+    if isinstance(error, OSError):
+        return f"error: {error.strerror or _one_line(str(error))}{_file_of(error)}", FAILED
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+        return "error: not enough memory; use a smaller --batch-size or batch_size, or a smaller backbone", FAILED
+    what = f"{type(error).__name__}: {_one_line(str(error))}"
+    return f"error: unexpected {what} (run it again with --debug for the stack trace)", FAILED
+
+
+def _say(line: str) -> None:
+    """Writes a line to stderr; an error of the stream is ignored."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"masp: {line}\n")
+        sys.stderr.flush()
+
+
+def _drop_output() -> None:
+    """Points stdout at nowhere, so that Python does not complain when it flushes a closed pipe at the end."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.__stdout__.fileno())  # pyright: ignore[reportOptionalMemberAccess]
+        os.close(nowhere)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The exception and what it came from, each once."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    """Libraries in Rust and C++ report a full disk with an exception type of their own, so its text counts too."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "No space left on device" in str(error)
+
+
+def _file_of(error: BaseException) -> str:
+    name = error.filename if isinstance(error, OSError) else None
+    return f": {os.fsdecode(name)}" if isinstance(name, str | bytes) else ""
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()) or "no message"

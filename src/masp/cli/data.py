@@ -12,8 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from masp.cli import harness
-from masp.cli.console import counting, counts_table, plain_table, printable, results, say, waiting
-from masp.cli.error_handling import FAILED
+from masp.cli.console import FAILED, counting, counts_table, plain_table, printable, results, say, waiting
 from masp.cli.options import Accept, Device, Dtype, DtypeOption, Revision, accepted
 from masp.core.aspects import ASPECTS
 from masp.core.errors import DataError, UsageError, counted, did_you_mean
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
     from masp.adapters import Adapter
     from masp.annotate.ask import AnnotationSettings, Options
-    from masp.annotate.run import AnnotationResult as Outcome
+    from masp.annotate.dataset import AnnotationResult as Outcome
     from masp.backbones.base import Backbone
     from masp.core.config import DataConfig
     from masp.core.prompts import Questions
@@ -96,7 +95,7 @@ def check_data(
     with Bar("images", sum(len(one.records) for one in opened) if images else 0) as bar:
         report = check(opened, depth, counting(bar))
     console = results()
-    for part in _told(report):  # sentences break where the window ends, tables do not
+    for part in _renderables(report):  # sentences break where the window ends, tables do not
         console.print(part, soft_wrap=isinstance(part, Text))
     if images and near >= 0 and likeness is None:
         say("near-duplicates were not looked for: install ImageHash with pip install 'masp[near]'")
@@ -162,7 +161,7 @@ def _label_set(given: str) -> tuple[str, ...]:
     return known[given]
 
 
-def _told(report: "Report") -> "Iterator[RenderableType]":
+def _renderables(report: "Report") -> "Iterator[RenderableType]":
     for checked in report.data_sets:
         yield from _data_set(checked)
     for pair in report.between:
@@ -362,32 +361,32 @@ def annotate_data(
     not changed.
     """
     from masp.annotate.ask import Annotator, read_vocabulary
-    from masp.annotate.pictures import pictures_of
-    from masp.annotate.run import AnnotationJob, annotate
+    from masp.annotate.dataset import AnnotationJob, annotate
+    from masp.annotate.images import find_images
     from masp.core.config import MethodConfig
     from masp.model.masp_model import MaspModel
 
     settings = _one_data_set(data, "Annotate them one by one.")
-    target = out if out is not None else Path(f"{Path(settings.path or '.').resolve().stem or 'pictures'}-annotated")
+    target = out if out is not None else Path(f"{Path(settings.path or '.').resolve().stem or 'images'}-annotated")
     refuse_inside(target, settings)
     names = None if aspects is None else [word.strip() for word in aspects.split(",")]
     options = {} if vocabulary is None else read_vocabulary(vocabulary)
     with waiting("looking for images"):
-        pictures = pictures_of(settings, limit)
-    without = "" if pictures.labelled else "; without labels, or with one only: good for stage 1 (masp train aspects)"
-    say(f"{counted(len(pictures.items), 'image')}{without}")
+        images = find_images(settings, limit)
+    without = "" if images.labelled else "; without labels, or with one only: good for stage 1 (masp train aspects)"
+    say(f"{counted(len(images.items), 'image')}{without}")
     loaded, trained = _loaded(backbone, adapter, revision, dtype.value, device, accepted(accept))
     known = (MethodConfig(), None) if trained is None else (trained.info.method, trained.aspects)
     model = MaspModel(loaded, *known)  # never with a soft prompt
     asking = _asking(names, questions, trained, options, measured_light)
-    with Bar("images", len(pictures.items)) as bar:
+    with Bar("images", len(images.items)) as bar:
         work = AnnotationJob(batch_size, settings.workers, settings.longest_side, copy, bar.show)
-        found = annotate(pictures, Annotator(model, replace(asking, keep=keep)), target, work, adapter)
-    results().print(_annotation_table(found))
-    if found.unreadable:
-        say(f"{counted(found.unreadable, 'image')} could not be read; {found.out / 'quarantine.jsonl'} says why")
-    done = "had been annotated before" if found.again else "annotated by machine"
-    say(f"{counted(found.pictures, 'image')} {done}; EmoSet's layout in {found.out}")
+        result = annotate(images, Annotator(model, replace(asking, keep=keep)), target, work, adapter)
+    results().print(_annotation_table(result))
+    if result.unreadable:
+        say(f"{counted(result.unreadable, 'image')} could not be read; {result.out / 'quarantine.jsonl'} says why")
+    done = "had been annotated before" if result.again else "annotated by machine"
+    say(f"{counted(result.images, 'image')} {done}; EmoSet's layout in {result.out}")
 
 
 def _loaded(
@@ -411,10 +410,10 @@ def _loaded(
     if "aspects" not in info.parts:
         got = f"the adapter {adapter} holds no aspects"
         raise UsageError(got, "one that masp train aspects wrote", "Name another.")
-    place = backbone or backbone_place(folder, info)
-    if revision is None and place == info.backbone.name:
+    name = backbone or backbone_place(folder, info)
+    if revision is None and name == info.backbone.name:
         revision = info.backbone.revision
-    loaded = load_backbone(place, revision, dtype, device, accept=accept)
+    loaded = load_backbone(name, revision, dtype, device, accept=accept)
     return loaded, load_adapter(folder, loaded)
 
 
@@ -438,10 +437,10 @@ def _asking(
     return AnnotationSettings({name: texts.aspect(name)[0] for name in chosen}, options, measured_light)
 
 
-def _annotation_table(found: "Outcome") -> "object":
+def _annotation_table(result: "Outcome") -> "object":
     """Aspects with how many answers there are, why others are missing, and what was said most often."""
     table = plain_table("aspect", ">answered", "without answer", ">different", "most often")
-    for name, one in found.aspects.items():
+    for name, one in result.aspects.items():
         absent = ", ".join(f"{count:,} {why}" for why, count in one.absent.items())
         often = ", ".join(f"{text} ({count:,})" for text, count in one.commonest)
         cells = (name.replace("_", " "), f"{one.answered:,}", absent, f"{one.different:,}", often[:60])

@@ -81,10 +81,10 @@ def measured(
         return evaluate(system, dataset, split, mode, replace(batching, progress=counting(bar)), out, more)
 
 
-def tell(found: "Evaluation", out: Path | None) -> None:
+def tell(result: "Evaluation", out: Path | None) -> None:
     """The figures on stdout, and what else there is to know on stderr."""
-    results().print(evaluation_tables(found))
-    for bad in found.quarantined:
+    results().print(evaluation_tables(result))
+    for bad in result.quarantined:
         say(f"left out {bad.image}: {bad.reason}")
     if out is not None:
         say(f"predictions.jsonl and summary.json are in {out}")
@@ -115,14 +115,14 @@ def compare(
     from masp.evaluation.compute_metrics import compare_results
     from masp.evaluation.result import read_result
 
-    found = [read_result(place) for place in places]
+    result = [read_result(place) for place in places]
     if seeds:
-        results().print(_spreads(found))
+        results().print(_spreads(result))
         return
-    if len(found) < 2:
+    if len(result) < 2:
         raise UsageError("one result", "two or more to compare", "Name another one.")
-    pairs = [(found[0].system, other.system, compare_results(found[0], other)) for other in found[1:]]
-    results().print(_standings(found))
+    pairs = [(result[0].system, other.system, compare_results(result[0], other)) for other in result[1:]]
+    results().print(_standings(result))
     results().print(differences(pairs))
 
 
@@ -137,18 +137,18 @@ def differences(pairs: "Sequence[tuple[str, str, PairedComparison]]") -> Table:
     return table
 
 
-def _standings(found: "Sequence[Evaluation]") -> Table:
+def _standings(result: "Sequence[Evaluation]") -> Table:
     table = plain_table("system", ">accuracy", ">macro F1", ">images")
-    for one in found:
+    for one in result:
         table.add_row(Text(printable(one.system)), one.accuracy.percent(), one.macro_f1.percent(), str(one.used))
     return table
 
 
-def _spreads(found: "Sequence[Evaluation]") -> Table:
+def _spreads(result: "Sequence[Evaluation]") -> Table:
     from masp.evaluation.compute_metrics import over_seeds
 
-    table = plain_table(f"over {len(found)} results", ">mean", ">standard deviation", ">each")
-    for name, spread in over_seeds(found).items():
+    table = plain_table(f"over {len(result)} results", ">mean", ">standard deviation", ">each")
+    for name, spread in over_seeds(result).items():
         deviation = "" if spread.deviation is None else f"{spread.deviation:.4f}"
         each = ", ".join(f"{value:.4f}" for value in spread.values)
         table.add_row(name.replace("_", " "), f"{spread.mean:.4f}", deviation, each)
@@ -245,19 +245,19 @@ def evaluate(
     settings = _settings(changes or [], data)
     other = _result(against)
     if predictions is not None:
-        found = _outside(predictions, settings, split, allow_missing, calibrate, out)
+        result = _outside(predictions, settings, split, allow_missing, calibrate, out)
     elif adapter is None:
         raise UsageError("nothing to measure is named", "--adapter DIR, or --predictions FILE", "Name one.")
     else:
-        found = _adapter_measured(adapter, choice, settings, split, calibrate, out)
-    tell(found, out)
+        result = _adapter_measured(adapter, choice, settings, split, calibrate, out)
+    tell(result, out)
     if other is not None:
-        _compare_with(other, found)
+        _compare_with(other, result)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which model is measured, and how: the options of the same names, None where nobody gave them."""
+    """Which model is measured, and how: the options of the same names, None where they were not given."""
 
     adapter: str | None
     adapter_revision: str | None
@@ -311,10 +311,10 @@ def _adapter_measured(
         )
         task = masp.task
         batching = Batching(choice.batch_size, settings.workers, task.longest_side, task.rounding)
-        found = measured(masp, dataset, split, mode.value, batching, calibrate and mode is ReadingMode.score, out)
+        result = measured(masp, dataset, split, mode.value, batching, calibrate and mode is ReadingMode.score, out)
         if choice.record:
-            processes.on_main(lambda: _record(found, home, choice.task, fitted=task.temperature == 1))
-        return found
+            processes.on_main(lambda: _record(result, home, choice.task, fitted=task.temperature == 1))
+        return result
 
 
 def _check_size(settings: "DataConfig", home: Path, task: str | None) -> None:
@@ -344,11 +344,11 @@ def _outside(
     return evaluate_predictions(predictions, dataset, split, allow_missing=allow_missing, calibrate=calibrate, out=mine)
 
 
-def _result(place: Path | None) -> "Evaluation | None":
+def _result(path: Path | None) -> "Evaluation | None":
     """The other result, read before anything is measured, so that a wrong name costs nothing."""
     from masp.evaluation.result import read_result
 
-    return None if place is None else read_result(place)
+    return None if path is None else read_result(path)
 
 
 def _divided(settings: "DataConfig", split: str, home: Path, task: str | None) -> "Dataset":
@@ -363,27 +363,27 @@ def _divided(settings: "DataConfig", split: str, home: Path, task: str | None) -
     return with_split(as_trained(open_dataset(settings), home, task), settings, split)
 
 
-def _record(found: "Evaluation", home: Path, task: str | None, fitted: bool) -> None:
+def _record(result: "Evaluation", home: Path, task: str | None, fitted: bool) -> None:
     """The accuracy into the adapter's description and card, and the temperature, if it was `fitted` to raw scores."""
     from masp.adapters import record_result
     from masp.cli.console import say
     from masp.evaluation.metrics import CALIBRATION_IMAGES
     from masp.evaluation.runner import result_of
 
-    scaled = None if found.chances is None else found.chances.calibrated
+    scaled = None if result.chances is None else result.chances.calibrated
     usable = scaled is not None and fitted and scaled.images >= CALIBRATION_IMAGES
     temperature = scaled.temperature if scaled is not None and usable else None
-    record_result(home, result_of(found), task, temperature)
-    told = "" if temperature is None else f", with the temperature {temperature:.3f}"
-    say(f"recorded in {home}{told}")
+    record_result(home, result_of(result), task, temperature)
+    addition = "" if temperature is None else f", with the temperature {temperature:.3f}"
+    say(f"recorded in {home}{addition}")
 
 
-def _compare_with(other: "Evaluation", found: "Evaluation") -> None:
+def _compare_with(other: "Evaluation", result: "Evaluation") -> None:
     """How much more, or less, than the other result was right on the same images."""
     from masp.cli.console import results
     from masp.evaluation.compute_metrics import compare_results
 
-    results().print(differences([(other.system, found.system, compare_results(other, found))]))
+    results().print(differences([(other.system, result.system, compare_results(other, result))]))
 
 
 def _settings(changes: list[str], data: Path) -> "DataConfig":
@@ -461,9 +461,9 @@ def report(
         refuse(of_adapter, "without --adapter", "options of a model only where one runs")
     sources, tables = read_sources(results)
     if data is not None and not data.exists():
-        raise _missing(data)
+        raise DataError(f"--data {data} is not there", "the data set's folder", "Correct the path, or leave it out.")
     if adapter is not None and data is None:
-        raise _no_pictures(adapter)
+        raise UsageError(f"--adapter {adapter} without --data", "the images that it shall explain", "Name both.")
     format, names = dtype or Dtype.auto, accepted(accept)
     masp = None if adapter is None else _adapter_loaded(adapter, backbone, task, format, device or "auto", names)
     asked = ErrorPageOptions(against, mistakes, data, masp, mistakes_of)
@@ -477,11 +477,3 @@ def _adapter_loaded(
     from masp.predictor import Masp
 
     return Masp.from_pretrained(adapter, backbone, task=task, dtype=dtype.value, device=device, accept=accept)
-
-
-def _missing(data: Path) -> Exception:
-    return DataError(f"--data {data} is not there", "the data set's folder", "Correct the path, or leave it out.")
-
-
-def _no_pictures(adapter: str) -> Exception:
-    return UsageError(f"--adapter {adapter} without --data", "the images that it shall explain", "Name both.")

@@ -109,7 +109,7 @@ Calibrate = Annotated[
     ),
 ]
 
-# Where a command may load no model at all: None, as long as nobody asked.
+# Where a command may load no model at all: None, unless asked for.
 DtypeIfAny = Annotated[Dtype | None, typer.Option(help=f"{_DTYPE} Default: *auto*.")]
 DeviceIfAny = Annotated[str | None, typer.Option(metavar="NAME", help=f"{_DEVICE} Default: *auto*.")]
 

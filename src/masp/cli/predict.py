@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from masp.predictor import Explain, Failure, Masp, Prediction
 
 MOST_REPORTED = 200
-"""A report shows at most this many images and failures; a page with more is of no use to anybody."""
+"""A report shows at most this many images and failures; a page with more is of no use."""
 
 MOST_SAID = 50
 """Failures that are told one by one on the terminal; the others are counted."""
@@ -156,8 +156,8 @@ class _Predictions:
 
         if not self.foreign:
             return ""
-        told = f"{self.foreign:,} of {counted(self.count, 'image')}"
-        return f"Outside of what the backbone knows: {told}; what it says of them means nothing. {INSTEAD}"
+        count = f"{self.foreign:,} of {counted(self.count, 'image')}"
+        return f"Outside of what the backbone knows: {count}; what it says of them means nothing. {INSTEAD}"
 
     def add(self, prediction: "Prediction") -> None:
         self.count += 1
@@ -200,15 +200,15 @@ def _named(paths: Sequence[str], failures: _Failures) -> Iterator[Path]:
     from masp.predictor import Failure
 
     for argument in paths:
-        found, before = False, failures.count
+        result, before = False, failures.count
         try:
             for path in images_from([argument], sys.stdin, lambda line, error: failures.add(Failure(line, str(error)))):
-                found = True
+                result = True
                 yield path
         except DataError as error:
             failures.add(Failure(argument, str(error)))
             continue
-        if not found and failures.count == before:
+        if not result and failures.count == before:
             failures.add(Failure(argument, f"names no images ({FORMAT_NAMES})"))
 
 
@@ -245,20 +245,20 @@ def _alone(masp: "Masp") -> str:
     return f"zero-shot: {masp.backbone.name} alone, without aspects and soft prompt (row V of the paper's Table 2)"
 
 
-def _write_report(file: Path, masp: "Masp", found: _Predictions, failures: _Failures) -> None:
+def _write_report(file: Path, masp: "Masp", result: _Predictions, failures: _Failures) -> None:
     from masp.adapters import library_versions
     from masp.report import sample_of, write_report
     from masp.report.schema import Provenance, ReportData
 
-    read = counted(found.count, "image")
-    shown = read if found.count == len(found.kept) else f"the first {len(found.kept)} of {read}"
+    read = counted(result.count, "image")
+    shown = read if result.count == len(result.kept) else f"the first {len(result.kept)} of {read}"
     unread = f" {failures.count:,} more could not be read." if failures.count else ""
     by = _alone(masp) if masp.zero_shot else f"predicted by {masp.adapter} on {masp.backbone.name}"
     facts = {"adapter": masp.adapter, "backbone": masp.backbone.name, "question": masp.task.question}
     data = ReportData(
         title="Predicted emotions",
-        summary=f"{shown}, {by}.{unread} {found.warning}".rstrip(),
-        samples=tuple(sample_of(prediction, Path(prediction.image)) for prediction in found.kept),
+        summary=f"{shown}, {by}.{unread} {result.warning}".rstrip(),
+        samples=tuple(sample_of(prediction, Path(prediction.image)) for prediction in result.kept),
         failures=tuple((failure.image, failure.error) for failure in failures.kept),
         provenance=Provenance(facts=(*facts.items(), *library_versions().items())),
     )

@@ -127,11 +127,11 @@ def _config(changes: list[str], data: Path) -> "RunConfig":
 
 def _learn(system: "System", dataset: "Dataset", settings: "DataConfig", out: Path, seed: int) -> None:
     """Let a system learn from train and val, in a folder of its own."""
-    from masp.baselines.learning import make_lessons
+    from masp.baselines.learning import make_training_data
     from masp.training.feature_cache import ImageReading
 
     reading = ImageReading(settings.longest_side, settings.workers)
-    system.fit(make_lessons(system.backbone, dataset, system.labels, out, seed, reading))
+    system.fit(make_training_data(system.backbone, dataset, system.labels, out, seed, reading))
 
 
 def _system_table() -> "Table":
@@ -218,18 +218,18 @@ def reproduce(
     Without --data and --backbone everything runs on the embedded backbone and drawn images.
     """
     from masp.reproduce.config import Request, job_of
-    from masp.reproduce.run import reproduce as run
+    from masp.reproduce.make_tables import reproduce as run
 
     names = None if datasets is None else tuple(name.strip() for name in datasets.split(",") if name.strip())
     asked = (data, backbone, names, seeds, aspects, config, quick, tuple(changes or ()), reading.value)
     request = Request(what.value, out, *asked)
-    found = run(job_of(request), jobs, request.command(jobs))
-    for outcome in found.failed:
+    result = run(job_of(request), jobs, request.command(jobs))
+    for outcome in result.failed:
         say(f"not there: {outcome.cell} ({outcome.error})")
-    typer.echo(str(found.written[0]))
-    if found.failed:
+    typer.echo(str(result.written[0]))
+    if result.failed:
         raise MaspError(
-            f"{len(found.failed)} of {found.cells} cells are not there; the tables hold the others",
+            f"{len(result.failed)} of {result.cells} cells are not there; the tables hold the others",
             "",
             "Give the same command again: it runs only what is missing.",
         )
@@ -337,9 +337,11 @@ def plan(
         typer.echo(dumps(content | {"store": chosen_store(sizes, job), "parts": [asdict(part) for part in parts]}))
         return
     results().print(_plan_table(parts, device.memory))
-    said = "given" if efficiency is not None else "measured" if known else "assumed; measure it with masp bench"
+    source = "given" if efficiency is not None else "measured" if known else "assumed; measure it with masp bench"
     _remark(
-        f"numbers: {chosen}; store: {chosen_store(sizes, job)}; efficiency {share:.0%} of the peak ({said})", line, job
+        f"numbers: {chosen}; store: {chosen_store(sizes, job)}; efficiency {share:.0%} of the peak ({source})",
+        line,
+        job,
     )
 
 
@@ -446,10 +448,10 @@ def _read(file: Path) -> dict[str, Any]:
         UsageError: it is none.
     """
     try:
-        found = loads(file.read_text(encoding="utf-8"))
-        machine = dict(found["machine"])
-        groups = {name: _floats(group) for name, group in dict(found.get("groups", {})).items()}
-        return {"machine": machine | _floats(machine), "groups": groups, "results": list(found["results"])}
+        result = loads(file.read_text(encoding="utf-8"))
+        machine = dict(result["machine"])
+        groups = {name: _floats(group) for name, group in dict(result.get("groups", {})).items()}
+        return {"machine": machine | _floats(machine), "groups": groups, "results": list(result["results"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file} cannot be read: {error}", "a file that `masp bench --json` wrote") from error
 

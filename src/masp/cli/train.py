@@ -76,8 +76,8 @@ def train(
     if what is StageChoice.aspects:
         _train(settings.ready_for("aspects"), out, None, None)
     elif what is StageChoice.prompt:
-        found = None if aspects in (None, NONE) else find_adapter(aspects)
-        _train(settings.ready_for("prompt"), None, out, found)
+        result = None if aspects in (None, NONE) else find_adapter(aspects)
+        _train(settings.ready_for("prompt"), None, out, result)
     else:
         both = settings.ready_for("aspects").ready_for("prompt")
         _train(both, out / "aspects", out / "prompt", out / "aspects")
@@ -112,8 +112,8 @@ def _train(settings: "RunConfig", first: Path | None, second: Path | None, aspec
     from masp.training import train_aspects, train_prompt
     from masp.training.distributed import launched
 
-    place = choose_placement(settings.backbone.dtype, settings.backbone.device)
-    with launched(place.device).guarded():
+    placement = choose_placement(settings.backbone.dtype, settings.backbone.device)
+    with launched(placement.device).guarded():
         if second is not None and aspects is None:
             say("training without aspects (V+S): predictions will come without reasons; --aspects DIR trains with them")
         dataset = open_dataset(settings.data)

@@ -49,7 +49,7 @@ def write_file(path: Path, content: bytes) -> None:
         raise
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     """Let `fill` write files into a new folder that takes the place of `folder` once all of them are on the disk.
 
     Where `folder` exists it is moved aside first and removed last, so that there is never a mixture of the two.

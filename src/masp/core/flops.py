@@ -16,7 +16,7 @@ STEP = 8
 
 
 def images_at_once(width: int, step: int = STEP) -> int:
-    """Images that go through a language model together where nothing is trained and nobody says how many.
+    """Images that go through a language model together where nothing is trained and no number is given.
 
     As many as a training step has examples: without a graph each takes a fraction of what it takes there, so that they
     fit wherever the step does. A small model takes more of them, since a few would leave the machine idle.

@@ -149,7 +149,7 @@ TAXONOMIES: Mapping[Taxonomy, tuple[str, ...]] = MappingProxyType(
 NAMED_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"mikels8": TAXONOMIES["mikels"], "ekman6": TAXONOMIES["ekman"], "polarity": TAXONOMIES["polarity"]}
 )
-"""Label sets by the names that `--labels` takes; the first is chosen from where nobody says otherwise."""
+"""Label sets by the names that `--labels` takes; the first is chosen from where nothing else is said."""
 
 _MARK = re.compile(r"<[^<>]*>|\[/?[A-Z_]+\]")
 """What special tokens and marks of chat templates look like: "<|im_end|>", "</s>", "[INST]"."""
@@ -172,7 +172,7 @@ MAPPINGS: Mapping[tuple[Taxonomy, Taxonomy], Mapping[str, str]] = MappingProxyTy
 
 
 def label_set(given: str | Sequence[str]) -> tuple[str, ...]:
-    """The labels that somebody asks for: the name of a set, labels with commas between them, or a list of labels.
+    """The labels that were asked for: the name of a set, labels with commas between them, or a list of labels.
 
     Raises:
         UsageError: one word that names no set, or a label that looks like a special token.
@@ -231,5 +231,5 @@ def mapping(labels: Iterable[str], target: Taxonomy) -> dict[str, str]:
     """
     names = tuple(labels)
     source = taxonomy_of(names)
-    found = {label: counterpart(label, source, target) for label in names}
-    return {label: other for label, other in found.items() if other is not None}
+    result = {label: counterpart(label, source, target) for label in names}
+    return {label: other for label, other in result.items() if other is not None}

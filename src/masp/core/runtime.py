@@ -60,7 +60,7 @@ class Bar:
 
     Args:
         title: what is being done.
-        total: how many steps there are, None if nobody knows; `done` of them were finished before.
+        total: how many steps there are, None if unknown; `done` of them were finished before.
         unit: what the pace counts.
         console: where it is drawn; None for standard error.
     """

@@ -109,7 +109,7 @@ class VisualTokens:
             mask=mask[:, :width],
             boxes=None if self.boxes is None else self.boxes[index, :width],
             grid=None if self.grid is None else self.grid[index],
-            shapes=None if self.shapes is None else tuple(self.shapes[place] for place in index.tolist()),
+            shapes=None if self.shapes is None else tuple(self.shapes[row] for row in index.tolist()),
             deep=None if self.deep is None else self.deep[index, :width],
         )
 
@@ -255,6 +255,12 @@ class ModelInputs:
     prefix_hashes: tuple[bytes, ...] = ()
     images: tuple[ImageLayout, ...] = ()
     cached_prefix: "CachedPrefix | None" = None
+
+    def span(
+        self, start: int, end: int | None = None
+    ) -> tuple[Float[Tensor, "batch new dim"], Int[Tensor, "axes batch new"], Bool[Tensor, "batch total"]]:
+        """The columns from `start` up to `end` as `Backbone.forward` takes them: vectors, positions, and the mask."""
+        return self.inputs_embeds[:, start:end], self.position_ids[:, :, start:end], self.attention_mask[:, :end]
 
     def extras(self, start: int, end: int | None = None) -> Extras:
         """What the columns from `start` up to `end` carry besides vector and position."""

@@ -58,7 +58,7 @@ def unreadable(path: Path, error: OSError) -> DataError:
     return DataError(f"{path} cannot be read ({error.strerror})", "", hint)
 
 
-def is_picture(path: Path) -> bool:
+def is_image_file(path: Path) -> bool:
     """Whether a file is named like an image that can be read."""
     return path.suffix.lower() in SUFFIXES
 
@@ -150,7 +150,7 @@ def _below(top: Path) -> Iterator[Path]:
         if key in above:
             raise DataError(f"{folder} is a link to a folder it lies in", "folders without cycles", "Remove the link.")
         folders, files = listing(folder)
-        yield from filter(is_picture, files)
+        yield from filter(is_image_file, files)
         waiting += [(inner, above | {key}) for inner in reversed(folders)]
 
 

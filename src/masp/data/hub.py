@@ -66,11 +66,11 @@ def import_dataset(source: HubSource, folder: Path, progress: Callable[[int], No
     def fill(partial: Path) -> None:
         for name, rows in splits.items():
             home = partial / of_splits.own(name, SPLITS.get(name.lower(), name)) if len(splits) > 1 else partial
-            for number, (label, content) in enumerate(_pictures(rows, source)):
+            for index, (label, content) in enumerate(_images(rows, source)):
                 folder = home / of_labels.own(label, _folder_of(label))
-                place = folder / f"{number:06d}{suffix_of(content) or '.img'}"
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.write_bytes(content)
+                path = folder / f"{index:06d}{suffix_of(content) or '.img'}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
                 counts[name] += 1
                 if progress is not None:
                     progress(1)
@@ -128,14 +128,15 @@ def _loaded(source: HubSource) -> dict[str, Any]:
     }
 
 
-def _pictures(rows: Any, source: HubSource) -> Iterator[tuple[str, bytes]]:
+def _images(rows: Any, source: HubSource) -> Iterator[tuple[str, bytes]]:
     """Label and file content of every labelled image of a split."""
     image = _image_column(rows.features, source.image)
     label = _label_column(rows.features, source.label)
-    names = _class_names(rows.features[label])
+    feature = rows.features[label]
+    names = tuple(feature.names) if type(feature).__name__ == "ClassLabel" else ()
     unlabelled = 0
-    for number, row in enumerate(rows):
-        if source.limit is not None and number >= source.limit:
+    for index, row in enumerate(rows):
+        if source.limit is not None and index >= source.limit:
             break
         value = row[label]
         if value is None or value == -1 or not str(value).strip():
@@ -147,29 +148,25 @@ def _pictures(rows: Any, source: HubSource) -> Iterator[tuple[str, bytes]]:
         log.warning("left out, as without a label: %s", counted(unlabelled, "image"))
 
 
-def _class_names(feature: Any) -> tuple[str, ...]:
-    return tuple(feature.names) if type(feature).__name__ == "ClassLabel" else ()
-
-
 def _image_column(features: Any, given: str | None) -> str:
-    found = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
-    return _chosen(given, features, found, "pictures", "--image")
+    result = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
+    return _chosen(given, features, result, "pictures", "--image")
 
 
 def _label_column(features: Any, given: str | None) -> str:
-    found = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
-    return _chosen(given, features, found or [name for name in LABELS if name in features][:1], "labels", "--label")
+    result = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
+    return _chosen(given, features, result or [name for name in LABELS if name in features][:1], "labels", "--label")
 
 
-def _chosen(given: str | None, features: Any, found: list[str], what: str, option: str) -> str:
+def _chosen(given: str | None, features: Any, result: list[str], what: str, option: str) -> str:
     if given is not None:
         if given not in features:
             raise DataError(f"the data set has no column '{given}'", "", did_you_mean(given, features))
         return given
-    if len(found) != 1:
+    if len(result) != 1:
         raise DataError(
-            f"{len(found) or 'none'} of the columns {', '.join(features)} holds {what}",
+            f"{len(result) or 'none'} of the columns {', '.join(features)} holds {what}",
             "one",
             f"Name it with {option}.",
         )
-    return found[0]
+    return result[0]

@@ -1,4 +1,4 @@
-"""Opening images that nobody vouches for: every file becomes an RGB image or an `ImageError`, nothing else."""
+"""Opening untrusted images: every file becomes an RGB image or an `ImageError`, nothing else."""
 
 import io
 import os
@@ -202,16 +202,16 @@ def _most_pixels(kind: str, content: bytes) -> int:
 
 def _in_scans(content: bytes) -> bool:
     """Whether a JPEG is progressive or its colours come one after the other, so that its decoder keeps all of it."""
-    place, colours, progressive = 2, 0, False
-    while found := _MARKER.search(content, place):
-        marker, place = found[1][0], found.end()
+    offset, colours, progressive = 2, 0, False
+    while result := _MARKER.search(content, offset):
+        marker, offset = result[1][0], result.end()
         if marker == _START_OF_SCAN:
-            return progressive or int.from_bytes(content[place + 2 : place + 3]) < colours
+            return progressive or int.from_bytes(content[offset + 2 : offset + 3]) < colours
         if marker in _FRAMES:
             progressive = marker in _PROGRESSIVE
-            colours = int.from_bytes(content[place + 7 : place + 8])
+            colours = int.from_bytes(content[offset + 7 : offset + 8])
         if marker not in _BARE:
-            place += int.from_bytes(content[place : place + 2])
+            offset += int.from_bytes(content[offset : offset + 2])
     return progressive
 
 
@@ -257,7 +257,7 @@ def format_of(content: bytes) -> str | None:
 
 def _format_of_brands(brands: bytes) -> str | None:
     """AVIF or HEIC, from the major brand of a file and those it is compatible with; None for films and others."""
-    major, compatible = brands[:4], [brands[place : place + 4] for place in range(8, len(brands), 4)]
+    major, compatible = brands[:4], [brands[offset : offset + 4] for offset in range(8, len(brands), 4)]
     if major in (b"mif1", b"msf1"):
         return next((_BRANDS[brand] for brand in compatible if brand in _BRANDS), None)
     return _BRANDS.get(major)
@@ -336,17 +336,17 @@ def _heic_sizes(content: bytes) -> list[tuple[int, int]]:
     Raises:
         ValueError: the box of descriptions is not among the first.
     """
-    place = 0
+    offset = 0
     for _ in range(_MOST_BOXES):
-        length, kind = int.from_bytes(content[place : place + 4]), content[place + 4 : place + 8]
+        length, kind = int.from_bytes(content[offset : offset + 4]), content[offset + 4 : offset + 8]
         if length == 1:
-            length = int.from_bytes(content[place + 8 : place + 16])
+            length = int.from_bytes(content[offset + 8 : offset + 16])
         if kind == b"meta":
-            found = _EXTENT.findall(content, place, place + length if length else len(content))
-            return [(int.from_bytes(width), int.from_bytes(height)) for width, height in found]
+            result = _EXTENT.findall(content, offset, offset + length if length else len(content))
+            return [(int.from_bytes(width), int.from_bytes(height)) for width, height in result]
         if length < 8:
             break
-        place += length
+        offset += length
     raise ValueError("nothing in it says what it holds")
 
 

@@ -16,7 +16,7 @@ from masp.data.records import BadFiles
 
 Preprocess = Callable[[Sequence[Image.Image]], Any]
 Item = tuple[int, Path]
-Picture = str | Path | Image.Image
+ImageLike = str | Path | Image.Image
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def prefetch(
     workers: int = 2,
     longest_side: int | None = None,
     keep_images: bool = False,
-    quarantine: BadFiles | None = None,
+    bad_files: BadFiles | None = None,
     rounding: Rounding = "nearest",
 ) -> Iterator[LoadedBatch]:
     """Batches of the images that a stream of paths names, in its order; the stream is read only a little ahead.
@@ -98,42 +98,42 @@ def prefetch(
         workers: threads.
         longest_side: largest side of an image.
         keep_images: whether batches hold their images.
-        quarantine: the account to keep; it stops the stream when too much is bad.
+        bad_files: the account to keep; it stops the stream when too much is bad.
         rounding: see `Loading`.
 
     Raises:
-        DataError: the quarantine stopped the stream.
+        DataError: the account of bad files stopped the stream.
         UsageError: a batch size below 1.
     """
     if batch_size < 1:
         raise UsageError(f"batch_size is {batch_size}", "1 or more", "Correct batch_size.")
     loading = Loading(preprocess, longest_side, keep_images, workers, rounding=rounding)
-    return load(_chunks(paths, batch_size), loading, quarantine)
+    return load(_chunks(paths, batch_size), loading, bad_files)
 
 
 def prefetch_batches(
-    paths: Sequence[Path], batches: Iterable[Sequence[int]], loading: Loading, quarantine: BadFiles | None = None
+    paths: Sequence[Path], batches: Iterable[Sequence[int]], loading: Loading, bad_files: BadFiles | None = None
 ) -> Iterator[LoadedBatch]:
     """The images of given batches of indices (see `sampling.Batches`), in the given order.
 
     Raises:
-        DataError: the quarantine stopped the stream.
+        DataError: the account of bad files stopped the stream.
     """
-    return load((tuple((index, paths[index]) for index in batch) for batch in batches), loading, quarantine)
+    return load((tuple((index, paths[index]) for index in batch) for batch in batches), loading, bad_files)
 
 
 def load(
-    chunks: Iterable[Sequence[Item]], loading: Loading, quarantine: BadFiles | None = None
+    chunks: Iterable[Sequence[Item]], loading: Loading, bad_files: BadFiles | None = None
 ) -> Iterator[LoadedBatch]:
     """A batch for every chunk of numbered files, in order.
 
     Raises:
-        DataError: the quarantine stopped the stream.
+        DataError: the account of bad files stopped the stream.
     """
     jobs = (partial(_batch, tuple(chunk), loading) for chunk in chunks)
     for batch in _ahead(jobs, loading) if loading.workers else (job() for job in jobs):
-        if quarantine is not None:
-            _account(batch, quarantine)
+        if bad_files is not None:
+            _account(batch, bad_files)
         yield batch
 
 
@@ -188,8 +188,8 @@ def _batch(items: tuple[Item, ...], loading: Loading) -> LoadedBatch:
     pixels = None
     if loading.preprocess is not None and good:
         pixels, unfit = prepared([image for _, _, image in good], loading.preprocess)
-        failures += [Failed(*good[place][:2], reason) for place, reason in unfit.items()]
-        good = [one for place, one in enumerate(good) if place not in unfit]
+        failures += [Failed(*good[position][:2], reason) for position, reason in unfit.items()]
+        good = [one for position, one in enumerate(good) if position not in unfit]
     images = tuple(image for _, _, image in good) if loading.keep_images or loading.preprocess is None else ()
     return LoadedBatch(
         tuple(index for index, _, _ in good), tuple(path for _, path, _ in good), pixels, images, tuple(failures)
@@ -209,19 +209,19 @@ def prepared(images: Sequence[Image.Image], preprocess: Preprocess) -> tuple[Any
         return preprocess(images), {}
     except (ValueError, MaspError):
         unfit: dict[int, str] = {}
-        for place, image in enumerate(images):
+        for index, image in enumerate(images):
             try:
                 preprocess([image])
             except (ValueError, MaspError) as error:
-                unfit[place] = " ".join(str(error).split())
+                unfit[index] = " ".join(str(error).split())
         if not unfit:
             raise
-    fit = [image for place, image in enumerate(images) if place not in unfit]
+    fit = [image for index, image in enumerate(images) if index not in unfit]
     return preprocess(fit) if fit else None, unfit
 
 
 def prepare_images(
-    images: Sequence[Picture], preprocess: Preprocess, longest_side: int | None, rounding: Rounding
+    images: Sequence[ImageLike], preprocess: Preprocess, longest_side: int | None, rounding: Rounding
 ) -> tuple[Any, dict[int, ImageError]]:
     """What preprocessing makes of images in files or in memory, shrunk first.
 
@@ -233,18 +233,18 @@ def prepare_images(
         ValueError: preprocessing takes every image alone and not all of them together.
     """
     opened, failed = dict[int, Image.Image](), dict[int, ImageError]()
-    for place, image in enumerate(images):
+    for index, image in enumerate(images):
         try:
-            opened[place] = open_picture(image, longest_side, rounding)
+            opened[index] = open_any_image(image, longest_side, rounding)
         except ImageError as error:
-            failed[place] = error
-    places = list(opened)
+            failed[index] = error
+    indices = list(opened)
     pixels, unfit = prepared(list(opened.values()), preprocess) if opened else (None, {})
-    failed |= {places[row]: ImageError(image_name(images[places[row]]), why) for row, why in unfit.items()}
+    failed |= {indices[row]: ImageError(image_name(images[indices[row]]), why) for row, why in unfit.items()}
     return pixels, failed
 
 
-def open_picture(image: Picture, longest_side: int | None, rounding: Rounding) -> Image.Image:
+def open_any_image(image: ImageLike, longest_side: int | None, rounding: Rounding) -> Image.Image:
     """An image from its file, or one in memory, as `open_image` gives it.
 
     Raises:
@@ -258,13 +258,13 @@ def open_picture(image: Picture, longest_side: int | None, rounding: Rounding) -
         raise ImageError(image_name(image), f"damaged ({error})") from None
 
 
-def image_name(image: Picture) -> str:
+def image_name(image: ImageLike) -> str:
     """What an image is called in results."""
     return "(image in memory)" if isinstance(image, Image.Image) else str(image)
 
 
-def _account(batch: LoadedBatch, quarantine: BadFiles) -> None:
+def _account(batch: LoadedBatch, bad_files: BadFiles) -> None:
     """Count a batch in the order of the stream, good images before bad ones of the same batch."""
-    quarantine.accept(len(batch.indices))
+    bad_files.accept(len(batch.indices))
     for failed in batch.failures:
-        quarantine.reject(failed.path, failed.reason)
+        bad_files.reject(failed.path, failed.reason)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,8 +39,8 @@ class BadFiles:
         strict: whether the first bad file stops the pass.
         share: how much of the files may be bad.
         patience: how many may be bad in a row.
-        total: how many files the pass will look at; None if nobody knows yet.
-        tolerant: never stop, whatever is bad, and leave the log alone: somebody reads the account afterwards.
+        total: how many files the pass will look at; None if not known yet.
+        tolerant: never stop, whatever is bad, and leave the log alone: the caller reads the account afterwards.
 
     Attributes:
         used: files that were good.
@@ -130,6 +131,22 @@ class BadFiles:
         return f"{self.read} read = {self.used} used + {len(self.rejected)} quarantined{why}"
 
 
+def account_lines(account: BadFiles) -> bytes:
+    """The lines of quarantine.jsonl: one per bad file, and the sum at the end."""
+    rows: list[dict[str, object]] = [{"path": str(bad.path), "reason": bad.reason} for bad in account.rejected]
+    rows.append({"read": account.read, "used": account.used, "quarantined": len(account.rejected)})
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def read_account(path: Path) -> dict[str, str] | None:
+    """Bad images and their reasons out of quarantine.jsonl; None where there is none, or an unfinished one."""
+    try:
+        *bad, total = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return {row["path"]: row["reason"] for row in bad} if total["quarantined"] == len(bad) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 _LARGEST_ANNOTATION = 16_777_216
 
 
@@ -150,7 +167,7 @@ def read_json(file: Path, largest: int | None = _LARGEST_ANNOTATION) -> object:
         raise DataError(f"{file} is not JSON ({error})", "", "Copy it again from its source.") from None
 
 
-def place_in(root: Path, path: Path) -> str:
+def path_below(root: Path, path: Path) -> str:
     """A file as seen from a folder, where it lies below it."""
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
@@ -264,9 +281,14 @@ class Dataset:
             total.update("\n".join(lines).encode())
         return total.hexdigest()
 
-    def place(self, path: Path) -> str:
+    def relative_path(self, path: Path) -> str:
         """A file as seen from the data set's folder, so that it means the same on every machine."""
-        return place_in(self.root, path)
+        return path_below(self.root, path)
+
+    def place(self, path: Path) -> str:
+        """The former name of `relative_path`; it goes with version 0.3."""
+        warnings.warn("Dataset.place is Dataset.relative_path now", DeprecationWarning, stacklevel=2)
+        return self.relative_path(path)
 
     def _facts(self, record: Record) -> list[object]:
         try:
@@ -274,7 +296,7 @@ class Dataset:
         except OSError:
             size = -1
         votes = dict(record.distribution) if record.distribution is not None else None
-        return [self.place(record.path), record.label, size, votes, dict(record.annotations)]
+        return [self.relative_path(record.path), record.label, size, votes, dict(record.annotations)]
 
     def summary(self) -> str:
         """One line: name, layout, sizes of the splits, labels, and how many files were left out."""
@@ -319,17 +341,17 @@ def class_balance(records: Sequence[Record], labels: Sequence[str] | None = None
     Raises:
         DataError: no record has a label, or one has a label that is not in `labels`.
     """
-    found = Counter(record.label for record in records if record.label is not None)
-    names = tuple(labels) if labels is not None else tuple(sorted(found))
-    strange = sorted(set(found) - set(names))
+    result = Counter(record.label for record in records if record.label is not None)
+    names = tuple(labels) if labels is not None else tuple(sorted(result))
+    strange = sorted(set(result) - set(names))
     if strange:
         raise DataError(f"unknown label '{strange[0]}'", "", did_you_mean(strange[0], names))
-    if not found:
+    if not result:
         raise DataError("no image has a label", "labelled images", "Check the layout of the data set.")
-    counts = {name: found[name] for name in names}
-    total, present = found.total(), len(found)
+    counts = {name: result[name] for name in names}
+    total, present = result.total(), len(result)
     weights = {name: total / (present * count) if count else 0.0 for name, count in counts.items()}
-    return ClassBalance(counts, max(found.values()) / min(found.values()), weights)
+    return ClassBalance(counts, max(result.values()) / min(result.values()), weights)
 
 
 def relabelled(dataset: Dataset, taxonomy: Taxonomy) -> Dataset:

@@ -109,7 +109,7 @@ class Batches:
         batches: list[tuple[int, ...]] = []
         for start in range(0, len(order), span):
             batches += self._cut(sorted(order[start : start + span], key=lambda index: lengths[index]))
-        return [batches[place] for place in _shuffled(len(batches), f"{self.seed}:{epoch}:batches")]
+        return [batches[position] for position in _shuffled(len(batches), f"{self.seed}:{epoch}:batches")]
 
 
 log = logging.getLogger(__name__)
@@ -229,7 +229,7 @@ def _quotas(count: int, fractions: Mapping[str, float]) -> dict[str, int]:
 def split_content(dataset: Dataset) -> bytes:
     """A split file: which image stands in which split, for people to read and for `read_split`."""
     splits = {
-        name: [[dataset.place(record.path), record.label] for record in records]
+        name: [[dataset.relative_path(record.path), record.label] for record in records]
         for name, records in dataset.splits.items()
     }
     content = {
@@ -260,13 +260,13 @@ def read_split(file: Path, dataset: Dataset) -> dict[str, tuple[Record, ...]]:
     Raises:
         DataError: the file is not a split, or names an image that the data set does not have.
     """
-    known = {dataset.place(record.path): record for record in dataset.records}
+    known = {dataset.relative_path(record.path): record for record in dataset.records}
     splits: dict[str, tuple[Record, ...]] = {}
-    for name, places in read_division(file).places.items():
-        strange = next((place for place in places if place not in known), None)
+    for name, paths in read_division(file).places.items():
+        strange = next((path for path in paths if path not in known), None)
         if strange is not None:
             raise DataError(f"{file} names {strange}, which {dataset.root} does not have", "", "Use its own data set.")
-        splits[name] = tuple(known[place] for place in places)
+        splits[name] = tuple(known[path] for path in paths)
     return splits
 
 
@@ -279,23 +279,23 @@ def read_division(file: Path) -> SplitFile:
     content = read_json(file, largest=None)
     if not isinstance(content, dict) or content.get("format") != _FORMAT or not isinstance(content.get("splits"), dict):
         raise DataError(f"{file} is not a split", f"a file of format {_FORMAT}", "Write it again.")
-    places = {
+    paths = {
         name: tuple(str(row[0]) for row in rows if isinstance(row, list) and row) if isinstance(rows, list) else ()
         for name, rows in content["splits"].items()
     }
     fingerprint = content.get("fingerprint")
-    return SplitFile(file, fingerprint if isinstance(fingerprint, str) else None, places)
+    return SplitFile(file, fingerprint if isinstance(fingerprint, str) else None, paths)
 
 
 def division_in(folder: Path, fingerprint: str) -> SplitFile | None:
     """The division that a data set of this fingerprint had in the run of a folder; None where it is not there."""
     for name in (RUN_SPLITS, ASPECTS_SPLITS):
         try:
-            found = read_division(folder / name)
+            result = read_division(folder / name)
         except DataError:
             continue
-        if found.fingerprint == fingerprint:
-            return found
+        if result.fingerprint == fingerprint:
+            return result
     return None
 
 
@@ -342,5 +342,7 @@ def _table(dataset: Dataset, names: Sequence[str]) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("path", "label", "split"))
     for name in names:
-        writer.writerows((dataset.place(record.path), record.label or "", name) for record in dataset.splits[name])
+        writer.writerows(
+            (dataset.relative_path(record.path), record.label or "", name) for record in dataset.splits[name]
+        )
     return text.getvalue().encode()

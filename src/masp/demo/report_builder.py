@@ -115,7 +115,7 @@ def _ablation(measured: DemoMeasurements) -> Ablation:
     gains = {difference.name: difference.paired for difference in table.differences}
     return Ablation(
         rows=tuple(AblationRow(row.name, row.meaning, row.accuracy, row.macro_f1) for row in table.rows),
-        pictures=len(table.truth),
+        images=len(table.truth),
         ceiling=measured.ceiling.expected,
         majority=table.majority.value,
         differences=tuple(Difference(name.replace(" - ", " over "), gains[name]) for name in GAINS),

@@ -12,6 +12,7 @@ from masp.core.labels import spelled
 from masp.data.records import Dataset
 from masp.evaluation import metrics
 from masp.evaluation.metrics import (
+    BINS,
     TEMPERATURES,
     BootstrapSamples,
     Figures,
@@ -21,6 +22,7 @@ from masp.evaluation.metrics import (
     SeedStats,
     bin_of,
     bootstrap,
+    calibration_error,
     compare,
     fit_temperature,
     means_of,
@@ -41,7 +43,6 @@ from masp.evaluation.result import (
     SkippedImage,
 )
 
-BINS = 15
 POINTS = 100
 """Places of the risk–coverage curve that are kept at most."""
 
@@ -49,51 +50,53 @@ SIMULATED = 200
 """Draws of a perfectly calibrated system, for the floor of the calibration error."""
 
 Logs = Float[np.ndarray, "images labels"]
-Truth = Int[np.ndarray, " images"]
+Targets = Int[np.ndarray, " images"]
 
 
-def log_table(answers: Sequence[LabelledPrediction], labels: Sequence[str]) -> tuple[Logs, Truth]:
+def log_table(answers: Sequence[LabelledPrediction], labels: Sequence[str]) -> tuple[Logs, Targets]:
     """Log-probabilities and number of the true label, of the answers that have log-probabilities."""
     rows = [(a.log_probabilities, labels.index(a.truth)) for a in answers if a.log_probabilities is not None]
     logs = np.array([[table[label] for label in labels] for table, _ in rows], dtype=float)
     return logs.reshape(len(rows), len(labels)), np.array([true for _, true in rows], dtype=int)
 
 
-def probabilistic_metrics(logs: Logs, truth: Truth, draws: BootstrapSamples | None = None) -> ProbabilisticMetrics:
+def probabilistic_metrics(
+    logs: Logs, targets: Targets, samples: BootstrapSamples | None = None
+) -> ProbabilisticMetrics:
     """All figures of log-probabilities; there is at least one image."""
-    nll, brier, error = proper_scores(logs, truth, draws)
+    nll, brier, error = proper_scores(logs, targets, samples)
     return ProbabilisticMetrics(
         images=len(logs),
-        top2=top2(logs, truth, draws) if logs.shape[1] > 2 else None,
+        top2=top2(logs, targets, samples) if logs.shape[1] > 2 else None,
         negative_log_likelihood=nll,
         brier=brier,
         calibration_error=error,
-        calibration_floor=calibration_floor(logs, seed=(draws or BootstrapSamples()).seed),
-        reliability=reliability(logs, truth),
-        risk_coverage=risk_coverage(logs, truth, draws),
+        calibration_floor=calibration_floor(logs, seed=(samples or BootstrapSamples()).seed),
+        reliability=reliability(logs, targets),
+        risk_coverage=risk_coverage(logs, targets, samples),
     )
 
 
 def proper_scores(
-    logs: Logs, truth: Truth, draws: BootstrapSamples | None = None
+    logs: Logs, targets: Targets, samples: BootstrapSamples | None = None
 ) -> tuple[Interval, Interval, Interval]:
     """Negative log-likelihood in nats, Brier score (0 to 2) and expected calibration error, with their intervals."""
-    shares, right = np.exp(logs), _right(logs, truth)
-    wanted = np.eye(logs.shape[1])[truth]
+    shares, right = np.exp(logs), _right(logs, targets)
+    wanted = np.eye(logs.shape[1])[targets]
     sure = shares.max(axis=1)
-    place = np.eye(BINS)[bin_of(sure, BINS)] * (sure - right)[:, None]
-    scores = (-logs[np.arange(len(logs)), truth], np.square(shares - wanted).sum(axis=1))
-    columns = np.column_stack([*scores, place])
+    gaps = np.eye(BINS)[bin_of(sure, BINS)] * (sure - right)[:, None]
+    scores = (-logs[np.arange(len(logs)), targets], np.square(shares - wanted).sum(axis=1))
+    columns = np.column_stack([*scores, gaps])
 
     def figures(rows: Rows) -> Figures:
         means = means_of(columns, rows)
         return np.stack([means[:, 0], means[:, 1], np.abs(means[:, 2:]).sum(axis=1)])
 
-    nll, brier, error = bootstrap(len(logs), figures, draws, biased=[2])
+    nll, brier, error = bootstrap(len(logs), figures, samples, biased=[2])
     return nll, brier, error
 
 
-def calibration_floor(logs: Logs, draws: int = SIMULATED, seed: int = 0) -> CalibrationFloor:
+def calibration_floor(logs: Logs, samples: int = SIMULATED, seed: int = 0) -> CalibrationFloor:
     """The expected calibration error that a perfectly calibrated system with these confidences would show.
 
     It is right about image i with the probability c_i that it names, its confidence. So y_i, 1 where it is right and
@@ -105,39 +108,37 @@ def calibration_floor(logs: Logs, draws: int = SIMULATED, seed: int = 0) -> Cali
 
     Args:
         logs: log-probabilities of the labels.
-        draws: how many; two at least.
-        seed: of the draws.
+        samples: how many; two at least.
+        seed: of the samples.
     """
     sure, dice = np.exp(logs).max(axis=1), np.random.default_rng(seed)
-    place = bin_of(sure, BINS)
-    gaps = [np.bincount(place, sure - (dice.random(len(sure)) < sure), BINS) for _ in range(draws)]
-    errors = np.abs(gaps).sum(axis=1) / len(sure)
+    errors = np.array([calibration_error(sure, dice.random(len(sure)) < sure) for _ in range(samples)])
     return CalibrationFloor(float(errors.mean()), float(errors.std(ddof=1)))
 
 
-def top2(logs: Logs, truth: Truth, draws: BootstrapSamples | None = None) -> Interval:
+def top2(logs: Logs, targets: Targets, samples: BootstrapSamples | None = None) -> Interval:
     """Share whose true label is among the two most probable; of equal ones the first labels count."""
     best = np.argsort(-logs, axis=1, kind="stable")[:, :2]
-    return _mean((best == truth[:, None]).any(axis=1)[:, None], draws)[0]
+    return _mean((best == targets[:, None]).any(axis=1)[:, None], samples)[0]
 
 
-def reliability(logs: Logs, truth: Truth) -> tuple[Bin, ...]:
+def reliability(logs: Logs, targets: Targets) -> tuple[Bin, ...]:
     """Answers by their confidence, in equal bins."""
-    sure, right = np.exp(logs).max(axis=1), _right(logs, truth)
-    place = bin_of(sure, BINS)
-    counts = np.bincount(place, minlength=BINS)
-    means = [np.bincount(place, weights=values, minlength=BINS) / np.maximum(counts, 1) for values in (sure, right)]
+    sure, right = np.exp(logs).max(axis=1), _right(logs, targets)
+    bins = bin_of(sure, BINS)
+    counts = np.bincount(bins, minlength=BINS)
+    means = [np.bincount(bins, weights=values, minlength=BINS) / np.maximum(counts, 1) for values in (sure, right)]
     rows = zip(counts.tolist(), means[0].tolist(), means[1].tolist(), strict=True)
     return tuple(Bin(index / BINS, *row) for index, row in enumerate(rows))
 
 
-def risk_coverage(logs: Logs, truth: Truth, draws: BootstrapSamples | None = None) -> RiskCoverage:
+def risk_coverage(logs: Logs, targets: Targets, samples: BootstrapSamples | None = None) -> RiskCoverage:
     """Risk at every coverage, the most confident images first, and its mean over all coverages.
 
     Images of equal confidence have no order: each counts with the share of them that is wrong, so that the curve does
     not depend on the order of the data.
     """
-    sure, wrong = logs.max(axis=1), ~_right(logs, truth)
+    sure, wrong = logs.max(axis=1), ~_right(logs, targets)
     _, group = np.unique(-sure, return_inverse=True)
     expected = np.bincount(group, weights=wrong) / np.bincount(group)
     order = np.argsort(group, kind="stable")
@@ -150,11 +151,11 @@ def risk_coverage(logs: Logs, truth: Truth, draws: BootstrapSamples | None = Non
 
     risk = np.cumsum(sorted_risk) / answered
     kept = np.unique(np.linspace(1, len(sure), min(len(sure), POINTS)).round().astype(int))
-    area = bootstrap(len(sure), figures, draws)[0]
+    area = bootstrap(len(sure), figures, samples)[0]
     return RiskCoverage(area, tuple((kept / len(sure)).tolist()), tuple(risk[kept - 1].tolist()))
 
 
-def temperature_interval(logs: Logs, truth: Truth, temperature: float) -> Interval | None:
+def temperature_interval(logs: Logs, targets: Targets, temperature: float) -> Interval | None:
     """The 95 % interval of a fitted temperature T, from the images it was fitted on; None where they say nothing.
 
     With u = log T, each image's log-probabilities z and p = softmax(z / T), the mean negative log-likelihood has the
@@ -167,7 +168,7 @@ def temperature_interval(logs: Logs, truth: Truth, temperature: float) -> Interv
     curvature = float(((shares * z * z).sum(axis=1) - mean * mean).mean())
     if not curvature > 0:
         return None
-    slope = z[np.arange(len(z)), truth] - mean
+    slope = z[np.arange(len(z)), targets] - mean
     around = 1.96 * np.sqrt(np.square(slope).mean() / len(z)) / curvature
     return Interval(temperature, float(temperature * np.exp(-around)), float(temperature * np.exp(around)))
 
@@ -176,13 +177,13 @@ def calibrated(
     fitted_on: tuple[Float[np.ndarray, "fitted labels"], Int[np.ndarray, " fitted"]],
     split: str,
     logs: Logs,
-    truth: Truth,
-    draws: BootstrapSamples | None = None,
+    targets: Targets,
+    samples: BootstrapSamples | None = None,
 ) -> Calibrated:
     """The figures of one split after a temperature was fitted on another."""
     chosen = fit_temperature(*fitted_on)
     after = scaled(logs, chosen)
-    nll, brier, error = proper_scores(after, truth, draws)
+    nll, brier, error = proper_scores(after, targets, samples)
     at_limit = min(chosen / TEMPERATURES[0], TEMPERATURES[1] / chosen) < 1.001
     return Calibrated(
         temperature=chosen,
@@ -193,13 +194,13 @@ def calibrated(
         negative_log_likelihood=nll,
         brier=brier,
         calibration_error=error,
-        calibration_floor=calibration_floor(after, seed=(draws or BootstrapSamples()).seed),
-        reliability=reliability(after, truth),
+        calibration_floor=calibration_floor(after, seed=(samples or BootstrapSamples()).seed),
+        reliability=reliability(after, targets),
     )
 
 
 def distribution(
-    logs: Logs, votes: Float[np.ndarray, "images labels"], draws: BootstrapSamples | None = None
+    logs: Logs, votes: Float[np.ndarray, "images labels"], samples: BootstrapSamples | None = None
 ) -> Distribution:
     """Distance of the probabilities from the votes; both sum to 1 in every row, and there is at least one row."""
     from scipy.special import rel_entr
@@ -209,16 +210,16 @@ def distribution(
     apart = rel_entr(votes, shares).sum(axis=1)
     between = (rel_entr(votes, middle) + rel_entr(shares, middle)).sum(axis=1) / 2
     agree = votes[np.arange(len(votes)), logs.argmax(axis=1)] == votes.max(axis=1)
-    return Distribution(len(logs), *_mean(np.column_stack([apart, between, agree]), draws))
+    return Distribution(len(logs), *_mean(np.column_stack([apart, between, agree]), samples))
 
 
-def _right(logs: Logs, truth: Truth) -> Bool[np.ndarray, " images"]:
-    return logs.argmax(axis=1) == truth
+def _right(logs: Logs, targets: Targets) -> Bool[np.ndarray, " images"]:
+    return logs.argmax(axis=1) == targets
 
 
-def _mean(columns: np.ndarray, draws: BootstrapSamples | None) -> tuple[Interval, ...]:
+def _mean(columns: np.ndarray, samples: BootstrapSamples | None) -> tuple[Interval, ...]:
     columns = columns.astype(float)
-    return bootstrap(len(columns), lambda rows: means_of(columns, rows).T, draws)
+    return bootstrap(len(columns), lambda rows: means_of(columns, rows).T, samples)
 
 
 Votes = Mapping[str, Mapping[str, float]]
@@ -253,34 +254,34 @@ def measured(
     answers: Sequence[LabelledPrediction],
     votes: Votes | None = None,
     calibration: Calibration | None = None,
-    draws: BootstrapSamples | None = None,
+    samples: BootstrapSamples | None = None,
 ) -> Evaluation:
     """Every figure of the answers; there is at least one."""
-    draws = draws or BootstrapSamples()
-    truth, predicted = [a.truth for a in answers], [a.predicted for a in answers]
+    samples = samples or BootstrapSamples()
+    targets, predicted = [a.truth for a in answers], [a.predicted for a in answers]
     labels = about.labels
-    counted, macro = label_intervals(truth, predicted, labels, draws)
+    counted, macro = label_intervals(targets, predicted, labels, samples)
     return Evaluation(
         system=about.system,
         dataset=about.dataset,
         split=about.split,
         mode=about.mode,
         labels=labels,
-        accuracy=metrics.accuracy(truth, predicted),
+        accuracy=metrics.accuracy(targets, predicted),
         accuracy_bootstrap=counted,
-        macro_f1=replace(macro, value=metrics.macro_f1(truth, predicted, labels)),
-        majority=metrics.majority_accuracy(truth),
-        classes=tuple(metrics.per_class(truth, predicted, labels)),
-        confusion=tuple(map(tuple, metrics.confusion(truth, predicted, labels))),
-        chances=_chances(answers, labels, calibration, draws),
-        distribution=_distribution(answers, labels, votes or {}, draws),
+        macro_f1=replace(macro, value=metrics.macro_f1(targets, predicted, labels)),
+        majority=metrics.majority_accuracy(targets),
+        classes=tuple(metrics.per_class(targets, predicted, labels)),
+        confusion=tuple(map(tuple, metrics.confusion(targets, predicted, labels))),
+        chances=_chances(answers, labels, calibration, samples),
+        distribution=_distribution(answers, labels, votes or {}, samples),
         used=len(answers),
         quarantined=about.quarantined,
         unlabelled=about.unlabelled,
         unparsed=sum(label is None for label in predicted),
         unanswered=about.unanswered,
         answers=tuple(answers),
-        provenance={**about.provenance, "bootstrap": asdict(draws)},
+        provenance={**about.provenance, "bootstrap": asdict(samples)},
         exact=exact_match(answers),
     )
 
@@ -297,52 +298,59 @@ def exact_match(answers: Sequence[LabelledPrediction]) -> ExactMatch | None:
 
 
 def label_intervals(
-    truth: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str], draws: BootstrapSamples | None = None
+    targets: Sequence[str],
+    predicted: Sequence[str | None],
+    labels: Sequence[str],
+    samples: BootstrapSamples | None = None,
 ) -> tuple[Interval, Interval]:
     """Accuracy and macro-F1 with bootstrap intervals."""
     width = len(labels) + 1
-    place = {label: index for index, label in enumerate(labels)}
-    pairs = zip(truth, predicted, strict=True)
-    cells = np.array([place[true] * width + place.get(said or "", len(labels)) for true, said in pairs])
+    index_of = {label: index for index, label in enumerate(labels)}
+    pairs = zip(targets, predicted, strict=True)
+    cells = np.array(
+        [index_of[target] * width + index_of.get(prediction or "", len(labels)) for target, prediction in pairs]
+    )
 
     def figures(rows: Rows) -> Figures:
         counts = np.stack([np.bincount(cells[row], minlength=len(labels) * width) for row in rows])
         tables = counts.reshape(len(rows), len(labels), width)
         hits = np.diagonal(tables, axis1=1, axis2=2)
-        seen = tables.sum(axis=2) + tables[:, :, :-1].sum(axis=1)  # (draws, labels): truly there, plus answered
+        seen = tables.sum(axis=2) + tables[:, :, :-1].sum(axis=1)  # (samples, labels): truly there, plus answered
         f1 = np.divide(2 * hits, seen, out=np.zeros(hits.shape), where=seen > 0)
         return np.stack([hits.sum(axis=1) / rows.shape[1], f1.sum(axis=1) / np.maximum((seen > 0).sum(axis=1), 1)])
 
-    accuracy, macro = bootstrap(len(cells), figures, draws)
+    accuracy, macro = bootstrap(len(cells), figures, samples)
     return accuracy, macro
 
 
 def votes_of(dataset: Dataset, split: str) -> Votes:
     """The votes of people on the images of a split, by image; empty where there are none."""
     records = dataset.splits.get(split, ())
-    return {dataset.place(record.path): record.distribution for record in records if record.distribution is not None}
+    return {
+        dataset.relative_path(record.path): record.distribution for record in records if record.distribution is not None
+    }
 
 
 def _chances(
     answers: Sequence[LabelledPrediction],
     labels: Sequence[str],
     calibration: Calibration | None,
-    draws: BootstrapSamples,
+    samples: BootstrapSamples,
 ) -> ProbabilisticMetrics | None:
-    logs, truth = log_table(answers, labels)
+    logs, targets = log_table(answers, labels)
     if not len(logs):
         return None
-    found = probabilistic_metrics(logs, truth, draws)
+    result = probabilistic_metrics(logs, targets, samples)
     if calibration is None:
-        return found
+        return result
     fitted_on = log_table(calibration.answers, labels)
     if not len(fitted_on[0]):
-        return found
-    return replace(found, calibrated=calibrated(fitted_on, calibration.split, logs, truth, draws))
+        return result
+    return replace(result, calibrated=calibrated(fitted_on, calibration.split, logs, targets, samples))
 
 
 def _distribution(
-    answers: Sequence[LabelledPrediction], labels: Sequence[str], votes: Votes, draws: BootstrapSamples
+    answers: Sequence[LabelledPrediction], labels: Sequence[str], votes: Votes, samples: BootstrapSamples
 ) -> Distribution | None:
     rows = [(answer, _shares(votes[answer.image], labels)) for answer in answers if answer.image in votes]
     usable = [
@@ -351,11 +359,11 @@ def _distribution(
     if not usable:
         return None
     logs, _ = log_table([answer for answer, _ in usable], labels)
-    return distribution(logs, np.stack([shares for _, shares in usable]), draws)
+    return distribution(logs, np.stack([shares for _, shares in usable]), samples)
 
 
 def _shares(votes: Mapping[str, float], labels: Sequence[str]) -> np.ndarray | None:
-    """Votes for the labels in their order, scaled to sum to 1; None where nobody voted for any of them."""
+    """Votes for the labels in their order, scaled to sum to 1; None without a vote for any of them."""
     shares = np.zeros(len(labels))
     for name, share in votes.items():
         label = spelled(name, labels)
@@ -405,8 +413,8 @@ def compare_results(first: Evaluation, second: Evaluation) -> PairedComparison:
     strange = next((one.image for one, other in pairs if one.truth != other.truth), None)
     if strange is not None:
         raise DataError(f"{strange} has different labels in the results of {names}", "the same data set")
-    truth = [one.truth for one, _ in pairs]
-    return compare(truth, [one.predicted for one, _ in pairs], [other.predicted for _, other in pairs])
+    targets = [one.truth for one, _ in pairs]
+    return compare(targets, [one.predicted for one, _ in pairs], [other.predicted for _, other in pairs])
 
 
 def over_seeds(results: Sequence[Evaluation]) -> dict[str, SeedStats]:
@@ -423,12 +431,12 @@ def over_seeds(results: Sequence[Evaluation]) -> dict[str, SeedStats]:
         if _measured_on(other) != _measured_on(first):
             got = f"results on {first.dataset}, split {first.split}, and on {other.dataset}, split {other.split}"
             raise DataError(got, "the same images and labels", "Measure all on the same split of the same data set.")
-    found = {}
+    result = {}
     for name, figure in FIGURES.items():
         values = [value for value in map(figure, results) if value is not None]
         if len(values) == len(results):
-            found[name] = spread_of(values)
-    return found
+            result[name] = spread_of(values)
+    return result
 
 
 def _value(floor: CalibrationFloor | None) -> float | None:

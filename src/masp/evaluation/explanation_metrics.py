@@ -113,27 +113,27 @@ def measure_explanations(
     batching = batching or Batching(longest_side=masp.task.longest_side, rounding=masp.task.rounding)
     masp.model.aspect_module()
     known = labelled(records, masp.labels)
-    found: list[ExplainedImage] = []
+    result: list[ExplainedImage] = []
     for batch, visual in visual_batches(masp.backbone, known, batching, BadFiles(total=len(known))):
-        found += _explained(masp, batch, visual, attribution)
-    return agreement(found)
+        result += _explained(masp, batch, visual, attribution)
+    return agreement(result)
 
 
-def agreement(found: Sequence[ExplainedImage]) -> Explanations:
+def agreement(result: Sequence[ExplainedImage]) -> Explanations:
     """The figures over images that were explained."""
-    right = [one for one in found if one.predicted == one.label]
+    right = [one for one in result if one.predicted == one.label]
     causes = Counter(one.truth.cause for one in right)
     hits = sum(one.strongest == one.truth.cause for one in right)
     pointing: dict[str, Interval] = {}
     guess: dict[str, float] = {}
     for aspect in PLACED:
-        covered = [(one, _covered(one.truth, aspect)) for one in found if aspect in one.peaks]
+        covered = [(one, _covered(one.truth, aspect)) for one in result if aspect in one.peaks]
         covered = [(one, share) for one, share in covered if share]
         if covered:
             pointing[aspect] = metrics.share(sum(one.peaks[aspect] == aspect for one, _ in covered), len(covered))
             guess[aspect] = sum(share for _, share in covered) / len(covered)
     return Explanations(
-        metrics.share(len(right), len(found)),
+        metrics.share(len(right), len(result)),
         metrics.share(hits, len(right)) if right else None,
         max(causes.values()) / len(right) if right else None,
         pointing,
@@ -148,9 +148,9 @@ def aspect_under_peak(heatmap: Sequence[Sequence[float]], cells: Sequence[Sequen
     return cells[(2 * row + 1) * len(cells) // (2 * rows)][(2 * column + 1) * len(cells[0]) // (2 * columns)]
 
 
-def _covered(truth: Truth, aspect: str) -> float:
+def _covered(targets: Truth, aspect: str) -> float:
     """Share of the image that glyphs of an aspect cover."""
-    cells = [cell for row in truth.cells for cell in row]
+    cells = [cell for row in targets.cells for cell in row]
     return cells.count(aspect) / len(cells)
 
 
@@ -169,14 +169,14 @@ def _explained(
         effects = concepts.effects(concepts.read(model, visual, task.question, task.labels), names)
     strongest = effects[torch.arange(len(batch)), :, best].argmax(dim=1).tolist()
     maps = heatmaps(model.aspect_tokens(visual, names).weights, visual)
-    found = []
+    result = []
     for index, record in enumerate(batch):
-        truth = truth_of(record)
+        targets = truth_of(record)
         drawn = dict(zip(names, maps[index].tolist(), strict=True)) if maps is not None else {}
-        peaks = {name: aspect_under_peak(drawn[name], truth.cells) for name in PLACED if name in drawn}
+        peaks = {name: aspect_under_peak(drawn[name], targets.cells) for name in PLACED if name in drawn}
         label = task.labels[int(best[index])]
-        found.append(ExplainedImage(truth, record.label or "", label, names[strongest[index]], peaks))
-    return found
+        result.append(ExplainedImage(targets, record.label or "", label, names[strongest[index]], peaks))
+    return result
 
 
 LONGEST = 24
@@ -208,7 +208,7 @@ def aspect_quality(
     if not annotated:
         todo = "Name a data set in EmoSet's layout, or one that `masp data make` wrote."
         raise DataError("no image has annotated aspects", "annotations beside the images", todo)
-    truth: dict[str, list[str]] = {name: [] for name in names}
+    targets: dict[str, list[str]] = {name: [] for name in names}
     ours: dict[str, list[str]] = {name: [] for name in names}
     plain: dict[str, list[str]] = {name: [] for name in names}
     account = BadFiles(total=len(annotated))
@@ -218,18 +218,18 @@ def aspect_quality(
             known = [index for index, record in enumerate(batch) if name in record.annotations]
             if not known:
                 continue
-            truth[name] += [batch[index].annotations[name] for index in known]
+            targets[name] += [batch[index].annotations[name] for index in known]
             ours[name] += [read[index][name] for index in known]
             seen = visual.select(known)
             plain[name] += generate(model, seen, questions.aspect(name)[0], ActiveParts((), prompt=False), LONGEST)
-    return tuple(_quality(name, truth[name], ours[name], plain[name]) for name in names if truth[name])
+    return tuple(_quality(name, targets[name], ours[name], plain[name]) for name in names if targets[name])
 
 
-def _quality(name: str, truth: Sequence[str], ours: Sequence[str], plain: Sequence[str]) -> AspectQuality:
+def _quality(name: str, targets: Sequence[str], ours: Sequence[str], plain: Sequence[str]) -> AspectQuality:
     return AspectQuality(
-        name, _exact(truth, ours), set_score(truth, ours), _exact(truth, plain), set_score(truth, plain)
+        name, _exact(targets, ours), set_score(targets, ours), _exact(targets, plain), set_score(targets, plain)
     )
 
 
-def _exact(truth: Sequence[str], answers: Sequence[str]) -> Interval:
-    return metrics.accuracy([normalise_answer(t) for t in truth], [normalise_answer(a) for a in answers])
+def _exact(targets: Sequence[str], answers: Sequence[str]) -> Interval:
+    return metrics.accuracy([normalise_answer(t) for t in targets], [normalise_answer(a) for a in answers])

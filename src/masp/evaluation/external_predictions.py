@@ -82,8 +82,8 @@ def evaluate_predictions(
         todo = "Add them, or count them as wrong with --allow-missing."
         raise DataError(f"{file} does not name {len(missing)} of {len(records)} images ({listed})", "all", todo)
     # read as text where the text named every label, not where it only stands beside
-    named = [rows[place] for record in records if (place := dataset.place(record.path)) in rows]
-    found = measured(
+    named = [rows[path] for record in records if (path := dataset.relative_path(record.path)) in rows]
+    result = measured(
         ResultContext(
             system=name or file.stem,
             dataset=dataset.name,
@@ -99,8 +99,8 @@ def evaluate_predictions(
         _calibration(rows, dataset) if calibrate and split != CALIBRATION else None,
     )
     if out is not None:
-        write_result(out, found)
-    return found
+        write_result(out, result)
+    return result
 
 
 def _by_image(file: Path, rows: Sequence[ExternalLine], dataset: Dataset) -> dict[str, ExternalLine]:
@@ -109,28 +109,28 @@ def _by_image(file: Path, rows: Sequence[ExternalLine], dataset: Dataset) -> dic
     Raises:
         DataError: an image that the data set does not have, or one under two names.
     """
-    known = {dataset.place(record.path) for record in dataset.records}
-    found: dict[str, ExternalLine] = {}
+    known = {dataset.relative_path(record.path) for record in dataset.records}
+    result: dict[str, ExternalLine] = {}
     for row in rows:
-        place = _place(row.image, dataset)
-        if place not in known:
+        path = _relative_path(row.image, dataset)
+        if path not in known:
             raise _unknown(f"{file}, line {row.line}", row.image, known)
-        if place in found:
-            got = f"{file}, line {row.line}: {row.image} is the image of line {found[place].line}"
+        if path in result:
+            got = f"{file}, line {row.line}: {row.image} is the image of line {result[path].line}"
             raise DataError(got, "every image once")
-        found[place] = row
-    return found
+        result[path] = row
+    return result
 
 
 def _unknown(where: str, image: str, known: set[str]) -> DataError:
     """The error for an image that the data set does not have."""
     name = PurePosixPath(image.replace("\\", "/")).name
-    near = min((place for place in known if PurePosixPath(place).name == name), default=None)
+    near = min((path for path in known if PurePosixPath(path).name == name), default=None)
     todo = f"Did you mean '{near}'?" if near else ""
     return DataError(f"{where}: the data set has no image {image}", f"files such as {min(known)}", todo)
 
 
-def _place(image: str, dataset: Dataset) -> str:
+def _relative_path(image: str, dataset: Dataset) -> str:
     """An image as the data set names it: "/" between folders, no "./" before it, seen from the data set's folder."""
     path = PurePosixPath(image.replace("\\", "/"))
     for root in (dataset.root, dataset.root.resolve()):
@@ -145,11 +145,11 @@ def _check_truth(file: Path, rows: Mapping[str, ExternalLine], dataset: Dataset)
     Raises:
         DataError: it names another label as the true one.
     """
-    labels = {dataset.place(record.path): record.label for record in dataset.records}
-    for place, row in rows.items():
-        if row.truth is not None and row.truth != labels[place]:
-            got = f"{file}, line {row.line}: the truth of {place} is {row.truth}"
-            raise DataError(got, f"{labels[place]}, as the data set says", "Leave `truth` out, or check the data set.")
+    labels = {dataset.relative_path(record.path): record.label for record in dataset.records}
+    for path, row in rows.items():
+        if row.truth is not None and row.truth != labels[path]:
+            got = f"{file}, line {row.line}: the truth of {path} is {row.truth}"
+            raise DataError(got, f"{labels[path]}, as the data set says", "Leave `truth` out, or check the data set.")
 
 
 def _answers(
@@ -158,15 +158,15 @@ def _answers(
     """An answer for every record, and the images that have none."""
     answers, missing = [], []
     for record in records:
-        place = dataset.place(record.path)
-        row = rows.get(place)
+        path = dataset.relative_path(record.path)
+        row = rows.get(path)
         if row is None:
-            missing.append(place)
-            answers.append(LabelledPrediction(place, record.label or "", None))
+            missing.append(path)
+            answers.append(LabelledPrediction(path, record.label or "", None))
         else:
             exact = None if row.answer is None or not row.from_text else row.answer.strip() == row.predicted
-            said = (row.predicted, row.log_probabilities, row.answer)
-            answers.append(LabelledPrediction(place, record.label or "", *said, exact))
+            prediction = (row.predicted, row.log_probabilities, row.answer)
+            answers.append(LabelledPrediction(path, record.label or "", *prediction, exact))
     return answers, missing
 
 
@@ -234,18 +234,18 @@ def _foreign(where: str, number: int, content: dict[str, Any], labels: Sequence[
         expected = "one of predicted, log_probabilities, probabilities and answer"
         raise DataError(f"{where} says nothing about {image}", expected, "See docs/reference/results.md.")
     from_text = logs is None and answer is not None and predicted == parse(answer, labels)
-    truth = _label(content.get("truth"), "truth", where, labels)
-    return ExternalLine(number, image, predicted, logs, answer, truth, from_text)
+    targets = _label(content.get("truth"), "truth", where, labels)
+    return ExternalLine(number, image, predicted, logs, answer, targets, from_text)
 
 
 def _label(name: object, key: str, where: str, labels: Sequence[str]) -> str | None:
     if name is None:
         return None
-    found = spelled(name, labels) if isinstance(name, str) else None
-    if found is None:
+    result = spelled(name, labels) if isinstance(name, str) else None
+    if result is None:
         todo = did_you_mean(name, labels) if isinstance(name, str) else ""
         raise DataError(f"{where}: {key} is {shown(name)}", f"one of {', '.join(labels)}, or null", todo)
-    return found
+    return result
 
 
 def _logs(content: dict[str, Any], where: str, labels: Sequence[str]) -> dict[str, float] | None:
@@ -258,20 +258,20 @@ def _logs(content: dict[str, Any], where: str, labels: Sequence[str]) -> dict[st
     key, table = next(iter(given.items()))
     if not isinstance(table, dict):
         raise DataError(f"{where}: {key} is {shown(table)}", "a number for every label")
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     for name, value in table.items():
         label = _label(name, f"a label of {key}", where, labels)
-        if label is None or label in found:
+        if label is None or label in result:
             raise DataError(f"{where}: {key} names {shown(name)} twice", "every label once")
-        found[label] = _log(value, f"{where}: {key} of {label}", key == "probabilities")
-    missing = [label for label in labels if label not in found]
+        result[label] = _log(value, f"{where}: {key} of {label}", key == "probabilities")
+    missing = [label for label in labels if label not in result]
     if missing:
         raise DataError(f"{where}: {key} lacks {', '.join(missing)}", "a number for every label")
-    total = sum(map(math.exp, found.values()))
+    total = sum(map(math.exp, result.values()))
     if abs(total - 1) > _SLACK:
         raise DataError(f"{where}: the probabilities sum to {total:.3g}", "1", "Normalise them over the labels.")
     shift = math.log(total) if abs(total - 1) > _EXACT else 0.0
-    return {label: max(LOWEST, found[label] - shift) for label in labels}
+    return {label: max(LOWEST, result[label] - shift) for label in labels}
 
 
 def _log(value: object, what: str, plain: bool) -> float:

@@ -16,6 +16,9 @@ from jaxtyping import Float, Int
 
 from masp.core.labels import normalise_answer
 
+BINS = 15
+"""Bins of equal width of the calibration error."""
+
 TEMPERATURES = (0.05, 20.0)
 """Lowest and highest temperature that is searched."""
 
@@ -83,48 +86,50 @@ def share(correct: int, total: int) -> Interval:
     return Interval(correct / total, float(ends.low), float(ends.high))
 
 
-def accuracy(truth: Sequence[str], predicted: Sequence[str | None]) -> Interval:
+def accuracy(targets: Sequence[str], predicted: Sequence[str | None]) -> Interval:
     """Share of examples whose predicted label is the true one."""
-    return share(sum(t == p for t, p in zip(truth, predicted, strict=True)), len(truth))
+    return share(sum(t == p for t, p in zip(targets, predicted, strict=True)), len(targets))
 
 
-def majority_accuracy(truth: Sequence[str]) -> Interval:
-    """Accuracy of always answering the label that is most frequent among `truth`."""
-    return share(max(Counter(truth).values(), default=0), len(truth))
+def majority_accuracy(targets: Sequence[str]) -> Interval:
+    """Accuracy of always answering the label that is most frequent among `targets`."""
+    return share(max(Counter(targets).values(), default=0), len(targets))
 
 
-def confusion(truth: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str]) -> list[list[int]]:
+def confusion(targets: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str]) -> list[list[int]]:
     """Counts, one row for each true label; columns are the labels in order and, last, answers without one."""
     from sklearn.metrics import confusion_matrix
 
-    true, said = _numbers(truth, predicted, labels)
+    true, predictions = _numbers(targets, predicted, labels)
     if not true:
         return [[0] * (len(labels) + 1) for _ in labels]
-    return confusion_matrix(true, said, labels=range(len(labels) + 1))[:-1].tolist()
+    return confusion_matrix(true, predictions, labels=range(len(labels) + 1))[:-1].tolist()
 
 
-def per_class(truth: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str]) -> list[ClassFigures]:
+def per_class(targets: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str]) -> list[ClassFigures]:
     """Figures of every label, in the order of `labels`; a ratio with nothing below the line is 0."""
     from sklearn.metrics import precision_recall_fscore_support
 
-    true, said = _numbers(truth, predicted, labels)
+    true, predictions = _numbers(targets, predicted, labels)
     if not true:
         return [ClassFigures(label, 0.0, 0.0, 0.0, 0) for label in labels]
-    columns = precision_recall_fscore_support(true, said, labels=range(len(labels)), zero_division=_NOTHING)
+    columns = precision_recall_fscore_support(true, predictions, labels=range(len(labels)), zero_division=_NOTHING)
     rows = zip(labels, *(np.asarray(column).tolist() for column in columns), strict=True)
     return [ClassFigures(label, precision, recall, f1, int(count)) for label, precision, recall, f1, count in rows]
 
 
-def macro_f1(truth: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str]) -> float:
+def macro_f1(targets: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str]) -> float:
     """Mean F1 over the labels that occur among the true or the predicted ones."""
     from sklearn.metrics import f1_score
 
-    true, said = _numbers(truth, predicted, labels)
-    seen = sorted({*true, *said} - {len(labels)})
-    return float(f1_score(true, said, labels=seen, average="macro", zero_division=_NOTHING)) if seen else 0.0
+    true, predictions = _numbers(targets, predicted, labels)
+    seen = sorted({*true, *predictions} - {len(labels)})
+    return float(f1_score(true, predictions, labels=seen, average="macro", zero_division=_NOTHING)) if seen else 0.0
 
 
-def calibration_error(confidences: Sequence[float], correct: Sequence[bool], bins: int = 15) -> float:
+def calibration_error(
+    confidences: Sequence[float] | np.ndarray, correct: Sequence[bool] | np.ndarray, bins: int = BINS
+) -> float:
     """Expected calibration error: mean gap between confidence and accuracy over equal bins, weighted by their size.
 
     Our own, since torchmetrics takes seconds to import and puts a confidence of 1 into a bin of its own; the tests
@@ -143,22 +148,22 @@ def bin_of(confidences: np.ndarray, bins: int) -> np.ndarray:
 
 
 def compare(
-    truth: Sequence[str],
+    targets: Sequence[str],
     first: Sequence[str | None],
     second: Sequence[str | None],
     seed: int = 0,
-    draws: int = 10_000,
+    samples: int = 10_000,
 ) -> PairedComparison:
     """Compares two prediction vectors of the same examples; see `compare_seeds`."""
-    return compare_seeds(truth, [first], [second], seed, draws)
+    return compare_seeds(targets, [first], [second], seed, samples)
 
 
 def compare_seeds(
-    truth: Sequence[str],
+    targets: Sequence[str],
     first: Sequence[Sequence[str | None]],
     second: Sequence[Sequence[str | None]],
     seed: int = 0,
-    draws: int = 10_000,
+    samples: int = 10_000,
 ) -> PairedComparison:
     """Compares two systems, each with one prediction vector for every training seed, on the same examples.
 
@@ -167,28 +172,28 @@ def compare_seeds(
     which of single seeds is McNemar's. They say nothing about seeds that were not trained.
 
     Args:
-        truth: label of each example.
+        targets: label of each example.
         first: for every seed what was said about each example.
         second: the same of the other system; it may have another number of seeds.
         seed: of the bootstrap.
-        draws: of the bootstrap.
+        samples: of the bootstrap.
 
     Raises:
         ValueError: there is no example, or a system without seeds.
     """
-    if not truth or not first or not second:
+    if not targets or not first or not second:
         raise ValueError("two prediction vectors without examples cannot be compared")
     whole = math.lcm(len(first), len(second))
-    gains = _hits(truth, second) * (whole // len(second)) - _hits(truth, first) * (whole // len(first))
-    found = mean_share(gains.tolist(), whole, seed, draws)
+    gains = _hits(targets, second) * (whole // len(second)) - _hits(targets, first) * (whole // len(first))
+    result = mean_share(gains.tolist(), whole, seed, samples)
     only_first, only_second = int((gains < 0).sum()), int((gains > 0).sum())
     sizes = Counter(np.abs(gains[gains != 0]).tolist())
     alike = len(sizes) < 2  # all differences have one size
     p_value = mcnemar(only_first, only_second) if alike else sign_flip(sizes, int(gains.sum()))
-    return PairedComparison(found.value, found.low, found.high, p_value, only_first, only_second)
+    return PairedComparison(result.value, result.low, result.high, p_value, only_first, only_second)
 
 
-def mean_share(parts: Sequence[int], whole: int, seed: int = 0, draws: int = 10_000) -> Interval:
+def mean_share(parts: Sequence[int], whole: int, seed: int = 0, samples: int = 10_000) -> Interval:
     """Mean of `parts / whole` over examples, with the percentile bootstrap over examples.
 
     There are few different parts. Drawing examples with replacement is drawing how many have each of them, so each draw
@@ -202,7 +207,7 @@ def mean_share(parts: Sequence[int], whole: int, seed: int = 0, draws: int = 10_
     counts = Counter(parts)
     sizes = [*sorted(counts.keys() - {0}), 0]
     chances = np.array([counts[size] for size in sizes]) / len(parts)
-    drawn = np.random.default_rng(seed).multinomial(len(parts), chances, size=draws)
+    drawn = np.random.default_rng(seed).multinomial(len(parts), chances, size=samples)
     low, high = np.percentile(drawn @ np.array(sizes) / (whole * len(parts)), [2.5, 97.5])
     return Interval(sum(parts) / (whole * len(parts)), float(low), float(high))
 
@@ -235,49 +240,53 @@ def sign_flip(sizes: Mapping[int, int], total: int) -> float:
     return float(np.clip(2 * chances[abs(total) : furthest + 1].sum(), 1e-10, 1))
 
 
-def _hits(truth: Sequence[str], runs: Sequence[Sequence[str | None]]) -> np.ndarray:
+def _hits(targets: Sequence[str], runs: Sequence[Sequence[str | None]]) -> np.ndarray:
     """How many of the seeds got each example right."""
-    return np.array([[a == t for t, a in zip(truth, run, strict=True)] for run in runs]).sum(axis=0)
+    return np.array([[a == t for t, a in zip(targets, run, strict=True)] for run in runs]).sum(axis=0)
 
 
 def _numbers(
-    truth: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str]
+    targets: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str]
 ) -> tuple[list[int], list[int]]:
     """Both as numbers of labels; an answer that names none of them is the number after the last."""
-    place = {label: index for index, label in enumerate(labels)}
-    said = [len(labels) if answer is None else place.get(answer, len(labels)) for answer in predicted]
-    true = [place[label] for label in truth]
-    assert len(true) == len(said), "as many answers as examples"
-    return true, said
+    index_of = {label: index for index, label in enumerate(labels)}
+    predictions = [len(labels) if answer is None else index_of.get(answer, len(labels)) for answer in predicted]
+    true = [index_of[label] for label in targets]
+    assert len(true) == len(predictions), "as many answers as examples"
+    return true, predictions
 
 
-Rows = Int[np.ndarray, "draws images"]
+Rows = Int[np.ndarray, "samples images"]
 """In every row the numbers of the images that one draw picked."""
 
-Figures = Float[np.ndarray, "figures draws"]
+Figures = Float[np.ndarray, "figures samples"]
 
 _TOGETHER = 2_000_000  # picked images at a time: 16 MB
 
 
 @dataclass(frozen=True)
 class BootstrapSamples:
-    """How often images are drawn with replacement, and the seed of the draws."""
+    """How often images are drawn with replacement, and the seed."""
 
     count: int = 1000
     seed: int = 0
 
 
 def bootstrap(
-    images: int, figures: Callable[[Rows], Figures], draws: BootstrapSamples | None = None, biased: Collection[int] = ()
+    images: int,
+    figures: Callable[[Rows], Figures],
+    samples: BootstrapSamples | None = None,
+    biased: Collection[int] = (),
 ) -> tuple[Interval, ...]:
-    """Every figure with its interval; all figures are taken from the same draws.
+    """Every figure with its interval; all figures are taken from the same samples.
 
     Args:
         images: how many there are.
         figures: computes the figures of each draw.
-        draws: how many, with which seed.
-        biased: numbers of figures that draws exaggerate, since noise can only add to them. Their percentiles are moved
-            by as much as the mean of the draws lies beside the figure, so that the interval lies around it; at least 0.
+        samples: how many, with which seed.
+        biased: indices of figures that resampling exaggerates, since noise can only add to them. Their percentiles are
+            moved by as much as the mean of the samples lies beside the figure, so that the interval lies around it;
+            at least 0.
     """
     from scipy.stats import bootstrap as drawn
 
@@ -285,35 +294,31 @@ def bootstrap(
     values = figures(everything[None])[:, 0].tolist()
     if images < 2:  # nothing to draw from
         return tuple(Interval(value, value, value) for value in values)
-    draws = draws or BootstrapSamples()
+    samples = samples or BootstrapSamples()
 
-    def statistic(rows: Int[np.ndarray, "*draws images"], axis: int) -> Float[np.ndarray, "figures *draws"]:
+    def statistic(rows: Int[np.ndarray, "*samples images"], axis: int) -> Float[np.ndarray, "figures *samples"]:
         return figures(rows) if rows.ndim > 1 else figures(rows[None])[:, 0]
 
-    found = drawn(
+    result = drawn(
         (everything,),
         statistic,
-        n_resamples=draws.count,
+        n_resamples=samples.count,
         batch=max(1, _TOGETHER // images),
         vectorized=True,
         method="percentile",
-        rng=np.random.default_rng(draws.seed),
+        rng=np.random.default_rng(samples.seed),
     )
-    low, high = (np.atleast_1d(end).copy() for end in found.confidence_interval)
-    for number in biased:
-        shift = values[number] - found.bootstrap_distribution[number].mean()
-        low[number], high[number] = max(0.0, low[number] + shift), max(0.0, high[number] + shift)
+    low, high = (np.atleast_1d(end).copy() for end in result.confidence_interval)
+    for index in biased:
+        shift = values[index] - result.bootstrap_distribution[index].mean()
+        low[index], high[index] = max(0.0, low[index] + shift), max(0.0, high[index] + shift)
     return tuple(Interval(*ends) for ends in zip(values, low.tolist(), high.tolist(), strict=True))
 
 
-def means_of(columns: Float[np.ndarray, "images columns"], rows: Rows) -> Float[np.ndarray, "draws columns"]:
+def means_of(columns: Float[np.ndarray, "images columns"], rows: Rows) -> Float[np.ndarray, "samples columns"]:
     """Mean of every column over the images of each draw."""
-    return _times_drawn(rows, len(columns)) @ columns / rows.shape[1]
-
-
-def _times_drawn(rows: Rows, images: int) -> Float[np.ndarray, "draws images"]:
-    """How often each draw picked each image."""
-    return np.stack([np.bincount(row, minlength=images) for row in rows]).astype(float)
+    times_drawn = np.stack([np.bincount(row, minlength=len(columns)) for row in rows]).astype(float)
+    return times_drawn @ columns / rows.shape[1]
 
 
 @dataclass(frozen=True)
@@ -348,20 +353,14 @@ class SetScore:
     f1: float
 
 
-def set_score(truth: Sequence[str], answers: Sequence[str]) -> SetScore:
-    """Precision, recall and F1 of answers as sets, with hits and things counted over all images (micro)."""
-    hits = said = wanted = 0
-    for true, answer in zip(truth, answers, strict=True):
-        real, named = _things(true), _things(answer)
-        hits, said, wanted = hits + sum((real & named).values()), said + named.total(), wanted + real.total()
-    f1 = 2 * hits / (said + wanted) if said + wanted else 0.0
-    return SetScore(hits / said if said else 0.0, hits / wanted if wanted else 0.0, f1)
-
-
-def _things(answer: str) -> Counter[str]:
-    """The things that an answer lists, each counted once."""
-    parts = (normalise_answer(part) for part in answer.split(","))
-    return Counter({part for part in parts if part})
+def set_score(labels: Sequence[str], answers: Sequence[str]) -> SetScore:
+    """Precision, recall and F1 of answers as sets, counted over all images (micro); repetition does not count."""
+    hits = predicted = expected = 0
+    for label, answer in zip(labels, answers, strict=True):
+        true, named = ({normalise_answer(item) for item in text.split(",")} - {""} for text in (label, answer))
+        hits, predicted, expected = hits + len(true & named), predicted + len(named), expected + len(true)
+    f1 = 2 * hits / (predicted + expected) if predicted + expected else 0.0
+    return SetScore(hits / predicted if predicted else 0.0, hits / expected if expected else 0.0, f1)
 
 
 def fit_temperature(logs: Float[np.ndarray, "images labels"], targets: Int[np.ndarray, " images"]) -> float:
@@ -379,8 +378,8 @@ def fit_temperature(logs: Float[np.ndarray, "images labels"], targets: Int[np.nd
         return -float(scaled(logs, np.exp(log_temperature))[images, targets].mean())
 
     low, high = np.log(TEMPERATURES)
-    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
-    return float(np.exp(found.x))
+    result = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(result.x))
 
 
 def scaled(logs: Float[np.ndarray, "images labels"], temperature: float) -> Float[np.ndarray, "images labels"]:

@@ -81,7 +81,7 @@ def visual_batches(
     """
     paths, size = [record.path for record in records], batching.size_on(backbone)
     how = (size, batching.workers, batching.longest_side)
-    for batch in prefetch(paths, backbone.preprocess, *how, quarantine=account, rounding=batching.rounding):
+    for batch in prefetch(paths, backbone.preprocess, *how, bad_files=account, rounding=batching.rounding):
         if batch.indices:
             yield [records[index] for index in batch.indices], backbone.visual_tokens(batch.pixels.to(backbone.device))
         batching.advance(len(batch.indices) + len(batch.failures))
@@ -115,18 +115,20 @@ def predict_batch(
         UsageError: it names a label that is none of its own, or its log-probabilities are no distribution over them.
     """
     pairs = zip(records, system.predict(visual), strict=True)
-    return tuple(_checked(dataset.place(record.path), record.label or "", one, system.labels) for record, one in pairs)
+    return tuple(
+        _checked(dataset.relative_path(record.path), record.label or "", one, system.labels) for record, one in pairs
+    )
 
 
-def _checked(image: str, truth: str, said: SystemPrediction, labels: Sequence[str]) -> LabelledPrediction:
-    logs = said.log_probabilities
-    if said.predicted is not None and said.predicted not in labels:
-        raise UsageError(f"the system names {shown(said.predicted)} for {image}", f"one of {', '.join(labels)}")
+def _checked(image: str, target: str, prediction: SystemPrediction, labels: Sequence[str]) -> LabelledPrediction:
+    logs = prediction.log_probabilities
+    if prediction.predicted is not None and prediction.predicted not in labels:
+        raise UsageError(f"the system names {shown(prediction.predicted)} for {image}", f"one of {', '.join(labels)}")
     if logs is not None:
         if set(logs) != set(labels) or not abs(sum(map(math.exp, logs.values())) - 1) < 1e-3:
             raise UsageError(f"the system gives {image} the log-probabilities {shown(dict(logs))}", "all, normalised")
         logs = {label: max(LOWEST, logs[label]) for label in labels}
-    return LabelledPrediction(image, truth, said.predicted, logs, said.answer, said.exact)
+    return LabelledPrediction(image, target, prediction.predicted, logs, prediction.answer, prediction.exact)
 
 
 @dataclass(frozen=True)
@@ -166,20 +168,20 @@ def predict_split(
     """
     records = dataset.split(split)
     known, size = labelled(records, system.labels), batching.size_on(system.backbone)
-    images = [dataset.place(record.path) for record in known]
+    images = [dataset.relative_path(record.path) for record in known]
     batches: list[SplitPredictions] = []
     processes = launched(system.backbone.device)
     with processes.guarded(), ExitStack() as stack:
-        journal = stack.enter_context(ResumeLog(*keep)) if keep and processes.main else None
+        resume_log = stack.enter_context(ResumeLog(*keep)) if keep and processes.main else None
         account = BadFiles(total=len(known))
-        before = processes.on_main(lambda: () if journal is None else journal.batches_of(images, size))
+        before = processes.on_main(lambda: () if resume_log is None else resume_log.batches_of(images, size))
         rest = known[len(before) * size :]
         for one in chain(before, _fresh(system, dataset, rest, batching, processes)):
             account.accept(len(one.answers))
             for bad in one.left_out:
                 account.reject(dataset.root / bad.image, bad.reason)
-            if journal is not None and len(batches) >= len(before):
-                journal.add(one)
+            if resume_log is not None and len(batches) >= len(before):
+                resume_log.add(one)
             batching.advance(len(one.answers) + len(one.left_out))
             batches.append(one)
         account.finish()
@@ -209,7 +211,7 @@ def _fresh(
         if readable:
             visual = backbone.visual_tokens(batch.pixels.to(backbone.device))
             answers = predict_batch(system, dataset, readable, visual)
-        bad = tuple(SkippedImage(dataset.place(failed.path), failed.reason) for failed in batch.failures)
+        bad = tuple(SkippedImage(dataset.relative_path(failed.path), failed.reason) for failed in batch.failures)
         since, started = started, time.perf_counter()
         return SplitPredictions(answers, bad, (started - since) / processes.count)
 
@@ -257,11 +259,11 @@ class ResumeLog:
 
     def batches_of(self, images: Sequence[str], size: int) -> tuple[SplitPredictions, ...]:
         """The batches, as far as they are those of a split; the others are dropped from the disk too."""
-        for number, one in enumerate(self.found):
-            if one.images != set(images[number * size : (number + 1) * size]):  # the split is in another order now
+        for index, one in enumerate(self.found):
+            if one.images != set(images[index * size : (index + 1) * size]):  # the split is in another order now
                 self._file.seek(0)
-                self._file.truncate(sum(map(len, self._file.readlines()[: 1 + number])))
-                self.found = self.found[:number]
+                self._file.truncate(sum(map(len, self._file.readlines()[: 1 + index])))
+                self.found = self.found[:index]
                 break
         return self.found
 
@@ -281,17 +283,17 @@ class ResumeLog:
         lines = self._file.readlines()
         if not lines or _content(lines[0]) != {"format": LOG_FORMAT, "run": run}:
             return (), 0
-        found, end = list[SplitPredictions](), len(lines[0])
+        result, end = list[SplitPredictions](), len(lines[0])
         for line in lines[1:]:
             try:
                 content: Any = _content(line)
                 answers = tuple(LabelledPrediction(**row) for row in content["answers"])
                 left_out = tuple(SkippedImage(**row) for row in content["left_out"])
-                found.append(SplitPredictions(answers, left_out, float(content["seconds"])))
+                result.append(SplitPredictions(answers, left_out, float(content["seconds"])))
             except (KeyError, TypeError, ValueError):
                 break
             end += len(line)
-        return tuple(found), end
+        return tuple(result), end
 
     def _write(self, content: object) -> None:
         self._file.write((json.dumps(content, allow_nan=False) + "\n").encode())

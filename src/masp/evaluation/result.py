@@ -234,7 +234,7 @@ class Evaluation:
         return {"format": content.pop("format"), **content, HASH: hashlib.sha256(content_of(self.answers)).hexdigest()}
 
 
-def write_result(out: Path, found: Evaluation) -> None:
+def write_result(out: Path, result: Evaluation) -> None:
     """Writes `predictions.jsonl` (one answer per line), then `summary.json` (figures and provenance).
 
     A process that dies in between leaves new predictions beside an old summary. The summary holds their hash, so that
@@ -244,22 +244,22 @@ def write_result(out: Path, found: Evaluation) -> None:
         OSError: the disk is full or cannot be written.
     """
     out.mkdir(parents=True, exist_ok=True)
-    write_predictions(out / PREDICTIONS, found.answers)
-    write_file(out / SUMMARY, (json.dumps(found.summary(), indent=2, allow_nan=False) + "\n").encode())
+    write_predictions(out / PREDICTIONS, result.answers)
+    write_file(out / SUMMARY, (json.dumps(result.summary(), indent=2, allow_nan=False) + "\n").encode())
 
 
-def read_result(place: Path) -> Evaluation:
+def read_result(path: Path) -> Evaluation:
     """What `write_result` wrote, equal to what was measured.
 
     Args:
-        place: the folder, or the `summary.json` in it. Without predictions beside it there are no `answers`.
+        path: the folder, or the `summary.json` in it. Without predictions beside it there are no `answers`.
 
     Raises:
         DataError: there is no result, it is damaged or of another format, or its predictions do not belong to it.
     """
     from pydantic import TypeAdapter, ValidationError
 
-    file = place / SUMMARY if place.is_dir() else place
+    file = path / SUMMARY if path.is_dir() else path
     content = read_json(file, largest=None)
     found = content.get("format") if isinstance(content, dict) else None
     if not isinstance(content, dict) or found != FORMAT or isinstance(found, bool):
@@ -314,7 +314,7 @@ def content_of(answers: Iterable[LabelledPrediction]) -> bytes:
 
 
 def line_of(answer: LabelledPrediction) -> str:
-    """An answer as a line of the file; what nobody looked at is not in it."""
+    """An answer as a line of the file; a value that was not determined is left out."""
     content = asdict(answer)
     if answer.exact is None:
         del content["exact"]

@@ -95,7 +95,7 @@ def evaluation_of(
     labels: Sequence[str],
     dataset: Dataset,
     split: str,
-    found: SplitPredictions,
+    result: SplitPredictions,
     provenance: Mapping[str, Any],
     held: Sequence[LabelledPrediction] | None = None,
 ) -> Evaluation:
@@ -106,40 +106,42 @@ def evaluation_of(
         labels: what it chose from.
         dataset: has the split.
         split: name of the split.
-        found: what it said; at least one answer.
+        result: what it said; at least one answer.
         provenance: what that depended on.
         held: what it said about the split val, to fit a temperature on; None: none is fitted.
     """
-    mode: Mode = "generate" if all(one.answer is not None for one in found.answers) else "score"
-    about = ResultContext(name, dataset.name, split, mode, tuple(labels), provenance, found.left_out, found.unlabelled)
+    mode: Mode = "generate" if all(one.answer is not None for one in result.answers) else "score"
+    about = ResultContext(
+        name, dataset.name, split, mode, tuple(labels), provenance, result.left_out, result.unlabelled
+    )
     calibration = None if held is None else Calibration(CALIBRATION, tuple(held))
-    return measured(about, found.answers, votes_of(dataset, split), calibration)
+    return measured(about, result.answers, votes_of(dataset, split), calibration)
 
 
-def _write(out: Path, found: Evaluation, held: Sequence[LabelledPrediction] | None) -> None:
-    """The result first, then away with what was kept for the case of an interruption, that of other runs included."""
+def _write(out: Path, result: Evaluation, held: Sequence[LabelledPrediction] | None) -> None:
+    """Writes the result, then removes the logs that interrupted runs would go on from, those of other runs included."""
     beside = out / f"predictions.{CALIBRATION}.jsonl"
     if held is not None:
         write_predictions(beside, held)
-    write_result(out, found)
+    write_result(out, result)
     if held is None:
         beside.unlink(missing_ok=True)
     for path in out.glob(f"{'[0-9a-f]' * 12}{ENDING}"):
         path.unlink(missing_ok=True)
 
 
-def result_of(found: Evaluation) -> ResultRecord:
+def result_of(result: Evaluation) -> ResultRecord:
     """What an adapter records of an evaluation."""
     return ResultRecord(
-        dataset=found.dataset,
-        fingerprint=found.provenance["data"]["fingerprint"],
-        split=found.split,
-        mode=found.mode,
-        images=found.used,
-        accuracy=found.accuracy.value,
-        low=found.accuracy.low,
-        high=found.accuracy.high,
-        macro_f1=found.macro_f1.value,
+        dataset=result.dataset,
+        fingerprint=result.provenance["data"]["fingerprint"],
+        split=result.split,
+        mode=result.mode,
+        images=result.used,
+        accuracy=result.accuracy.value,
+        low=result.accuracy.low,
+        high=result.accuracy.high,
+        macro_f1=result.macro_f1.value,
     )
 
 
@@ -181,16 +183,16 @@ def provenance(masp: Masp, dataset: Dataset | None = None, split: str | None = N
 
 def of_system(system: System, dataset: Dataset, split: str, batching: Batching) -> dict[str, Any]:
     """All that the answers of a system on a split depend on; the seed is that of the last stage, where it is known."""
-    said = dict(system.config())
-    adapter = said.pop("adapter", None)
+    config = dict(system.config())
+    adapter = config.pop("adapter", None)
     seeds = {} if adapter is None else adapter["seeds"]
     return {
-        "system": said,
+        "system": config,
         "adapter": adapter,
         **surroundings(system.backbone, dataset, split),
-        "question": said.get("question"),
+        "question": config.get("question"),
         "labels": list(system.labels),
-        "seed": said["seed"] if "seed" in said else seeds.get("prompt", seeds.get("aspects")),
+        "seed": config["seed"] if "seed" in config else seeds.get("prompt", seeds.get("aspects")),
         "batch_size": batching.size_on(system.backbone),
         "longest_side": batching.longest_side,
         "rounding": batching.rounding,
@@ -256,17 +258,21 @@ def _divided(dataset: Dataset, record: DataRecord, folder: Path) -> Dataset:
 
 
 def _learned_more(dataset: Dataset, record: DataRecord, folder: Path) -> bool:
-    """Whether a stage learned from images that are further from training here; yes where nobody knows.
+    """Whether a stage learned from images that are further from training here; yes where that is unknown.
 
     Images are known by their places. These say nothing where both data sets have some that the other lacks.
     """
     division = division_in(folder, record.fingerprint)
     if division is None:
         return True
-    then = {place: _distance(split) for split, places in division.places.items() for place in places}
-    now = {dataset.place(one.path): _distance(split) for split, records in dataset.splits.items() for one in records}
+    then = {path: _distance(split) for split, paths in division.places.items() for path in paths}
+    now = {
+        dataset.relative_path(one.path): _distance(split)
+        for split, records in dataset.splits.items()
+        for one in records
+    }
     known = now.keys() <= then.keys() or then.keys() <= now.keys()
-    return not known or any(then.get(place, distance) < distance for place, distance in now.items())
+    return not known or any(then.get(path, distance) < distance for path, distance in now.items())
 
 
 def _distance(split: str) -> int:

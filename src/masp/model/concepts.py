@@ -70,18 +70,18 @@ class ConceptHead:
         count = len(self.words)
         away = read.words - self.tensors[f"{LABELS}.mean"][:count]
         added = away[:, :, None] * self.tensors[f"{LABELS}.weight"].T[:count]
-        own = [[place for place, (aspect, _) in enumerate(self.words) if aspect == name] for name in aspects]
-        return torch.stack([added[:, places].sum(1) for places in own], dim=1)
+        own = [[index for index, (aspect, _) in enumerate(self.words) if aspect == name] for name in aspects]
+        return torch.stack([added[:, columns].sum(1) for columns in own], dim=1)
 
     def answers(self, read: Concepts) -> list[dict[str, str]]:
         """For every image the words of each aspect that it probably has, joined with commas."""
-        found = []
+        result = []
         for row in (read.words >= 0.5).tolist():
             there: dict[str, list[str]] = {aspect: [] for aspect, _ in self.words}
             for (aspect, word), has in zip(self.words, row, strict=True):
                 there[aspect] += [word] * has
-            found.append({aspect: ", ".join(words) for aspect, words in there.items()})
-        return found
+            result.append({aspect: ", ".join(words) for aspect, words in there.items()})
+        return result
 
 
 def folded(layer: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,7 @@
 """What a job will take before it is paid for: time, memory, disk and money of each stage, by arithmetic.
 
+And what the method trains, in numbers and bytes (paper, Table 4, with stage 1 beside it).
+
 Times are operations over what a device reaches (its peak times a measured efficiency), or bytes over its bandwidth,
 whichever is longer; reading images runs beside the computation and counts where it is slower.
 """
@@ -9,12 +11,17 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
-from masp.backbones.quantization import packed_bytes
+import torch
+from torch import nn
+
+from masp.backbones.device_map import packed_bytes
 from masp.core.aspects import ASPECTS
+from masp.core.config import MethodConfig
 from masp.core.errors import UsageError
 from masp.core.flops import VALIDATED, Sizes, images_at_once
-from masp.core.settings import TrainConfig
-from masp.model.param_count import FP32, trained_size
+from masp.core.settings import TrainConfig, Variant
+from masp.model.aspect_attention import AspectModules
+from masp.model.soft_prompt import SoftPrompt
 
 Store = Literal["none", "features", "prefix", "auto"]
 AROUND = 16  # columns before the soft prompt that are neither visual nor aspect tokens
@@ -210,7 +217,7 @@ class _Work:
     graph: int = 0
     bare: int = 0
     read: int = 0
-    pictures: float = 0.0
+    images: float = 0.0
     passes: int = 1
 
 
@@ -227,32 +234,30 @@ def estimate(sizes: Sizes, job: CostJob, device: Device, reading: float = READIN
     image, column = sizes.feature_bytes(job.visual, job.itemsize), sizes.kept_bytes(1, job.itemsize)
     vision, before = sizes.vision_flops(job.visual), sizes.forward_flops(job.prefix)
     seen = {"none": vision + before, "features": before, "prefix": 0.0}[kept]  # of an image, at each use in stage 2
-    read, pictures = job.prefix * column * (kept == "prefix"), float(kept == "none")
+    read, images = job.prefix * column * (kept == "prefix"), float(kept == "none")
     parts: list[Part] = []
     if job.images and kept != "none":
-        parts.append(
-            plan.part("features", job.images, _Work(vision, job.batch, pictures=1.0), image * job.images / 1e9)
-        )
+        parts.append(plan.part("features", job.images, _Work(vision, job.batch, images=1.0), image * job.images / 1e9))
     if job.images and job.epochs1 and job.aspects:
-        once = pictures / job.aspects  # an image is read once for all its pairs
-        pair = _Work(_step_flops(sizes, job, PAIR, 0) + vision * once, job.at_once, graph=PAIR, pictures=once)
+        once = images / job.aspects  # an image is read once for all its pairs
+        pair = _Work(_step_flops(sizes, job, PAIR, 0) + vision * once, job.at_once, graph=PAIR, images=once)
         parts.append(plan.part("stage 1", job.images * job.aspects * job.epochs1, pair, steps=job.steps1))
-        parts += plan.beside(1, parts[-1], min(job.val, VALIDATED) * job.epochs1, _words(sizes, job, vision * pictures))
+        parts += plan.beside(1, parts[-1], min(job.val, VALIDATED) * job.epochs1, _words(sizes, job, vision * images))
     if job.images and kept == "prefix":
         work = _Work(before, job.batch, bare=job.prefix)
         parts.append(plan.part("prefixes", job.images, work, job.prefix * column * job.images / 1e9))
     if job.images and job.epochs2:
         flops = _step_flops(sizes, job, job.graph, job.prefix) + seen
-        work = _Work(flops, job.at_once, graph=job.graph, read=read, pictures=pictures)
+        work = _Work(flops, job.at_once, graph=job.graph, read=read, images=images)
         parts.append(plan.part("stage 2", job.images * job.epochs2, work, steps=job.steps2))
         flops = sizes.forward_flops(job.graph + BRANCHES, job.prefix) + sizes.head_flops(BRANCHES) + seen
         bare = job.graph + BRANCHES + (0 if kept == "prefix" else job.prefix)
-        scored = _Work(flops, measured_at_once(sizes, job), bare=bare, read=read, pictures=pictures)
+        scored = _Work(flops, measured_at_once(sizes, job), bare=bare, read=read, images=images)
         parts += plan.beside(2, parts[-1], job.val * job.epochs2, scored)
     if job.label:
         columns = AROUND + job.aspects * job.queries + job.visual + job.prompt * (1 + job.released) + SUFFIX + BRANCHES
         flops = vision + sizes.forward_flops(columns) + sizes.head_flops(BRANCHES)
-        parts.append(plan.part("labelling", job.label, _Work(flops, job.batch, bare=columns, pictures=1.0)))
+        parts.append(plan.part("labelling", job.label, _Work(flops, job.batch, bare=columns, images=1.0)))
     return parts
 
 
@@ -271,7 +276,7 @@ def _words(sizes: Sizes, job: CostJob, vision: float) -> _Work:
     """An image of the split val whose aspects are put into words: a row for each, and a pass for each word."""
     flops = job.aspects * (sizes.forward_flops(PAIR + WORDS) + sizes.head_flops(WORDS)) + vision
     once = measured_at_once(sizes, job)
-    return _Work(flops, once, bare=job.aspects * (PAIR + WORDS), pictures=float(vision > 0), passes=WORDS)
+    return _Work(flops, once, bare=job.aspects * (PAIR + WORDS), images=float(vision > 0), passes=WORDS)
 
 
 def checkpoint_bytes(sizes: Sizes, job: CostJob, stage: int) -> int:
@@ -330,7 +335,7 @@ class _Planner:
         times = {
             "arithmetic": work.flops / (device.tflops * 1e12 * device.efficiency),
             "memory bandwidth": (weights * passes / work.at_once + work.read) / (device.bandwidth * 1e9),
-            "reading images": work.pictures * device.number / (self.reading * device.cores),
+            "reading images": work.images * device.number / (self.reading * device.cores),
         }
         bound = max(times, key=times.__getitem__)
         seconds = times[bound] * examples / device.number
@@ -341,14 +346,14 @@ class _Planner:
 
     def beside(self, stage: int, training: Part, images: int, work: _Work) -> list[Part]:
         """What goes with a stage: its validation, and its checkpoints, of which the newest stay on the disk."""
-        found = [self.part(f"validation {stage}", images, work)] if images else []
+        result = [self.part(f"validation {stage}", images, work)] if images else []
         number, minutes = training.steps, self.job.checkpoint_minutes
         if minutes:
-            seconds = training.seconds + sum(part.seconds for part in found)
+            seconds = training.seconds + sum(part.seconds for part in result)
             number = min(number, 1 + int(seconds / (60 * minutes)))  # the last step leaves one, whatever the time
         size = checkpoint_bytes(self.sizes, self.job, stage) / 1e9
         kept = size * min(number, TrainConfig().keep_checkpoints)
-        return [*found, Part(f"checkpoints {stage}", number, 0.0, 0.0, 0.0, kept, 0.0, f"{size:.2g} GB each")]
+        return [*result, Part(f"checkpoints {stage}", number, 0.0, 0.0, 0.0, kept, 0.0, f"{size:.2g} GB each")]
 
     def _example(self, work: _Work) -> int:
         """Bytes that an example takes while it goes through the model."""
@@ -405,3 +410,50 @@ def reached(line: Mapping[str, Any]) -> float:
 def efficiency_of(rates: Sequence[float], peak: float) -> float:
     """The middle one of some rates, as a share of the peak."""
     return min(1.0, median(rates) / peak)
+
+
+FP32 = 4  # bytes of a number; what is trained is kept in fp32
+
+
+@dataclass(frozen=True)
+class TrainedSize:
+    """The trained parts of one variant.
+
+    Attributes:
+        variant: which one.
+        queries: aspect tokens per aspect.
+        aspects: numbers in the six aspect modules.
+        prompt: numbers in the soft prompt.
+        added: places that aspect tokens and soft prompt take in the sequence of an image.
+    """
+
+    variant: str
+    queries: int
+    aspects: int
+    prompt: int
+    added: int
+
+
+def trained_size(variant: Variant, dim: int, queries: int | None = None, prompt_length: int = 32) -> TrainedSize:
+    """Sizes on a backbone of width `dim`, counted on the modules themselves.
+
+    Args:
+        variant: the method of the paper, or of the authors' code.
+        dim: width of the language model.
+        queries: per aspect; None: what the variant says.
+        prompt_length: vectors in the soft prompt.
+    """
+    method = MethodConfig(variant=variant, queries=queries, prompt_length=prompt_length).resolved()
+    assert method.queries is not None
+    assert method.attention is not None
+    with torch.device("meta"):
+        aspects = AspectModules(dim, ASPECTS, method.queries, method.attention)
+        prompt = SoftPrompt(prompt_length, dim)
+    places = 2 if method.prompt_places == "both" else 1
+    added = len(ASPECTS) * method.queries + places * prompt_length
+    return TrainedSize(variant, method.queries, numbers(aspects), numbers(prompt), added)
+
+
+def numbers(module: nn.Module) -> int:
+    """Parameters of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())

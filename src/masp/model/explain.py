@@ -17,8 +17,8 @@ from torch import Tensor
 
 from masp.core.prompts import Questions
 from masp.core.types import VisualTokens
-from masp.model.attention import prompt_attention
 from masp.model.masp_model import ActiveParts, MaspModel
+from masp.model.prompt_attention import prompt_attention
 from masp.model.scoring import Answer, aspect_answers, score
 
 

@@ -14,8 +14,7 @@ from masp.core.config import MethodConfig, PromptInit
 from masp.core.errors import UsageError, did_you_mean
 from masp.core.prompts import Questions, load_questions
 from masp.core.types import IGNORED, AspectTokens, CachedPrefix, ImageInput, KVCache, ModelInputs, VisualTokens
-from masp.model.aspect_attention import AspectModules
-from masp.model.routing import AspectRouting
+from masp.model.aspect_attention import AspectModules, AspectRouting
 from masp.model.sequence_builder import Layout, SequenceBuilder, SequenceParts
 from masp.model.soft_prompt import (
     SoftPrompt,
@@ -29,7 +28,7 @@ from masp.model.soft_prompt import (
 
 @dataclass(frozen=True)
 class ActiveParts:
-    """Which parts of a model take part; parts that the model does not have are left out without a word.
+    """Which parts of a model take part; parts that the model does not have are ignored.
 
     Attributes:
         aspects: aspects whose tokens are spliced in; their order is the model's.
@@ -246,9 +245,8 @@ class MaspModel(nn.Module):
             answers: its answer.
             images: for each example the row of its image in `visual`; None: one image per example.
         """
-        if (
-            images is None or self.backbone.question_conditioned
-        ):  # where visual tokens depend on the question, pairs share nothing
+        # Where visual tokens depend on the question, pairs share nothing.
+        if images is None or self.backbone.question_conditioned:
             own = visual if images is None else visual.select(images)
             tokens, _ = self.aspect_module().per_example(self.backbone.condition_on(own, questions), aspect_index)
         else:
@@ -270,10 +268,12 @@ class MaspModel(nn.Module):
         start = assembled.prefix_end
         targets = assembled.labels[:, start:]
         supervised = targets != IGNORED
-        places, real = _left_aligned(supervised)
+        positions, real = _left_aligned(supervised)
         # A token is predicted from the place before it; the last column is only ever a target.
-        hidden = self._suffix_states(assembled, assembled.attention_mask.shape[1] - 1, read=(places - 1).clamp(min=0))
-        wanted = targets.gather(1, places)[real]
+        hidden = self._suffix_states(
+            assembled, assembled.attention_mask.shape[1] - 1, read=(positions - 1).clamp(min=0)
+        )
+        wanted = targets.gather(1, positions)[real]
         losses = functional.cross_entropy(self.backbone.logits(hidden[real]), wanted, reduction="none")
         # Sums along a row, not `index_add`, whose order of summing is left to chance on a GPU.
         return losses.new_zeros(real.shape).masked_scatter(real, losses).sum(1) / supervised.sum(1)
@@ -283,14 +283,13 @@ class MaspModel(nn.Module):
     ) -> Float[Tensor, "batch read dim"]:
         """Final hidden states of the columns `read` of the suffix, which is run up to column `end`."""
         start = assembled.prefix_end
-        cut = (
-            assembled.inputs_embeds[:, start:end],
-            assembled.position_ids[:, :, start:end],
-            assembled.attention_mask[:, :end],
-        )
         extras = assembled.extras(start, end)
         return self.backbone.forward(
-            *cut, cache=self._prefix(assembled), output_positions=read, extras=extras, again=self.again
+            *assembled.span(start, end),
+            cache=self._prefix(assembled),
+            output_positions=read,
+            extras=extras,
+            again=self.again,
         ).hidden
 
     @torch.no_grad()
@@ -299,17 +298,15 @@ class MaspModel(nn.Module):
         if assembled.cached_prefix is not None:
             return assembled.cached_prefix.cache
         start, end = assembled.common, assembled.prefix_end
-        trunk = self.shared_prefix_cache(assembled)
+        shared = self.shared_prefix_cache(assembled)
         if start == end:
-            return trunk
-        cut = (
-            assembled.inputs_embeds[:, start:end],
-            assembled.position_ids[:, :, start:end],
-            assembled.attention_mask[:, :end],
-        )
+            return shared
         extras = assembled.extras(start, end)
         return self.backbone.forward(
-            *cut, cache=trunk, output_positions=_nothing(assembled.attention_mask), extras=extras
+            *assembled.span(start, end),
+            cache=shared,
+            output_positions=_nothing(assembled.attention_mask),
+            extras=extras,
         ).cache
 
     def cached_prefix(self, assembled: ModelInputs) -> tuple[KVCache | None, int]:
@@ -345,8 +342,8 @@ def _left_aligned(
     """The chosen columns of each row, as many places as the row with the most has, and which places are real."""
     counts = chosen.sum(1, keepdim=True)
     most = int(counts.max())
-    places = torch.argsort(chosen.int(), dim=1, descending=True, stable=True)[:, :most]
-    return places, torch.arange(most, device=chosen.device) < counts
+    positions = torch.argsort(chosen.int(), dim=1, descending=True, stable=True)[:, :most]
+    return positions, torch.arange(most, device=chosen.device) < counts
 
 
 def init_soft_prompt(

@@ -211,14 +211,14 @@ def label_scores(
         scores = iter(score_tasks(visual, asked) if asked else ())
     else:
         scores = (score(one.model, prefix, one.question, one.labels, one.use) for one in asked)
-    found = []
+    result = []
     for one in handles:
         if one.concepts is None:
-            found.append(next(scores))
+            result.append(next(scores))
         else:
             read = one.concepts.read(one.model, visual, one.task.question, one.task.labels)
-            found.append(one.concepts.log_probabilities(read))
-    return found
+            result.append(one.concepts.log_probabilities(read))
+    return result
 
 
 def predict_visual(
@@ -253,36 +253,36 @@ def predict_visual(
         labels, divided = handle.task.labels, handle.task.temperature
         rows = zip(names, handle.task.calibrated(log_p).exp().tolist(), log_p.argmax(1).tolist(), domains, strict=True)
         by = (handle.adapter, backbone.name, handle.name)
-        found = [
+        result = [
             Prediction(name, labels[best], dict(zip(labels, row, strict=True)), None, {}, None, *by, domain, divided)
             for name, row, best, domain in rows
         ]
         if explain and handle.concepts is not None:
-            found = _explained_by_words(handle, handle.concepts, visual, found, log_p)
+            result = _explained_by_words(handle, handle.concepts, visual, result, log_p)
         elif explain:
-            found = _explained(handle, visual, found, log_p, DEFAULT_ATTRIBUTION if explain is True else explain)
-        by_task.append(found)
+            result = _explained(handle, visual, result, log_p, DEFAULT_ATTRIBUTION if explain is True else explain)
+        by_task.append(result)
     return [list(row) for row in zip(*by_task, strict=True)]
 
 
 def _explained(
     handle: TaskHandle,
     visual: VisualTokens,
-    found: Sequence[Prediction],
+    result: Sequence[Prediction],
     log_p: Float[Tensor, "batch labels"],
     attribution: Attribution,
 ) -> list[Prediction]:
     """The same predictions with the generated answer and the reasons; `log_p` are the model's own scores."""
     model, task = handle.model, handle.task
     answers = generate(model, visual, task.question, task.use, longest_answer(model.backbone, task.labels))
-    found = [replace(one, answer=answer) for one, answer in zip(found, answers, strict=True)]
+    result = [replace(one, answer=answer) for one, answer in zip(result, answers, strict=True)]
     if not taking_part(model, task.use):
-        return found
+        return result
     effects = ATTRIBUTIONS[attribution](model, visual, task.question, task.labels, task.use, log_p)
-    chosen = effects[torch.arange(len(found)), :, log_p.argmax(dim=1)]
+    chosen = effects[torch.arange(len(result)), :, log_p.argmax(dim=1)]
     readings = read_aspects(model, visual, task.questions, task.use, chosen)
-    looks = attention_to_aspects(model, visual, task.question, task.use) or [None] * len(found)
-    reasons = zip(found, readings, looks, strict=True)
+    looks = attention_to_aspects(model, visual, task.question, task.use) or [None] * len(result)
+    reasons = zip(result, readings, looks, strict=True)
     return [replace(one, aspects=seen, prompt_attention=look, attribution=attribution) for one, seen, look in reasons]
 
 
@@ -290,7 +290,7 @@ def _explained_by_words(
     handle: TaskHandle,
     concepts: ConceptHead,
     visual: VisualTokens,
-    found: Sequence[Prediction],
+    result: Sequence[Prediction],
     log_p: Float[Tensor, "batch labels"],
 ) -> list[Prediction]:
     """Predictions of a concept bottleneck with its reasons: the words of each aspect, and what they add to the label.
@@ -299,10 +299,10 @@ def _explained_by_words(
     """
     model, task = handle.model, handle.task
     read, names = concepts.read(model, visual, task.question, task.labels), taking_part(model, task.use)
-    chosen = concepts.effects(read, names)[torch.arange(len(found)), :, log_p.argmax(dim=1)]
+    chosen = concepts.effects(read, names)[torch.arange(len(result)), :, log_p.argmax(dim=1)]
     readings = read_aspects(model, visual, task.questions, task.use, chosen)
-    told = [
+    worded = [
         {name: replace(one, answer=words.get(name, ""), cut=False) for name, one in seen.items()}
         for seen, words in zip(readings, concepts.answers(read), strict=True)
     ]
-    return [replace(one, aspects=seen, attribution=WORDS) for one, seen in zip(found, told, strict=True)]
+    return [replace(one, aspects=seen, attribution=WORDS) for one, seen in zip(result, worded, strict=True)]

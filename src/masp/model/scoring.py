@@ -86,13 +86,13 @@ def score_tasks(visual: VisualTokens, asked: Sequence[LabelQuestion]) -> list[Fl
         raise UsageError("there are no tasks", "at least one question with its labels")
     keys = [one.model.prefix_key(visual, one.question, one.use) for one in asked]
     shared = {key for key, count in Counter(keys).items() if count > 1 and key is not None}
-    kept: dict[Hashable, ImageInput] = {}
-    found: list[Tensor] = []
+    cached: dict[Hashable, ImageInput] = {}
+    result: list[Tensor] = []
     for key, one in zip(keys, asked, strict=True):
-        if key in shared and key not in kept:
-            kept[key] = one.model.prefix(visual, [one.question] * len(visual), one.use)
-        found.append(score(one.model, kept.get(key, visual), one.question, one.labels, one.use))
-    return found
+        if key in shared and key not in cached:
+            cached[key] = one.model.prefix(visual, [one.question] * len(visual), one.use)
+        result.append(score(one.model, cached.get(key, visual), one.question, one.labels, one.use))
+    return result
 
 
 @torch.no_grad()
@@ -118,7 +118,7 @@ def longest_answer(backbone: Backbone, labels: Sequence[str]) -> int:
 
 def answer_of(backbone: Backbone, ids: Sequence[int]) -> Answer:
     """What generated token ids say."""
-    end = next((place for place, word in enumerate(ids) if word in backbone.stop_tokens), None)
+    end = next((index for index, word in enumerate(ids) if word in backbone.stop_tokens), None)
     return Answer(backbone.decode(ids[:end]), end is None)
 
 
@@ -159,8 +159,8 @@ def describe_aspects(
     model: MaspModel, visual: VisualTokens, questions: Questions, max_new_tokens: int = 16
 ) -> list[dict[str, str]]:
     """The texts of `aspect_answers`, as far as they were generated."""
-    found = aspect_answers(model, visual, questions, max_new_tokens)
-    return [{name: answer.text for name, answer in one.items()} for one in found]
+    result = aspect_answers(model, visual, questions, max_new_tokens)
+    return [{name: answer.text for name, answer in one.items()} for one in result]
 
 
 @torch.no_grad()
@@ -200,9 +200,9 @@ def last_real(assembled: ModelInputs) -> Int[Tensor, " batch"]:
 def _opened(model: MaspModel, assembled: ModelInputs) -> DecoderOutput:
     """A pass over every prompt, or what of it is not known yet, that reads its last real column."""
     known, start = model.cached_prefix(assembled)
-    cut = (assembled.inputs_embeds[:, start:], assembled.position_ids[:, :, start:], assembled.attention_mask)
     last = last_real(assembled)[:, None] - start
-    return model.backbone.forward(*cut, cache=known, output_positions=last, extras=assembled.extras(start))
+    extras = assembled.extras(start)
+    return model.backbone.forward(*assembled.span(start), cache=known, output_positions=last, extras=extras)
 
 
 def _score(model: MaspModel, assembled: ModelInputs, labels: Sequence[str]) -> Float[Tensor, "batch labels"]:
@@ -223,14 +223,14 @@ def _score(model: MaspModel, assembled: ModelInputs, labels: Sequence[str]) -> F
     tails = backbone.embed(words).expand(batch, -1, -1)
     positions = assembled.position_ids[:, row, last, None] + offset  # (axes, b, branch columns)
     known, start = model.cached_prefix(assembled)
-    places = torch.arange(prompt - start, prompt - start + len(branch), device=device).expand(batch, -1)
+    branch_columns = torch.arange(prompt - start, prompt - start + len(branch), device=device).expand(batch, -1)
     run = backbone.forward(
         torch.cat([assembled.inputs_embeds[:, start:], tails], dim=1),
         torch.cat([assembled.position_ids[:, :, start:], positions], dim=2),
         torch.cat([assembled.attention_mask, assembled.attention_mask.new_ones(batch, len(branch))], dim=1),
         cache=known,
         branch_ids=torch.cat([branch.new_zeros(prompt), branch]),
-        output_positions=torch.cat([last[:, None] - start, places], dim=1),
+        output_positions=torch.cat([last[:, None] - start, branch_columns], dim=1),
         extras=assembled.extras(start).followed_by(len(branch)),
     )
     columns = [
@@ -254,13 +254,13 @@ def _log_p(
     """Log-probability of each word after its column of `hidden`; no more than LOGITS logits are there at a time."""
     batch, read = hidden.shape[:2]
     column, word = (torch.tensor(one, dtype=torch.long, device=hidden.device) for one in (columns, words))
-    found = torch.empty(batch, len(words), device=hidden.device)
+    result = torch.empty(batch, len(words), device=hidden.device)
     step = max(1, LOGITS // (batch * len(backbone.embedding_rows())))
     for start in range(0, read, step):
         inside = ((column >= start) & (column < start + step)).nonzero()[:, 0]
         logits, own = backbone.logits(hidden[:, start : start + step]), column[inside] - start
-        found[:, inside] = logits[:, own, word[inside]] - logits.logsumexp(-1)[:, own]
-    return found
+        result[:, inside] = logits[:, own, word[inside]] - logits.logsumexp(-1)[:, own]
+    return result
 
 
 def _greedy(model: MaspModel, assembled: ModelInputs, limit: int) -> list[list[int]]:
@@ -288,5 +288,5 @@ def _greedy(model: MaspModel, assembled: ModelInputs, limit: int) -> list[list[i
 
 def _until(ids: list[int], stops: Sequence[int]) -> list[int]:
     """Ids up to the first stop token and with it."""
-    end = next((place for place, word in enumerate(ids, start=1) if word in stops), None)
+    end = next((end_index for end_index, word in enumerate(ids, start=1) if word in stops), None)
     return ids[:end]

@@ -139,7 +139,7 @@ class SequenceBuilder:
 
     def continue_from_prefix(
         self,
-        kept: CachedPrefix,
+        cached: CachedPrefix,
         questions: Sequence[str],
         answers: Sequence[str] | None = None,
         queries: int = 0,
@@ -148,7 +148,7 @@ class SequenceBuilder:
         """The same rows where the prefix is computed already: only what follows it is filled in.
 
         Args:
-            kept: the prefixes, one per row.
+            cached: the prefixes, one per row.
             questions: text of the user turn, one per row.
             answers: supervised answers, or None.
             queries: tokens of each aspect in the prefix.
@@ -158,12 +158,12 @@ class SequenceBuilder:
             UsageError: these rows do not begin with what is kept.
         """
         p = 0 if prompt is None else len(prompt)
-        spliced = [SequenceParts(image, len(kept.aspects), queries, p) for image in kept.images]
+        spliced = [SequenceParts(image, len(cached.aspects), queries, p) for image in cached.images]
         rows = self._rows(questions, answers, spliced)
         inside = all(bool(np.isin(row.kind[row.prefix :], (TEXT, PROMPT)).all()) for row in rows)
-        if not inside or tuple(row.prefix_hash for row in rows) != kept.prefix_hashes:
+        if not inside or tuple(row.prefix_hash for row in rows) != cached.prefix_hashes:
             raise UsageError("these questions do not continue the prefixes that were kept", "the same layout and image")
-        return replace(self._gather(rows, None, None, prompt, queries), cached_prefix=kept)
+        return replace(self._gather(rows, None, None, prompt, queries), cached_prefix=cached)
 
     def prefix_hashes(self, questions: Sequence[str], images: Sequence[SequenceParts]) -> tuple[bytes, ...]:
         """What the prefixes of these rows hold; rows of one image with equal signs have one prefix."""
@@ -208,10 +208,10 @@ class SequenceBuilder:
 
     def _sign(self, question: str, *columns: NDArray[np.int64]) -> bytes:
         """Hash of the columns of a prefix, and of the question where visual tokens depend on it."""
-        found = hashlib.blake2b(question.encode() if self.backbone.question_conditioned else b"", digest_size=16)
+        result = hashlib.blake2b(question.encode() if self.backbone.question_conditioned else b"", digest_size=16)
         for part in columns:
-            found.update(repr(part.shape).encode() + np.ascontiguousarray(part).tobytes())
-        return found.digest()
+            result.update(repr(part.shape).encode() + np.ascontiguousarray(part).tobytes())
+        return result.digest()
 
     def _columns(
         self, template: Template, answer_ids: list[int], spliced: SequenceParts
@@ -284,10 +284,10 @@ class SequenceBuilder:
     ) -> Float[Tensor, "batch sequence levels dim"]:
         """The deep features in the columns of their visual tokens, zero elsewhere."""
         visual = grid.kind == VISUAL
-        found = deep.new_zeros(*grid.kind.shape, *deep.shape[2:]).to(self.backbone.device, self.backbone.dtype)
+        result = deep.new_zeros(*grid.kind.shape, *deep.shape[2:]).to(self.backbone.device, self.backbone.dtype)
         rows, columns = np.nonzero(visual)
-        found[rows, columns] = deep[rows, grid.value[visual]].to(found)
-        return found
+        result[rows, columns] = deep[rows, grid.value[visual]].to(result)
+        return result
 
 
 PADDING = -1
@@ -313,12 +313,12 @@ def padded(rows: Sequence[SequenceLayout]) -> SequenceLayout:
     columns = {
         name: np.full(shapes.get(name, (len(rows), length)), value, dtype=np.int64) for name, value in fill.items()
     }
-    for number, row in enumerate(rows):
+    for index, row in enumerate(rows):
         span = slice(prefix - row.prefix, prefix - row.prefix + len(row.kind))
-        columns["kind"][number, span] = row.kind
-        columns["value"][number, span] = row.value
-        columns["positions"][:, number, span] = row.positions
-        columns["targets"][number, span] = row.targets
+        columns["kind"][index, span] = row.kind
+        columns["value"][index, span] = row.value
+        columns["positions"][:, index, span] = row.positions
+        columns["targets"][index, span] = row.targets
     kind, value, positions, targets = (columns[name] for name in fill)
     return SequenceLayout(kind, value, positions, targets, prefix)
 

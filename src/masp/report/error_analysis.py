@@ -10,7 +10,7 @@ from masp.core.errors import DataError, MaspError, UsageError, did_you_mean
 from masp.data.readers.common import exists, inside
 from masp.evaluation.result import LabelledPrediction
 from masp.report import leaderboard as standings
-from masp.report.html import PictureView, SampleView, embedded, sample_of, sample_view
+from masp.report.html import ImageView, SampleView, embedded, sample_of, sample_view
 from masp.report.load_results import Comparison, SystemResults
 from masp.report.schema import grouped
 
@@ -67,7 +67,7 @@ class Mistake:
     confidence: float | None
     chance: float | None
     others: tuple[tuple[str, str, bool], ...]
-    picture: PictureView | None
+    image: ImageView | None
     why_missing: str = ""
     anchor: str = ""
 
@@ -114,12 +114,12 @@ def _words(system: SystemResults, wrong: Sequence[LabelledPrediction]) -> str:
 
 
 def _notes(asked: ErrorPageOptions) -> tuple[str, ...]:
-    found = []
+    result = []
     if asked.data is None:
-        found.append("No data set was named (--data DIR), so the images are not embedded.")
+        result.append("No data set was named (--data DIR), so the images are not embedded.")
     if asked.masp is None:
-        found.append("No adapter was named (--adapter DIR), so nothing is said about what each aspect saw.")
-    return tuple(found)
+        result.append("No adapter was named (--adapter DIR), so nothing is said about what each aspect saw.")
+    return tuple(result)
 
 
 def _views_words(
@@ -178,7 +178,7 @@ def mistake(
     view: SampleView | None = None,
 ) -> Mistake:
     """A wrong answer as the page shows it; `view` says what the aspects saw in it."""
-    picture, why = _picture(data, wrong.image)
+    image, why = _image(data, wrong.image)
     others = [(other, other.answers.get(wrong.image)) for other in trial.systems if other is not system]
     return Mistake(
         name=wrong.image,
@@ -187,7 +187,7 @@ def mistake(
         confidence=_chance(wrong, wrong.predicted),
         chance=_chance(wrong, wrong.truth),
         others=tuple((other.name, _said(one), one.predicted == wrong.truth) for other, one in others if one),
-        picture=picture,
+        image=image,
         why_missing=why,
         anchor=f"verdict-{view.index}" if view else "",
     )
@@ -195,9 +195,9 @@ def mistake(
 
 def explained(masp: "Masp", wrong: Sequence[LabelledPrediction], data: Path, first: int) -> dict[str, SampleView]:
     """What each aspect saw in the images that can be read, by the image's name; `first` numbers their anchors."""
-    found: dict[str, SampleView] = {}
+    result: dict[str, SampleView] = {}
     for number, one in enumerate(wrong, start=first):
-        file = place_of(data, one.image)
+        file = image_path(data, one.image)
         if file is None:
             continue
         try:
@@ -205,11 +205,11 @@ def explained(masp: "Masp", wrong: Sequence[LabelledPrediction], data: Path, fir
         except MaspError:
             continue
         sample = replace(sample_of(prediction, file, one.truth), name=one.image)
-        found[one.image] = sample_view(number, sample, embedded(file, THUMBNAIL, TINY))
-    return found
+        result[one.image] = sample_view(number, sample, embedded(file, THUMBNAIL, TINY))
+    return result
 
 
-def place_of(data: Path, image: str) -> Path | None:
+def image_path(data: Path, image: str) -> Path | None:
     """The file of an image in the data set's folder; None where there is none, or where it would lie outside."""
     root = data if data.is_dir() else data.parent
     try:
@@ -221,10 +221,10 @@ def place_of(data: Path, image: str) -> Path | None:
     return file
 
 
-def _picture(data: Path | None, image: str) -> tuple[PictureView | None, str]:
+def _image(data: Path | None, image: str) -> tuple[ImageView | None, str]:
     if data is None:
         return None, NO_DATA
-    file = place_of(data, image)
+    file = image_path(data, image)
     if file is None:
         return None, GONE
     view = embedded(file, THUMBNAIL, TINY)

@@ -49,7 +49,7 @@ DARK = 60
 
 
 @dataclass(frozen=True)
-class PictureView:
+class ImageView:
     """An embedded image: a data URI (None where it could not be read), size in pixels, and whether it is dark."""
 
     uri: str | None = None
@@ -89,16 +89,16 @@ class SampleView:
     ranked: list[tuple[str, float]]
     sights: list[AspectView]
     looks: list[PromptAttentionShare]
-    picture: PictureView
+    image: ImageView
 
 
-def sample_of(prediction: "Prediction", picture: Path | Image.Image, truth: str | None = None) -> Sample:
+def sample_of(prediction: "Prediction", image: Path | Image.Image, truth: str | None = None) -> Sample:
     """What the page shows of one prediction."""
     readings = prediction.aspects.items()
     looks = prediction.prompt_attention
     return Sample(
         name=prediction.image,
-        picture=picture,
+        image=image,
         label=prediction.label,
         probabilities=prediction.probabilities,
         sights=tuple(AspectSight(aspect, seen.answer, seen.effect, seen.attention) for aspect, seen in readings),
@@ -109,9 +109,9 @@ def sample_of(prediction: "Prediction", picture: Path | Image.Image, truth: str 
     )
 
 
-def sample_view(index: int, sample: Sample, picture: PictureView | None = None) -> SampleView:
-    """A sample as the page shows it; `index` makes its anchors unique, `picture` is its own where it is embedded."""
-    picture, first = picture or embedded(sample.picture), decisive(sample)
+def sample_view(index: int, sample: Sample, image: ImageView | None = None) -> SampleView:
+    """A sample as the page shows it; `index` makes its anchors unique, `image` is its own where it is embedded."""
+    image, first = image or embedded(sample.image), decisive(sample)
     reach = max([abs(sight.effect or 0.0) for sight in sample.sights] + [0.5])
     raw = sample.prompt_attention or {}
     total = sum(raw.values()) or 1.0
@@ -120,13 +120,13 @@ def sample_view(index: int, sample: Sample, picture: PictureView | None = None) 
         sample=sample,
         verdict=verdict(sample),
         ranked=sorted(sample.probabilities.items(), key=lambda item: -item[1]),
-        sights=[_sight_view(sight, sight is first, reach, picture) for sight in sample.sights],
+        sights=[_sight_view(sight, sight is first, reach, image) for sight in sample.sights],
         looks=[PromptAttentionShare(aspect, value, value / total) for aspect, value in raw.items()],
-        picture=picture,
+        image=image,
     )
 
 
-def _sight_view(sight: AspectSight, decided: bool, longest: float, picture: PictureView) -> AspectView:
+def _sight_view(sight: AspectSight, decided: bool, longest: float, image: ImageView) -> AspectView:
     reach = 0.5 * abs(sight.effect or 0.0) / longest
     if not sight.attention:
         return AspectView(sight, decided, reach)
@@ -136,12 +136,12 @@ def _sight_view(sight: AspectSight, decided: bool, longest: float, picture: Pict
     ]
     weight, row, column = max(weights, key=lambda cell: cell[0])
     peak = f"strongest in row {row} of {rows}, column {column} of {columns}, with {share(weight)} % of the attention"
-    veil = _uri(attention_veil(sight.attention, picture.dark), "png")
-    lines = cell_lines(rows, columns, picture.width, picture.height) if max(rows, columns) <= MOST_LINES else ""
+    veil = _uri(attention_veil(sight.attention, image.dark), "png")
+    lines = cell_lines(rows, columns, image.width, image.height) if max(rows, columns) <= MOST_LINES else ""
     return AspectView(sight, decided, reach, veil, lines, peak)
 
 
-def embedded(source: Path | Image.Image, longest: int = LONG_SIDE, lossless: int = LOSSLESS_SIDE) -> PictureView:
+def embedded(source: Path | Image.Image, longest: int = LONG_SIDE, lossless: int = LOSSLESS_SIDE) -> ImageView:
     """The image, reduced and embedded: without loss where it is small, as JPEG where it is a photograph's size.
 
     Args:
@@ -152,14 +152,14 @@ def embedded(source: Path | Image.Image, longest: int = LONG_SIDE, lossless: int
     try:
         image = source if isinstance(source, Image.Image) else open_image(source, longest)
     except ImageError:
-        return PictureView()
+        return ImageView()
     image = image.convert("RGB")
     image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     kind = "png" if max(image.size) <= lossless else "jpeg"
     buffer = io.BytesIO()
     image.save(buffer, kind, optimize=True, quality=88)
     dark = ImageStat.Stat(image.convert("L")).mean[0] < DARK
-    return PictureView(_uri(buffer.getvalue(), kind), *image.size, dark)
+    return ImageView(_uri(buffer.getvalue(), kind), *image.size, dark)
 
 
 def _uri(content: bytes, kind: str) -> str:
@@ -200,17 +200,17 @@ def chapters(data: ReportData) -> list[tuple[str, str]]:
 
 def headlines(data: ReportData) -> list[Headline]:
     """The few numbers that a reader should take away."""
-    found: list[Headline] = []
+    result: list[Headline] = []
     if data.ablation and data.ablation.rows:
         first, last = data.ablation.rows[0], data.ablation.rows[-1]
-        found.append(Headline(f"{share(last.accuracy.value)} %", f"right with everything ({last.name})"))
-        found.append(Headline(f"{share(first.accuracy.value)} %", f"right with {first.meaning} ({first.name})"))
+        result.append(Headline(f"{share(last.accuracy.value)} %", f"right with everything ({last.name})"))
+        result.append(Headline(f"{share(first.accuracy.value)} %", f"right with {first.meaning} ({first.name})"))
         if data.ablation.ceiling is not None:
-            found.append(Headline(f"{share(data.ablation.ceiling)} %", "the ceiling: the best anyone could reach"))
+            result.append(Headline(f"{share(data.ablation.ceiling)} %", "the ceiling: the best anyone could reach"))
     if data.explanations and data.explanations.cause:
-        truth = "of right answers name the true main cause"
-        found.append(Headline(f"{share(data.explanations.cause.value)} %", truth))
-    return found
+        targets = "of right answers name the true main cause"
+        result.append(Headline(f"{share(data.explanations.cause.value)} %", targets))
+    return result
 
 
 def reference_lines(ablation: Ablation | None) -> list[tuple[str, str, float]]:
@@ -224,15 +224,15 @@ def reference_lines(ablation: Ablation | None) -> list[tuple[str, str, float]]:
     return [(name, meaning, value) for name, meaning, value in lines if value is not None]
 
 
-def agreements(truth: ExplanationTruth | None) -> list[tuple[str, Interval, float | None]]:
+def agreements(targets: ExplanationTruth | None) -> list[tuple[str, Interval, float | None]]:
     """Each check of the explanations, how often it holds, and how often guessing would."""
-    if truth is None:
+    if targets is None:
         return []
     name = "the largest effect is the true main cause (right answers)"
-    cause = [(name, truth.cause, truth.cause_by_guess)] if truth.cause else []
+    cause = [(name, targets.cause, targets.cause_by_guess)] if targets.cause else []
     pointing = [
-        (f"the {words(aspect)} heatmap peaks on the right thing", value, truth.pointing_by_guess.get(aspect))
-        for aspect, value in truth.pointing.items()
+        (f"the {words(aspect)} heatmap peaks on the right thing", value, targets.pointing_by_guess.get(aspect))
+        for aspect, value in targets.pointing.items()
     ]
     return [*cause, *pointing]
 
@@ -251,8 +251,8 @@ def confusion_rows(confusion: Confusion | None) -> list[tuple[str, list[Cell]]]:
         return []
     columns = len(confusion_columns(confusion))
     return [
-        (label, [Cell(n, n / max(sum(counts), 1), i == place) for i, n in enumerate(counts[:columns])])
-        for place, (label, counts) in enumerate(zip(confusion.labels, confusion.counts, strict=True))
+        (label, [Cell(n, n / max(sum(counts), 1), i == index) for i, n in enumerate(counts[:columns])])
+        for index, (label, counts) in enumerate(zip(confusion.labels, confusion.counts, strict=True))
     ]
 
 

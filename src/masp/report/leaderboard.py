@@ -72,7 +72,7 @@ class Gains:
 def _of(
     read: Callable[[ProbabilisticMetrics], Interval | float | None],
 ) -> Callable[[Evaluation], Interval | float | None]:
-    return lambda found: None if found.chances is None else read(found.chances)
+    return lambda result: None if result.chances is None else read(result.chances)
 
 
 def _scaled(chances: ProbabilisticMetrics) -> Interval | None:
@@ -102,17 +102,17 @@ COLUMNS = (
 
 def rows(trial: Comparison) -> tuple[tuple[Column, ...], tuple[LeaderboardRow, ...]]:
     """The columns that any system fills, and a row for every system."""
-    found = [
+    result = [
         {column.key: over_seeds([column.read(run) for run in system.runs]) for column in COLUMNS}
         for system in trial.systems
     ]
-    columns = tuple(column for column in COLUMNS if any(figures[column.key] for figures in found))
+    columns = tuple(column for column in COLUMNS if any(figures[column.key] for figures in result))
     top = best(trial)
-    for system, figures in zip(trial.systems, found, strict=True):
+    for system, figures in zip(trial.systems, result, strict=True):
         figures["accuracy"] = _with_interval(system, figures["accuracy"])
     return columns, tuple(
-        LeaderboardRow(system.name, _meaning(system), system.runs[0].used, figures, system is top and len(found) > 1)
-        for system, figures in zip(trial.systems, found, strict=True)
+        LeaderboardRow(system.name, _meaning(system), system.runs[0].used, figures, system is top and len(result) > 1)
+        for system, figures in zip(trial.systems, result, strict=True)
     )
 
 
@@ -121,7 +121,7 @@ def over_images(system: SystemResults) -> Interval:
     if len(system.runs) == 1:
         return system.runs[0].accuracy
     if system.said[0]:
-        right = [sum(said[key] == key[1] for said in system.said) for key in system.said[0]]
+        right = [sum(predictions[key] == key[1] for predictions in system.said) for key in system.said[0]]
         return metrics.mean_share(right, len(system.said))
     mean = accuracy(system)
     return Interval(mean, mean, mean)
@@ -161,20 +161,20 @@ def pairs(trial: Comparison, base: SystemResults) -> tuple[Pair, ...]:
 
 def disagreements(trial: Comparison) -> tuple[str, ...]:
     """Sentences about results that do not fit together: other copies of the data, other labels of one image."""
-    found = []
+    result = []
     prints = {json.dumps(_data(run).get("fingerprint")) for run in trial.runs} - {"null"}
     if len(prints) > 1:
-        found.append(
+        result.append(
             f"These results were measured on {len(prints)} different copies of {trial.dataset}: their files, labels or "
             "splits differ. Only images with the same name and label are compared one by one."
         )
-    truth: dict[str, str] = {}
+    targets: dict[str, str] = {}
     odd = {
-        one.image for run in trial.runs for one in run.answers if truth.setdefault(one.image, one.truth) != one.truth
+        one.image for run in trial.runs for one in run.answers if targets.setdefault(one.image, one.truth) != one.truth
     }
     if odd:
-        found.append(f"The results do not agree on the true label of {len(odd):,} of the images.")
-    return tuple(found)
+        result.append(f"The results do not agree on the true label of {len(odd):,} of the images.")
+    return tuple(result)
 
 
 def gains(trial: Comparison) -> tuple[Gains, ...]:
@@ -184,16 +184,16 @@ def gains(trial: Comparison) -> tuple[Gains, ...]:
         described = _aspects(system)
         if described is not None:
             families.setdefault(described[1], {}).setdefault(described[0], system)
-    found = []
+    result = []
     for family in families.values():
         full = max(family, key=len)
         alone = [(name, frozenset(), frozenset({name})) for name in ASPECTS]
         left_out = [(name, full - {name}, full) for name in ASPECTS if name in full]
-        found.append(_gains(family, "Each aspect alone", "The accuracy with one aspect minus that with none.", alone))
+        result.append(_gains(family, "Each aspect alone", "The accuracy with one aspect minus that with none.", alone))
         if len(full) > 1:
             meaning = "The accuracy with all aspects minus that with all but one."
-            found.append(_gains(family, "Each aspect left out", meaning, left_out))
-    return tuple(one for one in found if one.gains)
+            result.append(_gains(family, "Each aspect left out", meaning, left_out))
+    return tuple(one for one in result if one.gains)
 
 
 def _gains(
@@ -202,24 +202,24 @@ def _gains(
     meaning: str,
     asked: Sequence[tuple[str, frozenset[str], frozenset[str]]],
 ) -> Gains:
-    found = []
+    result = []
     for aspect, without, with_it in asked:
         if without in family and with_it in family:
             pair = _pair(family[without], family[with_it])
             if pair.points is not None:
-                found.append(Gain(aspect, pair.points, pair.images))
-    return Gains(name, meaning, tuple(found))
+                result.append(Gain(aspect, pair.points, pair.images))
+    return Gains(name, meaning, tuple(result))
 
 
 def _pair(base: SystemResults, system: SystemResults) -> Pair:
     common = [key for key in base.said[0] if key in system.said[0]]
     if not common:
         return Pair(system.name, None, 0)
-    said, answered = ([[seed[key] for key in common] for seed in one.said] for one in (base, system))
-    found = metrics.compare_seeds([label for _, label in common], said, answered)
-    points = Interval(found.difference, found.low, found.high)
+    predictions, answered = ([[seed[key] for key in common] for seed in one.said] for one in (base, system))
+    result = metrics.compare_seeds([label for _, label in common], predictions, answered)
+    points = Interval(result.difference, result.low, result.high)
     if len(base.runs) == len(system.runs) == 1:
-        return Pair(system.name, points, len(common), found.p_value, found.only_second, found.only_first)
+        return Pair(system.name, points, len(common), result.p_value, result.only_second, result.only_first)
     return Pair(system.name, points, len(common))
 
 
@@ -227,8 +227,8 @@ def _with_interval(system: SystemResults, figure: Figure | None) -> Figure | Non
     """The mean accuracy of several seeds with the interval over the images, where their answers are known."""
     if figure is None or figure.sd is None or not system.said[0]:
         return figure
-    found = over_images(system)
-    return replace(figure, low=found.low, high=found.high)
+    result = over_images(system)
+    return replace(figure, low=result.low, high=result.high)
 
 
 def _meaning(system: SystemResults) -> str:
@@ -250,25 +250,25 @@ def _meaning(system: SystemResults) -> str:
     return ", ".join(words)
 
 
-def _data(found: Evaluation) -> Mapping[str, object]:
-    data = found.provenance.get("data")
+def _data(result: Evaluation) -> Mapping[str, object]:
+    data = result.provenance.get("data")
     return data if isinstance(data, Mapping) else {}
 
 
 def _aspects(system: SystemResults) -> tuple[frozenset[str], str] | None:
-    """The aspects that a system was given, and everything else that it was, as text; None where nobody knows.
+    """The aspects that a system was given, and everything else that it was, as text; None where it is unknown.
 
     A name such as "V+scene+S" comes first: it tells an untrained prompt from a trained one and from none.
     """
-    found = system.runs[0]
-    named = _from_name(found.system) or _from_name(system.name)
+    result = system.runs[0]
+    named = _from_name(result.system) or _from_name(system.name)
     if named is not None:
         return named
     for key in ("adapter", "system"):
-        described = found.provenance.get(key)
+        described = result.provenance.get(key)
         names = described.get("aspects") if isinstance(described, Mapping) else None
         if isinstance(described, Mapping) and isinstance(names, list | tuple):
-            same = [found.mode, described.get("method"), described.get("settings"), found.provenance.get("question")]
+            same = [result.mode, described.get("method"), described.get("settings"), result.provenance.get("question")]
             return frozenset(map(str, names)), json.dumps(same, sort_keys=True, default=str)
     return None
 

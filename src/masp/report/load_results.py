@@ -49,9 +49,9 @@ class CurvePlot:
     risk: tuple[float, ...]
     area: float
 
-    def at(self, kept: float) -> float:
+    def at(self, coverage: float) -> float:
         """The risk where this share of the images is answered."""
-        return float(np.interp(kept, self.coverage, self.risk))
+        return float(np.interp(coverage, self.coverage, self.risk))
 
 
 def over_seeds(values: Sequence[Interval | float | None]) -> Figure | None:
@@ -63,33 +63,33 @@ def over_seeds(values: Sequence[Interval | float | None]) -> Figure | None:
         one = known[0]
         return Figure(one.value, one.low, one.high) if isinstance(one, Interval) else Figure(one)
     plain = [value.value if isinstance(value, Interval) else value for value in known]
-    found = spread_of(plain)
-    return Figure(found.mean, sd=found.deviation)
+    result = spread_of(plain)
+    return Figure(result.mean, sd=result.deviation)
 
 
 def pooled(runs: Sequence[Sequence[Bin]]) -> tuple[PooledBin, ...]:
     """The bins that hold answers, over all seeds; bins that lie in different places are not put together."""
     edges = sorted({one.low for bins in runs for one in bins})
     ends = [*edges[1:], 1.0]
-    found = []
+    result = []
     for low, high in zip(edges, ends, strict=True):
         here = [one for bins in runs for one in bins if one.low == low and one.images]
         images = sum(one.images for one in here)
         if images:
             sure = sum(one.images * one.confidence for one in here) / images
             hits = sum(round(one.images * one.accuracy) for one in here)
-            found.append(PooledBin(low, high, images, sure, share(hits, images)))
-    return tuple(found)
+            result.append(PooledBin(low, high, images, sure, share(hits, images)))
+    return tuple(result)
 
 
 def mean_curve(runs: Sequence[RiskCoverage]) -> CurvePlot:
     """The mean of the seeds' curves, drawn through a bounded number of points."""
-    kept = np.unique(np.concatenate([run.coverage for run in runs]))
-    if len(kept) > POINTS:
-        kept = kept[np.unique(np.linspace(0, len(kept) - 1, POINTS).round().astype(int))]
-    risk = np.mean([np.interp(kept, run.coverage, run.risk) for run in runs], axis=0)
+    coverage = np.unique(np.concatenate([run.coverage for run in runs]))
+    if len(coverage) > POINTS:
+        coverage = coverage[np.unique(np.linspace(0, len(coverage) - 1, POINTS).round().astype(int))]
+    risk = np.mean([np.interp(coverage, run.coverage, run.risk) for run in runs], axis=0)
     area = statistics.fmean(run.area.value for run in runs)
-    return CurvePlot(tuple(kept.tolist()), tuple(risk.tolist()), area)
+    return CurvePlot(tuple(coverage.tolist()), tuple(risk.tolist()), area)
 
 
 @dataclass(frozen=True)
@@ -160,15 +160,15 @@ def read_sources(words: Sequence[str]) -> tuple[list[ResultSource], list[Rows]]:
     sources: list[ResultSource] = []
     tables: list[Rows] = []
     for word in words:
-        name, place = _named(word)
-        if place.suffix == ".jsonl":
-            todo = f"Measure it first: masp evaluate --predictions {place} --data DIR --out DIR"
-            raise DataError(f"{place} is a file of predictions", "the result of an evaluation", todo)
-        table = _table(place)
+        name, path = _named(word)
+        if path.suffix == ".jsonl":
+            todo = f"Measure it first: masp evaluate --predictions {path} --data DIR --out DIR"
+            raise DataError(f"{path} is a file of predictions", "the result of an evaluation", todo)
+        table = _table(path)
         if table is not None:
             tables.append(table)
         else:
-            sources.append(ResultSource(name, str(place), read_result(place)))
+            sources.append(ResultSource(name, str(path), read_result(path)))
     return sources, tables
 
 
@@ -176,25 +176,25 @@ def trials(sources: Sequence[ResultSource]) -> tuple[Comparison, ...]:
     """The results in the order in which they were named, put together by data set, split and labels."""
     groups: dict[tuple[str, str, tuple[str, ...]], list[ResultSource]] = {}
     for source in sources:
-        found = source.found
-        groups.setdefault((found.dataset, found.split, tuple(sorted(found.labels))), []).append(source)
+        result = source.found
+        groups.setdefault((result.dataset, result.split, tuple(sorted(result.labels))), []).append(source)
     return tuple(
         Comparison(dataset, split, group[0].found.labels, _systems(group))
         for (dataset, split, _), group in groups.items()
     )
 
 
-def seed_of(found: Evaluation) -> str | None:
-    """The training seed of a result as text; None where nobody knows."""
-    seed = found.provenance.get("seed")
+def seed_of(result: Evaluation) -> str | None:
+    """The training seed of a result as text; None where it is unknown."""
+    seed = result.provenance.get("seed")
     return None if seed is None else json.dumps(seed)
 
 
 def _named(word: str) -> tuple[str, Path]:
     """The name in front of "=" and the place behind it; a place that exists as it stands needs no name."""
-    name, equals, place = word.partition("=")
-    if equals and name and place and not Path(word).exists():
-        return name, Path(place)
+    name, equals, path = word.partition("=")
+    if equals and name and path and not Path(word).exists():
+        return name, Path(path)
     return "", Path(word)
 
 
@@ -204,29 +204,29 @@ def _systems(group: Sequence[ResultSource]) -> tuple[SystemResults, ...]:
     for source in group:
         key = (source.name, "") if source.name else (source.found.system, _settings(source.found))
         named.setdefault(key, []).append(source)
-    found: list[tuple[str, list[ResultSource]]] = []
+    result: list[tuple[str, list[ResultSource]]] = []
     for (name, _), members in named.items():
         seeds = [seed_of(member.found) for member in members]
         if len(members) == 1 or members[0].name or (None not in seeds and len(set(seeds)) == len(seeds)):
-            found.append((name, members))
+            result.append((name, members))
         else:
-            found += [(name, [member]) for member in members]
-    taken = [name for name, _ in found]
+            result += [(name, [member]) for member in members]
+    taken = [name for name, _ in result]
     return tuple(
-        SystemResults(name if taken.count(name) == 1 else f"{name} ({_short(members[0].place)})", place, tuple(members))
-        for place, (name, members) in enumerate(found)
+        SystemResults(name if taken.count(name) == 1 else f"{name} ({_short(members[0].place)})", index, tuple(members))
+        for index, (name, members) in enumerate(result)
     )
 
 
-def _settings(found: Evaluation) -> str:
+def _settings(result: Evaluation) -> str:
     """What the seeds of one system have in common, as text."""
-    adapter, backbone = found.provenance.get("adapter"), found.provenance.get("backbone")
+    adapter, backbone = result.provenance.get("adapter"), result.provenance.get("backbone")
     facts = [
-        found.mode,
+        result.mode,
         _trained(adapter),
         backbone.get("fingerprint") if isinstance(backbone, Mapping) else None,
-        found.provenance.get("question"),
-        _set(found.provenance.get("system")),
+        result.provenance.get("question"),
+        _set(result.provenance.get("system")),
     ]
     return json.dumps(facts, sort_keys=True, default=str)
 
@@ -238,8 +238,10 @@ def _trained(adapter: object) -> object:
     stages = adapter.get("training")
     settings = stages.items() if isinstance(stages, Mapping) else ()
     training = {
-        stage: {key: value for key, value in told.items() if key != "steps"} if isinstance(told, Mapping) else told
-        for stage, told in settings
+        stage: {key: value for key, value in values.items() if key != "steps"}
+        if isinstance(values, Mapping)
+        else values
+        for stage, values in settings
     }
     return [{key: adapter.get(key) for key in ("method", "aspects", "task", "data")}, training]
 
@@ -260,11 +262,11 @@ def _short(place: str) -> str:
     return path.parent.name if path.suffix == ".json" and path.parent.name else path.name
 
 
-def _table(place: Path) -> Rows | None:
+def _table(path: Path) -> Rows | None:
     """A file that `masp demo` or a Python script wrote with `write_table`; None for anything else."""
-    if not place.is_file():
+    if not path.is_file():
         return None
-    content = read_json(place, largest=None)
+    content = read_json(path, largest=None)
     if not isinstance(content, dict) or "rows" not in content or "format" in content:
         return None
     try:
@@ -278,8 +280,8 @@ def _table(place: Path) -> Rows | None:
         majority = _interval(content["majority"]).value
         data = Ablation(rows, int(content["images"]), majority=majority, differences=gains)
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{place} is no table of rows ({error})", "what masp wrote", "Measure it again.") from None
-    return Rows(str(place), data, content.get("provenance") or {})
+        raise DataError(f"{path} is no table of rows ({error})", "what masp wrote", "Measure it again.") from None
+    return Rows(str(path), data, content.get("provenance") or {})
 
 
 def _interval(content: Mapping[str, Any]) -> Interval:

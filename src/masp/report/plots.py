@@ -71,15 +71,15 @@ def ablation_bars(ablation: Ablation, kind: Kind = "svg") -> bytes:
     """Accuracy of each row with its 95 % interval, beside the ceiling and the majority class (Table 2)."""
 
     def draw(axes: Axes) -> None:
-        places = range(len(ablation.rows))
+        positions = range(len(ablation.rows))
         values = [100 * row.accuracy.value for row in ablation.rows]
         tones = [SOFT] * (len(values) - 1) + [MID]
-        axes.barh(places, values, height=0.56, color=tones)
-        for place, row in zip(places, ablation.rows, strict=True):
+        axes.barh(positions, values, height=0.56, color=tones)
+        for row_position, row in zip(positions, ablation.rows, strict=True):
             low, high = 100 * row.accuracy.low, 100 * row.accuracy.high
-            axes.plot([low, high], [place, place], color=INK, linewidth=1.3, solid_capstyle="butt")
-            axes.plot([low, high], [place, place], color=INK, linewidth=0, marker="|", markersize=6)
-        axes.set_yticks(places, [row.name for row in ablation.rows])
+            axes.plot([low, high], [row_position, row_position], color=INK, linewidth=1.3, solid_capstyle="butt")
+            axes.plot([low, high], [row_position, row_position], color=INK, linewidth=0, marker="|", markersize=6)
+        axes.set_yticks(positions, [row.name for row in ablation.rows])
         axes.set_ylim(len(values) - 0.5, -0.5)
         axes.set_xlim(0, 100)
         near = (ablation.ceiling or 1) - (ablation.majority or 0) < 0.34
@@ -94,15 +94,15 @@ def aspect_bars(scores: Sequence[AspectScore], kind: Kind = "svg") -> bytes:
     """Per aspect: named from its aspect tokens (filled) against the frozen backbone's own answer (hollow)."""
 
     def draw(axes: Axes) -> None:
-        for place, score in enumerate(scores):
+        for index, score in enumerate(scores):
             own = 100 * score.aspect_tokens
             if score.backbone is not None:
                 base = 100 * score.backbone
-                axes.plot([base, own], [place, place], color=SOFT, linewidth=3, solid_capstyle="butt", zorder=1)
+                axes.plot([base, own], [index, index], color=SOFT, linewidth=3, solid_capstyle="butt", zorder=1)
                 hollow = {"markerfacecolor": PAPER, "markeredgecolor": MUTED, "clip_on": False}
-                axes.plot([base], [place], "o", markersize=7, zorder=3, **hollow)
-            axes.plot([own], [place], "o", markersize=7, color=ACCENT, zorder=4, clip_on=False)
-        axes.set_yticks(range(len(scores)), [_words(score.aspect) for score in scores])
+                axes.plot([base], [index], "o", markersize=7, zorder=3, **hollow)
+            axes.plot([own], [index], "o", markersize=7, color=ACCENT, zorder=4, clip_on=False)
+        axes.set_yticks(range(len(scores)), [score.aspect.replace("_", " ") for score in scores])
         axes.set_ylim(len(scores) - 0.5, -0.5)
         axes.set_xlim(0, 100)
         axes.set_xlabel("named correctly, %")
@@ -203,9 +203,9 @@ def _reference(axes: Axes, share: float | None, name: str, side: Literal["left",
     if share is None:
         return
     axes.axvline(100 * share, color=INK, linewidth=1, linestyle=(0, (3, 2)))
-    place = (100 * share, 1.02)
+    position = (100 * share, 1.02)
     text = f"{name} {100 * share:.1f}"
-    axes.text(*place, text, transform=axes.get_xaxis_transform(), color=MUTED, ha=side, va="bottom", fontsize=8.5)
+    axes.text(*position, text, transform=axes.get_xaxis_transform(), color=MUTED, ha=side, va="bottom", fontsize=8.5)
 
 
 def _saved(figure: Figure, kind: Kind) -> bytes:
@@ -225,7 +225,7 @@ def _inline(svg: str) -> str:
     svg = re.sub(r'^<svg[^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true" focusable="false">', svg)
     svg = re.sub(r"font-family: [^;]*; ", "", svg).replace('xlink:href="', 'href="')
     used, own = set(re.findall(r'(?:url\(#|href="#)([^")]+)', svg)), f"p{zlib.crc32(svg.encode()):x}"
-    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
+    svg = re.sub(r' id="([^"]*)"', lambda result: result[0] if result[1] in used else "", svg)
     for name in used:
         svg = svg.replace(f'id="{name}"', f'id="{own}{name}"').replace(f"#{name}", f"#{own}{name}")
     for colour, variable in VARIABLES.items():
@@ -233,26 +233,22 @@ def _inline(svg: str) -> str:
     return svg
 
 
-def _words(aspect: str) -> str:
-    return aspect.replace("_", " ")
-
-
 DASHES: tuple[tuple[float, ...], ...] = ((), (5.0, 1.6), (1.2, 1.4), (6.0, 1.5, 1.2, 1.5), (3.0, 3.0))
-"""Patterns of lines, so that nobody has to tell them apart by colour."""
+"""Patterns of lines, so that they can be told apart without colour."""
 FEW = 10
 """A bin of fewer images than this is drawn without its interval, which would fill the plot."""
 LONGEST = 24
 """Letters of a system's name in a plot."""
 
 
-def line_style(place: int) -> tuple[str, tuple[float, ...]]:
+def line_style(index: int) -> tuple[str, tuple[float, ...]]:
     """Tone and dash pattern of a line, by its place among the lines."""
-    return LINES[place % len(LINES)], DASHES[place % len(DASHES)]
+    return LINES[index % len(LINES)], DASHES[index % len(DASHES)]
 
 
-def line_key(place: int) -> tuple[str, str]:
+def line_key(index: int) -> tuple[str, str]:
     """The same for the key under a plot: the page's variable, and the dashes in units of the key."""
-    tone, dashes = line_style(place)
+    tone, dashes = line_style(index)
     return VARIABLES[tone], " ".join(f"{2.4 * length:.1f}" for length in dashes) or "none"
 
 
@@ -281,10 +277,10 @@ def coverage_curves(curves: Sequence[tuple[int, CurvePlot]]) -> str:
     """Share of wrong answers among those given, for each system (its place, which chooses the line, and its curve)."""
 
     def draw(axes: Axes) -> None:
-        for place, curve in curves:
-            tone, dashes = line_style(place)
-            kept, wrong = [100 * c for c in curve.coverage], [100 * r for r in curve.risk]
-            axes.plot(kept, wrong, color=tone, linewidth=1.8, linestyle=(0, dashes))
+        for index, curve in curves:
+            tone, dashes = line_style(index)
+            coverage, wrong = [100 * c for c in curve.coverage], [100 * r for r in curve.risk]
+            axes.plot(coverage, wrong, color=tone, linewidth=1.8, linestyle=(0, dashes))
         axes.set_xlim(0, 100)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("answered, % of the images (the surest first)")
@@ -298,9 +294,9 @@ def accuracy_dots(systems: Sequence[tuple[str, Interval]], majority: float | Non
     """Accuracy of every system with its 95 % interval, beside always answering the most frequent label."""
 
     def draw(axes: Axes) -> None:
-        for place, (_, found) in enumerate(systems):
-            axes.plot([100 * found.low, 100 * found.high], [place, place], color=MID, linewidth=2.4)
-            axes.plot([100 * found.value], [place], "o", markersize=7, color=ACCENT, zorder=3, clip_on=False)
+        for index, (_, result) in enumerate(systems):
+            axes.plot([100 * result.low, 100 * result.high], [index, index], color=MID, linewidth=2.4)
+            axes.plot([100 * result.value], [index], "o", markersize=7, color=ACCENT, zorder=3, clip_on=False)
         if majority is not None:
             axes.axvline(100 * majority, color=INK, linewidth=1, linestyle=(0, (3, 2)))
         axes.set_yticks(range(len(systems)), [_shortened(name) for name, _ in systems])
@@ -315,14 +311,14 @@ def gain_bars(gains: Sequence[tuple[str, Interval]]) -> str:
     """Gain of each aspect in points with its 95 % interval; left of the line it hurts."""
 
     def draw(axes: Axes) -> None:
-        places = range(len(gains))
-        axes.barh(places, [100 * found.value for _, found in gains], height=0.5, color=MID)
-        for place, (_, found) in zip(places, gains, strict=True):
-            ends = [100 * found.low, 100 * found.high]
-            axes.plot(ends, [place, place], color=INK, linewidth=1.3, solid_capstyle="butt")
-            axes.plot(ends, [place, place], color=INK, linewidth=0, marker="|", markersize=6)
+        positions = range(len(gains))
+        axes.barh(positions, [100 * result.value for _, result in gains], height=0.5, color=MID)
+        for position, (_, result) in zip(positions, gains, strict=True):
+            ends = [100 * result.low, 100 * result.high]
+            axes.plot(ends, [position, position], color=INK, linewidth=1.3, solid_capstyle="butt")
+            axes.plot(ends, [position, position], color=INK, linewidth=0, marker="|", markersize=6)
         axes.axvline(0, color=INK, linewidth=1)
-        axes.set_yticks(places, [words(aspect) for aspect, _ in gains])
+        axes.set_yticks(positions, [words(aspect) for aspect, _ in gains])
         axes.set_ylim(len(gains) - 0.5, -0.5)
         axes.set_xlabel("gain in accuracy, points")
 

@@ -36,7 +36,7 @@ class Ablation:
     """Table 2: the rows, and the two lines to read them against (shares in [0, 1])."""
 
     rows: tuple[AblationRow, ...]
-    pictures: int
+    images: int
     ceiling: float | None = None
     majority: float | None = None
     differences: tuple[Difference, ...] = ()
@@ -90,7 +90,7 @@ class AspectSight:
 
     `effect` is the fall of the label's log-probability when the aspect is left out, in nats. `attention` holds the
     weights over the image's cells, rows from the top; it is None for a backbone whose tokens form no grid. `truth` is
-    the right answer, empty where the image shows nothing of the kind and None where nobody knows.
+    the right answer, empty where the image shows nothing of the kind and None where it is unknown.
     """
 
     aspect: str
@@ -104,13 +104,13 @@ class AspectSight:
 class Sample:
     """One image and everything said about it.
 
-    `picture` is read when the page is written; where it cannot be read, the page says so. `expected` holds the
+    `image` is read when the page is written; where it cannot be read, the page says so. `expected` holds the
     true probability of every label and `cause` the true main cause, both only where the data set knows them. `warning`
     is what to know before the label is believed.
     """
 
     name: str
-    picture: Path | Image.Image
+    image: Path | Image.Image
     label: str
     probabilities: Mapping[str, float]
     sights: tuple[AspectSight, ...] = ()

@@ -10,7 +10,7 @@ from masp.baselines.base import Reading
 from masp.core.config import DataConfig, RunConfig, load_config
 from masp.core.errors import DataError, UsageError, did_you_mean
 from masp.data.images import Rounding
-from masp.data.readers.detect import read_layout
+from masp.data.readers.open_dataset import read_layout
 from masp.data.records import BadFiles
 from masp.demo.pictures import Plan
 from masp.reproduce import specs as others
@@ -123,8 +123,8 @@ def embedded_config(changes: Sequence[str], quick: bool) -> RunConfig:
 
 def drawn_source(work: Path, data: DataConfig) -> DatasetSource:
     """The drawn data set, whether it is drawn already or not; `data` has the settings of reading it."""
-    place = {"path": work / "data" / DRAWN, "layout": "emoset", **_PUBLISHED_LABELS}
-    return DatasetSource(DRAWN, data.model_copy(update=place), annotated=True)
+    changes = {"path": work / "data" / DRAWN, "layout": "emoset", **_PUBLISHED_LABELS}
+    return DatasetSource(DRAWN, data.model_copy(update=changes), annotated=True)
 
 
 def find_sources(
@@ -147,16 +147,16 @@ def find_sources(
     names = [_canonical(name, paper) for name in wanted] if wanted is not None else list(paper.datasets)
     if len(set(names)) != len(names):
         raise UsageError("--datasets names one of them twice", "each once", "Leave one out.")
-    places = {name: _place(root, name, paper) for name in names}
+    paths = {name: _folder_of(root, name, paper) for name in names}
     missing = tuple(
-        SkippedDataset(name, "", f"no data at {root.name}/{name}") for name, place in places.items() if place is None
+        SkippedDataset(name, "", f"no data at {root.name}/{name}") for name, place in paths.items() if place is None
     )
     if len(missing) == len(names):
         there = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())[:10]) or "no folder"
         todo = "Name the folders after the data sets, or others of your own with --datasets."
         raise UsageError(f"{root} holds {there}", f"some of {', '.join(names)}", todo)
-    found = tuple(_source(name, place, data) for name, place in places.items() if place is not None)
-    return found, missing
+    result = tuple(_source(name, place, data) for name, place in paths.items() if place is not None)
+    return result, missing
 
 
 def _canonical(name: str, paper: Paper) -> str:
@@ -168,7 +168,7 @@ def _folded(name: str) -> str:
     return name.casefold().removesuffix("118k").rstrip("-_ ")
 
 
-def _place(root: Path, name: str, paper: Paper) -> Path | None:
+def _folder_of(root: Path, name: str, paper: Paper) -> Path | None:
     if (root / name).exists():
         return root / name
     if name not in paper.datasets:
@@ -177,31 +177,31 @@ def _place(root: Path, name: str, paper: Paper) -> Path | None:
     return fits[0] if fits else None
 
 
-def find_teacher(root: Path, data: DataConfig, found: Sequence[DatasetSource], paper: Paper) -> DatasetSource | None:
+def find_teacher(root: Path, data: DataConfig, result: Sequence[DatasetSource], paper: Paper) -> DatasetSource | None:
     """What teaches the aspects for all data sets: EmoSet, whether it is measured on or not, or else `ASPECTS`.
 
     None where neither is there, or it has no annotations.
     """
-    places = ((EMOSET, _place(root, EMOSET, paper)), (ASPECTS, _place(root, ASPECTS, paper)))
-    name, place = next(((name, place) for name, place in places if place is not None), (EMOSET, None))
-    if place is None:
+    paths = ((EMOSET, _folder_of(root, EMOSET, paper)), (ASPECTS, _folder_of(root, ASPECTS, paper)))
+    name, path = next(((name, path) for name, path in paths if path is not None), (EMOSET, None))
+    if path is None:
         return None
-    source = next((source for source in found if source.name == name), None)
-    source = source or _source(name, place, data.model_copy(update=_PUBLISHED_LABELS))
+    source = next((source for source in result if source.name == name), None)
+    source = source or _source(name, path, data.model_copy(update=_PUBLISHED_LABELS))
     return source if source.annotated else None
 
 
-def _source(name: str, place: Path, data: DataConfig) -> DatasetSource:
+def _source(name: str, path: Path, data: DataConfig) -> DatasetSource:
     """A data set with the published split, or where there is none with the one that the paper's figures imply.
 
     Raises:
         DataError: it cannot be read.
     """
-    settings = data.model_copy(update={"path": place})
-    reading = read_layout(place, settings, BadFiles())
+    settings = data.model_copy(update={"path": path})
+    reading = read_layout(path, settings, BadFiles())
     records = [record for chosen in reading.splits.values() for record in chosen]
     if not records:
-        raise DataError(f"{place} holds no images", f"images in the layout {reading.layout}", "Check the folder.")
+        raise DataError(f"{path} holds no images", f"images in the layout {reading.layout}", "Check the folder.")
     if "all" in reading.splits and settings.splits.kind == "auto" and settings.splits.file is None:
         settings = settings.model_copy(update={"splits": settings.splits.model_copy(update={"kind": "paper-like"})})
     return DatasetSource(name, settings, any(record.annotations for record in records))
@@ -269,8 +269,8 @@ def job_of(request: Request) -> ReproduceConfig:
     paper = load_paper()
     sources, missing = find_sources(request.data, request.datasets, config.data, paper)
     teacher = find_teacher(request.data, config.data, sources, paper)
-    found = (sources, missing, seeds, request.out, teacher, adapter)
-    return ReproduceConfig(experiments, config, *found, (*read, *own), reading=request.reading)
+    result = (sources, missing, seeds, request.out, teacher, adapter)
+    return ReproduceConfig(experiments, config, *result, (*read, *own), reading=request.reading)
 
 
 def _check(request: Request) -> None:

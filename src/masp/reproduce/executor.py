@@ -20,7 +20,7 @@ from masp.training.signals import Interrupted, StopRequest
 
 log = logging.getLogger(__name__)
 
-Told = Callable[[ExperimentResult, bool], None]
+Reporter = Callable[[ExperimentResult, bool], None]
 """Is given every outcome as it comes, and whether the cell was run now."""
 
 PATIENCE = 120.0  # seconds in which a worker that was asked to stop writes its checkpoint
@@ -37,14 +37,16 @@ class Worker:
     process: BaseProcess
 
 
-def run_cells(cells: Sequence[Experiment], job: ReproduceConfig, jobs: int, told: Told) -> dict[str, ExperimentResult]:
+def run_cells(
+    cells: Sequence[Experiment], job: ReproduceConfig, jobs: int, report: Reporter
+) -> dict[str, ExperimentResult]:
     """Runs every cell whose needs are met; one that fails does not stop the others.
 
     Args:
         cells: in an order in which each follows what it needs.
         job: what is asked.
         jobs: how many run side by side; 1: in this process.
-        told: is given every outcome.
+        report: is given every outcome.
 
     Returns:
         The outcome of every cell.
@@ -56,7 +58,7 @@ def run_cells(cells: Sequence[Experiment], job: ReproduceConfig, jobs: int, told
     if jobs < 1:
         raise UsageError(f"--jobs is {jobs}", "1 or more", "Correct it.")
     if jobs > 1:
-        return _Crowd(job, jobs, told).run(cells)
+        return _Crowd(job, jobs, report).run(cells)
     from masp.reproduce.runner import Runner
 
     runner, outcomes = Runner(job), dict[str, ExperimentResult]()
@@ -64,16 +66,16 @@ def run_cells(cells: Sequence[Experiment], job: ReproduceConfig, jobs: int, told
         hindered = blocked(cell, outcomes)
         outcome, fresh = (hindered, False) if hindered is not None else runner.run(cell)
         outcomes[cell.name] = outcome
-        told(outcome, fresh)
+        report(outcome, fresh)
     return outcomes
 
 
 def blocked(cell: Experiment, outcomes: Mapping[str, ExperimentResult]) -> ExperimentResult | None:
     """The outcome of a cell that needs one that failed; None where nothing is in its way."""
     for need in cell.needs:
-        found = outcomes.get(need)
-        if found is not None and found.state != "done":
-            why = f"it needs {need}, which {'failed' if found.state == 'failed' else 'was not run'}"
+        result = outcomes.get(need)
+        if result is not None and result.state != "done":
+            why = f"it needs {need}, which {'failed' if result.state == 'failed' else 'was not run'}"
             return ExperimentResult(cell.name, "waiting", {}, {}, {}, error=why)
     return None
 
@@ -81,8 +83,8 @@ def blocked(cell: Experiment, outcomes: Mapping[str, ExperimentResult]) -> Exper
 class _Crowd:
     """Workers, what each of them is doing, and what is done."""
 
-    def __init__(self, job: ReproduceConfig, jobs: int, told: Told) -> None:
-        self.job, self.jobs, self.told = job, jobs, told
+    def __init__(self, job: ReproduceConfig, jobs: int, report: Reporter) -> None:
+        self.job, self.jobs, self.report = job, jobs, report
         self.outcomes: dict[str, ExperimentResult] = {}
         self.busy: dict[Future[tuple[ExperimentResult, bool]], tuple[Experiment, Worker]] = {}
         self.idle: list[Worker] = []
@@ -117,7 +119,7 @@ class _Crowd:
         return True
 
     def _given(self, cell: Experiment) -> tuple[Future[tuple[ExperimentResult, bool]], Worker]:
-        """The worker that has the cell now; an idle one that has died takes nothing, and is let go."""
+        """The worker that has the cell now; an idle one that has died takes nothing, and is dropped."""
         while self.idle:
             worker = self.idle.pop()
             try:
@@ -158,7 +160,7 @@ class _Crowd:
 
     def _finished(self, outcome: ExperimentResult, fresh: bool) -> None:
         self.outcomes[outcome.cell] = outcome
-        self.told(outcome, fresh)
+        self.report(outcome, fresh)
 
     def _stop(self) -> None:
         """Ask every worker to stop, and end those that do not."""
@@ -172,7 +174,7 @@ class _Crowd:
 
 
 def _prepare(threads: int, logs: Path) -> None:
-    """A worker's beginning: its own log, its share of the cores, and no ear for Ctrl-C.
+    """Sets up a worker: its own log, its share of the cores, and Ctrl-C ignored.
 
     Ctrl-C reaches every process of the terminal: the first one passes it on, and a training hears it by itself.
     """

@@ -26,8 +26,8 @@ from masp.evaluation import metrics
 from masp.evaluation.explanation_metrics import ceiling
 from masp.evaluation.predict_split import SplitPredictions, predict_batch
 from masp.evaluation.result import Evaluation, LabelledPrediction, SkippedImage
-from masp.model.attention import prompt_attention
 from masp.model.explain import normalised
+from masp.model.prompt_attention import prompt_attention
 from masp.reproduce.config import ReproduceConfig
 from masp.training.disk_cache import DiskCache
 from masp.training.feature_cache import GIGA, FeatureCache, ImageReading, VisualMemory
@@ -57,18 +57,18 @@ class SplitImages:
             Interrupted: a signal arrived.
         """
         groups = stop.between(groups_of(range(len(self.records)), images_at_once(backbone.dim)))
-        for group, visual in self.images.stream(groups, lambda group: [self.numbers[place] for place in group]):
+        for group, visual in self.images.stream(groups, lambda group: [self.numbers[index] for index in group]):
             assert visual is not None
-            yield [self.records[place] for place in group], visual
+            yield [self.records[index] for index in group], visual
 
     def examples(self) -> tuple[list[int], "SplitImages"]:
         """The first image of each of some labels, so that the same data gives the same ones, and their places."""
         first: dict[str | None, int] = {}
-        for place, record in enumerate(self.records):
-            first.setdefault(record.label, place)
+        for index, record in enumerate(self.records):
+            first.setdefault(record.label, index)
         chosen = sorted(first.values())[:EXAMPLES]
-        records, numbers = (tuple(row[place] for place in chosen) for row in (self.records, self.numbers))
-        return chosen, replace(self, records=records, numbers=numbers)
+        records, indices = (tuple(row[index] for index in chosen) for row in (self.records, self.numbers))
+        return chosen, replace(self, records=records, numbers=indices)
 
 
 def answers(system: System, images: SplitImages, stop: StopRequest, title: str) -> SplitPredictions:
@@ -77,25 +77,25 @@ def answers(system: System, images: SplitImages, stop: StopRequest, title: str) 
     Raises:
         Interrupted: a signal arrived.
     """
-    found, started = list[LabelledPrediction](), time.perf_counter()
+    result, started = list[LabelledPrediction](), time.perf_counter()
     with Bar(title, len(images.records)) as bar:
         for records, visual in images.batches(system.backbone, stop):
-            found += predict_batch(system, images.dataset, records, visual)
-            bar.show(len(found))
-    return SplitPredictions(tuple(found), images.left_out, time.perf_counter() - started, images.unlabelled)
+            result += predict_batch(system, images.dataset, records, visual)
+            bar.show(len(result))
+    return SplitPredictions(tuple(result), images.left_out, time.perf_counter() - started, images.unlabelled)
 
 
-def figures(found: Evaluation) -> dict[str, Any]:
+def figures(result: Evaluation) -> dict[str, Any]:
     """The figures that tables are made of, ready for JSON; all others are in the result itself."""
     content: dict[str, Any] = {
-        "images": found.used,
-        "accuracy": asdict(found.accuracy),
-        "macro_f1": asdict(found.macro_f1),
-        "unparsed": found.unparsed,
+        "images": result.used,
+        "accuracy": asdict(result.accuracy),
+        "macro_f1": asdict(result.macro_f1),
+        "unparsed": result.unparsed,
     }
-    if found.exact is not None:
-        content["exact"] = asdict(found.exact)
-    chances = found.chances
+    if result.exact is not None:
+        content["exact"] = asdict(result.exact)
+    chances = result.chances
     if chances is not None:
         content["negative_log_likelihood"] = asdict(chances.negative_log_likelihood)
         content["calibration_error"] = asdict(chances.calibration_error)
@@ -108,19 +108,19 @@ def figures(found: Evaluation) -> dict[str, Any]:
 def facts(images: SplitImages) -> dict[str, Any]:
     """What accuracies on a data set have to be read against; ready for JSON."""
     dataset = images.dataset
-    truth = [record.label or "" for record in images.records]
-    if not truth:
+    targets = [record.label or "" for record in images.records]
+    if not targets:
         raise DataError(f"no test image of {dataset.name} has a label and can be read", "some", "Check the data set.")
     content: dict[str, Any] = {
         "labels": list(dataset.labels),
         "layout": dataset.layout,
         "split_by": dataset.split_by,
         "splits": {name: len(records) for name, records in dataset.splits.items()},
-        "images": len(truth),
+        "images": len(targets),
         "unreadable": len(images.left_out),
-        "classes": dict(sorted(Counter(truth).items())),
+        "classes": dict(sorted(Counter(targets).items())),
         "guess": 1 / len(dataset.labels),
-        "majority": asdict(metrics.majority_accuracy(truth)),
+        "majority": asdict(metrics.majority_accuracy(targets)),
     }
     if all("emoji" in record.extra for record in images.records):
         content["ceiling"] = asdict(ceiling(images.records))
@@ -137,7 +137,7 @@ def attention(system: Prompted, images: SplitImages, stop: StopRequest) -> dict[
     assert use is not None
     batches = images.batches(model.backbone, stop)
     raw = torch.cat([prompt_attention(model, visual, system.question, use).cpu().double() for _, visual in batches])
-    shares, (places, examples) = normalised(raw), images.examples()
+    shares, (indices, examples) = normalised(raw), images.examples()
 
     def named(row: torch.Tensor) -> dict[str, float]:
         return dict(zip(use.aspects, row.tolist(), strict=True))
@@ -152,10 +152,10 @@ def attention(system: Prompted, images: SplitImages, stop: StopRequest) -> dict[
                 "image": one.image,
                 "truth": one.truth,
                 "predicted": one.predicted,
-                "raw": named(raw[place]),
-                "normalised": named(shares[place]),
+                "raw": named(raw[index]),
+                "normalised": named(shares[index]),
             }
-            for place, one in zip(places, answers(system, examples, stop, "examples").answers, strict=True)
+            for index, one in zip(indices, answers(system, examples, stop, "examples").answers, strict=True)
         ],
     }
 
@@ -177,7 +177,7 @@ class ReadSplits:
 class Library:
     """Holds what is expensive to make; one for each process.
 
-    Visual tokens lie on a shelf below the job's work folder, so that all processes and later calls find them.
+    Visual tokens are cached below the job's work folder, so that all processes and later calls find them.
 
     Args:
         job: what is asked.
@@ -199,7 +199,7 @@ class Library:
         return load_backbone(self.job.config.backbone)
 
     @property
-    def shelf(self) -> Path | None:
+    def cache_folder(self) -> Path | None:
         """Where visual tokens are kept; None where nothing is to be kept."""
         settings = self.job.config.prompt
         return None if settings.store == "none" else settings.store_dir or self.job.work / "store"
@@ -215,7 +215,7 @@ class Library:
         return self._datasets[name]
 
     def memory(self, name: str) -> VisualMemory:
-        """The visual tokens of a data set that are in memory; those of other data sets are let go."""
+        """The visual tokens of a data set that are in memory; those of other data sets are dropped."""
         if name not in self._memory:
             self._memory, self._stores = {name: VisualMemory()}, {}
         return self._memory[name]
@@ -226,14 +226,14 @@ class Library:
         return self._filled(name, {split: splits.get(split, ()) for split in TAUGHT}, stop)
 
     def tested(self, name: str, stop: StopRequest, alone: bool = False) -> SplitImages:
-        """The images of the test split; `alone` as in `pictures`.
+        """The images of the test split; `alone` as in `images`.
 
         Raises:
             DataError: there is no test split, or too many images are bad.
         """
-        return self.pictures(name, "test", stop, alone)
+        return self.images(name, "test", stop, alone)
 
-    def pictures(self, name: str, split: str, stop: StopRequest, alone: bool = False) -> SplitImages:
+    def images(self, name: str, split: str, stop: StopRequest, alone: bool = False) -> SplitImages:
         """The labelled images of a split, and those that are left out.
 
         Args:
@@ -246,12 +246,12 @@ class Library:
             DataError: there is no such split, or too many images are bad.
         """
         dataset = self.dataset(name)
-        found = self._filled(name, {split: dataset.split(split)}, stop, alone)
-        chosen = found.records[split]
-        records, places = tuple(record for _, record in chosen), tuple(number for number, _ in chosen)
-        bad = tuple(SkippedImage(dataset.place(one.path), one.reason) for one in found.rejected)
+        result = self._filled(name, {split: dataset.split(split)}, stop, alone)
+        chosen = result.records[split]
+        records, indices = tuple(record for _, record in chosen), tuple(index for index, _ in chosen)
+        bad = tuple(SkippedImage(dataset.relative_path(one.path), one.reason) for one in result.rejected)
         bare = sum(not record.label for record in dataset.split(split))
-        return SplitImages(dataset, records, places, found.store, bad, bare)
+        return SplitImages(dataset, records, indices, result.store, bad, bare)
 
     def learned_from(self, name: str) -> Sequence[Record]:
         """The labelled training images of a data set, those included that turn out unreadable."""
@@ -262,12 +262,15 @@ class Library:
         side = self.job.side_of(name, alone=False)
         return sum(_exceeds(record, side) for record in self.dataset(name).split("test") if record.label)
 
-    def lessons(self, name: str, out: Path, seed: int, stop: StopRequest) -> TrainingData:
+    def training_data(self, name: str, out: Path, seed: int, stop: StopRequest) -> TrainingData:
         """What a system learns from a data set: labels and, where they are, annotations of train and val."""
-        found = self.taught(name, stop)
-        train, val = (tuple(_lesson(*pair) for pair in found.records[split]) for split in TAUGHT)
+        result = self.taught(name, stop)
+        train, val = (
+            tuple(Example(index, one.label or "", one.annotations) for index, one in result.records[split])
+            for split in TAUGHT
+        )
         out.mkdir(parents=True, exist_ok=True)
-        return TrainingData(found.store, train, val, out, seed, self.dataset(name).fingerprint())
+        return TrainingData(result.store, train, val, out, seed, self.dataset(name).fingerprint())
 
     def _side(self, name: str, records: Sequence[Record], alone: bool) -> int | None:
         """The side that images are shrunk to; where it makes no difference, the one that is read anyway."""
@@ -286,18 +289,20 @@ class Library:
             return self._stores[key]
         labelled = [(split, record) for split, records in splits.items() for record in records if record.label]
         settings, data = self.job.config.prompt, self.job.source(name).data
-        shelf = None if self.shelf is None else DiskCache(self.shelf, int(settings.store_disk_gb * GIGA))
-        budget = 0 if shelf is None else shelf.budget
+        disk_cache = (
+            None if self.cache_folder is None else DiskCache(self.cache_folder, int(settings.store_disk_gb * GIGA))
+        )
+        budget = 0 if disk_cache is None else disk_cache.budget
         reading = ImageReading(side, data.workers, budget, settings.strict, rounding=self.job.rounding)
         paths = [record.path for _, record in labelled]
-        store = FeatureCache(self.backbone, paths, reading, memory, shelf)
+        store = FeatureCache(self.backbone, paths, reading, memory, disk_cache)
         account = store.fill(stop)
         log.info("%s: %s", name, account.summary())
-        numbers: dict[str, list[tuple[int, Record]]] = {split: [] for split in splits}
-        for number, (split, record) in enumerate(labelled):
-            if store.usable[number]:
-                numbers[split].append((number, record))
-        self._stores[key] = ReadSplits(store, numbers, tuple(account.rejected))
+        indexed: dict[str, list[tuple[int, Record]]] = {split: [] for split in splits}
+        for index, (split, record) in enumerate(labelled):
+            if store.usable[index]:
+                indexed[split].append((index, record))
+        self._stores[key] = ReadSplits(store, indexed, tuple(account.rejected))
         return self._stores[key]
 
 
@@ -305,7 +310,3 @@ def _exceeds(record: Record, side: int | None) -> bool:
     """Whether an image would be shrunk to a side."""
     size = image_size(record.path)
     return side is not None and size is not None and max(size) > side
-
-
-def _lesson(number: int, record: Record) -> Example:
-    return Example(number, record.label or "", record.annotations)

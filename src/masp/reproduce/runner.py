@@ -29,8 +29,8 @@ from masp.core.settings import Variant
 from masp.evaluation.predict_split import Batching
 from masp.evaluation.result import dated, when, write_result
 from masp.evaluation.runner import evaluation_of, of_system, surroundings
+from masp.model.cost_estimate import numbers, trained_size
 from masp.model.masp_model import ActiveParts, MaspModel
-from masp.model.param_count import numbers, trained_size
 from masp.reproduce import library as measure
 from masp.reproduce.config import ReproduceConfig, with_seed
 from masp.reproduce.dag import (
@@ -96,11 +96,11 @@ class Runner:
             before = self._before(cell, known)
             if before is not None:
                 return before, False
-            found, about = self._made(cell)
+            result, about = self._made(cell)
             seconds = round(time.perf_counter() - started, 1)
             about = self._about(cell, seconds) | about
             about["processor_seconds"] = round(time.process_time() - worked, 1)
-            outcome = ExperimentResult(cell.name, "done", found, known, about, seconds)
+            outcome = ExperimentResult(cell.name, "done", result, known, about, seconds)
         except Interrupted:
             raise
         except Exception as error:
@@ -166,14 +166,14 @@ class Runner:
         }
         if cell.recipe.prompt == "none":
             return table
-        places = {"method.prompt_length": asked.prompt_length, "method.prompt_places": method.prompt_places}
-        return table | places | flat("prompt.init", config.prompt.init)
+        own = {"method.prompt_length": asked.prompt_length, "method.prompt_places": method.prompt_places}
+        return table | own | flat("prompt.init", config.prompt.init)
 
     def config(self, cell: Experiment) -> RunConfig:
-        """The settings of a cell: its seed, its data set, its aspects and length, and the shelf of visual tokens."""
+        """The settings of a cell: its seed, its data set, its aspects and length, and the cache of visual tokens."""
         config, recipe = with_seed(self.job.config, cell.seed), cell.recipe
         stages = {
-            stage: getattr(config, stage).model_copy(update={"store_dir": self.library.shelf})
+            stage: getattr(config, stage).model_copy(update={"store_dir": self.library.cache_folder})
             for stage in ("aspects", "prompt")
         }
         if recipe.kind == "masp":
@@ -257,9 +257,9 @@ class Runner:
         if cell.recipe.prompt != "trained":
             return self._measured(cell, self._system(cell, None, self.job.reading), {})
         aspects = self._stage1(cell) if cell.recipe.aspects else None
-        place = (self.library.dataset(cell.dataset), self.library.backbone, aspects, self.folder(cell))
+        common = (self.library.dataset(cell.dataset), self.library.backbone, aspects, self.folder(cell))
         memory = self.library.memory(cell.dataset)
-        result = train_prompt(self.config(cell), *place, include_aspects=False, memory=memory)
+        result = train_prompt(self.config(cell), *common, include_aspects=False, memory=memory)
         return self._measured(cell, self._system(cell, self.folder(cell), self.job.reading), _training(result))
 
     def _system(self, cell: Experiment, prompt: Path | None, reading: Reading = "score") -> Prompted:
@@ -312,8 +312,8 @@ class Runner:
             if base is not None and base.recipe.kind == "baseline":
                 self._borrow(base, folder / "tuned")
             with StopRequest() as stop:
-                lessons = self.library.lessons(cell.dataset, folder, cell.seed, stop)
-            system.fit(lessons)
+                examples = self.library.training_data(cell.dataset, folder, cell.seed, stop)
+            system.fit(examples)
         return self._measured(cell, system, {})
 
     def _other(self, cell: Experiment) -> System:
@@ -328,30 +328,30 @@ class Runner:
         over = None if base is None else self._system(base, self.folder(base))
         return ConceptBottleneck(read.model, labels, over, checked(name, dict(map(parsed_override, changes))))
 
-    def _borrow(self, base: Experiment, place: Path) -> None:
+    def _borrow(self, base: Experiment, path: Path) -> None:
         """What the system below has learned in a cell of its own, so that it is not learned twice."""
         learned = self.folder(base)
-        if learned.is_dir() and not place.exists():
-            write_folder(place, lambda partial: _copied(learned, partial))
+        if learned.is_dir() and not path.exists():
+            write_folder(path, lambda partial: shutil.copytree(learned, partial, dirs_exist_ok=True))
 
     def _attention(self, cell: Experiment) -> Found:
         full = Experiment(cell.dataset, FULL, cell.seed)
         system = self._system(full, self.folder(full))
         started = time.perf_counter()
         with StopRequest() as stop:
-            found = measure.attention(system, self.library.tested(cell.dataset, stop), stop)
-        return found, self._depended(cell, system, time.perf_counter() - started)
+            result = measure.attention(system, self.library.tested(cell.dataset, stop), stop)
+        return result, self._depended(cell, system, time.perf_counter() - started)
 
     def _measured(self, cell: Experiment, system: System, about: Mapping[str, Any]) -> Found:
         dataset = self.library.dataset(cell.dataset)
         with StopRequest() as stop:
             images = self.library.tested(cell.dataset, stop, alone(cell.recipe))
-            found = measure.answers(system, images, stop, cell.name)
-            if not found.answers:
+            result = measure.answers(system, images, stop, cell.name)
+            if not result.answers:
                 raise DataError("no image of the test split has a label and can be read", "some", "Check the data set.")
             held = self._held(cell, system, stop)
-        known = self._depended(cell, system, found.seconds)
-        evaluation = evaluation_of(cell.recipe.name, system.labels, dataset, "test", found, known, held or None)
+        known = self._depended(cell, system, result.seconds)
+        evaluation = evaluation_of(cell.recipe.name, system.labels, dataset, "test", result, known, held or None)
         write_result(result_folder(self.job, cell.name), evaluation)
         return measure.figures(evaluation), {**evaluation.provenance, **about}
 
@@ -359,7 +359,7 @@ class Runner:
         """What it says about the validation split, to fit a temperature on; nothing where there is none."""
         if not any(record.label for record in self.library.dataset(cell.dataset).splits.get("val", ())):
             return []
-        images = self.library.pictures(cell.dataset, "val", stop, alone(cell.recipe))
+        images = self.library.images(cell.dataset, "val", stop, alone(cell.recipe))
         return list(measure.answers(system, images, stop, f"{cell.name}, val").answers)
 
     def _depended(self, cell: Experiment, system: System, seconds: float) -> dict[str, Any]:
@@ -430,10 +430,6 @@ def _method_numbers(dim: int, queries: int | None, variant: Variant, length: int
     here = trained_size(variant, dim, queries, length)
     own = {"prompt": here.prompt, "aspects": here.aspects}
     return own | {"aspects paper": paper.aspects, "aspects released": released.aspects}
-
-
-def _copied(source: Path, place: Path) -> None:
-    shutil.copytree(source, place, dirs_exist_ok=True)
 
 
 def _training(result: TrainResult) -> dict[str, Any]:

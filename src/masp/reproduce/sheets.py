@@ -139,10 +139,10 @@ def _wide(table: ResultTable) -> tuple[tuple[str, ...], tuple[tuple[str, ...], .
 def _short(entry: TableCell) -> str:
     """All that one cell of a wide table says: "80.1 ± 0.4 [78.0, 82.1]; paper 80.06 (+0.0)"."""
     paper = "" if entry.paper is None else f"paper {entry.paper:.2f}"
-    found = entry.over_seeds
-    if found is None:
+    result = entry.over_seeds
+    if result is None:
         return f"–; {paper}" if paper else "–"
-    text = f"{found.text()} {_bracket(entry)}"
+    text = f"{result.text()} {_bracket(entry)}"
     if entry.read is not None:
         lenient, unparsed = _read(entry.read)
         text += f"; lenient {lenient}, unparsed {unparsed} %"
@@ -178,8 +178,8 @@ def _plain(share: float | None) -> float | str:
 
 
 def _bracket(entry: TableCell) -> str:
-    found = entry.interval
-    return "" if found is None else f"[{100 * found.low:.1f}, {100 * found.high:.1f}]"
+    result = entry.interval
+    return "" if result is None else f"[{100 * result.low:.1f}, {100 * result.high:.1f}]"
 
 
 def _number(value: float | None) -> str:
@@ -229,10 +229,10 @@ def differences(results: Results, experiment: str) -> Sheet | None:
     """Paired differences between rows, on the same images with the same seed; None where there are none."""
     rows, lines = [], []
     for dataset, base, recipe in _pairs(results, experiment):
-        found = paired(results, dataset, base, recipe)
-        if found is not None:
-            rows.append(_difference_row(dataset, base, recipe, found))
-            seeds = [("all", found.whole), *zip(found.seeds, found.each, strict=True)]
+        result = paired(results, dataset, base, recipe)
+        if result is not None:
+            rows.append(_difference_row(dataset, base, recipe, result))
+            seeds = [("all", result.whole), *zip(result.seeds, result.each, strict=True)]
             lines += [_difference_line(dataset, base, recipe, seed, one) for seed, one in seeds]
     if not rows:
         return None
@@ -248,21 +248,25 @@ def differences(results: Results, experiment: str) -> Sheet | None:
 
 def paired(results: Results, dataset: str, base: Spec, recipe: Spec) -> DifferenceRow | None:
     """How much more of the same images `recipe` gets right than `base`; None where the answers are not there."""
-    seeds, truth, said = list[int](), list[tuple[str, str]](), list[tuple[list[str | None], list[str | None]]]()
+    seeds, targets, predictions = (
+        list[int](),
+        list[tuple[str, str]](),
+        list[tuple[list[str | None], list[str | None]]](),
+    )
     for seed, names in _cells(results, dataset, base, recipe):
         try:
             first, second = (read_predictions(result_folder(results.job, name) / PREDICTIONS) for name in names)
         except DataError:
             continue  # the work folder is gone; the accuracies are still there
-        truth = truth or [(one.image, one.truth) for one in first]
-        if all([(one.image, one.truth) for one in answers] == truth for answers in (first, second)):
+        targets = targets or [(one.image, one.truth) for one in first]
+        if all([(one.image, one.truth) for one in answers] == targets for answers in (first, second)):
             seeds.append(seed)
-            said.append(([one.counted for one in first], [one.counted for one in second]))
+            predictions.append(([one.counted for one in first], [one.counted for one in second]))
     if not seeds:
         return None
-    labels = [label for _, label in truth]
-    each = tuple(metrics.compare(labels, *both, seed) for seed, both in zip(seeds, said, strict=True))
-    whole = metrics.compare_seeds(labels, [one for one, _ in said], [one for _, one in said])
+    labels = [label for _, label in targets]
+    each = tuple(metrics.compare(labels, *both, seed) for seed, both in zip(seeds, predictions, strict=True))
+    whole = metrics.compare_seeds(labels, [one for one, _ in predictions], [one for _, one in predictions])
     return DifferenceRow(tuple(seeds), each, whole)
 
 
@@ -290,14 +294,14 @@ def _cells(results: Results, dataset: str, base: Spec, recipe: Spec) -> list[tup
     """Each seed with which both rows are done, and their cells; what is run once stands beside every seed."""
     job, both = results.job, (base, recipe)
     once = all(len(seeds_of(job, one)) == 1 for one in both)
-    found = []
+    result = []
     for seed in job.seeds[:1] if once else job.seeds:
         seeds = (seed if seed in seeds_of(job, one) else seeds_of(job, one)[0] for one in both)
         first, second = (cell_name(dataset, one, own) for one, own in zip(both, seeds, strict=True))
         outcomes = [results.outcomes.get(name) for name in (first, second)]
         if all(outcome is not None and outcome.state == "done" for outcome in outcomes):
-            found.append((seed, (first, second)))
-    return found
+            result.append((seed, (first, second)))
+    return result
 
 
 def parameters(results: Results) -> Sheet:
@@ -337,13 +341,13 @@ def attention(results: Results) -> Sheet | None:
     for source in results.job.sources:
         if not takes_part("figure4", source.name, results.paper):
             continue
-        found, reason = seed_values(results, ATTENTION, source.name)
+        result, reason = seed_values(results, ATTENTION, source.name)
         if reason:
-            notes.append(f"{source.name}: {len(found)} seeds only ({reason}).")
-        for aspect in ASPECTS if found else ():
-            raw = [outcome.figures["raw"][aspect] for outcome in found]
-            shares = [outcome.figures["normalised"][aspect] for outcome in found]
-            spread = [outcome.figures["spread"][aspect] for outcome in found]
+            notes.append(f"{source.name}: {len(result)} seeds only ({reason}).")
+        for aspect in ASPECTS if result else ():
+            raw = [outcome.figures["raw"][aspect] for outcome in result]
+            shares = [outcome.figures["normalised"][aspect] for outcome in result]
+            spread = [outcome.figures["spread"][aspect] for outcome in result]
             seeds = spread_of(shares)
             sd = "" if seeds.deviation is None else percent(seeds.deviation)
             each = " · ".join(percent(share) for share in shares)
@@ -374,8 +378,8 @@ def attention(results: Results) -> Sheet | None:
     )
 
 
-def _difference_row(dataset: str, base: Spec, recipe: Spec, found: DifferenceRow) -> tuple[str, ...]:
-    points, whole = spread_of([100 * one.difference for one in found.each]), found.whole
+def _difference_row(dataset: str, base: Spec, recipe: Spec, result: DifferenceRow) -> tuple[str, ...]:
+    points, whole = spread_of([100 * one.difference for one in result.each]), result.whole
     spread = "" if points.deviation is None else f"{points.deviation:.1f}"
     each = " · ".join(f"{value:+.1f}" for value in points.values)
     interval = f"[{100 * whole.low:+.1f}, {100 * whole.high:+.1f}]"

@@ -233,11 +233,11 @@ def divided(changes: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def changes_of(name: str, changes: Sequence[str]) -> tuple[str, ...]:
     """The settings of one system as the catalogue takes them, those of the system it stands on included."""
-    found = [change.partition(".")[2] for change in changes if change.startswith(f"{name}.")]
+    result = [change.partition(".")[2] for change in changes if change.startswith(f"{name}.")]
     over = over_of(name, changes)
     if over:
-        found += [f"over={over}", *(f"over.{change}" for change in changes_of(over, changes))]
-    return tuple(found)
+        result += [f"over={over}", *(f"over.{change}" for change in changes_of(over, changes))]
+    return tuple(result)
 
 
 ASKING = ("qlora", "instruction")

@@ -89,14 +89,14 @@ class TableCell:
     @property
     def mean(self) -> float | None:
         """Mean over the seeds."""
-        found = self.over_seeds
-        return None if found is None else found.mean
+        result = self.over_seeds
+        return None if result is None else result.mean
 
     @property
     def spread(self) -> float | None:
         """Standard deviation over the seeds; None for one seed."""
-        found = self.over_seeds
-        return None if found is None else found.deviation
+        result = self.over_seeds
+        return None if result is None else result.deviation
 
     @property
     def interval(self) -> Interval | None:
@@ -176,26 +176,23 @@ def accuracy_table(results: Results, experiment: str) -> ResultTable:
             name: {row.printed: number for row in rows if (number := printed.number(row.printed, name)) is not None}
             for name in PATTERN
         }
-    return ResultTable(experiment, _title(printed.title), datasets, rows, beside, notes)
+    title = printed.title.removesuffix(", in per cent").removesuffix(", accuracy in per cent")
+    return ResultTable(experiment, title, datasets, rows, beside, notes)
 
 
 def seed_values(results: Results, recipe: Spec, dataset: str) -> tuple[list[ExperimentResult], str]:
     """The outcomes of a recipe that are done, one for each seed; and why others are missing."""
-    found, reason = [], ""
+    result, reason = [], ""
     for seed in seeds_of(results.job, recipe):
         outcome = results.outcomes.get(cell_name(dataset, recipe, seed))
         if outcome is not None and outcome.state == "done":
-            found.append(outcome)
+            result.append(outcome)
         elif outcome is not None and not reason:
             reason = f"seed {seed}: {outcome.error}"
-    if not found and not reason:
+    if not result and not reason:
         fits = (s for s in results.skipped if s.dataset in ("", dataset) and s.system in ("", recipe.name))
         reason = next((s.reason for s in fits), "not part of this run")
-    return found, reason
-
-
-def _title(text: str) -> str:
-    return text.removesuffix(", in per cent").removesuffix(", accuracy in per cent")
+    return result, reason
 
 
 def _lines(results: Results, experiment: str) -> list[Line]:
@@ -246,12 +243,13 @@ def _entry(results: Results, experiment: str, line: Line, dataset: str) -> Table
     paper = results.paper.tables[experiment].number(line.printed, dataset)
     if line.recipe is None:
         return TableCell(paper=paper, reason=line.reason)
-    found, reason = seed_values(results, line.recipe, dataset)
-    values = tuple(_accuracy(outcome.figures) for outcome in found)
-    scaled = [outcome.figures.get("calibration_error_scaled") for outcome in found]
+    result, reason = seed_values(results, line.recipe, dataset)
+    values = tuple(_accuracy(outcome.figures) for outcome in result)
+    scaled = [outcome.figures.get("calibration_error_scaled") for outcome in result]
     calibration = mean(one["value"] for one in scaled if one) if scaled and all(scaled) else None
-    images, seeds = found[0].figures["images"] if found else 0, tuple(_seed_of(outcome) for outcome in found)
-    return TableCell(values, images, paper, reason, calibration, seeds, _texts([outcome.figures for outcome in found]))
+    images = result[0].figures["images"] if result else 0
+    seeds = tuple(int(outcome.cell.rpartition("/seed")[2]) for outcome in result)
+    return TableCell(values, images, paper, reason, calibration, seeds, _texts([outcome.figures for outcome in result]))
 
 
 def _accuracy(figures: Mapping[str, Any]) -> float:
@@ -269,23 +267,19 @@ def _texts(figures: Sequence[Mapping[str, Any]]) -> Texts | None:
     )
 
 
-def _seed_of(outcome: ExperimentResult) -> int:
-    return int(outcome.cell.rpartition("/seed")[2])
-
-
 def _mean_row(results: Results, rows: Sequence[TableRow], datasets: Sequence[str]) -> TableRow:
     """The mean of the single aspects with each seed that all of them have."""
     name, singles = "mean of single aspects", [row for row in rows if row.name in ASPECTS]
     entries = {}
     for dataset in datasets:
         paper = results.paper.tables["figure3"].number(name, dataset)
-        found = [row.entries[dataset] for row in singles]
-        accuracies = [dict(zip(entry.seeds, entry.values, strict=True)) for entry in found]
+        result = [row.entries[dataset] for row in singles]
+        accuracies = [dict(zip(entry.seeds, entry.values, strict=True)) for entry in result]
         seeds = tuple(seed for seed in accuracies[0] if all(seed in one for one in accuracies))
         if seeds:
             values = tuple(mean(one[seed] for one in accuracies) for seed in seeds)
-            reason = next((entry.reason for entry in found if entry.reason), "")
-            entries[dataset] = TableCell(values, found[0].images, paper, reason, seeds=seeds)
+            reason = next((entry.reason for entry in result if entry.reason), "")
+            entries[dataset] = TableCell(values, result[0].images, paper, reason, seeds=seeds)
         else:
             entries[dataset] = TableCell(paper=paper, reason="not all of them are there")
     return TableRow(name, "", name, entries)
@@ -308,8 +302,8 @@ def _notes(results: Results, experiment: str, datasets: Sequence[str]) -> tuple[
     if job.reading == "generate":
         notes.append(GENERATED)
     if experiment == "table1":
-        found = budgets(results, datasets)
-        notes += [budget_note(found, job.config.aspects, job.others)] if found else []
+        result = budgets(results, datasets)
+        notes += [budget_note(result, job.config.aspects, job.others)] if result else []
     for name in datasets:
         facts = facts_of(results, name)
         if facts:
@@ -339,14 +333,14 @@ def _once(job: ReproduceConfig, lines: Sequence[Line], rows: Sequence[TableRow])
 
 def budgets(results: Results, datasets: Sequence[str]) -> dict[str, StepBudget]:
     """How long systems learn on each data set that was looked at."""
-    found: dict[str, StepBudget] = {}
+    result: dict[str, StepBudget] = {}
     for name in datasets:
         facts = facts_of(results, name)
         splits = facts.get("splits")
         examples = facts.get("learned_from", splits.get("train") if isinstance(splits, Mapping) else None)
         if isinstance(examples, int) and examples:
-            found[name] = budget_of(results.job.config.prompt, examples)
-    return found
+            result[name] = budget_of(results.job.config.prompt, examples)
+    return result
 
 
 def _size_note(job: ReproduceConfig, name: str, facts: Mapping[str, object]) -> list[str]:

@@ -78,15 +78,15 @@ def write_all(results: Results, command: str) -> list[Path]:
     before, now = read_before(out / SUMMARY), made_with(results, command)
     kept, left_out = _divided(before.tables, results.job, now)
     for experiment in results.job.experiments:
-        found = _sheets(results, experiment)
+        result = _sheets(results, experiment)
         if more_sheets.unanswered(results, experiment):
-            found, old = _with_old_differences(results, experiment, found, before)
+            result, old = _with_old_differences(results, experiment, result, before)
             kept += old
-        for sheet in found:
+        for sheet in result:
             written += _write_sheet(out, sheet)
-        sheets += found
-        for name, picture in _pictures(results, experiment).items():
-            written += _write_picture(out, name, picture)
+        sheets += result
+        for name, image in _charts(results, experiment).items():
+            written += _write_chart(out, name, image)
     tables = [*kept, *(_entry(results, sheet, now) for sheet in sheets)]
     content = _summary(results, now, tables, before) | {"left_out": left_out}
     write_file(out / SUMMARY, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
@@ -121,8 +121,8 @@ def _sheets(results: Results, experiment: str) -> list[Sheet]:
     if experiment == "table4":
         return [more_sheets.parameters(results)]
     if experiment == "figure4":
-        found = more_sheets.attention(results)
-        return [] if found is None else [found]
+        result = more_sheets.attention(results)
+        return [] if result is None else [result]
     table = accuracy_table(results, experiment)
     if not table.datasets:
         rows = tuple((skipped.dataset, skipped.reason) for skipped in results.skipped if not skipped.system)
@@ -139,28 +139,28 @@ def _write_sheet(out: Path, sheet: Sheet) -> list[Path]:
     return [out / f"{sheet.name}{suffix}" for suffix in files]
 
 
-def _write_picture(out: Path, name: str, picture: Panel) -> list[Path]:
+def _write_chart(out: Path, name: str, image: Panel) -> list[Path]:
     for kind in KINDS:
-        write_file(out / f"{name}.{kind}", picture.render(kind))
+        write_file(out / f"{name}.{kind}", image.render(kind))
     return [out / f"{name}.{kind}" for kind in KINDS]
 
 
-def _pictures(results: Results, experiment: str) -> dict[str, Panel]:
+def _charts(results: Results, experiment: str) -> dict[str, Panel]:
     if experiment == "table4":
         return {}
     if experiment == "figure4":
         return _attention(results)
     table = accuracy_table(results, experiment)
-    found: dict[str, Panel] = {}
+    result: dict[str, Panel] = {}
     for dataset in table.datasets:
         if not any(row.entries[dataset].values for row in table.rows):
             continue
         name = experiment if len(table.datasets) == 1 else f"{experiment}-{dataset}"
-        found[name] = _picture(results, table, dataset)
-    return found
+        result[name] = _chart(results, table, dataset)
+    return result
 
 
-def _picture(results: Results, table: ResultTable, dataset: str) -> Panel:
+def _chart(results: Results, table: ResultTable, dataset: str) -> Panel:
     if table.name == "table3":
         return length_chart(table, dataset)
     facts: Mapping[str, Any] = facts_of(results, dataset)
@@ -171,7 +171,7 @@ def _picture(results: Results, table: ResultTable, dataset: str) -> Panel:
 
 
 def _attention(results: Results) -> dict[str, Panel]:
-    found: dict[str, Panel] = {}
+    result: dict[str, Panel] = {}
     sources = results.job.sources
     for source in sources:
         outcomes, _ = seed_values(results, ATTENTION, source.name)
@@ -180,14 +180,14 @@ def _attention(results: Results) -> dict[str, Panel]:
         names = outcomes[0].figures["normalised"]
         shares = {name: [outcome.figures["normalised"][name] for outcome in outcomes] for name in names}
         root = source.data.path
-        pictures = [
+        images = [
             (root / one["image"], f"{one['truth']} → {one['predicted']}", one["normalised"])
             for one in outcomes[0].figures["examples"]
             if root is not None and (root / one["image"]).is_file()
         ]
         name = "figure4" if len(sources) == 1 else f"figure4-{source.name}"
-        found[name] = attention_chart(source.name, shares, pictures)
-    return found
+        result[name] = attention_chart(source.name, shares, images)
+    return result
 
 
 def _summary(results: Results, now: Mapping[str, Any], tables: Sequence[Entry], before: Before) -> dict[str, Any]:
@@ -319,38 +319,40 @@ def bar_chart(table: ResultTable, dataset: str, references: Mapping[str, float],
     rows = [row for row in table.rows if row.entries[dataset].values]
 
     def draw(axes: Axes) -> None:
-        for place, row in enumerate(rows):
-            _bar(axes, place, row, dataset, paper)
+        for position, row in enumerate(rows):
+            _bar(axes, position, row, dataset, paper)
         axes.set_yticks(range(len(rows)), [row.name.replace("_", " ") for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(0, 100)
         for name, share in references.items():
             axes.axvline(100 * share, color=INK, linewidth=1, linestyle=(0, (3, 2)))
-            place = (100 * share, 1.02)
+            position = (100 * share, 1.02)
             text = f"{name} {100 * share:.1f}"
-            axes.text(*place, text, transform=axes.get_xaxis_transform(), color=MUTED, ha="center", fontsize=8)
+            axes.text(*position, text, transform=axes.get_xaxis_transform(), color=MUTED, ha="center", fontsize=8)
         axes.set_xlabel("accuracy, %; lines: 95 % intervals; dots: seeds")
         axes.set_title(dataset, fontsize=9.5, color=MUTED, pad=18)
 
     return Panel((6.2, 1.2 + TALL * max(1, len(rows))), draw)
 
 
-def _bar(axes: Axes, place: int, row: TableRow, dataset: str, paper: bool) -> None:
+def _bar(axes: Axes, position: int, row: TableRow, dataset: str, paper: bool) -> None:
     entry = row.entries[dataset]
-    found = entry.interval
-    assert found is not None
+    result = entry.interval
+    assert result is not None
     axes.barh(
-        [place],
-        [100 * found.value],
+        [position],
+        [100 * result.value],
         height=0.56,
         color=MID if "+S" in row.name or row.name.startswith("MASP") else SOFT,
     )
-    axes.plot([100 * found.low, 100 * found.high], [place, place], color=INK, linewidth=1.2, solid_capstyle="butt")
+    axes.plot(
+        [100 * result.low, 100 * result.high], [position, position], color=INK, linewidth=1.2, solid_capstyle="butt"
+    )
     if len(entry.values) > 1:
         points = [100 * value for value in entry.values]
-        axes.plot(points, [place] * len(points), "o", markersize=3, color=ACCENT, zorder=4)
+        axes.plot(points, [position] * len(points), "o", markersize=3, color=ACCENT, zorder=4)
     if paper and entry.paper is not None:
-        axes.plot([entry.paper], [place], "D", markersize=6, markerfacecolor="none", markeredgecolor=INK, zorder=5)
+        axes.plot([entry.paper], [position], "D", markersize=6, markerfacecolor="none", markeredgecolor=INK, zorder=5)
 
 
 def length_chart(table: ResultTable, dataset: str) -> Panel:
@@ -362,9 +364,9 @@ def length_chart(table: ResultTable, dataset: str) -> Panel:
         middle = [100 * (row.entries[dataset].mean or 0.0) for row in rows]
         axes.plot(sizes, middle, color=ACCENT, marker="o", markersize=5)
         for size, row in zip(sizes, rows, strict=True):
-            found = row.entries[dataset].interval
-            assert found is not None
-            axes.plot([size, size], [100 * found.low, 100 * found.high], color=INK, linewidth=1.2)
+            result = row.entries[dataset].interval
+            assert result is not None
+            axes.plot([size, size], [100 * result.low, 100 * result.high], color=INK, linewidth=1.2)
         printed = [(int(row.name), row.entries[dataset].paper) for row in rows]
         known = [(size, number) for size, number in printed if number is not None]
         if known:
@@ -389,15 +391,15 @@ def attention_chart(
         examples: image, a caption, and the shares for it.
     """
     columns = [(f"{dataset}, mean", {name: sum(shares[name]) / len(shares[name]) for name in ASPECTS})]
-    columns += [(caption, found) for _, caption, found in examples]
+    columns += [(caption, result) for _, caption, result in examples]
 
     def draw(axes: Axes) -> None:
-        for column, (_, found) in enumerate(columns):
-            values = np.array([found[name] for name in ASPECTS])
+        for column, (_, result) in enumerate(columns):
+            values = np.array([result[name] for name in ASPECTS])
             left = 1.25 * column
             axes.barh(range(len(ASPECTS)), values / max(values.max(), 1e-9), left=left, height=0.6, color=MID)
-            for place, value in enumerate(values):
-                axes.text(left + 0.02, place, f"{100 * value:.1f}", va="center", fontsize=8, color=INK)
+            for index, value in enumerate(values):
+                axes.text(left + 0.02, index, f"{100 * value:.1f}", va="center", fontsize=8, color=INK)
         for column, (path, _, _) in enumerate(examples, start=1):
             inset = axes.inset_axes((1.25 * column, -0.9 - 2.2, 1.0, 2.2), transform=axes.transData)
             inset.imshow(_thumbnail(path))

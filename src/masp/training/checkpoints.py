@@ -81,9 +81,9 @@ class CheckpointStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_folder(target, fill)
             self._passed.discard(target)
-            kept = [folder for folder in self._folders() if folder not in self._passed][: self.keep]
+            folders = [folder for folder in self._folders() if folder not in self._passed][: self.keep]
             for folder in self._folders():
-                if folder not in kept:
+                if folder not in folders:
                     remove_folder(folder)
         return target
 
@@ -106,8 +106,8 @@ class CheckpointStore:
         """Folders that have a checkpoint's name, newest first."""
         if not self.folder.is_dir():
             return []
-        found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+        result = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
+        return sorted(result, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
 def left_out(store: CheckpointStore) -> list[str] | None:
@@ -115,8 +115,8 @@ def left_out(store: CheckpointStore) -> list[str] | None:
 
     So a run that goes on trains on the same images, whatever can be read by then.
     """
-    found = store.latest()
-    return None if found is None else found.state.get("left_out")
+    result = store.latest()
+    return None if result is None else result.state.get("left_out")
 
 
 @contextmanager
@@ -230,14 +230,14 @@ def load_state_dict(
     Raises:
         CheckpointError: its trainable tensors are not those of this run.
     """
-    found = {name.removeprefix(_PARAMETER): tensor for name, tensor in tensors.items() if name.startswith(_PARAMETER)}
-    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    result = {name.removeprefix(_PARAMETER): tensor for name, tensor in tensors.items() if name.startswith(_PARAMETER)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in result.items()}
     expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     if shapes != expected:
         raise CheckpointError(
             f"the checkpoint holds the tensors {shapes}", f"{expected}", "Name another --out, or remove the folder."
         )
-    load_parameters(found, parameters)
+    load_parameters(result, parameters)
     for name, parameter in parameters.items():
         prefix = f"{_OPTIMIZER}{name}/"
         moments = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -134,7 +134,7 @@ class DiskCache:
             try:
                 sizes[path.stem] = path.stat().st_size
             except OSError:
-                continue  # somebody has just removed it
+                continue  # another process has just removed it
         return {name: size for name, size in sizes.items() if not name.startswith(TEMPORARY)}
 
     def _damaged(self, path: Path, reason: str) -> None:

@@ -2,7 +2,7 @@
 
 Whatever the processes tell each other goes through one kind of meeting, `Processes.all`: each brings a value or an
 error. So a process that fails, wherever it is, needs to come to one more meeting, and the others hear of it at the next
-one they come to; nobody waits for somebody who has left. Only the sums of gradients are exchanged without one, right
+one they come to; none waits for one that has left. Only the sums of gradients are exchanged without one, right
 behind a meeting that went well.
 """
 
@@ -66,11 +66,11 @@ class Processes:
             if isinstance(error, MaspError) and error.agreed is not None:
                 raise  # the others know it from the meeting in which it was raised
             failure = error
-        told = self._meet((value, None if failure is None else _told(failure, self.rank)))
-        failed = [number for number, (_, error) in enumerate(told) if error is not None]
+        gathered = self._meet((value, None if failure is None else _as_masp_error(failure, self.rank)))
+        failed = [index for index, (_, error) in enumerate(gathered) if error is not None]
         if not failed:
-            return [result for result, _ in told]
-        error = told[self.rank if self.rank in failed else failed[0]][1]
+            return [result for result, _ in gathered]
+        error = gathered[self.rank if self.rank in failed else failed[0]][1]
         error.agreed = Agreement(self.main, self._leave)
         raise error from failure
 
@@ -90,7 +90,7 @@ class Processes:
         """What the language model's work gave for each part, in their order, each done by one of the processes.
 
         Args:
-            parts: what there is to do.
+            parts: the parts of the work.
             work: does one of them.
             stop: asked between them.
 
@@ -113,7 +113,7 @@ class Processes:
         for start in range(0, len(parts), self.count):
             group = parts[start : start + self.count]
             own = group[self.rank : self.rank + 1]
-            yield from [found for (found,) in self.all_gather(lambda own=own: done(own))[: len(group)]]
+            yield from [result for (result,) in self.all_gather(lambda own=own: done(own))[: len(group)]]
 
     @contextmanager
     def stopping(self) -> Iterator[StopRequest]:
@@ -136,13 +136,13 @@ class Processes:
         if self.count == 1:
             stop.check()
             return
-        told = next((name for name in self.all_gather(lambda: stop.received) if name is not None), None)
-        if told is not None:  # else one that came during the meeting stays known, for the next
-            stop.received = told
+        received = next((name for name in self.all_gather(lambda: stop.received) if name is not None), None)
+        if received is not None:  # else one that came during the meeting stays known, for the next
+            stop.received = received
             stop.check()
 
     def add(self, tensor: Tensor) -> Tensor:
-        """A tensor summed over the processes; it follows a meeting, so that nobody is missing.
+        """A tensor summed over the processes; it follows a meeting, so that none is missing.
 
         Raises:
             MaspError: the contact is lost.
@@ -170,10 +170,10 @@ class Processes:
 
     def _meet(self, value: Any) -> list[Any]:
         """Everybody's value, by rank."""
-        told: list[Any] = [None] * self.count
+        gathered: list[Any] = [None] * self.count
         with self._contact():
-            distributed.all_gather_object(told, value)
-        return told
+            distributed.all_gather_object(gathered, value)
+        return gathered
 
     def _leave(self) -> None:
         """Wait until the process that speaks has said what there is to say; then all may end."""
@@ -252,7 +252,7 @@ def patience() -> float:
     return seconds
 
 
-def _told(error: Exception, rank: int) -> MaspError:
+def _as_masp_error(error: Exception, rank: int) -> MaspError:
     """An error as it goes to the other processes: our own as they are, others in words."""
     if isinstance(error, MaspError):
         return error

@@ -56,10 +56,10 @@ def memory_keys(
 
 def _state(path: Path) -> tuple[int, int] | None:
     try:
-        found = path.stat()
+        result = path.stat()
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns
+    return result.st_size, result.st_mtime_ns
 
 
 def origin_of(backbone: Backbone, longest_side: int | None, rounding: Rounding) -> dict[str, object]:
@@ -87,7 +87,7 @@ class VisualGroup:
     Attributes:
         good: the readable ones.
         bad: the others, each with the reason.
-        tokens: visual tokens of the good ones; empty where they are not kept, or left on a shelf.
+        tokens: visual tokens of the good ones; empty where they are not kept, or left in a disk cache.
         size: bytes of the visual tokens.
     """
 
@@ -99,44 +99,44 @@ class VisualGroup:
     @property
     def numbers(self) -> list[int]:
         """All of them, in order."""
-        return sorted([*self.good, *(number for number, _ in self.bad)])
+        return sorted([*self.good, *(index for index, _ in self.bad)])
 
     def packed(self) -> CacheGroup:
-        """As it lies on a shelf; images are counted from 0 there, as other runs number them differently."""
-        numbers = self.numbers
+        """As it lies in a disk cache; images are counted from 0 there, as other runs number them differently."""
+        indices = self.numbers
         tensors: dict[str, Tensor] = {}
-        notes = {"bad": json.dumps({numbers.index(number): reason for number, reason in self.bad})}
-        for number, one in zip(self.good, self.tokens, strict=True):
-            place = numbers.index(number)
+        notes = {"bad": json.dumps({indices.index(index): reason for index, reason in self.bad})}
+        for index, one in zip(self.good, self.tokens, strict=True):
+            row = indices.index(index)
             parts = {"tokens": one.tokens, "mask": one.mask, "grid": one.grid, "deep": one.deep}
-            tensors |= {f"{name}.{place}": part for name, part in parts.items() if part is not None}
-            notes[f"shapes.{place}"] = json.dumps(one.shapes)
+            tensors |= {f"{name}.{row}": part for name, part in parts.items() if part is not None}
+            notes[f"shapes.{row}"] = json.dumps(one.shapes)
         return CacheGroup(tensors, notes)
 
     @staticmethod
-    def unpacked(group: CacheGroup, numbers: Sequence[int]) -> "VisualGroup":
+    def unpacked(group: CacheGroup, indices: Sequence[int]) -> "VisualGroup":
         """What `packed` made of the images with these numbers."""
-        reasons = {int(place): reason for place, reason in json.loads(group.notes["bad"]).items()}
-        bad = tuple((number, reasons[place]) for place, number in enumerate(numbers) if place in reasons)
-        good = {number: place for place, number in enumerate(numbers) if place not in reasons}
-        tokens = tuple(_unpacked(group, place) for place in good.values())
+        reasons = {int(row): reason for row, reason in json.loads(group.notes["bad"]).items()}
+        bad = tuple((index, reasons[row]) for row, index in enumerate(indices) if row in reasons)
+        good = {index: row for row, index in enumerate(indices) if row not in reasons}
+        tokens = tuple(_unpacked(group, row) for row in good.values())
         return VisualGroup(tuple(good), bad, tokens, sum(map(bytes_of, tokens)))
 
 
-def _unpacked(group: CacheGroup, place: int) -> VisualTokens:
-    shapes = json.loads(group.notes[f"shapes.{place}"])
+def _unpacked(group: CacheGroup, row: int) -> VisualTokens:
+    shapes = json.loads(group.notes[f"shapes.{row}"])
     return VisualTokens(
-        tokens=group.tensors[f"tokens.{place}"],
-        mask=group.tensors[f"mask.{place}"],
-        grid=group.tensors.get(f"grid.{place}"),
+        tokens=group.tensors[f"tokens.{row}"],
+        mask=group.tensors[f"mask.{row}"],
+        grid=group.tensors.get(f"grid.{row}"),
         shapes=None if shapes is None else tuple(tuple(shape) for shape in shapes),
-        deep=group.tensors.get(f"deep.{place}"),
+        deep=group.tensors.get(f"deep.{row}"),
     )
 
 
-def in_groups(numbers: Sequence[int]) -> list[list[int]]:
+def in_groups(indices: Sequence[int]) -> list[list[int]]:
     """The numbers, as many together as go through the vision tower at once."""
-    return [list(numbers[start : start + READ_TOGETHER]) for start in range(0, len(numbers), READ_TOGETHER)]
+    return [list(indices[start : start + READ_TOGETHER]) for start in range(0, len(indices), READ_TOGETHER)]
 
 
 def rows_of(visual: VisualTokens) -> list[VisualTokens]:
@@ -146,8 +146,8 @@ def rows_of(visual: VisualTokens) -> list[VisualTokens]:
 
 def bytes_of(visual: VisualTokens) -> int:
     """Memory that visual tokens take."""
-    kept = [visual.tokens] if visual.deep is None else [visual.tokens, visual.deep]
-    return sum(part.numel() * part.element_size() for part in kept)
+    tensors = [visual.tokens] if visual.deep is None else [visual.tokens, visual.deep]
+    return sum(part.numel() * part.element_size() for part in tensors)
 
 
 def content_hash(path: Path) -> str:
@@ -172,7 +172,7 @@ class ImageReading:
         workers: threads that read ahead of the vision tower.
         budget: bytes of visual tokens that may be kept; 0: keep none.
         strict: stop at the first bad image.
-        wanted: somebody asked for them to be kept. If they cannot be, that is a warning; and what they need is found
+        wanted: the settings ask for them to be kept. If they cannot be, that is a warning; and what they need is found
             out even where the budget is 0.
         rounding: of the shorter side of an image that is shrunk.
     """
@@ -195,7 +195,7 @@ class FeatureCache:
         paths: the images; numbers count in this order.
         reading: how they are read, and how much is kept.
         memory: where they are kept; None for a place of its own.
-        shelf: where they are kept beyond this run; what is in memory is then only a map of its files.
+        disk_cache: where they are kept beyond this run; what is in memory is then only a map of its files.
         processes: that read the images together; afterwards each of them has all visual tokens.
 
     Attributes:
@@ -211,12 +211,12 @@ class FeatureCache:
         paths: Sequence[Path],
         reading: ImageReading,
         memory: VisualMemory | None = None,
-        shelf: DiskCache | None = None,
+        disk_cache: DiskCache | None = None,
         processes: Processes = ALONE,
     ) -> None:
-        self.backbone, self.paths, self.reading, self.shelf = backbone, paths, reading, shelf
+        self.backbone, self.paths, self.reading, self.disk_cache = backbone, paths, reading, disk_cache
         self.processes = processes
-        self.hashes: list[str] = []  # of the content of every file, where there is a shelf
+        self.hashes: list[str] = []  # of the content of every file, where there is a disk cache
         self.keys: set[str] = set()  # names of its groups there
         self.usable: list[bool] = [False] * len(paths)
         self.kept = reading.budget > 0 or reading.wanted
@@ -244,27 +244,29 @@ class FeatureCache:
             Interrupted: a signal arrived.
         """
         account = BadFiles(self.reading.strict, total=len(self.paths))
-        new = [number for number, key in enumerate(self._keys) if key not in self._kept]
+        new = [index for index, key in enumerate(self._keys) if key not in self._kept]
         self.usable = [key in self._kept for key in self._keys]
         account.accept(len(self.paths) - len(new))
-        groups = self._off_the_shelf(in_groups(new), account)
+        groups = self._from_disk(in_groups(new), account)
         reader = self._reader(self.processes.shard(groups))
 
         def read() -> VisualGroup | None:
             stop.check()
             loaded = next(reader, None)
-            found = None if loaded is None else self._computed(loaded)
+            result = None if loaded is None else self._computed(loaded)
             passing = loaded is not None and any(failed.passing for failed in loaded.failures)  # not to be remembered
-            self._own = None if self.shelf is None or passing else found
-            return found if self._own is None else replace(self._own, tokens=())  # the others find them on the shelf
+            self._own = None if self.disk_cache is None or passing else result
+            return (
+                result if self._own is None else replace(self._own, tokens=())
+            )  # the others find them in the disk cache
 
         with Bar("reading images", len(self.paths)) as bar:
             for start in range(0, len(groups), self.processes.count):
-                found = [group for group in self.processes.all_gather(read) if group is not None]
-                self.processes.all_gather(lambda found=found: self._take(found, account))
-                if self.kept and self.shelf is not None:
-                    pairs = zip(groups[start : start + self.processes.count], found, strict=True)
-                    left = [numbers for numbers, group in pairs if group.good and not group.tokens]
+                result = [group for group in self.processes.all_gather(read) if group is not None]
+                self.processes.all_gather(lambda result=result: self._take(result, account))
+                if self.kept and self.disk_cache is not None:
+                    pairs = zip(groups[start : start + self.processes.count], result, strict=True)
+                    left = [indices for indices, group in pairs if group.good and not group.tokens]
                     self.processes.all_gather(lambda left=left: self._fetch(left))
                 if before is not None and not self.kept:
                     self.usable = [path not in before for path in self.paths]
@@ -333,69 +335,70 @@ class FeatureCache:
                 self._keep(group)
                 if group.good:
                     self._compare(self._size, account.used, account.read)
-        if self.kept and self.shelf is not None and self._own is not None:
-            self.shelf.save(self._key(self._own.numbers), self._own.packed())
+        if self.kept and self.disk_cache is not None and self._own is not None:
+            self.disk_cache.save(self._key(self._own.numbers), self._own.packed())
 
     def _account(self, group: VisualGroup, account: BadFiles) -> None:
         account.accept(len(group.good))
-        for number, reason in group.bad:
-            account.reject(self.paths[number], reason)
-        for number in group.good:
-            self.usable[number] = True
+        for index, reason in group.bad:
+            account.reject(self.paths[index], reason)
+        for index in group.good:
+            self.usable[index] = True
 
     def _keep(self, group: VisualGroup) -> None:
         """Hold visual tokens, where the group has them."""
-        self._kept.update(zip((self._keys[number] for number in group.good), group.tokens, strict=False))
+        self._kept.update(zip((self._keys[index] for index in group.good), group.tokens, strict=False))
 
-    def _off_the_shelf(self, groups: list[list[int]], account: BadFiles) -> list[list[int]]:
+    def _from_disk(self, groups: list[list[int]], account: BadFiles) -> list[list[int]]:
         """Take what earlier runs have computed; the groups that are left."""
         self._size = self.bytes()
-        if self.shelf is None or not self.kept:
+        if self.disk_cache is None or not self.kept:
             return groups
-        shelf = self.shelf
+        disk_cache = self.disk_cache
         self.hashes = self.processes.on_main(lambda: [content_hash(path) for path in self.paths])
-        names = [self._key(numbers) for numbers in groups]
-        self.keys, found = set(names), [shelf.load(name) for name in names]
+        names = [self._key(indices) for indices in groups]
+        self.keys, result = set(names), [disk_cache.load(name) for name in names]
         everywhere = [
-            all(there) for there in zip(*self.processes.all_gather(lambda: [g is not None for g in found]), strict=True)
+            all(there)
+            for there in zip(*self.processes.all_gather(lambda: [g is not None for g in result]), strict=True)
         ]
         left: list[list[int]] = []
-        for numbers, packed, there in zip(groups, found, everywhere, strict=True):
+        for indices, packed, there in zip(groups, result, everywhere, strict=True):
             if packed is None or not there:
-                left.append(numbers)
+                left.append(indices)
                 continue
-            group = VisualGroup.unpacked(packed, numbers)
+            group = VisualGroup.unpacked(packed, indices)
             self._account(group, account)
             self._keep(group)
         self._size = self.bytes()
         if self.allowed < sys.maxsize:  # otherwise it fitted when the run began
-            self.allowed = self.processes.on_main(lambda: shelf.room(self.keys))
+            self.allowed = self.processes.on_main(lambda: disk_cache.room(self.keys))
         return left
 
     def _fetch(self, groups: Sequence[Sequence[int]]) -> None:
-        """Hold the visual tokens of these groups as maps of the shelf's files, no longer in memory.
+        """Hold the visual tokens of these groups as maps of the disk cache's files, no longer in memory.
 
         Raises:
             MaspError: this process does not see what another one has just left there.
         """
-        assert self.shelf is not None
-        for numbers in groups:
-            group = self.shelf.load(self._key(numbers))
+        assert self.disk_cache is not None
+        for indices in groups:
+            group = self.disk_cache.load(self._key(indices))
             if group is None:
                 raise MaspError(
-                    f"process {self.processes.rank} does not find in {self.shelf.folder} what was just left there",
+                    f"process {self.processes.rank} does not find in {self.disk_cache.folder} what was just left there",
                     "a store_dir that all processes see, with room for all of them and for other runs that write there",
                     "Name another store_dir, or raise store_disk_gb.",
                 )
-            self._keep(VisualGroup.unpacked(group, numbers))
+            self._keep(VisualGroup.unpacked(group, indices))
 
-    def _key(self, numbers: Sequence[int]) -> str:
+    def _key(self, indices: Sequence[int]) -> str:
         """Name of a group of visual tokens: all that decides them, to the last bit."""
-        return key_of({"kind": "features", **self.depends(numbers)})
+        return key_of({"kind": "features", **self.depends(indices)})
 
-    def depends(self, numbers: Sequence[int]) -> dict[str, object]:
+    def depends(self, indices: Sequence[int]) -> dict[str, object]:
         """What the visual tokens of these images depend on when they are computed together."""
-        hashes = [self.hashes[number] for number in numbers]
+        hashes = [self.hashes[index] for index in indices]
         return {"images": hashes, **origin_of(self.backbone, self.reading.longest_side, self.reading.rounding)}
 
     def stream(
@@ -412,27 +415,27 @@ class FeatureCache:
         """
         if self.kept:
             for item in items:
-                yield item, self._batch(numbers) if (numbers := images(item)) else None
+                yield item, self._batch(indices) if (indices := images(item)) else None
             return
         waiting: list[tuple[Item, Sequence[int]]] = []  # read ahead: in the order of the batches
 
         def distinct() -> Iterator[list[int]]:
             for item in items:
-                numbers = images(item)
-                waiting.append((item, numbers))
-                yield list(dict.fromkeys(numbers))
+                indices = images(item)
+                waiting.append((item, indices))
+                yield list(dict.fromkeys(indices))
 
         for read in self._reader(distinct()):
             for failed in read.failures:
                 todo = "Leave the data set alone while it is trained on, or start again with another --out."
                 raise DataError(f"{failed.path} could be read before and cannot now ({failed.reason})", "", todo)
-            item, numbers = waiting.pop(0)
-            if not numbers:
+            item, indices = waiting.pop(0)
+            if not indices:
                 yield item, None
                 continue
             visual = self.backbone.visual_tokens(read.pixels.to(self.backbone.device))
-            row = {number: row for row, number in enumerate(read.indices)}
-            yield item, replace(visual, boxes=None).select([row[number] for number in numbers])
+            row = {index: row for row, index in enumerate(read.indices)}
+            yield item, replace(visual, boxes=None).select([row[index] for index in indices])
 
     def visual(self, images: Sequence[int]) -> VisualTokens:
         """Visual tokens of one batch, with at least one image, on the backbone's device."""
@@ -442,9 +445,9 @@ class FeatureCache:
         """Number of visual tokens of each usable image; they are kept."""
         return [self._kept[key].tokens.shape[1] for key, good in zip(self._keys, self.usable, strict=True) if good]
 
-    def layout(self, number: int) -> ImageLayout:
+    def layout(self, index: int) -> ImageLayout:
         """How the kept visual tokens of an image are laid out."""
-        return self._kept[self._keys[number]].layouts[0]
+        return self._kept[self._keys[index]].layouts[0]
 
     def bytes(self) -> int:
         """Memory that the kept visual tokens of these images take."""
@@ -452,7 +455,7 @@ class FeatureCache:
 
     def _batch(self, images: Sequence[int]) -> VisualTokens:
         """Kept visual tokens of these images, on the backbone's device."""
-        return VisualTokens.stack([self._kept[self._keys[number]] for number in images]).to(self.backbone.device)
+        return VisualTokens.stack([self._kept[self._keys[index]] for index in images]).to(self.backbone.device)
 
     def _compare(self, size: int, used: int, read: int) -> None:
         """Give up keeping as soon as it is clear that everything together will not fit."""
@@ -460,36 +463,20 @@ class FeatureCache:
         if expected <= self.allowed:
             return
         self.kept, self.needed = False, int(expected)
-        setting = "feature_memory_gb" if self.shelf is None else "store_disk_gb"
+        setting = "feature_memory_gb" if self.disk_cache is None else "store_disk_gb"
         log.log(
             logging.WARNING if self.reading.wanted else logging.INFO,
             "the visual tokens of %d images need about %.3g GB, and %s allows %.3g: they are not kept, but computed "
             "again for every batch. To keep them, set %s=%g or more",
             len(self.paths),
             expected / GIGA,
-            setting if self.shelf is None else f"{setting}, or the room that others leave there,",
+            setting if self.disk_cache is None else f"{setting}, or the room that others leave there,",
             max(0, self.allowed) / GIGA,
             setting,
             math.ceil(expected / GIGA * 100) / 100,
         )
         for key in self._keys:
             self._kept.pop(key, None)
-
-
-def account_lines(account: BadFiles) -> bytes:
-    """The lines of quarantine.jsonl: one per bad file, and the sum at the end."""
-    rows: list[dict[str, object]] = [{"path": str(bad.path), "reason": bad.reason} for bad in account.rejected]
-    rows.append({"read": account.read, "used": account.used, "quarantined": len(account.rejected)})
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
-
-
-def read_account(path: Path) -> dict[str, str] | None:
-    """Bad images and their reasons out of quarantine.jsonl; None where there is none, or an unfinished one."""
-    try:
-        *bad, total = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {row["path"]: row["reason"] for row in bad} if total["quarantined"] == len(bad) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _named(names: Sequence[str], most: int = 5) -> str:

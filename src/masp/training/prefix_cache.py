@@ -54,23 +54,23 @@ class PrefixCache:
 
         The first image's prefix is computed for it.
         """
-        numbers = [number for number, usable in enumerate(self.features.usable) if usable]
-        visual = self.features.visual(numbers[:1])
+        indices = [index for index, usable in enumerate(self.features.usable) if usable]
+        visual = self.features.visual(indices[:1])
         self._apart = not self.model.shares_prefix(visual, self._questions, self.use)
         first = self.model.prefix(visual, self._questions[:1], self.use)
         column = first.states[..., 0, :].numel() * first.states.element_size()
         around = first.mask.shape[1] - first.images[0].count
         inside = (
-            first.images[0].count * len(numbers)
+            first.images[0].count * len(indices)
             if self.model.backbone.question_conditioned
             else sum(self.features.counts())
         )
-        return (inside + around * len(numbers)) * column * (len(self._questions) if self._apart else 1)
+        return (inside + around * len(indices)) * column * (len(self._questions) if self._apart else 1)
 
     def build(self, stop: StopRequest) -> None:
         """Where several processes train, and what is kept can be shared between them, compute it together beforehand.
 
-        Without a shelf each process keeps, and first computes, what it meets: there is no place for it all twice.
+        Without a disk cache each process keeps, and first computes, what it meets: there is no place for it all twice.
 
         Args:
             stop: asked between groups.
@@ -80,7 +80,7 @@ class PrefixCache:
             MaspError: there is no room for them.
         """
         processes = self.features.processes
-        if processes.count == 1 or self.features.shelf is None:
+        if processes.count == 1 or self.features.disk_cache is None:
             return
         parts = [(group[0], question) for group, question in self._parts()]
 
@@ -92,7 +92,7 @@ class PrefixCache:
                 bar.show(done)
 
     def keys(self) -> set[str]:
-        """The names of all of them on the shelf, once their size is known."""
+        """The names of all of them in the disk cache, once their size is known."""
         return {self._key(group, question) for group, question in self._parts()}
 
     def _parts(self) -> list[tuple[list[int], str]]:
@@ -103,7 +103,7 @@ class PrefixCache:
 
     def _usable(self, start: int) -> list[int]:
         """The usable images of the group that begins there."""
-        return [number for number, good in enumerate(self.features.usable[start : start + GROUP], start) if good]
+        return [index for index, good in enumerate(self.features.usable[start : start + GROUP], start) if good]
 
     def seen(self, images: Sequence[int], questions: Sequence[str]) -> CachedPrefix:
         """The prefixes of a batch, on the backbone's device."""
@@ -114,28 +114,32 @@ class PrefixCache:
         asked = question if self._apart else ""
         if (image, asked) not in self._rows:
             group = self._usable(image - image % GROUP)
-            rows = self._computed(group, question) if self.features.shelf is None else self._shelved(group, question)
-            self._rows.update(((number, asked), row) for number, row in zip(group, rows, strict=True))
+            rows = (
+                self._computed(group, question)
+                if self.features.disk_cache is None
+                else self._from_disk(group, question)
+            )
+            self._rows.update(((index, asked), row) for index, row in zip(group, rows, strict=True))
         return self._rows[image, asked]
 
     def _computed(self, group: Sequence[int], question: str) -> list[CachedPrefix]:
         visual = self.features.visual(group)
         return self.model.prefix(visual, [question] * len(group), self.use).to("cpu").rows()
 
-    def _shelved(self, group: Sequence[int], question: str) -> list[CachedPrefix]:
+    def _from_disk(self, group: Sequence[int], question: str) -> list[CachedPrefix]:
         """The prefixes of a group as an earlier run left them, or else computed and left for later ones."""
-        shelf, key = self.features.shelf, self._key(group, question)
-        assert shelf is not None
-        found = shelf.load(key)
-        if found is None:
+        disk_cache, key = self.features.disk_cache, self._key(group, question)
+        assert disk_cache is not None
+        result = disk_cache.load(key)
+        if result is None:
             rows = self._computed(group, question)
-            tensors = {f"states.{place}": row.states for place, row in enumerate(rows)}
+            tensors = {f"states.{row_index}": row.states for row_index, row in enumerate(rows)}
             notes = {
-                f"row.{place}": json.dumps([row.images[0].count, row.images[0].shape, row.prefix_hashes[0].hex()])
-                for place, row in enumerate(rows)
+                f"row.{row_index}": json.dumps([row.images[0].count, row.images[0].shape, row.prefix_hashes[0].hex()])
+                for row_index, row in enumerate(rows)
             }
-            found = shelf.save(key, CacheGroup(tensors, notes))
-        return [_row(found, place, self.model.active_aspects(self.use)) for place in range(len(group))]
+            result = disk_cache.save(key, CacheGroup(tensors, notes))
+        return [_row(result, row_index, self.model.active_aspects(self.use)) for row_index in range(len(group))]
 
     def _key(self, group: Sequence[int], question: str) -> str:
         """Name of a group of prefixes: all that decides them, to the last bit."""
@@ -163,10 +167,10 @@ class PrefixCache:
         return [name, sha256, self.model.questions.aspect(name)[0]]
 
 
-def _row(group: CacheGroup, place: int, aspects: tuple[str, ...]) -> CachedPrefix:
+def _row(group: CacheGroup, row: int, aspects: tuple[str, ...]) -> CachedPrefix:
     """One prefix out of a group."""
-    states = group.tensors[f"states.{place}"]
-    count, shape, sign = json.loads(group.notes[f"row.{place}"])
+    states = group.tensors[f"states.{row}"]
+    count, shape, sign = json.loads(group.notes[f"row.{row}"])
     mask = torch.ones(1, states.shape[4], dtype=torch.bool)
     return CachedPrefix(states, mask, (ImageLayout(count, tuple(shape)),), (bytes.fromhex(sign),), aspects)
 

@@ -74,10 +74,10 @@ class RunFolder:
         Computed with another store, the last bits of a run would be others, so a run stays with its own.
         """
         try:
-            found = json.loads(self.store.read_text(encoding="utf-8"))["kept"]
+            result = json.loads(self.store.read_text(encoding="utf-8"))["kept"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return found if found in ("none", "features", "prefix") else None
+        return result if result in ("none", "features", "prefix") else None
 
     def keep(self, kept: str) -> None:
         """Record what is kept.
@@ -155,10 +155,10 @@ def _description(out: Path) -> dict[str, Any]:
         UsageError: it cannot be read.
     """
     try:
-        found = json.loads((out / RUN).read_text(encoding="utf-8"))
-        if found["format"] != FORMAT:
-            raise ValueError(f"format {found['format']} is not {FORMAT}")
-        return {**found, "identity": dict(found["identity"]), "result": found["result"]}
+        result = json.loads((out / RUN).read_text(encoding="utf-8"))
+        if result["format"] != FORMAT:
+            raise ValueError(f"format {result['format']} is not {FORMAT}")
+        return {**result, "identity": dict(result["identity"]), "result": result["result"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             got=f"{out / RUN} cannot be read: {error}",
@@ -185,14 +185,14 @@ def alike(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 def hash_of(identity: Mapping[str, Any]) -> str:
     """One hash of an identity, for what lies in a folder whose identity was compared: so without `reading`."""
-    kept = {key: value for key, value in identity.items() if key not in _READING.values()}
-    return fingerprint(kept)
+    content = {key: value for key, value in identity.items() if key not in _READING.values()}
+    return fingerprint(content)
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The keys whose values differ."""
-    told = before.keys() & now.keys()
-    keys = [key for key in sorted(before.keys() | now.keys()) if key in told or key not in _READING.values()]
+    common = before.keys() & now.keys()
+    keys = [key for key in sorted(before.keys() | now.keys()) if key in common or key not in _READING.values()]
     return [key for key in keys if before.get(key) != now.get(key)]
 
 

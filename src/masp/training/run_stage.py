@@ -24,16 +24,15 @@ from masp.core.prompts import EMOTION, Questions, load_questions
 from masp.core.setting_types import FREE, Settings
 from masp.core.settings import TrainConfig
 from masp.data.images import Rounding, image_area
-from masp.data.records import BadFiles, Dataset, Record
+from masp.data.records import BadFiles, Dataset, Record, account_lines
 from masp.data.splits import write_split
-from masp.model.aspect_attention import AspectModules
+from masp.model.aspect_attention import AspectModules, AspectRouting
 from masp.model.masp_model import ActiveParts, MaspModel
-from masp.model.routing import AspectRouting
 from masp.model.soft_prompt import SoftPrompt
 from masp.training.checkpoints import CheckpointStore, left_out, writing
 from masp.training.disk_cache import GIGA, DiskCache
 from masp.training.distributed import ALONE, Processes, launched
-from masp.training.feature_cache import FeatureCache, ImageReading, VisualMemory, account_lines
+from masp.training.feature_cache import FeatureCache, ImageReading, VisualMemory
 from masp.training.prefix_cache import PrefixCache, choose
 from masp.training.run_dir import RunFolder, TrainResult, hash_of, reading
 from masp.training.signals import StopRequest
@@ -93,7 +92,7 @@ class Run:
     memory: VisualMemory | None = None
     processes: Processes = ALONE
     before: str | None = None  # what an earlier start of this run kept between epochs
-    shelf: DiskCache | None = None  # where it is kept, if not in memory
+    disk_cache: DiskCache | None = None  # where it is kept, if not in memory
 
     @property
     def method(self) -> MethodConfig:
@@ -116,21 +115,21 @@ class Run:
         """
         records = [(name, record) for name, chosen in splits.items() for record in chosen]
         paths = [record.path for _, record in records]
-        store = FeatureCache(self.backbone, paths, self._reading(), self.memory, self.shelf, self.processes)
+        store = FeatureCache(self.backbone, paths, self._reading(), self.memory, self.disk_cache, self.processes)
         known = self.processes.on_main(lambda: left_out(CheckpointStore(self.folder.checkpoints)))
         account = store.fill(
-            self.stop, None if known is None else {path for path in paths if self.dataset.place(path) in known}
+            self.stop, None if known is None else {path for path in paths if self.dataset.relative_path(path) in known}
         )
         log.info("images: %s", account.summary())
         if known is None:
             self.processes.on_main(lambda: self._write(account))
-        numbers: dict[str, list[tuple[int, Record]]] = {name: [] for name in splits}
-        for number, (name, record) in enumerate(records):
-            if store.usable[number]:
-                numbers[name].append((number, record))
-        if not numbers.get("val"):
+        indices: dict[str, list[tuple[int, Record]]] = {name: [] for name in splits}
+        for index, (name, record) in enumerate(records):
+            if store.usable[index]:
+                indices[name].append((index, record))
+        if not indices.get("val"):
             log.warning("there is no validation split: the last state is kept, and nothing is measured")
-        return store, numbers
+        return store, indices
 
     def _write(self, account: BadFiles) -> None:
         with writing(self.folder.quarantine):
@@ -143,18 +142,18 @@ class Run:
         elif self.before is not None:
             budget = sys.maxsize  # it fitted when the run began
         else:
-            budget = int(self.settings.feature_memory_gb * GIGA) if self.shelf is None else self.shelf.budget
-        kept = wanted in ("features", "prefix")
-        return ImageReading(data.longest_side, data.workers, budget, self.settings.strict, kept, self.rounding)
+            budget = int(self.settings.feature_memory_gb * GIGA) if self.disk_cache is None else self.disk_cache.budget
+        cached = wanted in ("features", "prefix")
+        return ImageReading(data.longest_side, data.workers, budget, self.settings.strict, cached, self.rounding)
 
     def _room(self, store: FeatureCache, prefixes: PrefixCache) -> int:
-        """Bytes of memory, or of disk where there is a shelf, for all that is kept: the same in all processes."""
+        """Bytes of memory, or of disk where there is a disk cache, for all that is kept: the same in all processes."""
         if self.before is not None:
             return sys.maxsize
-        shelf = self.shelf
-        if shelf is None:
+        disk_cache = self.disk_cache
+        if disk_cache is None:
             return int(self.settings.feature_memory_gb * GIGA)
-        return self.processes.on_main(lambda: shelf.room(prefixes.keys() | store.keys))
+        return self.processes.on_main(lambda: disk_cache.room(prefixes.keys() | store.keys))
 
     def kept(
         self,
@@ -186,28 +185,28 @@ class Run:
             room = partial(self._room, store, candidate)
             prefixes = candidate if choose(candidate, before or settings.store, room, again) else None
         if before is None:
-            kept = "prefix" if prefixes else "features" if store.kept else "none"
-            self.processes.on_main(lambda: self.folder.keep(kept))
+            cached = "prefix" if prefixes else "features" if store.kept else "none"
+            self.processes.on_main(lambda: self.folder.keep(cached))
         if prefixes is not None:
             prefixes.build(self.stop)
         return prefixes
 
-    def lengths(self, store: FeatureCache, numbers: Sequence[int]) -> list[int] | None:
+    def lengths(self, store: FeatureCache, indices: Sequence[int]) -> list[int] | None:
         """How long the rows of these images are, relative to each other: their pixels. None where all are alike.
 
         Not the number of visual tokens, which is only known where these are kept: the order must not depend on that.
         """
         side = self.config.data.longest_side
-        found = [image_area(store.paths[number], side, self.rounding) for number in numbers]
-        return found if len(set(found)) > 1 else None
+        result = [image_area(store.paths[index], side, self.rounding) for index in indices]
+        return result if len(set(result)) > 1 else None
 
     def backbone_record(self) -> BackboneRecord:
         """The backbone as an adapter names it."""
         return BackboneRecord.of(self.backbone)
 
-    def data_record(self, numbers: Mapping[str, Sequence[object]]) -> DataRecord:
+    def data_record(self, indices: Mapping[str, Sequence[object]]) -> DataRecord:
         """The data set as an adapter names it."""
-        images = {name: len(used) for name, used in numbers.items()}
+        images = {name: len(used) for name, used in indices.items()}
         return DataRecord(name=self.dataset.name, fingerprint=self.dataset.fingerprint(), images=images)
 
     def first_questions(self, questions: Questions) -> dict[str, str]:
@@ -237,10 +236,10 @@ def run_stage(
         if finished is not None:
             log.info("this run is finished already: %s", finished.adapter)
             return finished
-        shelf = None  # where the run keeps things beyond its end
+        disk_cache = None  # where the run keeps things beyond its end
         if settings.store_dir is not None and (before or settings.store) != "none":
-            shelf = DiskCache(settings.store_dir, int(settings.store_disk_gb * GIGA))
-        outcome = prepare(Run(config, settings, dataset, backbone, folder, stop, memory, processes, before, shelf))
+            disk_cache = DiskCache(settings.store_dir, int(settings.store_disk_gb * GIGA))
+        outcome = prepare(Run(config, settings, dataset, backbone, folder, stop, memory, processes, before, disk_cache))
         checkpoints = CheckpointStore(folder.checkpoints, settings.keep_checkpoints)
         loop = loop_settings(settings, outcome.order, hash_of(identity), outcome.scale.rate)
         loop = replace(loop, left_out=tuple(sorted(map(dataset.place, outcome.store.left_out()))))
@@ -347,14 +346,14 @@ def training_record(
 def tell_reach(settings: TrainConfig, budget: TrainingLength, scale: RateScale) -> None:
     """Say how far the run can go, beside what it has to be held against; warn where that is next to nothing."""
     furthest = reach(budget, settings.warmup, settings.schedule)
-    told = (
+    text = (
         f"learning rate {budget.learning_rate:.2g}, {budget.steps:,} steps: no trained number can move further than "
         f"about {furthest:.2g}, {furthest / scale.spread:.2g} times the spread of {scale.name} ({scale.spread:.2g})"
     )
     if furthest >= NEGLIGIBLE * scale.spread:
-        log.info("%s", told)
+        log.info("%s", text)
         return
-    log.warning("%s; what is trained stays about where it began. Raise learning_rate or the steps", told)
+    log.warning("%s; what is trained stays about where it began. Raise learning_rate or the steps", text)
 
 
 def measured_at_once(settings: TrainConfig, width: int) -> int:

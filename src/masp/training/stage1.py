@@ -21,6 +21,7 @@ from masp.core.labels import normalise_answer
 from masp.core.prompts import Questions, load_questions
 from masp.data.records import Dataset, Record
 from masp.data.splits import EpochOrder
+from masp.evaluation.metrics import set_score
 from masp.model.aspect_attention import AspectModules
 from masp.model.masp_model import MaspModel
 from masp.model.scoring import describe_aspects
@@ -58,8 +59,8 @@ class ImageMajorOrder:
 
     def __init__(self, examples: Sequence[AspectExample], batch_size: int, seed: int) -> None:
         pairs: dict[int, list[int]] = {}
-        for number, example in enumerate(examples):
-            pairs.setdefault(example.image, []).append(number)
+        for index, example in enumerate(examples):
+            pairs.setdefault(example.image, []).append(index)
         self.pairs, self.seed = list(pairs.values()), seed
         self.images = max(1, (2 * batch_size * len(self.pairs) + len(examples)) // max(1, 2 * len(examples)))
 
@@ -73,7 +74,7 @@ class ImageMajorOrder:
         order = EpochOrder(len(self.pairs), self.seed, epoch).indices()
         for start in range(start_batch * self.images, len(order), self.images):
             chosen = order[start : start + self.images]
-            yield tuple(number for image in chosen for number in self.pairs[image])
+            yield tuple(index for image in chosen for index in self.pairs[image])
 
 
 class AspectStage:
@@ -122,14 +123,14 @@ class AspectStage:
 
     def _rows(self, share: StepBatch) -> dict[int, int]:
         """The row of each image among the images of a share."""
-        images = dict.fromkeys(self.examples[number].image for number in share.examples)
+        images = dict.fromkeys(self.examples[index].image for index in share.examples)
         return {image: row for row, image in enumerate(images)}
 
     def losses(self, share: StepBatch) -> Float[Tensor, " batch"]:
         """Cross-entropy of each pair's answer; only the module of its aspect gets a gradient from it."""
         chosen = [self.examples[number] for number in share.examples]
-        turns = zip(share.examples, chosen, strict=True)
-        asked = [_in_turn(self.texts[example.aspect], number + share.epoch) for number, example in turns]
+        texts = [self.texts[example.aspect] for example in chosen]
+        asked = [own[(index + share.epoch) % len(own)] for index, own in zip(share.examples, texts, strict=True)]
         index, row = self.aspect_of[list(share.examples)], self._rows(share)
         images, answers = [row[example.image] for example in chosen], [example.answer for example in chosen]
         return self.model.aspect_loss(share.loaded, index, asked, answers, images)
@@ -146,15 +147,15 @@ class AspectStage:
         def ask(group: Sequence[tuple[int, Record]]) -> list[tuple[str, str, str]]:
             _, visual = next(read)
             assert visual is not None
-            said = describe_aspects(self.model, visual, self.questions)
+            answered = describe_aspects(self.model, visual, self.questions)
             return [
                 (name, answers[name], record.annotations[name])
-                for answers, (_, record) in zip(said, group, strict=True)
+                for answers, (_, record) in zip(answered, group, strict=True)
                 for name in self.aspects
                 if name in record.annotations
             ]
 
-        return measured([pair for found in processes.share(groups, ask, stop) for pair in found])
+        return measured([pair for result in processes.share(groups, ask, stop) for pair in result])
 
 
 def measured(pairs: Sequence[tuple[str, str, str]]) -> dict[str, float]:
@@ -162,23 +163,12 @@ def measured(pairs: Sequence[tuple[str, str, str]]) -> dict[str, float]:
     metrics: dict[str, float] = {}
     parts: list[float] = []
     for name in dict.fromkeys(aspect for aspect, _, _ in pairs):
-        own = [(said, wanted) for aspect, said, wanted in pairs if aspect == name]
+        own = [(answer, wanted) for aspect, answer, wanted in pairs if aspect == name]
         metrics[f"accuracy/{name}"] = sum(normalise_answer(a) == normalise_answer(b) for a, b in own) / len(own)
         if name == "object":
-            metrics["f1/object"] = list_f1(own)
+            metrics["f1/object"] = set_score([label for _, label in own], [text for text, _ in own]).f1
         parts.append(metrics["f1/object" if name == "object" else f"accuracy/{name}"])
     return {**metrics, "score": sum(parts) / len(parts)} if parts else {}
-
-
-def list_f1(pairs: Sequence[tuple[str, str]]) -> float:
-    """F1 of comma-separated lists, counted over all items of all pairs; order does not matter, repetition does."""
-    hits = said = wanted = 0
-    for answer, truth in pairs:
-        left, right = _items(answer), _items(truth)
-        hits += (left & right).total()
-        said += left.total()
-        wanted += right.total()
-    return 2 * hits / (said + wanted) if said + wanted else 1.0
 
 
 def train_aspects(
@@ -213,17 +203,17 @@ def _prepare(run: Run) -> Outcome:
     train = _annotated(run.dataset.split("train"), names, settings.max_per_aspect)
     held = _annotated(run.dataset.splits.get("val", ()), names)
     _check_annotated(train, names, run.dataset)
-    store, numbers = run.store({"train": train, "val": spread(held, VALIDATED)})
+    store, indexed = run.store({"train": train, "val": spread(held, VALIDATED)})
     examples = [
-        AspectExample(number, aspect, record.annotations[name])
-        for number, record in numbers["train"]
+        AspectExample(index, aspect, record.annotations[name])
+        for index, record in indexed["train"]
         for aspect, name in enumerate(names)
         if name in record.annotations
     ]
     run.kept(store)
     model = MaspModel(run.backbone, method, modules, questions=questions, again=checkpointing(run.settings))
     stage = AspectStage(
-        model, store, examples, numbers["val"], questions, measured_at_once(run.settings, run.backbone.dim)
+        model, store, examples, indexed["val"], questions, measured_at_once(run.settings, run.backbone.dim)
     )
     info = AdapterInfo(
         backbone=run.backbone_record(),
@@ -232,7 +222,7 @@ def _prepare(run: Run) -> Outcome:
         image_transform=run.backbone.image_transform,
         longest_side=run.config.data.longest_side,
         questions=run.first_questions(questions),
-        data={"aspects": run.data_record(numbers)},
+        data={"aspects": run.data_record(indexed)},
         seeds={"aspects": settings.seed},
     )
     scale = RateScale(1 / width, 1 / math.sqrt(width), "the matrices at their start")
@@ -257,7 +247,7 @@ def spread(records: Sequence[T], most: int) -> list[T]:
     Data sets list one label behind the other, so that the first ones would all be of one label.
     """
     chosen = EpochOrder(len(records), seed=0, epoch=0).indices()[:most]
-    return [records[number] for number in sorted(chosen)]
+    return [records[index] for index in sorted(chosen)]
 
 
 def _check_annotated(records: Sequence[Record], names: Sequence[str], dataset: Dataset) -> None:
@@ -275,11 +265,3 @@ def _check_annotated(records: Sequence[Record], names: Sequence[str], dataset: D
             "Use an annotated data set, or name the aspects it has: aspects.aspects=[scene, object].",
         )
     log.info("annotated images: %s", ", ".join(f"{name} {counts[name]:,}" for name in names))
-
-
-def _in_turn(texts: Sequence[str], turn: int) -> str:
-    return texts[turn % len(texts)]
-
-
-def _items(text: str) -> Counter[str]:
-    return Counter(item for item in map(normalise_answer, text.split(",")) if item)

@@ -26,8 +26,8 @@ from masp.core.types import ImageInput
 from masp.data.records import Dataset, Record, class_balance
 from masp.data.splits import Batches, division_in
 from masp.evaluation import metrics
+from masp.model.aspect_attention import AspectRouting
 from masp.model.masp_model import ActiveParts, MaspModel, init_soft_prompt
-from masp.model.routing import AspectRouting
 from masp.model.scoring import score
 from masp.training.checkpoints import writing
 from masp.training.feature_cache import FeatureCache, VisualMemory
@@ -136,10 +136,10 @@ class PromptStage:
         return (replace(share, loaded=seen) for share, seen in self._given(shares, self._images, self._asked))
 
     def _images(self, share: StepBatch) -> list[int]:
-        return [self.examples[number][0] for number in share.examples]
+        return [self.examples[index][0] for index in share.examples]
 
     def _asked(self, share: StepBatch) -> list[str]:
-        return [self.asking.training(number, share.epoch) for number in share.examples]
+        return [self.asking.training(index, share.epoch) for index in share.examples]
 
     def _given(
         self, items: Iterable[T], images: Callable[[T], Sequence[int]], asked: Callable[[T], Sequence[str]]
@@ -149,12 +149,12 @@ class PromptStage:
             yield from self.store.stream(items, images)
             return
         for item in items:
-            numbers = images(item)
-            yield item, self.prefixes.seen(numbers, asked(item)) if numbers else None
+            indexed = images(item)
+            yield item, self.prefixes.seen(indexed, asked(item)) if indexed else None
 
     def losses(self, share: StepBatch) -> Float[Tensor, " batch"]:
         """Cross-entropy of each image's label."""
-        labels = [self.examples[number][1] for number in share.examples]
+        labels = [self.examples[index][1] for index in share.examples]
         return self.model.prompt_loss(share.loaded, self._asked(share), labels, self.use)
 
     def validate(self, stop: StopRequest) -> dict[str, float]:
@@ -179,13 +179,13 @@ class PromptStage:
         if not scores:
             return {}
         logs, targets = np.array(scores), np.array([labels.index(label) for _, label in self.validation])
-        found = {
+        result = {
             "accuracy": float((logs.argmax(1) == targets).mean()),
             "log_likelihood": float(logs[np.arange(len(logs)), targets].mean()),
         }
         if len(logs) >= metrics.CALIBRATION_IMAGES:
-            found["temperature"] = metrics.fit_temperature(logs, targets)
-        return found
+            result["temperature"] = metrics.fit_temperature(logs, targets)
+        return result
 
 
 def train_prompt(
@@ -277,12 +277,12 @@ def _prepare(run: Run, adapter: Adapter | None, home: Path | None) -> Outcome:
     used = () if adapter is None else _used(adapter, run.config)
     train = [record for record in run.dataset.split("train") if record.label is not None]
     held = [record for record in run.dataset.splits.get("val", ()) if record.label is not None]
-    store, numbers = run.store({"train": train, "val": held})
-    balance = class_balance([record for _, record in numbers["train"]], labels)
+    store, indexed = run.store({"train": train, "val": held})
+    balance = class_balance([record for _, record in indexed["train"]], labels)
     log.info("labels of the training images:\n%s", balance.text())
     weights = None
     if settings.class_weights == "balanced":
-        weights = torch.tensor([balance.weights[record.label or ""] for _, record in numbers["train"]])
+        weights = torch.tensor([balance.weights[record.label or ""] for _, record in indexed["train"]])
     questions = load_questions(run.config.questions)
     assert method.label_list is not None
     assert method.label_order is not None
@@ -294,7 +294,7 @@ def _prepare(run: Run, adapter: Adapter | None, home: Path | None) -> Outcome:
         modules.requires_grad_(False)
     routing = AspectRouting(used, generator) if method.routing and used else None
     model = MaspModel(run.backbone, method, modules, prompt, questions, checkpointing(settings), routing)
-    learned, measured = _labelled(numbers["train"]), _labelled(numbers["val"])
+    learned, measured = _labelled(indexed["train"]), _labelled(indexed["val"])
     prefixes = run.kept(store, model, ActiveParts(used), asking.all(), len(learned), asking.order == "shuffled")
     stage = PromptStage(
         model,
@@ -316,7 +316,7 @@ def _prepare(run: Run, adapter: Adapter | None, home: Path | None) -> Outcome:
         image_transform=run.backbone.image_transform,
         longest_side=run.config.data.longest_side,
         questions=run.first_questions(questions),
-        data={**(before.data if before else {}), "prompt": run.data_record(numbers)},
+        data={**(before.data if before else {}), "prompt": run.data_record(indexed)},
         seeds={**(before.seeds if before else {}), "prompt": settings.seed},
         metrics=dict(before.metrics) if before else {},
         training=dict(before.training) if before else {},
@@ -328,8 +328,8 @@ def _prepare(run: Run, adapter: Adapter | None, home: Path | None) -> Outcome:
     return Outcome(stage, store, order, info, modules, model.prompt, scale, settings.init, model.routing)
 
 
-def _labelled(numbers: Sequence[tuple[int, Record]]) -> list[tuple[int, str]]:
-    return [(number, record.label or "") for number, record in numbers]
+def _labelled(indexed: Sequence[tuple[int, Record]]) -> list[tuple[int, str]]:
+    return [(index, record.label or "") for index, record in indexed]
 
 
 def _digest(text: str) -> bytes:

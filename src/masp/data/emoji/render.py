@@ -233,8 +233,8 @@ def compose(rng: np.random.Generator, glyphs: list[int], palette: str, style: St
     image = _background(rng, palette)
     ink = np.zeros((len(glyphs), CELLS, CELLS))
     fields = rng.permutation(9)[: len(glyphs)]
-    for number, (glyph, field) in enumerate(zip(glyphs, fields, strict=True)):
-        side = int(rng.choice(style.sizes)) + (14 if number == 0 else 0)
+    for index, (glyph, field) in enumerate(zip(glyphs, fields, strict=True)):
+        side = int(rng.choice(style.sizes)) + (14 if index == 0 else 0)
         if style.anchored:
             shift = style.step * rng.integers(-style.jitter, style.jitter + 1, 2)
             corner = np.array([field % 3, field // 3]) * 56 + shift
@@ -243,8 +243,8 @@ def compose(rng: np.random.Generator, glyphs: list[int], palette: str, style: St
         corner = np.clip(corner, 0, SIDE - side)
         sprite = sprites()[glyph].resize((side, side), Image.Resampling.BILINEAR)
         image.paste(sprite, (int(corner[0]), int(corner[1])), sprite)
-        ink[number] = _coverage(sprite, corner)
-        ink[:number] *= 1 - ink[number]  # what is pasted later hides what was there
+        ink[index] = _coverage(sprite, corner)
+        ink[:index] *= 1 - ink[index]  # what is pasted later hides what was there
     cells = np.where(ink.max(axis=0) >= COVERED, np.asarray(glyphs)[ink.argmax(axis=0)], -1)
     return image, cells
 

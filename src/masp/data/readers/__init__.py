@@ -1,1 +1,1 @@
-"""One reader for each published layout, and the one door that recognises them."""
+"""One reader for each published layout, and `open_dataset`, which recognises the layout."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from masp.core.errors import DataError
 from masp.core.labels import LABEL_SETS, spelled
-from masp.data.file_listing import is_picture, listing
+from masp.data.file_listing import is_image_file, listing
 from masp.data.readers.common import ImageLookup, LabelError, Reading, member
 from masp.data.records import BadFiles, Record
 from masp.data.tables import Table, read_table
@@ -22,9 +22,9 @@ def is_abstract(root: Path) -> bool:
 def is_artphoto(root: Path) -> bool:
     """Whether a folder holds images only, all of them named after one of ArtPhoto's labels."""
     folders, files = listing(root)
-    pictures = [file for file in files if is_picture(file)]
-    named = (spelled(picture.stem.partition("_")[0], LABEL_SETS["artphoto"]) for picture in pictures)
-    return not folders and bool(pictures) and all(named)
+    images = [file for file in files if is_image_file(file)]
+    named = (spelled(image.stem.partition("_")[0], LABEL_SETS["artphoto"]) for image in images)
+    return not folders and bool(images) and all(named)
 
 
 def read_abstract(root: Path, account: BadFiles) -> Reading:
@@ -36,17 +36,17 @@ def read_abstract(root: Path, account: BadFiles) -> Reading:
     labels = LABEL_SETS["abstract"]
     table = read_table(root / VOTES)
     columns = _columns(table, labels)
-    places = ImageLookup(root)
+    lookup = ImageLookup(root)
     records: list[Record] = []
     skipped: Counter[str] = Counter()
     for number, cells in enumerate(table.rows, start=1):
         try:
             votes = _counts(cells, columns)
-            picture = places.find(cells[0].strip("'\""))
+            image = lookup.find(cells[0].strip("'\""))
         except DataError as error:
             account.reject(table.file, f"row {number}: {error}", "annotation")
             continue
-        if picture is None:
+        if image is None:
             account.reject(root / cells[0], f"it is in row {number} of {VOTES}, but not in the folder", "picture")
             continue
         account.accept()
@@ -55,7 +55,7 @@ def read_abstract(root: Path, account: BadFiles) -> Reading:
             skipped[_TIES] += 1
             continue
         total = sum(votes.values())
-        records.append(Record(picture, best[0], distribution={label: vote / total for label, vote in votes.items()}))
+        records.append(Record(image, best[0], distribution={label: vote / total for label, vote in votes.items()}))
     account.finish()
     return Reading("abstract", labels, {"all": records}, account, skipped=skipped)
 
@@ -72,10 +72,10 @@ def _columns(table: Table, labels: tuple[str, ...]) -> dict[str, int]:
 def _counts(cells: tuple[str, ...], columns: dict[str, int]) -> dict[str, int]:
     if len(cells) <= max(columns.values()):
         raise DataError(f"there are {len(cells)} cells", f"{max(columns.values()) + 1}", "Correct the table.")
-    strange = next((cells[place] for place in columns.values() if not cells[place].isdecimal()), None)
+    strange = next((cells[column] for column in columns.values() if not cells[column].isdecimal()), None)
     if strange is not None:
         raise DataError(f"a count of votes is {strange!r:.40}", "a whole number", "Correct the table.")
-    votes = {label: int(cells[place][:9]) for label, place in columns.items()}
+    votes = {label: int(cells[column][:9]) for label, column in columns.items()}
     if not any(votes.values()):
         raise DataError("nobody voted", "at least one vote", "Correct the table.")
     return votes
@@ -89,11 +89,11 @@ def read_artphoto(root: Path, account: BadFiles) -> Reading:
     """
     labels = LABEL_SETS["artphoto"]
     records: list[Record] = []
-    for picture in filter(is_picture, listing(root)[1]):
+    for image in filter(is_image_file, listing(root)[1]):
         try:
-            records.append(Record(picture, member(picture.stem.partition("_")[0], labels)))
+            records.append(Record(image, member(image.stem.partition("_")[0], labels)))
         except LabelError as error:
-            account.reject(picture, str(error), "label")
+            account.reject(image, str(error), "label")
             continue
         account.accept()
     account.finish()

@@ -56,26 +56,26 @@ def member(name: str, labels: Sequence[str]) -> str:
 
 def by_split(records: Sequence[tuple[str, Record]]) -> dict[str, list[Record]]:
     """Records in the splits they are marked with: train, val and test first, the others in the order they occur."""
-    found: dict[str, list[Record]] = {}
+    result: dict[str, list[Record]] = {}
     for split, record in records:
-        found.setdefault(split, []).append(record)
-    usual = [name for name in ("train", "val", "test") if name in found]
-    return {name: found[name] for name in [*usual, *(name for name in found if name not in usual)]}
+        result.setdefault(split, []).append(record)
+    usual = [name for name in ("train", "val", "test") if name in result]
+    return {name: result[name] for name in [*usual, *(name for name in result if name not in usual)]}
 
 
-def inside(root: Path, place: str) -> Path:
+def inside(root: Path, name: str) -> Path:
     """The file that a list of a data set names, which has to lie inside the data set's folder.
 
     Raises:
         DataError: it lies outside.
     """
-    parts = [part for part in place.strip().replace("\\", "/").split("/") if part not in ("", ".")]
+    parts = [part for part in name.strip().replace("\\", "/").split("/") if part not in ("", ".")]
     try:
-        named = b"\0" not in os.fsencode(place)
+        named = b"\0" not in os.fsencode(name)
     except UnicodeEncodeError:
         named = False
     if not parts or ".." in parts or not named:
-        raise DataError(f"{place!r:.80} does not name a file of the data set", "a path inside it", "Correct the list.")
+        raise DataError(f"{name!r:.80} does not name a file of the data set", "a path inside it", "Correct the list.")
     return root.joinpath(*parts)
 
 
@@ -116,10 +116,10 @@ class ImageLookup:
         folders = direct.relative_to(self.root).parts[:-1]
         if folders[:1] == (self.root.name,):
             folders = folders[1:]
-        found = [path for path in self._by_name.get(direct.name, ()) if _lies_in(path, folders)]
-        if len(found) > 1:
-            raise DataError(f"{name!r:.60} fits {found[0]} and {found[1]}", "one image", "Write the whole path.")
-        return found[0] if found else None
+        result = [path for path in self._by_name.get(direct.name, ()) if _lies_in(path, folders)]
+        if len(result) > 1:
+            raise DataError(f"{name!r:.60} fits {result[0]} and {result[1]}", "one image", "Write the whole path.")
+        return result[0] if result else None
 
     def _listed(self) -> dict[str, list[Path]]:
         names: dict[str, list[Path]] = {}

@@ -87,8 +87,8 @@ def read_emoset(root: Path, account: BadFiles) -> Reading:
         if not isinstance(rows, list):
             raise DataError(f"{file} holds {type(rows).__name__}", "a list of rows", "Copy it again from its source.")
         splits[name] = []
-        for number, row in enumerate(rows):
-            record = _record(_Row(file, number, row), labels, has_notes, account, missing)
+        for index, row in enumerate(rows):
+            record = _record(_Row(file, index, row), labels, has_notes, account, missing)
             if record is not None:
                 splits[name].append(record)
                 account.accept()
@@ -136,10 +136,10 @@ def _parts(row: _Row, labels: tuple[str, ...]) -> tuple[Path, str | None, str | 
     if not isinstance(cells, list) or len(cells) not in (3, 4):
         shapes = "[label, id, image, annotation] or [label, image, annotation]"
         raise DataError(f"the row is {shown(cells)}", shapes, "Correct the list.")
-    label, picture, note = cells[0], cells[-2], cells[-1]
-    if not isinstance(picture, str) or not isinstance(note, str | None):
+    label, image, note = cells[0], cells[-2], cells[-1]
+    if not isinstance(image, str) or not isinstance(note, str | None):
         raise DataError(f"the row is {shown(cells)}", "paths as text", "Correct the list.")
-    return inside(row.root, picture), _label(label, labels), note
+    return inside(row.root, image), _label(label, labels), note
 
 
 def _label(value: object, labels: tuple[str, ...]) -> str | None:

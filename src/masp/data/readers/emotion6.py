@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from masp.core.errors import DataError
-from masp.data.file_listing import is_picture, listing
+from masp.data.file_listing import is_image_file, listing
 from masp.data.readers.common import Reading, label_of
 from masp.data.records import BadFiles, Record
 
@@ -38,22 +38,22 @@ def read_emotion6(root: Path, account: BadFiles, label_from: Literal["folder", "
     """
     table = root / VOTES
     columns, rows = _table(table)
-    folders = [folder for folder in listing(root / PICTURES)[0] if any(map(is_picture, listing(folder)[1]))]
+    folders = [folder for folder in listing(root / PICTURES)[0] if any(map(is_image_file, listing(folder)[1]))]
     labels = tuple(sorted(label_of(folder.name) for folder in folders))
     records: list[Record] = []
     voteless: list[Path] = []
     seen = 0
     for folder in folders:
-        for picture in filter(is_picture, listing(folder)[1]):
-            cells = rows.get(f"{folder.name}/{picture.name}")
+        for image in filter(is_image_file, listing(folder)[1]):
+            cells = rows.get(f"{folder.name}/{image.name}")
             seen += cells is not None
             if cells is None:
-                voteless.append(picture)
+                voteless.append(image)
             try:
-                record = _record(picture, label_of(folder.name), columns, cells)
+                record = _record(image, label_of(folder.name), columns, cells)
                 records.append(_by_majority(record, labels) if label_from == "majority" else record)
             except DataError as error:
-                account.reject(picture, str(error), "annotation")
+                account.reject(image, str(error), "annotation")
                 continue
             account.accept()
     account.finish()
@@ -79,18 +79,18 @@ def _table(file: Path) -> tuple[list[str], dict[str, list[str]]]:
     return columns, {row[0].replace("\\", "/").lstrip("./"): row[1:] for row in rest}
 
 
-def _record(picture: Path, label: str, columns: list[str], cells: list[str] | None) -> Record:
+def _record(image: Path, label: str, columns: list[str], cells: list[str] | None) -> Record:
     if cells is None:
-        return Record(picture, label)
+        return Record(image, label)
     if len(cells) < len(columns):
         raise DataError(f"its row in {VOTES} has {len(cells) + 1} cells", f"{len(columns) + 1}", "Correct the table.")
-    numbers = {column: _number(cell) for column, cell in zip(columns, cells, strict=False)}
-    votes = {re.sub(r"^prob\.?\s*", "", name): value for name, value in numbers.items() if name.startswith("prob")}
-    extra = {name: value for name, value in numbers.items() if not name.startswith("prob")}
+    values = {column: _number(cell) for column, cell in zip(columns, cells, strict=False)}
+    votes = {re.sub(r"^prob\.?\s*", "", name): value for name, value in values.items() if name.startswith("prob")}
+    extra = {name: value for name, value in values.items() if not name.startswith("prob")}
     total = sum(votes.values())
     if min(votes.values()) < 0 or abs(total - 1) > _SLACK:
         raise DataError(f"its votes in {VOTES} make {total:g}", "shares that make 1", "Correct the table.")
-    return Record(picture, label, distribution={name: vote / total for name, vote in votes.items()}, extra=extra)
+    return Record(image, label, distribution={name: vote / total for name, vote in votes.items()}, extra=extra)
 
 
 def _number(cell: str) -> float:

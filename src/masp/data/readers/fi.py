@@ -7,7 +7,7 @@ from pathlib import Path
 
 from masp.core.errors import DataError
 from masp.core.labels import LABEL_SETS
-from masp.data.file_listing import is_picture, listing
+from masp.data.file_listing import is_image_file, listing
 from masp.data.readers.common import LabelError, Reading, member
 from masp.data.records import BadFiles, Record
 from masp.data.tables import is_table, read_table
@@ -40,17 +40,17 @@ def read_fi(root: Path, account: BadFiles) -> Reading:
     skipped: Counter[str] = Counter()
     seen = 0
     for folder in listing(root / PICTURES if is_published(root) else root)[0]:
-        for picture in filter(is_picture, listing(folder)[1]):
+        for image in filter(is_image_file, listing(folder)[1]):
             try:
                 label = member(folder.name, labels)
             except LabelError as error:
-                account.reject(picture, str(error), "label")
+                account.reject(image, str(error), "label")
                 continue
             account.accept()
-            disagree, agree = votes.get((label, picture.stem), (0, 1))
-            seen += (label, picture.stem) in votes
+            disagree, agree = votes.get((label, image.stem), (0, 1))
+            seen += (label, image.stem) in votes
             if agree > disagree:
-                records.append(Record(picture, label))
+                records.append(Record(image, label))
             else:
                 skipped[_OUTVOTED] += 1
     account.finish()
@@ -63,20 +63,20 @@ def _votes(files: Iterable[Path]) -> dict[tuple[str, str], tuple[int, int]]:
     """(Label, name of the image without suffix) → people who disagree, people who agree."""
     votes: dict[tuple[str, str], tuple[int, int]] = {}
     for file in filter(is_table, files):
-        for number, cells in enumerate(read_table(file, header=False).rows):
+        for index, cells in enumerate(read_table(file, header=False).rows):
             if len(cells) != _CELLS or not (cells[2].isdecimal() and cells[3].isdecimal()):
                 wanted = "four cells, the last two numbers: who disagrees, who agrees"
-                raise DataError(f"row {number} of {file} is {list(cells)!r:.80}", wanted, "Move other tables away.")
-            label, picture = _sorted(file, cells[0], cells[1])
-            votes[label, Path(picture.rpartition("/")[2]).stem] = (int(cells[2][:9]), int(cells[3][:9]))
+                raise DataError(f"row {index} of {file} is {list(cells)!r:.80}", wanted, "Move other tables away.")
+            label, image = _sorted(file, cells[0], cells[1])
+            votes[label, Path(image.rpartition("/")[2]).stem] = (int(cells[2][:9]), int(cells[3][:9]))
     return votes
 
 
 def _sorted(file: Path, first: str, second: str) -> tuple[str, str]:
     """Label and image of a row, whichever comes first; without a label, the file's name says it."""
-    for label, picture in ((first, second), (second, first)):
+    for label, image in ((first, second), (second, first)):
         try:
-            return member(label, LABEL_SETS["fi"]), picture
+            return member(label, LABEL_SETS["fi"]), image
         except LabelError:
             continue
     return member(file.stem.split("_")[0], LABEL_SETS["fi"]), second

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from masp.core.errors import DataError, counted
-from masp.data.file_listing import images_from, is_picture, listing
+from masp.data.file_listing import images_from, is_image_file, listing
 from masp.data.images import FORMAT_NAMES, UNREAD_SUFFIXES
 from masp.data.readers.common import Reading, by_split, exists, label_of
 from masp.data.readers.emoset import read_annotation
@@ -36,15 +36,15 @@ def split_folders(root: Path) -> dict[str, Path]:
     Raises:
         DataError: two folders are the same split, or the root cannot be read.
     """
-    found: dict[str, Path] = {}
+    result: dict[str, Path] = {}
     for folder in listing(root)[0]:
         name = SPLITS.get(folder.name.lower())
         if name is None or not listing(folder)[0]:
             continue
-        if name in found:
-            raise DataError(f"{found[name]} and {folder} are the same split", "one folder each", "Merge them.")
-        found[name] = folder
-    return found
+        if name in result:
+            raise DataError(f"{result[name]} and {folder} are the same split", "one folder each", "Merge them.")
+        result[name] = folder
+    return result
 
 
 def is_tree(root: Path) -> bool:
@@ -53,7 +53,7 @@ def is_tree(root: Path) -> bool:
         return False
     if split_folders(root):
         return True
-    return sum(any(map(is_picture, listing(folder)[1])) for folder in listing(root)[0]) > 1
+    return sum(any(map(is_image_file, listing(folder)[1])) for folder in listing(root)[0]) > 1
 
 
 def read_folders(root: Path, account: BadFiles) -> Reading:
@@ -104,24 +104,24 @@ def read_pattern(root: Path, pattern: str, account: BadFiles) -> Reading:
     if not root.is_dir():
         raise DataError(f"{root} is a file", "a folder, as data.label_pattern looks at paths", "Name the folder.")
     search = re.compile(pattern).search
-    found: list[tuple[str, Record]] = []
+    result: list[tuple[str, Record]] = []
     others: list[str] = []
-    for picture in images_from([root]):
-        place = picture.relative_to(root).as_posix()
-        match = search(label_of(place))
+    for image in images_from([root]):
+        path = image.relative_to(root).as_posix()
+        match = search(label_of(path))
         label = (match["label"] or "").strip() if match is not None else ""
         if match is None or not label:
-            others.append(place)
+            others.append(path)
             continue
         try:
             split = split_of(match["split"] or "") if "split" in match.groupdict() else "all"
         except DataError as error:
-            account.reject(picture, str(error), "row")
+            account.reject(image, str(error), "row")
             continue
         account.accept()
-        found.append((split, Record(picture, label)))
+        result.append((split, Record(image, label)))
     account.finish()
-    if others and not found:
+    if others and not result:
         seen = "data.label_pattern finds no label in any of"
         todo = f"Correct the pattern {pattern!r}."
         raise DataError(f"{seen} {counted(len(others), 'image')} below {root}", f"a label in {_shown(others)}", todo)
@@ -130,8 +130,8 @@ def read_pattern(root: Path, pattern: str, account: BadFiles) -> Reading:
         reason = f"images in whose path data.label_pattern finds no label: {_shown(others)}"
         log.warning("left out %d %s", len(others), reason)
         skipped[reason] = len(others)
-    labels = tuple(sorted({record.label for _, record in found if record.label is not None}))
-    return Reading("pattern", labels, by_split(found), account, skipped=skipped)
+    labels = tuple(sorted({record.label for _, record in result if record.label is not None}))
+    return Reading("pattern", labels, by_split(result), account, skipped=skipped)
 
 
 def split_of(name: str) -> str:
@@ -167,7 +167,7 @@ class _Tree:
             DataError: it holds images that are not read, so that its label is meant.
         """
         inner, files = listing(folder)
-        if inner or any(map(is_picture, files)):
+        if inner or any(map(is_image_file, files)):
             return False
         unread = next((file.name for file in files if file.suffix.lower() in UNREAD_SUFFIXES), None)
         if unread is not None:
@@ -181,8 +181,8 @@ class _Tree:
         for folder in folders:
             if self.is_empty(folder):
                 continue
-            for picture in self._pictures(folder):
-                record = self._record(picture, label_of(folder.name))
+            for image in self._images(folder):
+                record = self._record(image, label_of(folder.name))
                 if record is not None:
                     records.append(record)
         return records
@@ -191,57 +191,57 @@ class _Tree:
         if self.ignored:
             kinds = ", ".join(f"{count} × {suffix}" for suffix, count in self.ignored.most_common(5))
             log.warning("ignored, as not named like images: %s (%s)", counted(self.ignored.total(), "file"), kinds)
-        found = {f"files named {suffix}, which are not images": count for suffix, count in self.ignored.items()}
+        result = {f"files named {suffix}, which are not images": count for suffix, count in self.ignored.items()}
         if self.empty:
             names = [folder.name for folder in self.empty]
             reason = f"folders without an image, which are no labels: {_shown(names)}"
             log.warning("passed over %d %s", len(names), reason)
-            found[reason] = len(names)
-        return found
+            result[reason] = len(names)
+        return result
 
-    def _pictures(self, folder: Path) -> list[Path]:
+    def _images(self, folder: Path) -> list[Path]:
         inner, files = listing(folder)
-        pictures = [file for file in files if is_picture(file)]
-        if inner and pictures:
+        images = [file for file in files if is_image_file(file)]
+        if inner and images:
             raise DataError(f"{folder} holds images and also the folder {inner[0].name}", _TREES, "Move it elsewhere.")
-        if not pictures:
+        if not images:
             raise DataError(
                 f"{folder} holds folders ({inner[0].name}, …) where images should be",
                 _TREES,
                 f"Perhaps open {folder}.",
             )
-        self.ignored.update(file.suffix.lower() or "without suffix" for file in files if not is_picture(file))
-        return pictures
+        self.ignored.update(file.suffix.lower() or "without suffix" for file in files if not is_image_file(file))
+        return images
 
-    def _record(self, picture: Path, label: str) -> Record | None:
-        file = self.notes / picture.parent.name / f"{picture.stem}.json" if self.notes is not None else None
+    def _record(self, image: Path, label: str) -> Record | None:
+        file = self.notes / image.parent.name / f"{image.stem}.json" if self.notes is not None else None
         if file is None or not exists(file):
             if file is not None:
                 self.missing.append(file)
             self.account.accept()
-            return Record(picture, label)
+            return Record(image, label)
         try:
             annotations, extra = read_annotation(file)
         except DataError as error:
-            self.account.reject(picture, str(error), "annotation")
+            self.account.reject(image, str(error), "annotation")
             return None
         self.account.accept()
-        return Record(picture, label, annotations, extra=extra)
+        return Record(image, label, annotations, extra=extra)
 
 
 def _refuse_strays(folder: Path) -> None:
-    """Make sure that no image lies beside the folders of labels, where nobody can know what it is.
+    """Make sure that no image lies beside the folders of labels, where its label is unknown.
 
     Raises:
         DataError: one does.
     """
-    stray = next(filter(is_picture, listing(folder)[1]), None)
+    stray = next(filter(is_image_file, listing(folder)[1]), None)
     if stray is not None:
         todo = "Sort them into the folders, or move them elsewhere."
         raise DataError(f"{folder} holds images ({stray.name}, …) beside its folders of labels", _TREES, todo)
 
 
 def _nothing_found(root: Path, others: list[Path]) -> DataError:
-    if not others and any(map(is_picture, listing(root)[1])):
+    if not others and any(map(is_image_file, listing(root)[1])):
         return DataError(f"{root} holds images but no class folders", _TREES, "Sort the images into folders.")
     return DataError(f"{root} holds no images", f"a data set in a known layout, such as {_TREES}", "Check the path.")

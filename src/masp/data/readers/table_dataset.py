@@ -77,19 +77,19 @@ def read_labels(path: Path, names: ColumnsConfig, account: BadFiles) -> Reading:
     Raises:
         DataError: no table, or one without these columns, or too many rows that cannot be used.
     """
-    table, places = _opened(path)
-    picture_at = _needed(table, names.path, PATHS, "images", "path")
+    table, lookup = _opened(path)
+    image_column = _needed(table, names.path, PATHS, "images", "path")
     label_at = _needed(table, names.label, LABELS, "labels", "label")
 
-    def labelled(cells: tuple[str, ...], picture: Path) -> Record:
+    def labelled(cells: tuple[str, ...], image: Path) -> Record:
         label = label_of(_cell(cells, label_at))
         if not label:
             raise LabelError("the label is blank", "", "Correct the table.")
-        return Record(picture, label)
+        return Record(image, label)
 
-    found = _records(table, places, picture_at, names, labelled, account)
-    labels = tuple(sorted({record.label for _, record in found if record.label is not None}))
-    return Reading("table", labels, by_split(found), account)
+    result = _records(table, lookup, image_column, names, labelled, account)
+    labels = tuple(sorted({record.label for _, record in result if record.label is not None}))
+    return Reading("table", labels, by_split(result), account)
 
 
 def read_values(
@@ -107,21 +107,21 @@ def read_values(
     Raises:
         DataError: no table, or one without these columns, or too many rows that cannot be used.
     """
-    table, places = _opened(path)
-    picture_at = _needed(table, names.path, (*PATHS, *THEMES), "images", "path")
+    table, lookup = _opened(path)
+    image_column = _needed(table, names.path, (*PATHS, *THEMES), "images", "path")
     value_at = _needed(table, names.value, VALUES, "numbers", "value")
 
-    def labelled(cells: tuple[str, ...], picture: Path) -> Record:
+    def labelled(cells: tuple[str, ...], image: Path) -> Record:
         value = _number(_cell(cells, value_at))
-        return Record(picture, _label_at(value, thresholds), extra={table.columns[value_at]: value})
+        return Record(image, _label_at(value, thresholds), extra={table.columns[value_at]: value})
 
-    rows = _records(table, places, picture_at, names, labelled, account)
-    found = [(split, record) for split, record in rows if record.label is not None]
+    rows = _records(table, lookup, image_column, names, labelled, account)
+    result = [(split, record) for split, record in rows if record.label is not None]
     skipped = {}
-    if len(found) < len(rows):
-        skipped[_BETWEEN] = len(rows) - len(found)
+    if len(result) < len(rows):
+        skipped[_BETWEEN] = len(rows) - len(result)
         log.info("%s: %d %s", table.file, skipped[_BETWEEN], _BETWEEN)
-    return Reading("table", tuple(thresholds), by_split(found), account, skipped=skipped)
+    return Reading("table", tuple(thresholds), by_split(result), account, skipped=skipped)
 
 
 def read_aspects(path: Path, names: ColumnsConfig, account: BadFiles) -> Reading:
@@ -132,12 +132,12 @@ def read_aspects(path: Path, names: ColumnsConfig, account: BadFiles) -> Reading
     Raises:
         DataError: no table, or one without these columns, or too many rows that cannot be used.
     """
-    table, places = _opened(path)
-    picture_at = _needed(table, names.path, PATHS, "images", "path")
+    table, lookup = _opened(path)
+    image_column = _needed(table, names.path, PATHS, "images", "path")
     aspect_at = _needed(table, names.aspect, ASPECT, "aspects", "aspect")
     value_at = _needed(table, names.value, ANSWER, "values", "value")
 
-    def annotated(cells: tuple[str, ...], picture: Path) -> Record:
+    def annotated(cells: tuple[str, ...], image: Path) -> Record:
         aspect = _cell(cells, aspect_at).casefold().replace(" ", "_")
         if aspect not in ASPECTS:
             raise DataError(f"the aspect is {aspect!r:.60}", f"one of {', '.join(ASPECTS)}", "Correct the table.")
@@ -145,44 +145,44 @@ def read_aspects(path: Path, names: ColumnsConfig, account: BadFiles) -> Reading
         answer = answer_text(aspect, _number(value) if aspect in MEASURED else value)
         if not answer:
             raise DataError(f"the value of {aspect} is blank", "an answer", "Correct the table.")
-        return Record(picture, annotations={aspect: answer})
+        return Record(image, annotations={aspect: answer})
 
     merged: dict[tuple[str, Path], dict[str, str]] = {}
-    for split, record in _records(table, places, picture_at, names, annotated, account):
+    for split, record in _records(table, lookup, image_column, names, annotated, account):
         known = merged.setdefault((split, record.path), {})
         for aspect, answer in record.annotations.items():
             known[aspect] = f"{known[aspect]}, {answer}" if aspect == "object" and aspect in known else answer
-    rows = [(split, Record(picture, annotations=answers)) for (split, picture), answers in merged.items()]
+    rows = [(split, Record(image, annotations=answers)) for (split, image), answers in merged.items()]
     return Reading("aspects", (), by_split(rows), account)
 
 
 def _records(
     table: Table,
-    places: ImageLookup,
-    picture_at: int,
+    lookup: ImageLookup,
+    image_column: int,
     names: ColumnsConfig,
     labelled: Callable[[tuple[str, ...], Path], Record],
     account: BadFiles,
 ) -> list[tuple[str, Record]]:
     """(Split, record) for every row that can be used; the account knows the others."""
     split_at = table.find(names.split, SPLIT)
-    found: list[tuple[str, Record]] = []
+    result: list[tuple[str, Record]] = []
     for number, cells in enumerate(table.rows, start=1):
         try:
             split = split_of(_cell(cells, split_at)) if split_at is not None else "all"
-            picture = places.find(_cell(cells, picture_at))
-            record = labelled(cells, picture or table.file)
+            image = lookup.find(_cell(cells, image_column))
+            record = labelled(cells, image or table.file)
         except DataError as error:
             fault = "label" if isinstance(error, LabelError) else "row"
             account.reject(table.file, f"row {number}: {error}", fault)
             continue
-        if picture is None:
-            account.reject(table.file, f"row {number}: there is no image {_cell(cells, picture_at)}", "picture")
+        if image is None:
+            account.reject(table.file, f"row {number}: there is no image {_cell(cells, image_column)}", "picture")
             continue
         account.accept()
-        found.append((split, record))
+        result.append((split, record))
     account.finish()
-    return found
+    return result
 
 
 def _label_at(value: float, thresholds: Mapping[str, tuple[float | None, float | None]]) -> str | None:
@@ -211,8 +211,8 @@ def read_votes(path: Path, names: ColumnsConfig, account: BadFiles) -> Reading:
     Raises:
         DataError: no table, or one without these columns, or too many rows that cannot be used.
     """
-    table, places = _opened(path)
-    picture_at = _needed(table, names.path, PATHS, "images", "path")
+    table, lookup = _opened(path)
+    image_column = _needed(table, names.path, PATHS, "images", "path")
     columns = {
         "positive": _needed(table, names.positive, POSITIVE, "votes for positive", "positive"),
         "negative": _needed(table, names.negative, NEGATIVE, "votes for negative", "negative"),
@@ -224,8 +224,8 @@ def read_votes(path: Path, names: ColumnsConfig, account: BadFiles) -> Reading:
     skipped: Counter[str] = Counter()
     for number, cells in enumerate(table.rows, start=1):
         try:
-            votes = {name: _count(_cell(cells, place)) for name, place in columns.items()}
-            picture = places.find(_cell(cells, picture_at))
+            votes = {name: _count(_cell(cells, column)) for name, column in columns.items()}
+            image = lookup.find(_cell(cells, image_column))
         except DataError as error:
             account.reject(table.file, f"row {number}: {error}", "annotation")
             continue
@@ -233,11 +233,11 @@ def read_votes(path: Path, names: ColumnsConfig, account: BadFiles) -> Reading:
         best = [name for name, count in votes.items() if count == max(votes.values())]
         if len(best) > 1 or best == ["neutral"]:
             skipped[_UNDECIDED] += 1
-        elif picture is None:
+        elif image is None:
             skipped[_GONE] += 1
         else:
             total = sum(votes.values())
-            records.append(Record(picture, best[0], distribution={name: n / total for name, n in votes.items()}))
+            records.append(Record(image, best[0], distribution={name: n / total for name, n in votes.items()}))
     account.finish()
     for reason, count in skipped.items():
         log.info("%s: %d %s", table.file, count, reason)
@@ -252,20 +252,20 @@ def _opened(path: Path) -> tuple[Table, ImageLookup]:
 
 
 def _needed(table: Table, given: str | None, usual: tuple[str, ...], what: str, setting: str) -> int:
-    place = table.find(given, usual)
-    if place is None:
+    column = table.find(given, usual)
+    if column is None:
         known = ", ".join(repr(name) for name in table.columns)
         todo = f"Name it with data.columns.{setting}."
         raise DataError(f"{table.file} has the columns {known:.120}", f"one of {what}, such as '{usual[0]}'", todo)
-    return place
+    return column
 
 
-def _cell(cells: tuple[str, ...], place: int) -> str:
-    if place >= len(cells):
-        raise DataError(f"there are {len(cells)} cells", f"at least {place + 1}", "Correct the table.")
-    if "\n" in cells[place]:
-        raise DataError(f"a cell is {cells[place]!r:.60}", "one line", "Close the quotation marks.")
-    return cells[place]
+def _cell(cells: tuple[str, ...], column: int) -> str:
+    if column >= len(cells):
+        raise DataError(f"there are {len(cells)} cells", f"at least {column + 1}", "Correct the table.")
+    if "\n" in cells[column]:
+        raise DataError(f"a cell is {cells[column]!r:.60}", "one line", "Close the quotation marks.")
+    return cells[column]
 
 
 def _count(cell: str) -> int:

@@ -17,7 +17,7 @@ from masp.core.labels import LABEL_SETS, spelled
 from masp.data.images import suffix_fits
 from masp.data.readers.common import Reading, exists
 from masp.data.readers.open_dataset import divided, existing_path, read_dataset, usable_labels
-from masp.data.records import BadFiles, Record, place_in
+from masp.data.records import BadFiles, Record, path_below
 from masp.data.validation.duplicates import (
     DISTANCE,
     KINDS,
@@ -87,23 +87,23 @@ def open_together(settings: Sequence[DataConfig]) -> list[OpenedDataset]:
     Raises:
         DataError: as for `open_for_check`.
     """
-    found: list[OpenedDataset] = []
+    result: list[OpenedDataset] = []
     strangers: list[DataError] = []
     for one in settings:
         opened = _read(one)
         try:
-            found.append(_as_training(opened, one))
+            result.append(_as_training(opened, one))
         except DataError as error:
             if one.splits.file is None or len(settings) == 1:
                 raise
-            found.append(opened)
+            result.append(opened)
             strangers.append(error)
             log.info("%s is not divided by %s, which is another data set's", one.path, one.splits.file)
-    if strangers and not any(one.split_by == "file" for one in found):
+    if strangers and not any(one.split_by == "file" for one in result):
         reasons = "; ".join(error.got for error in strangers)
         todo = "Write it again with masp data split."
         raise DataError(f"no data set fits the division ({reasons})", "one whose images it names", todo)
-    return found
+    return result
 
 
 def _read(settings: DataConfig) -> OpenedDataset:
@@ -305,12 +305,8 @@ def _check_one(
 
 
 def _by_label(records: Sequence[Record], labels: Sequence[str]) -> dict[str, int]:
-    counts = Counter(_shown_label(record) for record in records)
+    counts = Counter(NO_LABEL if record.label is None else record.label for record in records)
     return {label: counts[label] for label in labels}
-
-
-def _shown_label(record: Record) -> str:
-    return NO_LABEL if record.label is None else record.label
 
 
 def _listed(opened: OpenedDataset, reading: Reading, depth: Depth) -> Cases:
@@ -318,10 +314,10 @@ def _listed(opened: OpenedDataset, reading: Reading, depth: Depth) -> Cases:
     cases: Cases = {}
     for rejected in reading.account.rejected:
         kind = "row" if rejected.fault == "file" else rejected.fault
-        place = place_in(opened.root, rejected.path)
+        place = path_below(opened.root, rejected.path)
         cases.setdefault(kind, []).append(IssueCase(f"{place}: {rejected.reason}", (place,)))
     cases["unannotated"] = [
-        IssueCase(place, (place,)) for place in (place_in(opened.root, path) for path in reading.missing)
+        IssueCase(place, (place,)) for place in (path_below(opened.root, path) for path in reading.missing)
     ]
     try:
         usable_labels(reading, opened.path)
@@ -335,7 +331,7 @@ def _listed(opened: OpenedDataset, reading: Reading, depth: Depth) -> Cases:
         meant = None if record.label is None else spelled(record.label, known)
         if record.label is not None and meant != record.label:
             kind, words = ("label", "") if meant is None else ("spelling", f", which is {meant}")
-            place = place_in(opened.root, record.path)
+            place = path_below(opened.root, record.path)
             where = place if split == UNDIVIDED else f"{place} ({split})"
             cases.setdefault(kind, []).append(IssueCase(f"{where}: the label is {record.label}{words}", (place,)))
     return cases
@@ -353,15 +349,15 @@ def _looked_at(
     seen: list[Seen] = []
     looks = look_at_all([record.path for _, record in records], depth.hasher, depth.workers)
     for (split, record), look in zip(records, looks, strict=True):
-        place = place_in(opened.root, record.path)
+        path = path_below(opened.root, record.path)
         formats[look.kind or "unknown"] += 1
         if look.problem is not None:
             kind = "unreadable" if exists(record.path) else "picture"
-            cases.setdefault(kind, []).append(IssueCase(f"{place}: {look.problem}", (place,)))
+            cases.setdefault(kind, []).append(IssueCase(f"{path}: {look.problem}", (path,)))
         elif look.kind is not None and not suffix_fits(record.path.suffix, look.kind):
-            cases.setdefault("suffix", []).append(IssueCase(f"{place} is {look.kind}", (place,)))
+            cases.setdefault("suffix", []).append(IssueCase(f"{path} is {look.kind}", (path,)))
         if look.digest is not None:
-            seen.append(Seen(place, split, record.label, look.digest, look.likeness))
+            seen.append(Seen(path, split, record.label, look.digest, look.likeness))
         if progress is not None:
             progress(1)
     return seen

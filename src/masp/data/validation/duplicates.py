@@ -202,14 +202,14 @@ def near_pairs(values: NDArray[np.uint64], distance: int) -> Iterator[Pairs]:
         band = (values >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
         order = np.argsort(band, kind="stable")
         band, sorted_values = band[order], values[order]
-        places = np.arange(len(values))
+        indices = np.arange(len(values))
         for step in count(1):
-            places = places[places + step < len(values)]
-            places = places[band[places] == band[places + step]]
-            if not len(places):
+            indices = indices[indices + step < len(values)]
+            indices = indices[band[indices] == band[indices + step]]
+            if not len(indices):
                 break
-            differing = np.bitwise_count(sorted_values[places] ^ sorted_values[places + step])
-            near = places[differing <= distance]
+            differing = np.bitwise_count(sorted_values[indices] ^ sorted_values[indices + step])
+            near = indices[differing <= distance]
             if len(near):
                 yield order[near], order[near + step]
 
@@ -222,19 +222,19 @@ def near_groups(hashes: Sequence[int], distance: int) -> list[list[int]]:
     values, inverse = np.unique(np.asarray(hashes, dtype=np.uint64), return_inverse=True)
     parents = list(range(len(values)))
 
-    def root(place: int) -> int:
-        while parents[place] != place:
-            parents[place] = parents[parents[place]]
-            place = parents[place]
-        return place
+    def root(index: int) -> int:
+        while parents[index] != index:
+            parents[index] = parents[parents[index]]
+            index = parents[index]
+        return index
 
     for first, second in near_pairs(values, distance):
         for one, other in zip(first.tolist(), second.tolist(), strict=True):
             low, high = sorted((root(one), root(other)))
             parents[high] = low
     members: dict[int, list[int]] = {}
-    for place, value in enumerate(inverse.tolist()):
-        members.setdefault(root(value), []).append(place)
+    for index, value in enumerate(inverse.tolist()):
+        members.setdefault(root(value), []).append(index)
     return [group for group in members.values() if len(group) > 1]
 
 
@@ -274,7 +274,7 @@ def copies(contents: Mapping[bytes, Sequence[Seen]]) -> Cases:
     cases: Cases = {}
     for files in contents.values():
         if len(files) > 1:
-            cases.setdefault(_kind(files), []).append(IssueCase(_told(files), _places(files)))
+            cases.setdefault(_kind(files), []).append(IssueCase(_listing(files), _paths(files)))
     return cases
 
 
@@ -293,7 +293,7 @@ def near_copies(contents: Mapping[bytes, Sequence[Seen]], distance: int) -> Case
     for firsts in _alike(contents.values(), distance):
         files = [file for first in firsts for file in contents[first.digest]]
         kind = "near_leak" if len({file.split for file in files}) > 1 else "near"
-        cases.setdefault(kind, []).append(IssueCase(_told(files), _places(files)))
+        cases.setdefault(kind, []).append(IssueCase(_listing(files), _paths(files)))
     return cases
 
 
@@ -305,7 +305,7 @@ def _alike(contents: Iterable[Sequence[Seen]], distance: int) -> list[list[Seen]
         if files[0].likeness is not None:
             firsts.append(files[0])
             likenesses.append(files[0].likeness)
-    return [[firsts[place] for place in group] for group in near_groups(likenesses, distance)]
+    return [[firsts[index] for index in group] for group in near_groups(likenesses, distance)]
 
 
 def shared(first: Mapping[bytes, Sequence[Seen]], second: Mapping[bytes, Sequence[Seen]]) -> Cases:
@@ -346,14 +346,14 @@ def _trains_and_tests(ours: Sequence[Seen], theirs: Sequence[Seen]) -> bool:
 
 
 def _pair(ours: Sequence[Seen], sign: str, theirs: Sequence[Seen]) -> IssueCase:
-    return IssueCase(f"{_told(ours)} {sign} {_told(theirs)}", _places(ours), _places(theirs))
+    return IssueCase(f"{_listing(ours)} {sign} {_listing(theirs)}", _paths(ours), _paths(theirs))
 
 
-def _places(files: Sequence[Seen]) -> tuple[str, ...]:
+def _paths(files: Sequence[Seen]) -> tuple[str, ...]:
     return tuple(file.place for file in files)
 
 
-def _told(files: Sequence[Seen], most: int = 4) -> str:
+def _listing(files: Sequence[Seen], most: int = 4) -> str:
     """A few of the files with their splits and labels."""
     words = [f"{file.place} ({', '.join(filter(None, (_named(file.split), file.label)))})" for file in files[:most]]
     more = f" and {len(files) - most} more" if len(files) > most else ""

@@ -14,7 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from masp.backbones.base import Backbone
 from masp.backbones.checkpoint import load_image_processor, load_tokenizer
 from masp.backbones.files import BackboneFiles, find, read_json
-from masp.backbones.hf_backbone import FamilyParts, HFBackbone
+from masp.backbones.hf_backbone import HFBackbone, usual_parts
 from masp.backbones.qwen2_vl import SYSTEM_TURN, QwenVision, grid_positions, turn
 
 SMALLEST, LARGEST = 4 * 28**2, 16384 * 28**2  # Qwen2-VL's own bounds, in pixels
@@ -62,16 +62,8 @@ def make(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int = 0) 
     processor = load_image_processor(files, Qwen2VLImageProcessorPil)
     processor.size = {"shortest_edge": SMALLEST, "longest_edge": LARGEST}
     tokenizer = load_tokenizer(files)
-    parts = FamilyParts(
-        model=model,
-        language=model.model.language_model,
-        head=model.lm_head,
-        tokenizer=tokenizer,
-        turn=turn(tokenizer, SYSTEM_TURN),
-        vision=QwenVision(tower, processor),
-        native=grid_positions,
-        stored=False,
-    )
+    vision = QwenVision(tower, processor)
+    parts = usual_parts(model, tokenizer, turn(tokenizer, SYSTEM_TURN), vision, native=grid_positions, stored=False)
     named = BackboneFiles("random weights", files.folder, None, "qwen2_vl")
     return RandomBackbone(HFBackbone(named, parts), model)
 

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from masp.adapters import library_versions, portable, tensors_sha256
-from masp.annotate.answers import FORMULA
-from masp.annotate.ask import AnnotationSettings, Annotator, Answers
-from masp.annotate.pictures import ImageCollection, PendingImage, splits_of
+from masp.annotate.ask import FORMULA, AnnotationSettings, Annotator, Answers
+from masp.annotate.images import ImageCollection, PendingImage, splits_of
 from masp.core.aspects import MEASURED
 from masp.core.atomic_io import TEMPORARY, discard, fingerprint, remove_folder, write_file, write_folder
 from masp.data.prefetch import LoadedBatch, Loading, load
@@ -51,17 +50,17 @@ class AnnotationFolder:
 
     def batches(self) -> dict[int, dict[str, Any]]:
         """The finished batches by number; one that cannot be read is made again."""
-        found: dict[int, dict[str, Any]] = {}
+        result: dict[int, dict[str, Any]] = {}
         for path in sorted(self.progress.iterdir()) if self.progress.is_dir() else ():
             match = _BATCH.fullmatch(path.name)
             if match is None:
                 continue
             try:
                 content = json.loads(path.read_bytes())
-                found[int(match[1])] = {key: content[key] for key in ("versions", "answers", "unreadable")}
+                result[int(match[1])] = {key: content[key] for key in ("versions", "answers", "unreadable")}
             except (OSError, ValueError, KeyError, TypeError):
                 discard(path)
-        return found
+        return result
 
     def keep(self, number: int, batch: Mapping[str, Any]) -> None:
         """Write a finished batch.
@@ -89,7 +88,7 @@ ANNOTATION, IMAGE = "annotation", "image"
 
 def write_emoset(
     out: Path,
-    pictures: ImageCollection,
+    collection: ImageCollection,
     annotated: Sequence[tuple[PendingImage, Mapping[str, Any]]],
     source: Mapping[str, Any],
     copy: bool,
@@ -98,7 +97,7 @@ def write_emoset(
 
     Args:
         out: where.
-        pictures: all images, readable or not.
+        collection: all images, readable or not.
         annotated: the readable ones, in order, with what stands in the annotation file of each.
         source: what made the annotations, for info.json.
         copy: whether image/ holds copies; otherwise it holds links to the images where they lie.
@@ -113,16 +112,16 @@ def write_emoset(
 
     def images(folder: Path) -> None:
         for item, _ in annotated:
-            place = _new(folder / item.home / _file_name(item))
+            path = _new(folder / item.home / _file_name(item))
             if copy:
-                shutil.copyfile(item.path, place)
+                shutil.copyfile(item.path, path)
             else:
-                place.symlink_to(item.path.resolve())
+                path.symlink_to(item.path.resolve())
 
-    numbers = {label: number for number, label in enumerate(pictures.labels)}
-    rows: dict[str, list[list[object]]] = {split: [] for split in splits_of(pictures.items)}
+    indices = {label: index for index, label in enumerate(collection.labels)}
+    rows: dict[str, list[list[object]]] = {split: [] for split in splits_of(collection.items)}
     for item, _ in annotated:
-        label = None if item.label is None else numbers[item.label]
+        label = None if item.label is None else indices[item.label]
         places = f"{IMAGE}/{item.home}/{_file_name(item)}", f"{ANNOTATION}/{item.home}/{item.name}.json"
         rows[item.split].append([label, item.name, *places])
     with writing(out):
@@ -130,18 +129,18 @@ def write_emoset(
         write_folder(out / IMAGE, images)
         for split, listed in rows.items():
             write_file(out / f"{split}.json", _lines(listed))
-        write_file(out / "info.json", _json_text(_info(pictures, source)).encode())
+        write_file(out / "info.json", _json_text(_info(collection, source)).encode())
         os.sync()  # the many small files are not flushed one by one
 
 
-def _info(pictures: ImageCollection, source: Mapping[str, Any]) -> dict[str, Any]:
+def _info(images: ImageCollection, source: Mapping[str, Any]) -> dict[str, Any]:
     """info.json as EmoSet has it, and what made this folder."""
-    order = dict(enumerate(pictures.labels))
+    order = dict(enumerate(images.labels))
     tables = {
         "label2idx": {label: number for number, label in order.items()},
         "idx2label": {str(number): label for number, label in order.items()},
     }
-    return {"emotion": tables, "labelled": pictures.labelled, "source": dict(source)}
+    return {"emotion": tables, "labelled": images.labelled, "source": dict(source)}
 
 
 def _file_name(item: PendingImage) -> str:
@@ -205,26 +204,26 @@ class AnnotationResult:
 
     Attributes:
         out: the folder, a data set in EmoSet's layout.
-        pictures: images with an annotation file.
+        images: images with an annotation file.
         unreadable: images that were left out; quarantine.jsonl names them.
         aspects: aspect → its summary.
         again: whether it had been finished before, so that nothing was computed.
     """
 
     out: Path
-    pictures: int
+    images: int
     unreadable: int
     aspects: Mapping[str, AspectSummary]
     again: bool = False
 
 
 def annotate(
-    pictures: ImageCollection, annotator: Annotator, out: Path, work: AnnotationJob, adapter: str | None = None
+    images: ImageCollection, annotator: Annotator, out: Path, work: AnnotationJob, adapter: str | None = None
 ) -> AnnotationResult:
     """Annotate images and write them in EmoSet's published layout; the same call goes on with what was interrupted.
 
     Args:
-        pictures: what to annotate.
+        images: what to annotate.
         annotator: answers the questions.
         out: a new folder, or one where the same call was interrupted.
         work: how.
@@ -235,31 +234,31 @@ def annotate(
         DataError: 100 images in a row cannot be read, or none can.
         CheckpointError: the disk refuses to be written, or another process is writing there.
     """
-    identity = _identity(pictures, annotator, work)
-    place = AnnotationFolder(out)
-    with place.opened(identity) as result:
+    identity = _identity(images, annotator, work)
+    folder = AnnotationFolder(out)
+    with folder.opened(identity) as result:
         if result is not None:
-            place.tidy()
+            folder.tidy()
             return _from_json(out, result, again=True)
-        _compute(pictures, annotator, place, work)
-        done = place.batches()
+        _compute(images, annotator, folder, work)
+        done = folder.batches()
         source = _source(annotator, adapter)
-        annotated = list(_contents(pictures, done, source, annotator.asking.keep))
+        annotated = list(_contents(images, done, source, annotator.asking.keep))
         versions = {json.dumps(batch["versions"], sort_keys=True) for batch in done.values()}
         made_by = {**source, "versions": [json.loads(one) for one in sorted(versions)]}
-        write_emoset(out, pictures, annotated, made_by, work.copy)
-        bad = [(pictures.items[int(key)].place, why) for batch in _ordered(done) for key, why in batch["unreadable"]]
+        write_emoset(out, images, annotated, made_by, work.copy)
+        bad = [(images.items[int(key)].place, why) for batch in _ordered(done) for key, why in batch["unreadable"]]
         lines = [json.dumps({"image": name, "reason": why}) for name, why in bad]
         write_file(out / "quarantine.jsonl", "".join(f"{line}\n" for line in lines).encode())
         summary = _summary(annotator.asking, done, len(annotated), len(bad))
-        place.finish(summary)
+        folder.finish(summary)
         return _from_json(out, summary)
 
 
-def _compute(pictures: ImageCollection, annotator: Annotator, place: AnnotationFolder, work: AnnotationJob) -> None:
+def _compute(images: ImageCollection, annotator: Annotator, folder: AnnotationFolder, work: AnnotationJob) -> None:
     """Every batch that is not finished; one with unreadable images is tried again, as a disk may have been away."""
-    items, size = pictures.items, work.batch_size
-    done = {number: batch for number, batch in place.batches().items() if not batch["unreadable"]}
+    items, size = images.items, work.batch_size
+    done = {number: batch for number, batch in folder.batches().items() if not batch["unreadable"]}
     waiting = [number for number in range(-(-len(items) // size)) if number not in done]
     account = BadFiles(share=1.0, total=len(items))
     account.accept(sum(len(batch["answers"]) for batch in done.values()))
@@ -270,7 +269,7 @@ def _compute(pictures: ImageCollection, annotator: Annotator, place: AnnotationF
     loading = Loading(annotator.prepare, work.longest_side, workers=work.workers)
     versions = library_versions()
     for number, batch in zip(waiting, load(chunks, loading, account), strict=True):
-        place.keep(number, {"versions": versions, **_answered(annotator, batch)})
+        folder.keep(number, {"versions": versions, **_answered(annotator, batch)})
         finished += len(batch.indices) + len(batch.failures)
         if work.progress is not None:
             work.progress(finished)
@@ -278,10 +277,10 @@ def _compute(pictures: ImageCollection, annotator: Annotator, place: AnnotationF
 
 
 def _answered(annotator: Annotator, batch: LoadedBatch) -> dict[str, Any]:
-    found: Sequence[Answers] = annotator(batch.pixels) if batch.indices else ()
+    result: Sequence[Answers] = annotator(batch.pixels) if batch.indices else ()
     answers = [
         [at, {name: one.value for name, one in answered.items()}, {n: o.why for n, o in answered.items() if o.why}]
-        for at, answered in zip(batch.indices, found, strict=True)
+        for at, answered in zip(batch.indices, result, strict=True)
     ]
     failures = sorted((failed.index, failed.reason) for failed in batch.failures)
     return {"answers": answers, "unreadable": [list(failed) for failed in failures]}
@@ -292,12 +291,12 @@ def _ordered(done: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _contents(
-    pictures: ImageCollection, done: Mapping[int, dict[str, Any]], source: Mapping[str, Any], keep: bool
+    images: ImageCollection, done: Mapping[int, dict[str, Any]], source: Mapping[str, Any], keep: bool
 ) -> Iterator[tuple[PendingImage, dict[str, Any]]]:
     """For every readable image the content of its annotation file; an aspect without an answer is an absent key."""
     for batch in _ordered(done):
         for at, values, _ in batch["answers"]:
-            item = pictures.items[at]
+            item = images.items[at]
             content: dict[str, Any] = {"image_id": item.name, "emotion": item.label}
             content |= {name: value for name, value in values.items() if value is not None}
             made = {**source, "picture": item.place, "versions": batch["versions"]}
@@ -331,13 +330,13 @@ def _source(annotator: Annotator, adapter: str | None) -> dict[str, Any]:
     return source
 
 
-def _identity(pictures: ImageCollection, annotator: Annotator, work: AnnotationJob) -> dict[str, Any]:
+def _identity(images: ImageCollection, annotator: Annotator, work: AnnotationJob) -> dict[str, Any]:
     """Everything that decides the outcome, as a flat table of JSON values."""
     source, asking = _source(annotator, None), annotator.asking
     adapter = source["adapter"] and source["adapter"]["aspects_sha256"]
     table = {
-        "pictures": len(pictures.items),
-        "data": pictures.digest(),
+        "pictures": len(images.items),
+        "data": images.digest(),
         "backbone": source["fingerprint"],
         **reading(annotator.model.backbone),
         "dtype": source["dtype"],
@@ -356,28 +355,28 @@ def _identity(pictures: ImageCollection, annotator: Annotator, work: AnnotationJ
 
 
 def _summary(
-    asking: AnnotationSettings, done: Mapping[int, dict[str, Any]], pictures: int, unreadable: int
+    asking: AnnotationSettings, done: Mapping[int, dict[str, Any]], images: int, unreadable: int
 ) -> dict[str, Any]:
     """Counts of answers, as JSON values."""
-    said: dict[str, Counter[str]] = {name: Counter() for name in asking.questions}
+    answers: dict[str, Counter[str]] = {name: Counter() for name in asking.questions}
     absent: dict[str, Counter[str]] = {name: Counter() for name in asking.questions}
     for batch in _ordered(done):
         for _, values, why in batch["answers"]:
             for name, value in values.items():
                 if value is not None:
-                    said[name][", ".join(value) if isinstance(value, list) else str(value)] += 1
+                    answers[name][", ".join(value) if isinstance(value, list) else str(value)] += 1
             for name, reason in why.items():
                 absent[name][reason] += 1
     aspects = {
         name: {
-            "answered": said[name].total(),
+            "answered": answers[name].total(),
             "absent": dict(absent[name].most_common()),
-            "different": len(said[name]),
-            "commonest": [list(pair) for pair in said[name].most_common(SHOWN)],
+            "different": len(answers[name]),
+            "commonest": [list(pair) for pair in answers[name].most_common(SHOWN)],
         }
         for name in asking.questions
     }
-    return {"pictures": pictures, "unreadable": unreadable, "aspects": aspects}
+    return {"pictures": images, "unreadable": unreadable, "aspects": aspects}
 
 
 def _from_json(out: Path, result: Mapping[str, Any], again: bool = False) -> AnnotationResult:

@@ -1,4 +1,4 @@
-"""`masp reproduce` from the question to the tables, and what a person sees meanwhile."""
+"""`masp reproduce`: runs the experiments, reports progress, and writes the tables."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -115,10 +115,10 @@ class ProgressReporter:
             self.took, self.fresh = self.took + outcome.seconds, self.fresh + 1
         number = f"{self.total - len(self.left)}/{self.total} "
         sign, tone = {"done": ("✓ ", "green"), "failed": ("✗ ", "red"), "waiting": ("– ", "yellow")}[outcome.state]
-        said = _figure(outcome) if outcome.state == "done" else outcome.error
+        text = _figure(outcome) if outcome.state == "done" else outcome.error
         before = "there already" if outcome.state == "done" else ""
         time = f"{duration(outcome.seconds)}{self.remaining()}" if fresh else before
-        line = Text.assemble((sign, tone), (number, "dim"), f"{outcome.cell}  {said}  ", (time, "dim"))
+        line = Text.assemble((sign, tone), (number, "dim"), f"{outcome.cell}  {text}  ", (time, "dim"))
         self.console.print(line, soft_wrap=True)
         if self.bar is not None:
             self.bar.show(self.total - len(self.left))

@@ -12,13 +12,12 @@ from masp.core.errors import DataError, UsageError
 from masp.core.labels import LABEL_SETS
 from masp.data.file_listing import images_from
 from masp.data.images import FORMAT_NAMES
-from masp.data.readers.detect import recognised
 from masp.data.readers.emoset import SPLITS, UNDIVIDED
-from masp.data.readers.open_dataset import existing_path, read_dataset
+from masp.data.readers.open_dataset import existing_path, read_dataset, recognised
 from masp.data.records import BadFiles
 
 UNLABELLED = "unlabelled"
-"""Folder of the images whose emotion nobody knows."""
+"""Folder of the images whose emotion is unknown."""
 
 _LONGEST_NAME = 50
 
@@ -30,7 +29,7 @@ class PendingImage:
     Attributes:
         path: its file.
         place: the same, as seen from the data set's folder.
-        label: its emotion; None where nobody knows it.
+        label: its emotion; None where it is unknown.
         split: the split it stands in.
         home: the folder of its label in what is written.
         name: its id there, which no other image of that folder has.
@@ -68,7 +67,7 @@ class ImageCollection:
         return fingerprint([self.labels, facts])
 
 
-def pictures_of(settings: DataConfig, limit: int | None = None) -> ImageCollection:
+def find_images(settings: DataConfig, limit: int | None = None) -> ImageCollection:
     """The images of a data set in a known layout, with labels and splits; otherwise those below a folder, without.
 
     A data set with one class only has no labels either, as there is nothing to choose from.
@@ -87,15 +86,17 @@ def pictures_of(settings: DataConfig, limit: int | None = None) -> ImageCollecti
     path = existing_path(settings)
     root = path if path.is_dir() else path.parent
     rows = _known(settings) if recognised(path, settings) is not None else _plain(path)
-    labels, found = rows
-    if not found:
+    labels, result = rows
+    if not result:
         raise DataError(f"{path} holds no images", f"{FORMAT_NAMES} files", "Check the path.")
-    if limit is not None and limit < len(found):
-        found = [found[number * len(found) // limit] for number in range(limit)]
+    if limit is not None and limit < len(result):
+        result = [result[number * len(result) // limit] for number in range(limit)]
     named = _Names()
     items = tuple(
-        PendingImage(file, _place(file, root), label, split, home := _home(label), named(home, file.stem), known)
-        for file, label, split, known in found
+        PendingImage(
+            file, _relative_path(file, root), label, split, home := _home(label), named(home, file.stem), known
+        )
+        for file, label, split, known in result
     )
     return ImageCollection(root, labels or LABEL_SETS["emoset"], items, bool(labels))
 
@@ -147,7 +148,7 @@ def _home(label: str | None) -> str:
     return UNLABELLED if label is None else safe(label, "label")
 
 
-def _place(file: Path, root: Path) -> str:
+def _relative_path(file: Path, root: Path) -> str:
     return (file.relative_to(root) if file.is_relative_to(root) else Path(file.name)).as_posix()
 
 
