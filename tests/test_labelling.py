@@ -339,7 +339,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
                 assert server.poll() is None
                 assert time.monotonic() < end
                 time.sleep(0.1)
-        fs.S3FileSystem(allow_bucket_creation=True).create_dir("bucket")
+        fs.S3FileSystem(endpoint_override=given["ENDPOINT_URL"], allow_bucket_creation=True).create_dir("bucket")
         yield "s3://bucket"
     finally:
         server.kill()
