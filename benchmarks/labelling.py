@@ -1,7 +1,8 @@
 """Labelling on Ray: the memory of a manifest, throughput against `masp predict`, and seeded kills.
 
 Everything runs as a user would run it, in processes of its own, on the embedded backbone and emoji scenes, on one
-machine. Kills are seeded; after each the same command is given again. Parts are written to the file as they finish.
+machine. Kills are seeded; after each the same command is given again. Parts are written to the file as they finish,
+and `--only` measures some of them.
 
     pip install 'masp[ray]'
     python benchmarks/labelling.py WORK_FOLDER --images 2000 --kills 100
@@ -119,6 +120,13 @@ def kills(work: Path, source: Path, calm: list[dict[str, Any]], count: int) -> d
     return {"kills": dict(done), "runs": finished, "lost": 0, "twice": 0, "images_computed_again_at_most": again}
 
 
+def killed(work: Path, source: Path, count: int) -> dict[str, Any]:
+    """A run that nobody disturbs, and then the kills."""
+    write_manifest([str(source)], work / "calm", CHUNK, 100 * CHUNK)
+    assert start(work / "calm").wait() == 0
+    return kills(work, source, rows(work / "calm"), count)
+
+
 def throughput(work: Path, source: Path, repeats: int) -> dict[str, Any]:
     """`masp predict` and `masp label run` in turn, start to end, and inside a run by the times of its files."""
     found: dict[str, list[float]] = {"predict": [], "label": [], "label, first to last file": []}
@@ -146,47 +154,43 @@ def throughput(work: Path, source: Path, repeats: int) -> dict[str, Any]:
 _PLANS = """
 import re, sys
 from masp.labelling.manifest import write_manifest
-write_manifest([sys.argv[1]], sys.argv[2], 1000, 1_000_000)
+write_manifest([sys.argv[1]], sys.argv[2])
 print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 """
 
 
-def manifest_memory(work: Path, counts: tuple[int, ...]) -> dict[str, int]:
-    """Peak memory, bytes, of a process that plans so many images."""
-    peaks = {}
+def manifest_memory(work: Path, counts: tuple[int, ...]) -> dict[str, Any]:
+    """Peak memory, bytes, of a process that plans so many images, and how much the last one's is above the first's."""
+    peaks: dict[str, int] = {}
     for count in counts:
         file = work / "list.txt"
         with file.open("w") as out:
             out.writelines(f"/images/{number:09}.jpg\n" for number in range(count))
         words = [sys.executable, "-c", _PLANS, str(file), str(work / f"manifest-{count}")]
         peaks[str(count)] = 1024 * int(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
-    return peaks
+    least, most = peaks[str(counts[0])], peaks[str(counts[-1])]
+    return {"peak_bytes": peaks, "growth": most / least - 1, "met": abs(most / least - 1) <= 0.1}
 
 
-def measure(work: Path, count: int, kill_count: int, repeats: int, memory: tuple[int, ...], out: Path) -> None:
-    """All parts; the file is written after each."""
-    content: dict[str, Any] = {
-        "command": f"python benchmarks/labelling.py WORK_FOLDER --images {count} --kills {kill_count}",
-        "machine": machine(),
-        "versions": library_versions() | {"ray": metadata.version("ray")},
+def measure(given: argparse.Namespace) -> None:
+    """The parts that are wanted; the file is written after each, and keeps what it holds of the others."""
+    given.work.mkdir(parents=True, exist_ok=True)
+    out: Path = given.out
+    content: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
+    parts = {
+        "memory": lambda: manifest_memory(given.work, tuple(given.memory)),
+        "throughput": lambda: throughput(given.work, images(given.work, given.images), given.repeats),
+        "kills": lambda: killed(given.work, images(given.work, given.images), given.kills),
     }
-    work.mkdir(parents=True, exist_ok=True)
-    source = images(work, count)
-
-    def keep(name: str, found: Any) -> None:
-        content[name] = found
+    for name in given.only:
+        before = os.getloadavg()[0]
+        found = parts[name]()
+        content["machine"] = machine()
+        content["versions"] = library_versions() | {"ray": metadata.version("ray")}
+        content[name] = found | {"load_average": [before, os.getloadavg()[0]]}
         print(f"{name}: {found}", flush=True)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(content, indent=1) + "\n")
-
-    if memory:
-        keep("manifest_peak_memory", manifest_memory(work, memory))
-    if repeats:
-        keep("throughput", throughput(work, source, repeats))
-    if kill_count:
-        write_manifest([str(source)], work / "calm", CHUNK, 100 * CHUNK)
-        assert start(work / "calm").wait() == 0
-        keep("kills", kills(work, source, rows(work / "calm"), kill_count))
 
 
 if __name__ == "__main__":
@@ -196,6 +200,6 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--memory", type=int, nargs="*", default=[100_000, 10_000_000], help="images of the manifests")
+    parser.add_argument("--only", nargs="*", default=["memory", "throughput", "kills"])
     parser.add_argument("--out", type=Path, default=RESULT)
-    args = parser.parse_args()
-    measure(args.work, args.images, args.kills, args.repeats, tuple(args.memory), args.out)
+    measure(parser.parse_args())

@@ -2,28 +2,32 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
 import time
+import tracemalloc
 from collections import Counter
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from pyarrow import parquet
+from pyarrow import fs, parquet
 
 import tiny
 from masp.adapters import combine
 from masp.cli import main
 from masp.core.errors import DataError, MaspError, UsageError
-from masp.labelling import decode, run
+from masp.labelling import decode, manifest, run
 from masp.labelling.decode import Decoder, Limits
 from masp.labelling.labeller import Job, Labeller
-from masp.labelling.manifest import check_shard, read_chunk, read_manifest, write_manifest
+from masp.labelling.manifest import Place, check_shard, read_chunk, read_manifest, write_manifest
 from masp.predictor import Masp
 from small_adapters import write_adapter
 
@@ -42,7 +46,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_adapter(tmp_path_factory.mktemp("adapter") / "a", aspects=("scene", "object"))
 
 
-def job_of(folder: Path, adapter: Path, **settings: object) -> Job:
+def job_of(folder: Path | str, adapter: Path, **settings: object) -> Job:
     given = {"adapter": str(adapter), "backbone": str(tiny.checkpoint()), "dtype": "float32", "device": "cpu"}
     return Job(str(folder), read_manifest(folder).sha256, **{**given, "batch_size": 4, "decoders": 1, **settings})
 
@@ -91,6 +95,28 @@ def test_a_manifest_lists_every_source_in_one_order(tmp_path):
     content = decode.read_bytes(found[7]["uri"], found[7]["offset"], found[7]["size"], 10**6)
     assert content == (tmp_path / "b" / "inner" / "00001.png").read_bytes()
     assert write_manifest(sources, tmp_path / "again", chunk=3, shard=6).sha256 == made.sha256
+
+
+def test_planning_holds_a_chunk_and_not_a_file(tmp_path, monkeypatch):
+    """Peak memory, by Arrow's count and Python's, of one file of 2,000 images and of one of 20,000."""
+    monkeypatch.setattr(manifest, "BLOCK", 4096)  # a small part of either list
+    peaks: dict[int, int] = {}
+    default = pa.default_memory_pool()
+    for number, count in enumerate((2_000, 2_000, 20_000)):  # the first one pays for imports
+        (tmp_path / "list.txt").write_text("".join(f"/{k * 7919:040x}.jpg\n" for k in range(count)))
+        pool = pa.proxy_memory_pool(default)
+        pa.set_memory_pool(pool)
+        tracemalloc.start()
+        try:
+            folder = tmp_path / f"{number}-{count}"
+            write_manifest([str(tmp_path / "list.txt")], folder, 500, 500_000)
+            check_shard(folder, read_manifest(folder), 0)
+            peaks[count] = tracemalloc.get_traced_memory()[1] + (pool.max_memory() or 0)
+        finally:
+            tracemalloc.stop()
+            pa.set_memory_pool(default)
+    assert (tmp_path / "2-20000" / "manifest" / "shard-000000.parquet").stat().st_size > 200_000
+    assert peaks[20_000] < 1.1 * peaks[2_000], peaks
 
 
 def test_what_cannot_be_planned_is_refused(tmp_path):
@@ -142,6 +168,17 @@ def test_labels_are_those_of_predict_and_every_image_has_a_row(tmp_path, adapter
     status = run.status(job.folder)
     assert (status.done, status.chunks, status.all_chunks) == (7, 2, 2)
     assert status.counts["too_large"] == 1
+
+
+def test_an_address_that_no_store_has_is_a_missing_image(tmp_path):
+    """In the process that reads images, which goes on."""
+    decoder = Decoder(Limits(None, "nearest", 10**6, 60.0))
+    images = write_images(tmp_path / "images", 1)
+    found = [decoder.read(uri, None, None) for uri in ("nowhere://a/b.png", str(images / "00000.png"))]
+    decoder.close()
+    assert [one.status for one in found] == ["missing", "ok"]
+    with pytest.raises(UsageError, match="has options; expected an address without"):
+        write_manifest(["s3://bucket/images?region=nowhere"], tmp_path / "out")
 
 
 def test_a_chunk_that_is_labelled_again_has_the_same_bytes(tmp_path, adapter):
@@ -273,10 +310,113 @@ def test_the_memory_of_a_manifest_does_not_grow(tmp_path):
     assert peaks[1] <= 1.1 * peaks[0]
 
 
+# --- an object store ------------------------------------------------------------------------------------------------
+
+MOTO = os.environ.get("MASP_MOTO_SERVER") or shutil.which("moto_server")
+NAMES = ("a b.png", "50%25.png", "c#d+e.png", "größe.png", "plain.png", "broken.png")
+"""Objects whose names an address would write otherwise, and one that is no image."""
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty bucket of moto's server, which the environment names as it would name any other store."""
+    if MOTO is None:
+        pytest.skip('needs moto_server: pip install "moto[server,s3]", on PATH or named by MASP_MOTO_SERVER')
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = subprocess.Popen([MOTO, "-H", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL)
+    given = {"ENDPOINT_URL": f"http://127.0.0.1:{port}", "ACCESS_KEY_ID": "testing", "SECRET_ACCESS_KEY": "testing"}
+    for name, value in (given | {"REGION": "us-east-1", "EC2_METADATA_DISABLED": "true"}).items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    manifest._store.cache_clear()
+    try:
+        end = time.monotonic() + 120
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except OSError:
+                assert server.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.1)
+        fs.S3FileSystem(endpoint_override=given["ENDPOINT_URL"], allow_bucket_creation=True).create_dir("bucket")
+        yield "s3://bucket"
+    finally:
+        server.kill()
+        server.wait()
+        manifest._store.cache_clear()
+
+
+def write_bucket(bucket: str, local: Path) -> None:
+    """Images, a list of some of them and a tar file of others, in the bucket and, by the same names, in a folder."""
+    write_images(local / "images", len(NAMES))
+    for file, name in zip(sorted((local / "images").iterdir()), NAMES, strict=True):
+        file.rename(local / "images" / name)
+    (local / "images" / "broken.png").write_bytes(b"no image")
+    with tarfile.open(local / "more.tar", "w") as archive:
+        archive.add(local / "images" / "plain.png", "plain.png")
+    listed = [f"{bucket}/images/{name}" for name in (NAMES[0], NAMES[1], "none.png")]
+    (local / "list.txt").write_text("\n".join(listed))
+    for file in local.rglob("*.*"):
+        (Place.of(bucket) / str(file.relative_to(local))).write(file.read_bytes())
+
+
+@pytest.mark.long
+def test_an_object_store_is_read_and_written(tmp_path, adapter, bucket, capsys):
+    """Images, list, tar file, manifest and labels in S3; the rows are those of the same images here."""
+    local = tmp_path / "local"
+    write_bucket(bucket, local)
+    sources = [f"{bucket}/{name}" for name in ("images", "list.txt", "more.tar")]
+
+    def masp(*words: str) -> str:
+        with pytest.raises(SystemExit) as end:
+            main(["label", *words])
+        out, err = capsys.readouterr()
+        assert end.value.code == 0, err
+        return out + err
+
+    assert "10 images in 1 files" in masp("plan", *sources, "--out", f"{bucket}/job", "--chunk", "4")
+    job = job_of(f"{bucket}/job", adapter)
+    label_all(job)
+    home = Place.of(bucket)
+    part = home / "job/labels/shard-000000/part-000001.parquet"
+    before = part.sha256()
+    home.files.delete_file(part.path)
+    assert "6 of 10 images (2 of 3 chunks)" in masp("status", f"{bucket}/job")
+    label_all(job)  # goes on with what is missing
+    assert part.sha256() == before
+    assert "10 rows" in masp("merge", f"{bucket}/job", f"{bucket}/all")
+    found = parquet.read_table("bucket/all/shard-000000.parquet", filesystem=home.files).to_pylist()
+
+    write_manifest([str(local / "images"), str(local / "more.tar")], tmp_path / "out", 4, 4)
+    label_all(job_of(tmp_path / "out", adapter))
+    expected = {row["uri"]: row for row in rows(tmp_path / "out")}
+    for row in found:
+        if row["uri"].endswith("none.png"):
+            assert row["status"] == "missing"
+            continue
+        own = expected[row["uri"].replace(bucket, str(local))]
+        assert (row["status"], row["label"], row["error"]) == (own["status"], own["label"], own["error"])
+        assert row["probabilities"] == pytest.approx(own["probabilities"], abs=1e-6)
+    assert Counter(row["status"] for row in found) == {"ok": 8, "unreadable": 1, "missing": 1}
+
+
+@needs_ray
+@pytest.mark.long
+def test_ray_labels_from_an_object_store(tmp_path, adapter, bucket):
+    write_bucket(bucket, tmp_path / "local")
+    write_manifest([f"{bucket}/images"], f"{bucket}/job", 2, 2)
+    process = ray_run(f"{bucket}/job", adapter)
+    assert process.wait(900) == 0
+    assert run.status(f"{bucket}/job").counts["ok"] == 5
+    again = ray_run(f"{bucket}/job", write_adapter(tmp_path / "other", aspects=("scene",)))
+    assert again.wait(900) != 0  # begun with another adapter
+
+
 # --- Ray ------------------------------------------------------------------------------------------------------------
 
 
-def ray_run(folder: Path, adapter: Path) -> subprocess.Popen:
+def ray_run(folder: Path | str, adapter: Path) -> subprocess.Popen:
     words = ["label", "run", str(folder), "--adapter", str(adapter), "--backbone", str(tiny.checkpoint())]
     words += ["--dtype", "float32", "--device", "cpu", "--batch-size", "4"]
     environment = {**os.environ, "PYTHONPATH": ":".join(filter(None, sys.path)), "RAY_USAGE_STATS_ENABLED": "0"}
@@ -339,6 +479,46 @@ def test_kills_at_any_moment_lose_nothing_and_label_nothing_twice(tmp_path, adap
     assert ray_run(tmp_path / "out", adapter).wait(600) == 0
     assert rows(tmp_path / "out") == rows(tmp_path / "calm")
     assert len(rows(tmp_path / "out")) == 120
+
+
+@needs_ray
+@pytest.mark.long
+def test_five_poison_images_cost_five_rows(tmp_path, adapter, monkeypatch):
+    """Among 10,000: one that aborts its decoder, one that never ends, one too large, one damaged, and one that left."""
+    count = int(os.environ.get("MASP_POISON_IMAGES", "10000"))
+    images = write_images(tmp_path / "images", 7)
+    for number in range(7, count):
+        (images / f"{number:05}.png").hardlink_to(images / f"{number % 7:05}.png")
+    (tmp_path / "fragile").mkdir()
+    (tmp_path / "fragile" / "sitecustomize.py").write_text(
+        "import os\n"
+        "from PIL import Image\n"
+        "plain = Image.open\n"
+        "def fragile(source, *rest, **named):\n"
+        "    if hasattr(source, 'getvalue') and b'poison' in source.getvalue(): os.abort()\n"
+        "    return plain(source, *rest, **named)\n"
+        "Image.open = fragile\n"
+    )
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "fragile"), *sys.path])
+    poison = {number: images / f"{number:05}.png" for number in range(count // 10, count, count // 5)}
+    aborts, stalls, large, damaged, left = poison.values()
+    for file in poison.values():
+        file.unlink()
+    aborts.write_bytes(b"\x89PNG\r\n\x1a\n poison")
+    os.mkfifo(stalls)  # nobody writes to it
+    with large.open("wb") as file:
+        file.truncate(300_000_000)
+    damaged.write_bytes(b"\x89PNG\r\n\x1a\n damaged")
+    left.write_bytes(b"")
+    write_manifest([str(images)], tmp_path / "out")
+    left.unlink()
+    assert ray_run(tmp_path / "out", adapter).wait() == 0
+    found = rows(tmp_path / "out")
+    assert [row["id"] for row in found] == list(range(count))
+    statuses = ("crashed", "crashed", "too_large", "unreadable", "missing")
+    assert {row["id"]: row["status"] for row in found if row["status"] != "ok"} == dict(
+        zip(poison, statuses, strict=True)
+    )
 
 
 @needs_ray

@@ -81,6 +81,10 @@ def test_a_fitted_temperature_divides_the_log_probabilities_unless_they_are_want
     raw = Masp.from_pretrained(folder, found.backbone, raw=True).predict(pictures[0])
     assert (raw.probabilities, raw.temperature) == (pytest.approx(plain.probabilities), 1.0)
     assert Masp.from_pretrained(folder, found.backbone, labels=["joy", "awe"]).task.temperature == 1.0
+    for raw, temperature in ((True, 1.0), (False, 2.5)):  # as it was loaded, whatever the labels were meanwhile
+        other = Masp.from_pretrained(folder, found.backbone, labels=["joy", "awe"], raw=raw)
+        assert other.for_task(None, found.labels).task.temperature == temperature
+        assert other.for_task(None, ["joy", "fear"]).for_task(None, found.labels).task.temperature == temperature
 
 
 def test_effects_are_found_by_the_attribution_that_is_named(masp, pictures):

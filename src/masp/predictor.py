@@ -211,9 +211,7 @@ class Masp:
         chosen = self.handle(task)
         if labels is not None:
             given = label_set(labels)
-            own = chosen.info is not None and chosen.task.labels == chosen.info.labels
-            raw = own and chosen.task.temperature == 1
-            asked = zero_shot_task(given) if chosen.info is None else task_of(chosen.info, given, raw)
+            asked = zero_shot_task(given) if chosen.info is None else task_of(chosen.info, given, chosen.task.raw)
             chosen = replace(chosen, task=asked)
         view = Masp(chosen.model, chosen.task, chosen.adapter, chosen.info)
         view._served, view._name = {chosen.name: chosen}, chosen.name

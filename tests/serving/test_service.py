@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from starlette.testclient import TestClient
 
 import small_service
 import tiny
+from masp.baselines.registry import make_system
 from masp.core.errors import UsageError
+from masp.model.explain import ATTRIBUTIONS, DEFAULT_ATTRIBUTION
 from masp.predictor import Masp
 from masp.serving import create_app
 from masp.serving.app import named_tasks
 from masp.serving.server import JsonLines
 from masp.serving.settings import ServerSettings, check_exposure
+from noise_lessons import Watched, lessons
 from small_adapters import write_adapter
 from small_service import TASKS, Gate, forms, image, png, same, small_app, until
 
@@ -62,6 +66,50 @@ def test_answers_are_those_of_the_library(client, masp, explain):
         assert all(aspect.pop("heatmap", None) is None for aspect in one["aspects"].values())
         assert same(one, told, aside=("image", "adapter", "backbone"))
         assert set(one) == set(told)
+
+
+def test_effects_are_found_by_the_attribution_that_is_named(client, masp):
+    """One batch with both attributions and without reasons; each is what the library says."""
+    found = {}
+    for how in (None, *ATTRIBUTIONS):
+        named = {} if how is None else {"attribution": how}
+        answer = client.post("/v1/predict", files=forms(png(1)), data={"task": "third", "explain": "words"} | named)
+        (found[how],) = answer.json()["predictions"]
+    for how in ATTRIBUTIONS:
+        told = masp.predict(image(png(1)), explain=how, task="third")
+        assert found[how]["attribution"] == told.attribution == how
+        effects = {name: aspect["effect"] for name, aspect in found[how]["aspects"].items()}
+        assert effects == pytest.approx({name: aspect.effect for name, aspect in told.aspects.items()}, abs=1e-4)
+    assert found["shapley"]["aspects"] != found["leave_one_out"]["aspects"]
+    assert found[None] == found[DEFAULT_ATTRIBUTION]
+    (other,) = (name for name in ATTRIBUTIONS if name != DEFAULT_ATTRIBUTION)
+    with TestClient(small_app(masp, attribution=other)) as told_otherwise:
+        assert told_otherwise.get("/v1/info").json()["attribution"] == other
+        body = {"images": [base64.b64encode(png(1)).decode()], "task": "third", "explain": "words"}
+        (own,) = told_otherwise.post("/v1/predict", json=body).json()["predictions"]
+    assert same(own, found[other], aside=("image",))
+
+
+def test_a_concept_bottleneck_answers_with_its_words(tmp_path):
+    seen = ("amusement", "anger", "fear")
+    aspects, backbone = write_adapter(tmp_path / "whole", seen), tiny.backbone()
+    given = [f"aspects={aspects}", "fewest=2", "strengths=[1.0]"]
+    system = make_system("cues", backbone, seen, given)
+    system.fit(replace(lessons(tmp_path / "cues" / "training", Watched(backbone)), val=()))
+    masps = [Masp.from_pretrained(tmp_path / "cues", backbone), Masp.from_pretrained(aspects, backbone)]
+    with TestClient(create_app(masps)) as opened:
+        for task, library in zip(("cues", "whole"), masps, strict=True):
+            data = {"task": task, "explain": "full", "attribution": "shapley", "heatmaps": "true"}
+            answer = opened.post("/v1/predict", files=forms(png(0)), data=data)
+            assert answer.status_code == 200, answer.text
+            (found,) = answer.json()["predictions"]
+            assert all(aspect.pop("heatmap") for aspect in found["aspects"].values())
+            told = json.loads(json.dumps(library.predict(image(png(0)), explain="shapley").to_json()))
+            assert same(found, told, aside=("image", "adapter", "backbone"))
+            assert found["attribution"] == ("concept_bottleneck" if task == "cues" else "shapley")
+        assert opened.post("/v1/report", files=forms(png(0)), data={"task": "cues", "explain": "full"}).is_success
+        wrong = opened.post("/v1/predict", files=forms(png(0)), data={"task": "cues", "labels": "joy,fear"})
+        assert (wrong.status_code, error(wrong)["code"]) == (400, "invalid_labels")
 
 
 def test_json_and_a_form_ask_the_same(client):

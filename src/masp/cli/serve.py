@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from masp.cli.options import BackboneOrNoAdapter, Device, Dtype, DtypeOption, Labels, Revision
+from masp.cli.options import Attribution, BackboneOrNoAdapter, Device, Dtype, DtypeOption, Labels, Revision
 
 if TYPE_CHECKING:
     from masp.predictor import Masp
@@ -64,6 +64,13 @@ MaxBatch = Annotated[int, typer.Option(min=1, help="Images that go through the m
 MaxWait = Annotated[float, typer.Option(min=0, help="How long an idle model waits for images being decoded.")]
 Queue = Annotated[int, typer.Option(min=1, help="Images accepted and not answered; more are refused (429).")]
 Deadline = Annotated[float, typer.Option(min=0.001, max=3600, help="Seconds that a request may take (408).")]
+HowEffects = Annotated[
+    Attribution | None,
+    typer.Option(
+        "--attribution",
+        help="How the effects of aspects are found where a request does not say. Default: as for `masp predict`.",
+    ),
+]
 MaxImages = Annotated[int, typer.Option(min=1, help="Images of one request.")]
 Ray = Annotated[bool, typer.Option("--ray", help="Run on Ray Serve (the extra *ray*): several GPUs or machines.")]
 Replicas = Annotated[int, typer.Option(min=1, help="With *--ray*: processes with a model each.")]
@@ -85,6 +92,7 @@ def serve(
     deadline: Deadline = 30.0,
     max_images: MaxImages = 16,
     max_body_mb: MaxBody = 64,
+    attribution: HowEffects = None,
     ray: Ray = False,
     replicas: Replicas = 1,
     revision: Revision = None,
@@ -105,6 +113,7 @@ def serve(
     bounds: dict[str, Any] = {"max_batch": max_batch, "max_wait_ms": max_wait_ms, "queue": queue, "deadline": deadline}
     bounds |= {"workers": workers, "max_images": min(max_images, queue), "max_body_mb": max_body_mb}
     bounds |= {"memory_mb": max(1024, max_body_mb), "tokens": known}
+    bounds |= {} if attribution is None else {"attribution": attribution.value}
     local = ("localhost", "127.0.0.1", "::1") if is_loopback(host) and not known else None
     settings = ServerSettings(**bounds, hosts=local)
     check_exposure(host, settings, open_to_anyone)

@@ -161,9 +161,9 @@ def read_bytes(uri: str, offset: int | None, size: int | None, most: int) -> byt
         with open(uri, "rb") as file:  # noqa: PTH123  (a path of any spelling, a million times)
             file.seek(offset or 0)
             return file.read(most + 1 if size is None else min(size, most + 1))
-    from pyarrow import fs
+    from masp.labelling.manifest import remote  # pyarrow, for those who need it
 
-    files, path = fs.FileSystem.from_uri(uri)
+    files, path = remote(uri)
     with files.open_input_file(path) as source:
         source.seek(offset or 0)
         return source.read(most + 1 if size is None else min(size, most + 1))

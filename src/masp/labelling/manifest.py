@@ -9,8 +9,10 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import islice
+from functools import lru_cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from masp.data.images import SUFFIXES
 MANIFEST, NOTE = "manifest", "manifest.json"
 CHUNK, SHARD = 1024, 1_024_000
 FORMAT = 1
+BLOCK = 2**20  # bytes that are read at a time
 COLUMNS = pa.schema(
     [("id", pa.int64()), ("uri", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("modified", pa.int64())]
 )
@@ -31,6 +34,26 @@ REMOTE = ("s3://", "gs://")
 
 Row = tuple[str, int | None, int | None, int | None]
 """An image: uri, offset, size, modified."""
+
+
+@lru_cache(64)
+def _store(address: str) -> fs.FileSystem:
+    return fs.FileSystem.from_uri(address)[0]
+
+
+def remote(uri: str) -> tuple[fs.FileSystem, str]:
+    """The file system and the path in it of an object, whose name is taken as it stands: nothing in it is decoded.
+
+    There is one client for each bucket in a process. Where the store is and who asks, the environment says.
+
+    Raises:
+        OSError: no such store, or it does not answer.
+    """
+    scheme, _, path = uri.partition("://")
+    try:
+        return _store(f"{scheme}://{path.partition('/')[0]}"), path
+    except pa.ArrowException as error:
+        raise OSError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -49,11 +72,18 @@ class Place:
 
     @staticmethod
     def of(place: str | Path) -> "Place":
-        """The folder that a path or an address names."""
+        """The folder that a path or an address names.
+
+        Raises:
+            UsageError: an address with options.
+            OSError: no such store, or it does not answer.
+        """
         text = str(place)
         if text.startswith(REMOTE):
-            files, path = fs.FileSystem.from_uri(text)
-            return Place(files, path, False)
+            if "?" in text:
+                todo = "Say them in the environment: AWS_ENDPOINT_URL, AWS_REGION …"
+                raise UsageError(f"{text} has options", "an address without ?…", todo)
+            return Place(*remote(text), False)
         return Place(fs.LocalFileSystem(), str(Path(text).absolute()), True)
 
     def __truediv__(self, name: str) -> "Place":
@@ -65,13 +95,38 @@ class Place:
         Raises:
             OSError: it cannot be written.
         """
+        with self.writing() as out:
+            out.write(content)
+
+    @contextmanager
+    def writing(self) -> Iterator[pa.NativeFile]:
+        """A file that is written a part at a time; it is here once the block has ended.
+
+        Where the block fails, an object store may hold what was written until then; so a reader may trust only a file
+        that a later one names.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         parent, _, name = self.path.rpartition("/")
         self.files.create_dir(parent, recursive=True)
         target = f"{parent}/.partial-{name}" if self.local else self.path
         with self.files.open_output_stream(target) as out:
-            out.write(content)
+            yield out
         if self.local:
             self.files.move(target, self.path)
+
+    def sha256(self) -> str:
+        """The hash of a file, which is read a block at a time.
+
+        Raises:
+            OSError: there is none, or it cannot be read.
+        """
+        digest = hashlib.sha256()
+        with self.files.open_input_stream(self.path) as source:
+            while block := source.read(BLOCK):
+                digest.update(block)
+        return digest.hexdigest()
 
     def read(self) -> bytes:
         """The content of a file.
@@ -193,7 +248,7 @@ def check_shard(folder: str | Path, manifest: Manifest, shard: int) -> None:
     """
     place = Place.of(folder) / MANIFEST / f"{shard_name(shard)}.parquet"
     try:
-        found = hashlib.sha256(place.read()).hexdigest()
+        found = place.sha256()
     except OSError as error:
         raise DataError(f"{place.path} cannot be read ({error})", "every file of the manifest") from None
     if found != manifest.hashes[shard]:
@@ -205,21 +260,18 @@ def _write_shard(
 ) -> tuple[int, str] | None:
     """The next images as a file, a row group for each chunk: how many there were, and its hash; None without any."""
     chunk, chunks = sizes
-    sink, count = pa.BufferOutputStream(), 0
-    with parquet.ParquetWriter(sink, COLUMNS) as writer:
-        for _ in range(chunks):
-            if not (part := list(islice(rows, chunk))):
-                break
+    parts = iter(lambda: list(islice(rows, chunk)), [])
+    if (begin := next(parts, None)) is None:
+        return None
+    file, count = place / MANIFEST / f"{shard_name(shard)}.parquet", 0
+    with file.writing() as out, parquet.ParquetWriter(out, COLUMNS) as writer:
+        for part in chain([begin], islice(parts, chunks - 1)):
             ids = pa.array(range(first + count, first + count + len(part)), pa.int64())
             values = zip(zip(*part, strict=True), COLUMNS.types[1:], strict=True)
             columns = [pa.array(column, kind) for column, kind in values]
             writer.write_table(pa.table([ids, *columns], schema=COLUMNS), row_group_size=chunk)
             count += len(part)
-    if not count:
-        return None
-    content = sink.getvalue().to_pybytes()
-    (place / MANIFEST / f"{shard_name(shard)}.parquet").write(content)
-    return count, hashlib.sha256(content).hexdigest()
+    return count, file.sha256()
 
 
 def images_in(source: str) -> Iterator[Row]:
@@ -297,7 +349,7 @@ def _path_column(file: str, names: Sequence[str]) -> str:
 def _lines(source: Any) -> Iterable[str]:
     """Lines of a stream of bytes, a block at a time."""
     rest = b""
-    while block := source.read(2**20):
+    while block := source.read(BLOCK):
         *whole, rest = (rest + block).split(b"\n")
         yield from (line.decode("utf-8-sig") + "\n" for line in whole)
     if rest:

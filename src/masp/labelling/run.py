@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -232,18 +233,22 @@ def merge(folder: str, out: str, partial: bool = False) -> int:
         parts = (Place.of(folder) / LABELS / shard_name(shard)).listing()
         if not parts:
             continue
-        sink = pa.BufferOutputStream()
-        writer: parquet.ParquetWriter | None = None
-        for info in parts:
-            with Place.of(folder).files.open_input_file(info.path) as source:
-                table = parquet.read_table(source).replace_schema_metadata(None)
-            writer = writer or parquet.ParquetWriter(sink, table.schema, compression="zstd")
-            writer.write_table(table)
-            total += len(table)
-        assert writer is not None
-        writer.close()
-        (place / f"{shard_name(shard)}.parquet").write(sink.getvalue().to_pybytes())
+        tables = (_rows(Place.of(folder), info) for info in parts)
+        first = next(tables)
+        with (
+            (place / f"{shard_name(shard)}.parquet").writing() as out,
+            parquet.ParquetWriter(out, first.schema, compression="zstd") as writer,
+        ):
+            for table in chain([first], tables):
+                writer.write_table(table)
+                total += len(table)
     return total
+
+
+def _rows(home: Place, info: fs.FileInfo) -> pa.Table:
+    """The labels in a finished file."""
+    with home.files.open_input_file(info.path) as source:
+        return parquet.read_table(source).replace_schema_metadata(None)
 
 
 def try_few(job: Job, images: int = 100) -> tuple[dict[str, int], float]:

@@ -112,6 +112,7 @@ class Task:
         longest_side: images with a longer side are shrunk to it first; None: never.
         rounding: of the shorter side then.
         temperature: that the log-probabilities of the labels are divided by.
+        raw: whether the adapter's temperature is left out, whatever the labels.
     """
 
     labels: tuple[str, ...]
@@ -121,6 +122,7 @@ class Task:
     longest_side: int | None = None
     rounding: Rounding = "nearest"
     temperature: float = 1.0
+    raw: bool = False
 
     def calibrated(self, log_p: Float[Tensor, "batch labels"]) -> Float[Tensor, "batch labels"]:
         """Log-probabilities of the labels divided by the temperature and normalised again."""
@@ -146,7 +148,8 @@ def task_of(info: AdapterInfo, labels: Sequence[str] | None = None, raw: bool = 
     question = questions.ask_emotion(render_labels(chosen, method.label_list or "comma"))
     rounding = method.shrink_rounding or "nearest"
     fitted = info.temperature if chosen == info.labels and not raw else None  # it says nothing of other labels
-    return Task(chosen, question, questions, ActiveParts(info.aspects), info.longest_side, rounding, fitted or 1.0)
+    parts = ActiveParts(info.aspects)
+    return Task(chosen, question, questions, parts, info.longest_side, rounding, fitted or 1.0, raw)
 
 
 def zero_shot_task(labels: Sequence[str] | None = None) -> Task:

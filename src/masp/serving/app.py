@@ -147,8 +147,8 @@ class Service:
                 request.state.told = {"images": len(asked.uploads), "explain": asked.options.explain}
                 options = asked.options
                 dark = options.heatmaps and options.explain == "full"
-                explain = options.explain != "none"
-                work = self.batcher.predict(asked.uploads, self.chosen(options), explain, deadline, dark)
+                how = False if options.explain == "none" else options.attribution or self.settings.attribution
+                work = self.batcher.predict(asked.uploads, self.chosen(options), how, deadline, dark)
                 return asked, await _unless_left(request, work)
         except TimeoutError:
             raise deadline_passed() from None
@@ -392,6 +392,7 @@ def _info(service: Service) -> dict[str, Any]:
         "device": str(backbone.device),
         "dtype": backbone.weight_dtype,
         "formats": list(FORMATS),
+        "attribution": settings.attribution,
         "limits": limits | {"queue": settings.queue, "batch": settings.max_batch},
         "libraries": library_versions(),
     }

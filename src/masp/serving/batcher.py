@@ -21,7 +21,7 @@ from masp.core.errors import ImageError
 from masp.core.types import Pixels
 from masp.data.images import decode_image
 from masp.data.prefetch import prepared
-from masp.model.prediction import Failure, Prediction
+from masp.model.prediction import Explain, Failure, Prediction
 from masp.predictor import Masp
 from masp.serving.metrics import Metrics
 from masp.serving.mixed_batch import Query, predict_mixed
@@ -75,13 +75,13 @@ class _Job:
 
 @dataclass
 class _Load:
-    """What is under way, and seconds that an image took lately: without explanations (False) and with (True)."""
+    """What is under way, and seconds that an image took lately, by how it was explained."""
 
     images: int = 0
     seconds: float = 0.0
     decoding: int = 0
     pixels: int = 0
-    cost: dict[bool, float] = field(default_factory=lambda: {False: 0.0, True: 0.0})
+    cost: dict[Explain, float] = field(default_factory=dict)
 
 
 class Batcher:
@@ -146,14 +146,14 @@ class Batcher:
         self._model.shutdown(wait=False, cancel_futures=True)
 
     async def predict(
-        self, uploads: Sequence[Upload], masp: Masp, explain: bool, deadline: float, need_dark: bool = False
+        self, uploads: Sequence[Upload], masp: Masp, explain: Explain, deadline: float, need_dark: bool = False
     ) -> list[Answered]:
         """Predicts the images of one request.
 
         Args:
             uploads: the images.
             masp: the task, with its labels (`Masp.for_task`).
-            explain: whether to say why.
+            explain: whether to say why, or by which attribution.
             deadline: when the request ends, by the clock of the event loop.
             need_dark: whether to find out which images are dark.
 
@@ -185,12 +185,12 @@ class Batcher:
             self._metrics.waiting.set(self._load.images)
             self._changed.set()
 
-    def _admit(self, count: int, explain: bool, deadline: float) -> float:
+    def _admit(self, count: int, explain: Explain, deadline: float) -> float:
         """Takes places in the queue, and returns the seconds that the model is taken to need for them."""
         load = self._load
         if self._draining:
             raise draining()
-        cost = count * load.cost[explain]
+        cost = count * load.cost.get(explain, 0.0)
         late = load.images and asyncio.get_running_loop().time() + load.seconds + cost > deadline
         if load.images + count > self._settings.queue or late:
             raise overloaded(min(LONGEST_RETRY, max(1, math.ceil(load.seconds))))
@@ -327,7 +327,7 @@ class Batcher:
 
     def _deliver(self, jobs: Sequence[_Job], found: Sequence[Prediction], seconds: float) -> None:
         explain, each = jobs[0].query.explain, seconds / len(jobs)
-        before = self._load.cost[explain]
+        before = self._load.cost.get(explain, 0.0)
         self._load.cost[explain] = each if before == 0 else 0.8 * before + 0.2 * each
         self._metrics.model_seconds.observe(seconds)
         for job, prediction in zip(jobs, found, strict=True):

@@ -76,6 +76,7 @@ class Client:
         task: str | None = None,
         labels: Sequence[str] | None = None,
         explain: str = "none",
+        attribution: str | None = None,
         top_k: int | None = None,
         heatmaps: bool = False,
     ) -> list[dict[str, Any]]:
@@ -86,6 +87,7 @@ class Client:
             task: Which task, where the service has several.
             labels: What to choose from instead.
             explain: `none`, `words`, or `full` with attention maps.
+            attribution: How effects are found, `leave_one_out` or `shapley`; None: as the service was told.
             top_k: Keep the most probable labels only.
             heatmaps: With `full`: also PNGs, in base64.
 
@@ -96,7 +98,7 @@ class Client:
             ImageError: A file cannot be read.
             ServiceError: The service refused, or could not be reached in time.
         """
-        call = _predict(images, task, labels, explain, top_k, heatmaps)
+        call = _predict(images, task, labels, (explain, attribution), top_k, heatmaps)
         return self._send(call)["predictions"]
 
     def get(self, path: str) -> dict[str, Any]:
@@ -141,11 +143,12 @@ class AsyncClient:
         task: str | None = None,
         labels: Sequence[str] | None = None,
         explain: str = "none",
+        attribution: str | None = None,
         top_k: int | None = None,
         heatmaps: bool = False,
     ) -> list[dict[str, Any]]:
         """As `Client.predict`."""
-        call = await asyncio.to_thread(_predict, images, task, labels, explain, top_k, heatmaps)
+        call = await asyncio.to_thread(_predict, images, task, labels, (explain, attribution), top_k, heatmaps)
         return (await self._send(call))["predictions"]
 
     async def get(self, path: str) -> dict[str, Any]:
@@ -227,13 +230,15 @@ def _predict(
     images: Picture | Sequence[Picture],
     task: str | None,
     labels: Sequence[str] | None,
-    explain: str,
+    reasons: tuple[str, str | None],
     top_k: int | None,
     heatmaps: bool,
 ) -> _Try:
+    """The request for images; `reasons` are `explain` and `attribution`."""
     several = [images] if isinstance(images, str | Path | bytes | Image.Image) else list(images)
     files = [("images", _file(image, index)) for index, image in enumerate(several, start=1)]
-    given = {"task": task, "explain": explain, "top_k": top_k, "heatmaps": str(heatmaps).lower()}
+    given = {"task": task, "explain": reasons[0], "attribution": reasons[1], "top_k": top_k}
+    given |= {"heatmaps": str(heatmaps).lower()}
     fields = [(name, str(value)) for name, value in given.items() if value is not None]
     fields += [("labels", label) for label in labels or ()]
     return _Try("POST", "/v1/predict", tuple(files), tuple(fields))

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 from masp.core.types import CachedPrefix, Pixels, VisualTokens
-from masp.model.prediction import Prediction
+from masp.model.prediction import Explain, Prediction
 from masp.predictor import Masp
 
 
@@ -21,20 +21,20 @@ class Query:
     Attributes:
         masp: a `Masp` with one task (`Masp.for_task`); all of a batch share one backbone.
         name: of the image.
-        explain: whether to say why.
+        explain: whether to say why, or by which attribution.
     """
 
     masp: Masp
     name: str
-    explain: bool = False
+    explain: Explain = False
 
 
 @dataclass(frozen=True)
 class _Group:
-    """The rows of a batch that go through the model as one: the same task, the same labels, explained or not."""
+    """The rows of a batch that go through the model as one: the same task and labels, explained in the same way."""
 
     masp: Masp
-    explain: bool
+    explain: Explain
     rows: tuple[int, ...]
 
 
@@ -62,7 +62,7 @@ def _groups(queries: Sequence[Query]) -> list[_Group]:
     for row, query in enumerate(queries):
         rows[id(query.masp.model), query.masp.task.question, query.masp.labels, query.explain].append(row)
     groups = [_Group(queries[own[0]].masp, queries[own[0]].explain, tuple(own)) for own in rows.values()]
-    return sorted(groups, key=lambda group: group.explain)
+    return sorted(groups, key=lambda group: group.explain is not False)
 
 
 def _shared_prefixes(visual: VisualTokens, groups: Sequence[_Group]) -> list[CachedPrefix | None]:

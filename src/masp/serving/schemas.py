@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from masp.model.explain import Attribution
 from masp.serving.settings import LONGEST_LABEL, MOST_LABELS
 
 LONGEST_NAME = 200
@@ -96,6 +97,11 @@ class Options(BaseModel):
     ) = Field(None, description="What to choose from instead of the task's own labels: two labels or more.")
     explain: Explain = Field(
         "none", description="none: probabilities only. words: what each aspect saw, and its effect. full: heatmaps too."
+    )
+    attribution: Attribution | None = Field(
+        None,
+        description="How the effects of aspects are found: leave_one_out takes an aspect from all of them, shapley "
+        "from every set of them (64 passes for six). Default: the server's own. A concept bottleneck has its own too.",
     )
     top_k: int | None = Field(None, ge=1, le=10_000, description="Keep this many of the most probable labels.")
     heatmaps: bool = Field(False, description="With explain=full: each heatmap also as a PNG to lay over the image.")
@@ -209,6 +215,7 @@ class InfoAnswer(BaseModel):
     device: str
     dtype: str
     formats: list[str]
+    attribution: str = Field(description="How the effects of aspects are found where a request does not say.")
     limits: dict[str, float]
     libraries: dict[str, str]
 

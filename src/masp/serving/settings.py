@@ -4,6 +4,7 @@ import ipaddress
 from dataclasses import dataclass
 
 from masp.core.errors import UsageError
+from masp.model.explain import ATTRIBUTIONS, DEFAULT_ATTRIBUTION, Attribution
 
 MOST_LABELS = 100
 """Labels of one request; each costs a few columns in the language model for every image."""
@@ -26,10 +27,12 @@ class ServerSettings:
         max_body_mb: MiB of one request's body.
         memory_mb: MiB of all bodies and decoded images that are held at a time.
         tokens: who may use it: any of these as Bearer or `X-API-Key`; empty: everyone who can connect.
+        attribution: how the effects of aspects are found where a request does not say.
         hosts: names under which it may be addressed (the `Host` header); None: any.
 
     Raises:
-        UsageError: a number out of range, an empty token, or more images in a request than the queue holds.
+        UsageError: a number out of range, an empty token, no such attribution, or more images in a request than the
+            queue holds.
     """
 
     max_batch: int = 16
@@ -42,6 +45,7 @@ class ServerSettings:
     memory_mb: int = 1024
     tokens: tuple[str, ...] = ()
     hosts: tuple[str, ...] | None = None
+    attribution: Attribution = DEFAULT_ATTRIBUTION
 
     def __post_init__(self) -> None:
         least = {"max_batch": 1, "max_wait_ms": 0, "queue": 1, "workers": 1, "max_images": 1, "max_body_mb": 1}
@@ -50,6 +54,8 @@ class ServerSettings:
                 raise UsageError(f"{name} is {getattr(self, name)}", f"{low} or more", f"Correct {name}.")
         if not 0 < self.deadline <= 3600:
             raise UsageError(f"the deadline is {self.deadline} s", "more than 0 and at most 3600", "Correct deadline.")
+        if self.attribution not in ATTRIBUTIONS:
+            raise UsageError(f"the attribution is '{self.attribution}'", f"one of {', '.join(ATTRIBUTIONS)}")
         if self.max_images > self.queue:
             got = f"a request may hold {self.max_images} images and the queue {self.queue}"
             raise UsageError(got, "room in the queue for a whole request", "Raise queue, or lower max_images.")

@@ -1,5 +1,10 @@
 "use strict";
 const AT_ONCE = 3; // requests under way; the server says when it has enough (429)
+const HOW = {
+  leave_one_out: "in nats: the label's log-probability with all aspects, less that without this one",
+  shapley: "in nats: this aspect's share of the label's log-probability, over every set of aspects (Shapley)",
+  concept_bottleneck: "in nats: what this aspect's words add to the label",
+};
 const FAINT = 0.05; // effects below this many nats decide nothing
 const MOST = 100; // images on the page
 const byId = (id) => document.getElementById(id);
@@ -92,8 +97,9 @@ function decisive(answer) {
 function verdict(answer) {
   if (!Object.keys(answer.aspects).length) return "This task has no aspects, so there are no reasons.";
   const first = decisive(answer);
-  if (!first) return "No single cue decided: leaving any one of them out hardly changes the label.";
+  if (!first) return "No single cue decided.";
   const [name, seen] = first;
+  if (answer.attribution !== "leave_one_out") return `The ${words(name)} (“${seen.answer}”) did most for the label.`;
   const factor = Math.exp(seen.effect);
   const less = factor > 100 ? "more than 100 times" : factor >= 2 ? `${factor.toFixed(1)} times` : `${(100 * (1 - 1 / factor)).toFixed(0)} %`;
   return `The ${words(name)} decided (“${seen.answer}”): without it the label would be ${less} less probable.`;
@@ -158,7 +164,9 @@ function drawAspects(one, node) {
     button.type = "button";
     button.setAttribute("aria-pressed", "false");
     button.append(make("strong", words(name)), make("small", seen.answer));
-    button.append(make("small", `effect ${seen.effect >= 0 ? "+" : "−"}${Math.abs(seen.effect).toFixed(2)}`));
+    const effect = make("small", `effect ${seen.effect >= 0 ? "+" : "−"}${Math.abs(seen.effect).toFixed(2)}`);
+    effect.title = HOW[one.answer.attribution] || "";
+    button.append(effect);
     if (name === first) {
       button.classList.add("decided");
       button.append(make("small", "decided"));
