@@ -86,6 +86,7 @@ class Masp:
         device: str = "auto",
         accept: Collection[str] = (),
         raw: bool = False,
+        concepts: bool = True,
     ) -> Self:
         """Loads an adapter and the backbone it was trained on, or a backbone alone.
 
@@ -104,6 +105,8 @@ class Masp:
             accept: Which of the backbone's `processor` settings, chat `template` and `tokenizer` may be others than
                 those that the adapter was trained with.
             raw: Whether probabilities are the model's own, without the adapter's temperature.
+            concepts: Whether the adapter's concept bottleneck answers, where it has one. Without it, and wherever it is
+                asked about other labels than its own, the soft prompt alone does, as in the paper.
 
         Raises:
             AdapterError: No adapter there, a damaged one, or one for another backbone.
@@ -120,6 +123,8 @@ class Masp:
             return cls(MaspModel(backbone, MethodConfig()), zero_shot_task(chosen), ZERO_SHOT)
         folder = find_adapter(adapter, revision) if adapter is not None else shipped_adapter(str(shipped))
         info = read_info(folder)
+        concepts = concepts and _answers_itself(info, chosen)
+        info = info if concepts else info.without_concepts()
         name = _task_name(info, task, ships=adapter is None)
         asked = {key: task_of(info.for_task(key), chosen, raw) for key in info.tasks or (None,)}
         if backbone is None or isinstance(backbone, str):
@@ -127,6 +132,7 @@ class Masp:
             backbone = load_backbone(source, backbone_revision or backbone_commit(source, info), dtype, device)
             bound_as_trained(backbone, info)
         parts = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects), accept)
+        parts = parts if concepts else parts.without_concepts()
         served = {key: _served(backbone, parts, shipped or str(adapter), key, one) for key, one in asked.items()}
         first = next(iter(served.values()))
         made = cls(first.model, first.task, first.adapter, first.info)
@@ -210,9 +216,11 @@ class Masp:
         """
         chosen = self.handle(task)
         if labels is not None:
-            given = label_set(labels)
-            asked = zero_shot_task(given) if chosen.info is None else task_of(chosen.info, given, chosen.task.raw)
-            chosen = replace(chosen, task=asked)
+            given, info, concepts = label_set(labels), chosen.info, chosen.concepts
+            if info is not None and not _answers_itself(info, given):
+                info, concepts = info.without_concepts(), None
+            asked = zero_shot_task(given) if info is None else task_of(info, given, chosen.task.raw)
+            chosen = replace(chosen, task=asked, info=info, concepts=concepts)
         view = Masp(chosen.model, chosen.task, chosen.adapter, chosen.info)
         view._served, view._name = {chosen.name: chosen}, chosen.name
         return view
@@ -476,6 +484,12 @@ def _served(backbone: Backbone, parts: Adapter, adapter: str, name: str | None, 
     modules = (parts.aspects, one.prompt, one.info.asked())
     model = MaspModel(backbone, one.info.method, *modules, routing=parts.routing)
     return TaskHandle(model, task, one.info, adapter, name, parts.concepts)
+
+
+def _answers_itself(info: AdapterInfo, labels: Sequence[str] | None) -> bool:
+    """Whether all of the adapter answers about these labels; a concept bottleneck does about its own only."""
+    alone = info.concepts is None or info.concepts.prompt_aspects is None
+    return alone or labels is None or tuple(labels) == info.labels
 
 
 def _refuse_parts(**given: object) -> None:

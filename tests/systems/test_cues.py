@@ -276,8 +276,20 @@ def test_what_was_learned_is_an_adapter_that_predicts_the_same(tmp_path: Path, s
     assert list(one.probabilities.values()) == pytest.approx(found.log_probabilities(own)[0].exp().tolist(), abs=1e-5)
     again = Masp.from_pretrained(found.save_pretrained(tmp_path / "copy"), backbone)
     assert again.predict(tmp_path / "a.png").probabilities == one.probabilities
-    with pytest.raises(UsageError, match="other labels for a concept bottleneck; expected amusement, anger, fear"):
-        Masp.from_pretrained(tmp_path / "copy", backbone, labels=["joy", "fear"])
+    if scores:
+        plain = Masp.from_pretrained(tmp_path / "copy", backbone, concepts=False)
+        alone = Masp.from_pretrained(tmp_path / "prompt", backbone)
+        torch.testing.assert_close(plain.log_probabilities(visual), alone.log_probabilities(visual))
+        assert (plain.handle().concepts, plain.info.parts) == (None, ("aspects", "prompt"))
+        others = [again.for_task(labels=["joy", "fear"]), Masp.from_pretrained(again.adapter, backbone, labels="joy,fear")]
+        wanted = alone.for_task(labels=["joy", "fear"]).log_probabilities(visual)
+        for other in others:  # which the words say nothing about
+            torch.testing.assert_close(other.log_probabilities(visual), wanted)
+    else:
+        with pytest.raises(UsageError, match="other labels for a concept bottleneck; expected amusement, anger, fear"):
+            Masp.from_pretrained(tmp_path / "copy", backbone, labels=["joy", "fear"])
+        with pytest.raises(UsageError, match="has no soft prompt"):
+            Masp.from_pretrained(tmp_path / "copy", backbone, concepts=False)
     with pytest.raises(AdapterError, match="is a concept bottleneck" if scores else "has no soft prompt"):
         combine(tmp_path / "both", [f"a={tmp_path / 'copy'}", f"b={whole}"])
 

@@ -123,6 +123,9 @@ class ConceptRecord(_Record):
         default=None,
         description="Aspects before the image where the soft prompt's scores are added; null: no scores are.",
     )
+    prompt_temperature: float | None = Field(
+        default=None, gt=0, description="Temperature of the soft prompt where it answers alone; null: none was fitted."
+    )
 
 
 class TaskRecord(_Record):
@@ -225,6 +228,21 @@ class AdapterInfo(_Record):
             return self
         own = {field: getattr(self.tasks[name], field) for field in TaskRecord.model_fields}
         return self.model_copy(update={**own, "tasks": {}})
+
+    def without_concepts(self) -> "AdapterInfo":
+        """The description of the soft prompt alone, which answers where the concept bottleneck is left out.
+
+        Raises:
+            UsageError: the bottleneck stands without a soft prompt.
+        """
+        if self.concepts is None:
+            return self
+        if "prompt" not in self.parts or self.concepts.prompt_aspects is None:
+            todo = "Keep it, with its own labels."
+            raise UsageError("the concept bottleneck is left out, and the adapter has no soft prompt", "one", todo)
+        parts = tuple(part for part in self.parts if part != "concepts")
+        own = {"aspects": self.concepts.prompt_aspects, "temperature": self.concepts.prompt_temperature}
+        return self.model_copy(update={**own, "parts": parts, "concepts": None})
 
     def as_task(self) -> TaskRecord:
         """What an adapter with one task says of it."""

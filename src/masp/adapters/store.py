@@ -5,7 +5,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -72,6 +72,14 @@ class Adapter:
         name = self.info.chosen(task)
         return self if name is None else Adapter(self.info.for_task(name), self.aspects, self.prompts[name])
 
+    def without_concepts(self) -> "Adapter":
+        """Aspects and soft prompt alone.
+
+        Raises:
+            UsageError: the concept bottleneck stands without a soft prompt.
+        """
+        return replace(self, info=self.info.without_concepts(), concepts=None)
+
 
 def save_adapter(
     folder: Path,
@@ -120,8 +128,8 @@ def save_adapter(
         tensors |= {ROUTING + name: value.detach().float().cpu().contiguous() for name, value in gates}
     about = {"aspects_sha256": hashes, "prompt_length": prompt.length if prompt is not None else 0}
     if concepts is not None:
-        record = ConceptRecord(words=concepts.words, prompt_aspects=concepts.prompt_aspects)
-        about |= {"concepts": record}
+        words = {"words": concepts.words, "prompt_aspects": concepts.prompt_aspects}
+        about |= {"concepts": ConceptRecord(**words, prompt_temperature=concepts.prompt_temperature)}
         tensors |= {CONCEPTS + name: value.float().cpu().contiguous() for name, value in concepts.tensors.items()}
     return write_tensors(folder, info.model_copy(update=about), tensors)
 
@@ -208,7 +216,8 @@ def _concepts(info: AdapterInfo, tensors: Mapping[str, Tensor], device: torch.de
         return None
     own = {name: value.to(device) for name, value in tensors.items() if name.startswith(CONCEPTS)}
     layers = {name.removeprefix(CONCEPTS): value for name, value in own.items()}
-    return ConceptHead(info.concepts.words, info.concepts.prompt_aspects, layers)
+    record = info.concepts
+    return ConceptHead(record.words, record.prompt_aspects, layers, record.prompt_temperature)
 
 
 def read_prompt(folder: str | Path, task: str | None = None) -> tuple[AdapterInfo, Float[Tensor, "prompt dim"]]:

@@ -237,10 +237,12 @@ class ConceptBottleneck:
         if not bool(result.tensors["labels.known"].all()):
             raise UsageError("a label occurs on no image to learn from", "all of them", "Name only labels that occur.")
         over = self.over if result.state["labels"]["scores"] else None
-        prompt_aspects = None
+        prompt_aspects = temperature = None
         if over is not None:
             assert isinstance(over, Prompted)
             assert over.handle is not None
+            assert over.handle.info is not None
+            temperature = over.handle.info.temperature
             if over.model.routing is not None:
                 raise UsageError("the soft prompt was trained with routing", "one without", "Train it without.")
             prompt_aspects = over.handle.task.use.aspects
@@ -248,7 +250,7 @@ class ConceptBottleneck:
         tensors = {"labels.mean": result.tensors["labels.mean"]}
         for name in (*dict(words), "labels"):
             tensors[f"{name}.weight"], tensors[f"{name}.bias"] = folded(_part(result.tensors, name))
-        return ConceptHead(words, prompt_aspects, tensors)
+        return ConceptHead(words, prompt_aspects, tensors, temperature)
 
     def _save(self, folder: Path, info: AdapterInfo) -> None:
         """The adapter, for `masp predict`; labels that never occur leave it out."""

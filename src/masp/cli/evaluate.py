@@ -20,6 +20,7 @@ from masp.cli.options import (
     DeviceIfAny,
     Dtype,
     DtypeIfAny,
+    NoConcepts,
     Raw,
     ReadingMode,
     Revision,
@@ -231,13 +232,14 @@ def evaluate(
     device: DeviceIfAny = None,
     accept: Accept = None,
     raw: Raw = False,
+    no_concepts: NoConcepts = False,
 ) -> None:
     """Measure an adapter, or what another system said, on a labelled split: accuracy, every label, calibration.
 
     Intervals hold 95 %. A data set that the adapter was trained on is divided as its run divided it.
     """
     model = (adapter, adapter_revision, aspects, task, backbone, revision, dtype, device)
-    choice = Choice(*model, batch_size, mode, record, accept, raw)
+    choice = Choice(*model, batch_size, mode, record, accept, raw, no_concepts)
     if predictions is not None:
         refuse(choice.options(), "with --predictions", "options of a model only where one runs, and here none does")
     else:
@@ -272,6 +274,7 @@ class Choice:
     record: bool
     accept: str | None
     raw: bool
+    no_concepts: bool
 
     def options(self) -> dict[str, object]:
         """The values by the names of the options."""
@@ -308,6 +311,7 @@ def _adapter_measured(
             device=device,
             accept=accepted(choice.accept),
             raw=choice.raw,
+            concepts=not choice.no_concepts,
         )
         task = masp.task
         batching = Batching(choice.batch_size, settings.workers, task.longest_side, task.rounding)

@@ -87,6 +87,13 @@ Labels = Annotated[
 Raw = Annotated[
     bool, typer.Option("--raw", help="Probabilities without the temperature that the adapter was fitted with.")
 ]
+NoConcepts = Annotated[
+    bool,
+    typer.Option(
+        "--no-concepts",
+        help="Leave an adapter's concept bottleneck out: the soft prompt alone answers, as in the paper.",
+    ),
+]
 DtypeOption = Annotated[Dtype, typer.Option(help=_DTYPE)]
 Device = Annotated[str, typer.Option(metavar="NAME", help=_DEVICE)]
 MinPixels = Annotated[

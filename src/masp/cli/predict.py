@@ -19,6 +19,7 @@ from masp.cli.options import (
     Dtype,
     DtypeOption,
     Labels,
+    NoConcepts,
     Raw,
     Revision,
     Task,
@@ -91,6 +92,7 @@ def predict(
     explain: Annotated[bool, typer.Option(help="Say why; without it only the labels, several times faster.")] = True,
     attribution: AttributionOption = None,
     raw: Raw = False,
+    no_concepts: NoConcepts = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
     workers: Annotated[int, typer.Option(min=0, max=256, help="Threads that read images ahead; 0: none.")] = 2,
     revision: Revision = None,
@@ -109,7 +111,7 @@ def predict(
         refuse({"--task": task, "--report": report}, "with --all-tasks", "one of them")
     task = _named_task(adapter, adapter_revision, task, all_tasks)
     loading: dict[str, Any] = {"backbone_revision": revision, "dtype": dtype.value, "device": device, "raw": raw}
-    loading |= {"revision": adapter_revision, "accept": accepted(accept)}
+    loading |= {"revision": adapter_revision, "accept": accepted(accept), "concepts": not no_concepts}
     masp = Masp.from_pretrained(adapter, backbone, aspects=aspects, labels=labels, task=task, **loading)
     asked = masp.tasks if all_tasks else ()
     how = attribution.value if explain and attribution is not None else explain

@@ -41,11 +41,13 @@ class ConceptHead:
             are.
         tensors: `<aspect>.weight` (words of the aspect, queries · dim) and `<aspect>.bias`; `labels.weight`
             (labels, words and scores), `labels.bias`, and `labels.mean`, of words and scores on the training images.
+        prompt_temperature: of the soft prompt where it answers alone; the head reads its scores undivided.
     """
 
     words: tuple[tuple[str, str], ...]
     prompt_aspects: tuple[str, ...] | None
     tensors: Mapping[str, Tensor]
+    prompt_temperature: float | None = None
 
     @torch.no_grad()
     def read(self, model: MaspModel, visual: VisualTokens, question: str, labels: Sequence[str]) -> Concepts:

@@ -134,7 +134,7 @@ def task_of(info: AdapterInfo, labels: Sequence[str] | None = None, raw: bool = 
 
     Raises:
         AdapterError: It holds aspects only, and no labels were given.
-        UsageError: Other labels for a concept bottleneck.
+        UsageError: Other labels for a concept bottleneck, which knows its own only.
         DataError: Labels that cannot be told apart.
     """
     if labels is None and not info.labels:
