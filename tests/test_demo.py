@@ -24,10 +24,11 @@ from masp.demo import pictures as demo_pictures
 from masp.demo.measure import Steps, quiet
 from masp.demo.pictures import demo_config
 from masp.demo.report_builder import summary_of
+from masp.demo.run import STEPS
 from masp.demo.summary import bar, show_photographs, standard_output
 from masp.predictor import Masp
 
-PLAN = Plan(train=11, val=3, test=13, read=2, explained=5, photographs=False, seed=3)
+PLAN = Plan(train=48, val=3, test=13, read=2, explained=5, photographs=False, seed=3)
 EMOTIONS = {"amusement", "awe", "contentment", "excitement", "anger", "disgust", "fear", "sadness"}
 
 
@@ -75,10 +76,13 @@ def test_results_hold_the_figures_and_what_they_depend_on(first: DemoResult) -> 
     assert found["table2"]["images"] == PLAN.test
     assert found["aspects"]["pictures"] == PLAN.read
     assert found["explanations"]["pictures"] == PLAN.explained
+    assert [row["name"] for row in found["table2"]["rows"]][-2:] == ["V+A+S", "concepts"]
+    assert found["concepts"]["pictures"] == PLAN.explained
+    assert found["concepts"]["pointing"] == found["explanations"]["pointing"]  # the heatmaps are those of the aspects
     assert 0.125 < found["ceiling"]["expected"] <= 1
     assert len(found["predictions"]) == make_demo_pictures.PICTURES
     assert all(set(one["probabilities"]) == EMOTIONS for one in found["predictions"])
-    assert len(found["seconds"]) == 9
+    assert len(found["seconds"]) == STEPS
     assert re.fullmatch(r"[0-9a-f]{64}", found["provenance"]["data"]["fingerprint"])
 
 
@@ -126,13 +130,13 @@ def test_the_terminal_shows_the_same_figures(first: DemoResult, shown: io.String
 def test_a_second_run_does_nothing_twice(
     first: DemoResult, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kept = {name: content(out / name) for name in ("data", "aspects", "prompt", "prompt-alone")}
+    kept = {name: content(out / name) for name in ("data", "aspects", "prompt", "prompt-alone", "concepts")}
     assert all(kept.values())
     monkeypatch.setattr(demo_pictures, "draw_dataset", lambda *_: pytest.fail("drawn again"))
     second = run_demo(out, Console(file=io.StringIO(), width=80), PLAN, small())
     assert {name: content(out / name) for name in kept} == kept
     assert second.measured == first.measured
-    assert capsys.readouterr().err.count("there already") == 4
+    assert capsys.readouterr().err.count("there already") == 5
     told = json.loads(second.results.read_text())["seconds"]
     trained = told["Stage 1: six aspects learned"]
     assert trained == pytest.approx(json.loads((out / "times.json").read_text())["Stage 1: six aspects learned"])

@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from masp.baselines.prompted import TABLE2, table2_systems
+from masp.baselines.prompted import TABLE2, prompted, table2_systems
 from masp.core.atomic_io import write_file
 from masp.core.runtime import Bar
 from masp.data.records import BadFiles, Record, Rejected
@@ -36,6 +36,11 @@ Result = TypeVar("Result")
 
 AGAINST = ("V", "V+S")
 """Rows of Table 2 that the later ones are compared with."""
+
+CONCEPTS = "concepts"
+"""The row of a concept bottleneck, which is not in the paper."""
+
+MEANINGS = TABLE2 | {CONCEPTS: "no prompt: the words that the aspects show, added up (concept bottleneck)"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Table2:
     """The table.
 
     Attributes:
-        rows: in the order of the paper.
+        rows: in the order of the paper; behind them a concept bottleneck, where there is one.
         differences: each later row minus V and minus V+S.
         truth: the label of every image, in the order of the predictions.
         images: their files.
@@ -98,7 +103,12 @@ class Table2:
 
 
 def table2(
-    full: Masp, without_aspects: Masp, records: Sequence[Record], seed: int = 0, batching: Batching | None = None
+    full: Masp,
+    without_aspects: Masp,
+    records: Sequence[Record],
+    seed: int = 0,
+    batching: Batching | None = None,
+    concepts: Masp | None = None,
 ) -> Table2:
     """Measures the five rows on the same images, whose visual tokens are computed once.
 
@@ -108,12 +118,14 @@ def table2(
         records: labelled images.
         seed: of the untrained soft prompt and of the bootstrap.
         batching: how images are read.
+        concepts: a concept bottleneck on the same aspects, for a row of its own.
 
     Raises:
         UsageError: the two do not belong together or lack a part, or a label that they do not know.
         DataError: no labels, or too many unreadable images.
     """
     systems = table2_systems(full, without_aspects, seed)
+    systems |= {} if concepts is None else {CONCEPTS: prompted(concepts)}
     batching = batching or Batching(longest_side=full.task.longest_side, rounding=full.task.rounding)
     known = labelled(records, full.labels)
     account, used = BadFiles(total=len(known)), list[Record]()
@@ -140,7 +152,7 @@ def _row(name: str, said: Sequence[tuple[str, float]], truth: Sequence[str], lab
     right = [label == true for label, true in zip(predicted, truth, strict=True)]
     error = metrics.calibration_error(np.exp([log_p for _, log_p in said]).tolist(), right)
     figures = metrics.accuracy(truth, predicted), metrics.macro_f1(truth, predicted, labels), error
-    return Table2Row(name, TABLE2[name], *figures, predicted)
+    return Table2Row(name, MEANINGS[name], *figures, predicted)
 
 
 def write_table(out: Path, table: Table2, provenance: dict[str, Any]) -> None:
@@ -150,9 +162,9 @@ def write_table(out: Path, table: Table2, provenance: dict[str, Any]) -> None:
         OSError: the disk is full or cannot be written.
     """
     out.mkdir(parents=True, exist_ok=True)
-    labels = zip(*(row.predicted for row in table.rows), strict=True)
+    labels, names = zip(*(row.predicted for row in table.rows), strict=True), [row.name for row in table.rows]
     lines = [
-        {"image": image, "truth": truth, **dict(zip(TABLE2, said, strict=True))}
+        {"image": image, "truth": truth, **dict(zip(names, said, strict=True))}
         for image, truth, said in zip(table.images, table.truth, labels, strict=True)
     ]
     write_file(out / "table2.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
@@ -263,6 +275,7 @@ class DemoMeasurements:
         read: images that `quality` was measured on.
         explanations: whether effects and heatmaps are true.
         explained: images that `explanations` was measured on.
+        concepts: whether the effects of the concept bottleneck's words are true; None where there is none.
     """
 
     table: Table2
@@ -271,6 +284,7 @@ class DemoMeasurements:
     read: int
     explanations: Explanations
     explained: int
+    concepts: Explanations | None = None
 
     def summary(self) -> dict[str, Any]:
         """Figures without single predictions, ready for JSON."""
@@ -279,28 +293,48 @@ class DemoMeasurements:
             "ceiling": asdict(self.ceiling),
             "aspects": {"pictures": self.read, "quality": [asdict(one) for one in self.quality]},
             "explanations": {"pictures": self.explained, **asdict(self.explanations)},
+            "concepts": None if self.concepts is None else {"pictures": self.explained, **asdict(self.concepts)},
         }
 
 
-def measure(full: Masp, plain: Masp, records: Sequence[Record], plan: Plan, steps: Steps) -> DemoMeasurements:
+def measure(
+    full: Masp, plain: Masp, records: Sequence[Record], plan: Plan, steps: Steps, concepts: Masp | None = None
+) -> DemoMeasurements:
     """Measures aspects with their prompt (`full`) and the prompt trained without aspects (`plain`) on test images.
+
+    Args:
+        full: V+A+S.
+        plain: V+S.
+        records: the test images.
+        plan: how many of them.
+        steps: where it is told.
+        concepts: a concept bottleneck on the same aspects.
 
     Raises:
         DataError: a record carries no truth, or too many images cannot be read.
     """
     read, explained = records[: plan.read], records[: plan.explained]
-    with steps.step("Table 2 measured", f"5 rows × {len(records):,} images"):
-        table = _with(steps.counted("Table 2", len(records)), lambda how: table2(full, plain, records, plan.seed, how))
+    with steps.step("Table 2 measured", f"{len(TABLE2) + (concepts is not None)} rows × {len(records):,} images"):
+        table = _with(
+            steps.counted("Table 2", len(records)), lambda how: table2(full, plain, records, plan.seed, how, concepts)
+        )
     with steps.step("Aspects put into words", f"{len(read):,} images"):
         quality = _with(
             steps.counted("aspects", len(read)),
             lambda how: aspect_quality(full.model, read, full.task.questions, how),
         )
     with steps.step("Explanations checked", f"{len(explained):,} images"):
-        explanations = _with(
-            steps.counted("explanations", len(explained)), lambda how: measure_explanations(full, explained, how)
+        explanations, worded = (
+            None
+            if one is None
+            else _with(
+                steps.counted("explanations", len(explained)),
+                lambda how, one=one: measure_explanations(one, explained, how),
+            )
+            for one in (full, concepts)
         )
-    return DemoMeasurements(table, ceiling(records), quality, len(read), explanations, len(explained))
+    assert explanations is not None
+    return DemoMeasurements(table, ceiling(records), quality, len(read), explanations, len(explained), worded)
 
 
 def _with(bar: AbstractContextManager[Callable[[int], None]], measurement: Callable[[Batching], Result]) -> Result:

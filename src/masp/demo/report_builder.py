@@ -136,7 +136,8 @@ def _confusion(table: Table2, labels: Sequence[str]) -> Confusion:
 
 def _explanations(measured: DemoMeasurements) -> ExplanationTruth:
     found = measured.explanations
-    return ExplanationTruth(found.cause, found.pointing, found.cause_by_guess, found.pointing_by_guess)
+    words = () if measured.concepts is None else (measured.concepts.cause, measured.concepts.cause_by_guess)
+    return ExplanationTruth(found.cause, found.pointing, found.cause_by_guess, found.pointing_by_guess, *words)
 
 
 def _provenance(background: Background, seed: int) -> Provenance:

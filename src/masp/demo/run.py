@@ -11,6 +11,8 @@ from rich.console import Console
 from masp.backbones.base import Backbone
 from masp.backbones.files import PHOTO
 from masp.backbones.loading import load_backbone
+from masp.baselines.concept_bottleneck import ConceptBottleneckSettings, cue_system
+from masp.baselines.learning import make_training_data
 from masp.core.atomic_io import write_file
 from masp.core.config import RunConfig, TrainConfig
 from masp.data.records import Dataset
@@ -33,7 +35,7 @@ RUNS = {
 }
 """Folder and name of each training run."""
 
-STEPS = 9
+STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def run_demo(
         _train(config, dataset, backbone, out, steps)
         full = Masp.from_pretrained(out / "prompt" / "adapter", backbone)
         plain = Masp.from_pretrained(out / "prompt-alone" / "adapter", backbone)
-        measured = measure(full, plain, dataset.split("test"), plan, steps)
+        concepts = _concepts(dataset, backbone, out, steps)
+        measured = measure(full, plain, dataset.split("test"), plan, steps, concepts)
         shown = _predictions(full, out / "pictures", steps)
         known = provenance(full, dataset, "test")
     curves = tuple(loss_curve_of(name, out / run) for run, name in RUNS.items())
@@ -142,6 +145,24 @@ def _train(config: RunConfig, dataset: Dataset, backbone: Backbone, out: Path, s
             continue
         with steps.step(name, "" if settings.max_steps is None else f"{settings.max_steps:,} steps"):
             train(out / folder)
+
+
+def _concepts(dataset: Dataset, backbone: Backbone, out: Path, steps: Steps) -> Masp | None:
+    """A concept bottleneck on the words of the aspects; None where a label occurs on no image to learn from."""
+    name, folder = "Concept bottleneck fitted", out / "concepts"
+    train = len(dataset.split("train"))
+    settings = ConceptBottleneckSettings(aspects=str(out / "aspects"), fewest=min(20, 1 + train // 50))
+    ready = (folder / "adapter" / "adapter.json").is_file()
+    if ready:
+        steps.ready(name)
+    elif {record.label for record in dataset.split("train")} < set(dataset.labels):
+        steps.left_out(name, "left out: a label occurs on no image to learn from")
+        return None
+    else:
+        with steps.step(name, f"{train:,} images"):
+            system = cue_system(backbone, dataset.labels, settings)
+            system.fit(make_training_data(backbone, dataset, system.labels, folder))
+    return Masp.from_pretrained(folder, backbone)
 
 
 def _predictions(full: Masp, folder: Path, steps: Steps) -> list[tuple[DemoPicture, Prediction]]:

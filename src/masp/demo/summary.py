@@ -127,7 +127,7 @@ def _reasons(data: ReportData) -> Table:
     truth = data.explanations
     if truth is None:
         return table
-    checks = [("the largest effect is the true cause", truth.cause, truth.cause_by_guess)] if truth.cause else []
+    checks = truth.causes()
     checks += [
         (f"{words(aspect)} heatmap peaks on it", value, truth.pointing_by_guess.get(aspect))
         for aspect, value in truth.pointing.items()

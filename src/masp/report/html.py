@@ -228,8 +228,7 @@ def agreements(targets: ExplanationTruth | None) -> list[tuple[str, Interval, fl
     """Each check of the explanations, how often it holds, and how often guessing would."""
     if targets is None:
         return []
-    name = "the largest effect is the true main cause (right answers)"
-    cause = [(name, targets.cause, targets.cause_by_guess)] if targets.cause else []
+    cause = [(f"{name} (right answers)", value, guess) for name, value, guess in targets.causes()]
     pointing = [
         (f"the {words(aspect)} heatmap peaks on the right thing", value, targets.pointing_by_guess.get(aspect))
         for aspect, value in targets.pointing.items()

@@ -66,13 +66,22 @@ class ExplanationTruth:
 
     `cause` is the share of correct predictions whose largest effect is the true main cause; `pointing` the share of
     images, per aspect, whose heatmap peaks on the right thing. `cause_by_guess` and `pointing_by_guess` are the
-    shares that one who knows nothing of the image would reach.
+    shares that one who knows nothing of the image would reach. `concept_cause` is the same for a concept bottleneck.
     """
 
     cause: Interval | None = None
     pointing: Mapping[str, Interval] = field(default_factory=dict)
     cause_by_guess: float | None = None
     pointing_by_guess: Mapping[str, float] = field(default_factory=dict)
+    concept_cause: Interval | None = None
+    concept_cause_by_guess: float | None = None
+
+    def causes(self) -> list[tuple[str, Interval, float | None]]:
+        """Each way of naming the main cause: what it is, how often it is right, and how often guessing would be."""
+        result = [("the largest effect is the true cause", self.cause, self.cause_by_guess)]
+        name = "the same by the concept bottleneck" if self.cause else result[0][0]
+        result.append((name, self.concept_cause, self.concept_cause_by_guess))
+        return [(name, value, guess) for name, value, guess in result if value is not None]
 
 
 @dataclass(frozen=True)
