@@ -26,7 +26,7 @@ from masp.adapters import (
     resolve,
     save_adapter,
 )
-from masp.adapters.hub import shipped_adapter
+from masp.adapters.shipped import shipped_adapter
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
 from masp.core.aspects import ASPECTS

@@ -185,6 +185,6 @@ def test_settings_and_commands_accept_by_name(folder: Path, tmp_path: Path, masp
 
 
 def test_the_shipped_adapter_knows_how_its_backbone_reads() -> None:
-    from masp.adapters.hub import shipped_adapter
+    from masp.adapters.shipped import shipped_adapter
 
     assert read_info(shipped_adapter()).backbone.hashes == find("embedded").hashes
