@@ -133,10 +133,11 @@ def swept(**accuracies: float) -> list[dict[str, object]]:
 def test_the_sweep_says_how_far_the_defaults_are_behind_the_best_row():
     cells = swept(**{"defaults": 0.5, "rate / 3": 0.25, "rate × 3": 0.75})
     content = defaults.result(cells, defaults.FINAL, "")
-    assert content["behind_best"]["V+S"] == {str(size): {"accuracy": 0.25, "expected": 0.125} for size in defaults.SIZES}
+    behind = content["behind_best"]["V+S"]
+    assert behind == {str(size): {"accuracy": 0.25, "expected": 0.125} for size in defaults.SIZES}
     assert [row[0] for row in content["table"]["rows"]] == ["defaults", "rate / 3", "rate × 3"]
     both = defaults.result([*cells, *swept(**{"V+A+S, defaults": 0.5, "V+A+S, rate / 3": 0.625})], defaults.FINAL, "")
-    assert both["behind_best"]["V+S"] == content["behind_best"]["V+S"]
+    assert both["behind_best"]["V+S"] == behind
     assert {one["accuracy"] for one in both["behind_best"]["V+A+S"].values()} == {0.125}
     unfinished = defaults.result(cells[:-1], defaults.FINAL, "")  # a seed is missing in the last row
     assert [row[0] for row in unfinished["table"]["rows"]] == ["defaults", "rate / 3"]

@@ -13,8 +13,7 @@ import pytest
 from made_pictures import put
 
 from masp.core.errors import DataError
-from masp.data.file_listing import listing
-from masp.data.readers.open_dataset import images_from
+from masp.data.file_listing import images_from, listing
 
 
 def listed(*paths: str | Path, stdin: str = "") -> list[str]:

@@ -135,9 +135,15 @@ def _confusion(table: Table2, labels: Sequence[str]) -> Confusion:
 
 
 def _explanations(measured: DemoMeasurements) -> ExplanationTruth:
-    found = measured.explanations
-    words = () if measured.concepts is None else (measured.concepts.cause, measured.concepts.cause_by_guess)
-    return ExplanationTruth(found.cause, found.pointing, found.cause_by_guess, found.pointing_by_guess, *words)
+    own, words = measured.explanations, measured.concepts
+    return ExplanationTruth(
+        own.cause,
+        own.pointing,
+        own.cause_by_guess,
+        own.pointing_by_guess,
+        None if words is None else words.cause,
+        None if words is None else words.cause_by_guess,
+    )
 
 
 def _provenance(background: Background, seed: int) -> Provenance:
