@@ -18,7 +18,7 @@ from random_backbone import timed, write_checkpoint
 from safetensors.torch import load_file
 
 import result_tables
-import tiny
+from fixtures import tiny
 from masp.backbones.known_models import Description, describe
 from masp.backbones.loading import load_backbone
 from masp.backbones.model_stats import count

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-import tiny
+from fixtures import tiny
+from fixtures.adapters import LABELS, name_a_place, write_adapter
 from masp.adapters import find_adapter, shipped
 from masp.backbones.files import local_folder
 from masp.backbones.loading import load_backbone
@@ -22,7 +23,6 @@ from masp.demo.pictures import demo_pictures
 from masp.model import prediction
 from masp.model.masp_model import ActiveParts
 from masp.predictor import Failure, Masp, Prediction
-from small_adapters import LABELS, name_a_place, write_adapter
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from made_pictures import ROWS, emoset
 
+from fixtures.pictures import ROWS, emoset
 from masp.annotate.ask import EXPRESSIONS, read_vocabulary
 from masp.core.aspects import LEVELS
 from masp.core.errors import DataError

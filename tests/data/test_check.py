@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_layouts import abstract, artphoto, fi, votes
-from made_pictures import ROWS, VOTES, emoset, emotion6, encoded, noise, put, put_json, tree
 from PIL import Image, ImageDraw
 
+from fixtures.layouts import abstract, artphoto, fi, votes
+from fixtures.pictures import ROWS, VOTES, emoset, emotion6, encoded, noise, put, put_json, tree
 from masp.cli import main
 from masp.core.config import load_config
 from masp.core.errors import DataError

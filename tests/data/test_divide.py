@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from made_pictures import emoset, emotion6, put, put_json, tree
 
+from fixtures.pictures import emoset, emotion6, put, put_json, tree
 from masp.cli import main
 from masp.core.config import load_config
 from masp.core.errors import DataError

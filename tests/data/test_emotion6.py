@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from made_pictures import VOTES, complaint, emotion6, put
 
+from fixtures.pictures import VOTES, complaint, emotion6, put
 from masp.core.config import load_config
 from masp.data.readers.open_dataset import open_dataset
 

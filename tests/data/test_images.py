@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_pictures import encoded, heic, noise
 from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
+from fixtures.pictures import encoded, heic, noise
 from masp.core.errors import ImageError
 from masp.data import images
 from masp.data.images import (

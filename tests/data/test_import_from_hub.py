@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from made_pictures import encoded, noise
 
+from fixtures.pictures import encoded, noise
 from masp.core.errors import DataError, UsageError
 from masp.data import hub
 from masp.data.hub import HubSource, import_dataset

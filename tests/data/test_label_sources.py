@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_pictures import noise, put, tree
 
+from fixtures.pictures import noise, put, tree
 from masp.cli import main
 from masp.core.config import DataConfig, load_config
 from masp.core.errors import ConfigError, DataError

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from made_layouts import abstract, artphoto, fi, votes
-from made_pictures import ROWS, VOTES, complaint, emoset, emotion6, put, put_json, tree
 
+from fixtures.layouts import abstract, artphoto, fi, votes
+from fixtures.pictures import ROWS, VOTES, complaint, emoset, emotion6, put, put_json, tree
 from masp.core.config import load_config
 from masp.core.errors import DataError
 from masp.data.readers.open_dataset import open_dataset, settings_for

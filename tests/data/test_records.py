@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from made_pictures import MIKELS, ROWS, emoset, put, put_json, tree
 
+from fixtures.pictures import MIKELS, ROWS, emoset, put, put_json, tree
 from masp.core.errors import DataError
 from masp.data.readers.open_dataset import open_dataset
 from masp.data.records import BadFiles, Record, class_balance, read_json

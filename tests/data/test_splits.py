@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_pictures import put, tree
 
+from fixtures.pictures import put, tree
 from masp.core.errors import DataError
 from masp.data.readers.open_dataset import open_dataset
 from masp.data.records import Record

@@ -2,6 +2,8 @@
 
 import pytest
 
+from fixtures.adapters import write_adapter
+from fixtures.scenes import write_scenes
 from masp.core.errors import DataError
 from masp.core.prompts import load_questions
 from masp.data.records import Record
@@ -9,8 +11,6 @@ from masp.evaluation import explanation_metrics as quality
 from masp.evaluation.predict_split import Batching
 from masp.model.masp_model import ActiveParts
 from masp.predictor import Masp
-from small_adapters import write_adapter
-from small_scenes import write_scenes
 
 
 def test_lists_count_as_sets():

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-import tiny
+from fixtures import tiny
+from fixtures.adapters import LABELS, write_adapter
 from masp.adapters import DataRecord, load_adapter, save_adapter
 from masp.data.readers.open_dataset import open_dataset
 from masp.data.splits import read_split, write_split
 from masp.evaluation.runner import as_trained
-from small_adapters import LABELS, write_adapter
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from asked import ByBrightness, opened
+from fixtures.asked import ByBrightness, opened
 from masp.baselines.base import SystemPrediction
 from masp.core.errors import UsageError
 from masp.data.records import Record
@@ -18,7 +18,7 @@ from masp.evaluation.predict_split import ENDING, Batching
 from masp.evaluation.result import read_result
 from masp.evaluation.runner import evaluate
 
-PROGRAM = Path(__file__).with_name("evaluation_killed.py")
+PROGRAM = Path(__file__).parents[1] / "fixtures" / "evaluation_killed.py"
 FILES = ("predictions.jsonl", "predictions.val.jsonl")
 
 

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-import tiny
-from asked import ByBrightness
+from fixtures import tiny
+from fixtures.adapters import LABELS, write_adapter
+from fixtures.asked import ByBrightness
+from fixtures.scenes import write_scenes
 from masp.baselines import prompted
 from masp.core.errors import DataError, UsageError
 from masp.core.flops import images_at_once
@@ -16,8 +18,6 @@ from masp.evaluation.predict_split import Batching
 from masp.evaluation.result import read_result
 from masp.evaluation.runner import evaluate
 from masp.predictor import Masp
-from small_adapters import LABELS, write_adapter
-from small_scenes import write_scenes
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from made_up_results import LABELS, answer, answers, result
+from fixtures.results import LABELS, answer, answers, result
+from fixtures.web_page import LOADING, Page
 from masp.core.errors import UsageError
 from masp.evaluation.compute_metrics import ResultContext, measured
 from masp.evaluation.metrics import BootstrapSamples, Interval
@@ -17,7 +18,6 @@ from masp.report.comparison import comparison
 from masp.report.error_analysis import ErrorPageOptions
 from masp.report.load_results import ResultSource, Rows
 from masp.report.schema import Ablation, AblationRow
-from web_page import LOADING, Page
 
 HOSTILE = '<script>alert(1)</script>"\' onload="x'
 WEAK, STRONG = answers("jjffffaj"), answers("jjjjffaf")

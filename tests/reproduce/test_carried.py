@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fixtures.reproduction import small_job
 from masp.evaluation.result import PREDICTIONS, LabelledPrediction, write_predictions
 from masp.reproduce import writers as writing
 from masp.reproduce.dag import ExperimentResult, plan_cells
@@ -14,7 +15,6 @@ from masp.reproduce.sheets import differences, paired
 from masp.reproduce.specs import TABLE2, all_recipes, load_paper
 from masp.reproduce.tables import Results
 from masp.reproduce.writers import write_all
-from small_reproduction import small_job
 
 PAPER = load_paper()
 FACTS = {

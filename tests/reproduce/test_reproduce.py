@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-import ending
-import tiny
+from fixtures import ending, tiny
+from fixtures.reproduction import PLAN, small_job
 from masp.adapters import load_adapter, read_info, tensors_sha256
 from masp.backbones.loading import load_backbone
 from masp.baselines import prompted as variants
@@ -43,7 +43,6 @@ from masp.reproduce.specs import DATA, FULL, PARAMETERS, PLAIN, all_recipes, loa
 from masp.reproduce.tables import Results, accuracy_table
 from masp.training.run_dir import TrainResult
 from masp.training.signals import Interrupted, StopRequest
-from small_reproduction import PLAN, small_job
 
 RUN = ("table2", "table4", "figure4")
 

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-import small_service
-import tiny
+from fixtures import service as small_service
+from fixtures import tiny
+from fixtures.adapters import write_adapter
+from fixtures.service import TASKS, Gate, forms, image, png, same, small_app, until
 from masp.core.errors import UsageError
 from masp.predictor import Masp
 from masp.serving import create_app
 from masp.serving.app import named_tasks
 from masp.serving.server import JsonLines
 from masp.serving.settings import ServerSettings, check_exposure
-from small_adapters import write_adapter
-from small_service import TASKS, Gate, forms, image, png, same, small_app, until
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from fixtures.adapters import write_adapter
 from masp.core import atomic_io as storage
 from masp.core.errors import CheckpointError
 from masp.training.checkpoints import Checkpoint, CheckpointStore
 from masp.training.disk_cache import CacheGroup, DiskCache
-from small_adapters import write_adapter
 
 
 def checkpoint(step: int) -> Checkpoint:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 def crash_lab(stage: str, points: int, folder: Path) -> dict:
     paths = [str(ROOT / "tests"), *sys.path]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tests" / "crash_lab.py"), stage, str(points), str(folder)]
+    command = [sys.executable, str(ROOT / "tests" / "fixtures" / "crash_lab.py"), stage, str(points), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-import small_training as small
-import tiny
+from fixtures import tiny
+from fixtures import training as small
+from fixtures.toy_stage import gradients
 from masp.adapters import load_adapter, read_info
 from masp.backbones.decoder import Decoder
 from masp.backbones.loading import load_backbone
@@ -37,7 +38,6 @@ from masp.training.signals import StopRequest
 from masp.training.stage1 import AspectExample, AspectStage, ImageMajorOrder, list_f1, measured
 from masp.training.stage2 import PromptStage, QuestionSettings
 from masp.training.trainer import StepBatch
-from toy_stage import gradients
 
 PROMPT = ("prompt.max_steps=3", "aspects.max_steps=3")
 

@@ -1,0 +1,355 @@
+"""Labels for many images: the manifest, chunks that are there or not, images that kill their decoder, and Ray."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from fixtures import tiny
+from fixtures.adapters import write_adapter
+from masp.adapters import combine
+from masp.cli import main
+from masp.core.errors import DataError, MaspError, UsageError
+from masp.labelling import decode, run
+from masp.labelling.decode import Decoder, Limits
+from masp.labelling.labeller import Job, Labeller
+from masp.labelling.manifest import check_shard, read_chunk, read_manifest, write_manifest
+from masp.predictor import Masp
+
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason='needs pip install "masp[ray]"')
+
+
+def write_images(folder: Path, count: int, side: int = 60) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        tiny.picture(side + number % 7, side, seed=number).save(folder / f"{number:05}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_adapter(tmp_path_factory.mktemp("adapter") / "a", aspects=("scene", "object"))
+
+
+def job_of(folder: Path, adapter: Path, **settings: object) -> Job:
+    given = {"adapter": str(adapter), "backbone": str(tiny.checkpoint()), "dtype": "float32", "device": "cpu"}
+    return Job(str(folder), read_manifest(folder).sha256, **{**given, "batch_size": 4, "decoders": 1, **settings})
+
+
+def label_all(job: Job) -> dict[str, int]:
+    """What Ray's actors do, here."""
+    counts: Counter[str] = Counter()
+    with Labeller(job) as labeller:
+        for shard, chunk in run.missing(job.folder, read_manifest(job.folder)):
+            counts.update(labeller.label(shard, chunk))
+    return dict(counts)
+
+
+def rows(folder: Path) -> list[dict]:
+    files = sorted(folder.glob("labels/*/*.parquet"))
+    return pa.concat_tables([parquet.read_table(file) for file in files]).sort_by("id").to_pylist()
+
+
+# --- the manifest ---------------------------------------------------------------------------------------------------
+
+
+def test_a_manifest_lists_every_source_in_one_order(tmp_path):
+    write_images(tmp_path / "b" / "inner", 2)
+    write_images(tmp_path / "b", 1)
+    (tmp_path / "b" / "notes.txt").write_text("no image")
+    (tmp_path / "list.txt").write_text("b/00000.png\n\nhttp-like/none.jpg\n")
+    (tmp_path / "table.csv").write_text("label,path\njoy,b/00000.png\nfear,\n")
+    parquet.write_table(pa.table({"image": ["b/00000.png", None]}), tmp_path / "t.parquet")
+    with tarfile.open(tmp_path / "w.tar", "w") as archive:
+        for name in ("inner/00001.png", "notes.txt", "00000.png"):
+            archive.add(tmp_path / "b" / name, name)
+    sources = [str(tmp_path / name) for name in ("b", "list.txt", "table.csv", "t.parquet", "w.tar")]
+    made = write_manifest(sources, tmp_path / "out", chunk=3, shard=6)
+    assert (made.images, made.shards, made.chunks(1)) == (9, (6, 3), 1)
+    assert read_manifest(tmp_path / "out") == made
+    found = [
+        row
+        for shard, chunk in run.missing(str(tmp_path / "out"), made)
+        for row in read_chunk(tmp_path / "out", shard, chunk).to_pylist()
+    ]
+    assert [row["id"] for row in found] == list(range(9))
+    names = [str(Path(row["uri"]).relative_to(tmp_path)) for row in found]
+    assert names[:3] == ["b/00000.png", "b/inner/00000.png", "b/inner/00001.png"]
+    assert names[3:7] == ["b/00000.png", "http-like/none.jpg", "b/00000.png", "b/00000.png"]
+    assert names[7:] == ["w.tar", "w.tar"]
+    content = decode.read_bytes(found[7]["uri"], found[7]["offset"], found[7]["size"], 10**6)
+    assert content == (tmp_path / "b" / "inner" / "00001.png").read_bytes()
+    assert write_manifest(sources, tmp_path / "again", chunk=3, shard=6).sha256 == made.sha256
+
+
+def test_what_cannot_be_planned_is_refused(tmp_path):
+    write_images(tmp_path / "a", 1)
+    write_manifest([str(tmp_path / "a")], tmp_path / "out", 2, 2)
+    with pytest.raises(UsageError, match="holds a manifest already"):
+        write_manifest([str(tmp_path / "a")], tmp_path / "out", 2, 2)
+    with pytest.raises(DataError, match="does not exist"):
+        write_manifest([str(tmp_path / "none")], tmp_path / "x", 2, 2)
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="has the columns a, b"):
+        write_manifest([str(tmp_path / "t.csv")], tmp_path / "x", 2, 2)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no images in"):
+        write_manifest([str(tmp_path / "empty")], tmp_path / "x", 2, 2)
+    with pytest.raises(DataError, match="holds no manifest"):
+        read_manifest(tmp_path / "x")
+    shard = tmp_path / "out" / "manifest" / "shard-000000.parquet"
+    manifest = read_manifest(tmp_path / "out")
+    check_shard(tmp_path / "out", manifest, 0)
+    shard.write_bytes(shard.read_bytes() + b" ")
+    with pytest.raises(DataError, match="has changed"):
+        check_shard(tmp_path / "out", manifest, 0)
+
+
+# --- one chunk after the other --------------------------------------------------------------------------------------
+
+
+def test_labels_are_those_of_predict_and_every_image_has_a_row(tmp_path, adapter):
+    images = write_images(tmp_path / "images", 7)
+    (images / "00003.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
+    (images / "00005.png").write_bytes(b"x" * 20_000)
+    write_manifest([str(images)], tmp_path / "out", 4, 4)
+    (images / "00001.png").unlink()
+    job = job_of(tmp_path / "out", adapter, max_bytes=10_000)
+    assert label_all(job) == {"ok": 4, "unreadable": 1, "missing": 1, "too_large": 1}
+    found = rows(tmp_path / "out")
+    assert [row["id"] for row in found] == list(range(7))
+    masp = Masp.from_pretrained(adapter, str(tiny.checkpoint()), dtype="float32")
+    for row in found:
+        if row["status"] != "ok":
+            assert row["error"]
+            assert row["label"] is row["probabilities"] is None
+            continue
+        expected = masp.predict(row["uri"], explain=False)
+        assert row["label"] == expected.label
+        assert row["probabilities"] == pytest.approx(list(expected.probabilities.values()), abs=1e-6)
+    assert {row["manifest"] for row in found} == {job.manifest[:16]}
+    status = run.status(job.folder)
+    assert (status.done, status.chunks, status.all_chunks) == (7, 2, 2)
+    assert status.counts["too_large"] == 1
+
+
+def test_a_chunk_that_is_labelled_again_has_the_same_bytes(tmp_path, adapter):
+    write_manifest([str(write_images(tmp_path / "images", 9))], tmp_path / "out", 3, 9)
+    job = job_of(tmp_path / "out", adapter)
+    label_all(job)
+    files = {file: file.read_bytes() for file in (tmp_path / "out").rglob("part-*.parquet")}
+    assert len(files) == 3
+    victim = sorted(files)[1]
+    victim.unlink()
+    (victim.parent / ".partial-part-000001.parquet").write_bytes(b"half")  # what a kill leaves
+    assert list(run.missing(job.folder, read_manifest(job.folder))) == [(0, 1)]
+    label_all(job)
+    assert {file: file.read_bytes() for file in files} == files
+
+
+def test_an_image_that_kills_its_decoder_costs_itself_alone(tmp_path, adapter, monkeypatch):
+    """The decoder aborts, as a broken library would; another hangs, and is killed after its time."""
+    (tmp_path / "fragile.py").write_text(
+        "import os, time\n"
+        "from masp.labelling import decode\n"
+        "plain = decode.read_bytes\n"
+        "def read(uri, *rest):\n"
+        "    if 'poison' in uri: os.abort()\n"
+        "    if 'hangs' in uri: time.sleep(600)\n"
+        "    return plain(uri, *rest)\n"
+        "decode.read_bytes = read\n"
+        "serve = decode.serve\n"
+    )
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setattr(decode, "HOME", "fragile")
+    images = write_images(tmp_path / "images", 3)
+    (images / "00001.png").rename(images / "00001-poison.png")
+    decoder = Decoder(Limits(None, "nearest", 10**6, 60.0))
+    found = [decoder.read(str(file), None, None) for file in sorted(images.iterdir())]
+    assert [one.status for one in found] == ["ok", "crashed", "ok"]
+    assert found[0].image == tiny.picture(60, 60, seed=0)
+    decoder.close()
+    impatient = Decoder(Limits(None, "nearest", 10**6, 0.01))
+    assert impatient.read("hangs", None, None).status == "crashed"
+    impatient.close()
+    monkeypatch.setattr(decode, "HOME", "nowhere")
+    with pytest.raises(MaspError, match="does not start"):
+        decoder.read(str(images / "00000.png"), None, None)
+
+
+def test_several_tasks_share_one_prefix_and_words_are_written(tmp_path):
+    write_adapter(tmp_path / "a", labels=("joy", "fear", "awe"), aspects=("scene",))
+    write_adapter(tmp_path / "b", labels=("anger", "sadness"), aspects=("scene",))
+    combine(tmp_path / "both", [f"first={tmp_path / 'a'}", f"second={tmp_path / 'b'}"])
+    write_manifest([str(write_images(tmp_path / "images", 3))], tmp_path / "out", 3, 3)
+    label_all(job_of(tmp_path / "out", tmp_path / "both", tasks=("first", "second"), explain="words"))
+    masp = Masp.from_pretrained(tmp_path / "both", str(tiny.checkpoint()), dtype="float32")
+    for row in rows(tmp_path / "out"):
+        for task in ("first", "second"):
+            expected = masp.predict(row["uri"], explain=False, task=task)
+            assert row[f"{task}.label"] == expected.label
+            assert row[f"{task}.probabilities"] == pytest.approx(list(expected.probabilities.values()), abs=1e-5)
+        assert set(json.loads(row["aspects"])) == {"scene"}
+
+
+def test_a_run_of_something_else_is_refused(tmp_path, adapter):
+    write_manifest([str(write_images(tmp_path / "images", 2))], tmp_path / "out", 2, 2)
+    job = job_of(tmp_path / "out", adapter)
+    run._check_identity(job)
+    run._check_identity(job)
+    other = write_adapter(tmp_path / "other", aspects=("scene", "object"), seed=1)
+    with pytest.raises(UsageError, match="begun with another adapter"):
+        run._check_identity(job_of(tmp_path / "out", other))
+    with pytest.raises(UsageError, match="begun with another batch_size"):
+        run._check_identity(job_of(tmp_path / "out", adapter, batch_size=5))
+    with run._alone(job.folder), pytest.raises(UsageError, match="another run labels"), run._alone(job.folder):
+        pass
+
+
+def test_parts_become_one_data_set(tmp_path, adapter, capsys):
+    write_manifest([str(write_images(tmp_path / "images", 7))], tmp_path / "out", 2, 4)
+    job = job_of(tmp_path / "out", adapter)
+    with pytest.raises(UsageError, match="4 chunks are not labelled yet"):
+        run.merge(job.folder, str(tmp_path / "all"))
+    label_all(job)
+    with pytest.raises(SystemExit) as end:
+        main(["label", "merge", job.folder, str(tmp_path / "all")])
+    assert end.value.code == 0
+    assert "7 rows" in capsys.readouterr().err
+    found = parquet.read_table(tmp_path / "all")
+    assert found["id"].to_pylist() == list(range(7))
+    assert len(list((tmp_path / "all").iterdir())) == 2
+    with pytest.raises(UsageError, match="is not empty"):
+        run.merge(job.folder, str(tmp_path / "all"))
+
+
+def test_the_commands_plan_try_and_tell(tmp_path, adapter, capsys):
+    write_images(tmp_path / "images", 3)
+
+    def masp(*words: str) -> tuple[str, str]:
+        with pytest.raises(SystemExit) as end:
+            main(["label", *words])
+        out, err = capsys.readouterr()
+        assert end.value.code == 0, err
+        return out, err
+
+    folder = str(tmp_path / "out")
+    assert "3 images in 1 files" in masp("plan", str(tmp_path / "images"), "--out", folder, "--chunk", "2")[1]
+    model = ["--adapter", str(adapter), "--backbone", str(tiny.checkpoint()), "--dtype", "float32", "--device", "cpu"]
+    said = masp("run", folder, *model, "--dry-run")[1]
+    assert "2 images: 2 ok" in said
+    assert "all 3 would take" in said
+    label_all(job_of(Path(folder), adapter))
+    assert masp("status", folder, "--price", "3")[0].startswith("3 of 3 images (2 of 2 chunks)\n3 ok\n")
+    assert json.loads(masp("status", folder, "--json")[0])["counts"]["ok"] == 3
+
+
+@pytest.mark.long
+def test_the_memory_of_a_manifest_does_not_grow(tmp_path):
+    """1e5 and 1e6 images in a list; peak memory of a process that plans them. It loads no model library."""
+    code = (
+        "import re, sys\n"
+        "from masp.labelling.manifest import read_chunk, write_manifest\n"
+        "made = write_manifest([sys.argv[1]], sys.argv[2], 1000, 100_000)\n"
+        "assert len(read_chunk(sys.argv[2], len(made.shards) - 1, 99)) == 1000\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"  # not what the parent had
+    )
+    peaks = []
+    for count in (100_000, 1_000_000):
+        (tmp_path / "list.txt").write_text("".join(f"/images/{number:09}.jpg\n" for number in range(count)))
+        words = [sys.executable, "-c", code, str(tmp_path / "list.txt"), str(tmp_path / str(count))]
+        peaks.append(int(subprocess.run(words, capture_output=True, text=True, check=True).stdout))
+    assert peaks[1] <= 1.1 * peaks[0]
+
+
+# --- Ray ------------------------------------------------------------------------------------------------------------
+
+
+def ray_run(folder: Path, adapter: Path) -> subprocess.Popen:
+    words = ["label", "run", str(folder), "--adapter", str(adapter), "--backbone", str(tiny.checkpoint())]
+    words += ["--dtype", "float32", "--device", "cpu", "--batch-size", "4"]
+    environment = {**os.environ, "PYTHONPATH": ":".join(filter(None, sys.path)), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment["RAY_worker_niceness"] = "0"  # Ray's own, 15, starves its workers on a busy machine
+    return subprocess.Popen([sys.executable, "-m", "masp", *words], env=environment, start_new_session=True)
+
+
+def descendants(parent: int) -> dict[int, str]:
+    """Processes below one, with their command lines."""
+    found: dict[int, str] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                above = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, ValueError):
+                continue
+            found[int(entry.name)] = f"{above} {line}"
+    inside, grown = {parent}, True
+    while grown:
+        more = {pid for pid, line in found.items() if int(line.split()[0]) in inside} - inside
+        grown, inside = bool(more), inside | more
+    return {pid: found[pid] for pid in inside if pid in found}
+
+
+def kill_one(process: subprocess.Popen, kind: str) -> bool:
+    """Kill the driver, an actor or the raylet; whether there was one."""
+    marks = {"driver": "", "actor": "ray::MapWorker", "raylet": "raylet/raylet"}
+    below = descendants(process.pid)
+    chosen = [process.pid] if kind == "driver" else [pid for pid, line in below.items() if marks[kind] in line]
+    for pid in chosen[:1]:
+        os.kill(pid, signal.SIGKILL)
+    if kind != "actor":  # what the driver started does not outlive it; here at once
+        for pid in below:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+    return bool(chosen)
+
+
+@needs_ray
+@pytest.mark.long
+def test_kills_at_any_moment_lose_nothing_and_label_nothing_twice(tmp_path, adapter):
+    """Seeded kills of driver, actor and raylet; the rows are those of a run that nobody disturbed."""
+    kills = int(os.environ.get("MASP_KILLS", "3"))
+    write_manifest([str(write_images(tmp_path / "images", 120))], tmp_path / "out", 4, 120)
+    (tmp_path / "calm").mkdir()
+    for name in ("manifest", "manifest.json"):
+        (tmp_path / "calm" / name).symlink_to(tmp_path / "out" / name)
+    label_all(job_of(tmp_path / "calm", adapter))
+    generator = np.random.default_rng(0)
+    for number in range(kills):
+        process = ray_run(tmp_path / "out", adapter)
+        goal = len(list((tmp_path / "out").rglob("part-*"))) + int(generator.integers(1, 4))
+        while process.poll() is None and len(list((tmp_path / "out").rglob("part-*"))) < goal:
+            time.sleep(0.05)
+        kill_one(process, ("driver", "actor", "raylet")[number % 3])
+        process.wait(300)
+    assert ray_run(tmp_path / "out", adapter).wait(600) == 0
+    assert rows(tmp_path / "out") == rows(tmp_path / "calm")
+    assert len(rows(tmp_path / "out")) == 120
+
+
+@needs_ray
+@pytest.mark.long
+def test_a_restart_near_the_end_opens_what_is_missing(tmp_path, adapter):
+    images = write_images(tmp_path / "images", 200)
+    write_manifest([str(images)], tmp_path / "out", 2, 200)
+    job = job_of(tmp_path / "out", adapter)
+    label_all(job)
+    next((tmp_path / "out").rglob("part-000042.parquet")).unlink()
+    for file in sorted(images.iterdir())[:84]:
+        file.unlink()  # whatever is opened again would be missing now
+    assert ray_run(tmp_path / "out", adapter).wait(600) == 0
+    assert {row["status"] for row in rows(tmp_path / "out")} == {"ok"}
