@@ -8,7 +8,6 @@ from pathlib import Path
 
 import annotations
 import defaults
-import embedded
 import full_size
 import out_of_domain
 import pytest
@@ -50,13 +49,6 @@ def test_a_random_checkpoint_is_an_ordinary_one(tmp_path):
     assert torch.isfinite(visual.tokens.float()).all()
 
 
-def test_a_finished_checkpoint_is_not_written_again(tmp_path):
-    total = write_checkpoint(tmp_path, full_size.tiny())
-    (tmp_path / "model-00001-of-00001.safetensors").unlink()
-    assert write_checkpoint(tmp_path, full_size.tiny()) == total
-    assert not list(tmp_path.glob("*.safetensors"))
-
-
 def test_a_timed_command_gives_its_lines_and_memory():
     done = timed("--version")
     assert [line.split()[0] for _, line in done.lines] == ["masp"]
@@ -92,71 +84,11 @@ def test_the_annotations_benchmark_counts_what_it_wrote(tmp_path, monkeypatch, c
     assert "| no |" in result_tables.annotations(found | {"seconds": 60.1})
 
 
-def of_seed(folder: Path, seed: int, accuracy: float, fingerprint: str = "") -> Path:
-    """The committed result with one training seed, another accuracy of V+A+S and perhaps another backbone."""
-    content = json.loads((ROOT / "benchmarks" / "results" / "embedded.json").read_text())
-    one = content["seeds"][0] | {"seed": seed}
-    next(row for row in one["table2"]["rows"] if row["name"] == "V+A+S")["accuracy"]["value"] = accuracy
-    one["provenance"]["backbone"]["fingerprint"] += fingerprint
-    file = folder / f"{seed}{fingerprint}.json"
-    file.write_text(json.dumps(content | {"seeds": [one]}))
-    return file
-
-
-def test_seeds_that_were_measured_apart_are_joined(tmp_path):
-    files = [of_seed(tmp_path, seed, accuracy) for seed, accuracy in ((2, 0.5), (0, 0.6), (1, 0.7))]
-    embedded.join(files, tmp_path / "all.json")
-    found = json.loads((tmp_path / "all.json").read_text())
-    assert [one["seed"] for one in found["seeds"]] == [0, 1, 2]
-    assert found["mean"]["accuracy"]["V+A+S"] == pytest.approx(0.6)
-    assert found["command"].endswith("RUNS --join seed0.json seed1.json seed2.json")
-
-
-@pytest.mark.parametrize("other", [(0, 0.5, ""), (1, 0.5, "0")])
-def test_what_does_not_belong_together_is_not_joined(tmp_path, other):
-    (tmp_path / "other").mkdir()
-    with pytest.raises(SystemExit, match="do not go together"):
-        embedded.join([of_seed(tmp_path, 0, 0.5), of_seed(tmp_path / "other", *other)], tmp_path / "all.json")
-    assert not (tmp_path / "all.json").exists()
-
-
-def swept(**accuracies: float) -> list[dict[str, object]]:
-    """Cells of a sweep in two sizes and with two seeds, which do not differ."""
-    return [
-        {"images": size, "row": row, "seed": seed, "accuracy": value, "expected": value / 2, "settings": {}}
-        for row, value in accuracies.items()
-        for size in defaults.SIZES
-        for seed in (0, 1)
-    ]
-
-
-def test_the_sweep_says_how_far_the_defaults_are_behind_the_best_row():
-    cells = swept(**{"defaults": 0.5, "rate / 3": 0.25, "rate × 3": 0.75})
-    content = defaults.result(cells, defaults.FINAL, "")
-    assert content["behind_best"] == {str(size): {"accuracy": 0.25, "expected": 0.125} for size in defaults.SIZES}
-    assert [row[0] for row in content["table"]["rows"]] == ["defaults", "rate / 3", "rate × 3"]
-    unfinished = defaults.result(cells[:-1], defaults.FINAL, "")  # a seed is missing in the last row
-    assert [row[0] for row in unfinished["table"]["rows"]] == ["defaults", "rate / 3"]
-    assert all(one["accuracy"] == 0 for one in unfinished["behind_best"].values())
-
-
 def test_every_row_of_the_sweep_is_a_setting_of_stage_2_and_differs_from_the_defaults():
     plain = load_config().prompt
     for row, changes in defaults.ROWS.items():
         found = load_config(None, [f"prompt.{change}" for change in changes]).prompt
         assert (found == plain) == (row == defaults.DEFAULTS), row
-
-
-def test_photographs_are_chosen_evenly_from_all_folders(tmp_path):
-    for name, images in (("few", 2), ("many", 40)):
-        (tmp_path / name).mkdir()
-        for number in range(images):
-            tiny.picture(20, 20, number).save(tmp_path / name / f"{number:02}.png")
-    found = out_of_domain.chosen([tmp_path / "many", tmp_path / "few"], 12)
-    assert {name: [path.stem for path in paths] for name, paths in found.items()} == {
-        "few": ["00", "01"],
-        "many": ["00", "04", "08", "12", "16", "20", "24", "28", "32", "36"],
-    }
 
 
 def test_the_committed_figures_of_the_detector_meet_their_goals():

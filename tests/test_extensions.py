@@ -14,9 +14,8 @@ import prototypes
 import update_contributing_doc
 import vip_llava
 from fixtures import tiny
-from fixtures.models import QUESTIONS, full_model, last_logits
+from fixtures.models import OFF, QUESTIONS, distance, full_model, last_logits, own_logits, tokens_of
 from fixtures.noise_lessons import Watched, lessons
-from fixtures.own_forward import OFF, distance, own_logits, tokens_of
 from fixtures.pictures import put
 from fixtures.tiny.kind import text_config
 from fixtures.tiny.llava import LLAVA, VISION

@@ -11,12 +11,12 @@ from PIL import Image
 
 from fixtures import tiny
 from fixtures.adapters import LABELS, name_a_place, write_adapter
-from masp.adapters import find_adapter, shipped
+from masp.adapters import shipped
 from masp.backbones.files import local_folder
 from masp.backbones.loading import load_backbone
 from masp.baselines.prompted import prompted
 from masp.baselines.zero_shot import zero_shot_system
-from masp.core.errors import AdapterError, BackboneError, DataError, ImageError, MaspError, UsageError
+from masp.core.errors import AdapterError, BackboneError, DataError, ImageError, UsageError
 from masp.core.labels import TAXONOMIES
 from masp.data.prefetch import open_picture
 from masp.demo.pictures import demo_pictures
@@ -149,14 +149,6 @@ def test_an_adapter_without_aspects_gives_no_reasons(pictures, tmp_path):
     assert found.answer is not None
 
 
-def test_a_part_of_the_aspects_is_enough(pictures, tmp_path):
-    folder = write_adapter(tmp_path / "a", aspects=("object", "brightness"))
-    found = Masp.from_pretrained(folder, tiny.backbone()).predict(pictures[0])
-    assert tuple(found.aspects) == ("object", "brightness")
-    assert found.prompt_attention is not None
-    assert tuple(found.prompt_attention.raw) == ("object", "brightness")
-
-
 def test_aspects_alone_need_labels(pictures, tmp_path):
     folder = write_adapter(tmp_path / "a", prompt=False)
     with pytest.raises(AdapterError, match="has no labels"):
@@ -167,15 +159,6 @@ def test_aspects_alone_need_labels(pictures, tmp_path):
     assert found.prompt_attention is None
     with pytest.raises(DataError, match="too few labels"):
         Masp.from_pretrained(folder, tiny.backbone(), labels=("calm",))
-
-
-def test_aspects_may_live_elsewhere(pictures, tmp_path):
-    whole = write_adapter(tmp_path / "whole")
-    light = write_adapter(tmp_path / "light", include_aspects=False)
-    found = Masp.from_pretrained(light, tiny.backbone(), aspects=whole).predict(pictures[0])
-    assert found.probabilities == Masp.from_pretrained(whole, tiny.backbone()).predict(pictures[0]).probabilities
-    with pytest.raises(AdapterError, match="does not hold its aspects"):
-        Masp.from_pretrained(light, tiny.backbone())
 
 
 def test_the_adapter_names_its_backbone_and_refuses_others(tmp_path):
@@ -216,15 +199,6 @@ def test_a_bad_image_is_an_error_alone_and_a_failure_in_a_stream(masp, pictures,
     assert found[1].image == str(bad)
     assert found[1].error
     assert str(tmp_path) not in found[1].error  # the path is said once, in its own field
-
-
-def test_a_shape_that_no_backbone_takes_is_a_bad_image(masp, tmp_path):
-    thin = tmp_path / "thin.png"
-    Image.new("RGB", (1, 900)).save(thin)
-    with pytest.raises(ImageError, match="ratio"):
-        masp.predict(thin)
-    (found,) = masp.predict_stream([thin])
-    assert isinstance(found, Failure)
 
 
 def test_of_a_list_only_the_bad_images_fail(masp, pictures, tmp_path):
@@ -274,21 +248,10 @@ def test_an_impossible_batch_size_is_refused(masp, pictures, size):
         list(masp.predict_stream(pictures, batch_size=size))
 
 
-def test_a_missing_adapter_says_where_it_was_looked_for(tmp_path):
-    with pytest.raises(MaspError, match="nowhere does not exist"):
-        Masp.from_pretrained(tmp_path / "nowhere")
-
-
 def test_without_a_shipped_adapter_the_user_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(shipped.resources, "files", lambda _: tmp_path)
     with pytest.raises(AdapterError, match="--adapter DIR"):
         Masp.from_pretrained()
-
-
-def test_the_shipped_adapter_is_used_by_default(monkeypatch, tmp_path, pictures):
-    write_adapter(tmp_path / "embedded_adapter")
-    monkeypatch.setattr(shipped.resources, "files", lambda _: tmp_path)
-    assert Masp.from_pretrained().predict(pictures[0], explain=False).adapter == "embedded"
 
 
 @pytest.mark.parametrize(
@@ -367,11 +330,6 @@ def test_the_shipped_adapter_is_still_that_of_the_embedded_backbone(tmp_path):
     for backbone in ("embedded", str(copy), load_backbone("embedded", dtype="float32")):
         found = Masp.from_pretrained(backbone=backbone, dtype="float32")
         assert (found.adapter, found.zero_shot) == ("embedded", False)
-
-
-def test_without_a_shipped_adapter_other_backbones_answer_alone(monkeypatch):
-    monkeypatch.setattr(shipped, "shipped_adapter", lambda name: find_adapter("nowhere"))
-    assert Masp.from_pretrained(backbone=tiny.backbone()).zero_shot
 
 
 @pytest.mark.parametrize("part", [{"aspects": "a"}, {"task": "a"}, {"revision": "a"}])

@@ -11,7 +11,6 @@ from fixtures import tiny
 from fixtures.adapters import name_a_place, write_adapter
 from masp.adapters import AdapterInfo, DataRecord, combine, load_adapter, read_info, save_adapter, shipped
 from masp.backbones.export import export_embedding_rows
-from masp.cli import main
 from masp.core.aspects import ASPECTS
 from masp.core.config import MethodConfig
 from masp.core.errors import AdapterError, UsageError
@@ -67,7 +66,7 @@ def pictures(tmp_path_factory) -> list[Path]:
 
 
 @pytest.fixture
-def masp(home) -> Masp:
+def model(home) -> Masp:
     return Masp.from_pretrained(home / "all", tiny.backbone())
 
 
@@ -90,10 +89,10 @@ def test_nothing_is_lost_by_combining(home):
     for kind in KINDS:
         assert info.for_task(kind) == read_info(home / kind)
     backbone = tiny.backbone()
-    together = load_adapter(home / "all", backbone)
+    model = load_adapter(home / "all", backbone)
     for kind in KINDS:
-        one, alone = together.for_task(kind), load_adapter(home / kind, backbone)
-        assert one.aspects is together.aspects  # in memory once
+        one, alone = model.for_task(kind), load_adapter(home / kind, backbone)
+        assert one.aspects is model.aspects  # in memory once
         assert torch.equal(one.prompt.vectors, alone.prompt.vectors)
         for name, value in alone.aspects.state_dict().items():
             assert torch.equal(one.aspects.state_dict()[name], value)
@@ -102,90 +101,93 @@ def test_nothing_is_lost_by_combining(home):
 
 
 @pytest.mark.parametrize("explain", [True, False])
-def test_each_task_predicts_as_its_own_adapter_does(home, masp, pictures, explain):
+def test_each_task_predicts_as_its_own_adapter_does(home, model, pictures, explain):
     for kind in KINDS:
         expected = single(home, kind).predict(pictures, explain=explain)
-        found = masp.predict(pictures, explain=explain, task=kind)
+        found = model.predict(pictures, explain=explain, task=kind)
         assert all(map(same, found, expected))
         assert {one.task for one in found} == {kind}
         assert {one.task for one in expected} == {None}
         assert tuple(found[0].probabilities) == KINDS[kind]["labels"]
 
 
-def test_tasks_are_mixed_per_image(home, masp, pictures):
+def test_tasks_are_mixed_per_image(home, model, pictures):
     order = ["emoset", "sentiment", "emoset", "emotion6", "sentiment", "emoset"]
-    mixed = masp.predict(pictures, task=order)
+    mixed = model.predict(pictures, task=order)
     assert [one.task for one in mixed] == order
     assert [one.image for one in mixed] == [str(path) for path in pictures]
     for kind in KINDS:
         rows = [row for row, name in enumerate(order) if name == kind]
         expected = single(home, kind).predict([pictures[row] for row in rows])
         assert all(map(same, [mixed[row] for row in rows], expected))
-    both = masp.predict([pictures[0]] * 2, task=["emoset", "emotion6"], explain=False)  # one image, two tasks
+    both = model.predict([pictures[0]] * 2, task=["emoset", "emotion6"], explain=False)  # one image, two tasks
     assert [tuple(one.probabilities) for one in both] == [KINDS[kind]["labels"] for kind in ("emoset", "emotion6")]
-    assert masp.predict([], task=[]) == []
+    assert model.predict([], task=[]) == []
 
 
-def test_a_loaded_model_switches(home, masp, pictures):
-    assert masp.tasks == tuple(KINDS)
-    assert masp.task_name is None
-    found = masp.use("emotion6").predict(pictures[0])
+def test_a_loaded_model_switches(home, model, pictures):
+    assert model.tasks == tuple(KINDS)
+    assert model.task_name is None
+    found = model.use("emotion6").predict(pictures[0])
     assert same(found, single(home, "emotion6").predict(pictures[0]))
-    assert (masp.labels, masp.task_name) == (KINDS["emotion6"]["labels"], "emotion6")
-    assert masp.info == read_info(home / "emotion6")
-    assert masp.predict(pictures[0], task="emoset").task == "emoset"
-    assert masp.task_name == "emotion6"  # a single call does not switch
-    masp.use("sentiment")
-    assert masp.predict(pictures[0]).task == "sentiment"
+    assert (model.labels, model.task_name) == (KINDS["emotion6"]["labels"], "emotion6")
+    assert model.info == read_info(home / "emotion6")
+    assert model.predict(pictures[0], task="emoset").task == "emoset"
+    assert model.task_name == "emotion6"  # a single call does not switch
+    model.use("sentiment")
+    assert model.predict(pictures[0]).task == "sentiment"
     named = Masp.from_pretrained(home / "all", tiny.backbone(), task="emoset")
     assert named.predict(pictures[0]).task == "emoset"
 
 
-def test_a_stream_takes_a_task(home, masp, pictures, tmp_path):
-    found = list(masp.predict_stream([*pictures[:3], tmp_path / "gone.png"], task="sentiment", batch_size=2))
+def test_a_stream_takes_a_task(home, model, pictures, tmp_path):
+    found = list(model.predict_stream([*pictures[:3], tmp_path / "gone.png"], task="sentiment", batch_size=2))
     expected = list(single(home, "sentiment").predict_stream(pictures[:3], batch_size=2))
     assert all(map(same, found[:3], expected))
     assert isinstance(found[3], Failure)
 
 
 @pytest.mark.parametrize("explain", [True, False])
-def test_all_tasks_of_an_image_at_once(home, masp, pictures, tmp_path, explain):
+def test_all_tasks_of_an_image_at_once(home, model, pictures, tmp_path, explain):
     """Two of the three share what stands before their soft prompts; the last digits may differ by that."""
     (tmp_path / "bad.png").write_bytes(b"no image")
     shown = [pictures[0], tmp_path / "bad.png", *pictures[1:3]]
-    found = masp.predict_tasks(shown, explain=explain, batch_size=2, on_error="return")
+    found = model.predict_tasks(shown, explain=explain, batch_size=2, on_error="return")
     assert isinstance(found[1], Failure)
     for image, by_task in zip([pictures[0], *pictures[1:3]], [found[0], *found[2:]], strict=True):
         assert isinstance(by_task, dict)
         assert list(by_task) == list(KINDS)
         for kind, one in by_task.items():
-            alone = masp.predict(image, explain, task=kind)
+            alone = model.predict(image, explain, task=kind)
             assert (one.label, one.task, one.answer) == (alone.label, kind, alone.answer)
             assert one.probabilities == pytest.approx(alone.probabilities, abs=1e-4)
             assert list(one.aspects) == list(alone.aspects)
-    streamed = list(masp.predict_stream(shown, 2, explain, 0, ["sentiment", "emoset"]))
+    streamed = list(model.predict_stream(shown, 2, explain, 0, ["sentiment", "emoset"]))
     assert [getattr(one, "task", None) for one in streamed] == ["sentiment", "emoset", None] + [
         "sentiment",
         "emoset",
     ] * 2
     with pytest.raises(UsageError, match="no task 'nothing'"):
-        masp.predict_tasks(pictures[:1], ["emoset", "nothing"])
+        model.predict_tasks(pictures[:1], ["emoset", "nothing"])
     with pytest.raises(UsageError, match="no tasks"):
         single(home, "emoset").predict_tasks(pictures[:1])
 
 
-def test_a_task_has_to_be_named_and_known(home, masp, pictures):
+def test_a_task_has_to_be_named_and_known(home, model, pictures):
     calls = (
-        lambda: masp.predict(pictures),
-        lambda: list(masp.predict_stream(pictures)),
-        lambda: masp.labels,
-        lambda: masp.model,
+        lambda: model.predict(pictures),
+        lambda: list(model.predict_stream(pictures)),
+        lambda: model.labels,
+        lambda: model.model,
     )
     for call in calls:
         with pytest.raises(UsageError, match=r"several tasks \(emoset, emotion6, sentiment\).*--task NAME"):
             call()
-    assert masp.backbone is tiny.backbone()
-    for call in (lambda: masp.use("emotion8"), lambda: masp.predict(pictures, task=["emoset"] * 5 + ["emotion8"])):
+    assert model.backbone is tiny.backbone()
+    for call in (
+        lambda: model.use("emotion8"),
+        lambda: model.predict(pictures, task=["emoset"] * 5 + ["emotion8"]),
+    ):
         with pytest.raises(UsageError, match=r"no task 'emotion8'.*Did you mean 'emotion6'"):
             call()
     with pytest.raises(UsageError, match="no task 'emotion8'"):
@@ -193,9 +195,9 @@ def test_a_task_has_to_be_named_and_known(home, masp, pictures):
     with pytest.raises(UsageError, match="one task"):
         single(home, "emoset").use("emoset")
     with pytest.raises(UsageError, match="a list of 2 tasks for 6 images"):
-        masp.predict(pictures, task=["emoset", "emoset"])
+        model.predict(pictures, task=["emoset", "emoset"])
     with pytest.raises(UsageError, match="for one image"):
-        masp.predict(pictures[0], task=["emoset"])
+        model.predict(pictures[0], task=["emoset"])
 
 
 def test_prompts_that_only_name_their_aspects_are_combined_too(home, pictures, tmp_path):
@@ -214,9 +216,9 @@ def test_prompts_that_only_name_their_aspects_are_combined_too(home, pictures, t
 def test_of_an_adapter_that_ships_the_first_task_is_used_at_once(home, pictures, monkeypatch):
     monkeypatch.setattr(shipped, "shipped_adapter", lambda name: home / "all")
     monkeypatch.setattr("masp.predictor.shipped_adapter", lambda name: home / "all")
-    masp = Masp.from_pretrained(dtype="float32")
-    assert masp.task_name == "emoset"
-    assert same(masp.predict(pictures[0], explain=False), single(home, "emoset").predict(pictures[0], explain=False))
+    model = Masp.from_pretrained(dtype="float32")
+    assert model.task_name == "emoset"
+    assert same(model.predict(pictures[0], explain=False), single(home, "emoset").predict(pictures[0], explain=False))
     assert Masp.from_pretrained(task="sentiment", dtype="float32").task_name == "sentiment"
     assert Masp.from_pretrained(home / "all", tiny.backbone()).task_name is None
 
@@ -234,22 +236,11 @@ def test_an_adapter_with_several_tasks_takes_one_more(home, tmp_path):
 
 def test_the_same_content_gives_the_same_bytes_and_saving_keeps_all(home, tmp_path):
     again = combine(tmp_path / "again", [home / kind for kind in KINDS])
-    masp = Masp.from_pretrained(home / "all", tiny.backbone(), task="emoset")
-    masp.save_pretrained(tmp_path / "saved")
+    model = Masp.from_pretrained(home / "all", tiny.backbone(), task="emoset")
+    model.save_pretrained(tmp_path / "saved")
     assert read_info(tmp_path / "saved") == again
     for name in ("weights.safetensors", "README.md", "adapter.json"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "saved" / name).read_bytes()
-
-
-def test_the_card_tells_of_every_task(home):
-    text = (home / "all" / "README.md").read_text()
-    for kind, one in KINDS.items():
-        assert f"- `{kind}`: {', '.join(one['labels'])}" in text
-        assert f"## Training of the task {kind}" in text
-        assert f"{one['seed']} train images" in text
-        assert f"{one['length']} vectors" in text
-        assert f"{one['seed'] / 100:.4f}" in text.split(f"## Results of the task {kind}")[1]
-    assert "--task emoset" in text
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------
@@ -319,37 +310,31 @@ def test_aspects_that_are_not_what_their_hash_says_are_refused(home, tmp_path):
 # --- the commands ---------------------------------------------------------------------------------------------------
 
 
-def run(capsys, *words: object) -> tuple[Any, str, str]:
-    with pytest.raises(SystemExit) as end:
-        main([str(word) for word in words])
-    return end.value.code, *capsys.readouterr()
-
-
-def test_the_commands_combine_predict_evaluate_and_export(home, pictures, tmp_path, capsys):
+def test_the_commands_combine_predict_evaluate_and_export(home, pictures, tmp_path, masp):
     plain = [write_task(tmp_path / kind, kind, None) for kind in ("emoset", "emotion6")]
     both = tmp_path / "both"
-    code, out, err = run(capsys, "combine", "--out", both, plain[0], f"six={plain[1]}")
+    code, out, err = masp("combine", "--out", both, plain[0], f"six={plain[1]}")
     assert (code, out, "2 tasks: emoset, six" in err) == (0, f"{both}\n", True)
     place = ("--adapter", both, "--backbone", tiny.checkpoint())
-    code, out, _ = run(capsys, "predict", pictures[0], *place, "--task", "six", "--json", "--no-explain")
+    code, out, _ = masp("predict", pictures[0], *place, "--task", "six", "--json", "--no-explain")
     found = json.loads(out)
     assert (code, found["task"], tuple(found["probabilities"])) == (0, "six", KINDS["emotion6"]["labels"])
-    code, out, _ = run(capsys, "predict", *pictures[:2], *place, "--all-tasks", "--json", "--no-explain")
+    code, out, _ = masp("predict", *pictures[:2], *place, "--all-tasks", "--json", "--no-explain")
     lines = [json.loads(line) for line in out.splitlines()]
     assert [line["task"] for line in lines] == ["emoset", "six"] * 2
     assert lines[1]["probabilities"] == pytest.approx(found["probabilities"], abs=1e-4)
-    code, out, err = run(capsys, "predict", pictures[0], *place, "--all-tasks", "--task", "six")
+    code, out, err = masp("predict", pictures[0], *place, "--all-tasks", "--task", "six")
     assert (code, "--task was given with --all-tasks" in err) == (2, True)
-    code, out, err = run(capsys, "predict", pictures[0], *place)
+    code, out, err = masp("predict", pictures[0], *place)
     assert (code, out, "several tasks (emoset, six)" in err) == (2, "", True)
     for label in KINDS["emotion6"]["labels"]:
         (tmp_path / "data" / "test" / label).mkdir(parents=True)
         tiny.picture(84, 84, seed=len(label)).save(tmp_path / "data" / "test" / label / "a.png")
-    code, _, err = run(capsys, "evaluate", *place, "--data", tmp_path / "data", "--task", "six", "--record")
+    code, _, err = masp("evaluate", *place, "--data", tmp_path / "data", "--task", "six", "--record")
     assert code == 0, err
     tasks = read_info(both).tasks
     assert (len(tasks["six"].results), len(tasks["emoset"].results)) == (1, 0)
-    code, _, err = run(capsys, "evaluate", *place, "--data", tmp_path / "data")
+    code, _, err = masp("evaluate", *place, "--data", tmp_path / "data")
     assert (code, "several tasks" in err) == (2, True)
     made = export_embedding_rows(both, tmp_path / "out", str(tiny.checkpoint()), task="six")
     assert len(made.tokens) == KINDS["emotion6"]["length"]

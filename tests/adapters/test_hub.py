@@ -15,7 +15,6 @@ from fixtures import tiny
 from fixtures.adapters import write_adapter
 from fixtures.hub_server import TOKEN, Hub
 from masp.adapters import find_adapter, publish, read_info
-from masp.cli import main
 from masp.core.errors import AdapterError, UsageError
 from masp.predictor import Masp
 
@@ -204,18 +203,3 @@ def test_the_commands_push_and_predict_by_id(adapter, picture, tmp_path):
         done = masp(*words, "--backbone", tiny.checkpoint())
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["adapter"] == ID
-
-
-def test_without_its_revision_the_branch_main_is_meant(hub, adapter, picture, capsys):
-    publish(adapter, ID, revision="v1")  # main was made empty
-    with pytest.raises(SystemExit) as end:
-        main(["predict", str(picture), "--adapter", ID])
-    assert end.value.code == 1
-    assert f"{ID} on the hub is no adapter of masp" in capsys.readouterr().err
-
-
-def test_push_is_wrong_use_without_its_arguments(capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["push", "folder"])
-    assert end.value.code == 2
-    assert "REPO_ID" in capsys.readouterr().err

@@ -90,6 +90,14 @@ def made(backbone: Backbone, seed: int = 0) -> Made:
     return Made(info, aspects, prompt)
 
 
+@pytest.fixture
+def saved(tmp_path, backbone) -> Path:
+    """The folder of an adapter with aspects and a soft prompt."""
+    one = made(backbone)
+    save_adapter(tmp_path / "a", one.info, one.aspects, one.prompt)
+    return tmp_path / "a"
+
+
 def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -192,21 +200,6 @@ def test_a_run_folder_stands_for_its_adapter(tmp_path, backbone):
     assert resolve(tmp_path / "run" / "adapter") == tmp_path / "run" / "adapter"
 
 
-def test_the_card_says_what_a_reader_needs(tmp_path, backbone):
-    one = made(backbone)
-    save_adapter(tmp_path / "a", one.info, one.aspects, one.prompt)
-    text = (tmp_path / "a" / "README.md").read_text()
-    for fact in (
-        "joy, fear, näïve | odd",
-        "scene, brightness",
-        "0.3333",
-        "7 train",
-        "masp predict",
-        "| variant | paper |",
-    ):
-        assert fact in text
-
-
 def test_nothing_to_save_is_an_error(tmp_path, backbone):
     with pytest.raises(AdapterError, match="nothing to save"):
         save_adapter(tmp_path / "a", made(backbone).info)
@@ -239,24 +232,15 @@ def test_a_disk_that_refuses_is_a_clear_error(tmp_path, backbone, monkeypatch):
 # --- refusals -------------------------------------------------------------------------------------------------------
 
 
-def test_another_backbone_of_the_same_width_is_refused(tmp_path, backbone):
-    one = made(backbone)
-    save_adapter(tmp_path / "a", one.info, one.aspects, one.prompt)
+def test_another_backbone_of_the_same_width_is_refused(saved, backbone):
     other = tiny.backbone(seed=1)
     assert other.dim == backbone.dim
     with pytest.raises(AdapterError) as caught:
-        load_adapter(tmp_path / "a", other)
+        load_adapter(saved, other)
     text = str(caught.value)
     assert backbone.fingerprint()[:12] in text
     assert other.fingerprint()[:12] in text
     assert f"--backbone {Path(backbone.name).name}" in text
-
-
-def test_another_family_is_refused(tmp_path, backbone):
-    one = made(backbone)
-    save_adapter(tmp_path / "a", one.info, one.aspects, one.prompt)
-    with pytest.raises(AdapterError, match="was trained on"):
-        load_adapter(tmp_path / "a", tiny.backbone("qwen2_5_vl"))
 
 
 def test_the_same_backbone_under_another_name_is_accepted(tmp_path, backbone):
@@ -297,22 +281,11 @@ def test_the_same_backbone_under_another_name_is_accepted(tmp_path, backbone):
         (lambda info: [info], "format version None"),
     ],
 )
-def test_a_description_that_does_not_fit_is_refused(tmp_path, backbone, change: Callable[[Any], Any], message):
-    one = made(backbone)
-    save_adapter(tmp_path / "a", one.info, one.aspects, one.prompt)
-    path = tmp_path / "a" / "adapter.json"
+def test_a_description_that_does_not_fit_is_refused(saved, backbone, change: Callable[[Any], Any], message):
+    path = saved / "adapter.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(AdapterError, match=message):
-        load_adapter(tmp_path / "a", backbone)
-
-
-@pytest.mark.parametrize("text", ["", "{", "null", '{"format_version": ' + "[" * 5000, "\xff\xfe"])
-def test_malformed_json_is_refused(tmp_path, backbone, text):
-    one = made(backbone)
-    save_adapter(tmp_path / "a", one.info, one.aspects, one.prompt)
-    (tmp_path / "a" / "adapter.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(AdapterError):
-        read_info(tmp_path / "a")
+        load_adapter(saved, backbone)
 
 
 @pytest.mark.parametrize(
@@ -328,33 +301,11 @@ def test_malformed_json_is_refused(tmp_path, backbone, text):
         (lambda t: t | {"aspects.scene.key": t["aspects.scene.key"] + 1}, "aspect scene in the adapter .* itself"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(tmp_path, backbone, change: Callable[[Any], Any], message):
-    one = made(backbone)
-    save_adapter(tmp_path / "a", one.info, one.aspects, one.prompt)
-    path = tmp_path / "a" / "weights.safetensors"
+def test_weights_that_do_not_fit_are_refused(saved, backbone, change: Callable[[Any], Any], message):
+    path = saved / "weights.safetensors"
     save_file(change(load_file(path)), path)
     with pytest.raises(AdapterError, match=message):
-        load_adapter(tmp_path / "a", backbone)
-
-
-@pytest.mark.parametrize("damage", [b"", b"no tensors at all", None])
-def test_a_damaged_weights_file_is_refused(tmp_path, backbone, damage):
-    one = made(backbone)
-    save_adapter(tmp_path / "a", one.info, one.aspects, one.prompt)
-    path = tmp_path / "a" / "weights.safetensors"
-    if damage is None:
-        path.unlink()
-    else:
-        path.write_bytes(damage)
-    with pytest.raises(AdapterError, match=r"weights\.safetensors cannot be read"):
-        load_adapter(tmp_path / "a", backbone)
-
-
-@pytest.mark.parametrize(("name", "message"), [("empty", "is no adapter"), ("missing", "does not exist")])
-def test_what_is_no_adapter_is_refused(tmp_path, backbone, name, message):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(AdapterError, match=message):
-        load_adapter(tmp_path / name, backbone)
+        load_adapter(saved, backbone)
 
 
 # --- what travels ---------------------------------------------------------------------------------------------------
@@ -447,3 +398,30 @@ def test_the_card_gives_intervals_conditions_and_what_not_to_do(tmp_path, backbo
     for word in ("Do not decide about people", "annotators", "AI Act", "Intended use"):
         assert word in text
     assert read_info(tmp_path / "a").training["prompt"] == CONDITIONS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("weights.safetensors", b"", r"weights\.safetensors cannot be read"),
+        ("weights.safetensors", b"no tensors at all", r"weights\.safetensors cannot be read"),
+        ("weights.safetensors", None, r"weights\.safetensors cannot be read"),
+        ("adapter.json", b"", "adapter.json"),
+        ("adapter.json", b"{", "adapter.json"),
+        ("adapter.json", b"null", "format version None"),
+        ("adapter.json", b'{"format_version": ' + b"[" * 5000, "adapter.json"),
+        ("adapter.json", b"\xff\xfe", "adapter.json"),
+        ("adapter.json", None, "is no adapter"),
+        (".", None, "does not exist"),
+    ],
+)
+def test_a_damaged_or_missing_file_is_refused(saved, backbone, name, content, message):
+    path = saved / name
+    if content is not None:
+        path.write_bytes(content)
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    with pytest.raises(AdapterError, match=message):
+        load_adapter(saved, backbone)

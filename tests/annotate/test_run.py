@@ -331,12 +331,7 @@ def killed_at(points: int, folder: Path) -> list[list[object]]:
     return found
 
 
-def test_kill_9_and_the_same_call_leave_the_same_bytes(tmp_path):
-    for moment, killed, again, same in killed_at(4, tmp_path):
-        assert (killed, again, same) == (signal.SIGKILL, 0, True), moment
-
-
-@pytest.mark.slow
-def test_kill_9_at_many_moments(tmp_path):
-    for moment, killed, again, same in killed_at(40, tmp_path):
+@pytest.mark.parametrize("points", [4, pytest.param(40, marks=pytest.mark.slow)])
+def test_kill_9_and_the_same_call_leave_the_same_bytes(tmp_path, points):
+    for moment, killed, again, same in killed_at(points, tmp_path):
         assert (killed, again, same) == (signal.SIGKILL, 0, True), moment

@@ -65,7 +65,6 @@ def test_what_is_written_is_read(detector, tmp_path):
     assert read_detector(tmp_path, DIM) is None
     write_detector(tmp_path, detector)
     found = read_detector(tmp_path, DIM)
-    assert found is not None
     assert (found.knows, found.limit) == (detector.knows, detector.limit)
     torch.testing.assert_close(found.distances(visual(3, 7)), detector.distances(visual(3, 7)), rtol=1e-2, atol=3e-2)
     with pytest.raises(BackboneError, match="width 5"):

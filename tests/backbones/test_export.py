@@ -18,7 +18,6 @@ from masp.backbones.base import Backbone
 from masp.backbones.export import export_embedding_rows, export_rows, mean_row, opened, rewrite
 from masp.backbones.files import find
 from masp.backbones.loading import load_backbone
-from masp.cli import main
 from masp.core.aspects import ASPECTS
 from masp.core.config import MethodConfig
 from masp.core.errors import AdapterError, BackboneError
@@ -289,14 +288,10 @@ def test_damaged_files_are_refused(tmp_path, content):
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-def test_the_command(tmp_path, capsys):
+def test_the_command(tmp_path, masp):
     write_prompt(tmp_path / "run" / "adapter", tiny.backbone(), SPARE + 1)
     (tmp_path / "run" / "run.json").write_text(json.dumps({"config": {"backbone": {"id": str(tiny.checkpoint())}}}))
-    with pytest.raises(SystemExit) as end:
-        main(["export", "--as", "embedding-rows", "--adapter", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
-    out, err = capsys.readouterr()
-    assert (end.value.code, out) == (0, f"{tmp_path / 'out'}\n"), err
+    code, out, err = masp("export", "--as", "embedding-rows", "--adapter", tmp_path / "run", "--out", tmp_path / "out")
+    assert (code, out) == (0, f"{tmp_path / 'out'}\n"), err
     assert "1 rows were added (422 rows)" in err
-    with pytest.raises(SystemExit) as end:
-        main(["export", "--as", "onnx", "--adapter", "a", "--out", "b"])
-    assert end.value.code == 2
+    assert masp("export", "--as", "onnx", "--adapter", "a", "--out", "b")[0] == 2

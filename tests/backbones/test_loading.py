@@ -42,15 +42,6 @@ def test_a_folder_loads_frozen(family: str) -> None:
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
-def test_settings_and_arguments_load_the_same() -> None:
-    path = str(tiny.checkpoint())
-    config = BackboneConfig(id=path, dtype="bfloat16", device="cpu")
-    first, second = load_backbone(config), load_backbone(path, dtype="bfloat16", device="cpu")
-    assert first.dtype == second.dtype == torch.bfloat16
-    assert first.fingerprint() == second.fingerprint()
-    assert torch.equal(first.embedding_rows(), second.embedding_rows())
-
-
 def test_an_unknown_family_lists_what_is_supported(folder: Path) -> None:
     edit(folder, "config.json", model_type="llama")
     with pytest.raises(BackboneError, match=r"family 'llama'; expected one of qwen2_vl, qwen2_5_vl"):
@@ -61,11 +52,6 @@ def test_an_unknown_family_lists_what_is_supported(folder: Path) -> None:
 def test_without_a_network_the_message_says_how_to_fetch() -> None:
     with pytest.raises(BackboneError, match="hf download somebody/something"):
         load_backbone("somebody/something")
-
-
-def test_a_name_that_is_no_name_is_refused() -> None:
-    with pytest.raises(BackboneError, match="neither a folder nor the id"):
-        load_backbone("not/a/model/../id")
 
 
 def test_only_safetensors_are_read(folder: Path) -> None:
@@ -254,8 +240,6 @@ def test_pixel_bounds_that_cannot_be_are_refused(bounds: dict[str, int]) -> None
 def test_boxes_cover_the_image_row_by_row() -> None:
     backbone = tiny.backbone()
     visual = backbone.visual_tokens(backbone.preprocess([tiny.picture(90, 62), tiny.picture(58, 140)]))
-    assert visual.boxes is not None
-    assert visual.grid is not None
     assert visual.grid.tolist() == [[2, 3], [5, 2]]
     expected = torch.tensor([[0, 0, 1 / 3, 1 / 2], [1 / 3, 0, 2 / 3, 1 / 2]])
     assert torch.allclose(visual.boxes[0, :2], expected)
@@ -282,11 +266,9 @@ def test_masks_by_hand() -> None:
     assert attention_masks(plain, 4, None, None, ["full_attention"]) == {"full_attention": None}
     assert attention_masks(plain, 1, None, None, ["full_attention"]) == {"full_attention": None}
     seen = attention_masks(mask, 2, None, None, ["full_attention"])["full_attention"]
-    assert seen is not None
     assert seen.int().tolist() == [[[[0, 1, 1, 0], [0, 1, 1, 1]]]]
     branches = torch.tensor([0, 0, 1, 2])
     seen = attention_masks(mask, 4, branches, None, ["full_attention"])["full_attention"]
-    assert seen is not None
     assert seen.int().tolist() == [[[[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 0, 1]]]]
     both = attention_masks(plain, 4, None, 2, ["full_attention", "sliding_attention"])
     assert both["sliding_attention"] is not None

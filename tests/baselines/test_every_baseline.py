@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fixtures import tiny
+from fixtures.adapters import OWN
 from fixtures.noise_lessons import LABELS, Watched, aspects_of, lessons
-from fixtures.questions import OWN
 from masp.baselines.base import System, SystemPrediction
 from masp.baselines.registry import CATALOGUE, make_system
 from masp.core.prompts import Questions, load_questions

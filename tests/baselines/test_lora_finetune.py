@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,23 +14,18 @@ from torch.nn import functional
 from transformers import AutoModelForImageTextToText
 
 from fixtures import tiny
-from fixtures import training as small_training
 from fixtures.colour_lessons import LABELS, Held, lessons, tokens
-from fixtures.models import QUESTIONS, kept_bytes
-from fixtures.own_forward import own_inputs, tokens_of
+from fixtures.models import QUESTIONS, kept_bytes, own_inputs, tokens_of
 from fixtures.toy_stage import gradients
 from masp.backbones.loading import load_backbone
 from masp.backbones.random_init import Shape, make
 from masp.baselines import lora_finetune as tuning
-from masp.baselines.base import System
-from masp.baselines.learning import make_lessons
 from masp.baselines.lora_finetune import PLAIN, TuningStage, classifications, lora_system, tuning_loss
 from masp.baselines.lora_layers import LoraLayers, LoraSettings
 from masp.core.config import MethodConfig
 from masp.core.errors import CheckpointError, DataError, UsageError
 from masp.model.masp_model import MaspModel
 from masp.model.scoring import score
-from masp.training.feature_cache import FeatureCache, ImageReading
 from masp.training.signals import Interrupted
 from masp.training.trainer import StepBatch
 
@@ -119,16 +113,6 @@ def test_a_fresh_start_changes_nothing_and_a_trained_one_does():
         assert (log_p(backbone, visual) - bare).abs().max() > 1e-2
 
 
-def test_the_start_is_a_function_of_the_seed():
-    found = []
-    for seed in (0, 0, 1):
-        layers = LoraLayers(tiny.backbone(), FEW)
-        layers.start(seed)
-        found.append(torch.cat([parameter.detach().flatten() for parameter in layers.parameters().values()]))
-    assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], found[2])
-
-
 def test_dropout_is_on_in_training_alone():
     backbone = tiny.backbone()
     layers, visual = shaken(backbone, replace(FEW, dropout=0.5)), tokens(backbone, 2)
@@ -189,20 +173,6 @@ def test_two_systems_on_one_backbone_do_not_meet(tmp_path):
 
 
 # --- learning --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("family", [*FAMILIES, "smolvlm"])
-def test_it_learns_and_answers_on_every_kind_of_family(tmp_path, family):
-    backbone = tiny.backbone(family)
-    system: System = lora_system(backbone, LABELS, replace(FEW, epochs=1))
-    system.fit(lessons(backbone, tmp_path))
-    visual = tokens(backbone, 3)
-    batch = system.predict(visual)
-    for row, one in enumerate(batch):
-        assert one.predicted == max(one.log_probabilities, key=one.log_probabilities.get)
-        assert sum(torch.tensor(list(one.log_probabilities.values())).exp()) == pytest.approx(1, abs=1e-5)
-        (alone,) = system.predict(visual.select([row]))
-        assert alone.log_probabilities == pytest.approx(one.log_probabilities, abs=1e-4)
 
 
 def test_a_separable_task_is_learned(tmp_path):
@@ -419,30 +389,6 @@ def test_settings_of_memory_reach_training_and_validation(tmp_path, monkeypatch)
     lora_system(backbone, LABELS, settings).fit(lessons(backbone, tmp_path))
     assert passed == [2, 2, 1, 2, 1]
     assert measured == [3, 1]
-
-
-def test_pictures_are_read_ahead_in_training_and_validation(tmp_path):
-    """Nothing is kept in memory here: images of later steps are read while the first is computed."""
-    backbone, threads = load_backbone(str(tiny.checkpoint()), dtype="float32", device="cpu"), set()
-    data = small_training.write_dataset(tmp_path / "data", train=6, val=4)
-    read = backbone.preprocess
-
-    def watched(images):
-        threads.add(threading.current_thread().name)
-        return read(images)
-
-    backbone.preprocess = watched
-    reading = ImageReading(workers=1, budget=0)
-    given = make_lessons(backbone, data, small_training.LABELS, tmp_path / "run", 0, reading)
-    threads.clear()
-    steps = []
-    visual = FeatureCache.visual
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FeatureCache, "visual", lambda *given: (steps.append(1), visual(*given))[1])
-        lora_system(backbone, small_training.LABELS, replace(FEW, epochs=1)).fit(given)
-    assert not steps  # nothing was read when it was needed, and not before
-    assert threads
-    assert all(name.startswith("masp-loader") for name in threads)
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import torch
 
 from fixtures import tiny
 from fixtures.noise_lessons import LABELS, Watched
-from fixtures.questions import OWN
 from masp.baselines.sepm import (
     COARSE,
     CUE,
@@ -142,21 +141,6 @@ def test_the_attention_read_is_the_cues() -> None:
     assert (found - expected).abs().max() < 1e-6
 
 
-def test_the_fine_question_is_that_of_the_questions() -> None:
-    own = Sepm(tiny.backbone(), LABELS).fine
-    assert own == "Which emotion does this image evoke?\n{}\nAnswer with the option's letter."
-    assert Sepm(tiny.backbone(), LABELS, questions=OWN).fine.startswith("Dear model, what mood is it?\n{}\n")
-
-
-def test_settings_change_what_is_asked() -> None:
-    visual = Watched(tiny.backbone()).visual([0, 1, 2])
-    open_question = Sepm(tiny.backbone(), LABELS, SepmSettings(ambiguous_below=0.5)).predict(visual)
-    routed = Sepm(tiny.backbone(), LABELS, SepmSettings(ambiguous_below=0.0)).predict(visual)
-    whole = Sepm(tiny.backbone(), LABELS, SepmSettings(ambiguous_below=0.5, dropped=0.0)).predict(visual)
-    assert open_question != routed
-    assert open_question != whole
-
-
 def test_a_route_with_one_label_needs_no_second_question() -> None:
     labels = ("negative", "positive")
     visual = Watched(tiny.backbone()).visual([0, 1])
@@ -165,5 +149,4 @@ def test_a_route_with_one_label_needs_no_second_question() -> None:
     chances = system._chances(rows)
     for one, (good, bad) in zip(system.predict(visual), chances.tolist(), strict=True):
         assert one.predicted == ("positive" if good > bad else "negative")
-        assert one.log_probabilities is not None
         assert math.exp(one.log_probabilities["positive"]) == pytest.approx(good / (good + bad), abs=2e-6)

@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 
 from fixtures import tiny
-from fixtures.questions import write_questions
+from fixtures.adapters import write_questions
 from fixtures.training import LABELS, write_dataset
 from masp.baselines.learning import make_lessons
 from masp.baselines.registry import CATALOGUE
-from masp.cli import main
 from masp.core.errors import DataError, UsageError
 from masp.data.records import Dataset
 from masp.evaluation.result import read_result
@@ -96,35 +95,28 @@ def photos(tmp_path_factory) -> Path:
     return root
 
 
-def run(capsys, *words: object) -> tuple[object, str, str]:
-    with pytest.raises(SystemExit) as end:
-        main([str(word) for word in words])
-    return end.value.code, *capsys.readouterr()
-
-
-def test_baseline_trains_measures_and_writes_what_evaluate_writes(capsys, photos: Path, tmp_path: Path) -> None:
+def test_baseline_trains_measures_and_writes_what_evaluate_writes(masp, photos: Path, tmp_path: Path) -> None:
     words = ["baseline", "probe", "strengths=[0.1]", "--data", photos, "--backbone", tiny.checkpoint()]
-    code, out, err = run(capsys, *words, "--out", tmp_path / "out", "--seed", 3)
+    code, out, err = masp(*words, "--out", tmp_path / "out", "--seed", 3)
     assert code == 0, err
     assert "accuracy" in out
     found = read_result(tmp_path / "out")
     assert (found.system, found.split, found.used) == ("probe", "test", 6)
     assert found.labels == tuple(sorted(LABELS))
     assert found.provenance["system"]["fitted"]["C"] == 0.1
-    assert found.chances is not None
     assert found.chances.calibrated is not None
     assert (tmp_path / "out" / "training" / "learned").is_dir()
     assert tiny.checkpoint().as_posix() not in (tmp_path / "out" / "summary.json").read_text()
     predictions = (tmp_path / "out" / "predictions.jsonl").read_bytes()
-    code, _, err = run(capsys, *words, "--out", tmp_path / "out", "--seed", 3)
+    code, _, err = masp(*words, "--out", tmp_path / "out", "--seed", 3)
     assert code == 0, err
     assert (tmp_path / "out" / "predictions.jsonl").read_bytes() == predictions
-    code, _, err = run(capsys, *words, "--out", tmp_path / "out", "--seed", 4)
+    code, _, err = masp(*words, "--out", tmp_path / "out", "--seed", 4)
     assert code == 2
     assert "seed: 3 there, 4 now" in err
 
 
-def test_baseline_needs_no_training_where_nothing_is_learned(capsys, photos: Path, tmp_path: Path) -> None:
+def test_baseline_needs_no_training_where_nothing_is_learned(masp, photos: Path, tmp_path: Path) -> None:
     words = [
         "--data",
         photos,
@@ -135,7 +127,7 @@ def test_baseline_needs_no_training_where_nothing_is_learned(capsys, photos: Pat
         "--labels",
         "joy,fear,disgust",
     ]
-    code, _, err = run(capsys, "baseline", "zero-shot-letters", "reading=generate", *words)
+    code, _, err = masp("baseline", "zero-shot-letters", "reading=generate", *words)
     assert code == 0, err
     found = read_result(tmp_path / "out")
     assert (found.system, found.mode, found.labels) == ("zero-shot-letters", "generate", ("joy", "fear", "disgust"))
@@ -144,23 +136,23 @@ def test_baseline_needs_no_training_where_nothing_is_learned(capsys, photos: Pat
     assert all(line["answer"] is not None and line["log_probabilities"] is None for line in lines)
 
 
-def test_baseline_asks_the_questions_of_a_file(capsys, photos: Path, tmp_path: Path) -> None:
+def test_baseline_asks_the_questions_of_a_file(masp, photos: Path, tmp_path: Path) -> None:
     words = ["--data", photos, "--backbone", tiny.checkpoint(), "--out", tmp_path / "out"]
     file = write_questions(tmp_path / "questions.json")
-    code, _, err = run(capsys, "baseline", "zero-shot", f"questions={file}", *words)
+    code, _, err = masp("baseline", "zero-shot", f"questions={file}", *words)
     assert code == 0, err
     labels = ", ".join(sorted(LABELS))
     known = read_result(tmp_path / "out").provenance
     assert known["question"] == f"Dear model, what mood is it? Take a word of {labels} for it!"
     assert str(tmp_path) not in json.dumps(known)
     file.write_text("{}")
-    code, _, err = run(capsys, "baseline", "zero-shot", f"questions={file}", *words)
+    code, _, err = masp("baseline", "zero-shot", f"questions={file}", *words)
     assert code != 0
     assert "has no questions for" in err
 
 
-def test_baseline_lists_every_system(capsys) -> None:
-    code, out, _ = run(capsys, "baseline", "--list")
+def test_baseline_lists_every_system(masp) -> None:
+    code, out, _ = masp("baseline", "--list")
     assert code == 0
     assert all(name in out for name in CATALOGUE)
     assert "temperature=2.0" in out
@@ -180,10 +172,10 @@ def test_baseline_lists_every_system(capsys) -> None:
         (["probe", "--data", "PHOTOS", "--out", "OUT", "--labels", "joy,fear"], 2, "'disgust'"),
     ],
 )
-def test_mistakes(capsys, photos: Path, tmp_path: Path, words: list[str], code: int, message: str) -> None:
+def test_mistakes(masp, photos: Path, tmp_path: Path, words: list[str], code: int, message: str) -> None:
     places = {"PHOTOS": str(photos), "OUT": str(tmp_path / "out")}
     given = [places.get(word, word) for word in words]
-    found, _, err = run(capsys, "baseline", *given, "--backbone", tiny.checkpoint())
+    found, _, err = masp("baseline", *given, "--backbone", tiny.checkpoint())
     assert found == code, err
     assert message in err
     assert "Traceback" not in err

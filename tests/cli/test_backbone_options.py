@@ -78,16 +78,6 @@ def test_predict_works_on_a_spread_backbone(masp, words):
     assert found[0] == found[1]
 
 
-def test_a_spread_backbone_is_measured_and_trained_on(masp, words, tmp_path):
-    code, out, err = masp(*words["evaluate"], "--device", "spread", "--dtype", "float32")
-    assert code == 0, err
-    assert "3 used" in out
-    train = ("train", "prompt", "--data", tmp_path / "nowhere", "--backbone", tiny.checkpoint(), "--out", tmp_path)
-    code, _, err = masp(*train, "backbone.device=spread")
-    assert code == 1
-    assert "nowhere cannot be read" in err  # the device was none of its worries
-
-
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
 def test_the_revision_is_asked_of_the_hub(masp, words, command):
     code, _, err = masp(*words[command], "--backbone", "somebody/something", "--revision", "0123abcd")

@@ -139,13 +139,6 @@ def test_labels_replace_those_of_an_adapter(masp, world):
     assert list(objects(out)[0]["probabilities"]) == ["joy", "shame"]
 
 
-def test_no_explain_only_scores(masp, world):
-    code, out, _ = masp("predict", world / "pictures/0.png", "--adapter", world / "adapter", "--json", "--no-explain")
-    (found,) = objects(out)
-    assert code == 0
-    assert (found["answer"], found["aspects"], found["prompt_attention"]) == (None, {}, None)
-
-
 def test_lists_and_standard_input_name_images(masp, world, tmp_path, monkeypatch):
     names = [str(world / "pictures" / f"{number}.png") for number in (2, 0)]
     (tmp_path / "list.txt").write_text("\n".join(names))
@@ -156,46 +149,6 @@ def test_lists_and_standard_input_name_images(masp, world, tmp_path, monkeypatch
         )
     assert code == 0
     assert [one["image"] for one in objects(out)] == names + names
-
-
-def test_a_line_whose_folder_cannot_be_read_fails_alone(masp, world, tmp_path):
-    (tmp_path / "circle").mkdir()
-    (tmp_path / "circle" / "up").symlink_to(tmp_path / "circle")
-    good = str(world / "pictures" / "0.png")
-    (tmp_path / "list.txt").write_text(f"{tmp_path / 'circle'}\n{good}\n")
-    code, out, _ = masp(
-        "predict", f"@{tmp_path / 'list.txt'}", "--adapter", world / "adapter", "--json", "--no-explain"
-    )
-    found = {one["image"]: one for one in objects(out)}
-    assert code == 1
-    assert set(found) == {str(tmp_path / "circle"), good}
-    assert "a folder it lies in" in found[str(tmp_path / "circle")]["error"]
-    assert "probabilities" in found[good]
-
-
-def test_failures_beyond_the_first_are_counted_not_told(masp, world, tmp_path, monkeypatch):
-    monkeypatch.setattr("masp.cli.predict.MOST_SAID", 2)
-    monkeypatch.setattr("masp.cli.predict.MOST_REPORTED", 3)
-    names = [str(tmp_path / f"none-{number}.png") for number in range(5)]
-    words = ["--adapter", str(world / "adapter"), "--no-explain", "--report", str(tmp_path / "page.html")]
-    code, _, err = masp("predict", world / "pictures" / "0.png", *names, *words)
-    assert code == 1
-    assert err.count("cannot be read") == 2
-    assert "3 more could not be read, 5 in all" in err
-    text = (tmp_path / "page.html").read_text()
-    assert text.count(".png</code></th>") == 3
-    assert "1 image, predicted by" in text
-    assert "5 more could not be read." in text
-    code, out, _ = masp("predict", *names, "--adapter", world / "adapter", "--json")
-    assert (code, len(objects(out))) == (1, 5)  # a program reads every one
-
-
-def test_one_is_not_spoken_of_as_many(masp, tmp_path):
-    _, _, err = masp("data", "make", tmp_path / "one", "--images", 1)
-    assert f"1 image in {tmp_path / 'one'}" in err
-    _, out, _ = masp("data", "check", tmp_path / "one")
-    assert "layout emoset, 1 image" in out
-    assert "1 images" not in out
 
 
 def test_a_report_is_written(masp, world, tmp_path):
@@ -333,13 +286,6 @@ def test_evaluate_records_figures_in_the_adapter(masp, world, tmp_path):
     assert (code, "no folder some/where here" in error_line(err)) == (1, True)
 
 
-def test_evaluate_by_generated_text(masp, world):
-    code, out, _ = masp("evaluate", "--adapter", world / "adapter", "--data", world / "data", "--mode", "generate")
-    assert code == 0
-    assert "answers that name no label" in out
-    assert "calibration" not in out
-
-
 def test_evaluate_measures_another_system_and_compares_the_two(masp, world, tmp_path):
     assert (
         masp("evaluate", "--adapter", world / "adapter", "--data", world / "data", "--out", tmp_path / "ours")[0] == 0
@@ -416,12 +362,6 @@ def test_every_option_is_about_a_model_or_about_any_measurement():
     of_any = {"data", "changes", "predictions", "allow_missing", "against", "calibrate", "split", "out"}
     names = {f"--{name.replace('_', '-')}" for name in set(inspect.signature(evaluate).parameters) - of_any}
     assert names == set(OF_A_MODEL)
-
-
-def test_all_of_them_are_named_at_once(masp, world):
-    words = ("--mode", "generate", "--batch-size", 2)
-    code, _, err = masp("evaluate", "--predictions", "p.jsonl", "--data", world / "data", *words)
-    assert (code, "--batch-size, --mode were given with --predictions" in error_line(err)) == (2, True)
 
 
 def test_one_result_is_nothing_to_compare(masp, world, tmp_path):
@@ -563,10 +503,3 @@ def test_debug_shows_the_trace_wherever_it_stands(masp, monkeypatch, place):
     assert code == 1
     assert "Traceback" in err
     assert err.splitlines()[-1].startswith("masp: error: nowhere does not exist")
-
-
-def test_debug_behind_two_dashes_is_a_file(masp, world):
-    code, out, err = masp("predict", "--json", "--adapter", world / "plain", "--", "--debug")
-    assert code == 1
-    assert objects(out)[0]["image"] == "--debug"
-    assert "Traceback" not in err

@@ -1,16 +1,13 @@
 """What a person sees: bars, places in words, and nothing that steers the terminal."""
 
 import io
-from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from fixtures.results import answers, result
 from masp.cli.console import (
     aspect_table,
     bar,
-    evaluation_tables,
     place_in_words,
     prediction_panel,
     printable,
@@ -57,10 +54,6 @@ def test_the_peak_of_a_heatmap_in_words(shape, peak, words):
     assert place_in_words([[float((r, c) == peak) for c in range(columns)] for r in range(rows)]) == words
 
 
-def test_no_heatmap_has_no_place():
-    assert place_in_words(None) == ""
-
-
 def test_the_most_probable_label_comes_first():
     lines = drawn(probability_bars({"fear": 0.25, "joy": 0.75}, "joy")).splitlines()
     assert [line.split()[0] for line in lines] == ["joy", "fear"]
@@ -75,32 +68,6 @@ def test_the_aspect_that_decided_stands_out():
     assert "\x1b[1m" not in lines["scene"]
     assert "-2.00" in lines["scene"]
     assert "31 %" in lines["scene"]
-
-
-def test_nothing_stands_out_when_nothing_decided():
-    table = aspect_table({"scene": reading(-2.0), "object": reading(0.04)}, {})
-    assert "\x1b[1m" not in drawn(table, colours=True)
-
-
-def test_the_floor_stands_beside_the_calibration_error():
-    found = result("it", answers("jjjjffaf"), temperature=True)
-    assert found.chances is not None
-    assert found.chances.calibrated is not None
-    text = " ".join(drawn(evaluation_tables(found), 200).split())
-    for one in (found.chances, found.chances.calibrated):
-        assert one.calibration_floor is not None
-        assert f"{one.calibration_error.percent()}, floor {one.calibration_floor.percent()}" in text
-    ends = found.chances.calibrated.temperature_interval
-    assert ends is not None
-    assert f"temperature {ends.value:.2f} [{ends.low:.2f}, {ends.high:.2f}] from 8 images of val" in text
-    assert "a perfectly calibrated system with these confidences and 8 images would show" in text
-    older = replace(found.chances, calibration_floor=None)
-    assert older.calibrated is not None
-    older = replace(older, calibrated=replace(older.calibrated, calibration_floor=None))
-    text = drawn(evaluation_tables(replace(found, chances=older)), 200)
-    assert "expected calibration error" in text
-    assert "the same after scaling" in text
-    assert "floor" not in text
 
 
 def panel(**changes):

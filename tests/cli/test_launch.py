@@ -28,10 +28,6 @@ def names():
     return sorted(group.commands)
 
 
-def test_the_commands_are_all_known():
-    assert {"baseline", "reproduce", "data", "predict", "bench", "demo", *DIVIDED} <= set(names())
-
-
 @pytest.mark.parametrize("name", [name for name in names() if name not in DIVIDED])
 def test_what_is_not_divided_is_refused(ended, name):
     code, out, err = ended(2, name, "anything")

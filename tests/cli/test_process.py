@@ -53,7 +53,6 @@ def test_a_closed_pipe_is_quiet(code):
 
 def test_ctrl_c_says_interrupted():
     process = start(GUARDED.format(body="(print('ready', flush=True), time.sleep(900))"), stdout=subprocess.PIPE)
-    assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=HANGS)
@@ -85,9 +84,3 @@ def test_predictions_of_another_system_are_measured_without_model_code(tmp_path)
     out, err = process.communicate(timeout=HANGS)
     assert "50.0 %" in out
     assert err.endswith("[]\n")
-
-
-def test_the_module_is_the_command():
-    done = subprocess.run([sys.executable, "-m", "masp", "predict"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "Usage: masp predict" in done.stdout + done.stderr

@@ -6,24 +6,11 @@ import pytest
 
 from fixtures import tiny
 from fixtures.adapters import LABELS, write_adapter
-from masp.cli import main
 from masp.data.prefetch import prefetch
 from masp.data.readers.open_dataset import open_dataset
 from masp.evaluation import predict_split as processes
 from masp.evaluation.runner import evaluate
 from masp.predictor import Masp
-
-
-@pytest.fixture
-def masp(capsys):
-    """Runs a command: (exit code, stdout, stderr)."""
-
-    def run(*words):
-        with pytest.raises(SystemExit) as end:
-            main([str(word) for word in words])
-        return end.value.code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,18 @@ import torch
 
 import update_backbones_doc
 from fixtures import tiny
-from fixtures.models import QUESTIONS, full_model, last_logits
-from fixtures.own_forward import OFF, distance, own_logits, pictures, reference, tokens_of, tolerance
+from fixtures.models import (
+    OFF,
+    QUESTIONS,
+    distance,
+    full_model,
+    last_logits,
+    own_logits,
+    pictures,
+    reference,
+    tokens_of,
+    tolerance,
+)
 from masp.adapters import AdapterInfo, BackboneRecord, load_adapter, save_adapter
 from masp.backbones.chat import QUESTION_HERE
 from masp.core.aspects import ASPECTS

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
 from fixtures import tiny
-from fixtures.models import QUESTIONS, full_model, last_logits
+from fixtures.models import OFF, QUESTIONS, distance, full_model, last_logits, own_inputs, own_logits, tokens_of
 from fixtures.nf4 import packs, rounded
-from fixtures.own_forward import OFF, distance, own_inputs, own_logits, tokens_of
 from masp.model.scoring import score
 
 FAMILIES = pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -179,14 +179,10 @@ CONTRADICTIONS = [
 
 
 @pytest.mark.parametrize(("override", "message"), WRONG_VALUES + CONTRADICTIONS)
-def test_a_wrong_override_is_refused_by_name(override: str, message: str) -> None:
+def test_a_wrong_setting_is_refused_by_name(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(None, [override])
     assert str(caught.value).startswith("the command line: ")
-
-
-@pytest.mark.parametrize(("override", "message"), WRONG_VALUES + CONTRADICTIONS)
-def test_a_wrong_file_is_refused_by_name(tmp_path: Path, override: str, message: str) -> None:
     key, _, value = override.partition("=")
     *sections, last = key.split(".")
     lines = [f"{'  ' * depth}{name}:" for depth, name in enumerate(sections)]

@@ -6,17 +6,10 @@ from pathlib import Path
 import pytest
 
 from masp.core.errors import (
-    AdapterError,
-    BackboneError,
-    CheckpointError,
-    ConfigError,
     DataError,
     ImageError,
     MaspError,
-    UsageError,
-    counted,
     did_you_mean,
-    nearest,
 )
 
 
@@ -57,30 +50,8 @@ def test_that_a_failure_may_pass_is_not_lost_on_the_way() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "kind", [ConfigError, DataError, ImageError, BackboneError, AdapterError, CheckpointError, UsageError]
-)
-def test_all_errors_are_one_tree(kind: type[MaspError]) -> None:
-    assert issubclass(kind, MaspError)
-    assert issubclass(ImageError, DataError)
-
-
 def test_did_you_mean_finds_the_nearest_or_lists_all() -> None:
     assert did_you_mean("Learning_rat", ["learning_rate", "epochs"]) == "Did you mean 'learning_rate'?"
     assert did_you_mean("zzz", ["learning_rate", "epochs"]) == "Known: learning_rate, epochs."
     assert did_you_mean("zzz", []) == ""
     assert did_you_mean("zzz", [f"name{n}" for n in range(23)]).endswith("name19, ….")
-
-
-def test_nearest_is_none_when_nothing_is_near() -> None:
-    assert nearest("scen", ["object", "scene"]) == "scene"
-    assert nearest("q", ["object", "scene"]) is None
-
-
-def test_a_number_goes_with_its_noun():
-    assert [counted(count, "image") for count in (0, 1, 2, 1200)] == [
-        "0 images",
-        "1 image",
-        "2 images",
-        "1,200 images",
-    ]

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.layouts import abstract, artphoto, fi, votes
-from fixtures.pictures import complaint, put, tree
+from fixtures.pictures import abstract, artphoto, complaint, fi, put, tree, votes
 from masp.core.config import load_config
 from masp.core.errors import DataError
 from masp.core.labels import LABEL_SETS
@@ -32,7 +31,6 @@ def test_abstract_is_read_through_its_quotation_marks(tmp_path: Path, end: str) 
     assert (read.layout, read.labels) == ("abstract", LABEL_SETS["abstract"])
     first, second = read.splits["all"]
     assert (first.path.name, first.label, second.label) == ("abstract_0001.jpg", "content", "anger")
-    assert first.distribution is not None
     assert (first.distribution["content"], first.distribution["fear"]) == (5 / 8, 2 / 8)
     assert read.skipped == {"images with as many votes for a second label": 1}
     assert (read.account.used, read.account.rejected) == (3, [])

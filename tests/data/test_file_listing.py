@@ -71,11 +71,6 @@ def test_a_list_that_is_not_text_is_refused() -> None:
         list(images_from(["-"], lines))
 
 
-def test_the_processs_own_input_is_the_default(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("a.gif\n"))
-    assert list(images_from(["-"])) == [Path("a.gif")]
-
-
 def test_what_names_nothing_is_refused(folder: Path) -> None:
     with pytest.raises(
         DataError, match=r"b/3\.png cannot be read \(No such file or directory\)\. Did you mean '2\.png'\?"

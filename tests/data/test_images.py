@@ -111,12 +111,6 @@ def test_greys_of_32_bits_are_taken_by_their_range() -> None:
     assert np.asarray(to_rgb(large))[:, :, 1].tolist() == [[0, 100, 255], [0, 255, 1]]
 
 
-def test_big_endian_greys_are_read_alike() -> None:
-    little = Image.fromarray(np.array([[0, 25700, 65535]], dtype="<u2"))
-    big = Image.frombytes("I;16B", (3, 1), np.array([[0, 25700, 65535]], dtype=">u2").tobytes())
-    assert same(to_rgb(little), to_rgb(big))
-
-
 def test_every_grey_of_a_large_picture_is_scaled_with_little_memory() -> None:
     """50 million greys once took several tables of eight bytes each, in every thread that reads."""
     ramp = np.tile(np.arange(65536, dtype=np.uint16), 61).reshape(-1, 4096)
@@ -198,28 +192,12 @@ def test_pictures_are_turned_upright(orientation: int, kind: str) -> None:
     assert decode_image(stored, "x").size == ((5, 7) if orientation >= 5 else (7, 5))
 
 
-def test_turning_keeps_transparency() -> None:
-    image, exif = Image.new("P", (5, 3), 1), Image.Exif()
-    image.putpalette([9, 9, 9, 200, 0, 0])
-    image.putpixel((0, 0), 0)
-    exif[ORIENTATION] = 6
-    got = decode_image(encoded(image, "PNG", exif=exif, transparency=0), "x")
-    assert got.size == (3, 5)
-    assert got.getpixel((2, 0)) == WHITE
-
-
 @pytest.mark.parametrize(
     "exif", [b"Exif\x00\x00garbage", b"Exif\x00\x00II*\x00\xff\xff\xff\xff", b"Exif\x00\x00", b"x"]
 )
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
 def test_unreadable_metadata_does_not_cost_the_picture(exif: bytes) -> None:
     assert decode_image(encoded(Image.new("RGB", (7, 5)), "JPEG", exif=exif), "x").size == (7, 5)
-
-
-def test_metadata_of_the_wrong_kind_does_not_cost_the_picture() -> None:
-    image = noise()
-    image.info["exif"] = 3
-    assert same(to_rgb(image), noise())
 
 
 def test_to_rgb_turns_only_once() -> None:
@@ -278,12 +256,6 @@ def test_a_webp_that_claims_many_pixels_is_refused_from_its_header(header: bytes
         decode_image(content, "x.webp")
 
 
-def test_the_webp_header_is_read_as_the_decoder_reads_it() -> None:
-    for options in ({}, {"lossless": True}, {"exif": b"Exif\x00\x00"}):
-        content = encoded(noise(31, 17), "WEBP", **options)
-        assert images._webp_size(content) == (31, 17)
-
-
 # --- refusals ------------------------------------------------------------------------------------------------------
 
 
@@ -318,23 +290,11 @@ def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
     assert refused(tmp_path / "huge.bmp") == "has 268,435,457 bytes, at most 268,435,456 are read"
 
 
-@pytest.mark.parametrize("kind", ["PPM", "ICO", "TGA", "DIB", "SGI"])
+@pytest.mark.parametrize("kind", ["PPM", "ICO", "TGA", "DIB", "SGI", "TIFF"])
 def test_formats_off_the_list_are_refused(kind: str) -> None:
-    with pytest.raises(ImageError, match=r"not a JPEG, PNG, WEBP, GIF, BMP, AVIF or HEIC file\. Save the image again"):
+    reason = "TIFF .*which is not read.*known flaws" if kind == "TIFF" else "not a JPEG, PNG, WEBP, GIF, BMP, AVIF or"
+    with pytest.raises(ImageError, match=rf"{reason}.*\. Save the image again"):
         decode_image(encoded(noise(), kind), "x")
-
-
-def test_a_tiff_is_refused_with_the_reason() -> None:
-    with pytest.raises(
-        ImageError, match=r"TIFF .*which is not read.*known flaws\. Save the image again as JPEG or PNG"
-    ):
-        decode_image(encoded(noise(), "TIFF"), "x")
-
-
-def test_films_in_the_same_container_are_no_pictures() -> None:
-    film = struct.pack(">I", 24) + b"ftypisom" + bytes(4) + b"isommp42"
-    with pytest.raises(ImageError, match="not a JPEG"):
-        decode_image(film + bytes(100), "x")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
@@ -445,13 +405,9 @@ def fuzz(count: int, seed: int) -> None:
     assert 0.02 < sum(outcomes) / count < 0.9  # both ways are taken
 
 
-def test_damaged_pictures_are_read_or_refused() -> None:
-    fuzz(600, 1)
-
-
-@pytest.mark.slow
-def test_many_damaged_pictures_are_read_or_refused() -> None:
-    fuzz(12_000, 2)
+@pytest.mark.parametrize(("count", "seed"), [(600, 1), pytest.param(12_000, 2, marks=pytest.mark.slow)])
+def test_damaged_pictures_are_read_or_refused(count: int, seed: int) -> None:
+    fuzz(count, seed)
 
 
 @given(

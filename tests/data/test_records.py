@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.pictures import MIKELS, ROWS, emoset, put, put_json, tree
+from fixtures.pictures import ROWS, emoset, put, put_json, tree
 from masp.core.errors import DataError
 from masp.data.readers.open_dataset import open_dataset
 from masp.data.records import BadFiles, Record, class_balance, read_json
@@ -25,11 +25,6 @@ def test_a_split_is_asked_for_by_name(tmp_path: Path) -> None:
     small = open_dataset(tree(tmp_path / "small", {"joy": 2, "fear": 2}))
     with pytest.raises(DataError, match=r"the split 'val' of .* is empty; expected at least one image"):
         small.split("val")
-
-
-def test_a_summary_is_one_line(tmp_path: Path) -> None:
-    dataset = open_dataset(emoset(tmp_path / "EmoSet", ROWS))
-    assert dataset.summary() == f"EmoSet (emoset, split: published): train 3, val 1, test 2; {', '.join(MIKELS)}"
 
 
 def test_a_fingerprint_does_not_depend_on_the_place(tmp_path: Path) -> None:
@@ -62,11 +57,6 @@ def test_a_fingerprint_changes_with_what_training_sees(tmp_path: Path, change: s
         (tmp_path / "test.json").rename(tmp_path / "val.json")
         (tmp_path / "swap.json").rename(tmp_path / "test.json")
     assert open_dataset(tmp_path).fingerprint() != before
-
-
-def test_records_can_be_kept_in_sets(tmp_path: Path) -> None:
-    record = Record(HERE, "joy", {"scene": "park"})
-    assert len({record, Record(HERE, "joy", {"scene": "park"}), Record(HERE, "fear")}) == 2
 
 
 def test_json_is_read_up_to_a_size(tmp_path: Path) -> None:

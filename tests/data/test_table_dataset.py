@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.pictures import complaint, put, tree
+from fixtures.pictures import complaint, put
 from masp.core.config import load_config
 from masp.core.errors import DataError, UsageError
 from masp.data.readers.open_dataset import open_dataset, read_dataset, settings_for
@@ -120,12 +120,6 @@ def test_tables_that_are_none_are_refused(tmp_path: Path) -> None:
         read_table(tmp_path / "none.csv")
 
 
-def test_a_table_of_one_class_is_refused(tmp_path: Path) -> None:
-    tree(tmp_path / "pictures", {"joy": 2})
-    (tmp_path / "list.csv").write_text("path,label\n0.png,joy\n1.png,joy\n")
-    assert "holds one class only (joy)" in complaint(tmp_path)
-
-
 def test_a_parquet_table_is_read(tmp_path: Path) -> None:
     arrow = pytest.importorskip("pyarrow", reason="the extra 'parquet' is not installed")
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -167,14 +161,6 @@ def test_a_table_with_a_row_for_each_aspect_is_read_without_labels(tmp_path: Pat
             "train": [("a.jpg", None, {"scene": "forest path", "brightness": "very high"})],
             "val": [("b.jpg", None, {"object": "dog, ball"})],
         }
-
-
-def test_columns_of_aspects_may_have_other_names(tmp_path: Path) -> None:
-    pictures(tmp_path, "a.jpg")
-    (tmp_path / "list.csv").write_text("file,about,says\na.jpg,scene,beach\n")
-    settings = [f"data.path={tmp_path}", "data.layout=aspects", "data.columns={aspect: about, value: says}"]
-    (record,) = open_dataset(load_config(None, settings).data).records
-    assert record.annotations == {"scene": "beach"}
 
 
 @pytest.mark.parametrize(("row", "fault"), [("a.jpg,mood,grim", "the aspect is 'mood'"), ("a.jpg,scene,", "is blank")])

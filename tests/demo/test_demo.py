@@ -2,9 +2,7 @@
 
 import io
 import json
-import logging
 import re
-import sys
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -21,10 +19,7 @@ from masp.core.config import RunConfig, load_config
 from masp.core.errors import UsageError
 from masp.demo import DemoResult, Plan, photographs, run_demo
 from masp.demo import pictures as demo_pictures
-from masp.demo.measure import Steps, quiet
-from masp.demo.pictures import demo_config
-from masp.demo.report_builder import summary_of
-from masp.demo.summary import bar, show_photographs, standard_output
+from masp.demo.summary import show_photographs
 from masp.predictor import Masp
 
 PLAN = Plan(train=11, val=3, test=13, read=2, explained=5, photographs=False, seed=3)
@@ -80,12 +75,6 @@ def test_results_hold_the_figures_and_what_they_depend_on(first: DemoResult) -> 
     assert all(set(one["probabilities"]) == EMOTIONS for one in found["predictions"])
     assert len(found["seconds"]) == 9
     assert re.fullmatch(r"[0-9a-f]{64}", found["provenance"]["data"]["fingerprint"])
-
-
-def test_predictions_come_with_reasons(first: DemoResult) -> None:
-    for prediction in first.predictions:
-        assert tuple(prediction.aspects) == ASPECTS
-        assert prediction.prompt_attention is not None
 
 
 def test_photographs_may_be_shared_and_have_a_page_of_their_own(tmp_path: Path) -> None:
@@ -166,13 +155,6 @@ def test_pictures_appear_all_together_or_not_at_all(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_summary_tells_what_happened(first: DemoResult) -> None:
-    text = summary_of(first.measured)
-    for name in ("V", "V+S", "V+A+S"):
-        assert f"{100 * first.measured.table.row(name).accuracy.value:.1f}\N{NO-BREAK SPACE}%" in text
-    assert f"{100 * first.measured.ceiling.expected:.1f}\N{NO-BREAK SPACE}%" in text
-
-
 # --- what ships with the package -----------------------------------------------------------------------------------
 
 
@@ -188,56 +170,4 @@ def test_shipped_pictures_are_what_the_script_draws(tmp_path: Path) -> None:
     assert len({picture.label for picture in shipped.values()}) == make_demo_pictures.PICTURES
 
 
-def test_the_settings_of_the_demo_are_complete() -> None:
-    config = demo_config()
-    assert config.backbone.id == "embedded"
-    assert config.aspects.max_steps
-    assert config.prompt.max_steps
-    assert config.method.prompt_length > 0
-
-
 # --- small parts ---------------------------------------------------------------------------------------------------
-
-
-def test_bars_are_as_long_as_their_share_and_keep_the_mark() -> None:
-    assert bar(0.5, width=10).plain == "━━━━━·····"
-    assert bar(0.5, 0.8, width=10).plain == "━━━━━···┊·"
-    assert bar(0.5, 0.2, width=10).plain == "━━┊━━·····"
-    assert bar(1.0, 1.0, width=10).plain == "━━━━━━━━━┊"
-    assert bar(0.0, width=10).plain == "·" * 10
-
-
-def test_a_poor_terminal_gets_question_marks(monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
-    standard_output().print(bar(0.5, 0.8, width=10))
-    assert raw.getvalue().strip() == b"??????????"
-
-
-def test_steps_remember_what_they_took(tmp_path: Path) -> None:
-    console = Console(file=io.StringIO(), width=100)
-    file = tmp_path / "new" / "times.json"
-    with Steps(2, file, console).step("one", "7 things"):
-        pass
-    later = Steps(2, file, console)
-    later.ready("one")
-    with pytest.raises(ValueError, match="broken"), later.step("two"):
-        raise ValueError("broken")
-    assert [step.name for step in later.done] == ["one"]
-    assert later.done[0].seconds == later.before["one"]
-    assert later.seconds() == 0.0
-    file.write_text("[]")
-    assert Steps(2, file, console).before == {}
-
-
-@pytest.mark.parametrize(("before", "inside"), [(logging.INFO, logging.WARNING), (logging.DEBUG, logging.DEBUG)])
-def test_quiet_gives_the_log_back(before: int, inside: int) -> None:
-    log = logging.getLogger("masp")
-    kept = log.level
-    log.setLevel(before)
-    try:
-        with quiet():
-            assert log.level == inside
-        assert log.level == before
-    finally:
-        log.setLevel(kept)

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 
 from fixtures.adapters import write_adapter
 from fixtures.scenes import write_scenes
@@ -114,10 +113,3 @@ def test_the_table_is_written_with_every_label(pair, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "out" / "table2.jsonl").read_text().splitlines()]
     assert tuple(line["V+A+rS"] for line in lines) == table.row("V+A+rS").predicted
     assert [line["truth"] for line in lines] == list(table.truth)
-
-
-def test_the_prompt_of_the_adapter_is_not_touched(pair, tmp_path):
-    full, alone = pair
-    before = full.model.prompt.vectors.detach().clone()
-    table2(full, alone, write_scenes(tmp_path).splits["test"])
-    assert torch.equal(full.model.prompt.vectors, before)

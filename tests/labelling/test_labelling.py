@@ -19,7 +19,6 @@ from pyarrow import parquet
 from fixtures import tiny
 from fixtures.adapters import write_adapter
 from masp.adapters import combine
-from masp.cli import main
 from masp.core.errors import DataError, MaspError, UsageError
 from masp.labelling import decode, run
 from masp.labelling.decode import Decoder, Limits
@@ -217,16 +216,14 @@ def test_a_run_of_something_else_is_refused(tmp_path, adapter):
         pass
 
 
-def test_parts_become_one_data_set(tmp_path, adapter, capsys):
+def test_parts_become_one_data_set(tmp_path, adapter, masp):
     write_manifest([str(write_images(tmp_path / "images", 7))], tmp_path / "out", 2, 4)
     job = job_of(tmp_path / "out", adapter)
     with pytest.raises(UsageError, match="4 chunks are not labelled yet"):
         run.merge(job.folder, str(tmp_path / "all"))
     label_all(job)
-    with pytest.raises(SystemExit) as end:
-        main(["label", "merge", job.folder, str(tmp_path / "all")])
-    assert end.value.code == 0
-    assert "7 rows" in capsys.readouterr().err
+    code, _, err = masp("label", "merge", job.folder, tmp_path / "all")
+    assert (code, "7 rows" in err) == (0, True)
     found = parquet.read_table(tmp_path / "all")
     assert found["id"].to_pylist() == list(range(7))
     assert len(list((tmp_path / "all").iterdir())) == 2
@@ -234,25 +231,23 @@ def test_parts_become_one_data_set(tmp_path, adapter, capsys):
         run.merge(job.folder, str(tmp_path / "all"))
 
 
-def test_the_commands_plan_try_and_tell(tmp_path, adapter, capsys):
+def test_the_commands_plan_try_and_tell(tmp_path, adapter, masp):
     write_images(tmp_path / "images", 3)
 
-    def masp(*words: str) -> tuple[str, str]:
-        with pytest.raises(SystemExit) as end:
-            main(["label", *words])
-        out, err = capsys.readouterr()
-        assert end.value.code == 0, err
+    def label(*words: object) -> tuple[str, str]:
+        code, out, err = masp("label", *words)
+        assert code == 0, err
         return out, err
 
     folder = str(tmp_path / "out")
-    assert "3 images in 1 files" in masp("plan", str(tmp_path / "images"), "--out", folder, "--chunk", "2")[1]
+    assert "3 images in 1 files" in label("plan", tmp_path / "images", "--out", folder, "--chunk", "2")[1]
     model = ["--adapter", str(adapter), "--backbone", str(tiny.checkpoint()), "--dtype", "float32", "--device", "cpu"]
-    said = masp("run", folder, *model, "--dry-run")[1]
+    said = label("run", folder, *model, "--dry-run")[1]
     assert "2 images: 2 ok" in said
     assert "all 3 would take" in said
     label_all(job_of(Path(folder), adapter))
-    assert masp("status", folder, "--price", "3")[0].startswith("3 of 3 images (2 of 2 chunks)\n3 ok\n")
-    assert json.loads(masp("status", folder, "--json")[0])["counts"]["ok"] == 3
+    assert label("status", folder, "--price", "3")[0].startswith("3 of 3 images (2 of 2 chunks)\n3 ok\n")
+    assert json.loads(label("status", folder, "--json")[0])["counts"]["ok"] == 3
 
 
 @pytest.mark.long

@@ -10,7 +10,6 @@ from torch import Tensor
 from fixtures import tiny
 from fixtures.models import PROMPT_LENGTH, QUESTIONS, full_model, parts, visual_tokens
 from masp.backbones.loading import load_backbone
-from masp.core.config import MethodConfig
 from masp.core.errors import UsageError
 from masp.core.recent import LRUCache
 from masp.core.types import IGNORED, ImageLayout, ModelInputs
@@ -198,33 +197,9 @@ def test_leaving_an_aspect_out_closes_the_gap() -> None:
     assert torch.equal(assembled.inputs_embeds[0][assembled.aspect_columns[0]], expected[0].flatten(0, 1))
 
 
-def test_gradients_reach_the_prompt_but_not_the_aspects() -> None:
-    model = full_model()
-    assert model.build_inputs(visual_tokens(model), QUESTIONS).inputs_embeds.requires_grad
-    assert not model.build_inputs(
-        visual_tokens(model), QUESTIONS, use=ActiveParts(prompt=False)
-    ).inputs_embeds.requires_grad
-
-
 def test_something_to_look_at_is_needed() -> None:
     with pytest.raises(UsageError, match="nothing to look at"):
         full_model().sequence_builder(QUESTIONS)
-
-
-def test_an_unknown_aspect_is_named() -> None:
-    with pytest.raises(UsageError, match="Did you mean 'scene'"):
-        ActiveParts(("scen",))
-
-
-@pytest.mark.parametrize(
-    ("variant", "layout"),
-    [
-        ("paper", Layout("after_image", native=True, supervised="answer_end")),
-        ("released", Layout("both", native=False, supervised="newline_answer")),
-    ],
-)
-def test_variants_name_their_layout(variant: str, layout: Layout) -> None:
-    assert Layout.of(MethodConfig(variant=variant)) == layout  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,8 @@
 
 import pytest
 
-from fixtures.results import TRUTH, answer, answers, result
+from fixtures.results import answer, answers, result
 from masp.core.errors import UsageError
-from masp.evaluation import metrics
 from masp.evaluation.result import Evaluation, LabelledPrediction
 from masp.report import leaderboard as standings
 from masp.report.load_results import ResultSource, trials
@@ -51,15 +50,6 @@ def test_seeds_leave_mcnemar_out():
     assert (row.figures["accuracy"].low or 1) < 6 / 8 < (row.figures["accuracy"].high or 0)
 
 
-def test_of_several_seeds_difference_and_interval_are_those_of_the_shared_comparison():
-    seeds = [result("s", said, provenance={"seed": n}) for n, said in enumerate((WEAK, STRONG, STRONG))]
-    one = trial(result("weak", WEAK), *seeds)
-    (pair,) = standings.pairs(one, one.systems[0])
-    said = [[single.predicted for single in answered] for answered in (WEAK, WEAK, STRONG, STRONG)]
-    shared = metrics.compare_seeds(TRUTH, said[:1], said[1:])
-    assert pair.points == metrics.Interval(shared.difference, shared.low, shared.high)
-
-
 def test_the_reference_is_first_best_or_named():
     one = trial(result("weak", WEAK), result("strong", STRONG))
     assert [standings.reference(one, word).name for word in ("first", "best", "strong")] == ["weak", "strong", "strong"]
@@ -95,11 +85,6 @@ def test_aspects_alone_and_left_out():
     }
 
 
-def test_rows_of_figure_3_are_known_by_their_names():
-    found = gains(result("V", WEAK), result("V+S", WEAK), result("V+scene+S", STRONG), result("V+scene+rS", WEAK))
-    assert found == {("Each aspect alone", "scene"): pytest.approx(2 / 8)}
-
-
 def test_a_trained_prompt_is_not_taken_for_an_aspect():
     """The rows of `masp reproduce` say the same of their method, whether a prompt takes part or not."""
 
@@ -108,10 +93,6 @@ def test_a_trained_prompt_is_not_taken_for_an_aspect():
 
     found = gains(row("V", WEAK), row("V+S", STRONG), row("V+scene+S", STRONG, "scene"))
     assert found == {("Each aspect alone", "scene"): pytest.approx(0)}
-
-
-def test_other_systems_say_nothing_about_aspects():
-    assert not gains(result("probe", WEAK), result("zero-shot", STRONG))
 
 
 def test_results_that_do_not_fit_are_told():

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fixtures import made_up_report as made_up
+from fixtures import pages as made_up
 from masp.report import plots
-from masp.report.schema import Ablation, AspectScore, Confusion, Curve
+from masp.report.schema import AspectScore, Confusion, Curve
 
 HOSTILE = r'<script>$\frac{$ & "x" 恐れ'
 
@@ -47,12 +47,6 @@ def test_bars_are_as_long_as_the_accuracies() -> None:
     lengths = bar_lengths(plots.ablation_bars(ablation))
     accuracies = [row.accuracy.value for row in ablation.rows]
     assert np.allclose(np.array(lengths) / lengths[0], np.array(accuracies) / accuracies[0], rtol=1e-3)
-
-
-def test_without_reference_lines_none_are_drawn() -> None:
-    rows = made_up.ablation().rows
-    words = texts(plots.ablation_bars(Ablation(rows, 7)))
-    assert not [word for word in words if word.startswith(("majority", "ceiling"))]
 
 
 @pytest.mark.parametrize(
@@ -99,13 +93,3 @@ def test_even_attention_points_nowhere() -> None:
     assert np.ptp(even) <= 2
     nothing = veil([[0.0, 0.0], [0.0, 0.0]])[..., 3]
     assert nothing.min() > 200
-
-
-def test_dark_pictures_get_a_light_veil() -> None:
-    peaked = [[1.0, 0.0], [0.0, 0.0]]
-    assert veil(peaked, dark=True)[..., :3].mean() > 2 * veil(peaked, dark=False)[..., :3].mean()
-
-
-def test_cell_lines_divide_the_picture() -> None:
-    assert plots.cell_lines(2, 3, 30, 20) == "M10.00 0V20M20.00 0V20M0 10.00H30"
-    assert plots.cell_lines(1, 1, 30, 20) == ""

@@ -8,8 +8,8 @@ import pytest
 
 from fixtures import tiny
 from fixtures.adapters import LABELS, write_adapter
+from fixtures.pages import Page
 from fixtures.results import result, written
-from fixtures.web_page import Page
 from masp.adapters import tensors_sha256
 from masp.evaluation.result import LabelledPrediction
 from masp.predictor import Masp

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from fixtures import tiny
-from fixtures.adapters import write_adapter
-from fixtures.questions import write_questions
+from fixtures.adapters import write_adapter, write_questions
 from fixtures.reproduction import PLAN, small_job
 from masp.baselines import registry as catalogue
 from masp.core.aspects import ASPECTS

@@ -26,7 +26,6 @@ from masp.reproduce.config import (
 )
 from masp.reproduce.dag import NO_WORDS, ExperimentResult, plan_cells
 from masp.reproduce.specs import (
-    FULL,
     LENGTHS,
     OTHERS,
     STAGE1,
@@ -35,9 +34,7 @@ from masp.reproduce.specs import (
     budget_of,
     budget_settings,
     changes_of,
-    divided,
     load_paper,
-    masp,
 )
 from masp.reproduce.tables import Results, accuracy_table, budgets
 from masp.training.run_stage import loop_settings
@@ -78,13 +75,6 @@ def test_trainings_are_shared_between_tables(tmp_path: Path) -> None:
     assert own == list(LENGTHS)
 
 
-def test_figure_3_trains_each_aspect_alone(tmp_path: Path) -> None:
-    cells = plan_cells(small_job(tmp_path, "figure3", seeds=1), PAPER, all_recipes()).cells
-    trained = [cell.recipe for cell in cells if cell.recipe.prompt == "trained"]
-    assert [recipe.aspects for recipe in trained] == [*((name,) for name in ASPECTS), ASPECTS]
-    assert {"V+brightness", "V+brightness+rS", "V+colorfulness", "V+colorfulness+rS"} <= {c.recipe.name for c in cells}
-
-
 def test_a_system_over_another_waits_for_it(tmp_path: Path) -> None:
     plan = plan_cells(small_job(tmp_path, "table1"), PAPER, all_recipes())
     assert "emoji-scenes/qlora/seed1" in plan.find("emoji-scenes/distilled/seed1").needs
@@ -114,20 +104,6 @@ def test_the_cue_head_needs_words(tmp_path: Path) -> None:
     assert [(one.system, one.reason) for one in plan.skipped] == [("cues", NO_WORDS)]
 
 
-@pytest.mark.parametrize("setting", ["aspects", "prompt"])
-def test_adapters_of_the_cue_head_are_not_set(setting: str) -> None:
-    with pytest.raises(UsageError, match=f"no setting '{setting}'"):
-        divided([f"cues.{setting}=runs/other"])
-
-
-def test_a_system_over_one_of_its_own_waits_for_nobody(tmp_path: Path) -> None:
-    others = ("distilled.over=probe", "qlora.max_steps=7")
-    job = replace(small_job(tmp_path, "table1"), others=others)
-    cell = plan_cells(job, PAPER, all_recipes()).find("emoji-scenes/distilled/seed0")
-    assert not [need for need in cell.needs if "qlora" in need]
-    assert changes_of("distilled", others) == ("over=probe",)
-
-
 def test_what_no_seed_changes_is_run_once_and_a_table_says_so(tmp_path: Path) -> None:
     job = small_job(tmp_path, "table1", seeds=3)
     cells = plan_cells(job, PAPER, all_recipes()).cells
@@ -146,12 +122,6 @@ def test_what_no_seed_changes_is_run_once_and_a_table_says_so(tmp_path: Path) ->
     assert note == f"Run once, since nothing in them depends on a seed: {own}, zero-shot-letters, sepm, probe."
     single = accuracy_table(Results(replace(job, seeds=(0,)), PAPER, outcomes, ()), "table1")
     assert not [note for note in single.notes if note.startswith("Run once")], "there, everything was run once"
-
-
-def test_names_of_recipes() -> None:
-    assert FULL.name == "V+A+S"
-    assert masp(("scene",), "random").name == "V+scene+rS"
-    assert masp(ASPECTS, "trained", 8).name == "V+A+S 8"
 
 
 def test_data_sets_are_found_by_their_names(tmp_path: Path) -> None:
@@ -203,7 +173,6 @@ def test_a_folder_of_aspects_teaches_them_where_emoset_is_missing(tmp_path: Path
     (tmp_path / "aspects" / "list.csv").write_text("image,aspect,value,split\nbeach.png,scene,beach,train\n")
     found, _ = find_sources(tmp_path, None, DataConfig(), PAPER)
     teacher = find_teacher(tmp_path, DataConfig(), found, PAPER)
-    assert teacher is not None
     assert (teacher.name, teacher.annotated, [source.name for source in found]) == ("aspects", True, ["FI"])
     job = replace(small_job(tmp_path, "table2", seeds=1), sources=found, teacher=teacher, drawn=None)
     assert "aspects/stage-1/seed0" in plan_cells(job, PAPER, all_recipes()).find("FI/V+A+S/seed0").needs

@@ -15,7 +15,6 @@ import pytest
 
 from fixtures import tiny
 from fixtures.adapters import LABELS, write_adapter
-from masp.cli import main
 from masp.core.errors import DataError, UsageError
 from masp.data.readers.open_dataset import open_dataset
 from masp.data.readers.vecbench import write_tables
@@ -60,23 +59,21 @@ def evaluated(pack: Path, name: str, model: Any) -> float:
 
 
 @pytest.mark.filterwarnings("ignore")  # of the library datasets
-def test_the_accuracy_in_lmms_eval_is_that_of_masp_evaluate(tmp_path, table, capsys, monkeypatch):
+def test_the_accuracy_in_lmms_eval_is_that_of_masp_evaluate(tmp_path, table, masp, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     write_adapter(tmp_path / "a", aspects=("scene",))
     place = str(tiny.checkpoint())
-    with pytest.raises(SystemExit) as end:
-        main(["data", "lmms-eval", str(table), "--out", str(tmp_path / "pack"), "--name", "small"])
-    out, err = capsys.readouterr()
-    assert end.value.code == 0, err
+    code, out, err = masp("data", "lmms-eval", table, "--out", tmp_path / "pack", "--name", "small")
+    assert code == 0, err
     assert "--include_path" in out
-    masp = Masp.from_pretrained(tmp_path / "a", place, dtype="float32")
-    ours = evaluate(masp, open_dataset(table), "test")
+    loaded = Masp.from_pretrained(tmp_path / "a", place, dtype="float32")
+    ours = evaluate(loaded, open_dataset(table), "test")
     dataset = open_dataset(table)
     assert set(dataset.labels) == set(LABELS)
     kind = lmms_eval.with_masp(Harness)
     model = kind(adapter=str(tmp_path / "a"), backbone=place, dtype="float32", device="cpu", batch_size="4")
     rows = (tmp_path / "pack" / "small.jsonl").read_text()
-    asked = masp.task.question
+    asked = loaded.task.question
     (tmp_path / "pack" / "small.jsonl").write_text(rows.replace(json.loads(rows.splitlines()[0])["question"], asked))
     config = tmp_path / "pack" / "small.yaml"
     assert str(tmp_path / "pack" / "small.jsonl") in config.read_text()
@@ -103,16 +100,14 @@ def row(task: str, image: str, truth: str, candidates: list[str]) -> str:
     return json.dumps({"task": task, "ground_truth": truth, "candidates": candidates, "conversations": turns})
 
 
-def test_vecbench_becomes_a_table_for_each_task(tmp_path, capsys):
+def test_vecbench_becomes_a_table_for_each_task(tmp_path, masp):
     for number in range(4):
         tiny.picture(60, 60, seed=number).save(tmp_path / f"{number}.jpg")
     lines = [row("FI-2", f"{n}.jpg", ("Positive", "negative")[n % 2], ["positive", "negative"]) for n in range(3)]
     lines.append(row("EmoSet-8", "file://" + str(tmp_path / "3.jpg"), "awe", ["awe", "fear"]))
     (tmp_path / "test.jsonl").write_text("\n".join(lines))
-    with pytest.raises(SystemExit) as end:
-        main(["data", "vecbench", str(tmp_path / "test.jsonl")])
-    assert end.value.code == 0
-    assert "FI-2 3, EmoSet-8 1" in capsys.readouterr().err
+    code, _, err = masp("data", "vecbench", tmp_path / "test.jsonl")
+    assert (code, "FI-2 3, EmoSet-8 1" in err) == (0, True)
     dataset = open_dataset(tmp_path / "FI-2.csv")
     assert [(one.path.name, one.label) for one in dataset.splits["test"]] == [
         ("0.jpg", "positive"),

@@ -24,7 +24,6 @@ from fixtures.adapters import write_adapter
 from masp.adapters import combine
 from masp.backbones.files import find
 from masp.backbones.qwen2_vl import load_vision
-from masp.cli import main
 from masp.core.errors import AdapterError, BackboneError, UsageError
 from masp.model.scoring import first_word
 from masp.predictor import Masp
@@ -408,20 +407,16 @@ def test_what_vllm_cannot_serve_is_refused(tmp_path):
         read_note(tmp_path)
 
 
-def test_the_command(tmp_path, capsys):
+def test_the_command(tmp_path, masp):
     adapter = write_adapter(tmp_path / "a")
     described = json.loads((adapter / "adapter.json").read_text())
     described["image_transform"] = {"min_pixels": 784, "max_pixels": 50_000}
     (adapter / "adapter.json").write_text(json.dumps(described))
     words = ["export", "--as", "vllm", "--adapter", str(tmp_path / "a"), "--backbone", str(tiny.checkpoint())]
-    with pytest.raises(SystemExit) as end:
-        main([*words, "--out", str(tmp_path / "out")])
-    out, err = capsys.readouterr()
-    assert (end.value.code, out) == (0, f"{tmp_path / 'out'}\n"), err
+    code, out, err = masp(*words, "--out", tmp_path / "out")
+    assert (code, out) == (0, f"{tmp_path / 'out'}\n"), err
     command = read_note(tmp_path / "out")["command"]
     assert {"--enable-prompt-embeds", "--enable-mm-embeds"} <= set(command)
     assert json.loads(command[command.index("--mm-processor-kwargs") + 1]) == described["image_transform"]
     assert str(tmp_path) not in (tmp_path / "out" / "README.md").read_text()
-    with pytest.raises(SystemExit) as end:
-        main([*words, "--out", str(tmp_path / "other"), "--task", "x"])
-    assert end.value.code == 2
+    assert masp(*words, "--out", tmp_path / "other", "--task", "x")[0] == 2

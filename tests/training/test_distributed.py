@@ -22,7 +22,6 @@ from fixtures import training as small_training
 from fixtures.toy_stage import ToyStage
 from masp.core import runtime
 from masp.core.errors import Agreement, DataError, MaspError, UsageError
-from masp.core.runtime import Bar
 from masp.training import distributed as room
 from masp.training.checkpoints import CheckpointStore
 from masp.training.disk_cache import DiskCache
@@ -148,16 +147,6 @@ def test_an_error_between_two_meetings_reaches_the_others_at_their_next_one(monk
     found = together(monkeypatch, work)
     assert {str(error) for error in found} == {"process 2 failed: ValueError: made up in two lines"}
     assert [error.agreed.tells for error in found] == [True, False, False]
-
-
-def test_guards_inside_guards_meet_once(monkeypatch):
-    def work(processes):
-        with processes.guarded(), processes.guarded():
-            processes.all_gather(lambda: 1 / processes.rank)
-
-    assert {str(error) for error in together(monkeypatch, work)} == {
-        "process 0 failed: ZeroDivisionError: division by zero"
-    }
 
 
 def test_a_signal_to_one_stops_all_of_them(monkeypatch):
@@ -300,15 +289,6 @@ def test_weights_are_not_divided_between_processes(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(UsageError, match=r"--use_fsdp.*whole weights.*device=spread"):
         launched(torch.device("cpu"))
-
-
-def test_only_the_first_process_draws_a_bar(monkeypatch):
-    from rich.console import Console
-
-    terminal = Console(force_terminal=True)
-    assert not Bar("x", 1, console=terminal)._progress.disable
-    monkeypatch.setenv("RANK", "1")
-    assert Bar("x", 1, console=terminal)._progress.disable
 
 
 def test_the_boundary_says_a_shared_error_once(capsys):

@@ -134,12 +134,6 @@ def test_features_that_were_asked_for_and_do_not_fit_are_a_warning(tmp_path, dat
         assert needed == pytest.approx(tokens * tiny.DIM * 4, rel=0.1)  # from the first sixteen
 
 
-def test_auto_says_nothing_louder_than_usual(tmp_path, dataset, caplog):
-    trained(dataset, tmp_path, "prompt.feature_memory_gb=1e-6")
-    assert kept(tmp_path) == "none"
-    assert warnings(caplog) == []
-
-
 def test_questions_without_end_have_no_prefixes_where_each_has_its_own(tmp_path, dataset, monkeypatch):
     """With shuffled labels nearly every example asks something else, so a prefix is hardly ever met again."""
     seen = counted(monkeypatch)

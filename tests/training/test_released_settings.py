@@ -12,7 +12,7 @@ from fixtures import tiny
 from fixtures import training as small
 from masp.adapters import AdapterInfo, BackboneRecord, read_info
 from masp.core.aspects import ASPECTS
-from masp.core.config import MethodConfig, RunConfig, load_config
+from masp.core.config import MethodConfig, load_config
 from masp.core.labels import LABEL_SETS, RELEASED_LABELS
 from masp.core.prompts import EMOTION
 from masp.data.images import open_image, shrunk_size
@@ -56,10 +56,6 @@ def test_the_papers_file_says_what_the_paper_does() -> None:
     for stage in (config.aspects, config.prompt):
         assert (stage.learning_rate, stage.batch_size, stage.max_grad_norm) == (1e-4, 1, None)
         assert stage.epochs is not None  # exact: no least number of steps comes on top
-
-
-def test_the_file_leaves_the_images_as_they_are_by_default() -> None:
-    assert load_config(FILE).data == RunConfig().data
 
 
 def test_its_rate_rises_for_three_percent_and_falls_in_a_line() -> None:

@@ -37,12 +37,6 @@ def test_a_signal_behind_the_last_check_is_told_at_the_end(name):
     assert handlers() == before
 
 
-def test_without_a_signal_nothing_happens_at_the_end():
-    with StopRequest() as stop:
-        stop.check()
-    stop.check()
-
-
 def test_an_error_is_told_before_a_signal():
     with pytest.raises(ValueError, match="worse"), StopRequest():  # noqa: PT012
         signal.raise_signal(signal.SIGTERM)

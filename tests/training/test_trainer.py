@@ -12,15 +12,15 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 
-from fixtures.toy_stage import SETTINGS, ToyStage, batches, numbers, train
+from fixtures.toy_stage import SETTINGS, ToyStage, numbers, train
 from masp.core.errors import CheckpointError, MaspError
 from masp.core.runtime import Bar
 from masp.core.settings import TrainConfig
 from masp.data.splits import Batches
 from masp.training.checkpoints import CheckpointStore
-from masp.training.run_stage import loop_settings, tell_reach
+from masp.training.run_stage import loop_settings
 from masp.training.signals import Interrupted, StopRequest
-from masp.training.trainer import RateScale, Trainer, TrainingLength, budget_of, rate_factor, reach
+from masp.training.trainer import Trainer, TrainingLength, budget_of, rate_factor, reach
 
 
 def whole(tmp_path: Path) -> tuple[list[float], list[tuple[int, tuple[int, ...]]]]:
@@ -145,19 +145,6 @@ def test_another_length_or_rate_is_another_run_for_a_checkpoint(changes, kept):
     assert (first == second) == kept
 
 
-@pytest.mark.parametrize(
-    ("rate", "schedule", "level"), [(1e-4, "cosine", "WARNING"), (0.02, "cosine", "INFO"), (2e-4, "constant", "INFO")]
-)
-def test_how_far_a_number_can_move_is_said_and_too_little_is_a_warning(caplog, rate, schedule, level):
-    """69 steps at 1e-4 (cosine) are 0.0035 beside a spread of 0.116."""
-    settings = TrainConfig(learning_rate=rate, epochs=1, schedule=schedule)
-    budget = budget_of(settings, 69, 1.0)
-    with caplog.at_level("INFO"):
-        tell_reach(settings, budget, RateScale(0.116, 0.116, "the embeddings"))
-    assert [record.levelname for record in caplog.records] == [level]
-    assert f"{reach(budget, 0.03, schedule):.2g}" in caplog.text
-
-
 def test_the_sum_of_the_rates_bounds_how_far_a_number_moves():
     parameter = torch.nn.Parameter(torch.zeros(50))
     optimizer, budget = torch.optim.AdamW([parameter], weight_decay=0.0), TrainingLength(0.02, 40, 0)
@@ -246,11 +233,6 @@ def test_the_schedule_rises_falls_and_never_starts_at_zero():
     assert cosine[55] == pytest.approx(0.5)
     assert [rate_factor(step, 4, 0.0, "linear") for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
     assert {rate_factor(step, 7, 0.0, "constant") for step in range(7)} == {1.0}
-
-
-def test_the_toy_order_is_what_the_tests_take_it_for():
-    assert batches(0, 0) != batches(1, 0)
-    assert batches(2, 1) == batches(2, 0)[1:]
 
 
 def test_the_bar_shows_loss_pace_and_time_left():
