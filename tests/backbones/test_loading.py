@@ -54,6 +54,11 @@ def test_without_a_network_the_message_says_how_to_fetch() -> None:
         load_backbone("somebody/something")
 
 
+def test_a_name_that_is_no_name_is_refused() -> None:
+    with pytest.raises(BackboneError, match="neither a folder nor the id"):
+        load_backbone("not/a/model/../id")
+
+
 def test_only_safetensors_are_read(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(BackboneError, match="safetensors"):

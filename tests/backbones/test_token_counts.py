@@ -5,15 +5,19 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from transformers import LlavaNextForConditionalGeneration, LlavaOnevisionForConditionalGeneration
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from fixtures import tiny
 from masp.backbones.base import Backbone
 from masp.backbones.known_models import Description, describe, published
 from masp.backbones.loading import FAMILIES, load_backbone
-from masp.backbones.model_stats import visual_tokens
+from masp.backbones.model_stats import model_config, visual_tokens
 from masp.core.errors import BackboneError, UsageError
 
 SEVEN = "Qwen/Qwen2-VL-7B-Instruct"
@@ -76,6 +80,51 @@ def test_visual_tokens_of_published_backbones_by_hand():
     assert visual_tokens(describe(SEVEN), ((1920, 1080), (28, 28))) == (69 * 39, 4)
     assert visual_tokens(describe("Qwen/Qwen3-VL-8B-Instruct"), ((1920, 1080),)) == (60 * 34,)
     assert visual_tokens(describe("llava-hf/llava-1.5-7b-hf"), ((1920, 1080),)) == (24 * 24,)
+
+
+CLIP = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+TEXT = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 97}
+GRID = [[42, 84], [84, 42], [84, 84], [42, 126], [126, 42], [126, 126]]
+
+
+def tiled(kind, vision, language):
+    """A tiny model that puts tiles together, its description, and the processor that cuts them."""
+    config = {
+        "model_type": kind,
+        "text_config": TEXT | {"model_type": language},
+        "vision_config": CLIP | {"model_type": vision, "image_size": 42, "patch_size": 14},
+        "image_grid_pinpoints": GRID,
+        "image_token_index": 5,
+    }
+    if kind == "llava_onevision":
+        config["vision_config"]["vision_use_head"] = False
+        config["vision_aspect_ratio"] = "anyres_max_2"
+    return described(config, {})
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_visual_tokens_of_llava_next_are_those_of_a_model(size):
+    description = tiled("llava_next", "clip_vision_model", "llama")
+    model = LlavaNextForConditionalGeneration(model_config(description)).eval()
+    edge = {"shortest_edge": 42}
+    processor = LlavaNextImageProcessorPil(size=edge, crop_size={"height": 42, "width": 42}, image_grid_pinpoints=GRID)
+    assert visual_tokens(description, (size,)) == (tokens_of(model, processor, size),)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_visual_tokens_of_llava_onevision_are_those_of_a_model(size):
+    description = tiled("llava_onevision", "siglip_vision_model", "qwen2")
+    model = LlavaOnevisionForConditionalGeneration(model_config(description)).eval()
+    processor = LlavaOnevisionImageProcessorPil(size={"height": 42, "width": 42}, image_grid_pinpoints=GRID)
+    assert visual_tokens(description, (size,)) == (tokens_of(model, processor, size),)
+
+
+@torch.no_grad()
+def tokens_of(model, processor, size):
+    """Length of the image features that a model makes of an image."""
+    batch = processor(images=[tiny.picture(*size)], return_tensors="pt")
+    features = model.get_image_features(batch["pixel_values"].float(), image_sizes=batch["image_sizes"]).pooler_output
+    return sum(len(part) for part in features)
 
 
 @pytest.mark.parametrize("size", SIZES)

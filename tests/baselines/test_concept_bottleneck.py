@@ -114,6 +114,18 @@ def test_each_image_has_every_word_the_likeliest_first(tmp_path: Path) -> None:
         assert [cue.probability for cue in cues] == sorted((cue.probability for cue in cues), reverse=True)
 
 
+def test_the_words_come_from_the_tokens_of_their_own_aspect(tmp_path: Path) -> None:
+    system, images = head(), Watched(tiny.backbone())
+    system.fit(taught(tmp_path / "out", images))
+    assert system.learned is not None
+    visual = images.visual([4])
+    tokens = system.model.aspect_tokens(visual).tokens[:, ASPECTS.index("scene")].flatten(1)
+    layer = {name: system.learned.tensors[f"scene.{name}"] for name in ("weight", "bias", "mean", "scale", "known")}
+    (beach,) = logits(layer, tokens).sigmoid()[0].tolist()
+    (found,) = [cue.probability for cue in system.cues(visual)[0] if cue.aspect == "scene"]
+    assert found == pytest.approx(beach, abs=1e-6)
+
+
 def test_the_penalty_of_the_labels_is_the_likeliest_on_val(tmp_path: Path) -> None:
     images, found = Watched(tiny.backbone()), {}
     for name, strengths in {"weak": (100.0,), "strong": (1e-4,), "both": (1e-4, 100.0)}.items():

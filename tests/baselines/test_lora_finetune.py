@@ -20,6 +20,7 @@ from fixtures.toy_stage import gradients
 from masp.backbones.loading import load_backbone
 from masp.backbones.random_init import Shape, make
 from masp.baselines import lora_finetune as tuning
+from masp.baselines.base import System
 from masp.baselines.lora_finetune import PLAIN, TuningStage, classifications, lora_system, tuning_loss
 from masp.baselines.lora_layers import LoraLayers, LoraSettings
 from masp.core.config import MethodConfig
@@ -113,6 +114,16 @@ def test_a_fresh_start_changes_nothing_and_a_trained_one_does():
         assert (log_p(backbone, visual) - bare).abs().max() > 1e-2
 
 
+def test_the_start_is_a_function_of_the_seed():
+    found = []
+    for seed in (0, 0, 1):
+        layers = LoraLayers(tiny.backbone(), FEW)
+        layers.start(seed)
+        found.append(torch.cat([parameter.detach().flatten() for parameter in layers.parameters().values()]))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
 def test_dropout_is_on_in_training_alone():
     backbone = tiny.backbone()
     layers, visual = shaken(backbone, replace(FEW, dropout=0.5)), tokens(backbone, 2)
@@ -170,6 +181,20 @@ def test_two_systems_on_one_backbone_do_not_meet(tmp_path):
     said = first.predict(visual)
     second.fit(lessons(backbone, tmp_path / "second"))
     assert first.predict(visual) == said != second.predict(visual)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "smolvlm"])
+def test_it_learns_and_answers_on_every_kind_of_family(tmp_path, family):
+    backbone = tiny.backbone(family)
+    system: System = lora_system(backbone, LABELS, replace(FEW, epochs=1))
+    system.fit(lessons(backbone, tmp_path))
+    visual = tokens(backbone, 3)
+    batch = system.predict(visual)
+    for row, one in enumerate(batch):
+        assert one.predicted == max(one.log_probabilities, key=one.log_probabilities.get)
+        assert sum(torch.tensor(list(one.log_probabilities.values())).exp()) == pytest.approx(1, abs=1e-5)
+        (alone,) = system.predict(visual.select([row]))
+        assert alone.log_probabilities == pytest.approx(one.log_probabilities, abs=1e-4)
 
 
 # --- learning --------------------------------------------------------------------------------------------------------

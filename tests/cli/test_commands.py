@@ -139,6 +139,13 @@ def test_labels_replace_those_of_an_adapter(masp, world):
     assert list(objects(out)[0]["probabilities"]) == ["joy", "shame"]
 
 
+def test_no_explain_only_scores(masp, world):
+    code, out, _ = masp("predict", world / "pictures/0.png", "--adapter", world / "adapter", "--json", "--no-explain")
+    (found,) = objects(out)
+    assert code == 0
+    assert (found["answer"], found["aspects"], found["prompt_attention"]) == (None, {}, None)
+
+
 def test_lists_and_standard_input_name_images(masp, world, tmp_path, monkeypatch):
     names = [str(world / "pictures" / f"{number}.png") for number in (2, 0)]
     (tmp_path / "list.txt").write_text("\n".join(names))
@@ -149,6 +156,21 @@ def test_lists_and_standard_input_name_images(masp, world, tmp_path, monkeypatch
         )
     assert code == 0
     assert [one["image"] for one in objects(out)] == names + names
+
+
+def test_a_line_whose_folder_cannot_be_read_fails_alone(masp, world, tmp_path):
+    (tmp_path / "circle").mkdir()
+    (tmp_path / "circle" / "up").symlink_to(tmp_path / "circle")
+    good = str(world / "pictures" / "0.png")
+    (tmp_path / "list.txt").write_text(f"{tmp_path / 'circle'}\n{good}\n")
+    code, out, _ = masp(
+        "predict", f"@{tmp_path / 'list.txt'}", "--adapter", world / "adapter", "--json", "--no-explain"
+    )
+    found = {one["image"]: one for one in objects(out)}
+    assert code == 1
+    assert set(found) == {str(tmp_path / "circle"), good}
+    assert "a folder it lies in" in found[str(tmp_path / "circle")]["error"]
+    assert "probabilities" in found[good]
 
 
 def test_a_report_is_written(masp, world, tmp_path):
@@ -284,6 +306,13 @@ def test_evaluate_records_figures_in_the_adapter(masp, world, tmp_path):
     assert same == [(world / "adapter" / "weights.safetensors").read_bytes()]
     code, _, err = masp("evaluate", "--adapter", "some/where", "--data", world / "data", "--record")
     assert (code, "no folder some/where here" in error_line(err)) == (1, True)
+
+
+def test_evaluate_by_generated_text(masp, world):
+    code, out, _ = masp("evaluate", "--adapter", world / "adapter", "--data", world / "data", "--mode", "generate")
+    assert code == 0
+    assert "answers that name no label" in out
+    assert "calibration" not in out
 
 
 def test_evaluate_measures_another_system_and_compares_the_two(masp, world, tmp_path):
@@ -503,3 +532,10 @@ def test_debug_shows_the_trace_wherever_it_stands(masp, monkeypatch, place):
     assert code == 1
     assert "Traceback" in err
     assert err.splitlines()[-1].startswith("masp: error: nowhere does not exist")
+
+
+def test_debug_behind_two_dashes_is_a_file(masp, world):
+    code, out, err = masp("predict", "--json", "--adapter", world / "plain", "--", "--debug")
+    assert code == 1
+    assert objects(out)[0]["image"] == "--debug"
+    assert "Traceback" not in err

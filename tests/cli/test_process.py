@@ -84,3 +84,9 @@ def test_predictions_of_another_system_are_measured_without_model_code(tmp_path)
     out, err = process.communicate(timeout=HANGS)
     assert "50.0 %" in out
     assert err.endswith("[]\n")
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "masp", "predict"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Usage: masp predict" in done.stdout + done.stderr

@@ -157,6 +157,15 @@ def test_listed_pictures_that_are_missing_are_errors(tmp_path: Path) -> None:
     assert "image/fear/fear_00000.jpg: cannot be read (No such file" in examples(report, "picture")
 
 
+def test_a_name_that_no_file_can_have_is_a_missing_picture(tmp_path: Path) -> None:
+    emoset(tmp_path, {"train": [("fear", {}), ("awe", {})]})
+    rows = json.loads((tmp_path / "train.json").read_text())
+    put_json(tmp_path / "train.json", [*rows, [0, f"image/{'x' * 300}.jpg", None]])
+    report = checked(tmp_path)
+    assert kinds(report)["picture"] == 1
+    assert "File name too long" in examples(report, "picture")
+
+
 def test_names_that_say_another_format_are_warnings(tmp_path: Path) -> None:
     tree(tmp_path, {"joy": 2, "fear": 2})
     (tmp_path / "joy" / "wrong.jpg").write_bytes(encoded(noise(channels=4, seed=9)))

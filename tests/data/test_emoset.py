@@ -212,6 +212,15 @@ def test_a_data_set_without_labels_opens_and_is_divided_by_content(tmp_path: Pat
     assert all(record.annotations == {"scene": "beach"} for record in dataset.records)
 
 
+def test_all_json_alone_is_no_layout_and_gives_way_to_splits(tmp_path: Path) -> None:
+    root = tree(tmp_path / "tree", {"calm": 2, "wild": 2})
+    put_json(root / "all.json", [])
+    assert open_dataset(root).layout == "folder"
+    emoset(tmp_path / "E", ROWS)
+    put_json(tmp_path / "E" / "all.json", "anything")
+    assert set(open_dataset(tmp_path / "E").splits) == {"train", "val", "test"}
+
+
 def test_a_machines_annotations_are_told_from_those_of_people(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     emoset(tmp_path / "E", ROWS)
     open_dataset(tmp_path / "E")

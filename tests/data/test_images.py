@@ -111,6 +111,12 @@ def test_greys_of_32_bits_are_taken_by_their_range() -> None:
     assert np.asarray(to_rgb(large))[:, :, 1].tolist() == [[0, 100, 255], [0, 255, 1]]
 
 
+def test_big_endian_greys_are_read_alike() -> None:
+    little = Image.fromarray(np.array([[0, 25700, 65535]], dtype="<u2"))
+    big = Image.frombytes("I;16B", (3, 1), np.array([[0, 25700, 65535]], dtype=">u2").tobytes())
+    assert same(to_rgb(little), to_rgb(big))
+
+
 def test_every_grey_of_a_large_picture_is_scaled_with_little_memory() -> None:
     """50 million greys once took several tables of eight bytes each, in every thread that reads."""
     ramp = np.tile(np.arange(65536, dtype=np.uint16), 61).reshape(-1, 4096)
@@ -192,12 +198,28 @@ def test_pictures_are_turned_upright(orientation: int, kind: str) -> None:
     assert decode_image(stored, "x").size == ((5, 7) if orientation >= 5 else (7, 5))
 
 
+def test_turning_keeps_transparency() -> None:
+    image, exif = Image.new("P", (5, 3), 1), Image.Exif()
+    image.putpalette([9, 9, 9, 200, 0, 0])
+    image.putpixel((0, 0), 0)
+    exif[ORIENTATION] = 6
+    got = decode_image(encoded(image, "PNG", exif=exif, transparency=0), "x")
+    assert got.size == (3, 5)
+    assert got.getpixel((2, 0)) == WHITE
+
+
 @pytest.mark.parametrize(
     "exif", [b"Exif\x00\x00garbage", b"Exif\x00\x00II*\x00\xff\xff\xff\xff", b"Exif\x00\x00", b"x"]
 )
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
 def test_unreadable_metadata_does_not_cost_the_picture(exif: bytes) -> None:
     assert decode_image(encoded(Image.new("RGB", (7, 5)), "JPEG", exif=exif), "x").size == (7, 5)
+
+
+def test_metadata_of_the_wrong_kind_does_not_cost_the_picture() -> None:
+    image = noise()
+    image.info["exif"] = 3
+    assert same(to_rgb(image), noise())
 
 
 def test_to_rgb_turns_only_once() -> None:
@@ -295,6 +317,12 @@ def test_formats_off_the_list_are_refused(kind: str) -> None:
     reason = "TIFF .*which is not read.*known flaws" if kind == "TIFF" else "not a JPEG, PNG, WEBP, GIF, BMP, AVIF or"
     with pytest.raises(ImageError, match=rf"{reason}.*\. Save the image again"):
         decode_image(encoded(noise(), kind), "x")
+
+
+def test_films_in_the_same_container_are_no_pictures() -> None:
+    film = struct.pack(">I", 24) + b"ftypisom" + bytes(4) + b"isommp42"
+    with pytest.raises(ImageError, match="not a JPEG"):
+        decode_image(film + bytes(100), "x")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fixtures.pictures import noise, put
-from masp.core.errors import DataError
+from masp.core.errors import DataError, UsageError
 from masp.data.prefetch import Failed, LoadedBatch, Loading, load, prefetch, prefetch_batches
 from masp.data.records import BadFiles
 from masp.data.splits import Batches
@@ -173,3 +173,8 @@ def test_closing_the_stream_ends_its_threads(pictures: list[Path]) -> None:
     assert threading.active_count() > before
     stream.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert threading.active_count() == before
+
+
+def test_a_batch_size_below_one_is_refused(pictures: list[Path]) -> None:
+    with pytest.raises(UsageError, match=r"batch_size is 0; expected 1 or more"):
+        next(prefetch(pictures, mean, 0))

@@ -60,6 +60,13 @@ def test_a_damaged_annotation_beside_folders_leaves_its_picture_out(tmp_path: Pa
     assert dataset.rejected[0].path == tmp_path / "fear" / "1.png"
 
 
+def test_too_many_damaged_annotations_beside_folders_stop(tmp_path: Path) -> None:
+    tree(tmp_path, {"fear": 3, "awe": 3})
+    for number in (0, 1):
+        (put_json(tmp_path / "annotation" / "fear" / f"{number}.json", 0)).write_text("{")
+    assert "2 of 6 files cannot be used" in complaint(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("train", "val", "test"), [("train", "val", "test"), ("Training", "valid", "testing"), ("train", "dev", "test")]
 )
@@ -164,6 +171,10 @@ REFUSED = {
     "labels alike": (lambda root: tree(root, {"joy": 2, "Joy.": 2}), "'Joy.' and 'joy' are the same answer"),
     "a label that is not read": (lambda root: (tree(root, TWO), put(root / "awe" / "scan.TIF")), "but scan.TIF"),
     "a tree too deep": (lambda root: tree(root / "set", TWO), "Perhaps open "),
+    "images and folders": (
+        lambda root: (tree(root / "set", TWO), put(root / "set" / "a.png")),
+        "holds images and also the folder fear",
+    ),
     "images beside labels": (lambda root: (tree(root, TWO), put(root / "stray.png")), "(stray.png, …) beside its"),
     "images beside labels of a split": (
         lambda root: (tree(root / "train", TWO), put(root / "train" / "stray.png")),
@@ -258,6 +269,13 @@ def test_an_empty_class_of_a_split_is_passed_over_and_so_is_an_empty_split(tmp_p
     dataset = open_dataset(tmp_path)
     assert {split: len(records) for split, records in dataset.splits.items()} == {"train": 6, "test": 2}
     assert dataset.labels == ("fear", "joy")
+
+
+def test_an_empty_folder_of_a_search_word_is_no_label_of_emotion6(tmp_path: Path) -> None:
+    root = emotion6(tmp_path, VOTES)
+    before = open_dataset(root).labels
+    (root / "images" / "contempt").mkdir()
+    assert open_dataset(root).labels == before
 
 
 # --- fuzzing -------------------------------------------------------------------------------------------------------

@@ -163,6 +163,14 @@ def test_a_table_with_a_row_for_each_aspect_is_read_without_labels(tmp_path: Pat
         }
 
 
+def test_columns_of_aspects_may_have_other_names(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.jpg")
+    (tmp_path / "list.csv").write_text("file,about,says\na.jpg,scene,beach\n")
+    settings = [f"data.path={tmp_path}", "data.layout=aspects", "data.columns={aspect: about, value: says}"]
+    (record,) = open_dataset(load_config(None, settings).data).records
+    assert record.annotations == {"scene": "beach"}
+
+
 @pytest.mark.parametrize(("row", "fault"), [("a.jpg,mood,grim", "the aspect is 'mood'"), ("a.jpg,scene,", "is blank")])
 def test_a_row_about_no_aspect_is_refused(tmp_path: Path, row: str, fault: str) -> None:
     pictures(tmp_path, "a.jpg")

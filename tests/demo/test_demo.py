@@ -168,6 +168,3 @@ def test_shipped_pictures_are_what_the_script_draws(tmp_path: Path) -> None:
         assert shipped[name].annotations["scene"] == Path(name).stem.replace("_", " ")
         assert sum(shipped[name].probabilities.values()) == pytest.approx(1, abs=1e-4)
     assert len({picture.label for picture in shipped.values()}) == make_demo_pictures.PICTURES
-
-
-# --- small parts ---------------------------------------------------------------------------------------------------

@@ -268,6 +268,13 @@ def test_images_and_labels_of_another_data_set_are_refused(tmp_path):
         evaluate_predictions(file, data)
 
 
+def test_without_val_in_the_file_no_temperature_is_fitted(tmp_path):
+    data = dataset(tmp_path / "things")
+    found = evaluate_predictions(write(tmp_path / "p.jsonl", *rows_for(data)), data, calibrate=True)
+    assert found.chances is not None
+    assert found.chances.calibrated is None
+
+
 def test_predictions_are_never_overwritten_by_their_own_result(tmp_path):
     data = dataset(tmp_path / "things")
     file = write(tmp_path / "predictions.jsonl", *rows_for(data))

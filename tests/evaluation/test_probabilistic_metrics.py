@@ -104,6 +104,13 @@ def test_a_perfectly_calibrated_system_stands_on_the_floor():
     assert of.proper_scores(too_sure, truth, FEW)[2].value > floor.value + 10 * floor.deviation
 
 
+def test_the_floor_after_scaling_is_that_of_the_scaled_confidences():
+    logs, truth = random_case()
+    found = of.calibrated((logs, truth), "val", logs, truth, BootstrapSamples(20, 3))
+    assert found.calibration_floor == of.calibration_floor(of.scaled(logs, found.temperature), seed=3)
+    assert found.calibration_floor != of.calibration_floor(logs, seed=3)
+
+
 def test_the_reliability_diagram_holds_every_answer_once():
     bins = of.reliability(HAND, TRUTH)
     assert len(bins) == 15
@@ -150,6 +157,16 @@ def test_the_interval_of_the_temperature_by_hand():
     calibrated = of.calibrated((logs, truth), "val", logs, truth, FEW).temperature_interval
     assert calibrated.high == pytest.approx(found.high, rel=1e-3)
     assert of.temperature_interval(np.log(np.full((4, 2), 0.5)), np.array([0, 1, 0, 1]), 1.0) is None  # any T fits
+
+
+def test_temperatures_of_other_samples_lie_in_the_interval():
+    logs, _ = random_case(images=4000, labels=4)
+    dice = np.random.default_rng(2)
+    truth = (np.exp(logs).cumsum(axis=1) < dice.random((4000, 1))).sum(axis=1).clip(0, 3)  # honest: T = 1
+    samples = [slice(200 * place, 200 * (place + 1)) for place in range(20)]
+    ends = [of.temperature_interval(logs[s], truth[s], metrics.fit_temperature(logs[s], truth[s])) for s in samples]
+    inside = sum(one is not None and one.low <= 1 <= one.high for one in ends)
+    assert 16 <= inside <= 20
 
 
 def test_a_fit_that_ends_at_the_edge_says_so():

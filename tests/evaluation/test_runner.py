@@ -41,6 +41,11 @@ def test_where_nobody_says_how_many_at_a_time_the_backbone_decides(masp, tmp_pat
     assert unsaid.answers == said.answers
 
 
+def test_a_batch_of_none_is_refused(masp, tmp_path):
+    with pytest.raises(UsageError, match="batch_size is 0; expected 1 or more"):
+        evaluate(masp, write_scenes(tmp_path), batching=Batching(0))
+
+
 def test_scores_agree_with_predict(masp, tmp_path):
     dataset = write_scenes(tmp_path)
     found = evaluate(masp, dataset, batching=Batching(3))

@@ -110,6 +110,14 @@ def test_gradients_reach_only_the_aspects_present_each_from_its_own_examples(att
         assert torch.allclose(found.grad, expected.grad, atol=1e-4)
 
 
+def test_order_follows_the_request() -> None:
+    made, visual = modules("single"), made_up()
+    found = made(visual, ["brightness", "object"])
+    assert found.aspects == ("brightness", "object")
+    whole = made(visual).tokens
+    assert torch.allclose(found.tokens, whole[:, [2, 0]], atol=1e-6)
+
+
 def test_low_precision_tokens_are_read_in_fp32() -> None:
     made, visual = modules("single"), made_up().to(dtype=torch.bfloat16)
     found = made(visual)

@@ -269,6 +269,14 @@ def test_the_efficiency_is_the_median_of_what_was_reached():
         measured_efficiency({"results": []})
 
 
+def test_sizes_are_read_from_a_configuration():
+    sizes = sizes_of("embedded")
+    assert (sizes.dim, sizes.layers, sizes.kv_dim, sizes.vocabulary, sizes.patches) == (256, 4, 128, 768, 4)
+    layer = 256 * (256 + 2 * 128) + 512 + 256 * 256 + 3 * 256 * 512 + 2 * 256
+    assert sizes.language == 4 * layer
+    assert sizes.tied
+
+
 def test_sizes_of_published_backbones_need_no_file(monkeypatch):
     """The configuration is in this package; weights are never fetched, nor looked for."""
     import huggingface_hub
@@ -335,6 +343,14 @@ def test_the_line_that_trains_as_planned():
     assert (settings.aspects.batch_size, settings.prompt.batch_size) == (16, 16)
     assert (settings.method.variant, settings.backbone.dtype) == ("paper", "bfloat16")
     assert "prompt.epochs=3" in words  # without it, a run is as long as the number of images asks for
+
+
+def test_the_line_names_what_saves_memory():
+    job = replace(JOB, micro_batch=1, checkpointing=True, eval_batch=3, checkpoint_minutes=2.5, epochs1=3)
+    settings, _ = changes(train_line("a/b", "bfloat16", SIZES, job))
+    for stage in (settings.aspects, settings.prompt):
+        assert (stage.micro_batch_size, stage.gradient_checkpointing) == (1, True)
+        assert (stage.eval_batch_size, stage.checkpoint_minutes) == (3, 2.5)
 
 
 def test_the_line_has_room_for_all_that_is_kept():

@@ -75,6 +75,14 @@ def test_a_batch_is_its_singles(variant: str) -> None:
     assert relative(gradient, wanted) <= 1e-5
 
 
+def test_aspect_examples_of_a_batch_are_their_singles() -> None:
+    model = full_model()
+    visual, index = visual_tokens(model), torch.tensor([3, 0, 5])
+    together = model.aspect_loss(visual, index, QUESTIONS, ANSWERS)
+    alone = [model.aspect_loss(visual.select([i]), index[[i]], [QUESTIONS[i]], [ANSWERS[i]]) for i in range(3)]
+    assert relative(together, torch.cat(alone)) <= 1e-5
+
+
 IMAGES, ASPECT_OF = [1, 1, 0, 1, 2], [3, 0, 5, 4, 3]  # pairs: several aspects of one image, one image with one
 
 

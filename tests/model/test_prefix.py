@@ -12,6 +12,7 @@ from fixtures.models import QUESTIONS, full_model, last_logits, parts, visual_to
 from masp.core.aspects import ASPECTS
 from masp.core.errors import UsageError
 from masp.core.types import CachedPrefix, ModelInputs
+from masp.model.attention import prompt_attention
 from masp.model.masp_model import ActiveParts, MaspModel
 from masp.model.scoring import LabelQuestion, first_word, generate, score, score_tasks
 from masp.model.soft_prompt import SoftPrompt
@@ -238,3 +239,13 @@ def test_the_attention_behind_a_kept_prefix_is_that_of_a_whole_row(family: str) 
     assert expected.std() > 1e-2
     with pytest.raises(UsageError, match=rf"from column {start - 3} on.*expected {start - 2} or later"):
         model.backbone.last_attention(behind, start - 3)
+
+
+def test_what_the_prompt_looks_at_behind_a_kept_prefix_is_the_same() -> None:
+    model = full_model()
+    visual = visual_tokens(model)
+    expected = prompt_attention(model, visual, QUESTIONS[0])
+    assert expected.shape == (3, len(ASPECTS))
+    found = prompt_attention(model, model.prefix(visual, [QUESTIONS[0]] * 3), QUESTIONS[0])
+    assert (found - expected).abs().max() <= 1e-5
+    assert expected.std() > 1e-3

@@ -14,6 +14,7 @@ from fixtures.models import QUESTIONS, full_model, parts, visual_tokens
 from masp.backbones.loading import load_backbone
 from masp.core.aspects import ASPECTS
 from masp.core.errors import UsageError
+from masp.core.labels import parse
 from masp.core.prompts import load_questions
 from masp.core.types import ModelInputs
 from masp.model.explain import read_aspects
@@ -120,6 +121,17 @@ def test_no_labels_or_a_label_twice_are_refused(labels: list[str]) -> None:
     model = full_model()
     with pytest.raises(UsageError, match="at least one label"):
         score(model, visual_tokens(model), QUESTIONS[0], labels)
+
+
+def test_parts_that_are_off_change_the_score() -> None:
+    model = full_model()
+    visual = visual_tokens(model)
+    scores = [
+        score(model, visual, QUESTIONS[0], LABELS, use)
+        for use in (ActiveParts(), ActiveParts(ASPECTS[1:]), ActiveParts((), False))
+    ]
+    assert (scores[0] - scores[1]).abs().max() > 1e-3
+    assert (scores[0] - scores[2]).abs().max() > 1e-3
 
 
 @VARIANTS
@@ -255,3 +267,14 @@ def test_small_and_large_label_sets_score_as_label_by_label(number: int) -> None
     assembled = model.build_inputs(visual, [QUESTIONS[0]] * 3)
     assert (found[1] - plain_score(model, assembled, 1, labels)).abs().max() <= 1e-4
     assert found.exp().sum(1).allclose(torch.ones(3))
+
+
+def test_labels_that_begin_alike_score_as_label_by_label_and_are_read_apart() -> None:
+    model = full_model()
+    labels = ["sad", "sadness", "sad and sadness"]
+    visual = visual_tokens(model)
+    found = score(model, visual, QUESTIONS[0], labels)
+    assembled = model.build_inputs(visual, [QUESTIONS[0]] * 3)
+    for row in range(3):
+        assert (found[row] - plain_score(model, assembled, row, labels)).abs().max() <= 1e-4
+    assert [parse(label, labels) for label in labels] == labels

@@ -197,6 +197,14 @@ def test_leaving_an_aspect_out_closes_the_gap() -> None:
     assert torch.equal(assembled.inputs_embeds[0][assembled.aspect_columns[0]], expected[0].flatten(0, 1))
 
 
+def test_gradients_reach_the_prompt_but_not_the_aspects() -> None:
+    model = full_model()
+    assert model.build_inputs(visual_tokens(model), QUESTIONS).inputs_embeds.requires_grad
+    assert not model.build_inputs(
+        visual_tokens(model), QUESTIONS, use=ActiveParts(prompt=False)
+    ).inputs_embeds.requires_grad
+
+
 def test_something_to_look_at_is_needed() -> None:
     with pytest.raises(UsageError, match="nothing to look at"):
         full_model().sequence_builder(QUESTIONS)

@@ -2,8 +2,9 @@
 
 import pytest
 
-from fixtures.results import answer, answers, result
+from fixtures.results import TRUTH, answer, answers, result
 from masp.core.errors import UsageError
+from masp.evaluation import metrics
 from masp.evaluation.result import Evaluation, LabelledPrediction
 from masp.report import leaderboard as standings
 from masp.report.load_results import ResultSource, trials
@@ -48,6 +49,15 @@ def test_seeds_leave_mcnemar_out():
     assert row.figures["accuracy"].value == pytest.approx(6 / 8)
     assert row.figures["accuracy"].sd == pytest.approx(2 / 8 / 2**0.5)
     assert (row.figures["accuracy"].low or 1) < 6 / 8 < (row.figures["accuracy"].high or 0)
+
+
+def test_of_several_seeds_difference_and_interval_are_those_of_the_shared_comparison():
+    seeds = [result("s", said, provenance={"seed": n}) for n, said in enumerate((WEAK, STRONG, STRONG))]
+    one = trial(result("weak", WEAK), *seeds)
+    (pair,) = standings.pairs(one, one.systems[0])
+    said = [[single.predicted for single in answered] for answered in (WEAK, WEAK, STRONG, STRONG)]
+    shared = metrics.compare_seeds(TRUTH, said[:1], said[1:])
+    assert pair.points == metrics.Interval(shared.difference, shared.low, shared.high)
 
 
 def test_the_reference_is_first_best_or_named():

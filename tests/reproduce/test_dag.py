@@ -34,6 +34,7 @@ from masp.reproduce.specs import (
     budget_of,
     budget_settings,
     changes_of,
+    divided,
     load_paper,
 )
 from masp.reproduce.tables import Results, accuracy_table, budgets
@@ -102,6 +103,12 @@ def test_the_cue_head_needs_words(tmp_path: Path) -> None:
     plan = plan_cells(replace(job, sources=bare, adapter=tmp_path), PAPER, all_recipes())
     assert plan.find("emoji-scenes/V+A+S/seed0")
     assert [(one.system, one.reason) for one in plan.skipped] == [("cues", NO_WORDS)]
+
+
+@pytest.mark.parametrize("setting", ["aspects", "prompt"])
+def test_adapters_of_the_cue_head_are_not_set(setting: str) -> None:
+    with pytest.raises(UsageError, match=f"no setting '{setting}'"):
+        divided([f"cues.{setting}=runs/other"])
 
 
 def test_what_no_seed_changes_is_run_once_and_a_table_says_so(tmp_path: Path) -> None:

@@ -36,9 +36,9 @@ from masp.reproduce import executor as pool
 from masp.reproduce import runner as workshop
 from masp.reproduce.config import DatasetSource, ReproduceConfig
 from masp.reproduce.dag import Experiment, ExperimentResult, plan_cells, read_outcome, result_file
-from masp.reproduce.executor import run_cells
+from masp.reproduce.executor import blocked, run_cells
 from masp.reproduce.run import Reproduced, reproduce
-from masp.reproduce.specs import DATA, PARAMETERS, PLAIN, all_recipes, load_paper
+from masp.reproduce.specs import DATA, FULL, PARAMETERS, PLAIN, all_recipes, load_paper
 from masp.reproduce.tables import Results, accuracy_table
 from masp.training.run_dir import TrainResult
 from masp.training.signals import Interrupted, StopRequest
@@ -306,6 +306,16 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not result_file(tmp_path, "emoji-scenes/V+A+S/seed0").exists()
     assert not quietly(job)[0].failed
     assert calls == ["V+S", "V+A+S", "V+A+S"], "what was finished is not trained again"
+
+
+def test_a_cell_waits_for_nothing_that_is_done() -> None:
+    cell = Experiment("a", FULL, 0, ("a/data/seed0",))
+    done = ExperimentResult("a/data/seed0", "done", {}, {}, {})
+    assert blocked(cell, {}) is None
+    assert blocked(cell, {done.cell: done}) is None
+    failed = blocked(cell, {done.cell: replace(done, state="failed", error="no")})
+    assert failed is not None
+    assert failed.error == "it needs a/data/seed0, which failed"
 
 
 def test_workers_run_cells_side_by_side(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -91,6 +93,27 @@ def test_a_damaged_group_is_not_used(tmp_path, harm, caplog):
     assert "computed again" in caplog.text
     assert not (tmp_path / "k.safetensors").exists()
     assert same(shelf.save("k", group()), group())
+
+
+@contextmanager
+def no_more_files():
+    """As many files are open as may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_group_that_is_not_read_for_want_of_open_files_stays(tmp_path):
+    DiskCache(tmp_path, ROOM).save("k", group())
+    shelf = DiskCache(tmp_path, ROOM)
+    with no_more_files(), pytest.raises(MaspError, match=r"k\.safetensors in the store .*Too many open files.*ulimit"):
+        shelf.load("k")
+    assert same(shelf.load("k"), group())
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ENOMEM, errno.ENFILE, errno.EMFILE])
@@ -256,6 +279,14 @@ def test_a_store_changes_no_byte_and_is_used_again(tmp_path, dataset, work, fami
     assert work["vision"] == 0
     if family != "instructblip":  # there another seed asks an image another question first
         assert work["prefix"] == 2  # one image in each run, to learn the size
+
+
+def test_both_stages_share_a_store(tmp_path, dataset, work):
+    config = small.config("aspects.max_steps=2", f"aspects.store_dir={tmp_path / 'store'}")
+    train_aspects(config, dataset, tiny.backbone(), tmp_path / "a")
+    before = work["vision"]
+    trained(dataset, tmp_path / "p", tmp_path / "store", aspects=tmp_path / "a")
+    assert work["vision"] == before == 26
 
 
 def test_what_depends_on_something_else_is_not_used(tmp_path, dataset, work):

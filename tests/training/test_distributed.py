@@ -149,6 +149,16 @@ def test_an_error_between_two_meetings_reaches_the_others_at_their_next_one(monk
     assert [error.agreed.tells for error in found] == [True, False, False]
 
 
+def test_guards_inside_guards_meet_once(monkeypatch):
+    def work(processes):
+        with processes.guarded(), processes.guarded():
+            processes.all_gather(lambda: 1 / processes.rank)
+
+    assert {str(error) for error in together(monkeypatch, work)} == {
+        "process 0 failed: ZeroDivisionError: division by zero"
+    }
+
+
 def test_a_signal_to_one_stops_all_of_them(monkeypatch):
     """The other one may just be doing the next part."""
     done = []

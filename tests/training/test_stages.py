@@ -167,6 +167,19 @@ def test_a_batch_has_the_number_of_images_whose_pairs_come_nearest(size, images)
     assert order.per_epoch == -(-50 // images)
 
 
+def test_a_resumed_run_without_kept_tokens_does_not_read_everything_again(tmp_path):
+    dataset = small.write_dataset(tmp_path / "data", train=41)
+    paths = [record.path for record in dataset.split("train")]
+    paths[7].write_bytes(b"no image")
+    stores = []
+    for before in (None, {paths[7], paths[30]}):
+        store = FeatureCache(tiny.backbone(), paths, ImageReading(workers=0, budget=0))
+        account = store.fill(StopRequest(), before)
+        stores.append((store.usable, account.read))
+    assert stores[0] == ([number != 7 for number in range(41)], 41)
+    assert stores[1] == ([number not in (7, 30) for number in range(41)], 16)  # believed, not read
+
+
 def test_runs_that_share_a_memory_compute_visual_tokens_once(tmp_path, dataset, monkeypatch):
     backbone = tiny.backbone()
     compute, runs = type(backbone).visual_tokens, []
@@ -211,6 +224,12 @@ def test_a_shared_memory_gives_nothing_of_another_backbone_or_picture(tmp_path, 
     found = seen(backbone, side, memory)
     assert torch.equal(found, seen(backbone, side))
     assert (found.shape == first.shape and torch.equal(found.float(), first)) == (change == "nothing")
+
+
+def test_an_untrained_subset_of_aspects_is_not_in_the_adapter(dataset, tmp_path):
+    config = small.config("aspects.aspects=[scene, brightness]", *PROMPT)
+    train_aspects(config, dataset, tiny.backbone(), tmp_path / "two")
+    assert read_info(tmp_path / "two").aspects == ("scene", "brightness")
 
 
 def test_the_prompt_holds_a_copy_of_its_aspects_or_names_them(tmp_path, aspects, dataset):

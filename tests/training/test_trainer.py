@@ -18,9 +18,9 @@ from masp.core.runtime import Bar
 from masp.core.settings import TrainConfig
 from masp.data.splits import Batches
 from masp.training.checkpoints import CheckpointStore
-from masp.training.run_stage import loop_settings
+from masp.training.run_stage import loop_settings, tell_reach
 from masp.training.signals import Interrupted, StopRequest
-from masp.training.trainer import Trainer, TrainingLength, budget_of, rate_factor, reach
+from masp.training.trainer import RateScale, Trainer, TrainingLength, budget_of, rate_factor, reach
 
 
 def whole(tmp_path: Path) -> tuple[list[float], list[tuple[int, tuple[int, ...]]]]:
@@ -143,6 +143,19 @@ def test_another_length_or_rate_is_another_run_for_a_checkpoint(changes, kept):
         for own in (usual, usual | changes)
     )
     assert (first == second) == kept
+
+
+@pytest.mark.parametrize(
+    ("rate", "schedule", "level"), [(1e-4, "cosine", "WARNING"), (0.02, "cosine", "INFO"), (2e-4, "constant", "INFO")]
+)
+def test_how_far_a_number_can_move_is_said_and_too_little_is_a_warning(caplog, rate, schedule, level):
+    """69 steps at 1e-4 (cosine) are 0.0035 beside a spread of 0.116."""
+    settings = TrainConfig(learning_rate=rate, epochs=1, schedule=schedule)
+    budget = budget_of(settings, 69, 1.0)
+    with caplog.at_level("INFO"):
+        tell_reach(settings, budget, RateScale(0.116, 0.116, "the embeddings"))
+    assert [record.levelname for record in caplog.records] == [level]
+    assert f"{reach(budget, 0.03, schedule):.2g}" in caplog.text
 
 
 def test_the_sum_of_the_rates_bounds_how_far_a_number_moves():
