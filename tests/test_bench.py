@@ -1,27 +1,20 @@
 """The benchmark: its baseline has the losses that ours has, its arithmetic meets numbers by hand, its file a shape."""
 
 import json
-import threading
 from types import SimpleNamespace
 
-import bench_setting as clock
 import pytest
 import torch
 from bench import (
-    GROUPS,
-    PLAIN,
     Options,
     as_released,
     costs,
     faster,
-    line_of,
     main,
-    pair_columns,
     reaches,
     run_bench,
-    stage1,
 )
-from bench_setting import ANSWERS, GRIDS, TINY, Timing, in_turn, memory_of, setting
+from bench_setting import TINY, Timing, in_turn, setting
 from plain_steps import PlainSteps, bare_forward, plain_attention
 from random_weights import make
 
@@ -69,7 +62,6 @@ def test_a_baseline_step_reaches_the_whole_embedding_matrix(small):
 def test_the_code_as_released_computes_with_the_weights_of_the_seed():
     cpu = torch.device("cpu")
     really = as_released(setting(True, 1, torch.bfloat16, cpu, seed=3))
-    assert really is not None
     wide, other = make(TINY, torch.float32, cpu, 3).plain, make(TINY, torch.float32, cpu, 0).plain
     found = really.made.plain.state_dict()
     for name, value in wide.state_dict().items():
@@ -97,11 +89,6 @@ def test_the_bare_forward_is_our_model_with_everything_off(small):
     assert (found - small.backbone.logits(hidden)).abs().max() < 1e-5
 
 
-def test_pictures_have_the_number_of_visual_tokens_that_they_are_named_by(small):
-    for count in GRIDS:
-        assert small.pixels(count).grid.prod() == 4 * count
-
-
 def test_the_arithmetic_of_the_7b_is_that_of_its_description():
     sizes = QWEN2_VL_7B
     assert sizes.kept_bytes(1) == 57_344
@@ -119,41 +106,6 @@ def test_times_are_per_example_without_the_warm_up():
     assert len(found["a"].seconds) == 3
     timing = Timing((2.0, 1.0, 4.0))
     assert (timing.median, timing.spread) == (2.0, 1.5)
-
-
-def test_memory_that_earlier_works_freed_hides_nothing(monkeypatch):
-    """A made-up process whose earlier works left 64 pages that are free and still resident; this one needs 40."""
-    pages, looked, calls = {"used": 100, "free": 64}, threading.Event(), []
-
-    def resident():
-        looked.set()
-        return sum(pages.values())
-
-    def work():
-        calls.append(dict(pages))
-        pages["free"] = max(pages["free"] - 40, 0)
-        pages["used"] += 40
-        if len(calls) == 2:  # in the first call nobody looks
-            looked.clear()
-            assert looked.wait(600)
-        pages["used"] -= 40
-        pages["free"] += 40
-
-    monkeypatch.setattr(clock, "resident", resident)
-    monkeypatch.setattr(clock, "_give_back", lambda: pages.update(free=0))
-    assert memory_of(work) == 40
-    assert len(calls) == 2
-
-
-@pytest.mark.slow  # another process that takes the processor while the peak lasts makes it fail
-def test_freed_memory_is_given_back_to_the_system():
-    """Blocks below glibc's mapping threshold stay with the process when they are freed."""
-    pieces = [torch.ones(2**14) for _ in range(1024)]  # 64 MiB in pieces of 64 KiB
-    tail = torch.ones(2**12)  # keeps the heap from shrinking by itself
-    del pieces
-    found = memory_of(lambda: sum(piece.sum() for piece in [torch.ones(2**14) for _ in range(640)]))
-    assert 35 * 2**20 < found < 60 * 2**20  # 40 MiB
-    del tail
 
 
 def test_ratios_and_goals():
@@ -217,62 +169,3 @@ def test_the_command_leads_to_the_benchmark(monkeypatch):
     assert called[0][2:] == ["--quick", "--only", "tasks"]
     monkeypatch.setattr("masp.__file__", "/nowhere/site-packages/masp/__init__.py")
     assert "not part of the installed package" in str(CliRunner().invoke(app, ["bench"]).exception)
-
-
-def test_a_line_says_where_the_baselines_time_goes_and_the_bound_of_batches():
-    line = {"visual": 256, "batch": 1, "goal": None, "met": None, "median_s": 7.0, "spread": 0.1, "ratio": None}
-    more = {"gain_over_generating": 1.31, "bound": 1.37}
-    shares = {"optimizer_share": 0.021, "vision_share": 0.114}
-    assert "of its time: AdamW 2.1%, the vision tower 11.4%" in line_of(
-        line | {"name": "baseline", "meaning": "", "more": shares}
-    )
-    said = line_of(line | {"name": "batched", "ratio": 0.96, "meaning": "of the largest gain", "more": more})
-    assert "of the largest gain: 1.31 of at most 1.37 times" in said
-
-
-def test_the_operations_of_the_plain_pairs_are_counted_by_their_own_lengths(small):
-    """Every aspect's pair by itself; the baseline takes three of them."""
-    model = small.model("released")
-    alone = {
-        name: model.sequence_builder([small.aspect_question(name)], [ANSWERS[name]], aspects=torch.zeros(1, 1, 5, 64))
-        for name in ASPECTS
-    }
-    lengths = {name: one.attention_mask.shape[1] for name, one in alone.items()}
-    assert pair_columns(small, ASPECTS) == list(lengths.values())
-    assert pair_columns(small, PLAIN) == [lengths[name] for name in PLAIN]
-    assert set(PLAIN) < set(ASPECTS)
-    found = next(line for line in stage1(small, {"gemm_tflops": 1.0}, lambda name: None) if line["ratio"] is not None)
-    sizes, count = small.sizes(), small.counts[0]
-    plain = sum(sizes.plain_flops(count, lengths[name]) for name in PLAIN) / 3
-    ours = sum(sizes.step_flops(length, 0, 4) for length in lengths.values()) / 6 + sizes.vision_flops(count) / 6
-    assert found["more"]["flops"] == pytest.approx(ours)
-    assert found["more"]["ratio_by_arithmetic"] == pytest.approx(plain / ours)
-
-
-def test_groups_measured_one_by_one_stand_in_one_file(tmp_path):
-    file = tmp_path / "bench.json"
-    for group in ("tasks", "stage1", "tasks"):
-        main(["--quick", "--repeats", "1", "--only", group, "--add", "--json", str(file)])
-    content = json.loads(file.read_text())
-    assert list(content["groups"]) == ["tasks", "stage1"]
-    groups = [line["group"] for line in content["results"]]
-    assert groups == sorted(groups, key=list(GROUPS).index)
-    assert groups.count("tasks") == len([line for line in content["results"] if "tasks on one image" in line["name"]])
-    assert content["command"] == "python benchmarks/bench.py --quick --repeats 1 --json FILE"
-
-
-def test_what_is_there_is_not_measured_again_and_what_does_not_fit_is_refused(tmp_path):
-    options, told = Options(quick=True, repeats=1), []
-    measured = {name: {} for name in GROUPS if name != "tasks"}
-    first = run_bench(Options("tasks", quick=True, repeats=1), told.append, told.append)
-    again = run_bench(options, told.append, told.append, {**first, "groups": {**first["groups"], **measured}})
-    assert again["results"] == first["results"]
-    other = {**first, "repeats": 7, "machine": {**first["machine"], "threads": 99}}
-    with pytest.raises(UsageError, match="measured with other repeats, threads"):
-        run_bench(options, told.append, told.append, other)
-    odd = tmp_path / "odd.json"
-    odd.write_text("[]")
-    with pytest.raises(UsageError, match="--add without --json"):
-        main(["--quick", "--add"])
-    with pytest.raises(UsageError, match="not what this benchmark wrote"):
-        main(["--quick", "--add", "--json", str(odd)])

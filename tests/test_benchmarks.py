@@ -18,7 +18,7 @@ from random_backbone import timed, write_checkpoint
 from safetensors.torch import load_file
 
 import result_tables
-import tiny
+from fixtures import tiny
 from masp.backbones.known_models import Description, describe
 from masp.backbones.loading import load_backbone
 from masp.backbones.model_stats import count
@@ -48,13 +48,6 @@ def test_a_random_checkpoint_is_an_ordinary_one(tmp_path):
     visual = backbone.visual_tokens(backbone.preprocess([tiny.picture(90, 90), tiny.picture(500, 500)]))
     assert visual.mask.sum(1).tolist() == [64, 64]
     assert torch.isfinite(visual.tokens.float()).all()
-
-
-def test_a_finished_checkpoint_is_not_written_again(tmp_path):
-    total = write_checkpoint(tmp_path, full_size.tiny())
-    (tmp_path / "model-00001-of-00001.safetensors").unlink()
-    assert write_checkpoint(tmp_path, full_size.tiny()) == total
-    assert not list(tmp_path.glob("*.safetensors"))
 
 
 def test_a_timed_command_gives_its_lines_and_memory():
@@ -103,15 +96,6 @@ def of_seed(folder: Path, seed: int, accuracy: float, fingerprint: str = "") -> 
     return file
 
 
-def test_seeds_that_were_measured_apart_are_joined(tmp_path):
-    files = [of_seed(tmp_path, seed, accuracy) for seed, accuracy in ((2, 0.5), (0, 0.6), (1, 0.7))]
-    embedded.join(files, tmp_path / "all.json")
-    found = json.loads((tmp_path / "all.json").read_text())
-    assert [one["seed"] for one in found["seeds"]] == [0, 1, 2]
-    assert found["mean"]["accuracy"]["V+A+S"] == pytest.approx(0.6)
-    assert found["command"].endswith("RUNS --join seed0.json seed1.json seed2.json")
-
-
 @pytest.mark.parametrize("other", [(0, 0.5, ""), (1, 0.5, "0")])
 def test_what_does_not_belong_together_is_not_joined(tmp_path, other):
     (tmp_path / "other").mkdir()
@@ -149,18 +133,6 @@ def test_every_row_of_the_sweep_is_a_setting_of_stage_2_and_differs_from_the_def
     for row, changes in defaults.ROWS.items():
         found = load_config(None, [f"prompt.{change}" for change in changes]).prompt
         assert (found == plain) == row.endswith(defaults.DEFAULTS), row
-
-
-def test_photographs_are_chosen_evenly_from_all_folders(tmp_path):
-    for name, images in (("few", 2), ("many", 40)):
-        (tmp_path / name).mkdir()
-        for number in range(images):
-            tiny.picture(20, 20, number).save(tmp_path / name / f"{number:02}.png")
-    found = out_of_domain.chosen([tmp_path / "many", tmp_path / "few"], 12)
-    assert {name: [path.stem for path in paths] for name, paths in found.items()} == {
-        "few": ["00", "01"],
-        "many": ["00", "04", "08", "12", "16", "20", "24", "28", "32", "36"],
-    }
 
 
 def test_the_committed_figures_of_the_detector_meet_their_goals():

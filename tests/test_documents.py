@@ -75,12 +75,6 @@ def test_the_table_of_families_is_current_and_whole() -> None:
     assert set(backbones.NAMES) == set(results["families"]) == set(FAMILIES)
 
 
-def test_a_failed_and_a_missing_test_show_in_the_table() -> None:
-    row = {"contract": {"passed": 3, "failed": 2}, "score": {"passed": 4}}
-    text = backbones.content({"torch": "1", "transformers": "2", "families": {"gemma3": row}})
-    assert "| Gemma 3 | ✗ 2 of 5 | ✓ 4 | – |" in text
-
-
 def test_the_example_of_an_override_is_accepted() -> None:
     (line,) = re.findall(r"--out runs/a (.+)", configuration.DOCUMENT.read_text())
     assert load_config(None, line.split()).prompt.seed == 3
@@ -130,12 +124,6 @@ def test_the_picture_of_the_readme_follows_the_site() -> None:
     assert (
         site_hooks.CELL.sub(lambda code: code[0].replace("\\|", "|"), "| `a\\|b` | c \\| d |") == "| `a|b` | c \\| d |"
     )
-
-
-def test_what_the_checks_look_for() -> None:
-    assert links("[a](b.md) [c](https://x.y) [d](e/f.md#g)") == ["b.md", "e/f.md"]
-    assert paths_in("see `src/masp/model/masp_model.py`, not `model.py`") == {"src/masp/model/masp_model.py"}
-    assert len(DOCUMENTS) > 10
 
 
 def test_decisions_are_numbered_without_gaps() -> None:

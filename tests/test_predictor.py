@@ -9,19 +9,19 @@ import pytest
 import torch
 from PIL import Image
 
-import tiny
+from fixtures import tiny
+from fixtures.adapters import LABELS, name_a_place, write_adapter
 from masp.adapters import find_adapter, shipped
 from masp.backbones.files import local_folder
 from masp.backbones.loading import load_backbone
 from masp.baselines.prompted import prompted, zero_shot_system
-from masp.core.errors import AdapterError, BackboneError, DataError, ImageError, MaspError, UsageError
+from masp.core.errors import AdapterError, BackboneError, DataError, ImageError, UsageError
 from masp.core.labels import TAXONOMIES
 from masp.data.prefetch import open_any_image
 from masp.demo.pictures import demo_pictures
 from masp.model import prediction
 from masp.model.masp_model import ActiveParts
 from masp.predictor import Failure, Masp, Prediction
-from small_adapters import LABELS, name_a_place, write_adapter
 
 
 @pytest.fixture(scope="module")
@@ -221,15 +221,6 @@ def test_a_bad_image_is_an_error_alone_and_a_failure_in_a_stream(masp, pictures,
     assert str(tmp_path) not in found[1].error  # the path is said once, in its own field
 
 
-def test_a_shape_that_no_backbone_takes_is_a_bad_image(masp, tmp_path):
-    thin = tmp_path / "thin.png"
-    Image.new("RGB", (1, 900)).save(thin)
-    with pytest.raises(ImageError, match="ratio"):
-        masp.predict(thin)
-    (found,) = masp.predict_stream([thin])
-    assert isinstance(found, Failure)
-
-
 def test_of_a_list_only_the_bad_images_fail(masp, pictures, tmp_path):
     """A shape that the vision tower refuses, and a file that is none, each alone and in its place."""
     thin, bad = tmp_path / "thin.png", tmp_path / "bad.png"
@@ -275,11 +266,6 @@ def test_an_impossible_batch_size_is_refused(masp, pictures, size):
         masp.predict(pictures, batch_size=size)
     with pytest.raises(UsageError, match="batch_size"):
         list(masp.predict_stream(pictures, batch_size=size))
-
-
-def test_a_missing_adapter_says_where_it_was_looked_for(tmp_path):
-    with pytest.raises(MaspError, match="nowhere does not exist"):
-        Masp.from_pretrained(tmp_path / "nowhere")
 
 
 def test_without_a_shipped_adapter_the_user_is_told(monkeypatch, tmp_path):

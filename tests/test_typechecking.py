@@ -6,9 +6,9 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
+from fixtures.typechecking import checked
 from masp.core.errors import did_you_mean
 from masp.core.types import VisualTokens
-from typechecking import checked
 
 
 def test_a_wrong_shape_is_caught() -> None:

@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from made_pictures import tree
-from test_annotate import content, write_pictures
+from test_run import content, write_pictures
 
-import tiny
+from fixtures import tiny
+from fixtures.adapters import write_adapter
+from fixtures.pictures import tree
 from masp.adapters import read_info
-from small_adapters import write_adapter
 
 
 @pytest.mark.parametrize("labels", [("calm", "wild"), ()])

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from made_pictures import MIKELS, ROWS, emoset, put, tree
 
+from fixtures.pictures import MIKELS, ROWS, emoset, put, tree
 from masp.annotate.images import UNLABELLED, find_images
 from masp.core.config import load_config
 from masp.core.errors import DataError, UsageError

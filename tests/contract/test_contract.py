@@ -13,15 +13,25 @@ from typing import Any
 import pytest
 import torch
 
-import tiny
 import update_backbones_doc
+from fixtures import tiny
+from fixtures.models import (
+    OFF,
+    QUESTIONS,
+    distance,
+    full_model,
+    last_logits,
+    own_logits,
+    pictures,
+    reference,
+    tokens_of,
+    tolerance,
+)
 from masp.adapters import AdapterInfo, BackboneRecord, load_adapter, save_adapter
 from masp.backbones.chat import QUESTION_HERE
 from masp.core.aspects import ASPECTS
 from masp.core.labels import LABEL_SETS, parse
 from masp.model.masp_model import ActiveParts, MaspModel
-from own_forward import OFF, distance, own_logits, pictures, reference, tokens_of, tolerance
-from small_models import QUESTIONS, full_model, last_logits
 
 DTYPES = ("float32", "bfloat16")
 FAMILIES = pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
-import tiny
+from fixtures import tiny
+from fixtures.models import OFF, QUESTIONS, distance, full_model, last_logits, own_inputs, own_logits, tokens_of
+from fixtures.nf4 import packs, rounded
 from masp.model.scoring import score
-from nf4 import packs, rounded
-from own_forward import OFF, distance, own_inputs, own_logits, tokens_of
-from small_models import QUESTIONS, full_model, last_logits
 
 FAMILIES = pytest.mark.parametrize("family", tiny.FAMILIES)
 pytestmark = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason='needs pip install "masp[4bit]"')

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-import tiny
+from fixtures import tiny
+from fixtures.models import OFF, QUESTIONS, distance, full_model, own_inputs, own_log_p, parts, reference, tokens_of
 from masp.core.types import IGNORED, ModelInputs, VisualTokens
 from masp.model.masp_model import ActiveParts, MaspModel
 from masp.model.scoring import generate, last_real, score
-from own_forward import OFF, distance, own_inputs, own_log_p, reference, tokens_of
-from small_models import QUESTIONS, full_model, parts
 
 FAMILIES = pytest.mark.parametrize("family", tiny.FAMILIES)
 LABELS = ["sad", "sadness", "awe", "a long label"]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_pictures import encoded, heic, long_jpeg
 from PIL import Image, ImageOps
 
+from fixtures.pictures import encoded, heic, long_jpeg
 from masp.core.errors import ImageError
 from masp.data import images
 from masp.data.images import decode_image, format_of, image_area, open_image, suffix_of

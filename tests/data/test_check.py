@@ -8,11 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_layouts import abstract, artphoto, fi, votes
-from made_pictures import ROWS, VOTES, emoset, emotion6, encoded, noise, put, put_json, tree
 from PIL import Image, ImageDraw
 
-from masp.cli import main
+from fixtures.pictures import (
+    ROWS,
+    VOTES,
+    abstract,
+    artphoto,
+    emoset,
+    emotion6,
+    encoded,
+    fi,
+    noise,
+    put,
+    put_json,
+    tree,
+    votes,
+)
 from masp.core.config import load_config
 from masp.core.errors import DataError
 from masp.data.readers.open_dataset import open_dataset, settings_for
@@ -354,19 +366,10 @@ def emoset_and_fi(root: Path) -> tuple[Path, Path]:
     return emoset(root / "EmoSet", {"train": rows}), fi(root / "FI", {"awe": 20, "fear": 20}, ["awe,awe_0.jpg,0,5"])
 
 
-def test_without_a_division_what_is_shared_is_a_warning_that_says_how_to_know(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, err = run(capsys, *emoset_and_fi(tmp_path), "--near", -1)
-    assert code == 0, err
-    assert "40  images in both data sets, of which one is not divided" in out
-    assert "data.splits.kind=auto" in out
-
-
-def test_a_division_makes_a_leak_certain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_division_makes_a_leak_certain(tmp_path: Path, run) -> None:
     """80, 5 and 15 % of 20 images of each label: 6 of FI's are to test on, and EmoSet trains on all 40."""
     both, file = emoset_and_fi(tmp_path), tmp_path / "check.json"
-    code, out, _ = run(capsys, *both, "data.splits.kind=auto", "--near", -1, "--out", file)
+    code, out, _ = run(*both, "data.splits.kind=auto", "--near", -1, "--out", file)
     assert code == 1
     assert "6  images to train on in one data set and to test on in the other" in out
     content = json.loads(file.read_text())
@@ -380,31 +383,27 @@ def test_a_division_makes_a_leak_certain(tmp_path: Path, capsys: pytest.CaptureF
     assert {kind: one["count"] for kind, one in found.items()} == {"shared_leak": 6, "shared_alike": 34}
     tested = {(both[1] / case["others"][0]).name for case in found["shared_leak"]["cases"]}
     assert tested == {record.path.name for record in open_dataset(both[1]).split("test")}
-    code, out, _ = run(capsys, *both, "data.splits.kind=paper-like", "--near", -1)  # both by content: the same division
+    code, out, _ = run(*both, "data.splits.kind=paper-like", "--near", -1)  # both by content: the same division
     assert (code, "40  images that both data sets train on, or both test on" in out) == (0, True)
 
 
-def test_a_file_divides_the_data_set_that_it_names(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_file_divides_the_data_set_that_it_names(tmp_path: Path, masp, run, caplog: pytest.LogCaptureFixture) -> None:
     both, file = emoset_and_fi(tmp_path), tmp_path / "fi.json"
-    with pytest.raises(SystemExit):
-        main(["data", "split", str(both[1]), "--out", str(file), "--kind", "paper-like"])
-    capsys.readouterr()
-    code, out, _ = run(capsys, *both, f"data.splits.file={file}", "--near", -1)
+    masp("data", "split", both[1], "--out", file, "--kind", "paper-like")
+    code, out, _ = run(*both, f"data.splits.file={file}", "--near", -1)
     assert code == 1
     assert "8  images to train on in one data set and to test on in the other" in out
     assert f"{both[0]} is not divided by {file}" in caplog.text
-    code, out, _ = run(capsys, both[1], f"data.splits.file={file}", "--no-images")
+    code, out, _ = run(both[1], f"data.splits.file={file}", "--no-images")
     assert code == 0
     assert "divided: file" in out
     (both[1] / "emotion_dataset" / "awe" / "awe_3.jpg").unlink()
     for sets in (both, both[1:]):
-        code, _, err = run(capsys, *sets, f"data.splits.file={file}")
+        code, _, err = run(*sets, f"data.splits.file={file}")
         assert code == 1
         assert "names emotion_dataset/awe/awe_3.jpg, which" in err
         assert "Traceback" not in err
-    code, _, err = run(capsys, *both, f"data.splits.file={tmp_path / 'none.json'}")
+    code, _, err = run(*both, f"data.splits.file={tmp_path / 'none.json'}")
     assert code == 1
     assert "none.json cannot be read" in err
 
@@ -426,17 +425,16 @@ def test_a_division_leaves_what_is_damaged_to_be_found(tmp_path: Path) -> None:
 # --- the command ---------------------------------------------------------------------------------------------------
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[object, str, str]:
-    with pytest.raises(SystemExit) as end:
-        main(["data", "check", *map(str, arguments)])
-    out, err = capsys.readouterr()
-    return end.value.code, out, err
+@pytest.fixture
+def run(masp):
+    """Runs the command: (exit code, stdout, stderr)."""
+    return lambda *words: masp("data", "check", *words)
 
 
-def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, run) -> None:
     root = tree(tmp_path / "data", {"joy": 5, "fear": 3})
     put(root / "joy" / "again.png", 0)
-    code, out, err = run(capsys, root, "--out", tmp_path / "check.json")
+    code, out, err = run(root, "--out", tmp_path / "check.json")
     assert code == 0
     assert "layout folder, 9 images" in out
     assert "0 errors, 1 warning\n" in out
@@ -454,25 +452,15 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pyte
     ]
 
 
-def test_errors_end_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_end_with_1(tmp_path: Path, run) -> None:
     root = tree(tmp_path / "data", {"joy": 5, "fear": 3})
     (root / "joy" / "0.png").write_bytes(b"\x1b[31m")
     (root / "joy" / "\x1b[31mred.png").write_bytes(b"")
-    code, out, err = run(capsys, root)
+    code, out, err = run(root)
     assert code == 1
     assert "2 errors, 0 warnings" in out
     assert "\x1b[31m" not in out + err
-    assert run(capsys, root, "--no-images")[0] == 0
-
-
-def test_two_data_sets_and_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, second = plain(tmp_path / "a"), plain(tmp_path / "b")
-    code, out, _ = run(capsys, first, second, "data.layout=folder", "--near", -1)
-    assert code == 0
-    assert "4  images in both data sets" in out
-    code, _, err = run(capsys, first, "data.layout=emoset")
-    assert code == 1
-    assert "Traceback" not in err
+    assert run(root, "--no-images")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -491,24 +479,22 @@ def test_two_data_sets_and_settings(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_wrong_use_is_told(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run,
     arguments: list[str],
     reason: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     plain(tmp_path / "data")
     before = snapshot(tmp_path)
-    code, _, err = run(capsys, *arguments)
+    code, _, err = run(*arguments)
     assert code in (1, 2)
     assert reason in err
     assert snapshot(tmp_path) == before
 
 
-def test_without_imagehash_it_says_what_was_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_imagehash_it_says_what_was_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run) -> None:
     monkeypatch.setitem(sys.modules, "imagehash", None)
-    code, _, err = run(capsys, plain(tmp_path / "data"))
+    code, _, err = run(plain(tmp_path / "data"))
     assert code == 0
     assert "near-duplicates were not looked for: install ImageHash with pip install 'masp[near]'" in err
 

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from made_pictures import MIKELS, ROWS, complaint, emoset, put, put_json, tree
 
+from fixtures.pictures import MIKELS, ROWS, complaint, emoset, put, put_json, tree
 from masp.core.errors import DataError
 from masp.data.readers.open_dataset import open_dataset
 from masp.data.records import Dataset, LazyExtra

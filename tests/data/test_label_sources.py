@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_pictures import noise, put, tree
 
+from fixtures.pictures import noise, put, tree
 from masp.cli import main
 from masp.core.config import DataConfig, load_config
 from masp.core.errors import ConfigError, DataError
@@ -72,11 +72,6 @@ def test_what_does_not_match_is_left_out_counted_and_listed(tmp_path: Path, capl
     assert "left out 2 images in whose path data.label_pattern finds no label: back.png, cover.png" in caplog.text
 
 
-def test_an_empty_group_is_no_label(tmp_path: Path) -> None:
-    named(tmp_path, "joy1.png", "sad1.png", "1.png")
-    assert len(open_dataset(data(tmp_path, label_pattern=r"^(?P<label>[a-z]*)\d")).records) == 2
-
-
 def test_nothing_that_matches_is_refused_with_names_that_were_seen(tmp_path: Path) -> None:
     named(tmp_path, *(f"IMG_{number}.png" for number in range(12)))
     with pytest.raises(DataError, match=r"no label in any of 12 images .*IMG_0\.png, .*, …\. Correct the pattern"):
@@ -96,19 +91,28 @@ def test_labels_are_cleaned_and_compared_as_those_of_folders(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("pattern", "says"),
+    ("name", "value", "says"),
     [
-        ("(?P<label>", "is no regular expression"),
-        ("[a-z]+", "has no group of the name label"),
-        ("(?P<name>[a-z]+)", "has no group of the name label"),
-        ("(?P<label>a{99999999999})", "is no regular expression"),
-        ("(?P<label>" + "a" * 500 + ")", "at most 500"),
-        (5, "expected a valid string"),
+        ("label_pattern", "(?P<label>", "is no regular expression"),
+        ("label_pattern", "[a-z]+", "has no group of the name label"),
+        ("label_pattern", "(?P<name>[a-z]+)", "has no group of the name label"),
+        ("label_pattern", "(?P<label>a{99999999999})", "is no regular expression"),
+        ("label_pattern", "(?P<label>" + "a" * 500 + ")", "at most 500"),
+        ("label_pattern", 5, "expected a valid string"),
+        ("label_thresholds", {"a": [None, 4], "b": [3, None]}, "overlap"),
+        ("label_thresholds", {"a": [None, None], "b": [3, None]}, "overlap"),
+        ("label_thresholds", {"a": [None, 1], "b": [None, 3]}, "overlap"),
+        ("label_thresholds", {"a": [4, 3], "b": [5, 6]}, "the lower number comes first"),
+        ("label_thresholds", {"a": [3, 3], "b": [5, 6]}, "the lower number comes first"),
+        ("label_thresholds", {"a": [3, 4]}, "at least two labels"),
+        ("label_thresholds", {"a": [3], "b": [4, 5]}, "label_thresholds"),
+        ("label_thresholds", {"a": "3-4", "b": [4, 5]}, "label_thresholds"),
+        ("label_thresholds", [[3, 4]], "label_thresholds"),
     ],
 )
-def test_a_pattern_that_cannot_work_is_refused_before_anything_is_read(pattern: object, says: str) -> None:
-    with pytest.raises(ConfigError, match=r"data\.label_pattern") as caught:
-        data(Path("nowhere"), label_pattern=pattern)
+def test_what_cannot_work_is_refused_before_anything_is_read(name: str, value: object, says: str) -> None:
+    with pytest.raises(ConfigError, match=rf"data\.{name}") as caught:
+        data(Path("nowhere"), **{name: value})
     assert says in str(caught.value)
 
 
@@ -160,18 +164,6 @@ def test_oasis_becomes_labels_by_its_valence(tmp_path: Path) -> None:
     assert {record.extra["Valence_mean"] for record in dataset.records} >= {2.1, 4.4999}
 
 
-def test_another_column_and_the_table_itself_may_be_named(tmp_path: Path) -> None:
-    root = oasis(tmp_path, SEEN)
-    settings = data(
-        root / "OASIS.csv",
-        layout="table",
-        columns={"value": "Arousal_mean", "path": "Theme"},
-        label_thresholds={"calm": [0, 2.3], "moved": [2.3, 9]},
-    )
-    with pytest.raises(DataError, match=r"holds one class only \(moved\)"):
-        open_dataset(settings)
-
-
 def test_numbers_in_a_gap_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     bounds = {"positive": [5, None], "negative": [1.5, 3.5]}
@@ -196,26 +188,6 @@ def test_a_column_that_is_not_there_is_refused(tmp_path: Path) -> None:
     (root / "list.csv").write_text("path,number\n1.png,3\n")
     with pytest.raises(DataError, match=r"one of numbers, such as 'valence mean'\. Name it with data\.columns\.value"):
         open_dataset(data(root, label_thresholds=VALENCE))
-
-
-@pytest.mark.parametrize(
-    ("bounds", "says"),
-    [
-        ({"a": [None, 4], "b": [3, None]}, "overlap"),
-        ({"a": [None, None], "b": [3, None]}, "overlap"),
-        ({"a": [None, 1], "b": [None, 3]}, "overlap"),
-        ({"a": [4, 3], "b": [5, 6]}, "the lower number comes first"),
-        ({"a": [3, 3], "b": [5, 6]}, "the lower number comes first"),
-        ({"a": [3, 4]}, "at least two labels"),
-        ({"a": [3], "b": [4, 5]}, "label_thresholds"),
-        ({"a": "3-4", "b": [4, 5]}, "label_thresholds"),
-        ([[3, 4]], "label_thresholds"),
-    ],
-)
-def test_thresholds_that_make_no_sense_are_refused(bounds: object, says: str) -> None:
-    with pytest.raises(ConfigError, match="label_thresholds") as caught:
-        data(Path("nowhere"), label_thresholds=bounds)
-    assert says in str(caught.value)
 
 
 # --- through the commands ------------------------------------------------------------------------------------------

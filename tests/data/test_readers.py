@@ -8,9 +8,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from made_layouts import abstract, artphoto, fi, votes
-from made_pictures import ROWS, VOTES, complaint, emoset, emotion6, put, put_json, tree
 
+from fixtures.pictures import (
+    MIKELS,
+    ROWS,
+    VOTES,
+    abstract,
+    artphoto,
+    complaint,
+    emoset,
+    emotion6,
+    fi,
+    put,
+    put_json,
+    tree,
+    votes,
+)
 from masp.core.config import load_config
 from masp.core.errors import DataError
 from masp.data.readers.open_dataset import open_dataset, settings_for
@@ -147,13 +160,47 @@ def test_the_paper_like_split_of_emotion6_tests_on_30_percent(tmp_path: Path) ->
 # --- refusals ------------------------------------------------------------------------------------------------------
 
 
-def test_folders_that_are_no_data_sets_are_refused(tmp_path: Path) -> None:
-    assert "holds no images; expected a data set in a known layout" in complaint(tmp_path)
-    (tmp_path / "text.txt").write_text("hello")
-    assert "holds no images" in complaint(tmp_path)
-    put(tmp_path / "a.png")
-    assert "holds images but no class folders" in complaint(tmp_path)
-    assert "Sort the images into folders" in complaint(tmp_path)
+TWO = {"joy": 2, "fear": 2}
+REFUSED = {
+    "nothing": (lambda root: None, "holds no images; expected a data set in a known layout"),
+    "a text": (lambda root: (root / "text.txt").write_text("hello"), "holds no images"),
+    "images alone": (lambda root: put(root / "a.png"), "holds images but no class folders"),
+    "one class": (lambda root: tree(root, {"joy": 3}), "holds one class only (joy); expected at least two classes"),
+    "one class of EmoSet": (lambda root: emoset(root, {"train": [("fear", {})] * 2}), "one class only (fear)"),
+    "an empty list": (lambda root: emoset(root, {"train": []}), "expected images in the layout emoset"),
+    "labels alike": (lambda root: tree(root, {"joy": 2, "Joy.": 2}), "'Joy.' and 'joy' are the same answer"),
+    "a label that is not read": (lambda root: (tree(root, TWO), put(root / "awe" / "scan.TIF")), "but scan.TIF"),
+    "a tree too deep": (lambda root: tree(root / "set", TWO), "Perhaps open "),
+    "images and folders": (
+        lambda root: (tree(root / "set", TWO), put(root / "set" / "a.png")),
+        "holds images and also the folder fear",
+    ),
+    "images beside labels": (lambda root: (tree(root, TWO), put(root / "stray.png")), "(stray.png, …) beside its"),
+    "images beside labels of a split": (
+        lambda root: (tree(root / "train", TWO), put(root / "train" / "stray.png")),
+        "(stray.png, …) beside its folders of labels",
+    ),
+    "splits and others": (
+        lambda root: [tree(root / name, TWO) for name in ("train", "test", "extra")],
+        "has folders of splits and also extra",
+    ),
+    "a split twice": (
+        lambda root: [tree(root / name, TWO) for name in ("train", "val", "valid")],
+        "are the same split; expected one folder each",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_no_data_set_is_refused(tmp_path: Path, kind: str) -> None:
+    make, message = REFUSED[kind]
+    make(tmp_path)
+    assert message in complaint(tmp_path)
+
+
+def test_a_file_and_an_unknown_layout_are_refused(tmp_path: Path) -> None:
+    assert "is a file; expected the folder of a data set" in complaint(put(tmp_path / "a.png"))
+    assert "unknown layout 'emoji'; expected auto, folder, emoset, emotion6" in complaint(tmp_path, "emoji")
 
 
 def test_a_missing_folder_is_refused_with_its_neighbour(tmp_path: Path) -> None:
@@ -165,24 +212,9 @@ def test_a_missing_folder_is_refused_with_its_neighbour(tmp_path: Path) -> None:
         open_dataset("x" * 5000)
 
 
-def test_a_file_is_no_data_set(tmp_path: Path) -> None:
-    assert "is a file; expected the folder of a data set" in complaint(put(tmp_path / "a.png"))
-
-
-def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
-    assert "unknown layout 'emoji'; expected auto, folder, emoset, emotion6" in complaint(tmp_path, "emoji")
-
-
 def test_settings_without_a_path_are_refused() -> None:
     with pytest.raises(DataError, match=r"no data set is named; expected a folder\. Set data\.path"):
         open_dataset(load_config().data)
-
-
-def test_one_class_is_refused(tmp_path: Path) -> None:
-    tree(tmp_path / "a", {"joy": 3})
-    assert "holds one class only (joy); expected at least two classes" in complaint(tmp_path / "a")
-    emoset(tmp_path / "b", {"train": [("fear", {}), ("fear", {})]})
-    assert "holds one class only (fear)" in complaint(tmp_path / "b")
 
 
 def leftovers(folder: Path) -> int:
@@ -246,59 +278,6 @@ def test_an_empty_folder_of_a_search_word_is_no_label_of_emotion6(tmp_path: Path
     assert open_dataset(root).labels == before
 
 
-def test_a_class_of_pictures_that_are_not_read_is_refused(tmp_path: Path) -> None:
-    """Its label is meant: to leave it out would be another data set."""
-    tree(tmp_path, {"joy": 3, "fear": 3})
-    put(tmp_path / "awe" / "scan.TIF")
-    assert "awe holds no image that is read, but scan.TIF" in complaint(tmp_path)
-
-
-def test_a_data_set_whose_folders_are_all_empty_is_refused(tmp_path: Path) -> None:
-    for name in ("joy", "fear"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / ".DS_Store").write_bytes(b"junk")
-    assert "holds no images" in complaint(tmp_path)
-
-
-@pytest.mark.parametrize("place", ["", "train"])
-def test_pictures_beside_the_folders_of_labels_are_refused(tmp_path: Path, place: str) -> None:
-    """Nobody can know whether they belong to a label, or which."""
-    root = tree(tmp_path / place, {"joy": 3, "fear": 3})
-    put(root / "stray.png")
-    assert f"{root} holds images (stray.png, …) beside its folders of labels" in complaint(tmp_path)
-
-
-def test_empty_lists_are_refused(tmp_path: Path) -> None:
-    emoset(tmp_path, {"train": []})
-    assert "holds no images; expected images in the layout emoset" in complaint(tmp_path)
-
-
-def test_labels_that_look_alike_are_refused(tmp_path: Path) -> None:
-    tree(tmp_path, {"joy": 2, "Joy.": 2})
-    assert "the labels 'Joy.' and 'joy' are the same answer" in complaint(tmp_path)
-
-
-def test_a_tree_that_is_too_deep_is_refused_with_a_hint(tmp_path: Path) -> None:
-    tree(tmp_path / "collection", {"joy": 2, "fear": 2})
-    assert "holds folders (fear, …) where images should be" in complaint(tmp_path)
-    assert complaint(tmp_path).endswith(f"Perhaps open {tmp_path / 'collection'}.")
-    put(tmp_path / "collection" / "a.png")
-    assert "holds images and also the folder fear" in complaint(tmp_path)
-
-
-def test_split_folders_beside_others_are_refused(tmp_path: Path) -> None:
-    for name in ("train", "test", "extra"):
-        tree(tmp_path / name, {"joy": 2, "fear": 2})
-    assert "has folders of splits and also extra" in complaint(tmp_path)
-
-
-def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
-    for name in ("train", "val", "valid"):
-        tree(tmp_path / name, {"joy": 2, "fear": 2})
-    assert "val and" in complaint(tmp_path)
-    assert "are the same split; expected one folder each" in complaint(tmp_path)
-
-
 # --- fuzzing -------------------------------------------------------------------------------------------------------
 
 
@@ -345,10 +324,54 @@ def fuzz(root: Path, count: int, seed: int) -> None:
     assert min(outcomes.values()) > count / 20, outcomes
 
 
-def test_damaged_data_sets_are_read_or_refused(tmp_path: Path) -> None:
-    fuzz(tmp_path, 150, 1)
+@pytest.mark.parametrize(("count", "seed"), [(150, 1), pytest.param(6000, 2, marks=pytest.mark.slow)])
+def test_damaged_data_sets_are_read_or_refused(tmp_path: Path, count: int, seed: int) -> None:
+    fuzz(tmp_path, count, seed)
 
 
-@pytest.mark.slow
-def test_many_damaged_data_sets_are_read_or_refused(tmp_path: Path) -> None:
-    fuzz(tmp_path, 6000, 2)
+def opened(path: Path, taxonomy: str) -> Dataset:
+    return open_dataset(load_config(None, [f"data.path={path}", f"data.taxonomy={taxonomy}"]).data)
+
+
+def test_spelling_is_settled_within_a_taxonomy(tmp_path: Path) -> None:
+    artphoto(tmp_path, {"sad": 3, "content": 3, "awe": 3})
+    dataset = opened(tmp_path, "mikels")
+    assert dataset.labels == MIKELS
+    assert {(record.path.stem.partition("_")[0], record.label) for record in dataset.records} == {
+        ("sad", "sadness"),
+        ("content", "contentment"),
+        ("awe", "awe"),
+    }
+
+
+def test_the_split_stays_and_what_has_no_counterpart_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    artphoto(tmp_path, {"sad": 12, "amusement": 12, "awe": 9})
+    caplog.set_level("INFO", "masp")
+    before, after = open_dataset(tmp_path), opened(tmp_path, "ekman")
+    assert after.labels == ("anger", "disgust", "fear", "joy", "sadness")
+    assert [record.path for record in after.split("test")] == [
+        record.path for record in before.split("test") if record.label != "awe"
+    ]
+    assert "left out 9 × awe" in caplog.text
+    assert before.fingerprint() != after.fingerprint()
+
+
+def test_votes_move_with_their_labels(tmp_path: Path) -> None:
+    dataset = opened(emotion6(tmp_path, VOTES), "polarity")
+    found = {"/".join(record.path.parts[-2:]): record for record in dataset.records}
+    assert found["anger/1.jpg"].label == "negative"
+    votes = found["joy/1.jpg"].distribution
+    assert votes["positive"] == pytest.approx(1)  # surprise and neutral have no counterpart
+    mixed = found["joy/2.jpg"].distribution
+    assert mixed is not None
+    assert mixed == pytest.approx({"negative": 0.4 / 0.5, "positive": 0.1 / 0.5})
+
+
+def test_labels_without_counterparts_are_refused(tmp_path: Path) -> None:
+    votes(tmp_path / "votes", ["1,3,0,0", "2,0,0,3"])
+    with pytest.raises(DataError, match="the labels positive, negative have 0 counterparts in mikels"):
+        opened(tmp_path / "votes", "mikels")
+    with pytest.raises(DataError, match="belong to no taxonomy"):
+        opened(tree(tmp_path / "tree", {"calm": 2, "stormy": 2}), "polarity")

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from made_pictures import MIKELS, ROWS, emoset, put, put_json, tree
 
+from fixtures.pictures import ROWS, emoset, put, put_json, tree
 from masp.core.errors import DataError
 from masp.data.readers.open_dataset import open_dataset
 from masp.data.records import BadFiles, Record, class_balance, read_json
@@ -25,11 +25,6 @@ def test_a_split_is_asked_for_by_name(tmp_path: Path) -> None:
     small = open_dataset(tree(tmp_path / "small", {"joy": 2, "fear": 2}))
     with pytest.raises(DataError, match=r"the split 'val' of .* is empty; expected at least one image"):
         small.split("val")
-
-
-def test_a_summary_is_one_line(tmp_path: Path) -> None:
-    dataset = open_dataset(emoset(tmp_path / "EmoSet", ROWS))
-    assert dataset.summary() == f"EmoSet (emoset, split: published): train 3, val 1, test 2; {', '.join(MIKELS)}"
 
 
 def test_a_fingerprint_does_not_depend_on_the_place(tmp_path: Path) -> None:
@@ -69,11 +64,6 @@ def test_the_former_name_of_a_relative_path_still_answers(tmp_path: Path) -> Non
     path = dataset.records[0].path
     with pytest.warns(DeprecationWarning, match=r"Dataset\.relative_path"):
         assert dataset.place(path) == dataset.relative_path(path)
-
-
-def test_records_can_be_kept_in_sets(tmp_path: Path) -> None:
-    record = Record(HERE, "joy", {"scene": "park"})
-    assert len({record, Record(HERE, "joy", {"scene": "park"}), Record(HERE, "fear")}) == 2
 
 
 def test_json_is_read_up_to_a_size(tmp_path: Path) -> None:

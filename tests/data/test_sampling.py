@@ -31,11 +31,6 @@ def test_epochs_and_seeds_differ() -> None:
     assert len(orders) == 35
 
 
-def test_the_order_is_even() -> None:
-    first = [EpochOrder(5, seed, 0).indices()[0] for seed in range(500)]
-    assert all(64 < first.count(index) < 136 for index in range(5))  # 100 expected, standard deviation 9
-
-
 @pytest.mark.parametrize("hash_seed", ["0", "1", "77"])
 def test_hash_seeds_do_not_matter(hash_seed: str) -> None:
     code = "from masp.data.splits import Batches; print(list(Batches(23, 5, 3, list(range(23))).batches(2)))"

@@ -7,14 +7,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from made_pictures import put, tree
 
+from fixtures.pictures import put, tree
 from masp.core.errors import DataError
 from masp.data.readers.open_dataset import open_dataset
 from masp.data.records import Record
-from masp.data.splits import _quotas, by_content, content_digests, paper_like, read_split, write_split
+from masp.data.splits import by_content, content_digests, paper_like, read_split, write_split
 
 
 def records_of(root: Path) -> list[Record]:
@@ -71,14 +69,6 @@ def test_copies_stay_together_even_under_two_labels(tmp_path: Path, seed: int) -
     with_copies = {name for name, chosen in splits.items() if any("copy" in r.path.name for r in chosen)}
     assert len(with_copies) == 1
     assert not set(content_digests(splits["train"])) & set(content_digests(splits["test"]))
-
-
-@given(st.integers(0, 400), st.lists(st.integers(1, 50), min_size=1, max_size=5))
-def test_quotas_add_up_and_are_nearly_exact(count: int, parts: list[int]) -> None:
-    fractions = {str(place): part / sum(parts) for place, part in enumerate(parts)}
-    quotas = _quotas(count, fractions)
-    assert sum(quotas.values()) == count
-    assert all(abs(quotas[name] - count * share) < 1 for name, share in fractions.items())
 
 
 @pytest.mark.parametrize("fractions", [{}, {"train": 0.5}, {"train": 1.5, "test": -0.5}])

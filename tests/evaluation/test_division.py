@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-import tiny
+from fixtures import tiny
+from fixtures.adapters import LABELS, write_adapter
 from masp.adapters import DataRecord, load_adapter, save_adapter
 from masp.data.readers.open_dataset import open_dataset
 from masp.data.splits import read_split, write_split
 from masp.evaluation.runner import as_trained
-from small_adapters import LABELS, write_adapter
 
 
 @pytest.fixture
@@ -160,20 +160,6 @@ def test_an_adapter_that_names_no_data_changes_nothing(folder, caplog):
     assert warnings_of(caplog) == []
 
 
-def test_another_data_set_of_the_same_names_is_left_alone_with_a_warning(folder, caplog):
-    shutil.copy(folder / "data" / "joy" / "0.png", folder / "data" / "fear" / "1.png")  # other content, other size
-    dataset = open_dataset(folder / "data")
-    assert as_trained(dataset, folder / "run") is dataset
-    assert "may hold images it was trained on" in caplog.text
-
-
-def test_without_the_file_of_the_run_there_is_a_warning(folder, caplog):
-    (folder / "run" / "splits.json").unlink()
-    dataset = open_dataset(folder / "data")
-    assert as_trained(dataset, folder / "run") is dataset
-    assert "may hold images it was trained on" in caplog.text
-
-
 def test_a_strange_data_set_needs_no_warning(folder, caplog):
     (folder / "data").rename(folder / "other")
     for number in range(3):
@@ -183,7 +169,14 @@ def test_a_strange_data_set_needs_no_warning(folder, caplog):
     assert warnings_of(caplog) == []
 
 
-def test_a_damaged_file_of_splits_does_not_stop_an_evaluation(folder, caplog):
-    (folder / "run" / "splits.json").write_text(json.dumps({"format": 99}))
+@pytest.mark.parametrize("lost", ["the file", "its content", "other images"])
+def test_where_the_division_of_the_run_is_of_no_use_there_is_a_warning(folder, caplog, lost):
+    """The file is gone, or damaged; or the images of the same names have another content and size."""
+    file = folder / "run" / "splits.json"
+    if lost == "other images":
+        shutil.copy(folder / "data" / "joy" / "0.png", folder / "data" / "fear" / "1.png")
+    else:
+        file.unlink() if lost == "the file" else file.write_text(json.dumps({"format": 99}))
     dataset = open_dataset(folder / "data")
     assert as_trained(dataset, folder / "run") is dataset
+    assert "may hold images it was trained on" in caplog.text

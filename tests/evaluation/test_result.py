@@ -81,8 +81,6 @@ def test_a_result_from_before_the_calibration_floor_is_read(tmp_path):
     assert content["chances"]["calibrated"].pop("temperature_interval") == {"value": 1.5, "low": 1.25, "high": 1.75}
     file.write_text(json.dumps(content))
     found = read_result(tmp_path).chances
-    assert found is not None
-    assert found.calibrated is not None
     assert (found.calibration_floor, found.calibrated.calibration_floor) == (None, None)
     assert (found.calibration_error, found.calibrated.temperature_interval) == (SHARE, None)
 

@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-import tiny
-from made_up_results import result, written
+from fixtures import tiny
+from fixtures.adapters import LABELS, write_adapter
+from fixtures.pages import Page
+from fixtures.results import result, written
 from masp.adapters import tensors_sha256
 from masp.evaluation.result import LabelledPrediction
 from masp.predictor import Masp
-from small_adapters import LABELS, write_adapter
-from web_page import Page
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fixtures.reproduction import small_job
 from masp.evaluation.result import PREDICTIONS, LabelledPrediction, write_predictions
 from masp.reproduce import writers as writing
 from masp.reproduce.dag import ExperimentResult, plan_cells
@@ -14,7 +15,6 @@ from masp.reproduce.sheets import differences, paired
 from masp.reproduce.specs import TABLE2, all_recipes, load_paper
 from masp.reproduce.tables import Results
 from masp.reproduce.writers import write_all
-from small_reproduction import small_job
 
 PAPER = load_paper()
 FACTS = {
@@ -124,14 +124,12 @@ def test_an_interval_belongs_to_the_mean_of_all_seeds(tmp_path: Path) -> None:
     say(tmp_path, "emoji-scenes/V+A/seed0", "abbb")
     say(tmp_path, "emoji-scenes/V+A/seed1", "aaab")
     one = paired(found, "emoji-scenes", TABLE2[0], TABLE2[1])
-    assert one is not None
     assert [seed.difference for seed in one.each] == [0.25, 0.75]
     assert one.whole.difference == 0.5
     assert one.whole.low <= 0.5 <= one.whole.high
     # gains 2, 1, 1, 0 of two seeds: all signs alike in 2 of 2³ cases
     assert one.whole.p_value == pytest.approx(0.25)
     sheet = differences(found, "table2")
-    assert sheet is not None
     assert sheet.head[5] == "95 % interval over images, all seeds"
     assert sheet.rows[0][1:5] == ("V+A − V", "+50.0", "35.4", "+25.0 · +75.0")
     assert [line["seed"] for line in sheet.lines] == ["all", 0, 1]

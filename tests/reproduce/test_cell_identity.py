@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-import tiny
+from fixtures import tiny
+from fixtures.adapters import write_adapter, write_questions
+from fixtures.reproduction import PLAN, small_job
 from masp.baselines import registry as catalogue
 from masp.core.aspects import ASPECTS
 from masp.core.prompts import load_questions
@@ -16,9 +18,6 @@ from masp.reproduce import library
 from masp.reproduce.dag import Experiment
 from masp.reproduce.runner import Runner
 from masp.reproduce.specs import ATTENTION, FULL, PLAIN, Spec, divided, masp, read_by, recipe_of
-from own_questions import write_questions
-from small_adapters import write_adapter
-from small_reproduction import PLAN, small_job
 
 ALONE, RANDOM = masp(ASPECTS, "none"), masp((), "random")
 LETTERS, PROBE, LORA, DISTILLED = (recipe_of(name) for name in ("zero-shot-letters", "probe", "qlora", "distilled"))

@@ -4,14 +4,14 @@ from itertools import chain
 
 import pytest
 
-import small_service
-import tiny
+from fixtures import service as small_service
+from fixtures import tiny
+from fixtures.adapters import write_adapter
+from fixtures.service import TASKS, image, png, same
 from masp.adapters import combine
 from masp.model.masp_model import MaspModel
 from masp.predictor import Masp
 from masp.serving.mixed_batch import Query, predict_mixed
-from small_adapters import write_adapter
-from small_service import TASKS, image, png, same
 
 
 @pytest.mark.parametrize(("family", "prefixes"), [("qwen2_vl", 1), ("gemma3", 1), ("instructblip", 0)])

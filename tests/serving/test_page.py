@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-import small_service
-import tiny
+from fixtures import service as small_service
+from fixtures import tiny
+from fixtures.service import TASKS, png, running, small_app
 from masp.predictor import Masp
-from small_service import TASKS, png, running, small_app
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-import small_service
-import tiny
-from masp.baselines.registry import make_system
+from fixtures import service as small_service
+from fixtures import tiny
+from fixtures.adapters import write_adapter
+from fixtures.service import TASKS, Gate, forms, image, png, same, small_app, until
 from masp.core.errors import UsageError
 from masp.model.explain import ATTRIBUTIONS, DEFAULT_ATTRIBUTION
 from masp.predictor import Masp
@@ -22,9 +23,6 @@ from masp.serving import create_app
 from masp.serving.app import named_tasks
 from masp.serving.server import JsonLines
 from masp.serving.settings import ServerSettings, check_exposure
-from noise_lessons import Watched, lessons
-from small_adapters import write_adapter
-from small_service import TASKS, Gate, forms, image, png, same, small_app, until
 
 
 @pytest.fixture(scope="module")

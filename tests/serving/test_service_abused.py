@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_pictures import encoded, noise
 from PIL import Image
 from starlette.testclient import TestClient
 
-import tiny
+from fixtures import tiny
+from fixtures.adapters import write_adapter
+from fixtures.pictures import encoded, noise
+from fixtures.service import forms, png, running, small_app
 from masp.predictor import Masp
-from small_adapters import write_adapter
-from small_service import forms, png, running, small_app
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 

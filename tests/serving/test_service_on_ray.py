@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-import small_service
-import tiny
+from fixtures import service as small_service
+from fixtures import tiny
+from fixtures.service import TASKS, forms, png, same, until
 from masp.predictor import Masp
 from masp.serving import ServerSettings
-from small_service import TASKS, forms, png, same, until
 
 pytest.importorskip("ray.serve", reason="the extra ray is not installed")
 httpx = pytest.importorskip("httpx", reason="the extra serve is not installed")

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-import small_service
-import tiny
-from small_service import TASKS, forms, png, until
+from fixtures import service as small_service
+from fixtures import tiny
+from fixtures.service import TASKS, forms, png, until
 
 httpx = pytest.importorskip("httpx", reason="the extra serve is not installed")
 

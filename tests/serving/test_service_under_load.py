@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-import small_service
-import tiny
+from fixtures import service as small_service
+from fixtures import tiny
+from fixtures.service import TASKS, Gate, forms, png, running, same, small_app, until
 from masp.predictor import Masp
-from small_service import TASKS, Gate, forms, png, running, same, small_app, until
 
 httpx = pytest.importorskip("httpx", reason="the extra serve is not installed")
 

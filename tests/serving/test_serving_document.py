@@ -14,15 +14,15 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-import small_service
-import tiny
+from fixtures import service as small_service
+from fixtures import tiny
+from fixtures.adapters import write_adapter
+from fixtures.service import Gate, png, running, same, small_app
 from masp.cli import main
 from masp.core.errors import ImageError
 from masp.predictor import Masp
 from masp.serving import AsyncClient, Client
 from masp.serving.client import ServiceError
-from small_adapters import write_adapter
-from small_service import Gate, png, running, same, small_app
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = (ROOT / "docs" / "how-to" / "serving.md").read_text(encoding="utf-8")

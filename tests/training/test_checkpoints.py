@@ -5,16 +5,19 @@ import json
 import logging
 import os
 import resource
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from fixtures.adapters import write_adapter
 from masp.core import atomic_io as storage
 from masp.core.errors import CheckpointError
 from masp.training.checkpoints import Checkpoint, CheckpointStore
 from masp.training.disk_cache import CacheGroup, DiskCache
-from small_adapters import write_adapter
 
 
 def checkpoint(step: int) -> Checkpoint:
@@ -35,7 +38,6 @@ def test_what_is_saved_is_loaded(store):
     assert store.latest() is None
     store.save(checkpoint(12))
     found = store.latest()
-    assert found is not None
     assert found.step == 12
     assert found.state == checkpoint(12).state
     assert {name: tensor.dtype for name, tensor in found.tensors.items()} == {"a": torch.float32, "b": torch.uint8}
@@ -192,3 +194,36 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
         storage.write_folder(target, fail)
     assert [path.name for path in target.iterdir()] == ["two"]
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def crash_lab(stage: str, points: int, folder: Path) -> dict:
+    paths = [str(ROOT / "tests"), *sys.path]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "tests" / "fixtures" / "crash_lab.py"), stage, str(points), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def check(report: dict, points: int) -> None:
+    assert report["moments"] > 20
+    assert len(report["points"]) == points
+    for point in report["points"]:
+        assert point["killed"] == signal.SIGKILL, point
+        assert point["again"] == 0, point
+        assert point["same"], point
+        assert point["left"] == [], point
+
+
+def test_three_kills(tmp_path):
+    check(crash_lab("prompt", 3, tmp_path), 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["aspects", "prompt", "stored"])
+def test_many_kills(tmp_path, stage):
+    points = int(os.environ.get("MASP_KILL_POINTS", "24"))
+    check(crash_lab(stage, points, tmp_path), points)

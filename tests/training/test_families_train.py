@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-import small_training as small
-import tiny
+from fixtures import tiny
+from fixtures import training as small
 from masp.adapters import load_adapter
 from masp.core.aspects import ASPECTS
 from masp.predictor import Masp

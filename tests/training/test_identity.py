@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-import small_training as small
-import tiny
+from fixtures import tiny
+from fixtures import training as small
 from masp.backbones.loading import load_backbone
 from masp.core.config import BackboneConfig, RunConfig, load_config
 from masp.core.setting_types import FREE, is_section
@@ -168,7 +168,7 @@ def test_a_division_counts_with_what_it_does_not_with_its_place(tmp_path: Path, 
 
 
 def test_questions_count_with_their_content(tmp_path: Path, dataset: Dataset) -> None:
-    text = (Path(small.__file__).parents[1] / "src" / "masp" / "core" / "prompts.json").read_text()
+    text = (Path(small.__file__).parents[2] / "src" / "masp" / "core" / "prompts.json").read_text()
     first, copy = tmp_path / "a.json", tmp_path / "b.json"
     first.write_text(text)
     copy.write_text(text)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import small_training as small
-import tiny
+from fixtures import tiny
+from fixtures import training as small
 from masp.adapters import load_adapter, read_info
 from masp.core.errors import DataError
 from masp.training import Interrupted, train_prompt

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import signal
-import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-import small_training as small
-import tiny
+from fixtures import tiny
+from fixtures import training as small
+from fixtures.toy_stage import gradients
 from masp.adapters import load_adapter, read_info
 from masp.backbones.decoder import Decoder
 from masp.backbones.loading import load_backbone
@@ -38,7 +38,6 @@ from masp.training.signals import StopRequest
 from masp.training.stage1 import AspectExample, AspectStage, ImageMajorOrder, measured
 from masp.training.stage2 import PromptStage, QuestionSettings
 from masp.training.trainer import StepBatch
-from toy_stage import gradients
 
 PROMPT = ("prompt.max_steps=3", "aspects.max_steps=3")
 
@@ -167,23 +166,6 @@ def test_a_batch_has_the_number_of_images_whose_pairs_come_nearest(size, images)
     order = ImageMajorOrder(examples, size, seed=0)
     assert order.images == images
     assert order.per_epoch == -(-50 // images)
-
-
-def test_the_vision_tower_is_not_run_once_per_aspect(tmp_path, dataset, monkeypatch):
-    backbone = tiny.backbone()
-    compute, runs = type(backbone).visual_tokens, []
-
-    def counted(self, pixels):
-        runs.append(len(pixels))
-        return compute(self, pixels)
-
-    monkeypatch.setattr(type(backbone), "visual_tokens", counted)
-    changes = ("aspects.batch_size=13", "aspects.epochs=1", "aspects.evaluate_every=0")
-    train_aspects(small.config(*changes), dataset, backbone, tmp_path / "kept")
-    assert sum(runs) == 18  # once for each image, whatever the number of aspects and epochs
-    runs.clear()
-    train_aspects(small.config(*changes, "aspects.feature_memory_gb=0"), dataset, backbone, tmp_path / "not")
-    assert sum(runs) == 13  # once for each training image
 
 
 def test_a_resumed_run_without_kept_tokens_does_not_read_everything_again(tmp_path):
@@ -322,19 +304,6 @@ def test_queries_and_attention_come_from_the_aspects(tmp_path, dataset):
     assert (method.variant, method.queries, method.attention) == ("paper", 5, "multihead")
 
 
-def test_kept_and_recomputed_visual_tokens_train_alike(tmp_path, dataset):
-    results = []
-    for memory in ("4", "0"):
-        config = small.config(*PROMPT, f"prompt.feature_memory_gb={memory}", "prompt.batch_size=3")
-        out = tmp_path / memory
-        results.append(load_adapter(train_prompt(config, dataset, tiny.backbone(), None, out).adapter, tiny.backbone()))
-    first, second = (result.prompt.vectors for result in results)
-    assert (first - second).abs().max() < 2e-3
-    start = small.config("prompt.max_steps=1", "prompt.learning_rate=1e-9")
-    begun = load_adapter(train_prompt(start, dataset, tiny.backbone(), None, tmp_path / "s").adapter, tiny.backbone())
-    assert (first - begun.prompt.vectors).abs().max() > 1e-2
-
-
 def test_balanced_weights_change_what_is_learned(tmp_path, dataset):
     vectors = []
     for weights in ("none", "balanced"):
@@ -369,23 +338,21 @@ def test_other_data_or_another_backbone_in_the_same_folder_is_refused(aspects, d
         train_aspects(small.config(*PROMPT), dataset, tiny.backbone(seed=1), aspects)
 
 
-@pytest.mark.parametrize("name", ["adapter", "checkpoints"])
-def test_a_folder_of_unknown_origin_is_left_alone(tmp_path, dataset, name):
-    (tmp_path / name).mkdir()
-    with pytest.raises(UsageError, match=f"holds {name}, but no run.json"):
-        train_prompt(small.config(*PROMPT), dataset, tiny.backbone(), None, tmp_path)
-
-
-def test_out_that_is_a_file_is_refused(tmp_path, dataset):
-    (tmp_path / "out").write_text("")
-    with pytest.raises(UsageError, match="is a file"):
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("out/adapter", None, "holds adapter, but no run.json"),
+        ("out/checkpoints", None, "holds checkpoints, but no run.json"),
+        ("out/run.json", "{", r"run.json cannot be read"),
+        ("out", "", "is a file"),
+    ],
+)
+def test_a_folder_of_unknown_origin_is_left_alone(tmp_path, dataset, name, content, message):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.mkdir() if content is None else path.write_text(content)
+    with pytest.raises(UsageError, match=message):
         train_prompt(small.config(*PROMPT), dataset, tiny.backbone(), None, tmp_path / "out")
-
-
-def test_an_unreadable_run_description_is_refused(tmp_path, dataset):
-    (tmp_path / "run.json").write_text("{")
-    with pytest.raises(UsageError, match=r"run.json cannot be read"):
-        train_prompt(small.config(*PROMPT), dataset, tiny.backbone(), None, tmp_path)
 
 
 def test_two_runs_cannot_share_a_folder(tmp_path, dataset, monkeypatch):
@@ -581,7 +548,6 @@ def test_measures_of_stage_1():
 
 def test_stage_1_is_measured_on_images_from_everywhere_in_the_split(tmp_path, monkeypatch):
     """24 validation images that are listed label by label, of which 9 are measured on, by every start the same ones."""
-    from masp.training import stage1 as stage1_aspects
 
     found = small.write_dataset(tmp_path / "data", train=9, val=24)
     held = tuple(sorted(found.splits["val"], key=lambda record: record.label))
@@ -701,36 +667,6 @@ def test_settings_of_memory_reach_both_stages(tmp_path, dataset, aspects, monkey
 )
 def test_validation_takes_as_many_images_as_a_step_of_training_fits(width, settings, images):
     assert measured_at_once(TrainConfig(**settings), width) == images
-
-
-@pytest.mark.parametrize("name", ["aspects", "prompt"])
-def test_validation_reads_ahead(tmp_path, dataset, name, monkeypatch):
-    """While the first group is measured, the next ones are being read: here before anything is measured at all."""
-    stage = stage_of(name, dataset)
-    held = list(enumerate(dataset.split("train")[:6]))
-    shown = held if name == "aspects" else [(number, "joy") for number, _ in held]
-    stage.validation = shown  # pyright: ignore[reportAttributeAccessIssue]
-    stage.at_once, stage.store.reading = 2, ImageReading(workers=1, budget=0)
-    begun, seen = threading.Event(), []
-    read = stage.store.backbone.preprocess
-
-    def watched(images):
-        seen.append(len(images))
-        if len(seen) == 2:
-            begun.set()
-        return read(images)
-
-    monkeypatch.setattr(stage.store.backbone, "preprocess", watched)
-    module, word = (stage1_aspects, "describe_aspects") if name == "aspects" else (stage2_prompt, "score")
-    measure = getattr(module, word)
-
-    def waits(*given):
-        assert begun.wait(60)  # the second group, while this is the first
-        return measure(*given)
-
-    monkeypatch.setattr(module, word, waits)
-    assert stage.validate(StopRequest())
-    assert seen == [2, 2, 2]
 
 
 def test_pixel_bounds_of_training_are_those_of_prediction(tmp_path, dataset):

@@ -1,0 +1,326 @@
+"""The cue head by hand: its words, the optimum of its first layer, effects that add up, and what is refused."""
+
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from fixtures import tiny
+from fixtures.adapters import write_adapter
+from fixtures.noise_lessons import LABELS, TRAIN, VAL, Watched, aspects_of, lessons
+from masp.adapters import combine, load_adapter
+from masp.baselines.base import Example, SystemPrediction, TrainingData
+from masp.baselines.concept_bottleneck import (
+    ConceptBottleneck,
+    ConceptBottleneckSettings,
+    present,
+    read_words,
+    vocabulary,
+)
+from masp.baselines.probe import logits
+from masp.baselines.prompted import ZeroShotSettings, zero_shot_system
+from masp.baselines.registry import make_system
+from masp.core.aspects import ASPECTS
+from masp.core.errors import AdapterError, DataError, UsageError
+from masp.core.types import VisualTokens
+from masp.model.masp_model import MaspModel
+from masp.predictor import Masp
+
+FREELY = ConceptBottleneckSettings(fewest=2, strengths=(1.0,))
+
+
+def taught(out: Path, images: Watched) -> TrainingData:
+    """The lessons of noise, with objects that some of them share."""
+    made = lessons(out, images)
+    told = [{}, {"object": "Cat, Dog"}, {"object": "Dog", "scene": "beach"}]
+    rows = [replace(one, aspects=told[one.image % 3]) for one in (*made.train, *made.val)]
+    return replace(made, train=tuple(rows[:TRAIN]), val=tuple(rows[TRAIN:]))
+
+
+def head(over: bool = False, settings: ConceptBottleneckSettings = FREELY) -> ConceptBottleneck:
+    backbone = tiny.backbone()
+    adapter = load_adapter(aspects_of("qwen2_vl"), backbone)
+    model = MaspModel(backbone, adapter.info.method, adapter.aspects)
+    return ConceptBottleneck(model, LABELS, zero_shot_system(backbone, LABELS) if over else None, settings)
+
+
+def test_the_words_are_those_of_enough_images() -> None:
+    told = [Example(0, "awe", {"object": "Dog, Cat"}), Example(1, "awe", {"object": "Cat", "scene": ""})]
+    assert vocabulary(told, ("object", "scene"), 1) == {"object": ("Cat", "Dog"), "scene": ()}
+    assert vocabulary(told, ("object", "scene"), 2) == {"object": ("Cat",), "scene": ()}
+    assert present(told, "object", ("Cat", "Dog")).tolist() == [[1, 1], [1, 0]]
+    with pytest.raises(DataError, match="annotated often enough"):
+        vocabulary(told, ("object", "scene"), 3)
+
+
+def test_words_are_a_ridge_regression_and_platts_scaling() -> None:
+    """Against scikit-learn: its ridge with each image left out, and its unpenalised logistic regression on that."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(40, 7, generator=generator)
+    wanted = (tokens[:, :2] + torch.randn(40, 2, generator=generator) > 0).float()
+    layer, left_out, told = read_words(tokens, wanted, (1e-3, 5.0, 1e5))
+    columns, truth = ((tokens - tokens.mean(0)) / tokens.std(0, correction=0)).numpy(), wanted.numpy()
+    held, errors = {}, {}
+    for penalty in (1e-3, 5.0, 1e5):
+        rest = [np.arange(40) != one for one in range(40)]
+        held[penalty] = np.array(
+            [Ridge(penalty).fit(columns[kept], truth[kept]).predict(columns[~kept])[0] for kept in rest]
+        )
+        errors[penalty] = float(((held[penalty] - truth) ** 2).mean())
+    assert told == {"penalty": 5.0, "squared_error": pytest.approx(errors[5.0], rel=1e-3)}
+    assert min(errors, key=errors.__getitem__) == 5.0
+    whole = Ridge(5.0).fit(columns, truth).predict(columns)
+    for word in range(2):
+        count, own = float(truth[:, word].sum()), held[5.0][:, word]
+        soft = np.where(truth[:, word] > 0, (count + 1) / (count + 2), 1 / (40 - count + 2))
+        twice = np.concatenate([own, own])[:, None]  # a soft target is an image of both classes, with weights
+        model = LogisticRegression(C=np.inf).fit(twice, [1] * 40 + [0] * 40, np.concatenate([soft, 1 - soft]))
+        odds = model.decision_function(own[:, None])
+        assert left_out[:, word].tolist() == pytest.approx((1 / (1 + np.exp(-odds))).tolist(), abs=2e-3)
+        there = model.decision_function(whole[:, word][:, None])
+        assert logits(layer, tokens)[:, word].tolist() == pytest.approx(there.tolist(), abs=2e-2)
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_effects_scores_and_bias_are_the_logits(over: bool, tmp_path: Path) -> None:
+    system, images = head(over), Watched(tiny.backbone())
+    system.fit(taught(tmp_path / "out", images))
+    layer = {name: system.learned.tensors[f"labels.{name}"] for name in ("weight", "bias", "mean", "scale")}
+    visual = images.visual([0, 1, 2])
+    scores = None if system.over is None else [one.log_probabilities for one in system.over.predict(visual)]
+    seen = [place for place, label in enumerate(LABELS) if label in ("amusement", "anger", "fear")]
+    for row, (cues, one) in enumerate(zip(system.cues(visual), system.predict(visual), strict=True)):
+        assert all(tuple(cue.effects) == ("amusement", "anger", "fear") for cue in cues), "no other label was seen"
+        odds = layer["bias"][seen] + torch.tensor([sum(cue.effects[LABELS[place]] for cue in cues) for place in seen])
+        if scores is not None and system.learned.state["labels"]["scores"]:
+            own = scores[row]
+            told = torch.tensor([own[label] for label in LABELS])
+            odds = odds + (((told - layer["mean"][-8:]) / layer["scale"][-8:]) @ layer["weight"][:, -8:].T)[seen]
+        found = torch.tensor([one.log_probabilities[LABELS[place]] for place in seen])
+        assert (found - found[0]).tolist() == pytest.approx((odds - odds[0]).tolist(), abs=1e-4)
+
+
+def test_each_image_has_every_word_the_likeliest_first(tmp_path: Path) -> None:
+    system, images = head(), Watched(tiny.backbone())
+    system.fit(taught(tmp_path / "out", images))
+    for cues in system.cues(images.visual([0, 1])):
+        assert {(cue.aspect, cue.word) for cue in cues} == {("object", "Cat"), ("object", "Dog"), ("scene", "beach")}
+        assert [cue.probability for cue in cues] == sorted((cue.probability for cue in cues), reverse=True)
+
+
+def test_the_words_come_from_the_tokens_of_their_own_aspect(tmp_path: Path) -> None:
+    system, images = head(), Watched(tiny.backbone())
+    system.fit(taught(tmp_path / "out", images))
+    assert system.learned is not None
+    visual = images.visual([4])
+    tokens = system.model.aspect_tokens(visual).tokens[:, ASPECTS.index("scene")].flatten(1)
+    layer = {name: system.learned.tensors[f"scene.{name}"] for name in ("weight", "bias", "mean", "scale", "known")}
+    (beach,) = logits(layer, tokens).sigmoid()[0].tolist()
+    (found,) = [cue.probability for cue in system.cues(visual)[0] if cue.aspect == "scene"]
+    assert found == pytest.approx(beach, abs=1e-6)
+
+
+def test_the_penalty_of_the_labels_is_the_likeliest_on_val(tmp_path: Path) -> None:
+    images, found = Watched(tiny.backbone()), {}
+    for name, strengths in {"weak": (100.0,), "strong": (1e-4,), "both": (1e-4, 100.0)}.items():
+        system = head(settings=replace(FREELY, strengths=strengths))
+        system.fit(taught(tmp_path / name, images))
+        found[name] = system.config()["fitted"]["labels"]
+    assert found["both"] == max((found[name] for name in ("weak", "strong")), key=lambda one: one["log_likelihood"])
+    assert found["weak"] != found["strong"]
+
+
+class Knowing:
+    """A system that knows the right label of some images, and is as sure of a wrong one of all others."""
+
+    def __init__(self, images: Watched, right: frozenset[int]) -> None:
+        self.backbone, self.labels, self.images, self.right = tiny.backbone(), LABELS, images, right
+
+    def fit(self, lessons: TrainingData) -> None:
+        pass
+
+    def predict(self, visual: VisualTokens) -> list[SystemPrediction]:
+        said = []
+        for row in range(len(visual)):
+            one = visual.select([row])
+            (number,) = [n for n in range(TRAIN + VAL) if same(self.images.all.select([n]), one)]
+            label = LABELS[(0, 4, 6)[(number + (number not in self.right)) % 3]]
+            said.append(SystemPrediction(label, {name: math.log(0.93 if name == label else 0.01) for name in LABELS}))
+        return said
+
+    def config(self) -> dict[str, Any]:
+        return {"system": "knowing", "right": sorted(self.right), "question": "Which?"}
+
+
+def same(one: VisualTokens, other: VisualTokens) -> bool:
+    kept = [visual.tokens[0, visual.mask[0]] for visual in (one, other)]
+    return kept[0].shape == kept[1].shape and torch.equal(*kept)
+
+
+def test_scores_that_only_know_the_training_images_are_left_out(tmp_path: Path) -> None:
+    images, everything = Watched(tiny.backbone()), frozenset(range(TRAIN + VAL))
+    found = {}
+    for name, right in {"learned by heart": frozenset(range(TRAIN)), "knows": everything}.items():
+        adapter = load_adapter(aspects_of("qwen2_vl"), tiny.backbone())
+        model = MaspModel(tiny.backbone(), adapter.info.method, adapter.aspects)
+        system = ConceptBottleneck(model, LABELS, Knowing(images, right), FREELY)
+        system.fit(taught(tmp_path / name, images))
+        found[name] = system.learned.state["labels"]["scores"]
+        said = [one.predicted for one in system.predict(images.visual(range(TRAIN, TRAIN + VAL)))]
+        wanted = [LABELS[(0, 4, 6)[number % 3]] for number in range(TRAIN, TRAIN + VAL)]
+        assert (said == wanted) == (name == "knows")
+    assert found == {"learned by heart": False, "knows": True}
+
+
+def test_the_labels_learn_from_words_that_were_left_out() -> None:
+    """Noise has no word to read: what is said about an image of training is no better than a guess."""
+    generator = torch.Generator().manual_seed(0)
+    tokens, wanted = torch.randn(40, 60, generator=generator), torch.randint(0, 2, (40, 1), generator=generator).float()
+    layer, left_out, _ = read_words(tokens, wanted, (0.1,))
+    assert torch.equal(logits(layer, tokens).sigmoid().round(), wanted), "the layer itself knows these images by heart"
+    assert 0.25 < float((left_out.round() == wanted).float().mean()) < 0.75
+
+
+def test_without_validation_the_settings_decide(tmp_path: Path) -> None:
+    system, images = head(over=True), Watched(tiny.backbone())
+    system.fit(replace(taught(tmp_path / "out", images), val=()))
+    state = system.learned.state
+    assert state["labels"] == {"C": 0.1, "scores": True}
+    assert len(system.predict(images.visual([0, 1]))) == 2
+
+
+def test_other_annotations_are_another_run(tmp_path: Path) -> None:
+    images = Watched(tiny.backbone())
+    told = replace(taught(tmp_path / "out", images), fingerprint="")
+    head().fit(told)
+    zebras = tuple(replace(one, aspects={"object": "Zebra"}) for one in told.train)
+    with pytest.raises(UsageError, match="another"):
+        head().fit(replace(told, train=zebras))
+
+
+def test_too_few_annotations_are_told_before_anything_is_read(tmp_path: Path) -> None:
+    images = Watched(tiny.backbone())
+    with pytest.raises(DataError, match="a word that 20 or more of them have"):
+        head(settings=ConceptBottleneckSettings()).fit(taught(tmp_path / "out", images))
+    assert images.calls == 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_prompt_is_added_up_with_its_own_scores(tmp_path: Path) -> None:
+    prompt = write_adapter(tmp_path / "prompt", LABELS, aspects=())
+    whole = write_adapter(tmp_path / "whole", LABELS)
+    images, quick = Watched(tiny.backbone()), ["fewest=2", "strengths=[1.0]"]
+    said = {}
+    for place in (prompt, whole):
+        named = [f"aspects={whole}", f"prompt={place}", *quick]
+        system = make_system("cues", tiny.backbone(), LABELS, named)
+        system.fit(taught(tmp_path / place.name / "out", images))
+        said[place.name] = system.predict(images.visual([0, 1]))
+        (alone,) = system.predict(images.visual([1]))
+        assert alone.log_probabilities == pytest.approx(said[place.name][1].log_probabilities, abs=1e-4)
+        assert system.config()["tuned"]["adapter"]["aspects"] == ([] if place is prompt else list(ASPECTS))
+    assert said["prompt"] != said["whole"]
+
+
+@pytest.mark.parametrize("scores", [False, True])
+def test_what_was_learned_is_an_adapter_that_predicts_the_same(tmp_path: Path, scores: bool) -> None:
+    seen = ("amusement", "anger", "fear")  # the labels that occur
+    whole = write_adapter(tmp_path / "whole", seen)
+    prompt = [f"prompt={write_adapter(tmp_path / 'prompt', seen, aspects=())}"] * scores
+    backbone = tiny.backbone()
+    images = Watched(backbone)
+    system = make_system("cues", backbone, seen, [f"aspects={whole}", *prompt, "fewest=2", "strengths=[1.0]"])
+    teaching = replace(
+        taught(tmp_path / "cues" / "training", images), val=()
+    )  # so that scores are added if there are any
+    system.fit(teaching)
+    found = Masp.from_pretrained(tmp_path / "cues", backbone)
+    visual = images.visual([0, 1, 2])
+    assert found.info.parts == ("aspects", "prompt", "concepts") if scores else ("aspects", "concepts")
+    wanted = torch.tensor([list(one.log_probabilities.values()) for one in system.predict(visual)])
+    torch.testing.assert_close(found.log_probabilities(visual), wanted, atol=1e-4, rtol=1e-4)
+    tiny.picture(84, 84, seed=3).save(tmp_path / "a.png")
+    one = found.predict(tmp_path / "a.png")
+    own = found.visual_tokens(found.backbone.preprocess([tiny.picture(84, 84, seed=3)]))
+    assert isinstance(system, ConceptBottleneck)
+    (cues,) = system.cues(own)
+    for aspect, reading in one.aspects.items():
+        added = sum(cue.effects[one.label] for cue in cues if cue.aspect == aspect)
+        assert reading.effect == pytest.approx(added, abs=1e-4)
+        there = [cue.word for cue in cues if cue.aspect == aspect and cue.probability >= 0.5]
+        assert sorted(reading.answer.split(", ")) == sorted(there or [""])
+    assert (one.attribution, one.answer) == ("concept_bottleneck", None)
+    assert list(one.probabilities.values()) == pytest.approx(found.log_probabilities(own)[0].exp().tolist(), abs=1e-5)
+    again = Masp.from_pretrained(found.save_pretrained(tmp_path / "copy"), backbone)
+    assert again.predict(tmp_path / "a.png").probabilities == one.probabilities
+    if scores:
+        plain = Masp.from_pretrained(tmp_path / "copy", backbone, concepts=False)
+        alone = Masp.from_pretrained(tmp_path / "prompt", backbone)
+        torch.testing.assert_close(plain.log_probabilities(visual), alone.log_probabilities(visual))
+        assert (plain.handle().concepts, plain.info.parts) == (None, ("aspects", "prompt"))
+        loaded = Masp.from_pretrained(tmp_path / "copy", backbone, labels="joy,fear")
+        wanted = alone.for_task(labels=["joy", "fear"]).log_probabilities(visual)
+        for other in (again.for_task(labels=["joy", "fear"]), loaded):  # which the words say nothing about
+            torch.testing.assert_close(other.log_probabilities(visual), wanted)
+    else:
+        with pytest.raises(UsageError, match="other labels for a concept bottleneck; expected amusement, anger, fear"):
+            Masp.from_pretrained(tmp_path / "copy", backbone, labels=["joy", "fear"])
+        with pytest.raises(UsageError, match="has no soft prompt"):
+            Masp.from_pretrained(tmp_path / "copy", backbone, concepts=False)
+    with pytest.raises(AdapterError, match="is a concept bottleneck" if scores else "has no soft prompt"):
+        combine(tmp_path / "both", [f"a={tmp_path / 'copy'}", f"b={whole}"])
+
+
+def test_labels_that_never_occur_leave_no_adapter(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole, backbone = write_adapter(tmp_path / "whole", LABELS), tiny.backbone()
+    images = Watched(backbone)
+    system = make_system("cues", backbone, LABELS, [f"aspects={whole}", "fewest=2", "strengths=[1.0]"])
+    system.fit(taught(tmp_path / "out", images))
+    assert not (tmp_path / "out" / "adapter").exists()
+    assert "no adapter is written: a label occurs on no image" in caplog.text
+
+
+def test_what_was_learned_is_loaded_without_the_lessons(tmp_path: Path) -> None:
+    system, images = head(over=True), Watched(tiny.backbone())
+    system.fit(replace(taught(tmp_path / "out", images), seed=3))
+    again = head(over=True).load(tmp_path / "out")
+    visual = images.visual([0, 1])
+    assert again.predict(visual) == system.predict(visual)
+    assert again.cues(visual) == system.cues(visual)
+    assert again.config() == system.config()
+    with pytest.raises(UsageError, match="tuned: "):
+        head(over=False).load(tmp_path / "out")
+    with pytest.raises(UsageError, match="settings: "):
+        head(over=True, settings=replace(FREELY, fewest=3)).load(tmp_path / "out")
+    with pytest.raises(UsageError, match="holds nothing that a cue head learned"):
+        head().load(tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "out" / "learned")
+    with pytest.raises(UsageError, match="has not learned to the end"):
+        head(over=True).load(tmp_path / "out")
+
+
+def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
+    backbone, bare = tiny.backbone(), write_adapter(tmp_path / "bare", aspects=())
+    with pytest.raises(UsageError, match="no aspects"):
+        make_system("cues", backbone, LABELS)
+    with pytest.raises(UsageError, match="holds no aspect modules"):
+        make_system("cues", backbone, LABELS, [f"aspects={bare}"])
+    with pytest.raises(UsageError, match="before it learned"):
+        head().predict(Watched(backbone).visual([0]))
+    model = head().model
+    with pytest.raises(UsageError, match="chooses from joy, fear"):
+        ConceptBottleneck(model, LABELS, zero_shot_system(backbone, ("joy", "fear")))
+    silent = ConceptBottleneck(
+        model, LABELS, zero_shot_system(backbone, LABELS, ZeroShotSettings(reading="generate")), FREELY
+    )
+    with pytest.raises(UsageError, match="no probabilities"):
+        silent.fit(taught(tmp_path / "silent", Watched(backbone)))
+    aspects = aspects_of("qwen2_vl")
+    with pytest.raises(UsageError, match="holds no soft prompt"):
+        make_system("cues", backbone, LABELS, [f"aspects={aspects}", f"prompt={aspects}"])

@@ -1,0 +1,530 @@
+"""Labels for many images: the manifest, chunks that are there or not, images that kill their decoder, and Ray."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import fs, parquet
+
+from fixtures import tiny
+from fixtures.adapters import write_adapter
+from masp.adapters import combine
+from masp.core.errors import DataError, MaspError, UsageError
+from masp.labelling import decode, manifest, run
+from masp.labelling.decode import Decoder, Limits
+from masp.labelling.labeller import Job, Labeller
+from masp.labelling.manifest import Place, check_shard, read_chunk, read_manifest, write_manifest
+from masp.predictor import Masp
+
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason='needs pip install "masp[ray]"')
+
+
+def write_images(folder: Path, count: int, side: int = 60) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        tiny.picture(side + number % 7, side, seed=number).save(folder / f"{number:05}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_adapter(tmp_path_factory.mktemp("adapter") / "a", aspects=("scene", "object"))
+
+
+def job_of(folder: Path | str, adapter: Path, **settings: object) -> Job:
+    given = {"adapter": str(adapter), "backbone": str(tiny.checkpoint()), "dtype": "float32", "device": "cpu"}
+    return Job(str(folder), read_manifest(folder).sha256, **{**given, "batch_size": 4, "decoders": 1, **settings})
+
+
+def label_all(job: Job) -> dict[str, int]:
+    """What Ray's actors do, here."""
+    counts: Counter[str] = Counter()
+    with Labeller(job) as labeller:
+        for shard, chunk in run.missing(job.folder, read_manifest(job.folder)):
+            counts.update(labeller.label(shard, chunk))
+    return dict(counts)
+
+
+def rows(folder: Path) -> list[dict]:
+    files = sorted(folder.glob("labels/*/*.parquet"))
+    return pa.concat_tables([parquet.read_table(file) for file in files]).sort_by("id").to_pylist()
+
+
+# --- the manifest ---------------------------------------------------------------------------------------------------
+
+
+def test_a_manifest_lists_every_source_in_one_order(tmp_path):
+    write_images(tmp_path / "b" / "inner", 2)
+    write_images(tmp_path / "b", 1)
+    (tmp_path / "b" / "notes.txt").write_text("no image")
+    (tmp_path / "list.txt").write_text("b/00000.png\n\nhttp-like/none.jpg\n")
+    (tmp_path / "table.csv").write_text("label,path\njoy,b/00000.png\nfear,\n")
+    parquet.write_table(pa.table({"image": ["b/00000.png", None]}), tmp_path / "t.parquet")
+    with tarfile.open(tmp_path / "w.tar", "w") as archive:
+        for name in ("inner/00001.png", "notes.txt", "00000.png"):
+            archive.add(tmp_path / "b" / name, name)
+    sources = [str(tmp_path / name) for name in ("b", "list.txt", "table.csv", "t.parquet", "w.tar")]
+    made = write_manifest(sources, tmp_path / "out", chunk=3, shard=6)
+    assert (made.images, made.shards, made.chunks(1)) == (9, (6, 3), 1)
+    assert read_manifest(tmp_path / "out") == made
+    found = [
+        row
+        for shard, chunk in run.missing(str(tmp_path / "out"), made)
+        for row in read_chunk(tmp_path / "out", shard, chunk).to_pylist()
+    ]
+    assert [row["id"] for row in found] == list(range(9))
+    names = [str(Path(row["uri"]).relative_to(tmp_path)) for row in found]
+    assert names[:3] == ["b/00000.png", "b/inner/00000.png", "b/inner/00001.png"]
+    assert names[3:7] == ["b/00000.png", "http-like/none.jpg", "b/00000.png", "b/00000.png"]
+    assert names[7:] == ["w.tar", "w.tar"]
+    content = decode.read_bytes(found[7]["uri"], found[7]["offset"], found[7]["size"], 10**6)
+    assert content == (tmp_path / "b" / "inner" / "00001.png").read_bytes()
+    assert write_manifest(sources, tmp_path / "again", chunk=3, shard=6).sha256 == made.sha256
+
+
+def test_planning_holds_a_chunk_and_not_a_file(tmp_path, monkeypatch):
+    """Peak memory, by Arrow's count and Python's, of one file of 2,000 images and of one of 20,000."""
+    monkeypatch.setattr(manifest, "BLOCK", 4096)  # a small part of either list
+    peaks: dict[int, int] = {}
+    default = pa.default_memory_pool()
+    for number, count in enumerate((2_000, 2_000, 20_000)):  # the first one pays for imports
+        (tmp_path / "list.txt").write_text("".join(f"/{k * 7919:040x}.jpg\n" for k in range(count)))
+        pool = pa.proxy_memory_pool(default)
+        pa.set_memory_pool(pool)
+        tracemalloc.start()
+        try:
+            folder = tmp_path / f"{number}-{count}"
+            write_manifest([str(tmp_path / "list.txt")], folder, 500, 500_000)
+            check_shard(folder, read_manifest(folder), 0)
+            peaks[count] = tracemalloc.get_traced_memory()[1] + (pool.max_memory() or 0)
+        finally:
+            tracemalloc.stop()
+            pa.set_memory_pool(default)
+    assert (tmp_path / "2-20000" / "manifest" / "shard-000000.parquet").stat().st_size > 200_000
+    assert peaks[20_000] < 1.1 * peaks[2_000], peaks
+
+
+def test_what_cannot_be_planned_is_refused(tmp_path):
+    write_images(tmp_path / "a", 1)
+    write_manifest([str(tmp_path / "a")], tmp_path / "out", 2, 2)
+    with pytest.raises(UsageError, match="holds a manifest already"):
+        write_manifest([str(tmp_path / "a")], tmp_path / "out", 2, 2)
+    with pytest.raises(DataError, match="does not exist"):
+        write_manifest([str(tmp_path / "none")], tmp_path / "x", 2, 2)
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="has the columns a, b"):
+        write_manifest([str(tmp_path / "t.csv")], tmp_path / "x", 2, 2)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no images in"):
+        write_manifest([str(tmp_path / "empty")], tmp_path / "x", 2, 2)
+    with pytest.raises(DataError, match="holds no manifest"):
+        read_manifest(tmp_path / "x")
+    shard = tmp_path / "out" / "manifest" / "shard-000000.parquet"
+    manifest = read_manifest(tmp_path / "out")
+    check_shard(tmp_path / "out", manifest, 0)
+    shard.write_bytes(shard.read_bytes() + b" ")
+    with pytest.raises(DataError, match="has changed"):
+        check_shard(tmp_path / "out", manifest, 0)
+
+
+# --- one chunk after the other --------------------------------------------------------------------------------------
+
+
+def test_labels_are_those_of_predict_and_every_image_has_a_row(tmp_path, adapter):
+    images = write_images(tmp_path / "images", 7)
+    (images / "00003.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
+    (images / "00005.png").write_bytes(b"x" * 20_000)
+    write_manifest([str(images)], tmp_path / "out", 4, 4)
+    (images / "00001.png").unlink()
+    job = job_of(tmp_path / "out", adapter, max_bytes=10_000)
+    assert label_all(job) == {"ok": 4, "unreadable": 1, "missing": 1, "too_large": 1}
+    found = rows(tmp_path / "out")
+    assert [row["id"] for row in found] == list(range(7))
+    masp = Masp.from_pretrained(adapter, str(tiny.checkpoint()), dtype="float32")
+    for row in found:
+        if row["status"] != "ok":
+            assert row["error"]
+            assert row["label"] is row["probabilities"] is None
+            continue
+        expected = masp.predict(row["uri"], explain=False)
+        assert row["label"] == expected.label
+        assert row["probabilities"] == pytest.approx(list(expected.probabilities.values()), abs=1e-6)
+    assert {row["manifest"] for row in found} == {job.manifest[:16]}
+    status = run.status(job.folder)
+    assert (status.done, status.chunks, status.all_chunks) == (7, 2, 2)
+    assert status.counts["too_large"] == 1
+
+
+def test_an_address_that_no_store_has_is_a_missing_image(tmp_path):
+    """In the process that reads images, which goes on."""
+    decoder = Decoder(Limits(None, "nearest", 10**6, 60.0))
+    images = write_images(tmp_path / "images", 1)
+    found = [decoder.read(uri, None, None) for uri in ("nowhere://a/b.png", str(images / "00000.png"))]
+    decoder.close()
+    assert [one.status for one in found] == ["missing", "ok"]
+    with pytest.raises(UsageError, match="has options; expected an address without"):
+        write_manifest(["s3://bucket/images?region=nowhere"], tmp_path / "out")
+
+
+def test_a_chunk_that_is_labelled_again_has_the_same_bytes(tmp_path, adapter):
+    write_manifest([str(write_images(tmp_path / "images", 9))], tmp_path / "out", 3, 9)
+    job = job_of(tmp_path / "out", adapter)
+    label_all(job)
+    files = {file: file.read_bytes() for file in (tmp_path / "out").rglob("part-*.parquet")}
+    assert len(files) == 3
+    victim = sorted(files)[1]
+    victim.unlink()
+    (victim.parent / ".partial-part-000001.parquet").write_bytes(b"half")  # what a kill leaves
+    assert list(run.missing(job.folder, read_manifest(job.folder))) == [(0, 1)]
+    label_all(job)
+    assert {file: file.read_bytes() for file in files} == files
+
+
+def test_an_image_that_kills_its_decoder_costs_itself_alone(tmp_path, adapter, monkeypatch):
+    """The decoder aborts, as a broken library would; another hangs, and is killed after its time."""
+    (tmp_path / "fragile.py").write_text(
+        "import os, time\n"
+        "from masp.labelling import decode\n"
+        "plain = decode.read_bytes\n"
+        "def read(uri, *rest):\n"
+        "    if 'poison' in uri: os.abort()\n"
+        "    if 'hangs' in uri: time.sleep(600)\n"
+        "    return plain(uri, *rest)\n"
+        "decode.read_bytes = read\n"
+        "serve = decode.serve\n"
+    )
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setattr(decode, "HOME", "fragile")
+    images = write_images(tmp_path / "images", 3)
+    (images / "00001.png").rename(images / "00001-poison.png")
+    decoder = Decoder(Limits(None, "nearest", 10**6, 60.0))
+    found = [decoder.read(str(file), None, None) for file in sorted(images.iterdir())]
+    assert [one.status for one in found] == ["ok", "crashed", "ok"]
+    assert found[0].image == tiny.picture(60, 60, seed=0)
+    decoder.close()
+    impatient = Decoder(Limits(None, "nearest", 10**6, 0.01))
+    assert impatient.read("hangs", None, None).status == "crashed"
+    impatient.close()
+    monkeypatch.setattr(decode, "HOME", "nowhere")
+    with pytest.raises(MaspError, match="does not start"):
+        decoder.read(str(images / "00000.png"), None, None)
+
+
+def test_several_tasks_share_one_prefix_and_words_are_written(tmp_path):
+    write_adapter(tmp_path / "a", labels=("joy", "fear", "awe"), aspects=("scene",))
+    write_adapter(tmp_path / "b", labels=("anger", "sadness"), aspects=("scene",))
+    combine(tmp_path / "both", [f"first={tmp_path / 'a'}", f"second={tmp_path / 'b'}"])
+    write_manifest([str(write_images(tmp_path / "images", 3))], tmp_path / "out", 3, 3)
+    label_all(job_of(tmp_path / "out", tmp_path / "both", tasks=("first", "second"), explain="words"))
+    masp = Masp.from_pretrained(tmp_path / "both", str(tiny.checkpoint()), dtype="float32")
+    for row in rows(tmp_path / "out"):
+        for task in ("first", "second"):
+            expected = masp.predict(row["uri"], explain=False, task=task)
+            assert row[f"{task}.label"] == expected.label
+            assert row[f"{task}.probabilities"] == pytest.approx(list(expected.probabilities.values()), abs=1e-5)
+        assert set(json.loads(row["aspects"])) == {"scene"}
+
+
+def test_a_run_of_something_else_is_refused(tmp_path, adapter):
+    write_manifest([str(write_images(tmp_path / "images", 2))], tmp_path / "out", 2, 2)
+    job = job_of(tmp_path / "out", adapter)
+    run._check_identity(job)
+    run._check_identity(job)
+    other = write_adapter(tmp_path / "other", aspects=("scene", "object"), seed=1)
+    with pytest.raises(UsageError, match="begun with another adapter"):
+        run._check_identity(job_of(tmp_path / "out", other))
+    with pytest.raises(UsageError, match="begun with another batch_size"):
+        run._check_identity(job_of(tmp_path / "out", adapter, batch_size=5))
+    with run._alone(job.folder), pytest.raises(UsageError, match="another run labels"), run._alone(job.folder):
+        pass
+
+
+def test_parts_become_one_data_set(tmp_path, adapter, masp):
+    write_manifest([str(write_images(tmp_path / "images", 7))], tmp_path / "out", 2, 4)
+    job = job_of(tmp_path / "out", adapter)
+    with pytest.raises(UsageError, match="4 chunks are not labelled yet"):
+        run.merge(job.folder, str(tmp_path / "all"))
+    label_all(job)
+    code, _, err = masp("label", "merge", job.folder, tmp_path / "all")
+    assert (code, "7 rows" in err) == (0, True)
+    found = parquet.read_table(tmp_path / "all")
+    assert found["id"].to_pylist() == list(range(7))
+    assert len(list((tmp_path / "all").iterdir())) == 2
+    with pytest.raises(UsageError, match="is not empty"):
+        run.merge(job.folder, str(tmp_path / "all"))
+
+
+def test_the_commands_plan_try_and_tell(tmp_path, adapter, masp):
+    write_images(tmp_path / "images", 3)
+
+    def label(*words: object) -> tuple[str, str]:
+        code, out, err = masp("label", *words)
+        assert code == 0, err
+        return out, err
+
+    folder = str(tmp_path / "out")
+    assert "3 images in 1 files" in label("plan", tmp_path / "images", "--out", folder, "--chunk", "2")[1]
+    model = ["--adapter", str(adapter), "--backbone", str(tiny.checkpoint()), "--dtype", "float32", "--device", "cpu"]
+    said = label("run", folder, *model, "--dry-run")[1]
+    assert "2 images: 2 ok" in said
+    assert "all 3 would take" in said
+    label_all(job_of(Path(folder), adapter))
+    assert label("status", folder, "--price", "3")[0].startswith("3 of 3 images (2 of 2 chunks)\n3 ok\n")
+    assert json.loads(label("status", folder, "--json")[0])["counts"]["ok"] == 3
+
+
+@pytest.mark.long
+def test_the_memory_of_a_manifest_does_not_grow(tmp_path):
+    """1e5 and 1e6 images in a list; peak memory of a process that plans them. It loads no model library."""
+    code = (
+        "import re, sys\n"
+        "from masp.labelling.manifest import read_chunk, write_manifest\n"
+        "made = write_manifest([sys.argv[1]], sys.argv[2], 1000, 100_000)\n"
+        "assert len(read_chunk(sys.argv[2], len(made.shards) - 1, 99)) == 1000\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"  # not what the parent had
+    )
+    peaks = []
+    for count in (100_000, 1_000_000):
+        (tmp_path / "list.txt").write_text("".join(f"/images/{number:09}.jpg\n" for number in range(count)))
+        words = [sys.executable, "-c", code, str(tmp_path / "list.txt"), str(tmp_path / str(count))]
+        peaks.append(int(subprocess.run(words, capture_output=True, text=True, check=True).stdout))
+    assert peaks[1] <= 1.1 * peaks[0]
+
+
+# --- an object store ------------------------------------------------------------------------------------------------
+
+MOTO = os.environ.get("MASP_MOTO_SERVER") or shutil.which("moto_server")
+NAMES = ("a b.png", "50%25.png", "c#d+e.png", "größe.png", "plain.png", "broken.png")
+"""Objects whose names an address would write otherwise, and one that is no image."""
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty bucket of moto's server, which the environment names as it would name any other store."""
+    if MOTO is None:
+        pytest.skip('needs moto_server: pip install "moto[server,s3]", on PATH or named by MASP_MOTO_SERVER')
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = subprocess.Popen([MOTO, "-H", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL)
+    given = {"ENDPOINT_URL": f"http://127.0.0.1:{port}", "ACCESS_KEY_ID": "testing", "SECRET_ACCESS_KEY": "testing"}
+    for name, value in (given | {"REGION": "us-east-1", "EC2_METADATA_DISABLED": "true"}).items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    manifest._store.cache_clear()
+    try:
+        end = time.monotonic() + 120
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except OSError:
+                assert server.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.1)
+        fs.S3FileSystem(endpoint_override=given["ENDPOINT_URL"], allow_bucket_creation=True).create_dir("bucket")
+        yield "s3://bucket"
+    finally:
+        server.kill()
+        server.wait()
+        manifest._store.cache_clear()
+
+
+def write_bucket(bucket: str, local: Path) -> None:
+    """Images, a list of some of them and a tar file of others, in the bucket and, by the same names, in a folder."""
+    write_images(local / "images", len(NAMES))
+    for file, name in zip(sorted((local / "images").iterdir()), NAMES, strict=True):
+        file.rename(local / "images" / name)
+    (local / "images" / "broken.png").write_bytes(b"no image")
+    with tarfile.open(local / "more.tar", "w") as archive:
+        archive.add(local / "images" / "plain.png", "plain.png")
+    listed = [f"{bucket}/images/{name}" for name in (NAMES[0], NAMES[1], "none.png")]
+    (local / "list.txt").write_text("\n".join(listed))
+    for file in local.rglob("*.*"):
+        (Place.of(bucket) / str(file.relative_to(local))).write(file.read_bytes())
+
+
+@pytest.mark.long
+def test_an_object_store_is_read_and_written(tmp_path, adapter, bucket, capsys):
+    """Images, list, tar file, manifest and labels in S3; the rows are those of the same images here."""
+    local = tmp_path / "local"
+    write_bucket(bucket, local)
+    sources = [f"{bucket}/{name}" for name in ("images", "list.txt", "more.tar")]
+
+    def masp(*words: str) -> str:
+        with pytest.raises(SystemExit) as end:
+            main(["label", *words])
+        out, err = capsys.readouterr()
+        assert end.value.code == 0, err
+        return out + err
+
+    assert "10 images in 1 files" in masp("plan", *sources, "--out", f"{bucket}/job", "--chunk", "4")
+    job = job_of(f"{bucket}/job", adapter)
+    label_all(job)
+    home = Place.of(bucket)
+    part = home / "job/labels/shard-000000/part-000001.parquet"
+    before = part.sha256()
+    home.files.delete_file(part.path)
+    assert "6 of 10 images (2 of 3 chunks)" in masp("status", f"{bucket}/job")
+    label_all(job)  # goes on with what is missing
+    assert part.sha256() == before
+    assert "10 rows" in masp("merge", f"{bucket}/job", f"{bucket}/all")
+    found = parquet.read_table("bucket/all/shard-000000.parquet", filesystem=home.files).to_pylist()
+
+    write_manifest([str(local / "images"), str(local / "more.tar")], tmp_path / "out", 4, 4)
+    label_all(job_of(tmp_path / "out", adapter))
+    expected = {row["uri"]: row for row in rows(tmp_path / "out")}
+    for row in found:
+        if row["uri"].endswith("none.png"):
+            assert row["status"] == "missing"
+            continue
+        own = expected[row["uri"].replace(bucket, str(local))]
+        assert (row["status"], row["label"], row["error"]) == (own["status"], own["label"], own["error"])
+        assert row["probabilities"] == pytest.approx(own["probabilities"], abs=1e-6)
+    assert Counter(row["status"] for row in found) == {"ok": 8, "unreadable": 1, "missing": 1}
+
+
+@needs_ray
+@pytest.mark.long
+def test_ray_labels_from_an_object_store(tmp_path, adapter, bucket):
+    write_bucket(bucket, tmp_path / "local")
+    write_manifest([f"{bucket}/images"], f"{bucket}/job", 2, 2)
+    process = ray_run(f"{bucket}/job", adapter)
+    assert process.wait(900) == 0
+    assert run.status(f"{bucket}/job").counts["ok"] == 5
+    again = ray_run(f"{bucket}/job", write_adapter(tmp_path / "other", aspects=("scene",)))
+    assert again.wait(900) != 0  # begun with another adapter
+
+
+# --- Ray ------------------------------------------------------------------------------------------------------------
+
+
+def ray_run(folder: Path | str, adapter: Path) -> subprocess.Popen:
+    words = ["label", "run", str(folder), "--adapter", str(adapter), "--backbone", str(tiny.checkpoint())]
+    words += ["--dtype", "float32", "--device", "cpu", "--batch-size", "4"]
+    environment = {**os.environ, "PYTHONPATH": ":".join(filter(None, sys.path)), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment["RAY_worker_niceness"] = "0"  # Ray's own, 15, starves its workers on a busy machine
+    return subprocess.Popen([sys.executable, "-m", "masp", *words], env=environment, start_new_session=True)
+
+
+def descendants(parent: int) -> dict[int, str]:
+    """Processes below one, with their command lines."""
+    found: dict[int, str] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                above = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, ValueError):
+                continue
+            found[int(entry.name)] = f"{above} {line}"
+    inside, grown = {parent}, True
+    while grown:
+        more = {pid for pid, line in found.items() if int(line.split()[0]) in inside} - inside
+        grown, inside = bool(more), inside | more
+    return {pid: found[pid] for pid in inside if pid in found}
+
+
+def kill_one(process: subprocess.Popen, kind: str) -> bool:
+    """Kill the driver, an actor or the raylet; whether there was one."""
+    marks = {"driver": "", "actor": "ray::MapWorker", "raylet": "raylet/raylet"}
+    below = descendants(process.pid)
+    chosen = [process.pid] if kind == "driver" else [pid for pid, line in below.items() if marks[kind] in line]
+    for pid in chosen[:1]:
+        os.kill(pid, signal.SIGKILL)
+    if kind != "actor":  # what the driver started does not outlive it; here at once
+        for pid in below:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+    return bool(chosen)
+
+
+@needs_ray
+@pytest.mark.long
+def test_kills_at_any_moment_lose_nothing_and_label_nothing_twice(tmp_path, adapter):
+    """Seeded kills of driver, actor and raylet; the rows are those of a run that nobody disturbed."""
+    kills = int(os.environ.get("MASP_KILLS", "3"))
+    write_manifest([str(write_images(tmp_path / "images", 120))], tmp_path / "out", 4, 120)
+    (tmp_path / "calm").mkdir()
+    for name in ("manifest", "manifest.json"):
+        (tmp_path / "calm" / name).symlink_to(tmp_path / "out" / name)
+    label_all(job_of(tmp_path / "calm", adapter))
+    generator = np.random.default_rng(0)
+    for number in range(kills):
+        process = ray_run(tmp_path / "out", adapter)
+        goal = len(list((tmp_path / "out").rglob("part-*"))) + int(generator.integers(1, 4))
+        while process.poll() is None and len(list((tmp_path / "out").rglob("part-*"))) < goal:
+            time.sleep(0.05)
+        kill_one(process, ("driver", "actor", "raylet")[number % 3])
+        process.wait(300)
+    assert ray_run(tmp_path / "out", adapter).wait(600) == 0
+    assert rows(tmp_path / "out") == rows(tmp_path / "calm")
+    assert len(rows(tmp_path / "out")) == 120
+
+
+@needs_ray
+@pytest.mark.long
+def test_five_poison_images_cost_five_rows(tmp_path, adapter, monkeypatch):
+    """Among 10,000: one that aborts its decoder, one that never ends, one too large, one damaged, and one that left."""
+    count = int(os.environ.get("MASP_POISON_IMAGES", "10000"))
+    images = write_images(tmp_path / "images", 7)
+    for number in range(7, count):
+        (images / f"{number:05}.png").hardlink_to(images / f"{number % 7:05}.png")
+    (tmp_path / "fragile").mkdir()
+    (tmp_path / "fragile" / "sitecustomize.py").write_text(
+        "import os\n"
+        "from PIL import Image\n"
+        "plain = Image.open\n"
+        "def fragile(source, *rest, **named):\n"
+        "    if hasattr(source, 'getvalue') and b'poison' in source.getvalue(): os.abort()\n"
+        "    return plain(source, *rest, **named)\n"
+        "Image.open = fragile\n"
+    )
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "fragile"), *sys.path])
+    poison = {number: images / f"{number:05}.png" for number in range(count // 10, count, count // 5)}
+    aborts, stalls, large, damaged, left = poison.values()
+    for file in poison.values():
+        file.unlink()
+    aborts.write_bytes(b"\x89PNG\r\n\x1a\n poison")
+    os.mkfifo(stalls)  # nobody writes to it
+    with large.open("wb") as file:
+        file.truncate(300_000_000)
+    damaged.write_bytes(b"\x89PNG\r\n\x1a\n damaged")
+    left.write_bytes(b"")
+    write_manifest([str(images)], tmp_path / "out")
+    left.unlink()
+    assert ray_run(tmp_path / "out", adapter).wait() == 0
+    found = rows(tmp_path / "out")
+    assert [row["id"] for row in found] == list(range(count))
+    statuses = ("crashed", "crashed", "too_large", "unreadable", "missing")
+    assert {row["id"]: row["status"] for row in found if row["status"] != "ok"} == dict(
+        zip(poison, statuses, strict=True)
+    )
+
+
+@needs_ray
+@pytest.mark.long
+def test_a_restart_near_the_end_opens_what_is_missing(tmp_path, adapter):
+    images = write_images(tmp_path / "images", 200)
+    write_manifest([str(images)], tmp_path / "out", 2, 200)
+    job = job_of(tmp_path / "out", adapter)
+    label_all(job)
+    next((tmp_path / "out").rglob("part-000042.parquet")).unlink()
+    for file in sorted(images.iterdir())[:84]:
+        file.unlink()  # whatever is opened again would be missing now
+    assert ray_run(tmp_path / "out", adapter).wait(600) == 0
+    assert {row["status"] for row in rows(tmp_path / "out")} == {"ok"}

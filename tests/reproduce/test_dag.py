@@ -1,0 +1,308 @@
+"""What is asked becomes cells: each once, behind what it needs; what cannot be run is said with its reason."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fixtures import tiny
+from fixtures.pictures import put
+from fixtures.reproduction import small_job
+from masp.adapters import portable
+from masp.baselines.registry import checked
+from masp.core.aspects import ASPECTS
+from masp.core.config import DataConfig, TrainConfig, parsed_override
+from masp.core.errors import ConfigError, UsageError
+from masp.data.readers.open_dataset import open_dataset
+from masp.data.splits import Batches
+from masp.reproduce.config import (
+    DatasetSource,
+    ReproduceConfig,
+    Request,
+    drawn_source,
+    find_sources,
+    find_teacher,
+    job_of,
+)
+from masp.reproduce.dag import NO_WORDS, ExperimentResult, plan_cells
+from masp.reproduce.specs import (
+    LENGTHS,
+    OTHERS,
+    STAGE1,
+    StepBudget,
+    all_recipes,
+    budget_of,
+    budget_settings,
+    changes_of,
+    divided,
+    load_paper,
+)
+from masp.reproduce.tables import Results, accuracy_table, budgets
+from masp.training.run_stage import loop_settings
+
+PAPER = load_paper()
+ALL = ("table1", "table2", "table3", "table4", "figure3", "figure4")
+
+
+def pictures(folder: Path, layout: str, count: int = 12) -> None:
+    """Images of two labels: in folders of labels, or in split folders."""
+    for number in range(count):
+        split = ("train", "test")[number % 3 == 2] if layout == "splits" else ""
+        place = folder / split / ("fear", "joy")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        tiny.picture(56, 56, seed=number).save(place / f"{number}.png")
+
+
+def test_every_cell_is_there_once_and_behind_its_needs(tmp_path: Path) -> None:
+    cells = plan_cells(small_job(tmp_path, *ALL), PAPER, all_recipes()).cells
+    names = [cell.name for cell in cells]
+    assert len(set(names)) == len(names)
+    for place, cell in enumerate(cells):
+        assert set(cell.needs) <= set(names[:place])
+    assert [cell.seed for cell in cells if cell.recipe == STAGE1] == [0, 1]
+    assert [cell.seed for cell in cells if cell.recipe.name == "V"] == [0], "nothing in V depends on a seed"
+    assert [cell.seed for cell in cells if cell.recipe.name == "V+A"] == [0, 1], "its aspects do"
+
+
+def test_trainings_are_shared_between_tables(tmp_path: Path) -> None:
+    """The usual length (3 here) is V+A+S; where the usual length is 32, Table 3 trains four prompts and borrows one."""
+    usual = small_job(tmp_path, "table2", "table3", seeds=1, changes=("method.prompt_length=32",))
+    lengths = [
+        cell.recipe.length for cell in plan_cells(usual, PAPER, all_recipes()).cells if cell.recipe.name[:5] == "V+A+S"
+    ]
+    assert lengths == [None, 8, 16, 64, 128]
+    other = small_job(tmp_path, "table3", seeds=1)
+    own = [cell.recipe.length for cell in plan_cells(other, PAPER, all_recipes()).cells if cell.recipe.kind == "masp"]
+    assert own == list(LENGTHS)
+
+
+def test_a_system_over_another_waits_for_it(tmp_path: Path) -> None:
+    plan = plan_cells(small_job(tmp_path, "table1"), PAPER, all_recipes())
+    assert "emoji-scenes/qlora/seed1" in plan.find("emoji-scenes/distilled/seed1").needs
+    assert changes_of("distilled", ("qlora.max_steps=7", "distilled.hidden=5")) == (
+        "hidden=5",
+        "over=qlora",
+        "over.max_steps=7",
+    )
+
+
+def test_the_cue_head_waits_for_the_prompt_and_the_aspects_it_reads(tmp_path: Path) -> None:
+    plan = plan_cells(small_job(tmp_path, "table1"), PAPER, all_recipes())
+    needs = plan.find("emoji-scenes/cues/seed1").needs
+    assert {"emoji-scenes/V+S/seed1", "emoji-scenes/stage-1/seed1"} <= set(needs)
+    given = replace(small_job(tmp_path, "table1"), adapter=tmp_path)
+    needs = plan_cells(given, PAPER, all_recipes()).find("emoji-scenes/cues/seed1").needs
+    assert "emoji-scenes/V+S/seed1" in needs
+    assert "emoji-scenes/stage-1/seed1" not in needs
+
+
+def test_the_cue_head_needs_words(tmp_path: Path) -> None:
+    """Aspects from elsewhere do: MASP is measured. The cue head is not, since it learns the words of these images."""
+    job = small_job(tmp_path, "table1", seeds=1)
+    bare = tuple(replace(source, annotated=False) for source in job.sources)
+    plan = plan_cells(replace(job, sources=bare, adapter=tmp_path), PAPER, all_recipes())
+    assert plan.find("emoji-scenes/V+A+S/seed0")
+    assert [(one.system, one.reason) for one in plan.skipped] == [("cues", NO_WORDS)]
+
+
+@pytest.mark.parametrize("setting", ["aspects", "prompt"])
+def test_adapters_of_the_cue_head_are_not_set(setting: str) -> None:
+    with pytest.raises(UsageError, match=f"no setting '{setting}'"):
+        divided([f"cues.{setting}=runs/other"])
+
+
+def test_what_no_seed_changes_is_run_once_and_a_table_says_so(tmp_path: Path) -> None:
+    job = small_job(tmp_path, "table1", seeds=3)
+    cells = plan_cells(job, PAPER, all_recipes()).cells
+    assert [cell.seed for cell in cells if cell.recipe.name == "probe"] == [0]
+    assert [cell.seed for cell in cells if cell.recipe.name == "qlora"] == [0, 1, 2]
+    measured = {"accuracy": {"value": 0.5}, "images": 8}
+    outcomes = {
+        cell.name: ExperimentResult(cell.name, "done", measured, {}, {}) for cell in cells if cell.recipe.kind != "data"
+    }
+    table = accuracy_table(Results(job, PAPER, outcomes, ()), "table1")
+    entries = {row.name: row.entries["emoji-scenes"] for row in table.rows}
+    assert (entries["probe"].values, entries["probe"].spread, entries["probe"].reason) == ((0.5,), None, "")
+    assert entries["qlora"].values == (0.5, 0.5, 0.5)
+    (note,) = [note for note in table.notes if note.startswith("Run once")]
+    own = f"zero-shot ({portable(job.config.backbone.id)})"
+    assert note == f"Run once, since nothing in them depends on a seed: {own}, zero-shot-letters, sepm, probe."
+    single = accuracy_table(Results(replace(job, seeds=(0,)), PAPER, outcomes, ()), "table1")
+    assert not [note for note in single.notes if note.startswith("Run once")], "there, everything was run once"
+
+
+def test_data_sets_are_found_by_their_names(tmp_path: Path) -> None:
+    pictures(tmp_path / "fi", "folders")
+    pictures(tmp_path / "Emotion6", "splits")
+    pictures(tmp_path / "mine", "folders")
+    found, missing = find_sources(tmp_path, None, DataConfig(), PAPER)
+    assert [source.name for source in found] == ["FI", "Emotion6"]
+    assert [source.data.splits.kind for source in found] == ["paper-like", "auto"], "a published split stays"
+    assert open_dataset(found[0].data).split_by == "paper-like"
+    assert {skipped.dataset: skipped.reason for skipped in missing}["Flickr"].startswith("no data at ")
+    assert len(missing) == 5
+    (own,), none = find_sources(tmp_path, ("mine",), DataConfig(), PAPER)
+    assert (own.name, none) == ("mine", ())
+    with pytest.raises(UsageError, match="some of yours"):
+        find_sources(tmp_path, ("yours",), DataConfig(), PAPER)
+
+
+def test_where_labels_come_from_counts_for_ones_own_data_sets_not_for_those_that_are_drawn(tmp_path: Path) -> None:
+    for number, name in enumerate(("joy1.png", "joy2.png", "sad1.png", "sad2.png")):
+        put(tmp_path / "mine" / name, number)
+    budget_settings = DataConfig(label_pattern=r"(?P<label>[a-z]+)\d")
+    (own,), _ = find_sources(tmp_path, ("mine",), budget_settings, PAPER)
+    assert open_dataset(own.data).labels == ("joy", "sad")
+    assert drawn_source(tmp_path, budget_settings).data.label_pattern is None
+
+
+def test_without_annotations_rows_with_aspects_are_not_run(tmp_path: Path) -> None:
+    pictures(tmp_path / "FI", "folders")
+    found, missing = find_sources(tmp_path, None, DataConfig(), PAPER)
+    assert find_teacher(tmp_path, DataConfig(), found, PAPER) is None
+    job = replace(small_job(tmp_path, "table2"), sources=found, missing=missing, drawn=None)
+    plan = plan_cells(job, PAPER, all_recipes())
+    assert {cell.recipe.name for cell in plan.cells} == {"data", "V", "V+S"}
+    reasons = {skipped.system: skipped.reason for skipped in plan.skipped if skipped.dataset == "FI"}
+    assert set(reasons) == {"V+A", "V+A+rS", "V+A+S"}
+    assert "--aspects ADAPTER" in reasons["V+A+S"]
+    given = plan_cells(replace(job, adapter=tmp_path), PAPER, all_recipes())
+    names = [cell.name for cell in given.cells]
+    assert "FI/V+A+S/seed1" in names
+    assert not any("stage-1" in name for name in names)
+    assert names.count("FI/V+A/seed0") == 1
+    assert "FI/V+A/seed1" not in names, "with aspects from elsewhere nothing in V+A depends on a seed"
+
+
+def test_a_folder_of_aspects_teaches_them_where_emoset_is_missing(tmp_path: Path) -> None:
+    pictures(tmp_path / "FI", "folders")
+    put(tmp_path / "aspects" / "beach.png", 1)
+    (tmp_path / "aspects" / "list.csv").write_text("image,aspect,value,split\nbeach.png,scene,beach,train\n")
+    found, _ = find_sources(tmp_path, None, DataConfig(), PAPER)
+    teacher = find_teacher(tmp_path, DataConfig(), found, PAPER)
+    assert (teacher.name, teacher.annotated, [source.name for source in found]) == ("aspects", True, ["FI"])
+    job = replace(small_job(tmp_path, "table2", seeds=1), sources=found, teacher=teacher, drawn=None)
+    assert "aspects/stage-1/seed0" in plan_cells(job, PAPER, all_recipes()).find("FI/V+A+S/seed0").needs
+
+
+def test_emoset_teaches_the_aspects_of_all(tmp_path: Path) -> None:
+    teacher = DatasetSource("EmoSet", DataConfig(path=tmp_path / "EmoSet"), annotated=True)
+    fi = DatasetSource("FI", DataConfig(path=tmp_path / "FI"), annotated=False)
+    job: ReproduceConfig = replace(small_job(tmp_path, "table2", seeds=1), sources=(fi,), teacher=teacher)
+    plan = plan_cells(job, PAPER, all_recipes())
+    assert "EmoSet/stage-1/seed0" in plan.find("FI/V+A+S/seed0").needs
+    assert "EmoSet/data/seed0" not in {cell.name for cell in plan.cells}, "its test images are not needed"
+    assert {cell.dataset for cell in plan.cells if cell.recipe.kind == "masp"} == {"FI"}
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "words"),
+    [
+        (Request("all", Path("out"), data=Path("somewhere")), UsageError, "--data was given without --backbone"),
+        (Request("all", Path("out"), datasets=("FI",)), UsageError, "--datasets was given without --data"),
+        (Request("all", Path("out"), config=Path("a.yaml"), quick=True), UsageError, "--quick"),
+        (Request("table5", Path("out")), UsageError, "table5"),
+        (Request("all", Path("out"), changes=("qlora.ranks=4",)), UsageError, "qlora has no setting 'ranks'"),
+        (Request("all", Path("out"), changes=("prompt.rate=4",)), ConfigError, "prompt.rate"),
+        (Request("all", Path("out"), changes=("method.prompt_length=0",)), UsageError, "prompt_length is 0"),
+        (Request("all", Path(__file__)), UsageError, "is a file"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(request_: Request, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        job_of(request_)
+
+
+def test_the_record_of_a_command_names_no_place(tmp_path: Path) -> None:
+    request = Request("table2", tmp_path, tmp_path, str(tmp_path), ("FI",), 2, changes=("prompt.epochs=2",))
+    assert request.command(4) == (
+        "masp reproduce table2 --data ROOT --backbone FOLDER --datasets FI --seeds 2 --jobs 4 prompt.epochs=2"
+    )
+
+
+def test_table_1_says_the_budget_that_all_systems_share(tmp_path: Path) -> None:
+    job = replace(small_job(tmp_path, "table1"), others=("qlora.rank=4", "sepm.dropped=0.3"))
+    config = job.config.model_copy(update={"prompt": TrainConfig(max_steps=110, batch_size=64, epochs=100)})
+    job = replace(job, config=config)
+    facts = {"splits": {"train": 5000, "test": 8}, "split_by": "published", "majority": {"value": 0.5}, "guess": 0.5}
+    data = ExperimentResult("emoji-scenes/data/seed0", "done", facts, {}, {})
+    results = Results(job, PAPER, {data.cell: data}, ())
+    assert budgets(results, ["emoji-scenes"]) == {"emoji-scenes": StepBudget(5000, 110, 64)}
+    (note,) = [note for note in accuracy_table(results, "table1").notes if note.startswith("One budget")]
+    assert "110 steps of 64 (1.4 × its 5,000 training images)" in note
+    assert note.endswith("Set otherwise: qlora.rank=4.")
+    assert not [note for note in accuracy_table(results, "table2").notes if note.startswith("One budget")]
+
+
+@pytest.mark.parametrize(
+    ("stage", "examples", "expected"),
+    [
+        (TrainConfig(max_steps=110, batch_size=64, epochs=100), 5000, StepBudget(5000, 110, 64)),
+        (TrainConfig(batch_size=8, epochs=3), 182, StepBudget(182, 69, 8)),
+        (TrainConfig(batch_size=1, epochs=3), 1386, StepBudget(1386, 4158, 1)),
+    ],
+)
+def test_the_budget_is_what_the_soft_prompt_learns_from(
+    stage: TrainConfig, examples: int, expected: StepBudget
+) -> None:
+    assert budget_of(stage, examples) == expected
+    order = Batches(examples, stage.batch_size, 0)
+    assert loop_settings(stage, order, "").steps == expected.steps, "as the loop counts"
+
+
+def test_the_rule_gives_every_system_the_steps_of_the_soft_prompt() -> None:
+    """182 images: ten epochs of a distilled head would be 60 steps, so that it gets more of them."""
+    stage = TrainConfig(max_steps=300, batch_size=8, epochs=100)
+    ruled = budget_settings(stage, budget_of(stage, 182), 256)
+    for name in ("qlora", "instruction"):
+        found = checked(name, dict(map(parsed_override, changes_of(name, ruled))))
+        assert (found.max_steps, found.batch_size, found.schedule, found.warmup) == (300, 8, "cosine", 0.03)
+        assert found.learning_rate == 0.00195
+        assert found.epochs * -(-182 // 8) >= 300
+    heads = checked(
+        "distilled", dict(map(parsed_override, [c for c in changes_of("distilled", ruled) if "over" not in c]))
+    )
+    epochs = (heads.teacher_epochs, heads.head_epochs, heads.gate_epochs)
+    assert epochs == (53, 53, 53)
+    assert 53 * -(-182 // heads.batch_size) >= 300
+    many = changes_of("distilled", budget_settings(stage, budget_of(stage, 100_000), 256))
+    assert {"teacher_epochs=10", "head_epochs=5", "gate_epochs=10", "over.max_steps=300"} <= set(many)
+
+
+def test_the_reading_is_a_setting_of_all_systems_that_generate(tmp_path: Path) -> None:
+    request = Request("table1", tmp_path, reading="generate", changes=("sepm.reading=score",))
+    job = job_of(request)
+    assert job.reading == "generate"
+    own = {name: changes_of(name, job.others) for name in OTHERS}
+    assert own["qlora"] == own["instruction"] == own["zero-shot-letters"] == ("reading=generate",)
+    assert own["sepm"] == ("reading=generate", "reading=score"), "the last one wins"
+    assert own["distilled"] == ("over=qlora", "over.reading=generate")
+    assert own["probe"] == own["cues"] == ()
+    assert request.command(1) == "masp reproduce table1 --reading generate --seeds 3 --jobs 1 sepm.reading=score"
+    assert job_of(replace(request, reading="score", changes=())).others == ()
+
+
+def test_settings_of_reading_hold_for_the_drawn_pictures_too(tmp_path: Path) -> None:
+    """Training has them from the budget_settings, testing from the data set."""
+    job = job_of(Request("table2", tmp_path, changes=("data.longest_side=84",)))
+    (source,) = job.sources
+    assert (job.config.data.longest_side, source.data.longest_side) == (84, 84)
+    assert (source.data.path, source.data.layout) == (tmp_path / "scratch" / "data" / "emoji-scenes", "emoset")
+
+
+def test_a_mean_of_aspects_takes_the_seeds_that_all_of_them_have(tmp_path: Path) -> None:
+    """Each aspect lacks one seed: another one for each half, so that only seed 2 is in all of them."""
+    job = small_job(tmp_path, "figure3", seeds=3)
+    missing = {f"emoji-scenes/V+{name}+S/seed{place % 2}" for place, name in enumerate(ASPECTS)}
+    outcomes = {}
+    for cell in plan_cells(job, PAPER, all_recipes()).cells:
+        figures = {"accuracy": {"value": 0.1 * (cell.seed + 1)}, "images": 8}
+        state = "failed" if cell.name in missing else "done"
+        if cell.recipe.kind != "data":
+            outcomes[cell.name] = ExperimentResult(cell.name, state, figures, {}, {}, error="no memory")
+    table = accuracy_table(Results(job, PAPER, outcomes, ()), "figure3")
+    rows = {row.name: row.entries["emoji-scenes"] for row in table.rows}
+    assert (rows[ASPECTS[0]].seeds, rows[ASPECTS[1]].seeds) == ((1, 2), (0, 2))
+    mean = rows["mean of single aspects"]
+    assert (mean.seeds, mean.values) == ((2,), pytest.approx((0.3,)))
+    assert mean.reason == "seed 0: no memory"
