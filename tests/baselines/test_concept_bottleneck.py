@@ -15,6 +15,7 @@ from fixtures import tiny
 from fixtures.adapters import write_adapter
 from fixtures.noise_lessons import LABELS, TRAIN, VAL, Watched, aspects_of, lessons
 from masp.adapters import combine, load_adapter
+from masp.baselines import concept_bottleneck
 from masp.baselines.base import Example, SystemPrediction, TrainingData
 from masp.baselines.concept_bottleneck import (
     ConceptBottleneck,
@@ -228,21 +229,25 @@ def test_a_prompt_is_added_up_with_its_own_scores(tmp_path: Path) -> None:
     assert said["prompt"] != said["whole"]
 
 
-@pytest.mark.parametrize("scores", [False, True])
-def test_what_was_learned_is_an_adapter_that_predicts_the_same(tmp_path: Path, scores: bool) -> None:
+@pytest.mark.parametrize(("prompt", "scores"), [(False, False), (True, True), (True, False)])
+def test_what_was_learned_is_an_adapter_that_predicts_the_same(
+    tmp_path: Path, prompt: bool, scores: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = ("amusement", "anger", "fear")  # the labels that occur
     whole = write_adapter(tmp_path / "whole", seen)
-    prompt = [f"prompt={write_adapter(tmp_path / 'prompt', seen, aspects=())}"] * scores
+    named = [f"prompt={write_adapter(tmp_path / 'prompt', seen, aspects=())}"] * prompt
     backbone = tiny.backbone()
     images = Watched(backbone)
-    system = make_system("cues", backbone, seen, [f"aspects={whole}", *prompt, "fewest=2", "strengths=[1.0]"])
-    teaching = replace(
-        taught(tmp_path / "cues" / "training", images), val=()
-    )  # so that scores are added if there are any
+    system = make_system("cues", backbone, seen, [f"aspects={whole}", *named, "fewest=2", "strengths=[1.0]"])
+    teaching = taught(tmp_path / "cues" / "training", images)
+    if prompt:  # the first of two fits adds the scores; it is the likelier one, or not
+        likelihoods = iter((-1.0, -2.0) if scores else (-2.0, -1.0))
+        monkeypatch.setattr(concept_bottleneck, "figures", lambda *_: {"log_likelihood": next(likelihoods)})
     system.fit(teaching)
     found = Masp.from_pretrained(tmp_path / "cues", backbone)
     visual = images.visual([0, 1, 2])
-    assert found.info.parts == ("aspects", "prompt", "concepts") if scores else ("aspects", "concepts")
+    assert found.info.parts == (("aspects", "prompt", "concepts") if prompt else ("aspects", "concepts"))
+    assert found.info.concepts.scores == (scores or not prompt)
     wanted = torch.tensor([list(one.log_probabilities.values()) for one in system.predict(visual)])
     torch.testing.assert_close(found.log_probabilities(visual), wanted, atol=1e-4, rtol=1e-4)
     tiny.picture(84, 84, seed=3).save(tmp_path / "a.png")
@@ -259,7 +264,7 @@ def test_what_was_learned_is_an_adapter_that_predicts_the_same(tmp_path: Path, s
     assert list(one.probabilities.values()) == pytest.approx(found.log_probabilities(own)[0].exp().tolist(), abs=1e-5)
     again = Masp.from_pretrained(found.save_pretrained(tmp_path / "copy"), backbone)
     assert again.predict(tmp_path / "a.png").probabilities == one.probabilities
-    if scores:
+    if prompt:
         plain = Masp.from_pretrained(tmp_path / "copy", backbone, concepts=False)
         alone = Masp.from_pretrained(tmp_path / "prompt", backbone)
         torch.testing.assert_close(plain.log_probabilities(visual), alone.log_probabilities(visual))
@@ -273,7 +278,7 @@ def test_what_was_learned_is_an_adapter_that_predicts_the_same(tmp_path: Path, s
             Masp.from_pretrained(tmp_path / "copy", backbone, labels=["joy", "fear"])
         with pytest.raises(UsageError, match="has no soft prompt"):
             Masp.from_pretrained(tmp_path / "copy", backbone, concepts=False)
-    with pytest.raises(AdapterError, match="is a concept bottleneck" if scores else "has no soft prompt"):
+    with pytest.raises(AdapterError, match="is a concept bottleneck" if prompt else "has no soft prompt"):
         combine(tmp_path / "both", [f"a={tmp_path / 'copy'}", f"b={whole}"])
 
 

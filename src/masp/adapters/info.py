@@ -121,8 +121,9 @@ class ConceptRecord(_Record):
     )
     prompt_aspects: tuple[str, ...] | None = Field(
         default=None,
-        description="Aspects before the image where the soft prompt's scores are added; null: no scores are.",
+        description="Aspects before the image where the soft prompt is asked; null: the adapter has none.",
     )
+    scores: bool = Field(default=True, description="Whether the scores of the soft prompt are added, if it has one.")
     prompt_temperature: float | None = Field(
         default=None, gt=0, description="Temperature of the soft prompt where it answers alone; null: none was fitted."
     )

@@ -128,7 +128,7 @@ def save_adapter(
         tensors |= {ROUTING + name: value.detach().float().cpu().contiguous() for name, value in gates}
     about = {"aspects_sha256": hashes, "prompt_length": prompt.length if prompt is not None else 0}
     if concepts is not None:
-        words = {"words": concepts.words, "prompt_aspects": concepts.prompt_aspects}
+        words = {"words": concepts.words, "prompt_aspects": concepts.prompt_aspects, "scores": concepts.scores}
         about |= {"concepts": ConceptRecord(**words, prompt_temperature=concepts.prompt_temperature)}
         tensors |= {CONCEPTS + name: value.float().cpu().contiguous() for name, value in concepts.tensors.items()}
     return write_tensors(folder, info.model_copy(update=about), tensors)
@@ -217,7 +217,7 @@ def _concepts(info: AdapterInfo, tensors: Mapping[str, Tensor], device: torch.de
     own = {name: value.to(device) for name, value in tensors.items() if name.startswith(CONCEPTS)}
     layers = {name.removeprefix(CONCEPTS): value for name, value in own.items()}
     record = info.concepts
-    return ConceptHead(record.words, record.prompt_aspects, layers, record.prompt_temperature)
+    return ConceptHead(record.words, record.prompt_aspects, layers, record.scores, record.prompt_temperature)
 
 
 def read_prompt(folder: str | Path, task: str | None = None) -> tuple[AdapterInfo, Float[Tensor, "prompt dim"]]:
@@ -312,7 +312,7 @@ def _concept_shapes(info: AdapterInfo, record: ConceptRecord) -> dict[str, tuple
     for name, count in Counter(aspect for aspect, _ in record.words).items():
         shapes |= {f"{name}.weight": (count, width), f"{name}.bias": (count,)}
     labels = len(info.labels)
-    inputs = len(record.words) + (0 if record.prompt_aspects is None else labels)
+    inputs = len(record.words) + (labels if record.scores and record.prompt_aspects is not None else 0)
     return shapes | {"labels.weight": (labels, inputs), "labels.bias": (labels,), "labels.mean": (inputs,)}
 
 

@@ -148,7 +148,8 @@ class ConceptBottleneckSettings:
 
     Attributes:
         aspects: an aspects adapter, its run or its id on a hub.
-        prompt: a prompt adapter whose scores are added up too; None: no language model has a part in the answer.
+        prompt: a prompt adapter whose scores are added up too where that makes validation likelier; what is written
+            holds it either way. None: no language model has a part in the answer.
         task: which task of a prompt adapter with several.
         fewest: a word that fewer images are annotated with is left out.
         penalties: of the words' regressions; the training images decide for each aspect, each left out in turn.
@@ -236,7 +237,7 @@ class ConceptBottleneck:
         result = self._state()
         if not bool(result.tensors["labels.known"].all()):
             raise UsageError("a label occurs on no image to learn from", "all of them", "Name only labels that occur.")
-        over = self.over if result.state["labels"]["scores"] else None
+        over = self.over
         prompt_aspects = temperature = None
         if over is not None:
             assert isinstance(over, Prompted)
@@ -250,7 +251,9 @@ class ConceptBottleneck:
         tensors = {"labels.mean": result.tensors["labels.mean"]}
         for name in (*dict(words), "labels"):
             tensors[f"{name}.weight"], tensors[f"{name}.bias"] = folded(_part(result.tensors, name))
-        return ConceptHead(words, prompt_aspects, tensors, temperature)
+        return ConceptHead(
+            words, prompt_aspects, tensors, bool(over is None or result.state["labels"]["scores"]), temperature
+        )
 
     def _save(self, folder: Path, info: AdapterInfo) -> None:
         """The adapter, for `masp predict`; labels that never occur leave it out."""

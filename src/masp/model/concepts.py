@@ -37,16 +37,17 @@ class ConceptHead:
 
     Attributes:
         words: [aspect, word] of every word, those of one aspect together.
-        prompt_aspects: aspects whose tokens stand before the image where the soft prompt's scores are added; None: none
-            are.
+        prompt_aspects: aspects whose tokens stand before the image where the soft prompt is asked; None: there is none.
         tensors: `<aspect>.weight` (words of the aspect, queries · dim) and `<aspect>.bias`; `labels.weight`
             (labels, words and scores), `labels.bias`, and `labels.mean`, of words and scores on the training images.
+        scores: whether the soft prompt's scores are added, if there is one.
         prompt_temperature: of the soft prompt where it answers alone; the head reads its scores undivided.
     """
 
     words: tuple[tuple[str, str], ...]
     prompt_aspects: tuple[str, ...] | None
     tensors: Mapping[str, Tensor]
+    scores: bool = True
     prompt_temperature: float | None = None
 
     @torch.no_grad()
@@ -58,7 +59,7 @@ class ConceptHead:
             (tokens[name].flatten(1) @ self.tensors[f"{name}.weight"].T + self.tensors[f"{name}.bias"]).sigmoid()
             for name in names
         ]
-        if self.prompt_aspects is None:
+        if self.prompt_aspects is None or not self.scores:
             return Concepts(torch.cat(parts, 1), parts[0][:, :0])
         return Concepts(torch.cat(parts, 1), score(model, visual, question, labels, ActiveParts(self.prompt_aspects)))
 
