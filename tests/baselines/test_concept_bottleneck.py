@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from fixtures import tiny
 from fixtures.adapters import write_adapter
 from fixtures.noise_lessons import LABELS, TRAIN, VAL, Watched, aspects_of, lessons
+from fixtures.training import write_dataset
 from masp.adapters import combine, load_adapter
 from masp.baselines import concept_bottleneck
 from masp.baselines.base import Example, SystemPrediction, TrainingData
@@ -30,6 +31,7 @@ from masp.baselines.registry import make_system
 from masp.core.aspects import ASPECTS
 from masp.core.errors import AdapterError, DataError, UsageError
 from masp.core.types import VisualTokens
+from masp.data.images import open_image
 from masp.model.masp_model import MaspModel
 from masp.predictor import Masp
 
@@ -280,6 +282,28 @@ def test_what_was_learned_is_an_adapter_that_predicts_the_same(
             Masp.from_pretrained(tmp_path / "copy", backbone, concepts=False)
     with pytest.raises(AdapterError, match="is a concept bottleneck" if prompt else "has no soft prompt"):
         combine(tmp_path / "both", [f"a={tmp_path / 'copy'}", f"b={whole}"])
+
+
+def test_words_may_be_learned_from_other_images(tmp_path: Path) -> None:
+    annotated = write_dataset(tmp_path / "annotated", train=30)
+    adapter, images = load_adapter(aspects_of("qwen2_vl"), tiny.backbone()), Watched(tiny.backbone())
+    model = MaspModel(tiny.backbone(), adapter.info.method, adapter.aspects)
+    system = ConceptBottleneck(model, LABELS, None, FREELY, annotated=annotated)
+    bare = lessons(tmp_path / "out", images)
+    bare = replace(bare, train=tuple(replace(one, aspects={}) for one in bare.train))
+    system.fit(bare)
+    assert {tuple(word) for word in system.learned.state["words"]} >= {("scene", "beach"), ("object", "dog")}
+    own = [record for record in annotated.split("train") if "scene" in record.annotations]
+    pixels = model.backbone.preprocess([open_image(record.path) for record in own])
+    with torch.no_grad():
+        tokens = model.aspect_tokens(model.backbone.visual_tokens(pixels)).tokens[:, ASPECTS.index("scene")].flatten(1)
+    wanted = torch.tensor(
+        [[float(record.annotations["scene"] == name) for name in ("beach", "city")] for record in own]
+    )
+    layer, _, _ = read_words(tokens, wanted, FREELY.penalties)
+    torch.testing.assert_close(system.learned.tensors["scene.weight"], layer["weight"], atol=1e-3, rtol=1e-3)
+    again = ConceptBottleneck(model, LABELS, None, FREELY, annotated=annotated).load(tmp_path / "out")
+    assert again.predict(images.visual([0])) == system.predict(images.visual([0]))
 
 
 def test_labels_that_never_occur_leave_no_adapter(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

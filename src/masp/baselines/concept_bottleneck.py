@@ -21,7 +21,14 @@ from torch import Tensor
 from masp.adapters import AdapterInfo, find_adapter, load_adapter, save_adapter, tensors_sha256
 from masp.backbones.base import Backbone
 from masp.baselines.base import Example, System, SystemPrediction, TrainingData, plain, predictions_of
-from masp.baselines.learning import SMALLEST, Study, check_training_data, studying, unlearned
+from masp.baselines.learning import (
+    SMALLEST,
+    Study,
+    check_training_data,
+    make_annotated_data,
+    studying,
+    unlearned,
+)
 from masp.baselines.probe import figures, fitted, logits
 from masp.baselines.prompted import Prompted, prompted
 from masp.core.errors import DataError, UsageError
@@ -29,6 +36,8 @@ from masp.core.labels import validate_labels
 from masp.core.prompts import Questions
 from masp.core.setting_types import Positive
 from masp.core.types import VisualTokens
+from masp.data.readers.open_dataset import open_dataset
+from masp.data.records import Dataset
 from masp.model.concepts import ConceptHead, folded
 from masp.model.masp_model import MaspModel
 from masp.predictor import Masp
@@ -138,7 +147,7 @@ log = logging.getLogger(__name__)
 
 NAME = "cues"
 Penalty = Annotated[float, Field(gt=0)]
-PLACES = ("aspects", "prompt", "task")
+PLACES = ("aspects", "prompt", "task", "words")
 """Settings that say where adapters are; what lies there is told by its hash."""
 
 
@@ -151,6 +160,8 @@ class ConceptBottleneckSettings:
         prompt: a prompt adapter whose scores are added up too where that makes validation likelier; what is written
             holds it either way. None: no language model has a part in the answer.
         task: which task of a prompt adapter with several.
+        words: a data set with annotated aspects to learn the words from, in any layout; None: the images with labels,
+            which are annotated too.
         fewest: a word that fewer images are annotated with is left out.
         penalties: of the words' regressions; the training images decide for each aspect, each left out in turn.
         strengths: inverse strengths of the L2 penalty of the labels; validation chooses.
@@ -161,6 +172,7 @@ class ConceptBottleneckSettings:
     aspects: str | None = None
     prompt: str | None = None
     task: str | None = None
+    words: str | None = None
     fewest: Positive = 20
     penalties: Annotated[tuple[Penalty, ...], Field(min_length=1)] = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
     strengths: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
@@ -187,6 +199,7 @@ class ConceptBottleneck:
         labels: what it chooses from.
         over: whose log-probabilities are added up beside the words; None: the words alone.
         settings: how it is fitted; where adapters lie is not read.
+        annotated: images with annotated aspects to learn the words from; None: those that `fit` is given.
         info: of the aspects adapter; with it, what was learned becomes an adapter too, in the folder `out`.
 
     Raises:
@@ -200,8 +213,9 @@ class ConceptBottleneck:
         over: System | None = None,
         settings: ConceptBottleneckSettings | None = None,
         info: AdapterInfo | None = None,
+        annotated: Dataset | None = None,
     ) -> None:
-        self.info = info
+        self.info, self.annotated = info, annotated
         model.aspect_module()
         self.model, self.backbone, self.labels, self.over = model, model.backbone, validate_labels(labels), over
         self.settings = settings or ConceptBottleneckSettings()
@@ -217,13 +231,18 @@ class ConceptBottleneck:
             DataError: no word is annotated often enough, or there is nothing to learn from.
         """
         check_training_data(examples, self.labels)
-        words = vocabulary(examples.train, self.model.aspect_module().aspects, self.settings.fewest)
+        teachers = examples
+        if self.annotated is not None:
+            teachers = make_annotated_data(self.backbone, self.annotated, examples.out / "words")
+        words = vocabulary(teachers.train, self.model.aspect_module().aspects, self.settings.fewest)
         if self.over is not None:
             self.over.fit(replace(examples, out=examples.out / "tuned"))
         content = [[example.image, dict(example.aspects)] for example in (*examples.train, *examples.val)]
+        if self.annotated is not None:
+            content.append([self.annotated.fingerprint()])
         identity = self._identity() | {"annotations": hash_of({"told": content})}
         with studying(NAME, self.backbone, self.labels, examples, identity) as study:
-            self.learned = study.once(lambda: self._fitted(study, words))
+            self.learned = study.once(lambda: self._fitted(study, words, teachers))
         self.seed = examples.seed
         if self.info is not None:
             self._save(examples.out / "adapter", self.info)
@@ -366,8 +385,10 @@ class ConceptBottleneck:
 
     def _read(self, visual: VisualTokens) -> dict[str, Tensor]:
         """Aspect tokens (b, aspects, n·d), and the other system's log-probabilities (b, labels or none); on the CPU."""
-        tokens = self.model.aspect_tokens(visual).tokens.flatten(2).float().cpu()
-        return {"tokens": tokens, "scores": self._scores(visual)}
+        return {**self._tokens(visual), "scores": self._scores(visual)}
+
+    def _tokens(self, visual: VisualTokens) -> dict[str, Tensor]:
+        return {"tokens": self.model.aspect_tokens(visual).tokens.flatten(2).float().cpu()}
 
     def _scores(self, visual: VisualTokens) -> Float[Tensor, "batch scores"]:
         if self.over is None:
@@ -387,8 +408,10 @@ class ConceptBottleneck:
         scores = read["scores"] if result.state["labels"]["scores"] else read["scores"][:, :0]
         return torch.cat([*chances, scores], dim=1)
 
-    def _fitted(self, study: Study, words: Mapping[str, Sequence[str]]) -> Checkpoint:
+    def _fitted(self, study: Study, words: Mapping[str, Sequence[str]], teachers: TrainingData) -> Checkpoint:
         table, row = study.table("aspect tokens", self._read)
+        apart = teachers is not study.data
+        taught, at = replace(study, data=teachers).table("annotated tokens", self._tokens) if apart else (table, row)
         rows = [[row[example.image] for example in split] for split in (study.data.train, study.data.val)]
         tensors: dict[str, Tensor] = {}
         state: dict[str, Any] = {"words": [[aspect, word] for aspect, known in words.items() for word in known]}
@@ -397,13 +420,14 @@ class ConceptBottleneck:
             if not words[aspect]:
                 continue
             study.stop.check()
-            wanted = present(study.data.train, aspect, words[aspect])
-            layer, left_out, state[aspect] = read_words(
-                table["tokens"][rows[0], index], wanted, self.settings.penalties
-            )
+            known = [one for one in teachers.train if not apart or words_of(one, aspect)]
+            tokens = taught["tokens"][[at[one.image] for one in known], index]
+            wanted = present(known, aspect, words[aspect])
+            layer, left_out, state[aspect] = read_words(tokens, wanted, self.settings.penalties)
             log.info("%s: %s", aspect, state[aspect])
-            chances[0].append(left_out)
-            chances[1].append(logits(layer, table["tokens"][rows[1], index]).sigmoid())
+            read = [logits(layer, table["tokens"][chosen, index]).sigmoid() for chosen in rows]
+            chances[0].append(read[0] if apart else left_out)  # other images: none of them was seen
+            chances[1].append(read[1])
             tensors |= {f"{aspect}.{name}": tensor for name, tensor in layer.items()}
         inputs = [torch.cat(parts, 1) for parts in chances]
         layer, state["labels"] = self._labelled(study, inputs, [table["scores"][chosen] for chosen in rows])
@@ -464,7 +488,8 @@ def cue_system(
         if masp.model.prompt is None:
             todo = "Name what masp train prompt wrote."
             raise UsageError(f"{settings.prompt} holds no soft prompt", "a prompt adapter", todo)
-    return ConceptBottleneck(model, labels, over, settings, result.info)
+    annotated = None if settings.words is None else open_dataset(settings.words)
+    return ConceptBottleneck(model, labels, over, settings, result.info, annotated)
 
 
 def _part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

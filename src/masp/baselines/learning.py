@@ -116,6 +116,35 @@ def make_training_data(
         Interrupted: a signal arrived.
     """
     chosen = [(split, record) for split in SPLITS for record in _records(dataset, split, labels)]
+    data = _read_data(backbone, dataset, chosen, out, seed, reading)
+    if not data.val:
+        log.warning("there is no validation split: nothing is chosen by it")
+    return data
+
+
+def make_annotated_data(
+    backbone: Backbone, dataset: Dataset, out: Path, reading: ImageReading | None = None
+) -> TrainingData:
+    """The readable images of train that are annotated with an aspect, whatever their label; see `make_training_data`.
+
+    Raises:
+        DataError: none is annotated, or too many images are bad.
+    """
+    chosen = [("train", record) for record in dataset.split("train") if record.annotations]
+    if not chosen:
+        raise DataError(f"no training image of {dataset.name} is annotated", "annotated aspects, as in EmoSet")
+    return _read_data(backbone, dataset, chosen, out, 0, reading)
+
+
+def _read_data(
+    backbone: Backbone,
+    dataset: Dataset,
+    chosen: Sequence[tuple[str, Record]],
+    out: Path,
+    seed: int,
+    reading: ImageReading | None,
+) -> TrainingData:
+    """The readable ones of some images with their splits."""
     store = FeatureCache(backbone, [record.path for _, record in chosen], reading or ImageReading())
     file = out / QUARANTINE
     known = _known_bad(read_account(file), dataset)
@@ -130,8 +159,6 @@ def make_training_data(
     for index, (split, record) in enumerate(chosen):
         if str(record.path) not in bad:
             examples[split].append(Example(index, record.label or "", dict(record.annotations)))
-    if not examples["val"]:
-        log.warning("there is no validation split: nothing is chosen by it")
     return TrainingData(images, tuple(examples["train"]), tuple(examples["val"]), out, seed, dataset.fingerprint())
 
 
