@@ -185,6 +185,7 @@ def measure(given: argparse.Namespace) -> None:
     for name in given.only:
         before = os.getloadavg()[0]
         found = parts[name]()
+        content["command"] = "python benchmarks/labelling.py WORK_FOLDER"
         content["machine"] = machine()
         content["versions"] = library_versions() | {"ray": metadata.version("ray")}
         content[name] = found | {"load_average": [before, os.getloadavg()[0]]}

@@ -2,7 +2,7 @@
 
 `masp data lmms-eval` writes the pack: a YAML file, the images of one split with our question, and the functions that
 lmms-eval calls. The entry point `lmms_eval.models` names `model_manifest`; the model predicts with `Masp`, so that its
-accuracy is that of `masp evaluate` on the same images. Written against lmms-eval 0.7.3.
+accuracy is that of `masp evaluate` on the same images. Run in lmms-eval 0.7.3.
 """
 
 import json
@@ -102,7 +102,7 @@ metric_list:
     aggregation: mean
     higher_is_better: true
 metadata:
-  - version: 1
+  version: 1
 """
 
 
