@@ -12,16 +12,13 @@ from torch import Tensor
 from masp.adapters import (
     Adapter,
     AdapterInfo,
-    backbone_commit,
-    backbone_place,
-    bound_as_trained,
     find_adapter,
     load_adapter,
     push_to_hub,
     read_info,
     save_pretrained,
 )
-from masp.adapters.shipped import shipped_adapter, shipped_for
+from masp.adapters.shipped import shipped_adapter, shipped_for, trained_backbone
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
 from masp.core.config import MethodConfig
@@ -102,11 +99,10 @@ class Masp:
             backbone_revision: Commit of the backbone on the hub; None: the one the adapter was trained on.
             dtype: Number format of the backbone; `nf4`: its linear layers in 4 bits, with `masp[4bit]`.
             device: Where it runs; `auto`: the GPU if there is one; `spread`: over all GPUs, then memory, then disk.
-            accept: Which of the backbone's `processor` settings, chat `template` and `tokenizer` may be others than
-                those that the adapter was trained with.
+            accept: Which of the backbone's `processor`, `template` and `tokenizer` may be others than in training.
             raw: Whether probabilities are the model's own, without the adapter's temperature.
-            concepts: Whether the adapter's concept bottleneck answers, where it has one. Without it, and wherever it is
-                asked about other labels than its own, the soft prompt alone does, as in the paper.
+            concepts: Whether the adapter's concept bottleneck answers, where it has one and is asked about its own
+                labels. Otherwise the soft prompt alone does, as in the paper.
 
         Raises:
             AdapterError: No adapter there, a damaged one, or one for another backbone.
@@ -123,20 +119,22 @@ class Masp:
             return cls(MaspModel(backbone, MethodConfig()), zero_shot_task(chosen), ZERO_SHOT)
         folder = find_adapter(adapter, revision) if adapter is not None else shipped_adapter(str(shipped))
         info = read_info(folder)
-        concepts = concepts and _answers_itself(info, chosen)
+        concepts = concepts and info.answers(chosen)
         info = info if concepts else info.without_concepts()
         name = _task_name(info, task, ships=adapter is None)
         asked = {key: task_of(info.for_task(key), chosen, raw) for key in info.tasks or (None,)}
         if backbone is None or isinstance(backbone, str):
-            source = backbone or backbone_place(folder, info)
-            backbone = load_backbone(source, backbone_revision or backbone_commit(source, info), dtype, device)
-            bound_as_trained(backbone, info)
+            backbone = trained_backbone(folder, info, backbone, backbone_revision, dtype, device)
         parts = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects), accept)
         parts = parts if concepts else parts.without_concepts()
         served = {key: _served(backbone, parts, shipped or str(adapter), key, one) for key, one in asked.items()}
+        return cls._of(served, name, parts)
+
+    @classmethod
+    def _of(cls, served: dict[str | None, TaskHandle], name: str | None, whole: Adapter | None = None) -> Self:
         first = next(iter(served.values()))
         made = cls(first.model, first.task, first.adapter, first.info)
-        made._served, made._name, made._whole = served, name, parts
+        made._served, made._name, made._whole = served, name, whole
         return made
 
     @property
@@ -217,13 +215,11 @@ class Masp:
         chosen = self.handle(task)
         if labels is not None:
             given, info, concepts = label_set(labels), chosen.info, chosen.concepts
-            if info is not None and not _answers_itself(info, given):
+            if info is not None and not info.answers(given):
                 info, concepts = info.without_concepts(), None
             asked = zero_shot_task(given) if info is None else task_of(info, given, chosen.task.raw)
             chosen = replace(chosen, task=asked, info=info, concepts=concepts)
-        view = Masp(chosen.model, chosen.task, chosen.adapter, chosen.info)
-        view._served, view._name = {chosen.name: chosen}, chosen.name
-        return view
+        return Masp._of({chosen.name: chosen}, chosen.name)
 
     @property
     def parts(self) -> Adapter:
@@ -484,12 +480,6 @@ def _served(backbone: Backbone, parts: Adapter, adapter: str, name: str | None, 
     modules = (parts.aspects, one.prompt, one.info.asked())
     model = MaspModel(backbone, one.info.method, *modules, routing=parts.routing)
     return TaskHandle(model, task, one.info, adapter, name, parts.concepts)
-
-
-def _answers_itself(info: AdapterInfo, labels: Sequence[str] | None) -> bool:
-    """Whether all of the adapter answers about these labels; a concept bottleneck does about its own only."""
-    alone = info.concepts is None or info.concepts.prompt_aspects is None
-    return alone or labels is None or tuple(labels) == info.labels
 
 
 def _refuse_parts(**given: object) -> None:

@@ -230,6 +230,11 @@ class AdapterInfo(_Record):
         own = {field: getattr(self.tasks[name], field) for field in TaskRecord.model_fields}
         return self.model_copy(update={**own, "tasks": {}})
 
+    def answers(self, labels: Sequence[str] | None) -> bool:
+        """Whether all of it answers about these labels; a concept bottleneck beside a prompt does about its own."""
+        alone = self.concepts is None or self.concepts.prompt_aspects is None
+        return alone or labels is None or tuple(labels) == self.labels
+
     def without_concepts(self) -> "AdapterInfo":
         """The description of the soft prompt alone, which answers where the concept bottleneck is left out.
 

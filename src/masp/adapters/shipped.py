@@ -4,11 +4,11 @@ from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 
-from masp.adapters.info import read_info
+from masp.adapters.info import AdapterInfo, backbone_commit, backbone_place, bound_as_trained, read_info
 from masp.backbones import photo_weights
 from masp.backbones.base import Backbone
 from masp.backbones.files import EMBEDDED, PHOTO
-from masp.backbones.loading import find_supported
+from masp.backbones.loading import find_supported, load_backbone
 from masp.core.errors import AdapterError
 
 
@@ -47,6 +47,16 @@ def shipped_for(backbone: str | Backbone | None, revision: str | None) -> str | 
     if isinstance(backbone, str):
         return known.get(find_supported(backbone, revision).fingerprint)
     return known.get(backbone.fingerprint())
+
+
+def trained_backbone(
+    folder: Path, info: AdapterInfo, backbone: str | None, revision: str | None, dtype: str, device: str
+) -> Backbone:
+    """The backbone of an adapter in a folder, or the one that is named, loaded and sizing images as in training."""
+    source = backbone or backbone_place(folder, info)
+    loaded = load_backbone(source, revision or backbone_commit(source, info), dtype, device)
+    bound_as_trained(loaded, info)
+    return loaded
 
 
 def _folder(backbone: str) -> Path:

@@ -147,6 +147,9 @@ log = logging.getLogger(__name__)
 
 NAME = "cues"
 Penalty = Annotated[float, Field(gt=0)]
+MEASURES = ("accuracy", "log_likelihood")
+"""What is kept of the figures on val."""
+
 PLACES = ("aspects", "prompt", "task", "words")
 """Settings that say where adapters are; what lies there is told by its hash."""
 
@@ -281,8 +284,9 @@ class ConceptBottleneck:
         except UsageError as error:
             log.warning("no adapter is written: %s", error)
             return
-        prompt = None
+        prompt, state = None, self._state().state["labels"]
         about: dict[str, Any] = {"labels": self.labels, "aspects": self.model.aspect_module().aspects}
+        about["metrics"] = {f"concepts/{name}": state[name] for name in MEASURES if name in state}
         if concepts.prompt_aspects is not None:
             assert isinstance(self.over, Prompted)
             assert self.over.handle is not None
@@ -290,6 +294,7 @@ class ConceptBottleneck:
             assert other is not None
             same = ("method", "questions", "data", "training", "seeds", "longest_side")
             about |= {name: getattr(other, name) for name in same}
+            about["metrics"] |= other.metrics
             queries = {"queries": info.method.queries, "attention": info.method.attention}
             about["method"] = other.method.model_copy(update=queries)
         save_adapter(folder, info.model_copy(update=about), self.model.aspects, prompt, concepts=concepts)

@@ -54,12 +54,13 @@ def say(line: str) -> None:
 def legend(explain: bool | str) -> str:
     """What effect and attention mean, by the attribution that is asked for."""
     from masp.model.explain import DEFAULT_ATTRIBUTION
+    from masp.model.prediction import WORDS
 
-    what = EFFECTS[DEFAULT_ATTRIBUTION if explain is True else str(explain)]
-    return (
-        f"effect: {what}, in nats; the largest one decided\n"
-        "attention: the soft prompt's, as shares of the aspects (attention is not cause)"
-    )
+    chosen = DEFAULT_ATTRIBUTION if explain is True else str(explain)
+    line = f"effect: {EFFECTS[chosen]}, in nats; the largest one decided"
+    if chosen == WORDS:
+        return line
+    return f"{line}\nattention: the soft prompt's, as shares of the aspects (attention is not cause)"
 
 
 def printable(text: str) -> str:
@@ -135,9 +136,9 @@ def bar(share: float, width: int = BAR) -> str:
 
 
 def aspect_table(aspects: "Mapping[str, AspectReading]", shares: Mapping[str, float]) -> Table:
-    """What each aspect saw, where it looked, what it did to the label, and the soft prompt's attention to it."""
+    """What each aspect saw, where it looked, what it did to the label, and the soft prompt's attention, if there is."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("aspect", "saw", "looked at", "effect", "attention"):
+    for heading in ("aspect", "saw", "looked at", "effect", *(["attention"] if shares else [])):
         table.add_column(heading, no_wrap=heading != "saw")
     strongest = max([abs(reading.effect) for reading in aspects.values()] + [FAINT])
     decisive = max(aspects, key=lambda name: aspects[name].effect)
@@ -149,7 +150,7 @@ def aspect_table(aspects: "Mapping[str, AspectReading]", shares: Mapping[str, fl
             Text(printable(reading.answer) or "(nothing)"),
             Text(position_in_words(reading.attention)),
             Text(f"{reading.effect:+.2f} {length}", style=colour),
-            Text(f"{100 * shares[name]:.0f} %" if name in shares else ""),
+            *([Text(f"{100 * shares[name]:.0f} %" if name in shares else "")] if shares else []),
             style="bold" if name == decisive and reading.effect > FAINT else "none",
         )
     return table
