@@ -270,7 +270,7 @@ def test_what_was_learned_is_an_adapter_that_predicts_the_same(
         plain = Masp.from_pretrained(tmp_path / "copy", backbone, concepts=False)
         alone = Masp.from_pretrained(tmp_path / "prompt", backbone)
         torch.testing.assert_close(plain.log_probabilities(visual), alone.log_probabilities(visual))
-        assert (plain.handle().concepts, plain.info.parts) == (None, ("aspects", "prompt"))
+        assert (plain.handle().concepts, plain.info.parts) == (None, ("prompt",))
         loaded = Masp.from_pretrained(tmp_path / "copy", backbone, labels="joy,fear")
         wanted = alone.for_task(labels=["joy", "fear"]).log_probabilities(visual)
         for other in (again.for_task(labels=["joy", "fear"]), loaded):  # which the words say nothing about
@@ -280,8 +280,13 @@ def test_what_was_learned_is_an_adapter_that_predicts_the_same(
             Masp.from_pretrained(tmp_path / "copy", backbone, labels=["joy", "fear"])
         with pytest.raises(UsageError, match="has no soft prompt"):
             Masp.from_pretrained(tmp_path / "copy", backbone, concepts=False)
-    with pytest.raises(AdapterError, match="is a concept bottleneck" if prompt else "has no soft prompt"):
-        combine(tmp_path / "both", [f"a={tmp_path / 'copy'}", f"b={whole}"])
+    if prompt:
+        combine(tmp_path / "both", [f"a={tmp_path / 'copy'}", f"b={tmp_path / 'prompt'}"])
+        both = Masp.from_pretrained(tmp_path / "both", backbone, task="a")
+        torch.testing.assert_close(both.log_probabilities(visual), alone.log_probabilities(visual))
+    else:
+        with pytest.raises(AdapterError, match="has no soft prompt"):
+            combine(tmp_path / "both", [f"a={tmp_path / 'copy'}", f"b={whole}"])
 
 
 def test_words_may_be_learned_from_other_images(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """One adapter out of several soft prompts that were trained over the same aspect modules on the same backbone."""
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from masp.adapters.info import TASK_NAME, AdapterInfo, TaskRecord, read_info
 from masp.adapters.store import PROMPT, read_tensors, task_tensor, tensors_sha256, write_tensors
 from masp.backbones.files import READING, read_otherwise
 from masp.core.errors import AdapterError, UsageError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ def combine(out: str | Path, adapters: Sequence[str | Path]) -> AdapterInfo:
     """Write one adapter that holds the soft prompts of several; what loads it chooses among them by name.
 
     A task has the name it is given ("emoset=runs/a"), otherwise that of its data set. An adapter that holds several
-    tasks already keeps their names. The aspects are copied from the first adapter that holds them.
+    tasks already keeps their names. The aspects are copied from the first adapter that holds them; a concept bottleneck
+    is left out, as it has no task of its own.
 
     Args:
         out: a new folder, an empty one, or an adapter that is replaced.
@@ -47,12 +51,9 @@ def combine(out: str | Path, adapters: Sequence[str | Path]) -> AdapterInfo:
     tensors: dict[str, Tensor] = {}
     for part in parts:
         _check_fits(parts[0], part)
-        if part.info.concepts is not None:
-            todo = "Name the prompt adapter that it was fitted with."
-            raise AdapterError(f"{part.name} is a concept bottleneck", "an adapter whose soft prompt answers", todo)
         if part.info.method.routing:
             raise AdapterError(f"{part.name} has gates of its own (method.routing)", "one without", "Train it without.")
-        held = read_tensors(part.folder, part.info)
+        held = read_tensors(part.folder, read_info(part.folder))
         for name, task in part.tasks.items():
             if name in tasks:
                 todo = f"Name the tasks: {name}-a={parts[0].name} {name}-b={part.name}."
@@ -77,6 +78,9 @@ def _part(named: str) -> _Part:
     info = read_info(folder)
     if "prompt" not in info.parts:
         raise AdapterError(f"{path} has no soft prompt", "one that masp train prompt wrote")
+    if info.concepts is not None:
+        log.warning("%s: its soft prompt is taken, its concept bottleneck is left out", path)
+        info = info.without_concepts()
     if info.tasks:
         if name:
             raise UsageError(f"{path} holds several tasks, which have names", "", f"Leave {name}= out.")

@@ -246,9 +246,11 @@ class AdapterInfo(_Record):
         if "prompt" not in self.parts or self.concepts.prompt_aspects is None:
             todo = "Keep it, with its own labels."
             raise UsageError("the concept bottleneck is left out, and the adapter has no soft prompt", "one", todo)
-        parts = tuple(part for part in self.parts if part != "concepts")
-        own = {"aspects": self.concepts.prompt_aspects, "temperature": self.concepts.prompt_temperature}
-        return self.model_copy(update={**own, "parts": parts, "concepts": None})
+        aspects = self.concepts.prompt_aspects
+        parts = tuple(part for part in self.parts if part != "concepts" and (part != "aspects" or aspects))
+        own = {"aspects": aspects, "aspects_sha256": {name: self.aspects_sha256[name] for name in aspects}}
+        own |= {"temperature": self.concepts.prompt_temperature, "parts": parts, "concepts": None}
+        return self.model_copy(update=own)
 
     def as_task(self) -> TaskRecord:
         """What an adapter with one task says of it."""

@@ -78,7 +78,8 @@ class Adapter:
         Raises:
             UsageError: the concept bottleneck stands without a soft prompt.
         """
-        return replace(self, info=self.info.without_concepts(), concepts=None)
+        info = self.info.without_concepts()
+        return replace(self, info=info, aspects=self.aspects if info.aspects else None, concepts=None)
 
 
 def save_adapter(
