@@ -342,7 +342,7 @@ def test_the_shipped_adapter_of_the_first_format_is_read_and_written_anew(tmp_pa
     embedded = load_backbone("embedded", dtype="float32")
     found = load_adapter(copy, embedded)
     assert (found.info.format_version, found.info.training, found.info.results) == (1, {}, ())
-    again = save_adapter(tmp_path / "new", found.info, found.aspects, found.prompt)
+    again = save_adapter(tmp_path / "new", found.info, found.aspects, found.prompt, concepts=found.concepts)
     assert again == found.info.model_copy(update={"format_version": 4})
     assert torch.equal(load_adapter(tmp_path / "new", embedded).prompt.vectors, found.prompt.vectors)
 

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from fixtures import tiny
 from fixtures.models import QUESTIONS, full_model, visual_tokens
+from masp.backbones import decoder
 from masp.backbones.decoder import head_logits
 from masp.model.scoring import first_word, score
 

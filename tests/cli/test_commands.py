@@ -371,6 +371,7 @@ OF_A_MODEL = {
     "--batch-size": 4,
     "--mode": "score",
     "--record": None,
+    "--no-concepts": None,
     "--raw": None,
 }
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fixtures import tiny
 from fixtures.models import PROMPT_LENGTH, QUESTIONS, full_model, parts, visual_tokens
+from masp.backbones.base import LRUCache
 from masp.backbones.loading import load_backbone
 from masp.core.errors import UsageError
 from masp.core.types import IGNORED, ImageLayout, ModelInputs

@@ -30,7 +30,7 @@ FIGURES = {"accuracy": {"value": 0.5}, "images": 4}
 @pytest.fixture(autouse=True)
 def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing them takes longer than everything else here."""
-    monkeypatch.setattr(writing, "_pictures", lambda *_: {})
+    monkeypatch.setattr(writing, "_charts", lambda *_: {})
 
 
 def results(

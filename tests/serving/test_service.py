@@ -15,7 +15,9 @@ from starlette.testclient import TestClient
 from fixtures import service as small_service
 from fixtures import tiny
 from fixtures.adapters import write_adapter
+from fixtures.noise_lessons import Watched, lessons
 from fixtures.service import TASKS, Gate, forms, image, png, same, small_app, until
+from masp.baselines.registry import make_system
 from masp.core.errors import UsageError
 from masp.model.explain import ATTRIBUTIONS, DEFAULT_ATTRIBUTION
 from masp.predictor import Masp

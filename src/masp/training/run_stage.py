@@ -242,7 +242,7 @@ def run_stage(
         outcome = prepare(Run(config, settings, dataset, backbone, folder, stop, memory, processes, before, disk_cache))
         checkpoints = CheckpointStore(folder.checkpoints, settings.keep_checkpoints)
         loop = loop_settings(settings, outcome.order, hash_of(identity), outcome.scale.rate)
-        loop = replace(loop, left_out=tuple(sorted(map(dataset.place, outcome.store.left_out()))))
+        loop = replace(loop, left_out=tuple(sorted(map(dataset.relative_path, outcome.store.left_out()))))
         tell_reach(settings, TrainingLength(loop.learning_rate, loop.steps, loop.validate_every), outcome.scale)
         with tracked(accelerator, f"masp-{stage}", identity):
             fit = Trainer(outcome.stage, loop, checkpoints, accelerator, processes).fit(folder.metrics, stop)
