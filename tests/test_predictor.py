@@ -300,7 +300,13 @@ def test_the_shipped_default_reads_the_shipped_pictures(tmp_path):
         one.aspects["scene"].answer == picture.annotations["scene"] for one, picture in zip(found, shipped, strict=True)
     ]
     assert sum(read) == len(shipped) == 6
-    assert sum(one.answer == one.label for one in found) >= 5  # scored and generated answers agree
+    named = [
+        (one.label == picture.label, max(one.aspects, key=lambda name: one.aspects[name].effect) == picture.cause)
+        for one, picture in zip(found, shipped, strict=True)
+    ]
+    assert [sum(column) for column in zip(*named, strict=True)] >= [5, 4]
+    plain = Masp.from_pretrained(backbone=masp.backbone, concepts=False).predict([picture.path for picture in shipped])
+    assert sum(one.answer == one.label for one in plain) >= 5  # scored and generated answers agree
     assert {(one.adapter, one.backbone) for one in found} == {("embedded", "embedded")}
 
 

@@ -119,14 +119,14 @@ class Masp:
             return cls(MaspModel(backbone, MethodConfig()), zero_shot_task(chosen), ZERO_SHOT)
         folder = find_adapter(adapter, revision) if adapter is not None else shipped_adapter(str(shipped))
         info = read_info(folder)
-        concepts = concepts and info.answers(chosen)
-        info = info if concepts else info.without_concepts()
+        if not (concepts := concepts and info.answers(chosen)):
+            info = info.without_concepts()
         name = _task_name(info, task, ships=adapter is None)
         asked = {key: task_of(info.for_task(key), chosen, raw) for key in info.tasks or (None,)}
         if backbone is None or isinstance(backbone, str):
             backbone = trained_backbone(folder, info, backbone, backbone_revision, dtype, device)
-        parts = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects), accept)
-        parts = parts if concepts else parts.without_concepts()
+        whole = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects), accept)
+        parts = whole if concepts else whole.without_concepts()
         served = {key: _served(backbone, parts, shipped or str(adapter), key, one) for key, one in asked.items()}
         return cls._of(served, name, parts)
 

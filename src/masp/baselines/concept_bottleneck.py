@@ -147,9 +147,6 @@ log = logging.getLogger(__name__)
 
 NAME = "cues"
 Penalty = Annotated[float, Field(gt=0)]
-MEASURES = ("accuracy", "log_likelihood")
-"""What is kept of the figures on val."""
-
 PLACES = ("aspects", "prompt", "task", "words")
 """Settings that say where adapters are; what lies there is told by its hash."""
 
@@ -286,7 +283,7 @@ class ConceptBottleneck:
             return
         prompt, state = None, self._state().state["labels"]
         about: dict[str, Any] = {"labels": self.labels, "aspects": self.model.aspect_module().aspects}
-        about["metrics"] = {f"concepts/{name}": state[name] for name in MEASURES if name in state}
+        about["metrics"] = {f"concepts/{name}": state[name] for name in ("accuracy", "log_likelihood") if name in state}
         if concepts.prompt_aspects is not None:
             assert isinstance(self.over, Prompted)
             assert self.over.handle is not None
