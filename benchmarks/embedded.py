@@ -102,6 +102,7 @@ def averages(found: list[dict[str, Any]]) -> dict[str, Any]:
     rows = [{row["name"]: row["accuracy"]["value"] for row in one["table2"]["rows"]} for one in found]
     quality = [{item["aspect"]: item for item in one["aspects"]["quality"]} for one in found]
     explanations = [one["explanations"] for one in found]
+    worded = [one["concepts"] for one in found if one.get("concepts")]
     return {
         "accuracy": {name: mean(row[name] for row in rows) for name in rows[0]},
         "majority": found[0]["table2"]["majority"]["value"],
@@ -113,6 +114,14 @@ def averages(found: list[dict[str, Any]]) -> dict[str, Any]:
         "object_f1_backbone": mean(item["object"]["backbone_things"]["f1"] for item in quality),
         "cause": mean(one["cause"]["value"] for one in explanations),
         "cause_by_guess": mean(one["cause_by_guess"] for one in explanations),
+        **(
+            {
+                "concept_cause": mean(one["cause"]["value"] for one in worded),
+                "concept_cause_by_guess": mean(one["cause_by_guess"] for one in worded),
+            }
+            if worded
+            else {}
+        ),
         "pointing": {
             name: mean(one["pointing"][name]["value"] for one in explanations) for name in explanations[0]["pointing"]
         },

@@ -41,20 +41,6 @@ def reproduction(folder: Path) -> str:
     return "\n\n".join(parts)
 
 
-def headline(folder: Path) -> str:
-    """The one table of the README: Table 2, and what it has to be read against."""
-    file = folder / "reproduce.json"
-    if not file.is_file():
-        return NOTHING
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    (one,) = [entry for entry in content["tables"] if entry["name"] == "table2"]
-    wanted = ("system", "what takes part", "accuracy, %", "each seed", "95 % interval")
-    places = [one["head"].index(name) for name in wanted]
-    rows = [tuple(row[place] for place in places) for row in one["rows"]]
-    command = one.get("command", content["command"])
-    return f"{_facts(content)}\n\n{table(wanted, rows)}\n\nWritten by `{command}`."
-
-
 def _facts(content: dict[str, Any]) -> str:
     """What the accuracies have to be read against."""
     parts = []

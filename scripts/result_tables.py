@@ -22,6 +22,14 @@ def embedded(content: Content) -> str:
     return "\n\n".join(parts)
 
 
+def headline(content: Content) -> str:
+    """The one table of the README: Table 2 on the embedded default, and what it has to be read against."""
+    images, seeds = content["seeds"][0]["table2"]["images"], [one["seed"] for one in content["seeds"]]
+    intro = f"{images:,} test scenes, training {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}."
+    place = "benchmarks/results/embedded.json"
+    return f"{intro}\n\n{_table2(content)}\n\nWritten by `{content['command']}` to [{place}]({place})."
+
+
 def _table2(content: Content) -> str:
     """Accuracy of every row, and what to read it against."""
     first = {row["name"]: row for row in content["seeds"][0]["table2"]["rows"]}
@@ -83,6 +91,14 @@ def _explanations(content: Content) -> str:
         ("the aspect with the largest effect is the true main cause (correct predictions)", percent(average["cause"])),
         ("the same for always naming the commonest cause", percent(average["cause_by_guess"])),
     ]
+    if "concept_cause" in average:
+        rows += [
+            (
+                "the same of the concept bottleneck on these aspects (its correct predictions)",
+                percent(average["concept_cause"]),
+            ),
+            ("always naming the commonest cause there", percent(average["concept_cause_by_guess"])),
+        ]
     rows += [
         (f"the heatmap of {name.replace('_', ' ')} peaks on its glyph", percent(value))
         for name, value in average["pointing"].items()
