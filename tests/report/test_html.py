@@ -241,6 +241,12 @@ def test_the_verdict_says_how_much(effect: float, words: str) -> None:
     assert words in sentence
 
 
+def test_the_verdict_of_another_attribution_speaks_of_no_absence() -> None:
+    sights = (AspectSight("scene", "beach", 2.0), AspectSight("object", "cat", 0.5))
+    sentence = verdict(Sample("a", Path("a"), "joy", {"joy": 1.0}, sights, attribution="concept_bottleneck"))
+    assert sentence == "The scene decided (“beach”): it did most for the label."
+
+
 def test_the_verdict_admits_that_nothing_decided() -> None:
     sights = (AspectSight("scene", "beach", 0.04), AspectSight("object", "cat", -2.0))
     assert verdict(Sample("a", Path("a"), "joy", {"joy": 1.0}, sights)).startswith("No single cue decided")

@@ -106,6 +106,7 @@ def sample_of(prediction: "Prediction", image: Path | Image.Image, truth: str | 
         truth=truth,
         prompt_attention=looks.raw if looks else None,
         warning=prediction.warning,
+        attribution=prediction.attribution or "leave_one_out",
     )
 
 

@@ -115,7 +115,7 @@ class Sample:
 
     `image` is read when the page is written; where it cannot be read, the page says so. `expected` holds the
     true probability of every label and `cause` the true main cause, both only where the data set knows them. `warning`
-    is what to know before the label is believed.
+    is what to know before the label is believed, `attribution` how the effects were found.
     """
 
     name: str
@@ -129,6 +129,7 @@ class Sample:
     cause: str | None = None
     prompt_attention: Mapping[str, float] | None = None
     warning: str | None = None
+    attribution: str = "leave_one_out"
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ FAINT = 0.05
 
 
 def decisive(sample: Sample) -> AspectSight | None:
-    """The aspect whose absence would hurt the label most; None where none would hurt it noticeably."""
+    """The aspect with the largest effect on the label; None where none has a noticeable one."""
     known = [sight for sight in sample.sights if sight.effect is not None and sight.effect >= FAINT]
     return max(known, key=lambda sight: sight.effect or 0.0, default=None)
 
@@ -182,8 +183,10 @@ def verdict(sample: Sample) -> str:
         return ""
     first = decisive(sample)
     if first is None or first.effect is None:
-        return "No single cue decided: leaving any one of them out hardly changes the label."
-    return f"{decided(first)}: without it the label would be {_less(first.effect)} less probable."
+        return "No single cue decided."
+    if sample.attribution == "leave_one_out":
+        return f"{decided(first)}: without it the label would be {_less(first.effect)} less probable."
+    return f"{decided(first)}: it did most for the label."
 
 
 def decided(sight: AspectSight) -> str:
