@@ -58,7 +58,7 @@ def stage1(
 
 def scores(records: Sequence[Record], backbone: Backbone) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities (images, labels) of the shipped adapter, and the effects of its aspects on the best label."""
-    masp = Masp.from_pretrained(None, backbone)
+    masp = Masp.from_pretrained(None, backbone, concepts=False)
     task, log_p, effects = masp.task, [], []
     for _, visual in visual_batches(backbone, records, Batching(), BadFiles(total=len(records))):
         own = score(masp.model, visual, task.question, task.labels, task.use)

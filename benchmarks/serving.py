@@ -109,7 +109,7 @@ def cpu_seconds(process: subprocess.Popen) -> float:
 
 def throughput(seconds: float, turns: int) -> dict[str, Any]:
     """Images a second of the library and of the service at the same batch, and one request alone, in turns."""
-    masp = Masp.from_pretrained()
+    masp = Masp.from_pretrained(backbone="embedded")
     library, service, alone, call = [], [], [], []
     cpu: dict[str, list[float]] = {"library": [], "service": []}
     content = CONTENTS[0]
