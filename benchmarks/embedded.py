@@ -1,6 +1,6 @@
 """The figures of the embedded default: what the vision tower knows, Table 2, explanations; several training seeds.
 
-Everything is measured on the test split of one drawn data set (2,000 images, seed 0) with the settings in
+Everything is measured on the test split of one drawn data set (3,000 images, seed 0) with the settings in
 `configs/embedded.yaml`; only the training seeds differ. A seed whose runs are finished is not trained again.
 
     python benchmarks/embedded.py RUNS --seeds 0 1 2
@@ -40,7 +40,7 @@ from masp.evaluation.runner import evaluate
 from masp.predictor import Masp
 
 HOME = Path(__file__).parent
-PLAN = Plan(train=12000, val=600, test=2000, read=600, explained=600, seed=0)
+PLAN = Plan(train=12000, val=1000, test=3000, read=600, explained=600, seed=0)
 SHIFTED = {"shifted": 1000}
 
 

@@ -147,6 +147,9 @@ log = logging.getLogger(__name__)
 
 NAME = "cues"
 Penalty = Annotated[float, Field(gt=0)]
+LEAST_SPREAD = 0.05
+"""Of a word's probability over the training images: a word that hardly any of them shows has no large effect."""
+
 PLACES = ("aspects", "prompt", "task", "words")
 """Settings that say where adapters are; what lies there is told by its hash."""
 
@@ -262,17 +265,15 @@ class ConceptBottleneck:
             assert isinstance(over, Prompted)
             assert over.handle is not None
             assert over.handle.info is not None
-            temperature = over.handle.info.temperature
             if over.model.routing is not None:
                 raise UsageError("the soft prompt was trained with routing", "one without", "Train it without.")
-            prompt_aspects = over.handle.task.use.aspects
+            prompt_aspects, temperature = over.handle.task.use.aspects, over.handle.info.temperature
         words = tuple((aspect, word) for aspect, word in result.state["words"])
         tensors = {"labels.mean": result.tensors["labels.mean"]}
         for name in (*dict(words), "labels"):
             tensors[f"{name}.weight"], tensors[f"{name}.bias"] = folded(_part(result.tensors, name))
-        return ConceptHead(
-            words, prompt_aspects, tensors, bool(over is None or result.state["labels"]["scores"]), temperature
-        )
+        scores = over is None or bool(result.state["labels"]["scores"])
+        return ConceptHead(words, prompt_aspects, tensors, scores, temperature)
 
     def _save(self, folder: Path, info: AdapterInfo) -> None:
         """The adapter, for `masp predict`; labels that never occur leave it out."""
@@ -287,8 +288,8 @@ class ConceptBottleneck:
         if concepts.prompt_aspects is not None:
             assert isinstance(self.over, Prompted)
             assert self.over.handle is not None
+            assert self.over.handle.info is not None
             other, prompt = self.over.handle.info, self.over.model.prompt
-            assert other is not None
             same = ("method", "questions", "data", "training", "seeds", "longest_side")
             about |= {name: getattr(other, name) for name in same}
             about["metrics"] |= other.metrics
@@ -449,7 +450,7 @@ class ConceptBottleneck:
             train, val = (torch.cat([one, more], 1) if added else one for one, more in zip(words, scores, strict=True))
             for strength in self.settings.strengths if held else (self.settings.without_val,):
                 study.stop.check()
-                layer = fitted(train, targets, len(self.labels), strength, self.settings.iterations)
+                layer = fitted(train, targets, len(self.labels), strength, self.settings.iterations, LEAST_SPREAD)
                 facts = figures(logits(layer, val), held)
                 log.info("labels, scores %s, C = %g: %s", added, strength, facts)
                 result.append((facts.get("log_likelihood", 0.0), layer, {"C": strength, "scores": added, **facts}))

@@ -116,9 +116,14 @@ class Probe:
 
 
 def fitted(
-    means: Float[Tensor, "images dim"], targets: list[int], labels: int, strength: float, iterations: int
+    means: Float[Tensor, "images dim"],
+    targets: list[int],
+    labels: int,
+    strength: float,
+    iterations: int,
+    least: float = SMALLEST,
 ) -> dict[str, Tensor]:
-    """A regression as weight (labels × dim), bias (labels), and the columns' mean and scale; fp32.
+    """A regression as weight (labels × dim), bias (labels), and the columns' mean and scale, at least `least`; fp32.
 
     A label that does not occur gets the lowest logit less the logarithm of the number of images: never the answer, and
     never impossible.
@@ -130,7 +135,7 @@ def fitted(
     if len(present) < 2:
         raise DataError("all images to learn from have the same label", "at least two labels", "Check the data set.")
     wide = means.cpu().double()
-    mean, scale = wide.mean(0), wide.std(0, correction=0).clamp_min(SMALLEST)
+    mean, scale = wide.mean(0), wide.std(0, correction=0).clamp_min(least)
     values: NDArray[np.float64] = ((wide - mean) / scale).numpy()
     model = LogisticRegression(C=strength, max_iter=iterations)
     with warnings.catch_warnings():
