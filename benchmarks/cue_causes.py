@@ -175,4 +175,6 @@ if __name__ == "__main__":
     parser.add_argument("--adapter", help="instead of the shipped one")
     parser.add_argument("--backbone", help="that it was trained on")
     args = parser.parse_args()
-    measure(Masp.from_pretrained(args.adapter, args.backbone), args.work, tuple(args.sizes), args.out)
+    backbone = args.backbone or (None if args.adapter else "embedded")
+    prompted_alone = Masp.from_pretrained(args.adapter, backbone, concepts=False, raw=True)
+    measure(prompted_alone, args.work, tuple(args.sizes), args.out)

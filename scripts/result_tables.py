@@ -269,10 +269,27 @@ def annotations(content: Content) -> str:
     return f"{intro}\n\n{table(head, [row])}"
 
 
+def labelling(content: Content) -> str:
+    """What `masp label` was measured to need."""
+    peaks = content["memory"]["peak_bytes"]
+    rows = [(f"{int(count):,}", f"{size / 1e6:.1f} MB") for count, size in peaks.items()]
+    grown = f"{100 * content['memory']['growth']:+.1f} %, where 10 % were allowed"
+    parts = [
+        "**Labelling any number of images: memory of planning**",
+        table(("images", "peak"), rows),
+        f"Growth: {grown}.",
+    ]
+    if "throughput" in content:
+        rates = content["throughput"]["median"].items()
+        parts.append(table(("way", "images a second"), [(name, f"{rate:.1f}") for name, rate in rates]))
+    return "\n\n".join(parts)
+
+
 SHAPES: Mapping[str, Callable[[Content], str]] = {
     "annotations.json": annotations,
     "bench.json": bench,
     "embedded.json": embedded,
+    "labelling.json": labelling,
     "full_size.json": full_size,
     "real_width.json": real_width,
 }

@@ -232,7 +232,8 @@ class Masp:
             return self._whole
         if self.info is None:
             raise UsageError("this model has no description", "one that was loaded with from_pretrained")
-        return Adapter(self.info, self.model.aspects, self.model.prompt)
+        routing, concepts = self.model.routing, self.handle().concepts
+        return Adapter(self.info, self.model.aspects, self.model.prompt, concepts=concepts, routing=routing)
 
     def save_pretrained(self, folder: str | Path, *, license: str | None = None) -> Path:
         """Writes the adapter, never the backbone; see `masp.adapters.save_pretrained`."""

@@ -1,5 +1,6 @@
 """The cue head by hand: its words, the optimum of its first layer, effects that add up, and what is refused."""
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -237,7 +238,10 @@ def test_what_was_learned_is_an_adapter_that_predicts_the_same(
 ) -> None:
     seen = ("amusement", "anger", "fear")  # the labels that occur
     whole = write_adapter(tmp_path / "whole", seen)
-    named = [f"prompt={write_adapter(tmp_path / 'prompt', seen, aspects=())}"] * prompt
+    alone = write_adapter(tmp_path / "prompt", seen, aspects=())
+    info = json.loads((alone / "adapter.json").read_text())
+    (alone / "adapter.json").write_text(json.dumps(info | {"temperature": 2.0}))  # its scores are added undivided
+    named = [f"prompt={alone}"] * prompt
     backbone = tiny.backbone()
     images = Watched(backbone)
     system = make_system("cues", backbone, seen, [f"aspects={whole}", *named, "fewest=2", "strengths=[1.0]"])
@@ -266,11 +270,13 @@ def test_what_was_learned_is_an_adapter_that_predicts_the_same(
     assert list(one.probabilities.values()) == pytest.approx(found.log_probabilities(own)[0].exp().tolist(), abs=1e-5)
     again = Masp.from_pretrained(found.save_pretrained(tmp_path / "copy"), backbone)
     assert again.predict(tmp_path / "a.png").probabilities == one.probabilities
+    view = Masp.from_pretrained(again.for_task().save_pretrained(tmp_path / "view"), backbone)
+    assert view.predict(tmp_path / "a.png").probabilities == one.probabilities
     if prompt:
         plain = Masp.from_pretrained(tmp_path / "copy", backbone, concepts=False)
         alone = Masp.from_pretrained(tmp_path / "prompt", backbone)
         torch.testing.assert_close(plain.log_probabilities(visual), alone.log_probabilities(visual))
-        assert (plain.handle().concepts, plain.info.parts) == (None, ("prompt",))
+        assert (plain.handle().concepts, plain.info.parts, plain.task.temperature) == (None, ("prompt",), 2.0)
         loaded = Masp.from_pretrained(tmp_path / "copy", backbone, labels="joy,fear")
         wanted = alone.for_task(labels=["joy", "fear"]).log_probabilities(visual)
         for other in (again.for_task(labels=["joy", "fear"]), loaded):  # which the words say nothing about

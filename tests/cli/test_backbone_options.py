@@ -40,7 +40,7 @@ def test_the_backbone_is_loaded_as_asked(masp, words, command, monkeypatch):
         loaded.append(load_backbone(*arguments))
         return loaded[0]
 
-    monkeypatch.setattr("masp.predictor.load_backbone", noted)
+    monkeypatch.setattr("masp.adapters.shipped.load_backbone", noted)
     code, _, err = masp(*words[command], "--dtype", "float16", "--device", "cpu")
     assert code == 0, err
     assert (str(loaded[0].dtype), loaded[0].device.type) == ("torch.float16", "cpu")

@@ -387,6 +387,22 @@ def test_an_option_of_a_model_is_refused_where_none_runs(masp, world, tmp_path, 
     assert line.endswith("Leave it out.")
 
 
+def test_figures_of_the_prompt_alone_are_not_recorded_as_the_adapters(masp, world, tmp_path):
+    words = (
+        "--adapter",
+        world / "adapter",
+        "--data",
+        world / "data",
+        "--out",
+        tmp_path / "o",
+        "--record",
+        "--no-concepts",
+    )
+    code, out, err = masp("evaluate", *words)
+    assert (code, out) == (2, "")
+    assert "--record with --no-concepts, which is another system" in error_line(err)
+
+
 def test_every_option_is_about_a_model_or_about_any_measurement():
     """A new option of `masp evaluate` has to say which it is."""
     of_any = {"data", "changes", "predictions", "allow_missing", "against", "calibrate", "split", "out"}

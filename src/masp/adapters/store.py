@@ -233,7 +233,9 @@ def read_prompt(folder: str | Path, task: str | None = None) -> tuple[AdapterInf
         raise AdapterError(f"the adapter {folder} has no soft prompt", "one that masp train prompt wrote")
     if info.concepts is not None or _routed(info):
         more = "a concept bottleneck" if info.concepts is not None else "gates (method.routing)"
-        raise AdapterError(f"the adapter {folder} answers with {more} too", "a soft prompt that answers alone")
+        todo = "Save it alone: Masp.from_pretrained(ADAPTER, concepts=False).save_pretrained(DIR)."
+        todo = todo if info.concepts is not None else "Train one without method.routing."
+        raise AdapterError(f"the adapter {folder} answers with {more} too", "a soft prompt that answers alone", todo)
     name = info.chosen(task)
     return info.for_task(name), read_tensors(path, info)[PROMPT if name is None else task_tensor(name)]
 

@@ -45,9 +45,9 @@ def unpacked_wrongly(width: int) -> bool:
     """Whether a CPU may take wrong scales for rows of this many weights.
 
     Scales belong to blocks of 64 that run on from row to row. The AVX-512 kernel of bitsandbytes (0.50.2) takes rows
-    that are whole steps of 16, and looks up their scales as if every row began a block; `tests/test_packing.py`
-    measures it. Such a row: 4304 in the vision tower of Gemma 3. CPUs without AVX-512 were not measured and are treated
-    alike, so that a backbone is the same on every CPU.
+    that are whole steps of 16, and looks up their scales as if every row began a block (measured by
+    `tests/backbones/test_packing.py`). Such a row: 4304 in the vision tower of Gemma 3. CPUs without AVX-512 were not
+    measured and are treated alike, so that a backbone is the same on every CPU.
     """
     return width % STEP == 0 and width % BLOCK != 0
 

@@ -267,7 +267,8 @@ class ConceptBottleneck:
             assert over.handle.info is not None
             if over.model.routing is not None:
                 raise UsageError("the soft prompt was trained with routing", "one without", "Train it without.")
-            prompt_aspects, temperature = over.handle.task.use.aspects, over.handle.info.temperature
+            prompt_aspects, info = over.handle.task.use.aspects, over.handle.info
+            temperature = info.temperature if info.labels == self.labels else None
         words = tuple((aspect, word) for aspect, word in result.state["words"])
         tensors = {"labels.mean": result.tensors["labels.mean"]}
         for name in (*dict(words), "labels"):
@@ -486,7 +487,8 @@ def cue_system(
     model = MaspModel(backbone, result.info.method, result.aspects, None, questions or result.info.asked())
     over = None
     if settings.prompt is not None:
-        masp = Masp.from_pretrained(settings.prompt, backbone, aspects=folder, labels=labels, task=settings.task)
+        own = {"labels": labels, "task": settings.task, "raw": True, "concepts": False}  # scores are added undivided
+        masp = Masp.from_pretrained(settings.prompt, backbone, aspects=folder, **own)
         over = prompted(masp)
         if masp.model.prompt is None:
             todo = "Name what masp train prompt wrote."

@@ -50,9 +50,9 @@ app.command(no_args_is_help=True, epilog=research.REPRODUCE_EXAMPLES)(research.r
 
 @app.command(
     epilog="""
-The benchmark lies in the repository, not in the package. In a checkout:
+The benchmark lies in the repository, not in the package, and needs a checkout; --help behind it shows all options.
 
-`masp bench --quick` is `python benchmarks/bench.py --quick`; `--help` behind it shows all options.
+`masp bench --quick`
 """,
     add_help_option=False,
     context_settings={"ignore_unknown_options": True},

@@ -298,6 +298,9 @@ def _adapter_measured(
         home = find_adapter(adapter, choice.adapter_revision)
         if choice.record and not Path(adapter).exists():
             raise UsageError(f"--record with {adapter}, which is on a hub", "an adapter here", "Record, then push it.")
+        if choice.record and choice.no_concepts:
+            todo = "Record without it, or an adapter of the soft prompt alone."
+            raise UsageError("--record with --no-concepts, which is another system", "one of them", todo)
         _check_size(settings, home, choice.task)
         dataset = _divided(settings, split, home, choice.task)
         masp = Masp.from_pretrained(

@@ -69,7 +69,7 @@ AttributionOption = Annotated[
     Attribution | None,
     typer.Option(
         help="How an aspect's effect is found: *leave_one_out* takes it from all aspects, *shapley* from every set "
-        "of them (64 passes for six). Default: *leave_one_out*."
+        "of them (64 passes for six). Default: *leave_one_out*. A concept bottleneck has its own, and neither of these."
     ),
 ]
 

@@ -112,14 +112,19 @@ class Labeller:
         }
 
     def _adapter_hash(self) -> str | None:
-        """Hash of the adapter: its description and its soft prompts; the description holds hashes of the aspects."""
+        """Hash of the adapter: its description, soft prompts, gates and concept bottleneck; aspects by their hashes."""
         digest = hashlib.sha256()
         for name in self._names:
-            model, info = (self._masp if name is None else self._masp.use(name)).model, self._masp.info
-            if info is None:
+            handle = self._masp.handle(name)
+            if handle.info is None:
                 return None
-            digest.update(info.model_dump_json().encode())
-            digest.update(tensors_sha256({} if model.prompt is None else {"vectors": model.prompt.vectors}).encode())
+            digest.update(handle.info.model_dump_json().encode())
+            prompt, gates = handle.model.prompt, handle.model.routing
+            parts = [{} if prompt is None else {"vectors": prompt.vectors}]
+            parts += [] if gates is None else [gates.state_dict()]
+            parts += [] if handle.concepts is None else [handle.concepts.tensors]
+            for tensors in parts:
+                digest.update(tensors_sha256(tensors).encode())
         return digest.hexdigest()
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:

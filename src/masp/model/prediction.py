@@ -52,9 +52,10 @@ class Prediction:
         image: the file, as it was named.
         label: the most probable label.
         probabilities: of every label; they sum to 1.
-        answer: the text that the backbone generates; None without explanations.
+        answer: the text that the backbone generates; None without explanations and where a concept bottleneck answers.
         aspects: what each aspect contributed; empty without explanations, and for an adapter without aspects.
-        prompt_attention: from the soft prompt to each aspect; None where `aspects` is empty or there is no soft prompt.
+        prompt_attention: from the soft prompt to each aspect; None where `aspects` is empty, there is no soft prompt,
+            or a concept bottleneck answers.
         adapter: name of the adapter.
         backbone: name of the backbone.
         task: which task of an adapter with several; None for one with one.

@@ -160,8 +160,11 @@ def _is(masp: "Masp", system: SystemResults) -> bool:
     from masp.adapters import tensors_sha256
 
     adapter = system.runs[0].provenance.get("adapter")
-    known = adapter.get("tensors_sha256") if isinstance(adapter, Mapping) else None
-    return known is not None and known == tensors_sha256(masp.model.state_dict())
+    if not isinstance(adapter, Mapping) or "tensors_sha256" not in adapter:
+        return False
+    concepts = masp.handle().concepts
+    own = (tensors_sha256(masp.model.state_dict()), None if concepts is None else tensors_sha256(concepts.tensors))
+    return (adapter["tensors_sha256"], adapter.get("concepts_sha256")) == own
 
 
 def worst(system: SystemResults, number: int) -> list[LabelledPrediction]:

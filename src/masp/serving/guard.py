@@ -6,7 +6,6 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterable
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -128,8 +127,3 @@ def _token(headers: Headers) -> bytes:
 def _name(host: str) -> str:
     """The name in a `Host` header, without the port."""
     return re.sub(r":\d*$", "", host).strip("[]").casefold()
-
-
-def names_of(hosts: Iterable[str]) -> tuple[str, ...]:
-    """Names of the host as they are compared."""
-    return tuple(_name(host) for host in hosts)
