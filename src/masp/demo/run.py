@@ -84,7 +84,7 @@ def run_demo(
         plain = Masp.from_pretrained(out / "prompt-alone" / "adapter", backbone)
         concepts = _concepts(dataset, backbone, out, steps)
         measured = measure(full, plain, dataset.split("test"), plan, steps, concepts)
-        shown = _predictions(full, out / "pictures", steps)
+        shown = _predictions(concepts or full, out / "pictures", steps)
         known = provenance(full, dataset, "test")
     curves = tuple(loss_curve_of(name, out / run) for run, name in RUNS.items())
     data = report_of(measured, full.labels, shown, Background(out, known, curves, tuple(steps.done)))
