@@ -216,7 +216,7 @@ def test_prompts_that_only_name_their_aspects_are_combined_too(home, pictures, t
 def test_of_an_adapter_that_ships_the_first_task_is_used_at_once(home, pictures, monkeypatch):
     monkeypatch.setattr(shipped, "shipped_adapter", lambda name: home / "all")
     monkeypatch.setattr("masp.predictor.shipped_adapter", lambda name: home / "all")
-    model = Masp.from_pretrained(backbone="embedded", dtype="float32")
+    model = Masp.from_pretrained(dtype="float32")
     assert model.task_name == "emoset"
     assert same(model.predict(pictures[0], explain=False), single(home, "emoset").predict(pictures[0], explain=False))
     assert Masp.from_pretrained(task="sentiment", dtype="float32").task_name == "sentiment"

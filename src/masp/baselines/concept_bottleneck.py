@@ -147,11 +147,8 @@ log = logging.getLogger(__name__)
 
 NAME = "cues"
 Penalty = Annotated[float, Field(gt=0)]
-LEAST_SPREAD = 0.05
-"""Of a word's probability over the training images: a word that hardly any of them shows has no large effect."""
-
-PLACES = ("aspects", "prompt", "task", "words")
-"""Settings that say where adapters are; what lies there is told by its hash."""
+LEAST_SPREAD = 0.05  # of a word's probability over the images: one that hardly any shows has no large effect
+PLACES = ("aspects", "prompt", "task", "words")  # where adapters and data are; what lies there is told by its hash
 
 
 @dataclass(frozen=True)
@@ -267,7 +264,7 @@ class ConceptBottleneck:
             assert over.handle.info is not None
             if over.model.routing is not None:
                 raise UsageError("the soft prompt was trained with routing", "one without", "Train it without.")
-            prompt_aspects, info = over.handle.task.use.aspects, over.handle.info
+            info, prompt_aspects = over.handle.info, over.handle.task.use.aspects
             temperature = info.temperature if info.labels == self.labels else None
         words = tuple((aspect, word) for aspect, word in result.state["words"])
         tensors = {"labels.mean": result.tensors["labels.mean"]}
