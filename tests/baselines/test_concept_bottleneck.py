@@ -238,10 +238,10 @@ def test_what_was_learned_is_an_adapter_that_predicts_the_same(
 ) -> None:
     seen = ("amusement", "anger", "fear")  # the labels that occur
     whole = write_adapter(tmp_path / "whole", seen)
-    alone = write_adapter(tmp_path / "prompt", seen, aspects=())
-    info = json.loads((alone / "adapter.json").read_text())
-    (alone / "adapter.json").write_text(json.dumps(info | {"temperature": 2.0}))  # its scores are added undivided
-    named = [f"prompt={alone}"] * prompt
+    tuned = write_adapter(tmp_path / "prompt", seen, aspects=())
+    info = json.loads((tuned / "adapter.json").read_text())
+    (tuned / "adapter.json").write_text(json.dumps(info | {"temperature": 2.0}))  # its scores are added undivided
+    named = [f"prompt={tuned}"] * prompt
     backbone = tiny.backbone()
     images = Watched(backbone)
     system = make_system("cues", backbone, seen, [f"aspects={whole}", *named, "fewest=2", "strengths=[1.0]"])

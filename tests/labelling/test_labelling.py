@@ -22,6 +22,7 @@ from pyarrow import fs, parquet
 from fixtures import tiny
 from fixtures.adapters import write_adapter
 from masp.adapters import combine
+from masp.cli import main
 from masp.core.errors import DataError, MaspError, UsageError
 from masp.labelling import decode, manifest, run
 from masp.labelling.decode import Decoder, Limits

@@ -53,6 +53,7 @@ def test_the_gates_are_few_and_start_at_one():
     one = model()
     visual = pictures(one.backbone)
     read = one.aspect_tokens(visual)
+    assert one.routing is not None
     assert torch.equal(one.routing.gates(read, visual), torch.ones(2, 6))
     assert torch.equal(one.routing(read, visual), read.tokens)
     torch.testing.assert_close(score(one, visual, "which?", LABELS), score(model(False), visual, "which?", LABELS))
