@@ -30,9 +30,9 @@ from masp.adapters import library_versions, load_adapter
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
 from masp.baselines.base import Example
-from masp.baselines.concept_bottleneck import present, read_words, vocabulary
 from masp.baselines.distilled import mean_token
 from masp.baselines.probe import logits
+from masp.baselines.word_regression import present, read_words, vocabulary
 from masp.core.aspects import ASPECTS, level
 from masp.core.config import MethodConfig, PromptInit
 from masp.core.labels import render_labels

@@ -119,16 +119,16 @@ class Masp:
             return cls(MaspModel(backbone, MethodConfig()), zero_shot_task(chosen), ZERO_SHOT)
         folder = find_adapter(adapter, revision) if adapter is not None else shipped_adapter(str(shipped))
         info = read_info(folder)
-        if not (concepts := concepts and info.answers(chosen)):
-            info = info.without_concepts()
         name = _task_name(info, task, ships=adapter is None)
-        asked = {key: task_of(info.for_task(key), chosen, raw) for key in info.tasks or (None,)}
+        every = {key: info.for_task(key) for key in info.tasks or (None,)}
+        left = {key: one for key, one in every.items() if not (concepts and one.answers(chosen))}  # without bottleneck
+        asked = {k: task_of(one.without_concepts() if k in left else one, chosen, raw) for k, one in every.items()}
         if backbone is None or isinstance(backbone, str):
             backbone = trained_backbone(folder, info, backbone, backbone_revision, dtype, device)
         whole = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects), accept)
-        parts = whole if concepts else whole.without_concepts()
-        served = {key: _served(backbone, parts, shipped or str(adapter), key, one) for key, one in asked.items()}
-        return cls._of(served, name, parts)
+        by = shipped or str(adapter)
+        served = {key: _served(backbone, whole, by, key, one, key not in left) for key, one in asked.items()}
+        return cls._of(served, name, whole.without_concepts() if len(left) == len(every) else whole)
 
     @classmethod
     def _of(cls, served: dict[str | None, TaskHandle], name: str | None, whole: Adapter | None = None) -> Self:
@@ -475,12 +475,14 @@ class Masp:
         return [predictions[index] for index in range(len(images))]
 
 
-def _served(backbone: Backbone, parts: Adapter, adapter: str, name: str | None, task: Task) -> TaskHandle:
-    """One task of an adapter with what answers it."""
-    one = parts.for_task(name)
-    modules = (parts.aspects, one.prompt, one.info.asked())
-    model = MaspModel(backbone, one.info.method, *modules, routing=parts.routing)
-    return TaskHandle(model, task, one.info, adapter, name, parts.concepts)
+def _served(
+    backbone: Backbone, parts: Adapter, adapter: str, name: str | None, task: Task, concepts: bool
+) -> TaskHandle:
+    """One task of an adapter with what answers it: its concept bottleneck, or without it its soft prompt."""
+    one = parts.for_task(name) if concepts else parts.for_task(name).without_concepts()
+    modules = (one.aspects, one.prompt, one.info.asked())
+    model = MaspModel(backbone, one.info.method, *modules, routing=one.routing)
+    return TaskHandle(model, task, one.info, adapter, name, one.concepts)
 
 
 def _refuse_parts(**given: object) -> None:

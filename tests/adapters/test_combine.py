@@ -257,7 +257,7 @@ def test_what_does_not_fit_together_is_refused(home, tmp_path):
     write_adapter(tmp_path / "seed 5", seed=5)
     with pytest.raises(AdapterError, match=r"aspect facial_expression of .*seed 5 is another module"):
         combine(tmp_path / "x", [first, tmp_path / "seed 5"])
-    with pytest.raises(AdapterError, match="has no soft prompt"):
+    with pytest.raises(AdapterError, match="has neither a soft prompt nor a concept bottleneck"):
         combine(tmp_path / "x", [first, home / "aspects"])
     with pytest.raises(AdapterError, match="does not exist"):
         combine(tmp_path / "x", [first, tmp_path / "nowhere"])

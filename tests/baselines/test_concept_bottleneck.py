@@ -19,18 +19,13 @@ from fixtures.training import write_dataset
 from masp.adapters import combine, load_adapter
 from masp.baselines import concept_bottleneck
 from masp.baselines.base import Example, SystemPrediction, TrainingData
-from masp.baselines.concept_bottleneck import (
-    ConceptBottleneck,
-    ConceptBottleneckSettings,
-    present,
-    read_words,
-    vocabulary,
-)
+from masp.baselines.concept_bottleneck import ConceptBottleneck, ConceptBottleneckSettings
 from masp.baselines.probe import logits
 from masp.baselines.prompted import ZeroShotSettings, zero_shot_system
 from masp.baselines.registry import make_system
+from masp.baselines.word_regression import present, read_words, vocabulary
 from masp.core.aspects import ASPECTS
-from masp.core.errors import AdapterError, DataError, UsageError
+from masp.core.errors import DataError, UsageError
 from masp.core.types import VisualTokens
 from masp.data.images import open_image
 from masp.model.masp_model import MaspModel
@@ -232,9 +227,23 @@ def test_a_prompt_is_added_up_with_its_own_scores(tmp_path: Path) -> None:
     assert said["prompt"] != said["whole"]
 
 
+@torch.no_grad()
+def residual_by_hand(system: ConceptBottleneck, visual: VisualTokens) -> dict[str, torch.Tensor]:
+    """What the standardised tokens of each aspect add to the logits: zero on the mean training image."""
+    layer, words = system.learned.tensors, len(system.learned.state["words"])
+    tokens = system.model.aspect_tokens(visual).tokens.flatten(2)
+    width, result = tokens.shape[2], {}
+    for index, aspect in enumerate(ASPECTS):
+        own = slice(words + index * width, words + (index + 1) * width)
+        columns = (tokens[:, index] - layer["labels.mean"][own]) / layer["labels.scale"][own]
+        result[aspect] = columns @ layer["labels.weight"][:, own].T
+    return result
+
+
+@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize(("prompt", "scores"), [(False, False), (True, True), (True, False)])
 def test_what_was_learned_is_an_adapter_that_predicts_the_same(
-    tmp_path: Path, prompt: bool, scores: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, prompt: bool, scores: bool, residual: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = ("amusement", "anger", "fear")  # the labels that occur
     whole = write_adapter(tmp_path / "whole", seen)
@@ -244,7 +253,8 @@ def test_what_was_learned_is_an_adapter_that_predicts_the_same(
     named = [f"prompt={tuned}"] * prompt
     backbone = tiny.backbone()
     images = Watched(backbone)
-    system = make_system("cues", backbone, seen, [f"aspects={whole}", *named, "fewest=2", "strengths=[1.0]"])
+    asked = [f"aspects={whole}", *named, "fewest=2", "strengths=[1.0]", f"residual={residual}"]
+    system = make_system("cues", backbone, seen, asked)
     teaching = taught(tmp_path / "cues" / "training", images)
     if prompt:  # the first of two fits adds the scores; it is the likelier one, or not
         likelihoods = iter((-1.0, -2.0) if scores else (-2.0, -1.0))
@@ -253,7 +263,7 @@ def test_what_was_learned_is_an_adapter_that_predicts_the_same(
     found = Masp.from_pretrained(tmp_path / "cues", backbone)
     visual = images.visual([0, 1, 2])
     assert found.info.parts == (("aspects", "prompt", "concepts") if prompt else ("aspects", "concepts"))
-    assert found.info.concepts.scores == (scores or not prompt)
+    assert (found.info.concepts.scores, found.info.concepts.residual) == (scores or not prompt, residual)
     wanted = torch.tensor([list(one.log_probabilities.values()) for one in system.predict(visual)])
     torch.testing.assert_close(found.log_probabilities(visual), wanted, atol=1e-4, rtol=1e-4)
     tiny.picture(84, 84, seed=3).save(tmp_path / "a.png")
@@ -261,8 +271,11 @@ def test_what_was_learned_is_an_adapter_that_predicts_the_same(
     own = found.visual_tokens(found.backbone.preprocess([tiny.picture(84, 84, seed=3)]))
     assert isinstance(system, ConceptBottleneck)
     (cues,) = system.cues(own)
+    beside = residual_by_hand(system, own) if residual else {}
     for aspect, reading in one.aspects.items():
         added = sum(cue.effects[one.label] for cue in cues if cue.aspect == aspect)
+        if residual:
+            added += float(beside[aspect][0, seen.index(one.label)])
         assert reading.effect == pytest.approx(added, abs=1e-4)
         there = [cue.word for cue in cues if cue.aspect == aspect and cue.probability >= 0.5]
         assert sorted(reading.answer.split(", ")) == sorted(there or [""])
@@ -286,14 +299,20 @@ def test_what_was_learned_is_an_adapter_that_predicts_the_same(
             Masp.from_pretrained(tmp_path / "copy", backbone, labels=["joy", "fear"])
         with pytest.raises(UsageError, match="has no soft prompt"):
             Masp.from_pretrained(tmp_path / "copy", backbone, concepts=False)
+    combine(tmp_path / "both", [f"a={tmp_path / 'copy'}", f"b={whole}"])
+    both = Masp.from_pretrained(tmp_path / "both", backbone, task="a")
+    assert both.predict(tmp_path / "a.png").probabilities == one.probabilities
+    wanted = Masp.from_pretrained(whole, backbone).log_probabilities(visual)
+    torch.testing.assert_close(both.use("b").log_probabilities(visual), wanted)
+    third = Masp.from_pretrained(both.save_pretrained(tmp_path / "third"), backbone, task="a")
+    assert third.predict(tmp_path / "a.png").probabilities == one.probabilities
     if prompt:
-        combine(tmp_path / "both", [f"a={tmp_path / 'copy'}", f"b={tmp_path / 'prompt'}"])
-        both = Masp.from_pretrained(tmp_path / "both", backbone, task="a")
+        bare = Masp.from_pretrained(tmp_path / "both", backbone, task="a", concepts=False)
         wanted = Masp.from_pretrained(tuned, backbone).log_probabilities(visual)
-        torch.testing.assert_close(both.log_probabilities(visual), wanted)
+        torch.testing.assert_close(bare.log_probabilities(visual), wanted)
     else:
-        with pytest.raises(AdapterError, match="has no soft prompt"):
-            combine(tmp_path / "both", [f"a={tmp_path / 'copy'}", f"b={whole}"])
+        with pytest.raises(UsageError, match="has no soft prompt"):
+            Masp.from_pretrained(tmp_path / "both", backbone, task="b", concepts=False)
 
 
 def test_words_may_be_learned_from_other_images(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One adapter out of several soft prompts that were trained over the same aspect modules on the same backbone."""
+"""One adapter out of several tasks that were trained over the same aspect modules on the same backbone."""
 
 import logging
 import re
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from masp.adapters.hub import check_replaceable, find_adapter
 from masp.adapters.info import TASK_NAME, AdapterInfo, TaskRecord, read_info
-from masp.adapters.store import PROMPT, read_tensors, task_tensor, tensors_sha256, write_tensors
+from masp.adapters.store import PROMPT, concept_tensor, read_tensors, task_tensor, tensors_sha256, write_tensors
 from masp.backbones.files import READING, read_otherwise
 from masp.core.errors import AdapterError, UsageError
 
@@ -28,11 +28,10 @@ class _Part:
 
 
 def combine(out: str | Path, adapters: Sequence[str | Path]) -> AdapterInfo:
-    """Write one adapter that holds the soft prompts of several; what loads it chooses among them by name.
+    """Write one adapter that holds the tasks of several, soft prompts and concept bottlenecks, each by its name.
 
     A task has the name it is given ("emoset=runs/a"), otherwise that of its data set. An adapter that holds several
-    tasks already keeps their names. The aspects are copied from the first adapter that holds them; a concept bottleneck
-    is left out, as it has no task of its own.
+    tasks already keeps their names. The aspects are copied from the first adapter that holds them.
 
     Args:
         out: a new folder, an empty one, or an adapter that is replaced.
@@ -42,7 +41,7 @@ def combine(out: str | Path, adapters: Sequence[str | Path]) -> AdapterInfo:
         The description of the new adapter.
 
     Raises:
-        AdapterError: one has no soft prompt, or another backbone or other aspects than the first.
+        AdapterError: one has nothing that answers, or another backbone or other aspects than the first.
         UsageError: fewer than two tasks, or a name that is missing, taken or impossible.
     """
     check_replaceable(Path(out))
@@ -59,7 +58,13 @@ def combine(out: str | Path, adapters: Sequence[str | Path]) -> AdapterInfo:
                 todo = f"Name the tasks: {name}-a={parts[0].name} {name}-b={part.name}."
                 raise UsageError(f"two tasks are called {name}", "a name for each", todo)
             tasks[name] = task
-            tensors[task_tensor(name)] = held[task_tensor(name) if part.info.tasks else PROMPT]
+            own = name if part.info.tasks else None
+            if task.prompt_length:
+                tensors[task_tensor(name)] = held[task_tensor(name) if part.info.tasks else PROMPT]
+            start = concept_tensor("", own)
+            for key in held if task.concepts is not None else ():
+                if key.startswith(start):
+                    tensors[concept_tensor(key.removeprefix(start), name)] = held[key]
         if "aspects" in part.info.parts and not any(name.startswith("aspects.") for name in tensors):
             tensors |= _aspects_of(part, held)
     if len(tasks) < 2:
@@ -76,11 +81,9 @@ def _part(named: str) -> _Part:
         raise UsageError(f"'{name}' is no name for a task", "letters, digits, - and _")
     folder = find_adapter(path)
     info = read_info(folder)
-    if "prompt" not in info.parts:
-        raise AdapterError(f"{path} has no soft prompt", "one that masp train prompt wrote")
-    if info.concepts is not None:
-        log.warning("%s: its soft prompt is taken, its concept bottleneck is left out", path)
-        info = info.without_concepts()
+    if not {"prompt", "concepts"} & set(info.parts):
+        got = f"{path} has neither a soft prompt nor a concept bottleneck"
+        raise AdapterError(got, "what masp train prompt or masp baseline wrote")
     if info.tasks:
         if name:
             raise UsageError(f"{path} holds several tasks, which have names", "", f"Leave {name}= out.")
@@ -139,7 +142,8 @@ def _together(parts: Sequence[_Part], tasks: dict[str, TaskRecord]) -> AdapterIn
         name: {k: v for k, v in getattr(task, name).items() if k == "aspects"} for name in ("data", "seeds", "training")
     }
     metrics = {name: value for name, value in task.metrics.items() if name.startswith("aspects/")}
-    emptied = {"prompt_length": 0, "labels": (), "results": (), "imported": {}, "metrics": metrics, "temperature": None}
+    emptied = {"prompt_length": 0, "labels": (), "results": (), "imported": {}, "metrics": metrics}
+    emptied |= {"temperature": None, "concepts": None}
     license = licenses.pop() if len(licenses) == 1 else None
     known = [part.info.backbone.hashes for part in parts]  # what not all of them know, the whole does not know
     hashes = {name: digest for name, digest in known[0].items() if all(name in one for one in known)}

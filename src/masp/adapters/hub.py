@@ -143,6 +143,7 @@ def save_pretrained(adapter: Adapter, folder: str | Path, license: str | None = 
         prompts=adapter.prompts,
         concepts=adapter.concepts,
         routing=adapter.routing,
+        bottlenecks=adapter.bottlenecks,
     )
     return home
 

@@ -124,6 +124,7 @@ class ConceptRecord(_Record):
         description="Aspects before the image where the soft prompt is asked; null: the adapter has none.",
     )
     scores: bool = Field(default=True, description="Whether the scores of the soft prompt are added, if it has one.")
+    residual: bool = Field(default=False, description="Whether the labels are read from the aspect tokens too.")
     prompt_temperature: float | None = Field(
         default=None, gt=0, description="Temperature of the soft prompt where it answers alone; null: none was fitted."
     )
@@ -133,7 +134,7 @@ class TaskRecord(_Record):
     """One of several tasks of an adapter: what `AdapterInfo` says of the one task of another, in the same fields."""
 
     method: MethodConfig = Field(description="The variant; queries and attention are those of the shared aspects.")
-    prompt_length: int = Field(ge=1, description="Soft-prompt vectors.")
+    prompt_length: int = Field(ge=0, description="Soft-prompt vectors; 0: a concept bottleneck alone answers.")
     labels: tuple[str, ...] = Field(description="What it chooses from, in the order of the question.")
     longest_side: int | None = Field(description="Images with a longer side were shrunk to it; null: never.")
     questions: dict[str, str] = Field(description="What is asked, for each aspect and for the emotion.")
@@ -145,6 +146,7 @@ class TaskRecord(_Record):
     results: tuple[ResultRecord, ...] = Field(description="What `masp evaluate --record` measured.")
     imported: dict[str, str] = Field(default={}, description="Files of the authors' code it was converted from.")
     temperature: float | None = Field(default=None, gt=0, description="Of its label scores, as above.")
+    concepts: ConceptRecord | None = Field(default=None, description="Its concept bottleneck, as above.")
 
 
 class AdapterInfo(_Record):
@@ -194,8 +196,8 @@ class AdapterInfo(_Record):
     license: str | None = Field(default=None, description="Licence of the adapter, as a hub identifier.")
     tasks: dict[str, TaskRecord] = Field(
         default={},
-        description="Several soft prompts over the same aspects, by name. Labels, prompt_length, results and "
-        "temperature are then here and not above, where method and questions are those of the first task.",
+        description="Several tasks over the same aspects, by name. Labels, prompt_length, results, temperature and "
+        "concepts are then here and not above, where method and questions are those of the first task.",
     )
 
     def asked(self) -> Questions:
@@ -227,8 +229,11 @@ class AdapterInfo(_Record):
         name = self.chosen(task)
         if name is None:
             return self
-        own = {field: getattr(self.tasks[name], field) for field in TaskRecord.model_fields}
-        return self.model_copy(update={**own, "tasks": {}})
+        task = self.tasks[name]
+        own = {field: getattr(task, field) for field in TaskRecord.model_fields}
+        held = {"aspects": True, "prompt": task.prompt_length > 0, "concepts": task.concepts is not None}
+        parts = tuple(part for part in self.parts if held[part])
+        return self.model_copy(update={**own, "parts": parts, "tasks": {}})
 
     def answers(self, labels: Sequence[str] | None) -> bool:
         """Whether all of it answers about these labels; a concept bottleneck beside a prompt does about its own."""
@@ -236,11 +241,15 @@ class AdapterInfo(_Record):
         return alone or labels is None or tuple(labels) == self.labels
 
     def without_concepts(self) -> "AdapterInfo":
-        """The description of the soft prompt alone, which answers where the concept bottleneck is left out.
+        """The description of the soft prompts alone, which answer where the concept bottlenecks are left out.
 
         Raises:
-            UsageError: the bottleneck stands without a soft prompt.
+            UsageError: a bottleneck stands without a soft prompt.
         """
+        if self.tasks:
+            alone = {name: self.for_task(name).without_concepts().as_task() for name in self.tasks}
+            parts = tuple(part for part in self.parts if part != "concepts")
+            return self.model_copy(update={"tasks": alone, "parts": parts})
         if self.concepts is None:
             return self
         if "prompt" not in self.parts or self.concepts.prompt_aspects is None:
@@ -378,12 +387,13 @@ def _nonsense(info: AdapterInfo) -> str | None:
 
 
 def _nonsense_of_tasks(info: AdapterInfo) -> str | None:
-    if "prompt" not in info.parts or info.labels or info.prompt_length:
+    if not {"prompt", "concepts"} & set(info.parts) or info.labels or info.prompt_length or info.concepts is not None:
         return "there are tasks, but parts, labels and prompt_length do not fit them"
     for name in info.tasks:
         if not TASK_NAME.fullmatch(name):
             return f"'{name}' is no name for a task"
-        problem = _nonsense(info.for_task(name))
+        one = info.for_task(name)
+        problem = _nonsense(one) if {"prompt", "concepts"} & set(one.parts) else "there is nothing that answers"
         if problem is not None:
             return f"tasks.{name}: {problem}"
     return None

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -33,7 +34,7 @@ from masp.backbones.files import READING, check_accepted, read_otherwise
 from masp.core.atomic_io import with_usual_rights, write_folder
 from masp.core.errors import AdapterError
 from masp.model.aspect_attention import AspectModules, AspectRouting
-from masp.model.concepts import ConceptHead
+from masp.model.concepts import RESIDUAL, ConceptHead
 from masp.model.soft_prompt import SoftPrompt
 
 PROMPT = "prompt.vectors"
@@ -54,6 +55,7 @@ class Adapter:
         prompts: those of an adapter with several, by name.
         concepts: the concept bottleneck that names the label, where there is one.
         routing: the gates that the soft prompt was trained with, where there are any.
+        bottlenecks: the concept bottlenecks of an adapter with several tasks, by name.
     """
 
     info: AdapterInfo
@@ -62,6 +64,7 @@ class Adapter:
     prompts: Mapping[str, SoftPrompt] = field(default_factory=dict)
     concepts: ConceptHead | None = None
     routing: AspectRouting | None = None
+    bottlenecks: Mapping[str, ConceptHead] = field(default_factory=dict)
 
     def for_task(self, task: str | None) -> "Adapter":
         """The adapter as if it held this task alone; itself where it has one task.
@@ -70,16 +73,19 @@ class Adapter:
             UsageError: no such task, or several and none was named.
         """
         name = self.info.chosen(task)
-        return self if name is None else Adapter(self.info.for_task(name), self.aspects, self.prompts[name])
+        if name is None:
+            return self
+        own = self.prompts.get(name), self.bottlenecks.get(name)
+        return Adapter(self.info.for_task(name), self.aspects, own[0], concepts=own[1])
 
     def without_concepts(self) -> "Adapter":
-        """Aspects and soft prompt alone.
+        """Aspects and soft prompts alone.
 
         Raises:
-            UsageError: the concept bottleneck stands without a soft prompt.
+            UsageError: a concept bottleneck stands without a soft prompt.
         """
         info = self.info.without_concepts()
-        return replace(self, info=info, aspects=self.aspects if info.aspects else None, concepts=None)
+        return replace(self, info=info, aspects=self.aspects if info.aspects else None, concepts=None, bottlenecks={})
 
 
 def save_adapter(
@@ -92,6 +98,7 @@ def save_adapter(
     prompts: Mapping[str, SoftPrompt] = MappingProxyType({}),
     concepts: ConceptHead | None = None,
     routing: AspectRouting | None = None,
+    bottlenecks: Mapping[str, ConceptHead] = MappingProxyType({}),
 ) -> AdapterInfo:
     """Write an adapter, whole or not at all, in the place of what was there.
 
@@ -105,6 +112,7 @@ def save_adapter(
         prompts: the soft prompts of `info.tasks`.
         concepts: a concept bottleneck on these aspects.
         routing: gates on these aspects, where `info.method` has them.
+        bottlenecks: the concept bottlenecks of `info.tasks`.
 
     Returns:
         The description as written.
@@ -112,7 +120,7 @@ def save_adapter(
     Raises:
         AdapterError: nothing to save, a value that is not finite, or a disk that refuses to be written.
     """
-    assert info.tasks.keys() == prompts.keys(), "one soft prompt for each task"
+    assert info.tasks.keys() == prompts.keys() | bottlenecks.keys(), "something that answers for each task"
     tensors: dict[str, Tensor] = {}
     hashes: dict[str, str] = {}
     if aspects is not None:
@@ -127,12 +135,29 @@ def save_adapter(
     if routing is not None:
         gates = routing.state_dict().items()
         tensors |= {ROUTING + name: value.detach().float().cpu().contiguous() for name, value in gates}
-    about = {"aspects_sha256": hashes, "prompt_length": prompt.length if prompt is not None else 0}
+    about: dict[str, Any] = {"aspects_sha256": hashes, "prompt_length": prompt.length if prompt is not None else 0}
     if concepts is not None:
-        words = {"words": concepts.words, "prompt_aspects": concepts.prompt_aspects, "scores": concepts.scores}
-        about |= {"concepts": ConceptRecord(**words, prompt_temperature=concepts.prompt_temperature)}
-        tensors |= {CONCEPTS + name: value.float().cpu().contiguous() for name, value in concepts.tensors.items()}
+        about["concepts"] = _record(concepts)
+    if bottlenecks:
+        heads = {name: _record(bottlenecks[name]) if name in bottlenecks else None for name in info.tasks}
+        about["tasks"] = {n: task.model_copy(update={"concepts": heads[n]}) for n, task in info.tasks.items()}
+    for place, head in {None: concepts, **bottlenecks}.items():
+        if head is not None:
+            tensors |= {
+                concept_tensor(name, place): one.float().cpu().contiguous() for name, one in head.tensors.items()
+            }
     return write_tensors(folder, info.model_copy(update=about), tensors)
+
+
+def _record(head: ConceptHead) -> ConceptRecord:
+    """A concept bottleneck as the description has it."""
+    return ConceptRecord(
+        words=head.words,
+        prompt_aspects=head.prompt_aspects,
+        scores=head.scores,
+        residual=head.residual,
+        prompt_temperature=head.prompt_temperature,
+    )
 
 
 def write_tensors(folder: Path, info: AdapterInfo, tensors: Mapping[str, Tensor]) -> AdapterInfo:
@@ -167,6 +192,11 @@ def task_tensor(name: str) -> str:
     return f"prompts.{name}.vectors"
 
 
+def concept_tensor(name: str, task: str | None) -> str:
+    """The name among the tensors of one of a concept bottleneck's, by its own name and that of its task."""
+    return CONCEPTS + ("" if task is None else f"{task}.") + name
+
+
 def load_adapter(
     folder: str | Path, backbone: Backbone, aspects: str | Path | None = None, accept: Collection[str] = ()
 ) -> Adapter:
@@ -198,12 +228,18 @@ def load_adapter(
         _check_hashes(info, modules, f"the adapter {path} itself")
     elif info.aspects:
         modules = _borrowed(info, backbone, path, aspects, accept)
-    prompts = {name: result[task_tensor(name)] for name in info.tasks}
+    prompts = {name: result[task_tensor(name)] for name, task in info.tasks.items() if task.prompt_length}
+    heads = {
+        name: _concepts(one.concepts, tensors, backbone.device, name)
+        for name, one in ((None, info), *info.tasks.items())
+        if one.concepts is not None
+    }
+    named = {name: head for name, head in heads.items() if name is not None}
     routing = None
     if _routed(info):
         routing = AspectRouting(info.aspects).to(backbone.device)
         routing.load_state_dict({name: tensors[ROUTING + name] for name in routing.state_dict()})
-    return Adapter(info, modules, result.get(PROMPT), prompts, _concepts(info, tensors, backbone.device), routing)
+    return Adapter(info, modules, result.get(PROMPT), prompts, heads.get(None), routing, named)
 
 
 def _routed(info: AdapterInfo) -> bool:
@@ -211,14 +247,13 @@ def _routed(info: AdapterInfo) -> bool:
     return info.method.routing and "prompt" in info.parts and bool(info.aspects) and info.concepts is None
 
 
-def _concepts(info: AdapterInfo, tensors: Mapping[str, Tensor], device: torch.device) -> ConceptHead | None:
-    """The concept bottleneck of a file; None where it holds none."""
-    if info.concepts is None:
-        return None
-    own = {name: value.to(device) for name, value in tensors.items() if name.startswith(CONCEPTS)}
-    layers = {name.removeprefix(CONCEPTS): value for name, value in own.items()}
-    record = info.concepts
-    return ConceptHead(record.words, record.prompt_aspects, layers, record.scores, record.prompt_temperature)
+def _concepts(
+    record: ConceptRecord, tensors: Mapping[str, Tensor], device: torch.device, task: str | None
+) -> ConceptHead:
+    """The concept bottleneck of a file, or of a task in it."""
+    start = concept_tensor("", task)
+    own = {name.removeprefix(start): one.to(device) for name, one in tensors.items() if name.startswith(start)}
+    return ConceptHead(record.words, record.prompt_aspects, own, record.scores, record.prompt_temperature)
 
 
 def read_prompt(folder: str | Path, task: str | None = None) -> tuple[AdapterInfo, Float[Tensor, "prompt dim"]]:
@@ -228,16 +263,17 @@ def read_prompt(folder: str | Path, task: str | None = None) -> tuple[AdapterInf
         AdapterError: it is damaged, has no soft prompt, or one that answers only with gates or a concept bottleneck.
         UsageError: no such task, or several and none was named.
     """
-    path, info = resolve(folder), read_info(folder)
-    if "prompt" not in info.parts:
+    path, whole = resolve(folder), read_info(folder)
+    if "prompt" not in whole.parts:
         raise AdapterError(f"the adapter {folder} has no soft prompt", "one that masp train prompt wrote")
+    name = whole.chosen(task)
+    info = whole.for_task(name)
     if info.concepts is not None or _routed(info):
         more = "a concept bottleneck" if info.concepts is not None else "gates (method.routing)"
         todo = "Save it alone: Masp.from_pretrained(ADAPTER, concepts=False).save_pretrained(DIR)."
         todo = todo if info.concepts is not None else "Train one without method.routing."
         raise AdapterError(f"the adapter {folder} answers with {more} too", "a soft prompt that answers alone", todo)
-    name = info.chosen(task)
-    return info.for_task(name), read_tensors(path, info)[PROMPT if name is None else task_tensor(name)]
+    return info, read_tensors(path, whole)[PROMPT if name is None else task_tensor(name)]
 
 
 def read_aspects(folder: str | Path) -> tuple[AdapterInfo, AspectModules]:
@@ -298,23 +334,28 @@ def skeleton(info: AdapterInfo) -> dict[str, nn.Parameter]:
                 expected |= {f"aspects.{name}.{key}": value for key, value in modules.module(name).named_parameters()}
         if "prompt" in info.parts:
             lengths = {task_tensor(name): task.prompt_length for name, task in info.tasks.items()}
+            lengths = {name: length for name, length in lengths.items() if length}
             for name, length in (lengths or {PROMPT: info.prompt_length}).items():
                 expected[name] = SoftPrompt(length, info.backbone.dim).vectors
         if _routed(info):
             expected |= {ROUTING + name: value for name, value in AspectRouting(info.aspects).named_parameters()}
-        if info.concepts is not None:
-            shapes = _concept_shapes(info, info.concepts)
-            expected |= {CONCEPTS + name: nn.Parameter(torch.empty(*shape)) for name, shape in shapes.items()}
+        for task in info.tasks or (None,):
+            for name, shape in _concept_shapes(info.for_task(task)).items():
+                expected[concept_tensor(name, task)] = nn.Parameter(torch.empty(*shape))
     return expected
 
 
-def _concept_shapes(info: AdapterInfo, record: ConceptRecord) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors of a concept bottleneck, by their own names."""
+def _concept_shapes(info: AdapterInfo) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors of a concept bottleneck, by their own names; empty where there is none."""
+    if (record := info.concepts) is None:
+        return {}
     width = (info.method.resolved().queries or 1) * info.backbone.dim
     shapes: dict[str, tuple[int, ...]] = {}
     for name, count in Counter(aspect for aspect, _ in record.words).items():
         shapes |= {f"{name}.weight": (count, width), f"{name}.bias": (count,)}
     labels = len(info.labels)
+    for name in info.aspects if record.residual else ():
+        shapes |= {f"{name}.{RESIDUAL}.weight": (labels, width), f"{name}.{RESIDUAL}.bias": (labels,)}
     inputs = len(record.words) + (labels if record.scores and record.prompt_aspects is not None else 0)
     return shapes | {"labels.weight": (labels, inputs), "labels.bias": (labels,), "labels.mean": (inputs,)}
 

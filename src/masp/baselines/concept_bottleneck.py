@@ -7,7 +7,6 @@ stage 1 needs, images with annotated aspects.
 
 import json
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from masp.adapters import AdapterInfo, find_adapter, load_adapter, save_adapter, tensors_sha256
 from masp.backbones.base import Backbone
-from masp.baselines.base import Example, System, SystemPrediction, TrainingData, plain, predictions_of
+from masp.baselines.base import System, SystemPrediction, TrainingData, plain, predictions_of
 from masp.baselines.learning import (
     SMALLEST,
     Study,
@@ -31,117 +30,19 @@ from masp.baselines.learning import (
 )
 from masp.baselines.probe import figures, fitted, logits
 from masp.baselines.prompted import Prompted, prompted
-from masp.core.errors import DataError, UsageError
+from masp.baselines.word_regression import present, read_words, vocabulary, words_of
+from masp.core.errors import UsageError
 from masp.core.labels import validate_labels
 from masp.core.prompts import Questions
 from masp.core.setting_types import Positive
 from masp.core.types import VisualTokens
 from masp.data.readers.open_dataset import open_dataset
 from masp.data.records import Dataset
-from masp.model.concepts import ConceptHead, folded
+from masp.model.concepts import LABELS, RESIDUAL, ConceptHead, folded
 from masp.model.masp_model import MaspModel
 from masp.predictor import Masp
 from masp.training.checkpoints import Checkpoint, CheckpointStore
 from masp.training.run_dir import RunFolder, compare, hash_of, reading
-
-
-def vocabulary(examples: Sequence[Example], aspects: Sequence[str], fewest: int) -> dict[str, tuple[str, ...]]:
-    """The words of each aspect that enough examples are annotated with, in alphabetical order.
-
-    Raises:
-        DataError: there is none.
-    """
-    counts = {aspect: Counter(word for example in examples for word in words_of(example, aspect)) for aspect in aspects}
-    known = {aspect: tuple(sorted(w for w, n in result.items() if n >= fewest)) for aspect, result in counts.items()}
-    if not any(known.values()):
-        raise DataError(
-            "no aspect of the images to learn from is annotated often enough",
-            f"a word that {fewest} or more of them have",
-            "Annotate them (masp data annotate), or lower fewest, in a new --out.",
-        )
-    return known
-
-
-def present(examples: Sequence[Example], aspect: str, words: Sequence[str]) -> Float[Tensor, "images words"]:
-    """1 where an example is annotated with a word, 0 where it is not, whatever the reason."""
-    rows = [[float(word in words_of(example, aspect)) for word in words] for example in examples]
-    return torch.tensor(rows).reshape(len(examples), len(words))
-
-
-def read_words(
-    tokens: Float[Tensor, "images dim"], wanted: Float[Tensor, "images words"], penalties: Sequence[float]
-) -> tuple[dict[str, Tensor], Float[Tensor, "images words"], dict[str, float]]:
-    """A layer that reads every word from the tokens, and what it would say about each image without having seen it.
-
-    A ridge regression on standardised columns for each word, in closed form, and behind it Platt's scaling to
-    probabilities (Platt, 1999), fitted on the leave-one-out predictions. Those are exact: a residual divided by one
-    minus the image's leverage. The penalty with the least squared leave-one-out error is taken, one for all words. Fits
-    that go step by step need hundreds of steps here: tokens differ much in few directions, in most very little.
-
-    Returns:
-        The layer as `probe.logits` takes it; the leave-one-out probabilities; the penalty and its error.
-    """
-    wide = tokens.cpu().double()
-    mean, scale = wide.mean(0), wide.std(0, correction=0).clamp_min(SMALLEST)
-    inputs, targets = (wide - mean) / scale, wanted.cpu().double()
-    result = [_ridge(inputs, targets, penalty) for penalty in penalties]
-    errors = [float((held - targets).square().mean()) for _, held in result]
-    best = min(range(len(result)), key=errors.__getitem__)
-    weight, held = result[best]
-    slope, offset = _scaled(held, targets)
-    layer = {
-        "weight": slope[:, None] * weight.T,
-        "bias": slope * targets.mean(0) + offset,
-        "mean": mean,
-        "scale": scale,
-        "n": torch.tensor(float(len(inputs))),
-    }
-    known = torch.ones(targets.shape[1], dtype=torch.bool)
-    chances = (held * slope + offset).sigmoid().float()
-    facts = {"penalty": float(penalties[best]), "squared_error": errors[best]}
-    return {name: part.float() for name, part in layer.items()} | {"known": known}, chances, facts
-
-
-def _ridge(
-    inputs: Float[Tensor, "images dim"], targets: Float[Tensor, "images words"], penalty: float
-) -> tuple[Float[Tensor, "dim words"], Float[Tensor, "images words"]]:
-    """Weights of a ridge regression with a free intercept, and its leave-one-out predictions; columns have mean 0."""
-    gram = inputs.T @ inputs
-    gram.diagonal().add_(penalty)
-    root = torch.linalg.cholesky(gram)
-    mean = targets.mean(0)
-    weight = torch.cholesky_solve(inputs.T @ (targets - mean), root)
-    leverage = torch.linalg.solve_triangular(root, inputs.T, upper=False).square().sum(0) + 1 / len(inputs)
-    left = targets - (inputs @ weight + mean)
-    return weight, targets - left / (1 - leverage).clamp_min(SMALLEST)[:, None]
-
-
-def _scaled(
-    predicted: Float[Tensor, "images words"], targets: Float[Tensor, "images words"]
-) -> tuple[Float[Tensor, " words"], Float[Tensor, " words"]]:
-    """Slope and offset of each word's log-odds, finite by Platt's targets (n₊ + 1) / (n₊ + 2) and 1 / (n₋ + 2)."""
-    present = targets.sum(0)
-    absent = len(targets) - present
-    soft = torch.where(targets > 0, (present + 1) / (present + 2), 1 / (absent + 2))
-    slope = torch.ones_like(present, requires_grad=True)
-    offset = torch.zeros_like(present, requires_grad=True)
-    optimizer = torch.optim.LBFGS([slope, offset], max_iter=500, line_search_fn="strong_wolfe")
-
-    def closure() -> float:
-        optimizer.zero_grad()
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(predicted * slope + offset, soft)
-        loss.backward()
-        return float(loss.detach())
-
-    with torch.enable_grad():
-        optimizer.step(closure)
-    return slope.detach(), offset.detach()
-
-
-def words_of(example: Example, aspect: str) -> tuple[str, ...]:
-    """The annotated words of one aspect."""
-    return tuple(word for word in example.aspects.get(aspect, "").split(", ") if word)
-
 
 log = logging.getLogger(__name__)
 
@@ -164,6 +65,8 @@ class ConceptBottleneckSettings:
             which are annotated too.
         fewest: a word that fewer images are annotated with is left out.
         penalties: of the words' regressions; the training images decide for each aspect, each left out in turn.
+        residual: whether the labels are read from the aspect tokens too, not from words and scores alone. No
+            bottleneck any more (PCBM-h of Yuksekgonul et al., 2023), but what each aspect adds is as exact.
         strengths: inverse strengths of the L2 penalty of the labels; validation chooses.
         without_val: C of the labels where there is no validation split.
         iterations: most iterations of L-BFGS for the labels.
@@ -174,6 +77,7 @@ class ConceptBottleneckSettings:
     task: str | None = None
     words: str | None = None
     fewest: Positive = 20
+    residual: bool = False
     penalties: Annotated[tuple[Penalty, ...], Field(min_length=1)] = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
     strengths: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
     without_val: float = 0.1
@@ -199,7 +103,8 @@ class ConceptBottleneck:
         labels: what it chooses from.
         over: whose log-probabilities are added up beside the words; None: the words alone.
         settings: how it is fitted; where adapters lie is not read.
-        annotated: images with annotated aspects to learn the words from; None: those that `fit` is given.
+        annotated: images with annotated aspects to learn the words from, perhaps read already; None: those that `fit`
+            is given.
         info: of the aspects adapter; with it, what was learned becomes an adapter too, in the folder `out`.
 
     Raises:
@@ -213,7 +118,7 @@ class ConceptBottleneck:
         over: System | None = None,
         settings: ConceptBottleneckSettings | None = None,
         info: AdapterInfo | None = None,
-        annotated: Dataset | None = None,
+        annotated: Dataset | TrainingData | None = None,
     ) -> None:
         self.info, self.annotated = info, annotated
         model.aspect_module()
@@ -232,14 +137,16 @@ class ConceptBottleneck:
         """
         check_training_data(examples, self.labels)
         teachers = examples
-        if self.annotated is not None:
+        if isinstance(self.annotated, TrainingData):
+            teachers = self.annotated
+        elif self.annotated is not None:
             teachers = make_annotated_data(self.backbone, self.annotated, examples.out / "words")
         words = vocabulary(teachers.train, self.model.aspect_module().aspects, self.settings.fewest)
         if self.over is not None:
             self.over.fit(replace(examples, out=examples.out / "tuned"))
         content = [[example.image, dict(example.aspects)] for example in (*examples.train, *examples.val)]
         if self.annotated is not None:
-            content.append([self.annotated.fingerprint()])
+            content.append([teachers.fingerprint])
         identity = self._identity() | {"annotations": hash_of({"told": content})}
         with studying(NAME, self.backbone, self.labels, examples, identity) as study:
             self.learned = study.once(lambda: self._fitted(study, words, teachers))
@@ -267,11 +174,30 @@ class ConceptBottleneck:
             info, prompt_aspects = over.handle.info, over.handle.task.use.aspects
             temperature = info.temperature if info.labels == self.labels else None
         words = tuple((aspect, word) for aspect, word in result.state["words"])
-        tensors = {"labels.mean": result.tensors["labels.mean"]}
-        for name in (*dict(words), "labels"):
+        layer, tokens = _part(result.tensors, LABELS), {}
+        if self.settings.residual:
+            layer, tokens = self._apart(layer, len(words))
+        tensors = {f"{LABELS}.mean": layer["mean"]}
+        for name in dict(words):
             tensors[f"{name}.weight"], tensors[f"{name}.bias"] = folded(_part(result.tensors, name))
-        scores = over is None or bool(result.state["labels"]["scores"])
+        for name, one in {LABELS: layer, **tokens}.items():
+            tensors[f"{name}.weight"], tensors[f"{name}.bias"] = folded(one)
+        scores = over is None or bool(result.state[LABELS]["scores"])
         return ConceptHead(words, prompt_aspects, tensors, scores, temperature)
+
+    def _apart(self, layer: Mapping[str, Tensor], words: int) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+        """The layer of the labels on words and scores alone, and the parts on the tokens of each aspect."""
+        aspects = self.model.aspect_module().aspects
+        width = self.model.method.resolved().queries * self.backbone.dim
+        end = words + width * len(aspects)
+        kept = [*range(words), *range(end, len(layer["mean"]))]
+        alone = {name: layer[name][..., kept] for name in ("weight", "mean", "scale")} | {"bias": layer["bias"]}
+        parts = {}
+        for index, name in enumerate(aspects):
+            own = slice(words + index * width, words + (index + 1) * width)
+            columns = {key: layer[key][..., own] for key in ("weight", "mean", "scale")}
+            parts[f"{name}.{RESIDUAL}"] = columns | {"bias": torch.zeros_like(layer["bias"])}
+        return alone, parts
 
     def _save(self, folder: Path, info: AdapterInfo) -> None:
         """The adapter, for `masp predict`; labels that never occur leave it out."""
@@ -335,8 +261,8 @@ class ConceptBottleneck:
     def cues(self, visual: VisualTokens) -> list[list[Cue]]:
         """Every known word of every image, with what it adds to each label; the likeliest first.
 
-        For labels that occur in training, the effects of all words, those of the other system's scores and the bias
-        make up the logits exactly.
+        For labels that occur in training, the effects of all words, those of the tokens where there is a residual,
+        those of the other system's scores and the bias make up the logits exactly.
 
         Raises:
             UsageError: it has not learned yet.
@@ -400,14 +326,18 @@ class ConceptBottleneck:
         return torch.tensor([[row[label] for label in self.labels] for row in rows if row is not None])
 
     def _inputs(self, read: Mapping[str, Tensor], result: Checkpoint) -> Float[Tensor, "batch inputs"]:
-        """What the second layer reads: the probability of every word, then the scores if it adds them."""
+        """What the second layer reads: every word's probability, tokens if there is a residual, scores if added."""
         chances = [
             logits(_part(result.tensors, aspect), read["tokens"][:, index]).sigmoid()
             for index, aspect in enumerate(self.model.aspect_module().aspects)
             if f"{aspect}.weight" in result.tensors
         ]
-        scores = read["scores"] if result.state["labels"]["scores"] else read["scores"][:, :0]
-        return torch.cat([*chances, scores], dim=1)
+        scores = read["scores"] if result.state[LABELS]["scores"] else read["scores"][:, :0]
+        return torch.cat([*chances, self._beside(read["tokens"]), scores], dim=1)
+
+    def _beside(self, tokens: Float[Tensor, "batch aspects width"]) -> Float[Tensor, "batch columns"]:
+        """The tokens as columns beside the words; none without a residual."""
+        return tokens.flatten(1) if self.settings.residual else tokens.flatten(1)[:, :0]
 
     def _fitted(self, study: Study, words: Mapping[str, Sequence[str]], teachers: TrainingData) -> Checkpoint:
         table, row = study.table("aspect tokens", self._read)
@@ -430,12 +360,17 @@ class ConceptBottleneck:
             chances[0].append(read[0] if apart else left_out)  # other images: none of them was seen
             chances[1].append(read[1])
             tensors |= {f"{aspect}.{name}": tensor for name, tensor in layer.items()}
-        inputs = [torch.cat(parts, 1) for parts in chances]
-        layer, state["labels"] = self._labelled(study, inputs, [table["scores"][chosen] for chosen in rows])
-        return Checkpoint(0, tensors | {f"labels.{name}": tensor for name, tensor in layer.items()}, state)
+        inputs = [
+            torch.cat([*parts, self._beside(table["tokens"][chosen])], 1)
+            for parts, chosen in zip(chances, rows, strict=True)
+        ]
+        least = torch.full((inputs[0].shape[1],), SMALLEST)
+        least[: len(state["words"])] = LEAST_SPREAD
+        layer, state[LABELS] = self._labelled(study, inputs, [table["scores"][chosen] for chosen in rows], least)
+        return Checkpoint(0, tensors | {f"{LABELS}.{name}": tensor for name, tensor in layer.items()}, state)
 
     def _labelled(
-        self, study: Study, words: Sequence[Tensor], scores: Sequence[Tensor]
+        self, study: Study, words: Sequence[Tensor], scores: Sequence[Tensor], least: Float[Tensor, " words"]
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The second layer; C, and whether it adds the scores, by the likelihood on val.
 
@@ -448,7 +383,8 @@ class ConceptBottleneck:
             train, val = (torch.cat([one, more], 1) if added else one for one, more in zip(words, scores, strict=True))
             for strength in self.settings.strengths if held else (self.settings.without_val,):
                 study.stop.check()
-                layer = fitted(train, targets, len(self.labels), strength, self.settings.iterations, LEAST_SPREAD)
+                floor = torch.cat([least, torch.full((train.shape[1] - len(least),), LEAST_SPREAD)])
+                layer = fitted(train, targets, len(self.labels), strength, self.settings.iterations, floor)
                 facts = figures(logits(layer, val), held)
                 log.info("labels, scores %s, C = %g: %s", added, strength, facts)
                 result.append((facts.get("log_likelihood", 0.0), layer, {"C": strength, "scores": added, **facts}))

@@ -121,7 +121,7 @@ def fitted(
     labels: int,
     strength: float,
     iterations: int,
-    least: float = SMALLEST,
+    least: float | Float[Tensor, " dim"] = SMALLEST,
 ) -> dict[str, Tensor]:
     """A regression as weight (labels × dim), bias (labels), and the columns' mean and scale, at least `least`; fp32.
 
@@ -135,7 +135,7 @@ def fitted(
     if len(present) < 2:
         raise DataError("all images to learn from have the same label", "at least two labels", "Check the data set.")
     wide = means.cpu().double()
-    mean, scale = wide.mean(0), wide.std(0, correction=0).clamp_min(least)
+    mean, scale = wide.mean(0), wide.std(0, correction=0).clamp_min(torch.as_tensor(least).double())
     values: NDArray[np.float64] = ((wide - mean) / scale).numpy()
     model = LogisticRegression(C=strength, max_iter=iterations)
     with warnings.catch_warnings():

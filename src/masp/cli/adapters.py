@@ -93,7 +93,7 @@ def combine(
         Path, typer.Option(metavar="DIR", help="Where to write: a new or empty folder, or an adapter to replace.")
     ],
 ) -> None:
-    """Put several soft prompts over the same aspects into one adapter, each a task with a name of its own."""
+    """Put adapters over the same aspects into one, each a task with a name of its own."""
     from masp.adapters import combine as put_together
 
     info = put_together(out, adapters)

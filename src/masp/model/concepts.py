@@ -1,11 +1,13 @@
 """A concept bottleneck (Koh et al., 2020) on aspect modules: words from aspect tokens, and labels from the words.
 
-Both layers are linear, so what every word adds to a label is known without a further pass. It is fitted by
+Both layers are linear, so what every word adds to a label is known without a further pass. With a residual the labels
+are read from the aspect tokens too, by a third linear layer (PCBM-h of Yuksekgonul et al., "Post-hoc concept bottleneck
+models", 2023): what an aspect adds is then the sum of its words and its tokens. It is fitted by
 `masp.baselines.concept_bottleneck`; here it answers.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -15,7 +17,7 @@ from masp.core.types import VisualTokens
 from masp.model.masp_model import ActiveParts, MaspModel
 from masp.model.scoring import score
 
-LABELS = "labels"
+LABELS, RESIDUAL = "labels", "residual"
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,12 @@ class Concepts:
     Attributes:
         words: probability of every word.
         scores: log-probabilities of the labels by the soft prompt; no columns where they are not added.
+        residual: what the tokens of each aspect add to the logits beside its words; empty without a residual.
     """
 
     words: Float[Tensor, "batch words"]
     scores: Float[Tensor, "batch scores"]
+    residual: Mapping[str, Float[Tensor, "batch labels"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class ConceptHead:
         prompt_aspects: aspects whose tokens stand before the image where the soft prompt is asked; None: there is none.
         tensors: `<aspect>.weight` (words of the aspect, queries · dim) and `<aspect>.bias`; `labels.weight`
             (labels, words and scores), `labels.bias`, and `labels.mean`, of words and scores on the training images.
+            With a residual also `<aspect>.residual.weight` (labels, queries · dim) and `<aspect>.residual.bias`, which
+            makes it zero on the mean training image.
         scores: whether the soft prompt's scores are added, if there is one.
         prompt_temperature: of the soft prompt where it answers alone; the head reads its scores undivided.
     """
@@ -50,31 +56,47 @@ class ConceptHead:
     scores: bool = True
     prompt_temperature: float | None = None
 
+    @property
+    def residual(self) -> bool:
+        """Whether the labels are read from the aspect tokens too."""
+        return any(f".{RESIDUAL}." in name for name in self.tensors)
+
     @torch.no_grad()
     def read(self, model: MaspModel, visual: VisualTokens, question: str, labels: Sequence[str]) -> Concepts:
-        """The probability of every word and, where they are added, the soft prompt's scores."""
-        tokens = dict(zip(model.aspect_module().aspects, model.aspect_tokens(visual).tokens.unbind(1), strict=True))
+        """The probability of every word, what tokens add, and the soft prompt's scores where they are added."""
+        each = model.aspect_tokens(visual).tokens.flatten(2).unbind(1)
+        tokens = dict(zip(model.aspect_module().aspects, each, strict=True))
         names = dict.fromkeys(aspect for aspect, _ in self.words)
-        parts = [
-            (tokens[name].flatten(1) @ self.tensors[f"{name}.weight"].T + self.tensors[f"{name}.bias"]).sigmoid()
-            for name in names
-        ]
+        words = torch.cat([self._layer(name, tokens[name]).sigmoid() for name in names], 1)
+        rest = {
+            name: self._layer(f"{name}.{RESIDUAL}", one)
+            for name, one in tokens.items()
+            if f"{name}.{RESIDUAL}.weight" in self.tensors
+        }
         if self.prompt_aspects is None or not self.scores:
-            return Concepts(torch.cat(parts, 1), parts[0][:, :0])
-        return Concepts(torch.cat(parts, 1), score(model, visual, question, labels, ActiveParts(self.prompt_aspects)))
+            return Concepts(words, words[:, :0], rest)
+        return Concepts(words, score(model, visual, question, labels, ActiveParts(self.prompt_aspects)), rest)
+
+    def _layer(self, name: str, inputs: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch outputs"]:
+        return inputs @ self.tensors[f"{name}.weight"].T + self.tensors[f"{name}.bias"]
 
     def log_probabilities(self, read: Concepts) -> Float[Tensor, "batch labels"]:
         """Of the labels; normalised."""
-        inputs = torch.cat([read.words, read.scores], 1)
-        return (inputs @ self.tensors[f"{LABELS}.weight"].T + self.tensors[f"{LABELS}.bias"]).log_softmax(1)
+        logits = self._layer(LABELS, torch.cat([read.words, read.scores], 1))
+        for added in read.residual.values():
+            logits = logits + added
+        return logits.log_softmax(1)
 
     def effects(self, read: Concepts, aspects: Sequence[str]) -> Float[Tensor, "batch aspects labels"]:
-        """What the words of each aspect add to the logit of every label, measured from the mean training image."""
+        """What words and tokens of each aspect add to the logit of every label, from the mean training image."""
         count = len(self.words)
         away = read.words - self.tensors[f"{LABELS}.mean"][:count]
         added = away[:, :, None] * self.tensors[f"{LABELS}.weight"].T[:count]
         own = [[index for index, (aspect, _) in enumerate(self.words) if aspect == name] for name in aspects]
-        return torch.stack([added[:, columns].sum(1) for columns in own], dim=1)
+        result = torch.stack([added[:, columns].sum(1) for columns in own], dim=1)
+        if read.residual:
+            result = result + torch.stack([read.residual[name] for name in aspects], dim=1)
+        return result
 
     def answers(self, read: Concepts) -> list[dict[str, str]]:
         """For every image the words of each aspect that it probably has, joined with commas."""

@@ -15,7 +15,7 @@ from masp.core.labels import NAMED_SETS, render_labels, validate_labels
 from masp.core.prompts import Questions, load_questions
 from masp.core.types import CachedPrefix, Domain, VisualTokens
 from masp.data.images import Rounding
-from masp.model.concepts import ConceptHead
+from masp.model.concepts import ConceptHead, Concepts
 from masp.model.explain import (
     ATTRIBUTIONS,
     DEFAULT_ATTRIBUTION,
@@ -194,7 +194,10 @@ class TaskHandle:
 
 
 def label_scores(
-    handles: Sequence[TaskHandle], visual: VisualTokens, prefix: CachedPrefix | None = None
+    handles: Sequence[TaskHandle],
+    visual: VisualTokens,
+    prefix: CachedPrefix | None = None,
+    read: Sequence[Concepts | None] | None = None,
 ) -> list[Float[Tensor, "batch labels"]]:
     """Log-probabilities of every task's labels, normalised and without the temperature.
 
@@ -204,7 +207,9 @@ def label_scores(
         handles: the tasks.
         visual: the images.
         prefix: what precedes the soft prompts of all tasks, where it is computed already.
+        read: what `read_concepts` gave for each task, where it is known already.
     """
+    read = read_concepts(handles, visual) if read is None else read
     own = [one.concepts is None for one in handles]
     asked = [
         LabelQuestion(one.model, one.task.question, one.task.labels, one.task.use)
@@ -215,14 +220,18 @@ def label_scores(
         scores = iter(score_tasks(visual, asked) if asked else ())
     else:
         scores = (score(one.model, prefix, one.question, one.labels, one.use) for one in asked)
-    result = []
-    for one in handles:
-        if one.concepts is None:
-            result.append(next(scores))
-        else:
-            read = one.concepts.read(one.model, visual, one.task.question, one.task.labels)
-            result.append(one.concepts.log_probabilities(read))
-    return result
+    return [
+        next(scores) if one.concepts is None or seen is None else one.concepts.log_probabilities(seen)
+        for one, seen in zip(handles, read, strict=True)
+    ]
+
+
+def read_concepts(handles: Sequence[TaskHandle], visual: VisualTokens) -> list[Concepts | None]:
+    """What the concept bottleneck of each task reads from the images; None for a task without one."""
+    return [
+        None if one.concepts is None else one.concepts.read(one.model, visual, one.task.question, one.task.labels)
+        for one in handles
+    ]
 
 
 def predict_visual(
@@ -253,7 +262,8 @@ def predict_visual(
     backbone = handles[0].model.backbone
     domains = backbone.domain(visual) or [None] * len(visual)
     by_task: list[list[Prediction]] = []
-    for handle, log_p in zip(handles, label_scores(handles, visual, prefix), strict=True):
+    read = read_concepts(handles, visual)
+    for handle, seen, log_p in zip(handles, read, label_scores(handles, visual, prefix, read), strict=True):
         labels, divided = handle.task.labels, handle.task.temperature
         rows = zip(names, handle.task.calibrated(log_p).exp().tolist(), log_p.argmax(1).tolist(), domains, strict=True)
         by = (handle.adapter, backbone.name, handle.name)
@@ -261,8 +271,8 @@ def predict_visual(
             Prediction(name, labels[best], dict(zip(labels, row, strict=True)), None, {}, None, *by, domain, divided)
             for name, row, best, domain in rows
         ]
-        if explain and handle.concepts is not None:
-            result = _explained_by_words(handle, handle.concepts, visual, result, log_p)
+        if explain and handle.concepts is not None and seen is not None:
+            result = _explained_by_words(handle, handle.concepts, seen, visual, result, log_p)
         elif explain:
             result = _explained(handle, visual, result, log_p, DEFAULT_ATTRIBUTION if explain is True else explain)
         by_task.append(result)
@@ -293,16 +303,17 @@ def _explained(
 def _explained_by_words(
     handle: TaskHandle,
     concepts: ConceptHead,
+    read: Concepts,
     visual: VisualTokens,
     result: Sequence[Prediction],
     log_p: Float[Tensor, "batch labels"],
 ) -> list[Prediction]:
-    """Predictions of a concept bottleneck with its reasons: the words of each aspect, and what they add to the label.
+    """Predictions of a concept bottleneck with its reasons: the words of each aspect, and what it adds to the label.
 
     Nothing is generated: the language model has no part in the answer but its scores, where they are added.
     """
     model, task = handle.model, handle.task
-    read, names = concepts.read(model, visual, task.question, task.labels), taking_part(model, task.use)
+    names = taking_part(model, task.use)
     chosen = concepts.effects(read, names)[torch.arange(len(result)), :, log_p.argmax(dim=1)]
     readings = read_aspects(model, visual, task.questions, task.use, chosen)
     worded = [

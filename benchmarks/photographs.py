@@ -1,0 +1,166 @@
+"""What the photo backbone reads from photographs: every image of a data set is tested once, in one of five folds.
+
+Four systems on the same visual tokens. Settings that a system chooses, and its temperature, come from a part of the
+training images of each fold, never from the fold itself.
+
+    python benchmarks/photographs.py WORK --data Emotion6=DIR FI=DIR --aspects ADAPTER --words ANNOTATED
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedKFold, train_test_split
+
+from masp.adapters import library_versions, load_adapter
+from masp.backbones.base import Backbone
+from masp.backbones.loading import load_backbone
+from masp.baselines.base import Example, System, TrainingData
+from masp.baselines.concept_bottleneck import ConceptBottleneck, ConceptBottleneckSettings
+from masp.baselines.learning import make_annotated_data, make_training_data
+from masp.baselines.probe import Probe
+from masp.baselines.prompted import zero_shot_system
+from masp.core.runtime import processor
+from masp.data.readers.open_dataset import open_dataset
+from masp.evaluation.metrics import calibration_error, fit_temperature, macro_f1, majority_accuracy, scaled, share
+from masp.model.masp_model import MaspModel
+
+HOME = Path(__file__).parent
+FOLDS, HELD, TOGETHER = 5, 0.15, 32
+ZERO, PROBE, WORDS, RESIDUAL = "V (zero-shot)", "probe", "concept bottleneck", "concept bottleneck with residual"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One system on all images of a data set."""
+
+    accuracy: dict[str, float]
+    macro_f1: float
+    calibration_error: float
+    calibration_error_scaled: float
+    auroc: float  # of the confidence, for right against wrong answers
+    folds: list[float]  # accuracy of each
+
+
+@dataclass
+class Bench:
+    """Backbone, aspects and the annotated images, read once."""
+
+    backbone: Backbone
+    aspects: Path
+    words: TrainingData
+
+    def system(self, name: str, labels: tuple[str, ...]) -> System:
+        """One that has not learned yet."""
+        if name == ZERO:
+            return zero_shot_system(self.backbone, labels)
+        if name == PROBE:
+            return Probe(self.backbone, labels)
+        adapter = load_adapter(self.aspects, self.backbone)
+        model = MaspModel(self.backbone, adapter.info.method, adapter.aspects, None, adapter.info.asked())
+        settings = ConceptBottleneckSettings(residual=name == RESIDUAL, strengths=STRENGTHS)
+        return ConceptBottleneck(model, labels, None, settings, annotated=self.words)
+
+
+STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1)
+
+
+def everything(backbone: Backbone, folder: Path, work: Path) -> tuple[TrainingData, tuple[str, ...], str]:
+    """All labelled images of a data set as images to learn from, its labels and its fingerprint."""
+    whole = open_dataset(folder)
+    data = replace(whole, splits={"train": tuple(one for records in whole.splits.values() for one in records)})
+    return make_training_data(backbone, data, whole.labels, work), whole.labels, whole.fingerprint()
+
+
+def logs_of(system: System, data: TrainingData, examples: Sequence[Example]) -> np.ndarray:
+    """Log-probabilities of the labels for each example."""
+    rows = []
+    for start in range(0, len(examples), TOGETHER):
+        visual = data.images.visual([one.image for one in examples[start : start + TOGETHER]])
+        for one in system.predict(visual):
+            assert one.log_probabilities is not None
+            rows.append([one.log_probabilities[label] for label in system.labels])
+    return np.array(rows)
+
+
+def measured(bench: Bench, name: str, data: TrainingData, labels: tuple[str, ...], work: Path) -> Figures:
+    """All folds of one system."""
+    every = list(data.train)
+    truth = np.array([labels.index(one.label) for one in every])
+    logs, divided, right = np.zeros((len(every), len(labels))), np.zeros((len(every), len(labels))), []
+    kept = logs_of(bench.system(name, labels), data, every) if name == ZERO else None
+    for fold, (rest, test) in enumerate(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(every, truth)):
+        train, val = train_test_split(rest, test_size=HELD, stratify=truth[rest], random_state=fold)
+        if kept is None:
+            own = [tuple(every[index] for index in rows) for rows in (train, val)]
+            system = bench.system(name, labels)
+            system.fit(replace(data, train=own[0], val=own[1], out=work / name / f"fold{fold}"))
+            held, tested = (logs_of(system, data, [every[index] for index in rows]) for rows in (val, test))
+        else:
+            held, tested = kept[val], kept[test]
+        logs[test], divided[test] = tested, scaled(tested, fit_temperature(held, truth[val]))
+        right.append(float((tested.argmax(1) == truth[test]).mean()))
+        print(f"{name}, fold {fold}: {100 * right[-1]:.1f} %", flush=True)
+    best = logs.argmax(1)
+    hits = best == truth
+    confidence = [np.exp(one.max(1)) for one in (logs, divided)]
+    answers = [[labels[index] for index in column] for column in (truth, best)]
+    return Figures(
+        asdict(share(int(hits.sum()), len(hits))),
+        macro_f1(*answers, labels),
+        *(calibration_error(one.tolist(), hits.tolist()) for one in confidence),
+        float(roc_auc_score(hits, confidence[1])),
+        right,
+    )
+
+
+def cells(name: str, found: dict[str, Any]) -> list[list[str]]:
+    """Rows of the table for people."""
+    rows = []
+    for system, one in found["systems"].items():
+        hit = one["accuracy"]
+        accuracy = f"{100 * hit['value']:.1f} % [{100 * hit['low']:.1f}, {100 * hit['high']:.1f}]"
+        figures = [f"{100 * one['macro_f1']:.1f} %", f"{one['calibration_error']:.3f}"]
+        figures += [f"{one['calibration_error_scaled']:.3f}", f"{one['auroc']:.2f}"]
+        rows.append([f"{name}, {found['images']:,} images, {found['labels']} labels", system, accuracy, *figures])
+    return rows
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--data", nargs="+", required=True, metavar="NAME=DIR")
+    parser.add_argument("--aspects", type=Path, required=True, help="aspects adapter")
+    parser.add_argument("--words", type=Path, required=True, help="data set with annotated aspects")
+    parser.add_argument("--systems", nargs="+", default=[PROBE, WORDS, RESIDUAL, ZERO])
+    parser.add_argument("--out", type=Path, default=HOME / "results" / "photographs.json")
+    args = parser.parse_args()
+    model = load_backbone("photo")
+    told = open_dataset(args.words)
+    bench = Bench(model, args.aspects, make_annotated_data(model, told, args.work / "words"))
+    result: dict[str, Any] = {}
+    for named in args.data:
+        title, _, place = named.partition("=")
+        data, labels, fingerprint = everything(model, Path(place), args.work / title)
+        systems = {one: asdict(measured(bench, one, data, labels, args.work / title)) for one in args.systems}
+        largest = majority_accuracy([one.label for one in data.train]).value
+        about = {"images": len(data.train), "labels": len(labels), "fingerprint": fingerprint, "majority": largest}
+        result[title] = about | {"systems": systems}
+    content = {
+        "command": "python benchmarks/photographs.py WORK --data Emotion6=DIR FI=DIR --aspects ADAPTER --words DIR",
+        "title": "Photographs, five folds over all images at hand",
+        "note": "FI is a public sample of it. Calibration error before and after the temperature of each fold.",
+        "table": {
+            "head": ["Data", "System", "Accuracy", "Macro F1", "Calibration error", "scaled", "AUROC of confidence"],
+            "rows": [row for name, one in result.items() for row in cells(name, one)],
+        },
+        "data": result,
+        "machine": {"processor": processor(), "dtype": model.weight_dtype},
+        "versions": library_versions(),
+    }
+    args.out.write_text(json.dumps(content, indent=1) + "\n")
