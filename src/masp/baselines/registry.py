@@ -88,7 +88,7 @@ CATALOGUE: Mapping[str, BaselineEntry] = MappingProxyType(
             learns=True,
         ),
         "concepts": BaselineEntry(
-            "concept bottleneck: annotated words read from aspect tokens, and a soft prompt's scores; aspects=DIR prompt=DIR",
+            "concept bottleneck: words read from aspect tokens, and a soft prompt's scores; aspects=DIR prompt=DIR",
             "masp.baselines.concept_bottleneck:concept_bottleneck_system",
             "masp.baselines.concept_bottleneck:ConceptBottleneckSettings",
             learns=True,
