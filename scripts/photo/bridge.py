@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, gelu, linear, rms_norm, silu
+from torch.nn.functional import adaptive_avg_pool2d, linear, rms_norm, silu
 from transformers import AutoModelForCausalLM
+
+from masp.backbones.photo import TwoLayers
 
 GRID = 4  # cells a side
 NAMED, PLAIN = 4, 2  # tokens of the whole picture: those that start as a name, and those that start as plain features
@@ -25,19 +27,11 @@ RANK = 12
 Past = tuple[Tensor, Tensor] | None
 
 
-class Gated(nn.Module):
-    """Two layers: y = W2 z + W3 gelu(z) + b with z = W1 x + b1. It starts without W3: linear, so solvable."""
-
-    def __init__(self, inner: int, hidden: int, outer: int) -> None:
-        super().__init__()
-        self.first = nn.Linear(inner, hidden)
-        self.second = nn.Linear(hidden, outer)
-        self.third = nn.Linear(hidden, outer, bias=False)
-        nn.init.zeros_(self.third.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        z = self.first(x)
-        return self.second(z) + self.third(gelu(z))
+def gated(inner: int, hidden: int, outer: int) -> TwoLayers:
+    """The two layers as training starts them: without the gelu's part, so linear and solvable."""
+    layers = TwoLayers(inner, hidden, outer)
+    nn.init.zeros_(layers.third.weight)
+    return layers
 
 
 class Projector(nn.Module):
@@ -50,8 +44,8 @@ class Projector(nn.Module):
 
     def __init__(self, width: int = 576) -> None:
         super().__init__()
-        self.cell = Gated(CELL, HIDDEN_CELL, width)
-        self.whole = Gated(WHOLE, HIDDEN_WHOLE, (PLAIN + NAMED) * width)
+        self.cell = gated(CELL, HIDDEN_CELL, width)
+        self.whole = gated(WHOLE, HIDDEN_WHOLE, (PLAIN + NAMED) * width)
         for name, size in (("cell", CELL), ("whole", WHOLE)):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_scale", torch.ones(size))

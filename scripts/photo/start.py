@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bridge import HIDDEN_CELL, HIDDEN_WHOLE, NAMED, PLAIN, Gated, Projector, inputs
+from bridge import HIDDEN_CELL, HIDDEN_WHOLE, NAMED, PLAIN, Projector, inputs
 from photographs import Features, Shown, catalogue, class_names
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tower import Tower
 from transformers import AutoTokenizer
+
+from masp.backbones.photo import TwoLayers
 
 PARTS = ("caltech101", "imagenet", "captions", "stanford40", "intel")
 PAD = "\n"
@@ -82,7 +84,7 @@ def decoded(predicted: Tensor, truth: list[str], names: Names) -> float:
 
 
 def solve_whole(
-    gated: Gated, z: Tensor, shown: list[Shown], names: Names, rng: np.random.Generator
+    layers: TwoLayers, z: Tensor, shown: list[Shown], names: Names, rng: np.random.Generator
 ) -> dict[str, float]:
     """Second layer of the tokens of the whole picture; the strength is chosen on a fifth of Caltech's training part."""
     target = torch.stack([names.rows(one.name or one.guesses[0]) for one in shown])
@@ -108,8 +110,8 @@ def solve_whole(
         free = torch.linalg.qr(torch.randn(width, len(columns)))[0]
         size = names.table.pow(2).mean().sqrt() * (width / len(columns)) ** 0.5
         plain[number * width : (number + 1) * width, list(columns)] = free * size
-    gated.second.weight.data.copy_(torch.cat([plain, matrix]))
-    gated.second.bias.data.copy_(torch.cat([torch.zeros(PLAIN * width), offset]))
+    layers.second.weight.data.copy_(torch.cat([plain, matrix]))
+    layers.second.bias.data.copy_(torch.cat([torch.zeros(PLAIN * width), offset]))
     return {f"held fifth named by ridge {strength:g}, %": round(100 * share, 1) for strength, share in found.items()}
 
 

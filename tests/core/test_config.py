@@ -1,14 +1,14 @@
 """Settings: read at the door, changed from the command line, refused by name."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from fixtures.training import LEAVES
 from masp.core.aspects import ASPECTS
 from masp.core.config import (
     DataConfig,
@@ -18,25 +18,13 @@ from masp.core.config import (
     load_config,
 )
 from masp.core.errors import ConfigError
-from masp.core.setting_types import FREE, is_section
+from masp.core.setting_types import is_section
 
 
 def written(folder: Path, text: str) -> Path:
     file = folder / "run.yaml"
     file.write_text(text, encoding="utf-8")
     return file
-
-
-def leaves(section: type[BaseModel], before: str = "") -> Iterator[tuple[str, bool]]:
-    """Every setting with its dotted name, and whether it may change on resume."""
-    for name, field in section.model_fields.items():
-        if is_section(field.annotation):
-            yield from leaves(field.annotation, f"{before}{name}.")  # pyright: ignore[reportArgumentType]
-        else:
-            yield before + name, field.json_schema_extra == FREE
-
-
-LEAVES = dict(leaves(RunConfig))
 
 
 # --- values --------------------------------------------------------------------------------------------------------

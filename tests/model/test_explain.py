@@ -15,12 +15,12 @@ from masp.model.explain import (
     attention_to_aspects,
     heatmaps,
     leave_one_out,
+    prompt_attention,
     read_aspects,
     shapley_values,
     taking_part,
 )
 from masp.model.masp_model import ActiveParts
-from masp.model.prompt_attention import prompt_attention
 from masp.model.scoring import score
 from masp.predictor import Masp
 

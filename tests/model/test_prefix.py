@@ -12,8 +12,8 @@ from fixtures.models import QUESTIONS, full_model, last_logits, parts, visual_to
 from masp.core.aspects import ASPECTS
 from masp.core.errors import UsageError
 from masp.core.types import CachedPrefix, ModelInputs
+from masp.model.explain import prompt_attention
 from masp.model.masp_model import ActiveParts, MaspModel
-from masp.model.prompt_attention import prompt_attention
 from masp.model.scoring import LabelQuestion, first_word, generate, score, score_tasks
 from masp.model.soft_prompt import SoftPrompt
 

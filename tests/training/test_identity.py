@@ -1,32 +1,19 @@
 """What decides a run's result: every setting is in a run's identity, or marked as free to change on resume."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
 from fixtures import tiny
 from fixtures import training as small
+from fixtures.training import LEAVES
 from masp.backbones.loading import load_backbone
-from masp.core.config import BackboneConfig, RunConfig, load_config
-from masp.core.setting_types import FREE, is_section
+from masp.core.config import BackboneConfig, load_config
 from masp.data.records import Dataset
 from masp.training.run_dir import hash_of
 from masp.training.run_stage import identity_of
 
-
-def leaves(section: type[BaseModel], before: str = "") -> Iterator[tuple[str, bool]]:
-    """Every setting with its dotted name, and whether it may change on resume."""
-    for name, field in section.model_fields.items():
-        if is_section(field.annotation):
-            yield from leaves(field.annotation, f"{before}{name}.")  # pyright: ignore[reportArgumentType]
-        else:
-            yield before + name, field.json_schema_extra == FREE
-
-
-LEAVES = dict(leaves(RunConfig))
 OTHER_VALUES = {
     "method.variant": "released",
     "method.queries": "7",

@@ -214,13 +214,13 @@ def push_to_hub(
 
 
 def record_result(
-    folder: str | Path, result: ResultRecord, task: str | None = None, temperature: float | None = None
+    folder: str | Path, record: ResultRecord, task: str | None = None, temperature: float | None = None
 ) -> AdapterInfo:
     """Write a measured accuracy into an adapter's description and card, in the place of the same measurement before.
 
     Args:
         folder: the adapter, or the run that made it.
-        result: what was measured.
+        record: what was measured.
         task: which of several tasks it was measured on.
         temperature: that was fitted for it; None: the one that it has stays.
 
@@ -229,10 +229,10 @@ def record_result(
         UsageError: no such task, or several and none was named.
     """
     home, info = resolve(folder), read_info(folder)
-    name, same = info.chosen(task), (result.fingerprint, result.split, result.mode)
+    name, same = info.chosen(task), (record.fingerprint, record.split, record.mode)
     before = info.for_task(name)
     others = (one for one in before.results if (one.fingerprint, one.split, one.mode) != same)
-    now = {"results": (*others, result), "temperature": temperature or before.temperature}
+    now = {"results": (*others, record), "temperature": temperature or before.temperature}
     if name is not None:
         now = {"tasks": {**info.tasks, name: info.tasks[name].model_copy(update=now)}}
     info = info.model_copy(update=now)

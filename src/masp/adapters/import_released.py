@@ -109,9 +109,9 @@ def read_aspects(path: Path, dim: int) -> AspectModules:
         module = modules.module(aspect)
         wanted = dict(module.named_parameters())
         own = [name for name in wanted if name != "queries"]
-        result = {"queries": queries[aspect], **_table(attention[aspect], own, f"{path}: cross_attn.{aspect}")}
+        released = {"queries": queries[aspect], **_table(attention[aspect], own, f"{path}: cross_attn.{aspect}")}
         values = {
-            name: _values(result[name], tuple(like.shape), f"{path}: {name} of {aspect}")
+            name: _values(released[name], tuple(like.shape), f"{path}: {name} of {aspect}")
             for name, like in wanted.items()
         }
         module.load_state_dict(values, assign=True)

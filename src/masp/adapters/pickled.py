@@ -64,13 +64,13 @@ def _instructions(path: Path) -> bytes:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             _check_directory(entries, size, path)
-            result = [entry for entry in entries if re.fullmatch(r"[^/]+/data\.pkl", entry.filename)]
-            if len(result) != 1 or result[0].file_size > MOST_INSTRUCTIONS:
-                got = f"{path} has {len(result)} pickles of {sum(entry.file_size for entry in result):,} bytes"
+            pickles = [entry for entry in entries if re.fullmatch(r"[^/]+/data\.pkl", entry.filename)]
+            if len(pickles) != 1 or pickles[0].file_size > MOST_INSTRUCTIONS:
+                got = f"{path} has {len(pickles)} pickles of {sum(entry.file_size for entry in pickles):,} bytes"
                 raise AdapterError(got, f"one of at most {MOST_INSTRUCTIONS:,} bytes", _AGAIN)
             if (broken := archive.testzip()) is not None:
                 raise AdapterError(f"{path} is damaged at {shown(broken)}", "the bytes that were saved", _AGAIN)
-            return archive.read(result[0])
+            return archive.read(pickles[0])
     except OSError as error:
         raise AdapterError(f"{path} cannot be read ({error.strerror or error})", "", "Check the path.") from None
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError) as error:

@@ -211,13 +211,13 @@ def _of_file(file: Path) -> dict[str, tuple[str, ...]]:
 def _of_dataset(folder: Path) -> dict[str, tuple[str, ...]]:
     """The words that occur in a data set's annotations, sorted."""
     reading = read_dataset(settings_for(folder), BadFiles())
-    result: dict[str, set[str]] = {}
+    words: dict[str, set[str]] = {}
     for records in reading.splits.values():
         for record in records:
             for aspect, answer in record.annotations.items():
                 if aspect not in MEASURED:
-                    result.setdefault(aspect, set()).update(answer.split(", ") if aspect == "object" else [answer])
-    return {aspect: tuple(sorted(result[aspect])) for aspect in ASPECTS if aspect in result}
+                    words.setdefault(aspect, set()).update(answer.split(", ") if aspect == "object" else [answer])
+    return {aspect: tuple(sorted(words[aspect])) for aspect in ASPECTS if aspect in words}
 
 
 PLAIN = ActiveParts((), prompt=False)
@@ -283,15 +283,15 @@ class Annotator:
     @torch.no_grad()
     def __call__(self, prepared: Prepared) -> list[Answers]:
         """The answers about every image of a batch, aspect by aspect in the order of the questions."""
-        result = [{name: ParsedAnswer(value) for name, value in one.items()} for one in prepared.light]
+        answered_rows = [{name: ParsedAnswer(value) for name, value in one.items()} for one in prepared.light]
         if prepared.pixels is not None:
             backbone = self.model.backbone
             visual = backbone.visual_tokens(prepared.pixels.to(backbone.device))
-            result = result or [{} for _ in range(len(visual))]
+            answered_rows = answered_rows or [{} for _ in range(len(visual))]
             for aspect, answers in self._asked(visual):
-                for answered, answer in zip(result, answers, strict=True):
+                for answered, answer in zip(answered_rows, answers, strict=True):
                     answered[aspect] = answer
-        return [{name: one[name] for name in self.asking.questions} for one in result]
+        return [{name: one[name] for name in self.asking.questions} for one in answered_rows]
 
     def _light(self, image: Image.Image) -> dict[str, float]:
         return {name: value for name, value in measured(image).items() if name in self.asking.questions}

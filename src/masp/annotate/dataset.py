@@ -236,10 +236,10 @@ def annotate(
     """
     identity = _identity(images, annotator, work)
     folder = AnnotationFolder(out)
-    with folder.opened(identity) as result:
-        if result is not None:
+    with folder.opened(identity) as earlier:
+        if earlier is not None:
             folder.tidy()
-            return _from_json(out, result, again=True)
+            return _from_json(out, earlier, again=True)
         _compute(images, annotator, folder, work)
         done = folder.batches()
         source = _source(annotator, adapter)
@@ -379,11 +379,11 @@ def _summary(
     return {"pictures": images, "unreadable": unreadable, "aspects": aspects}
 
 
-def _from_json(out: Path, result: Mapping[str, Any], again: bool = False) -> AnnotationResult:
+def _from_json(out: Path, content: Mapping[str, Any], again: bool = False) -> AnnotationResult:
     aspects = {
         name: AspectSummary(
             one["answered"], one["absent"], one["different"], tuple((text, count) for text, count in one["commonest"])
         )
-        for name, one in result["aspects"].items()
+        for name, one in content["aspects"].items()
     }
-    return AnnotationResult(out, result["pictures"], result["unreadable"], aspects, again)
+    return AnnotationResult(out, content["pictures"], content["unreadable"], aspects, again)

@@ -86,17 +86,17 @@ def find_images(settings: DataConfig, limit: int | None = None) -> ImageCollecti
     path = existing_path(settings)
     root = path if path.is_dir() else path.parent
     rows = _known(settings) if recognised(path, settings) is not None else _plain(path)
-    labels, result = rows
-    if not result:
+    labels, records = rows
+    if not records:
         raise DataError(f"{path} holds no images", f"{FORMAT_NAMES} files", "Check the path.")
-    if limit is not None and limit < len(result):
-        result = [result[number * len(result) // limit] for number in range(limit)]
+    if limit is not None and limit < len(records):
+        records = [records[number * len(records) // limit] for number in range(limit)]
     named = _Names()
     items = tuple(
         PendingImage(
             file, _relative_path(file, root), label, split, home := _home(label), named(home, file.stem), known
         )
-        for file, label, split, known in result
+        for file, label, split, known in records
     )
     return ImageCollection(root, labels or LABEL_SETS["emoset"], items, bool(labels))
 

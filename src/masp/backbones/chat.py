@@ -148,10 +148,10 @@ class Chat:
             BackboneError: they do not hold the image; so such ids are never kept.
         """
         ids = tuple(self._turn_ids(question, image))
-        result, wanted = ids.count(self._visual), image.count(self._turn.visual)
-        if result != wanted:
+        holds, wanted = ids.count(self._visual), image.count(self._turn.visual)
+        if holds != wanted:
             raise BackboneError(
-                f"the chat template of {self._name} holds the image {result} times",
+                f"the chat template of {self._name} holds the image {holds} times",
                 f"{wanted} runs of {self._turn.visual}",
                 "Use the chat template of the original checkpoint.",
             )
@@ -159,8 +159,8 @@ class Chat:
 
     def _turn_ids(self, question: str, image: str) -> list[int]:
         text = self._turn.render(False)
-        head, result, tail = text.partition(QUESTION_HERE)
-        if not result:
+        head, marker, tail = text.partition(QUESTION_HERE)
+        if not marker:
             raise BackboneError(f"the chat template of {self._name} drops the question", "a template that keeps it")
         if head.count(self._turn.image) + tail.count(self._turn.image) != 1:
             raise BackboneError(
@@ -235,8 +235,8 @@ class Chat:
             begins: whether the tokenizer's own first token stands before it.
         """
         with self._lock:
-            result = self._tokenizer(text, add_special_tokens=begins, split_special_tokens=not marks)
-        return list(result.input_ids)
+            encoded = self._tokenizer(text, add_special_tokens=begins, split_special_tokens=not marks)
+        return list(encoded.input_ids)
 
     @functools.cached_property
     def _own_marks(self) -> dict[int, str]:

@@ -30,7 +30,7 @@ def load_model(files: BackboneFiles, kind: Any, placement: Placement) -> Any:
     """
     placed = options(files, kind, placement)
     with quiet_loading():
-        model, result = kind.from_pretrained(
+        model, loading = kind.from_pretrained(
             files.folder,
             **placed,
             use_safetensors=True,
@@ -38,7 +38,7 @@ def load_model(files: BackboneFiles, kind: Any, placement: Placement) -> Any:
             local_files_only=True,
             output_loading_info=True,
         )
-    if absent := sorted(result["missing_keys"]):
+    if absent := sorted(loading["missing_keys"]):
         raise BackboneError(
             f"the weights of {files.name} lack {len(absent)} tensors, {absent[0]} among them",
             "a whole checkpoint",

@@ -370,9 +370,9 @@ def head_logits(head: nn.Linear, hidden: Float[Tensor, "... dim"]) -> Float[Tens
     if head.weight.dtype == torch.float32:
         return functional.linear(hidden.float(), head.weight, head.bias)
     assert not head.weight.requires_grad, "the output head is frozen"
-    result: Tensor = _WideProduct.apply(hidden.flatten(0, -2), head.weight)  # pyright: ignore[reportAssignmentType]
-    result = result.unflatten(0, hidden.shape[:-1])
-    return result if head.bias is None else result + head.bias
+    product: Tensor = _WideProduct.apply(hidden.flatten(0, -2), head.weight)  # pyright: ignore[reportAssignmentType]
+    product = product.unflatten(0, hidden.shape[:-1])
+    return product if head.bias is None else product + head.bias
 
 
 class _WideProduct(torch.autograd.Function):
@@ -400,12 +400,12 @@ class _WideProduct(torch.autograd.Function):
         ctx: Any, gradient: Float[Tensor, "rows vocabulary"]
     ) -> tuple[Tensor, None]:
         (weight,) = ctx.saved_tensors
-        result = gradient.new_zeros(len(gradient), weight.shape[1])
+        total = gradient.new_zeros(len(gradient), weight.shape[1])
         start = 0
         for part in _parts(weight):
-            result.addmm_(gradient[:, start : start + len(part)], part.float())
+            total.addmm_(gradient[:, start : start + len(part)], part.float())
             start += len(part)
-        return result.to(ctx.dtype), None
+        return total.to(ctx.dtype), None
 
 
 def _parts(weight: Float[Tensor, "vocabulary dim"]) -> tuple[Float[Tensor, "part dim"], ...]:

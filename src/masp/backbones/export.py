@@ -318,15 +318,15 @@ def _matrices(files: BackboneFiles) -> _Matrices:
     Raises:
         BackboneError: there is not exactly one embedding matrix.
     """
-    found: list[tuple[str, str, Any]] = []
+    matrices: list[tuple[str, str, Any]] = []
     for path in sorted(files.folder.glob("*.safetensors")):
         with opened(path) as weights:
             named = [name for name in weights.keys() if name.endswith((EMBEDDING, HEAD))]  # noqa: SIM118
-            found += [(path.name, name, weights.get_slice(name)) for name in named]
-    inputs = [one for one in found if one[1].endswith(EMBEDDING)]
-    heads = [one for one in found if one[1].endswith(HEAD)]
+            matrices += [(path.name, name, weights.get_slice(name)) for name in named]
+    inputs = [one for one in matrices if one[1].endswith(EMBEDDING)]
+    heads = [one for one in matrices if one[1].endswith(HEAD)]
     if len(inputs) != 1 or len(heads) > 1:
-        names = ", ".join(name for _, name, _ in found) or "none"
+        names = ", ".join(name for _, name, _ in matrices) or "none"
         raise BackboneError(f"'{files.name}' has the embedding matrices {names}", f"one {EMBEDDING}, one head at most")
     (file, name, matrix), config = inputs[0], read_json(files.folder / "config.json")
     head = (heads[0][0], heads[0][1]) if heads else None
@@ -388,10 +388,10 @@ def _add_tokens(folder: Path, made: ExportedRows) -> None:
     by_name = dict(zip(made.tokens, made.ids, strict=True))
     edit_json(folder / "added_tokens.json", lambda old: {**old, **by_name})
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    found = tokenizer("".join(made.tokens), add_special_tokens=False).input_ids
-    if found != made.ids:
+    ids = tokenizer("".join(made.tokens), add_special_tokens=False).input_ids
+    if ids != made.ids:
         raise BackboneError(
-            f"the tokenizer reads the new tokens as {found[:3]}…",
+            f"the tokenizer reads the new tokens as {ids[:3]}…",
             f"{made.ids[:3]}…",
             "Report this with the name of the backbone.",
         )

@@ -99,12 +99,12 @@ def _processor(folder: Path) -> Any:
 def _template(folder: Path) -> str:
     """The chat template as jinja reads it, without its last line break; "" where there is none."""
     written = folder / "chat_template.jinja"
-    result = written.read_text(encoding="utf-8") if written.is_file() else None
+    template = written.read_text(encoding="utf-8") if written.is_file() else None
     for name in ("tokenizer_config.json", "chat_template.json"):
-        result = result or _optional(folder / name).get("chat_template")
-    if isinstance(result, list):  # several by name, of which the one called default is used
-        result = next((one.get("template") for one in result if one.get("name") == "default"), None)
-    return str(result or "").replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
+        template = template or _optional(folder / name).get("chat_template")
+    if isinstance(template, list):  # several by name, of which the one called default is used
+        template = next((one.get("template") for one in template if one.get("name") == "default"), None)
+    return str(template or "").replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -267,8 +267,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """A section of a configuration; an empty one where there is none."""
-    result = content.get(name)
-    return result if isinstance(result, dict) else {}
+    value = content.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def chat_template(files: BackboneFiles, result: str | None) -> str:

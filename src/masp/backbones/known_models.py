@@ -82,10 +82,10 @@ def _cached(name: str, file: str, revision: str | None) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        result = try_to_load_from_cache(name, file, revision=revision)
+        path = try_to_load_from_cache(name, file, revision=revision)
     except HFValidationError:
         return None
-    return Path(result) if isinstance(result, str) else None
+    return Path(path) if isinstance(path, str) else None
 
 
 def _from_hub(name: str, revision: str | None) -> Description:

@@ -118,7 +118,7 @@ class TiledVision:
         features = self._model.get_image_features(values, image_sizes=pixels.grid.cpu()).pooler_output
         grids = [self._tiles.grid(*size) for size in pixels.grid.tolist()]
         boxes = [self._boxes(*grid) for grid in grids]
-        if any(len(result) != len(known) for result, known in zip(features, boxes, strict=True)):
+        if any(len(feature) != len(known) for feature, known in zip(features, boxes, strict=True)):
             return packed(features)  # a tower with a class token: no layout that could be drawn
         whole = (self._tiles.patches, self._tiles.patches)
         # An image thinner than a tile's feature: only the whole is left.

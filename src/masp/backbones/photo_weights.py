@@ -243,11 +243,11 @@ def _language(path: Path) -> tuple[dict[str, Tensor], dict[str, int], list[list[
 
     reader: Any = GGUFReader(path)
     heads = {name: int(reader.get_field(f"llama.attention.{key}").contents()) for name, key in _HEADS.items()}
-    found = {"token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight"}
+    renamed = {"token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight"}
     tensors: dict[str, Tensor] = {}
     for one in reader.tensors:
         values = torch.tensor(dequantize(one.data, one.tensor_type), dtype=torch.float32)  # a copy: the file is mapped
-        name = found.get(one.name)
+        name = renamed.get(one.name)
         if name is None:
             _, layer, part, _ = one.name.split(".")
             name = f"layers.{layer}.{GGUF_NAMES[part]}.weight"
@@ -300,16 +300,16 @@ def _projector(bridge: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _tower(path: Path, blocks: list[int]) -> dict[str, Tensor]:
     """The tower with its batch normalisation folded, in fp32; `blocks` of each stage."""
     weights = torch.load(path, map_location="cpu", weights_only=True)
-    found = _folded(weights, "stem", *STEM) | _folded(weights, "last", *LAST)
+    folded = _folded(weights, "stem", *STEM) | _folded(weights, "last", *LAST)
     number = 0
     for stage, count in enumerate(blocks):
         for block in range(count):
             for name, conv, norm in BLOCK:
                 source = f"_blocks.{number}."
                 if f"{source}{conv}.weight" in weights:  # the first block does not expand
-                    found |= _folded(weights, f"stages.{stage}.{block}.{name}", source + conv, source + norm)
+                    folded |= _folded(weights, f"stages.{stage}.{block}.{name}", source + conv, source + norm)
             number += 1
-    return {f"model.vision_tower.{name}": values for name, values in found.items()}
+    return {f"model.vision_tower.{name}": values for name, values in folded.items()}
 
 
 def _folded(weights: Mapping[str, Tensor], name: str, conv: str, norm: str) -> dict[str, Tensor]:

@@ -49,9 +49,9 @@ class DeepVision:
 
     def visual_tokens(self, pixels: Pixels) -> VisualTokens:
         """Visual tokens and their deep features, row by row over the image."""
-        result = self._tower(pixels.values.to(self._tower.dtype), grid_thw=pixels.grid)
-        visual = on_grids(result.pooler_output, pixels.grid, self._tower.spatial_merge_size)
-        levels = torch.stack(list(result.deepstack_features), dim=1)  # (visual tokens of all images, levels, d)
+        features = self._tower(pixels.values.to(self._tower.dtype), grid_thw=pixels.grid)
+        visual = on_grids(features.pooler_output, pixels.grid, self._tower.spatial_merge_size)
+        levels = torch.stack(list(features.deepstack_features), dim=1)  # (visual tokens of all images, levels, d)
         deep = levels.new_zeros(*visual.mask.shape, *levels.shape[1:])
         deep[visual.mask] = levels
         return replace(visual, deep=deep)

@@ -160,8 +160,8 @@ class ConceptBottleneck:
         Raises:
             UsageError: it has not learned yet, or a label never occurred.
         """
-        result = self._state()
-        if not bool(result.tensors["labels.known"].all()):
+        learned = self._state()
+        if not bool(learned.tensors["labels.known"].all()):
             raise UsageError("a label occurs on no image to learn from", "all of them", "Name only labels that occur.")
         over = self.over
         prompt_aspects = temperature = None
@@ -173,22 +173,22 @@ class ConceptBottleneck:
                 raise UsageError("the soft prompt was trained with routing", "one without", "Train it without.")
             info, prompt_aspects = over.handle.info, over.handle.task.use.aspects
             temperature = info.temperature if info.labels == self.labels else None
-        words = tuple((aspect, word) for aspect, word in result.state["words"])
-        layer, tokens = _part(result.tensors, LABELS), {}
+        words = tuple((aspect, word) for aspect, word in learned.state["words"])
+        layer, tokens = _part(learned.tensors, LABELS), {}
         if self.settings.residual:
             layer, tokens = self._apart(layer, len(words))
         tensors = {f"{LABELS}.mean": layer["mean"]}
         for name in dict(words):
-            tensors[f"{name}.weight"], tensors[f"{name}.bias"] = folded(_part(result.tensors, name))
+            tensors[f"{name}.weight"], tensors[f"{name}.bias"] = folded(_part(learned.tensors, name))
         for name, one in {LABELS: layer, **tokens}.items():
             tensors[f"{name}.weight"], tensors[f"{name}.bias"] = folded(one)
-        scores = over is None or bool(result.state[LABELS]["scores"])
+        scores = over is None or bool(learned.state[LABELS]["scores"])
         return ConceptHead(words, prompt_aspects, tensors, scores, temperature)
 
     def _apart(self, layer: Mapping[str, Tensor], words: int) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
         """The layer of the labels on words and scores alone, and the parts on the tokens of each aspect."""
         aspects = self.model.aspect_module().aspects
-        width = self.model.method.resolved().queries * self.backbone.dim
+        width = self.model.aspect_module().queries * self.backbone.dim
         end = words + width * len(aspects)
         kept = [*range(words), *range(end, len(layer["mean"]))]
         alone = {name: layer[name][..., kept] for name in ("weight", "mean", "scale")} | {"bias": layer["bias"]}
@@ -252,9 +252,9 @@ class ConceptBottleneck:
         Raises:
             UsageError: it has not learned yet.
         """
-        result = self._state()
+        learned = self._state()
         return predictions_of(
-            self.labels, logits(_part(result.tensors, "labels"), self._inputs(self._read(visual), result))
+            self.labels, logits(_part(learned.tensors, "labels"), self._inputs(self._read(visual), learned))
         )
 
     @torch.no_grad()
@@ -267,9 +267,9 @@ class ConceptBottleneck:
         Raises:
             UsageError: it has not learned yet.
         """
-        result = self._state()
-        words, layer = result.state["words"], _part(result.tensors, "labels")
-        inputs = self._inputs(self._read(visual), result)[:, : len(words)]
+        learned = self._state()
+        words, layer = learned.state["words"], _part(learned.tensors, "labels")
+        inputs = self._inputs(self._read(visual), learned)[:, : len(words)]
         scaled = (inputs - layer["mean"][: len(words)]) / layer["scale"][: len(words)]
         effects = scaled[:, :, None] * layer["weight"].T[: len(words)]  # (b, words, labels)
         occurs, rows = layer["known"].tolist(), []
@@ -325,14 +325,14 @@ class ConceptBottleneck:
             raise UsageError("the prompt's answers have no probabilities", "a system that gives them")
         return torch.tensor([[row[label] for label in self.labels] for row in rows if row is not None])
 
-    def _inputs(self, read: Mapping[str, Tensor], result: Checkpoint) -> Float[Tensor, "batch inputs"]:
+    def _inputs(self, read: Mapping[str, Tensor], learned: Checkpoint) -> Float[Tensor, "batch inputs"]:
         """What the second layer reads: every word's probability, tokens if there is a residual, scores if added."""
         chances = [
-            logits(_part(result.tensors, aspect), read["tokens"][:, index]).sigmoid()
+            logits(_part(learned.tensors, aspect), read["tokens"][:, index]).sigmoid()
             for index, aspect in enumerate(self.model.aspect_module().aspects)
-            if f"{aspect}.weight" in result.tensors
+            if f"{aspect}.weight" in learned.tensors
         ]
-        scores = read["scores"] if result.state[LABELS]["scores"] else read["scores"][:, :0]
+        scores = read["scores"] if learned.state[LABELS]["scores"] else read["scores"][:, :0]
         return torch.cat([*chances, self._beside(read["tokens"]), scores], dim=1)
 
     def _beside(self, tokens: Float[Tensor, "batch aspects width"]) -> Float[Tensor, "batch columns"]:
@@ -378,7 +378,7 @@ class ConceptBottleneck:
         words alone are likelier on val, and are taken.
         """
         targets, held = ([study.target(one) for one in split] for split in (study.data.train, study.data.val))
-        result = []
+        candidates = []
         for added in (True, False) if scores[0].shape[1] and held else (bool(scores[0].shape[1]),):
             train, val = (torch.cat([one, more], 1) if added else one for one, more in zip(words, scores, strict=True))
             for strength in self.settings.strengths if held else (self.settings.without_val,):
@@ -387,8 +387,8 @@ class ConceptBottleneck:
                 layer = fitted(train, targets, len(self.labels), strength, self.settings.iterations, floor)
                 facts = figures(logits(layer, val), held)
                 log.info("labels, scores %s, C = %g: %s", added, strength, facts)
-                result.append((facts.get("log_likelihood", 0.0), layer, {"C": strength, "scores": added, **facts}))
-        _, layer, facts = max(result, key=lambda one: one[0])
+                candidates.append((facts.get("log_likelihood", 0.0), layer, {"C": strength, "scores": added, **facts}))
+        _, layer, facts = max(candidates, key=lambda one: one[0])
         return layer, facts
 
 
@@ -416,10 +416,10 @@ def concept_bottleneck_system(
             "the concept bottleneck was given no aspects", "aspects=DIR", "Name what masp train aspects wrote."
         )
     folder = find_adapter(settings.aspects)
-    result = load_adapter(folder, backbone)
-    if result.aspects is None:
+    adapter = load_adapter(folder, backbone)
+    if adapter.aspects is None:
         raise UsageError(f"{settings.aspects} holds no aspect modules", "an aspects adapter", "Name one.")
-    model = MaspModel(backbone, result.info.method, result.aspects, None, questions or result.info.asked())
+    model = MaspModel(backbone, adapter.info.method, adapter.aspects, None, questions or adapter.info.asked())
     over = None
     if settings.prompt is not None:
         own = {"labels": labels, "task": settings.task, "raw": True, "concepts": False}  # scores are added undivided
@@ -429,7 +429,7 @@ def concept_bottleneck_system(
             todo = "Name what masp train prompt wrote."
             raise UsageError(f"{settings.prompt} holds no soft prompt", "a prompt adapter", todo)
     annotated = None if settings.words is None else open_dataset(settings.words)
-    return ConceptBottleneck(model, labels, over, settings, result.info, annotated)
+    return ConceptBottleneck(model, labels, over, settings, adapter.info, annotated)
 
 
 def _part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -139,12 +139,12 @@ class HeadStage:
     def validate(self, stop: StopRequest) -> dict[str, float]:
         """Accuracy, and the mean log-likelihood of the right label, which decides between equals."""
         self.module.eval()
-        result = LabelScore()
+        score = LabelScore()
         for examples in groups_of(self.study.data.val, self.study.at_once):
             stop.check()
             log_p = self.module(*self.inputs([example.image for example in examples])).log_softmax(1)
-            result.add(log_p, [self.study.target(example) for example in examples])
-        return result.figures()
+            score.add(log_p, [self.study.target(example) for example in examples])
+        return score.figures()
 
     def _targets(self, examples: Sequence[Example]) -> Int[Tensor, " batch"]:
         return torch.tensor([self.study.target(example) for example in examples], device=self.study.backbone.device)
@@ -241,13 +241,13 @@ class Distilled:
         self.tuned.fit(replace(examples, out=examples.out / "tuned"))
         before = {"question": self.question, "tuned": dict(self.tuned.config())}
         with studying(NAME, self.backbone, self.labels, examples, deciding(self.settings) | before) as study:
-            result = study.once(lambda: self._trained(study))
-        head, gate = self._head(result.tensors["head/layers.0.weight"].shape[1]), self._gate()
+            learned = study.once(lambda: self._trained(study))
+        head, gate = self._head(learned.tensors["head/layers.0.weight"].shape[1]), self._gate()
         for name, module in (("head/", head), ("gate/", gate)):
-            own = {key.removeprefix(name): value for key, value in result.tensors.items() if key.startswith(name)}
+            own = {key.removeprefix(name): value for key, value in learned.tensors.items() if key.startswith(name)}
             module.load_state_dict(own)
             module.eval()
-        self.modules, self.fitted, self.seed = (head, gate), result.state, examples.seed
+        self.modules, self.fitted, self.seed = (head, gate), learned.state, examples.seed
 
     @torch.no_grad()
     def predict(self, visual: VisualTokens) -> list[SystemPrediction]:

@@ -239,13 +239,13 @@ class Study:
         return columns, {image: row for row, image in enumerate(images)}
 
     def _group(self, images: Sequence[int], read: Callable[[VisualTokens], Mapping[str, Tensor]]) -> CacheGroup:
-        result: list[Mapping[str, Tensor]] = []
+        parts: list[Mapping[str, Tensor]] = []
         groups = self.stop.between(groups_of(images, self.at_once))
         for _, visual in self.data.images.stream(groups, lambda group: group):
             assert visual is not None
             with torch.no_grad():
-                result.append(read(visual))
-        return CacheGroup({name: torch.cat([part[name].cpu() for part in result]) for name in result[0]}, {})
+                parts.append(read(visual))
+        return CacheGroup({name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}, {})
 
     def fit(self, stage: TrainTask, settings: TrainConfig) -> dict[str, float]:
         """Train the parameters of a stage, going on where an earlier start was; finished, they are loaded.
@@ -271,11 +271,11 @@ class Study:
             tensors = {name: tensor.detach().cpu() for name, tensor in stage.parameters().items()}
             return Checkpoint(fit.steps, tensors, {"metrics": fit.metrics})
 
-        result = once(folder / "learned", run)
+        checkpoint = once(folder / "learned", run)
         load_parameters(
-            {name: tensor.to(self.backbone.device) for name, tensor in result.tensors.items()}, stage.parameters()
+            {name: tensor.to(self.backbone.device) for name, tensor in checkpoint.tensors.items()}, stage.parameters()
         )
-        return result.state["metrics"]
+        return checkpoint.state["metrics"]
 
     def once(self, make: Callable[[], Checkpoint]) -> Checkpoint:
         """All that the system learns: loaded where it is there, otherwise made and saved."""

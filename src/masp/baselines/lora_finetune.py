@@ -228,14 +228,14 @@ class LoraFinetuned:
         folder, checkpoints = RunFolder(examples.out), CheckpointStore(examples.out / LEARNED, keep=1)
         with StopRequest() as stop, folder.opened(identity, asdict(self.settings)):
             checkpoints.clean()
-            result = checkpoints.latest()
-            if result is None:
-                result = self._train(examples, turns, hash_of(identity), folder, stop)
-                checkpoints.save(result)
+            checkpoint = checkpoints.latest()
+            if checkpoint is None:
+                checkpoint = self._train(examples, turns, hash_of(identity), folder, stop)
+                checkpoints.save(checkpoint)
             else:
-                log.info("this run is finished already: %d steps", result.step)
-            self.layers.load(result.tensors)
-            self._learned = dict(result.state)
+                log.info("this run is finished already: %d steps", checkpoint.step)
+            self.layers.load(checkpoint.tensors)
+            self._learned = dict(checkpoint.state)
 
     def _train(
         self, examples: TrainingData, turns: Sequence[TrainingTurn], identity: str, folder: RunFolder, stop: StopRequest
@@ -307,8 +307,8 @@ class LoraFinetuned:
 
     def config(self) -> Mapping[str, Any]:
         """What the answers depend on, ready for JSON; once it has learned, with seed and hash of its tensors."""
-        result = self._learned
-        known = {} if result is None else {"tensors_sha256": tensors_sha256(self.layers.parameters())}
+        learned = self._learned
+        known = {} if learned is None else {"tensors_sha256": tensors_sha256(self.layers.parameters())}
         return {
             "system": self.name,
             "backbone": BackboneRecord.of(self.backbone).model_dump(mode="json"),
@@ -318,8 +318,8 @@ class LoraFinetuned:
             "settings": deciding(self.settings),
             "labels": list(self.labels),
             "question": self.question,
-            "seed": None if result is None else result["seed"],
-            "learned": result,
+            "seed": None if learned is None else learned["seed"],
+            "learned": learned,
             **known,
         }
 

@@ -176,8 +176,8 @@ class LoraLayers:
         Raises:
             CheckpointError: they are not those of these layers.
         """
-        result = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if result != {name: tuple(parameter.shape) for name, parameter in self._parameters.items()}:
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if shapes != {name: tuple(parameter.shape) for name, parameter in self._parameters.items()}:
             raise CheckpointError(
                 "what was learned does not fit these LoRA layers", "the same rank and targets", "Name another folder."
             )
@@ -214,9 +214,9 @@ def _trained(block: int, target: LoraTarget) -> Iterator[tuple[str, nn.Parameter
 
 def _places(backbone: Backbone, settings: LoraSettings) -> Iterator[LoraTarget]:
     """Every target with its LoRA layer, block by block; PEFT sees a holder of the targets and nothing else."""
-    result = [_targets(block, settings.targets) for block in backbone.layers()]
-    holder: Any = nn.ModuleList(nn.ModuleDict({name: own for name, (_, own) in block.items()}) for block in result)
-    holder.is_loaded_in_4bit = any(_in_4_bits(own) for block in result for _, own in block.values())
+    targets = [_targets(block, settings.targets) for block in backbone.layers()]
+    holder: Any = nn.ModuleList(nn.ModuleDict({name: own for name, (_, own) in block.items()}) for block in targets)
+    holder.is_loaded_in_4bit = any(_in_4_bits(own) for block in targets for _, own in block.values())
     peft = _peft()
     config = peft.LoraConfig(
         r=settings.rank,
@@ -227,7 +227,7 @@ def _places(backbone: Backbone, settings: LoraSettings) -> Iterator[LoraTarget]:
     )
     with torch.random.fork_rng([]):  # PEFT draws start values; the caller's random numbers stay as they are
         peft.inject_adapter_in_model(config, holder, ADAPTER)
-    for block, wrapped in zip(result, holder, strict=True):
+    for block, wrapped in zip(targets, holder, strict=True):
         for name, (parent, own) in block.items():
             yield LoraTarget(parent, name, own, wrapped[name])
 

@@ -104,15 +104,15 @@ class Probe:
             )
             for split, examples in (("train", study.data.train), ("val", study.data.val))
         }
-        result: list[tuple[tuple[float, ...], Checkpoint]] = []
+        candidates: list[tuple[tuple[float, ...], Checkpoint]] = []
         strengths = self.settings.strengths if of["val"][1] else (self.settings.without_val,)
         for strength in strengths:
             study.stop.check()
             tensors = fitted(*of["train"], len(self.labels), strength, self.settings.iterations)
             scores = figures(logits(tensors, of["val"][0]), of["val"][1])
             log.info("probe, C = %g: %s", strength, scores)
-            result.append((tuple(scores.values()), Checkpoint(0, tensors, {"C": strength, **scores})))
-        return max(result, key=lambda one: one[0])[1]  # of equals the first, which has the strongest penalty
+            candidates.append((tuple(scores.values()), Checkpoint(0, tensors, {"C": strength, **scores})))
+        return max(candidates, key=lambda one: one[0])[1]  # of equals the first, which has the strongest penalty
 
 
 def fitted(
@@ -135,7 +135,7 @@ def fitted(
     if len(present) < 2:
         raise DataError("all images to learn from have the same label", "at least two labels", "Check the data set.")
     wide = means.cpu().double()
-    mean, scale = wide.mean(0), wide.std(0, correction=0).clamp_min(torch.as_tensor(least).double())
+    mean, scale = wide.mean(0), wide.std(0, correction=0).clamp_min(torch.as_tensor(least).cpu().double())
     values: NDArray[np.float64] = ((wide - mean) / scale).numpy()
     model = LogisticRegression(C=strength, max_iter=iterations)
     with warnings.catch_warnings():
@@ -169,6 +169,6 @@ def logits(tensors: Mapping[str, Tensor], means: Float[Tensor, "batch dim"]) -> 
 
 def figures(log_odds: Float[Tensor, "images labels"], targets: list[int]) -> dict[str, float]:
     """Accuracy and mean log-likelihood on val; empty without images."""
-    result = LabelScore()
-    result.add(log_odds.cpu().double().log_softmax(1), targets)
-    return result.figures()
+    score = LabelScore()
+    score.add(log_odds.cpu().double().log_softmax(1), targets)
+    return score.figures()

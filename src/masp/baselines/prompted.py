@@ -161,14 +161,14 @@ def untrained_system(
     settings, labels = settings or UntrainedSettings(), validate_labels(labels)
     if settings.aspects is None and settings.prompt_length == 0:
         raise UsageError("there are neither aspects nor a soft prompt", "aspects=DIR", "Or take zero-shot.")
-    result = None if settings.aspects is None else load_adapter(find_adapter(settings.aspects), backbone)
-    if result is not None and result.aspects is None:
+    adapter = None if settings.aspects is None else load_adapter(find_adapter(settings.aspects), backbone)
+    if adapter is not None and adapter.aspects is None:
         raise UsageError(f"{settings.aspects} holds no aspect modules", "an aspects adapter", "Name one.")
-    method = MethodConfig() if result is None else result.info.method
+    method = MethodConfig() if adapter is None else adapter.info.method
     prompt = random_prompt(backbone, settings.prompt_length, settings.seed) if settings.prompt_length else None
     if questions is None:
-        questions = load_questions() if result is None else result.info.asked()
-    model = MaspModel(backbone, method, None if result is None else result.aspects, prompt, questions)
+        questions = load_questions() if adapter is None else adapter.info.asked()
+    model = MaspModel(backbone, method, None if adapter is None else adapter.aspects, prompt, questions)
     question = questions.ask_emotion(render_labels(labels, method.label_list or "comma"))
     name = "aspects" if prompt is None else "random-prompt" if model.aspects is None else "aspects-random-prompt"
 
@@ -341,9 +341,9 @@ def read_letter(text: str, options: Sequence[str]) -> str | None:
     A letter that goes on as a word is none: "A happy dog" names no option. Where the letter is followed by the text of
     another option, the answer contradicts itself and names none either.
     """
-    result = _LETTER.match(text.strip())
-    if result is None:
+    letter = _LETTER.match(text.strip())
+    if letter is None:
         return None
-    option = dict(zip(letters_of(options), options, strict=True)).get(result[1].upper())
+    option = dict(zip(letters_of(options), options, strict=True)).get(letter[1].upper())
     others = {normalise_answer(other) for other in options if other != option}
-    return None if normalise_answer(result[2]) in others else option
+    return None if normalise_answer(letter[2]) in others else option

@@ -162,12 +162,12 @@ class Sepm:
         chances = self._chances(rows)
         least = least_attended(self._attention(rows, question), rows.visual_columns, self.settings.dropped)
         chosen = [route(chance, self.settings.ambiguous_below) for chance in chances.tolist()]
-        result: dict[int, SystemPrediction] = {}
+        predictions: dict[int, SystemPrediction] = {}
         for name in dict.fromkeys(chosen):
             images = [number for number, taken in enumerate(chosen) if taken == name]
             fine = self._fine(visual.select(images), [least[image] for image in images], name, chances[images])
-            result |= dict(zip(images, fine, strict=True))
-        return [result[number] for number in range(len(visual))]
+            predictions |= dict(zip(images, fine, strict=True))
+        return [predictions[number] for number in range(len(visual))]
 
     def config(self) -> Mapping[str, Any]:
         """Its settings, the questions, and the labels of each route."""

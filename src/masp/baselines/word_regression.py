@@ -19,7 +19,7 @@ def vocabulary(examples: Sequence[Example], aspects: Sequence[str], fewest: int)
         DataError: there is none.
     """
     counts = {aspect: Counter(word for example in examples for word in words_of(example, aspect)) for aspect in aspects}
-    known = {aspect: tuple(sorted(w for w, n in result.items() if n >= fewest)) for aspect, result in counts.items()}
+    known = {aspect: tuple(sorted(w for w, n in count.items() if n >= fewest)) for aspect, count in counts.items()}
     if not any(known.values()):
         raise DataError(
             "no aspect of the images to learn from is annotated often enough",
@@ -51,10 +51,10 @@ def read_words(
     wide = tokens.cpu().double()
     mean, scale = wide.mean(0), wide.std(0, correction=0).clamp_min(SMALLEST)
     inputs, targets = (wide - mean) / scale, wanted.cpu().double()
-    result = [_ridge(inputs, targets, penalty) for penalty in penalties]
-    errors = [float((held - targets).square().mean()) for _, held in result]
-    best = min(range(len(result)), key=errors.__getitem__)
-    weight, held = result[best]
+    candidates = [_ridge(inputs, targets, penalty) for penalty in penalties]
+    errors = [float((held - targets).square().mean()) for _, held in candidates]
+    best = min(range(len(candidates)), key=errors.__getitem__)
+    weight, held = candidates[best]
     slope, offset = _scaled(held, targets)
     layer = {
         "weight": slope[:, None] * weight.T,

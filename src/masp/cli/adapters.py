@@ -252,10 +252,10 @@ def _size(text: str) -> tuple[int, int]:
     Raises:
         UsageError: Not two numbers.
     """
-    result = re.fullmatch(r"(\d{1,6})[x×](\d{1,6})", text.strip(), flags=re.ASCII)
-    if result is None:
+    size = re.fullmatch(r"(\d{1,6})[x×](\d{1,6})", text.strip(), flags=re.ASCII)
+    if size is None:
         raise UsageError(f"--size {text}", "width and height in pixels, such as 1024x768")
-    return int(result[1]), int(result[2])
+    return int(size[1]), int(size[2])
 
 
 def _object(

@@ -132,9 +132,9 @@ def _take_debug(arguments: list[str]) -> bool:
     """Removes `--debug` from the arguments before `--`; true where it was there or the environment asks for it."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     others = [word for word in arguments[:end] if word != "--debug"]
-    result = len(others) < end
+    given = len(others) < end
     arguments[:end] = others
-    return result or os.environ.get("MASP_DEBUG", "") not in ("", "0")
+    return given or os.environ.get("MASP_DEBUG", "") not in ("", "0")
 
 
 def _set_up_log(debug: bool) -> None:

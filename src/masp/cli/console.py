@@ -176,65 +176,65 @@ def counts_table(labels: Sequence[str], counts: Mapping[str, Mapping[str, int]])
     return table
 
 
-def evaluation_tables(result: "Evaluation") -> Group:
+def evaluation_tables(evaluation: "Evaluation") -> Group:
     """Figures of an evaluation, then those of every label."""
     figures = Table.grid(padding=(0, 2))
     rows = [
-        ("accuracy", result.accuracy.percent()),
-        *((("exact match", result.exact.accuracy.percent()),) if result.exact else ()),
-        ("macro F1", result.macro_f1.percent()),
-        ("always the most frequent label", result.majority.percent()),
-        *(_chance_rows(result.chances) if result.chances else ()),
+        ("accuracy", evaluation.accuracy.percent()),
+        *((("exact match", evaluation.exact.accuracy.percent()),) if evaluation.exact else ()),
+        ("macro F1", evaluation.macro_f1.percent()),
+        ("always the most frequent label", evaluation.majority.percent()),
+        *(_chance_rows(evaluation.chances) if evaluation.chances else ()),
     ]
-    if result.distribution is not None:
-        distance = result.distribution
+    if evaluation.distribution is not None:
+        distance = evaluation.distribution
         rows.append(("divergence from the votes", f"KL {distance.kl.value:.3f}, JS {distance.js.value:.3f} nats"))
         rows.append(("images with votes", str(distance.images)))
-    rows.append(("images", f"{result.used} used, {len(result.quarantined)} unreadable"))
-    if result.unparsed > result.unanswered:
-        rows.append(("answers that name no label", str(result.unparsed - result.unanswered)))
-    if result.exact is not None:
-        rows.append(("answers that are no label exactly", str(result.exact.unparsed)))
-    if result.unanswered:
-        rows.append(("images without an answer", str(result.unanswered)))
+    rows.append(("images", f"{evaluation.used} used, {len(evaluation.quarantined)} unreadable"))
+    if evaluation.unparsed > evaluation.unanswered:
+        rows.append(("answers that name no label", str(evaluation.unparsed - evaluation.unanswered)))
+    if evaluation.exact is not None:
+        rows.append(("answers that are no label exactly", str(evaluation.exact.unparsed)))
+    if evaluation.unanswered:
+        rows.append(("images without an answer", str(evaluation.unanswered)))
     for name, value in rows:
         figures.add_row(name, Text(value, style="bold"))
     classes = plain_table("label", ">precision", ">recall", ">F1", ">images")
-    for entry in result.classes:
+    for entry in evaluation.classes:
         ratios = (f"{100 * value:.1f} %" for value in (entry.precision, entry.recall, entry.f1))
         classes.add_row(Text(printable(entry.label)), *ratios, str(entry.support))
     title = Text(
-        f"{printable(result.system)} on {printable(result.dataset)}, split {result.split}, read by {result.mode}; "
-        "intervals hold 95 %",
+        f"{printable(evaluation.system)} on {printable(evaluation.dataset)}, split {evaluation.split}, "
+        f"read by {evaluation.mode}; intervals hold 95 %",
         style="dim",
     )
     return Group(title, Text(), figures, Text(), classes)
 
 
-def _chance_rows(result: "ProbabilisticMetrics") -> list[tuple[str, str]]:
+def _chance_rows(chances: "ProbabilisticMetrics") -> list[tuple[str, str]]:
     """Figures of the log-probabilities, for the terminal."""
-    rows = [] if result.top2 is None else [("true label among the first two", result.top2.percent())]
-    rows.append(("expected calibration error", _beside_floor(result)))
-    after = result.calibrated
+    rows = [] if chances.top2 is None else [("true label among the first two", chances.top2.percent())]
+    rows.append(("expected calibration error", _beside_floor(chances)))
+    after = chances.calibrated
     if after is not None:
         limit = ", the edge of what was searched" if after.at_limit else ""
         found_in = after.temperature_interval
         ends = "" if found_in is None else f" [{found_in.low:.2f}, {found_in.high:.2f}]"
         fitted = f"temperature {after.temperature:.2f}{ends} from {after.images:,} images of {after.split}{limit}"
         rows.append(("the same after scaling", f"{_beside_floor(after)}; {fitted}"))
-    if result.calibration_floor is not None:
-        floor = f"what a perfectly calibrated system with these confidences and {result.images:,} images would show"
+    if chances.calibration_floor is not None:
+        floor = f"what a perfectly calibrated system with these confidences and {chances.images:,} images would show"
         rows.append(("calibration floor", floor))
-    rows.append(("negative log-likelihood", f"{result.negative_log_likelihood.value:.3f} nats"))
-    rows.append(("Brier score", f"{result.brier.value:.3f} of 2"))
-    rows.append(("mean risk over all coverages", result.risk_coverage.area.percent()))
+    rows.append(("negative log-likelihood", f"{chances.negative_log_likelihood.value:.3f} nats"))
+    rows.append(("Brier score", f"{chances.brier.value:.3f} of 2"))
+    rows.append(("mean risk over all coverages", chances.risk_coverage.area.percent()))
     return rows
 
 
-def _beside_floor(result: "ProbabilisticMetrics | Calibrated") -> str:
+def _beside_floor(error: "ProbabilisticMetrics | Calibrated") -> str:
     """The calibration error, and what chance alone would show of it where that is known."""
-    floor = result.calibration_floor
-    return result.calibration_error.percent() + ("" if floor is None else f", floor {floor.percent()}")
+    floor = error.calibration_floor
+    return error.calibration_error.percent() + ("" if floor is None else f", floor {floor.percent()}")
 
 
 def _shares(prediction: "Prediction") -> Mapping[str, float]:

@@ -437,10 +437,10 @@ def _asking(
     return AnnotationSettings({name: texts.aspect(name)[0] for name in chosen}, options, measured_light)
 
 
-def _annotation_table(result: "Outcome") -> "object":
+def _annotation_table(outcome: "Outcome") -> "object":
     """Aspects with how many answers there are, why others are missing, and what was said most often."""
     table = plain_table("aspect", ">answered", "without answer", ">different", "most often")
-    for name, one in result.aspects.items():
+    for name, one in outcome.aspects.items():
         absent = ", ".join(f"{count:,} {why}" for why, count in one.absent.items())
         often = ", ".join(f"{text} ({count:,})" for text, count in one.commonest)
         cells = (name.replace("_", " "), f"{one.answered:,}", absent, f"{one.different:,}", often[:60])

@@ -82,10 +82,10 @@ def measured(
         return evaluate(system, dataset, split, mode, replace(batching, progress=counting(bar)), out, more)
 
 
-def tell(result: "Evaluation", out: Path | None) -> None:
+def tell(evaluation: "Evaluation", out: Path | None) -> None:
     """The figures on stdout, and what else there is to know on stderr."""
-    results().print(evaluation_tables(result))
-    for bad in result.quarantined:
+    results().print(evaluation_tables(evaluation))
+    for bad in evaluation.quarantined:
         say(f"left out {bad.image}: {bad.reason}")
     if out is not None:
         say(f"predictions.jsonl and summary.json are in {out}")
@@ -116,14 +116,14 @@ def compare(
     from masp.evaluation.compute_metrics import compare_results
     from masp.evaluation.result import read_result
 
-    result = [read_result(place) for place in places]
+    evaluations = [read_result(place) for place in places]
     if seeds:
-        results().print(_spreads(result))
+        results().print(_spreads(evaluations))
         return
-    if len(result) < 2:
+    if len(evaluations) < 2:
         raise UsageError("one result", "two or more to compare", "Name another one.")
-    pairs = [(result[0].system, other.system, compare_results(result[0], other)) for other in result[1:]]
-    results().print(_standings(result))
+    pairs = [(evaluations[0].system, other.system, compare_results(evaluations[0], other)) for other in evaluations[1:]]
+    results().print(_standings(evaluations))
     results().print(differences(pairs))
 
 
@@ -138,18 +138,18 @@ def differences(pairs: "Sequence[tuple[str, str, PairedComparison]]") -> Table:
     return table
 
 
-def _standings(result: "Sequence[Evaluation]") -> Table:
+def _standings(evaluations: "Sequence[Evaluation]") -> Table:
     table = plain_table("system", ">accuracy", ">macro F1", ">images")
-    for one in result:
+    for one in evaluations:
         table.add_row(Text(printable(one.system)), one.accuracy.percent(), one.macro_f1.percent(), str(one.used))
     return table
 
 
-def _spreads(result: "Sequence[Evaluation]") -> Table:
+def _spreads(evaluations: "Sequence[Evaluation]") -> Table:
     from masp.evaluation.compute_metrics import over_seeds
 
-    table = plain_table(f"over {len(result)} results", ">mean", ">standard deviation", ">each")
-    for name, spread in over_seeds(result).items():
+    table = plain_table(f"over {len(evaluations)} results", ">mean", ">standard deviation", ">each")
+    for name, spread in over_seeds(evaluations).items():
         deviation = "" if spread.deviation is None else f"{spread.deviation:.4f}"
         each = ", ".join(f"{value:.4f}" for value in spread.values)
         table.add_row(name.replace("_", " "), f"{spread.mean:.4f}", deviation, each)
@@ -247,14 +247,14 @@ def evaluate(
     settings = _settings(changes or [], data)
     other = _result(against)
     if predictions is not None:
-        result = _outside(predictions, settings, split, allow_missing, calibrate, out)
+        evaluation = _outside(predictions, settings, split, allow_missing, calibrate, out)
     elif adapter is None:
         raise UsageError("nothing to measure is named", "--adapter DIR, or --predictions FILE", "Name one.")
     else:
-        result = _adapter_measured(adapter, choice, settings, split, calibrate, out)
-    tell(result, out)
+        evaluation = _adapter_measured(adapter, choice, settings, split, calibrate, out)
+    tell(evaluation, out)
     if other is not None:
-        _compare_with(other, result)
+        _compare_with(other, evaluation)
 
 
 @dataclass(frozen=True)
@@ -370,27 +370,27 @@ def _divided(settings: "DataConfig", split: str, home: Path, task: str | None) -
     return with_split(as_trained(open_dataset(settings), home, task), settings, split)
 
 
-def _record(result: "Evaluation", home: Path, task: str | None, fitted: bool) -> None:
+def _record(evaluation: "Evaluation", home: Path, task: str | None, fitted: bool) -> None:
     """The accuracy into the adapter's description and card, and the temperature, if it was `fitted` to raw scores."""
     from masp.adapters import record_result
     from masp.cli.console import say
     from masp.evaluation.metrics import CALIBRATION_IMAGES
     from masp.evaluation.runner import result_of
 
-    scaled = None if result.chances is None else result.chances.calibrated
+    scaled = None if evaluation.chances is None else evaluation.chances.calibrated
     usable = scaled is not None and fitted and scaled.images >= CALIBRATION_IMAGES
     temperature = scaled.temperature if scaled is not None and usable else None
-    record_result(home, result_of(result), task, temperature)
+    record_result(home, result_of(evaluation), task, temperature)
     addition = "" if temperature is None else f", with the temperature {temperature:.3f}"
     say(f"recorded in {home}{addition}")
 
 
-def _compare_with(other: "Evaluation", result: "Evaluation") -> None:
+def _compare_with(other: "Evaluation", evaluation: "Evaluation") -> None:
     """How much more, or less, than the other result was right on the same images."""
     from masp.cli.console import results
     from masp.evaluation.compute_metrics import compare_results
 
-    results().print(differences([(other.system, result.system, compare_results(other, result))]))
+    results().print(differences([(other.system, evaluation.system, compare_results(other, evaluation))]))
 
 
 def _settings(changes: list[str], data: Path) -> "DataConfig":

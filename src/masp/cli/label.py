@@ -115,15 +115,15 @@ def status(
 
     from masp.labelling.run import status as read_status
 
-    found = read_status(folder)
-    left = found.seconds_left
+    counts = read_status(folder)
+    left = counts.seconds_left
     if as_json:
-        typer.echo(json.dumps({**vars(found), "done": found.done, "seconds_left": left}))
+        typer.echo(json.dumps({**vars(counts), "done": counts.done, "seconds_left": left}))
         return
-    typer.echo(f"{found.done:,} of {found.images:,} images ({found.chunks:,} of {found.all_chunks:,} chunks)")
-    typer.echo(_listed(found.counts))
-    if found.rate is not None and left is not None:
-        typer.echo(f"{found.rate:,.1f} images/s, {left / 3600:,.1f} hours left at that rate")
+    typer.echo(f"{counts.done:,} of {counts.images:,} images ({counts.chunks:,} of {counts.all_chunks:,} chunks)")
+    typer.echo(_listed(counts.counts))
+    if counts.rate is not None and left is not None:
+        typer.echo(f"{counts.rate:,.1f} images/s, {left / 3600:,.1f} hours left at that rate")
         if price is not None:
             typer.echo(f"{left / 3600 * price:,.2f} left to pay at {price:,.2f} an hour")
 

@@ -118,11 +118,11 @@ def predict(
     show = _json_line if as_json else _for_people(masp.use(asked[0]) if asked else masp, how)
     failures = _Failures(show, None if as_json else MOST_SAID)
     found = _Predictions(show)
-    for result in masp.predict_stream(_named(paths, failures), batch_size, how, workers, asked or None):
-        if isinstance(result, Failure):
-            failures.add(result)
+    for answer in masp.predict_stream(_named(paths, failures), batch_size, how, workers, asked or None):
+        if isinstance(answer, Failure):
+            failures.add(answer)
         else:
-            found.add(result)
+            found.add(answer)
     if failures.unsaid:
         say(f"{failures.unsaid:,} more could not be read, {failures.count:,} in all")
     if found.foreign:
@@ -202,21 +202,21 @@ def _named(paths: Sequence[str], failures: _Failures) -> Iterator[Path]:
     from masp.predictor import Failure
 
     for argument in paths:
-        result, before = False, failures.count
+        anything, before = False, failures.count
         try:
             for path in images_from([argument], sys.stdin, lambda line, error: failures.add(Failure(line, str(error)))):
-                result = True
+                anything = True
                 yield path
         except DataError as error:
             failures.add(Failure(argument, str(error)))
             continue
-        if not result and failures.count == before:
+        if not anything and failures.count == before:
             failures.add(Failure(argument, f"names no images ({FORMAT_NAMES})"))
 
 
-def _json_line(result: "Prediction | Failure") -> None:
+def _json_line(answer: "Prediction | Failure") -> None:
     """One line, at once; escaped so that every terminal and every file name survives."""
-    sys.stdout.write(json.dumps(result.to_json()) + "\n")
+    sys.stdout.write(json.dumps(answer.to_json()) + "\n")
     sys.stdout.flush()
 
 
@@ -234,11 +234,11 @@ def _for_people(masp: "Masp", explain: "Explain") -> "Callable[[Prediction | Fai
     elif explain:
         say(legend(explain if masp.handle().concepts is None else WORDS))
 
-    def show(result: "Prediction | Failure") -> None:
-        if isinstance(result, Failure):
-            say(result.error if result.image in result.error else f"{result.image}: {result.error}")
+    def show(answer: "Prediction | Failure") -> None:
+        if isinstance(answer, Failure):
+            say(answer.error if answer.image in answer.error else f"{answer.image}: {answer.error}")
         else:
-            console.print(prediction_panel(result))
+            console.print(prediction_panel(answer))
 
     return show
 
@@ -247,20 +247,20 @@ def _alone(masp: "Masp") -> str:
     return f"zero-shot: {masp.backbone.name} alone, without aspects and soft prompt (row V of the paper's Table 2)"
 
 
-def _write_report(file: Path, masp: "Masp", result: _Predictions, failures: _Failures) -> None:
+def _write_report(file: Path, masp: "Masp", predictions: _Predictions, failures: _Failures) -> None:
     from masp.adapters import library_versions
     from masp.report import sample_of, write_report
     from masp.report.schema import Provenance, ReportData
 
-    read = counted(result.count, "image")
-    shown = read if result.count == len(result.kept) else f"the first {len(result.kept)} of {read}"
+    read = counted(predictions.count, "image")
+    shown = read if predictions.count == len(predictions.kept) else f"the first {len(predictions.kept)} of {read}"
     unread = f" {failures.count:,} more could not be read." if failures.count else ""
     by = _alone(masp) if masp.zero_shot else f"predicted by {masp.adapter} on {masp.backbone.name}"
     facts = {"adapter": masp.adapter, "backbone": masp.backbone.name, "question": masp.task.question}
     data = ReportData(
         title="Predicted emotions",
-        summary=f"{shown}, {by}.{unread} {result.warning}".rstrip(),
-        samples=tuple(sample_of(prediction, Path(prediction.image)) for prediction in result.kept),
+        summary=f"{shown}, {by}.{unread} {predictions.warning}".rstrip(),
+        samples=tuple(sample_of(prediction, Path(prediction.image)) for prediction in predictions.kept),
         failures=tuple((failure.image, failure.error) for failure in failures.kept),
         provenance=Provenance(facts=(*facts.items(), *library_versions().items())),
     )

@@ -449,10 +449,10 @@ def _read(file: Path) -> dict[str, Any]:
         UsageError: it is none.
     """
     try:
-        result = loads(file.read_text(encoding="utf-8"))
-        machine = dict(result["machine"])
-        groups = {name: _floats(group) for name, group in dict(result.get("groups", {})).items()}
-        return {"machine": machine | _floats(machine), "groups": groups, "results": list(result["results"])}
+        content = loads(file.read_text(encoding="utf-8"))
+        machine = dict(content["machine"])
+        groups = {name: _floats(group) for name, group in dict(content.get("groups", {})).items()}
+        return {"machine": machine | _floats(machine), "groups": groups, "results": list(content["results"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file} cannot be read: {error}", "a file that `masp bench --json` wrote") from error
 

@@ -76,8 +76,8 @@ def train(
     if what is StageChoice.aspects:
         _train(settings.ready_for("aspects"), out, None, None)
     elif what is StageChoice.prompt:
-        result = None if aspects in (None, NONE) else find_adapter(aspects)
-        _train(settings.ready_for("prompt"), None, out, result)
+        adapter = None if aspects in (None, NONE) else find_adapter(aspects)
+        _train(settings.ready_for("prompt"), None, out, adapter)
     else:
         both = settings.ready_for("aspects").ready_for("prompt")
         _train(both, out / "aspects", out / "prompt", out / "aspects")
@@ -124,9 +124,9 @@ def _train(settings: "RunConfig", first: Path | None, second: Path | None, aspec
             _report("prompt", train_prompt(settings, dataset, loaded, aspects, second))
 
 
-def _report(stage: str, result: "TrainResult") -> None:
+def _report(stage: str, trained: "TrainResult") -> None:
     """The adapter's folder on stdout, and how it went on stderr."""
-    figures = "".join(f", {name} {value:.4g}" for name, value in result.metrics.items())
-    pace = f"{result.steps} steps in {result.seconds:.0f} s, {result.examples_per_second:.0f} examples/s"
+    figures = "".join(f", {name} {value:.4g}" for name, value in trained.metrics.items())
+    pace = f"{trained.steps} steps in {trained.seconds:.0f} s, {trained.examples_per_second:.0f} examples/s"
     say(f"{stage}: {pace}{figures}")
-    typer.echo(str(result.adapter))
+    typer.echo(str(trained.adapter))

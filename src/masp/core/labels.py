@@ -231,5 +231,5 @@ def mapping(labels: Iterable[str], target: Taxonomy) -> dict[str, str]:
     """
     names = tuple(labels)
     source = taxonomy_of(names)
-    result = {label: counterpart(label, source, target) for label in names}
-    return {label: other for label, other in result.items() if other is not None}
+    table = {label: counterpart(label, source, target) for label in names}
+    return {label: other for label, other in table.items() if other is not None}

@@ -149,24 +149,24 @@ def _images(rows: Any, source: HubSource) -> Iterator[tuple[str, bytes]]:
 
 
 def _image_column(features: Any, given: str | None) -> str:
-    result = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
-    return _chosen(given, features, result, "pictures", "--image")
+    columns = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
+    return _chosen(given, features, columns, "pictures", "--image")
 
 
 def _label_column(features: Any, given: str | None) -> str:
-    result = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
-    return _chosen(given, features, result or [name for name in LABELS if name in features][:1], "labels", "--label")
+    columns = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
+    return _chosen(given, features, columns or [name for name in LABELS if name in features][:1], "labels", "--label")
 
 
-def _chosen(given: str | None, features: Any, result: list[str], what: str, option: str) -> str:
+def _chosen(given: str | None, features: Any, columns: list[str], what: str, option: str) -> str:
     if given is not None:
         if given not in features:
             raise DataError(f"the data set has no column '{given}'", "", did_you_mean(given, features))
         return given
-    if len(result) != 1:
+    if len(columns) != 1:
         raise DataError(
-            f"{len(result) or 'none'} of the columns {', '.join(features)} holds {what}",
+            f"{len(columns) or 'none'} of the columns {', '.join(features)} holds {what}",
             "one",
             f"Name it with {option}.",
         )
-    return result[0]
+    return columns[0]

@@ -342,8 +342,8 @@ def _heic_sizes(content: bytes) -> list[tuple[int, int]]:
         if length == 1:
             length = int.from_bytes(content[offset + 8 : offset + 16])
         if kind == b"meta":
-            result = _EXTENT.findall(content, offset, offset + length if length else len(content))
-            return [(int.from_bytes(width), int.from_bytes(height)) for width, height in result]
+            sizes = _EXTENT.findall(content, offset, offset + length if length else len(content))
+            return [(int.from_bytes(width), int.from_bytes(height)) for width, height in sizes]
         if length < 8:
             break
         offset += length

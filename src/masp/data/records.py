@@ -341,17 +341,17 @@ def class_balance(records: Sequence[Record], labels: Sequence[str] | None = None
     Raises:
         DataError: no record has a label, or one has a label that is not in `labels`.
     """
-    result = Counter(record.label for record in records if record.label is not None)
-    names = tuple(labels) if labels is not None else tuple(sorted(result))
-    strange = sorted(set(result) - set(names))
+    images = Counter(record.label for record in records if record.label is not None)
+    names = tuple(labels) if labels is not None else tuple(sorted(images))
+    strange = sorted(set(images) - set(names))
     if strange:
         raise DataError(f"unknown label '{strange[0]}'", "", did_you_mean(strange[0], names))
-    if not result:
+    if not images:
         raise DataError("no image has a label", "labelled images", "Check the layout of the data set.")
-    counts = {name: result[name] for name in names}
-    total, present = result.total(), len(result)
+    counts = {name: images[name] for name in names}
+    total, present = images.total(), len(images)
     weights = {name: total / (present * count) if count else 0.0 for name, count in counts.items()}
-    return ClassBalance(counts, max(result.values()) / min(result.values()), weights)
+    return ClassBalance(counts, max(images.values()) / min(images.values()), weights)
 
 
 def relabelled(dataset: Dataset, taxonomy: Taxonomy) -> Dataset:

@@ -113,27 +113,27 @@ def measure_explanations(
     batching = batching or Batching(longest_side=masp.task.longest_side, rounding=masp.task.rounding)
     masp.model.aspect_module()
     known = labelled(records, masp.labels)
-    result: list[ExplainedImage] = []
+    images: list[ExplainedImage] = []
     for batch, visual in visual_batches(masp.backbone, known, batching, BadFiles(total=len(known))):
-        result += _explained(masp, batch, visual, attribution)
-    return agreement(result)
+        images += _explained(masp, batch, visual, attribution)
+    return agreement(images)
 
 
-def agreement(result: Sequence[ExplainedImage]) -> Explanations:
+def agreement(images: Sequence[ExplainedImage]) -> Explanations:
     """The figures over images that were explained."""
-    right = [one for one in result if one.predicted == one.label]
+    right = [one for one in images if one.predicted == one.label]
     causes = Counter(one.truth.cause for one in right)
     hits = sum(one.strongest == one.truth.cause for one in right)
     pointing: dict[str, Interval] = {}
     guess: dict[str, float] = {}
     for aspect in PLACED:
-        covered = [(one, _covered(one.truth, aspect)) for one in result if aspect in one.peaks]
+        covered = [(one, _covered(one.truth, aspect)) for one in images if aspect in one.peaks]
         covered = [(one, share) for one, share in covered if share]
         if covered:
             pointing[aspect] = metrics.share(sum(one.peaks[aspect] == aspect for one, _ in covered), len(covered))
             guess[aspect] = sum(share for _, share in covered) / len(covered)
     return Explanations(
-        metrics.share(len(right), len(result)),
+        metrics.share(len(right), len(images)),
         metrics.share(hits, len(right)) if right else None,
         max(causes.values()) / len(right) if right else None,
         pointing,

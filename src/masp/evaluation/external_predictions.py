@@ -258,20 +258,20 @@ def _logs(content: dict[str, Any], where: str, labels: Sequence[str]) -> dict[st
     key, table = next(iter(given.items()))
     if not isinstance(table, dict):
         raise DataError(f"{where}: {key} is {shown(table)}", "a number for every label")
-    result: dict[str, float] = {}
+    logs: dict[str, float] = {}
     for name, value in table.items():
         label = _label(name, f"a label of {key}", where, labels)
-        if label is None or label in result:
+        if label is None or label in logs:
             raise DataError(f"{where}: {key} names {shown(name)} twice", "every label once")
-        result[label] = _log(value, f"{where}: {key} of {label}", key == "probabilities")
-    missing = [label for label in labels if label not in result]
+        logs[label] = _log(value, f"{where}: {key} of {label}", key == "probabilities")
+    missing = [label for label in labels if label not in logs]
     if missing:
         raise DataError(f"{where}: {key} lacks {', '.join(missing)}", "a number for every label")
-    total = sum(map(math.exp, result.values()))
+    total = sum(map(math.exp, logs.values()))
     if abs(total - 1) > _SLACK:
         raise DataError(f"{where}: the probabilities sum to {total:.3g}", "1", "Normalise them over the labels.")
     shift = math.log(total) if abs(total - 1) > _EXACT else 0.0
-    return {label: max(LOWEST, result[label] - shift) for label in labels}
+    return {label: max(LOWEST, logs[label] - shift) for label in labels}
 
 
 def _log(value: object, what: str, plain: bool) -> float:

@@ -185,12 +185,12 @@ def compare_seeds(
         raise ValueError("two prediction vectors without examples cannot be compared")
     whole = math.lcm(len(first), len(second))
     gains = _hits(targets, second) * (whole // len(second)) - _hits(targets, first) * (whole // len(first))
-    result = mean_share(gains.tolist(), whole, seed, samples)
+    gain = mean_share(gains.tolist(), whole, seed, samples)
     only_first, only_second = int((gains < 0).sum()), int((gains > 0).sum())
     sizes = Counter(np.abs(gains[gains != 0]).tolist())
     alike = len(sizes) < 2  # all differences have one size
     p_value = mcnemar(only_first, only_second) if alike else sign_flip(sizes, int(gains.sum()))
-    return PairedComparison(result.value, result.low, result.high, p_value, only_first, only_second)
+    return PairedComparison(gain.value, gain.low, gain.high, p_value, only_first, only_second)
 
 
 def mean_share(parts: Sequence[int], whole: int, seed: int = 0, samples: int = 10_000) -> Interval:
@@ -378,8 +378,8 @@ def fit_temperature(logs: Float[np.ndarray, "images labels"], targets: Int[np.nd
         return -float(scaled(logs, np.exp(log_temperature))[images, targets].mean())
 
     low, high = np.log(TEMPERATURES)
-    result = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
-    return float(np.exp(result.x))
+    optimum = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(optimum.x))
 
 
 def scaled(logs: Float[np.ndarray, "images labels"], temperature: float) -> Float[np.ndarray, "images labels"]:

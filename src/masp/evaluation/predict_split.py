@@ -283,17 +283,17 @@ class ResumeLog:
         lines = self._file.readlines()
         if not lines or _content(lines[0]) != {"format": LOG_FORMAT, "run": run}:
             return (), 0
-        result, end = list[SplitPredictions](), len(lines[0])
+        parts, end = list[SplitPredictions](), len(lines[0])
         for line in lines[1:]:
             try:
                 content: Any = _content(line)
                 answers = tuple(LabelledPrediction(**row) for row in content["answers"])
                 left_out = tuple(SkippedImage(**row) for row in content["left_out"])
-                result.append(SplitPredictions(answers, left_out, float(content["seconds"])))
+                parts.append(SplitPredictions(answers, left_out, float(content["seconds"])))
             except (KeyError, TypeError, ValueError):
                 break
             end += len(line)
-        return tuple(result), end
+        return tuple(parts), end
 
     def _write(self, content: object) -> None:
         self._file.write((json.dumps(content, allow_nan=False) + "\n").encode())

@@ -234,7 +234,7 @@ class Evaluation:
         return {"format": content.pop("format"), **content, HASH: hashlib.sha256(content_of(self.answers)).hexdigest()}
 
 
-def write_result(out: Path, result: Evaluation) -> None:
+def write_result(out: Path, evaluation: Evaluation) -> None:
     """Writes `predictions.jsonl` (one answer per line), then `summary.json` (figures and provenance).
 
     A process that dies in between leaves new predictions beside an old summary. The summary holds their hash, so that
@@ -244,8 +244,8 @@ def write_result(out: Path, result: Evaluation) -> None:
         OSError: the disk is full or cannot be written.
     """
     out.mkdir(parents=True, exist_ok=True)
-    write_predictions(out / PREDICTIONS, result.answers)
-    write_file(out / SUMMARY, (json.dumps(result.summary(), indent=2, allow_nan=False) + "\n").encode())
+    write_predictions(out / PREDICTIONS, evaluation.answers)
+    write_file(out / SUMMARY, (json.dumps(evaluation.summary(), indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_result(path: Path) -> Evaluation:
@@ -261,11 +261,11 @@ def read_result(path: Path) -> Evaluation:
 
     file = path / SUMMARY if path.is_dir() else path
     content = read_json(file, largest=None)
-    found = content.get("format") if isinstance(content, dict) else None
-    if not isinstance(content, dict) or found != FORMAT or isinstance(found, bool):
-        newer = isinstance(found, int) and found > FORMAT
+    version = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or version != FORMAT or isinstance(version, bool):
+        newer = isinstance(version, int) and version > FORMAT
         todo = "Install a newer masp." if newer else "Name what `masp evaluate --out DIR` wrote."
-        raise DataError(f"{file} has the format {found!r:.40}", f"{FORMAT}, the result of an evaluation", todo)
+        raise DataError(f"{file} has the format {version!r:.40}", f"{FORMAT}, the result of an evaluation", todo)
     beside = file.with_name(PREDICTIONS)
     answers = _answers_beside(file, content.get(HASH))
     try:

@@ -73,16 +73,18 @@ def evaluate(
         system = prompted(system, mode)
     batching = batching or Batching()
     known = of_system(system, dataset, split, batching)
-    found = predict_split(system, dataset, split, batching, None if out is None else (out, run_of(known)))
+    predictions = predict_split(system, dataset, split, batching, None if out is None else (out, run_of(known)))
     held: SplitPredictions | None = None
-    if calibrate and split != CALIBRATION and any(one.log_probabilities is not None for one in found.answers):
+    if calibrate and split != CALIBRATION and any(one.log_probabilities is not None for one in predictions.answers):
         if any(record.label is not None for record in dataset.splits.get(CALIBRATION, ())):
             run = run_of({**known, "data": {**known["data"], "split": CALIBRATION}})
             held = predict_split(system, dataset, CALIBRATION, batching, None if out is None else (out, run))
         else:
             log.info("%s has no labelled split %s, so that no temperature is fitted", dataset.name, CALIBRATION)
     answers = None if held is None else held.answers
-    result = evaluation_of(name_of(system), system.labels, dataset, split, found, dated(known, found.seconds), answers)
+    result = evaluation_of(
+        name_of(system), system.labels, dataset, split, predictions, dated(known, predictions.seconds), answers
+    )
     if out is not None:
         processes = launched(system.backbone.device)
         with processes.guarded():
@@ -95,7 +97,7 @@ def evaluation_of(
     labels: Sequence[str],
     dataset: Dataset,
     split: str,
-    result: SplitPredictions,
+    predictions: SplitPredictions,
     provenance: Mapping[str, Any],
     held: Sequence[LabelledPrediction] | None = None,
 ) -> Evaluation:
@@ -106,42 +108,42 @@ def evaluation_of(
         labels: what it chose from.
         dataset: has the split.
         split: name of the split.
-        result: what it said; at least one answer.
+        predictions: what it said; at least one answer.
         provenance: what that depended on.
         held: what it said about the split val, to fit a temperature on; None: none is fitted.
     """
-    mode: Mode = "generate" if all(one.answer is not None for one in result.answers) else "score"
+    mode: Mode = "generate" if all(one.answer is not None for one in predictions.answers) else "score"
     about = ResultContext(
-        name, dataset.name, split, mode, tuple(labels), provenance, result.left_out, result.unlabelled
+        name, dataset.name, split, mode, tuple(labels), provenance, predictions.left_out, predictions.unlabelled
     )
     calibration = None if held is None else Calibration(CALIBRATION, tuple(held))
-    return measured(about, result.answers, votes_of(dataset, split), calibration)
+    return measured(about, predictions.answers, votes_of(dataset, split), calibration)
 
 
-def _write(out: Path, result: Evaluation, held: Sequence[LabelledPrediction] | None) -> None:
+def _write(out: Path, evaluation: Evaluation, held: Sequence[LabelledPrediction] | None) -> None:
     """Writes the result, then removes the logs that interrupted runs would go on from, those of other runs included."""
     beside = out / f"predictions.{CALIBRATION}.jsonl"
     if held is not None:
         write_predictions(beside, held)
-    write_result(out, result)
+    write_result(out, evaluation)
     if held is None:
         beside.unlink(missing_ok=True)
     for path in out.glob(f"{'[0-9a-f]' * 12}{ENDING}"):
         path.unlink(missing_ok=True)
 
 
-def result_of(result: Evaluation) -> ResultRecord:
+def result_of(evaluation: Evaluation) -> ResultRecord:
     """What an adapter records of an evaluation."""
     return ResultRecord(
-        dataset=result.dataset,
-        fingerprint=result.provenance["data"]["fingerprint"],
-        split=result.split,
-        mode=result.mode,
-        images=result.used,
-        accuracy=result.accuracy.value,
-        low=result.accuracy.low,
-        high=result.accuracy.high,
-        macro_f1=result.macro_f1.value,
+        dataset=evaluation.dataset,
+        fingerprint=evaluation.provenance["data"]["fingerprint"],
+        split=evaluation.split,
+        mode=evaluation.mode,
+        images=evaluation.used,
+        accuracy=evaluation.accuracy.value,
+        low=evaluation.accuracy.low,
+        high=evaluation.accuracy.high,
+        macro_f1=evaluation.macro_f1.value,
     )
 
 

@@ -248,10 +248,10 @@ def check_shard(folder: str | Path, manifest: Manifest, shard: int) -> None:
     """
     place = Place.of(folder) / MANIFEST / f"{shard_name(shard)}.parquet"
     try:
-        found = place.sha256()
+        sha256 = place.sha256()
     except OSError as error:
         raise DataError(f"{place.path} cannot be read ({error})", "every file of the manifest") from None
-    if found != manifest.hashes[shard]:
+    if sha256 != manifest.hashes[shard]:
         raise DataError(f"{place.path} has changed", "the manifest as it was planned", "Plan it again in a new folder.")
 
 

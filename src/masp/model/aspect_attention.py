@@ -170,10 +170,10 @@ class AspectModules(nn.Module):
         """
         present = sorted(set(aspects))
         names = [self.aspects[index] for index in present]
-        result = self(visual, names).tokens  # (images, aspects that occur, n, d)
+        tokens = self(visual, names).tokens  # (images, aspects that occur, n, d)
         slots = [present.index(index) for index in aspects]
-        device = result.device
-        return result[torch.tensor(images, device=device), torch.tensor(slots, device=device)]
+        device = tokens.device
+        return tokens[torch.tensor(images, device=device), torch.tensor(slots, device=device)]
 
 
 def attend(

@@ -159,8 +159,8 @@ def describe_aspects(
     model: MaspModel, visual: VisualTokens, questions: Questions, max_new_tokens: int = 16
 ) -> list[dict[str, str]]:
     """The texts of `aspect_answers`, as far as they were generated."""
-    result = aspect_answers(model, visual, questions, max_new_tokens)
-    return [{name: answer.text for name, answer in one.items()} for one in result]
+    answers = aspect_answers(model, visual, questions, max_new_tokens)
+    return [{name: answer.text for name, answer in one.items()} for one in answers]
 
 
 @torch.no_grad()

@@ -208,10 +208,10 @@ class SequenceBuilder:
 
     def _sign(self, question: str, *columns: NDArray[np.int64]) -> bytes:
         """Hash of the columns of a prefix, and of the question where visual tokens depend on it."""
-        result = hashlib.blake2b(question.encode() if self.backbone.question_conditioned else b"", digest_size=16)
+        digest = hashlib.blake2b(question.encode() if self.backbone.question_conditioned else b"", digest_size=16)
         for part in columns:
-            result.update(repr(part.shape).encode() + np.ascontiguousarray(part).tobytes())
-        return result.digest()
+            digest.update(repr(part.shape).encode() + np.ascontiguousarray(part).tobytes())
+        return digest.digest()
 
     def _columns(
         self, template: Template, answer_ids: list[int], spliced: SequenceParts

@@ -307,9 +307,9 @@ def _what(trial: Comparison) -> str:
     return f"{systems} on {images} images of the split “{trial.split}” of {trial.dataset}, with the choice of {choice}."
 
 
-def _gains(result: leaderboard.Gains) -> GainsView:
-    drawing = plots.gain_bars([(gain.aspect, gain.points) for gain in result.gains])
-    return GainsView(result.name, result.meaning, result.gains, drawing)
+def _gains(gains: leaderboard.Gains) -> GainsView:
+    drawing = plots.gain_bars([(gain.aspect, gain.points) for gain in gains.gains])
+    return GainsView(gains.name, gains.meaning, gains.gains, drawing)
 
 
 MOST_FACTS = 120
@@ -352,10 +352,10 @@ def comparison(
     """
     if not sources and not tables:
         raise UsageError("no result was named", "at least one", "Name what `masp evaluate --out DIR` wrote.")
-    result = trials(sources)
-    views = [view(number, trial, asked, len(result) > 1) for number, trial in enumerate(result, start=1)]
+    comparisons = trials(sources)
+    views = [view(number, trial, asked, len(comparisons) > 1) for number, trial in enumerate(comparisons, start=1)]
     rows = [_ablation_view(number, table) for number, table in enumerate(tables, start=1)]
-    names = ", ".join(dict.fromkeys(trial.dataset for trial in result))
+    names = ", ".join(dict.fromkeys(trial.dataset for trial in comparisons))
     return fill(
         "comparison.html.j2",
         title=title or (f"Emotions of images: {names}" if names else "What each part adds"),
@@ -396,10 +396,10 @@ def _headlines(views: Sequence[TrialView]) -> list[Headline]:
 
 def _chapters(views: Sequence[TrialView], rows: Sequence[AblationView]) -> list[tuple[str, str]]:
     """Anchors and names of the sections that are there; of several trials only where each begins."""
-    result: list[tuple[str, str]] = []
+    chapters: list[tuple[str, str]] = []
     for one in views:
         if len(views) > 1:
-            result.append((f"{one.anchor}-systems", one.name))
+            chapters.append((f"{one.anchor}-systems", one.name))
             continue
         every: Sequence[tuple[str, str, object]] = (
             ("systems", "All systems", True),
@@ -410,9 +410,9 @@ def _chapters(views: Sequence[TrialView], rows: Sequence[AblationView]) -> list[
             ("votes", "Votes of people", one.distributions),
             ("mistakes", "Worst mistakes", True),
         )
-        result += [(f"{one.anchor}-{anchor}", name) for anchor, name, present in every if present]
-    result += [(one.anchor, one.title) for one in rows]
-    return [*result, ("not", "What a label is not"), ("provenance", "How this was made")]
+        chapters += [(f"{one.anchor}-{anchor}", name) for anchor, name, present in every if present]
+    chapters += [(one.anchor, one.title) for one in rows]
+    return [*chapters, ("not", "What a label is not"), ("provenance", "How this was made")]
 
 
 def _ablation_view(number: int, table: Rows) -> AblationView:
@@ -422,11 +422,11 @@ def _ablation_view(number: int, table: Rows) -> AblationView:
 
 
 def _source(source: ResultSource) -> SourceView:
-    result = source.found
-    seed = seed_of(result)
-    words = f"{result.system} on {result.dataset}, split {result.split}, {grouped(result.used)} images"
+    evaluation = source.found
+    seed = seed_of(evaluation)
+    words = f"{evaluation.system} on {evaluation.dataset}, split {evaluation.split}, {grouped(evaluation.used)} images"
     words += f", seed {seed}" if seed is not None else ""
-    return SourceView(_known_as(source.place), words, _facts(result.provenance))
+    return SourceView(_known_as(source.place), words, _facts(evaluation.provenance))
 
 
 def _table_source(table: Rows) -> SourceView:

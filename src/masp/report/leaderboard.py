@@ -216,10 +216,10 @@ def _pair(base: SystemResults, system: SystemResults) -> Pair:
     if not common:
         return Pair(system.name, None, 0)
     predictions, answered = ([[seed[key] for key in common] for seed in one.said] for one in (base, system))
-    result = metrics.compare_seeds([label for _, label in common], predictions, answered)
-    points = Interval(result.difference, result.low, result.high)
+    comparison = metrics.compare_seeds([label for _, label in common], predictions, answered)
+    points = Interval(comparison.difference, comparison.low, comparison.high)
     if len(base.runs) == len(system.runs) == 1:
-        return Pair(system.name, points, len(common), result.p_value, result.only_second, result.only_first)
+        return Pair(system.name, points, len(common), comparison.p_value, comparison.only_second, comparison.only_first)
     return Pair(system.name, points, len(common))
 
 
@@ -227,8 +227,8 @@ def _with_interval(system: SystemResults, figure: Figure | None) -> Figure | Non
     """The mean accuracy of several seeds with the interval over the images, where their answers are known."""
     if figure is None or figure.sd is None or not system.said[0]:
         return figure
-    result = over_images(system)
-    return replace(figure, low=result.low, high=result.high)
+    interval = over_images(system)
+    return replace(figure, low=interval.low, high=interval.high)
 
 
 def _meaning(system: SystemResults) -> str:
@@ -250,8 +250,8 @@ def _meaning(system: SystemResults) -> str:
     return ", ".join(words)
 
 
-def _data(result: Evaluation) -> Mapping[str, object]:
-    data = result.provenance.get("data")
+def _data(evaluation: Evaluation) -> Mapping[str, object]:
+    data = evaluation.provenance.get("data")
     return data if isinstance(data, Mapping) else {}
 
 
@@ -260,15 +260,15 @@ def _aspects(system: SystemResults) -> tuple[frozenset[str], str] | None:
 
     A name such as "V+scene+S" comes first: it tells an untrained prompt from a trained one and from none.
     """
-    result = system.runs[0]
-    named = _from_name(result.system) or _from_name(system.name)
+    first = system.runs[0]
+    named = _from_name(first.system) or _from_name(system.name)
     if named is not None:
         return named
     for key in ("adapter", "system"):
-        described = result.provenance.get(key)
+        described = first.provenance.get(key)
         names = described.get("aspects") if isinstance(described, Mapping) else None
         if isinstance(described, Mapping) and isinstance(names, list | tuple):
-            same = [result.mode, described.get("method"), described.get("settings"), result.provenance.get("question")]
+            same = [first.mode, described.get("method"), described.get("settings"), first.provenance.get("question")]
             return frozenset(map(str, names)), json.dumps(same, sort_keys=True, default=str)
     return None
 

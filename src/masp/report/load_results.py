@@ -63,8 +63,8 @@ def over_seeds(values: Sequence[Interval | float | None]) -> Figure | None:
         one = known[0]
         return Figure(one.value, one.low, one.high) if isinstance(one, Interval) else Figure(one)
     plain = [value.value if isinstance(value, Interval) else value for value in known]
-    result = spread_of(plain)
-    return Figure(result.mean, sd=result.deviation)
+    stats = spread_of(plain)
+    return Figure(stats.mean, sd=stats.deviation)
 
 
 def pooled(runs: Sequence[Sequence[Bin]]) -> tuple[PooledBin, ...]:
@@ -176,17 +176,17 @@ def trials(sources: Sequence[ResultSource]) -> tuple[Comparison, ...]:
     """The results in the order in which they were named, put together by data set, split and labels."""
     groups: dict[tuple[str, str, tuple[str, ...]], list[ResultSource]] = {}
     for source in sources:
-        result = source.found
-        groups.setdefault((result.dataset, result.split, tuple(sorted(result.labels))), []).append(source)
+        evaluation = source.found
+        groups.setdefault((evaluation.dataset, evaluation.split, tuple(sorted(evaluation.labels))), []).append(source)
     return tuple(
         Comparison(dataset, split, group[0].found.labels, _systems(group))
         for (dataset, split, _), group in groups.items()
     )
 
 
-def seed_of(result: Evaluation) -> str | None:
+def seed_of(evaluation: Evaluation) -> str | None:
     """The training seed of a result as text; None where it is unknown."""
-    seed = result.provenance.get("seed")
+    seed = evaluation.provenance.get("seed")
     return None if seed is None else json.dumps(seed)
 
 
@@ -218,15 +218,15 @@ def _systems(group: Sequence[ResultSource]) -> tuple[SystemResults, ...]:
     )
 
 
-def _settings(result: Evaluation) -> str:
+def _settings(evaluation: Evaluation) -> str:
     """What the seeds of one system have in common, as text."""
-    adapter, backbone = result.provenance.get("adapter"), result.provenance.get("backbone")
+    adapter, backbone = evaluation.provenance.get("adapter"), evaluation.provenance.get("backbone")
     facts = [
-        result.mode,
+        evaluation.mode,
         _trained(adapter),
         backbone.get("fingerprint") if isinstance(backbone, Mapping) else None,
-        result.provenance.get("question"),
-        _set(result.provenance.get("system")),
+        evaluation.provenance.get("question"),
+        _set(evaluation.provenance.get("system")),
     ]
     return json.dumps(facts, sort_keys=True, default=str)
 

@@ -294,9 +294,9 @@ def accuracy_dots(systems: Sequence[tuple[str, Interval]], majority: float | Non
     """Accuracy of every system with its 95 % interval, beside always answering the most frequent label."""
 
     def draw(axes: Axes) -> None:
-        for index, (_, result) in enumerate(systems):
-            axes.plot([100 * result.low, 100 * result.high], [index, index], color=MID, linewidth=2.4)
-            axes.plot([100 * result.value], [index], "o", markersize=7, color=ACCENT, zorder=3, clip_on=False)
+        for index, (_, interval) in enumerate(systems):
+            axes.plot([100 * interval.low, 100 * interval.high], [index, index], color=MID, linewidth=2.4)
+            axes.plot([100 * interval.value], [index], "o", markersize=7, color=ACCENT, zorder=3, clip_on=False)
         if majority is not None:
             axes.axvline(100 * majority, color=INK, linewidth=1, linestyle=(0, (3, 2)))
         axes.set_yticks(range(len(systems)), [_shortened(name) for name, _ in systems])
@@ -312,9 +312,9 @@ def gain_bars(gains: Sequence[tuple[str, Interval]]) -> str:
 
     def draw(axes: Axes) -> None:
         positions = range(len(gains))
-        axes.barh(positions, [100 * result.value for _, result in gains], height=0.5, color=MID)
-        for position, (_, result) in zip(positions, gains, strict=True):
-            ends = [100 * result.low, 100 * result.high]
+        axes.barh(positions, [100 * gain.value for _, gain in gains], height=0.5, color=MID)
+        for position, (_, gain) in zip(positions, gains, strict=True):
+            ends = [100 * gain.low, 100 * gain.high]
             axes.plot(ends, [position, position], color=INK, linewidth=1.3, solid_capstyle="butt")
             axes.plot(ends, [position, position], color=INK, linewidth=0, marker="|", markersize=6)
         axes.axvline(0, color=INK, linewidth=1)

@@ -78,10 +78,10 @@ class ExplanationTruth:
 
     def causes(self) -> list[tuple[str, Interval, float | None]]:
         """Each way of naming the main cause: what it is, how often it is right, and how often guessing would be."""
-        result = [("the largest effect is the true cause", self.cause, self.cause_by_guess)]
-        name = "the same by the concept bottleneck" if self.cause else result[0][0]
-        result.append((name, self.concept_cause, self.concept_cause_by_guess))
-        return [(name, value, guess) for name, value, guess in result if value is not None]
+        rows = [("the largest effect is the true cause", self.cause, self.cause_by_guess)]
+        name = "the same by the concept bottleneck" if self.cause else rows[0][0]
+        rows.append((name, self.concept_cause, self.concept_cause_by_guess))
+        return [(name, value, guess) for name, value, guess in rows if value is not None]
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ def _folder_of(root: Path, name: str, paper: Paper) -> Path | None:
     return fits[0] if fits else None
 
 
-def find_teacher(root: Path, data: DataConfig, result: Sequence[DatasetSource], paper: Paper) -> DatasetSource | None:
+def find_teacher(root: Path, data: DataConfig, sources: Sequence[DatasetSource], paper: Paper) -> DatasetSource | None:
     """What teaches the aspects for all data sets: EmoSet, whether it is measured on or not, or else `ASPECTS`.
 
     None where neither is there, or it has no annotations.
@@ -186,7 +186,7 @@ def find_teacher(root: Path, data: DataConfig, result: Sequence[DatasetSource], 
     name, path = next(((name, path) for name, path in paths if path is not None), (EMOSET, None))
     if path is None:
         return None
-    source = next((source for source in result if source.name == name), None)
+    source = next((source for source in sources if source.name == name), None)
     source = source or _source(name, path, data.model_copy(update=_PUBLISHED_LABELS))
     return source if source.annotated else None
 

@@ -118,7 +118,7 @@ def plan_cells(job: ReproduceConfig, paper: Paper, baselines: tuple[Spec, ...]) 
         paper: names the data sets whose experiments are limited to some of them.
         baselines: the other systems.
     """
-    result: dict[str, Experiment] = {}
+    experiments: dict[str, Experiment] = {}
     skipped: list[SkippedDataset] = list(job.missing)
     wanted = [(source, recipe) for source in job.sources for recipe in _recipes(job, source, paper, baselines)]
     if "table4" in job.experiments:
@@ -130,8 +130,8 @@ def plan_cells(job: ReproduceConfig, paper: Paper, baselines: tuple[Spec, ...]) 
                 if seed == job.seeds[0]:
                     skipped.append(SkippedDataset(source.name, recipe.name, reason))
             elif seed == job.seeds[0] or depends_on_seed(job, recipe):
-                _add(result, job, source, recipe, seed)
-    return ExperimentGraph(tuple(result.values()), tuple(skipped))
+                _add(experiments, job, source, recipe, seed)
+    return ExperimentGraph(tuple(experiments.values()), tuple(skipped))
 
 
 def takes_part(experiment: str, dataset: str, paper: Paper) -> bool:
@@ -180,26 +180,28 @@ def _lacking(job: ReproduceConfig, source: DatasetSource, recipe: Spec) -> str:
     return ""
 
 
-def _add(result: dict[str, Experiment], job: ReproduceConfig, source: DatasetSource, recipe: Spec, seed: int) -> None:
+def _add(
+    experiments: dict[str, Experiment], job: ReproduceConfig, source: DatasetSource, recipe: Spec, seed: int
+) -> None:
     """A cell, behind those that it needs."""
     if recipe.kind == "parameters":
-        _put(result, Experiment(source.name, recipe, seed))
+        _put(experiments, Experiment(source.name, recipe, seed))
         return
-    needs = [_put(result, Experiment(source.name, DATA, job.seeds[0]))]
+    needs = [_put(experiments, Experiment(source.name, DATA, job.seeds[0]))]
     teacher = job.aspects_from(source.name)
     if recipe.aspects and job.adapter is None and teacher is not None:
-        looked = (_put(result, Experiment(teacher.name, DATA, job.seeds[0])),) if teacher in job.sources else ()
-        needs.append(_put(result, Experiment(teacher.name, STAGE1, seed, looked)))
+        looked = (_put(experiments, Experiment(teacher.name, DATA, job.seeds[0])),) if teacher in job.sources else ()
+        needs.append(_put(experiments, Experiment(teacher.name, STAGE1, seed, looked)))
     base = base_of(job, Experiment(source.name, recipe, seed))
     if base is not None:
-        _add(result, job, source, base.recipe, base.seed)
+        _add(experiments, job, source, base.recipe, base.seed)
         needs.append(base.name)
     if recipe.kind == "attention":
-        _add(result, job, source, FULL, seed)
+        _add(experiments, job, source, FULL, seed)
         needs.append(cell_name(source.name, FULL, seed))
-    _put(result, Experiment(source.name, recipe, seed, tuple(dict.fromkeys(needs))))
+    _put(experiments, Experiment(source.name, recipe, seed, tuple(dict.fromkeys(needs))))
 
 
-def _put(result: dict[str, Experiment], cell: Experiment) -> str:
-    result.setdefault(cell.name, cell)
+def _put(experiments: dict[str, Experiment], cell: Experiment) -> str:
+    experiments.setdefault(cell.name, cell)
     return cell.name

@@ -73,9 +73,9 @@ def run_cells(
 def blocked(cell: Experiment, outcomes: Mapping[str, ExperimentResult]) -> ExperimentResult | None:
     """The outcome of a cell that needs one that failed; None where nothing is in its way."""
     for need in cell.needs:
-        result = outcomes.get(need)
-        if result is not None and result.state != "done":
-            why = f"it needs {need}, which {'failed' if result.state == 'failed' else 'was not run'}"
+        outcome = outcomes.get(need)
+        if outcome is not None and outcome.state != "done":
+            why = f"it needs {need}, which {'failed' if outcome.state == 'failed' else 'was not run'}"
             return ExperimentResult(cell.name, "waiting", {}, {}, {}, error=why)
     return None
 

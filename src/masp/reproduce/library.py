@@ -26,8 +26,7 @@ from masp.evaluation import metrics
 from masp.evaluation.explanation_metrics import ceiling
 from masp.evaluation.predict_split import SplitPredictions, predict_batch
 from masp.evaluation.result import Evaluation, LabelledPrediction, SkippedImage
-from masp.model.explain import normalised
-from masp.model.prompt_attention import prompt_attention
+from masp.model.explain import normalised, prompt_attention
 from masp.reproduce.config import ReproduceConfig
 from masp.training.disk_cache import DiskCache
 from masp.training.feature_cache import GIGA, FeatureCache, ImageReading, VisualMemory
@@ -85,17 +84,17 @@ def answers(system: System, images: SplitImages, stop: StopRequest, title: str) 
     return SplitPredictions(tuple(result), images.left_out, time.perf_counter() - started, images.unlabelled)
 
 
-def figures(result: Evaluation) -> dict[str, Any]:
+def figures(evaluation: Evaluation) -> dict[str, Any]:
     """The figures that tables are made of, ready for JSON; all others are in the result itself."""
     content: dict[str, Any] = {
-        "images": result.used,
-        "accuracy": asdict(result.accuracy),
-        "macro_f1": asdict(result.macro_f1),
-        "unparsed": result.unparsed,
+        "images": evaluation.used,
+        "accuracy": asdict(evaluation.accuracy),
+        "macro_f1": asdict(evaluation.macro_f1),
+        "unparsed": evaluation.unparsed,
     }
-    if result.exact is not None:
-        content["exact"] = asdict(result.exact)
-    chances = result.chances
+    if evaluation.exact is not None:
+        content["exact"] = asdict(evaluation.exact)
+    chances = evaluation.chances
     if chances is not None:
         content["negative_log_likelihood"] = asdict(chances.negative_log_likelihood)
         content["calibration_error"] = asdict(chances.calibration_error)
@@ -246,12 +245,12 @@ class Library:
             DataError: there is no such split, or too many images are bad.
         """
         dataset = self.dataset(name)
-        result = self._filled(name, {split: dataset.split(split)}, stop, alone)
-        chosen = result.records[split]
+        read = self._filled(name, {split: dataset.split(split)}, stop, alone)
+        chosen = read.records[split]
         records, indices = tuple(record for _, record in chosen), tuple(index for index, _ in chosen)
-        bad = tuple(SkippedImage(dataset.relative_path(one.path), one.reason) for one in result.rejected)
+        bad = tuple(SkippedImage(dataset.relative_path(one.path), one.reason) for one in read.rejected)
         bare = sum(not record.label for record in dataset.split(split))
-        return SplitImages(dataset, records, indices, result.store, bad, bare)
+        return SplitImages(dataset, records, indices, read.store, bad, bare)
 
     def learned_from(self, name: str) -> Sequence[Record]:
         """The labelled training images of a data set, those included that turn out unreadable."""
@@ -264,13 +263,13 @@ class Library:
 
     def training_data(self, name: str, out: Path, seed: int, stop: StopRequest) -> TrainingData:
         """What a system learns from a data set: labels and, where they are, annotations of train and val."""
-        result = self.taught(name, stop)
+        read = self.taught(name, stop)
         train, val = (
-            tuple(Example(index, one.label or "", one.annotations) for index, one in result.records[split])
+            tuple(Example(index, one.label or "", one.annotations) for index, one in read.records[split])
             for split in TAUGHT
         )
         out.mkdir(parents=True, exist_ok=True)
-        return TrainingData(result.store, train, val, out, seed, self.dataset(name).fingerprint())
+        return TrainingData(read.store, train, val, out, seed, self.dataset(name).fingerprint())
 
     def _side(self, name: str, records: Sequence[Record], alone: bool) -> int | None:
         """The side that images are shrunk to; where it makes no difference, the one that is read anyway."""

@@ -249,9 +249,9 @@ class Runner:
 
     def _aspects(self, cell: Experiment) -> Found:
         dataset, memory = self.library.dataset(cell.dataset), self.library.memory(cell.dataset)
-        result = train_aspects(self.config(cell), dataset, self.library.backbone, self.folder(cell), memory)
+        trained = train_aspects(self.config(cell), dataset, self.library.backbone, self.folder(cell), memory)
         made = {"adapter": {"aspects_sha256": read_info(self.folder(cell)).aspects_sha256}}
-        return {"validation": result.metrics}, made | _training(result)
+        return {"validation": trained.metrics}, made | _training(trained)
 
     def _masp(self, cell: Experiment) -> Found:
         if cell.recipe.prompt != "trained":
@@ -259,8 +259,8 @@ class Runner:
         aspects = self._stage1(cell) if cell.recipe.aspects else None
         common = (self.library.dataset(cell.dataset), self.library.backbone, aspects, self.folder(cell))
         memory = self.library.memory(cell.dataset)
-        result = train_prompt(self.config(cell), *common, include_aspects=False, memory=memory)
-        return self._measured(cell, self._system(cell, self.folder(cell), self.job.reading), _training(result))
+        trained = train_prompt(self.config(cell), *common, include_aspects=False, memory=memory)
+        return self._measured(cell, self._system(cell, self.folder(cell), self.job.reading), _training(trained))
 
     def _system(self, cell: Experiment, prompt: Path | None, reading: Reading = "score") -> Prompted:
         """The backbone with the parts of the method that a recipe names, asked as stage 2 asks.
@@ -346,12 +346,12 @@ class Runner:
         dataset = self.library.dataset(cell.dataset)
         with StopRequest() as stop:
             images = self.library.tested(cell.dataset, stop, alone(cell.recipe))
-            result = measure.answers(system, images, stop, cell.name)
-            if not result.answers:
+            predictions = measure.answers(system, images, stop, cell.name)
+            if not predictions.answers:
                 raise DataError("no image of the test split has a label and can be read", "some", "Check the data set.")
             held = self._held(cell, system, stop)
-        known = self._depended(cell, system, result.seconds)
-        evaluation = evaluation_of(cell.recipe.name, system.labels, dataset, "test", result, known, held or None)
+        known = self._depended(cell, system, predictions.seconds)
+        evaluation = evaluation_of(cell.recipe.name, system.labels, dataset, "test", predictions, known, held or None)
         write_result(result_folder(self.job, cell.name), evaluation)
         return measure.figures(evaluation), {**evaluation.provenance, **about}
 
@@ -432,8 +432,8 @@ def _method_numbers(dim: int, queries: int | None, variant: Variant, length: int
     return own | {"aspects paper": paper.aspects, "aspects released": released.aspects}
 
 
-def _training(result: TrainResult) -> dict[str, Any]:
-    facts = asdict(result)
+def _training(trained: TrainResult) -> dict[str, Any]:
+    facts = asdict(trained)
     del facts["adapter"]
     return {"training": facts}
 

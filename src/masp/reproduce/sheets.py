@@ -139,10 +139,10 @@ def _wide(table: ResultTable) -> tuple[tuple[str, ...], tuple[tuple[str, ...], .
 def _short(entry: TableCell) -> str:
     """All that one cell of a wide table says: "80.1 ± 0.4 [78.0, 82.1]; paper 80.06 (+0.0)"."""
     paper = "" if entry.paper is None else f"paper {entry.paper:.2f}"
-    result = entry.over_seeds
-    if result is None:
+    stats = entry.over_seeds
+    if stats is None:
         return f"–; {paper}" if paper else "–"
-    text = f"{result.text()} {_bracket(entry)}"
+    text = f"{stats.text()} {_bracket(entry)}"
     if entry.read is not None:
         lenient, unparsed = _read(entry.read)
         text += f"; lenient {lenient}, unparsed {unparsed} %"
@@ -178,8 +178,8 @@ def _plain(share: float | None) -> float | str:
 
 
 def _bracket(entry: TableCell) -> str:
-    result = entry.interval
-    return "" if result is None else f"[{100 * result.low:.1f}, {100 * result.high:.1f}]"
+    interval = entry.interval
+    return "" if interval is None else f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
 def _number(value: float | None) -> str:
@@ -229,10 +229,10 @@ def differences(results: Results, experiment: str) -> Sheet | None:
     """Paired differences between rows, on the same images with the same seed; None where there are none."""
     rows, lines = [], []
     for dataset, base, recipe in _pairs(results, experiment):
-        result = paired(results, dataset, base, recipe)
-        if result is not None:
-            rows.append(_difference_row(dataset, base, recipe, result))
-            seeds = [("all", result.whole), *zip(result.seeds, result.each, strict=True)]
+        row = paired(results, dataset, base, recipe)
+        if row is not None:
+            rows.append(_difference_row(dataset, base, recipe, row))
+            seeds = [("all", row.whole), *zip(row.seeds, row.each, strict=True)]
             lines += [_difference_line(dataset, base, recipe, seed, one) for seed, one in seeds]
     if not rows:
         return None
@@ -341,13 +341,13 @@ def attention(results: Results) -> Sheet | None:
     for source in results.job.sources:
         if not takes_part("figure4", source.name, results.paper):
             continue
-        result, reason = seed_values(results, ATTENTION, source.name)
+        outcomes, reason = seed_values(results, ATTENTION, source.name)
         if reason:
-            notes.append(f"{source.name}: {len(result)} seeds only ({reason}).")
-        for aspect in ASPECTS if result else ():
-            raw = [outcome.figures["raw"][aspect] for outcome in result]
-            shares = [outcome.figures["normalised"][aspect] for outcome in result]
-            spread = [outcome.figures["spread"][aspect] for outcome in result]
+            notes.append(f"{source.name}: {len(outcomes)} seeds only ({reason}).")
+        for aspect in ASPECTS if outcomes else ():
+            raw = [outcome.figures["raw"][aspect] for outcome in outcomes]
+            shares = [outcome.figures["normalised"][aspect] for outcome in outcomes]
+            spread = [outcome.figures["spread"][aspect] for outcome in outcomes]
             seeds = spread_of(shares)
             sd = "" if seeds.deviation is None else percent(seeds.deviation)
             each = " · ".join(percent(share) for share in shares)
@@ -378,8 +378,8 @@ def attention(results: Results) -> Sheet | None:
     )
 
 
-def _difference_row(dataset: str, base: Spec, recipe: Spec, result: DifferenceRow) -> tuple[str, ...]:
-    points, whole = spread_of([100 * one.difference for one in result.each]), result.whole
+def _difference_row(dataset: str, base: Spec, recipe: Spec, row: DifferenceRow) -> tuple[str, ...]:
+    points, whole = spread_of([100 * one.difference for one in row.each]), row.whole
     spread = "" if points.deviation is None else f"{points.deviation:.1f}"
     each = " · ".join(f"{value:+.1f}" for value in points.values)
     interval = f"[{100 * whole.low:+.1f}, {100 * whole.high:+.1f}]"

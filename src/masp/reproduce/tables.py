@@ -89,14 +89,14 @@ class TableCell:
     @property
     def mean(self) -> float | None:
         """Mean over the seeds."""
-        result = self.over_seeds
-        return None if result is None else result.mean
+        stats = self.over_seeds
+        return None if stats is None else stats.mean
 
     @property
     def spread(self) -> float | None:
         """Standard deviation over the seeds; None for one seed."""
-        result = self.over_seeds
-        return None if result is None else result.deviation
+        stats = self.over_seeds
+        return None if stats is None else stats.deviation
 
     @property
     def interval(self) -> Interval | None:
@@ -182,17 +182,17 @@ def accuracy_table(results: Results, experiment: str) -> ResultTable:
 
 def seed_values(results: Results, recipe: Spec, dataset: str) -> tuple[list[ExperimentResult], str]:
     """The outcomes of a recipe that are done, one for each seed; and why others are missing."""
-    result, reason = [], ""
+    outcomes, reason = [], ""
     for seed in seeds_of(results.job, recipe):
         outcome = results.outcomes.get(cell_name(dataset, recipe, seed))
         if outcome is not None and outcome.state == "done":
-            result.append(outcome)
+            outcomes.append(outcome)
         elif outcome is not None and not reason:
             reason = f"seed {seed}: {outcome.error}"
-    if not result and not reason:
+    if not outcomes and not reason:
         fits = (s for s in results.skipped if s.dataset in ("", dataset) and s.system in ("", recipe.name))
         reason = next((s.reason for s in fits), "not part of this run")
-    return result, reason
+    return outcomes, reason
 
 
 def _lines(results: Results, experiment: str) -> list[Line]:
@@ -243,13 +243,15 @@ def _entry(results: Results, experiment: str, line: Line, dataset: str) -> Table
     paper = results.paper.tables[experiment].number(line.printed, dataset)
     if line.recipe is None:
         return TableCell(paper=paper, reason=line.reason)
-    result, reason = seed_values(results, line.recipe, dataset)
-    values = tuple(_accuracy(outcome.figures) for outcome in result)
-    scaled = [outcome.figures.get("calibration_error_scaled") for outcome in result]
+    outcomes, reason = seed_values(results, line.recipe, dataset)
+    values = tuple(_accuracy(outcome.figures) for outcome in outcomes)
+    scaled = [outcome.figures.get("calibration_error_scaled") for outcome in outcomes]
     calibration = mean(one["value"] for one in scaled if one) if scaled and all(scaled) else None
-    images = result[0].figures["images"] if result else 0
-    seeds = tuple(int(outcome.cell.rpartition("/seed")[2]) for outcome in result)
-    return TableCell(values, images, paper, reason, calibration, seeds, _texts([outcome.figures for outcome in result]))
+    images = outcomes[0].figures["images"] if outcomes else 0
+    seeds = tuple(int(outcome.cell.rpartition("/seed")[2]) for outcome in outcomes)
+    return TableCell(
+        values, images, paper, reason, calibration, seeds, _texts([outcome.figures for outcome in outcomes])
+    )
 
 
 def _accuracy(figures: Mapping[str, Any]) -> float:

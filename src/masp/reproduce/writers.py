@@ -121,8 +121,8 @@ def _sheets(results: Results, experiment: str) -> list[Sheet]:
     if experiment == "table4":
         return [more_sheets.parameters(results)]
     if experiment == "figure4":
-        result = more_sheets.attention(results)
-        return [] if result is None else [result]
+        sheet = more_sheets.attention(results)
+        return [] if sheet is None else [sheet]
     table = accuracy_table(results, experiment)
     if not table.datasets:
         rows = tuple((skipped.dataset, skipped.reason) for skipped in results.skipped if not skipped.system)
@@ -337,16 +337,16 @@ def bar_chart(table: ResultTable, dataset: str, references: Mapping[str, float],
 
 def _bar(axes: Axes, position: int, row: TableRow, dataset: str, paper: bool) -> None:
     entry = row.entries[dataset]
-    result = entry.interval
-    assert result is not None
+    interval = entry.interval
+    assert interval is not None
     axes.barh(
         [position],
-        [100 * result.value],
+        [100 * interval.value],
         height=0.56,
         color=MID if "+S" in row.name or row.name.startswith("MASP") else SOFT,
     )
     axes.plot(
-        [100 * result.low, 100 * result.high], [position, position], color=INK, linewidth=1.2, solid_capstyle="butt"
+        [100 * interval.low, 100 * interval.high], [position, position], color=INK, linewidth=1.2, solid_capstyle="butt"
     )
     if len(entry.values) > 1:
         points = [100 * value for value in entry.values]
@@ -364,9 +364,9 @@ def length_chart(table: ResultTable, dataset: str) -> Panel:
         middle = [100 * (row.entries[dataset].mean or 0.0) for row in rows]
         axes.plot(sizes, middle, color=ACCENT, marker="o", markersize=5)
         for size, row in zip(sizes, rows, strict=True):
-            result = row.entries[dataset].interval
-            assert result is not None
-            axes.plot([size, size], [100 * result.low, 100 * result.high], color=INK, linewidth=1.2)
+            interval = row.entries[dataset].interval
+            assert interval is not None
+            axes.plot([size, size], [100 * interval.low, 100 * interval.high], color=INK, linewidth=1.2)
         printed = [(int(row.name), row.entries[dataset].paper) for row in rows]
         known = [(size, number) for size, number in printed if number is not None]
         if known:
@@ -391,11 +391,11 @@ def attention_chart(
         examples: image, a caption, and the shares for it.
     """
     columns = [(f"{dataset}, mean", {name: sum(shares[name]) / len(shares[name]) for name in ASPECTS})]
-    columns += [(caption, result) for _, caption, result in examples]
+    columns += [(caption, shares_here) for _, caption, shares_here in examples]
 
     def draw(axes: Axes) -> None:
-        for column, (_, result) in enumerate(columns):
-            values = np.array([result[name] for name in ASPECTS])
+        for column, (_, shares_here) in enumerate(columns):
+            values = np.array([shares_here[name] for name in ASPECTS])
             left = 1.25 * column
             axes.barh(range(len(ASPECTS)), values / max(values.max(), 1e-9), left=left, height=0.6, color=MID)
             for index, value in enumerate(values):

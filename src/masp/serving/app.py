@@ -254,8 +254,8 @@ def _prediction_routes(service: Service) -> APIRouter:
             raise invalid("unreadable_image", f"no image can be used; the first: {first.error[:300]}", "images")
         drawn = options.heatmaps and options.explain == "full"
         make = [_as_json(one, options, drawn) for one in answered] if not drawn else None
-        found = make if make is not None else await asyncio.to_thread(_all_as_json, answered, options)
-        return JSONResponse({"id": request.state.id, "predictions": found})
+        bodies = make if make is not None else await asyncio.to_thread(_all_as_json, answered, options)
+        return JSONResponse({"id": request.state.id, "predictions": bodies})
 
     @router.post(
         "/v1/report",
@@ -279,8 +279,8 @@ def _information_routes(service: Service) -> APIRouter:
     @router.get("/v1/tasks", summary="What can be asked", responses={200: {"model": schemas.TasksAnswer}, **errors})
     async def tasks() -> Response:
         service.check_ready()
-        found = [_task(name, masp, name == service.default) for name, masp in service.tasks.items()]
-        return JSONResponse({"tasks": found})
+        listed = [_task(name, masp, name == service.default) for name, masp in service.tasks.items()]
+        return JSONResponse({"tasks": listed})
 
     @router.get("/v1/labels", summary="The labels", responses={200: {"model": schemas.LabelsAnswer}, **errors})
     async def labels() -> Response:

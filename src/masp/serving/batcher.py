@@ -213,10 +213,10 @@ class Batcher:
         job.answer = loop.create_future()
         self._waiting.append(job)
         self._changed.set()
-        result = await job.answer
-        self._metrics.images.labels("failed" if isinstance(result, Failure) else "predicted").inc()
-        broke = isinstance(result, Failure) and result.error == BROKE
-        return Answered(result, job.dark, broke)
+        answer = await job.answer
+        self._metrics.images.labels("failed" if isinstance(answer, Failure) else "predicted").inc()
+        broke = isinstance(answer, Failure) and answer.error == BROKE
+        return Answered(answer, job.dark, broke)
 
     @contextlib.asynccontextmanager
     async def _room_to_decode(self) -> AsyncIterator[None]:
@@ -320,24 +320,24 @@ class Batcher:
     def _work(self, jobs: tuple[_Job, ...], pixels: Pixels, loop: asyncio.AbstractEventLoop) -> None:
         """What the model's thread does with a batch."""
         begun = time.perf_counter()
-        for rows, found in predict_mixed(pixels, [job.query for job in jobs]):
+        for rows, predictions in predict_mixed(pixels, [job.query for job in jobs]):
             seconds, begun = time.perf_counter() - begun, time.perf_counter()
             own = [jobs[row] for row in rows]
-            loop.call_soon_threadsafe(self._deliver, own, found, seconds)
+            loop.call_soon_threadsafe(self._deliver, own, predictions, seconds)
 
-    def _deliver(self, jobs: Sequence[_Job], found: Sequence[Prediction], seconds: float) -> None:
+    def _deliver(self, jobs: Sequence[_Job], predictions: Sequence[Prediction], seconds: float) -> None:
         explain, each = jobs[0].query.explain, seconds / len(jobs)
         before = self._load.cost.get(explain, 0.0)
         self._load.cost[explain] = each if before == 0 else 0.8 * before + 0.2 * each
         self._metrics.model_seconds.observe(seconds)
-        for job, prediction in zip(jobs, found, strict=True):
+        for job, prediction in zip(jobs, predictions, strict=True):
             _set(job, prediction)
 
 
-def _set(job: _Job, result: Prediction | Failure) -> None:
+def _set(job: _Job, answer: Prediction | Failure) -> None:
     """Answers whoever still waits for an image."""
     if job.answer is not None and not job.answer.done():
-        job.answer.set_result(result)
+        job.answer.set_result(answer)
 
 
 def _decoded(job: _Job, need_dark: bool) -> tuple[Image.Image, bool | None]:

@@ -36,10 +36,10 @@ def register() -> None:
     Raises:
         UsageError: another version of vLLM than these classes were written against.
     """
-    found = metadata.version("vllm")
-    if not found.startswith(f"{VERSION}."):
+    version = metadata.version("vllm")
+    if not version.startswith(f"{VERSION}."):
         todo = f'pip install "vllm=={VERSION}.*", or leave masp out of VLLM_PLUGINS.'
-        raise UsageError(f"vLLM {found}", f"vLLM {VERSION}, whose interface masp's model classes follow", todo)
+        raise UsageError(f"vLLM {version}", f"vLLM {VERSION}, whose interface masp's model classes follow", todo)
     registry = import_module("vllm").ModelRegistry
     for name in ARCHITECTURES.values():
         registry.register_model(name, f"{__name__}:{name}")

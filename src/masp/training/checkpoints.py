@@ -115,8 +115,8 @@ def left_out(store: CheckpointStore) -> list[str] | None:
 
     So a run that goes on trains on the same images, whatever can be read by then.
     """
-    result = store.latest()
-    return None if result is None else result.state.get("left_out")
+    checkpoint = store.latest()
+    return None if checkpoint is None else checkpoint.state.get("left_out")
 
 
 @contextmanager

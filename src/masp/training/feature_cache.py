@@ -56,10 +56,10 @@ def memory_keys(
 
 def _state(path: Path) -> tuple[int, int] | None:
     try:
-        result = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return result.st_size, result.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
 def origin_of(backbone: Backbone, longest_side: int | None, rounding: Rounding) -> dict[str, object]:
@@ -357,13 +357,12 @@ class FeatureCache:
         disk_cache = self.disk_cache
         self.hashes = self.processes.on_main(lambda: [content_hash(path) for path in self.paths])
         names = [self._key(indices) for indices in groups]
-        self.keys, result = set(names), [disk_cache.load(name) for name in names]
+        self.keys, parts = set(names), [disk_cache.load(name) for name in names]
         everywhere = [
-            all(there)
-            for there in zip(*self.processes.all_gather(lambda: [g is not None for g in result]), strict=True)
+            all(there) for there in zip(*self.processes.all_gather(lambda: [g is not None for g in parts]), strict=True)
         ]
         left: list[list[int]] = []
-        for indices, packed, there in zip(groups, result, everywhere, strict=True):
+        for indices, packed, there in zip(groups, parts, everywhere, strict=True):
             if packed is None or not there:
                 left.append(indices)
                 continue

@@ -74,10 +74,10 @@ class RunFolder:
         Computed with another store, the last bits of a run would be others, so a run stays with its own.
         """
         try:
-            result = json.loads(self.store.read_text(encoding="utf-8"))["kept"]
+            kept = json.loads(self.store.read_text(encoding="utf-8"))["kept"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return result if result in ("none", "features", "prefix") else None
+        return kept if kept in ("none", "features", "prefix") else None
 
     def keep(self, kept: str) -> None:
         """Record what is kept.
@@ -155,10 +155,10 @@ def _description(out: Path) -> dict[str, Any]:
         UsageError: it cannot be read.
     """
     try:
-        result = json.loads((out / RUN).read_text(encoding="utf-8"))
-        if result["format"] != FORMAT:
-            raise ValueError(f"format {result['format']} is not {FORMAT}")
-        return {**result, "identity": dict(result["identity"]), "result": result["result"]}
+        content = json.loads((out / RUN).read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']} is not {FORMAT}")
+        return {**content, "identity": dict(content["identity"]), "result": content["result"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             got=f"{out / RUN} cannot be read: {error}",

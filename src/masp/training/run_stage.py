@@ -197,8 +197,8 @@ class Run:
         Not the number of visual tokens, which is only known where these are kept: the order must not depend on that.
         """
         side = self.config.data.longest_side
-        result = [image_area(store.paths[index], side, self.rounding) for index in indices]
-        return result if len(set(result)) > 1 else None
+        areas = [image_area(store.paths[index], side, self.rounding) for index in indices]
+        return areas if len(set(areas)) > 1 else None
 
     def backbone_record(self) -> BackboneRecord:
         """The backbone as an adapter names it."""

@@ -155,7 +155,7 @@ class AspectStage:
                 if name in record.annotations
             ]
 
-        return measured([pair for result in processes.share(groups, ask, stop) for pair in result])
+        return measured([pair for share in processes.share(groups, ask, stop) for pair in share])
 
 
 def measured(pairs: Sequence[tuple[str, str, str]]) -> dict[str, float]:

@@ -21,7 +21,7 @@ def is_abstract(root: Path) -> bool:
 
 def is_artphoto(root: Path) -> bool:
     """Whether a folder holds images only, all of them named after one of ArtPhoto's labels."""
-    folders, files = listing(root)
+    folders, files = listing(root) if root.is_dir() else ([], [])
     images = [file for file in files if is_image_file(file)]
     named = (spelled(image.stem.partition("_")[0], LABEL_SETS["artphoto"]) for image in images)
     return not folders and bool(images) and all(named)

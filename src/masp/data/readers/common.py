@@ -1,5 +1,6 @@
 """What the readers of the layouts share."""
 
+import math
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,15 @@ class Reading:
     account: BadFiles
     missing: tuple[Path, ...] = ()
     skipped: Mapping[str, int] = field(default_factory=dict)
+
+
+def number_in(cell: str) -> float | None:
+    """The finite number that a cell of a table holds; None where it holds something else."""
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def label_of(name: str) -> str:
@@ -116,10 +126,10 @@ class ImageLookup:
         folders = direct.relative_to(self.root).parts[:-1]
         if folders[:1] == (self.root.name,):
             folders = folders[1:]
-        result = [path for path in self._by_name.get(direct.name, ()) if _lies_in(path, folders)]
-        if len(result) > 1:
-            raise DataError(f"{name!r:.60} fits {result[0]} and {result[1]}", "one image", "Write the whole path.")
-        return result[0] if result else None
+        paths = [path for path in self._by_name.get(direct.name, ()) if _lies_in(path, folders)]
+        if len(paths) > 1:
+            raise DataError(f"{name!r:.60} fits {paths[0]} and {paths[1]}", "one image", "Write the whole path.")
+        return paths[0] if paths else None
 
     def _listed(self) -> dict[str, list[Path]]:
         names: dict[str, list[Path]] = {}

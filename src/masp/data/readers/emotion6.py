@@ -1,7 +1,6 @@
 """Emotion6 as it is published: folders of images by search word, and a table of the votes."""
 
 import logging
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Literal
 
 from masp.core.errors import DataError
 from masp.data.file_listing import is_image_file, listing
-from masp.data.readers.common import Reading, label_of
+from masp.data.readers.common import Reading, label_of, number_in
 from masp.data.records import BadFiles, Record
 
 log = logging.getLogger(__name__)
@@ -94,11 +93,8 @@ def _record(image: Path, label: str, columns: list[str], cells: list[str] | None
 
 
 def _number(cell: str) -> float:
-    try:
-        value = float(cell)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
+    value = number_in(cell)
+    if value is None:
         raise DataError(f"its row in {VOTES} has the cell {cell!r:.40}", "a number", "Correct the table.")
     return value
 

@@ -10,6 +10,7 @@ from typing import get_args
 from masp.core.config import DataConfig, SplitConfig
 from masp.core.errors import DataError, counted, did_you_mean
 from masp.core.labels import validate_labels
+from masp.core.settings import ColumnsConfig
 from masp.data.file_listing import left_behind, listing, unreadable
 from masp.data.readers import art, emoset, emotion6, fi, folders
 from masp.data.readers import table_dataset as listed
@@ -91,14 +92,14 @@ def usable_labels(reading: Reading, root: Path) -> tuple[str, ...]:
     """
     if not any(reading.splits.values()):
         raise DataError(f"{root} holds no images", f"images in the layout {reading.layout}", "Check the path.")
-    result = {record.label for records in reading.splits.values() for record in records} - {None}
-    if len(result) == 1:
+    labels = {record.label for records in reading.splits.values() for record in records} - {None}
+    if len(labels) == 1:
         raise DataError(
-            f"{root} holds one class only ({result.pop()})",
+            f"{root} holds one class only ({labels.pop()})",
             "at least two classes",
             "Add images of another class, or check that the path is that of the whole data set.",
         )
-    return validate_labels(reading.labels) if result or reading.labels else ()
+    return validate_labels(reading.labels) if labels or reading.labels else ()
 
 
 def _finished(reading: Reading, root: Path, settings: DataConfig) -> Dataset:
@@ -120,8 +121,8 @@ def divided(reading: Reading, root: Path, settings: DataConfig) -> tuple[Mapping
     if settings.splits.file is None:
         return _splits(reading, name, settings)
     whole = {split: tuple(records) for split, records in reading.splits.items()}
-    result = divided_by_file(Dataset(name, root, reading.labels, whole, reading.layout), settings.splits.file)
-    return result.splits, result.split_by
+    dataset = divided_by_file(Dataset(name, root, reading.labels, whole, reading.layout), settings.splits.file)
+    return dataset.splits, dataset.split_by
 
 
 def _splits(reading: Reading, name: str, settings: DataConfig) -> tuple[Mapping[str, tuple[Record, ...]], str]:
@@ -158,7 +159,7 @@ class DatasetLayout:
     read: Callable[[Path, DataConfig, BadFiles], Reading]
 
 
-def _emoset(root: Path, settings: DataConfig, account: BadFiles) -> Reading:
+def _emoset(root: Path, account: BadFiles) -> Reading:
     if emoset.is_published(root):
         return emoset.read_emoset(root, account)
     if not folders.split_folders(root):
@@ -170,6 +171,24 @@ def _emoset(root: Path, settings: DataConfig, account: BadFiles) -> Reading:
     return folders.read_folders(root, account)
 
 
+def _plain(name: str, fits: Callable[[Path], bool], read: Callable[[Path, BadFiles], Reading]) -> DatasetLayout:
+    """A layout that no settings change."""
+    return DatasetLayout(name, lambda root, settings: fits(root), lambda root, settings, account: read(root, account))
+
+
+def _table(
+    name: str,
+    fits: Callable[[Path, ColumnsConfig], bool],
+    read: Callable[[Path, ColumnsConfig, BadFiles], Reading],
+) -> DatasetLayout:
+    """A layout in which the settings may name the columns."""
+    return DatasetLayout(
+        name,
+        lambda root, settings: fits(root, settings.columns),
+        lambda root, settings, account: read(root, settings.columns, account),
+    )
+
+
 # The first that fits is taken. Folders of labels come before tables: a table may lie beside them for other reasons.
 # A table of aspects is about them whatever lies beside it.
 LAYOUTS: tuple[DatasetLayout, ...] = (
@@ -178,42 +197,14 @@ LAYOUTS: tuple[DatasetLayout, ...] = (
         lambda root, settings: emotion6.is_published(root),
         lambda root, settings, account: emotion6.read_emotion6(root, account, settings.label_from),
     ),
-    DatasetLayout("emoset", lambda root, settings: emoset.is_published(root), _emoset),
-    DatasetLayout(
-        "fi",
-        lambda root, settings: fi.is_published(root),
-        lambda root, settings, account: fi.read_fi(root, account),
-    ),
-    DatasetLayout(
-        "abstract",
-        lambda root, settings: art.is_abstract(root),
-        lambda root, settings, account: art.read_abstract(root, account),
-    ),
-    DatasetLayout(
-        "aspects",
-        lambda root, settings: listed.has_aspects(root, settings.columns),
-        lambda root, settings, account: listed.read_aspects(root, settings.columns, account),
-    ),
-    DatasetLayout(
-        "folder",
-        lambda root, settings: folders.is_tree(root),
-        lambda root, settings, account: folders.read_folders(root, account),
-    ),
-    DatasetLayout(
-        "artphoto",
-        lambda root, settings: root.is_dir() and art.is_artphoto(root),
-        lambda root, settings, account: art.read_artphoto(root, account),
-    ),
-    DatasetLayout(
-        "votes",
-        lambda root, settings: listed.has_votes(root, settings.columns),
-        lambda root, settings, account: listed.read_votes(root, settings.columns, account),
-    ),
-    DatasetLayout(
-        "table",
-        lambda root, settings: listed.has_labels(root, settings.columns),
-        lambda root, settings, account: listed.read_labels(root, settings.columns, account),
-    ),
+    _plain("emoset", emoset.is_published, _emoset),
+    _plain("fi", fi.is_published, fi.read_fi),
+    _plain("abstract", art.is_abstract, art.read_abstract),
+    _table("aspects", listed.has_aspects, listed.read_aspects),
+    _plain("folder", folders.is_tree, folders.read_folders),
+    _plain("artphoto", art.is_artphoto, art.read_artphoto),
+    _table("votes", listed.has_votes, listed.read_votes),
+    _table("table", listed.has_labels, listed.read_labels),
 )
 _LEFT_BEHIND = "hidden entries and what systems leave behind (.DS_Store, Thumbs.db, __MACOSX …)"
 _PUBLISHED = ("emotion6", "emoset", "fi", "abstract", "artphoto")  # looked for one folder deeper as well

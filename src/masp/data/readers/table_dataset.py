@@ -1,7 +1,6 @@
 """Images that a table lists: with a label, with votes (Flickr, Instagram), or with answers about single aspects."""
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from masp.core.errors import DataError
 from masp.core.labels import LABEL_SETS
 from masp.core.settings import ColumnsConfig
 from masp.data.file_listing import listing
-from masp.data.readers.common import ImageLookup, LabelError, Reading, by_split, label_of
+from masp.data.readers.common import ImageLookup, LabelError, Reading, by_split, label_of, number_in
 from masp.data.readers.folders import split_of
 from masp.data.records import BadFiles, Record
 from masp.data.tables import Table, columns_of, is_table, read_table
@@ -87,9 +86,9 @@ def read_labels(path: Path, names: ColumnsConfig, account: BadFiles) -> Reading:
             raise LabelError("the label is blank", "", "Correct the table.")
         return Record(image, label)
 
-    result = _records(table, lookup, image_column, names, labelled, account)
-    labels = tuple(sorted({record.label for _, record in result if record.label is not None}))
-    return Reading("table", labels, by_split(result), account)
+    rows = _records(table, lookup, image_column, names, labelled, account)
+    labels = tuple(sorted({record.label for _, record in rows if record.label is not None}))
+    return Reading("table", labels, by_split(rows), account)
 
 
 def read_values(
@@ -116,12 +115,12 @@ def read_values(
         return Record(image, _label_at(value, thresholds), extra={table.columns[value_at]: value})
 
     rows = _records(table, lookup, image_column, names, labelled, account)
-    result = [(split, record) for split, record in rows if record.label is not None]
+    records = [(split, record) for split, record in rows if record.label is not None]
     skipped = {}
-    if len(result) < len(rows):
-        skipped[_BETWEEN] = len(rows) - len(result)
+    if len(records) < len(rows):
+        skipped[_BETWEEN] = len(rows) - len(records)
         log.info("%s: %d %s", table.file, skipped[_BETWEEN], _BETWEEN)
-    return Reading("table", tuple(thresholds), by_split(result), account, skipped=skipped)
+    return Reading("table", tuple(thresholds), by_split(records), account, skipped=skipped)
 
 
 def read_aspects(path: Path, names: ColumnsConfig, account: BadFiles) -> Reading:
@@ -193,11 +192,8 @@ def _label_at(value: float, thresholds: Mapping[str, tuple[float | None, float |
 
 
 def _number(cell: str) -> float:
-    try:
-        value = float(cell)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
+    value = number_in(cell)
+    if value is None:
         raise LabelError(f"the value is {cell!r:.40}", "a number such as 4.5", "Correct the table.")
     return value
 
