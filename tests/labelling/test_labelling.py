@@ -12,6 +12,7 @@ import tarfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
@@ -347,6 +348,21 @@ def test_a_run_of_something_else_is_refused(tmp_path, adapter):
         pass
 
 
+@pytest.mark.parametrize(
+    ("address", "actors", "threads"), [(None, None, 6), ("local", 4, 1), ("ray://head:1", 1, None)]
+)
+def test_models_on_this_machine_share_its_threads(address, actors, threads, tmp_path, adapter, monkeypatch):
+    """Ray gives a process one thread for each CPU that it asks for, and these ask for one."""
+    write_manifest([str(write_images(tmp_path / "images", 1))], tmp_path / "out", 1, 1)
+    jobs: list[Job] = []
+    monkeypatch.setattr(run, "_ray", lambda: None)
+    monkeypatch.setattr(run, "_connected", lambda *_: nullcontext())
+    monkeypatch.setattr(run, "_label", lambda ray, job, *_: jobs.append(job))
+    monkeypatch.setattr(run.torch, "get_num_threads", lambda: 6)
+    run.run(job_of(tmp_path / "out", adapter), address, actors)
+    assert [job.threads for job in jobs] == [threads]
+
+
 def test_parts_become_one_data_set(tmp_path, adapter, masp):
     write_manifest([str(write_images(tmp_path / "images", 7))], tmp_path / "out", 2, 4)
     job = job_of(tmp_path / "out", adapter)
@@ -588,6 +604,11 @@ def descendants(parent: int) -> dict[int, str]:
     return {pid: found[pid] for pid in inside if pid in found}
 
 
+def parts(folder: Path) -> int:
+    """Finished files of labels."""
+    return len(list(folder.rglob("part-*.parquet")))
+
+
 def kill_one(process: subprocess.Popen, kind: str) -> bool:
     """Kill the driver, an actor or the raylet; whether there was one."""
     marks = {"driver": "", "actor": "ray::MapWorker", "raylet": "raylet/raylet"}
@@ -607,24 +628,38 @@ def kill_one(process: subprocess.Popen, kind: str) -> bool:
 @needs_ray
 @pytest.mark.long
 def test_kills_at_any_moment_lose_nothing_and_label_nothing_twice(tmp_path, adapter):
-    """Seeded kills of driver, actor and raylet; the rows are those of a run that nobody disturbed."""
-    kills = int(os.environ.get("MASP_KILLS", "3"))
-    write_manifest([str(write_images(tmp_path / "images", 120))], tmp_path / "out", 4, 120)
+    """Seeded kills of driver, actor and raylet; the rows are those of a run that nobody disturbed.
+
+    A run whose actor was killed goes on by itself and is killed again; after any other kill it is begun again.
+    """
+    kills = int(os.environ.get("MASP_KILLS", "4"))
+    out, count = tmp_path / "out", 40 * (kills + 1)
+    write_manifest([str(write_images(tmp_path / "images", count))], out, 4, count)
     (tmp_path / "calm").mkdir()
     for name in ("manifest", "manifest.json"):
-        (tmp_path / "calm" / name).symlink_to(tmp_path / "out" / name)
+        (tmp_path / "calm" / name).symlink_to(out / name)
     label_all(job_of(tmp_path / "calm", adapter))
-    generator = np.random.default_rng(0)
-    for number in range(kills):
-        process = ray_run(tmp_path / "out", adapter)
-        goal = len(list((tmp_path / "out").rglob("part-*"))) + int(generator.integers(1, 4))
-        while process.poll() is None and len(list((tmp_path / "out").rglob("part-*"))) < goal:
-            time.sleep(0.05)
-        kill_one(process, ("driver", "actor", "raylet")[number % 3])
-        process.wait(300)
-    assert ray_run(tmp_path / "out", adapter).wait(600) == 0
-    assert rows(tmp_path / "out") == rows(tmp_path / "calm")
-    assert len(rows(tmp_path / "out")) == 120
+    generator, done, process = np.random.default_rng(0), Counter[str](), None
+    for kind in [("actor", "driver", "raylet")[int(drawn)] for drawn in generator.integers(3, size=kills)]:
+        killed = False
+        while not killed:
+            before = parts(out)
+            assert 4 * before < count, f"all is labelled after {dict(done)}"
+            process = ray_run(out, adapter) if process is None else process
+            goal = before + int(generator.integers(1, 4))
+            while process.poll() is None and parts(out) < goal:
+                time.sleep(0.02)
+            killed = process.poll() is None and kill_one(process, kind)
+            if process.poll() is not None or (killed and kind != "actor"):
+                process.wait(300)
+                process = None
+        done[kind] += 1
+        print(f"{dict(done)}, {parts(out)} parts", flush=True)
+    if process is not None:
+        process.wait(600)
+    assert ray_run(out, adapter).wait(600) == 0
+    assert rows(out) == rows(tmp_path / "calm")
+    assert len(rows(out)) == count
 
 
 @needs_ray

@@ -46,7 +46,7 @@ class Job:
         max_bytes: larger files are not opened.
         seconds: an image that takes longer to read has crashed its decoder.
         decoders: processes that read images, for each actor.
-        threads: of torch in each actor; None: torch's own choice.
+        threads: of torch in each actor; None: torch's own choice, and as many as its CPUs on a cluster of Ray.
     """
 
     folder: str

@@ -7,12 +7,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 from pyarrow import fs, parquet
 
 from masp.adapters import library_versions
@@ -22,6 +23,8 @@ from masp.labelling.labeller import COUNTS, LABELS, Job, Labeller, part_place
 from masp.labelling.manifest import Manifest, Place, check_shard, read_chunk, read_manifest, shard_name
 
 RUN, LOCK = "run.json", "run.lock"
+HERE = (None, "local")
+"""Addresses of a Ray that is started on this machine."""
 AT_ONCE = 100_000
 """Chunks of one Ray job; several follow each other, so that the driver's memory has a bound."""
 RETRIES = 2  # of a chunk whose actor died
@@ -90,6 +93,9 @@ def run(job: Job, address: str | None = None, actors: int | None = None, tell: T
     with _alone(job.folder):
         _check_identity(job)
         todo = missing(job.folder, manifest)
+        if address in HERE and job.threads is None:  # Ray would give a process as many as the CPUs it asks for, one
+            models = actors or max(torch.cuda.device_count(), 1)
+            job = replace(job, threads=max(torch.get_num_threads() // models, 1))
         with _connected(ray, address):
             while part := [one for _, one in zip(range(AT_ONCE), todo, strict=False)]:
                 for shard in sorted({shard for shard, _ in part}):
@@ -150,7 +156,7 @@ def _ray() -> Any:
 def _connected(ray: Any, address: str | None) -> Iterator[None]:
     """A connection to a cluster. Here at least four CPUs, which are counted and not reserved: Ray's own need some."""
     given: dict[str, Any] = {"log_to_driver": False}
-    if address in (None, "local"):
+    if address in HERE:
         given |= {"num_cpus": max(4, os.cpu_count() or 1), "include_dashboard": False}
     else:
         given |= {"address": address}
