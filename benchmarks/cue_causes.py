@@ -1,7 +1,7 @@
-"""Does a cue head know why? The largest effect on the label against the true cause, beside leaving aspects out.
+"""Does a concept bottleneck know why? Its largest effect on the label against the true cause, beside leave-one-out.
 
 An adapter of the embedded default says which aspect decided by leaving each of them out, or by their exact Shapley
-values. A cue head on the same aspects and the same soft prompt says it by adding up, for every aspect, what its words
+values. A bottleneck on the same aspects and the same soft prompt says it by adding up, for every aspect, what its words
 add to the label. Only the made world knows which is right. All images are drawn for this file, so the shipped test
 split takes no part.
 
@@ -104,13 +104,13 @@ def by_attribution(masp: Masp, visual: VisualTokens, attribution: Attribution) -
 
 
 def by_adding_up(head: ConceptBottleneck, visual: VisualTokens) -> list[tuple[str, str]]:
-    """What a cue head names for each image, and the aspect whose words add most to that label."""
+    """What a concept bottleneck names for each image, and the aspect whose words add most to that label."""
     found = []
-    for one, cues in zip(head.predict(visual), head.cues(visual), strict=True):
+    for one, words in zip(head.predict(visual), head.concept_effects(visual), strict=True):
         assert one.predicted is not None
         added = dict.fromkeys(ASPECTS, 0.0)
-        for cue in cues:
-            added[cue.aspect] += cue.effects.get(one.predicted, 0.0)
+        for word in words:
+            added[word.aspect] += word.effects.get(one.predicted, 0.0)
         found.append((one.predicted, max(added, key=added.__getitem__)))
     return found
 
@@ -126,7 +126,7 @@ def judged(found: Sequence[tuple[str, str]], notes: Sequence[dict[str, Any]]) ->
 
 
 def measure(masp: Masp, work: Path, sizes: tuple[int, int, int], out: Path) -> None:
-    """Learn two cue heads, ask them and the adapter, write the result file."""
+    """Learn two bottlenecks, ask them and the adapter, write the result file."""
     started = time.perf_counter()
     train, val, test = (draw(masp, split, size) for split, size in zip(("train", "val", "test"), sizes, strict=True))
     images = Held([train, val])
@@ -140,7 +140,7 @@ def measure(masp: Masp, work: Path, sizes: tuple[int, int, int], out: Path) -> N
         head = ConceptBottleneck(masp.model, masp.labels, over)
         folder = work / name.replace(" ", "-")
         head.fit(TrainingData(images, train.lessons(0), val.lessons(sizes[0]), folder, 0, f"emoji {SEED} {sizes}"))
-        found[f"cue head, {name}"] = [one for batch in batches for one in by_adding_up(head, batch)]
+        found[f"concept bottleneck, {name}"] = [one for batch in batches for one in by_adding_up(head, batch)]
     figures = {name: judged(answers, test.notes) for name, answers in found.items()}
     write(out, sizes, figures, time.perf_counter() - started)
 
@@ -155,7 +155,7 @@ def write(out: Path, sizes: tuple[int, int, int], figures: dict[str, dict[str, A
     head = ["system", "accuracy, %", "true cause named, % of correct predictions", "always the commonest cause, %"]
     content = {
         "command": f"python benchmarks/cue_causes.py WORK_FOLDER --sizes {' '.join(map(str, sizes))}",
-        "title": "Which cue decided: a cue head beside leaving aspects out, on the embedded default",
+        "title": "Which cue decided: a concept bottleneck beside leaving aspects out, on the embedded default",
         "note": f"{sizes[2]:,} images, drawn for this; the heads learned from {sizes[0]:,} others.",
         "table": {"head": head, "rows": rows},
         "figures": figures,

@@ -119,7 +119,7 @@ HEADS = {
     ("scores of V+S", "true cues"): 0.1,
 }
 """What a linear head reads → inverse strength of its regularisation. Words: probabilities of the true cues' words, by
-the first layer of the cue head (`masp.baselines.concept_bottleneck`) on the training images."""
+the first layer of the concept bottleneck (`masp.baselines.concept_bottleneck`) on the training images."""
 
 PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
 """Of the words; the training images decide."""

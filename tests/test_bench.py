@@ -1,8 +1,11 @@
 """The benchmark: its baseline has the losses that ours has, its arithmetic meets numbers by hand, its file a shape."""
 
 import json
+import threading
 from types import SimpleNamespace
 
+import bench
+import bench_setting
 import pytest
 import torch
 from bench import (
@@ -14,7 +17,7 @@ from bench import (
     reaches,
     run_bench,
 )
-from bench_setting import TINY, Timing, in_turn, setting
+from bench_setting import TINY, Timing, in_turn, memory_of, setting
 from plain_steps import PlainSteps, bare_forward, plain_attention
 from random_weights import make
 
@@ -106,6 +109,42 @@ def test_times_are_per_example_without_the_warm_up():
     assert len(found["a"].seconds) == 3
     timing = Timing((2.0, 1.0, 4.0))
     assert (timing.median, timing.spread) == (2.0, 1.5)
+
+
+def test_memory_that_earlier_works_freed_hides_nothing(monkeypatch):
+    """A made-up process whose earlier works left 64 pages that are free and still resident; this one needs 40."""
+    pages, looked, calls = {"used": 100, "free": 64}, threading.Event(), []
+
+    def resident():
+        looked.set()
+        return sum(pages.values())
+
+    def work():
+        calls.append(dict(pages))
+        pages["free"] = max(pages["free"] - 40, 0)
+        pages["used"] += 40
+        if len(calls) == 2:  # in the first call nobody looks
+            looked.clear()
+            assert looked.wait(600)
+        pages["used"] -= 40
+        pages["free"] += 40
+
+    monkeypatch.setattr(bench_setting, "resident", resident)
+    monkeypatch.setattr(bench_setting, "_give_back", lambda: pages.update(free=0))
+    assert memory_of(work) == 40
+    assert len(calls) == 2
+
+
+def test_memory_of_a_step_is_told_beside_the_baselines(small, monkeypatch):
+    """With and without the frozen weights, for each way to train and each number of visual tokens."""
+    sizes = iter([30, 20, 10, 100] * len(small.counts))
+    monkeypatch.setattr(bench, "memory_of", lambda work: next(sizes))
+    lines = list(bench.memory(small, {}, lambda text: None))
+    assert len(lines) == 3 * len(small.counts)
+    weights = lines[0]["more"]["weights_bytes"]
+    assert weights == sum(one.numel() * one.element_size() for one in small.made.plain.parameters())
+    assert [(one["ratio"], one["met"]) for one in lines[:3]] == [(0.3, True), (0.2, True), (0.1, True)]
+    assert lines[0]["more"]["with_weights"] == pytest.approx((30 + weights) / (100 + weights))
 
 
 def test_ratios_and_goals():

@@ -308,7 +308,7 @@ def test_labels_choose_the_task_of_the_shipped_adapter_or_zero_shot(
     whole = write_adapter(tmp_path / "whole")
     for name, own in {"two": ("joy", "fear"), "three": ("joy", "fear", "awe")}.items():
         fast = ["fewest=1", "strengths=[1.0]"]
-        system = make_system("cues", backbone, own, [f"aspects={whole}", *fast])
+        system = make_system("concepts", backbone, own, [f"aspects={whole}", *fast])
         rows = [Example(i, own[i % len(own)], {"object": ("Cat", "Dog")[i % 2]}) for i in range(12)]
         system.fit(TrainingData(images, tuple(rows), (), tmp_path / name))
     combine(folder, [f"{name}={tmp_path / name}" for name in ("two", "three")])

@@ -237,6 +237,18 @@ def test_our_own_file_is_held_against_its_hash(stand_ins: Path) -> None:
 
 
 @GGUF
+@pytest.mark.parametrize("place", ["file", "file/cache"])
+def test_a_cache_that_is_a_file_is_named(stand_ins: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    (stand_ins / "file").write_text("no folder")
+    monkeypatch.setenv(photo_weights.CACHE, str(stand_ins / place))
+    with pytest.raises(
+        BackboneError, match=rf"the cache {stand_ins / place}: (Not a directory|File exists).*MASP_CACHE"
+    ):
+        photo_weights.photo_folder()
+    assert (stand_ins / "file").read_text() == "no folder"
+
+
+@GGUF
 def test_a_full_disk_leaves_nothing_behind(stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(tensors: object, file: Path, metadata: object) -> None:
         file.write_bytes(b"some of it")

@@ -1,4 +1,4 @@
-"""The cue head by hand: its words, the optimum of its first layer, effects that add up, and what is refused."""
+"""The concept bottleneck by hand: its words, the optimum of its first layer, effects that add up, refusals."""
 
 import json
 import math
@@ -94,9 +94,13 @@ def test_effects_scores_and_bias_are_the_logits(over: bool, tmp_path: Path) -> N
     visual = images.visual([0, 1, 2])
     scores = None if system.over is None else [one.log_probabilities for one in system.over.predict(visual)]
     seen = [place for place, label in enumerate(LABELS) if label in ("amusement", "anger", "fear")]
-    for row, (cues, one) in enumerate(zip(system.cues(visual), system.predict(visual), strict=True)):
-        assert all(tuple(cue.effects) == ("amusement", "anger", "fear") for cue in cues), "no other label was seen"
-        odds = layer["bias"][seen] + torch.tensor([sum(cue.effects[LABELS[place]] for cue in cues) for place in seen])
+    for row, (words, one) in enumerate(zip(system.concept_effects(visual), system.predict(visual), strict=True)):
+        assert all(tuple(concept.effects) == ("amusement", "anger", "fear") for concept in words), (
+            "no other label was seen"
+        )
+        odds = layer["bias"][seen] + torch.tensor(
+            [sum(concept.effects[LABELS[place]] for concept in words) for place in seen]
+        )
         if scores is not None and system.learned.state["labels"]["scores"]:
             own = scores[row]
             told = torch.tensor([own[label] for label in LABELS])
@@ -108,9 +112,15 @@ def test_effects_scores_and_bias_are_the_logits(over: bool, tmp_path: Path) -> N
 def test_each_image_has_every_word_the_likeliest_first(tmp_path: Path) -> None:
     system, images = head(), Watched(tiny.backbone())
     system.fit(taught(tmp_path / "out", images))
-    for cues in system.cues(images.visual([0, 1])):
-        assert {(cue.aspect, cue.word) for cue in cues} == {("object", "Cat"), ("object", "Dog"), ("scene", "beach")}
-        assert [cue.probability for cue in cues] == sorted((cue.probability for cue in cues), reverse=True)
+    for words in system.concept_effects(images.visual([0, 1])):
+        assert {(concept.aspect, concept.word) for concept in words} == {
+            ("object", "Cat"),
+            ("object", "Dog"),
+            ("scene", "beach"),
+        }
+        assert [concept.probability for concept in words] == sorted(
+            (concept.probability for concept in words), reverse=True
+        )
 
 
 def test_the_words_come_from_the_tokens_of_their_own_aspect(tmp_path: Path) -> None:
@@ -121,7 +131,7 @@ def test_the_words_come_from_the_tokens_of_their_own_aspect(tmp_path: Path) -> N
     tokens = system.model.aspect_tokens(visual).tokens[:, ASPECTS.index("scene")].flatten(1)
     layer = {name: system.learned.tensors[f"scene.{name}"] for name in ("weight", "bias", "mean", "scale", "known")}
     (beach,) = logits(layer, tokens).sigmoid()[0].tolist()
-    (found,) = [cue.probability for cue in system.cues(visual)[0] if cue.aspect == "scene"]
+    (found,) = [concept.probability for concept in system.concept_effects(visual)[0] if concept.aspect == "scene"]
     assert found == pytest.approx(beach, abs=1e-6)
 
 
@@ -218,7 +228,7 @@ def test_a_prompt_is_added_up_with_its_own_scores(tmp_path: Path) -> None:
     said = {}
     for place in (prompt, whole):
         named = [f"aspects={whole}", f"prompt={place}", *quick]
-        system = make_system("cues", tiny.backbone(), LABELS, named)
+        system = make_system("concepts", tiny.backbone(), LABELS, named)
         system.fit(taught(tmp_path / place.name / "out", images))
         said[place.name] = system.predict(images.visual([0, 1]))
         (alone,) = system.predict(images.visual([1]))
@@ -254,13 +264,13 @@ def test_what_was_learned_is_an_adapter_that_predicts_the_same(
     backbone = tiny.backbone()
     images = Watched(backbone)
     asked = [f"aspects={whole}", *named, "fewest=2", "strengths=[1.0]", f"residual={residual}"]
-    system = make_system("cues", backbone, seen, asked)
-    teaching = taught(tmp_path / "cues" / "training", images)
+    system = make_system("concepts", backbone, seen, asked)
+    teaching = taught(tmp_path / "concepts" / "training", images)
     if prompt:  # the first of two fits adds the scores; it is the likelier one, or not
         likelihoods = iter((-1.0, -2.0) if scores else (-2.0, -1.0))
         monkeypatch.setattr(concept_bottleneck, "figures", lambda *_: {"log_likelihood": next(likelihoods)})
     system.fit(teaching)
-    found = Masp.from_pretrained(tmp_path / "cues", backbone)
+    found = Masp.from_pretrained(tmp_path / "concepts", backbone)
     visual = images.visual([0, 1, 2])
     assert found.info.parts == (("aspects", "prompt", "concepts") if prompt else ("aspects", "concepts"))
     assert (found.info.concepts.scores, found.info.concepts.residual) == (scores or not prompt, residual)
@@ -270,14 +280,14 @@ def test_what_was_learned_is_an_adapter_that_predicts_the_same(
     one = found.predict(tmp_path / "a.png")
     own = found.visual_tokens(found.backbone.preprocess([tiny.picture(84, 84, seed=3)]))
     assert isinstance(system, ConceptBottleneck)
-    (cues,) = system.cues(own)
+    (words,) = system.concept_effects(own)
     beside = residual_by_hand(system, own) if residual else {}
     for aspect, reading in one.aspects.items():
-        added = sum(cue.effects[one.label] for cue in cues if cue.aspect == aspect)
+        added = sum(concept.effects[one.label] for concept in words if concept.aspect == aspect)
         if residual:
             added += float(beside[aspect][0, seen.index(one.label)])
         assert reading.effect == pytest.approx(added, abs=1e-4)
-        there = [cue.word for cue in cues if cue.aspect == aspect and cue.probability >= 0.5]
+        there = [concept.word for concept in words if concept.aspect == aspect and concept.probability >= 0.5]
         assert sorted(reading.answer.split(", ")) == sorted(there or [""])
     assert (one.attribution, one.answer) == ("concept_bottleneck", None)
     assert list(one.probabilities.values()) == pytest.approx(found.log_probabilities(own)[0].exp().tolist(), abs=1e-5)
@@ -340,7 +350,7 @@ def test_words_may_be_learned_from_other_images(tmp_path: Path) -> None:
 def test_labels_that_never_occur_leave_no_adapter(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     whole, backbone = write_adapter(tmp_path / "whole", LABELS), tiny.backbone()
     images = Watched(backbone)
-    system = make_system("cues", backbone, LABELS, [f"aspects={whole}", "fewest=2", "strengths=[1.0]"])
+    system = make_system("concepts", backbone, LABELS, [f"aspects={whole}", "fewest=2", "strengths=[1.0]"])
     system.fit(taught(tmp_path / "out", images))
     assert not (tmp_path / "out" / "adapter").exists()
     assert "no adapter is written: a label occurs on no image" in caplog.text
@@ -352,13 +362,13 @@ def test_what_was_learned_is_loaded_without_the_lessons(tmp_path: Path) -> None:
     again = head(over=True).load(tmp_path / "out")
     visual = images.visual([0, 1])
     assert again.predict(visual) == system.predict(visual)
-    assert again.cues(visual) == system.cues(visual)
+    assert again.concept_effects(visual) == system.concept_effects(visual)
     assert again.config() == system.config()
     with pytest.raises(UsageError, match="tuned: "):
         head(over=False).load(tmp_path / "out")
     with pytest.raises(UsageError, match="settings: "):
         head(over=True, settings=replace(FREELY, fewest=3)).load(tmp_path / "out")
-    with pytest.raises(UsageError, match="holds nothing that a cue head learned"):
+    with pytest.raises(UsageError, match="holds no fitted concept bottleneck"):
         head().load(tmp_path / "elsewhere")
     shutil.rmtree(tmp_path / "out" / "learned")
     with pytest.raises(UsageError, match="has not learned to the end"):
@@ -368,9 +378,9 @@ def test_what_was_learned_is_loaded_without_the_lessons(tmp_path: Path) -> None:
 def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
     backbone, bare = tiny.backbone(), write_adapter(tmp_path / "bare", aspects=())
     with pytest.raises(UsageError, match="no aspects"):
-        make_system("cues", backbone, LABELS)
+        make_system("concepts", backbone, LABELS)
     with pytest.raises(UsageError, match="holds no aspect modules"):
-        make_system("cues", backbone, LABELS, [f"aspects={bare}"])
+        make_system("concepts", backbone, LABELS, [f"aspects={bare}"])
     with pytest.raises(UsageError, match="before it learned"):
         head().predict(Watched(backbone).visual([0]))
     model = head().model
@@ -383,4 +393,4 @@ def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
         silent.fit(taught(tmp_path / "silent", Watched(backbone)))
     aspects = aspects_of("qwen2_vl")
     with pytest.raises(UsageError, match="holds no soft prompt"):
-        make_system("cues", backbone, LABELS, [f"aspects={aspects}", f"prompt={aspects}"])
+        make_system("concepts", backbone, LABELS, [f"aspects={aspects}", f"prompt={aspects}"])

@@ -17,7 +17,7 @@ from masp.training import Interrupted
 FAMILIES = ("qwen2_vl", "gemma3", "instructblip")
 QUICK = {
     "probe": ("strengths=[0.1, 1.0]",),
-    "cues": ("fewest=2", "strengths=[1.0]"),
+    "concepts": ("fewest=2", "strengths=[1.0]"),
     "distilled": (
         *("over=probe", "over.strengths=[0.1]", "teacher_width=8", "hidden=8", "batch_size=5", "checkpoint_every=2"),
         *("teacher_epochs=2", "head_epochs=2", "gate_epochs=2"),
@@ -36,7 +36,7 @@ FAMILY = pytest.mark.parametrize("family", FAMILIES)
 
 
 def made(name: str, family: str, changes: tuple[str, ...] = (), questions: Questions | None = None) -> System:
-    if name in ("aspects", "random-prompt", "cues"):
+    if name in ("aspects", "random-prompt", "concepts"):
         changes = (*changes, f"aspects={aspects_of(family)}")
     return make_system(name, tiny.backbone(family), LABELS, changes, questions=questions)
 
@@ -144,3 +144,9 @@ def test_interrupted_and_resumed_is_uninterrupted(name: str, tmp_path: Path) -> 
     learned_files = {path: content for path, content in files(out).items() if "learned" in path}
     assert learned_files == {path: content for path, content in files(tmp_path / "whole").items() if "learned" in path}
     assert not list(out.rglob(".masp*"))
+
+
+def test_a_former_name_still_makes_the_system(caplog: pytest.LogCaptureFixture) -> None:
+    system = make_system("cues", tiny.backbone(), LABELS, (*QUICK["concepts"], f"aspects={aspects_of('qwen2_vl')}"))
+    assert (system.config()["system"], len(caplog.records)) == ("concepts", 1)
+    assert "cues is named concepts now" in caplog.text

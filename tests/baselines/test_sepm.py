@@ -7,6 +7,8 @@ import torch
 
 from fixtures import tiny
 from fixtures.noise_lessons import LABELS, Watched
+from masp.baselines.base import SystemPrediction
+from masp.baselines.registry import make_system
 from masp.baselines.sepm import (
     COARSE,
     CUE,
@@ -20,7 +22,7 @@ from masp.baselines.sepm import (
     without,
 )
 from masp.core.config import MethodConfig
-from masp.core.errors import UsageError
+from masp.core.errors import ConfigError, UsageError
 from masp.model.masp_model import MaspModel
 from masp.model.scoring import first_word
 
@@ -139,6 +141,37 @@ def test_the_attention_read_is_the_cues() -> None:
     count = len(tiny.backbone().tokenize(f" {CUE}"))
     expected = weights[length - tail - count : length - tail].mean(0)
     assert (found - expected).abs().max() < 1e-6
+
+
+def test_settings_decide_the_route_and_what_the_second_pass_goes_without() -> None:
+    visual = Watched(tiny.backbone()).visual([0, 1, 2])
+
+    def said(**settings: float) -> list[SystemPrediction]:
+        return Sepm(tiny.backbone(), LABELS, SepmSettings(**settings)).predict(visual)
+
+    unsure, whole = said(ambiguous_below=0.5), said(ambiguous_below=0.5, dropped=0.0)
+    assert unsure != whole
+    assert said(ambiguous_below=0.5, dropped=0.01) == whole, "less than one token of an image"
+    system = Sepm(tiny.backbone(), LABELS, SepmSettings(ambiguous_below=0.0))
+    rows = system.model.build_inputs(visual, [f"{COARSE} {CUE}"] * 3)
+    for one, (good, bad) in zip(system.predict(visual), system._chances(rows).tolist(), strict=True):
+        assert one.predicted in system.routes["positive" if good > bad else "negative"]
+        assert sum(map(math.exp, (one.log_probabilities or {}).values())) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("dropped=1.0", "dropped is 1.0.*less than 1"),
+        ("dropped=-0.1", "dropped is -0.1"),
+        ("ambiguous_below=0.6", r"ambiguous_below is 0.6.*0\.5"),
+        ("reading=shout", "reading is 'shout'.*'score' or 'generate'"),
+        ("beta=0.2", "no setting 'beta'"),
+    ],
+)
+def test_wrong_settings_are_refused(change: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_system("sepm", tiny.backbone(), LABELS, [change])
 
 
 def test_a_route_with_one_label_needs_no_second_question() -> None:

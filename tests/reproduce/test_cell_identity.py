@@ -21,7 +21,7 @@ from masp.reproduce.specs import ATTENTION, FULL, PLAIN, Spec, divided, masp, re
 
 ALONE, RANDOM = masp(ASPECTS, "none"), masp((), "random")
 LETTERS, PROBE, LORA, DISTILLED = (recipe_of(name) for name in ("zero-shot-letters", "probe", "qlora", "distilled"))
-CUES = recipe_of("cues")
+CONCEPTS = recipe_of("concepts")
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +69,9 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
         (DISTILLED, "questions=OWN", "questions"),
         (DISTILLED, "distilled.hidden=7", "settings.hidden"),
         (DISTILLED, "qlora.rank=4", "settings.over.rank"),
-        (CUES, "cues.fewest=7", "settings.fewest"),
-        (CUES, "prompt.learning_rate=0.5", "prompt"),
-        (CUES, "aspects.max_steps=2", "stage 1"),
+        (CONCEPTS, "concepts.fewest=7", "settings.fewest"),
+        (CONCEPTS, "prompt.learning_rate=0.5", "prompt"),
+        (CONCEPTS, "aspects.max_steps=2", "stage 1"),
     ],
 )
 def test_what_decides_the_figures_is_in_it(out: Path, recipe: Spec, change: str, key: str) -> None:
@@ -107,7 +107,7 @@ def test_aspects_from_elsewhere_bring_their_positions(out: Path) -> None:
         (PROBE, ("prompt.learning_rate=0.5", "qlora.rank=4", "distilled.hidden=7")),
         (LORA, ("qlora.checkpoint_every=7", "instruction.rank=4", "aspects.max_steps=2")),
         (DISTILLED, ("qlora.checkpoint_every=7", "distilled.checkpoint_every=7", "instruction.rank=4")),
-        (CUES, ("qlora.rank=4", "distilled.hidden=7", "prompt.checkpoint_every=7")),
+        (CONCEPTS, ("qlora.rank=4", "distilled.hidden=7", "prompt.checkpoint_every=7")),
     ],
 )
 def test_what_has_no_part_in_the_figures_is_not(out: Path, recipe: Spec, changes: tuple[str, ...]) -> None:
@@ -154,7 +154,7 @@ def test_what_stands_on_a_training_follows_it(out: Path) -> None:
         (LORA, {"settings.reading"}),
         (DISTILLED, {"settings.over.reading"}),  # its gate learns from what the other system answers
         (PROBE, set()),
-        (CUES, set()),
+        (CONCEPTS, set()),
         (ATTENTION, set()),
     ],
 )

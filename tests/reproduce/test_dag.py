@@ -86,29 +86,34 @@ def test_a_system_over_another_waits_for_it(tmp_path: Path) -> None:
     )
 
 
-def test_the_cue_head_waits_for_the_prompt_and_the_aspects_it_reads(tmp_path: Path) -> None:
+def test_the_concept_bottleneck_waits_for_the_prompt_and_the_aspects_it_reads(tmp_path: Path) -> None:
     plan = plan_cells(small_job(tmp_path, "table1"), PAPER, all_recipes())
-    needs = plan.find("emoji-scenes/cues/seed1").needs
+    needs = plan.find("emoji-scenes/concepts/seed1").needs
     assert {"emoji-scenes/V+S/seed1", "emoji-scenes/stage-1/seed1"} <= set(needs)
     given = replace(small_job(tmp_path, "table1"), adapter=tmp_path)
-    needs = plan_cells(given, PAPER, all_recipes()).find("emoji-scenes/cues/seed1").needs
+    needs = plan_cells(given, PAPER, all_recipes()).find("emoji-scenes/concepts/seed1").needs
     assert "emoji-scenes/V+S/seed1" in needs
     assert "emoji-scenes/stage-1/seed1" not in needs
 
 
-def test_the_cue_head_needs_words(tmp_path: Path) -> None:
-    """Aspects from elsewhere do: MASP is measured. The cue head is not, since it learns the words of these images."""
+def test_the_concept_bottleneck_needs_words(tmp_path: Path) -> None:
+    """Aspects from elsewhere do: MASP is measured. The bottleneck is not, since it learns the words of these images."""
     job = small_job(tmp_path, "table1", seeds=1)
     bare = tuple(replace(source, annotated=False) for source in job.sources)
     plan = plan_cells(replace(job, sources=bare, adapter=tmp_path), PAPER, all_recipes())
     assert plan.find("emoji-scenes/V+A+S/seed0")
-    assert [(one.system, one.reason) for one in plan.skipped] == [("cues", NO_WORDS)]
+    assert [(one.system, one.reason) for one in plan.skipped] == [("concepts", NO_WORDS)]
 
 
 @pytest.mark.parametrize("setting", ["aspects", "prompt"])
-def test_adapters_of_the_cue_head_are_not_set(setting: str) -> None:
+def test_adapters_of_the_concept_bottleneck_are_not_set(setting: str) -> None:
     with pytest.raises(UsageError, match=f"no setting '{setting}'"):
-        divided([f"cues.{setting}=runs/other"])
+        divided([f"concepts.{setting}=runs/other"])
+
+
+def test_the_former_name_of_a_system_still_sets_it(caplog: pytest.LogCaptureFixture) -> None:
+    assert divided(["cues.fewest=7", "prompt.lr=1"]) == (["prompt.lr=1"], ["concepts.fewest=7"])
+    assert "cues is named concepts now" in caplog.text
 
 
 def test_what_no_seed_changes_is_run_once_and_a_table_says_so(tmp_path: Path) -> None:
@@ -277,7 +282,7 @@ def test_the_reading_is_a_setting_of_all_systems_that_generate(tmp_path: Path) -
     assert own["qlora"] == own["instruction"] == own["zero-shot-letters"] == ("reading=generate",)
     assert own["sepm"] == ("reading=generate", "reading=score"), "the last one wins"
     assert own["distilled"] == ("over=qlora", "over.reading=generate")
-    assert own["probe"] == own["cues"] == ()
+    assert own["probe"] == own["concepts"] == ()
     assert request.command(1) == "masp reproduce table1 --reading generate --seeds 3 --jobs 1 sepm.reading=score"
     assert job_of(replace(request, reading="score", changes=())).others == ()
 

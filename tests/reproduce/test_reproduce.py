@@ -427,13 +427,13 @@ def test_the_command_ends_with_1_where_a_cell_failed(
     assert "Not run: V+A, V+A+rS, V+A+S (stage 1 needs annotated aspects" in (place / "table2.md").read_text()
 
 
-def test_the_cue_head_reads_the_aspects_and_the_prompt_of_its_own_seed(tmp_path: Path) -> None:
+def test_the_concept_bottleneck_reads_the_aspects_and_the_prompt_of_its_own_seed(tmp_path: Path) -> None:
     job = small_job(tmp_path / "out", "table1")
     pictures.draw_dataset(tmp_path / "out" / "scratch" / "data" / "emoji-scenes", PLAN, lambda _: None)
     bench = workshop.Runner(job)
     cells = plan_cells(job, load_paper(), all_recipes())
     for seed in (0, 1):
-        cell = cells.find(f"emoji-scenes/cues/seed{seed}")
+        cell = cells.find(f"emoji-scenes/concepts/seed{seed}")
         done = {name: bench.run(cells.find(name))[0] for name in (*cell.needs, cell.name)}
         assert {one.state for one in done.values()} == {"done"}
         about, prompt = done[cell.name].about, done[f"emoji-scenes/V+S/seed{seed}"].about
@@ -441,6 +441,6 @@ def test_the_cue_head_reads_the_aspects_and_the_prompt_of_its_own_seed(tmp_path:
         assert about["system"]["tuned"]["adapter"]["tensors_sha256"] == prompt["adapter"]["tensors_sha256"]
         modules = load_adapter(bench.folder(cells.find(f"emoji-scenes/stage-1/seed{seed}")), bench.library.backbone)
         assert about["system"]["aspects_sha256"] == tensors_sha256(modules.aspects.state_dict())
-    places = [str(workshop.result_folder(job, f"emoji-scenes/cues/seed{seed}")) for seed in (0, 1)]
+    places = [str(workshop.result_folder(job, f"emoji-scenes/concepts/seed{seed}")) for seed in (0, 1)]
     (trial,) = trials(read_sources(places)[0])
     assert [len(system.sources) for system in trial.systems] == [2], "two seeds of one system"

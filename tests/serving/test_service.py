@@ -104,11 +104,11 @@ def test_a_concept_bottleneck_answers_with_its_words(tmp_path):
     seen = ("amusement", "anger", "fear")
     aspects, backbone = write_adapter(tmp_path / "whole", seen), tiny.backbone()
     given = [f"aspects={aspects}", "fewest=2", "strengths=[1.0]"]
-    system = make_system("cues", backbone, seen, given)
-    system.fit(replace(lessons(tmp_path / "cues" / "training", Watched(backbone)), val=()))
-    masps = [Masp.from_pretrained(tmp_path / "cues", backbone), Masp.from_pretrained(aspects, backbone)]
+    system = make_system("concepts", backbone, seen, given)
+    system.fit(replace(lessons(tmp_path / "concepts" / "training", Watched(backbone)), val=()))
+    masps = [Masp.from_pretrained(tmp_path / "concepts", backbone), Masp.from_pretrained(aspects, backbone)]
     with TestClient(create_app(masps)) as opened:
-        for task, library in zip(("cues", "whole"), masps, strict=True):
+        for task, library in zip(("concepts", "whole"), masps, strict=True):
             data = {"task": task, "explain": "full", "attribution": "shapley", "heatmaps": "true"}
             answer = opened.post("/v1/predict", files=forms(png(0)), data=data)
             assert answer.status_code == 200, answer.text
@@ -116,9 +116,9 @@ def test_a_concept_bottleneck_answers_with_its_words(tmp_path):
             assert all(aspect.pop("heatmap") for aspect in found["aspects"].values())
             told = json.loads(json.dumps(library.predict(image(png(0)), explain="shapley").to_json()))
             assert same(found, told, aside=("image", "adapter", "backbone"))
-            assert found["attribution"] == ("concept_bottleneck" if task == "cues" else "shapley")
-        assert opened.post("/v1/report", files=forms(png(0)), data={"task": "cues", "explain": "full"}).is_success
-        wrong = opened.post("/v1/predict", files=forms(png(0)), data={"task": "cues", "labels": "joy,fear"})
+            assert found["attribution"] == ("concept_bottleneck" if task == "concepts" else "shapley")
+        assert opened.post("/v1/report", files=forms(png(0)), data={"task": "concepts", "explain": "full"}).is_success
+        wrong = opened.post("/v1/predict", files=forms(png(0)), data={"task": "concepts", "labels": "joy,fear"})
         assert (wrong.status_code, error(wrong)["code"]) == (400, "invalid_labels")
 
 

@@ -1,8 +1,8 @@
-"""A cue head: the annotated words that the aspects' tokens show, added up beside the scores of a soft prompt.
+"""A concept bottleneck: the annotated words that the aspects' tokens show, added up beside the scores of a soft prompt.
 
-A variant of MASP under its own name, not in the paper. It is a concept bottleneck (Koh et al., ICML 2020) on aspect
-modules as stage 1 left them: nothing of the backbone, the aspects or the soft prompt is trained again. It needs what
-stage 1 needs, images with annotated aspects.
+A variant of MASP under its own name, not in the paper: a bottleneck (Koh et al., ICML 2020) on aspect modules as stage
+1 left them. Nothing of the backbone, the aspects or the soft prompt is trained again. It needs what stage 1 needs,
+images with annotated aspects.
 """
 
 import json
@@ -46,7 +46,7 @@ from masp.training.run_dir import RunFolder, compare, hash_of, reading
 
 log = logging.getLogger(__name__)
 
-NAME = "cues"
+NAME = "concepts"
 Penalty = Annotated[float, Field(gt=0)]
 LEAST_SPREAD = 0.05  # of a word's probability over the images: one that hardly any shows has no large effect
 PLACES = ("aspects", "prompt", "task", "words")  # where adapters and data are; what lies there is told by its hash
@@ -54,7 +54,7 @@ PLACES = ("aspects", "prompt", "task", "words")  # where adapters and data are; 
 
 @dataclass(frozen=True)
 class ConceptBottleneckSettings:
-    """How the cue head is fitted.
+    """How the bottleneck is fitted.
 
     Attributes:
         aspects: an aspects adapter, its run or its id on a hub.
@@ -85,8 +85,8 @@ class ConceptBottleneckSettings:
 
 
 @dataclass(frozen=True)
-class Cue:
-    """One word of one aspect in one image."""
+class ConceptEffect:
+    """One word of one aspect in one image, and what it adds to the labels."""
 
     aspect: str  # which aspect shows it
     word: str  # as annotations have it
@@ -225,23 +225,23 @@ class ConceptBottleneck:
         """What `fit` left in a folder, ready to answer about any image without the training data.
 
         Args:
-            folder: `out` of the training data; of `masp baseline cues --out DIR` it is DIR/training.
+            folder: `out` of the training data; of `masp baseline concepts --out DIR` it is DIR/training.
 
         Raises:
             UsageError: nothing there, or learned with other adapters, labels or settings, or on another backbone.
         """
         run = RunFolder(Path(folder))
-        todo = "Name the folder training of masp baseline cues, once it has finished."
+        todo = "Name the folder training of masp baseline concepts, once it has finished."
         try:
             before = json.loads(run.description.read_text(encoding="utf-8"))["identity"]
         except (OSError, ValueError, KeyError, TypeError):
-            raise UsageError(f"{folder} holds nothing that a cue head learned", "its folder", todo) from None
+            raise UsageError(f"{folder} holds no fitted concept bottleneck", "its folder", todo) from None
         own = {"system": NAME, "backbone": self.backbone.fingerprint(), "labels": list(self.labels), **self._identity()}
         own = json.loads(json.dumps(own | reading(self.backbone)))
         compare({key: value for key, value in before.items() if key in own}, own, run.out)
         self.learned = CheckpointStore(run.out / "learned", keep=1).latest()
         if self.learned is None:
-            raise UsageError(f"the cue head in {folder} has not learned to the end", "a finished one", todo)
+            raise UsageError(f"the concept bottleneck in {folder} has not learned to the end", "a finished one", todo)
         self.seed = before["seed"]
         return self
 
@@ -258,7 +258,7 @@ class ConceptBottleneck:
         )
 
     @torch.no_grad()
-    def cues(self, visual: VisualTokens) -> list[list[Cue]]:
+    def concept_effects(self, visual: VisualTokens) -> list[list[ConceptEffect]]:
         """Every known word of every image, with what it adds to each label; the likeliest first.
 
         For labels that occur in training, the effects of all words, those of the tokens where there is a residual,
@@ -275,8 +275,8 @@ class ConceptBottleneck:
         occurs, rows = layer["known"].tolist(), []
         for chances, added in zip(inputs.tolist(), effects.tolist(), strict=True):
             table = zip(words, chances, added, strict=True)
-            made = [Cue(aspect, word, p, self._known(row, occurs)) for (aspect, word), p, row in table]
-            rows.append(sorted(made, key=lambda cue: -cue.probability))
+            found = [ConceptEffect(aspect, word, p, self._known(row, occurs)) for (aspect, word), p, row in table]
+            rows.append(sorted(found, key=lambda one: -one.probability))
         return rows
 
     def config(self) -> Mapping[str, Any]:
@@ -392,13 +392,13 @@ class ConceptBottleneck:
         return layer, facts
 
 
-def cue_system(
+def concept_bottleneck_system(
     backbone: Backbone,
     labels: tuple[str, ...],
     settings: ConceptBottleneckSettings | None = None,
     questions: Questions | None = None,
 ) -> ConceptBottleneck:
-    """A cue head on adapters that are named by its settings.
+    """A concept bottleneck on adapters that are named by its settings.
 
     Args:
         backbone: both adapters were trained on.
@@ -412,7 +412,9 @@ def cue_system(
     """
     settings = settings or ConceptBottleneckSettings()
     if settings.aspects is None:
-        raise UsageError("the cue head was given no aspects", "aspects=DIR", "Name what masp train aspects wrote.")
+        raise UsageError(
+            "the concept bottleneck was given no aspects", "aspects=DIR", "Name what masp train aspects wrote."
+        )
     folder = find_adapter(settings.aspects)
     result = load_adapter(folder, backbone)
     if result.aspects is None:

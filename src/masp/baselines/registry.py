@@ -1,5 +1,6 @@
 """Every system by name: what it is, and how it is made. A system's module is loaded when the system is made."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import import_module
@@ -13,6 +14,8 @@ from masp.baselines.base import System, deciding
 from masp.core.config import parsed_override
 from masp.core.errors import ConfigError, UsageError, did_you_mean, shown
 from masp.core.prompts import Questions
+
+log = logging.getLogger(__name__)
 
 _WHERE = "the command line"
 
@@ -84,9 +87,9 @@ CATALOGUE: Mapping[str, BaselineEntry] = MappingProxyType(
             "masp.baselines.probe:ProbeSettings",
             learns=True,
         ),
-        "cues": BaselineEntry(
-            "annotated words read from aspect tokens, added up beside a soft prompt's scores; aspects=DIR prompt=DIR",
-            "masp.baselines.concept_bottleneck:cue_system",
+        "concepts": BaselineEntry(
+            "concept bottleneck: words read from aspect tokens, and a soft prompt's scores; aspects=DIR prompt=DIR",
+            "masp.baselines.concept_bottleneck:concept_bottleneck_system",
             "masp.baselines.concept_bottleneck:ConceptBottleneckSettings",
             learns=True,
         ),
@@ -118,6 +121,14 @@ CATALOGUE: Mapping[str, BaselineEntry] = MappingProxyType(
 """Name → system. A new system is one file and one entry."""
 
 OVER = "over"
+RENAMED = {"cues": "concepts"}  # former name → name; they go with version 0.3
+
+
+def current_name(name: str) -> str:
+    """The name that a system has now; a former one is logged as such."""
+    if name in RENAMED:
+        log.warning("the system %s is named %s now; version 0.3 no longer knows the old name", name, RENAMED[name])
+    return RENAMED.get(name, name)
 
 
 def entry_of(name: str) -> BaselineEntry:
@@ -165,7 +176,7 @@ def make_system(
         ConfigError: an unknown setting or a wrong value.
     """
     values = dict(parsed_override(change) for change in changes)
-    return _made(name, _Ground(backbone, labels, seed, questions), values)
+    return _made(current_name(name), _Ground(backbone, labels, seed, questions), values)
 
 
 def settings_of(name: str) -> dict[str, object]:
@@ -227,6 +238,7 @@ def _parted(name: str, over: str, values: Mapping[str, object]) -> tuple[str, di
     base, prefix = values.get(OVER, over), f"{OVER}."
     if not isinstance(base, str):
         raise ConfigError(f"{_WHERE}: {OVER} is {shown(base)}", "the name of a system", "See masp baseline --list.")
+    base = current_name(base)
     if base == name:
         raise UsageError(f"{name} cannot stand on itself", "another system", f"Name one: {OVER}=zero-shot.")
     inner = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}

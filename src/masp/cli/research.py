@@ -87,7 +87,7 @@ def baseline(
 ) -> None:
     """Train and measure a system that MASP is compared with: same images, same splits, same figures, same files."""
     from masp.backbones.loading import load_backbone
-    from masp.baselines.registry import entry_of, make_system
+    from masp.baselines.registry import current_name, entry_of, make_system
     from masp.core.prompts import load_questions
     from masp.data.readers.open_dataset import open_dataset
     from masp.evaluation.predict_split import Batching
@@ -98,6 +98,7 @@ def baseline(
     missing = [option for option, given in (("NAME", name), ("--data", data), ("--out", out)) if given is None]
     if missing or name is None or data is None or out is None:
         raise UsageError(f"{missing[0]} is missing", "", "See masp baseline --help, and --list for the names.")
+    name = current_name(name)
     entry_of(name)  # a wrong name costs no loading
     of_run = [change for change in changes or [] if change.startswith(OF_RUN)]
     own = [change for change in changes or [] if change not in of_run]

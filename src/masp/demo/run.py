@@ -11,7 +11,7 @@ from rich.console import Console
 from masp.backbones.base import Backbone
 from masp.backbones.files import PHOTO
 from masp.backbones.loading import load_backbone
-from masp.baselines.concept_bottleneck import ConceptBottleneckSettings, cue_system
+from masp.baselines.concept_bottleneck import ConceptBottleneckSettings, concept_bottleneck_system
 from masp.baselines.learning import make_training_data
 from masp.core.atomic_io import write_file
 from masp.core.config import RunConfig, TrainConfig
@@ -160,7 +160,7 @@ def _concepts(dataset: Dataset, backbone: Backbone, out: Path, steps: Steps) -> 
         return None
     else:
         with steps.step(name, f"{train:,} images"):
-            system = cue_system(backbone, dataset.labels, settings)
+            system = concept_bottleneck_system(backbone, dataset.labels, settings)
             system.fit(make_training_data(backbone, dataset, system.labels, folder))
     return Masp.from_pretrained(folder, backbone)
 

@@ -203,12 +203,12 @@ def _reasons(table: ResultTable) -> list[str]:
 
 
 PAIRS: Mapping[str, tuple[tuple[Spec, Spec], ...]] = {
-    "table1": tuple((base, recipe_of("cues")) for base in (SOFT, FULL)),
+    "table1": tuple((base, recipe_of("concepts")) for base in (SOFT, FULL)),
     "table2": tuple((base, recipe) for base in (PLAIN, SOFT) for recipe in TABLE2[TABLE2.index(base) + 1 :]),
 }
-"""Experiment → rows that are compared: what the cue head adds; what every part of MASP adds to V and to V+S."""
+"""Experiment → rows that are compared: what the bottleneck adds; what every part of MASP adds to V and to V+S."""
 
-COMPARED = {"table1": "what the cue head adds", "table2": "rows of Table 2"}
+COMPARED = {"table1": "what the concept bottleneck adds", "table2": "rows of Table 2"}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from masp.baselines.base import Reading
 from masp.baselines.lora_layers import natural_rate
-from masp.baselines.registry import CATALOGUE, settings_of
+from masp.baselines.registry import CATALOGUE, current_name, settings_of
 from masp.core.aspects import ASPECTS
 from masp.core.errors import UsageError
 from masp.core.settings import TrainConfig
@@ -165,11 +165,11 @@ OTHERS: Mapping[str, OtherSystem] = {
     "qlora": OtherSystem(),
     "instruction": OtherSystem("EmoVIT"),
     "distilled": OtherSystem("EmoVLM-KD", over="qlora"),
-    "cues": OtherSystem(aspects=ASPECTS, prompt=SOFT),
+    "concepts": OtherSystem(aspects=ASPECTS, prompt=SOFT),
 }
 """Name in the catalogue → what it is here, in the order of the table; a system comes after the one it stands on."""
 
-ADAPTERS = {"cues": ("aspects", "prompt", "task")}
+ADAPTERS = {"concepts": ("aspects", "prompt", "task")}
 """Settings that name adapters: here these are made by the cells that a system needs, so nobody sets them."""
 
 QUICKLY: tuple[str, ...] = (
@@ -180,7 +180,7 @@ QUICKLY: tuple[str, ...] = (
     "distilled.teacher_epochs=1",
     "distilled.head_epochs=1",
     "distilled.gate_epochs=1",
-    "cues.fewest=2",
+    "concepts.fewest=2",
 )
 """As few steps as possible."""
 
@@ -221,14 +221,20 @@ def divided(changes: Sequence[str]) -> tuple[list[str], list[str]]:
     Raises:
         UsageError: a setting that a system does not have.
     """
-    own = [change for change in changes if change.partition(".")[0] in OTHERS]
-    for change in own:
-        name, _, setting = change.partition("=")[0].partition(".")
+    own, others = list[str](), list[str]()
+    for change in changes:
+        key, dot, rest = change.partition(".")
+        name = current_name(key) if dot else key
+        if name not in OTHERS:
+            others.append(change)
+            continue
+        own.append(f"{name}.{rest}")
+        setting = rest.partition("=")[0]
         possible = [one for one in settings_of(name) if one not in ADAPTERS.get(name, ())]
         if setting not in possible:
             known = ", ".join(possible) or "none"
             raise UsageError(f"{name} has no setting '{setting}'", f"one of {known}", "Correct it.")
-    return [change for change in changes if change not in own], own
+    return others, own
 
 
 def changes_of(name: str, changes: Sequence[str]) -> tuple[str, ...]:
@@ -321,9 +327,9 @@ def budget_note(budgets: Mapping[str, StepBudget], stage1: TrainConfig, changes:
     text = (
         f"One budget for all that ask the language model the emotion question, the soft prompts and qlora: {lengths}. "
         f"instruction has {'' if counted else 'as many questions, '}{share}; MASP learned aspects before, in stage 1"
-        f"{longer}. The parts of distilled have its own epochs, but at least as many steps; probe and cue head are "
-        "fitted to their optimum."
+        f"{longer}. The parts of distilled have its own epochs, but at least as many steps; probe and concept "
+        "bottleneck are fitted to their optimum."
     )
-    learns = (*ASKING, "distilled", "probe", "cues")
+    learns = (*ASKING, "distilled", "probe", "concepts")
     set_here = [one for one in changes if one.partition(".")[0] in learns and ".reading=" not in one]
     return text + (f" Set otherwise: {', '.join(set_here)}." if set_here else "")

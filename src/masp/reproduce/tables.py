@@ -39,7 +39,7 @@ PATTERN = ("FI", "Emotion6")
 """Data sets of the paper that are shown beside one that it does not have: to compare the pattern, not the numbers."""
 
 PREDICTIONS = "not part of this package: compare through a predictions file (masp evaluate --predictions)"
-CUE_HEAD = "MASP with a cue head"
+BOTTLENECK = "MASP with a concept bottleneck"
 GENERATED = (
     "Read by generated text. Accuracy: the greedy text is the label exactly, as the paper counts (of lettered options, "
     "the letter alone); every other text counts as wrong. Lenient: other case, and punctuation at the ends, are "
@@ -235,7 +235,7 @@ def _table1(results: Results) -> list[Line]:
     lines.append(Line("soft prompt (V+S)", "a soft prompt, no aspects", SOFT))
     lines.append(Line("MASP", "aspects and soft prompt", FULL, "MASP"))
     read = "annotated words read from the aspect tokens, added up beside the scores of V+S; a variant, not in the paper"
-    lines += [Line(CUE_HEAD, read, recipe_of(name)) for name in behind]
+    lines += [Line(BOTTLENECK, read, recipe_of(name)) for name in behind]
     return lines
 
 
