@@ -51,9 +51,9 @@ def test_no_prefix_is_computed_for_concept_bottlenecks(tmp_path, monkeypatch):
     """Which read aspect tokens, and the language model only by a pass of their own; the others still share theirs."""
     labels, backbone = ("amusement", "anger", "fear"), tiny.backbone()
     aspects = write_adapter(tmp_path / "whole", labels)
-    system = make_system("cues", backbone, labels, [f"aspects={aspects}", "fewest=2", "strengths=[1.0]"])
-    system.fit(replace(lessons(tmp_path / "cues" / "training", Watched(backbone)), val=()))
-    cues, whole = (Masp.from_pretrained(tmp_path / name, backbone) for name in ("cues", "whole"))
+    system = make_system("concepts", backbone, labels, [f"aspects={aspects}", "fewest=2", "strengths=[1.0]"])
+    system.fit(replace(lessons(tmp_path / "concepts" / "training", Watched(backbone)), val=()))
+    cues, whole = (Masp.from_pretrained(tmp_path / name, backbone) for name in ("concepts", "whole"))
     made, prefix = [], MaspModel.prefix
     monkeypatch.setattr(MaspModel, "prefix", lambda self, *given: made.append(len(given[0])) or prefix(self, *given))
     for masps, rows in (([cues, cues], []), ([cues, whole, cues, whole], [2])):
