@@ -51,7 +51,7 @@ def learn(backbone: Backbone, aspects: Path, words: TrainingData, data: Path, wo
         adapter.info.model_dump() | {"data": {**adapter.info.data, "concepts": known}, "license": "apache-2.0"}
     )
     model = MaspModel(backbone, info.method, adapter.aspects, None, info.asked())
-    settings = ConceptBottleneckSettings(residual=True, strengths=STRENGTHS)
+    settings = ConceptBottleneckSettings(residual=True, strengths=STRENGTHS, absent=("facial_expression",))
     system = ConceptBottleneck(model, whole.labels, None, settings, info, words)
     system.fit(replace(read, train=tuple(train), val=tuple(val)))
     return work / "adapter"
