@@ -63,7 +63,9 @@ class Bench:
             return Probe(self.backbone, labels)
         adapter = load_adapter(self.aspects, self.backbone)
         model = MaspModel(self.backbone, adapter.info.method, adapter.aspects, None, adapter.info.asked())
-        settings = ConceptBottleneckSettings(residual=name == RESIDUAL, strengths=STRENGTHS)
+        settings = ConceptBottleneckSettings(
+            residual=name == RESIDUAL, strengths=STRENGTHS, absent=("facial_expression",)
+        )
         return ConceptBottleneck(model, labels, None, settings, annotated=self.words)
 
 

@@ -39,7 +39,7 @@ def serving(*words: str) -> Iterator[tuple[subprocess.Popen, str]]:
     """The command on a free port, once it is ready."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-c", SERVE, "serve", "--port", str(port), *words]
+    command = [sys.executable, "-c", SERVE, "serve", "--backbone", "embedded", "--port", str(port), *words]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:

@@ -1,10 +1,12 @@
 """Tables of documents from result files. A shape of result that people should read has a function here."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from statistics import mean
 from typing import Any
 
 from generated import table
+from masp.evaluation.metrics import share
 
 Content = dict[str, Any]
 
@@ -17,7 +19,7 @@ def embedded(content: Content) -> str:
     """The figures of the embedded default: Table 2, its differences, what the aspects read, the explanations."""
     seeds = content["seeds"]
     pictures, numbers = seeds[0]["table2"]["images"], ", ".join(str(one["seed"]) for one in seeds)
-    intro = f"On {pictures:,} test images; training seeds {numbers}. Brackets: 95 % interval of the first seed."
+    intro = f"On {pictures:,} test images; training seeds {numbers}. Brackets: 95 % interval for so many images."
     parts = [intro, _table2(content), _differences(seeds), _aspects(content), _explanations(content)]
     return "\n\n".join(parts)
 
@@ -32,9 +34,10 @@ def headline(content: Content) -> str:
 
 def _table2(content: Content) -> str:
     """Accuracy of every row, and what to read it against."""
-    first = {row["name"]: row for row in content["seeds"][0]["table2"]["rows"]}
+    table2 = content["seeds"][0]["table2"]
+    means = {row["name"]: row["meaning"] for row in table2["rows"]}
     rows = [
-        (f"**{name}**", first[name]["meaning"], percent(value), _each(content, name), _bracket(first[name]["accuracy"]))
+        (f"**{name}**", means[name], percent(value), _each(content, name), _interval(value, table2["images"]))
         for name, value in content["mean"]["accuracy"].items()
     ]
     rows += [
@@ -45,10 +48,15 @@ def _table2(content: Content) -> str:
     return table(("Table 2", "what takes part", "accuracy", "each seed", "interval"), rows)
 
 
+def _interval(value: float, images: int) -> str:
+    """Wilson's interval of a mean accuracy; it says nothing about seeds."""
+    return _bracket(asdict(share(round(value * images), images)))
+
+
 def _each(content: Content, name: str) -> str:
     """A row's accuracy with every seed, in percent."""
     found = [row for one in content["seeds"] for row in one["table2"]["rows"] if row["name"] == name]
-    return " · ".join(f"{100 * row['accuracy']['value']:.1f}" for row in found)
+    return ", ".join(f"{100 * row['accuracy']['value']:.1f}" for row in found)
 
 
 def _bracket(interval: Mapping[str, float]) -> str:

@@ -11,10 +11,14 @@ from PIL import Image
 
 from fixtures import tiny
 from fixtures.adapters import LABELS, name_a_place, write_adapter
-from masp.adapters import find_adapter, shipped
+from fixtures.noise_lessons import Watched
+from masp import predictor
+from masp.adapters import combine, find_adapter, shipped
 from masp.backbones.files import local_folder
 from masp.backbones.loading import load_backbone
+from masp.baselines.base import Example, TrainingData
 from masp.baselines.prompted import prompted, zero_shot_system
+from masp.baselines.registry import make_system
 from masp.core.errors import AdapterError, BackboneError, DataError, ImageError, UsageError
 from masp.core.labels import TAXONOMIES
 from masp.data.prefetch import open_any_image
@@ -290,6 +294,31 @@ def test_photographs_are_the_default_where_extra_and_adapter_are_there(monkeypat
     monkeypatch.setattr(shipped.resources, "files", lambda _: tmp_path)
     monkeypatch.setattr(shipped.photo_weights, "missing", lambda: missing)
     assert Masp.from_pretrained().adapter == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "adapter", "task", "count"),
+    [(None, "photo", "two", 2), ("awe,joy,fear", "photo", "three", 3), ("calm,tense", "zero-shot", None, 2)],
+)
+def test_labels_choose_the_task_of_the_shipped_adapter_or_zero_shot(
+    monkeypatch, tmp_path, labels, adapter, task, count
+):
+    """A concept bottleneck answers about its own labels only; about others the backbone does, if nothing is named."""
+    backbone, folder, images = tiny.backbone(), tmp_path / "photo_adapter", Watched(tiny.backbone())
+    whole = write_adapter(tmp_path / "whole")
+    for name, own in {"two": ("joy", "fear"), "three": ("joy", "fear", "awe")}.items():
+        fast = ["fewest=1", "strengths=[1.0]"]
+        system = make_system("concepts", backbone, own, [f"aspects={whole}", *fast])
+        rows = [Example(i, own[i % len(own)], {"object": ("Cat", "Dog")[i % 2]}) for i in range(12)]
+        system.fit(TrainingData(images, tuple(rows), (), tmp_path / name))
+    combine(folder, [f"{name}={tmp_path / name}" for name in ("two", "three")])
+    name_a_place(folder, str(tiny.checkpoint()))
+    monkeypatch.setattr(shipped, "_folder", lambda name: tmp_path / f"{name}_adapter")
+    monkeypatch.setattr(shipped, "default_backbone", lambda: "photo")
+    monkeypatch.setattr(predictor, "load_backbone", lambda name, *_: backbone if name == "photo" else None)
+    found = Masp.from_pretrained(labels=labels)
+    assert (found.adapter, found.task_name, len(found.labels)) == (adapter, task, count)
+    assert len(found.predict(tiny.picture(84, 84)).probabilities) == count
 
 
 def test_the_shipped_default_reads_the_shipped_pictures(tmp_path):

@@ -51,7 +51,7 @@ def learn(backbone: Backbone, aspects: Path, words: TrainingData, data: Path, wo
         adapter.info.model_dump() | {"data": {**adapter.info.data, "concepts": known}, "license": "apache-2.0"}
     )
     model = MaspModel(backbone, info.method, adapter.aspects, None, info.asked())
-    settings = ConceptBottleneckSettings(residual=True, strengths=STRENGTHS)
+    settings = ConceptBottleneckSettings(residual=True, strengths=STRENGTHS, absent=("facial_expression",))
     system = ConceptBottleneck(model, whole.labels, None, settings, info, words)
     system.fit(replace(read, train=tuple(train), val=tuple(val)))
     return work / "adapter"
@@ -68,9 +68,7 @@ def main(args: argparse.Namespace) -> None:
         parts.append(f"{name}={learn(backbone, aspects, words, Path(data), args.work / name)}")
     combine(args.work / "all", parts)
     found = load_adapter(args.work / "all", backbone)
-    save_adapter(
-        args.out, found.info, found.aspects, aspects_dtype=torch.bfloat16, bottlenecks=found.bottlenecks
-    )
+    save_adapter(args.out, found.info, found.aspects, aspects_dtype=torch.bfloat16, bottlenecks=found.bottlenecks)
     card = args.out / "README.md"
     card.write_text(card.read_text() + "\n" + SOURCES.read_text())
     print(f"{sum(file.stat().st_size for file in args.out.iterdir()) / 1e6:.1f} MB")

@@ -18,7 +18,7 @@ from masp.adapters import (
     read_info,
     save_pretrained,
 )
-from masp.adapters.shipped import shipped_adapter, shipped_for, trained_backbone
+from masp.adapters.shipped import asked_of_shipped, shipped_adapter, shipped_for, task_in_use, trained_backbone
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
 from masp.core.config import MethodConfig
@@ -112,14 +112,18 @@ class Masp:
         """
         chosen = None if labels is None else label_set(labels)
         shipped = None if adapter is not None else shipped_for(backbone, backbone_revision)
-        if adapter is None and backbone is not None and shipped is None:
+        packaged = shipped
+        if packaged is not None and chosen is not None:
+            shipped, task, chosen = asked_of_shipped(packaged, task, chosen)
+        if adapter is None and shipped is None:
             _refuse_parts(aspects=aspects, task=task, revision=revision)
+            backbone = str(packaged) if backbone is None else backbone
             if isinstance(backbone, str):
                 backbone = load_backbone(backbone, backbone_revision, dtype, device)
             return cls(MaspModel(backbone, MethodConfig()), zero_shot_task(chosen), ZERO_SHOT)
         folder = find_adapter(adapter, revision) if adapter is not None else shipped_adapter(str(shipped))
         info = read_info(folder)
-        name = _task_name(info, task, ships=adapter is None)
+        name = task_in_use(info, task, ships=adapter is None)
         every = {key: info.for_task(key) for key in info.tasks or (None,)}
         left = {key: one for key, one in every.items() if not (concepts and one.answers(chosen))}  # without bottleneck
         asked = {k: task_of(one.without_concepts() if k in left else one, chosen, raw) for k, one in every.items()}
@@ -490,10 +494,3 @@ def _refuse_parts(**given: object) -> None:
     if named := [name for name, value in given.items() if value is not None]:
         todo = "Name one, or leave it out: zero-shot."
         raise UsageError(f"{', '.join(named)} without an adapter", "an adapter", todo)
-
-
-def _task_name(info: AdapterInfo, task: str | None, ships: bool) -> str | None:
-    """The task that is in use at once: the one that is named, the only one, or the first of an adapter that ships."""
-    if task is None and ships:
-        return next(iter(info.tasks), None)
-    return info.chosen(task) if task is not None or len(info.tasks) == 1 else None

@@ -31,7 +31,10 @@ from masp.backbones.files import find
 from masp.backbones.known_models import describe
 from masp.backbones.loading import load_backbone
 from masp.backbones.photo import PhotoTower, PhotoVisionConfig
+from masp.core.aspects import ASPECTS
 from masp.core.errors import BackboneError
+from masp.data.images import open_image
+from masp.demo.photographs import photographs
 from masp.predictor import Masp
 
 GGUF = pytest.mark.skipif(find_spec("gguf") is None, reason='needs pip install "masp[photo]" (gguf)')
@@ -315,6 +318,39 @@ def test_odd_images_are_answered_with_probabilities(masp: Masp, kind: str) -> No
     assert found.label in masp.labels
     assert sum(found.probabilities.values()) == pytest.approx(1, abs=1e-5)
     assert max(found.probabilities.values()) < 0.999
+
+
+@EXTRA
+def test_the_adapter_that_ships_knows_three_tasks_and_says_why(masp: Masp, tmp_path: Path) -> None:
+    shipped = Masp.from_pretrained(backbone=masp.backbone)
+    assert (shipped.adapter, shipped.task_name) == ("photo", "emotion6")
+    labels = {task: shipped.for_task(task).labels for task in shipped.tasks}
+    assert {task: len(known) for task, known in labels.items()} == {"emotion6": 6, "eight": 8, "polarity": 2}
+    shown = [one.path for one in photographs(tmp_path)]
+    every = shipped.predict_tasks(shown)
+    mean = {task: read_logits(shipped, task, shown) for task in shipped.tasks}
+    for image, tasks in enumerate(every):
+        for task, one in tasks.items():
+            assert one.label in labels[task]
+            assert set(one.aspects) == set(ASPECTS)
+            assert all(seen.attention is not None for seen in one.aspects.values())
+            effects, logits, bias = mean[task]
+            best = labels[task].index(one.label)
+            told = torch.tensor([seen.effect for seen in one.aspects.values()])
+            torch.testing.assert_close(told, effects[image, :, best], atol=1e-4, rtol=1e-4)
+            whole = logits[image] - logits[image].logsumexp(0)
+            torch.testing.assert_close((effects[image].sum(0) + bias).log_softmax(0), whole, atol=1e-3, rtol=1e-3)
+
+
+def read_logits(masp: Masp, task: str, images: list[Path]) -> tuple[Tensor, Tensor, Tensor]:
+    """Effects (images, aspects, labels) and log-probabilities of the shipped head, and the logits of its mean image."""
+    handle = masp.handle(task)
+    assert handle.concepts is not None
+    visual = masp.visual_tokens(masp.backbone.preprocess([open_image(path) for path in images]))
+    read = handle.concepts.read(handle.model, visual, handle.task.question, handle.task.labels)
+    tensors = handle.concepts.tensors
+    bias = tensors["labels.bias"] + tensors["labels.weight"] @ tensors["labels.mean"]
+    return handle.concepts.effects(read, ASPECTS), handle.concepts.log_probabilities(read), bias
 
 
 @EXTRA

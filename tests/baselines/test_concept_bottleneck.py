@@ -325,25 +325,29 @@ def test_what_was_learned_is_an_adapter_that_predicts_the_same(
             Masp.from_pretrained(tmp_path / "both", backbone, task="b", concepts=False)
 
 
-def test_words_may_be_learned_from_other_images(tmp_path: Path) -> None:
+@pytest.mark.parametrize("absent", [(), ("scene",)])
+def test_words_may_be_learned_from_other_images(tmp_path: Path, absent: tuple[str, ...]) -> None:
+    settings = replace(FREELY, absent=absent)
     annotated = write_dataset(tmp_path / "annotated", train=30)
     adapter, images = load_adapter(aspects_of("qwen2_vl"), tiny.backbone()), Watched(tiny.backbone())
     model = MaspModel(tiny.backbone(), adapter.info.method, adapter.aspects)
-    system = ConceptBottleneck(model, LABELS, None, FREELY, annotated=annotated)
+    system = ConceptBottleneck(model, LABELS, None, settings, annotated=annotated)
     bare = lessons(tmp_path / "out", images)
     bare = replace(bare, train=tuple(replace(one, aspects={}) for one in bare.train))
     system.fit(bare)
     assert {tuple(word) for word in system.learned.state["words"]} >= {("scene", "beach"), ("object", "dog")}
-    own = [record for record in annotated.split("train") if "scene" in record.annotations]
+    told = [record for record in annotated.split("train") if record.annotations]
+    own = [record for record in told if absent or "scene" in record.annotations]
+    assert (len(own) == len(told)) == bool(absent)
     pixels = model.backbone.preprocess([open_image(record.path) for record in own])
     with torch.no_grad():
         tokens = model.aspect_tokens(model.backbone.visual_tokens(pixels)).tokens[:, ASPECTS.index("scene")].flatten(1)
     wanted = torch.tensor(
-        [[float(record.annotations["scene"] == name) for name in ("beach", "city")] for record in own]
+        [[float(record.annotations.get("scene") == name) for name in ("beach", "city")] for record in own]
     )
     layer, _, _ = read_words(tokens, wanted, FREELY.penalties)
     torch.testing.assert_close(system.learned.tensors["scene.weight"], layer["weight"], atol=1e-3, rtol=1e-3)
-    again = ConceptBottleneck(model, LABELS, None, FREELY, annotated=annotated).load(tmp_path / "out")
+    again = ConceptBottleneck(model, LABELS, None, settings, annotated=annotated).load(tmp_path / "out")
     assert again.predict(images.visual([0])) == system.predict(images.visual([0]))
 
 

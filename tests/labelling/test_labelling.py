@@ -1,5 +1,6 @@
 """Labels for many images: the manifest, chunks that are there or not, images that kill their decoder, and Ray."""
 
+import errno
 import json
 import os
 import shutil
@@ -11,8 +12,12 @@ import tarfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +28,7 @@ from fixtures import tiny
 from fixtures.adapters import write_adapter
 from masp.adapters import combine
 from masp.cli import main
-from masp.core.errors import DataError, MaspError, UsageError
+from masp.core.errors import DataError, MaspError, OutageError, UsageError
 from masp.labelling import decode, manifest, run
 from masp.labelling.decode import Decoder, Limits
 from masp.labelling.labeller import Job, Labeller
@@ -221,6 +226,99 @@ def test_an_image_that_kills_its_decoder_costs_itself_alone(tmp_path, adapter, m
         decoder.read(str(images / "00000.png"), None, None)
 
 
+FAILURES = {
+    "When reading information for key 'a.png' in bucket 'b': AWS Error NETWORK_CONNECTION during HeadObject": True,
+    "When reading information for key 'a.png' in bucket 'b': AWS Error UNKNOWN (HTTP status 503) during": True,
+    "When reading information for key 'a.png' in bucket 'b': AWS Error UNKNOWN (HTTP status 429) during": True,
+    "AWS Error SLOW_DOWN during GetObject operation: Please reduce your request rate.": True,
+    "google::cloud::Status(UNAVAILABLE: Permanent error, with a last message of": True,
+    "When reading information for key 'a.png' in bucket 'b': AWS Error ACCESS_DENIED during HeadObject": False,
+    "When reading information for key '503.png' in bucket 'b': AWS Error UNKNOWN (HTTP status 400) during": False,
+    "AWS Error NO_SUCH_BUCKET during GetObject operation: The specified bucket does not exist": False,
+}
+"""What pyarrow said of a store that does not answer for now, and of objects that nobody will get."""
+
+
+def test_an_outage_is_told_from_a_missing_object():
+    for text, passes in FAILURES.items():
+        assert decode.may_pass(OSError(text)) is passes, text
+    assert decode.may_pass(ConnectionRefusedError(errno.ECONNREFUSED, "refused"))
+    assert decode.may_pass(OSError(errno.EMFILE, "too many open files"))
+    assert not decode.may_pass(OSError(errno.EIO, "a broken sector"))
+    assert not decode.may_pass(FileNotFoundError(errno.ENOENT, "none"))
+
+
+@pytest.fixture
+def flaky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoders without a pause whose store fails as an object's name says: "fails2.png" twice, "hangs.png" for ever."""
+    (tmp_path / "flaky.py").write_text(
+        "import re, time\n"
+        "from masp.labelling import decode\n"
+        "plain, tries = decode.read_bytes, {}\n"
+        "def read(uri, *rest):\n"
+        "    if 'hangs' in uri: time.sleep(600)\n"
+        "    tries[uri] = tries.get(uri, 0) + 1\n"
+        "    if (found := re.search(r'fails(\\d+)', uri)) and tries[uri] <= int(found[1]):\n"
+        "        raise OSError('AWS Error NETWORK_CONNECTION during HeadObject operation')\n"
+        "    return plain(uri.removeprefix('s3:/'), *rest)\n"
+        "decode.read_bytes = read\n"
+        "serve = decode.serve\n"
+    )
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setattr(decode, "HOME", "flaky")
+    monkeypatch.setattr(decode, "PAUSES", (0.0, 0.0, 0.0))
+
+
+@pytest.mark.usefixtures("flaky")
+def test_a_store_that_fails_for_a_while_is_asked_again(tmp_path):
+    images = write_images(tmp_path / "images", 2)
+    (images / "00000.png").rename(images / "fails3.png")
+    (images / "00001.png").rename(images / "fails4.png")
+    decoder = Decoder(Limits(None, "nearest", 10**6, 60.0))
+    assert decoder.read(f"s3:/{images}/fails3.png", None, None).status == "ok"
+    with pytest.raises(OutageError, match=r"fails4\.png cannot be read .*NETWORK_CONNECTION"):
+        decoder.read(f"s3:/{images}/fails4.png", None, None)
+    decoder.close()
+    impatient = Decoder(Limits(None, "nearest", 10**6, 0.01))
+    with pytest.raises(OutageError, match=r"hangs\.png was not there after 0\.01 s"):
+        impatient.read(f"s3:/{images}/hangs.png", None, None)
+    impatient.close()
+
+
+@pytest.mark.usefixtures("flaky")
+def test_a_chunk_that_meets_an_outage_is_left_and_the_others_go_on(tmp_path, adapter):
+    images = write_images(tmp_path / "images", 6)
+    listed = [f"s3:/{images}/{number:05}.png" for number in range(6)]
+    (tmp_path / "list.txt").write_text("\n".join([*listed[:2], f"s3:/{images}/fails4.png", *listed[3:]]))
+    (images / "00002.png").rename(images / "fails4.png")
+    write_manifest([str(tmp_path / "list.txt")], tmp_path / "out", 2, 6)
+    job = job_of(tmp_path / "out", adapter)
+    with Labeller(job) as labeller:
+        batches = [labeller({"shard": [0], "chunk": [chunk]}) for chunk in range(3)]
+        assert ["NETWORK_CONNECTION" in batch["outage"][0] for batch in batches] == [False, True, False]
+        left = [(0, 1)]
+        assert list(run.missing(job.folder, read_manifest(job.folder))) == left
+        told: list[dict[str, int]] = []
+        answers = [{name: values[0] for name, values in batch.items()} for batch in batches]
+        with pytest.raises(OutageError, match=r"1 chunks were left.*fails4\.png.*Give the same command again"):
+            run.gather(answers, told.append)
+        assert told == [{"ok": 2}, {"ok": 2}]
+        labeller.label(0, 1)  # the store answers again
+    assert run.status(job.folder).counts["ok"] == 6
+    endless = iter([*answers[:1], *answers[1:2] * 100])
+    with pytest.raises(OutageError, match=f"{run.GIVE_UP} chunks were left"):
+        run.gather(endless, told.append)
+    assert len(list(endless)) == 100 - run.GIVE_UP
+
+
+def test_a_manifest_or_labels_that_cannot_be_reached_are_an_outage(tmp_path, adapter):
+    write_manifest([str(write_images(tmp_path / "images", 2))], tmp_path / "out", 2, 2)
+    job = job_of(tmp_path / "out", adapter)
+    (tmp_path / "out" / "labels").write_text("a file where a folder goes")
+    with Labeller(job) as labeller, pytest.raises(OutageError, match="cannot be read or written"):
+        labeller.label(0, 0)
+
+
 def test_several_tasks_share_one_prefix_and_words_are_written(tmp_path):
     write_adapter(tmp_path / "a", labels=("joy", "fear", "awe"), aspects=("scene",))
     write_adapter(tmp_path / "b", labels=("anger", "sadness"), aspects=("scene",))
@@ -248,6 +346,21 @@ def test_a_run_of_something_else_is_refused(tmp_path, adapter):
         run._check_identity(job_of(tmp_path / "out", adapter, batch_size=5))
     with run._alone(job.folder), pytest.raises(UsageError, match="another run labels"), run._alone(job.folder):
         pass
+
+
+@pytest.mark.parametrize(
+    ("address", "actors", "threads"), [(None, None, 6), ("local", 4, 1), ("ray://head:1", 1, None)]
+)
+def test_models_on_this_machine_share_its_threads(address, actors, threads, tmp_path, adapter, monkeypatch):
+    """Ray gives a process one thread for each CPU that it asks for, and these ask for one."""
+    write_manifest([str(write_images(tmp_path / "images", 1))], tmp_path / "out", 1, 1)
+    jobs: list[Job] = []
+    monkeypatch.setattr(run, "_ray", lambda: None)
+    monkeypatch.setattr(run, "_connected", lambda *_: nullcontext())
+    monkeypatch.setattr(run, "_label", lambda ray, job, *_: jobs.append(job))
+    monkeypatch.setattr(run.torch, "get_num_threads", lambda: 6)
+    run.run(job_of(tmp_path / "out", adapter), address, actors)
+    assert [job.threads for job in jobs] == [threads]
 
 
 def test_parts_become_one_data_set(tmp_path, adapter, masp):
@@ -405,15 +518,72 @@ def test_ray_labels_from_an_object_store(tmp_path, adapter, bucket):
     assert again.wait(900) != 0  # begun with another adapter
 
 
+class Store(BaseHTTPRequestHandler):
+    """Objects of a bucket over S3's protocol, as far as reading them needs it."""
+
+    objects: ClassVar[dict[str, bytes]] = {}
+
+    def do_GET(self) -> None:
+        content = self.objects.get(self.path)
+        if content is None:
+            self.send_response(403 if "secret" in self.path else 404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        wanted = self.headers.get("Range")
+        self.send_response(206 if wanted else 200)
+        begin, end = wanted.removeprefix("bytes=").split("-") if wanted else ("0", str(len(content)))
+        content = content[int(begin) : int(end) + 1]
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        del format, args
+
+
+@needs_ray
+@pytest.mark.long
+def test_a_run_during_an_outage_of_the_store_is_gone_on_with_later(tmp_path, adapter, monkeypatch):
+    """First nobody listens at the store's address, then a store does; one object is not there, another is forbidden."""
+    images = write_images(tmp_path / "images", 3)
+    names = ["00000.png", "none.png", "00001.png", "secret.png", "00002.png"]
+    (tmp_path / "list.txt").write_text("\n".join(f"s3://bucket/{name}" for name in names))
+    write_manifest([str(tmp_path / "list.txt")], tmp_path / "out", 2, 6)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    given = {"ENDPOINT_URL": f"http://127.0.0.1:{port}", "ACCESS_KEY_ID": "testing", "SECRET_ACCESS_KEY": "testing"}
+    for name, value in (given | {"REGION": "us-east-1", "EC2_METADATA_DISABLED": "true"}).items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    process = ray_run(tmp_path / "out", adapter, stderr=subprocess.PIPE)
+    said = process.communicate(timeout=900)[1].decode()
+    assert process.returncode != 0
+    assert "3 chunks were left, the first as s3://bucket/00000.png cannot be read" in said
+    assert "Give the same command again" in said
+    assert "Traceback" not in said
+    assert not list((tmp_path / "out").rglob("part-*"))
+    monkeypatch.setattr(Store, "objects", {f"/bucket/{file.name}": file.read_bytes() for file in images.iterdir()})
+    with ThreadingHTTPServer(("127.0.0.1", port), Store) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        code = ray_run(tmp_path / "out", adapter).wait(900)
+        server.shutdown()
+    assert code == 0
+    assert [row["status"] for row in rows(tmp_path / "out")] == ["ok", "missing", "ok", "missing", "ok"]
+
+
 # --- Ray ------------------------------------------------------------------------------------------------------------
 
 
-def ray_run(folder: Path | str, adapter: Path) -> subprocess.Popen:
+def ray_run(folder: Path | str, adapter: Path, stderr: int | None = None) -> subprocess.Popen:
     words = ["label", "run", str(folder), "--adapter", str(adapter), "--backbone", str(tiny.checkpoint())]
     words += ["--dtype", "float32", "--device", "cpu", "--batch-size", "4"]
     environment = {**os.environ, "PYTHONPATH": ":".join(filter(None, sys.path)), "RAY_USAGE_STATS_ENABLED": "0"}
     environment["RAY_worker_niceness"] = "0"  # Ray's own, 15, starves its workers on a busy machine
-    return subprocess.Popen([sys.executable, "-m", "masp", *words], env=environment, start_new_session=True)
+    command = [sys.executable, "-m", "masp", *words]
+    return subprocess.Popen(command, env=environment, start_new_session=True, stderr=stderr)
 
 
 def descendants(parent: int) -> dict[int, str]:
@@ -432,6 +602,11 @@ def descendants(parent: int) -> dict[int, str]:
         more = {pid for pid, line in found.items() if int(line.split()[0]) in inside} - inside
         grown, inside = bool(more), inside | more
     return {pid: found[pid] for pid in inside if pid in found}
+
+
+def parts(folder: Path) -> int:
+    """Finished files of labels."""
+    return len(list(folder.rglob("part-*.parquet")))
 
 
 def kill_one(process: subprocess.Popen, kind: str) -> bool:
@@ -453,24 +628,38 @@ def kill_one(process: subprocess.Popen, kind: str) -> bool:
 @needs_ray
 @pytest.mark.long
 def test_kills_at_any_moment_lose_nothing_and_label_nothing_twice(tmp_path, adapter):
-    """Seeded kills of driver, actor and raylet; the rows are those of a run that nobody disturbed."""
-    kills = int(os.environ.get("MASP_KILLS", "3"))
-    write_manifest([str(write_images(tmp_path / "images", 120))], tmp_path / "out", 4, 120)
+    """Seeded kills of driver, actor and raylet; the rows are those of a run that nobody disturbed.
+
+    A run whose actor was killed goes on by itself and is killed again; after any other kill it is begun again.
+    """
+    kills = int(os.environ.get("MASP_KILLS", "4"))
+    out, count = tmp_path / "out", 40 * (kills + 1)
+    write_manifest([str(write_images(tmp_path / "images", count))], out, 4, count)
     (tmp_path / "calm").mkdir()
     for name in ("manifest", "manifest.json"):
-        (tmp_path / "calm" / name).symlink_to(tmp_path / "out" / name)
+        (tmp_path / "calm" / name).symlink_to(out / name)
     label_all(job_of(tmp_path / "calm", adapter))
-    generator = np.random.default_rng(0)
-    for number in range(kills):
-        process = ray_run(tmp_path / "out", adapter)
-        goal = len(list((tmp_path / "out").rglob("part-*"))) + int(generator.integers(1, 4))
-        while process.poll() is None and len(list((tmp_path / "out").rglob("part-*"))) < goal:
-            time.sleep(0.05)
-        kill_one(process, ("driver", "actor", "raylet")[number % 3])
-        process.wait(300)
-    assert ray_run(tmp_path / "out", adapter).wait(600) == 0
-    assert rows(tmp_path / "out") == rows(tmp_path / "calm")
-    assert len(rows(tmp_path / "out")) == 120
+    generator, done, process = np.random.default_rng(0), Counter[str](), None
+    for kind in [("actor", "driver", "raylet")[int(drawn)] for drawn in generator.integers(3, size=kills)]:
+        killed = False
+        while not killed:
+            before = parts(out)
+            assert 4 * before < count, f"all is labelled after {dict(done)}"
+            process = ray_run(out, adapter) if process is None else process
+            goal = before + int(generator.integers(1, 4))
+            while process.poll() is None and parts(out) < goal:
+                time.sleep(0.02)
+            killed = process.poll() is None and kill_one(process, kind)
+            if process.poll() is not None or (killed and kind != "actor"):
+                process.wait(300)
+                process = None
+        done[kind] += 1
+        print(f"{dict(done)}, {parts(out)} parts", flush=True)
+    if process is not None:
+        process.wait(600)
+    assert ray_run(out, adapter).wait(600) == 0
+    assert rows(out) == rows(tmp_path / "calm")
+    assert len(rows(out)) == count
 
 
 @needs_ray

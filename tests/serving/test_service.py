@@ -18,6 +18,7 @@ from fixtures.adapters import write_adapter
 from fixtures.noise_lessons import Watched, lessons
 from fixtures.service import TASKS, Gate, forms, image, png, same, small_app, until
 from masp.baselines.registry import make_system
+from masp.cli.serve import _loaded
 from masp.core.errors import UsageError
 from masp.model.explain import ATTRIBUTIONS, DEFAULT_ATTRIBUTION
 from masp.predictor import Masp
@@ -88,6 +89,15 @@ def test_effects_are_found_by_the_attribution_that_is_named(client, masp):
         body = {"images": [base64.b64encode(png(1)).decode()], "task": "third", "explain": "words"}
         (own,) = told_otherwise.post("/v1/predict", json=body).json()["predictions"]
     assert same(own, found[other], aside=("image",))
+
+
+def test_an_adapter_that_is_named_by_a_dot_has_the_name_of_its_folder(tmp_path, monkeypatch):
+    """`masp serve --adapter .`, and `..` beside it."""
+    for name in ("inner", "inner/other"):
+        write_adapter(tmp_path / name)
+    monkeypatch.chdir(tmp_path / "inner" / "other")
+    tasks, _ = named_tasks(_loaded((".", ".."), str(tiny.checkpoint()), {}))
+    assert list(tasks) == ["other", "inner"]
 
 
 def test_a_concept_bottleneck_answers_with_its_words(tmp_path):

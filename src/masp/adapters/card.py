@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from masp.adapters.info import PACKAGED, AdapterInfo, DataRecord, ResultRecord, TrainingRecord
+from masp.adapters.info import PACKAGED, AdapterInfo, ConceptRecord, DataRecord, ResultRecord, TrainingRecord
 from masp.core.errors import counted
 from masp.evaluation.metrics import share
 
@@ -39,9 +39,18 @@ def card(info: AdapterInfo, tensors: Mapping[str, Tensor]) -> str:
         numbers=sum(tensor.numel() for tensor in tensors.values()),
         tensors=len(tensors),
         command=_use(info),
+        bottleneck=_bottleneck,
         tasks=[_task(info.for_task(name), name) for name in info.tasks or (None,)],
         untrained_end="prompt" in info.parts and any(method.supervised == "newline_answer" for method in methods),
     )
+
+
+def _bottleneck(record: ConceptRecord) -> str:
+    """What the label of a concept bottleneck follows from."""
+    parts = [f"{len(record.words)} words that are read from aspect tokens"]
+    parts += ["the tokens themselves"] * record.residual
+    parts += ["the scores of a soft prompt"] * (record.scores and record.prompt_aspects is not None)
+    return ", and ".join(parts)
 
 
 def hub_id(info: AdapterInfo) -> str | None:

@@ -49,6 +49,34 @@ def shipped_for(backbone: str | Backbone | None, revision: str | None) -> str | 
     return known.get(backbone.fingerprint())
 
 
+def asked_of_shipped(
+    name: str, task: str | None, labels: tuple[str, ...]
+) -> tuple[str | None, str | None, tuple[str, ...] | None]:
+    """What answers about labels where no adapter is named.
+
+    Args:
+        name: packaged backbone.
+        task: of its adapter, where one is named.
+        labels: what there is to choose from.
+
+    Returns:
+        `name`, or None where nothing of its adapter can answer about these labels: then the backbone does, zero-shot.
+        The task, or the one whose own labels these are. The labels, or None where they are the task's own.
+    """
+    info = read_info(shipped_adapter(name))
+    own = next((key for key, one in info.tasks.items() if sorted(one.labels) == sorted(labels)), None)
+    if own is not None and task in (None, own):
+        return name, own, None
+    return name if "prompt" in info.parts else None, task, labels
+
+
+def task_in_use(info: AdapterInfo, task: str | None, ships: bool) -> str | None:
+    """The task that is in use at once: the one that is named, the only one, or the first of an adapter that ships."""
+    if task is None and ships:
+        return next(iter(info.tasks), None)
+    return info.chosen(task) if task is not None or len(info.tasks) == 1 else None
+
+
 def trained_backbone(
     folder: Path, info: AdapterInfo, backbone: str | None, revision: str | None, dtype: str, device: str
 ) -> Backbone:

@@ -307,8 +307,10 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def as_json(info: AdapterInfo) -> str:
-    """The text of adapter.json."""
-    return json.dumps(info.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    """The text of adapter.json: keys in alphabetical order, tasks in their own, as the first of them may be in use."""
+    content = json.loads(json.dumps(info.model_dump(mode="json"), sort_keys=True))
+    content["tasks"] = {name: content["tasks"][name] for name in info.tasks}
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def _aspect_tensors(

@@ -64,6 +64,8 @@ class ConceptBottleneckSettings:
         words: a data set with annotated aspects to learn the words from, in any layout; None: the images with labels,
             which are annotated too.
         fewest: a word that fewer images are annotated with is left out.
+        absent: with `words`, aspects whose words an image does not show if it is annotated with other aspects only, such
+            as facial expressions on photographs of places; of other aspects nothing is known there.
         penalties: of the words' regressions; the training images decide for each aspect, each left out in turn.
         residual: whether the labels are read from the aspect tokens too, not from words and scores alone. No
             bottleneck any more (PCBM-h of Yuksekgonul et al., 2023), but what each aspect adds is as exact.
@@ -77,6 +79,7 @@ class ConceptBottleneckSettings:
     task: str | None = None
     words: str | None = None
     fewest: Positive = 20
+    absent: tuple[str, ...] = ()
     residual: bool = False
     penalties: Annotated[tuple[Penalty, ...], Field(min_length=1)] = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
     strengths: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
@@ -351,7 +354,8 @@ class ConceptBottleneck:
             if not words[aspect]:
                 continue
             study.stop.check()
-            known = [one for one in teachers.train if not apart or words_of(one, aspect)]
+            every = not apart or aspect in self.settings.absent
+            known = [one for one in teachers.train if every or words_of(one, aspect)]
             tokens = taught["tokens"][[at[one.image] for one in known], index]
             wanted = present(known, aspect, words[aspect])
             layer, left_out, state[aspect] = read_words(tokens, wanted, self.settings.penalties)

@@ -36,7 +36,7 @@ FAINT = 0.05
 
 EFFECTS = {
     "leave_one_out": "how far the label's log-probability falls without the aspect",
-    "concept_bottleneck": "what the aspect's words add to the label's logit",
+    "concept_bottleneck": "what the aspect adds to the label's logit",
     "shapley": "the aspect's Shapley value: its share in the label's log-probability",
 }
 """What an effect is, by the name of the attribution."""

@@ -145,10 +145,8 @@ def _loaded(adapters: Sequence[str | None], backbone: str | None, how: dict[str,
 
     loaded: list[Masp] = []
     for name in adapters:
-        one = Masp.from_pretrained(name, loaded[0].backbone if loaded else backbone, **how)
-        if name is not None and Path(name).is_dir():
-            one.adapter = Path(name).resolve().name
-        loaded.append(one)
+        place = Path(name).resolve() if name is not None and Path(name).is_dir() else name  # "." has no name
+        loaded.append(Masp.from_pretrained(place, loaded[0].backbone if loaded else backbone, **how))
     return loaded
 
 

@@ -79,6 +79,10 @@ class ImageError(DataError):
         self.passing = passing
 
 
+class OutageError(DataError):
+    """A store does not answer, or a disk does not take more; the same command may succeed later."""
+
+
 class BackboneError(MaspError):
     """A backbone cannot be loaded or does not fit."""
 

@@ -6,6 +6,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, Self
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from masp.adapters import tensors_sha256
-from masp.core.errors import UsageError
+from masp.core.errors import OutageError, UsageError
 from masp.data.prefetch import prepared
 from masp.labelling.decode import CRASHED, STATUSES, UNREADABLE, Decoded, Decoder, Limits
 from masp.labelling.manifest import Place, read_chunk, shard_name
@@ -45,7 +46,7 @@ class Job:
         max_bytes: larger files are not opened.
         seconds: an image that takes longer to read has crashed its decoder.
         decoders: processes that read images, for each actor.
-        threads: of torch in each actor; None: torch's own choice.
+        threads: of torch in each actor; None: torch's own choice, and as many as its CPUs on a cluster of Ray.
     """
 
     folder: str
@@ -128,14 +129,29 @@ class Labeller:
         return digest.hexdigest()
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
-        """Label the chunks that a batch of Ray Data names; a row of counts for each."""
-        done = [self.label(int(shard), int(chunk)) for shard, chunk in zip(batch["shard"], batch["chunk"], strict=True)]
-        return {"shard": list(batch["shard"]), "chunk": list(batch["chunk"]), "counts": [json.dumps(c) for c in done]}
+        """Label the chunks that a batch of Ray Data names; a row for each, with counts or with the outage it met."""
+        out: dict[str, list[Any]] = {"shard": list(batch["shard"]), "chunk": list(batch["chunk"])}
+        out |= {"counts": [], "outage": []}
+        for shard, chunk in zip(batch["shard"], batch["chunk"], strict=True):
+            try:
+                counts, outage = self.label(int(shard), int(chunk)), ""
+            except OutageError as error:
+                counts, outage = {}, error.got
+            out["counts"].append(json.dumps(counts))
+            out["outage"].append(outage)
+        return out
 
     def label(self, shard: int, chunk: int) -> dict[str, int]:
-        """Label one chunk and write its file; the number of images of each status."""
-        content, counts = self.labelled(read_chunk(self._job.folder, shard, chunk))
-        part_place(self._job.folder, shard, chunk).write(content)
+        """Label one chunk and write its file; the number of images of each status.
+
+        Raises:
+            OutageError: images, manifest or labels cannot be reached; nothing is written.
+        """
+        try:
+            content, counts = self.labelled(read_chunk(self._job.folder, shard, chunk))
+            part_place(self._job.folder, shard, chunk).write(content)
+        except OSError as error:
+            raise OutageError(f"a chunk of {self._job.folder} cannot be read or written ({error})") from None
         return counts
 
     def labelled(self, images: pa.Table) -> tuple[bytes, dict[str, int]]:
@@ -164,9 +180,14 @@ class Labeller:
 
         for _ in range(AHEAD + 1):
             submit()
-        while waiting:
-            yield [future.result() for future in waiting.popleft()]
-            submit()
+        try:
+            while waiting:
+                yield [future.result() for future in waiting[0]]
+                waiting.popleft()
+                submit()
+        finally:  # after an outage nobody waits for the others
+            for future in chain.from_iterable(waiting):
+                future.cancel()
 
     def _read(self, row: Mapping[str, Any]) -> Decoded:
         decoder = self._free.popleft()  # as many threads as decoders, so one is free

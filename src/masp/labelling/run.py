@@ -5,26 +5,31 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 from pyarrow import fs, parquet
 
 from masp.adapters import library_versions
 from masp.core.atomic_io import lock
-from masp.core.errors import DataError, UsageError
+from masp.core.errors import DataError, OutageError, UsageError
 from masp.labelling.labeller import COUNTS, LABELS, Job, Labeller, part_place
 from masp.labelling.manifest import Manifest, Place, check_shard, read_chunk, read_manifest, shard_name
 
 RUN, LOCK = "run.json", "run.lock"
+HERE = (None, "local")
+"""Addresses of a Ray that is started on this machine."""
 AT_ONCE = 100_000
 """Chunks of one Ray job; several follow each other, so that the driver's memory has a bound."""
 RETRIES = 2  # of a chunk whose actor died
+GIVE_UP = 10
+"""Chunks that fail one after the other before a run ends; fewer are left for the next run while the others go on."""
 
 Tell = Callable[[dict[str, int]], object]
 log = logging.getLogger(__name__)
@@ -81,12 +86,16 @@ def run(job: Job, address: str | None = None, actors: int | None = None, tell: T
     Raises:
         UsageError: another run is at work here; one with another adapter, manifest or settings began here; no Ray.
         DataError: the manifest is missing or has changed.
+        OutageError: chunks are left because their images could not be reached.
     """
     ray = _ray()
     manifest = read_manifest(job.folder)
     with _alone(job.folder):
         _check_identity(job)
         todo = missing(job.folder, manifest)
+        if address in HERE and job.threads is None:  # Ray would give a process as many as the CPUs it asks for, one
+            models = actors or max(torch.cuda.device_count(), 1)
+            job = replace(job, threads=max(torch.get_num_threads() // models, 1))
         with _connected(ray, address):
             while part := [one for _, one in zip(range(AT_ONCE), todo, strict=False)]:
                 for shard in sorted({shard for shard, _ in part}):
@@ -109,8 +118,27 @@ def _label(ray: Any, job: Job, part: list[tuple[int, int]], actors: int | None, 
         num_gpus=1 if gpus else 0,
         max_task_retries=RETRIES,
     )
-    for row in dataset.iter_rows():
-        tell(json.loads(row["counts"]))
+    gather(dataset.iter_rows(), tell)
+
+
+def gather(rows: Iterable[Mapping[str, Any]], tell: Tell) -> None:
+    """Tell the counts of the chunks that are labelled, as they come.
+
+    Raises:
+        OutageError: some met an outage; raised at the end, or once `GIVE_UP` of them follow each other.
+    """
+    left, streak, first = 0, 0, ""
+    for row in rows:
+        if not row["outage"]:
+            streak = 0
+            tell(json.loads(row["counts"]))
+            continue
+        left, streak, first = left + 1, streak + 1, first or row["outage"]
+        if streak == GIVE_UP:
+            break
+    if left:
+        todo = "Give the same command again when what holds them answers; what is labelled stays."
+        raise OutageError(f"{left:,} chunks were left, the first as {first}", "", todo)
 
 
 def _ray() -> Any:
@@ -128,7 +156,7 @@ def _ray() -> Any:
 def _connected(ray: Any, address: str | None) -> Iterator[None]:
     """A connection to a cluster. Here at least four CPUs, which are counted and not reserved: Ray's own need some."""
     given: dict[str, Any] = {"log_to_driver": False}
-    if address in (None, "local"):
+    if address in HERE:
         given |= {"num_cpus": max(4, os.cpu_count() or 1), "include_dashboard": False}
     else:
         given |= {"address": address}

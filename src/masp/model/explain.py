@@ -65,10 +65,17 @@ def read_aspects(
     questions: Questions,
     use: ActiveParts,
     effects: Float[Tensor, "batch aspects"],
+    words: Sequence[Mapping[str, str]] | None = None,
 ) -> list[dict[str, AspectReading]]:
-    """For every image what each aspect of `use` saw, where, and its given effect."""
+    """For every image what each aspect of `use` saw, where, and its given effect.
+
+    What it saw are the given `words`; None: what the backbone answers to `questions` out of the aspect's tokens.
+    """
     names = taking_part(model, use)
-    answers = aspect_answers(model, visual, questions)
+    if words is None:
+        answers = aspect_answers(model, visual, questions)
+    else:
+        answers = [{name: Answer(one.get(name, ""), cut=False) for name in names} for one in words]
     maps = heatmaps(model.aspect_tokens(visual, names).weights, visual)
     drawn = (
         [[_rows(one) for one in image] for image in maps] if maps is not None else [[None] * len(names)] * len(visual)

@@ -315,9 +315,5 @@ def _explained_by_words(
     model, task = handle.model, handle.task
     names = taking_part(model, task.use)
     chosen = concepts.effects(read, names)[torch.arange(len(result)), :, log_p.argmax(dim=1)]
-    readings = read_aspects(model, visual, task.questions, task.use, chosen)
-    worded = [
-        {name: replace(one, answer=words.get(name, ""), cut=False) for name, one in seen.items()}
-        for seen, words in zip(readings, concepts.answers(read), strict=True)
-    ]
-    return [replace(one, aspects=seen, attribution=WORDS) for one, seen in zip(result, worded, strict=True)]
+    readings = read_aspects(model, visual, task.questions, task.use, chosen, concepts.answers(read))
+    return [replace(one, aspects=seen, attribution=WORDS) for one, seen in zip(result, readings, strict=True)]

@@ -66,7 +66,11 @@ def _groups(queries: Sequence[Query]) -> list[_Group]:
 
 
 def _shared_prefixes(visual: VisualTokens, groups: Sequence[_Group]) -> list[CachedPrefix | None]:
-    """For each group its rows of a prefix that it shares with others; None where it shares none."""
+    """For each group its rows of a prefix that it shares with others; None where it shares none.
+
+    A concept bottleneck asks for none: it reads aspect tokens, and where a soft prompt's scores are added, has them
+    from a pass of its own.
+    """
     found: list[CachedPrefix | None] = [None] * len(groups)
     if len(groups) == 1:
         return found
@@ -74,7 +78,7 @@ def _shared_prefixes(visual: VisualTokens, groups: Sequence[_Group]) -> list[Cac
     for number, group in enumerate(groups):
         task = group.masp.task
         key = group.masp.model.prefix_key(visual, task.question, task.use)
-        if key is not None:
+        if key is not None and group.masp.handle().concepts is None:
             sharing[key].append(number)
     for numbers in sharing.values():
         if len(numbers) < 2:

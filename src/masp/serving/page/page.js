@@ -3,7 +3,7 @@ const AT_ONCE = 3; // requests under way; the server says when it has enough (42
 const HOW = {
   leave_one_out: "in nats: the label's log-probability with all aspects, less that without this one",
   shapley: "in nats: this aspect's share of the label's log-probability, over every set of aspects (Shapley)",
-  concept_bottleneck: "in nats: what this aspect's words add to the label",
+  concept_bottleneck: "in nats: what this aspect adds to the label",
 };
 const FAINT = 0.05; // effects below this many nats decide nothing
 const MOST = 100; // images on the page
