@@ -110,13 +110,13 @@ def measured(bench: Bench, name: str, data: TrainingData, labels: tuple[str, ...
         print(f"{name}, fold {fold}: {100 * right[-1]:.1f} %", flush=True)
     best = logs.argmax(1)
     hits = best == truth
-    confidence = [np.exp(one.max(1)) for one in (logs, divided)]
-    answers = [[labels[index] for index in column] for column in (truth, best)]
+    raw, divided_error = (calibration_error(np.exp(one.max(1)), hits) for one in (logs, divided))
     return Figures(
         asdict(share(int(hits.sum()), len(hits))),
-        macro_f1(*answers, labels),
-        *(calibration_error(one.tolist(), hits.tolist()) for one in confidence),
-        float(roc_auc_score(hits, confidence[1])),
+        macro_f1([labels[index] for index in truth], [labels[index] for index in best], labels),
+        raw,
+        divided_error,
+        float(roc_auc_score(hits, divided.max(1))),
         right,
     )
 

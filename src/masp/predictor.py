@@ -36,6 +36,7 @@ from masp.model.prediction import (
     label_scores,
     predict_visual,
     task_of,
+    tasks_of,
     zero_shot_task,
 )
 
@@ -117,22 +118,18 @@ class Masp:
             shipped, task, chosen = asked_of_shipped(packaged, task, chosen)
         if adapter is None and shipped is None:
             _refuse_parts(aspects=aspects, task=task, revision=revision)
-            backbone = str(packaged) if backbone is None else backbone
-            if isinstance(backbone, str):
-                backbone = load_backbone(backbone, backbone_revision, dtype, device)
-            return cls(MaspModel(backbone, MethodConfig()), zero_shot_task(chosen), ZERO_SHOT)
+            place = str(packaged) if backbone is None else backbone
+            alone = load_backbone(place, backbone_revision, dtype, device) if isinstance(place, str) else place
+            return cls(MaspModel(alone, MethodConfig()), zero_shot_task(chosen), ZERO_SHOT)
         folder = find_adapter(adapter, revision) if adapter is not None else shipped_adapter(str(shipped))
         info = read_info(folder)
         name = task_in_use(info, task, ships=adapter is None)
-        every = {key: info.for_task(key) for key in info.tasks or (None,)}
-        left = {key: one for key, one in every.items() if not (concepts and one.answers(chosen))}  # without bottleneck
-        asked = {k: task_of(one.without_concepts() if k in left else one, chosen, raw) for k, one in every.items()}
+        asked = tasks_of(info, chosen, raw, concepts)
         if backbone is None or isinstance(backbone, str):
             backbone = trained_backbone(folder, info, backbone, backbone_revision, dtype, device)
         whole = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects), accept)
-        by = shipped or str(adapter)
-        served = {key: _served(backbone, whole, by, key, one, key not in left) for key, one in asked.items()}
-        return cls._of(served, name, whole.without_concepts() if len(left) == len(every) else whole)
+        served = {key: _served(backbone, whole, shipped or str(adapter), key, *one) for key, one in asked.items()}
+        return cls._of(served, name, whole if any(own for _, own in asked.values()) else whole.without_concepts())
 
     @classmethod
     def _of(cls, served: dict[str | None, TaskHandle], name: str | None, whole: Adapter | None = None) -> Self:

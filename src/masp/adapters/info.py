@@ -229,9 +229,9 @@ class AdapterInfo(_Record):
         name = self.chosen(task)
         if name is None:
             return self
-        task = self.tasks[name]
-        own = {field: getattr(task, field) for field in TaskRecord.model_fields}
-        held = {"aspects": True, "prompt": task.prompt_length > 0, "concepts": task.concepts is not None}
+        one = self.tasks[name]
+        own = {field: getattr(one, field) for field in TaskRecord.model_fields}
+        held = {"aspects": True, "prompt": one.prompt_length > 0, "concepts": one.concepts is not None}
         parts = tuple(part for part in self.parts if held[part])
         return self.model_copy(update={**own, "parts": parts, "tasks": {}})
 

@@ -64,8 +64,8 @@ class ConceptBottleneckSettings:
         words: a data set with annotated aspects to learn the words from, in any layout; None: the images with labels,
             which are annotated too.
         fewest: a word that fewer images are annotated with is left out.
-        absent: with `words`, aspects whose words an image does not show if it is annotated with other aspects only,
-            such as facial expressions on photographs of places; of other aspects nothing is known there.
+        absent: with `words`, aspects whose words an image lacks if it is annotated with other aspects only, such
+            as facial expressions on photographs of places; of other aspects nothing is known there.
         penalties: of the words' regressions; the training images decide for each aspect, each left out in turn.
         residual: whether the labels are read from the aspect tokens too, not from words and scores alone. No
             bottleneck any more (PCBM-h of Yuksekgonul et al., 2023), but what each aspect adds is as exact.

@@ -153,6 +153,24 @@ def task_of(info: AdapterInfo, labels: Sequence[str] | None = None, raw: bool = 
     return Task(chosen, question, questions, parts, info.longest_side, rounding, fitted or 1.0, raw)
 
 
+def tasks_of(
+    info: AdapterInfo, labels: Sequence[str] | None, raw: bool, concepts: bool
+) -> dict[str | None, tuple[Task, bool]]:
+    """What is asked in each task of an adapter, and whether all of it answers or its concept bottleneck is left out.
+
+    Raises:
+        AdapterError: as for `task_of`.
+        UsageError: a bottleneck is left out that stands without a soft prompt.
+        DataError: as for `task_of`.
+    """
+    result = {}
+    for key in info.tasks or (None,):
+        one = info.for_task(key)
+        own = concepts and one.answers(labels)
+        result[key] = (task_of(one if own else one.without_concepts(), labels, raw), own)
+    return result
+
+
 def zero_shot_task(labels: Sequence[str] | None = None) -> Task:
     """What a backbone alone is asked (row V of Table 2): about `labels`, or the first of `NAMED_SETS`.
 
