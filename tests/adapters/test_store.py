@@ -69,14 +69,7 @@ def made(backbone: Backbone, seed: int = 0) -> Made:
     prompt = SoftPrompt(5, backbone.dim, torch.randn(5, backbone.dim, generator=generator))
     questions = load_questions()
     texts = {name: questions.aspect(name)[0] for name in ASPECTS} | {"emotion": questions.emotion[0]}
-    record = BackboneRecord(
-        name=backbone.name,
-        revision=None,
-        family=backbone.family,
-        fingerprint=backbone.fingerprint(),
-        dim=backbone.dim,
-        hashes=dict(backbone.hashes()),
-    )
+    record = BackboneRecord.of(backbone).model_copy(update={"name": backbone.name})
     info = AdapterInfo(
         backbone=record,
         method=MethodConfig(queries=3).resolved(),

@@ -231,10 +231,10 @@ def _chance_rows(chances: "ProbabilisticMetrics") -> list[tuple[str, str]]:
     return rows
 
 
-def _beside_floor(error: "ProbabilisticMetrics | Calibrated") -> str:
+def _beside_floor(chances: "ProbabilisticMetrics | Calibrated") -> str:
     """The calibration error, and what chance alone would show of it where that is known."""
-    floor = error.calibration_floor
-    return error.calibration_error.percent() + ("" if floor is None else f", floor {floor.percent()}")
+    floor = chances.calibration_floor
+    return chances.calibration_error.percent() + ("" if floor is None else f", floor {floor.percent()}")
 
 
 def _shares(prediction: "Prediction") -> Mapping[str, float]:
