@@ -1,7 +1,7 @@
 """Labelling on Ray: the memory of a manifest, throughput against `masp predict`, and seeded kills.
 
-Everything runs as a user would run it, in processes of its own, on the embedded backbone and emoji scenes, on one
-machine. Kills are seeded; after each the same command is given again. Parts are written to the file as they finish,
+All but `in turns` runs as a user would run it, in processes of its own, on the embedded backbone and emoji scenes, on
+one machine. Kills are seeded; after each the same command is given again. Parts are written to the file as they finish,
 and `--only` measures some of them.
 
     pip install 'masp[ray]'
@@ -17,6 +17,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from statistics import median
@@ -27,7 +29,9 @@ from pyarrow import parquet
 from random_backbone import machine
 
 from masp.adapters.info import library_versions
-from masp.labelling.manifest import write_manifest
+from masp.labelling.labeller import Job, Labeller
+from masp.labelling.manifest import read_chunk, read_manifest, write_manifest
+from masp.predictor import Masp
 
 RESULT = Path(__file__).parent / "results" / "labelling.json"
 CHUNK = 32
@@ -161,9 +165,38 @@ def throughput(work: Path, source: Path, repeats: int) -> dict[str, Any]:
     return {"images": count, "images_per_second": found, "median": medians, "ratio": ratio, "met": ratio >= 0.85}
 
 
+def in_turns(work: Path, source: Path, turns: int) -> dict[str, Any]:
+    """The same chunks by `Masp.predict_stream` and by what an actor does, in one process, in turn; without Ray.
+
+    Where other work comes and goes, two whole commands do not meet the same machine; neighbouring chunks nearly do.
+    """
+    if not (work / "in-turns").exists():
+        write_manifest([str(source)], work / "in-turns", 2 * CHUNK, 100 * CHUNK)
+    manifest = read_manifest(work / "in-turns")
+    masp = Masp.from_pretrained(backbone=BACKBONE[1], device="cpu")
+    job = Job(str(work / "in-turns"), manifest.sha256, backbone=BACKBONE[1], device="cpu")
+    seconds: dict[str, list[float]] = {"predict": [], "label": []}
+    with Labeller(job) as labeller:
+        for turn in range(turns + 1):
+            chunk = read_chunk(job.folder, 0, turn % manifest.chunks(0))
+            calls: dict[str, Callable[[], object]] = {
+                "predict": partial(list, masp.predict_stream(chunk["uri"].to_pylist(), job.batch_size, explain=False)),
+                "label": partial(labeller.labelled, chunk),
+            }
+            for name in sorted(calls, reverse=turn % 2 == 0):
+                began = time.monotonic()
+                calls[name]()
+                seconds[name].append((time.monotonic() - began) / len(chunk))
+    del seconds["predict"][0], seconds["label"][0]  # what is made on first use
+    ratios = [mine / other for mine, other in zip(seconds["predict"], seconds["label"], strict=True)]
+    return {"seconds_per_image": seconds, "ratios": ratios, "ratio": median(ratios), "met": median(ratios) >= 0.85}
+
+
 _PLANS = """
 import re, sys
-from masp.labelling.manifest import write_manifest
+from masp.labelling.labeller import Job, Labeller
+from masp.labelling.manifest import read_chunk, read_manifest, write_manifest
+from masp.predictor import Masp
 write_manifest([sys.argv[1]], sys.argv[2])
 print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 """
@@ -190,6 +223,7 @@ def measure(given: argparse.Namespace) -> None:
     parts = {
         "memory": lambda: manifest_memory(given.work, tuple(given.memory)),
         "throughput": lambda: throughput(given.work, images(given.work, given.images), given.repeats),
+        "in turns": lambda: in_turns(given.work, images(given.work, given.images), given.turns),
         "kills": lambda: killed(given.work, images(given.work, given.images), given.kills),
     }
     for name in given.only:
@@ -210,7 +244,8 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=20, help="of 64 images by library and actor in one process")
     parser.add_argument("--memory", type=int, nargs="*", default=[100_000, 10_000_000], help="images of the manifests")
-    parser.add_argument("--only", nargs="*", default=["memory", "throughput", "kills"])
+    parser.add_argument("--only", nargs="*", default=["memory", "throughput", "in turns", "kills"])
     parser.add_argument("--out", type=Path, default=RESULT)
     measure(parser.parse_args())
