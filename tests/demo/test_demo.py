@@ -94,6 +94,7 @@ def test_photographs_may_be_shared_and_have_a_page_of_their_own(tmp_path: Path) 
     stream = io.StringIO()
     show_photographs(Console(file=stream, width=80), data, tmp_path / photographs.PAGE)
     assert all(sample.label in stream.getvalue() for sample in data.samples)
+    assert all(one.what.partition(" (")[0].split()[-1] in stream.getvalue() for one in shown)
     assert "zero-shot" in stream.getvalue()  # what stands for the adapter where there is none
 
 

@@ -37,13 +37,12 @@ def show(console: Console, measured: DemoMeasurements, data: ReportData, report:
 
 def show_photographs(console: Console, data: ReportData, page: Path) -> None:
     """Prints what was predicted of the shipped photographs."""
-    table = _columns("<", ">", "~")
+    table = _columns("<", "<", ">", "~")
     for sample in data.samples:
         first = decisive(sample)
-        reason = decided(first) if first else sample.name
-        table.add_row(
-            Text(sample.label, style="bold"), _percent(sample.probabilities[sample.label]), Text(reason, style="dim")
-        )
+        share, reason = _percent(sample.probabilities[sample.label]), decided(first) if first else ""
+        what = sample.name.partition(" (")[0]
+        table.add_row(what, Text(sample.label, style="bold"), share, Text(reason, style="dim"))
     _part(console, "Photographs", data.summary, table)
     console.print(Text.assemble("  with heatmaps: ", (str(page), "green")), soft_wrap=True)
 
