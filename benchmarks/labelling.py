@@ -132,27 +132,27 @@ def killed(work: Path, source: Path, count: int) -> dict[str, Any]:
     return kills(work, source, rows(work / "calm"), count)
 
 
-def predicted(source: Path) -> float:
-    """Images per second of `masp predict` between its first batch and its last line."""
+def predicted(source: Path, chunk: int) -> float:
+    """Images per second of `masp predict` from the end of its first so many images to its last line."""
     words = [sys.executable, "-m", "masp", "predict", str(source), "--no-explain", "--json", "--device", "cpu"]
     with subprocess.Popen([*words, *BACKBONE], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         times = [time.monotonic() for _ in process.stdout]
     assert process.returncode == 0
-    return (len(times) - CHUNK) / (times[-1] - times[CHUNK - 1])
+    return (len(times) - chunk) / (times[-1] - times[chunk - 1])
 
 
-def throughput(work: Path, source: Path, repeats: int) -> dict[str, Any]:
+def throughput(work: Path, source: Path, repeats: int, chunk: int) -> dict[str, Any]:
     """`masp predict` and `masp label run` in turn: whole commands, and from the first chunk's end to the last's."""
     found: dict[str, list[float]] = {}
     count = sum(1 for _ in source.rglob("*.jpg"))
     for repeat in range(repeats):
         began = time.monotonic()
-        rate = predicted(source)
+        rate = predicted(source, chunk)
         found.setdefault("predict", []).append(rate)
         found.setdefault("predict, whole command", []).append(count / (time.monotonic() - began))
-        folder = work / f"rate-{repeat}"
-        write_manifest([str(source)], folder, CHUNK, 100 * CHUNK)
+        folder = work / f"rate-{chunk}-{repeat}"
+        write_manifest([str(source)], folder, chunk, 100 * chunk)
         began = time.monotonic()
         assert start(folder).wait() == 0
         found.setdefault("label, whole command", []).append(count / (time.monotonic() - began))
@@ -162,7 +162,8 @@ def throughput(work: Path, source: Path, repeats: int) -> dict[str, Any]:
         print({key: values[-1] for key, values in found.items()}, flush=True)
     ratio = median(found["label"]) / median(found["predict"])
     medians = {key: median(values) for key, values in found.items()}
-    return {"images": count, "images_per_second": found, "median": medians, "ratio": ratio, "met": ratio >= 0.85}
+    told = {"images": count, "chunk": chunk, "images_per_second": found, "median": medians}
+    return told | {"ratio": ratio, "met": ratio >= 0.85}
 
 
 def in_turns(work: Path, source: Path, turns: int) -> dict[str, Any]:
@@ -222,7 +223,7 @@ def measure(given: argparse.Namespace) -> None:
     content: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
     parts = {
         "memory": lambda: manifest_memory(given.work, tuple(given.memory)),
-        "throughput": lambda: throughput(given.work, images(given.work, given.images), given.repeats),
+        "throughput": lambda: throughput(given.work, images(given.work, 4 * given.chunk), given.repeats, given.chunk),
         "in turns": lambda: in_turns(given.work, images(given.work, given.images), given.turns),
         "kills": lambda: killed(given.work, images(given.work, given.images), given.kills),
     }
@@ -241,10 +242,11 @@ def measure(given: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=2000, help="of the kills and the turns")
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--chunk", type=int, default=1024, help="of the throughput, which is of four such chunks")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--turns", type=int, default=20, help="of 64 images by library and actor in one process")
+    parser.add_argument("--turns", type=int, default=20, help="of 64 images by library and actor, in one process")
     parser.add_argument("--memory", type=int, nargs="*", default=[100_000, 10_000_000], help="images of the manifests")
     parser.add_argument("--only", nargs="*", default=["memory", "throughput", "in turns", "kills"])
     parser.add_argument("--out", type=Path, default=RESULT)
