@@ -68,6 +68,7 @@ class Masp:
         self._served: dict[str | None, TaskHandle] = {None: TaskHandle(model, task, info, adapter)}
         self._name: str | None = None
         self._whole: Adapter | None = None
+        self._bare = False  # whether its concept bottlenecks are left out
 
     @classmethod
     def from_pretrained(
@@ -124,18 +125,20 @@ class Masp:
         folder = find_adapter(adapter, revision) if adapter is not None else shipped_adapter(str(shipped))
         info = read_info(folder)
         name = task_in_use(info, task, ships=adapter is None)
-        asked = tasks_of(info, chosen, raw, concepts)
+        asked = tasks_of(info, chosen, raw, concepts, name)
         if backbone is None or isinstance(backbone, str):
             backbone = trained_backbone(folder, info, backbone, backbone_revision, dtype, device)
         whole = load_adapter(folder, backbone, None if aspects is None else find_adapter(aspects), accept)
         served = {key: _served(backbone, whole, shipped or str(adapter), key, *one) for key, one in asked.items()}
-        return cls._of(served, name, whole if any(own for _, own in asked.values()) else whole.without_concepts())
+        return cls._of(served, name, whole, bare=not any(own for _, own in asked.values()))
 
     @classmethod
-    def _of(cls, served: dict[str | None, TaskHandle], name: str | None, whole: Adapter | None = None) -> Self:
+    def _of(
+        cls, served: dict[str | None, TaskHandle], name: str | None, whole: Adapter | None = None, bare: bool = False
+    ) -> Self:
         first = next(iter(served.values()))
         made = cls(first.model, first.task, first.adapter, first.info)
-        made._served, made._name, made._whole = served, name, whole
+        made._served, made._name, made._whole, made._bare = served, name, whole, bare
         return made
 
     @property
@@ -230,7 +233,7 @@ class Masp:
             UsageError: this object was built from a model without a description.
         """
         if self._whole is not None:
-            return self._whole
+            return self._whole.without_concepts() if self._bare else self._whole
         if self.info is None:
             raise UsageError("this model has no description", "one that was loaded with from_pretrained")
         routing, concepts = self.model.routing, self.handle().concepts

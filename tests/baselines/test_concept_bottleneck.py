@@ -318,11 +318,15 @@ def test_what_was_learned_is_an_adapter_that_predicts_the_same(
     assert third.predict(tmp_path / "a.png").probabilities == one.probabilities
     if prompt:
         bare = Masp.from_pretrained(tmp_path / "both", backbone, task="a", concepts=False)
+        with pytest.raises(UsageError, match="different aspects"):
+            bare.save_pretrained(tmp_path / "bare")
         wanted = Masp.from_pretrained(tuned, backbone).log_probabilities(visual)
         torch.testing.assert_close(bare.log_probabilities(visual), wanted)
     else:
         with pytest.raises(UsageError, match="has no soft prompt"):
-            Masp.from_pretrained(tmp_path / "both", backbone, task="b", concepts=False)
+            Masp.from_pretrained(tmp_path / "both", backbone, task="a", concepts=False)
+        named = Masp.from_pretrained(tmp_path / "both", backbone, task="b", concepts=False)
+        assert named.tasks == ("b",), "what cannot be asked so is left out where another task is named"
 
 
 @pytest.mark.parametrize("absent", [(), ("scene",)])

@@ -93,7 +93,7 @@ def _part(named: str) -> _Part:
 
 def _name_of(info: AdapterInfo, path: str) -> str:
     """A name out of the data set's."""
-    data = info.data.get("prompt")
+    data = info.data.get("concepts") or info.data.get("prompt")
     name = re.sub(r"\W+", "-", data.name.casefold()).strip("-_") if data is not None else ""
     if not TASK_NAME.fullmatch(name):
         raise UsageError(f"{path} does not say what its task could be called", "a name", f"Name it: NAME={path}.")

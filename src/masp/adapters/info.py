@@ -247,9 +247,14 @@ class AdapterInfo(_Record):
             UsageError: a bottleneck stands without a soft prompt.
         """
         if self.tasks:
-            alone = {name: self.for_task(name).without_concepts().as_task() for name in self.tasks}
-            parts = tuple(part for part in self.parts if part != "concepts")
-            return self.model_copy(update={"tasks": alone, "parts": parts})
+            alone = {name: self.for_task(name).without_concepts() for name in self.tasks}
+            if len({one.aspects for one in alone.values()}) > 1:
+                todo = "Name one task at a time."
+                raise UsageError("the soft prompts of the tasks were trained with different aspects", "the same", todo)
+            first = next(iter(alone.values()))
+            parts = tuple(part for part in self.parts if part != "concepts" and (part != "aspects" or first.aspects))
+            own = {"aspects": first.aspects, "aspects_sha256": first.aspects_sha256, "parts": parts}
+            return self.model_copy(update={**own, "tasks": {name: one.as_task() for name, one in alone.items()}})
         if self.concepts is None:
             return self
         if "prompt" not in self.parts or self.concepts.prompt_aspects is None:

@@ -154,9 +154,11 @@ def task_of(info: AdapterInfo, labels: Sequence[str] | None = None, raw: bool = 
 
 
 def tasks_of(
-    info: AdapterInfo, labels: Sequence[str] | None, raw: bool, concepts: bool
+    info: AdapterInfo, labels: Sequence[str] | None, raw: bool, concepts: bool, named: str | None = None
 ) -> dict[str | None, tuple[Task, bool]]:
     """What is asked in each task of an adapter, and whether all of it answers or its concept bottleneck is left out.
+
+    Where one task is named, others that cannot be asked so are no part of it.
 
     Raises:
         AdapterError: as for `task_of`.
@@ -167,7 +169,11 @@ def tasks_of(
     for key in info.tasks or (None,):
         one = info.for_task(key)
         own = concepts and one.answers(labels)
-        result[key] = (task_of(one if own else one.without_concepts(), labels, raw), own)
+        try:
+            result[key] = (task_of(one if own else one.without_concepts(), labels, raw), own)
+        except UsageError:
+            if named in (None, key):
+                raise
     return result
 
 
