@@ -35,7 +35,7 @@ from masp.core.aspects import ASPECTS
 from masp.core.errors import BackboneError
 from masp.data.images import open_image
 from masp.demo.photographs import photographs
-from masp.predictor import Masp
+from masp.predictor import Failure, Masp
 
 GGUF = pytest.mark.skipif(find_spec("gguf") is None, reason='needs pip install "masp[photo]" (gguf)')
 EXTRA = pytest.mark.skipif(bool(photo_weights.missing()), reason='needs pip install "masp[photo]"')
@@ -330,6 +330,7 @@ def test_the_adapter_that_ships_knows_three_tasks_and_says_why(masp: Masp, tmp_p
     every = shipped.predict_tasks(shown)
     mean = {task: read_logits(shipped, task, shown) for task in shipped.tasks}
     for image, tasks in enumerate(every):
+        assert not isinstance(tasks, Failure)
         for task, one in tasks.items():
             assert one.label in labels[task]
             assert set(one.aspects) == set(ASPECTS)
