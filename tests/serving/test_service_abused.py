@@ -251,7 +251,7 @@ def test_made_up_requests_get_answers_that_the_document_names(masp, examples):
                     as_form = case.media_type == "multipart/form-data"
                     case.body |= {"images": [png()] if as_form else [image]}
                     case.body.pop("task", None)
-                answer = case.call(base_url=url)
+                answer = case.call(base_url=url, timeout=60)  # longer than the deadline: a busy machine is no fault
                 case.validate_response(answer, checks=checks)
                 good += answer.status_code == 200 and "predict" in case.path
 
