@@ -258,7 +258,7 @@ class AdapterInfo(_Record):
         if self.concepts is None:
             return self
         if "prompt" not in self.parts or self.concepts.prompt_aspects is None:
-            todo = "Keep it, with its own labels."
+            todo = "Ask it about its own labels and without --no-concepts (concepts=False), or name another adapter."
             raise UsageError("the concept bottleneck is left out, and the adapter has no soft prompt", "one", todo)
         aspects = self.concepts.prompt_aspects
         parts = tuple(part for part in self.parts if part != "concepts" and (part != "aspects" or aspects))
