@@ -1,7 +1,7 @@
 """What the photo backbone reads from photographs: every image of a data set is tested once, in one of five folds.
 
-Four systems on the same visual tokens. Settings that a system chooses, and its temperature, come from a part of the
-training images of each fold, never from the fold itself.
+Four systems on one backbone. Settings that a system chooses, and its temperature, come from a part of the training
+images of each fold, never from the fold itself; what learns is then fitted to all training images of the fold.
 
     python benchmarks/photographs.py WORK --data Emotion6=DIR FI=DIR --aspects ADAPTER --words ANNOTATED
 """
@@ -23,7 +23,7 @@ from masp.backbones.loading import load_backbone
 from masp.baselines.base import Example, System, TrainingData
 from masp.baselines.concept_bottleneck import ConceptBottleneck, ConceptBottleneckSettings
 from masp.baselines.learning import make_annotated_data, make_training_data
-from masp.baselines.probe import Probe
+from masp.baselines.probe import Probe, ProbeSettings
 from masp.baselines.prompted import zero_shot_system
 from masp.core.runtime import processor
 from masp.data.readers.open_dataset import open_dataset
@@ -64,7 +64,7 @@ class Bench:
         adapter = load_adapter(self.aspects, self.backbone)
         model = MaspModel(self.backbone, adapter.info.method, adapter.aspects, None, adapter.info.asked())
         settings = ConceptBottleneckSettings(
-            residual=name == RESIDUAL, strengths=STRENGTHS, absent=("facial_expression",)
+            residual=name == RESIDUAL, refit=True, strengths=STRENGTHS, absent=("facial_expression",)
         )
         return ConceptBottleneck(model, labels, None, settings, annotated=self.words)
 
@@ -90,23 +90,39 @@ def logs_of(system: System, data: TrainingData, examples: Sequence[Example]) -> 
     return np.array(rows)
 
 
+def fit(bench: Bench, name: str, labels: tuple[str, ...], data: TrainingData, work: Path) -> tuple[System, float]:
+    """A system fitted to train and val with what val chose, and the temperature that val gave before."""
+    system = bench.system(name, labels)
+    system.fit(replace(data, out=work))
+    if isinstance(system, ConceptBottleneck):  # it has done both; the bench wants its answers undivided
+        assert system.learned is not None
+        return system, float(system.learned.state["labels"].pop("temperature"))
+    assert isinstance(system, Probe)
+    assert system.learned is not None
+    truth = np.array([labels.index(one.label) for one in data.val])
+    temperature = fit_temperature(logs_of(system, data, data.val), truth)
+    again = Probe(bench.backbone, labels, ProbeSettings(without_val=system.learned.state["C"]))
+    again.fit(replace(data, train=data.train + data.val, val=(), out=work / "again"))
+    return again, temperature
+
+
 def measured(bench: Bench, name: str, data: TrainingData, labels: tuple[str, ...], work: Path) -> Figures:
     """All folds of one system."""
     every = list(data.train)
     truth = np.array([labels.index(one.label) for one in every])
     logs, divided, right = np.zeros((len(every), len(labels))), np.zeros((len(every), len(labels))), []
     kept = logs_of(bench.system(name, labels), data, every) if name == ZERO else None
+    work = work / name
     for fold, (rest, test) in enumerate(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(every, truth)):
         train, val = train_test_split(rest, test_size=HELD, stratify=truth[rest], random_state=fold)
-        if kept is None:
-            own = [tuple(every[index] for index in rows) for rows in (train, val)]
-            system = bench.system(name, labels)
-            system.fit(replace(data, train=own[0], val=own[1], out=work / name / f"fold{fold}"))
-            held, tested = (logs_of(system, data, [every[index] for index in rows]) for rows in (val, test))
+        if kept is not None:
+            logs[test], temperature = kept[test], fit_temperature(kept[val], truth[val])
         else:
-            held, tested = kept[val], kept[test]
-        logs[test], divided[test] = tested, scaled(tested, fit_temperature(held, truth[val]))
-        right.append(float((tested.argmax(1) == truth[test]).mean()))
+            own = replace(data, train=tuple(every[i] for i in train), val=tuple(every[i] for i in val))
+            learned, temperature = fit(bench, name, labels, own, work / f"fold{fold}")
+            logs[test] = logs_of(learned, data, [every[index] for index in test])
+        divided[test] = scaled(logs[test], temperature)
+        right.append(float((logs[test].argmax(1) == truth[test]).mean()))
         print(f"{name}, fold {fold}: {100 * right[-1]:.1f} %", flush=True)
     best = logs.argmax(1)
     hits = best == truth

@@ -1,5 +1,5 @@
 """Write the adapter that ships for photographs: six aspects in bfloat16, and a concept bottleneck with residual for
-each task, learned from all images at hand (15 % of them choose the strength of its penalty).
+each task, learned from all images at hand (15 % of them first choose the strength of its penalty and the temperature).
 
 python scripts/photo/adapter.py WORK --aspects ADAPTER --words ANNOTATED --task emotion6=DIR eight=DIR polarity=DIR
 
@@ -51,7 +51,7 @@ def learn(backbone: Backbone, aspects: Path, words: TrainingData, data: Path, wo
         adapter.info.model_dump() | {"data": {**adapter.info.data, "concepts": known}, "license": "apache-2.0"}
     )
     model = MaspModel(backbone, info.method, adapter.aspects, None, info.asked())
-    settings = ConceptBottleneckSettings(residual=True, strengths=STRENGTHS, absent=("facial_expression",))
+    settings = ConceptBottleneckSettings(residual=True, refit=True, strengths=STRENGTHS, absent=("facial_expression",))
     system = ConceptBottleneck(model, whole.labels, None, settings, info, words)
     system.fit(replace(read, train=tuple(train), val=tuple(val)))
     return work / "adapter"

@@ -58,7 +58,7 @@ def written_out(weights: dict[str, Tensor], x: Tensor) -> tuple[Tensor, list[Ten
         x = batch_norm(x, mean, var, gain, bias, eps=1e-3)
         return relu6(x) if active else x
 
-    x, number, means = layer(x, "_conv_stem", "_bn0", 2), 0, []
+    x, number, stages = layer(x, "_conv_stem", "_bn0", 2), 0, []
     for blocks, _, stride, expansion, _ in STAGES:
         for block in range(blocks):
             name, before, step = f"_blocks.{number}", x, stride if block == 0 else 1
@@ -68,8 +68,8 @@ def written_out(weights: dict[str, Tensor], x: Tensor) -> tuple[Tensor, list[Ten
             x = layer(x, f"{name}._project_conv", f"{name}._bn2", active=False)
             x = x + before if step == 1 and x.shape[1] == before.shape[1] else x
             number += 1
-        means.append(x.mean((2, 3)))
-    return layer(x, "_conv_head", "_bn1"), means
+        stages.append(x)
+    return layer(x, "_conv_head", "_bn1"), stages
 
 
 def test_the_folded_tower_is_the_one_with_batch_normalisation(tmp_path: Path) -> None:
@@ -85,9 +85,10 @@ def test_the_folded_tower_is_the_one_with_batch_normalisation(tmp_path: Path) ->
     for side in (SIDE, SIDE + 1):  # an even and an odd side are padded in different ways
         x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(side))
         with torch.no_grad():
-            cells, whole = tower(x)
-            last, means = written_out(weights, x)
-        assert distance(whole, 3 * torch.cat([last.mean((2, 3)), *means], dim=1)) < 1e-5
+            cells, whole, deviations = tower(x)
+            last, stages = written_out(weights, x)
+        assert distance(whole, 3 * torch.cat([one.mean((2, 3)) for one in (last, *stages)], dim=1)) < 1e-5
+        assert distance(deviations, torch.cat([one.flatten(2).std(2, correction=0) for one in stages], dim=1)) < 1e-5
         expected = torch.nn.functional.adaptive_avg_pool2d(last, GRID).flatten(2).transpose(1, 2) - 0.25
         assert distance(cells, expected) < 1e-5
 
@@ -335,23 +336,27 @@ def test_the_adapter_that_ships_knows_three_tasks_and_says_why(masp: Masp, tmp_p
             assert one.label in labels[task]
             assert set(one.aspects) == set(ASPECTS)
             assert all(seen.attention is not None for seen in one.aspects.values())
-            effects, logits, bias = mean[task]
+            effects, rest, logits, bias = mean[task]
             best = labels[task].index(one.label)
+            assert one.image_effect == pytest.approx(float(rest[image, best]), abs=1e-4)
             told = torch.tensor([seen.effect for seen in one.aspects.values()])
             torch.testing.assert_close(told, effects[image, :, best], atol=1e-4, rtol=1e-4)
             whole = logits[image] - logits[image].logsumexp(0)
-            torch.testing.assert_close((effects[image].sum(0) + bias).log_softmax(0), whole, atol=1e-3, rtol=1e-3)
+            everything = effects[image].sum(0) + rest[image] + bias
+            torch.testing.assert_close(everything.log_softmax(0), whole, atol=1e-3, rtol=1e-3)
 
 
-def read_logits(masp: Masp, task: str, images: list[Path]) -> tuple[Tensor, Tensor, Tensor]:
-    """Effects (images, aspects, labels) and log-probabilities of the shipped head, and the logits of its mean image."""
+def read_logits(masp: Masp, task: str, images: list[Path]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Effects (images, aspects, labels), those of the whole image, log-probabilities, and the mean image's logits."""
     handle = masp.handle(task)
     assert handle.concepts is not None
     visual = masp.visual_tokens(masp.backbone.preprocess([open_image(path) for path in images]))
     read = handle.concepts.read(handle.model, visual, handle.task.question, handle.task.labels)
     tensors = handle.concepts.tensors
     bias = tensors["labels.bias"] + tensors["labels.weight"] @ tensors["labels.mean"]
-    return handle.concepts.effects(read, ASPECTS), handle.concepts.log_probabilities(read), bias
+    whole = handle.concepts.image_effect(read)
+    assert whole is not None
+    return handle.concepts.effects(read, ASPECTS), whole, handle.concepts.log_probabilities(read), bias
 
 
 @EXTRA

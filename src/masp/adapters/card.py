@@ -49,6 +49,7 @@ def _bottleneck(record: ConceptRecord) -> str:
     """What the label of a concept bottleneck follows from."""
     parts = [f"{len(record.words)} words that are read from aspect tokens"]
     parts += ["the tokens themselves"] * record.residual
+    parts += ["the vision tower's features of the whole image"] * bool(record.image_features)
     parts += ["the scores of a soft prompt"] * (record.scores and record.prompt_aspects is not None)
     return ", and ".join(parts)
 

@@ -125,6 +125,9 @@ class ConceptRecord(_Record):
     )
     scores: bool = Field(default=True, description="Whether the scores of the soft prompt are added, if it has one.")
     residual: bool = Field(default=False, description="Whether the labels are read from the aspect tokens too.")
+    image_features: int = Field(
+        default=0, ge=0, description="Features of the whole image that the labels are read from too; 0: none."
+    )
     prompt_temperature: float | None = Field(
         default=None, gt=0, description="Temperature of the soft prompt where it answers alone; null: none was fitted."
     )

@@ -34,7 +34,7 @@ from masp.backbones.files import READING, check_accepted, read_otherwise
 from masp.core.atomic_io import with_usual_rights, write_folder
 from masp.core.errors import AdapterError
 from masp.model.aspect_attention import AspectModules, AspectRouting
-from masp.model.concepts import RESIDUAL, ConceptHead
+from masp.model.concepts import IMAGE, RESIDUAL, ConceptHead
 from masp.model.soft_prompt import SoftPrompt
 
 PROMPT = "prompt.vectors"
@@ -156,6 +156,7 @@ def _record(head: ConceptHead) -> ConceptRecord:
         prompt_aspects=head.prompt_aspects,
         scores=head.scores,
         residual=head.residual,
+        image_features=head.image_features,
         prompt_temperature=head.prompt_temperature,
     )
 
@@ -356,8 +357,10 @@ def _concept_shapes(info: AdapterInfo) -> dict[str, tuple[int, ...]]:
     for name, count in Counter(aspect for aspect, _ in record.words).items():
         shapes |= {f"{name}.weight": (count, width), f"{name}.bias": (count,)}
     labels = len(info.labels)
-    for name in info.aspects if record.residual else ():
-        shapes |= {f"{name}.{RESIDUAL}.weight": (labels, width), f"{name}.{RESIDUAL}.bias": (labels,)}
+    beside = dict.fromkeys(info.aspects if record.residual else (), width)
+    beside |= {IMAGE: record.image_features} if record.image_features else {}
+    for name, features in beside.items():
+        shapes |= {f"{name}.{RESIDUAL}.weight": (labels, features), f"{name}.{RESIDUAL}.bias": (labels,)}
     inputs = len(record.words) + (labels if record.scores and record.prompt_aspects is not None else 0)
     return shapes | {"labels.weight": (labels, inputs), "labels.bias": (labels,), "labels.mean": (inputs,)}
 

@@ -9,6 +9,7 @@ An image becomes GRID x GRID visual tokens of its cells and some of the whole im
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -155,17 +156,27 @@ class PhotoTower(nn.Module):
 
     def forward(
         self, pixel_values: Float[Tensor, "batch 3 side side"]
-    ) -> tuple[Float[Tensor, "batch cells features"], Float[Tensor, "batch all_features"]]:
-        """Mean last features of each cell, and those of the whole image beside the mean output of every stage."""
+    ) -> tuple[
+        Float[Tensor, "batch cells features"],
+        Float[Tensor, "batch all_features"],
+        Float[Tensor, "batch stage_features"],
+    ]:
+        """Mean last features of each cell; those of the whole image beside the mean output of every stage; deviations.
+
+        The standard deviations, of every stage's outputs over the image, are not standardised.
+        """
         x = self.stem(pixel_values.float().contiguous(memory_format=torch.channels_last))
-        means = []
+        means, deviations = [], []
         for stage in self.stages:
             x = stage(x)
-            means.append(x.mean(dim=(2, 3)))
+            deviation, mean = torch.std_mean(x, dim=(2, 3), correction=0)
+            means.append(mean)
+            deviations.append(deviation)
         x = self.last(x)
         cells = adaptive_avg_pool2d(x, self.grid).flatten(2).transpose(1, 2)
         whole = torch.cat([x.mean(dim=(2, 3)), *means], dim=1)
-        return (cells - self.cell_mean) * self.cell_scale, (whole - self.whole_mean) * self.whole_scale
+        cells, whole = (cells - self.cell_mean) * self.cell_scale, (whole - self.whole_mean) * self.whole_scale
+        return cells, whole, torch.cat(deviations, dim=1)
 
 
 class TwoLayers(nn.Module):
@@ -213,7 +224,8 @@ class PhotoModel(nn.Module):
 
     def get_image_features(self, pixel_values: Float[Tensor, "batch 3 side side"]) -> Float[Tensor, "batch visual dim"]:
         """Visual tokens of each image."""
-        return self.multi_modal_projector(*self.vision_tower(pixel_values))
+        cells, whole, _ = self.vision_tower(pixel_values)
+        return self.multi_modal_projector(cells, whole)
 
 
 class PhotoForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -314,6 +326,8 @@ class PhotoVision:
         return square_pixels(self._processor, images)
 
     def visual_tokens(self, pixels: Pixels) -> VisualTokens:
-        """Cells row by row, then tokens of the whole image, which have an empty box."""
-        tokens = self._model.get_image_features(pixels.values)
-        return packed(list(tokens), [self._boxes] * len(tokens), [self._grid] * len(tokens))
+        """Cells row by row, then tokens of the whole image, which have an empty box; pooled: means and deviations."""
+        cells, whole, deviations = self._model.vision_tower(pixels.values)
+        tokens = self._model.multi_modal_projector(cells, whole)
+        visual = packed(list(tokens), [self._boxes] * len(tokens), [self._grid] * len(tokens))
+        return replace(visual, pooled=torch.cat([whole, deviations], dim=1))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from pydantic import Field
@@ -38,7 +39,8 @@ from masp.core.setting_types import Positive
 from masp.core.types import VisualTokens
 from masp.data.readers.open_dataset import open_dataset
 from masp.data.records import Dataset
-from masp.model.concepts import LABELS, RESIDUAL, ConceptHead, folded
+from masp.evaluation.metrics import fit_temperature
+from masp.model.concepts import IMAGE, LABELS, RESIDUAL, ConceptHead, folded
 from masp.model.masp_model import MaspModel
 from masp.predictor import Masp
 from masp.training.checkpoints import Checkpoint, CheckpointStore
@@ -67,8 +69,11 @@ class ConceptBottleneckSettings:
         absent: with `words`, aspects whose words an image lacks if it is annotated with other aspects only, such
             as facial expressions on photographs of places; of other aspects nothing is known there.
         penalties: of the words' regressions; the training images decide for each aspect, each left out in turn.
-        residual: whether the labels are read from the aspect tokens too, not from words and scores alone. No
-            bottleneck any more (PCBM-h of Yuksekgonul et al., 2023), but what each aspect adds is as exact.
+        residual: whether the labels are read from the aspect tokens too, not from words and scores alone, and from the
+            vision tower's features of the whole image where the backbone gives them. No bottleneck any more (PCBM-h of
+            Yuksekgonul et al., 2023), but what each aspect adds is as exact.
+        refit: once val has chosen, the labels are learned from train and val together; the temperature that val gave
+            before is kept.
         strengths: inverse strengths of the L2 penalty of the labels; validation chooses.
         without_val: C of the labels where there is no validation split.
         iterations: most iterations of L-BFGS for the labels.
@@ -81,6 +86,7 @@ class ConceptBottleneckSettings:
     fewest: Positive = 20
     absent: tuple[str, ...] = ()
     residual: bool = False
+    refit: bool = False
     penalties: Annotated[tuple[Penalty, ...], Field(min_length=1)] = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
     strengths: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
     without_val: float = 0.1
@@ -177,30 +183,32 @@ class ConceptBottleneck:
             info, prompt_aspects = over.handle.info, over.handle.task.use.aspects
             temperature = info.temperature if info.labels == self.labels else None
         words = tuple((aspect, word) for aspect, word in learned.state["words"])
-        layer, tokens = _part(learned.tensors, LABELS), {}
+        layer, residuals = _part(learned.tensors, LABELS), {}
         if self.settings.residual:
-            layer, tokens = self._apart(layer, len(words))
+            layer, residuals = self._divided(layer, len(words), learned.state["image_features"])
         tensors = {f"{LABELS}.mean": layer["mean"]}
         for name in dict(words):
             tensors[f"{name}.weight"], tensors[f"{name}.bias"] = folded(_part(learned.tensors, name))
-        for name, one in {LABELS: layer, **tokens}.items():
+        for name, one in {LABELS: layer, **residuals}.items():
             tensors[f"{name}.weight"], tensors[f"{name}.bias"] = folded(one)
         scores = over is None or bool(learned.state[LABELS]["scores"])
         return ConceptHead(words, prompt_aspects, tensors, scores, temperature)
 
-    def _apart(self, layer: Mapping[str, Tensor], words: int) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-        """The layer of the labels on words and scores alone, and the parts on the tokens of each aspect."""
-        aspects = self.model.aspect_module().aspects
-        width = self.model.aspect_module().queries * self.backbone.dim
-        end = words + width * len(aspects)
-        kept = [*range(words), *range(end, len(layer["mean"]))]
+    def _divided(
+        self, layer: Mapping[str, Tensor], words: int, features: int
+    ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+        """The layer of the labels on words and scores alone, and the parts on each aspect's tokens and on the image."""
+        module = self.model.aspect_module()
+        widths = dict.fromkeys(module.aspects, module.queries * self.backbone.dim)
+        widths |= {IMAGE: features} if features else {}
+        start, residuals = words, {}
+        for name, width in widths.items():
+            columns = {key: layer[key][..., start : start + width] for key in ("weight", "mean", "scale")}
+            residuals[f"{name}.{RESIDUAL}"] = columns | {"bias": torch.zeros_like(layer["bias"])}
+            start += width
+        kept = [*range(words), *range(start, len(layer["mean"]))]
         alone = {name: layer[name][..., kept] for name in ("weight", "mean", "scale")} | {"bias": layer["bias"]}
-        parts = {}
-        for index, name in enumerate(aspects):
-            own = slice(words + index * width, words + (index + 1) * width)
-            columns = {key: layer[key][..., own] for key in ("weight", "mean", "scale")}
-            parts[f"{name}.{RESIDUAL}"] = columns | {"bias": torch.zeros_like(layer["bias"])}
-        return alone, parts
+        return alone, residuals
 
     def _save(self, folder: Path, info: AdapterInfo) -> None:
         """The adapter, for `masp predict`; labels that never occur leave it out."""
@@ -212,6 +220,7 @@ class ConceptBottleneck:
         prompt, state = None, self._state().state["labels"]
         about: dict[str, Any] = {"labels": self.labels, "aspects": self.model.aspect_module().aspects}
         about["metrics"] = {f"concepts/{name}": state[name] for name in ("accuracy", "log_likelihood") if name in state}
+        about["temperature"] = state.get("temperature")
         if concepts.prompt_aspects is not None:
             assert isinstance(self.over, Prompted)
             assert self.over.handle is not None
@@ -256,9 +265,8 @@ class ConceptBottleneck:
             UsageError: it has not learned yet.
         """
         learned = self._state()
-        return predictions_of(
-            self.labels, logits(_part(learned.tensors, "labels"), self._inputs(self._read(visual), learned))
-        )
+        raw = logits(_part(learned.tensors, LABELS), self._inputs(self._read(visual), learned))
+        return predictions_of(self.labels, raw / learned.state[LABELS].get("temperature", 1.0))
 
     @torch.no_grad()
     def concept_effects(self, visual: VisualTokens) -> list[list[ConceptEffect]]:
@@ -314,8 +322,12 @@ class ConceptBottleneck:
         return self.learned
 
     def _read(self, visual: VisualTokens) -> dict[str, Tensor]:
-        """Aspect tokens (b, aspects, n·d), and the other system's log-probabilities (b, labels or none); on the CPU."""
-        return {**self._tokens(visual), "scores": self._scores(visual)}
+        """Aspect tokens (b, aspects, n·d), image features, the other system's log-probabilities; on the CPU.
+
+        The last two have no columns where there are none.
+        """
+        image = torch.zeros(len(visual), 0) if visual.pooled is None else visual.pooled.float().cpu()
+        return {**self._tokens(visual), IMAGE: image, "scores": self._scores(visual)}
 
     def _tokens(self, visual: VisualTokens) -> dict[str, Tensor]:
         return {"tokens": self.model.aspect_tokens(visual).tokens.flatten(2).float().cpu()}
@@ -329,21 +341,22 @@ class ConceptBottleneck:
         return torch.tensor([[row[label] for label in self.labels] for row in rows if row is not None])
 
     def _inputs(self, read: Mapping[str, Tensor], learned: Checkpoint) -> Float[Tensor, "batch inputs"]:
-        """What the second layer reads: every word's probability, tokens if there is a residual, scores if added."""
+        """What the second layer reads: every word's probability, what the residual reads, scores if added."""
         chances = [
             logits(_part(learned.tensors, aspect), read["tokens"][:, index]).sigmoid()
             for index, aspect in enumerate(self.model.aspect_module().aspects)
             if f"{aspect}.weight" in learned.tensors
         ]
         scores = read["scores"] if learned.state[LABELS]["scores"] else read["scores"][:, :0]
-        return torch.cat([*chances, self._beside(read["tokens"]), scores], dim=1)
+        return torch.cat([*chances, self._residual_inputs(read), scores], dim=1)
 
-    def _beside(self, tokens: Float[Tensor, "batch aspects width"]) -> Float[Tensor, "batch columns"]:
-        """The tokens as columns beside the words; none without a residual."""
-        return tokens.flatten(1) if self.settings.residual else tokens.flatten(1)[:, :0]
+    def _residual_inputs(self, read: Mapping[str, Tensor]) -> Float[Tensor, "batch columns"]:
+        """Aspect tokens and features of the whole image as columns; none without a residual."""
+        columns = torch.cat([read["tokens"].flatten(1), read[IMAGE]], dim=1)
+        return columns if self.settings.residual else columns[:, :0]
 
     def _fitted(self, study: Study, words: Mapping[str, Sequence[str]], teachers: TrainingData) -> Checkpoint:
-        table, row = study.table("aspect tokens", self._read)
+        table, row = study.table("aspect tokens and image features", self._read)
         apart = teachers is not study.data
         taught, at = replace(study, data=teachers).table("annotated tokens", self._tokens) if apart else (table, row)
         rows = [[row[example.image] for example in split] for split in (study.data.train, study.data.val)]
@@ -364,10 +377,9 @@ class ConceptBottleneck:
             chances[0].append(read[0] if apart else left_out)  # other images: none of them was seen
             chances[1].append(read[1])
             tensors |= {f"{aspect}.{name}": tensor for name, tensor in layer.items()}
-        inputs = [
-            torch.cat([*parts, self._beside(table["tokens"][chosen])], 1)
-            for parts, chosen in zip(chances, rows, strict=True)
-        ]
+        beside = self._residual_inputs(table)
+        inputs = [torch.cat([*parts, beside[chosen]], 1) for parts, chosen in zip(chances, rows, strict=True)]
+        state["image_features"] = table[IMAGE].shape[1]
         least = torch.full((inputs[0].shape[1],), SMALLEST)
         least[: len(state["words"])] = LEAST_SPREAD
         layer, state[LABELS] = self._labelled(study, inputs, [table["scores"][chosen] for chosen in rows], least)
@@ -379,20 +391,30 @@ class ConceptBottleneck:
         """The second layer; C, and whether it adds the scores, by the likelihood on val.
 
         Stage 2 has seen the training images, so their scores may promise more than those of new images hold. Then the
-        words alone are likelier on val, and are taken.
+        words alone are likelier on val, and are taken. With `refit` the layer is fitted once more, to val as well.
         """
         targets, held = ([study.target(one) for one in split] for split in (study.data.train, study.data.val))
+        floor = torch.cat([least, torch.full((scores[0].shape[1],), LEAST_SPREAD)])
+
+        def learned(inputs: Tensor, wanted: list[int], strength: float) -> dict[str, Tensor]:
+            least = floor[: inputs.shape[1]]
+            return fitted(inputs, wanted, len(self.labels), strength, self.settings.iterations, least)
+
         candidates = []
         for added in (True, False) if scores[0].shape[1] and held else (bool(scores[0].shape[1]),):
             train, val = (torch.cat([one, more], 1) if added else one for one, more in zip(words, scores, strict=True))
             for strength in self.settings.strengths if held else (self.settings.without_val,):
                 study.stop.check()
-                floor = torch.cat([least, torch.full((train.shape[1] - len(least),), LEAST_SPREAD)])
-                layer = fitted(train, targets, len(self.labels), strength, self.settings.iterations, floor)
+                layer = learned(train, targets, strength)
                 facts = figures(logits(layer, val), held)
                 log.info("labels, scores %s, C = %g: %s", added, strength, facts)
-                candidates.append((facts.get("log_likelihood", 0.0), layer, {"C": strength, "scores": added, **facts}))
-        _, layer, facts = max(candidates, key=lambda one: one[0])
+                found = {"C": strength, "scores": added, **facts}
+                candidates.append((facts.get("log_likelihood", 0.0), layer, found, (train, val)))
+        _, layer, facts, inputs = max(candidates, key=lambda one: one[0])
+        if self.settings.refit and held:
+            log_p = logits(layer, inputs[1]).double().log_softmax(1).numpy()
+            facts |= {"temperature": fit_temperature(log_p, np.asarray(held))}
+            layer = learned(torch.cat(inputs), [*targets, *held], facts["C"])
         return layer, facts
 
 

@@ -1,4 +1,4 @@
-"""A linear probe: what the mean visual token says about the emotion without any language model."""
+"""A linear probe: what the vision tower's features say about the emotion without any language model."""
 
 import logging
 import warnings
@@ -17,7 +17,7 @@ from torch import Tensor
 from masp.adapters import tensors_sha256
 from masp.backbones.base import Backbone
 from masp.baselines.base import LabelScore, SystemPrediction, TrainingData, emotion_question, plain, predictions_of
-from masp.baselines.learning import SMALLEST, Study, mean_token, read_with, studying, unlearned
+from masp.baselines.learning import SMALLEST, Study, image_features, read_with, studying, unlearned
 from masp.core.errors import DataError
 from masp.core.labels import validate_labels
 from masp.core.prompts import Questions
@@ -46,7 +46,9 @@ class ProbeSettings:
 
 
 class Probe:
-    """Multinomial logistic regression on the standardised mean visual token.
+    """Multinomial logistic regression on standardised features of the whole image.
+
+    They are the vision tower's own where the backbone gives them, else the mean visual token.
 
     Args:
         backbone: gives the visual tokens.
@@ -93,10 +95,10 @@ class Probe:
         return facts
 
     def _mean(self, visual: VisualTokens) -> dict[str, Tensor]:
-        return {"mean": mean_token(read_with(self.backbone, visual, self.question)).cpu()}
+        return {"mean": image_features(read_with(self.backbone, visual, self.question)).cpu()}
 
     def _fitted(self, study: Study) -> Checkpoint:
-        table, row = study.table("mean visual tokens", self._mean)
+        table, row = study.table("image features", self._mean)
         of = {
             split: (
                 table["mean"][[row[example.image] for example in examples]],

@@ -106,7 +106,7 @@ def prediction_panel(prediction: "Prediction") -> Panel:
         parts += [Text(printable(prediction.warning), style="bold yellow"), Text()]
     parts.append(probability_bars(prediction.probabilities, prediction.label))
     if prediction.aspects:
-        parts += [Text(), aspect_table(prediction.aspects, _shares(prediction))]
+        parts += [Text(), aspect_table(prediction.aspects, _shares(prediction), prediction.image_effect)]
     if prediction.answer is not None and prediction.answer != prediction.label:
         parts += [Text(), Text(f"In its own words: {printable(prediction.answer) or '(nothing)'}", style="italic")]
     sure = prediction.probabilities[prediction.label]
@@ -135,25 +135,36 @@ def bar(share: float, width: int = BAR) -> str:
     return "█" * (eighths // 8) + (EIGHTHS[eighths % 8] if eighths % 8 else "")
 
 
-def aspect_table(aspects: "Mapping[str, AspectReading]", shares: Mapping[str, float]) -> Table:
-    """What each aspect saw, where it looked, what it did to the label, and the soft prompt's attention, if there is."""
+def aspect_table(
+    aspects: "Mapping[str, AspectReading]", shares: Mapping[str, float], image_effect: float | None = None
+) -> Table:
+    """What each aspect saw, where it looked, what it did to the label, and the soft prompt's attention, if there is.
+
+    Below them what the whole image did beside its aspects, where it has such a part.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for heading in ("aspect", "saw", "looked at", "effect", *(["attention"] if shares else [])):
         table.add_column(heading, no_wrap=heading != "saw")
-    strongest = max([abs(reading.effect) for reading in aspects.values()] + [FAINT])
+    strongest = max([abs(reading.effect) for reading in aspects.values()] + [abs(image_effect or 0.0), FAINT])
     decisive = max(aspects, key=lambda name: aspects[name].effect)
     for name, reading in aspects.items():
-        colour = "green" if reading.effect > FAINT else "red" if reading.effect < -FAINT else "none"
-        length = bar(abs(reading.effect) / strongest, 8)
         table.add_row(
             Text(name.replace("_", " ")),
             Text(printable(reading.answer) or "(nothing)"),
             Text(position_in_words(reading.attention)),
-            Text(f"{reading.effect:+.2f} {length}", style=colour),
+            _effect(reading.effect, strongest),
             *([Text(f"{100 * shares[name]:.0f} %" if name in shares else "")] if shares else []),
             style="bold" if name == decisive and reading.effect > FAINT else "none",
         )
+    if image_effect is not None:
+        table.add_row("whole image", Text("(what no aspect names)", style="dim"), "", _effect(image_effect, strongest))
     return table
+
+
+def _effect(effect: float, strongest: float) -> Text:
+    """An effect with its bar."""
+    colour = "green" if effect > FAINT else "red" if effect < -FAINT else "none"
+    return Text(f"{effect:+.2f} {bar(abs(effect) / strongest, 8)}", style=colour)
 
 
 def position_in_words(attention: Sequence[Sequence[float]] | None) -> str:

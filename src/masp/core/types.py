@@ -63,6 +63,8 @@ class VisualTokens:
         grid: rows and columns in which an image's tokens are laid out, row by row; None if they are not a grid.
         shapes: `ImageLayout.shape` of each image, where it is not its grid.
         deep: features of the same places that the first layers of the language model add, one level per layer.
+        pooled: features of the whole image as the vision tower has them, not in language-model space; None where the
+            family gives none.
     """
 
     tokens: Float[Tensor, "batch visual dim"]
@@ -71,6 +73,7 @@ class VisualTokens:
     grid: Int[Tensor, "batch 2"] | None = None
     shapes: tuple[tuple[int, ...], ...] | None = None
     deep: Float[Tensor, "batch visual levels dim"] | None = None
+    pooled: Float[Tensor, "batch features"] | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -96,6 +99,7 @@ class VisualTokens:
             mask=self.mask.to(device=device),
             boxes=None if self.boxes is None else self.boxes.to(device=device),
             grid=None if self.grid is None else self.grid.to(device=device),
+            pooled=None if self.pooled is None else self.pooled.to(device=device),
         )
 
     def select(self, indices: Sequence[int] | Int[Tensor, " chosen"]) -> Self:
@@ -111,6 +115,7 @@ class VisualTokens:
             grid=None if self.grid is None else self.grid[index],
             shapes=None if self.shapes is None else tuple(self.shapes[row] for row in index.tolist()),
             deep=None if self.deep is None else self.deep[index, :width],
+            pooled=None if self.pooled is None else self.pooled[index],
         )
 
     @staticmethod
@@ -121,6 +126,7 @@ class VisualTokens:
         boxes = [_pad(part.boxes, width) for part in parts if part.boxes is not None]
         shapes = [part.shapes for part in parts if part.shapes is not None]
         deep = [_pad(part.deep, width) for part in parts if part.deep is not None]
+        pooled = [part.pooled for part in parts if part.pooled is not None]
         return VisualTokens(
             tokens=torch.cat([_pad(part.tokens, width) for part in parts]),
             mask=torch.cat([_pad(part.mask, width) for part in parts]),
@@ -128,6 +134,7 @@ class VisualTokens:
             grid=torch.cat(grids) if len(grids) == len(parts) else None,
             shapes=sum(shapes, ()) if len(shapes) == len(parts) else None,
             deep=torch.cat(deep) if len(deep) == len(parts) else None,
+            pooled=torch.cat(pooled) if len(pooled) == len(parts) else None,
         )
 
 

@@ -2,7 +2,8 @@
 
 Both layers are linear, so what every word adds to a label is known without a further pass. With a residual the labels
 are read from the aspect tokens too, by a third linear layer (PCBM-h of Yuksekgonul et al., "Post-hoc concept bottleneck
-models", 2023): what an aspect adds is then the sum of its words and its tokens. It is fitted by
+models", 2023), and from the vision tower's features of the whole image, where the backbone gives them: what an aspect
+adds is then the sum of its words and its tokens, and the whole image adds a term that is no aspect's. It is fitted by
 `masp.baselines.concept_bottleneck`; here it answers.
 """
 
@@ -17,7 +18,7 @@ from masp.core.types import VisualTokens
 from masp.model.masp_model import ActiveParts, MaspModel
 from masp.model.scoring import score
 
-LABELS, RESIDUAL = "labels", "residual"
+LABELS, RESIDUAL, IMAGE = "labels", "residual", "image"
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Concepts:
     Attributes:
         words: probability of every word.
         scores: log-probabilities of the labels by the soft prompt; no columns where they are not added.
-        residual: what the tokens of each aspect add to the logits beside its words; empty without a residual.
+        residual: what the tokens of each aspect add to the logits beside its words, and under `IMAGE` what the whole
+            image adds; empty without a residual.
     """
 
     words: Float[Tensor, "batch words"]
@@ -45,7 +47,7 @@ class ConceptHead:
         tensors: `<aspect>.weight` (words of the aspect, queries · dim) and `<aspect>.bias`; `labels.weight`
             (labels, words and scores), `labels.bias`, and `labels.mean`, of words and scores on the training images.
             With a residual also `<aspect>.residual.weight` (labels, queries · dim) and `<aspect>.residual.bias`, which
-            makes it zero on the mean training image.
+            makes it zero on the mean training image; perhaps the same of `image` (labels, features).
         scores: whether the soft prompt's scores are added, if there is one.
         prompt_temperature: of the soft prompt where it answers alone; the head reads its scores undivided.
     """
@@ -61,6 +63,12 @@ class ConceptHead:
         """Whether the labels are read from the aspect tokens too."""
         return any(f".{RESIDUAL}." in name for name in self.tensors)
 
+    @property
+    def image_features(self) -> int:
+        """Features of the whole image that the labels are read from; 0: none."""
+        weight = self.tensors.get(f"{IMAGE}.{RESIDUAL}.weight")
+        return 0 if weight is None else weight.shape[1]
+
     @torch.no_grad()
     def read(self, model: MaspModel, visual: VisualTokens, question: str, labels: Sequence[str]) -> Concepts:
         """The probability of every word, what tokens add, and the soft prompt's scores where they are added."""
@@ -68,6 +76,8 @@ class ConceptHead:
         tokens = dict(zip(model.aspect_module().aspects, each, strict=True))
         names = dict.fromkeys(aspect for aspect, _ in self.words)
         words = torch.cat([self._layer(name, tokens[name]).sigmoid() for name in names], 1)
+        if visual.pooled is not None:
+            tokens[IMAGE] = visual.pooled
         rest = {
             name: self._layer(f"{name}.{RESIDUAL}", one)
             for name, one in tokens.items()
@@ -97,6 +107,10 @@ class ConceptHead:
         if read.residual:
             result = result + torch.stack([read.residual[name] for name in aspects], dim=1)
         return result
+
+    def image_effect(self, read: Concepts) -> Float[Tensor, "batch labels"] | None:
+        """What the whole image adds to the logit of every label beside its aspects, from the mean training image."""
+        return read.residual.get(IMAGE)
 
     def answers(self, read: Concepts) -> list[dict[str, str]]:
         """For every image the words of each aspect that it probably has, joined with commas."""

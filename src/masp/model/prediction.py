@@ -61,6 +61,8 @@ class Prediction:
         task: which task of an adapter with several; None for one with one.
         temperature: that the log-probabilities were divided by; 1.0: they are the model's own.
         attribution: how the effects of the aspects were found; None where `aspects` is empty.
+        image_effect: what the whole image adds to the label's logit beside the aspects, in nats; None without
+            explanations and where the answer has no such part.
         domain: whether the image is of the kind that the backbone was trained on; None where the backbone cannot tell.
     """
 
@@ -76,6 +78,7 @@ class Prediction:
     domain: Domain | None = None
     temperature: float = 1.0
     attribution: str | None = None
+    image_effect: float | None = None
 
     @property
     def warning(self) -> str | None:
@@ -338,6 +341,13 @@ def _explained_by_words(
     """
     model, task = handle.model, handle.task
     names = taking_part(model, task.use)
-    chosen = concepts.effects(read, names)[torch.arange(len(result)), :, log_p.argmax(dim=1)]
-    readings = read_aspects(model, visual, task.questions, task.use, chosen, concepts.answers(read))
-    return [replace(one, aspects=seen, attribution=WORDS) for one, seen in zip(result, readings, strict=True)]
+    rows, best = torch.arange(len(result)), log_p.argmax(dim=1)
+    readings = read_aspects(
+        model, visual, task.questions, task.use, concepts.effects(read, names)[rows, :, best], concepts.answers(read)
+    )
+    rest = concepts.image_effect(read)
+    added = [None] * len(result) if rest is None else rest[rows, best].tolist()
+    return [
+        replace(one, aspects=seen, attribution=WORDS, image_effect=more)
+        for one, seen, more in zip(result, readings, added, strict=True)
+    ]

@@ -107,6 +107,7 @@ def sample_of(prediction: "Prediction", image: Path | Image.Image, truth: str | 
         prompt_attention=looks.raw if looks else None,
         warning=prediction.warning,
         attribution=prediction.attribution or "leave_one_out",
+        image_effect=prediction.image_effect,
     )
 
 

@@ -115,7 +115,8 @@ class Sample:
 
     `image` is read when the page is written; where it cannot be read, the page says so. `expected` holds the
     true probability of every label and `cause` the true main cause, both only where the data set knows them. `warning`
-    is what to know before the label is believed, `attribution` how the effects were found.
+    is what to know before the label is believed, `attribution` how the effects were found, `image_effect` what the
+    whole image adds beside its aspects, where it has such a part.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Sample:
     prompt_attention: Mapping[str, float] | None = None
     warning: str | None = None
     attribution: str = "leave_one_out"
+    image_effect: float | None = None
 
 
 @dataclass(frozen=True)
@@ -178,15 +180,17 @@ def decisive(sample: Sample) -> AspectSight | None:
 
 
 def verdict(sample: Sample) -> str:
-    """One sentence: which cue decided, read from the effects and from nothing else. Empty where there are none."""
+    """Which cue decided, read from the effects and from nothing else. Empty where there are none."""
     if all(sight.effect is None for sight in sample.sights):
         return ""
-    first = decisive(sample)
+    first, whole = decisive(sample), ""
+    if sample.image_effect is not None:
+        whole = f" The image as a whole added {signed(sample.image_effect)}."
     if first is None or first.effect is None:
-        return "No single cue decided."
+        return f"No single cue decided.{whole}"
     if sample.attribution == "leave_one_out":
         return f"{decided(first)}: without it the label would be {_less(first.effect)} less probable."
-    return f"{decided(first)}: it did most for the label."
+    return f"{decided(first)}: it did most for the label.{whole}"
 
 
 def decided(sight: AspectSight) -> str:

@@ -108,7 +108,7 @@ class VisualGroup:
         notes = {"bad": json.dumps({indices.index(index): reason for index, reason in self.bad})}
         for index, one in zip(self.good, self.tokens, strict=True):
             row = indices.index(index)
-            parts = {"tokens": one.tokens, "mask": one.mask, "grid": one.grid, "deep": one.deep}
+            parts = {"tokens": one.tokens, "mask": one.mask, "grid": one.grid, "deep": one.deep, "pooled": one.pooled}
             tensors |= {f"{name}.{row}": part for name, part in parts.items() if part is not None}
             notes[f"shapes.{row}"] = json.dumps(one.shapes)
         return CacheGroup(tensors, notes)
@@ -131,6 +131,7 @@ def _unpacked(group: CacheGroup, row: int) -> VisualTokens:
         grid=group.tensors.get(f"grid.{row}"),
         shapes=None if shapes is None else tuple(tuple(shape) for shape in shapes),
         deep=group.tensors.get(f"deep.{row}"),
+        pooled=group.tensors.get(f"pooled.{row}"),
     )
 
 
@@ -146,8 +147,8 @@ def rows_of(visual: VisualTokens) -> list[VisualTokens]:
 
 def bytes_of(visual: VisualTokens) -> int:
     """Memory that visual tokens take."""
-    tensors = [visual.tokens] if visual.deep is None else [visual.tokens, visual.deep]
-    return sum(part.numel() * part.element_size() for part in tensors)
+    tensors = (visual.tokens, visual.deep, visual.pooled)
+    return sum(part.numel() * part.element_size() for part in tensors if part is not None)
 
 
 def content_hash(path: Path) -> str:

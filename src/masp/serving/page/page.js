@@ -94,12 +94,17 @@ function decisive(answer) {
   return aspects.length ? aspects.reduce((best, next) => (next[1].effect > best[1].effect ? next : best)) : null;
 }
 
+function signed(effect) {
+  return `${effect >= 0 ? "+" : "−"}${Math.abs(effect).toFixed(2)}`;
+}
+
 function verdict(answer) {
   if (!Object.keys(answer.aspects).length) return "This task has no aspects, so there are no reasons.";
   const first = decisive(answer);
-  if (!first) return "No single cue decided.";
+  const whole = answer.image_effect == null ? "" : ` The image as a whole added ${signed(answer.image_effect)}.`;
+  if (!first) return `No single cue decided.${whole}`;
   const [name, seen] = first;
-  if (answer.attribution !== "leave_one_out") return `The ${words(name)} (“${seen.answer}”) did most for the label.`;
+  if (answer.attribution !== "leave_one_out") return `The ${words(name)} (“${seen.answer}”) did most for the label.${whole}`;
   const factor = Math.exp(seen.effect);
   const less = factor > 100 ? "more than 100 times" : factor >= 2 ? `${factor.toFixed(1)} times` : `${(100 * (1 - 1 / factor)).toFixed(0)} %`;
   return `The ${words(name)} decided (“${seen.answer}”): without it the label would be ${less} less probable.`;
@@ -164,7 +169,7 @@ function drawAspects(one, node) {
     button.type = "button";
     button.setAttribute("aria-pressed", "false");
     button.append(make("strong", words(name)), make("small", seen.answer));
-    const effect = make("small", `effect ${seen.effect >= 0 ? "+" : "−"}${Math.abs(seen.effect).toFixed(2)}`);
+    const effect = make("small", `effect ${signed(seen.effect)}`);
     effect.title = HOW[one.answer.attribution] || "";
     button.append(effect);
     if (name === first) {
