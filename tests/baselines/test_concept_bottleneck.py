@@ -28,6 +28,7 @@ from masp.core.aspects import ASPECTS
 from masp.core.errors import DataError, UsageError
 from masp.core.types import VisualTokens
 from masp.data.images import open_image
+from masp.evaluation.metrics import fit_temperature
 from masp.model.masp_model import MaspModel
 from masp.predictor import Masp
 
@@ -202,6 +203,73 @@ def test_without_validation_the_settings_decide(tmp_path: Path) -> None:
     state = system.learned.state
     assert state["labels"] == {"C": 0.1, "scores": True}
     assert len(system.predict(images.visual([0, 1]))) == 2
+
+
+def test_after_val_has_chosen_the_labels_are_learned_from_all(tmp_path: Path) -> None:
+    settings = replace(FREELY, refit=True)
+    system, images = head(settings=settings), Watched(tiny.backbone())
+    told = taught(tmp_path / "out", images)
+    system.fit(told)
+    before, every = head(), head(settings=replace(FREELY, without_val=1.0))
+    before.fit(replace(told, out=tmp_path / "before"))
+    every.fit(replace(told, train=told.train + told.val, val=(), out=tmp_path / "every"))
+    state = system.learned.state["labels"]
+    assert {name: value for name, value in state.items() if name != "temperature"} == before.learned.state["labels"]
+    shown = images.visual([one.image for one in told.val])
+    logs = np.array([list(one.log_probabilities.values()) for one in before.predict(shown)])
+    targets = np.array([LABELS.index(one.label) for one in told.val])
+    assert state["temperature"] == pytest.approx(fit_temperature(logs, targets), rel=1e-4)
+    # The words learn from train alone, so only the mean of what the labels read tells the two fits apart.
+    inputs = system._inputs(
+        system._read(images.visual([one.image for one in (*told.train, *told.val)])), system.learned
+    )
+    assert len(inputs) == int(system.learned.tensors["labels.n"]) == int(every.learned.tensors["labels.n"])
+    raw = logits({k.removeprefix("labels."): v for k, v in system.learned.tensors.items() if "labels." in k}, inputs)
+    found = [list(one.log_probabilities.values()) for one in system.predict(shown)]
+    wanted = (raw[len(told.train) :] / state["temperature"]).log_softmax(1)
+    torch.testing.assert_close(torch.tensor(found), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_the_residual_reads_the_whole_image_where_the_tower_gives_it(tmp_path: Path) -> None:
+    seen, backbone = ("amusement", "anger", "fear"), tiny.backbone("photo")
+    images = Watched(backbone)
+    asked = [f"aspects={aspects_of('photo')}", "fewest=2", "strengths=[1.0]", "residual=true", "refit=true"]
+    system = make_system("concepts", backbone, seen, asked)
+    system.fit(taught(tmp_path / "concepts" / "training", images))
+    found = Masp.from_pretrained(tmp_path / "concepts", backbone)
+    visual = images.visual([0, 1, 2])
+    features = visual.pooled.shape[1]
+    assert (found.info.concepts.image_features, found.info.temperature) == (
+        features,
+        pytest.approx(temperature(system)),
+    )
+    handle = found.handle()
+    read = handle.concepts.read(handle.model, visual, handle.task.question, handle.task.labels)
+    layer, words = system.learned.tensors, len(system.learned.state["words"])
+    own = slice(words + len(ASPECTS) * backbone.dim * handle.model.aspect_module().queries, None)
+    assert layer["labels.mean"][own].shape == (features,)
+    by_hand = (visual.pooled - layer["labels.mean"][own]) / layer["labels.scale"][own]
+    effect = handle.concepts.image_effect(read)
+    # Some features of the tiny tower hardly vary, so that folding the standardisation into the weights costs digits.
+    torch.testing.assert_close(effect, by_hand @ layer["labels.weight"][:, own].T, atol=1e-2, rtol=1e-2)
+    tensors = handle.concepts.tensors
+    bias = tensors["labels.bias"] + tensors["labels.weight"] @ tensors["labels.mean"]
+    whole = handle.concepts.effects(read, ASPECTS).sum(1) + effect + bias
+    torch.testing.assert_close(whole.log_softmax(1), handle.concepts.log_probabilities(read), atol=1e-4, rtol=1e-4)
+    tiny.picture(84, 84, seed=3).save(tmp_path / "a.png")
+    one = found.predict(tmp_path / "a.png")
+    assert one.image_effect is not None
+    assert "image_effect" in one.to_json()
+    assert found.predict(tmp_path / "a.png", explain=False).image_effect is None
+    again = Masp.from_pretrained(found.save_pretrained(tmp_path / "copy"), backbone)
+    assert again.predict(tmp_path / "a.png") == replace(one, adapter=again.adapter)
+    wanted = torch.tensor([list(answer.log_probabilities.values()) for answer in system.predict(visual)])
+    torch.testing.assert_close(found.task.calibrated(found.log_probabilities(visual)), wanted, atol=1e-2, rtol=1e-2)
+
+
+def temperature(system: ConceptBottleneck) -> float:
+    """That val gave before the labels were learned again."""
+    return system.learned.state["labels"]["temperature"]
 
 
 def test_other_annotations_are_another_run(tmp_path: Path) -> None:

@@ -80,6 +80,15 @@ def test_deep_features_go_where_their_tokens_go() -> None:
     assert VisualTokens.stack([whole, plain]).deep is None
 
 
+def test_pooled_features_go_where_their_images_go() -> None:
+    plain = made_up([2, 5], 1)
+    whole = replace(plain, pooled=torch.arange(6.0).view(2, 3))
+    found = VisualTokens.stack([whole.select([0]), whole.select([1, 0])]).select([1, 0, 1])
+    assert torch.equal(found.pooled, torch.tensor([[3.0, 4, 5], [0, 1, 2], [3, 4, 5]]))
+    assert whole.to(dtype=torch.bfloat16).pooled.dtype == torch.float32
+    assert VisualTokens.stack([whole, plain]).pooled is None
+
+
 def test_extras_are_followed_by_plain_text() -> None:
     deep = torch.ones(1, 2, 3, 5)
     found = Extras(torch.tensor([[False, True]]), deep).followed_by(2)
