@@ -164,7 +164,7 @@ def test_an_image_that_kills_its_decoder_costs_itself_alone(tmp_path, adapter, m
         "plain = decode.read_bytes\n"
         "def read(uri, *rest):\n"
         "    if 'poison' in uri: os.abort()\n"
-        "    if 'hangs' in uri: time.sleep(600)\n"
+        "    if 'hangs' in uri or ('large' in uri and rest[1] != 1): time.sleep(600)\n"
         "    return plain(uri, *rest)\n"
         "decode.read_bytes = read\n"
         "serve = decode.serve\n"
@@ -210,7 +210,10 @@ def test_an_outage_is_told_from_a_missing_object():
 
 @pytest.fixture
 def flaky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decoders without a pause whose store fails as an object's name says: "fails2.png" twice, "hangs.png" for ever."""
+    """Decoders without a pause whose store fails as an object's name says.
+
+    "fails2.png" twice, "hangs.png" for ever, and "large.png" unless one byte is asked for.
+    """
     (tmp_path / "flaky.py").write_text(
         "import re, time\n"
         "from masp.labelling import decode\n"
@@ -243,6 +246,16 @@ def test_a_store_that_fails_for_a_while_is_asked_again(tmp_path):
     with pytest.raises(OutageError, match=r"hangs\.png was not there after 0\.01 s"):
         impatient.read(f"s3:/{images}/hangs.png", None, None)
     impatient.close()
+
+
+@pytest.mark.usefixtures("flaky")
+def test_an_image_that_never_comes_in_time_is_no_outage(tmp_path):
+    images = write_images(tmp_path / "images", 1)
+    (images / "00000.png").rename(images / "large.png")
+    decoder = Decoder(Limits(None, "nearest", 10**6, 2.0))
+    found = decoder.read(f"s3:/{images}/large.png", None, None)
+    assert (found.status, found.error) == ("crashed", "was not there after 2 s")
+    decoder.close()
 
 
 @pytest.mark.usefixtures("flaky")

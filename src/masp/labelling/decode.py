@@ -48,11 +48,13 @@ class Decoded:
         image: RGB pixels; None unless the status is `ok`.
         status: one of `STATUSES`.
         error: why there is no image.
+        late: the store took too long, and said nothing.
     """
 
     image: Image.Image | None
     status: str
     error: str | None = None
+    late: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class Decoder:
     def read(self, uri: str, offset: int | None, size: int | None) -> Decoded:
         """The image at a place; never raises because of an image.
 
+        One that never comes in time has crashed its decoder, if its store still gives the first byte of it.
+
         Raises:
             OutageError: what holds the image does not answer, after several tries.
             MaspError: the process cannot be started.
@@ -96,6 +100,8 @@ class Decoder:
                 found = self._read_once(uri, offset, size)
         if found.status != UNAVAILABLE:
             return found
+        if found.late and self._read_once(uri, offset, 1).status != UNAVAILABLE:  # a byte comes: the image is too slow
+            return Decoded(None, CRASHED, found.error)
         raise OutageError(f"{uri} {found.error}", "a store that answers", "Give the same command again when it does.")
 
     def _read_once(self, uri: str, offset: int | None, size: int | None) -> Decoded:
@@ -110,7 +116,7 @@ class Decoder:
             code = process.wait()
             self.close()
             if code == -signal.SIGKILL and "://" in uri and not self._fetched:
-                return Decoded(None, UNAVAILABLE, f"was not there after {self._limits.seconds:g} s")
+                return Decoded(None, UNAVAILABLE, f"was not there after {self._limits.seconds:g} s", late=True)
             return Decoded(None, CRASHED, f"the decoder ended with {code} or took over {self._limits.seconds:g} s")
         finally:
             timer.cancel()
