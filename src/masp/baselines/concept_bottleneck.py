@@ -163,7 +163,7 @@ class ConceptBottleneck:
         if self.info is not None:
             self._save(examples.out / "adapter", self.info)
 
-    def concepts(self) -> ConceptHead:
+    def head(self) -> ConceptHead:
         """What was learned, as an adapter holds it.
 
         Raises:
@@ -213,7 +213,7 @@ class ConceptBottleneck:
     def _save(self, folder: Path, info: AdapterInfo) -> None:
         """The adapter, for `masp predict`; labels that never occur leave it out."""
         try:
-            concepts = self.concepts()
+            head = self.head()
         except UsageError as error:
             log.warning("no adapter is written: %s", error)
             return
@@ -221,7 +221,7 @@ class ConceptBottleneck:
         about: dict[str, Any] = {"labels": self.labels, "aspects": self.model.aspect_module().aspects}
         about["metrics"] = {f"concepts/{name}": state[name] for name in ("accuracy", "log_likelihood") if name in state}
         about["temperature"] = state.get("temperature")
-        if concepts.prompt_aspects is not None:
+        if head.prompt_aspects is not None:
             assert isinstance(self.over, Prompted)
             assert self.over.handle is not None
             assert self.over.handle.info is not None
@@ -231,7 +231,7 @@ class ConceptBottleneck:
             about["metrics"] |= other.metrics
             queries = {"queries": info.method.queries, "attention": info.method.attention}
             about["method"] = other.method.model_copy(update=queries)
-        save_adapter(folder, info.model_copy(update=about), self.model.aspects, prompt, concepts=concepts)
+        save_adapter(folder, info.model_copy(update=about), self.model.aspects, prompt, concepts=head)
 
     def load(self, folder: str | Path) -> Self:
         """What `fit` left in a folder, ready to answer about any image without the training data.

@@ -26,13 +26,13 @@ class Concepts:
     """What was read from a batch of images.
 
     Attributes:
-        words: probability of every word.
+        probabilities: of every word.
         scores: log-probabilities of the labels by the soft prompt; no columns where they are not added.
         residual: what the tokens of each aspect add to the logits beside its words, and under `IMAGE` what the whole
             image adds; empty without a residual.
     """
 
-    words: Float[Tensor, "batch words"]
+    probabilities: Float[Tensor, "batch words"]
     scores: Float[Tensor, "batch scores"]
     residual: Mapping[str, Float[Tensor, "batch labels"]] = field(default_factory=dict)
 
@@ -75,7 +75,7 @@ class ConceptHead:
         each = model.aspect_tokens(visual).tokens.flatten(2).unbind(1)
         tokens = dict(zip(model.aspect_module().aspects, each, strict=True))
         names = dict.fromkeys(aspect for aspect, _ in self.words)
-        words = torch.cat([self._layer(name, tokens[name]).sigmoid() for name in names], 1)
+        probabilities = torch.cat([self._layer(name, tokens[name]).sigmoid() for name in names], 1)
         if visual.pooled is not None:
             tokens[IMAGE] = visual.pooled
         rest = {
@@ -84,15 +84,15 @@ class ConceptHead:
             if f"{name}.{RESIDUAL}.weight" in self.tensors
         }
         if self.prompt_aspects is None or not self.scores:
-            return Concepts(words, words[:, :0], rest)
-        return Concepts(words, score(model, visual, question, labels, ActiveParts(self.prompt_aspects)), rest)
+            return Concepts(probabilities, probabilities[:, :0], rest)
+        return Concepts(probabilities, score(model, visual, question, labels, ActiveParts(self.prompt_aspects)), rest)
 
     def _layer(self, name: str, inputs: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch outputs"]:
         return inputs @ self.tensors[f"{name}.weight"].T + self.tensors[f"{name}.bias"]
 
     def log_probabilities(self, read: Concepts) -> Float[Tensor, "batch labels"]:
         """Of the labels; normalised."""
-        logits = self._layer(LABELS, torch.cat([read.words, read.scores], 1))
+        logits = self._layer(LABELS, torch.cat([read.probabilities, read.scores], 1))
         for added in read.residual.values():
             logits = logits + added
         return logits.log_softmax(1)
@@ -100,7 +100,7 @@ class ConceptHead:
     def effects(self, read: Concepts, aspects: Sequence[str]) -> Float[Tensor, "batch aspects labels"]:
         """What words and tokens of each aspect add to the logit of every label, from the mean training image."""
         count = len(self.words)
-        away = read.words - self.tensors[f"{LABELS}.mean"][:count]
+        away = read.probabilities - self.tensors[f"{LABELS}.mean"][:count]
         added = away[:, :, None] * self.tensors[f"{LABELS}.weight"].T[:count]
         own = [[index for index, (aspect, _) in enumerate(self.words) if aspect == name] for name in aspects]
         result = torch.stack([added[:, columns].sum(1) for columns in own], dim=1)
@@ -115,7 +115,7 @@ class ConceptHead:
     def answers(self, read: Concepts) -> list[dict[str, str]]:
         """For every image the words of each aspect that it probably has, joined with commas."""
         result = []
-        for row in (read.words >= 0.5).tolist():
+        for row in (read.probabilities >= 0.5).tolist():
             there: dict[str, list[str]] = {aspect: [] for aspect, _ in self.words}
             for (aspect, word), has in zip(self.words, row, strict=True):
                 there[aspect] += [word] * has

@@ -309,21 +309,21 @@ def predict_visual(
 def _explained(
     handle: TaskHandle,
     visual: VisualTokens,
-    result: Sequence[Prediction],
+    predictions: Sequence[Prediction],
     log_p: Float[Tensor, "batch labels"],
     attribution: Attribution,
 ) -> list[Prediction]:
     """The same predictions with the generated answer and the reasons; `log_p` are the model's own scores."""
     model, task = handle.model, handle.task
     answers = generate(model, visual, task.question, task.use, longest_answer(model.backbone, task.labels))
-    result = [replace(one, answer=answer) for one, answer in zip(result, answers, strict=True)]
+    predictions = [replace(one, answer=answer) for one, answer in zip(predictions, answers, strict=True)]
     if not taking_part(model, task.use):
-        return result
+        return predictions
     effects = ATTRIBUTIONS[attribution](model, visual, task.question, task.labels, task.use, log_p)
-    chosen = effects[torch.arange(len(result)), :, log_p.argmax(dim=1)]
+    chosen = effects[torch.arange(len(predictions)), :, log_p.argmax(dim=1)]
     readings = read_aspects(model, visual, task.questions, task.use, chosen)
-    looks = attention_to_aspects(model, visual, task.question, task.use) or [None] * len(result)
-    reasons = zip(result, readings, looks, strict=True)
+    looks = attention_to_aspects(model, visual, task.question, task.use) or [None] * len(predictions)
+    reasons = zip(predictions, readings, looks, strict=True)
     return [replace(one, aspects=seen, prompt_attention=look, attribution=attribution) for one, seen, look in reasons]
 
 
@@ -332,7 +332,7 @@ def _explained_by_words(
     concepts: ConceptHead,
     read: Concepts,
     visual: VisualTokens,
-    result: Sequence[Prediction],
+    predictions: Sequence[Prediction],
     log_p: Float[Tensor, "batch labels"],
 ) -> list[Prediction]:
     """Predictions of a concept bottleneck with its reasons: the words of each aspect, and what it adds to the label.
@@ -341,13 +341,13 @@ def _explained_by_words(
     """
     model, task = handle.model, handle.task
     names = taking_part(model, task.use)
-    rows, best = torch.arange(len(result)), log_p.argmax(dim=1)
+    rows, best = torch.arange(len(predictions)), log_p.argmax(dim=1)
     readings = read_aspects(
         model, visual, task.questions, task.use, concepts.effects(read, names)[rows, :, best], concepts.answers(read)
     )
     rest = concepts.image_effect(read)
-    added = [None] * len(result) if rest is None else rest[rows, best].tolist()
+    added = [None] * len(predictions) if rest is None else rest[rows, best].tolist()
     return [
         replace(one, aspects=seen, attribution=WORDS, image_effect=more)
-        for one, seen, more in zip(result, readings, added, strict=True)
+        for one, seen, more in zip(predictions, readings, added, strict=True)
     ]
