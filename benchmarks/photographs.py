@@ -64,12 +64,16 @@ class Bench:
         adapter = load_adapter(self.aspects, self.backbone)
         model = MaspModel(self.backbone, adapter.info.method, adapter.aspects, None, adapter.info.asked())
         settings = ConceptBottleneckSettings(
-            residual=name == RESIDUAL, refit=True, strengths=STRENGTHS, absent=("facial_expression",)
+            residual=name == RESIDUAL,
+            token_scale=TOKEN_SCALE,
+            refit=True,
+            strengths=STRENGTHS,
+            absent=("facial_expression",),
         )
         return ConceptBottleneck(model, labels, None, settings, annotated=self.words)
 
 
-STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1)
+STRENGTHS, TOKEN_SCALE = (1e-4, 2e-4, 3e-4, 6e-4, 1e-3, 3e-3, 1e-2), 0.3
 
 
 def everything(backbone: Backbone, folder: Path, work: Path) -> tuple[TrainingData, tuple[str, ...], str]:

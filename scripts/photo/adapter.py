@@ -23,7 +23,7 @@ from masp.data.readers.open_dataset import open_dataset
 from masp.model.masp_model import MaspModel
 
 HELD = 0.15
-STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1)
+STRENGTHS, TOKEN_SCALE = (1e-4, 2e-4, 3e-4, 6e-4, 1e-3, 3e-3, 1e-2), 0.3
 SOURCES = Path(__file__).with_name("adapter_card.md")
 
 
@@ -51,7 +51,9 @@ def learn(backbone: Backbone, aspects: Path, words: TrainingData, data: Path, wo
         adapter.info.model_dump() | {"data": {**adapter.info.data, "concepts": known}, "license": "apache-2.0"}
     )
     model = MaspModel(backbone, info.method, adapter.aspects, None, info.asked())
-    settings = ConceptBottleneckSettings(residual=True, refit=True, strengths=STRENGTHS, absent=("facial_expression",))
+    settings = ConceptBottleneckSettings(
+        residual=True, token_scale=TOKEN_SCALE, refit=True, strengths=STRENGTHS, absent=("facial_expression",)
+    )
     system = ConceptBottleneck(model, whole.labels, None, settings, info, words)
     system.fit(replace(read, train=tuple(train), val=tuple(val)))
     return work / "adapter"

@@ -28,7 +28,7 @@ from masp.core.aspects import ASPECTS
 from masp.core.errors import DataError, UsageError
 from masp.core.types import VisualTokens
 from masp.data.images import open_image
-from masp.evaluation.metrics import fit_temperature
+from masp.evaluation.metrics import fit_temperature, scaled
 from masp.model.masp_model import MaspModel
 from masp.predictor import Masp
 
@@ -213,12 +213,14 @@ def test_after_val_has_chosen_the_labels_are_learned_from_all(tmp_path: Path) ->
     before, every = head(), head(settings=replace(FREELY, without_val=1.0))
     before.fit(replace(told, out=tmp_path / "before"))
     every.fit(replace(told, train=told.train + told.val, val=(), out=tmp_path / "every"))
-    state = system.learned.state["labels"]
-    assert {name: value for name, value in state.items() if name != "temperature"} == before.learned.state["labels"]
+    state, first = system.learned.state["labels"], before.learned.state["labels"]
+    assert (state["C"], state["scores"], state["accuracy"]) == (first["C"], first["scores"], first["accuracy"])
     shown = images.visual([one.image for one in told.val])
     logs = np.array([list(one.log_probabilities.values()) for one in before.predict(shown)])
     targets = np.array([LABELS.index(one.label) for one in told.val])
     assert state["temperature"] == pytest.approx(fit_temperature(logs, targets), rel=1e-4)
+    divided = scaled(logs, state["temperature"])[np.arange(len(targets)), targets].mean()
+    assert state["log_likelihood"] == pytest.approx(divided, abs=1e-4)
     # The words learn from train alone, so only the mean of what the labels read tells the two fits apart.
     inputs = system._inputs(
         system._read(images.visual([one.image for one in (*told.train, *told.val)])), system.learned
@@ -234,6 +236,7 @@ def test_the_residual_reads_the_whole_image_where_the_tower_gives_it(tmp_path: P
     seen, backbone = ("amusement", "anger", "fear"), tiny.backbone("photo")
     images = Watched(backbone)
     asked = [f"aspects={aspects_of('photo')}", "fewest=2", "strengths=[1.0]", "residual=true", "refit=true"]
+    asked.append("token_scale=0.5")
     system = make_system("concepts", backbone, seen, asked)
     system.fit(taught(tmp_path / "concepts" / "training", images))
     found = Masp.from_pretrained(tmp_path / "concepts", backbone)
@@ -248,6 +251,9 @@ def test_the_residual_reads_the_whole_image_where_the_tower_gives_it(tmp_path: P
     layer, words = system.learned.tensors, len(system.learned.state["words"])
     own = slice(words + len(ASPECTS) * backbone.dim * handle.model.aspect_module().queries, None)
     assert layer["labels.mean"][own].shape == (features,)
+    every = images.visual(range(len(images.all)))
+    spread = handle.model.aspect_tokens(every).tokens.flatten(1).std(0, correction=0)
+    torch.testing.assert_close(layer["labels.scale"][words : own.start], 2 * spread, atol=1e-5, rtol=1e-3)
     by_hand = (visual.pooled - layer["labels.mean"][own]) / layer["labels.scale"][own]
     effect = handle.concepts.image_effect(read)
     # Some features of the tiny tower hardly vary, so that folding the standardisation into the weights costs digits.

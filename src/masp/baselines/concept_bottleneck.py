@@ -72,8 +72,10 @@ class ConceptBottleneckSettings:
         residual: whether the labels are read from the aspect tokens too, not from words and scores alone, and from the
             vision tower's features of the whole image where the backbone gives them. No bottleneck any more (PCBM-h of
             Yuksekgonul et al., 2023), but what each aspect adds is as exact.
-        refit: once val has chosen, the labels are learned from train and val together; the temperature that val gave
-            before is kept.
+        token_scale: what the standardised aspect tokens are multiplied with before a residual reads them: below 1 their
+            weights are penalised more than those of words and image.
+        refit: once val has chosen, by the likelihood after temperature scaling, the labels are learned from train and
+            val together; the temperature that val gave before is kept.
         strengths: inverse strengths of the L2 penalty of the labels; validation chooses.
         without_val: C of the labels where there is no validation split.
         iterations: most iterations of L-BFGS for the labels.
@@ -86,6 +88,7 @@ class ConceptBottleneckSettings:
     fewest: Positive = 20
     absent: tuple[str, ...] = ()
     residual: bool = False
+    token_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
     refit: bool = False
     penalties: Annotated[tuple[Penalty, ...], Field(min_length=1)] = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
     strengths: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
@@ -380,13 +383,20 @@ class ConceptBottleneck:
         beside = self._residual_inputs(table)
         inputs = [torch.cat([*parts, beside[chosen]], 1) for parts, chosen in zip(chances, rows, strict=True)]
         state["image_features"] = table[IMAGE].shape[1]
-        least = torch.full((inputs[0].shape[1],), SMALLEST)
-        least[: len(state["words"])] = LEAST_SPREAD
-        layer, state[LABELS] = self._labelled(study, inputs, [table["scores"][chosen] for chosen in rows], least)
+        layer, state[LABELS] = self._labelled(study, inputs, [table["scores"][chosen] for chosen in rows], table)
         return Checkpoint(0, tensors | {f"{LABELS}.{name}": tensor for name, tensor in layer.items()}, state)
 
+    def _columns(self, inputs: int, tokens: int, image: int, scores: int) -> tuple[Tensor, Tensor]:
+        """Of the columns that the labels are read from the least spread, and the factor that they are scaled with."""
+        residual = (tokens, image) if self.settings.residual else (0, 0)
+        counts = torch.tensor([inputs - sum(residual), *residual, scores])
+        least = torch.tensor([LEAST_SPREAD, SMALLEST, SMALLEST, LEAST_SPREAD])
+        return least.repeat_interleave(counts), torch.tensor(
+            [1.0, self.settings.token_scale, 1.0, 1.0]
+        ).repeat_interleave(counts)
+
     def _labelled(
-        self, study: Study, words: Sequence[Tensor], scores: Sequence[Tensor], least: Float[Tensor, " words"]
+        self, study: Study, words: Sequence[Tensor], scores: Sequence[Tensor], table: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The second layer; C, and whether it adds the scores, by the likelihood on val.
 
@@ -394,11 +404,14 @@ class ConceptBottleneck:
         words alone are likelier on val, and are taken. With `refit` the layer is fitted once more, to val as well.
         """
         targets, held = ([study.target(one) for one in split] for split in (study.data.train, study.data.val))
-        floor = torch.cat([least, torch.full((scores[0].shape[1],), LEAST_SPREAD)])
+        least, factor = self._columns(
+            words[0].shape[1], table["tokens"][0].numel(), table[IMAGE].shape[1], scores[0].shape[1]
+        )
 
         def learned(inputs: Tensor, wanted: list[int], strength: float) -> dict[str, Tensor]:
-            least = floor[: inputs.shape[1]]
-            return fitted(inputs, wanted, len(self.labels), strength, self.settings.iterations, least)
+            chosen = slice(inputs.shape[1])
+            how = (strength, self.settings.iterations, least[chosen], factor[chosen])
+            return fitted(inputs, wanted, len(self.labels), *how)
 
         candidates = []
         for added in (True, False) if scores[0].shape[1] and held else (bool(scores[0].shape[1]),):
@@ -406,16 +419,18 @@ class ConceptBottleneck:
             for strength in self.settings.strengths if held else (self.settings.without_val,):
                 study.stop.check()
                 layer = learned(train, targets, strength)
-                facts = figures(logits(layer, val), held)
-                log.info("labels, scores %s, C = %g: %s", added, strength, facts)
-                found = {"C": strength, "scores": added, **facts}
-                candidates.append((facts.get("log_likelihood", 0.0), layer, found, (train, val)))
-        _, layer, facts, inputs = max(candidates, key=lambda one: one[0])
+                raw = logits(layer, val)
+                found: dict[str, Any] = {"C": strength, "scores": added}
+                if self.settings.refit and held:
+                    log_p = raw.double().log_softmax(1).numpy()
+                    found["temperature"] = fit_temperature(log_p, np.asarray(held))
+                found |= figures(raw / found.get("temperature", 1.0), held)
+                log.info("labels: %s", found)
+                candidates.append((found.get("log_likelihood", 0.0), layer, found, (train, val)))
+        _, layer, found, inputs = max(candidates, key=lambda one: one[0])
         if self.settings.refit and held:
-            log_p = logits(layer, inputs[1]).double().log_softmax(1).numpy()
-            facts |= {"temperature": fit_temperature(log_p, np.asarray(held))}
-            layer = learned(torch.cat(inputs), [*targets, *held], facts["C"])
-        return layer, facts
+            layer = learned(torch.cat(inputs), [*targets, *held], found["C"])
+        return layer, found
 
 
 def concept_bottleneck_system(

@@ -124,8 +124,11 @@ def fitted(
     strength: float,
     iterations: int,
     least: float | Float[Tensor, " dim"] = SMALLEST,
+    shrunk: float | Float[Tensor, " dim"] = 1.0,
 ) -> dict[str, Tensor]:
     """A regression as weight (labels × dim), bias (labels), and the columns' mean and scale, at least `least`; fp32.
+
+    Columns are multiplied by `shrunk` once they are standardised: below 1 a column's weights are penalised more.
 
     A label that does not occur gets the lowest logit less the logarithm of the number of images: never the answer, and
     never impossible.
@@ -138,6 +141,7 @@ def fitted(
         raise DataError("all images to learn from have the same label", "at least two labels", "Check the data set.")
     wide = means.cpu().double()
     mean, scale = wide.mean(0), wide.std(0, correction=0).clamp_min(torch.as_tensor(least).cpu().double())
+    scale = scale / torch.as_tensor(shrunk).cpu().double()
     values: NDArray[np.float64] = ((wide - mean) / scale).numpy()
     model = LogisticRegression(C=strength, max_iter=iterations)
     with warnings.catch_warnings():
