@@ -47,6 +47,7 @@ OTHER_VALUES = {
     "prompt.init.kind": "vocabulary",
     "prompt.bucketed": "false",
     "aspects.query_std": "0.5",
+    "aspects.attention_rate": "0.5",
     "aspects.max_per_aspect": "2",
 }
 for _stage in ("aspects", "prompt"):

@@ -140,6 +140,25 @@ def test_only_the_modules_of_a_batch_get_gradients(dataset):
     }
 
 
+def test_queries_and_keys_may_learn_more_slowly(dataset, tmp_path):
+    """The first step of AdamW moves every number that has a gradient by its own rate."""
+    once = ("aspects.max_steps=1", "aspects.warmup=0", "aspects.schedule=constant", "aspects.evaluate_every=0")
+    settings = small.config(*once, "aspects.attention_rate=0.25")
+    backbone = tiny.backbone()
+    run = train_aspects(settings, dataset, backbone, tmp_path / "run")
+    trained = load_adapter(run.adapter, backbone).aspects
+    method = settings.method.resolved()
+    generator = torch.Generator().manual_seed(settings.aspects.seed)
+    start = AspectModules(backbone.dim, ASPECTS, method.queries, method.attention, generator)
+    moved: dict[str, float] = {}
+    for (name, before), after in zip(start.named_parameters(), trained.parameters(), strict=True):
+        part = name.split(".")[-1]
+        moved[part] = max(moved.get(part, 0.0), float((after - before).detach().abs().max()))
+    assert moved == pytest.approx({"queries": 0.0025, "key": 0.0025, "value": 0.01}, rel=1e-2)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {line["learning_rate"] for line in lines if line["event"] == "step"} == {0.01}
+
+
 def test_stage_1_meets_each_image_once_in_an_epoch(dataset):
     records = [record for record in dataset.split("train") if record.annotations]
     examples = [AspectExample(i, a, "low") for i, _ in enumerate(records) for a in range(6) if (i * a) % 5 != 3]

@@ -120,6 +120,10 @@ class HeadStage:
         """Those of the head."""
         return dict(self.module.named_parameters())
 
+    def rate_shares(self) -> dict[str, float]:
+        """All at the same rate."""
+        return {}
+
     def weights(self) -> None:
         """All examples count the same."""
 

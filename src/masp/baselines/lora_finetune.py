@@ -122,6 +122,10 @@ class TuningStage:
         """Both matrices of every LoRA layer."""
         return self.layers.parameters()
 
+    def rate_shares(self) -> dict[str, float]:
+        """All at the same rate."""
+        return {}
+
     def weights(self) -> Float[Tensor, " examples"] | None:
         """Every question counts the same."""
         return None

@@ -288,6 +288,14 @@ class AspectTraining(TrainConfig):
         default=1.0, gt=0, description="Standard deviation of the aspect queries at the start, the authors' by default."
     )
 
+    attention_rate: Number = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of the learning rate for the queries and W_K (of attention `multihead`, the queries alone). "
+        "Below 1 an aspect token can say what it holds before its attention settles, on the background perhaps.",
+    )
+
     @model_validator(mode="after")
     def _has_aspects_and_no_labels(self) -> Self:
         if not self.aspects:

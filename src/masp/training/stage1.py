@@ -87,6 +87,7 @@ class AspectStage:
         validation: image numbers and annotations to measure on.
         questions: several texts per aspect; training takes them in turn, validation the first.
         at_once: images put into words at once in validation.
+        attention_rate: share of the learning rate that the queries and W_K learn at.
     """
 
     name: str = "aspects"
@@ -101,8 +102,10 @@ class AspectStage:
         validation: Sequence[tuple[int, Record]],
         questions: Questions,
         at_once: int = 1,
+        attention_rate: float = 1.0,
     ) -> None:
         self.model, self.store, self.examples, self.validation = model, store, examples, validation
+        self.attention_rate = attention_rate
         self.questions, self.at_once = questions, at_once
         self.aspects = model.aspect_module().aspects
         self.texts = [questions.aspect(name) for name in self.aspects]
@@ -111,6 +114,10 @@ class AspectStage:
     def parameters(self) -> dict[str, nn.Parameter]:
         """The tensors of all aspect modules."""
         return dict(self.model.aspect_module().named_parameters())
+
+    def rate_shares(self) -> dict[str, float]:
+        """Of the queries and W_K of all modules."""
+        return {name: self.attention_rate for name in self.parameters() if name.endswith((".queries", ".key"))}
 
     def weights(self) -> Float[Tensor, " examples"] | None:
         """Every pair counts the same."""
@@ -212,9 +219,8 @@ def _prepare(run: Run) -> Outcome:
     ]
     run.kept(store)
     model = MaspModel(run.backbone, method, modules, questions=questions, again=checkpointing(run.settings))
-    stage = AspectStage(
-        model, store, examples, indexed["val"], questions, measured_at_once(run.settings, run.backbone.dim)
-    )
+    at_once = measured_at_once(run.settings, run.backbone.dim)
+    stage = AspectStage(model, store, examples, indexed["val"], questions, at_once, settings.attention_rate)
     info = AdapterInfo(
         backbone=run.backbone_record(),
         method=method,

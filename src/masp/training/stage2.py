@@ -127,6 +127,10 @@ class PromptStage:
         gates = {} if self.model.routing is None else dict(self.model.routing.named_parameters(prefix="routing"))
         return {"vectors": self.model.prompt.vectors, **gates}
 
+    def rate_shares(self) -> dict[str, float]:
+        """All at the same rate."""
+        return {}
+
     def weights(self) -> Float[Tensor, " examples"] | None:
         """Balanced weights of the labels, if asked for."""
         return self.example_weights

@@ -184,6 +184,10 @@ class TrainTask(Protocol):
         """The trainable tensors by name; nothing else changes during a run."""
         ...
 
+    def rate_shares(self) -> dict[str, float]:
+        """The share of the learning rate at which some trainable tensors learn, by name; the others at all of it."""
+        ...
+
     def weights(self) -> Float[Tensor, " examples"] | None:
         """What each example's loss is multiplied with (1 on average), or None for equal weights."""
         ...
@@ -240,8 +244,14 @@ class Trainer:
         self.parameters = stage.parameters()
         self.device = next(iter(self.parameters.values())).device
         self.weights = stage.weights()
+        groups: dict[float, list[nn.Parameter]] = {}
+        shares = stage.rate_shares()
+        for name, parameter in self.parameters.items():
+            groups.setdefault(shares.get(name, 1.0), []).append(parameter)
         self.optimizer = torch.optim.AdamW(
-            list(self.parameters.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay
+            [{"params": own, "share": share} for share, own in groups.items()],
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
         )
         self.stepper = accelerator.prepare_optimizer(self.optimizer)  # not `prepare`, which wants a model under FSDP
         self.at = TrainerState()
@@ -316,7 +326,7 @@ class Trainer:
         settings, at = self.settings, self.at
         rate = settings.learning_rate * rate_factor(at.step, settings.steps, settings.warmup, settings.schedule)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         done = self.processes.all_gather(lambda: self._accumulate(shares))
         if self.processes.count > 1:
             self._add_gradients([touched for _, touched, _ in done])
@@ -400,7 +410,8 @@ class Trainer:
         now = time.perf_counter()
         pace = self.at.window_examples / max(now - self.logged, 1e-9)
         self.bar.show(self.at.step, loss, pace)
-        rate = self.optimizer.param_groups[0]["lr"]
+        first = self.optimizer.param_groups[0]
+        rate = first["lr"] / first["share"]
         self._record("step", {"loss": loss, "learning_rate": rate, "examples_per_second": round(pace, 1)})
         self.window, self.at.window_examples, self.logged = 0.0, 0, now
 
