@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from sklearn.model_selection import train_test_split
 
-from masp.adapters import AdapterInfo, DataRecord, combine, load_adapter, save_adapter
+from masp.adapters import combine, load_adapter, save_adapter
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
 from masp.baselines.base import TrainingData
@@ -45,11 +45,7 @@ def learn(backbone: Backbone, aspects: Path, words: TrainingData, data: Path, wo
     train, val = train_test_split(
         read.train, test_size=HELD, stratify=[one.label for one in read.train], random_state=0
     )
-    counts = {"train": len(train), "val": len(val)}
-    known = DataRecord(name=whole.name, fingerprint=whole.fingerprint(), images=counts)
-    info = AdapterInfo.model_validate(
-        adapter.info.model_dump() | {"data": {**adapter.info.data, "concepts": known}, "license": "apache-2.0"}
-    )
+    info = adapter.info.model_copy(update={"license": "apache-2.0"})
     model = MaspModel(backbone, info.method, adapter.aspects, None, info.asked())
     settings = ConceptBottleneckSettings(
         residual=True, token_scale=TOKEN_SCALE, refit=True, strengths=STRENGTHS, absent=("facial_expression",)

@@ -345,6 +345,8 @@ def test_what_was_learned_is_an_adapter_that_predicts_the_same(
         monkeypatch.setattr(concept_bottleneck, "figures", lambda *_: {"log_likelihood": next(likelihoods)})
     system.fit(teaching)
     found = Masp.from_pretrained(tmp_path / "concepts", backbone)
+    told = found.info.data["concepts"]
+    assert (told.fingerprint, told.images, found.info.seeds["concepts"]) == ("noise", {"train": TRAIN, "val": VAL}, 0)
     visual = images.visual([0, 1, 2])
     assert found.info.parts == (("aspects", "prompt", "concepts") if prompt else ("aspects", "concepts"))
     assert (found.info.concepts.scores, found.info.concepts.residual) == (scores or not prompt, residual)

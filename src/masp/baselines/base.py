@@ -121,6 +121,7 @@ class TrainingData:
         seed: of everything random.
         fingerprint: hash of the data set it was made of, so that what was learned from another is not taken for this;
             "" where unknown.
+        name: of the data set; "" where unknown.
     """
 
     images: Images
@@ -129,6 +130,7 @@ class TrainingData:
     out: Path
     seed: int = 0
     fingerprint: str = ""
+    name: str = ""
 
 
 @runtime_checkable

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from masp.adapters import AdapterInfo, find_adapter, load_adapter, save_adapter, tensors_sha256
+from masp.adapters import AdapterInfo, DataRecord, find_adapter, load_adapter, save_adapter, tensors_sha256
 from masp.backbones.base import Backbone
 from masp.baselines.base import System, SystemPrediction, TrainingData, plain, predictions_of
 from masp.baselines.learning import (
@@ -164,7 +164,7 @@ class ConceptBottleneck:
             self.learned = study.once(lambda: self._fitted(study, words, teachers))
         self.seed = examples.seed
         if self.info is not None:
-            self._save(examples.out / "adapter", self.info)
+            self._save(examples, self.info)
 
     def head(self) -> ConceptHead:
         """What was learned, as an adapter holds it.
@@ -213,7 +213,7 @@ class ConceptBottleneck:
         alone = {name: layer[name][..., kept] for name in ("weight", "mean", "scale")} | {"bias": layer["bias"]}
         return alone, residuals
 
-    def _save(self, folder: Path, info: AdapterInfo) -> None:
+    def _save(self, examples: TrainingData, info: AdapterInfo) -> None:
         """The adapter, for `masp predict`; labels that never occur leave it out."""
         try:
             head = self.head()
@@ -234,7 +234,11 @@ class ConceptBottleneck:
             about["metrics"] |= other.metrics
             queries = {"queries": info.method.queries, "attention": info.method.attention}
             about["method"] = other.method.model_copy(update=queries)
-        save_adapter(folder, info.model_copy(update=about), self.model.aspects, prompt, concepts=head)
+        counts = {"train": len(examples.train), "val": len(examples.val)}
+        learned = DataRecord(name=examples.name, fingerprint=examples.fingerprint, images=counts)
+        about["data"] = {**about.get("data", info.data), NAME: learned}
+        about["seeds"] = {**about.get("seeds", info.seeds), NAME: examples.seed}
+        save_adapter(examples.out / "adapter", info.model_copy(update=about), self.model.aspects, prompt, concepts=head)
 
     def load(self, folder: str | Path) -> Self:
         """What `fit` left in a folder, ready to answer about any image without the training data.

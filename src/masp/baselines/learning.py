@@ -159,7 +159,8 @@ def _read_data(
     for index, (split, record) in enumerate(chosen):
         if str(record.path) not in bad:
             examples[split].append(Example(index, record.label or "", dict(record.annotations)))
-    return TrainingData(images, tuple(examples["train"]), tuple(examples["val"]), out, seed, dataset.fingerprint())
+    train, val = (tuple(examples[split]) for split in SPLITS)
+    return TrainingData(images, train, val, out, seed, dataset.fingerprint(), dataset.name)
 
 
 def _records(dataset: Dataset, split: str, labels: Sequence[str]) -> list[Record]:
