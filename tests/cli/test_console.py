@@ -70,6 +70,15 @@ def test_the_aspect_that_decided_stands_out():
     assert "31 %" in lines["scene"]
 
 
+def test_what_the_whole_image_did_stands_below_the_aspects():
+    told = {"scene": reading(-2.0), "object": reading(0.4)}
+    for whole, decided in ((0.3, True), (0.9, False)):
+        lines = drawn(aspect_table(told, {}, whole), colours=True).splitlines()
+        assert ("whole image" in lines[-1], f"+{whole:.2f}" in lines[-1]) == (True, True)
+        assert any("\x1b[1m" in line and "object" in line for line in lines) == decided
+    assert "whole image" not in drawn(aspect_table(told, {}))
+
+
 def panel(**changes):
     look = PromptAttention({"scene": 0.02}, {"scene": 1.0})
     given = {"image": "a.png", "label": "joy", "probabilities": {"joy": 0.7, "fear": 0.3}, "answer": "joy"}

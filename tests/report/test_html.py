@@ -4,6 +4,7 @@ import base64
 import io
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -245,6 +246,16 @@ def test_the_verdict_of_another_attribution_speaks_of_no_absence() -> None:
     sights = (AspectSight("scene", "beach", 2.0), AspectSight("object", "cat", 0.5))
     sentence = verdict(Sample("a", Path("a"), "joy", {"joy": 1.0}, sights, attribution="concept_bottleneck"))
     assert sentence == "The scene decided (“beach”): it did most for the label."
+
+
+def test_the_verdict_says_when_the_image_did_more_than_any_cue() -> None:
+    sights = (AspectSight("scene", "beach", 0.7), AspectSight("object", "cat", 0.2))
+    sample = Sample("a", Path("a"), "joy", {"joy": 1.0}, sights, attribution="concept_bottleneck", image_effect=0.3)
+    assert (
+        verdict(sample) == "The scene decided (“beach”): it did most for the label. The image as a whole added +0.30."
+    )
+    whole = verdict(replace(sample, image_effect=0.8))
+    assert whole == "No single cue decided. The image as a whole added +0.80."
 
 
 def test_the_verdict_admits_that_nothing_decided() -> None:

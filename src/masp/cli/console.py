@@ -146,6 +146,7 @@ def aspect_table(
     for heading in ("aspect", "saw", "looked at", "effect", *(["attention"] if shares else [])):
         table.add_column(heading, no_wrap=heading != "saw")
     strongest = max([abs(reading.effect) for reading in aspects.values()] + [abs(image_effect or 0.0), FAINT])
+    least = max(FAINT, image_effect or 0.0)
     decisive = max(aspects, key=lambda name: aspects[name].effect)
     for name, reading in aspects.items():
         table.add_row(
@@ -154,7 +155,7 @@ def aspect_table(
             Text(position_in_words(reading.attention)),
             _effect(reading.effect, strongest),
             *([Text(f"{100 * shares[name]:.0f} %" if name in shares else "")] if shares else []),
-            style="bold" if name == decisive and reading.effect > FAINT else "none",
+            style="bold" if name == decisive and reading.effect > least else "none",
         )
     if image_effect is not None:
         table.add_row("whole image", Text("(what no aspect names)", style="dim"), "", _effect(image_effect, strongest))

@@ -40,7 +40,10 @@ def show_photographs(console: Console, data: ReportData, page: Path) -> None:
     table = _columns("<", "<", ">", "~")
     for sample in data.samples:
         first = decisive(sample)
-        share, reason = _percent(sample.probabilities[sample.label]), decided(first) if first else ""
+        share, reason = (
+            _percent(sample.probabilities[sample.label]),
+            decided(first) if first else "No single cue decided",
+        )
         what = sample.name.partition(" (")[0]
         table.add_row(what, Text(sample.label, style="bold"), share, Text(reason, style="dim"))
     _part(console, "Photographs", data.summary, table)

@@ -174,8 +174,9 @@ FAINT = 0.05
 
 
 def decisive(sample: Sample) -> AspectSight | None:
-    """The aspect with the largest effect on the label; None where none has a noticeable one."""
-    known = [sight for sight in sample.sights if sight.effect is not None and sight.effect >= FAINT]
+    """The aspect with the largest effect on the label; None where none is noticeable, or the image's is larger."""
+    least = max(FAINT, sample.image_effect or 0.0)
+    known = [sight for sight in sample.sights if sight.effect is not None and sight.effect >= least]
     return max(known, key=lambda sight: sight.effect or 0.0, default=None)
 
 

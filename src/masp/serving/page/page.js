@@ -90,7 +90,8 @@ async function predict(one) {
 }
 
 function decisive(answer) {
-  const aspects = Object.entries(answer.aspects).filter(([, seen]) => seen.effect >= FAINT);
+  const least = Math.max(FAINT, answer.image_effect ?? 0);
+  const aspects = Object.entries(answer.aspects).filter(([, seen]) => seen.effect >= least);
   return aspects.length ? aspects.reduce((best, next) => (next[1].effect > best[1].effect ? next : best)) : null;
 }
 
