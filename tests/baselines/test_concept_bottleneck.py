@@ -206,18 +206,23 @@ def test_without_validation_the_settings_decide(tmp_path: Path) -> None:
 
 
 def test_after_val_has_chosen_the_labels_are_learned_from_all(tmp_path: Path) -> None:
-    settings = replace(FREELY, refit=True)
-    system, images = head(settings=settings), Watched(tiny.backbone())
+    both = (1e-4, 1.0)
+    system, images = head(settings=replace(FREELY, refit=True, strengths=both)), Watched(tiny.backbone())
     told = taught(tmp_path / "out", images)
     system.fit(told)
-    before, every = head(), head(settings=replace(FREELY, without_val=1.0))
-    before.fit(replace(told, out=tmp_path / "before"))
+    state, targets = system.learned.state["labels"], np.array([LABELS.index(one.label) for one in told.val])
+    every = head(settings=replace(FREELY, without_val=1.0))
     every.fit(replace(told, train=told.train + told.val, val=(), out=tmp_path / "every"))
-    state, first = system.learned.state["labels"], before.learned.state["labels"]
-    assert (state["C"], state["scores"], state["accuracy"]) == (first["C"], first["scores"], first["accuracy"])
     shown = images.visual([one.image for one in told.val])
-    logs = np.array([list(one.log_probabilities.values()) for one in before.predict(shown)])
-    targets = np.array([LABELS.index(one.label) for one in told.val])
+    logs_of, likelihoods = {}, {}
+    for strength in both:
+        one = head(settings=replace(FREELY, strengths=(strength,)))
+        one.fit(replace(told, out=tmp_path / f"{strength}"))
+        logs_of[strength] = np.array([list(answer.log_probabilities.values()) for answer in one.predict(shown)])
+        best = scaled(logs_of[strength], fit_temperature(logs_of[strength], targets))
+        likelihoods[strength] = best[np.arange(len(targets)), targets].mean()
+    assert state["C"] == max(both, key=likelihoods.__getitem__)
+    logs = logs_of[state["C"]]
     assert state["temperature"] == pytest.approx(fit_temperature(logs, targets), rel=1e-4)
     divided = scaled(logs, state["temperature"])[np.arange(len(targets)), targets].mean()
     assert state["log_likelihood"] == pytest.approx(divided, abs=1e-4)

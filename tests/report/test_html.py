@@ -251,11 +251,13 @@ def test_the_verdict_of_another_attribution_speaks_of_no_absence() -> None:
 def test_the_verdict_says_when_the_image_did_more_than_any_cue() -> None:
     sights = (AspectSight("scene", "beach", 0.7), AspectSight("object", "cat", 0.2))
     sample = Sample("a", Path("a"), "joy", {"joy": 1.0}, sights, attribution="concept_bottleneck", image_effect=0.3)
-    assert (
-        verdict(sample) == "The scene decided (“beach”): it did most for the label. The image as a whole added +0.30."
-    )
+    decided = "The scene decided (“beach”): it did most for the label, +0.70 nats beside +0.30 by the image as a whole."
+    assert verdict(sample) == decided
     whole = verdict(replace(sample, image_effect=0.8))
-    assert whole == "No single cue decided. The image as a whole added +0.80."
+    assert whole == "The image as a whole did most for the label (+0.80 nats), more than any single cue."
+    assert verdict(replace(sample, sights=())) == ""
+    faint = (AspectSight("scene", "beach", 0.01),)
+    assert verdict(replace(sample, sights=faint, image_effect=-0.8)) == "No single cue decided."
 
 
 def test_the_verdict_admits_that_nothing_decided() -> None:

@@ -20,11 +20,12 @@ from masp.core.atomic_io import TEMPORARY
 from masp.core.config import MethodConfig
 from masp.core.errors import MaspError
 from masp.core.prompts import Questions, load_questions
+from masp.core.types import VisualTokens
 from masp.model.aspect_attention import AspectModules
 from masp.model.masp_model import ActiveParts, MaspModel
 from masp.training import train_aspects, train_prompt
 from masp.training.disk_cache import ABANDONED, CacheGroup, DiskCache, key_of
-from masp.training.feature_cache import FeatureCache, ImageReading
+from masp.training.feature_cache import FeatureCache, ImageReading, VisualGroup, rows_of
 from masp.training.prefix_cache import PrefixCache
 from masp.training.signals import StopRequest
 
@@ -488,3 +489,14 @@ def test_a_run_that_is_killed_while_its_store_grows_goes_on_with_what_is_whole(t
     assert whole.read_bytes() == kept
     assert not list(store.glob(".masp*"))
     assert equal(tmp_path / "whole" / "adapter", tmp_path / "cut" / "adapter")
+
+
+def test_pooled_features_are_kept_with_their_tokens() -> None:
+    backbone = tiny.backbone("photo")
+    visual = backbone.visual_tokens(backbone.preprocess([tiny.picture(90, 62), tiny.picture(58, 140, seed=1)]))
+    rows = rows_of(visual)
+    group = VisualGroup.unpacked(VisualGroup((3, 7), (), tuple(rows), 0).packed(), [3, 7])
+    found = VisualTokens.stack(group.tokens)
+    assert torch.equal(found.tokens, visual.tokens)
+    assert torch.equal(found.pooled, visual.pooled)
+    assert group.size == sum(4 * (one.tokens.numel() + one.pooled.numel()) for one in rows)

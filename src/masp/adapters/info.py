@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from masp import __version__
 from masp.backbones.base import Backbone
@@ -131,6 +131,12 @@ class ConceptRecord(_Record):
     prompt_temperature: float | None = Field(
         default=None, gt=0, description="Temperature of the soft prompt where it answers alone; null: none was fitted."
     )
+
+    @model_validator(mode="after")
+    def _the_image_is_read_beside_the_tokens(self) -> Self:
+        if self.image_features and not self.residual:
+            raise ValueError("image_features is not 0, but residual is false: the image is read beside aspect tokens")
+        return self
 
 
 class TaskRecord(_Record):

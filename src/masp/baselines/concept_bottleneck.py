@@ -188,7 +188,7 @@ class ConceptBottleneck:
         words = tuple((aspect, word) for aspect, word in learned.state["words"])
         layer, residuals = _part(learned.tensors, LABELS), {}
         if self.settings.residual:
-            layer, residuals = self._divided(layer, len(words), learned.state["image_features"])
+            layer, residuals = self._divided(layer, len(words), learned.state.get("image_features", 0))
         tensors = {f"{LABELS}.mean": layer["mean"]}
         for name in dict(words):
             tensors[f"{name}.weight"], tensors[f"{name}.bias"] = folded(_part(learned.tensors, name))
@@ -279,8 +279,8 @@ class ConceptBottleneck:
     def concept_effects(self, visual: VisualTokens) -> list[list[ConceptEffect]]:
         """Every known word of every image, with what it adds to each label; the likeliest first.
 
-        For labels that occur in training, the effects of all words, those of the tokens where there is a residual,
-        those of the other system's scores and the bias make up the logits exactly.
+        For labels that occur in training, the effects of all words, those of tokens and image with a residual, those of
+        the other system's scores and the bias make up the logits exactly.
 
         Raises:
             UsageError: it has not learned yet.

@@ -120,7 +120,7 @@ class HeadStage:
         """Those of the head."""
         return dict(self.module.named_parameters())
 
-    def rate_shares(self) -> dict[str, float]:
+    def lr_scales(self) -> dict[str, float]:
         """All at the same rate."""
         return {}
 

@@ -360,7 +360,7 @@ def read_with(backbone: Backbone, visual: VisualTokens, question: str) -> Visual
     return backbone.condition_on(visual, [question] * len(visual))
 
 
-def image_features(visual: VisualTokens) -> Float[Tensor, "batch features"]:
+def pooled_features(visual: VisualTokens) -> Float[Tensor, "batch features"]:
     """What the vision tower knows of each whole image where the backbone gives it, else the mean visual token; fp32."""
     return mean_token(visual) if visual.pooled is None else visual.pooled.float()
 

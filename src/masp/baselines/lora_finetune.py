@@ -122,7 +122,7 @@ class TuningStage:
         """Both matrices of every LoRA layer."""
         return self.layers.parameters()
 
-    def rate_shares(self) -> dict[str, float]:
+    def lr_scales(self) -> dict[str, float]:
         """All at the same rate."""
         return {}
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from masp.adapters import tensors_sha256
 from masp.backbones.base import Backbone
 from masp.baselines.base import LabelScore, SystemPrediction, TrainingData, emotion_question, plain, predictions_of
-from masp.baselines.learning import SMALLEST, Study, image_features, read_with, studying, unlearned
+from masp.baselines.learning import SMALLEST, Study, pooled_features, read_with, studying, unlearned
 from masp.core.errors import DataError
 from masp.core.labels import validate_labels
 from masp.core.prompts import Questions
@@ -72,7 +72,7 @@ class Probe:
 
     def fit(self, examples: TrainingData) -> None:
         """Reads every image once, fits one regression for each C, and keeps the best on val."""
-        settings = {**plain(self.settings), "question": self.question}
+        settings = {**plain(self.settings), "question": self.question, "reads": "pooled features or the mean token"}
         with studying(NAME, self.backbone, self.labels, examples, settings) as study:
             self.learned = study.once(lambda: self._fitted(study))
 
@@ -84,7 +84,7 @@ class Probe:
         """
         if self.learned is None:
             raise unlearned(NAME)
-        return predictions_of(self.labels, logits(self.learned.tensors, self._mean(visual)["mean"]))
+        return predictions_of(self.labels, logits(self.learned.tensors, self._features(visual)["features"]))
 
     def config(self) -> Mapping[str, Any]:
         """Its settings, and once it has learned the chosen C with its figures on val, and the hash of its tensors."""
@@ -94,14 +94,14 @@ class Probe:
             facts |= {"fitted": self.learned.state, "tensors_sha256": tensors_sha256(self.learned.tensors)}
         return facts
 
-    def _mean(self, visual: VisualTokens) -> dict[str, Tensor]:
-        return {"mean": image_features(read_with(self.backbone, visual, self.question)).cpu()}
+    def _features(self, visual: VisualTokens) -> dict[str, Tensor]:
+        return {"features": pooled_features(read_with(self.backbone, visual, self.question)).cpu()}
 
     def _fitted(self, study: Study) -> Checkpoint:
-        table, row = study.table("image features", self._mean)
+        table, row = study.table("pooled features", self._features)
         of = {
             split: (
-                table["mean"][[row[example.image] for example in examples]],
+                table["features"][[row[example.image] for example in examples]],
                 [study.target(one) for one in examples],
             )
             for split, examples in (("train", study.data.train), ("val", study.data.val))
@@ -124,11 +124,11 @@ def fitted(
     strength: float,
     iterations: int,
     least: float | Float[Tensor, " dim"] = SMALLEST,
-    shrunk: float | Float[Tensor, " dim"] = 1.0,
+    column_scale: float | Float[Tensor, " dim"] = 1.0,
 ) -> dict[str, Tensor]:
     """A regression as weight (labels × dim), bias (labels), and the columns' mean and scale, at least `least`; fp32.
 
-    Columns are multiplied by `shrunk` once they are standardised: below 1 a column's weights are penalised more.
+    Columns are multiplied by `column_scale` once they are standardised: below 1 a column's weights are penalised more.
 
     A label that does not occur gets the lowest logit less the logarithm of the number of images: never the answer, and
     never impossible.
@@ -141,7 +141,7 @@ def fitted(
         raise DataError("all images to learn from have the same label", "at least two labels", "Check the data set.")
     wide = means.cpu().double()
     mean, scale = wide.mean(0), wide.std(0, correction=0).clamp_min(torch.as_tensor(least).cpu().double())
-    scale = scale / torch.as_tensor(shrunk).cpu().double()
+    scale = scale / torch.as_tensor(column_scale).cpu().double()
     values: NDArray[np.float64] = ((wide - mean) / scale).numpy()
     model = LogisticRegression(C=strength, max_iter=iterations)
     with warnings.catch_warnings():

@@ -91,7 +91,7 @@ class VisualTokens:
         return [ImageLayout(count, shape) for count, shape in zip(self.counts, shapes, strict=True)]
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """The same visual tokens on another device; `dtype` changes the features only."""
+        """The same visual tokens on another device; `dtype` changes tokens and deep features only."""
         return replace(
             self,
             tokens=self.tokens.to(device=device, dtype=dtype),

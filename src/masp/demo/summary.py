@@ -11,7 +11,7 @@ from rich.text import Text
 
 from masp.demo.measure import DemoMeasurements
 from masp.demo.report_builder import BEST, commands
-from masp.report.schema import ReportData, Sample, decided, decisive, duration, share, words
+from masp.report.schema import ReportData, Sample, decided, decisive, duration, share, verdict, words
 
 BAR = 26
 """Width in characters of 100 %."""
@@ -39,11 +39,8 @@ def show_photographs(console: Console, data: ReportData, page: Path) -> None:
     """Prints what was predicted of the shipped photographs."""
     table = _columns("<", "<", ">", "~")
     for sample in data.samples:
-        first = decisive(sample)
-        share, reason = (
-            _percent(sample.probabilities[sample.label]),
-            decided(first) if first else "No single cue decided",
-        )
+        first, share = decisive(sample), _percent(sample.probabilities[sample.label])
+        reason = decided(first) if first else verdict(sample).partition(" (")[0].rstrip(".")
         what = sample.name.partition(" (")[0]
         table.add_row(what, Text(sample.label, style="bold"), share, Text(reason, style="dim"))
     _part(console, "Photographs", data.summary, table)

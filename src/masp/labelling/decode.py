@@ -100,8 +100,10 @@ class Decoder:
                 found = self._read_once(uri, offset, size)
         if found.status != UNAVAILABLE:
             return found
-        if found.late and self._read_once(uri, offset, 1).status != UNAVAILABLE:  # a byte comes: the image is too slow
-            return Decoded(None, CRASHED, found.error)
+        if found.late:
+            first = self._read_once(uri, offset, 1)
+            if first.status != UNAVAILABLE:  # a byte comes, or there is none: it is this image that is too slow
+                return first if first.status == MISSING else Decoded(None, CRASHED, found.error)
         raise OutageError(f"{uri} {found.error}", "a store that answers", "Give the same command again when it does.")
 
     def _read_once(self, uri: str, offset: int | None, size: int | None) -> Decoded:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from masp.core.errors import UsageError
 from masp.core.types import VisualTokens
 from masp.model.masp_model import ActiveParts, MaspModel
 from masp.model.scoring import score
@@ -61,7 +62,7 @@ class ConceptHead:
     @property
     def residual(self) -> bool:
         """Whether the labels are read from the aspect tokens too."""
-        return any(f".{RESIDUAL}." in name for name in self.tensors)
+        return any(f".{RESIDUAL}." in name for name in self.tensors if not name.startswith(f"{IMAGE}."))
 
     @property
     def image_features(self) -> int:
@@ -71,13 +72,19 @@ class ConceptHead:
 
     @torch.no_grad()
     def read(self, model: MaspModel, visual: VisualTokens, question: str, labels: Sequence[str]) -> Concepts:
-        """The probability of every word, what tokens add, and the soft prompt's scores where they are added."""
+        """The probability of every word, what tokens add, and the soft prompt's scores where they are added.
+
+        Raises:
+            UsageError: the head reads features of the whole image, which the visual tokens do not bring.
+        """
         each = model.aspect_tokens(visual).tokens.flatten(2).unbind(1)
         tokens = dict(zip(model.aspect_module().aspects, each, strict=True))
         names = dict.fromkeys(aspect for aspect, _ in self.words)
         probabilities = torch.cat([self._layer(name, tokens[name]).sigmoid() for name in names], 1)
-        if visual.pooled is not None:
-            tokens[IMAGE] = visual.pooled
+        if self.image_features:
+            if visual.pooled is None:
+                raise UsageError("visual tokens without pooled features", "those of the backbone it was learned on")
+            tokens[IMAGE] = visual.pooled.float()
         rest = {
             name: self._layer(f"{name}.{RESIDUAL}", one)
             for name, one in tokens.items()

@@ -184,14 +184,16 @@ def verdict(sample: Sample) -> str:
     """Which cue decided, read from the effects and from nothing else. Empty where there are none."""
     if all(sight.effect is None for sight in sample.sights):
         return ""
-    first, whole = decisive(sample), ""
-    if sample.image_effect is not None:
-        whole = f" The image as a whole added {signed(sample.image_effect)}."
+    first, whole = decisive(sample), sample.image_effect
     if first is None or first.effect is None:
-        return f"No single cue decided.{whole}"
+        most = max((sight.effect or 0.0 for sight in sample.sights), default=0.0)
+        if whole is None or whole < max(most, FAINT):
+            return "No single cue decided."
+        return f"The image as a whole did most for the label ({signed(whole)} nats), more than any single cue."
     if sample.attribution == "leave_one_out":
         return f"{decided(first)}: without it the label would be {_less(first.effect)} less probable."
-    return f"{decided(first)}: it did most for the label.{whole}"
+    beside = "" if whole is None else f", {signed(first.effect)} nats beside {signed(whole)} by the image as a whole"
+    return f"{decided(first)}: it did most for the label{beside}."
 
 
 def decided(sight: AspectSight) -> str:

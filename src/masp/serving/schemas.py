@@ -166,7 +166,7 @@ class PredictionAnswer(BaseModel):
     temperature: float = Field(description="That the log-probabilities were divided by; 1.0: they are the model's own.")
     attribution: str | None = Field(description="How the effects of the aspects were found; null without aspects.")
     image_effect: float | None = Field(
-        default=None, description="What the whole image adds to the label beside its aspects; null: no such part."
+        description="What the whole image adds to the label's logit beside its aspects, in nats; null: no such part."
     )
 
 

@@ -27,7 +27,7 @@ from masp.core.errors import MaspError
 
 log = logging.getLogger(__name__)
 
-FORMAT = "2"
+FORMAT = "1"
 GIGA = 1024**3
 ABANDONED = 3600.0  # seconds after which a file that was never finished is removed
 

@@ -394,7 +394,7 @@ class FeatureCache:
 
     def _key(self, indices: Sequence[int]) -> str:
         """Name of a group of visual tokens: all that decides them, to the last bit."""
-        return key_of({"kind": "features", **self.depends(indices)})
+        return key_of({"kind": "features, pooled", **self.depends(indices)})
 
     def depends(self, indices: Sequence[int]) -> dict[str, object]:
         """What the visual tokens of these images depend on when they are computed together."""

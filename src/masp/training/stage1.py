@@ -115,7 +115,7 @@ class AspectStage:
         """The tensors of all aspect modules."""
         return dict(self.model.aspect_module().named_parameters())
 
-    def rate_shares(self) -> dict[str, float]:
+    def lr_scales(self) -> dict[str, float]:
         """Of the queries and W_K of all modules."""
         return {name: self.attention_rate for name in self.parameters() if name.endswith((".queries", ".key"))}
 

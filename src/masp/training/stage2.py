@@ -127,7 +127,7 @@ class PromptStage:
         gates = {} if self.model.routing is None else dict(self.model.routing.named_parameters(prefix="routing"))
         return {"vectors": self.model.prompt.vectors, **gates}
 
-    def rate_shares(self) -> dict[str, float]:
+    def lr_scales(self) -> dict[str, float]:
         """All at the same rate."""
         return {}
 

@@ -184,7 +184,7 @@ class TrainTask(Protocol):
         """The trainable tensors by name; nothing else changes during a run."""
         ...
 
-    def rate_shares(self) -> dict[str, float]:
+    def lr_scales(self) -> dict[str, float]:
         """The share of the learning rate at which some trainable tensors learn, by name; the others at all of it."""
         ...
 
@@ -245,16 +245,17 @@ class Trainer:
         self.device = next(iter(self.parameters.values())).device
         self.weights = stage.weights()
         groups: dict[float, list[nn.Parameter]] = {}
-        shares = stage.rate_shares()
+        scales = stage.lr_scales()
         for name, parameter in self.parameters.items():
-            groups.setdefault(shares.get(name, 1.0), []).append(parameter)
+            groups.setdefault(scales.get(name, 1.0), []).append(parameter)
         self.optimizer = torch.optim.AdamW(
-            [{"params": own, "share": share} for share, own in groups.items()],
+            [{"params": own, "lr_scale": scale} for scale, own in groups.items()],
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
         )
         self.stepper = accelerator.prepare_optimizer(self.optimizer)  # not `prepare`, which wants a model under FSDP
         self.at = TrainerState()
+        self.rate = 0.0  # of the last step
         self.best: dict[str, Tensor] = {}
         self.saved = -1  # the position of the last checkpoint
         self.window: Tensor | float = 0.0  # grows on the device; read only when something is written
@@ -325,8 +326,9 @@ class Trainer:
         """One step of the optimizer."""
         settings, at = self.settings, self.at
         rate = settings.learning_rate * rate_factor(at.step, settings.steps, settings.warmup, settings.schedule)
+        self.rate = rate
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["share"]
+            group["lr"] = rate * group["lr_scale"]
         done = self.processes.all_gather(lambda: self._accumulate(shares))
         if self.processes.count > 1:
             self._add_gradients([touched for _, touched, _ in done])
@@ -410,8 +412,7 @@ class Trainer:
         now = time.perf_counter()
         pace = self.at.window_examples / max(now - self.logged, 1e-9)
         self.bar.show(self.at.step, loss, pace)
-        first = self.optimizer.param_groups[0]
-        rate = first["lr"] / first["share"]
+        rate = self.rate
         self._record("step", {"loss": loss, "learning_rate": rate, "examples_per_second": round(pace, 1)})
         self.window, self.at.window_examples, self.logged = 0.0, 0, now
 

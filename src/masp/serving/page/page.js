@@ -102,10 +102,15 @@ function signed(effect) {
 function verdict(answer) {
   if (!Object.keys(answer.aspects).length) return "This task has no aspects, so there are no reasons.";
   const first = decisive(answer);
-  const whole = answer.image_effect == null ? "" : ` The image as a whole added ${signed(answer.image_effect)}.`;
-  if (!first) return `No single cue decided.${whole}`;
+  const whole = answer.image_effect;
+  if (!first) {
+    const most = Math.max(FAINT, ...Object.values(answer.aspects).map((seen) => seen.effect));
+    if (whole == null || whole < most) return "No single cue decided.";
+    return `The image as a whole did most for the label (${signed(whole)} nats), more than any single cue.`;
+  }
   const [name, seen] = first;
-  if (answer.attribution !== "leave_one_out") return `The ${words(name)} (“${seen.answer}”) did most for the label.${whole}`;
+  const beside = whole == null ? "" : `, ${signed(seen.effect)} nats beside ${signed(whole)} by the image as a whole`;
+  if (answer.attribution !== "leave_one_out") return `The ${words(name)} (“${seen.answer}”) did most for the label${beside}.`;
   const factor = Math.exp(seen.effect);
   const less = factor > 100 ? "more than 100 times" : factor >= 2 ? `${factor.toFixed(1)} times` : `${(100 * (1 - 1 / factor)).toFixed(0)} %`;
   return `The ${words(name)} decided (“${seen.answer}”): without it the label would be ${less} less probable.`;
