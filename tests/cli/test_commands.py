@@ -30,6 +30,7 @@ KEYS = [
     "domain",
     "temperature",
     "attribution",
+    "image_effect",
 ]
 
 

@@ -426,7 +426,7 @@ class ConceptBottleneck:
                 raw = logits(layer, val)
                 found: dict[str, Any] = {"C": strength, "scores": added}
                 if self.settings.refit and held:
-                    log_p = raw.double().log_softmax(1).numpy()
+                    log_p = raw.cpu().double().log_softmax(1).numpy()
                     found["temperature"] = fit_temperature(log_p, np.asarray(held))
                 found |= figures(raw / found.get("temperature", 1.0), held)
                 log.info("labels: %s", found)

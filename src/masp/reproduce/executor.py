@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -146,8 +147,7 @@ class _Crowd:
         try:
             outcome, fresh = future.result()
         except BrokenProcessPool:
-            worker.process.join(10)
-            code = worker.process.exitcode
+            code = _exit_code(worker.process)
             if code == -signal.SIGTERM:  # asked to stop before it could write anything; no failure of the cell
                 todo = "Give the same command again."
                 raise Interrupted("a worker was interrupted", "cells that go to their end", todo) from None
@@ -188,6 +188,14 @@ def _prepare(threads: int, logs: Path) -> None:
     import torch
 
     torch.set_num_threads(threads)
+
+
+def _exit_code(process: BaseProcess) -> int | None:
+    """How a worker ended; the pool's own thread may be about to learn it first, and until it has nothing is known."""
+    end = time.monotonic() + 10
+    while process.exitcode is None and time.monotonic() < end:
+        process.join(0.05)
+    return process.exitcode
 
 
 def _work(job: ReproduceConfig, cell: Experiment) -> tuple[ExperimentResult, bool]:
