@@ -76,6 +76,7 @@ def test_what_the_whole_image_did_stands_below_the_aspects():
         lines = drawn(aspect_table(told, {}, whole), colours=True).splitlines()
         assert ("whole image" in lines[-1], f"+{whole:.2f}" in lines[-1]) == (True, True)
         assert any("\x1b[1m" in line and "object" in line for line in lines) == decided
+        assert ("\x1b[1m" in lines[-1]) != decided
     assert "whole image" not in drawn(aspect_table(told, {}))
 
 

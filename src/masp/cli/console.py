@@ -36,7 +36,7 @@ FAINT = 0.05
 
 EFFECTS = {
     "leave_one_out": "how far the label's log-probability falls without the aspect",
-    "concept_bottleneck": "what the aspect (on photographs the whole image too) adds to the label's logit",
+    "concept_bottleneck": "what an aspect, or the whole image beside them, adds to the label's logit",
     "shapley": "the aspect's Shapley value: its share in the label's log-probability",
 }
 """What an effect is, by the name of the attribution."""
@@ -57,7 +57,7 @@ def legend(explain: bool | str) -> str:
     from masp.model.prediction import WORDS
 
     chosen = DEFAULT_ATTRIBUTION if explain is True else str(explain)
-    line = f"effect: {EFFECTS[chosen]}, in nats; the largest one decided, if that is an aspect's"
+    line = f"effect: {EFFECTS[chosen]}, in nats; the largest one decided"
     if chosen == WORDS:
         return line
     return f"{line}\nattention: the soft prompt's, as shares of the aspects (attention is not cause)"
@@ -158,7 +158,9 @@ def aspect_table(
             style="bold" if name == decisive and reading.effect > least else "none",
         )
     if image_effect is not None:
-        table.add_row("whole image", Text("(what no aspect shows)", style="dim"), "", _effect(image_effect, strongest))
+        largest = image_effect > max(FAINT, aspects[decisive].effect)
+        seen = Text("(what no aspect shows)", style="dim")
+        table.add_row("whole image", seen, "", _effect(image_effect, strongest), style="bold" if largest else "none")
     return table
 
 
