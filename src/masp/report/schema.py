@@ -186,8 +186,7 @@ def verdict(sample: Sample) -> str:
         return ""
     first, whole = decisive(sample), sample.image_effect
     if first is None or first.effect is None:
-        most = max((sight.effect or 0.0 for sight in sample.sights), default=0.0)
-        if whole is None or whole < max(most, FAINT):
+        if whole is None or whole < FAINT:
             return "No single cue decided."
         return f"The image as a whole did most for the label ({signed(whole)} nats), more than any single cue."
     if sample.attribution == "leave_one_out":

@@ -104,8 +104,7 @@ function verdict(answer) {
   const first = decisive(answer);
   const whole = answer.image_effect;
   if (!first) {
-    const most = Math.max(FAINT, ...Object.values(answer.aspects).map((seen) => seen.effect));
-    if (whole == null || whole < most) return "No single cue decided.";
+    if (whole == null || whole < FAINT) return "No single cue decided.";
     return `The image as a whole did most for the label (${signed(whole)} nats), more than any single cue.`;
   }
   const [name, seen] = first;
