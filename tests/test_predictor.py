@@ -107,7 +107,7 @@ def test_effects_are_found_by_the_attribution_that_is_named(masp, pictures):
 def test_json_has_exactly_the_promised_keys(masp, pictures):
     content = json.loads(json.dumps(masp.predict(pictures[0]).to_json()))
     expected = "image label probabilities answer aspects prompt_attention adapter backbone task domain temperature"
-    assert list(content) == [*expected.split(), "attribution", "image_effect"]
+    assert list(content) == [*expected.split(), "attribution", "image_effect", "deciding_cue"]
     assert list(content["aspects"]["scene"]) == ["answer", "attention", "effect", "cut"]
     assert len(content["aspects"]["scene"]["attention"]) == 4  # rows of an image 112 pixels high
     assert list(content["prompt_attention"]) == ["raw", "normalised"]

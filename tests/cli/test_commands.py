@@ -31,6 +31,7 @@ KEYS = [
     "temperature",
     "attribution",
     "image_effect",
+    "deciding_cue",
 ]
 
 

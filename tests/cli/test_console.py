@@ -62,7 +62,8 @@ def test_the_most_probable_label_comes_first():
 
 
 def test_the_aspect_that_decided_stands_out():
-    table = aspect_table({"scene": reading(-2.0), "object": reading(0.4), "brightness": reading(0.01)}, {"scene": 0.31})
+    told = {"scene": reading(-2.0), "object": reading(0.4), "brightness": reading(0.01)}
+    table = aspect_table(prediction(aspects=told), {"scene": 0.31})
     lines = {line.split()[0].strip("\x1b[0123456789m"): line for line in drawn(table, colours=True).splitlines()}
     assert "\x1b[1m" in lines["object"]
     assert "\x1b[1m" not in lines["scene"]
@@ -73,18 +74,22 @@ def test_the_aspect_that_decided_stands_out():
 def test_what_the_whole_image_did_stands_below_the_aspects():
     told = {"scene": reading(-2.0), "object": reading(0.4)}
     for whole, decided in ((0.3, True), (0.9, False)):
-        lines = drawn(aspect_table(told, {}, whole), colours=True).splitlines()
+        lines = drawn(aspect_table(prediction(aspects=told, image_effect=whole), {}), colours=True).splitlines()
         assert ("whole image" in lines[-1], f"+{whole:.2f}" in lines[-1]) == (True, True)
         assert any("\x1b[1m" in line and "object" in line for line in lines) == decided
         assert ("\x1b[1m" in lines[-1]) != decided
-    assert "whole image" not in drawn(aspect_table(told, {}))
+    assert "whole image" not in drawn(aspect_table(prediction(aspects=told), {}))
 
 
-def panel(**changes):
+def prediction(**changes):
     look = PromptAttention({"scene": 0.02}, {"scene": 1.0})
     given = {"image": "a.png", "label": "joy", "probabilities": {"joy": 0.7, "fear": 0.3}, "answer": "joy"}
     given |= {"aspects": {"scene": reading(1.0)}, "prompt_attention": look, "adapter": "x", "backbone": "y"}
-    return drawn(prediction_panel(Prediction(**(given | changes))))
+    return Prediction(**(given | changes))
+
+
+def panel(**changes):
+    return drawn(prediction_panel(prediction(**changes)))
 
 
 def test_a_panel_shows_label_reasons_and_a_deviating_answer():

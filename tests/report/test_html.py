@@ -17,6 +17,7 @@ from masp.core.errors import MaspError
 from masp.model.explain import AspectReading, PromptAttention
 from masp.predictor import Prediction
 from masp.report import render, sample_of, verdict, write_report
+from masp.report.html import WholeView, sample_view
 from masp.report.schema import (
     AspectScore,
     AspectSight,
@@ -258,6 +259,17 @@ def test_the_verdict_says_when_the_image_did_more_than_any_cue() -> None:
     assert verdict(replace(sample, sights=())) == ""
     faint = (AspectSight("scene", "beach", 0.01),)
     assert verdict(replace(sample, sights=faint, image_effect=-0.8)) == "No single cue decided."
+
+
+def test_the_image_as_a_whole_is_drawn_beside_the_aspects() -> None:
+    sights = (AspectSight("scene", "beach", 0.7), AspectSight("object", "cat", -0.2))
+    sample = Sample("a", Image.new("RGB", (84, 84)), "joy", {"joy": 1.0}, sights, attribution="concept_bottleneck", image_effect=1.4)
+    view = sample_view(1, sample)
+    assert view.whole == WholeView(1.4, True, 0.5)
+    assert [(one.decided, one.reach) for one in view.sights] == [(False, 0.25), (False, pytest.approx(0.1 / 1.4))]
+    assert sample_view(1, replace(sample, image_effect=None)).whole is None
+    page = render(ReportData("t", "s", samples=(sample,)))
+    assert ("<h4>whole image" in page, "+1.40" in page) == (True, True)
 
 
 def test_the_verdict_admits_that_nothing_decided() -> None:

@@ -128,6 +128,26 @@ def test_images_are_chosen_answered_and_explained_by_keyboard(browser, url, masp
     visit.close()
 
 
+def test_what_the_whole_image_did_stands_beside_the_aspects(browser, url):
+    visit = Visit(browser, url)
+
+    def with_whole(route: Any) -> None:
+        answer = route.fetch().json()
+        answer["predictions"][0] |= {"attribution": "concept_bottleneck", "image_effect": 9.5, "deciding_cue": "image"}
+        route.fulfill(json=answer)
+
+    visit.page.route("**/v1/predict", with_whole)
+    visit.choose(("one.png", png(0)))
+    visit.wait("1 of 1 images answered")
+    shown = visit.page.locator(".result").first
+    assert shown.locator(".verdict").inner_text().startswith("The image as a whole did most for the label (+9.50 nats)")
+    assert shown.locator(".whole.decided").inner_text().split("\n")[-2:] == ["effect +9.50", "decided"]
+    assert shown.locator(".aspects button.decided").count() == 0
+    assert visit.problems() == []
+    assert visit.wrong == []
+    visit.close()
+
+
 @pytest.mark.long
 def test_what_goes_wrong_is_said_where_it_happened(browser, url):
     visit = Visit(browser, url)

@@ -20,19 +20,16 @@ from rich.table import Table
 from rich.text import Text
 
 from masp.core import runtime
+from masp.core.aspects import FAINT, WHOLE_IMAGE
 from masp.core.errors import ConfigError, MaspError, UsageError
 
 if TYPE_CHECKING:
     from masp.core.runtime import Bar
     from masp.evaluation.result import Calibrated, Evaluation, ProbabilisticMetrics
-    from masp.model.explain import AspectReading
     from masp.predictor import Prediction
 
 BAR = 24
 """Width in characters of a full probability bar."""
-
-FAINT = 0.05
-"""Effects below this many nats (5 %) decide nothing."""
 
 EFFECTS = {
     "leave_one_out": "how far the label's log-probability falls without the aspect",
@@ -106,7 +103,7 @@ def prediction_panel(prediction: "Prediction") -> Panel:
         parts += [Text(printable(prediction.warning), style="bold yellow"), Text()]
     parts.append(probability_bars(prediction.probabilities, prediction.label))
     if prediction.aspects:
-        parts += [Text(), aspect_table(prediction.aspects, _shares(prediction), prediction.image_effect)]
+        parts += [Text(), aspect_table(prediction, _shares(prediction))]
     if prediction.answer is not None and prediction.answer != prediction.label:
         parts += [Text(), Text(f"In its own words: {printable(prediction.answer) or '(nothing)'}", style="italic")]
     sure = prediction.probabilities[prediction.label]
@@ -135,9 +132,7 @@ def bar(share: float, width: int = BAR) -> str:
     return "█" * (eighths // 8) + (EIGHTHS[eighths % 8] if eighths % 8 else "")
 
 
-def aspect_table(
-    aspects: "Mapping[str, AspectReading]", shares: Mapping[str, float], image_effect: float | None = None
-) -> Table:
+def aspect_table(prediction: "Prediction", shares: Mapping[str, float]) -> Table:
     """What each aspect saw, where it looked, what it did to the label, and the soft prompt's attention, if there is.
 
     Below them what the whole image did beside its aspects, where it has such a part.
@@ -145,22 +140,22 @@ def aspect_table(
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for heading in ("aspect", "saw", "looked at", "effect", *(["attention"] if shares else [])):
         table.add_column(heading, no_wrap=heading != "saw")
-    strongest = max([abs(reading.effect) for reading in aspects.values()] + [abs(image_effect or 0.0), FAINT])
-    least = max(FAINT, image_effect or 0.0)
-    decisive = max(aspects, key=lambda name: aspects[name].effect)
-    for name, reading in aspects.items():
+    image_effect, cue = prediction.image_effect, prediction.deciding_cue
+    effects = [reading.effect for reading in prediction.aspects.values()]
+    strongest = max(abs(effect) for effect in (*effects, image_effect or 0.0, FAINT))
+    for name, reading in prediction.aspects.items():
         table.add_row(
             Text(name.replace("_", " ")),
             Text(printable(reading.answer) or "(nothing)"),
             Text(position_in_words(reading.attention)),
             _effect(reading.effect, strongest),
             *([Text(f"{100 * shares[name]:.0f} %" if name in shares else "")] if shares else []),
-            style="bold" if name == decisive and reading.effect > least else "none",
+            style="bold" if name == cue else "none",
         )
     if image_effect is not None:
-        largest = image_effect > max(FAINT, aspects[decisive].effect)
         seen = Text("(what no aspect shows)", style="dim")
-        table.add_row("whole image", seen, "", _effect(image_effect, strongest), style="bold" if largest else "none")
+        style = "bold" if cue == WHOLE_IMAGE else "none"
+        table.add_row("whole image", seen, "", _effect(image_effect, strongest), style=style)
     return table
 
 

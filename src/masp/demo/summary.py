@@ -143,7 +143,7 @@ def _pictures(samples: tuple[Sample, ...]) -> Table:
         right = sample.label == sample.truth
         mark = Text("✓ " if right else f"✗ drawn as {sample.truth}. ", style="green" if right else "red")
         first = decisive(sample)
-        reason = Text.assemble(mark, (decided(first) if first else "No single cue decided", "dim"))
+        reason = Text.assemble(mark, (decided(first) if first else verdict(sample).rstrip("."), "dim"))
         label = Text(sample.label, style="bold")
         table.add_row(
             Path(sample.name).stem.replace("_", " "), label, _percent(sample.probabilities[sample.label]), reason

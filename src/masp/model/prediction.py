@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from masp.adapters import AdapterInfo
+from masp.core.aspects import deciding_cue
 from masp.core.config import DataConfig
 from masp.core.errors import AdapterError, UsageError
 from masp.core.labels import NAMED_SETS, render_labels, validate_labels
@@ -81,6 +82,11 @@ class Prediction:
     image_effect: float | None = None
 
     @property
+    def deciding_cue(self) -> str | None:
+        """The aspect that did most for the label; "image": the image as a whole did; None: nothing did noticeably."""
+        return deciding_cue({name: seen.effect for name, seen in self.aspects.items()}, self.image_effect)
+
+    @property
     def warning(self) -> str | None:
         """What to know before this is believed; None where there is nothing to say."""
         if self.domain is None or self.domain.inside:
@@ -89,7 +95,7 @@ class Prediction:
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists, numbers and texts, ready for `json.dumps`."""
-        return asdict(self)
+        return asdict(self) | {"deciding_cue": self.deciding_cue}
 
 
 @dataclass(frozen=True)

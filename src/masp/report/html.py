@@ -32,6 +32,7 @@ from masp.report.schema import (
     decisive,
     share,
     verdict,
+    whole_image_decided,
     words,
 )
 
@@ -71,6 +72,15 @@ class AspectView:
 
 
 @dataclass(frozen=True)
+class WholeView:
+    """What the image as a whole did beside its aspects, drawn: effect, whether it decided, length of its bar."""
+
+    effect: float
+    decided: bool
+    reach: float
+
+
+@dataclass(frozen=True)
 class PromptAttentionShare:
     """The soft prompt's attention to one aspect: of all its attention, and its share among the aspects."""
 
@@ -88,6 +98,7 @@ class SampleView:
     verdict: str
     ranked: list[tuple[str, float]]
     sights: list[AspectView]
+    whole: WholeView | None
     looks: list[PromptAttentionShare]
     image: ImageView
 
@@ -114,7 +125,8 @@ def sample_of(prediction: "Prediction", image: Path | Image.Image, truth: str | 
 def sample_view(index: int, sample: Sample, image: ImageView | None = None) -> SampleView:
     """A sample as the page shows it; `index` makes its anchors unique, `image` is its own where it is embedded."""
     image, first = image or embedded(sample.image), decisive(sample)
-    reach = max([abs(sight.effect or 0.0) for sight in sample.sights] + [0.5])
+    whole = sample.image_effect
+    reach = max([abs(sight.effect or 0.0) for sight in sample.sights] + [abs(whole or 0.0), 0.5])
     raw = sample.prompt_attention or {}
     total = sum(raw.values()) or 1.0
     return SampleView(
@@ -123,6 +135,7 @@ def sample_view(index: int, sample: Sample, image: ImageView | None = None) -> S
         verdict=verdict(sample),
         ranked=sorted(sample.probabilities.items(), key=lambda item: -item[1]),
         sights=[_sight_view(sight, sight is first, reach, image) for sight in sample.sights],
+        whole=None if whole is None else WholeView(whole, whole_image_decided(sample), 0.5 * abs(whole) / reach),
         looks=[PromptAttentionShare(aspect, value, value / total) for aspect, value in raw.items()],
         image=image,
     )

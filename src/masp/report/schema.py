@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from masp.core.aspects import WHOLE_IMAGE, deciding_cue
 from masp.evaluation.metrics import Interval, PairedComparison
 
 
@@ -169,15 +170,19 @@ class ReportData:
     provenance: Provenance | None = None
 
 
-FAINT = 0.05
-"""Effects below this many nats (5 %) decide nothing."""
-
-
 def decisive(sample: Sample) -> AspectSight | None:
-    """The aspect with the largest effect on the label; None where none is noticeable, or the image's is larger."""
-    least = max(FAINT, sample.image_effect or 0.0)
-    known = [sight for sight in sample.sights if sight.effect is not None and sight.effect >= least]
-    return max(known, key=lambda sight: sight.effect or 0.0, default=None)
+    """The aspect that decided; None where nothing did, or the image as a whole."""
+    return next((sight for sight in sample.sights if sight.aspect == _cue(sample)), None)
+
+
+def whole_image_decided(sample: Sample) -> bool:
+    """Whether the image as a whole did more for the label than any aspect."""
+    return _cue(sample) == WHOLE_IMAGE
+
+
+def _cue(sample: Sample) -> str | None:
+    effects = {sight.aspect: sight.effect for sight in sample.sights if sight.effect is not None}
+    return deciding_cue(effects, sample.image_effect)
 
 
 def verdict(sample: Sample) -> str:
@@ -186,7 +191,7 @@ def verdict(sample: Sample) -> str:
         return ""
     first, whole = decisive(sample), sample.image_effect
     if first is None or first.effect is None:
-        if whole is None or whole < FAINT:
+        if whole is None or not whole_image_decided(sample):
             return "No single cue decided."
         return f"The image as a whole did most for the label ({signed(whole)} nats), more than any single cue."
     if sample.attribution == "leave_one_out":

@@ -168,6 +168,9 @@ class PredictionAnswer(BaseModel):
     image_effect: float | None = Field(
         description="What the whole image adds to the label's logit beside its aspects, in nats; null: no such part."
     )
+    deciding_cue: str | None = Field(
+        description='The aspect that did most for the label; "image": the image as a whole did; null: nothing did.'
+    )
 
 
 class FailureAnswer(BaseModel):

@@ -5,7 +5,7 @@ const HOW = {
   shapley: "in nats: this aspect's share of the label's log-probability, over every set of aspects (Shapley)",
   concept_bottleneck: "in nats: what this aspect adds to the label",
 };
-const FAINT = 0.05; // effects below this many nats decide nothing
+const WHOLE_IMAGE = "image"; // what an answer calls the image as a whole where that decided
 const MOST = 100; // images on the page
 const byId = (id) => document.getElementById(id);
 const results = []; // {file, url, answer, node}
@@ -89,25 +89,19 @@ async function predict(one) {
   if (results.includes(one)) show(one);
 }
 
-function decisive(answer) {
-  const least = Math.max(FAINT, answer.image_effect ?? 0);
-  const aspects = Object.entries(answer.aspects).filter(([, seen]) => seen.effect >= least);
-  return aspects.length ? aspects.reduce((best, next) => (next[1].effect > best[1].effect ? next : best)) : null;
-}
-
 function signed(effect) {
   return `${effect >= 0 ? "+" : "−"}${Math.abs(effect).toFixed(2)}`;
 }
 
 function verdict(answer) {
   if (!Object.keys(answer.aspects).length) return "This task has no aspects, so there are no reasons.";
-  const first = decisive(answer);
   const whole = answer.image_effect;
-  if (!first) {
-    if (whole == null || whole < FAINT) return "No single cue decided.";
+  const name = answer.deciding_cue;
+  if (name === null) return "No single cue decided.";
+  if (name === WHOLE_IMAGE) {
     return `The image as a whole did most for the label (${signed(whole)} nats), more than any single cue.`;
   }
-  const [name, seen] = first;
+  const seen = answer.aspects[name];
   const beside = whole == null ? "" : `, ${signed(seen.effect)} nats beside ${signed(whole)} by the image as a whole`;
   if (answer.attribution !== "leave_one_out") return `The ${words(name)} (“${seen.answer}”) did most for the label${beside}.`;
   const factor = Math.exp(seen.effect);
@@ -167,20 +161,13 @@ function drawAspects(one, node) {
   if (!drawn.length) return;
   const box = node.querySelector(".aspects");
   const veil = node.querySelector(".veil");
-  const first = decisive(one.answer)?.[0];
   box.hidden = false;
   for (const [name, seen] of drawn) {
     const button = make("button");
     button.type = "button";
     button.setAttribute("aria-pressed", "false");
     button.append(make("strong", words(name)), make("small", seen.answer));
-    const effect = make("small", `effect ${signed(seen.effect)}`);
-    effect.title = HOW[one.answer.attribution] || "";
-    button.append(effect);
-    if (name === first) {
-      button.classList.add("decided");
-      button.append(make("small", "decided"));
-    }
+    addEffect(button, one.answer, name, seen.effect);
     button.disabled = !seen.heatmap;
     button.addEventListener("click", () => {
       const on = button.getAttribute("aria-pressed") === "false";
@@ -194,6 +181,20 @@ function drawAspects(one, node) {
     });
     box.querySelector(".buttons").append(button);
   }
+  if (one.answer.image_effect === null) return;
+  const whole = make("p", undefined, "whole");
+  whole.append(make("strong", "whole image"), make("small", "what no aspect shows"));
+  addEffect(whole, one.answer, WHOLE_IMAGE, one.answer.image_effect);
+  box.querySelector(".buttons").append(whole);
+}
+
+function addEffect(node, answer, name, nats) {
+  const effect = make("small", `effect ${signed(nats)}`);
+  effect.title = HOW[answer.attribution] || "";
+  node.append(effect);
+  if (name !== answer.deciding_cue) return;
+  node.classList.add("decided");
+  node.append(make("small", "decided"));
 }
 
 function peak(attention) {
