@@ -146,7 +146,9 @@ def test_queries_and_keys_may_learn_more_slowly(dataset, tmp_path):
     settings = small.config(*once, "aspects.attention_rate=0.25")
     backbone = tiny.backbone()
     run = train_aspects(settings, dataset, backbone, tmp_path / "run")
-    trained = load_adapter(run.adapter, backbone).aspects
+    adapter = load_adapter(run.adapter, backbone)
+    trained, (told,) = adapter.aspects, adapter.info.training.values()
+    assert told.attention_rate == 0.25
     method = settings.method.resolved()
     generator = torch.Generator().manual_seed(settings.aspects.seed)
     start = AspectModules(backbone.dim, ASPECTS, method.queries, method.attention, generator)
