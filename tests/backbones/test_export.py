@@ -189,6 +189,30 @@ def test_rows_in_bf16_are_rounded_as_masp_rounds_them(tmp_path):
     assert torch.equal(rows[: made.first], weights["model.embed_tokens.weight"][: made.first])
 
 
+def test_rows_of_a_prompt_that_was_trained_in_float32_are_not_rounded(tmp_path):
+    folder = tmp_path / "half"
+    shutil.copytree(tiny.checkpoint(), folder)
+    weights = {key: value.bfloat16() for key, value in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    backbone = load_backbone(str(folder), dtype="float32")
+    model = write_prompt(tmp_path / "a", backbone, 3)
+    described = json.loads((tmp_path / "a" / "adapter.json").read_text())
+    record = {"learning_rate": 1, "schedule": "cosine", "warmup": 0, "weight_decay": 0, "steps": 1, "batch_size": 1}
+    described["training"] = {"prompt": record | {"class_weights": "none", "dtype": "float32"}}
+    (tmp_path / "a" / "adapter.json").write_text(json.dumps(described))
+    made = export_embedding_rows(tmp_path / "a", tmp_path / "out", str(folder))
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    rows = found.pop("model.embed_tokens.weight")
+    assert made.dtype == "F32"
+    assert torch.equal(rows[made.first : made.first + 3], model.prompt.vectors)
+    assert torch.equal(rows[: made.first], weights["model.embed_tokens.weight"][: made.first].float())
+    assert {found[key].dtype for key in found.keys() - {"lm_head.weight"}} == {torch.bfloat16}
+    visual = backbone.visual_tokens(backbone.preprocess([tiny.picture(*PICTURES[0])]))
+    ours = last_logits(model, visual, [task_of(model_info(tmp_path / "a")).question])[0]
+    found = plain_logits(tmp_path / "out", backbone, PICTURES[0])
+    assert (found[: made.first] - ours[: made.first]).abs().max() <= 1e-5 * ours.abs().max()
+
+
 def test_the_note_says_what_to_send(tmp_path):
     write_prompt(tmp_path / "a", tiny.backbone(), 2)
     export_embedding_rows(tmp_path / "a", tmp_path / "out", str(tiny.checkpoint()))

@@ -263,7 +263,9 @@ def test_the_verdict_says_when_the_image_did_more_than_any_cue() -> None:
 
 def test_the_image_as_a_whole_is_drawn_beside_the_aspects() -> None:
     sights = (AspectSight("scene", "beach", 0.7), AspectSight("object", "cat", -0.2))
-    sample = Sample("a", Image.new("RGB", (84, 84)), "joy", {"joy": 1.0}, sights, attribution="concept_bottleneck", image_effect=1.4)
+    sample = Sample(
+        "a", Image.new("RGB", (84, 84)), "joy", {"joy": 1.0}, sights, attribution="concept_bottleneck", image_effect=1.4
+    )
     view = sample_view(1, sample)
     assert view.whole == WholeView(1.4, True, 0.5)
     assert [(one.decided, one.reach) for one in view.sights] == [(False, 0.25), (False, pytest.approx(0.1 / 1.4))]

@@ -1,6 +1,6 @@
 """vLLM without vLLM: what the export and the client send, and what the plugin computes, give masp's own numbers.
 
-`Engine` does with a chat message what vLLM 0.33 does: it renders the exported template, puts placeholders for images
+`Engine` does with a chat message what vLLM does: it renders the exported template, puts placeholders for images
 and vectors, takes M-RoPE positions from the grids, and runs transformers' own language model.
 """
 
@@ -269,15 +269,15 @@ def test_videos_and_other_versions_are_refused(tmp_path, monkeypatch):
         engine.embed_multimodal(pixel_values_videos=torch.zeros(1))
     own = {f"masp_aspects.{name}" for name, _ in engine.masp_aspects.named_parameters()}
     assert engine.load_weights([("x", torch.zeros(1))]) == own | {"x"}
-    monkeypatch.setattr(vllm_plugin.metadata, "version", lambda _: "0.40.1")
+    monkeypatch.setattr(vllm_plugin, "import_module", lambda _: SimpleNamespace(__version__="0.40.1"))
     with pytest.raises(UsageError, match=r"vLLM 0\.40\.1"):
         vllm_plugin.register()
 
 
 def test_the_entry_point_registers_lazily(monkeypatch):
     registered = {}
-    monkeypatch.setattr(vllm_plugin.metadata, "version", lambda _: "0.33.2")
-    fake = SimpleNamespace(ModelRegistry=SimpleNamespace(register_model=registered.__setitem__))
+    registry = SimpleNamespace(register_model=registered.__setitem__)
+    fake = SimpleNamespace(ModelRegistry=registry, __version__="0.33.2")
     monkeypatch.setattr(vllm_plugin, "import_module", lambda _: fake)
     vllm_plugin.register()
     home = "masp.serving.vllm_plugin"

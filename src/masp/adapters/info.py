@@ -98,7 +98,8 @@ class TrainingRecord(_Record):
     dtype: str = Field(description="Number format of the frozen backbone; what is trained is float32.")
     prompt_start: PromptInit | None = Field(default=None, description="How the soft prompt started; stage 2 only.")
     attention_rate: float | None = Field(
-        default=None, description="Share of the learning rate for the queries and W_K; stage 1 only, null: not recorded."
+        default=None,
+        description="Share of the learning rate for the queries and W_K; stage 1 only.",
     )
 
 

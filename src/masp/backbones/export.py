@@ -125,7 +125,13 @@ def export_embedding_rows(
     method = info.method.resolved()
     question = info.asked().ask_emotion(render_labels(info.labels, method.label_list or "comma"))
     finish = partial(_write_notes, info, question)
-    return export_rows(files, vectors, method.prompt_places == "both", question, target, finish)
+    both = method.prompt_places == "both"
+    return export_rows(files, vectors, both, question, target, finish, trained_in_float32(info))
+
+
+def trained_in_float32(info: AdapterInfo) -> bool:
+    """Whether the backbone ran in float32 when the soft prompt was trained, so that its vectors were never rounded."""
+    return "prompt" in info.training and info.training["prompt"].dtype == "float32"
 
 
 def exportable() -> list[str]:
@@ -174,6 +180,7 @@ def export_rows(
     question: str,
     out: Path,
     finish: Callable[[Path, ExportedRows], None],
+    float32: bool = False,
 ) -> ExportedRows:
     """Write a copy of a checkpoint whose embedding matrix holds the soft prompt; whole or not at all.
 
@@ -184,6 +191,7 @@ def export_rows(
         question: the question, for the exact text.
         out: a folder that does not exist or is empty.
         finish: lays more beside the weights, before the folder gets its name.
+        float32: write the matrices with new rows in float32; otherwise in the checkpoint's format, which may round.
 
     Raises:
         BackboneError: the family's template is not known here, or files that are not as expected.
@@ -210,26 +218,26 @@ def export_rows(
         rows_before=matrices.rows,
         rows=max(matrices.rows, first + len(tokens)),
         tied=matrices.tied,
-        dtype=matrices.dtype,
+        dtype="F32" if float32 else matrices.dtype,
         before_image=before,
         after_image=after,
         prompt=rendered_prompt(tokenizer, chat_template(files, tokenizer.chat_template), before, after),
     )
 
     def fill(partial: Path) -> None:
-        _fill(partial, files.folder, matrices, made, vectors)
+        _fill(partial, files.folder, matrices, made, vectors, float32)
         finish(partial, made)
 
     write_folder(out, fill)
     return made
 
 
-def _fill(folder: Path, source: Path, matrices: _Matrices, made: ExportedRows, vectors: Tensor) -> None:
+def _fill(folder: Path, source: Path, matrices: _Matrices, made: ExportedRows, vectors: Tensor, float32: bool) -> None:
     changes = _changes(source, matrices, made, vectors)
     grown = 0
     for path in sorted({path for pattern in COPIED for path in source.glob(pattern) if path.is_file()}):
         if path.name in changes:
-            grown += rewrite(path, folder / path.name, changes[path.name])
+            grown += rewrite(path, folder / path.name, changes[path.name], float32)
         else:
             shutil.copyfile(path, folder / path.name)
     edit_json(folder / INDEX, lambda index: _with_size(index, grown))
@@ -275,8 +283,8 @@ def opened(file: Path) -> Iterator[Any]:
         raise BackboneError(f"{file.name} is no safetensors file: {error}", "", "Fetch the backbone again.") from None
 
 
-def rewrite(source: Path, target: Path, changes: Mapping[str, tuple[int, Tensor]]) -> int:
-    """Copy a safetensors file with new rows in the matrices that `changes` names.
+def rewrite(source: Path, target: Path, changes: Mapping[str, tuple[int, Tensor]], float32: bool = False) -> int:
+    """Copy a safetensors file with new rows in the matrices that `changes` names, these in float32 or as they are.
 
     Returns:
         By how many bytes its tensors have grown.
@@ -287,12 +295,12 @@ def rewrite(source: Path, target: Path, changes: Mapping[str, tuple[int, Tensor]
     """
     with opened(source) as weights:
         metadata, tensors = weights.metadata(), {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
-    new = {name: _with_new_rows(name, tensors[name], *rows) for name, rows in changes.items()}
+    new = {name: _with_new_rows(name, tensors[name], *rows, float32) for name, rows in changes.items()}
     save_file(tensors | new, target, metadata)
     return sum(matrix.nbytes - tensors[name].nbytes for name, matrix in new.items())
 
 
-def _with_new_rows(name: str, matrix: Tensor, start: int, rows: Tensor) -> Tensor:
+def _with_new_rows(name: str, matrix: Tensor, start: int, rows: Tensor, float32: bool) -> Tensor:
     stored = str(matrix.dtype).removeprefix("torch.")
     if matrix.dtype not in FORMATS or matrix.ndim != 2:
         known = "a matrix in float32, float16 or bfloat16"
@@ -300,8 +308,8 @@ def _with_new_rows(name: str, matrix: Tensor, start: int, rows: Tensor) -> Tenso
     if rows.shape[1] != matrix.shape[1] or start > len(matrix):
         got = f"{name} has {len(matrix)} rows of width {matrix.shape[1]}"
         raise BackboneError(got, f"width {rows.shape[1]}, and rows up to {start}")
-    stop = start + len(rows)
-    return torch.cat([matrix[:start], rows.detach().cpu().to(matrix.dtype), matrix[stop:]])
+    stop, kept = start + len(rows), matrix.float() if float32 else matrix
+    return torch.cat([kept[:start], rows.detach().cpu().to(kept.dtype), kept[stop:]])
 
 
 def mean_row(matrix: Float[Tensor, "rows dim"]) -> Float[Tensor, " dim"]:
@@ -444,7 +452,7 @@ def _remarks(made: ExportedRows) -> list[str]:
             f"tell other engines (`suppress` in `{NOTE}`, for example as a logit bias of -100)."
         )
     return [
-        f"The embedding matrix ({made.dtype}) holds the vectors rounded to its format, as masp rounds them. {rows}",
+        f"The embedding matrix ({made.dtype}) holds the vectors as masp computes with them. {rows}",
         head,
         "Text of users must not be read as these tokens; an engine that does so needs a filter.",
         "This is the variant without aspects (V+S): it gives no reasons. Do not use it to judge people.",

