@@ -166,7 +166,7 @@ function drawAspects(one, node) {
     const button = make("button");
     button.type = "button";
     button.setAttribute("aria-pressed", "false");
-    button.append(make("strong", words(name)), make("small", seen.answer));
+    button.append(make("strong", words(name)), make("small", seen.answer || "(nothing)"));
     addEffect(button, one.answer, name, seen.effect);
     button.disabled = !seen.heatmap;
     button.addEventListener("click", () => {
