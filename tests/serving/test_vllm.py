@@ -261,6 +261,15 @@ def test_tasks_are_names_in_one_model(tmp_path):
         assert found[chosen].log_softmax(-1) == pytest.approx(expected[chosen].log_softmax(-1), abs=1e-5)
 
 
+def test_a_model_without_aspects_needs_no_class_of_ours(tmp_path):
+    kinds = {}
+    for name, aspects in (("with", ("scene",)), ("without", ())):
+        write_adapter(tmp_path / name, aspects=aspects)
+        folder = export_vllm(tmp_path / name, tmp_path / f"out-{name}", str(tiny.checkpoint()), model=True)
+        kinds[name] = json.loads((folder / "config.json").read_text())["architectures"]
+    assert kinds == {"with": ["MaspQwen2VL"], "without": ["Qwen2VLForConditionalGeneration"]}
+
+
 def test_videos_and_other_versions_are_refused(tmp_path, monkeypatch):
     write_adapter(tmp_path / "a")
     folder = export_vllm(tmp_path / "a", tmp_path / "out", str(tiny.checkpoint()), model=True)

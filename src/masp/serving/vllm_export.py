@@ -194,8 +194,9 @@ def _finish_model(source: _Source, spans: dict[str, tuple[int, int]], folder: Pa
     )
     body = "{{ before[ns.task] }}" + OPENS + IMAGE + CLOSES + "{{ after[ns.task] }}"
     (folder / TEMPLATE).write_text(chosen + _literal(head) + body + _literal(tail), encoding="utf-8")
-    architecture = ARCHITECTURES[source.files.model_type]
-    edit_json(folder / "config.json", lambda config: {**config, "architectures": [architecture]})
+    if source.info.aspects:  # without them vLLM's own class answers
+        architecture = ARCHITECTURES[source.files.model_type]
+        edit_json(folder / "config.json", lambda config: {**config, "architectures": [architecture]})
     words = ["--chat-template", f"DIR/{TEMPLATE}", "--chat-template-content-format", "openai", *_limits(source.info)]
     _write_note(source, folder, ["vllm", "serve", "DIR", *words], "image, and the name of a task as text")
 
