@@ -63,6 +63,8 @@ def _values(field: dict[str, Any], schema: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in field["enum"])
     if field.get("type") == "array":
         return "list of " + _values(field.get("items", {"type": "string"}), schema)
+    if field.get("type") == "object" and field.get("additionalProperties", {}).get("type") == "integer":
+        return "names with such a number each"
     bounds = " and ".join(f"{sign} {field[key]}" for key, sign in BOUNDS.items() if key in field)
     return f"{KINDS[field['type']]} {bounds}".strip()
 

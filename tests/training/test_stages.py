@@ -259,6 +259,10 @@ def test_each_aspect_learns_from_so_many_images_at_most(tmp_path, dataset):
     assert Counter(name for record in few for name in record.annotations) == dict.fromkeys(ASPECTS, 3)
     whole = {record.path: record.annotations for record in dataset.split("train")}
     assert all(record.annotations.items() <= whole[record.path].items() for record in few)
+    mixed = stage1_aspects._annotated(dataset.split("train"), ASPECTS, {"scene": 2, "object": 1})
+    counts = Counter(name for record in mixed for name in record.annotations)
+    every = Counter(name for record in dataset.split("train") for name in record.annotations)
+    assert counts == Counter({**every, "scene": 2, "object": 1})
     train_aspects(small.config(*PROMPT, "aspects.max_per_aspect=1"), dataset, tiny.backbone(), tmp_path / "one")
     assert read_info(tmp_path / "one" / "adapter").data["aspects"].images["train"] <= len(ASPECTS)
 

@@ -38,7 +38,7 @@ def as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _in_order(aspects: object) -> object:
+def _in_order(aspects: object) -> tuple[str, ...]:
     """Aspect names in the one order of Z."""
     names = as_tuple(aspects)
     if not isinstance(names, tuple):
@@ -64,6 +64,14 @@ def _as_pattern(text: str) -> str:
     return text
 
 
+def _as_image_counts(value: object) -> object:
+    """A number of images, or one for each aspect that is named, in the one order of Z."""
+    counts = [*value.values()] if isinstance(value, dict) else [value]
+    if not counts or any(type(count) is not int or count < 1 for count in counts):
+        raise ValueError("whole numbers of 1 or more are needed: one, or some by aspect, like {scene: 300}")
+    return {name: value[name] for name in _in_order(tuple(value))} if isinstance(value, dict) else value
+
+
 def _in_rising_order(bounds: dict[str, tuple[float | None, float | None]]) -> object:
     """Labels by their values, whatever the order they were written in."""
     if len(bounds) < 2:
@@ -80,6 +88,7 @@ def _in_rising_order(bounds: dict[str, tuple[float | None, float | None]]) -> ob
 
 Pattern = Annotated[str, Strict(), AfterValidator(_as_pattern)]
 Bounds = tuple[Number | None, Number | None]
+ImageCounts = Annotated[int | dict[str, int], BeforeValidator(_as_image_counts)]
 Thresholds = Annotated[dict[Text, Bounds], AfterValidator(_in_rising_order)]
 FilePath = Annotated[Path, BeforeValidator(_as_path)]
 AspectNames = Annotated[tuple[str, ...], BeforeValidator(_in_order)]

@@ -16,6 +16,7 @@ from masp.core.setting_types import (
     Count,
     Factor,
     FilePath,
+    ImageCounts,
     Number,
     Pattern,
     Positive,
@@ -279,10 +280,11 @@ class AspectTraining(TrainConfig):
     )
     batch_size: Positive = Field(default=64, description=TrainConfig.model_fields["batch_size"].description)
     min_steps: Count = Field(default=600, description=TrainConfig.model_fields["min_steps"].description)
-    max_per_aspect: Positive | None = Field(
+    max_per_aspect: ImageCounts | None = Field(
         default=None,
-        description="At most so many training images of each aspect, spread over the data set; null: all. Of use where "
-        "one aspect is annotated far more often than another.",
+        description="At most so many training images of each aspect, spread over the data set; null: all. A mapping, "
+        "{brightness: 300}, bounds the aspects that it names. Of use where one aspect is annotated far more often than "
+        "another, or learned far sooner.",
     )
     query_std: Number = Field(
         default=1.0, gt=0, description="Standard deviation of the aspect queries at the start, the authors' by default."

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -237,12 +237,15 @@ def _prepare(run: Run) -> Outcome:
     )
 
 
-def _annotated(records: Sequence[Record], names: Sequence[str], most: int | None = None) -> list[Record]:
+def _annotated(
+    records: Sequence[Record], names: Sequence[str], most: int | Mapping[str, int] | None = None
+) -> list[Record]:
     """The records that are annotated with one of these aspects; at most so many keep the answer of each."""
     answers: list[dict[str, str]] = [{} for _ in records]
     for name in names:
         own = [index for index, record in enumerate(records) if name in record.annotations]
-        for index in own if most is None else spread(own, most):
+        limit = most.get(name) if isinstance(most, Mapping) else most
+        for index in own if limit is None else spread(own, limit):
             answers[index][name] = records[index].annotations[name]
     return [replace(record, annotations=own) for record, own in zip(records, answers, strict=True) if own]
 
