@@ -64,7 +64,7 @@ def _values(field: dict[str, Any], schema: dict[str, Any]) -> str:
     if field.get("type") == "array":
         return "list of " + _values(field.get("items", {"type": "string"}), schema)
     if field.get("type") == "object" and field.get("additionalProperties", {}).get("type") == "integer":
-        return "names with such a number each"
+        return f"names with a {_values(field['additionalProperties'], schema)} each"
     bounds = " and ".join(f"{sign} {field[key]}" for key, sign in BOUNDS.items() if key in field)
     return f"{KINDS[field['type']]} {bounds}".strip()
 

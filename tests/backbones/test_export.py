@@ -195,7 +195,7 @@ def test_rows_of_a_prompt_that_was_trained_in_float32_are_not_rounded(tmp_path):
     weights = {key: value.bfloat16() for key, value in load_file(folder / "model.safetensors").items()}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     backbone = load_backbone(str(folder), dtype="float32")
-    model = write_prompt(tmp_path / "a", backbone, 3)
+    model = write_prompt(tmp_path / "a", backbone, SPARE + 2)  # the untied head grows too
     described = json.loads((tmp_path / "a" / "adapter.json").read_text())
     record = {"learning_rate": 1, "schedule": "cosine", "warmup": 0, "weight_decay": 0, "steps": 1, "batch_size": 1}
     described["training"] = {"prompt": record | {"class_weights": "none", "dtype": "float32"}}
@@ -204,9 +204,10 @@ def test_rows_of_a_prompt_that_was_trained_in_float32_are_not_rounded(tmp_path):
     found = load_file(tmp_path / "out" / "model.safetensors")
     rows = found.pop("model.embed_tokens.weight")
     assert made.dtype == "F32"
-    assert torch.equal(rows[made.first : made.first + 3], model.prompt.vectors)
+    assert torch.equal(rows[made.first :], model.prompt.vectors)
     assert torch.equal(rows[: made.first], weights["model.embed_tokens.weight"][: made.first].float())
-    assert {found[key].dtype for key in found.keys() - {"lm_head.weight"}} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+    assert "unrounded; load the model in float32" in (tmp_path / "out" / "README.md").read_text()
     visual = backbone.visual_tokens(backbone.preprocess([tiny.picture(*PICTURES[0])]))
     ours = last_logits(model, visual, [task_of(model_info(tmp_path / "a")).question])[0]
     found = plain_logits(tmp_path / "out", backbone, PICTURES[0])
@@ -286,7 +287,7 @@ def test_families_whose_template_is_not_known_are_refused(tmp_path):
 def test_rows_of_a_file_by_hand(tmp_path):
     matrix = torch.arange(12, dtype=torch.float32).reshape(4, 3)
     save_file({"a": torch.ones(2), "m": matrix, "z": torch.zeros(5)}, tmp_path / "old.safetensors", {"k": "v"})
-    rows = (3, torch.full((2, 3), 7.0))
+    rows = (3, torch.full((2, 3), 7.0), False)
     assert rewrite(tmp_path / "old.safetensors", tmp_path / "new.safetensors", {"m": rows}) == 12  # one more row
     found = load_file(tmp_path / "new.safetensors")
     assert torch.equal(found["m"], torch.tensor([[0.0, 1, 2], [3, 4, 5], [6, 7, 8], [7, 7, 7], [7, 7, 7]]))
@@ -295,7 +296,7 @@ def test_rows_of_a_file_by_hand(tmp_path):
     with opened(tmp_path / "new.safetensors") as written:
         assert written.metadata() == {"k": "v"}
     assert torch.equal(mean_row(matrix), torch.tensor([4.5, 5.5, 6.5]))
-    for name, change, message in (("a", rows, "is stored as float32"), ("m", (9, rows[1]), "has 4 rows")):
+    for name, change, message in (("a", rows, "is stored as float32"), ("m", (9, rows[1], False), "has 4 rows")):
         with pytest.raises(BackboneError, match=message):
             rewrite(tmp_path / "old.safetensors", tmp_path / "x", {name: change})
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from masp.core.aspects import ASPECTS, FAINT, LEVELS, WHOLE_IMAGE, answer_text, deciding_cue, level
+from masp.core.aspects import ASPECTS, LEVELS, MIN_EFFECT, WHOLE_IMAGE, answer_text, deciding_cue, level
 from masp.core.errors import DataError
 
 
@@ -21,12 +21,12 @@ def test_order_of_the_aspects_is_fixed() -> None:
         ({}, None, None),
         ({}, 3.0, None),  # without aspects nothing is compared
         ({"scene": 0.4, "object": 0.3}, None, "scene"),
-        ({"scene": -2.0, "object": FAINT}, None, "object"),
-        ({"scene": -2.0, "object": FAINT / 2}, None, None),
+        ({"scene": -2.0, "object": MIN_EFFECT}, None, "object"),
+        ({"scene": -2.0, "object": MIN_EFFECT / 2}, None, None),
         ({"scene": 0.4}, 0.3, "scene"),
         ({"scene": 0.4}, 0.5, WHOLE_IMAGE),
         ({"scene": 0.4}, 0.4, "scene"),
-        ({"scene": 0.0}, FAINT, WHOLE_IMAGE),
+        ({"scene": 0.0}, MIN_EFFECT, WHOLE_IMAGE),
         ({"scene": 0.0}, -1.0, None),
     ],
 )

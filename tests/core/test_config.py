@@ -161,6 +161,10 @@ CONTRADICTIONS = [
     ("prompt.init={kind: text, text: ' '}", "prompt.init: kind is text, but there is no text"),
     ("prompt.init.text=joy", "prompt.init: there is a text, but kind is random"),
     ("aspects.aspects=[]", "aspects: aspects is empty"),
+    (
+        "aspects={aspects: [scene], max_per_aspect: {object: 3}}",
+        "max_per_aspect names object, which does not take part",
+    ),
     ("aspects.class_weights=balanced", "class_weights is balanced, but stage 1 learns no labels"),
     ("prompt={patience: 2, evaluate_every: 0}", "prompt: patience needs evaluations"),
     ("data.splits.train=0.5", "data.splits: train, val and test make 0.7: they must make 1"),

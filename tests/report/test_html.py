@@ -271,7 +271,11 @@ def test_the_image_as_a_whole_is_drawn_beside_the_aspects() -> None:
     assert [(one.decided, one.reach) for one in view.sights] == [(False, 0.25), (False, pytest.approx(0.1 / 1.4))]
     assert sample_view(1, replace(sample, image_effect=None)).whole is None
     page = render(ReportData("t", "s", samples=(sample,)))
-    assert ("<h4>whole image" in page, "+1.40" in page) == (True, True)
+    drawn = page.partition('<figure class="sight whole decided">')[2].partition("</figure>")[0]
+    assert '<h4>whole image<span class="badge">decided</span></h4>' in drawn
+    assert "+1.40" in drawn
+    without = replace(sample, sights=tuple(replace(one, effect=None) for one in sights))
+    assert sample_view(1, without).whole is None
 
 
 def test_the_verdict_admits_that_nothing_decided() -> None:

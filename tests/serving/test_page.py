@@ -11,6 +11,7 @@ from fixtures import service as small_service
 from fixtures import tiny
 from fixtures.service import TASKS, png, running, small_app
 from masp.predictor import Masp
+from masp.report import sample_of, verdict
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
@@ -91,7 +92,7 @@ def test_images_are_chosen_answered_and_explained_by_keyboard(browser, url, masp
     heading = first.locator(".label").inner_text()
     assert heading == f"{expected.label} {100 * expected.probabilities[expected.label]:.1f} %"
     assert first.locator(".bars tbody tr").count() == len(TASKS["third"])
-    assert first.locator(".verdict").inner_text()
+    assert first.locator(".verdict").inner_text() == verdict(sample_of(expected, small_service.image(png(0))))
 
     switches = first.locator(".aspects button")
     assert switches.count() == 6

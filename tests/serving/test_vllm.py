@@ -17,12 +17,14 @@ import jinja2
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from fixtures import tiny
 from fixtures.adapters import write_adapter
-from masp.adapters import combine
+from masp.adapters import combine, read_prompt
 from masp.backbones.files import find
+from masp.backbones.loading import load_backbone
 from masp.backbones.qwen2_vl import load_vision
 from masp.core.errors import AdapterError, BackboneError, UsageError
 from masp.model.scoring import first_word
@@ -270,6 +272,30 @@ def test_a_model_without_aspects_needs_no_class_of_ours(tmp_path):
     assert kinds == {"with": ["MaspQwen2VL"], "without": ["Qwen2VLForConditionalGeneration"]}
 
 
+@pytest.mark.parametrize(("trained", "dtype"), [("float32", "float32"), ("bfloat16", "bfloat16")])
+def test_a_prompt_is_served_in_the_format_it_was_trained_in(tmp_path, trained, dtype):
+    half = tmp_path / "half"
+    AutoModelForImageTextToText.from_pretrained(tiny.checkpoint(), dtype=torch.bfloat16).save_pretrained(half)
+    for file in tiny.checkpoint().iterdir():
+        if not (half / file.name).exists() and file.suffix != ".safetensors":
+            (half / file.name).write_bytes(file.read_bytes())
+    adapter = write_adapter(tmp_path / "a", backbone=load_backbone(str(half), dtype="float32"))
+    described = json.loads((adapter / "adapter.json").read_text())
+    record = {"learning_rate": 1, "schedule": "cosine", "warmup": 0, "weight_decay": 0, "steps": 1, "batch_size": 1}
+    described["training"] = {"prompt": record | {"class_weights": "none", "dtype": trained}}
+    (adapter / "adapter.json").write_text(json.dumps(described))
+    for model in (False, True):
+        note = read_note(export_vllm(adapter, tmp_path / f"out-{model}", str(half), model=model))
+        assert note["dtype"] == dtype
+        assert ("--dtype" in note["command"]) == (dtype == "float32")
+    _, vectors = read_prompt(adapter)
+    (file,) = (tmp_path / "out-True").glob("*.safetensors")
+    rows = next(value for name, value in load_file(file).items() if name.endswith("embed_tokens.weight"))
+    assert rows.dtype == getattr(torch, dtype)
+    first = tiny.backbone().known_tokens
+    assert torch.equal(rows[first : first + len(vectors)].float(), vectors) == (dtype == "float32")
+
+
 def test_videos_and_other_versions_are_refused(tmp_path, monkeypatch):
     write_adapter(tmp_path / "a")
     folder = export_vllm(tmp_path / "a", tmp_path / "out", str(tiny.checkpoint()), model=True)
@@ -283,10 +309,11 @@ def test_videos_and_other_versions_are_refused(tmp_path, monkeypatch):
         vllm_plugin.register()
 
 
-def test_the_entry_point_registers_lazily(monkeypatch):
+@pytest.mark.parametrize("version", ["0.32.0", "0.33.2", "0.33.0.post1", "0.33.0+cu129", "0.33.1rc1.dev3+gabc"])
+def test_the_entry_point_registers_lazily(monkeypatch, version):
     registered = {}
     registry = SimpleNamespace(register_model=registered.__setitem__)
-    fake = SimpleNamespace(ModelRegistry=registry, __version__="0.33.2")
+    fake = SimpleNamespace(ModelRegistry=registry, __version__=version)
     monkeypatch.setattr(vllm_plugin, "import_module", lambda _: fake)
     vllm_plugin.register()
     home = "masp.serving.vllm_plugin"

@@ -34,8 +34,10 @@ INDEX = "model.safetensors.index.json"
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 FORMATS = (torch.float32, torch.float16, torch.bfloat16)
 
-Changes = dict[str, dict[str, tuple[int, Tensor]]]
-"""File → matrix → where its new rows begin, and the rows; those beyond its end make it longer."""
+NewRows = tuple[int, Tensor, bool]
+"""Where new rows of a matrix begin, the rows, and whether the matrix becomes float32 for them."""
+Changes = dict[str, dict[str, NewRows]]
+"""File → matrix → its new rows; those beyond its end make it longer."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ def export_rows(
         question: the question, for the exact text.
         out: a folder that does not exist or is empty.
         finish: lays more beside the weights, before the folder gets its name.
-        float32: write the matrices with new rows in float32; otherwise in the checkpoint's format, which may round.
+        float32: write the matrices that hold the soft prompt in float32; otherwise in the checkpoint's format.
 
     Raises:
         BackboneError: the family's template is not known here, or files that are not as expected.
@@ -233,11 +235,11 @@ def export_rows(
 
 
 def _fill(folder: Path, source: Path, matrices: _Matrices, made: ExportedRows, vectors: Tensor, float32: bool) -> None:
-    changes = _changes(source, matrices, made, vectors)
+    changes = _changes(source, matrices, made, vectors, float32)
     grown = 0
     for path in sorted({path for pattern in COPIED for path in source.glob(pattern) if path.is_file()}):
         if path.name in changes:
-            grown += rewrite(path, folder / path.name, changes[path.name], float32)
+            grown += rewrite(path, folder / path.name, changes[path.name])
         else:
             shutil.copyfile(path, folder / path.name)
     edit_json(folder / INDEX, lambda index: _with_size(index, grown))
@@ -249,23 +251,23 @@ def _fill(folder: Path, source: Path, matrices: _Matrices, made: ExportedRows, v
     _add_tokens(folder, made)
 
 
-def _changes(source: Path, matrices: _Matrices, made: ExportedRows, vectors: Tensor) -> Changes:
+def _changes(source: Path, matrices: _Matrices, made: ExportedRows, vectors: Tensor, float32: bool) -> Changes:
     """New rows of the embedding matrix, and of the head.
 
     A head of its own has to grow with the embedding matrix. Its new rows are the mean of its rows: the logit of a new
     token is then the mean logit, which is never the largest.
     """
     file, name = matrices.embedding
-    changes: Changes = {file: {name: (made.first, vectors)}}
+    changes: Changes = {file: {name: (made.first, vectors, float32)}}
     if matrices.head is None:
         return changes
     file, name = matrices.head
     if matrices.tied:  # stored although it is the same matrix
-        changes.setdefault(file, {})[name] = (made.first, vectors)
+        changes.setdefault(file, {})[name] = (made.first, vectors, float32)
     elif made.rows > made.rows_before:
         with opened(source / file) as weights:
             mean = mean_row(weights.get_tensor(name))
-        changes.setdefault(file, {})[name] = (made.rows_before, mean.expand(made.rows - made.rows_before, -1))
+        changes.setdefault(file, {})[name] = (made.rows_before, mean.expand(made.rows - made.rows_before, -1), False)
     return changes
 
 
@@ -283,8 +285,8 @@ def opened(file: Path) -> Iterator[Any]:
         raise BackboneError(f"{file.name} is no safetensors file: {error}", "", "Fetch the backbone again.") from None
 
 
-def rewrite(source: Path, target: Path, changes: Mapping[str, tuple[int, Tensor]], float32: bool = False) -> int:
-    """Copy a safetensors file with new rows in the matrices that `changes` names, these in float32 or as they are.
+def rewrite(source: Path, target: Path, changes: Mapping[str, NewRows]) -> int:
+    """Copy a safetensors file with new rows in the matrices that `changes` names.
 
     Returns:
         By how many bytes its tensors have grown.
@@ -295,7 +297,7 @@ def rewrite(source: Path, target: Path, changes: Mapping[str, tuple[int, Tensor]
     """
     with opened(source) as weights:
         metadata, tensors = weights.metadata(), {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
-    new = {name: _with_new_rows(name, tensors[name], *rows, float32) for name, rows in changes.items()}
+    new = {name: _with_new_rows(name, tensors[name], *rows) for name, rows in changes.items()}
     save_file(tensors | new, target, metadata)
     return sum(matrix.nbytes - tensors[name].nbytes for name, matrix in new.items())
 
@@ -308,8 +310,8 @@ def _with_new_rows(name: str, matrix: Tensor, start: int, rows: Tensor, float32:
     if rows.shape[1] != matrix.shape[1] or start > len(matrix):
         got = f"{name} has {len(matrix)} rows of width {matrix.shape[1]}"
         raise BackboneError(got, f"width {rows.shape[1]}, and rows up to {start}")
-    stop, kept = start + len(rows), matrix.float() if float32 else matrix
-    return torch.cat([kept[:start], rows.detach().cpu().to(kept.dtype), kept[stop:]])
+    stop, wide = start + len(rows), matrix.float() if float32 else matrix
+    return torch.cat([wide[:start], rows.detach().cpu().to(wide.dtype), wide[stop:]])
 
 
 def mean_row(matrix: Float[Tensor, "rows dim"]) -> Float[Tensor, " dim"]:
@@ -451,8 +453,9 @@ def _remarks(made: ExportedRows) -> list[str]:
             "could answer with one of these tokens. Suppress them: transformers finds that in generation_config.json; "
             f"tell other engines (`suppress` in `{NOTE}`, for example as a logit bias of -100)."
         )
+    unrounded = ", with the vectors unrounded; load the model in float32 to keep them so" if made.dtype == "F32" else ""
     return [
-        f"The embedding matrix ({made.dtype}) holds the vectors as masp computes with them. {rows}",
+        f"The embedding matrix is stored as {made.dtype}{unrounded}. {rows}",
         head,
         "Text of users must not be read as these tokens; an engine that does so needs a filter.",
         "This is the variant without aspects (V+S): it gives no reasons. Do not use it to judge people.",

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from masp.core import runtime
-from masp.core.aspects import FAINT, WHOLE_IMAGE
+from masp.core.aspects import MIN_EFFECT, WHOLE_IMAGE
 from masp.core.errors import ConfigError, MaspError, UsageError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def legend(explain: bool | str) -> str:
     from masp.model.prediction import WORDS
 
     chosen = DEFAULT_ATTRIBUTION if explain is True else str(explain)
-    line = f"effect: {EFFECTS[chosen]}, in nats; the largest one decided"
+    line = f"effect: {EFFECTS[chosen]}, in nats; the largest one, if it is 0.05 or more, decided"
     if chosen == WORDS:
         return line
     return f"{line}\nattention: the soft prompt's, as shares of the aspects (attention is not cause)"
@@ -142,7 +142,7 @@ def aspect_table(prediction: "Prediction", shares: Mapping[str, float]) -> Table
         table.add_column(heading, no_wrap=heading != "saw")
     image_effect, cue = prediction.image_effect, prediction.deciding_cue
     effects = [reading.effect for reading in prediction.aspects.values()]
-    strongest = max(abs(effect) for effect in (*effects, image_effect or 0.0, FAINT))
+    strongest = max(abs(effect) for effect in (*effects, image_effect or 0.0, MIN_EFFECT))
     for name, reading in prediction.aspects.items():
         table.add_row(
             Text(name.replace("_", " ")),
@@ -161,7 +161,7 @@ def aspect_table(prediction: "Prediction", shares: Mapping[str, float]) -> Table
 
 def _effect(effect: float, strongest: float) -> Text:
     """An effect with its bar."""
-    colour = "green" if effect > FAINT else "red" if effect < -FAINT else "none"
+    colour = "green" if effect >= MIN_EFFECT else "red" if effect <= -MIN_EFFECT else "none"
     return Text(f"{effect:+.2f} {bar(abs(effect) / strongest, 8)}", style=colour)
 
 

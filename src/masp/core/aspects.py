@@ -1,4 +1,4 @@
-"""The six aspects of an image, and how their annotations become answers (section "Stage 1" of the method)."""
+"""The six aspects of an image, how annotations become answers (stage 1 of the method), and which aspect decides."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ MEASURED: tuple[str, ...] = ("brightness", "colorfulness")
 
 LEVELS: tuple[str, ...] = ("very low", "low", "moderate", "high", "very high")
 
-FAINT = 0.05
+MIN_EFFECT = 0.05
 """Effects below this many nats (5 %) decide nothing."""
 
 WHOLE_IMAGE = "image"
@@ -22,14 +22,14 @@ _STEPS_PER_LEVEL = 200_000  # a level is 0.2 wide, counted in millionths
 
 
 def deciding_cue(effects: Mapping[str, float], image_effect: float | None = None) -> str | None:
-    """What did most for a label: an aspect, `WHOLE_IMAGE`, or None where no effect reaches `FAINT`.
+    """What did most for a label: an aspect, `WHOLE_IMAGE`, or None where no effect reaches `MIN_EFFECT`.
 
     Args:
         effects: of the aspects on the label, in nats.
         image_effect: of the image as a whole beside them; None where an answer has no such part.
     """
     every = {**effects, **({WHOLE_IMAGE: image_effect} if effects and image_effect is not None else {})}
-    return max((name for name in every if every[name] >= FAINT), key=every.__getitem__, default=None)
+    return max((name for name in every if every[name] >= MIN_EFFECT), key=every.__getitem__, default=None)
 
 
 def level(value: float | int) -> str:

@@ -88,7 +88,7 @@ def _in_rising_order(bounds: dict[str, tuple[float | None, float | None]]) -> ob
 
 Pattern = Annotated[str, Strict(), AfterValidator(_as_pattern)]
 Bounds = tuple[Number | None, Number | None]
-ImageCounts = Annotated[int | dict[str, int], BeforeValidator(_as_image_counts)]
+ImageCounts = Annotated[Positive | dict[str, Positive], BeforeValidator(_as_image_counts)]
 Thresholds = Annotated[dict[Text, Bounds], AfterValidator(_in_rising_order)]
 FilePath = Annotated[Path, BeforeValidator(_as_path)]
 AspectNames = Annotated[tuple[str, ...], BeforeValidator(_in_order)]

@@ -302,6 +302,8 @@ class AspectTraining(TrainConfig):
     def _has_aspects_and_no_labels(self) -> Self:
         if not self.aspects:
             raise ValueError("aspects is empty: name at least one aspect to train")
+        if isinstance(self.max_per_aspect, dict) and (others := self.max_per_aspect.keys() - set(self.aspects)):
+            raise ValueError(f"max_per_aspect names {', '.join(sorted(others))}, which does not take part (aspects)")
         if self.class_weights != "none":
             raise ValueError("class_weights is balanced, but stage 1 learns no labels: set it to none")
         if self.store == "prefix":

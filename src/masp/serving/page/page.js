@@ -3,7 +3,7 @@ const AT_ONCE = 3; // requests under way; the server says when it has enough (42
 const HOW = {
   leave_one_out: "in nats: the label's log-probability with all aspects, less that without this one",
   shapley: "in nats: this aspect's share of the label's log-probability, over every set of aspects (Shapley)",
-  concept_bottleneck: "in nats: what this aspect adds to the label",
+  concept_bottleneck: "in nats: what this aspect, or the whole image beside them, adds to the label's logit",
 };
 const WHOLE_IMAGE = "image"; // what an answer calls the image as a whole where that decided
 const MOST = 100; // images on the page
@@ -103,10 +103,16 @@ function verdict(answer) {
   }
   const seen = answer.aspects[name];
   const beside = whole == null ? "" : `, ${signed(seen.effect)} nats beside ${signed(whole)} by the image as a whole`;
-  if (answer.attribution !== "leave_one_out") return `The ${words(name)} (“${seen.answer}”) did most for the label${beside}.`;
+  const decided = `The ${words(name)} decided${seen.answer ? ` (“${readable(seen.answer)}”)` : ""}`;
+  if (answer.attribution !== "leave_one_out") return `${decided}: it did most for the label${beside}.`;
   const factor = Math.exp(seen.effect);
   const less = factor > 100 ? "more than 100 times" : factor >= 2 ? `${factor.toFixed(1)} times` : `${(100 * (1 - 1 / factor)).toFixed(0)} %`;
-  return `The ${words(name)} decided (“${seen.answer}”): without it the label would be ${less} less probable.`;
+  return `${decided}: without it the label would be ${less} less probable.`;
+}
+
+function readable(text) {
+  const signs = [...text];
+  return signs.length <= 60 ? text : `${signs.slice(0, 59).join("")}…`;
 }
 
 function show(one) {
