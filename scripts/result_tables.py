@@ -64,12 +64,13 @@ def _bracket(interval: Mapping[str, float]) -> str:
 
 
 def _differences(seeds: list[Content]) -> str:
-    """Paired differences between rows, in points: the mean, and the interval of the first seed."""
+    """Paired differences between rows, in points: the mean, and every seed's with its interval over the images."""
     rows = []
     for number, item in enumerate(seeds[0]["table2"]["differences"]):
-        values = [one["table2"]["differences"][number]["paired"]["difference"] for one in seeds]
-        rows.append((item["name"], f"{100 * mean(values):+.1f}", _bracket(item["paired"])))
-    return table(("paired difference", "points", "interval of the first seed"), rows)
+        each = [one["table2"]["differences"][number]["paired"] for one in seeds]
+        cells = ", ".join(f"{100 * one['difference']:+.1f} {_bracket(one)}" for one in each)
+        rows.append((item["name"], f"{100 * mean(one['difference'] for one in each):+.1f}", cells))
+    return table(("paired difference", "points", "each seed, interval"), rows)
 
 
 def _aspects(content: Content) -> str:
