@@ -93,8 +93,10 @@ def write(out: Path, plan: Plan, found: list[dict[str, Any]]) -> None:
         own = [float(str(settings_of("distilled")[part])) for part in times] or [1 / backbone.dim]
         given = " · ".join(f"{one['rate'] * each:.2g}" for each in own)
         rows.append([one["system"], f"{one['rate']:g}", given, accuracy, f"{one['negative_log_likelihood']:.3f}"])
+    names = " ".join(dict.fromkeys(one["system"] for one in found))
+    factors = " ".join(dict.fromkeys(f"{one['rate']:g}" for one in found))
     content = {
-        "command": "python benchmarks/baseline_rates.py WORK_FOLDER",
+        "command": f"python benchmarks/baseline_rates.py WORK_FOLDER --systems {names} --rates {factors}",
         "title": "Learning rates of the systems that MASP is compared with, chosen on a validation split",
         "note": f"Embedded backbone in float32, {budget.max_steps} steps of {budget.batch_size} questions, one seed, "
         f"{plan.train:,} images to learn from and {plan.val:,} to validate on, drawn for this.",
