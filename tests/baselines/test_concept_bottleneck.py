@@ -243,6 +243,7 @@ def test_the_residual_reads_the_whole_image_where_the_tower_gives_it(tmp_path: P
     asked = [f"aspects={aspects_of('photo')}", "fewest=2", "strengths=[1.0]", "residual=true", "refit=true"]
     asked.append("token_scale=0.5")
     system = make_system("concepts", backbone, seen, asked)
+    assert isinstance(system, ConceptBottleneck)
     system.fit(taught(tmp_path / "concepts" / "training", images))
     found = Masp.from_pretrained(tmp_path / "concepts", backbone)
     visual = images.visual([0, 1, 2])
@@ -261,6 +262,7 @@ def test_the_residual_reads_the_whole_image_where_the_tower_gives_it(tmp_path: P
     torch.testing.assert_close(layer["labels.scale"][words : own.start], 2 * spread, atol=1e-5, rtol=1e-3)
     by_hand = (visual.pooled - layer["labels.mean"][own]) / layer["labels.scale"][own]
     effect = handle.concepts.image_effect(read)
+    assert effect is not None
     # Some features of the tiny tower hardly vary, so that folding the standardisation into the weights costs digits.
     torch.testing.assert_close(effect, by_hand @ layer["labels.weight"][:, own].T, atol=1e-2, rtol=1e-2)
     tensors = handle.concepts.tensors
