@@ -62,8 +62,10 @@ def resident(process: subprocess.Popen) -> float:
 
 
 def figure(url: str, name: str) -> float:
-    """One of the service's figures."""
-    lines = httpx.get(f"{url}/metrics", timeout=300, trust_env=False).text.splitlines()
+    """One of the service's figures, asked for again while all connections are taken (503)."""
+    while (answer := httpx.get(f"{url}/metrics", timeout=300, trust_env=False)).status_code == 503:
+        time.sleep(0.2)
+    lines = answer.text.splitlines()
     return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} "))
 
 

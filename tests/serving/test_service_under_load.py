@@ -303,6 +303,21 @@ def test_the_end_answers_what_was_accepted_and_refuses_the_rest(masp, monkeypatc
         post(url)
 
 
+def test_answers_do_not_wait_for_an_acknowledgement(masp):
+    server = small_service.HttpServer(small_app(masp), "127.0.0.1", 0)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    until(lambda: server._server.started)
+    try:
+        with httpx.Client(trust_env=False) as client:
+            assert client.get(f"{server.address}/health").status_code == 200
+            (accepted,) = [one.transport for one in server._server.server_state.connections]
+            assert accepted.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    finally:
+        server.stop()
+        thread.join(60)
+
+
 def test_a_port_that_is_taken_is_an_error(masp):
     from masp.core.errors import MaspError
 
