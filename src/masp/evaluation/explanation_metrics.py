@@ -46,7 +46,8 @@ class Explanations:
     """How often the explanations are right."""
 
     accuracy: Interval  # of the predictions themselves
-    # share of correct predictions whose largest effect is the true main cause; None without correct ones
+    # share of correct predictions where the largest effect among the aspects, however small, is that of the true main
+    # cause; None without correct ones
     cause: Interval | None
     cause_by_guess: float | None  # the same share for always naming the commonest cause among them
     pointing: Mapping[str, Interval]  # for each aspect, share of the images that show it whose heatmap peaks on it
