@@ -24,6 +24,7 @@ from masp.model.explain import ATTRIBUTIONS, DEFAULT_ATTRIBUTION
 from masp.predictor import Masp
 from masp.serving import create_app
 from masp.serving.app import named_tasks
+from masp.serving.batcher import Upload, _Job
 from masp.serving.server import JsonLines
 from masp.serving.settings import ServerSettings, check_exposure
 
@@ -436,6 +437,14 @@ def test_the_log_tells_where_an_error_was_and_not_what_was_sent(masp, monkeypatc
     assert (line["error"], line["id"]) == ("ZeroDivisionError", answer.headers["x-request-id"])
     assert any("guard.py" in frame for frame in line["frames"])
     assert "Traceback" not in answer.text
+
+
+def test_the_bytes_of_an_image_are_never_spelled_out(client, monkeypatch):
+    assert len(repr(Upload("a", bytes(10_000)))) < 100
+    spelled = []
+    monkeypatch.setattr(_Job, "__repr__", lambda job: spelled.append(job) or "a job")
+    assert client.post("/v1/predict", files=forms(png(0)), data={"task": "third"}).status_code == 200
+    assert not spelled  # as in the error of a queue that has no such job
 
 
 def test_figures_are_counted(masp):

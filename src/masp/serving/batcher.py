@@ -43,7 +43,7 @@ class Upload:
     """An image of a request: what the client calls it, and its bytes."""
 
     name: str
-    content: bytes
+    content: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ class Batcher:
     def _leave(self, job: _Job) -> None:
         """An image that was answered, or that nobody waits for any more."""
         job.wanted = False
-        with contextlib.suppress(ValueError):
+        if job in self._waiting:  # `remove` would write all bytes of an image into the error that it is not there
             self._waiting.remove(job)
         if job.image is not None:
             self._load.pixels -= _pixels(job.image)

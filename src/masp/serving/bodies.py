@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -34,6 +35,8 @@ MOST_FIELDS = MOST_LABELS + 10
 """Fields of a form that are no images."""
 LONGEST_FIELD = 64 * 1024
 """Bytes of a field of a form that is no image."""
+SMALL = 64 * 1024
+"""Bytes of a body that is read sooner than another thread would be at it."""
 LINGER = 1.0
 """Seconds for which a body that is refused is still read, so that the client gets to read why."""
 
@@ -73,12 +76,12 @@ class BodyReader:
         body = bytearray()
         try:
             await self._fill(request, body)
-            if kind == "application/json":
-                asked = await asyncio.to_thread(_from_json, bytes(body), self._settings)
+            given = request.headers["content-type"]
+            parse = _from_json if kind == "application/json" else partial(_from_form, kind=given)
+            if len(body) <= SMALL:
+                yield parse(bytes(body), settings=self._settings)
             else:
-                given = request.headers["content-type"]
-                asked = await asyncio.to_thread(_from_form, bytes(body), given, self._settings)
-            yield asked
+                yield await asyncio.to_thread(parse, bytes(body), settings=self._settings)
         finally:
             self._held -= len(body)
 
