@@ -172,6 +172,14 @@ CONTRADICTIONS = [
 ]
 
 
+def test_null_lifts_one_bound_of_a_file(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("aspects: {max_per_aspect: {scene: 3, object: 5}}")
+    lifted = ["aspects.max_per_aspect.scene=null", "aspects.max_per_aspect.object=null"]
+    assert load_config(file, lifted[:1]).aspects.max_per_aspect == {"object": 5}
+    assert load_config(file, lifted).aspects.max_per_aspect is None
+
+
 @pytest.mark.parametrize(("override", "message"), WRONG_VALUES + CONTRADICTIONS)
 def test_a_wrong_setting_is_refused_by_name(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:

@@ -99,7 +99,7 @@ class TrainingRecord(_Record):
     prompt_start: PromptInit | None = Field(default=None, description="How the soft prompt started; stage 2 only.")
     attention_rate: float | None = Field(
         default=None,
-        description="Share of the learning rate for the queries and W_K; stage 1 only.",
+        description="Share of the learning rate for the queries and W_K (`multihead`: the queries); stage 1 only.",
     )
 
 

@@ -366,6 +366,8 @@ def _with_size(index: dict[str, Any], grown: int) -> dict[str, Any]:
     metadata = dict(index.get("metadata") or {})
     if isinstance(metadata.get("total_size"), int):
         metadata["total_size"] += grown
+    if grown:
+        metadata.pop("total_parameters", None)  # it would count the rows that were there before
     return {**index, "metadata": metadata}
 
 

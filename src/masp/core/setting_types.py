@@ -65,7 +65,11 @@ def _as_pattern(text: str) -> str:
 
 
 def _as_image_counts(value: object) -> object:
-    """A number of images, or one for each aspect that is named, in the one order of Z."""
+    """A number of images, or one for each aspect that is named, in the one order of Z; null lifts a bound."""
+    if isinstance(value, dict) and value:
+        value = {name: count for name, count in value.items() if count is not None} or None
+    if value is None:
+        return None
     counts = [*value.values()] if isinstance(value, dict) else [value]
     if not counts or any(type(count) is not int or count < 1 for count in counts):
         raise ValueError("whole numbers of 1 or more are needed: one, or some by aspect, like {scene: 300}")
@@ -88,7 +92,7 @@ def _in_rising_order(bounds: dict[str, tuple[float | None, float | None]]) -> ob
 
 Pattern = Annotated[str, Strict(), AfterValidator(_as_pattern)]
 Bounds = tuple[Number | None, Number | None]
-ImageCounts = Annotated[Positive | dict[str, Positive], BeforeValidator(_as_image_counts)]
+ImageCounts = Annotated[Positive | dict[str, Positive] | None, BeforeValidator(_as_image_counts)]
 Thresholds = Annotated[dict[Text, Bounds], AfterValidator(_in_rising_order)]
 FilePath = Annotated[Path, BeforeValidator(_as_path)]
 AspectNames = Annotated[tuple[str, ...], BeforeValidator(_in_order)]

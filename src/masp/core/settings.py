@@ -280,10 +280,10 @@ class AspectTraining(TrainConfig):
     )
     batch_size: Positive = Field(default=64, description=TrainConfig.model_fields["batch_size"].description)
     min_steps: Count = Field(default=600, description=TrainConfig.model_fields["min_steps"].description)
-    max_per_aspect: ImageCounts | None = Field(
+    max_per_aspect: ImageCounts = Field(
         default=None,
         description="At most so many training images of each aspect, spread over the data set; null: all. A mapping, "
-        "{brightness: 300}, bounds the aspects that it names. Of use where one aspect is annotated far more often than "
+        "{brightness: 300}, bounds the aspects that it names, and null there lifts a bound of a file. Of use where one aspect is annotated far more often than "
         "another, or learned far sooner.",
     )
     query_std: Number = Field(
