@@ -9,6 +9,7 @@ from pathlib import Path
 import annotations
 import defaults
 import embedded
+import engines
 import full_size
 import out_of_domain
 import pytest
@@ -23,6 +24,7 @@ from masp.backbones.known_models import Description, describe
 from masp.backbones.loading import load_backbone
 from masp.backbones.model_stats import count
 from masp.core.config import load_config
+from masp.predictor import Masp
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -133,6 +135,28 @@ def test_every_row_of_the_sweep_is_a_setting_of_stage_2_and_differs_from_the_def
     for row, changes in defaults.ROWS.items():
         found = load_config(None, [f"prompt.{change}" for change in changes]).prompt
         assert (found == plain) == row.endswith(defaults.DEFAULTS), row
+
+
+def test_engines_agree_by_label_and_by_every_log_probability():
+    ours = torch.tensor([[0.7, 0.2, 0.1], [0.3, 0.4, 0.3]]).log()
+    assert engines.compared(ours, ours.clone()) == {"same_label": 2, "largest_difference": 0.0, "met": True}
+    near, far = ours.clone(), ours.clone()
+    near[0, 0] += 5e-5
+    far[0, 0] += 2e-4  # the same label, and not the same number
+    assert engines.compared(ours, near)["met"]
+    assert not engines.compared(ours, far)["met"]
+    other = engines.compared(ours, ours[:, [0, 2, 1]])
+    assert (other["same_label"], other["met"]) == (1, False)
+
+
+def test_what_is_compared_with_an_engine_is_what_masp_says(tmp_path):
+    """The embedded labels are one token each, so their first tokens' probabilities are those of `Masp.predict`."""
+    masp = Masp.from_pretrained(backbone="embedded", labels=["joy", "fear"], dtype="float32", device="cpu")
+    file = tmp_path / "one.png"
+    tiny.picture(168, 168).save(file)
+    (own,) = masp.predict([file], explain=False)
+    (row,) = engines.reference(masp, [file]).exp().tolist()
+    assert row == pytest.approx([own.probabilities[label] for label in masp.labels], abs=2e-3)
 
 
 def test_the_committed_figures_of_the_detector_meet_their_goals():
