@@ -3,7 +3,6 @@
 Both are small: the tower and the language model come from packages, and only what is here has to ship.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,6 @@ VISUAL = GRID * GRID + PLAIN + NAMED
 CELL, WHOLE = 1280, 1280 + 856
 HIDDEN_CELL, HIDDEN_WHOLE = 256, 448
 RANK = 12
-
-
-Past = tuple[Tensor, Tensor] | None
 
 
 def gated(inner: int, hidden: int, outer: int) -> TwoLayers:
@@ -98,17 +94,15 @@ class Layer(nn.Module):
         self.register_buffer("norm1", layer.input_layernorm.weight.detach().to(dtype), persistent=False)
         self.register_buffer("norm2", layer.post_attention_layernorm.weight.detach().to(dtype), persistent=False)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, past: Past = None) -> tuple[Tensor, Past]:
-        """New states, and keys and values of all columns; `past` has those of columns before."""
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor) -> Tensor:
+        """New states."""
         width = x.shape[-1:]
         parts = self.qkv(rms_norm(x, width, self.norm1, self.eps)).split(self.widths, dim=-1)
         q, k, v = (part.unflatten(-1, (-1, self.head)).transpose(1, 2) for part in parts)
         q, k = rotate(q, rotary), rotate(k, rotary)
-        if past is not None:
-            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         x = x + self.out(attention(q, k, v, bias).transpose(1, 2).flatten(2))
         gate, up = self.gate_up(rms_norm(x, width, self.norm2, self.eps)).chunk(2, dim=-1)
-        return x + self.down(silu(gate) * up), (k, v)
+        return x + self.down(silu(gate) * up)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -151,23 +145,15 @@ class Language(nn.Module):
 
         `mask` (batch, 1, columns, columns) is true where a column sees another; without one it is causal.
         """
-        return self.run(vectors, positions, mask)[0]
-
-    def run(
-        self, vectors: Tensor, positions: Tensor, mask: Tensor | None = None, past: Sequence[Past] = ()
-    ) -> tuple[Tensor, list[Past]]:
-        """The same behind columns whose keys and values are known, and keys and values of each layer."""
         angles = positions[:, None, :, None].float() * self.frequencies.repeat(2)
         rotary = (angles.cos().to(vectors.dtype), angles.sin().to(vectors.dtype))
-        columns, before = vectors.shape[1], past[0][0].shape[2] if past and past[0] else 0
-        causal = torch.ones(columns, columns + before, dtype=torch.bool).tril(before)
-        seen = causal if mask is None else mask
+        columns = vectors.shape[1]
+        seen = torch.ones(columns, columns, dtype=torch.bool).tril() if mask is None else mask
         bias = torch.zeros(seen.shape, dtype=vectors.dtype).masked_fill(~seen, float("-inf"))
-        x, kept = vectors, []
-        for number, layer in enumerate(self.layers):
-            x, own = layer(x, rotary, bias, past[number] if past else None)
-            kept.append(own)
-        return rms_norm(x, x.shape[-1:], self.norm, self.eps), kept
+        x = vectors
+        for layer in self.layers:
+            x = layer(x, rotary, bias)
+        return rms_norm(x, x.shape[-1:], self.norm, self.eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The tied output head."""

@@ -21,7 +21,6 @@ from train_bridge import vectors
 from transformers import AutoTokenizer
 
 SHORT = "Name the emotion of this image."
-EMOTION = "Which emotion does this image evoke? Choose one of: {}."
 STRENGTHS = (0.0003, 0.001, 0.003, 0.01)
 BATCH, WORKERS = 32, 2
 

@@ -21,21 +21,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-FUSED = {
-    "qkv": ("self_attn", ("q_proj", "k_proj", "v_proj")),
-    "out": ("self_attn", ("o_proj",)),
-    "gate_up": ("mlp", ("gate_proj", "up_proj")),
-    "down": ("mlp", ("down_proj",)),
-}
+from masp.backbones.photo_weights import FUSED
 
 
 def merge(model: Any, weights: dict[str, Tensor]) -> None:
     """Add the low-rank products to a model's own weights."""
     for number, layer in enumerate(model.model.layers):
-        for name, (group, parts) in FUSED.items():
+        for name, parts in FUSED.items():
             key = f"language.layers.{number}.{name}"
             change = weights[f"{key}.up"].float() @ weights[f"{key}.down"].float()
-            layers = [getattr(getattr(layer, group), part) for part in parts]
+            layers = [layer.get_submodule(part) for part in parts]
             for linear, one in zip(layers, change.split([linear.out_features for linear in layers]), strict=True):
                 linear.weight.data += one
 
