@@ -27,6 +27,7 @@ from masp.core.aspects import ASPECTS
 from masp.core.prompts import load_questions
 from masp.core.runtime import processor
 from masp.core.settings import AspectTraining
+from masp.data.readers.open_dataset import open_dataset
 from masp.data.records import BadFiles, Dataset, Record
 from masp.demo import pictures
 from masp.demo.pictures import Plan, demo_config
@@ -99,7 +100,7 @@ def measure(work: Path, seeds: Sequence[int], steps: int, aspects: Sequence[str]
     plan = Plan()
     if not pictures.is_drawn(work / "data", plan):
         pictures.draw_dataset(work / "data", plan, lambda _: None)
-    dataset = pictures.opened(work / "data")
+    dataset = open_dataset(work / "data", layout="emoset")
     backbones = {name: load_backbone("embedded", dtype=name, device="cpu") for name in FORMATS}
     found: dict[str, list[dict[str, float]]] = {}
     for name, backbone in backbones.items():

@@ -30,10 +30,9 @@ from masp.adapters.info import library_versions
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
 from masp.core.config import load_config
-from masp.core.runtime import processor
+from masp.core.runtime import Bar, processor
 from masp.data.emoji.dataset import scenes, write_dataset
 from masp.data.readers.open_dataset import open_dataset
-from masp.demo.measure import Steps
 from masp.demo.pictures import Plan
 from masp.demo.run import run_demo
 from masp.evaluation.runner import evaluate
@@ -136,8 +135,8 @@ def measure(runs: Path, seeds: Iterable[int], out: Path, setting: Setting) -> No
     """Draw the data once, run every seed, write the result file."""
     for folder, sizes in (("data", setting.plan.splits()), ("shifted", SHIFTED)):
         if not (runs / folder).exists():
-            with Steps(1, runs / "times.json").counted("drawing", sum(sizes.values())) as advance:
-                write_dataset(runs / folder, sizes, setting.plan.seed, advance)
+            with Bar("drawing", sum(sizes.values())) as bar:
+                write_dataset(runs / folder, sizes, setting.plan.seed, bar.advance)
     backbone = load_backbone(setting.backbone)
     probe = {split: linear_probe(backbone, split) for split in ("test", "shifted")}
     found = [one_seed(runs, seed, setting) for seed in seeds]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fixtures import pages as made_up
 from masp.report import plots
-from masp.report.schema import AspectScore, Confusion, Curve
+from masp.report.schema import AspectScore, Curve
 
 HOSTILE = r'<script>$\frac{$ & "x" 恐れ'
 
@@ -54,7 +54,6 @@ def test_bars_are_as_long_as_the_accuracies() -> None:
     [
         lambda kind: plots.ablation_bars(made_up.ablation(), kind),
         lambda kind: plots.aspect_bars([AspectScore(HOSTILE, "", 0.7, 0.5)], kind),
-        lambda kind: plots.confusion_matrix(Confusion((HOSTILE, "b"), ((3, 5, 0), (7, 11, 2))), kind),
         lambda kind: plots.loss_curve(Curve(HOSTILE, tuple(range(97)), tuple(1 / (1 + i) for i in range(97))), kind),
     ],
 )

@@ -24,7 +24,7 @@ from masp.reproduce.config import (
     find_teacher,
     job_of,
 )
-from masp.reproduce.dag import NO_WORDS, ExperimentResult, plan_cells
+from masp.reproduce.dag import NO_WORDS, Experiment, ExperimentGraph, ExperimentResult, plan_cells
 from masp.reproduce.specs import (
     LENGTHS,
     OTHERS,
@@ -53,6 +53,10 @@ def pictures(folder: Path, layout: str, count: int = 12) -> None:
         tiny.picture(56, 56, seed=number).save(place / f"{number}.png")
 
 
+def named(plan: ExperimentGraph, name: str) -> Experiment:
+    return next(cell for cell in plan.cells if cell.name == name)
+
+
 def test_every_cell_is_there_once_and_behind_its_needs(tmp_path: Path) -> None:
     cells = plan_cells(small_job(tmp_path, *ALL), PAPER, all_recipes()).cells
     names = [cell.name for cell in cells]
@@ -78,7 +82,7 @@ def test_trainings_are_shared_between_tables(tmp_path: Path) -> None:
 
 def test_a_system_over_another_waits_for_it(tmp_path: Path) -> None:
     plan = plan_cells(small_job(tmp_path, "table1"), PAPER, all_recipes())
-    assert "emoji-scenes/qlora/seed1" in plan.find("emoji-scenes/distilled/seed1").needs
+    assert "emoji-scenes/qlora/seed1" in named(plan, "emoji-scenes/distilled/seed1").needs
     assert changes_of("distilled", ("qlora.max_steps=7", "distilled.hidden=5")) == (
         "hidden=5",
         "over=qlora",
@@ -88,10 +92,10 @@ def test_a_system_over_another_waits_for_it(tmp_path: Path) -> None:
 
 def test_the_concept_bottleneck_waits_for_the_prompt_and_the_aspects_it_reads(tmp_path: Path) -> None:
     plan = plan_cells(small_job(tmp_path, "table1"), PAPER, all_recipes())
-    needs = plan.find("emoji-scenes/concepts/seed1").needs
+    needs = named(plan, "emoji-scenes/concepts/seed1").needs
     assert {"emoji-scenes/V+S/seed1", "emoji-scenes/stage-1/seed1"} <= set(needs)
     given = replace(small_job(tmp_path, "table1"), adapter=tmp_path)
-    needs = plan_cells(given, PAPER, all_recipes()).find("emoji-scenes/concepts/seed1").needs
+    needs = named(plan_cells(given, PAPER, all_recipes()), "emoji-scenes/concepts/seed1").needs
     assert "emoji-scenes/V+S/seed1" in needs
     assert "emoji-scenes/stage-1/seed1" not in needs
 
@@ -101,7 +105,7 @@ def test_the_concept_bottleneck_needs_words(tmp_path: Path) -> None:
     job = small_job(tmp_path, "table1", seeds=1)
     bare = tuple(replace(source, annotated=False) for source in job.sources)
     plan = plan_cells(replace(job, sources=bare, adapter=tmp_path), PAPER, all_recipes())
-    assert plan.find("emoji-scenes/V+A+S/seed0")
+    assert named(plan, "emoji-scenes/V+A+S/seed0")
     assert [(one.system, one.reason) for one in plan.skipped] == [("concepts", NO_WORDS)]
 
 
@@ -187,7 +191,7 @@ def test_a_folder_of_aspects_teaches_them_where_emoset_is_missing(tmp_path: Path
     teacher = find_teacher(tmp_path, DataConfig(), found, PAPER)
     assert (teacher.name, teacher.annotated, [source.name for source in found]) == ("aspects", True, ["FI"])
     job = replace(small_job(tmp_path, "table2", seeds=1), sources=found, teacher=teacher, drawn=None)
-    assert "aspects/stage-1/seed0" in plan_cells(job, PAPER, all_recipes()).find("FI/V+A+S/seed0").needs
+    assert "aspects/stage-1/seed0" in named(plan_cells(job, PAPER, all_recipes()), "FI/V+A+S/seed0").needs
 
 
 def test_emoset_teaches_the_aspects_of_all(tmp_path: Path) -> None:
@@ -195,7 +199,7 @@ def test_emoset_teaches_the_aspects_of_all(tmp_path: Path) -> None:
     fi = DatasetSource("FI", DataConfig(path=tmp_path / "FI"), annotated=False)
     job: ReproduceConfig = replace(small_job(tmp_path, "table2", seeds=1), sources=(fi,), teacher=teacher)
     plan = plan_cells(job, PAPER, all_recipes())
-    assert "EmoSet/stage-1/seed0" in plan.find("FI/V+A+S/seed0").needs
+    assert "EmoSet/stage-1/seed0" in named(plan, "FI/V+A+S/seed0").needs
     assert "EmoSet/data/seed0" not in {cell.name for cell in plan.cells}, "its test images are not needed"
     assert {cell.dataset for cell in plan.cells if cell.recipe.kind == "masp"} == {"FI"}
 

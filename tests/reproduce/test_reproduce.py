@@ -170,10 +170,10 @@ def test_large_pictures_are_shrunk_for_what_is_trained_only(tmp_path: Path) -> N
     backbone = bench.library.backbone
     for alone, side in ((False, 1024), (True, None)):
         with StopRequest() as stop:
-            found = bench.library.tested("emoji-scenes", stop, alone)
+            found = bench.library.images("emoji-scenes", "test", stop, alone)
         by_hand = backbone.visual_tokens(backbone.preprocess([open_image(records[1].path, side)]))
         assert torch.equal(found.images.visual([found.numbers[1]]).tokens, by_hand.tokens)
-    assert not torch.equal(by_hand.tokens, bench.library.tested("emoji-scenes", stop).images.visual([1]).tokens)
+    assert not torch.equal(by_hand.tokens, bench.library.images("emoji-scenes", "test", stop).images.visual([1]).tokens)
     (data,) = [cell for cell in plan_cells(job, load_paper(), ()).cells if cell.recipe == DATA]
     assert bench.run(data)[0].figures["shrunk"] == 1
     plain = bench.run(Experiment("emoji-scenes", PLAIN, 0))[0]
@@ -431,15 +431,15 @@ def test_the_concept_bottleneck_reads_the_aspects_and_the_prompt_of_its_own_seed
     job = small_job(tmp_path / "out", "table1")
     pictures.draw_dataset(tmp_path / "out" / "scratch" / "data" / "emoji-scenes", PLAN, lambda _: None)
     bench = workshop.Runner(job)
-    cells = plan_cells(job, load_paper(), all_recipes())
+    cells = {cell.name: cell for cell in plan_cells(job, load_paper(), all_recipes()).cells}
     for seed in (0, 1):
-        cell = cells.find(f"emoji-scenes/concepts/seed{seed}")
-        done = {name: bench.run(cells.find(name))[0] for name in (*cell.needs, cell.name)}
+        cell = cells[f"emoji-scenes/concepts/seed{seed}"]
+        done = {name: bench.run(cells[name])[0] for name in (*cell.needs, cell.name)}
         assert {one.state for one in done.values()} == {"done"}
         about, prompt = done[cell.name].about, done[f"emoji-scenes/V+S/seed{seed}"].about
         assert about["seed"] == seed
         assert about["system"]["tuned"]["adapter"]["tensors_sha256"] == prompt["adapter"]["tensors_sha256"]
-        modules = load_adapter(bench.folder(cells.find(f"emoji-scenes/stage-1/seed{seed}")), bench.library.backbone)
+        modules = load_adapter(bench.folder(cells[f"emoji-scenes/stage-1/seed{seed}"]), bench.library.backbone)
         assert about["system"]["aspects_sha256"] == tensors_sha256(modules.aspects.state_dict())
     places = [str(workshop.result_folder(job, f"emoji-scenes/concepts/seed{seed}")) for seed in (0, 1)]
     (trial,) = trials(read_sources(places)[0])

@@ -24,7 +24,6 @@ from masp.core.aspects import MIN_EFFECT, WHOLE_IMAGE
 from masp.core.errors import ConfigError, MaspError, UsageError
 
 if TYPE_CHECKING:
-    from masp.core.runtime import Bar
     from masp.evaluation.result import Calibrated, Evaluation, ProbabilisticMetrics
     from masp.predictor import Prediction
 
@@ -63,18 +62,6 @@ def legend(explain: bool | str) -> str:
 def printable(text: str) -> str:
     """The text without what could steer a terminal: file names and generated answers are not ours."""
     return "".join(character if character.isprintable() or character == "\n" else "�" for character in text)
-
-
-def counting(bar: "Bar") -> Callable[[int], None]:
-    """A function that moves a bar on by the number it is given."""
-    done = 0
-
-    def advance(steps: int) -> None:
-        nonlocal done
-        done += steps
-        bar.show(done)
-
-    return advance
 
 
 def waiting(what: str) -> Status:

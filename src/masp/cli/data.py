@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from masp.cli import harness
-from masp.cli.console import FAILED, counting, counts_table, plain_table, printable, results, say, waiting
+from masp.cli.console import FAILED, counts_table, plain_table, printable, results, say, waiting
 from masp.cli.options import Accept, Device, Dtype, DtypeOption, Revision, accepted
 from masp.core.aspects import ASPECTS
 from masp.core.errors import DataError, UsageError, counted, did_you_mean
@@ -93,7 +93,7 @@ def check_data(
     with waiting("reading lists and annotations"):
         opened = open_together(settings)
     with Bar("images", sum(len(one.records) for one in opened) if images else 0) as bar:
-        report = check(opened, depth, counting(bar))
+        report = check(opened, depth, bar.advance)
     console = results()
     for part in _renderables(report):  # sentences break where the window ends, tables do not
         console.print(part, soft_wrap=isinstance(part, Text))
@@ -480,5 +480,5 @@ def make(
     from masp.data.emoji.dataset import write_dataset
 
     with Bar("images", images) as bar:
-        write_dataset(folder, images=images, seed=seed, progress=counting(bar))
+        write_dataset(folder, images=images, seed=seed, progress=bar.advance)
     say(f"{counted(images, 'image')} in {folder}")

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from masp.cli.console import counting, evaluation_tables, plain_table, printable, results, say
+from masp.cli.console import evaluation_tables, plain_table, printable, results, say
 from masp.cli.options import (
     Accept,
     AdapterRevision,
@@ -79,7 +79,7 @@ def measured(
     more = calibrate and split != CALIBRATION
     images = len(dataset.split(split)) + (len(dataset.splits.get(CALIBRATION, ())) if more else 0)
     with Bar("images", images) as bar:
-        return evaluate(system, dataset, split, mode, replace(batching, progress=counting(bar)), out, more)
+        return evaluate(system, dataset, split, mode, replace(batching, progress=bar.advance), out, more)
 
 
 def tell(evaluation: "Evaluation", out: Path | None) -> None:
@@ -287,7 +287,6 @@ def _adapter_measured(
     """An adapter on a split."""
     from masp.adapters import find_adapter
     from masp.backbones.loading import choose_placement
-    from masp.core.errors import UsageError
     from masp.evaluation.predict_split import Batching
     from masp.predictor import Masp
     from masp.training.distributed import launched
@@ -373,7 +372,6 @@ def _divided(settings: "DataConfig", split: str, home: Path, task: str | None) -
 def _record(evaluation: "Evaluation", home: Path, task: str | None, fitted: bool) -> None:
     """The accuracy into the adapter's description and card, and the temperature, if it was `fitted` to raw scores."""
     from masp.adapters import record_result
-    from masp.cli.console import say
     from masp.evaluation.metrics import CALIBRATION_IMAGES
     from masp.evaluation.runner import result_of
 
@@ -387,7 +385,6 @@ def _record(evaluation: "Evaluation", home: Path, task: str | None, fitted: bool
 
 def _compare_with(other: "Evaluation", evaluation: "Evaluation") -> None:
     """How much more, or less, than the other result was right on the same images."""
-    from masp.cli.console import results
     from masp.evaluation.compute_metrics import compare_results
 
     results().print(differences([(other.system, evaluation.system, compare_results(other, evaluation))]))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from masp.cli.console import counting, say
+from masp.cli.console import say
 from masp.core.runtime import Bar
 
 
@@ -26,7 +26,7 @@ def import_data(
     from masp.data.hub import HubSource, import_dataset
 
     with Bar("images", None) as bar:
-        counts = import_dataset(HubSource(name, image, label, revision, limit), out, counting(bar))
+        counts = import_dataset(HubSource(name, image, label, revision, limit), out, bar.advance)
     say(f"{', '.join(f'{split} {count:,}' for split, count in counts.items())} in {out}")
 
 

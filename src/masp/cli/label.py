@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from masp.cli.console import say
 from masp.cli.options import BackboneOrNoAdapter, Device, Dtype, DtypeOption
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ def plan(
     chunk: Annotated[int, typer.Option(min=1, help="Images of a unit of work, and of a file of labels.")] = 1024,
 ) -> None:
     """List the images into a manifest. Only names and sizes are read."""
-    from masp.cli.console import say
     from masp.labelling.manifest import SHARD, write_manifest
 
     made = write_manifest(sources, out, chunk, max(SHARD // chunk, 1) * chunk)
@@ -70,7 +70,6 @@ def run(
     ] = False,
 ) -> None:
     """Label what is not labelled yet. The same command goes on after an interruption of any kind."""
-    from masp.cli.console import say
     from masp.core.runtime import Bar
     from masp.labelling import run as labelling
     from masp.labelling.labeller import Job
@@ -95,7 +94,6 @@ def run(
 
 
 def _estimate(job: "Job", images: int) -> None:
-    from masp.cli.console import say
     from masp.labelling.run import try_few
 
     counts, rate = try_few(job, FEW)
@@ -135,7 +133,6 @@ def merge(
     partial: Annotated[bool, typer.Option("--partial", help="Also where chunks are missing.")] = False,
 ) -> None:
     """Write one Parquet data set, in the order of the manifest, out of the labels."""
-    from masp.cli.console import say
     from masp.labelling.run import merge as merge_parts
 
     say(f"{merge_parts(folder, out, partial):,} rows")

@@ -104,7 +104,6 @@ def predict(
 
     An image that cannot be read is reported and the others go on; the exit code is then 1.
     """
-    from masp.cli.console import say
     from masp.predictor import Failure, Masp
 
     if all_tasks:
@@ -222,7 +221,6 @@ def _json_line(answer: "Prediction | Failure") -> None:
 
 def _for_people(masp: "Masp", explain: "Explain") -> "Callable[[Prediction | Failure], None]":
     """Shows predictions on stdout and failures on stderr; says once what the adapter cannot tell."""
-    from masp.cli.console import say
     from masp.model.prediction import WORDS
     from masp.predictor import Failure
 

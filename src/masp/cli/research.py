@@ -317,7 +317,6 @@ def plan(
     The device is described by --peak and --bandwidth, by --bench, or by both, where what is given wins.
     """
     from masp.backbones.model_stats import sizes_of
-    from masp.cli.console import results
     from masp.model.cost_estimate import CostJob, Device, chosen_store, estimate
 
     _one_of("--store", store, STORES)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from masp.cli.console import say
 from masp.cli.options import Attribution, BackboneOrNoAdapter, Device, Dtype, DtypeOption, Labels, Revision
+from masp.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from masp.predictor import Masp
@@ -107,7 +109,6 @@ def serve(
     Needs the extra *serve*. SIGTERM answers what was accepted and ends.
     """
     _need("fastapi", "uvicorn", "prometheus_client", "python_multipart")
-    from masp.cli.console import say
     from masp.serving.app import create_app
     from masp.serving.server import HttpServer, log_json_lines
     from masp.serving.settings import ServerSettings, check_exposure, is_loopback
@@ -193,7 +194,6 @@ def _pictures(paths: list[str] | None) -> list[bytes]:
     """Files of images."""
     from importlib import resources
 
-    from masp.core.errors import DataError
     from masp.data.file_listing import images_from
     from masp.data.images import read_content
 
@@ -212,8 +212,6 @@ def _need(*packages: str, extra: str = "serve") -> None:
     Raises:
         UsageError: it is not.
     """
-    from masp.core.errors import UsageError
-
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise UsageError(f"{', '.join(missing)} is not installed", f"the extra {extra}", f"pip install 'masp[{extra}]'")

@@ -90,6 +90,10 @@ class Bar:
         else:
             self._progress.update(self._task, completed=done)
 
+    def advance(self, steps: int = 1) -> None:
+        """Move the bar on by `steps`."""
+        self._progress.advance(self._task, steps)
+
     def __enter__(self) -> "Bar":
         self._progress.start()
         return self

@@ -3,11 +3,11 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -27,12 +27,10 @@ from masp.evaluation.explanation_metrics import (
     ceiling,
     measure_explanations,
 )
-from masp.evaluation.metrics import Interval, PairedComparison
+from masp.evaluation.metrics import Interval
 from masp.evaluation.predict_split import Batching, labelled, visual_batches
 from masp.predictor import Masp
-from masp.report.schema import Step, duration
-
-Result = TypeVar("Result")
+from masp.report.schema import Difference, Step, duration
 
 AGAINST = ("V", "V+S")
 """Rows of Table 2 that the later ones are compared with."""
@@ -56,20 +54,12 @@ class Table2Row:
 
 
 @dataclass(frozen=True)
-class Table2Difference:
-    """`name` reads "A - B": how much more of the same images A gets right than B."""
-
-    name: str
-    paired: PairedComparison
-
-
-@dataclass(frozen=True)
 class Table2:
     """The table.
 
     Attributes:
         rows: in the order of the paper; behind them a concept bottleneck, where there is one.
-        differences: each later row minus V and minus V+S.
+        differences: each later row minus V and minus V+S, named "A - B".
         truth: the label of every image, in the order of the predictions.
         images: their files.
         majority: accuracy of always answering the most frequent label.
@@ -78,7 +68,7 @@ class Table2:
     """
 
     rows: tuple[Table2Row, ...]
-    differences: tuple[Table2Difference, ...]
+    differences: tuple[Difference, ...]
     truth: tuple[str, ...]
     images: tuple[str, ...]
     majority: Interval
@@ -138,7 +128,7 @@ def table2(
     truth = [record.label or "" for record in used]
     rows = tuple(_row(name, said[name], truth, full.labels) for name in systems)
     differences = tuple(
-        Table2Difference(f"{row.name} - {base}", metrics.compare(truth, rows[start].predicted, row.predicted, seed))
+        Difference(f"{row.name} - {base}", metrics.compare(truth, rows[start].predicted, row.predicted, seed))
         for base in AGAINST
         for start in [list(systems).index(base)]
         for row in rows[start + 1 :]
@@ -217,19 +207,6 @@ class Steps:
     def seconds(self) -> float:
         """What this run's own steps took."""
         return sum((step.seconds for step in self.done if step.note != BEFORE), start=0.0)
-
-    @contextmanager
-    def counted(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar, and the function that moves it on by a number of images."""
-        done = 0
-        with Bar(title, total) as bar:
-
-            def advance(pictures: int) -> None:
-                nonlocal done
-                done += pictures
-                bar.show(done)
-
-            yield advance
 
     def _say(self, name: str, time_taken: str, note: str) -> None:
         number = f"{len(self.done)}/{self.total} "
@@ -314,29 +291,17 @@ def measure(
         DataError: a record carries no truth, or too many images cannot be read.
     """
     read, explained = records[: plan.read], records[: plan.explained]
-    with steps.step("Table 2 measured", f"{len(TABLE2) + (concepts is not None)} rows × {len(records):,} images"):
-        table = _with(
-            steps.counted("Table 2", len(records)), lambda how: table2(full, plain, records, plan.seed, how, concepts)
-        )
-    with steps.step("Aspects put into words", f"{len(read):,} images"):
-        quality = _with(
-            steps.counted("aspects", len(read)),
-            lambda how: aspect_quality(full.model, read, full.task.questions, how),
-        )
+    rows = len(TABLE2) + (concepts is not None)
+    with steps.step("Table 2 measured", f"{rows} rows × {len(records):,} images"), Bar("Table 2", len(records)) as bar:
+        table = table2(full, plain, records, plan.seed, Batching(progress=bar.advance), concepts)
+    with steps.step("Aspects put into words", f"{len(read):,} images"), Bar("aspects", len(read)) as bar:
+        quality = aspect_quality(full.model, read, full.task.questions, Batching(progress=bar.advance))
     with steps.step("Explanations checked", f"{len(explained):,} images"):
-        explanations, worded = (
-            None
-            if one is None
-            else _with(
-                steps.counted("explanations", len(explained)),
-                lambda how, one=one: measure_explanations(one, explained, how),
-            )
-            for one in (full, concepts)
-        )
-    assert explanations is not None
+        explanations = _explanations(full, explained)
+        worded = None if concepts is None else _explanations(concepts, explained)
     return DemoMeasurements(table, ceiling(records), quality, len(read), explanations, len(explained), worded)
 
 
-def _with(bar: AbstractContextManager[Callable[[int], None]], measurement: Callable[[Batching], Result]) -> Result:
-    with bar as advance:
-        return measurement(Batching(progress=advance))
+def _explanations(masp: Masp, records: Sequence[Record]) -> Explanations:
+    with Bar("explanations", len(records)) as bar:
+        return measure_explanations(masp, records, Batching(progress=bar.advance))

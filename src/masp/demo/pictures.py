@@ -11,8 +11,7 @@ from masp.core.atomic_io import remove_leftovers, write_file, write_folder
 from masp.core.config import RunConfig, load_config
 from masp.core.errors import UsageError
 from masp.data.emoji.dataset import WORLD_VERSION, write_dataset
-from masp.data.readers.open_dataset import open_dataset
-from masp.data.records import Dataset, read_json
+from masp.data.records import read_json
 
 
 @dataclass(frozen=True)
@@ -94,12 +93,7 @@ def draw_dataset(folder: Path, plan: Plan, progress: Callable[[int], None]) -> N
     """Draws the plan's images; the folder appears when all of them are there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder.parent)
-    write_folder(folder, lambda partial: _drawn(partial, plan, progress))
-
-
-def opened(folder: Path) -> Dataset:
-    """The data set."""
-    return open_dataset(folder, layout="emoset")
+    write_folder(folder, lambda partial: write_dataset(partial, plan.splits(), plan.seed, progress))
 
 
 def demo_pictures(folder: Path) -> tuple[DemoPicture, ...]:
@@ -113,7 +107,3 @@ def demo_pictures(folder: Path) -> tuple[DemoPicture, ...]:
         answers = {aspect: answer_text(aspect, content[aspect]) for aspect in ASPECTS if aspect in content}
         found.append(DemoPicture(folder / name, content["emotion"], answers, known["probabilities"], known["cause"]))
     return tuple(found)
-
-
-def _drawn(folder: Path, plan: Plan, progress: Callable[[int], None]) -> None:
-    write_dataset(folder, plan.splits(), plan.seed, progress)

@@ -15,6 +15,8 @@ from masp.baselines.concept_bottleneck import ConceptBottleneckSettings, concept
 from masp.baselines.learning import make_training_data
 from masp.core.atomic_io import write_file
 from masp.core.config import RunConfig, TrainConfig
+from masp.core.runtime import Bar
+from masp.data.readers.open_dataset import open_dataset
 from masp.data.records import Dataset
 from masp.demo import photographs, pictures
 from masp.demo.measure import DemoMeasurements, Steps, measure, quiet, write_table
@@ -112,10 +114,10 @@ def _dataset(folder: Path, plan: Plan, steps: Steps) -> Dataset:
     name, total = "Emoji scenes drawn", sum(plan.splits().values())
     if pictures.is_drawn(folder, plan):
         steps.ready(name)
-        return pictures.opened(folder)
-    with steps.step(name, f"{total:,} images"), steps.counted("drawing", total) as advance:
-        pictures.draw_dataset(folder, plan, advance)
-    return pictures.opened(folder)
+        return open_dataset(folder, layout="emoset")
+    with steps.step(name, f"{total:,} images"), Bar("drawing", total) as bar:
+        pictures.draw_dataset(folder, plan, bar.advance)
+    return open_dataset(folder, layout="emoset")
 
 
 def _train(config: RunConfig, dataset: Dataset, backbone: Backbone, out: Path, steps: Steps) -> None:

@@ -14,8 +14,8 @@ from masp.evaluation.metrics import ClassFigures
 from masp.evaluation.result import CalibrationFloor, Distribution
 from masp.report import error_analysis, leaderboard, plots
 from masp.report.error_analysis import ErrorPageOptions
-from masp.report.html import Cell, Headline, fill
-from masp.report.leaderboard import Column, Gain, LeaderboardRow, Pair
+from masp.report.html import Cell, Headline, confusion_table, fill
+from masp.report.leaderboard import Column, Gains, LeaderboardRow, Pair
 from masp.report.load_results import (
     Comparison,
     CurvePlot,
@@ -177,11 +177,10 @@ def _figures(label: str, table: Sequence[Sequence[int]], index: int) -> ClassFig
 def confusion(trial: Comparison, system: SystemResults) -> ConfusionView:
     """The confusion of a system over all its seeds; the best system's is open."""
     table, labels = _counts(system), system.runs[0].labels
-    columns = (*labels, "none of them") if any(row[-1] for row in table) else labels
+    columns, shown = confusion_table(labels, table)
     rows = []
-    for index, (label, row) in enumerate(zip(labels, table, strict=True)):
-        total = sum(row)
-        cells = tuple(Cell(n, n / max(total, 1), i == index) for i, n in enumerate(row[: len(columns)]))
+    for index, (label, cells) in enumerate(shown):
+        total = sum(table[index])
         rows.append(ConfusionRow(label, total, total // len(system.runs), cells, _figures(label, table, index)))
     words = f"{share(leaderboard.accuracy(system))} % right"
     answers = sum(map(sum, table))
@@ -219,16 +218,6 @@ KEPT = (1.0, 0.9, 0.75, 0.5, 0.25)
 
 
 @dataclass(frozen=True)
-class GainsView:
-    """One way to ask what each aspect adds, drawn."""
-
-    name: str
-    meaning: str
-    gains: tuple[Gain, ...]
-    drawing: str
-
-
-@dataclass(frozen=True)
 class TrialView:
     """Everything that the page shows of one trial."""
 
@@ -244,7 +233,7 @@ class TrialView:
     reference: str
     pairs: tuple[Pair, ...]
     accuracy_drawing: str
-    gains: tuple[GainsView, ...]
+    gains: tuple[tuple[Gains, str], ...]
     reliability: tuple[ReliabilityView, ...]
     gaps: tuple[str, ...]
     coverage: tuple[CoverageView, ...]
@@ -286,7 +275,7 @@ def view(number: int, trial: Comparison, asked: ErrorPageOptions, several: bool)
         reference=base.name,
         pairs=leaderboard.pairs(trial, base),
         accuracy_drawing=plots.accuracy_dots([(s.name, leaderboard.over_images(s)) for s in trial.systems], majority),
-        gains=tuple(_gains(one) for one in leaderboard.gains(trial)),
+        gains=tuple((one, _gain_bars(one)) for one in leaderboard.gains(trial)),
         reliability=tuple(reliability(system) for system in sure),
         gaps=gaps(trial.systems),
         coverage=curves,
@@ -307,9 +296,8 @@ def _what(trial: Comparison) -> str:
     return f"{systems} on {images} images of the split “{trial.split}” of {trial.dataset}, with the choice of {choice}."
 
 
-def _gains(gains: leaderboard.Gains) -> GainsView:
-    drawing = plots.gain_bars([(gain.aspect, gain.points) for gain in gains.gains])
-    return GainsView(gains.name, gains.meaning, gains.gains, drawing)
+def _gain_bars(gains: Gains) -> str:
+    return plots.gain_bars([(gain.aspect, gain.points) for gain in gains.gains])
 
 
 MOST_FACTS = 120

@@ -252,23 +252,17 @@ def agreements(targets: ExplanationTruth | None) -> list[tuple[str, Interval, fl
     return [*cause, *pointing]
 
 
-def confusion_columns(confusion: Confusion | None) -> list[str]:
-    """Predicted labels, and a column for unreadable answers where there were any."""
-    if confusion is None:
-        return []
-    extra = ["none of them"] if any(sum(row[len(confusion.labels) :]) for row in confusion.counts) else []
-    return [*confusion.labels, *extra]
-
-
-def confusion_rows(confusion: Confusion | None) -> list[tuple[str, list[Cell]]]:
-    """Each true label with its cells."""
-    if confusion is None:
-        return []
-    columns = len(confusion_columns(confusion))
-    return [
-        (label, [Cell(n, n / max(sum(counts), 1), i == index) for i, n in enumerate(counts[:columns])])
-        for index, (label, counts) in enumerate(zip(confusion.labels, confusion.counts, strict=True))
+def confusion_table(
+    labels: Sequence[str], counts: Sequence[Sequence[int]]
+) -> tuple[tuple[str, ...], list[tuple[str, tuple[Cell, ...]]]]:
+    """The predicted labels, with a column for unreadable answers where there were any, and each true label's cells."""
+    extra = ("none of them",) if any(sum(row[len(labels) :]) for row in counts) else ()
+    columns = (*labels, *extra)
+    rows = [
+        (label, tuple(Cell(n, n / max(sum(row), 1), i == index) for i, n in enumerate(row[: len(columns)])))
+        for index, (label, row) in enumerate(zip(labels, counts, strict=True))
     ]
+    return columns, rows
 
 
 def write_report(file: Path, data: ReportData) -> None:
@@ -298,6 +292,8 @@ def write_page(file: Path, page: str) -> None:
 def render(data: ReportData) -> str:
     """The page as text."""
     rows = data.ablation.rows if data.ablation else ()
+    confused = data.confusion or Confusion((), ())
+    confusion_columns, confusion_rows = confusion_table(confused.labels, confused.counts)
     return fill(
         "report.html.j2",
         data=data,
@@ -309,8 +305,8 @@ def render(data: ReportData) -> str:
         with_f1=any(row.macro_f1 is not None for row in rows),
         reference_lines=reference_lines(data.ablation),
         agreements=agreements(data.explanations),
-        confusion_columns=confusion_columns(data.confusion),
-        confusion_rows=confusion_rows(data.confusion),
+        confusion_columns=confusion_columns,
+        confusion_rows=confusion_rows,
         plots=_plots(data),
         curve_plots=[(curve, plots.loss_curve(curve).decode()) for curve in data.curves],
         views=(sample_view(index, sample) for index, sample in enumerate(data.samples, start=1)),

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
@@ -23,7 +22,7 @@ from PIL import Image
 
 from masp.evaluation.metrics import Interval
 from masp.report.load_results import CurvePlot, PooledBin
-from masp.report.schema import Ablation, AspectScore, Confusion, Curve, words
+from masp.report.schema import Ablation, AspectScore, Curve, words
 
 Kind = Literal["svg", "png", "pdf"]
 INK, MUTED, RULE, ACCENT, MID, SOFT, PAPER = "#1d2026", "#5a606b", "#d9d5cc", "#0b6e69", "#74b4ad", "#cbdcd8", "#fdfcfa"
@@ -108,28 +107,6 @@ def aspect_bars(scores: Sequence[AspectScore], kind: Kind = "svg") -> bytes:
         axes.set_xlabel("named correctly, %")
 
     return Panel((4.9, 0.75 + 0.32 * len(scores)), draw).render(kind)
-
-
-def confusion_matrix(confusion: Confusion, kind: Kind = "png") -> bytes:
-    """Shares of each true label's images (rows) that were given each predicted label (columns)."""
-    counts = np.asarray(confusion.counts, dtype=float)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    columns = [*confusion.labels, "none of them"][: counts.shape[1]]
-
-    def draw(axes: Axes) -> None:
-        axes.imshow(shares, cmap=LinearSegmentedColormap.from_list("", [PAPER, ACCENT]), vmin=0, vmax=1)
-        for row, column in np.ndindex(*shares.shape):
-            if counts[row, column]:
-                tone = PAPER if shares[row, column] > 0.5 else INK
-                axes.text(column, row, f"{counts[row, column]:.0f}", color=tone, ha="center", va="center", fontsize=8)
-        axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(len(confusion.labels)), list(confusion.labels))
-        axes.set_xlabel("predicted")
-        axes.set_ylabel("true", color=MUTED)
-        axes.grid(visible=False)
-
-    side = 1.6 + 0.42 * len(columns)
-    return Panel((side, side - 0.2), draw).render(kind)
 
 
 def loss_curve(curve: Curve, kind: Kind = "svg") -> bytes:

@@ -105,10 +105,6 @@ class ExperimentGraph:
     cells: tuple[Experiment, ...]  # in an order in which each follows what it needs
     skipped: tuple[SkippedDataset, ...]  # what is not run, and why
 
-    def find(self, name: str) -> Experiment:
-        """The cell of this name."""
-        return next(cell for cell in self.cells if cell.name == name)
-
 
 def plan_cells(job: ReproduceConfig, paper: Paper, baselines: tuple[Spec, ...]) -> ExperimentGraph:
     """The cells of all experiments of a job; one that several of them need is there once.

@@ -224,14 +224,6 @@ class Library:
         splits = self.dataset(name).splits
         return self._filled(name, {split: splits.get(split, ()) for split in TAUGHT}, stop)
 
-    def tested(self, name: str, stop: StopRequest, alone: bool = False) -> SplitImages:
-        """The images of the test split; `alone` as in `images`.
-
-        Raises:
-            DataError: there is no test split, or too many images are bad.
-        """
-        return self.images(name, "test", stop, alone)
-
     def images(self, name: str, split: str, stop: StopRequest, alone: bool = False) -> SplitImages:
         """The labelled images of a split, and those that are left out.
 

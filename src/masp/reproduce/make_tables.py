@@ -75,15 +75,8 @@ def _draw(job: ReproduceConfig) -> None:
     assert folder is not None
     if is_drawn(folder, job.drawn):
         return
-    total, done = sum(job.drawn.splits().values()), 0
-    with Bar("drawing", total) as bar:
-
-        def advance(images: int) -> None:
-            nonlocal done
-            done += images
-            bar.show(done)
-
-        draw_dataset(folder, job.drawn, advance)
+    with Bar("drawing", sum(job.drawn.splits().values())) as bar:
+        draw_dataset(folder, job.drawn, bar.advance)
 
 
 class ProgressReporter:

@@ -240,7 +240,7 @@ class Runner:
     def _data(self, cell: Experiment) -> Found:
         with StopRequest() as stop:
             taught = self.library.taught(cell.dataset, stop)
-            images = self.library.tested(cell.dataset, stop)
+            images = self.library.images(cell.dataset, "test", stop)
         counts = {
             "learned_from": len(self.library.learned_from(cell.dataset)),
             "shrunk": self.library.shrunk(cell.dataset),
@@ -339,13 +339,13 @@ class Runner:
         system = self._system(full, self.folder(full))
         started = time.perf_counter()
         with StopRequest() as stop:
-            result = measure.attention(system, self.library.tested(cell.dataset, stop), stop)
+            result = measure.attention(system, self.library.images(cell.dataset, "test", stop), stop)
         return result, self._depended(cell, system, time.perf_counter() - started)
 
     def _measured(self, cell: Experiment, system: System, about: Mapping[str, Any]) -> Found:
         dataset = self.library.dataset(cell.dataset)
         with StopRequest() as stop:
-            images = self.library.tested(cell.dataset, stop, alone(cell.recipe))
+            images = self.library.images(cell.dataset, "test", stop, alone(cell.recipe))
             predictions = measure.answers(system, images, stop, cell.name)
             if not predictions.answers:
                 raise DataError("no image of the test split has a label and can be read", "some", "Check the data set.")

@@ -18,12 +18,12 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from masp.adapters import AdapterInfo, read_aspects, read_info, read_prompt
+from masp.adapters import read_aspects, read_info, read_prompt
 from masp.backbones.files import find
 from masp.backbones.loading import choose_device, choose_dtype
 from masp.backbones.qwen2_vl import load_vision
 from masp.core.errors import MaspError, UsageError, did_you_mean
-from masp.data.images import open_image, shrink, to_rgb
+from masp.data.prefetch import open_any_image
 from masp.serving.vllm_export import ADAPTER, CLOSES, OPENS, pixel_bounds, read_note
 
 Content = list[dict[str, Any]]
@@ -113,7 +113,8 @@ class VllmClient:
         """The body that is sent."""
         name = self._chosen(task)
         one = self._note["tasks"][name]
-        opened = self._opened(image, self._infos[name])
+        info = self._infos[name]
+        opened = open_any_image(image, info.longest_side, info.method.resolved().shrink_rounding or "nearest")
         visual, grid, aspects = self._read_image(opened)
         prompt = {"type": "prompt_embeds", "data": packed(self._prompts[name].to(self._dtype))}
         content: Content = [prompt] if one["both_places"] else []
@@ -134,12 +135,6 @@ class VllmClient:
             "temperature": 0,
             **wanted,
         }
-
-    def _opened(self, image: str | Path | Image.Image, info: AdapterInfo) -> Image.Image:
-        side, rounding = info.longest_side, info.method.resolved().shrink_rounding or "nearest"
-        if isinstance(image, Image.Image):
-            return shrink(to_rgb(image), side, rounding)
-        return open_image(image, side, rounding)
 
     @torch.no_grad()
     def _read_image(
