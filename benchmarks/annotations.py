@@ -25,7 +25,7 @@ from PIL import Image
 from masp.core.labels import LABEL_SETS
 from masp.core.runtime import processor
 from masp.data.readers.open_dataset import settings_for
-from masp.data.validation.check import Depth, check, open_for_check
+from masp.data.validation.check import Depth, check, open_together
 from masp.data.validation.duplicates import hasher
 
 GOAL = 60.0
@@ -79,7 +79,7 @@ def measure(files: int, images: bool) -> dict[str, Any]:
         write_files(Path(folder), files, images)
         busy = os.getloadavg()[0]
         begin, cpu = time.perf_counter(), time.process_time()
-        opened = open_for_check(settings_for(folder))
+        (opened,) = open_together([settings_for(folder)])
         read = time.perf_counter()
         report = check([opened], Depth(images=images, hasher=hasher() if images else None))
         done, cpu = time.perf_counter(), time.process_time() - cpu

@@ -28,7 +28,7 @@ from masp.core.runtime import processor
 from masp.core.types import VisualTokens
 from masp.data.emoji.dataset import annotation, scenes
 from masp.evaluation import metrics
-from masp.model.explain import ATTRIBUTIONS, Attribution, taking_part
+from masp.model.explain import ATTRIBUTIONS, Attribution
 from masp.predictor import Masp
 
 SEED = 9  # of the images
@@ -93,7 +93,7 @@ def draw(masp: Masp, split: str, count: int) -> Pictures:
 def by_attribution(masp: Masp, visual: VisualTokens, attribution: Attribution) -> list[tuple[str, str]]:
     """What the adapter names for each image, and the aspect with the largest effect on that label."""
     task, said = masp.task, prompted(masp).predict(visual)
-    names = taking_part(masp.model, task.use)
+    names = masp.model.active_aspects(task.use)
     effects = ATTRIBUTIONS[attribution](masp.model, visual, task.question, task.labels, task.use)
     found = []
     for row, one in zip(effects, said, strict=True):

@@ -31,7 +31,6 @@ from masp.core.runtime import processor
 from masp.data.emoji.dataset import write_dataset
 from masp.data.images import open_image
 from masp.data.readers.open_dataset import open_dataset
-from masp.model.explain import taking_part
 from masp.model.scoring import first_word
 from masp.predictor import Masp
 from masp.serving.vllm_client import VllmClient
@@ -61,7 +60,7 @@ def measure(work: Path, python: Path, adapters: Sequence[Path], count: int, out:
                 answers, seconds = asked(folder, backbone, url, images)
             figures = compared(expected, answers)
             weights = hashlib.sha256((adapter / "weights.safetensors").read_bytes()).hexdigest()
-            row = {"export": kind, "aspects": taking_part(masp.model, masp.task.use), "adapter": weights}
+            row = {"export": kind, "aspects": masp.model.active_aspects(masp.task.use), "adapter": weights}
             rows.append(row | figures | {"images": len(images), "images_per_second": len(images) / seconds})
             print(json.dumps(rows[-1]), flush=True)
             write(out, rows, versions(python))

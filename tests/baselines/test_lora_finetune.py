@@ -455,7 +455,7 @@ def test_lessons_must_teach_the_labels(tmp_path):
     system, given = lora_system(backbone, LABELS, FEW), lessons(backbone, tmp_path)
     with pytest.raises(UsageError, match="Call learn first"):
         system.predict(tokens(backbone, 1))
-    with pytest.raises(DataError, match="nothing to learn from"):
+    with pytest.raises(DataError, match="no labelled image to learn from"):
         system.fit(replace(given, train=()))
-    with pytest.raises(DataError, match=r"'Joy' is none of this system's.*Did you mean 'joy'"):
+    with pytest.raises(DataError, match=r"the label 'Joy'.*Did you mean 'joy'"):
         system.fit(replace(given, val=(replace(given.val[0], label="Joy"),)))

@@ -29,7 +29,7 @@ from masp.core.config import load_config
 from masp.core.errors import DataError
 from masp.data.readers.open_dataset import open_dataset, settings_for
 from masp.data.validation import duplicates
-from masp.data.validation.check import NO_LABEL, Depth, Report, as_json, check, open_for_check
+from masp.data.validation.check import NO_LABEL, Depth, Report, as_json, check, open_together
 from masp.data.validation.duplicates import BITS, KINDS, hasher, look_at_all, near_groups, near_pairs
 
 LISTS = Depth(images=False)
@@ -37,7 +37,7 @@ ERRORS = {name for name, kind in KINDS.items() if kind.severity == "error"}
 
 
 def checked(*paths: Path, depth: Depth | None = None, layout: str = "auto") -> Report:
-    opened = [open_for_check(settings_for(path, layout)) for path in paths]
+    opened = open_together([settings_for(path, layout) for path in paths])
     return check(opened, depth or Depth(workers=0))
 
 
@@ -256,7 +256,7 @@ def test_the_number_of_threads_changes_nothing(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "joy" / "3.png").write_bytes(b"x")
     put(tmp_path / "joy" / "4.png", 5)
     steps: list[int] = []
-    opened = [open_for_check(settings_for(tmp_path))]
+    opened = open_together([settings_for(tmp_path)])
     alone = check(opened, Depth(workers=0), steps.append)
     assert sum(steps) == 39
     assert as_json(alone) == as_json(check(opened, Depth(workers=3)))
@@ -415,7 +415,7 @@ def test_a_division_leaves_what_is_damaged_to_be_found(tmp_path: Path) -> None:
     (root / "image" / "awe" / "awe_00000.jpg").unlink()
     (root / "image" / "awe" / "awe_00001.jpg").write_text("no image")
     settings = load_config(None, ["data.splits.kind=content"]).data.model_copy(update={"path": root})
-    report = check([open_for_check(settings)], Depth(workers=0))
+    report = check(open_together([settings]), Depth(workers=0))
     assert {kind: n for kind, n in kinds(report).items() if kind in ERRORS} == {"picture": 1, "unreadable": 1}
     (found,) = report.data_sets
     counts = {split: sum(labels.values()) for split, labels in found.counts.items()}
@@ -504,7 +504,7 @@ def test_pictures_without_labels_are_counted_and_no_fault(tmp_path):
     for name in ("train", "val", "test"):
         rows = json.loads((root / f"{name}.json").read_text())
         put_json(root / f"{name}.json", [[None, *row[1:]] for row in rows])
-    (found,) = check([open_for_check(settings_for(root))], Depth(images=False, labels=("joy", "fear"))).data_sets
+    (found,) = check(open_together([settings_for(root)]), Depth(images=False, labels=("joy", "fear"))).data_sets
     assert found.labels[-1] == NO_LABEL
     assert {split: counts[NO_LABEL] for split, counts in found.counts.items()} == {"train": 3, "val": 1, "test": 2}
     assert found.images == 6

@@ -28,7 +28,7 @@ from masp.core.config import load_config
 from masp.core.errors import DataError
 from masp.data.readers.open_dataset import open_dataset, settings_for
 from masp.data.records import Dataset, Record
-from masp.data.validation.check import Depth, as_json, check, open_for_check
+from masp.data.validation.check import Depth, as_json, check, open_together
 
 
 def labels_of(dataset: Dataset, split: str) -> list[str | None]:
@@ -243,7 +243,7 @@ def test_what_systems_leave_behind_is_passed_over_and_counted(
     left = sum(leftovers(home) for home in sorted(homes))
     dataset = open_dataset(root)
     assert (dataset.layout, dataset.labels, dataset.splits) == (before.layout, before.labels, before.splits)
-    (found,) = check([open_for_check(settings_for(root))], Depth(images=False)).data_sets
+    (found,) = check(open_together([settings_for(root)]), Depth(images=False)).data_sets
     assert sum(count for reason, count in found.skipped.items() if "leave behind" in reason) == left
     assert caplog.text.count("leave behind") == 1  # the check tells it on its own
 
@@ -256,7 +256,7 @@ def test_empty_class_folders_are_passed_over_and_named(tmp_path: Path, caplog: p
     dataset = open_dataset(tmp_path)
     assert (dataset.labels, len(dataset.records)) == (("fear", "joy"), 6)
     assert "folders without an image, which are no labels: awe, docs" in caplog.text
-    (found,) = check([open_for_check(settings_for(tmp_path))], Depth(images=False)).data_sets
+    (found,) = check(open_together([settings_for(tmp_path)]), Depth(images=False)).data_sets
     assert found.skipped["folders without an image, which are no labels: awe, docs"] == 2
 
 
@@ -318,7 +318,7 @@ def fuzz(root: Path, count: int, seed: int) -> None:
         except DataError as error:
             outcomes["refused"] += 1
             assert "\n" not in str(error)  # noqa: PT017
-        report = check([open_for_check(settings_for(files[file]))], Depth(workers=0))
+        report = check(open_together([settings_for(files[file])]), Depth(workers=0))
         assert json.dumps(as_json(report))
         file.write_bytes(originals[file])
     assert min(outcomes.values()) > count / 20, outcomes

@@ -18,7 +18,6 @@ from masp.model.explain import (
     prompt_attention,
     read_aspects,
     shapley_values,
-    taking_part,
 )
 from masp.model.masp_model import ActiveParts
 from masp.model.scoring import score
@@ -101,7 +100,7 @@ def test_shapley_values_are_the_mean_over_all_orders_of_joining(masp, visual):
     def value(names):
         return score(masp.model, visual, masp.task.question, LABELS, ActiveParts(tuple(names), prompt=False))
 
-    names = taking_part(masp.model, use)
+    names = masp.model.active_aspects(use)
     orders = list(itertools.permutations(names))
     for place, name in enumerate(names):
         joins = [value(order[: (at := order.index(name)) + 1]) - value(order[:at]) for order in orders]
@@ -135,7 +134,7 @@ def test_attention_to_aspects_is_named_and_normalised(masp, visual):
     found = attention_to_aspects(masp.model, visual, masp.task.question, masp.task.use)
     assert found is not None
     for one in found:
-        assert tuple(one.raw) == taking_part(masp.model, masp.task.use)
+        assert tuple(one.raw) == masp.model.active_aspects(masp.task.use)
         assert 0 < sum(one.raw.values()) < 1
         assert sum(one.normalised.values()) == pytest.approx(1)
         assert one.normalised["scene"] == pytest.approx(one.raw["scene"] / sum(one.raw.values()))

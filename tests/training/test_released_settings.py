@@ -172,5 +172,6 @@ def test_a_released_adapter_reads_images_as_its_training_did(tmp_path: Path) -> 
         )
         task = task_of(info)
         assert open_image(file, task.longest_side, task.rounding).size == shrunk_size((2787, 2784), 1024, task.rounding)
-        sides[variant] = next(prefetch([file], None, 1, 0, task.longest_side, rounding=task.rounding)).images[0].height
+        read = prefetch([file], lambda images: images[0].height, 1, 0, task.longest_side, rounding=task.rounding)
+        sides[variant] = next(read).pixels
     assert sides == {"paper": 1023, "released": 1022}

@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,37 +40,6 @@ def find_adapter(name: str | Path, revision: str | None = None) -> Path:
             f"{name} on the hub is no adapter of masp: it has no {' and no '.join(missing)}", f"{INFO} and {WEIGHTS}"
         )
     return folder
-
-
-def push_files(
-    repo_id: str, files: Mapping[str, bytes | Path], private: bool, revision: str | None, message: str
-) -> str:
-    """Push files as one commit; the repository and the branch are made if there are none.
-
-    Args:
-        repo_id: where to, "user/name".
-        files: name on the hub → content, or the file that holds it.
-        private: whether a repository that is made now is private.
-        revision: branch; None: main.
-        message: of the commit.
-
-    Returns:
-        The address of the commit.
-
-    Raises:
-        AdapterError: no id of a repository, or a hub that refuses or cannot be reached.
-    """
-    from huggingface_hub import CommitOperationAdd, HfApi
-
-    if not _ID.fullmatch(repo_id):
-        raise AdapterError(f"'{repo_id}' is no place on the hub", "an id such as user/name")
-    api = HfApi()
-    with _explained(f"the adapter cannot be pushed to '{repo_id}'", _LOG_IN):
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        if revision is not None:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()]
-        return api.create_commit(repo_id, operations, commit_message=message, revision=revision).commit_url
 
 
 def _fetched(name: str, revision: str | None) -> Path:
@@ -188,6 +157,8 @@ def publish(
     Raises:
         AdapterError: no adapter, or a hub that refuses or cannot be reached.
     """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
     home, info = resolve(folder), read_info(folder)
     if not (home / WEIGHTS).is_file():
         raise AdapterError(f"{home} has no {WEIGHTS}", "a whole adapter", "Copy the adapter again.")
@@ -195,7 +166,16 @@ def publish(
         info = info.model_copy(update={"license": license})
     files = {name: text.encode() for name, text in _described(info).items()}
     text = message or f"Adapter of masp for {without_places(info).backbone.name}"
-    return push_files(repo_id, {**files, WEIGHTS: home / WEIGHTS}, private, revision, text)
+    if not _ID.fullmatch(repo_id):
+        raise AdapterError(f"'{repo_id}' is no place on the hub", "an id such as user/name")
+    pushed: dict[str, bytes | Path] = {**files, WEIGHTS: home / WEIGHTS}
+    api = HfApi()
+    with _explained(f"the adapter cannot be pushed to '{repo_id}'", _LOG_IN):
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in pushed.items()]
+        return api.create_commit(repo_id, operations, commit_message=text, revision=revision).commit_url
 
 
 def push_to_hub(

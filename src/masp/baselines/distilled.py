@@ -104,6 +104,7 @@ class HeadStage:
 
     unit: str = "images"
     score: tuple[str, ...] = ("accuracy", "log_likelihood")
+    weights: Float[Tensor, " examples"] | None = None
 
     def __init__(
         self,
@@ -115,17 +116,11 @@ class HeadStage:
     ) -> None:
         self.name, self.module, self.study, self.inputs = name, module, study, inputs
         self.loss = cross_entropy if loss is None else loss
+        self.lr_scales: dict[str, float] = {}
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Those of the head."""
         return dict(self.module.named_parameters())
-
-    def lr_scales(self) -> dict[str, float]:
-        """All at the same rate."""
-        return {}
-
-    def weights(self) -> None:
-        """All examples count the same."""
 
     def load(self, shares: Iterable[StepBatch]) -> Iterator[StepBatch]:
         """Adds what the head is given of each image."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from masp.backbones.base import Backbone
 from masp.baselines.base import Example, TrainingData
 from masp.core.atomic_io import write_file
-from masp.core.errors import DataError, UsageError
+from masp.core.errors import DataError, UsageError, did_you_mean
 from masp.core.flops import images_at_once
 from masp.core.runtime import Bar
 from masp.core.settings import TrainConfig
@@ -329,9 +329,8 @@ def check_training_data(examples: TrainingData, labels: Sequence[str]) -> None:
         raise DataError("there is no labelled image to learn from", "at least one", "Check the split train.")
     strange = sorted({example.label for example in (*examples.train, *examples.val)} - set(labels))
     if strange:
-        raise DataError(
-            f"the lessons have the label '{strange[0]}'", f"one of {', '.join(labels)}", "Correct --labels."
-        )
+        hint = f"{did_you_mean(strange[0], labels)} Correct it, or --labels."
+        raise DataError(f"the lessons have the label '{strange[0]}'", f"one of {', '.join(labels)}", hint)
 
 
 def once(folder: Path, make: Callable[[], Checkpoint]) -> Checkpoint:
@@ -367,5 +366,4 @@ def pooled_features(visual: VisualTokens) -> Float[Tensor, "batch features"]:
 
 def mean_token(visual: VisualTokens) -> Float[Tensor, "batch dim"]:
     """The mean of each image's visual tokens, fp32; padding does not count."""
-    tokens = visual.tokens.float() * visual.mask[:, :, None]
-    return tokens.sum(1) / visual.mask.sum(1, keepdim=True)
+    return visual.mean()

@@ -34,6 +34,7 @@ from masp.baselines.base import (
     named,
     predictions_of,
 )
+from masp.baselines.learning import check_training_data
 from masp.baselines.lora_layers import LoraLayers, LoraSettings, natural_rate
 from masp.core.aspects import ASPECTS
 from masp.core.atomic_io import fingerprint
@@ -102,6 +103,7 @@ class TuningStage:
     name: str = "tuning"
     unit: str = "questions"
     score: tuple[str, ...] = ("accuracy", "log_likelihood")
+    weights: Float[Tensor, " examples"] | None = None
 
     def __init__(
         self,
@@ -116,19 +118,11 @@ class TuningStage:
     ) -> None:
         self.model, self.layers, self.images = model, layers, images
         self.turns, self.val, self.question, self.labels = turns, val, question, labels
-        self.at_once = at_once
+        self.at_once, self.lr_scales = at_once, dict[str, float]()
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Both matrices of every LoRA layer."""
         return self.layers.parameters()
-
-    def lr_scales(self) -> dict[str, float]:
-        """All at the same rate."""
-        return {}
-
-    def weights(self) -> Float[Tensor, " examples"] | None:
-        """Every question counts the same."""
-        return None
 
     def load(self, shares: Iterable[StepBatch]) -> Iterator[StepBatch]:
         """Adds the visual tokens of each question's image."""
@@ -201,22 +195,6 @@ class LoraFinetuned:
         self.name = packed if packed and self.layers.quantised else kind
         self._learned: dict[str, Any] | None = None
 
-    def _check(self, examples: TrainingData) -> None:
-        """Make sure that there is something to learn, and nothing else than the labels.
-
-        Raises:
-            DataError: no examples, or a label that this system does not know.
-        """
-        if not examples.train:
-            raise DataError("there is nothing to learn from", "at least one labelled image in the split train")
-        for example in (*examples.train, *examples.val):
-            if example.label not in self.labels:
-                raise DataError(
-                    f"the label '{example.label}' is none of this system's",
-                    "",
-                    did_you_mean(example.label, self.labels),
-                )
-
     def fit(self, examples: TrainingData) -> None:
         """Train on the examples, go on with an interrupted run, or load what a finished one learned.
 
@@ -226,7 +204,7 @@ class LoraFinetuned:
             CheckpointError: the disk refuses to be written, or another process is using the folder.
             Interrupted: a signal arrived; the checkpoint is written.
         """
-        self._check(examples)
+        check_training_data(examples, self.labels)
         turns = self.teach(self.questions, self.labels, examples.train)
         identity = self._identity(examples, turns)
         folder, checkpoints = RunFolder(examples.out), CheckpointStore(examples.out / LEARNED, keep=1)

@@ -90,6 +90,10 @@ class VisualTokens:
         shapes = grids if self.shapes is None else self.shapes
         return [ImageLayout(count, shape) for count, shape in zip(self.counts, shapes, strict=True)]
 
+    def mean(self) -> Float[Tensor, "batch dim"]:
+        """The mean token of each image, padding left out; fp32."""
+        return (self.tokens.float() * self.mask[..., None]).sum(1) / self.mask.sum(1, keepdim=True)
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """The same visual tokens on another device; `dtype` changes tokens and deep features only."""
         return replace(
@@ -348,16 +352,6 @@ class CachedPrefix:
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""
         return replace(self, states=self.states.to(device), mask=self.mask.to(device))
-
-    def repeat(self, times: int) -> Self:
-        """The one row of this object standing for `times` rows, without a copy."""
-        return replace(
-            self,
-            states=self.states.expand(-1, -1, times, -1, -1, -1),
-            mask=self.mask.expand(times, -1),
-            images=self.images * times,
-            prefix_hashes=self.prefix_hashes * times,
-        )
 
     @staticmethod
     def stack(parts: "Sequence[CachedPrefix]") -> "CachedPrefix":

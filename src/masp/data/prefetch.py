@@ -43,15 +43,13 @@ class LoadedBatch:
     Attributes:
         indices: numbers of the good images among the paths, in the order of the batch.
         paths: their files.
-        pixels: what `preprocess` made of them; None without `preprocess` or without a good image.
-        images: RGB images, where they were asked for; otherwise empty.
+        pixels: what `preprocess` made of them; None without a good image.
         failures: the images of the batch that could not be used.
     """
 
     indices: tuple[int, ...]
     paths: tuple[Path, ...]
     pixels: Any
-    images: tuple[Image.Image, ...]
     failures: tuple[Failed, ...]
 
 
@@ -60,29 +58,25 @@ class Loading:
     """How images are read.
 
     Attributes:
-        preprocess: makes the backbone's tensors from RGB images; runs in the threads. None: images only.
+        preprocess: makes the backbone's tensors from RGB images; runs in the threads.
         longest_side: see `open_image`.
-        keep_images: hand the images out beside what `preprocess` made of them.
-        workers: threads; 0 reads in the caller's own. The result does not depend on it.
-        ahead: batches that are read or wait to be fetched at most; None: one more than there are workers.
+        workers: threads; 0 reads in the caller's own. The result does not depend on it. One batch more than there are
+            threads is read or waits to be fetched at most.
         rounding: see `open_image`.
     """
 
-    preprocess: Preprocess | None = None
+    preprocess: Preprocess
     longest_side: int | None = None
-    keep_images: bool = False
     workers: int = 2
-    ahead: int | None = None
     rounding: Rounding = "nearest"
 
 
 def prefetch(
     paths: Iterable[str | Path],
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocess,
     batch_size: int = 16,
     workers: int = 2,
     longest_side: int | None = None,
-    keep_images: bool = False,
     bad_files: BadFiles | None = None,
     rounding: Rounding = "nearest",
 ) -> Iterator[LoadedBatch]:
@@ -93,11 +87,10 @@ def prefetch(
 
     Args:
         paths: files; may be endless.
-        preprocess: see `Loading`, as are the next three.
+        preprocess: see `Loading`.
         batch_size: images per batch.
         workers: threads.
         longest_side: largest side of an image.
-        keep_images: whether batches hold their images.
         bad_files: the account to keep; it stops the stream when too much is bad.
         rounding: see `Loading`.
 
@@ -107,7 +100,7 @@ def prefetch(
     """
     if batch_size < 1:
         raise UsageError(f"batch_size is {batch_size}", "1 or more", "Correct batch_size.")
-    loading = Loading(preprocess, longest_side, keep_images, workers, rounding=rounding)
+    loading = Loading(preprocess, longest_side, workers, rounding)
     return load(_chunks(paths, batch_size), loading, bad_files)
 
 
@@ -154,14 +147,13 @@ def _chunks(paths: Iterable[str | Path], size: int) -> Iterator[tuple[Item, ...]
 
 
 def _ahead(jobs: Iterator[Callable[[], LoadedBatch]], loading: Loading) -> Iterator[LoadedBatch]:
-    most = loading.workers + 1 if loading.ahead is None else max(1, loading.ahead)
     waiting: deque[Future[LoadedBatch]] = deque()
     error: Exception | None = None
     more = True
     with ThreadPoolExecutor(loading.workers, thread_name_prefix="masp-loader") as pool:
         try:
             while more or waiting:
-                while more and len(waiting) < most:
+                while more and len(waiting) <= loading.workers:
                     try:
                         waiting.append(pool.submit(next(jobs)))
                     except StopIteration:
@@ -178,22 +170,11 @@ def _ahead(jobs: Iterator[Callable[[], LoadedBatch]], loading: Loading) -> Itera
 
 
 def _batch(items: tuple[Item, ...], loading: Loading) -> LoadedBatch:
-    good: list[tuple[int, Path, Image.Image]] = []
-    failures: list[Failed] = []
-    for index, path in items:
-        try:
-            good.append((index, path, open_image(path, loading.longest_side, loading.rounding)))
-        except ImageError as error:
-            failures.append(Failed(index, path, error.reason, error.passing))
-    pixels = None
-    if loading.preprocess is not None and good:
-        pixels, unfit = prepared([image for _, _, image in good], loading.preprocess)
-        failures += [Failed(*good[position][:2], reason) for position, reason in unfit.items()]
-        good = [one for position, one in enumerate(good) if position not in unfit]
-    images = tuple(image for _, _, image in good) if loading.keep_images or loading.preprocess is None else ()
-    return LoadedBatch(
-        tuple(index for index, _, _ in good), tuple(path for _, path, _ in good), pixels, images, tuple(failures)
-    )
+    paths = [path for _, path in items]
+    pixels, failed = prepare_images(paths, loading.preprocess, loading.longest_side, loading.rounding)
+    good = [item for place, item in enumerate(items) if place not in failed]
+    failures = tuple(Failed(*items[place], error.reason, error.passing) for place, error in failed.items())
+    return LoadedBatch(tuple(index for index, _ in good), tuple(path for _, path in good), pixels, failures)
 
 
 def prepared(images: Sequence[Image.Image], preprocess: Preprocess) -> tuple[Any, dict[int, str]]:

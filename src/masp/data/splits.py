@@ -15,23 +15,12 @@ from masp.core.errors import DataError, UsageError
 from masp.data.records import Dataset, Record, read_json
 
 
-@dataclass(frozen=True)
-class EpochOrder:
-    """The order of `n` examples in one epoch.
+def epoch_order(n: int, seed: int, epoch: int) -> list[int]:
+    """The order of `n` examples in one epoch: every number from 0 to n - 1 once.
 
     Sorting by a hash is the same permutation on every machine and with every version of every library.
     """
-
-    n: int
-    seed: int
-    epoch: int
-
-    def __len__(self) -> int:
-        return self.n
-
-    def indices(self) -> list[int]:
-        """Every number from 0 to n - 1 once."""
-        return _shuffled(self.n, f"{self.seed}:{self.epoch}:examples")
+    return _shuffled(n, f"{seed}:{epoch}:examples")
 
 
 def _shuffled(n: int, name: str) -> list[int]:
@@ -97,7 +86,7 @@ class Batches:
                 f"0 to {self.per_epoch}",
                 "Resume with the same data and batch size.",
             )
-        order = EpochOrder(self.n, self.seed, epoch).indices()
+        order = epoch_order(self.n, self.seed, epoch)
         chosen = self._cut(order) if self.lengths is None else self._bucketed(order, self.lengths, epoch)
         yield from chosen[start_batch:]
 

@@ -14,7 +14,7 @@ from masp.data.records import BadFiles, Record
 from masp.evaluation import metrics
 from masp.evaluation.metrics import Interval, SetScore, set_score
 from masp.evaluation.predict_split import Batching, labelled, visual_batches
-from masp.model.explain import ATTRIBUTIONS, DEFAULT_ATTRIBUTION, Attribution, heatmaps, taking_part
+from masp.model.explain import ATTRIBUTIONS, DEFAULT_ATTRIBUTION, Attribution, heatmaps
 from masp.model.masp_model import ActiveParts, MaspModel
 from masp.model.scoring import describe_aspects, generate
 from masp.predictor import Masp
@@ -160,7 +160,7 @@ def _explained(
     masp: Masp, batch: Sequence[Record], visual: VisualTokens, attribution: Attribution
 ) -> list[ExplainedImage]:
     model, task = masp.model, masp.task
-    names = taking_part(model, task.use)
+    names = model.active_aspects(task.use)
     log_p = masp.log_probabilities(visual)
     best = log_p.argmax(dim=1)
     concepts = masp.handle().concepts

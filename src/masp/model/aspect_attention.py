@@ -214,14 +214,14 @@ class AspectRouting(nn.Module):
 
     def gates(self, read: AspectTokens, visual: VisualTokens) -> Float[Tensor, "batch aspects"]:
         """The gates of the aspects in `read`; what the others would show is zero."""
-        features = self._features(read, _mean(visual))
+        features = self._features(read, visual.mean())
         hidden = functional.linear(features, self.hidden_weight, self.hidden_bias).tanh()
         gates = 2 * functional.linear(hidden, self.gate_weight, self.gate_bias).sigmoid()
         return gates[:, [self.aspects.index(name) for name in read.aspects]]
 
     def forward(self, read: AspectTokens, visual: VisualTokens) -> Float[Tensor, "batch aspects queries dim"]:
         """The gated tokens."""
-        away = read.tokens - _mean(visual)[:, None, None]
+        away = read.tokens - visual.mean()[:, None, None]
         return read.tokens + (self.gates(read, visual) - 1)[:, :, None, None] * away
 
     def _features(self, read: AspectTokens, mean: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch features"]:
@@ -236,9 +236,3 @@ class AspectRouting(nn.Module):
         entropy = torch.special.entr(weights).sum(-1) / (weights > 0).sum(-1).clamp_min(2).log()
         spread[:, indices] = entropy
         return torch.cat([alike, spread], dim=1)
-
-
-def _mean(visual: VisualTokens) -> Float[Tensor, "batch dim"]:
-    """Mean visual token of every image, in fp32."""
-    mask = visual.mask[:, :, None]
-    return (visual.tokens.float() * mask).sum(1) / mask.sum(1)

@@ -53,11 +53,6 @@ class PromptAttention:
     normalised: Mapping[str, float]
 
 
-def taking_part(model: MaspModel, use: ActiveParts) -> tuple[str, ...]:
-    """The aspects that a model has and a use wants, in the order in which they are spliced in."""
-    return () if model.aspects is None else tuple(name for name in model.aspects.aspects if name in use.aspects)
-
-
 @torch.no_grad()
 def read_aspects(
     model: MaspModel,
@@ -71,7 +66,7 @@ def read_aspects(
 
     What it saw are the given `words`; None: what the backbone answers to `questions` out of the aspect's tokens.
     """
-    names = taking_part(model, use)
+    names = model.active_aspects(use)
     if words is None:
         answers = aspect_answers(model, visual, questions)
     else:
@@ -126,7 +121,7 @@ def attention_to_aspects(
     model: MaspModel, visual: VisualTokens, question: str, use: ActiveParts
 ) -> list[PromptAttention] | None:
     """For every image the soft prompt's attention to each aspect; None where one of the two takes no part."""
-    names = taking_part(model, use)
+    names = model.active_aspects(use)
     if not names or not use.prompt or model.prompt is None:
         return None
     raw = prompt_attention(model, visual, question, use)
@@ -152,7 +147,7 @@ def leave_one_out(
     """
     if complete is None:
         complete = score(model, visual, question, labels, use)
-    names = taking_part(model, use)
+    names = model.active_aspects(use)
     without = [score(model, visual, question, labels, without_aspect(use, name)) for name in names]
     if not without:
         return complete.new_zeros(complete.shape[0], 0, complete.shape[1])
@@ -173,7 +168,7 @@ def shapley_values(
     The values of one image and label sum to log p with all aspects minus log p with none. With n aspects every image is
     scored 2ⁿ times (64 for six), 2ⁿ - 1 where `complete`, the score with all of them, is known already.
     """
-    names = taking_part(model, use)
+    names = model.active_aspects(use)
     scores: dict[tuple[str, ...], Tensor] = {} if complete is None else {names: complete}
     for count in range(len(names) + 1):
         for chosen in combinations(names, count):

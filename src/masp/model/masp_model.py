@@ -176,7 +176,7 @@ class MaspModel(nn.Module):
         return embed
 
     def active_aspects(self, use: ActiveParts) -> tuple[str, ...]:
-        """The aspects of this model that take part, in its order."""
+        """The aspects that this model has and a use wants, in the order in which they are spliced in."""
         return () if self.aspects is None else tuple(name for name in self.aspects.aspects if name in use.aspects)
 
     @torch.no_grad()

@@ -25,7 +25,6 @@ from masp.model.explain import (
     PromptAttention,
     attention_to_aspects,
     read_aspects,
-    taking_part,
 )
 from masp.model.masp_model import ActiveParts, MaspModel
 from masp.model.scoring import LabelQuestion, generate, longest_answer, score, score_tasks
@@ -323,7 +322,7 @@ def _explained(
     model, task = handle.model, handle.task
     answers = generate(model, visual, task.question, task.use, longest_answer(model.backbone, task.labels))
     predictions = [replace(one, answer=answer) for one, answer in zip(predictions, answers, strict=True)]
-    if not taking_part(model, task.use):
+    if not model.active_aspects(task.use):
         return predictions
     effects = ATTRIBUTIONS[attribution](model, visual, task.question, task.labels, task.use, log_p)
     chosen = effects[torch.arange(len(predictions)), :, log_p.argmax(dim=1)]
@@ -346,7 +345,7 @@ def _explained_by_words(
     Nothing is generated: the language model has no part in the answer but its scores, where they are added.
     """
     model, task = handle.model, handle.task
-    names = taking_part(model, task.use)
+    names = model.active_aspects(task.use)
     rows, best = torch.arange(len(predictions)), log_p.argmax(dim=1)
     readings = read_aspects(
         model, visual, task.questions, task.use, concepts.effects(read, names)[rows, :, best], concepts.answers(read)

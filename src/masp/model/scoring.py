@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
@@ -59,7 +60,7 @@ def log_probabilities(
     Raises:
         UsageError: no labels, or one twice.
     """
-    return _score(model, model.build_inputs(visual, [question] * len(visual), use=use), labels)
+    return score_rows(model, model.build_inputs(visual, [question] * len(visual), use=use), labels)
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def aspect_log_probabilities(
     model: MaspModel, visual: VisualTokens, aspect: str, question: str, labels: Sequence[str]
 ) -> Float[Tensor, "batch labels"]:
     """As `log_probabilities`, but the model sees the tokens of one aspect instead of the image (as in stage 1)."""
-    return _score(model, _about_aspect(model, visual, aspect, question), labels)
+    return score_rows(model, _about_aspect(model, visual, aspect, question), labels)
 
 
 @torch.no_grad()
@@ -164,13 +165,44 @@ def describe_aspects(
 
 
 @torch.no_grad()
-def score_rows(model: MaspModel, rows: ModelInputs, labels: Sequence[str]) -> Float[Tensor, "batch labels"]:
+def score_rows(model: MaspModel, assembled: ModelInputs, labels: Sequence[str]) -> Float[Tensor, "batch labels"]:
     """As `score`, for rows that were assembled already, each perhaps with a question of its own.
+
+    One pass over every prompt with all labels behind it, each label a branch that sees the prompt and itself. The sums
+    are not normalised over the labels.
 
     Raises:
         UsageError: no labels, or one twice.
     """
-    return _score(model, rows, labels)
+    if not labels or len(set(labels)) < len(labels):
+        raise UsageError(f"the labels are {', '.join(labels) or 'empty'}", "at least one label, each once")
+    backbone, device = model.backbone, assembled.attention_mask.device
+    answers = [backbone.answer_ids(label, end=True) for label in labels]
+    fed = [answer[:-1] for answer in answers]  # the end of turn is predicted, never fed
+    branch = torch.tensor([b for b, ids in enumerate(fed, 1) for _ in ids], dtype=torch.long, device=device)
+    offset = torch.tensor([o for ids in fed for o, _ in enumerate(ids, 1)], dtype=torch.long, device=device)
+    batch, prompt = assembled.attention_mask.shape
+    row, last = torch.arange(batch, device=device), last_real(assembled)
+    words = torch.tensor([i for ids in fed for i in ids], dtype=torch.long, device=device)
+    tails = backbone.embed(words).expand(batch, -1, -1)
+    positions = assembled.position_ids[:, row, last, None] + offset  # (axes, b, branch columns)
+    known, start = model.cached_prefix(assembled)
+    branch_columns = torch.arange(prompt - start, prompt - start + len(branch), device=device).expand(batch, -1)
+    run = backbone.forward(
+        torch.cat([assembled.inputs_embeds[:, start:], tails], dim=1),
+        torch.cat([assembled.position_ids[:, :, start:], positions], dim=2),
+        torch.cat([assembled.attention_mask, assembled.attention_mask.new_ones(batch, len(branch))], dim=1),
+        cache=known,
+        branch_ids=torch.cat([branch.new_zeros(prompt), branch]),
+        output_positions=torch.cat([last[:, None] - start, branch_columns], dim=1),
+        extras=assembled.extras(start).followed_by(len(branch)),
+    )
+    begins = accumulate(map(len, fed[:-1]), initial=1)  # column 0 is the end of the prompt
+    columns = [
+        column for begin, ids in zip(begins, fed, strict=True) for column in (0, *range(begin, begin + len(ids)))
+    ]
+    chosen = _log_p(backbone, run.hidden, columns, [word for answer in answers for word in answer])
+    return torch.stack([own.sum(1) for own in chosen.split([len(answer) for answer in answers], dim=1)], dim=1)
 
 
 @torch.no_grad()
@@ -203,49 +235,6 @@ def _opened(model: MaspModel, assembled: ModelInputs) -> DecoderOutput:
     last = last_real(assembled)[:, None] - start
     extras = assembled.extras(start)
     return model.backbone.forward(*assembled.span(start), cache=known, output_positions=last, extras=extras)
-
-
-def _score(model: MaspModel, assembled: ModelInputs, labels: Sequence[str]) -> Float[Tensor, "batch labels"]:
-    """One pass over every prompt with all labels behind it, each label a branch that sees the prompt and itself.
-
-    The sums are not normalised over the labels.
-    """
-    if not labels or len(set(labels)) < len(labels):
-        raise UsageError(f"the labels are {', '.join(labels) or 'empty'}", "at least one label, each once")
-    backbone, device = model.backbone, assembled.attention_mask.device
-    answers = [backbone.answer_ids(label, end=True) for label in labels]
-    fed = [answer[:-1] for answer in answers]  # the end of turn is predicted, never fed
-    branch = torch.tensor([b for b, ids in enumerate(fed, 1) for _ in ids], dtype=torch.long, device=device)
-    offset = torch.tensor([o for ids in fed for o, _ in enumerate(ids, 1)], dtype=torch.long, device=device)
-    batch, prompt = assembled.attention_mask.shape
-    row, last = torch.arange(batch, device=device), last_real(assembled)
-    words = torch.tensor([i for ids in fed for i in ids], dtype=torch.long, device=device)
-    tails = backbone.embed(words).expand(batch, -1, -1)
-    positions = assembled.position_ids[:, row, last, None] + offset  # (axes, b, branch columns)
-    known, start = model.cached_prefix(assembled)
-    branch_columns = torch.arange(prompt - start, prompt - start + len(branch), device=device).expand(batch, -1)
-    run = backbone.forward(
-        torch.cat([assembled.inputs_embeds[:, start:], tails], dim=1),
-        torch.cat([assembled.position_ids[:, :, start:], positions], dim=2),
-        torch.cat([assembled.attention_mask, assembled.attention_mask.new_ones(batch, len(branch))], dim=1),
-        cache=known,
-        branch_ids=torch.cat([branch.new_zeros(prompt), branch]),
-        output_positions=torch.cat([last[:, None] - start, branch_columns], dim=1),
-        extras=assembled.extras(start).followed_by(len(branch)),
-    )
-    columns = [
-        column for start, ids in zip(_starts(fed), fed, strict=True) for column in (0, *range(start, start + len(ids)))
-    ]
-    chosen = _log_p(backbone, run.hidden, columns, [word for answer in answers for word in answer])
-    return torch.stack([own.sum(1) for own in chosen.split([len(answer) for answer in answers], dim=1)], dim=1)
-
-
-def _starts(fed: Sequence[Sequence[int]]) -> list[int]:
-    """Where each branch begins among the columns that are read; column 0 is the end of the prompt."""
-    starts = [1]
-    for ids in fed[:-1]:
-        starts.append(starts[-1] + len(ids))
-    return starts
 
 
 def _log_p(

@@ -25,6 +25,7 @@ from masp.data.records import BadFiles
 from masp.training.disk_cache import GIGA, CacheGroup, DiskCache, key_of
 from masp.training.distributed import ALONE, Processes
 from masp.training.signals import StopRequest
+from masp.training.trainer import groups_of
 
 READ_TOGETHER = 16  # images per pass of the vision tower while the store is filled
 
@@ -135,11 +136,6 @@ def _unpacked(group: CacheGroup, row: int) -> VisualTokens:
     )
 
 
-def in_groups(indices: Sequence[int]) -> list[list[int]]:
-    """The numbers, as many together as go through the vision tower at once."""
-    return [list(indices[start : start + READ_TOGETHER]) for start in range(0, len(indices), READ_TOGETHER)]
-
-
 def rows_of(visual: VisualTokens) -> list[VisualTokens]:
     """The visual tokens of each image of a batch, without padding and places on the image, on the CPU."""
     return [replace(visual.select([row]), boxes=None).to("cpu") for row in range(len(visual))]
@@ -248,7 +244,7 @@ class FeatureCache:
         new = [index for index, key in enumerate(self._keys) if key not in self._kept]
         self.usable = [key in self._kept for key in self._keys]
         account.accept(len(self.paths) - len(new))
-        groups = self._from_disk(in_groups(new), account)
+        groups = self._from_disk(groups_of(new, READ_TOGETHER), account)
         reader = self._reader(self.processes.shard(groups))
 
         def read() -> VisualGroup | None:
@@ -350,11 +346,11 @@ class FeatureCache:
         """Hold visual tokens, where the group has them."""
         self._kept.update(zip((self._keys[index] for index in group.good), group.tokens, strict=False))
 
-    def _from_disk(self, groups: list[list[int]], account: BadFiles) -> list[list[int]]:
+    def _from_disk(self, groups: Sequence[Sequence[int]], account: BadFiles) -> list[Sequence[int]]:
         """Take what earlier runs have computed; the groups that are left."""
         self._size = self.bytes()
         if self.disk_cache is None or not self.kept:
-            return groups
+            return list(groups)
         disk_cache = self.disk_cache
         self.hashes = self.processes.on_main(lambda: [content_hash(path) for path in self.paths])
         names = [self._key(indices) for indices in groups]
@@ -362,7 +358,7 @@ class FeatureCache:
         everywhere = [
             all(there) for there in zip(*self.processes.all_gather(lambda: [g is not None for g in parts]), strict=True)
         ]
-        left: list[list[int]] = []
+        left: list[Sequence[int]] = []
         for indices, packed, there in zip(groups, parts, everywhere, strict=True):
             if packed is None or not there:
                 left.append(indices)

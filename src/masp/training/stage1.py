@@ -20,7 +20,7 @@ from masp.core.flops import VALIDATED
 from masp.core.labels import normalise_answer
 from masp.core.prompts import Questions, load_questions
 from masp.data.records import Dataset, Record
-from masp.data.splits import EpochOrder
+from masp.data.splits import epoch_order
 from masp.evaluation.metrics import set_score
 from masp.model.aspect_attention import AspectModules
 from masp.model.masp_model import MaspModel
@@ -71,7 +71,7 @@ class ImageMajorOrder:
 
     def batches(self, epoch: int, start_batch: int = 0) -> Iterator[tuple[int, ...]]:
         """The batches of an epoch from number `start_batch` on; every pair is in exactly one of them."""
-        order = EpochOrder(len(self.pairs), self.seed, epoch).indices()
+        order = epoch_order(len(self.pairs), self.seed, epoch)
         for start in range(start_batch * self.images, len(order), self.images):
             chosen = order[start : start + self.images]
             yield tuple(index for image in chosen for index in self.pairs[image])
@@ -93,6 +93,7 @@ class AspectStage:
     name: str = "aspects"
     unit: str = "pairs"
     score: tuple[str, ...] = ("score",)
+    weights: Float[Tensor, " examples"] | None = None
 
     def __init__(
         self,
@@ -105,7 +106,8 @@ class AspectStage:
         attention_rate: float = 1.0,
     ) -> None:
         self.model, self.store, self.examples, self.validation = model, store, examples, validation
-        self.attention_rate = attention_rate
+        attention = (name for name in self.parameters() if name.endswith((".queries", ".key")))
+        self.lr_scales: dict[str, float] = dict.fromkeys(attention, attention_rate)
         self.questions, self.at_once = questions, at_once
         self.aspects = model.aspect_module().aspects
         self.texts = [questions.aspect(name) for name in self.aspects]
@@ -114,14 +116,6 @@ class AspectStage:
     def parameters(self) -> dict[str, nn.Parameter]:
         """The tensors of all aspect modules."""
         return dict(self.model.aspect_module().named_parameters())
-
-    def lr_scales(self) -> dict[str, float]:
-        """Of the queries and W_K of all modules."""
-        return {name: self.attention_rate for name in self.parameters() if name.endswith((".queries", ".key"))}
-
-    def weights(self) -> Float[Tensor, " examples"] | None:
-        """Every pair counts the same."""
-        return None
 
     def load(self, shares: Iterable[StepBatch]) -> Iterator[StepBatch]:
         """Adds the visual tokens of the images whose pairs these are, each image once."""
@@ -255,7 +249,7 @@ def spread(records: Sequence[T], most: int) -> list[T]:
 
     Data sets list one label behind the other, so that the first ones would all be of one label.
     """
-    chosen = EpochOrder(len(records), seed=0, epoch=0).indices()[:most]
+    chosen = epoch_order(len(records), seed=0, epoch=0)[:most]
     return [records[index] for index in sorted(chosen)]
 
 

@@ -96,7 +96,7 @@ class PromptStage:
         validation: image numbers and labels to measure on.
         asking: how the emotion is asked for.
         use: what stands in the sequence.
-        example_weights: what each example's loss is multiplied with.
+        weights: what each example's loss is multiplied with.
         prefixes: what stands before the soft prompt, where it is kept; it then takes the place of visual tokens.
         at_once: images scored at once in validation.
     """
@@ -113,27 +113,19 @@ class PromptStage:
         validation: Sequence[tuple[int, str]],
         asking: QuestionSettings,
         use: ActiveParts,
-        example_weights: Float[Tensor, " examples"] | None = None,
+        weights: Float[Tensor, " examples"] | None = None,
         prefixes: PrefixCache | None = None,
         at_once: int = 1,
     ) -> None:
         self.model, self.store, self.examples, self.validation = model, store, examples, validation
-        self.asking, self.use, self.example_weights, self.prefixes = asking, use, example_weights, prefixes
-        self.at_once = at_once
+        self.asking, self.use, self.weights, self.prefixes = asking, use, weights, prefixes
+        self.at_once, self.lr_scales = at_once, dict[str, float]()
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The soft prompt, and the gates of `method.routing`."""
         assert self.model.prompt is not None
         gates = {} if self.model.routing is None else dict(self.model.routing.named_parameters(prefix="routing"))
         return {"vectors": self.model.prompt.vectors, **gates}
-
-    def lr_scales(self) -> dict[str, float]:
-        """All at the same rate."""
-        return {}
-
-    def weights(self) -> Float[Tensor, " examples"] | None:
-        """Balanced weights of the labels, if asked for."""
-        return self.example_weights
 
     def load(self, shares: Iterable[StepBatch]) -> Iterator[StepBatch]:
         """Adds the visual tokens of each image, or what is kept of all that stands before the soft prompt."""

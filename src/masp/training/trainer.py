@@ -173,23 +173,19 @@ class TrainTask(Protocol):
     Attributes:
         name: what is trained, for the progress bar.
         unit: what the progress bar calls its examples.
+        lr_scales: share of the learning rate at which some trainable tensors learn, by name; the others at all of it.
+        weights: what each example's loss is multiplied with (1 on average), or None for equal weights.
         score: the validation metrics that decide which state is kept, the most important first; more is better.
     """
 
     name: str
     unit: str
     score: tuple[str, ...]
+    lr_scales: dict[str, float]
+    weights: Float[Tensor, " examples"] | None
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trainable tensors by name; nothing else changes during a run."""
-        ...
-
-    def lr_scales(self) -> dict[str, float]:
-        """The share of the learning rate at which some trainable tensors learn, by name; the others at all of it."""
-        ...
-
-    def weights(self) -> Float[Tensor, " examples"] | None:
-        """What each example's loss is multiplied with (1 on average), or None for equal weights."""
         ...
 
     def load(self, shares: Iterable[StepBatch]) -> Iterator[StepBatch]:
@@ -243,9 +239,9 @@ class Trainer:
         self.processes = processes
         self.parameters = stage.parameters()
         self.device = next(iter(self.parameters.values())).device
-        self.weights = stage.weights()
+        self.weights = stage.weights
         groups: dict[float, list[nn.Parameter]] = {}
-        scales = stage.lr_scales()
+        scales = stage.lr_scales
         for name, parameter in self.parameters.items():
             groups.setdefault(scales.get(name, 1.0), []).append(parameter)
         self.optimizer = torch.optim.AdamW(

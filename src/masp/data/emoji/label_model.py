@@ -11,17 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from masp.core.aspects import ASPECTS, LEVELS, level
+from masp.core.labels import LABEL_SETS
 
-EMOTIONS: tuple[str, ...] = (
-    "amusement",
-    "awe",
-    "contentment",
-    "excitement",
-    "anger",
-    "disgust",
-    "fear",
-    "sadness",
-)
+EMOTIONS = LABEL_SETS["emoset"]
 """EmoSet's eight emotions in EmoSet's own order."""
 
 INVERSE_TEMPERATURE = 3.4

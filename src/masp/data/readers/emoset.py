@@ -26,17 +26,6 @@ def read_annotation(file: Path) -> tuple[dict[str, str], Mapping[str, object] | 
     content = read_json(file)
     if not isinstance(content, dict):
         raise DataError(f"{file} holds {type(content).__name__}", "a JSON object", "Copy it again from its source.")
-    answers = annotation_answers(content)
-    extra = tuple(sorted(name for name in content if name not in _OWN_KEYS))
-    return answers, LazyExtra(file, extra) if extra else {}
-
-
-def annotation_answers(content: Mapping[str, object]) -> dict[str, str]:
-    """The answers of an annotation object that is already in memory.
-
-    Raises:
-        DataError: a value of the wrong type or range.
-    """
     answers: dict[str, str] = {}
     for aspect in ASPECTS:
         value = content.get(aspect)
@@ -47,7 +36,8 @@ def annotation_answers(content: Mapping[str, object]) -> dict[str, str]:
             raise DataError(f"{aspect} is {answer!r:.60}", "text without lone surrogates", "Correct the annotation.")
         if answer:
             answers[aspect] = sys.intern(answer)
-    return answers
+    extra = tuple(sorted(name for name in content if name not in _OWN_KEYS))
+    return answers, LazyExtra(file, extra) if extra else {}
 
 
 log = logging.getLogger(__name__)

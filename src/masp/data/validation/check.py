@@ -68,24 +68,14 @@ class OpenedDataset:
         return [(split, record) for split, records in self.reading.splits.items() for record in records]
 
 
-def open_for_check(settings: DataConfig) -> OpenedDataset:
-    """The lists and annotations of a data set, however many of them are damaged.
-
-    Where the settings name a division it is divided as for training, otherwise it is left as it was published.
-
-    Raises:
-        DataError: the path does not exist, or is a file that is no table; a division that is none, or another one's.
-    """
-    return open_together([settings])[0]
-
-
 def open_together(settings: Sequence[DataConfig]) -> list[OpenedDataset]:
-    """Several data sets, each as `open_for_check` opens it.
+    """The lists and annotations of data sets, however many of them are damaged.
 
-    A file with a division divides those of them whose images it names, one at least; the others stay as they are.
+    Where the settings name a division they are divided as for training, otherwise left as they were published. A file
+    with a division divides those of them whose images it names, one at least; the others stay as they are.
 
     Raises:
-        DataError: as for `open_for_check`.
+        DataError: a path does not exist, or is a file that is no table; a division that is none, or another one's.
     """
     result: list[OpenedDataset] = []
     strangers: list[DataError] = []
