@@ -142,6 +142,7 @@ WRONG_VALUES = [
     ("prompt.aspects=[scene, objct]", r"prompt\.aspects: unknown aspect 'objct'\. Did you mean 'object'\?"),
     ("prompt.aspects=[scene, scene]", "prompt.aspects: an aspect is named twice"),
     ("aspects.max_per_aspect={scenes: 3}", r"aspects\.max_per_aspect: unknown aspect 'scenes'\. Did you mean 'scene'"),
+    ("aspects.max_per_aspect.scen=null", r"aspects\.max_per_aspect: unknown aspect 'scen'\. Did you mean 'scene'"),
     *((f"aspects.max_per_aspect={count}", "whole numbers of 1 or more") for count in ("0", "true", "{}", "{scene: 0}")),
     ("prompt.aspects=scene", "prompt.aspects: a list of aspects is needed"),
     ("method.variant=papr", r"method\.variant is 'papr'; expected 'paper' or 'released'\. Did you mean 'paper'\?"),

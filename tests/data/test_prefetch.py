@@ -1,9 +1,11 @@
 """Batches come in order, whatever the number of threads; what is bad is counted; memory stays bounded."""
 
+import gc
 import itertools
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +69,27 @@ def test_a_batch_without_a_good_picture_is_empty(tmp_path: Path) -> None:
     (batch,) = prefetch([tmp_path / "a.png", str(tmp_path / "b.png")], mean)
     assert (batch.indices, batch.pixels, len(batch.failures)) == ((), None, 2)
     assert list(prefetch([], mean)) == []
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_bytes(file.read_bytes()[:60])])
+def test_a_bad_picture_does_not_keep_the_others_in_memory(
+    pictures: list[Path], damage: Callable[[Path], object]
+) -> None:
+    """Not even until the collector of cycles comes by: batches follow each other faster."""
+    damage(pictures[1])
+    made: list[weakref.ref[Image.Image]] = []
+
+    def watched(images: Sequence[Image.Image]) -> int:
+        made.extend(map(weakref.ref, images))
+        return len(images)
+
+    gc.disable()
+    try:
+        (batch,) = prefetch(pictures[:4], watched, 4, workers=0)
+        alive = [one for one in made if one() is not None]
+    finally:
+        gc.enable()
+    assert (batch.pixels, len(batch.failures), alive) == (3, 1, [])
 
 
 def test_given_batches_are_read_in_the_given_order(pictures: list[Path]) -> None:

@@ -4,6 +4,7 @@ import base64
 import json
 import logging
 import shutil
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from masp.core.errors import UsageError
 from masp.model.explain import ATTRIBUTIONS, DEFAULT_ATTRIBUTION
 from masp.predictor import Masp
 from masp.serving import create_app
-from masp.serving.app import named_tasks
+from masp.serving.app import SWITCH_SECONDS, named_tasks
 from masp.serving.batcher import Upload, _Job
 from masp.serving.server import JsonLines
 from masp.serving.settings import ServerSettings, check_exposure
@@ -445,6 +446,13 @@ def test_the_bytes_of_an_image_are_never_spelled_out(client, monkeypatch):
     monkeypatch.setattr(_Job, "__repr__", lambda job: spelled.append(job) or "a job")
     assert client.post("/v1/predict", files=forms(png(0)), data={"task": "third"}).status_code == 200
     assert not spelled  # as in the error of a queue that has no such job
+
+
+def test_threads_take_turns_sooner_while_it_runs(masp):
+    usual = sys.getswitchinterval()
+    with TestClient(small_app(masp)):
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_SECONDS)
+    assert sys.getswitchinterval() == usual
 
 
 def test_figures_are_counted(masp):

@@ -116,7 +116,7 @@ def _conditions(record: TrainingRecord) -> str:
     if record.max_grad_norm is not None:
         text += f", gradients scaled down to a norm of {record.max_grad_norm:g}"
     if record.attention_rate not in (None, 1.0):
-        text += f", attention at {record.attention_rate:g} of the rate"
+        text += f", the aspect queries and what attends with them at {record.attention_rate:g} of the rate"
     start = record.prompt_start
     if start is None:
         return text

@@ -155,26 +155,26 @@ def publish(
         The address of the commit.
 
     Raises:
-        AdapterError: no adapter, or a hub that refuses or cannot be reached.
+        AdapterError: no id of a repository, no adapter, or a hub that refuses or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
+    if not _ID.fullmatch(repo_id):
+        raise AdapterError(f"'{repo_id}' is no place on the hub", "an id such as user/name")
     home, info = resolve(folder), read_info(folder)
     if not (home / WEIGHTS).is_file():
         raise AdapterError(f"{home} has no {WEIGHTS}", "a whole adapter", "Copy the adapter again.")
     if license is not None:
         info = info.model_copy(update={"license": license})
-    files = {name: text.encode() for name, text in _described(info).items()}
+    files: dict[str, bytes | Path] = {name: text.encode() for name, text in _described(info).items()}
+    files[WEIGHTS] = home / WEIGHTS
     text = message or f"Adapter of masp for {without_places(info).backbone.name}"
-    if not _ID.fullmatch(repo_id):
-        raise AdapterError(f"'{repo_id}' is no place on the hub", "an id such as user/name")
-    pushed: dict[str, bytes | Path] = {**files, WEIGHTS: home / WEIGHTS}
     api = HfApi()
     with _explained(f"the adapter cannot be pushed to '{repo_id}'", _LOG_IN):
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in pushed.items()]
+        operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()]
         return api.create_commit(repo_id, operations, commit_message=text, revision=revision).commit_url
 
 

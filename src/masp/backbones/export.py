@@ -367,7 +367,7 @@ def _with_size(index: dict[str, Any], grown: int) -> dict[str, Any]:
     if isinstance(metadata.get("total_size"), int):
         metadata["total_size"] += grown
     if grown:
-        metadata.pop("total_parameters", None)  # it would count the rows that were there before
+        metadata.pop("total_parameters", None)  # it counts the rows before the export
     return {**index, "metadata": metadata}
 
 

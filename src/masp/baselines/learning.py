@@ -329,8 +329,8 @@ def check_training_data(examples: TrainingData, labels: Sequence[str]) -> None:
         raise DataError("there is no labelled image to learn from", "at least one", "Check the split train.")
     strange = sorted({example.label for example in (*examples.train, *examples.val)} - set(labels))
     if strange:
-        hint = f"{did_you_mean(strange[0], labels)} Correct it, or --labels."
-        raise DataError(f"the lessons have the label '{strange[0]}'", f"one of {', '.join(labels)}", hint)
+        hint = f"{did_you_mean(strange[0], labels)} Correct the data set, or --labels."
+        raise DataError(f"an example has the label '{strange[0]}'", "a label of this system", hint)
 
 
 def once(folder: Path, make: Callable[[], Checkpoint]) -> Checkpoint:

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from masp.serving.settings import ServerSettings
 
 TOKEN_VARIABLE = "MASP_SERVE_TOKEN"
-SWITCH_SECONDS = 0.0005
-"""How long a thread of Python may keep the interpreter while another waits. By Python's default (5 ms) the model's
-thread, which gives it away in every operation of torch, waits for HTTP far longer than HTTP works."""
 
 SERVE_EXAMPLES = """
 Examples:
@@ -130,7 +127,6 @@ def serve(
     if sys.stderr.isatty():
         say(f"open {server.address}/ in a browser; Ctrl-C ends")
     log_json_lines()
-    sys.setswitchinterval(SWITCH_SECONDS)
     server.run()
 
 

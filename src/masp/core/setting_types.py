@@ -67,13 +67,13 @@ def _as_pattern(text: str) -> str:
 def _as_image_counts(value: object) -> object:
     """A number of images, or one for each aspect that is named, in the one order of Z; null lifts a bound."""
     if isinstance(value, dict) and value:
-        value = {name: count for name, count in value.items() if count is not None} or None
+        value = {name: value[name] for name in _in_order(tuple(value)) if value[name] is not None} or None
     if value is None:
         return None
     counts = [*value.values()] if isinstance(value, dict) else [value]
     if not counts or any(type(count) is not int or count < 1 for count in counts):
         raise ValueError("whole numbers of 1 or more are needed: one, or some by aspect, like {scene: 300}")
-    return {name: value[name] for name in _in_order(tuple(value))} if isinstance(value, dict) else value
+    return value
 
 
 def _in_rising_order(bounds: dict[str, tuple[float | None, float | None]]) -> object:

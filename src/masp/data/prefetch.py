@@ -107,7 +107,7 @@ def prefetch(
 def prefetch_batches(
     paths: Sequence[Path], batches: Iterable[Sequence[int]], loading: Loading, bad_files: BadFiles | None = None
 ) -> Iterator[LoadedBatch]:
-    """The images of given batches of indices (see `sampling.Batches`), in the given order.
+    """The images of given batches of indices (see `splits.Batches`), in the given order.
 
     Raises:
         DataError: the account of bad files stopped the stream.
@@ -218,7 +218,7 @@ def prepare_images(
         try:
             opened[index] = open_any_image(image, longest_side, rounding)
         except ImageError as error:
-            failed[index] = error
+            failed[index] = ImageError(*error.args)  # the one that was raised would keep all images of this call alive
     indices = list(opened)
     pixels, unfit = prepared(list(opened.values()), preprocess) if opened else (None, {})
     failed |= {indices[row]: ImageError(image_name(images[indices[row]]), why) for row, why in unfit.items()}

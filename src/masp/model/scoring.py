@@ -166,10 +166,9 @@ def describe_aspects(
 
 @torch.no_grad()
 def score_rows(model: MaspModel, assembled: ModelInputs, labels: Sequence[str]) -> Float[Tensor, "batch labels"]:
-    """As `score`, for rows that were assembled already, each perhaps with a question of its own.
+    """As `log_probabilities`, for rows that were assembled already, each perhaps with a question of its own.
 
-    One pass over every prompt with all labels behind it, each label a branch that sees the prompt and itself. The sums
-    are not normalised over the labels.
+    One pass over every prompt with all labels behind it, each label a branch that sees the prompt and itself.
 
     Raises:
         UsageError: no labels, or one twice.

@@ -236,7 +236,7 @@ class Batcher:
     def _leave(self, job: _Job) -> None:
         """An image that was answered, or that nobody waits for any more."""
         job.wanted = False
-        if job in self._waiting:  # `remove` would write all bytes of an image into the error that it is not there
+        if job in self._waiting:  # `remove` would spell out the whole job in its error
             self._waiting.remove(job)
         if job.image is not None:
             self._load.pixels -= _pixels(job.image)

@@ -173,9 +173,9 @@ class TrainTask(Protocol):
     Attributes:
         name: what is trained, for the progress bar.
         unit: what the progress bar calls its examples.
+        score: the validation metrics that decide which state is kept, the most important first; more is better.
         lr_scales: share of the learning rate at which some trainable tensors learn, by name; the others at all of it.
         weights: what each example's loss is multiplied with (1 on average), or None for equal weights.
-        score: the validation metrics that decide which state is kept, the most important first; more is better.
     """
 
     name: str
