@@ -283,8 +283,8 @@ class AspectTraining(TrainConfig):
     max_per_aspect: ImageCounts = Field(
         default=None,
         description="At most so many training images of each aspect, spread over the data set; null: all. A mapping, "
-        "{brightness: 300}, bounds the aspects that it names; null for one removes the bound that a file gives it. Of use "
-        "where one aspect is annotated far more often than another, or learned far sooner.",
+        "{brightness: 300}, bounds the aspects that it names; null for one removes the bound that a file gives it. Of "
+        "use where one aspect is annotated far more often than another, or learned far sooner.",
     )
     query_std: Number = Field(
         default=1.0, gt=0, description="Standard deviation of the aspect queries at the start, the authors' by default."
