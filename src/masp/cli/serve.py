@@ -106,6 +106,7 @@ def serve(
     Needs the extra *serve*. SIGTERM answers what was accepted and ends.
     """
     _need("fastapi", "uvicorn", "prometheus_client", "python_multipart")
+    from masp.core.runtime import keep_freed_memory
     from masp.serving.app import create_app
     from masp.serving.server import HttpServer, log_json_lines
     from masp.serving.settings import ServerSettings, check_exposure, is_loopback
@@ -127,6 +128,7 @@ def serve(
     if sys.stderr.isatty():
         say(f"open {server.address}/ in a browser; Ctrl-C ends")
     log_json_lines()
+    keep_freed_memory()
     server.run()
 
 

@@ -1,5 +1,6 @@
 """What a process runs on and among: its rank, its processor, and the progress bar that one of several draws."""
 
+import ctypes
 import os
 import platform
 from pathlib import Path
@@ -27,6 +28,27 @@ def count() -> int:
 def speaks() -> bool:
     """Whether this process is the one that talks: progress, results and log of the others would be the same."""
     return rank() == 0
+
+
+def keep_freed_memory() -> bool:
+    """Make the allocator of glibc keep what is freed, for a process that computes one batch after another.
+
+    By default it hands large blocks back to the system, threads beside the main one more than that one, so that every
+    batch takes them anew page by page. The process stays as large as its largest batch made it.
+
+    Returns:
+        Whether there is such an allocator.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library, or none that can be asked
+        return False
+    return all(mallopt(name, value) for name, value in _ALLOCATOR.items())
+
+
+_ALLOCATOR = {-8: 1, -1: 2**30, -3: 2**25}
+"""Settings of mallopt(3): one arena, bytes at its top that are kept, and bytes from which a block is the system's; the
+last is the largest that it takes."""
 
 
 def _number(name: str, default: int) -> int:

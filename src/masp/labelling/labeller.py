@@ -16,6 +16,7 @@ from pyarrow import parquet
 
 from masp.adapters import tensors_sha256
 from masp.core.errors import OutageError, UsageError
+from masp.core.runtime import keep_freed_memory
 from masp.data.prefetch import prepared
 from masp.labelling.decode import CRASHED, STATUSES, UNREADABLE, Decoded, Decoder, Limits
 from masp.labelling.manifest import Place, read_chunk, shard_name
@@ -72,6 +73,7 @@ class Labeller:
     """
 
     def __init__(self, job: Job) -> None:
+        keep_freed_memory()
         if job.threads is not None:
             torch.set_num_threads(job.threads)
         self._job = job
