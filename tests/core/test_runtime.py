@@ -1,11 +1,14 @@
-"""The processor has one name, wherever it is written down."""
+"""What a process runs on: the processor's one name, wherever it is written down, and memory that is kept."""
 
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from architecture import ROOT
+from masp.core import runtime
 from masp.core.runtime import processor
 from masp.evaluation.result import machine_facts
 
@@ -38,3 +41,49 @@ def test_nobody_asks_in_another_way() -> None:
     ]
     assert len(files) > 100
     assert asking == ["runtime.py"]
+
+
+BATCHES = """
+import resource, sys, threading
+import numpy as np
+from masp.core.runtime import keep_freed_memory
+
+kept = keep_freed_memory() if sys.argv[1] == "keep" else None
+
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def work():
+    for turn in range(33):
+        if turn == 3:  # the first ones are new in any case
+            before = faults()
+        tensors = [np.ones(2**20) for _ in range(4)]
+        del tensors
+    print(kept, faults() - before)
+
+
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+
+
+def test_batches_in_a_thread_do_not_take_their_memory_anew():
+    """Thirty batches of 32 MiB are 245,760 pages; a process takes them anew unless freed memory is kept."""
+    found = {}
+    for how in ("keep", "leave"):
+        done = subprocess.run([sys.executable, "-c", BATCHES, how], capture_output=True, text=True, check=True)
+        kept, found[how] = done.stdout.split()
+        glibc = platform.libc_ver()[0] == "glibc"
+        assert kept == {"keep": str(glibc), "leave": "None"}[how]
+    assert not glibc or int(found["keep"]) < 2_000 < int(found["leave"])
+
+
+def test_an_allocator_that_cannot_be_told_is_left_alone(monkeypatch):
+    def missing(name: str | None) -> object:
+        return object()
+
+    monkeypatch.setattr(runtime.ctypes, "CDLL", missing)
+    assert runtime.keep_freed_memory() is False
