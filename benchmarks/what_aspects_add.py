@@ -1,4 +1,4 @@
-"""Why aspects add little on the embedded default: controls that each change one thing.
+"""What aspects add on the embedded default, and what they could: controls that each change one thing.
 
 Every row is a soft prompt of 32 vectors trained alike, with other things beside it in the sequence: nothing, what the
 shipped aspect modules read, the true cues in words where the aspect tokens stand (aspect modules without an error), or
