@@ -71,14 +71,15 @@ thread.join()
 
 
 def test_batches_in_a_thread_do_not_take_their_memory_anew():
-    """Thirty batches of 32 MiB are 245,760 pages; a process takes them anew unless freed memory is kept."""
+    """Thirty batches of 32 MiB: thousands of pages, or hundreds where pages are huge, unless freed memory is kept."""
     found = {}
     for how in ("keep", "leave"):
         done = subprocess.run([sys.executable, "-c", BATCHES, how], capture_output=True, text=True, check=True)
         kept, found[how] = done.stdout.split()
         glibc = platform.libc_ver()[0] == "glibc"
         assert kept == {"keep": str(glibc), "leave": "None"}[how]
-    assert not glibc or int(found["keep"]) < 2_000 < int(found["leave"])
+    kept, left = int(found["keep"]), int(found["leave"])
+    assert not glibc or (kept < 2_000 and 10 * kept < left)
 
 
 def test_an_allocator_that_cannot_be_told_is_left_alone(monkeypatch):
