@@ -15,6 +15,7 @@ from masp.core.errors import UsageError
 from masp.core.types import ModelInputs
 from masp.model.aspect_attention import AspectModules, SingleAttention
 from masp.model.masp_model import ActiveParts, MaspModel
+from masp.model.scoring import label_loss, score
 from masp.model.soft_prompt import SoftPrompt
 
 ANSWERS = ["joy", "very low", "they sing and dance"]
@@ -46,6 +47,38 @@ def test_prompt_gradient_equals_the_full_backward(family: str, variant: str) -> 
     assert relative(found, expected) <= 1e-5
     assert relative(gradient, wanted) <= 1e-5
     assert wanted.norm() > 1e-3
+
+
+@VARIANTS
+def test_loss_over_the_labels_is_what_they_are_ranked_by(variant: str) -> None:
+    """Its value from `score`, its gradient from one plain pass for each label over everything."""
+    one = full_model.__wrapped__(variant=variant)
+    method = one.method.model_copy(update={"supervised": "answer_end"})  # `released` learns without the end
+    model = MaspModel(one.backbone, method, one.aspects, one.prompt)
+    visual, labels = visual_tokens(model), ("sad", *ANSWERS)
+    rows = [model.build_inputs(visual, QUESTIONS, [label] * 3) for label in labels]
+    sums = [-plain_loss(model, row) * (row.labels != -100).sum(1) for row in rows]
+    targets = torch.tensor([1, 2, 3])
+    expected = functional.cross_entropy(torch.stack(sums, 1), targets, reduction="none")
+    (wanted,) = torch.autograd.grad(expected.sum(), parts(model)[1].vectors)
+    found = label_loss(model, visual, QUESTIONS, ANSWERS, labels)
+    (gradient,) = torch.autograd.grad(found.sum(), parts(model)[1].vectors)
+    assert relative(found, expected) <= 1e-5
+    assert relative(gradient, wanted) <= 1e-5
+    assert wanted.norm() > 1e-3
+    ranked = torch.cat([score(model, visual.select([i]), QUESTIONS[i], labels) for i in range(3)])
+    assert relative(found, -ranked[range(3), targets]) <= 1e-5
+
+
+def test_loss_over_the_labels_continues_a_cached_prefix() -> None:
+    model = full_model.__wrapped__()
+    visual, labels = visual_tokens(model), ("sad", *ANSWERS)
+    expected = label_loss(model, visual, QUESTIONS, ANSWERS, labels)
+    found = label_loss(model, model.prefix(visual, QUESTIONS), QUESTIONS, ANSWERS, labels)
+    assert relative(found, expected) <= 1e-5
+    (gradient,) = torch.autograd.grad(found.sum(), parts(model)[1].vectors)
+    (wanted,) = torch.autograd.grad(expected.sum(), parts(model)[1].vectors)
+    assert relative(gradient, wanted) <= 1e-5
 
 
 @VARIANTS

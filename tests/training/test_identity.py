@@ -46,6 +46,7 @@ OTHER_VALUES = {
     "data.splits.seed": "7",
     "prompt.init.kind": "vocabulary",
     "prompt.bucketed": "false",
+    "prompt.loss": "labels",
     "aspects.query_std": "0.5",
     "aspects.attention_rate": "0.5",
     "aspects.max_per_aspect": "2",

@@ -117,6 +117,8 @@ def _conditions(record: TrainingRecord) -> str:
         text += f", gradients scaled down to a norm of {record.max_grad_norm:g}"
     if record.attention_rate not in (None, 1.0):
         text += f", the aspect queries and what attends with them at {record.attention_rate:g} of the rate"
+    if record.loss == "labels":
+        text += ", loss over the probabilities of all labels"
     start = record.prompt_start
     if start is None:
         return text

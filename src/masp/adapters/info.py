@@ -97,6 +97,10 @@ class TrainingRecord(_Record):
     )
     dtype: str = Field(description="Number format of the frozen backbone; what is trained is float32.")
     prompt_start: PromptInit | None = Field(default=None, description="How the soft prompt started; stage 2 only.")
+    loss: str | None = Field(
+        default=None,
+        description="What stage 2 lowered: answer (the tokens of the right label) or labels (probabilities of all).",
+    )
     attention_rate: float | None = Field(
         default=None,
         description="Share of the learning rate for the queries and W_K (`multihead`: the queries); stage 1 only.",

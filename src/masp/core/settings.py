@@ -32,6 +32,7 @@ from masp.core.setting_types import (
 Stage = Literal["aspects", "prompt"]
 Variant = Literal["paper", "released"]
 LabelOrder = Literal["fixed", "once", "shuffled"]
+PromptLoss = Literal["answer", "labels"]
 
 
 class MethodConfig(Settings):
@@ -322,6 +323,11 @@ class PromptTraining(TrainConfig):
     batch_size: Positive = Field(default=16, description=TrainConfig.model_fields["batch_size"].description)
     min_steps: Count = Field(default=300, description=TrainConfig.model_fields["min_steps"].description)
     init: PromptInit = Field(default_factory=PromptInit, description="How the soft prompt starts.")
+    loss: PromptLoss = Field(
+        default="answer",
+        description="answer: the mean over the tokens of the right label, as in the paper; labels: over the "
+        "probabilities by which labels are ranked, which teaches a small language model sooner.",
+    )
     bucketed: Switch = Field(
         default=True, description="Images of about the same size share a batch, which saves padding."
     )

@@ -190,7 +190,7 @@ class MaspModel(nn.Module):
             UsageError: the soft prompt stands before the image too (variant `released`), or aspects pass trained gates.
         """
         assembled = self.build_inputs(visual, questions, use=use)
-        cache = self._prefix(assembled)
+        cache = self.prefix_cache(assembled)
         if cache is None or bool(assembled.visual_columns[:, assembled.prefix_end :].any()):
             raise UsageError(
                 "the image stands behind the first trained vector, so nothing of it can be kept",
@@ -286,14 +286,14 @@ class MaspModel(nn.Module):
         extras = assembled.extras(start, end)
         return self.backbone.forward(
             *assembled.span(start, end),
-            cache=self._prefix(assembled),
+            cache=self.prefix_cache(assembled),
             output_positions=read,
             extras=extras,
             again=self.again,
         ).hidden
 
     @torch.no_grad()
-    def _prefix(self, assembled: ModelInputs) -> KVCache | None:
+    def prefix_cache(self, assembled: ModelInputs) -> KVCache | None:
         """Keys and values of the prefix; None if it is empty."""
         if assembled.cached_prefix is not None:
             return assembled.cached_prefix.cache

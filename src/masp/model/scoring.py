@@ -8,6 +8,7 @@ from itertools import accumulate
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from masp.backbones.base import Backbone
 from masp.core.errors import UsageError
@@ -164,11 +165,42 @@ def describe_aspects(
     return [{name: answer.text for name, answer in one.items()} for one in answers]
 
 
-@torch.no_grad()
+def label_loss(
+    model: MaspModel,
+    visual: ImageInput,
+    questions: Sequence[str],
+    answers: Sequence[str],
+    labels: Sequence[str],
+    use: ActiveParts | None = None,
+) -> Float[Tensor, " batch"]:
+    """Stage 2 with `prompt.loss=labels`: cross-entropy over the probabilities that `score` gives the labels.
+
+    Every label counts alike, however many tokens it has, and no step is spent on words that are no label. This is the
+    loss L_LN of T-Few (Liu et al., 2022) without its division by length. Gradients are those of `MaspModel.loss`: the
+    prefix is computed without a graph.
+
+    Args:
+        model: with the soft prompt to train.
+        visual: the images, or their cached prefixes.
+        questions: one per image.
+        answers: the right label of each image.
+        labels: all labels there are to choose from.
+        use: what stands in the sequence.
+
+    Raises:
+        UsageError: no labels, or one twice.
+        ValueError: an answer is not among the labels.
+    """
+    scores = score_rows(model, model.build_inputs(visual, questions, use=use), labels)
+    targets = torch.tensor([labels.index(answer) for answer in answers], device=scores.device)
+    return functional.cross_entropy(scores, targets, reduction="none")
+
+
 def score_rows(model: MaspModel, assembled: ModelInputs, labels: Sequence[str]) -> Float[Tensor, "batch labels"]:
     """As `log_probabilities`, for rows that were assembled already, each perhaps with a question of its own.
 
-    One pass over every prompt with all labels behind it, each label a branch that sees the prompt and itself.
+    One pass over every prompt with all labels behind it, each label a branch that sees the prompt and itself. Where
+    gradients are wanted, all that stands before the soft prompt is computed without a graph.
 
     Raises:
         UsageError: no labels, or one twice.
@@ -185,7 +217,10 @@ def score_rows(model: MaspModel, assembled: ModelInputs, labels: Sequence[str]) 
     words = torch.tensor([i for ids in fed for i in ids], dtype=torch.long, device=device)
     tails = backbone.embed(words).expand(batch, -1, -1)
     positions = assembled.position_ids[:, row, last, None] + offset  # (axes, b, branch columns)
-    known, start = model.cached_prefix(assembled)
+    if torch.is_grad_enabled():
+        known, start = model.prefix_cache(assembled), assembled.prefix_end
+    else:
+        known, start = model.cached_prefix(assembled)
     branch_columns = torch.arange(prompt - start, prompt - start + len(branch), device=device).expand(batch, -1)
     run = backbone.forward(
         torch.cat([assembled.inputs_embeds[:, start:], tails], dim=1),
@@ -195,6 +230,7 @@ def score_rows(model: MaspModel, assembled: ModelInputs, labels: Sequence[str]) 
         branch_ids=torch.cat([branch.new_zeros(prompt), branch]),
         output_positions=torch.cat([last[:, None] - start, branch_columns], dim=1),
         extras=assembled.extras(start).followed_by(len(branch)),
+        again=model.again if torch.is_grad_enabled() else None,
     )
     begins = accumulate(map(len, fed[:-1]), initial=1)  # column 0 is the end of the prompt
     columns = [

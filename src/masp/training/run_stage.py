@@ -22,7 +22,7 @@ from masp.core.errors import ConfigError
 from masp.core.flops import images_at_once
 from masp.core.prompts import EMOTION, Questions, load_questions
 from masp.core.setting_types import FREE, Settings
-from masp.core.settings import AspectTraining, TrainConfig
+from masp.core.settings import AspectTraining, PromptTraining, TrainConfig
 from masp.data.images import Rounding, image_area
 from masp.data.records import BadFiles, Dataset, Record, account_lines
 from masp.data.splits import write_split
@@ -340,6 +340,7 @@ def training_record(
         max_grad_norm=settings.max_grad_norm,
         dtype=backbone.weight_dtype,
         prompt_start=start,
+        loss=settings.loss if isinstance(settings, PromptTraining) else None,
         attention_rate=settings.attention_rate if isinstance(settings, AspectTraining) else None,
     )
 

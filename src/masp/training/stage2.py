@@ -21,14 +21,14 @@ from masp.core.config import RunConfig
 from masp.core.errors import AdapterError
 from masp.core.labels import LabelStyle, render_labels
 from masp.core.prompts import Questions, load_questions
-from masp.core.settings import LabelOrder
+from masp.core.settings import LabelOrder, PromptLoss
 from masp.core.types import ImageInput
 from masp.data.records import Dataset, Record, class_balance
 from masp.data.splits import Batches, division_in
 from masp.evaluation import metrics
 from masp.model.aspect_attention import AspectRouting
 from masp.model.masp_model import ActiveParts, MaspModel, init_soft_prompt
-from masp.model.scoring import score
+from masp.model.scoring import label_loss, score
 from masp.training.checkpoints import writing
 from masp.training.feature_cache import FeatureCache, VisualMemory
 from masp.training.prefix_cache import PrefixCache
@@ -99,6 +99,7 @@ class PromptStage:
         weights: what each example's loss is multiplied with.
         prefixes: what stands before the soft prompt, where it is kept; it then takes the place of visual tokens.
         at_once: images scored at once in validation.
+        loss: over the tokens of the right label, or over the probabilities of all labels (`prompt.loss`).
     """
 
     name: str = "prompt"
@@ -116,10 +117,11 @@ class PromptStage:
         weights: Float[Tensor, " examples"] | None = None,
         prefixes: PrefixCache | None = None,
         at_once: int = 1,
+        loss: PromptLoss = "answer",
     ) -> None:
         self.model, self.store, self.examples, self.validation = model, store, examples, validation
         self.asking, self.use, self.weights, self.prefixes = asking, use, weights, prefixes
-        self.at_once, self.lr_scales = at_once, dict[str, float]()
+        self.at_once, self.loss, self.lr_scales = at_once, loss, dict[str, float]()
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The soft prompt, and the gates of `method.routing`."""
@@ -151,6 +153,8 @@ class PromptStage:
     def losses(self, share: StepBatch) -> Float[Tensor, " batch"]:
         """Cross-entropy of each image's label."""
         labels = [self.examples[index][1] for index in share.examples]
+        if self.loss == "labels":
+            return label_loss(self.model, share.loaded, self._asked(share), labels, self.asking.labels, self.use)
         return self.model.prompt_loss(share.loaded, self._asked(share), labels, self.use)
 
     def validate(self, stop: StopRequest) -> dict[str, float]:
@@ -302,6 +306,7 @@ def _prepare(run: Run, adapter: Adapter | None, home: Path | None) -> Outcome:
         weights,
         prefixes,
         measured_at_once(settings, run.backbone.dim),
+        settings.loss,
     )
     before = adapter.info if adapter is not None else None
     info = AdapterInfo(
