@@ -338,6 +338,20 @@ def test_balanced_weights_change_what_is_learned(tmp_path, dataset):
     assert not torch.equal(*vectors)
 
 
+def test_the_loss_over_the_labels_is_learned_and_recorded(tmp_path, dataset):
+    """The first step begins at the same prompt, so the logged losses are those of one model under two measures."""
+    losses = {}
+    for loss in ("answer", "labels"):
+        config = small.config(*PROMPT, f"prompt.loss={loss}", "prompt.log_every=1")
+        result = train_prompt(config, dataset, tiny.backbone(), None, tmp_path / loss)
+        record = read_info(result.adapter).training["prompt"]
+        lines = [json.loads(line) for line in (tmp_path / loss / "metrics.jsonl").read_text().splitlines()]
+        losses[record.loss] = next(line["loss"] for line in lines if line["event"] == "step")
+    assert set(losses) == {"answer", "labels"}
+    assert losses["answer"] != pytest.approx(losses["labels"], rel=1e-3)
+    assert "loss over the probabilities of all labels" in (tmp_path / "labels" / "adapter" / "README.md").read_text()
+
+
 def test_a_finished_run_is_not_trained_again(aspects, dataset, monkeypatch, caplog):
     before = {path: path.stat().st_mtime_ns for path in aspects.rglob("*")}
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda *args: pytest.fail("it trains"))
