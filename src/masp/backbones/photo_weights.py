@@ -6,7 +6,6 @@ model. The factors are merged, batch normalisation is folded, and the sums are t
 so that every machine writes the same bytes and an adapter fits on all of them.
 """
 
-import fcntl
 import functools
 import json
 import logging
@@ -24,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from masp.core.atomic_io import digest, fingerprint, with_usual_rights, write_folder
+from masp.core.atomic_io import digest, fingerprint, lock, with_usual_rights, write_folder
 from masp.core.errors import BackboneError
 
 CACHE = "MASP_CACHE"
@@ -210,7 +209,7 @@ def _held(path: Path) -> Iterator[None]:
     """Hold a lock between processes; a disk without locks is used without, as the folder is put in place at once."""
     with path.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock(file.fileno(), wait=True)
         except OSError as error:
             _LOG.debug("%s cannot be locked: %s", path, error)
         yield
