@@ -12,7 +12,7 @@ from masp.evaluation.result import PREDICTIONS, LabelledPrediction, write_predic
 from masp.reproduce import writers as writing
 from masp.reproduce.dag import ExperimentResult, plan_cells
 from masp.reproduce.sheets import differences, paired
-from masp.reproduce.specs import TABLE2, all_recipes, load_paper
+from masp.reproduce.specs import TABLE2, all_specs, load_paper
 from masp.reproduce.tables import Results
 from masp.reproduce.writers import write_all
 
@@ -41,10 +41,10 @@ def results(
     figures: dict[str, Any] = {**FIGURES, "accuracy": {"value": accuracy}}
     found = {
         cell.name: ExperimentResult(
-            cell.name, "done", FACTS if cell.recipe.kind == "data" else figures, {"data": data}, {}
+            cell.name, "done", FACTS if cell.spec.kind == "data" else figures, {"data": data}, {}
         )
-        for cell in plan_cells(job, PAPER, all_recipes()).cells
-        if cell.recipe.kind != "parameters"
+        for cell in plan_cells(job, PAPER, all_specs()).cells
+        if cell.spec.kind != "parameters"
     }
     return Results(job, PAPER, found, ())
 
@@ -136,9 +136,9 @@ def test_an_interval_belongs_to_the_mean_of_all_seeds(tmp_path: Path) -> None:
 
 
 def test_differences_outlive_the_answers_they_were_made_of(tmp_path: Path) -> None:
-    for recipe in ("V+A", "V+S", "V+A+rS", "V+A+S"):
+    for spec in ("V+A", "V+S", "V+A+rS", "V+A+S"):
         for seed in (0, 1):
-            say(tmp_path, f"emoji-scenes/{recipe}/seed{seed}", "abbb")
+            say(tmp_path, f"emoji-scenes/{spec}/seed{seed}", "abbb")
     say(tmp_path, "emoji-scenes/V/seed0", "bbbb")
     write_all(results(tmp_path, "table2"), "first")
     assert names(tmp_path) == ["table2", "table2-differences"]

@@ -16,7 +16,7 @@ from masp.report.schema import duration
 from masp.reproduce.config import ReproduceConfig
 from masp.reproduce.dag import Experiment, ExperimentResult, plan_cells, result_file
 from masp.reproduce.executor import run_cells
-from masp.reproduce.specs import all_recipes, load_paper
+from masp.reproduce.specs import all_specs, load_paper
 from masp.reproduce.tables import Results
 from masp.reproduce.writers import write_all
 
@@ -51,10 +51,10 @@ def reproduce(
     paper = load_paper()
     job.work.mkdir(parents=True, exist_ok=True)
     write_file(job.work / ".gitignore", IGNORE.encode())
-    planned = plan_cells(job, paper, all_recipes())
+    planned = plan_cells(job, paper, all_specs())
     reporter = ProgressReporter(planned.cells, jobs, console)
     reporter.plan(sum(result_file(job.out, cell.name).is_file() for cell in planned.cells))
-    if any(cell.recipe.kind != "parameters" for cell in planned.cells):
+    if any(cell.spec.kind != "parameters" for cell in planned.cells):
         _draw(job)
     with ExitStack() as stack:
         if jobs == 1:

@@ -46,7 +46,7 @@ from masp.reproduce.library import Library
 from masp.reproduce.specs import (
     FULL,
     STAGE1,
-    all_recipes,
+    all_specs,
     alone,
     budget_of,
     budget_settings,
@@ -114,41 +114,41 @@ class Runner:
 
     def identity(self, cell: Experiment) -> dict[str, Any]:
         """Everything that decides the figures of a cell, as JSON values."""
-        job, recipe, backbone, config = self.job, cell.recipe, self.library.backbone, self.config(cell)
+        job, spec, backbone, config = self.job, cell.spec, self.library.backbone, self.config(cell)
         table: dict[str, Any] = {
-            "kind": recipe.kind,
-            "system": recipe.name,
-            "aspects": list(recipe.aspects),
+            "kind": spec.kind,
+            "system": spec.name,
+            "aspects": list(spec.aspects),
             "backbone": backbone.fingerprint(),
             "backbone.dtype": backbone.weight_dtype,
             "backbone.image_transform": backbone.image_transform,
             **reading(backbone),
         }
-        if recipe.kind == "parameters":
+        if spec.kind == "parameters":
             return json.loads(json.dumps(table | {"method": config.method.resolved().model_dump(mode="json")}))
         dataset = self.library.dataset(cell.dataset)
-        side = job.side_of(cell.dataset, alone(recipe))
+        side = job.side_of(cell.dataset, alone(spec))
         table |= {"data": dataset.fingerprint(), "longest_side": side, "rounding": job.rounding}
-        if recipe.kind == "data":
+        if spec.kind == "data":
             return table
-        if recipe.kind == "aspects":
+        if spec.kind == "aspects":
             return table | identity_of(config, config.aspects, "aspects", dataset, backbone)
-        if recipe.kind == "masp" and recipe.prompt == "trained":
+        if spec.kind == "masp" and spec.prompt == "trained":
             table |= identity_of(config, config.prompt, "prompt", dataset, backbone)
-        elif recipe.kind == "masp":
+        elif spec.kind == "masp":
             table |= self._untrained_identity(cell, config)
-        if recipe.kind == "masp" and job.reading != "score":
+        if spec.kind == "masp" and job.reading != "score":
             table["reading"] = job.reading  # of other systems it is one of their settings
-        if recipe.aspects:
+        if spec.aspects:
             table["stage 1"] = self._stage1_identity(cell)
-        if recipe.kind != "masp" or recipe.prompt == "random":
+        if spec.kind != "masp" or spec.prompt == "random":
             table["seed"] = self._seed(cell)
-        if recipe.kind == "baseline":
-            settings = resolved(recipe.name, self._changes(cell))
+        if spec.kind == "baseline":
+            settings = resolved(spec.name, self._changes(cell))
             table |= {"questions": load_questions(config.questions).fingerprint()}
             table |= {f"settings.{key}": value for key, value in settings.items()}
-        read = Experiment(cell.dataset, FULL, cell.seed) if recipe.kind == "attention" else base_of(job, cell)
-        if read is not None and read.recipe.kind == "masp":
+        read = Experiment(cell.dataset, FULL, cell.seed) if spec.kind == "attention" else base_of(job, cell)
+        if read is not None and read.spec.kind == "masp":
             table["prompt"] = hash_of(self._trained_by(read))
         return json.loads(json.dumps(table))
 
@@ -164,21 +164,21 @@ class Runner:
             "method.label_list": asked.label_list,
             "method.positions": method.positions,
         }
-        if cell.recipe.prompt == "none":
+        if cell.spec.prompt == "none":
             return table
         own = {"method.prompt_length": asked.prompt_length, "method.prompt_places": method.prompt_places}
         return table | own | flat("prompt.init", config.prompt.init)
 
     def config(self, cell: Experiment) -> RunConfig:
         """The settings of a cell: its seed, its data set, its aspects and length, and the cache of visual tokens."""
-        config, recipe = with_seed(self.job.config, cell.seed), cell.recipe
+        config, spec = with_seed(self.job.config, cell.seed), cell.spec
         stages = {
             stage: getattr(config, stage).model_copy(update={"store_dir": self.library.cache_folder})
             for stage in ("aspects", "prompt")
         }
-        if recipe.kind == "masp":
-            stages["prompt"] = stages["prompt"].model_copy(update={"aspects": recipe.aspects})
-            length = config.method.prompt_length if recipe.length is None else recipe.length
+        if spec.kind == "masp":
+            stages["prompt"] = stages["prompt"].model_copy(update={"aspects": spec.aspects})
+            length = config.method.prompt_length if spec.length is None else spec.length
             stages["method"] = config.method.model_copy(update={"prompt_length": length})
         return config.model_copy(update={"data": self.job.source(cell.dataset).data, **stages})
 
@@ -188,7 +188,7 @@ class Runner:
         ruled: tuple[str, ...] = ()
         if examples:
             ruled = budget_settings(stage, budget_of(stage, examples), self.library.backbone.dim)
-        return changes_of(cell.recipe.name, (*ruled, *self.job.others))
+        return changes_of(cell.spec.name, (*ruled, *self.job.others))
 
     def folder(self, cell: Experiment) -> Path:
         """The folder of a cell's run; what is trained otherwise, or read otherwise, has another folder."""
@@ -202,21 +202,21 @@ class Runner:
 
     @cached_property
     def _planned(self) -> tuple[Experiment, ...]:
-        return plan_cells(self.job, load_paper(), all_recipes()).cells
+        return plan_cells(self.job, load_paper(), all_specs()).cells
 
     def _before(self, cell: Experiment, known: Mapping[str, Any]) -> ExperimentResult | None:
         """What an earlier run of the same cell left; None where it has to be run."""
         before = read_outcome(self.job.out, cell.name)
         if before is None or before.state != "done" or not alike(before.identity, known):
             return None
-        trained = cell.recipe.kind == "aspects" or (cell.recipe.kind == "masp" and cell.recipe.prompt == "trained")
+        trained = cell.spec.kind == "aspects" or (cell.spec.kind == "masp" and cell.spec.prompt == "trained")
         gone = trained and not (RunFolder(self.folder(cell)).adapter / "adapter.json").is_file()
         return None if gone and self._is_read(cell) else before
 
     def _is_read(self, cell: Experiment) -> bool:
         """Whether a cell that has to be run reads the adapter of this one."""
         readers = [one for one in self._planned if cell.name in one.needs]
-        return any(self._is_missing(one) for one in readers if one.recipe.kind not in ("data", "aspects"))
+        return any(self._is_missing(one) for one in readers if one.spec.kind not in ("data", "aspects"))
 
     def _is_missing(self, cell: Experiment) -> bool:
         try:
@@ -235,7 +235,7 @@ class Runner:
             "attention": self._attention,
             "parameters": lambda _: (parameters(self.library.backbone, self.config(cell).method), {}),
         }
-        return kinds[cell.recipe.kind](cell)
+        return kinds[cell.spec.kind](cell)
 
     def _data(self, cell: Experiment) -> Found:
         with StopRequest() as stop:
@@ -254,24 +254,24 @@ class Runner:
         return {"validation": trained.metrics}, made | _training(trained)
 
     def _masp(self, cell: Experiment) -> Found:
-        if cell.recipe.prompt != "trained":
+        if cell.spec.prompt != "trained":
             return self._measured(cell, self._system(cell, None, self.job.reading), {})
-        aspects = self._stage1(cell) if cell.recipe.aspects else None
+        aspects = self._stage1(cell) if cell.spec.aspects else None
         common = (self.library.dataset(cell.dataset), self.library.backbone, aspects, self.folder(cell))
         memory = self.library.memory(cell.dataset)
         trained = train_prompt(self.config(cell), *common, include_aspects=False, memory=memory)
         return self._measured(cell, self._system(cell, self.folder(cell), self.job.reading), _training(trained))
 
     def _system(self, cell: Experiment, prompt: Path | None, reading: Reading = "score") -> Prompted:
-        """The backbone with the parts of the method that a recipe names, asked as stage 2 asks.
+        """The backbone with the parts of the method that a spec names, asked as stage 2 asks.
 
         Args:
             cell: of kind `masp`.
-            prompt: the folder of stage 2; None where the recipe has no trained prompt.
+            prompt: the folder of stage 2; None where the spec has no trained prompt.
             reading: how its answers are read.
         """
-        recipe, config, backbone = cell.recipe, self.config(cell), self.library.backbone
-        aspects = self._stage1(cell) if recipe.aspects else None
+        spec, config, backbone = cell.spec, self.config(cell), self.library.backbone
+        aspects = self._stage1(cell) if spec.aspects else None
         vectors, modules, routing, seed = None, None, None, self._seed(cell)
         info: AdapterInfo | None = None
         if prompt is not None:
@@ -280,19 +280,19 @@ class Runner:
         elif aspects is not None:
             loaded = load_adapter(aspects, backbone)
             modules, info = loaded.aspects, loaded.info
-        if recipe.prompt == "random":
+        if spec.prompt == "random":
             vectors = random_prompt(backbone, config.method.prompt_length, cell.seed, config.prompt.init)
         method = config.method.resolved() if info is None else info.method
         questions, labels = load_questions(config.questions), self.library.dataset(cell.dataset).labels
         model = MaspModel(backbone, method, modules, vectors, questions, routing=routing)
-        use = ActiveParts(recipe.aspects, recipe.prompt != "none")
+        use = ActiveParts(spec.aspects, spec.prompt != "none")
         question = questions.ask_emotion(render_labels(labels, config.method.resolved().label_list or "comma"))
 
         def facts() -> dict[str, Any]:
             bare = modules is None and vectors is None
             counted = 0 if modules is None else sum(numbers(modules.module(name)) for name in use.aspects)
             return {
-                "system": recipe.name,
+                "system": spec.name,
                 "aspects": list(use.aspects),
                 "prompt": 0 if vectors is None else vectors.length,
                 "numbers": {"prompt": 0 if vectors is None else numbers(vectors), "aspects": counted},
@@ -300,16 +300,16 @@ class Runner:
                 "question": question,
                 "reading": reading,
                 "seed": seed,
-                "adapter": None if bare else trained_facts(recipe.name, model, use, info),
+                "adapter": None if bare else trained_facts(spec.name, model, use, info),
             }
 
         return Prompted(model, labels, question, facts, use, reading)
 
     def _baseline(self, cell: Experiment) -> Found:
         system, base = self._other(cell), base_of(self.job, cell)
-        if CATALOGUE[cell.recipe.name].learns:
+        if CATALOGUE[cell.spec.name].learns:
             folder = self.folder(cell)
-            if base is not None and base.recipe.kind == "baseline":
+            if base is not None and base.spec.kind == "baseline":
                 self._borrow(base, folder / "tuned")
             with StopRequest() as stop:
                 examples = self.library.training_data(cell.dataset, folder, cell.seed, stop)
@@ -318,12 +318,12 @@ class Runner:
 
     def _other(self, cell: Experiment) -> System:
         """Another system, ready to learn; adapters that it reads are those of the cells it needs."""
-        name, changes = cell.recipe.name, self._changes(cell)
+        name, changes = cell.spec.name, self._changes(cell)
         labels = self.library.dataset(cell.dataset).labels
-        if not cell.recipe.aspects:
+        if not cell.spec.aspects:
             questions = load_questions(self.job.config.questions)
             return make_system(name, self.library.backbone, labels, changes, cell.seed, questions)
-        read = self._system(Experiment(cell.dataset, masp(cell.recipe.aspects, "none"), cell.seed), None)
+        read = self._system(Experiment(cell.dataset, masp(cell.spec.aspects, "none"), cell.seed), None)
         base = base_of(self.job, cell)
         over = None if base is None else self._system(base, self.folder(base))
         return ConceptBottleneck(read.model, labels, over, checked(name, dict(map(parsed_override, changes))))
@@ -345,13 +345,13 @@ class Runner:
     def _measured(self, cell: Experiment, system: System, about: Mapping[str, Any]) -> Found:
         dataset = self.library.dataset(cell.dataset)
         with StopRequest() as stop:
-            images = self.library.images(cell.dataset, "test", stop, alone(cell.recipe))
+            images = self.library.images(cell.dataset, "test", stop, alone(cell.spec))
             predictions = measure.answers(system, images, stop, cell.name)
             if not predictions.answers:
                 raise DataError("no image of the test split has a label and can be read", "some", "Check the data set.")
             held = self._held(cell, system, stop)
         known = self._depended(cell, system, predictions.seconds)
-        evaluation = evaluation_of(cell.recipe.name, system.labels, dataset, "test", predictions, known, held or None)
+        evaluation = evaluation_of(cell.spec.name, system.labels, dataset, "test", predictions, known, held or None)
         write_result(result_folder(self.job, cell.name), evaluation)
         return measure.figures(evaluation), {**evaluation.provenance, **about}
 
@@ -359,18 +359,18 @@ class Runner:
         """What it says about the validation split, to fit a temperature on; nothing where there is none."""
         if not any(record.label for record in self.library.dataset(cell.dataset).splits.get("val", ())):
             return []
-        images = self.library.images(cell.dataset, "val", stop, alone(cell.recipe))
+        images = self.library.images(cell.dataset, "val", stop, alone(cell.spec))
         return list(measure.answers(system, images, stop, f"{cell.name}, val").answers)
 
     def _depended(self, cell: Experiment, system: System, seconds: float) -> dict[str, Any]:
         """What the answers of a system on the test split depend on, as `masp evaluate` says it."""
-        side = self.job.side_of(cell.dataset, alone(cell.recipe))
+        side = self.job.side_of(cell.dataset, alone(cell.spec))
         batching = Batching(longest_side=side, rounding=self.job.rounding)
         return dated(of_system(system, self.library.dataset(cell.dataset), "test", batching), seconds)
 
     def _about(self, cell: Experiment, seconds: float) -> dict[str, Any]:
         """What every cell depends on, whether it asks a system or not."""
-        dataset = None if cell.recipe.kind == "parameters" else self.library.dataset(cell.dataset)
+        dataset = None if cell.spec.kind == "parameters" else self.library.dataset(cell.dataset)
         return {**surroundings(self.library.backbone, dataset), "seed": self._seed(cell), **when(seconds)}
 
     # --- what it stands on ------------------------------------------------------------------------------------------
@@ -386,7 +386,7 @@ class Runner:
 
     def _method(self, cell: Experiment, config: RunConfig) -> MethodConfig:
         """The method of a model without a trained prompt: aspects from elsewhere bring theirs."""
-        foreign = self.job.adapter if cell.recipe.aspects else None
+        foreign = self.job.adapter if cell.spec.aspects else None
         return config.method.resolved() if foreign is None else read_info(foreign).method.resolved()
 
     def _stage1_identity(self, cell: Experiment) -> str:
@@ -397,7 +397,7 @@ class Runner:
 
     def _seed(self, cell: Experiment) -> int | None:
         """The seed of a cell; None where nothing in it depends on one."""
-        return cell.seed if depends_on_seed(self.job, cell.recipe) else None
+        return cell.seed if depends_on_seed(self.job, cell.spec) else None
 
 
 def result_folder(job: ReproduceConfig, cell: str) -> Path:

@@ -16,7 +16,7 @@ from masp.evaluation.metrics import PairedComparison, spread_of
 from masp.evaluation.result import PREDICTIONS, read_predictions
 from masp.reproduce.dag import cell_name, seeds_of, takes_part
 from masp.reproduce.runner import paper_parameters, result_folder
-from masp.reproduce.specs import ATTENTION, FULL, PARAMETERS, PLAIN, SOFT, TABLE2, Spec, recipe_of
+from masp.reproduce.specs import ATTENTION, FULL, PARAMETERS, PLAIN, SOFT, TABLE2, Spec, spec_of
 from masp.reproduce.tables import Results, ResultTable, TableCell, TableRow, Texts, seed_values
 
 _TEX = {
@@ -203,8 +203,8 @@ def _reasons(table: ResultTable) -> list[str]:
 
 
 PAIRS: Mapping[str, tuple[tuple[Spec, Spec], ...]] = {
-    "table1": tuple((base, recipe_of("concepts")) for base in (SOFT, FULL)),
-    "table2": tuple((base, recipe) for base in (PLAIN, SOFT) for recipe in TABLE2[TABLE2.index(base) + 1 :]),
+    "table1": tuple((base, spec_of("concepts")) for base in (SOFT, FULL)),
+    "table2": tuple((base, spec) for base in (PLAIN, SOFT) for spec in TABLE2[TABLE2.index(base) + 1 :]),
 }
 """Experiment → rows that are compared: what the bottleneck adds; what every part of MASP adds to V and to V+S."""
 
@@ -228,12 +228,12 @@ def differences_of(experiment: str) -> str:
 def differences(results: Results, experiment: str) -> Sheet | None:
     """Paired differences between rows, on the same images with the same seed; None where there are none."""
     rows, lines = [], []
-    for dataset, base, recipe in _pairs(results, experiment):
-        row = paired(results, dataset, base, recipe)
+    for dataset, base, spec in _pairs(results, experiment):
+        row = paired(results, dataset, base, spec)
         if row is not None:
-            rows.append(_difference_row(dataset, base, recipe, row))
+            rows.append(_difference_row(dataset, base, spec, row))
             seeds = [("all", row.whole), *zip(row.seeds, row.each, strict=True)]
-            lines += [_difference_line(dataset, base, recipe, seed, one) for seed, one in seeds]
+            lines += [_difference_line(dataset, base, spec, seed, one) for seed, one in seeds]
     if not rows:
         return None
     head = ("data set", "difference", "points", "± sd", "each seed", "95 % interval over images, all seeds", "p")
@@ -246,14 +246,14 @@ def differences(results: Results, experiment: str) -> Sheet | None:
     return Sheet(differences_of(experiment), title, head, tuple(rows), (note,), tuple(lines))
 
 
-def paired(results: Results, dataset: str, base: Spec, recipe: Spec) -> DifferenceRow | None:
-    """How much more of the same images `recipe` gets right than `base`; None where the answers are not there."""
+def paired(results: Results, dataset: str, base: Spec, spec: Spec) -> DifferenceRow | None:
+    """How much more of the same images `spec` gets right than `base`; None where the answers are not there."""
     seeds, targets, predictions = (
         list[int](),
         list[tuple[str, str]](),
         list[tuple[list[str | None], list[str | None]]](),
     )
-    for seed, names in _cells(results, dataset, base, recipe):
+    for seed, names in _cells(results, dataset, base, spec):
         try:
             first, second = (read_predictions(result_folder(results.job, name) / PREDICTIONS) for name in names)
         except DataError:
@@ -290,9 +290,9 @@ def _pairs(results: Results, experiment: str) -> list[tuple[str, Spec, Spec]]:
     return [(name, *pair) for name in sources for pair in pairs]
 
 
-def _cells(results: Results, dataset: str, base: Spec, recipe: Spec) -> list[tuple[int, tuple[str, str]]]:
+def _cells(results: Results, dataset: str, base: Spec, spec: Spec) -> list[tuple[int, tuple[str, str]]]:
     """Each seed with which both rows are done, and their cells; what is run once stands beside every seed."""
-    job, both = results.job, (base, recipe)
+    job, both = results.job, (base, spec)
     once = all(len(seeds_of(job, one)) == 1 for one in both)
     result = []
     for seed in job.seeds[:1] if once else job.seeds:
@@ -378,19 +378,19 @@ def attention(results: Results) -> Sheet | None:
     )
 
 
-def _difference_row(dataset: str, base: Spec, recipe: Spec, row: DifferenceRow) -> tuple[str, ...]:
+def _difference_row(dataset: str, base: Spec, spec: Spec, row: DifferenceRow) -> tuple[str, ...]:
     points, whole = spread_of([100 * one.difference for one in row.each]), row.whole
     spread = "" if points.deviation is None else f"{points.deviation:.1f}"
     each = " · ".join(f"{value:+.1f}" for value in points.values)
     interval = f"[{100 * whole.low:+.1f}, {100 * whole.high:+.1f}]"
-    name = f"{recipe.name} − {base.name}"
+    name = f"{spec.name} − {base.name}"
     return (dataset, name, f"{100 * whole.difference:+.1f}", spread, each, interval, f"{whole.p_value:.2g}")
 
 
-def _difference_line(dataset: str, base: Spec, recipe: Spec, seed: int | str, one: PairedComparison) -> dict[str, Any]:
+def _difference_line(dataset: str, base: Spec, spec: Spec, seed: int | str, one: PairedComparison) -> dict[str, Any]:
     return {
         "dataset": dataset,
-        "system": recipe.name,
+        "system": spec.name,
         "minus": base.name,
         "seed": seed,
         "difference": one.difference,

@@ -31,7 +31,7 @@ from masp.reproduce.specs import (
     budget_of,
     masp,
     of_length,
-    recipe_of,
+    spec_of,
     zero_shot_row,
 )
 
@@ -137,11 +137,11 @@ class ResultTable:
 
 @dataclass(frozen=True)
 class Line:
-    """Which recipe a row shows; None for a row of the paper that nothing is run for, with the reason."""
+    """Which spec a row shows; None for a row of the paper that nothing is run for, with the reason."""
 
     name: str
     meaning: str
-    recipe: Spec | None
+    spec: Spec | None
     printed: str = ""
     reason: str = ""
 
@@ -180,17 +180,17 @@ def accuracy_table(results: Results, experiment: str) -> ResultTable:
     return ResultTable(experiment, title, datasets, rows, beside, notes)
 
 
-def seed_values(results: Results, recipe: Spec, dataset: str) -> tuple[list[ExperimentResult], str]:
-    """The outcomes of a recipe that are done, one for each seed; and why others are missing."""
+def seed_values(results: Results, spec: Spec, dataset: str) -> tuple[list[ExperimentResult], str]:
+    """The outcomes of a spec that are done, one for each seed; and why others are missing."""
     outcomes, reason = [], ""
-    for seed in seeds_of(results.job, recipe):
-        outcome = results.outcomes.get(cell_name(dataset, recipe, seed))
+    for seed in seeds_of(results.job, spec):
+        outcome = results.outcomes.get(cell_name(dataset, spec, seed))
         if outcome is not None and outcome.state == "done":
             outcomes.append(outcome)
         elif outcome is not None and not reason:
             reason = f"seed {seed}: {outcome.error}"
     if not outcomes and not reason:
-        fits = (s for s in results.skipped if s.dataset in ("", dataset) and s.system in ("", recipe.name))
+        fits = (s for s in results.skipped if s.dataset in ("", dataset) and s.system in ("", spec.name))
         reason = next((s.reason for s in fits), "not part of this run")
     return outcomes, reason
 
@@ -200,7 +200,7 @@ def _lines(results: Results, experiment: str) -> list[Line]:
     if experiment == "table1":
         return _table1(results)
     if experiment == "table2":
-        return [Line(recipe.name, MEANINGS[recipe.name], recipe, recipe.name) for recipe in TABLE2]
+        return [Line(spec.name, MEANINGS[spec.name], spec, spec.name) for spec in TABLE2]
     if experiment == "table3":
         return [Line(str(one), "vectors in the soft prompt", of_length(one, length), str(one)) for one in LENGTHS]
     single = [Line(name, "this aspect alone, P trained for it", masp((name,), "trained"), name) for name in ASPECTS]
@@ -224,7 +224,7 @@ def _table1(results: Results) -> list[Line]:
     for name, other in OTHERS.items():
         if name in behind:
             continue
-        lines.append(Line(name, CATALOGUE[name].meaning, recipe_of(name), other.paper))
+        lines.append(Line(name, CATALOGUE[name].meaning, spec_of(name), other.paper))
     lines.append(Line("Emotion-LLaMA", "several encoders, LoRA", None, "Emotion-LLaMA", PREDICTIONS))
     taken = {line.printed for line in lines}
     lines += [
@@ -235,15 +235,15 @@ def _table1(results: Results) -> list[Line]:
     lines.append(Line("soft prompt (V+S)", "a soft prompt, no aspects", SOFT))
     lines.append(Line("MASP", "aspects and soft prompt", FULL, "MASP"))
     read = "annotated words read from the aspect tokens, added up beside the scores of V+S; a variant, not in the paper"
-    lines += [Line(BOTTLENECK, read, recipe_of(name)) for name in behind]
+    lines += [Line(BOTTLENECK, read, spec_of(name)) for name in behind]
     return lines
 
 
 def _entry(results: Results, experiment: str, line: Line, dataset: str) -> TableCell:
     paper = results.paper.tables[experiment].number(line.printed, dataset)
-    if line.recipe is None:
+    if line.spec is None:
         return TableCell(paper=paper, reason=line.reason)
-    outcomes, reason = seed_values(results, line.recipe, dataset)
+    outcomes, reason = seed_values(results, line.spec, dataset)
     values = tuple(_accuracy(outcome.figures) for outcome in outcomes)
     scaled = [outcome.figures.get("calibration_error_scaled") for outcome in outcomes]
     calibration = mean(one["value"] for one in scaled if one) if scaled and all(scaled) else None
@@ -324,8 +324,8 @@ def _once(job: ReproduceConfig, lines: Sequence[Line], rows: Sequence[TableRow])
     names = [
         line.name
         for line, row in zip(lines, rows, strict=True)
-        if line.recipe is not None
-        and not depends_on_seed(job, line.recipe)
+        if line.spec is not None
+        and not depends_on_seed(job, line.spec)
         and any(entry.values for entry in row.entries.values())
     ]
     if len(job.seeds) == 1 or not names:
