@@ -40,7 +40,7 @@ _TEX = {
 
 
 @dataclass(frozen=True)
-class Sheet:
+class RenderedTable:
     """A table as people read it, and the same as machines read it."""
 
     name: str  # of its files
@@ -52,40 +52,40 @@ class Sheet:
     lines: tuple[Mapping[str, Any], ...] = field(default=())
 
 
-def sheet_of(table: ResultTable) -> Sheet:
+def render_table(table: ResultTable) -> RenderedTable:
     """A table of accuracies: with a column for each figure where there is one data set, else one for each data set."""
     head, rows = _narrow(table) if len(table.datasets) == 1 else _wide(table)
     lines = [_line(table, row, dataset) for row in table.rows for dataset in table.datasets]
-    return Sheet(table.name, table.title, head, rows, (*table.notes, *_reasons(table)), tuple(lines))
+    return RenderedTable(table.name, table.title, head, rows, (*table.notes, *_reasons(table)), tuple(lines))
 
 
-def markdown(sheet: Sheet) -> str:
-    """The sheet as Markdown: heading, table, notes."""
-    lines = [sheet.head, tuple("---" for _ in sheet.head), *sheet.rows]
+def markdown(rendered: RenderedTable) -> str:
+    """The table as Markdown: heading, table, notes."""
+    lines = [rendered.head, tuple("---" for _ in rendered.head), *rendered.rows]
     body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    notes = "\n".join(f"- {note}" for note in sheet.notes)
-    return f"## {sheet.title}\n\n{body}\n" + (f"\n{notes}\n" if notes else "")
+    notes = "\n".join(f"- {note}" for note in rendered.notes)
+    return f"## {rendered.title}\n\n{body}\n" + (f"\n{notes}\n" if notes else "")
 
 
-def comma_separated(sheet: Sheet) -> str:
-    """The numbers of the sheet as CSV, one on a line; nothing is rounded."""
+def comma_separated(rendered: RenderedTable) -> str:
+    """The numbers of the table as CSV, one on a line; nothing is rounded."""
     buffer = io.StringIO()
-    columns = list(sheet.lines[0]) if sheet.lines else list(sheet.head)
+    columns = list(rendered.lines[0]) if rendered.lines else list(rendered.head)
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
-    rows = sheet.lines or [dict(zip(sheet.head, row, strict=True)) for row in sheet.rows]
+    rows = rendered.lines or [dict(zip(rendered.head, row, strict=True)) for row in rendered.rows]
     writer.writerows(rows)
     return buffer.getvalue()
 
 
-def latex(sheet: Sheet) -> str:
-    """The sheet as a LaTeX table that needs no package."""
-    columns = "l" + "r" * (len(sheet.head) - 1)
-    rows = "\n".join("  " + " & ".join(map(escaped, row)) + r" \\" for row in sheet.rows)
-    head = " & ".join(map(escaped, sheet.head)) + r" \\"
+def latex(rendered: RenderedTable) -> str:
+    """The table as LaTeX that needs no package."""
+    columns = "l" + "r" * (len(rendered.head) - 1)
+    rows = "\n".join("  " + " & ".join(map(escaped, row)) + r" \\" for row in rendered.rows)
+    head = " & ".join(map(escaped, rendered.head)) + r" \\"
     return (
         "\\begin{table}\n  \\centering\n"
-        f"  \\caption{{{escaped(sheet.title)}}}\n  \\label{{tab:{sheet.name}}}\n"
+        f"  \\caption{{{escaped(rendered.title)}}}\n  \\label{{tab:{rendered.name}}}\n"
         f"  \\begin{{tabular}}{{{columns}}}\n  \\hline\n  {head}\n  \\hline\n{rows}\n  \\hline\n"
         "  \\end{tabular}\n\\end{table}\n"
     )
@@ -221,11 +221,11 @@ class DifferenceRow:
 
 
 def differences_of(experiment: str) -> str:
-    """The name of the sheet with the paired differences of an experiment."""
+    """The name of the table with the paired differences of an experiment."""
     return f"{experiment}-differences"
 
 
-def differences(results: Results, experiment: str) -> Sheet | None:
+def differences(results: Results, experiment: str) -> RenderedTable | None:
     """Paired differences between rows, on the same images with the same seed; None where there are none."""
     rows, lines = [], []
     for dataset, base, spec in _pairs(results, experiment):
@@ -243,7 +243,7 @@ def differences(results: Results, experiment: str) -> Sheet | None:
         "anything about seeds that were not trained."
     )
     title = f"Paired differences: {COMPARED[experiment]}"
-    return Sheet(differences_of(experiment), title, head, tuple(rows), (note,), tuple(lines))
+    return RenderedTable(differences_of(experiment), title, head, tuple(rows), (note,), tuple(lines))
 
 
 def paired(results: Results, dataset: str, base: Spec, spec: Spec) -> DifferenceRow | None:
@@ -304,7 +304,7 @@ def _cells(results: Results, dataset: str, base: Spec, spec: Spec) -> list[tuple
     return result
 
 
-def parameters(results: Results) -> Sheet:
+def parameters(results: Results) -> RenderedTable:
     """Table 4: what is trained, on the paper's backbone by arithmetic and on this one."""
     ours, _ = seed_values(results, PARAMETERS, results.job.sources[0].name)
     here = ours[0].figures if ours else {}
@@ -332,10 +332,10 @@ def parameters(results: Results) -> Sheet:
         "The paper prints no number for stage 1, which is trained once for each backbone, not for each task.",
         "Soft prompt: number of vectors times the width of the language model.",
     )
-    return Sheet("table4", "Table 4: trainable parameters", head, tuple(rows), notes, tuple(lines))
+    return RenderedTable("table4", "Table 4: trainable parameters", head, tuple(rows), notes, tuple(lines))
 
 
-def attention(results: Results) -> Sheet | None:
+def attention(results: Results) -> RenderedTable | None:
     """Figure 4 as numbers: mean over the test images and the seeds; None where nothing was measured."""
     rows, lines, notes = [], [], []
     for source in results.job.sources:
@@ -368,7 +368,7 @@ def attention(results: Results) -> Sheet | None:
         "Final layer, mean over heads and prompt tokens, summed over an aspect's tokens; share: of all aspects.",
         "Attention shows what was read, not what decided.",
     ]
-    return Sheet(
+    return RenderedTable(
         "figure4",
         "Figure 4: attention from the soft prompt to each aspect",
         head,
