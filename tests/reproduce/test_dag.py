@@ -19,10 +19,10 @@ from masp.reproduce.config import (
     DatasetSource,
     ReproduceConfig,
     Request,
+    config_of,
     drawn_source,
     find_sources,
     find_teacher,
-    job_of,
 )
 from masp.reproduce.dag import NO_WORDS, Experiment, ExperimentGraph, ExperimentResult, plan_cells
 from masp.reproduce.specs import (
@@ -134,7 +134,7 @@ def test_what_no_seed_changes_is_run_once_and_a_table_says_so(tmp_path: Path) ->
     assert (entries["probe"].values, entries["probe"].spread, entries["probe"].reason) == ((0.5,), None, "")
     assert entries["qlora"].values == (0.5, 0.5, 0.5)
     (note,) = [note for note in table.notes if note.startswith("Run once")]
-    own = f"zero-shot ({portable(job.config.backbone.id)})"
+    own = f"zero-shot ({portable(job.settings.backbone.id)})"
     assert note == f"Run once, since nothing in them depends on a seed: {own}, zero-shot-letters, sepm, probe."
     single = accuracy_table(Results(replace(job, seeds=(0,)), PAPER, outcomes, ()), "table1")
     assert not [note for note in single.notes if note.startswith("Run once")], "there, everything was run once"
@@ -219,7 +219,7 @@ def test_emoset_teaches_the_aspects_of_all(tmp_path: Path) -> None:
 )
 def test_what_makes_no_sense_is_refused(request_: Request, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
-        job_of(request_)
+        config_of(request_)
 
 
 def test_the_record_of_a_command_names_no_place(tmp_path: Path) -> None:
@@ -231,8 +231,8 @@ def test_the_record_of_a_command_names_no_place(tmp_path: Path) -> None:
 
 def test_table_1_says_the_budget_that_all_systems_share(tmp_path: Path) -> None:
     job = replace(small_job(tmp_path, "table1"), others=("qlora.rank=4", "sepm.dropped=0.3"))
-    config = job.config.model_copy(update={"prompt": TrainConfig(max_steps=110, batch_size=64, epochs=100)})
-    job = replace(job, config=config)
+    config = job.settings.model_copy(update={"prompt": TrainConfig(max_steps=110, batch_size=64, epochs=100)})
+    job = replace(job, settings=config)
     facts = {"splits": {"train": 5000, "test": 8}, "split_by": "published", "majority": {"value": 0.5}, "guess": 0.5}
     data = ExperimentResult("emoji-scenes/data/seed0", "done", facts, {}, {})
     results = Results(job, PAPER, {data.cell: data}, ())
@@ -280,7 +280,7 @@ def test_the_rule_gives_every_system_the_steps_of_the_soft_prompt() -> None:
 
 def test_the_reading_is_a_setting_of_all_systems_that_generate(tmp_path: Path) -> None:
     request = Request("table1", tmp_path, reading="generate", changes=("sepm.reading=score",))
-    job = job_of(request)
+    job = config_of(request)
     assert job.reading == "generate"
     own = {name: changes_of(name, job.others) for name in OTHERS}
     assert own["qlora"] == own["instruction"] == own["zero-shot-letters"] == ("reading=generate",)
@@ -288,14 +288,14 @@ def test_the_reading_is_a_setting_of_all_systems_that_generate(tmp_path: Path) -
     assert own["distilled"] == ("over=qlora", "over.reading=generate")
     assert own["probe"] == own["concepts"] == ()
     assert request.command(1) == "masp reproduce table1 --reading generate --seeds 3 --jobs 1 sepm.reading=score"
-    assert job_of(replace(request, reading="score", changes=())).others == ()
+    assert config_of(replace(request, reading="score", changes=())).others == ()
 
 
 def test_settings_of_reading_hold_for_the_drawn_pictures_too(tmp_path: Path) -> None:
     """Training has them from the budget_settings, testing from the data set."""
-    job = job_of(Request("table2", tmp_path, changes=("data.longest_side=84",)))
+    job = config_of(Request("table2", tmp_path, changes=("data.longest_side=84",)))
     (source,) = job.sources
-    assert (job.config.data.longest_side, source.data.longest_side) == (84, 84)
+    assert (job.settings.data.longest_side, source.data.longest_side) == (84, 84)
     assert (source.data.path, source.data.layout) == (tmp_path / "scratch" / "data" / "emoji-scenes", "emoset")
 
 

@@ -120,7 +120,7 @@ def test_a_result_says_what_masp_evaluate_says(first: tuple[Reproduced, str], ou
     runs = out / "scratch" / "runs" / "emoji-scenes"
     ((prompt,), (aspects,)) = ((runs / part).glob("seed1-*") for part in ("V+A+S", "stage-1"))
     job = small_job(out, *RUN)
-    dataset, backbone = open_dataset(job.sources[0].data), load_backbone(job.config.backbone)
+    dataset, backbone = open_dataset(job.sources[0].data), load_backbone(job.settings.backbone)
     measured = evaluate(Masp.from_pretrained(prompt, backbone, aspects=aspects), dataset)
     theirs = measured.provenance
     assert known.keys() == theirs.keys()

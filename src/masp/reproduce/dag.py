@@ -100,33 +100,33 @@ NO_WORDS = "its images have no annotated aspects, whose words it learns: masp da
 
 @dataclass(frozen=True)
 class ExperimentGraph:
-    """The cells of a job."""
+    """The cells of a call."""
 
     cells: tuple[Experiment, ...]  # in an order in which each follows what it needs
     skipped: tuple[SkippedDataset, ...]  # what is not run, and why
 
 
-def plan_cells(job: ReproduceConfig, paper: Paper, baselines: tuple[Spec, ...]) -> ExperimentGraph:
-    """The cells of all experiments of a job; one that several of them need is there once.
+def plan_cells(config: ReproduceConfig, paper: Paper, baselines: tuple[Spec, ...]) -> ExperimentGraph:
+    """The cells of all experiments of a call; one that several of them need is there once.
 
     Args:
-        job: what is asked.
+        config: what is asked.
         paper: names the data sets whose experiments are limited to some of them.
         baselines: the other systems.
     """
     experiments: dict[str, Experiment] = {}
-    skipped: list[SkippedDataset] = list(job.missing)
-    wanted = [(source, spec) for source in job.sources for spec in _specs(job, source, paper, baselines)]
-    if "table4" in job.experiments:
-        wanted.append((job.sources[0], PARAMETERS))
-    for seed in job.seeds:
+    skipped: list[SkippedDataset] = list(config.missing)
+    wanted = [(source, spec) for source in config.sources for spec in _specs(config, source, paper, baselines)]
+    if "table4" in config.experiments:
+        wanted.append((config.sources[0], PARAMETERS))
+    for seed in config.seeds:
         for source, spec in wanted:
-            reason = _lacking(job, source, spec)
+            reason = _lacking(config, source, spec)
             if reason:
-                if seed == job.seeds[0]:
+                if seed == config.seeds[0]:
                     skipped.append(SkippedDataset(source.name, spec.name, reason))
-            elif seed == job.seeds[0] or depends_on_seed(job, spec):
-                _add(experiments, job, source, spec, seed)
+            elif seed == config.seeds[0] or depends_on_seed(config, spec):
+                _add(experiments, config, source, spec, seed)
     return ExperimentGraph(tuple(experiments.values()), tuple(skipped))
 
 
@@ -136,40 +136,40 @@ def takes_part(experiment: str, dataset: str, paper: Paper) -> bool:
     return scope is None or dataset in scope or dataset not in paper.datasets
 
 
-def depends_on_seed(job: ReproduceConfig, spec: Spec) -> bool:
+def depends_on_seed(config: ReproduceConfig, spec: Spec) -> bool:
     """Whether a spec is run with every seed: it trains or draws something, or stands on a stage 1 that does."""
-    return spec.seeded or bool(spec.aspects and job.adapter is None)
+    return spec.seeded or bool(spec.aspects and config.adapter is None)
 
 
-def seeds_of(job: ReproduceConfig, spec: Spec) -> tuple[int, ...]:
+def seeds_of(config: ReproduceConfig, spec: Spec) -> tuple[int, ...]:
     """The seeds that a spec is run with."""
-    return job.seeds if depends_on_seed(job, spec) else job.seeds[:1]
+    return config.seeds if depends_on_seed(config, spec) else config.seeds[:1]
 
 
-def base_of(job: ReproduceConfig, cell: Experiment) -> Experiment | None:
+def base_of(config: ReproduceConfig, cell: Experiment) -> Experiment | None:
     """The cell of the system that a system stands on, or whose soft prompt it reads.
 
     None where it stands on none, or on one of its own.
     """
     if cell.spec.kind != "baseline":
         return None
-    over = over_of(cell.spec.name, job.others)
+    over = over_of(cell.spec.name, config.others)
     base = spec_of(over) if over else OTHERS[cell.spec.name].prompt
     if base is None:
         return None
-    return Experiment(cell.dataset, base, cell.seed if depends_on_seed(job, base) else job.seeds[0])
+    return Experiment(cell.dataset, base, cell.seed if depends_on_seed(config, base) else config.seeds[0])
 
 
-def _specs(job: ReproduceConfig, source: DatasetSource, paper: Paper, baselines: tuple[Spec, ...]) -> list[Spec]:
+def _specs(config: ReproduceConfig, source: DatasetSource, paper: Paper, baselines: tuple[Spec, ...]) -> list[Spec]:
     """What a data set takes part in, each once."""
-    length = job.config.method.prompt_length
-    chosen = [name for name in job.experiments if name != "table4" and takes_part(name, source.name, paper)]
+    length = config.settings.method.prompt_length
+    chosen = [name for name in config.experiments if name != "table4" and takes_part(name, source.name, paper)]
     return list(dict.fromkeys(spec for name in chosen for spec in specs_of(name, length, baselines)))
 
 
-def _lacking(job: ReproduceConfig, source: DatasetSource, spec: Spec) -> str:
+def _lacking(config: ReproduceConfig, source: DatasetSource, spec: Spec) -> str:
     """Why a spec cannot be run on a data set; "" where it can."""
-    if spec.aspects and job.adapter is None and job.aspects_from(source.name) is None:
+    if spec.aspects and config.adapter is None and config.aspects_from(source.name) is None:
         return NO_ASPECTS
     if spec.aspects and spec.kind == "baseline" and not source.annotated:
         return NO_WORDS
@@ -177,23 +177,24 @@ def _lacking(job: ReproduceConfig, source: DatasetSource, spec: Spec) -> str:
 
 
 def _add(
-    experiments: dict[str, Experiment], job: ReproduceConfig, source: DatasetSource, spec: Spec, seed: int
+    experiments: dict[str, Experiment], config: ReproduceConfig, source: DatasetSource, spec: Spec, seed: int
 ) -> None:
     """A cell, behind those that it needs."""
     if spec.kind == "parameters":
         _put(experiments, Experiment(source.name, spec, seed))
         return
-    needs = [_put(experiments, Experiment(source.name, DATA, job.seeds[0]))]
-    teacher = job.aspects_from(source.name)
-    if spec.aspects and job.adapter is None and teacher is not None:
-        looked = (_put(experiments, Experiment(teacher.name, DATA, job.seeds[0])),) if teacher in job.sources else ()
+    needs = [_put(experiments, Experiment(source.name, DATA, config.seeds[0]))]
+    teacher = config.aspects_from(source.name)
+    if spec.aspects and config.adapter is None and teacher is not None:
+        seen = Experiment(teacher.name, DATA, config.seeds[0])
+        looked = (_put(experiments, seen),) if teacher in config.sources else ()
         needs.append(_put(experiments, Experiment(teacher.name, STAGE1, seed, looked)))
-    base = base_of(job, Experiment(source.name, spec, seed))
+    base = base_of(config, Experiment(source.name, spec, seed))
     if base is not None:
-        _add(experiments, job, source, base.spec, base.seed)
+        _add(experiments, config, source, base.spec, base.seed)
         needs.append(base.name)
     if spec.kind == "attention":
-        _add(experiments, job, source, FULL, seed)
+        _add(experiments, config, source, FULL, seed)
         needs.append(cell_name(source.name, FULL, seed))
     _put(experiments, Experiment(source.name, spec, seed, tuple(dict.fromkeys(needs))))
 

@@ -255,7 +255,7 @@ def paired(results: Results, dataset: str, base: Spec, spec: Spec) -> Difference
     )
     for seed, names in _cells(results, dataset, base, spec):
         try:
-            first, second = (read_predictions(result_folder(results.job, name) / PREDICTIONS) for name in names)
+            first, second = (read_predictions(result_folder(results.config, name) / PREDICTIONS) for name in names)
         except DataError:
             continue  # the work folder is gone; the accuracies are still there
         targets = targets or [(one.image, one.truth) for one in first]
@@ -280,23 +280,25 @@ def compared(results: Results, experiment: str) -> dict[str, str]:
 
 def unanswered(results: Results, experiment: str) -> bool:
     """Whether the answers of a cell that is done are gone, so that its differences cannot be computed any more."""
-    return any(not (result_folder(results.job, name) / PREDICTIONS).is_file() for name in compared(results, experiment))
+    return any(
+        not (result_folder(results.config, name) / PREDICTIONS).is_file() for name in compared(results, experiment)
+    )
 
 
 def _pairs(results: Results, experiment: str) -> list[tuple[str, Spec, Spec]]:
     """Data set, and two rows that are compared."""
     pairs = PAIRS.get(experiment, ())
-    sources = [one.name for one in results.job.sources if pairs and takes_part(experiment, one.name, results.paper)]
+    sources = [one.name for one in results.config.sources if pairs and takes_part(experiment, one.name, results.paper)]
     return [(name, *pair) for name in sources for pair in pairs]
 
 
 def _cells(results: Results, dataset: str, base: Spec, spec: Spec) -> list[tuple[int, tuple[str, str]]]:
     """Each seed with which both rows are done, and their cells; what is run once stands beside every seed."""
-    job, both = results.job, (base, spec)
-    once = all(len(seeds_of(job, one)) == 1 for one in both)
+    config, both = results.config, (base, spec)
+    once = all(len(seeds_of(config, one)) == 1 for one in both)
     result = []
-    for seed in job.seeds[:1] if once else job.seeds:
-        seeds = (seed if seed in seeds_of(job, one) else seeds_of(job, one)[0] for one in both)
+    for seed in config.seeds[:1] if once else config.seeds:
+        seeds = (seed if seed in seeds_of(config, one) else seeds_of(config, one)[0] for one in both)
         first, second = (cell_name(dataset, one, own) for one, own in zip(both, seeds, strict=True))
         outcomes = [results.outcomes.get(name) for name in (first, second)]
         if all(outcome is not None and outcome.state == "done" for outcome in outcomes):
@@ -306,7 +308,7 @@ def _cells(results: Results, dataset: str, base: Spec, spec: Spec) -> list[tuple
 
 def parameters(results: Results) -> RenderedTable:
     """Table 4: what is trained, on the paper's backbone by arithmetic and on this one."""
-    ours, _ = seed_values(results, PARAMETERS, results.job.sources[0].name)
+    ours, _ = seed_values(results, PARAMETERS, results.config.sources[0].name)
     here = ours[0].figures if ours else {}
     printed, rows, lines = results.paper.parameters, [], []
     counted = paper_parameters()
@@ -326,7 +328,7 @@ def parameters(results: Results) -> RenderedTable:
         "trained",
         "Qwen2-VL-7B, counted",
         "Qwen2-VL-7B, printed in the paper",
-        portable(results.job.config.backbone.id),
+        portable(results.config.settings.backbone.id),
     )
     notes = (
         "The paper prints no number for stage 1, which is trained once for each backbone, not for each task.",
@@ -338,7 +340,7 @@ def parameters(results: Results) -> RenderedTable:
 def attention(results: Results) -> RenderedTable | None:
     """Figure 4 as numbers: mean over the test images and the seeds; None where nothing was measured."""
     rows, lines, notes = [], [], []
-    for source in results.job.sources:
+    for source in results.config.sources:
         if not takes_part("figure4", source.name, results.paper):
             continue
         outcomes, reason = seed_values(results, ATTENTION, source.name)

@@ -70,11 +70,11 @@ class Runner:
     """Runs cells one after the other, with what they share in one library.
 
     Args:
-        job: what is asked.
+        config: what is asked.
     """
 
-    def __init__(self, job: ReproduceConfig) -> None:
-        self.job, self.library = job, Library(job)
+    def __init__(self, config: ReproduceConfig) -> None:
+        self.config, self.library = config, Library(config)
 
     def run(self, cell: Experiment) -> tuple[ExperimentResult, bool]:
         """The outcome of a cell: read where the same cell has been run before, otherwise made and written.
@@ -107,14 +107,14 @@ class Runner:
             log.debug("%s failed", cell.name, exc_info=True)
             seconds = round(time.perf_counter() - started, 1)
             outcome = ExperimentResult(cell.name, "failed", {}, known, {}, seconds, _reason(error))
-        write_outcome(self.job.out, outcome)
+        write_outcome(self.config.out, outcome)
         return outcome, True
 
     # --- what decides the figures -----------------------------------------------------------------------------------
 
     def identity(self, cell: Experiment) -> dict[str, Any]:
         """Everything that decides the figures of a cell, as JSON values."""
-        job, spec, backbone, config = self.job, cell.spec, self.library.backbone, self.config(cell)
+        config, spec, backbone, settings = self.config, cell.spec, self.library.backbone, self.settings(cell)
         table: dict[str, Any] = {
             "kind": spec.kind,
             "system": spec.name,
@@ -125,74 +125,74 @@ class Runner:
             **reading(backbone),
         }
         if spec.kind == "parameters":
-            return json.loads(json.dumps(table | {"method": config.method.resolved().model_dump(mode="json")}))
+            return json.loads(json.dumps(table | {"method": settings.method.resolved().model_dump(mode="json")}))
         dataset = self.library.dataset(cell.dataset)
-        side = job.side_of(cell.dataset, alone(spec))
-        table |= {"data": dataset.fingerprint(), "longest_side": side, "rounding": job.rounding}
+        side = config.side_of(cell.dataset, alone(spec))
+        table |= {"data": dataset.fingerprint(), "longest_side": side, "rounding": config.rounding}
         if spec.kind == "data":
             return table
         if spec.kind == "aspects":
-            return table | identity_of(config, config.aspects, "aspects", dataset, backbone)
+            return table | identity_of(settings, settings.aspects, "aspects", dataset, backbone)
         if spec.kind == "masp" and spec.prompt == "trained":
-            table |= identity_of(config, config.prompt, "prompt", dataset, backbone)
+            table |= identity_of(settings, settings.prompt, "prompt", dataset, backbone)
         elif spec.kind == "masp":
-            table |= self._untrained_identity(cell, config)
-        if spec.kind == "masp" and job.reading != "score":
-            table["reading"] = job.reading  # of other systems it is one of their settings
+            table |= self._untrained_identity(cell, settings)
+        if spec.kind == "masp" and config.reading != "score":
+            table["reading"] = config.reading  # of other systems it is one of their settings
         if spec.aspects:
             table["stage 1"] = self._stage1_identity(cell)
         if spec.kind != "masp" or spec.prompt == "random":
             table["seed"] = self._seed(cell)
         if spec.kind == "baseline":
-            settings = resolved(spec.name, self._changes(cell))
-            table |= {"questions": load_questions(config.questions).fingerprint()}
-            table |= {f"settings.{key}": value for key, value in settings.items()}
-        read = Experiment(cell.dataset, FULL, cell.seed) if spec.kind == "attention" else base_of(job, cell)
+            chosen = resolved(spec.name, self._changes(cell))
+            table |= {"questions": load_questions(settings.questions).fingerprint()}
+            table |= {f"settings.{key}": value for key, value in chosen.items()}
+        read = Experiment(cell.dataset, FULL, cell.seed) if spec.kind == "attention" else base_of(config, cell)
         if read is not None and read.spec.kind == "masp":
             table["prompt"] = hash_of(self._trained_by(read))
         return json.loads(json.dumps(table))
 
-    def _untrained_identity(self, cell: Experiment, config: RunConfig) -> dict[str, Any]:
+    def _untrained_identity(self, cell: Experiment, settings: RunConfig) -> dict[str, Any]:
         """For a backbone with aspects, an untrained prompt, or neither: the question, and where everything stands.
 
         Settings of training, and of a prompt that is not there, have no part in it; aspects from elsewhere bring their
         own method.
         """
-        asked, method = config.method.resolved(), self._method(cell, config)
+        asked, method = settings.method.resolved(), self._method(cell, settings)
         table = {
-            "questions": load_questions(config.questions).fingerprint(),
+            "questions": load_questions(settings.questions).fingerprint(),
             "method.label_list": asked.label_list,
             "method.positions": method.positions,
         }
         if cell.spec.prompt == "none":
             return table
         own = {"method.prompt_length": asked.prompt_length, "method.prompt_places": method.prompt_places}
-        return table | own | flat("prompt.init", config.prompt.init)
+        return table | own | flat("prompt.init", settings.prompt.init)
 
-    def config(self, cell: Experiment) -> RunConfig:
+    def settings(self, cell: Experiment) -> RunConfig:
         """The settings of a cell: its seed, its data set, its aspects and length, and the cache of visual tokens."""
-        config, spec = with_seed(self.job.config, cell.seed), cell.spec
+        settings, spec = with_seed(self.config.settings, cell.seed), cell.spec
         stages = {
-            stage: getattr(config, stage).model_copy(update={"store_dir": self.library.cache_folder})
+            stage: getattr(settings, stage).model_copy(update={"store_dir": self.library.cache_folder})
             for stage in ("aspects", "prompt")
         }
         if spec.kind == "masp":
             stages["prompt"] = stages["prompt"].model_copy(update={"aspects": spec.aspects})
-            length = config.method.prompt_length if spec.length is None else spec.length
-            stages["method"] = config.method.model_copy(update={"prompt_length": length})
-        return config.model_copy(update={"data": self.job.source(cell.dataset).data, **stages})
+            length = settings.method.prompt_length if spec.length is None else spec.length
+            stages["method"] = settings.method.model_copy(update={"prompt_length": length})
+        return settings.model_copy(update={"data": self.config.source(cell.dataset).data, **stages})
 
     def _changes(self, cell: Experiment) -> tuple[str, ...]:
         """Settings of another system: what the rule of the budget says, then what was set."""
-        stage, examples = self.job.config.prompt, len(self.library.learned_from(cell.dataset))
+        stage, examples = self.config.settings.prompt, len(self.library.learned_from(cell.dataset))
         ruled: tuple[str, ...] = ()
         if examples:
             ruled = budget_settings(stage, budget_of(stage, examples), self.library.backbone.dim)
-        return changes_of(cell.spec.name, (*ruled, *self.job.others))
+        return changes_of(cell.spec.name, (*ruled, *self.config.others))
 
     def folder(self, cell: Experiment) -> Path:
         """The folder of a cell's run; what is trained otherwise, or read otherwise, has another folder."""
-        return self.job.work / "runs" / f"{cell.name}-{fingerprint(self._trained_by(cell))[:10]}"
+        return self.config.work / "runs" / f"{cell.name}-{fingerprint(self._trained_by(cell))[:10]}"
 
     def _trained_by(self, cell: Experiment) -> dict[str, Any]:
         """What decides the training of a cell: all but how answers are read afterwards."""
@@ -202,11 +202,11 @@ class Runner:
 
     @cached_property
     def _planned(self) -> tuple[Experiment, ...]:
-        return plan_cells(self.job, load_paper(), all_specs()).cells
+        return plan_cells(self.config, load_paper(), all_specs()).cells
 
     def _before(self, cell: Experiment, known: Mapping[str, Any]) -> ExperimentResult | None:
         """What an earlier run of the same cell left; None where it has to be run."""
-        before = read_outcome(self.job.out, cell.name)
+        before = read_outcome(self.config.out, cell.name)
         if before is None or before.state != "done" or not alike(before.identity, known):
             return None
         trained = cell.spec.kind == "aspects" or (cell.spec.kind == "masp" and cell.spec.prompt == "trained")
@@ -233,7 +233,7 @@ class Runner:
             "masp": self._masp,
             "baseline": self._baseline,
             "attention": self._attention,
-            "parameters": lambda _: (parameters(self.library.backbone, self.config(cell).method), {}),
+            "parameters": lambda _: (parameters(self.library.backbone, self.settings(cell).method), {}),
         }
         return kinds[cell.spec.kind](cell)
 
@@ -249,18 +249,18 @@ class Runner:
 
     def _aspects(self, cell: Experiment) -> Found:
         dataset, memory = self.library.dataset(cell.dataset), self.library.memory(cell.dataset)
-        trained = train_aspects(self.config(cell), dataset, self.library.backbone, self.folder(cell), memory)
+        trained = train_aspects(self.settings(cell), dataset, self.library.backbone, self.folder(cell), memory)
         made = {"adapter": {"aspects_sha256": read_info(self.folder(cell)).aspects_sha256}}
         return {"validation": trained.metrics}, made | _training(trained)
 
     def _masp(self, cell: Experiment) -> Found:
         if cell.spec.prompt != "trained":
-            return self._measured(cell, self._system(cell, None, self.job.reading), {})
+            return self._measured(cell, self._system(cell, None, self.config.reading), {})
         aspects = self._stage1(cell) if cell.spec.aspects else None
         common = (self.library.dataset(cell.dataset), self.library.backbone, aspects, self.folder(cell))
         memory = self.library.memory(cell.dataset)
-        trained = train_prompt(self.config(cell), *common, include_aspects=False, memory=memory)
-        return self._measured(cell, self._system(cell, self.folder(cell), self.job.reading), _training(trained))
+        trained = train_prompt(self.settings(cell), *common, include_aspects=False, memory=memory)
+        return self._measured(cell, self._system(cell, self.folder(cell), self.config.reading), _training(trained))
 
     def _system(self, cell: Experiment, prompt: Path | None, reading: Reading = "score") -> Prompted:
         """The backbone with the parts of the method that a spec names, asked as stage 2 asks.
@@ -270,7 +270,7 @@ class Runner:
             prompt: the folder of stage 2; None where the spec has no trained prompt.
             reading: how its answers are read.
         """
-        spec, config, backbone = cell.spec, self.config(cell), self.library.backbone
+        spec, settings, backbone = cell.spec, self.settings(cell), self.library.backbone
         aspects = self._stage1(cell) if spec.aspects else None
         vectors, modules, routing, seed = None, None, None, self._seed(cell)
         info: AdapterInfo | None = None
@@ -281,12 +281,12 @@ class Runner:
             loaded = load_adapter(aspects, backbone)
             modules, info = loaded.aspects, loaded.info
         if spec.prompt == "random":
-            vectors = random_prompt(backbone, config.method.prompt_length, cell.seed, config.prompt.init)
-        method = config.method.resolved() if info is None else info.method
-        questions, labels = load_questions(config.questions), self.library.dataset(cell.dataset).labels
+            vectors = random_prompt(backbone, settings.method.prompt_length, cell.seed, settings.prompt.init)
+        method = settings.method.resolved() if info is None else info.method
+        questions, labels = load_questions(settings.questions), self.library.dataset(cell.dataset).labels
         model = MaspModel(backbone, method, modules, vectors, questions, routing=routing)
         use = ActiveParts(spec.aspects, spec.prompt != "none")
-        question = questions.ask_emotion(render_labels(labels, config.method.resolved().label_list or "comma"))
+        question = questions.ask_emotion(render_labels(labels, settings.method.resolved().label_list or "comma"))
 
         def facts() -> dict[str, Any]:
             bare = modules is None and vectors is None
@@ -306,7 +306,7 @@ class Runner:
         return Prompted(model, labels, question, facts, use, reading)
 
     def _baseline(self, cell: Experiment) -> Found:
-        system, base = self._other(cell), base_of(self.job, cell)
+        system, base = self._other(cell), base_of(self.config, cell)
         if CATALOGUE[cell.spec.name].learns:
             folder = self.folder(cell)
             if base is not None and base.spec.kind == "baseline":
@@ -321,10 +321,10 @@ class Runner:
         name, changes = cell.spec.name, self._changes(cell)
         labels = self.library.dataset(cell.dataset).labels
         if not cell.spec.aspects:
-            questions = load_questions(self.job.config.questions)
+            questions = load_questions(self.config.settings.questions)
             return make_system(name, self.library.backbone, labels, changes, cell.seed, questions)
         read = self._system(Experiment(cell.dataset, masp(cell.spec.aspects, "none"), cell.seed), None)
-        base = base_of(self.job, cell)
+        base = base_of(self.config, cell)
         over = None if base is None else self._system(base, self.folder(base))
         return ConceptBottleneck(read.model, labels, over, checked(name, dict(map(parsed_override, changes))))
 
@@ -352,7 +352,7 @@ class Runner:
             held = self._held(cell, system, stop)
         known = self._depended(cell, system, predictions.seconds)
         evaluation = evaluation_of(cell.spec.name, system.labels, dataset, "test", predictions, known, held or None)
-        write_result(result_folder(self.job, cell.name), evaluation)
+        write_result(result_folder(self.config, cell.name), evaluation)
         return measure.figures(evaluation), {**evaluation.provenance, **about}
 
     def _held(self, cell: Experiment, system: System, stop: StopRequest) -> list[Any]:
@@ -364,8 +364,8 @@ class Runner:
 
     def _depended(self, cell: Experiment, system: System, seconds: float) -> dict[str, Any]:
         """What the answers of a system on the test split depend on, as `masp evaluate` says it."""
-        side = self.job.side_of(cell.dataset, alone(cell.spec))
-        batching = Batching(longest_side=side, rounding=self.job.rounding)
+        side = self.config.side_of(cell.dataset, alone(cell.spec))
+        batching = Batching(longest_side=side, rounding=self.config.rounding)
         return dated(of_system(system, self.library.dataset(cell.dataset), "test", batching), seconds)
 
     def _about(self, cell: Experiment, seconds: float) -> dict[str, Any]:
@@ -377,32 +377,32 @@ class Runner:
 
     def _stage1(self, cell: Experiment) -> Path:
         """The folder of the aspects that a cell stands on."""
-        return self.job.adapter or self.folder(self._stage1_cell(cell))
+        return self.config.adapter or self.folder(self._stage1_cell(cell))
 
     def _stage1_cell(self, cell: Experiment) -> Experiment:
-        teacher = self.job.aspects_from(cell.dataset)
+        teacher = self.config.aspects_from(cell.dataset)
         assert teacher is not None
         return Experiment(teacher.name, STAGE1, cell.seed)
 
-    def _method(self, cell: Experiment, config: RunConfig) -> MethodConfig:
+    def _method(self, cell: Experiment, settings: RunConfig) -> MethodConfig:
         """The method of a model without a trained prompt: aspects from elsewhere bring theirs."""
-        foreign = self.job.adapter if cell.spec.aspects else None
-        return config.method.resolved() if foreign is None else read_info(foreign).method.resolved()
+        foreign = self.config.adapter if cell.spec.aspects else None
+        return settings.method.resolved() if foreign is None else read_info(foreign).method.resolved()
 
     def _stage1_identity(self, cell: Experiment) -> str:
-        if self.job.adapter is None:
+        if self.config.adapter is None:
             return hash_of(self.identity(self._stage1_cell(cell)))
-        aspects = load_adapter(self.job.adapter, self.library.backbone).aspects
+        aspects = load_adapter(self.config.adapter, self.library.backbone).aspects
         return "" if aspects is None else tensors_sha256(aspects.state_dict())
 
     def _seed(self, cell: Experiment) -> int | None:
         """The seed of a cell; None where nothing in it depends on one."""
-        return cell.seed if depends_on_seed(self.job, cell.spec) else None
+        return cell.seed if depends_on_seed(self.config, cell.spec) else None
 
 
-def result_folder(job: ReproduceConfig, cell: str) -> Path:
+def result_folder(config: ReproduceConfig, cell: str) -> Path:
     """Where the whole result of a cell lies, with every answer; `masp report` and `masp compare` read it."""
-    return job.work / "results" / cell
+    return config.work / "results" / cell
 
 
 def parameters(backbone: Backbone, method: MethodConfig) -> dict[str, Any]:

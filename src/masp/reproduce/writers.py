@@ -73,11 +73,11 @@ def write_all(results: Results, command: str) -> list[Path]:
     Raises:
         OSError: the disk is full or cannot be written.
     """
-    out, written, rendered_tables = results.job.out, list[Path](), list[RenderedTable]()
+    out, written, rendered_tables = results.config.out, list[Path](), list[RenderedTable]()
     out.mkdir(parents=True, exist_ok=True)
     before, now = read_before(out / SUMMARY), made_with(results, command)
-    kept, left_out = _divided(before.tables, results.job, now)
-    for experiment in results.job.experiments:
+    kept, left_out = _divided(before.tables, results.config, now)
+    for experiment in results.config.experiments:
         result = _rendered_tables(results, experiment)
         if render.unanswered(results, experiment):
             result, old = _with_old_differences(results, experiment, result, before)
@@ -172,7 +172,7 @@ def _chart(results: Results, table: ResultTable, dataset: str) -> Panel:
 
 def _attention(results: Results) -> dict[str, Panel]:
     result: dict[str, Panel] = {}
-    sources = results.job.sources
+    sources = results.config.sources
     for source in sources:
         outcomes, _ = seed_values(results, ATTENTION, source.name)
         if not outcomes:
@@ -191,7 +191,7 @@ def _attention(results: Results) -> dict[str, Panel]:
 
 
 def _summary(results: Results, now: Mapping[str, Any], tables: Sequence[Entry], before: Before) -> dict[str, Any]:
-    job, outcomes = results.job, results.outcomes.values()
+    config, outcomes = results.config, results.outcomes.values()
     machines = {json.dumps(outcome.about["machine"], sort_keys=True) for outcome in outcomes if outcome.about}
     return {
         "command": now["command"],
@@ -204,8 +204,8 @@ def _summary(results: Results, now: Mapping[str, Any], tables: Sequence[Entry], 
         "failed": {outcome.cell: outcome.error for outcome in outcomes if outcome.state != "done"},
         "seconds": round(sum(outcome.seconds for outcome in outcomes), 1),
         "cells": {outcome.cell: outcome.seconds for outcome in outcomes if outcome.state == "done"},
-        "settings": _settings(job),
-        "budgets": {name: asdict(one) for name, one in budgets(results, [one.name for one in job.sources]).items()},
+        "settings": _settings(config),
+        "budgets": {name: asdict(one) for name, one in budgets(results, [one.name for one in config.sources]).items()},
         "machines": [json.loads(machine) for machine in sorted(machines)],
         "versions": library_versions(),
     }
@@ -215,7 +215,9 @@ def _datasets(results: Results, tables: Sequence[Entry], before: Before) -> dict
     """What is known about each data set; what this call did not look at (Table 4 needs no data) is that of before."""
     stays = any(table["name"] in {one["name"] for one in before.tables} for table in tables)
     known = before.datasets if stays and before.datasets is not None else {}
-    return {source.name: facts_of(results, source.name) or known.get(source.name, {}) for source in results.job.sources}
+    return {
+        source.name: facts_of(results, source.name) or known.get(source.name, {}) for source in results.config.sources
+    }
 
 
 def _read(table: Mapping[str, Any]) -> RenderedTable:
@@ -248,19 +250,21 @@ def _page(content: Mapping[str, Any]) -> str:
 
 def made_with(results: Results, command: str) -> dict[str, Any]:
     """What the tables of this call are made with. Settings of other systems are in the command only."""
-    job, data = results.job, dict[str, str]()
-    for source in job.sources:
-        outcome = results.outcomes.get(cell_name(source.name, DATA, job.seeds[0]))
+    config, data = results.config, dict[str, str]()
+    for source in config.sources:
+        outcome = results.outcomes.get(cell_name(source.name, DATA, config.seeds[0]))
         data[source.name] = "" if outcome is None else outcome.identity.get("data", "")
     return {
         "command": command,
-        "backbone": portable(job.config.backbone.id),
-        "seeds": list(job.seeds),
-        "settings": fingerprint(_settings(job)),
+        "backbone": portable(config.settings.backbone.id),
+        "seeds": list(config.seeds),
+        "settings": fingerprint(_settings(config)),
         "data": data,
-        "reading": fingerprint([load_questions(job.config.questions).fingerprint(), job.config.data.longest_side]),
-        "answers": job.reading,
-        "aspects": "" if job.adapter is None else fingerprint(dict(read_info(job.adapter).aspects_sha256 or {})),
+        "reading": fingerprint(
+            [load_questions(config.settings.questions).fingerprint(), config.settings.data.longest_side]
+        ),
+        "answers": config.reading,
+        "aspects": "" if config.adapter is None else fingerprint(dict(read_info(config.adapter).aspects_sha256 or {})),
     }
 
 
@@ -276,11 +280,11 @@ def read_before(file: Path) -> Before:
         return Before()
 
 
-def _divided(tables: Sequence[Entry], job: ReproduceConfig, now: Entry) -> tuple[list[Entry], list[dict[str, str]]]:
+def _divided(tables: Sequence[Entry], config: ReproduceConfig, now: Entry) -> tuple[list[Entry], list[dict[str, str]]]:
     """The earlier tables of other experiments that are kept, and those that are left out, each with the reason."""
     kept, left_out = list[Entry](), list[dict[str, str]]()
     for table in tables:
-        if table["name"].split("-")[0] in job.experiments:
+        if table["name"].split("-")[0] in config.experiments:
             continue
         why = " and ".join(words for key, words in MADE_WITH.items() if not _agree(key, table, now))
         if why:
@@ -300,9 +304,9 @@ def _agree(key: str, table: Entry, now: Entry) -> bool:
     )
 
 
-def _settings(job: ReproduceConfig) -> dict[str, Any]:
+def _settings(config: ReproduceConfig) -> dict[str, Any]:
     """The settings of the method and both stages; no place on this machine."""
-    content = job.config.model_dump(mode="json")
+    content = config.settings.model_dump(mode="json")
     for stage in ("aspects", "prompt"):
         del content[stage]["store_dir"]
     return {name: content[name] for name in ("method", "aspects", "prompt")}
