@@ -359,14 +359,14 @@ def test_a_worker_that_dies_has_failed_its_cell(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_worker_that_died_while_it_waited_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    crowd, cell = pool._Crowd(small_job(tmp_path, "table4"), 2, lambda *_: None), Experiment("d", PARAMETERS, 0)
+    workers, cell = pool._WorkerPool(small_job(tmp_path, "table4"), 2, lambda *_: None), Experiment("d", PARAMETERS, 0)
     monkeypatch.setattr(pool, "_work", ending.broken)
-    future, dead = crowd._given(cell)
+    future, dead = workers._given(cell)
     with pytest.raises(BrokenProcessPool):
         future.result()
-    crowd.idle.append(dead)
+    workers.idle.append(dead)
     monkeypatch.setattr(pool, "_work", ending.done)
-    future, fresh = crowd._given(cell)
+    future, fresh = workers._given(cell)
     assert fresh is not dead
     assert future.result() == "done"
     fresh.pool.shutdown()

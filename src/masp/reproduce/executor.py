@@ -59,7 +59,7 @@ def run_cells(
     if jobs < 1:
         raise UsageError(f"--jobs is {jobs}", "1 or more", "Correct it.")
     if jobs > 1:
-        return _Crowd(config, jobs, report).run(cells)
+        return _WorkerPool(config, jobs, report).run(cells)
     from masp.reproduce.runner import Runner
 
     runner, outcomes = Runner(config), dict[str, ExperimentResult]()
@@ -81,7 +81,7 @@ def blocked(cell: Experiment, outcomes: Mapping[str, ExperimentResult]) -> Exper
     return None
 
 
-class _Crowd:
+class _WorkerPool:
     """Workers, what each of them is doing, and what is done."""
 
     def __init__(self, config: ReproduceConfig, jobs: int, report: Reporter) -> None:
@@ -176,7 +176,8 @@ class _Crowd:
 def _prepare(threads: int, logs: Path) -> None:
     """Sets up a worker: its own log, its share of the cores, and Ctrl-C ignored.
 
-    Ctrl-C reaches every process of the terminal: the first one passes it on, and a training hears it by itself.
+    Ctrl-C reaches every process of the terminal. The first process asks the workers to stop, so they ignore it
+    themselves; only a training, which installs its own handler, stops at it directly.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logs.parent.mkdir(parents=True, exist_ok=True)
