@@ -66,7 +66,7 @@ GGUF_NAMES: Mapping[str, str] = {
     "ffn_norm": "post_attention_layernorm",
 }
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _INSTALL = 'pip install "masp[photo]"'
 
 
@@ -145,7 +145,7 @@ def photo_folder() -> Path:
         root.mkdir(parents=True, exist_ok=True)
         with _held(folder.with_suffix(".lock")):
             if not _whole(folder):
-                _LOG.info("making the checkpoint of the backbone 'photo' in %s (once)", folder)
+                log.info("making the checkpoint of the backbone 'photo' in %s (once)", folder)
                 write_folder(folder, lambda partial: _fill(partial, language, tower))
     except (OSError, SafetensorError) as error:
         free = shutil.disk_usage(next(one for one in (root, *root.parents) if one.is_dir())).free
@@ -200,7 +200,7 @@ def _whole(folder: Path) -> bool:
     except (OSError, ValueError, KeyError):
         return False
     if damaged:
-        _LOG.warning("%s in %s is damaged; the backbone 'photo' is made again", ", ".join(damaged), folder)
+        log.warning("%s in %s is damaged; the backbone 'photo' is made again", ", ".join(damaged), folder)
     return not damaged
 
 
@@ -211,7 +211,7 @@ def _held(path: Path) -> Iterator[None]:
         try:
             lock(file.fileno(), wait=True)
         except OSError as error:
-            _LOG.debug("%s cannot be locked: %s", path, error)
+            log.debug("%s cannot be locked: %s", path, error)
         yield
 
 

@@ -61,7 +61,7 @@ class Status:
 
     @property
     def seconds_left(self) -> float | None:
-        """At the rate so far; None where nobody knows."""
+        """At the rate so far; None where there is no rate yet."""
         return (self.images - self.done) / self.rate if self.rate else None
 
 
