@@ -81,7 +81,6 @@ docs: $(READY) ## write the generated parts of README and docs again
 	$(BIN)/python scripts/update_adapter_schema.py
 	$(BIN)/python scripts/update_backbones_doc.py
 	$(BIN)/python scripts/update_commands_doc.py
-	$(BIN)/python scripts/update_contributing_doc.py
 
 examples: $(READY) ## run the examples of the documents, write what they print, and the notebook (a minute)
 	$(BIN)/python scripts/doc_examples.py

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import machine
 from PIL import Image
 
 from masp.core.labels import LABEL_SETS
-from masp.core.runtime import processor
 from masp.data.readers.open_dataset import settings_for
 from masp.data.validation.check import Depth, check, open_together
 from masp.data.validation.duplicates import hasher
@@ -100,7 +100,7 @@ def measure(files: int, images: bool) -> dict[str, Any]:
         "files_per_second": round(files / (done - begin), 1),
         "largest_memory_mb": memory,
         "errors": report.errors,
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "load_average": round(busy, 2)},
+        "machine": machine(load_average=round(busy, 2)),
         "versions": library_versions(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import machine
 
 from masp.adapters import library_versions
 from masp.backbones.base import Backbone
@@ -24,7 +25,6 @@ from masp.baselines.base import TrainingData
 from masp.baselines.learning import make_training_data
 from masp.baselines.registry import make_system, settings_of
 from masp.core.config import DataConfig, load_config
-from masp.core.runtime import processor
 from masp.data.readers.open_dataset import open_dataset
 from masp.demo.pictures import Plan, draw_dataset, is_drawn
 
@@ -111,7 +111,7 @@ def write(out: Path, plan: Plan, found: list[dict[str, Any]]) -> None:
             "rows": rows,
         },
         "figures": found,
-        "machine": {"processor": processor(), "threads": torch.get_num_threads()},
+        "machine": machine(threads=torch.get_num_threads()),
         "versions": library_versions(),
     }
     out.parent.mkdir(parents=True, exist_ok=True)

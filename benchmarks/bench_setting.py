@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from machine import machine
 from PIL import Image
 from random_weights import RandomBackbone, Shape, make
 
@@ -21,7 +22,6 @@ from masp.core.config import MethodConfig, PromptInit
 from masp.core.flops import Sizes
 from masp.core.labels import LabelStyle, render_labels
 from masp.core.prompts import load_questions
-from masp.core.runtime import processor
 from masp.core.types import Pixels
 from masp.model.aspect_attention import AspectModules
 from masp.model.masp_model import MaspModel, init_soft_prompt
@@ -225,13 +225,11 @@ def machine_of(dtype: torch.dtype, device: torch.device, quick: bool = False) ->
     source = torch.empty(2**20 if quick else 2**28, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copying = min(once(lambda: target.copy_(source)) for _ in range(2 if quick else 6))
-    return {
-        "processor": processor(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "dtype": str(dtype).removeprefix("torch."),
-        "gemm_tflops": 2 * side**3 / product / 1e12,
-        "bandwidth_gb_s": 2 * source.numel() / copying / 1e9,
-        "memory_gb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
-    }
+    return machine(
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        threads=torch.get_num_threads(),
+        dtype=str(dtype).removeprefix("torch."),
+        gemm_tflops=2 * side**3 / product / 1e12,
+        bandwidth_gb_s=2 * source.numel() / copying / 1e9,
+        memory_gb=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
+    )

@@ -19,13 +19,13 @@ from statistics import mean
 from typing import Any
 
 import torch
+from machine import machine
 
 from masp.adapters import library_versions, load_adapter
 from masp.backbones.base import Backbone
 from masp.backbones.loading import bfloat16_units, load_backbone
 from masp.core.aspects import ASPECTS
 from masp.core.prompts import load_questions
-from masp.core.runtime import processor
 from masp.core.settings import AspectTraining
 from masp.data.readers.open_dataset import open_dataset
 from masp.data.records import BadFiles, Dataset, Record
@@ -126,11 +126,7 @@ def measure(work: Path, seeds: Sequence[int], steps: int, aspects: Sequence[str]
         "seeds": list(seeds),
         "aspects": found,
         "scores": apart,
-        "machine": {
-            "processor": processor(),
-            "threads": torch.get_num_threads(),
-            "bfloat16_units": bfloat16_units(torch.device("cpu")),
-        },
+        "machine": machine(threads=torch.get_num_threads(), bfloat16_units=bfloat16_units(torch.device("cpu"))),
         "versions": library_versions(),
     }
 

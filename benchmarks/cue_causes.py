@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import machine
 
 from masp.adapters import library_versions
 from masp.baselines.base import Example, Item, TrainingData
 from masp.baselines.concept_bottleneck import ConceptBottleneck
 from masp.baselines.prompted import prompted
 from masp.core.aspects import ASPECTS, level
-from masp.core.runtime import processor
 from masp.core.types import VisualTokens
 from masp.data.emoji.dataset import annotation, scenes
 from masp.evaluation import metrics
@@ -159,7 +159,7 @@ def write(out: Path, sizes: tuple[int, int, int], figures: dict[str, dict[str, A
         "note": f"{sizes[2]:,} images, drawn for this; the heads learned from {sizes[0]:,} others.",
         "table": {"head": head, "rows": rows},
         "figures": figures,
-        "machine": {"processor": processor(), "threads": torch.get_num_threads()},
+        "machine": machine(threads=torch.get_num_threads()),
         "versions": library_versions(),
         "seconds": round(took),
     }

@@ -25,6 +25,7 @@ from statistics import mean
 from typing import Any
 
 import torch
+from machine import machine
 from torch import Tensor
 
 from masp.adapters import Adapter, library_versions, load_adapter
@@ -34,7 +35,6 @@ from masp.core.atomic_io import write_file
 from masp.core.config import load_config
 from masp.core.labels import render_labels
 from masp.core.prompts import load_questions
-from masp.core.runtime import processor
 from masp.core.types import VisualTokens
 from masp.data.emoji.dataset import write_dataset
 from masp.data.images import open_image
@@ -201,7 +201,7 @@ def result(cells: Sequence[Mapping[str, Any]], pictures: Pictures, asked: str) -
         "means": means,
         "pictures": {"data_seed": pictures.data, "split": pictures.split, "measured": MEASURED},
         "seeds": seeds,
-        "machine": {"processor": processor(), "threads": torch.get_num_threads(), "dtype": "float32"},
+        "machine": machine(threads=torch.get_num_threads(), dtype="float32"),
         "versions": library_versions(),
         "cells": [{key: value for key, value in one.items() if key != "settings"} for one in cells],
     }

@@ -23,6 +23,7 @@ from statistics import mean
 from typing import Any
 
 import torch
+from machine import machine
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -30,7 +31,7 @@ from masp.adapters.info import library_versions
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
 from masp.core.config import load_config
-from masp.core.runtime import Bar, processor
+from masp.core.runtime import Bar
 from masp.data.emoji.dataset import scenes, write_dataset
 from masp.data.readers.open_dataset import open_dataset
 from masp.demo.pictures import Plan
@@ -140,10 +141,9 @@ def measure(runs: Path, seeds: Iterable[int], out: Path, setting: Setting) -> No
     backbone = load_backbone(setting.backbone)
     probe = {split: linear_probe(backbone, split) for split in ("test", "shifted")}
     found = [one_seed(runs, seed, setting) for seed in seeds]
-    machine = {"processor": processor(), "threads": torch.get_num_threads()}
-    versions, dtype = library_versions(), str(backbone.dtype).removeprefix("torch.")
+    ran_on = machine(threads=torch.get_num_threads(), dtype=str(backbone.dtype).removeprefix("torch."))
     asked = "--seeds " + " ".join(str(one["seed"]) for one in found)
-    write(out, asked, found, {"machine": machine | {"dtype": dtype}, "versions": versions, "linear_probe": probe})
+    write(out, asked, found, {"machine": ran_on, "versions": library_versions(), "linear_probe": probe})
 
 
 def join(files: Sequence[Path], out: Path) -> None:

@@ -24,10 +24,10 @@ from typing import Any
 
 import httpx
 import torch
+from machine import machine
 
 from masp.adapters import library_versions
 from masp.backbones.files import find
-from masp.core.runtime import processor
 from masp.data.emoji.dataset import write_dataset
 from masp.data.images import open_image
 from masp.data.readers.open_dataset import open_dataset
@@ -171,7 +171,7 @@ def write(out: Path, rows: Sequence[dict[str, Any]], engine: dict[str, str]) -> 
         f"(goal {ALLOWED:.0e}).",
         "table": {"head": ["way", "aspects", "same label", "largest difference"], "rows": cells},
         "rows": list(rows),
-        "machine": processor(),
+        "machine": machine(),
         "engine": engine,
         "versions": library_versions(),
     }

@@ -11,7 +11,8 @@ import json
 from importlib import resources
 from pathlib import Path
 
-from random_backbone import machine, timed
+from machine import machine
+from random_backbone import timed
 from rich.progress import Progress
 
 from masp.adapters.info import library_versions

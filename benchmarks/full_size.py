@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from random_backbone import Timed, configuration, machine, timed, write_checkpoint
+from machine import machine
+from random_backbone import Timed, configuration, timed, write_checkpoint
 
 from masp.adapters.info import library_versions
 from masp.backbones.known_models import describe

@@ -25,8 +25,8 @@ from statistics import median
 from typing import Any
 
 import pyarrow as pa
+from machine import machine
 from pyarrow import parquet
-from random_backbone import machine
 
 from masp.adapters.info import library_versions
 from masp.labelling.labeller import Job, Labeller

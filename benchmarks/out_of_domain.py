@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import machine
 from PIL import Image
 
 from masp.adapters import library_versions
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
-from masp.core.runtime import processor
 from masp.data.emoji.dataset import scenes
 from masp.data.file_listing import images_from
 from masp.data.images import open_image
@@ -148,7 +148,7 @@ def measure(folders: Sequence[Path], beside: Sequence[Path], count: int, fresh: 
         "scenes_marked": {name: figures(part) for name, part in made.items()},
         "odd_images_marked": dict(zip(odd, (list(one) for one in outside(backbones, odd.values())), strict=True)),
         "milliseconds_per_image": milliseconds(backbones[0]),
-        "machine": {"processor": processor()},
+        "machine": machine(),
         "versions": library_versions(),
     }
 

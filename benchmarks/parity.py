@@ -154,30 +154,6 @@ def tail(oracle: Oracle, example: Mapping[str, Any]) -> list[int]:
     return ids
 
 
-def ids_fed(oracle: Oracle, assembled: ModelInputs, image_token: int) -> list[int]:
-    """Token ids that a row's vectors are: text by its row of the embedding matrix, visual tokens as `image_token`.
-
-    Aspect tokens are left out (they have none); vector k of the soft prompt is -1-k.
-    """
-    assert oracle.model.prompt is not None
-    vectors, prompt = assembled.inputs_embeds[0].detach(), oracle.model.prompt.vectors.detach()
-    ids: list[int] = []
-    for column, vector in enumerate(vectors):
-        if assembled.visual_columns[0, column]:
-            ids.append(image_token)
-        elif assembled.prompt_columns[0, column]:
-            ids.append(-1 - _row(prompt, vector))
-        elif not assembled.aspect_columns[0, column]:
-            ids.append(_row(oracle.rows, vector))
-    return ids
-
-
-def _row(table: Tensor, vector: Tensor) -> int:
-    """The number of the one row that is this vector."""
-    (place,) = (table == vector).all(1).nonzero()[:, 0].tolist()
-    return place
-
-
 def _gradient(tensor: Tensor) -> Tensor:
     assert tensor.grad is not None
     return tensor.grad

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import machine
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
@@ -25,7 +26,6 @@ from masp.baselines.concept_bottleneck import ConceptBottleneck, ConceptBottlene
 from masp.baselines.learning import make_annotated_data, make_training_data
 from masp.baselines.probe import Probe, ProbeSettings
 from masp.baselines.prompted import zero_shot_system
-from masp.core.runtime import processor
 from masp.data.readers.open_dataset import open_dataset
 from masp.evaluation.metrics import calibration_error, fit_temperature, macro_f1, majority_accuracy, scaled, share
 from masp.model.masp_model import MaspModel
@@ -183,7 +183,7 @@ if __name__ == "__main__":
             "rows": [row for name, one in result.items() for row in cells(name, one)],
         },
         "data": result,
-        "machine": {"processor": processor(), "dtype": model.weight_dtype},
+        "machine": machine(dtype=model.weight_dtype),
         "versions": library_versions(),
     }
     args.out.write_text(json.dumps(content, indent=1) + "\n")

@@ -60,13 +60,6 @@ class PlainSteps:
         self._step("embedding", [self._rows])
         return loss.detach()
 
-    def put_prompt(self) -> None:
-        """Write the model's soft prompt into the rows that stand for it, to compare losses."""
-        assert self.model.prompt is not None
-        with torch.no_grad():
-            vectors = self.model.prompt.vectors.to(self._rows)
-            self._rows[len(self._rows) - 1 - torch.arange(len(vectors))] = vectors
-
     def stage1(self, pixels: Pixels, aspect: str, question: str, answer: str) -> Tensor:
         """One step of one aspect module on one pair; the loss. Only that module has optimizer state."""
         module = self.model.aspect_module().module(aspect)

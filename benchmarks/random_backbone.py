@@ -18,8 +18,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from masp.core.runtime import processor
-
 SHARD = 10**9  # bytes of weights in one file
 SPREAD = 0.02  # standard deviation of the random weights, as transformers starts them
 COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json")
@@ -136,8 +134,3 @@ def timed(*arguments: str) -> Timed:
     if process.returncode:
         raise SystemExit(f"masp {' '.join(arguments)} failed:\n{said}")
     return Timed(time.perf_counter() - started, usage.ru_maxrss / GIB, lines, said)
-
-
-def machine() -> dict[str, Any]:
-    """The machine as result files name it."""
-    return {"processor": processor(), "cores": os.cpu_count()}

@@ -12,7 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from random_backbone import configuration, machine, timed, write_checkpoint
+from machine import machine
+from random_backbone import configuration, timed, write_checkpoint
 
 from masp.adapters.info import library_versions
 

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from machine import machine
 
-from masp.core.runtime import processor
 from masp.predictor import Masp
 from masp.serving.load_test import Load, load_test
 
@@ -315,7 +315,7 @@ def main() -> None:
         result = measured[name]()
         found[name] = result | {"load_average": [load, os.getloadavg()[0]]}
         print(name, json.dumps(result))
-        found["machine"] = {"processor": processor(), "cores": os.cpu_count()}
+        found["machine"] = machine()
         found |= shown(found)
         given.json.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -21,6 +21,7 @@ from statistics import mean
 
 import numpy as np
 import torch
+from machine import machine
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -37,7 +38,6 @@ from masp.core.aspects import ASPECTS, level
 from masp.core.config import MethodConfig, PromptInit
 from masp.core.labels import render_labels
 from masp.core.prompts import load_questions
-from masp.core.runtime import processor
 from masp.core.types import ModelInputs, VisualTokens
 from masp.data.emoji.dataset import annotation, scenes
 from masp.data.emoji.label_model import EMOTIONS
@@ -333,7 +333,7 @@ def write(out: Path, asked: str, found: Mapping[str, list[float]], test: Picture
         "table": {"head": ["system", "accuracy, %", "each seed"], "rows": rows},
         "accuracy": dict(found),
         "ceiling": best,
-        "machine": {"processor": processor(), "threads": torch.get_num_threads()},
+        "machine": machine(threads=torch.get_num_threads()),
         "versions": library_versions(),
         "seconds": round(took),
     }

@@ -32,3 +32,8 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """A Markdown table; bars inside cells are escaped."""
     lines = [head, tuple("---" for _ in head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def percent(share: float) -> str:
+    """A share as tables show it, "71.3 %"."""
+    return f"{100 * share:.1f} %"

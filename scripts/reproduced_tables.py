@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from generated import table
+from generated import percent, table
 
 SHOWN = ("table1", "table1-differences", "table2", "table2-differences", "table3", "figure3", "figure4")
 """Tables in the order of the page; Table 4 does not depend on any run."""
@@ -46,15 +46,11 @@ def _facts(content: dict[str, Any]) -> str:
     parts = []
     for name, facts in content["datasets"].items():
         text = f"{facts['images']:,} test images of {name}, training seeds {', '.join(map(str, content['seeds']))}; "
-        text += f"a guess {_percent(facts['guess'])}, the most frequent label {_percent(facts['majority']['value'])}"
+        text += f"a guess {percent(facts['guess'])}, the most frequent label {percent(facts['majority']['value'])}"
         if "ceiling" in facts:
-            text += f", the best that anyone could reach {_percent(facts['ceiling']['expected'])}"
+            text += f", the best that anyone could reach {percent(facts['ceiling']['expected'])}"
         parts.append(f"{text}.")
     return " ".join(parts)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def _goals(content: dict[str, Any], tables: dict[str, dict[str, Any]]) -> list[str]:

@@ -5,14 +5,10 @@ from dataclasses import asdict
 from statistics import mean
 from typing import Any
 
-from generated import table
+from generated import percent, table
 from masp.evaluation.metrics import share
 
 Content = dict[str, Any]
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def embedded(content: Content) -> str:

@@ -1,8 +1,8 @@
-"""Write the generated parts of README.md, docs/measurements.md and docs/explanation/method.md (`make docs`).
+"""Write the generated parts of README.md, docs/measurements.md, docs/contributing.md and docs/explanation/method.md.
 
-The README shows one prediction and Table 2; everything else that was measured has a page of its own. A result is a
-JSON file in benchmarks/results/ that a command wrote, with the `command` in it. How it is shown is decided in
-`result_tables.py`; or the file brings a `title`, a `table` (`head` and `rows`), perhaps a `note`.
+`make docs` calls it. The README shows one prediction and Table 2; everything else that was measured has a page of its
+own. A result is a JSON file in benchmarks/results/ that a command wrote, with the `command` in it. How it is shown is
+decided in `result_tables.py`; or the file brings a `title`, a `table` (`head` and `rows`), perhaps a `note`.
 """
 
 import ast
@@ -16,8 +16,10 @@ from result_tables import SHAPES, headline, speed
 
 README = ROOT / "README.md"
 MEASUREMENTS = ROOT / "docs" / "measurements.md"
+CONTRIBUTING = ROOT / "docs" / "contributing.md"
 DATA_FLOW = ROOT / "docs" / "explanation" / "method.md"
 PREDICTION = ROOT / "docs" / "prediction.txt"
+EXAMPLES = ROOT / "docs" / "examples"
 RESULTS = ROOT / "benchmarks" / "results"
 FIRST = "embedded.json"
 REPRODUCED = ROOT / "results"
@@ -77,6 +79,11 @@ def prediction() -> str:
     return f"```\n{PREDICTION.read_text(encoding='utf-8').rstrip()}\n```"
 
 
+def examples() -> dict[str, str]:
+    """Name of a file of docs/examples/ without its suffix → the file as a block of code."""
+    return {path.stem: f"```python\n{path.read_text(encoding='utf-8')}```" for path in sorted(EXAMPLES.glob("*.py"))}
+
+
 def parts() -> dict[tuple[Path, str], str]:
     """Document and name of each generated part → what it should say."""
     return {
@@ -86,6 +93,7 @@ def parts() -> dict[tuple[Path, str], str]:
         (MEASUREMENTS, "speed"): gained(),
         (MEASUREMENTS, "results"): results(),
         (DATA_FLOW, "rooms"): rooms(),
+        **{(CONTRIBUTING, name): content for name, content in examples().items()},
     }
 
 

@@ -11,7 +11,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, VipLlavaConfig, VipLlava
 import metadata_layout
 import polarity
 import prototypes
-import update_contributing_doc
+import update_readme
 import vip_llava
 from fixtures import tiny
 from fixtures.models import OFF, QUESTIONS, distance, full_model, last_logits, own_logits, tokens_of
@@ -125,7 +125,7 @@ def test_the_metric_forgives_the_emotion_and_not_its_polarity() -> None:
 
 
 def test_the_page_shows_the_files_as_they_are() -> None:
-    document = update_contributing_doc.DOCUMENT.read_text(encoding="utf-8")
-    for name, content in update_contributing_doc.parts().items():
-        assert replaced(document, name, update_contributing_doc.SCRIPT, content) == document, "run `make docs`"
+    document = update_readme.CONTRIBUTING.read_text(encoding="utf-8")
+    for name, content in update_readme.examples().items():
+        assert replaced(document, name, update_readme.SCRIPT, content) == document, "run `make docs`"
         assert len(content.splitlines()) <= LONGEST_EXAMPLE + 2, f"{name} is too long to be an example"

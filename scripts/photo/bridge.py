@@ -60,6 +60,15 @@ def inputs(last: Tensor, stages: Tensor) -> tuple[Tensor, Tensor]:
     return cells, torch.cat([last.mean(dim=(1, 2)), stages[:, 0]], dim=1)
 
 
+def ridge(z: Tensor, target: Tensor, weight: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+    """Matrix and constant of a weighted ridge regression."""
+    centre, offset = weight @ z / weight.sum(), weight @ target / weight.sum()
+    z, target = z - centre, target - offset
+    gram = z.T @ (z * weight[:, None]) + strength * torch.eye(z.shape[1])
+    matrix = torch.linalg.solve(gram, z.T @ (target * weight[:, None])).T
+    return matrix, offset - matrix @ centre
+
+
 class LowRank(nn.Module):
     """A frozen linear layer (several fused by rows) with a trained low-rank one beside it."""
 

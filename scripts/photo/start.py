@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bridge import HIDDEN_CELL, HIDDEN_WHOLE, NAMED, PLAIN, Projector, inputs
+from bridge import HIDDEN_CELL, HIDDEN_WHOLE, NAMED, PLAIN, Projector, inputs, ridge
 from photographs import Features, Shown, catalogue, class_names
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -43,15 +43,6 @@ def whiten(x: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(y.T @ y / len(y))
     values, vectors = values.flip(0)[:size], vectors.flip(1)[:, :size]
     return mean, scale, (vectors / values.sqrt()).T.contiguous(), values
-
-
-def ridge(z: Tensor, target: Tensor, weight: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-    """Matrix and constant of a weighted ridge regression."""
-    centre, offset = weight @ z / weight.sum(), weight @ target / weight.sum()
-    z, target = z - centre, target - offset
-    gram = z.T @ (z * weight[:, None]) + strength * torch.eye(z.shape[1])
-    matrix = torch.linalg.solve(gram, z.T @ (target * weight[:, None])).T
-    return matrix, offset - matrix @ centre
 
 
 class Names:

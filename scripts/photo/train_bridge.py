@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bridge import HIDDEN_WHOLE, RANK, VISUAL, Bridge, Projector, inputs, load_bridge
+from bridge import HIDDEN_WHOLE, RANK, VISUAL, Bridge, Projector, inputs, load_bridge, ridge
 from lessons import Packed, Packer, Turn, turns
 from photographs import Features, Shown, catalogue
 from safetensors.torch import load_file, save_file
@@ -69,10 +69,9 @@ class Keeper(nn.Module):
         """Start the heads by ridge regression on some pictures: Adam alone finds them slowly."""
         for name, x in (("image", image), ("asked", asked)):
             mean, scale = x.mean(dim=0), 1 / x.std(dim=0).clamp(min=1e-3)
-            y, centre = (x - mean) * scale, target.mean(dim=0)
-            gram = y.T @ y + len(y) * 0.5 * torch.eye(y.shape[1])
-            getattr(self, name).weight.copy_(torch.linalg.solve(gram, y.T @ (target - centre)).T)
-            getattr(self, name).bias.copy_(centre)
+            matrix, constant = ridge((x - mean) * scale, target, torch.ones(len(x)), 0.5 * len(x))
+            getattr(self, name).weight.copy_(matrix)
+            getattr(self, name).bias.copy_(constant)
             getattr(self, f"{name}_mean").copy_(mean)
             getattr(self, f"{name}_scale").copy_(scale)
 

@@ -317,6 +317,11 @@ def test_a_run_of_something_else_is_refused(tmp_path, adapter):
         run._check_identity(job_of(tmp_path / "out", other))
     with pytest.raises(UsageError, match="begun with another batch_size"):
         run._check_identity(job_of(tmp_path / "out", adapter, batch_size=5))
+    description = tmp_path / "out" / run.RUN
+    before = json.loads(description.read_text())
+    description.write_text(json.dumps({"identity": before["identity"] | {"rounding": "floor"}}))
+    with pytest.raises(UsageError, match="begun with another rounding"):
+        run._check_identity(job)
     with run._alone(job.folder), pytest.raises(UsageError, match="another run labels"), run._alone(job.folder):
         pass
 

@@ -18,10 +18,12 @@ import torch
 from benchmarks import parity
 from benchmarks.parity import Difference, Oracle
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
 
 from masp.core.config import MethodConfig
 from masp.core.labels import RELEASED_LABELS, render_labels
+from masp.core.types import ModelInputs
 from masp.model.masp_model import MaspModel
 
 FOLDER = Path(os.environ.get("MASP_ORACLE") or parity.SHIPPED)
@@ -86,7 +88,7 @@ def test_token_ids_and_text_of_the_sequence(oracle: Oracle, stage: str, number: 
     config = json.loads((FOLDER / "vlm" / "config.json").read_text())
     image = config["image_token_id"]
     assembled = (parity.assembled1 if stage == "stage1" else parity.assembled2)(oracle, number)
-    found = parity.ids_fed(oracle, assembled, image) + parity.tail(oracle, example)
+    found = ids_fed(oracle, assembled, image) + parity.tail(oracle, example)
     expected = example["input_ids"]
     if stage == "stage1":  # the aspect's tokens took the place of the image
         assert expected.count(image) == oracle.visual(example["image"]).counts[0]
@@ -98,6 +100,30 @@ def test_token_ids_and_text_of_the_sequence(oracle: Oracle, stage: str, number: 
     assert [reserved.get(word, word) for word in found] == expected
     text = "".join(words(found, image))
     assert text == example["prompt_text"].replace("<|image_pad|>", "" if stage == "stage1" else "<|image_pad|>")
+
+
+def ids_fed(oracle: Oracle, assembled: ModelInputs, image_token: int) -> list[int]:
+    """Token ids that a row's vectors are: text by its row of the embedding matrix, visual tokens as `image_token`.
+
+    Aspect tokens are left out (they have none); vector k of the soft prompt is -1-k.
+    """
+    assert oracle.model.prompt is not None
+    vectors, prompt = assembled.inputs_embeds[0].detach(), oracle.model.prompt.vectors.detach()
+    ids: list[int] = []
+    for column, vector in enumerate(vectors):
+        if assembled.visual_columns[0, column]:
+            ids.append(image_token)
+        elif assembled.prompt_columns[0, column]:
+            ids.append(-1 - row_of(prompt, vector))
+        elif not assembled.aspect_columns[0, column]:
+            ids.append(row_of(oracle.rows, vector))
+    return ids
+
+
+def row_of(table: Tensor, vector: Tensor) -> int:
+    """The number of the one row that is this vector."""
+    (place,) = (table == vector).all(1).nonzero()[:, 0].tolist()
+    return place
 
 
 def words(ids: list[int], image: int) -> Iterator[str]:

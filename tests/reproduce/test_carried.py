@@ -11,8 +11,8 @@ from fixtures.reproduction import small_job
 from masp.evaluation.result import PREDICTIONS, LabelledPrediction, write_predictions
 from masp.reproduce import writers as writing
 from masp.reproduce.dag import ExperimentResult, plan_cells
-from masp.reproduce.sheets import differences, paired
-from masp.reproduce.specs import TABLE2, all_recipes, load_paper
+from masp.reproduce.render import differences, paired
+from masp.reproduce.specs import TABLE2, all_specs, load_paper
 from masp.reproduce.tables import Results
 from masp.reproduce.writers import write_all
 
@@ -41,10 +41,10 @@ def results(
     figures: dict[str, Any] = {**FIGURES, "accuracy": {"value": accuracy}}
     found = {
         cell.name: ExperimentResult(
-            cell.name, "done", FACTS if cell.recipe.kind == "data" else figures, {"data": data}, {}
+            cell.name, "done", FACTS if cell.spec.kind == "data" else figures, {"data": data}, {}
         )
-        for cell in plan_cells(job, PAPER, all_recipes()).cells
-        if cell.recipe.kind != "parameters"
+        for cell in plan_cells(job, PAPER, all_specs()).cells
+        if cell.spec.kind != "parameters"
     }
     return Results(job, PAPER, found, ())
 
@@ -129,16 +129,16 @@ def test_an_interval_belongs_to_the_mean_of_all_seeds(tmp_path: Path) -> None:
     assert one.whole.low <= 0.5 <= one.whole.high
     # gains 2, 1, 1, 0 of two seeds: all signs alike in 2 of 2³ cases
     assert one.whole.p_value == pytest.approx(0.25)
-    sheet = differences(found, "table2")
-    assert sheet.head[5] == "95 % interval over images, all seeds"
-    assert sheet.rows[0][1:5] == ("V+A − V", "+50.0", "35.4", "+25.0 · +75.0")
-    assert [line["seed"] for line in sheet.lines] == ["all", 0, 1]
+    rendered = differences(found, "table2")
+    assert rendered.head[5] == "95 % interval over images, all seeds"
+    assert rendered.rows[0][1:5] == ("V+A − V", "+50.0", "35.4", "+25.0 · +75.0")
+    assert [line["seed"] for line in rendered.lines] == ["all", 0, 1]
 
 
 def test_differences_outlive_the_answers_they_were_made_of(tmp_path: Path) -> None:
-    for recipe in ("V+A", "V+S", "V+A+rS", "V+A+S"):
+    for spec in ("V+A", "V+S", "V+A+rS", "V+A+S"):
         for seed in (0, 1):
-            say(tmp_path, f"emoji-scenes/{recipe}/seed{seed}", "abbb")
+            say(tmp_path, f"emoji-scenes/{spec}/seed{seed}", "abbb")
     say(tmp_path, "emoji-scenes/V/seed0", "bbbb")
     write_all(results(tmp_path, "table2"), "first")
     assert names(tmp_path) == ["table2", "table2-differences"]

@@ -17,11 +17,11 @@ from masp.demo import pictures
 from masp.reproduce import library
 from masp.reproduce.dag import Experiment
 from masp.reproduce.runner import Runner
-from masp.reproduce.specs import ATTENTION, FULL, PLAIN, Spec, divided, masp, read_by, recipe_of
+from masp.reproduce.specs import ATTENTION, FULL, PLAIN, Spec, divided, masp, read_by, spec_of
 
 ALONE, RANDOM = masp(ASPECTS, "none"), masp((), "random")
-LETTERS, PROBE, LORA, DISTILLED = (recipe_of(name) for name in ("zero-shot-letters", "probe", "qlora", "distilled"))
-CONCEPTS = recipe_of("concepts")
+LETTERS, PROBE, LORA, DISTILLED = (spec_of(name) for name in ("zero-shot-letters", "probe", "qlora", "distilled"))
+CONCEPTS = spec_of("concepts")
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +39,12 @@ def _loaded_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "load_backbone", lambda _: tiny.backbone())
 
 
-def identity(out: Path, recipe: Spec, *changes: str, seed: int = 0, adapter: bool = False) -> dict[str, Any]:
+def identity(out: Path, spec: Spec, *changes: str, seed: int = 0, adapter: bool = False) -> dict[str, Any]:
     """The identity of a cell under changed settings; those of other systems begin with the system's name."""
     own, others = divided([change.replace("OWN", str(out / "own.json")) for change in changes])
     job = small_job(out, "table1", changes=tuple(own))
     job = replace(job, others=(*job.others, *others), adapter=out / "adapter" if adapter else None)
-    return Runner(job).identity(Experiment("emoji-scenes", recipe, seed))
+    return Runner(job).identity(Experiment("emoji-scenes", spec, seed))
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
@@ -52,7 +52,7 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "change", "key"),
+    ("spec", "change", "key"),
     [
         (PLAIN, "questions=OWN", "questions"),
         (PLAIN, "method.label_list=python", "method.label_list"),
@@ -64,7 +64,7 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
         (RANDOM, "prompt.init.kind=vocabulary", "prompt.init.kind"),
         (LETTERS, "questions=OWN", "questions"),
         (PROBE, "questions=OWN", "questions"),
-        (recipe_of("sepm"), "sepm.dropped=0.3", "settings.dropped"),
+        (spec_of("sepm"), "sepm.dropped=0.3", "settings.dropped"),
         (LORA, "qlora.rank=4", "settings.rank"),
         (DISTILLED, "questions=OWN", "questions"),
         (DISTILLED, "distilled.hidden=7", "settings.hidden"),
@@ -74,8 +74,8 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
         (CONCEPTS, "aspects.max_steps=2", "stage 1"),
     ],
 )
-def test_what_decides_the_figures_is_in_it(out: Path, recipe: Spec, change: str, key: str) -> None:
-    assert differences(identity(out, recipe), identity(out, recipe, change)) == {key}
+def test_what_decides_the_figures_is_in_it(out: Path, spec: Spec, change: str, key: str) -> None:
+    assert differences(identity(out, spec), identity(out, spec, change)) == {key}
 
 
 @pytest.mark.parametrize("change", ["questions=OWN", "method.label_list=python"])
@@ -94,7 +94,7 @@ def test_aspects_from_elsewhere_bring_their_positions(out: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "changes"),
+    ("spec", "changes"),
     [
         (PLAIN, ("prompt.learning_rate=0.5", "method.prompt_length=5", "prompt.init.kind=vocabulary")),
         (PLAIN, ("method.queries=3", "aspects.max_steps=2", "method.label_order=shuffled", "data.workers=0")),
@@ -110,8 +110,8 @@ def test_aspects_from_elsewhere_bring_their_positions(out: Path) -> None:
         (CONCEPTS, ("qlora.rank=4", "distilled.hidden=7", "prompt.checkpoint_every=7")),
     ],
 )
-def test_what_has_no_part_in_the_figures_is_not(out: Path, recipe: Spec, changes: tuple[str, ...]) -> None:
-    assert identity(out, recipe, *changes) == identity(out, recipe)
+def test_what_has_no_part_in_the_figures_is_not(out: Path, spec: Spec, changes: tuple[str, ...]) -> None:
+    assert identity(out, spec, *changes) == identity(out, spec)
 
 
 @pytest.mark.parametrize(("name", "key"), [("qlora", "settings.over.rank"), ("distilled", "settings.hidden")])
@@ -140,12 +140,12 @@ def test_what_stands_on_a_training_follows_it(out: Path) -> None:
     assert differences(identity(out, FULL), identity(out, FULL, *changed)) == {"prompt.learning_rate"}
     assert differences(identity(out, ATTENTION), identity(out, ATTENTION, *changed)) == {"prompt"}
     again = ("aspects.learning_rate=0.5",)
-    for recipe in (ALONE, FULL, masp(ASPECTS, "random")):
-        assert differences(identity(out, recipe), identity(out, recipe, *again)) == {"stage 1"}
+    for spec in (ALONE, FULL, masp(ASPECTS, "random")):
+        assert differences(identity(out, spec), identity(out, spec, *again)) == {"stage 1"}
 
 
 @pytest.mark.parametrize(
-    ("recipe", "keys"),
+    ("spec", "keys"),
     [
         (PLAIN, {"reading"}),
         (RANDOM, {"reading"}),
@@ -158,10 +158,8 @@ def test_what_stands_on_a_training_follows_it(out: Path) -> None:
         (ATTENTION, set()),
     ],
 )
-def test_the_reading_is_in_the_identity_of_what_can_be_asked_for_a_text(
-    out: Path, recipe: Spec, keys: set[str]
-) -> None:
-    job, cell = small_job(out, "table1"), Experiment("emoji-scenes", recipe, 0)
+def test_the_reading_is_in_the_identity_of_what_can_be_asked_for_a_text(out: Path, spec: Spec, keys: set[str]) -> None:
+    job, cell = small_job(out, "table1"), Experiment("emoji-scenes", spec, 0)
     other = replace(job, others=(*job.others, *read_by("generate")), reading="generate")
     scored, generated = Runner(job), Runner(other)
     assert differences(scored.identity(cell), generated.identity(cell)) == keys
@@ -169,11 +167,11 @@ def test_the_reading_is_in_the_identity_of_what_can_be_asked_for_a_text(
     assert (scored.folder(cell) == generated.folder(cell)) == (not trained_again)
 
 
-SEPM, SIZE = recipe_of("sepm"), "data.longest_side=1000"
+SEPM, SIZE = spec_of("sepm"), "data.longest_side=1000"
 
 
 @pytest.mark.parametrize(
-    ("recipe", "changes", "side"),
+    ("spec", "changes", "side"),
     [
         (PLAIN, (), None),  # as the backbone's own processor says
         (LETTERS, (), None),
@@ -190,9 +188,9 @@ SEPM, SIZE = recipe_of("sepm"), "data.longest_side=1000"
     ],
 )
 def test_the_backbone_alone_reads_images_as_its_own_processor_says(
-    out: Path, recipe: Spec, changes: tuple[str, ...], side: int | None
+    out: Path, spec: Spec, changes: tuple[str, ...], side: int | None
 ) -> None:
-    assert identity(out, recipe, *changes)["longest_side"] == side
+    assert identity(out, spec, *changes)["longest_side"] == side
 
 
 def test_packed_weights_are_others(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

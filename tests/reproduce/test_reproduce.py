@@ -38,7 +38,7 @@ from masp.reproduce.config import DatasetSource, ReproduceConfig
 from masp.reproduce.dag import Experiment, ExperimentResult, plan_cells, read_outcome, result_file
 from masp.reproduce.executor import blocked, run_cells
 from masp.reproduce.make_tables import Reproduced, reproduce
-from masp.reproduce.specs import DATA, FULL, PARAMETERS, PLAIN, all_recipes, load_paper
+from masp.reproduce.specs import DATA, FULL, PARAMETERS, PLAIN, all_specs, load_paper
 from masp.reproduce.tables import Results, accuracy_table
 from masp.training.run_dir import TrainResult
 from masp.training.signals import Interrupted, StopRequest
@@ -120,7 +120,7 @@ def test_a_result_says_what_masp_evaluate_says(first: tuple[Reproduced, str], ou
     runs = out / "scratch" / "runs" / "emoji-scenes"
     ((prompt,), (aspects,)) = ((runs / part).glob("seed1-*") for part in ("V+A+S", "stage-1"))
     job = small_job(out, *RUN)
-    dataset, backbone = open_dataset(job.sources[0].data), load_backbone(job.config.backbone)
+    dataset, backbone = open_dataset(job.sources[0].data), load_backbone(job.settings.backbone)
     measured = evaluate(Masp.from_pretrained(prompt, backbone, aspects=aspects), dataset)
     theirs = measured.provenance
     assert known.keys() == theirs.keys()
@@ -174,7 +174,7 @@ def test_large_pictures_are_shrunk_for_what_is_trained_only(tmp_path: Path) -> N
         by_hand = backbone.visual_tokens(backbone.preprocess([open_image(records[1].path, side)]))
         assert torch.equal(found.images.visual([found.numbers[1]]).tokens, by_hand.tokens)
     assert not torch.equal(by_hand.tokens, bench.library.images("emoji-scenes", "test", stop).images.visual([1]).tokens)
-    (data,) = [cell for cell in plan_cells(job, load_paper(), ()).cells if cell.recipe == DATA]
+    (data,) = [cell for cell in plan_cells(job, load_paper(), ()).cells if cell.spec == DATA]
     assert bench.run(data)[0].figures["shrunk"] == 1
     plain = bench.run(Experiment("emoji-scenes", PLAIN, 0))[0]
     assert (plain.about["longest_side"], plain.identity["longest_side"]) == (None, None)
@@ -184,7 +184,7 @@ def test_large_pictures_are_shrunk_for_what_is_trained_only(tmp_path: Path) -> N
 
 def results_of(job: ReproduceConfig) -> Results:
     """What the cells of a job left so far."""
-    cells = plan_cells(job, load_paper(), all_recipes()).cells
+    cells = plan_cells(job, load_paper(), all_specs()).cells
     found = {cell.name: read_outcome(job.out, cell.name) for cell in cells}
     return Results(job, load_paper(), {name: one for name, one in found.items() if one is not None}, ())
 
@@ -193,7 +193,7 @@ def test_generated_texts_are_counted_exactly_and_beside_it_leniently(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other reading of the same trainings: measured again, trained not at all, and another identity."""
-    names = [f"emoji-scenes/{recipe}/seed0" for recipe in ("V", "V+S", "V+A", "V+A+S")]
+    names = [f"emoji-scenes/{spec}/seed0" for spec in ("V", "V+S", "V+A", "V+A+S")]
     quietly(small_job(tmp_path, "table2", seeds=1))
     before = [outcome(tmp_path, name).identity for name in names]
     right = [record.label or "" for record in open_dataset(small_job(tmp_path).sources[0].data).split("test")]
@@ -359,14 +359,14 @@ def test_a_worker_that_dies_has_failed_its_cell(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_worker_that_died_while_it_waited_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    crowd, cell = pool._Crowd(small_job(tmp_path, "table4"), 2, lambda *_: None), Experiment("d", PARAMETERS, 0)
+    workers, cell = pool._WorkerPool(small_job(tmp_path, "table4"), 2, lambda *_: None), Experiment("d", PARAMETERS, 0)
     monkeypatch.setattr(pool, "_work", ending.broken)
-    future, dead = crowd._given(cell)
+    future, dead = workers._given(cell)
     with pytest.raises(BrokenProcessPool):
         future.result()
-    crowd.idle.append(dead)
+    workers.idle.append(dead)
     monkeypatch.setattr(pool, "_work", ending.done)
-    future, fresh = crowd._given(cell)
+    future, fresh = workers._given(cell)
     assert fresh is not dead
     assert future.result() == "done"
     fresh.pool.shutdown()
@@ -431,7 +431,7 @@ def test_the_concept_bottleneck_reads_the_aspects_and_the_prompt_of_its_own_seed
     job = small_job(tmp_path / "out", "table1")
     pictures.draw_dataset(tmp_path / "out" / "scratch" / "data" / "emoji-scenes", PLAN, lambda _: None)
     bench = workshop.Runner(job)
-    cells = {cell.name: cell for cell in plan_cells(job, load_paper(), all_recipes()).cells}
+    cells = {cell.name: cell for cell in plan_cells(job, load_paper(), all_specs()).cells}
     for seed in (0, 1):
         cell = cells[f"emoji-scenes/concepts/seed{seed}"]
         done = {name: bench.run(cells[name])[0] for name in (*cell.needs, cell.name)}

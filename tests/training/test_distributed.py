@@ -292,7 +292,7 @@ def test_what_the_launcher_says(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert (runtime.rank(), runtime.local_rank(), runtime.count()) == (5, 1, 8)
-    assert not runtime.speaks()
+    assert not runtime.is_main_process()
 
 
 def test_weights_are_not_divided_between_processes(monkeypatch):

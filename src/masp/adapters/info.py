@@ -370,7 +370,7 @@ def read_info(folder: str | Path) -> AdapterInfo:
         where = ".".join(str(part) for part in first["loc"]) or "the table"
         todo = AGAIN
         raise AdapterError(f"{path}: {where}: {first['msg']}", "the description of an adapter", todo) from None
-    problem = _nonsense(info)
+    problem = _inconsistency(info)
     if problem is not None:
         raise AdapterError(f"{path}: {problem}", "a description that masp wrote", AGAIN)
     return info
@@ -384,10 +384,10 @@ def _told_apart(record: ConceptRecord, aspects: Sequence[str]) -> bool:
     return together and known and len(set(record.words)) == len(record.words)
 
 
-def _nonsense(info: AdapterInfo) -> str | None:
+def _inconsistency(info: AdapterInfo) -> str | None:
     """What is wrong with a description whose types are right."""
     if info.tasks:
-        return _nonsense_of_tasks(info)
+        return _inconsistency_of_tasks(info)
     problem = None
     if not info.parts:
         problem = "parts is empty"
@@ -408,14 +408,14 @@ def _nonsense(info: AdapterInfo) -> str | None:
     return problem
 
 
-def _nonsense_of_tasks(info: AdapterInfo) -> str | None:
+def _inconsistency_of_tasks(info: AdapterInfo) -> str | None:
     if not {"prompt", "concepts"} & set(info.parts) or info.labels or info.prompt_length or info.concepts is not None:
         return "there are tasks, but parts, labels and prompt_length do not fit them"
     for name in info.tasks:
         if not TASK_NAME.fullmatch(name):
             return f"'{name}' is no name for a task"
         one = info.for_task(name)
-        problem = _nonsense(one) if {"prompt", "concepts"} & set(one.parts) else "there is nothing that answers"
+        problem = _inconsistency(one) if {"prompt", "concepts"} & set(one.parts) else "there is nothing that answers"
         if problem is not None:
             return f"tasks.{name}: {problem}"
     return None

@@ -150,7 +150,7 @@ class Decoder:
         return passed.last_hidden_state.to(embeddings.device)  # the layers may be spread over several
 
     def _past(self, cache: KVCache | None, home: torch.device) -> DynamicCache:
-        """Keys and values where each layer runs; layers that wait in main memory or on the disk run at home."""
+        """Keys and values on the device of each layer; those kept in main memory or on the disk run on `home`."""
         if cache is None or not cache.layers:
             return DynamicCache()
         devices = [next(layer.parameters()).device for layer in self._language.layers]

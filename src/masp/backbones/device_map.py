@@ -108,7 +108,7 @@ LAYER = re.compile(r"(.*\.)?(language_model|text_model)(\.model)?\.layers\.\d+")
 
 USABLE = 0.9  # of a device's free memory; the rest is for activations
 Where = int | str
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def device_map(name: str, model: PreTrainedModel, placement: Placement) -> dict[
             "Take dtype bfloat16, whose layers can wait in main memory.",
         )
     for where, count in Counter(layers.values()).items():
-        _LOG.log(logging.WARNING if where == "disk" else logging.INFO, "layers of %s on %s: %d", name, where, count)
+        log.log(logging.WARNING if where == "disk" else logging.INFO, "layers of %s on %s: %d", name, where, count)
     return dict.fromkeys(_others(model, set(layers)), first(room)) | layers
 
 

@@ -73,7 +73,7 @@ UNITS = "MASP_BFLOAT16_UNITS"
 """Environment variable for tests of another processor: 1 or 0 makes "auto" believe that every device computes in
 bfloat16 by itself, or none."""
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def load_backbone(
@@ -112,7 +112,7 @@ def load_backbone(
         name = config
     files = replace(find_supported(name, revision), accepted=check_accepted(accept))
     placement = choose_placement(dtype, device, name)
-    _LOG.info("loading backbone %s (%s) in %s", name, files.model_type, placement)
+    log.info("loading backbone %s (%s) in %s", name, files.model_type, placement)
     try:
         backbone: Backbone = FAMILIES[files.model_type].get("load")(files, placement)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

@@ -6,7 +6,6 @@ model. The factors are merged, batch normalisation is folded, and the sums are t
 so that every machine writes the same bytes and an adapter fits on all of them.
 """
 
-import fcntl
 import functools
 import json
 import logging
@@ -24,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from masp.core.atomic_io import digest, fingerprint, with_usual_rights, write_folder
+from masp.core.atomic_io import digest, fingerprint, lock, with_usual_rights, write_folder
 from masp.core.errors import BackboneError
 
 CACHE = "MASP_CACHE"
@@ -67,7 +66,7 @@ GGUF_NAMES: Mapping[str, str] = {
     "ffn_norm": "post_attention_layernorm",
 }
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _INSTALL = 'pip install "masp[photo]"'
 
 
@@ -146,7 +145,7 @@ def photo_folder() -> Path:
         root.mkdir(parents=True, exist_ok=True)
         with _held(folder.with_suffix(".lock")):
             if not _whole(folder):
-                _LOG.info("making the checkpoint of the backbone 'photo' in %s (once)", folder)
+                log.info("making the checkpoint of the backbone 'photo' in %s (once)", folder)
                 write_folder(folder, lambda partial: _fill(partial, language, tower))
     except (OSError, SafetensorError) as error:
         free = shutil.disk_usage(next(one for one in (root, *root.parents) if one.is_dir())).free
@@ -201,7 +200,7 @@ def _whole(folder: Path) -> bool:
     except (OSError, ValueError, KeyError):
         return False
     if damaged:
-        _LOG.warning("%s in %s is damaged; the backbone 'photo' is made again", ", ".join(damaged), folder)
+        log.warning("%s in %s is damaged; the backbone 'photo' is made again", ", ".join(damaged), folder)
     return not damaged
 
 
@@ -210,9 +209,9 @@ def _held(path: Path) -> Iterator[None]:
     """Hold a lock between processes; a disk without locks is used without, as the folder is put in place at once."""
     with path.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock(file.fileno(), wait=True)
         except OSError as error:
-            _LOG.debug("%s cannot be locked: %s", path, error)
+            log.debug("%s cannot be locked: %s", path, error)
         yield
 
 

@@ -18,16 +18,15 @@ from torch import Tensor
 
 from masp.backbones.base import Backbone
 from masp.baselines.base import Example, TrainingData
-from masp.core.atomic_io import write_file
 from masp.core.errors import DataError, UsageError, did_you_mean
 from masp.core.flops import images_at_once
 from masp.core.runtime import Bar
 from masp.core.settings import TrainConfig
 from masp.core.types import VisualTokens
-from masp.data.records import Dataset, Record, account_lines, read_account
+from masp.data.records import BadFiles, Dataset, Record, read_account, write_account
 from masp.data.splits import Batches
 from masp.evaluation.predict_split import labelled
-from masp.training.checkpoints import Checkpoint, CheckpointStore, load_parameters, unwritable
+from masp.training.checkpoints import Checkpoint, CheckpointStore, load_parameters, writing
 from masp.training.disk_cache import CacheGroup, DiskCache, key_of
 from masp.training.feature_cache import FeatureCache, ImageReading
 from masp.training.run_dir import RunFolder, hash_of, reading
@@ -80,15 +79,15 @@ class LazyImages:
         self.fill()
         return self.store.visual(images)
 
-    def fill(self) -> bytes | None:
-        """Read all images, once; the account of it as lines of a file, None where it was done before."""
+    def fill(self) -> BadFiles | None:
+        """Read all images, once; the account of it, None where it was done before."""
         if self.filled:
             return None
         with StopRequest() as stop:
             account = self.store.fill(stop, None if self.known is None else set(map(Path, self.known)))
         self.filled = True
         log.info("images: %s", account.summary())
-        return account_lines(account)
+        return account
 
 
 def make_training_data(
@@ -151,10 +150,10 @@ def _read_data(
     images = LazyImages(store, known)
     bad = set() if known is None else set(known)
     if known is None:
-        lines = images.fill()
-        assert lines is not None
+        account = images.fill()
+        assert account is not None
         bad = {str(path) for path, usable in zip(store.paths, store.usable, strict=True) if not usable}
-        _write_account(file, lines)
+        _write_account(file, account)
     examples: dict[str, list[Example]] = {split: [] for split in SPLITS}
     for index, (split, record) in enumerate(chosen):
         if str(record.path) not in bad:
@@ -177,14 +176,12 @@ def _known_bad(account: dict[str, str] | None, dataset: Dataset) -> dict[str, st
     return account
 
 
-def _write_account(file: Path, lines: bytes) -> None:
+def _write_account(file: Path, account: BadFiles) -> None:
     if file.parent.exists() and not file.parent.is_dir():
         raise UsageError(f"--out {file.parent} is a file", "a folder", "Name another place.")
-    try:
+    with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_file(file, lines)
-    except OSError as error:
-        raise unwritable(error, file) from error
+        write_account(file, account)
 
 
 SMALLEST = 1e-6  # a column that hardly varies is not blown up

@@ -101,8 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = _take_debug(given)
     _set_up_log(debug)
-    if not runtime.speaks():
-        _fall_silent(debug)
+    if not runtime.is_main_process():
+        _hide_output(debug)
     sys.exit(guarded(lambda: _run(given), debug))
 
 
@@ -121,8 +121,8 @@ def _run(arguments: Sequence[str]) -> object:
     return typer.main.get_command(app)(args=list(arguments), prog_name="masp")
 
 
-def _fall_silent(debug: bool) -> None:
-    """Of several processes one talks: the results of the others are the same. Their errors are heard."""
+def _hide_output(debug: bool) -> None:
+    """For all processes but one, whose results are the same: print nothing, and log errors only."""
     sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  (as long as the process lives)
     if not debug:
         logging.getLogger("masp").setLevel(logging.ERROR)

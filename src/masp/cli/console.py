@@ -42,7 +42,7 @@ EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 def say(line: str) -> None:
     """A line for the person at the terminal, on stderr; of several processes, one says it."""
-    if not runtime.speaks():
+    if not runtime.is_main_process():
         return
     Console(stderr=True, highlight=False, soft_wrap=True).print(Text(printable(line)))
 

@@ -345,7 +345,7 @@ def _outside(
     from masp.data.readers.open_dataset import open_dataset
     from masp.evaluation.external_predictions import evaluate_predictions
 
-    mine = out if runtime.speaks() else None  # of several processes one writes
+    mine = out if runtime.is_main_process() else None  # of several processes one writes
     dataset = with_split(open_dataset(settings), settings, split)
     return evaluate_predictions(predictions, dataset, split, allow_missing=allow_missing, calibrate=calibrate, out=mine)
 

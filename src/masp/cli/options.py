@@ -1,4 +1,4 @@
-"""Options that several commands share: how the backbone is loaded, and how many images it is given."""
+"""Options that several commands share: adapter, backbone and how it is loaded, labels, sizes of images and batches."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -72,8 +72,8 @@ BackboneOrNoAdapter = Annotated[
     str | None,
     typer.Option(
         metavar="ID|DIR",
-        help="Hub id, folder, `embedded` or `photo`. Default: the one that the adapter names. Without *--adapter* "
-        "one whose adapter does not ship answers alone, zero-shot.",
+        help="Hub id, folder, `embedded` or `photo`. Default: the one that the adapter names. Without *--adapter*, a "
+        "backbone for which masp ships no adapter answers zero-shot.",
     ),
 ]
 Labels = Annotated[

@@ -218,13 +218,13 @@ def reproduce(
 
     Without --data and --backbone everything runs on the embedded backbone and drawn images.
     """
-    from masp.reproduce.config import Request, job_of
+    from masp.reproduce.config import Request, config_of
     from masp.reproduce.make_tables import reproduce as run
 
     names = None if datasets is None else tuple(name.strip() for name in datasets.split(",") if name.strip())
     asked = (data, backbone, names, seeds, aspects, config, quick, tuple(changes or ()), reading.value)
     request = Request(what.value, out, *asked)
-    result = run(job_of(request), jobs, request.command(jobs))
+    result = run(config_of(request), jobs, request.command(jobs))
     for outcome in result.failed:
         say(f"not there: {outcome.cell} ({outcome.error})")
     typer.echo(str(result.written[0]))

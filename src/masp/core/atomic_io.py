@@ -120,10 +120,10 @@ def discard(path: Path) -> None:
         log.warning("could not remove %s: %s", path.name, error.strerror)
 
 
-def lock(handle: int) -> bool:
-    """Lock an open file or folder until it is closed; False where another process holds it."""
+def lock(handle: int, wait: bool = False) -> bool:
+    """Lock an open file or folder until it is closed; where another process holds it, wait for that, or say False."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

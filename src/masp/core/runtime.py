@@ -25,8 +25,8 @@ def count() -> int:
     return _number("WORLD_SIZE", 1)
 
 
-def speaks() -> bool:
-    """Whether this process is the one that talks: progress, results and log of the others would be the same."""
+def is_main_process() -> bool:
+    """Whether this process prints and writes; progress, results and log of the others would be the same."""
     return rank() == 0
 
 
@@ -99,7 +99,7 @@ class Bar:
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
             console=console,
-            disable=not (console.is_terminal and speaks()),
+            disable=not (console.is_terminal and is_main_process()),
         )
         self._task: TaskID = self._progress.add_task(title, total=total, completed=done, note="")
 

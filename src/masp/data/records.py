@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from masp.core.atomic_io import write_file
 from masp.core.errors import DataError, did_you_mean
 from masp.core.labels import TAXONOMIES, Taxonomy, counterpart, mapping, taxonomy_of
 
@@ -136,6 +137,15 @@ def account_lines(account: BadFiles) -> bytes:
     rows: list[dict[str, object]] = [{"path": str(bad.path), "reason": bad.reason} for bad in account.rejected]
     rows.append({"read": account.read, "used": account.used, "quarantined": len(account.rejected)})
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def write_account(path: Path, account: BadFiles) -> None:
+    """Write quarantine.jsonl.
+
+    Raises:
+        OSError: the disk refuses to be written.
+    """
+    write_file(path, account_lines(account))
 
 
 def read_account(path: Path) -> dict[str, str] | None:

@@ -119,14 +119,14 @@ def table2(
     batching = batching or Batching(longest_side=full.task.longest_side, rounding=full.task.rounding)
     known = labelled(records, full.labels)
     account, used = BadFiles(total=len(known)), list[Record]()
-    said: dict[str, list[tuple[str, float]]] = {name: [] for name in systems}
+    answers: dict[str, list[tuple[str, float]]] = {name: [] for name in systems}
     for batch, visual in visual_batches(full.backbone, known, batching, account):
         used += batch
         for name, system in systems.items():
             tables = [one.log_probabilities or {} for one in system.predict(visual)]
-            said[name] += [max(table.items(), key=lambda pair: pair[1]) for table in tables]
+            answers[name] += [max(table.items(), key=lambda pair: pair[1]) for table in tables]
     truth = [record.label or "" for record in used]
-    rows = tuple(_row(name, said[name], truth, full.labels) for name in systems)
+    rows = tuple(_row(name, answers[name], truth, full.labels) for name in systems)
     differences = tuple(
         Difference(f"{row.name} - {base}", metrics.compare(truth, rows[start].predicted, row.predicted, seed))
         for base in AGAINST
@@ -137,10 +137,10 @@ def table2(
     return Table2(rows, differences, tuple(truth), images, majority, seed, tuple(account.rejected))
 
 
-def _row(name: str, said: Sequence[tuple[str, float]], truth: Sequence[str], labels: Sequence[str]) -> Table2Row:
-    predicted = tuple(label for label, _ in said)
+def _row(name: str, answers: Sequence[tuple[str, float]], truth: Sequence[str], labels: Sequence[str]) -> Table2Row:
+    predicted = tuple(label for label, _ in answers)
     right = [label == true for label, true in zip(predicted, truth, strict=True)]
-    error = metrics.calibration_error(np.exp([log_p for _, log_p in said]).tolist(), right)
+    error = metrics.calibration_error(np.exp([log_p for _, log_p in answers]).tolist(), right)
     figures = metrics.accuracy(truth, predicted), metrics.macro_f1(truth, predicted, labels), error
     return Table2Row(name, MEANINGS[name], *figures, predicted)
 

@@ -187,7 +187,7 @@ class Labeller:
                 yield [future.result() for future in waiting[0]]
                 waiting.popleft()
                 submit()
-        finally:  # after an outage nobody waits for the others
+        finally:  # after an outage the images that are left are not read
             for future in chain.from_iterable(waiting):
                 future.cancel()
 
@@ -207,12 +207,12 @@ class Labeller:
         places = [place for place, one in enumerate(batch) if one.image is not None]
         images = [one.image for one in batch if one.image is not None]
         try:
-            said = self._scored(images)
+            scored = self._scored(images)
         except torch.OutOfMemoryError as error:
             if len(images) > 1:
                 return [row for one in batch for row in self._predicted([one])]
-            said = [{"status": CRASHED, "error": str(error)[:300]}]
-        for place, row in zip(places, said, strict=True):
+            scored = [{"status": CRASHED, "error": str(error)[:300]}]
+        for place, row in zip(places, scored, strict=True):
             rows[place] |= row
         return rows
 
@@ -230,8 +230,8 @@ class Labeller:
         fit = [row for place, row in enumerate(rows) if place not in unfit]
         visual = masp.visual_tokens(pixels)
         handles = [masp.handle(name) for name in self._names]
-        for row, told in zip(fit, predict_visual(handles, visual, [""] * len(fit), explain=False), strict=True):
-            for name, one in zip(self._names, told, strict=True):
+        for row, predictions in zip(fit, predict_visual(handles, visual, [""] * len(fit), explain=False), strict=True):
+            for name, one in zip(self._names, predictions, strict=True):
                 before = self._before(name)
                 row |= {f"{before}label": one.label, f"{before}probabilities": list(one.probabilities.values())}
         if self._job.explain == "words" and masp.model.aspects is not None:

@@ -21,6 +21,7 @@ from masp.core.atomic_io import lock
 from masp.core.errors import DataError, OutageError, UsageError
 from masp.labelling.labeller import COUNTS, LABELS, Job, Labeller, part_place
 from masp.labelling.manifest import Manifest, Place, check_shard, read_chunk, read_manifest, shard_name
+from masp.training.run_dir import differences
 
 RUN, LOCK = "run.json", "run.lock"
 HERE = (None, "local")
@@ -60,7 +61,7 @@ class Status:
 
     @property
     def seconds_left(self) -> float | None:
-        """At the rate so far; None where nobody knows."""
+        """At the rate so far; None where there is no rate yet."""
         return (self.images - self.done) / self.rate if self.rate else None
 
 
@@ -202,8 +203,7 @@ def _check_identity(job: Job) -> None:
         return
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{place.path} cannot be read ({error})", "what masp label run wrote") from None
-    other = [key for key in identity if before.get(key) != identity[key]]
-    if other:
+    if other := differences(before, identity):
         todo = "Label into a new folder, or with what this one was begun with."
         raise UsageError(f"the labels in {job.folder} were begun with another {', '.join(other)}", "the same", todo)
 

@@ -58,7 +58,7 @@ class ReproduceConfig:
     """Everything that a cell needs to know; it can be sent to another process."""
 
     experiments: tuple[str, ...]  # some of `EXPERIMENTS`
-    config: RunConfig  # settings of the method, the backbone and both stages; each cell sets its own seed and data
+    settings: RunConfig  # of the method, the backbone and both stages; each cell sets its own seed and data
     sources: tuple[DatasetSource, ...]  # data sets that are there
     missing: tuple[SkippedDataset, ...]  # data sets that are not
     seeds: tuple[int, ...]  # of training
@@ -85,12 +85,12 @@ class ReproduceConfig:
 
         The authors' code shrinks images for everything it measures, and so does the variant `released`.
         """
-        return self.source(dataset).data.side_of(alone and self.config.method.variant == "paper")
+        return self.source(dataset).data.side_of(alone and self.settings.method.variant == "paper")
 
     @property
     def rounding(self) -> Rounding:
         """How the shorter side of an image that is shrunk becomes a whole number."""
-        return self.config.method.resolved().shrink_rounding or "nearest"
+        return self.settings.method.resolved().shrink_rounding or "nearest"
 
     def aspects_from(self, dataset: str) -> DatasetSource | None:
         """What stage 1 is trained on for a data set: EmoSet, else its own annotations; None where there are none."""
@@ -245,8 +245,8 @@ class Request:
         return " ".join([*words, f"--seeds {self.seeds} --jobs {jobs}", *self.changes])
 
 
-def job_of(request: Request) -> ReproduceConfig:
-    """The job, once it is certain that there is something to run.
+def config_of(request: Request) -> ReproduceConfig:
+    """What is to be run, once it is certain that there is something to run.
 
     Raises:
         UsageError: arguments that do not go together, or no data set is there.

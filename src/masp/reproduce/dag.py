@@ -9,7 +9,7 @@ from typing import Any, Literal
 from masp.core.atomic_io import write_file
 from masp.core.errors import DataError
 from masp.reproduce.config import DatasetSource, ReproduceConfig, SkippedDataset
-from masp.reproduce.specs import DATA, FULL, OTHERS, PARAMETERS, STAGE1, Paper, Spec, over_of, recipe_of, recipes
+from masp.reproduce.specs import DATA, FULL, OTHERS, PARAMETERS, STAGE1, Paper, Spec, over_of, spec_of, specs_of
 
 FORMAT = 1
 
@@ -18,17 +18,17 @@ State = Literal["done", "failed", "waiting"]
 
 @dataclass(frozen=True)
 class Experiment:
-    """One run: a recipe on a data set with a seed."""
+    """One run: a spec on a data set with a seed."""
 
     dataset: str  # name of the data set
-    recipe: Spec  # what is run
+    spec: Spec  # what is run
     seed: int  # of training and of everything random
     needs: tuple[str, ...] = ()  # names of the cells that have to be done before
 
     @property
     def name(self) -> str:
         """Its name, and its place below the folders of results and of runs."""
-        return cell_name(self.dataset, self.recipe, self.seed)
+        return cell_name(self.dataset, self.spec, self.seed)
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class ExperimentResult:
     error: str = ""  # why it failed, on one line
 
 
-def cell_name(dataset: str, recipe: Spec, seed: int) -> str:
+def cell_name(dataset: str, spec: Spec, seed: int) -> str:
     """Name of a cell: data set, system and seed."""
-    system = recipe.name.replace(" ", "-").replace("/", "-")
+    system = spec.name.replace(" ", "-").replace("/", "-")
     return f"{dataset}/{system}/seed{seed}"
 
 
@@ -100,33 +100,33 @@ NO_WORDS = "its images have no annotated aspects, whose words it learns: masp da
 
 @dataclass(frozen=True)
 class ExperimentGraph:
-    """The cells of a job."""
+    """The cells of a call."""
 
     cells: tuple[Experiment, ...]  # in an order in which each follows what it needs
     skipped: tuple[SkippedDataset, ...]  # what is not run, and why
 
 
-def plan_cells(job: ReproduceConfig, paper: Paper, baselines: tuple[Spec, ...]) -> ExperimentGraph:
-    """The cells of all experiments of a job; one that several of them need is there once.
+def plan_cells(config: ReproduceConfig, paper: Paper, baselines: tuple[Spec, ...]) -> ExperimentGraph:
+    """The cells of all experiments of a call; one that several of them need is there once.
 
     Args:
-        job: what is asked.
+        config: what is asked.
         paper: names the data sets whose experiments are limited to some of them.
         baselines: the other systems.
     """
     experiments: dict[str, Experiment] = {}
-    skipped: list[SkippedDataset] = list(job.missing)
-    wanted = [(source, recipe) for source in job.sources for recipe in _recipes(job, source, paper, baselines)]
-    if "table4" in job.experiments:
-        wanted.append((job.sources[0], PARAMETERS))
-    for seed in job.seeds:
-        for source, recipe in wanted:
-            reason = _lacking(job, source, recipe)
+    skipped: list[SkippedDataset] = list(config.missing)
+    wanted = [(source, spec) for source in config.sources for spec in _specs(config, source, paper, baselines)]
+    if "table4" in config.experiments:
+        wanted.append((config.sources[0], PARAMETERS))
+    for seed in config.seeds:
+        for source, spec in wanted:
+            reason = _lacking(config, source, spec)
             if reason:
-                if seed == job.seeds[0]:
-                    skipped.append(SkippedDataset(source.name, recipe.name, reason))
-            elif seed == job.seeds[0] or depends_on_seed(job, recipe):
-                _add(experiments, job, source, recipe, seed)
+                if seed == config.seeds[0]:
+                    skipped.append(SkippedDataset(source.name, spec.name, reason))
+            elif seed == config.seeds[0] or depends_on_seed(config, spec):
+                _add(experiments, config, source, spec, seed)
     return ExperimentGraph(tuple(experiments.values()), tuple(skipped))
 
 
@@ -136,66 +136,67 @@ def takes_part(experiment: str, dataset: str, paper: Paper) -> bool:
     return scope is None or dataset in scope or dataset not in paper.datasets
 
 
-def depends_on_seed(job: ReproduceConfig, recipe: Spec) -> bool:
-    """Whether a recipe is run with every seed: it trains or draws something, or stands on a stage 1 that does."""
-    return recipe.seeded or bool(recipe.aspects and job.adapter is None)
+def depends_on_seed(config: ReproduceConfig, spec: Spec) -> bool:
+    """Whether a spec is run with every seed: it trains or draws something, or stands on a stage 1 that does."""
+    return spec.seeded or bool(spec.aspects and config.adapter is None)
 
 
-def seeds_of(job: ReproduceConfig, recipe: Spec) -> tuple[int, ...]:
-    """The seeds that a recipe is run with."""
-    return job.seeds if depends_on_seed(job, recipe) else job.seeds[:1]
+def seeds_of(config: ReproduceConfig, spec: Spec) -> tuple[int, ...]:
+    """The seeds that a spec is run with."""
+    return config.seeds if depends_on_seed(config, spec) else config.seeds[:1]
 
 
-def base_of(job: ReproduceConfig, cell: Experiment) -> Experiment | None:
+def base_of(config: ReproduceConfig, cell: Experiment) -> Experiment | None:
     """The cell of the system that a system stands on, or whose soft prompt it reads.
 
     None where it stands on none, or on one of its own.
     """
-    if cell.recipe.kind != "baseline":
+    if cell.spec.kind != "baseline":
         return None
-    over = over_of(cell.recipe.name, job.others)
-    base = recipe_of(over) if over else OTHERS[cell.recipe.name].prompt
+    over = over_of(cell.spec.name, config.others)
+    base = spec_of(over) if over else OTHERS[cell.spec.name].prompt
     if base is None:
         return None
-    return Experiment(cell.dataset, base, cell.seed if depends_on_seed(job, base) else job.seeds[0])
+    return Experiment(cell.dataset, base, cell.seed if depends_on_seed(config, base) else config.seeds[0])
 
 
-def _recipes(job: ReproduceConfig, source: DatasetSource, paper: Paper, baselines: tuple[Spec, ...]) -> list[Spec]:
+def _specs(config: ReproduceConfig, source: DatasetSource, paper: Paper, baselines: tuple[Spec, ...]) -> list[Spec]:
     """What a data set takes part in, each once."""
-    length = job.config.method.prompt_length
-    chosen = [name for name in job.experiments if name != "table4" and takes_part(name, source.name, paper)]
-    return list(dict.fromkeys(recipe for name in chosen for recipe in recipes(name, length, baselines)))
+    length = config.settings.method.prompt_length
+    chosen = [name for name in config.experiments if name != "table4" and takes_part(name, source.name, paper)]
+    return list(dict.fromkeys(spec for name in chosen for spec in specs_of(name, length, baselines)))
 
 
-def _lacking(job: ReproduceConfig, source: DatasetSource, recipe: Spec) -> str:
-    """Why a recipe cannot be run on a data set; "" where it can."""
-    if recipe.aspects and job.adapter is None and job.aspects_from(source.name) is None:
+def _lacking(config: ReproduceConfig, source: DatasetSource, spec: Spec) -> str:
+    """Why a spec cannot be run on a data set; "" where it can."""
+    if spec.aspects and config.adapter is None and config.aspects_from(source.name) is None:
         return NO_ASPECTS
-    if recipe.aspects and recipe.kind == "baseline" and not source.annotated:
+    if spec.aspects and spec.kind == "baseline" and not source.annotated:
         return NO_WORDS
     return ""
 
 
 def _add(
-    experiments: dict[str, Experiment], job: ReproduceConfig, source: DatasetSource, recipe: Spec, seed: int
+    experiments: dict[str, Experiment], config: ReproduceConfig, source: DatasetSource, spec: Spec, seed: int
 ) -> None:
     """A cell, behind those that it needs."""
-    if recipe.kind == "parameters":
-        _put(experiments, Experiment(source.name, recipe, seed))
+    if spec.kind == "parameters":
+        _put(experiments, Experiment(source.name, spec, seed))
         return
-    needs = [_put(experiments, Experiment(source.name, DATA, job.seeds[0]))]
-    teacher = job.aspects_from(source.name)
-    if recipe.aspects and job.adapter is None and teacher is not None:
-        looked = (_put(experiments, Experiment(teacher.name, DATA, job.seeds[0])),) if teacher in job.sources else ()
+    needs = [_put(experiments, Experiment(source.name, DATA, config.seeds[0]))]
+    teacher = config.aspects_from(source.name)
+    if spec.aspects and config.adapter is None and teacher is not None:
+        seen = Experiment(teacher.name, DATA, config.seeds[0])
+        looked = (_put(experiments, seen),) if teacher in config.sources else ()
         needs.append(_put(experiments, Experiment(teacher.name, STAGE1, seed, looked)))
-    base = base_of(job, Experiment(source.name, recipe, seed))
+    base = base_of(config, Experiment(source.name, spec, seed))
     if base is not None:
-        _add(experiments, job, source, base.recipe, base.seed)
+        _add(experiments, config, source, base.spec, base.seed)
         needs.append(base.name)
-    if recipe.kind == "attention":
-        _add(experiments, job, source, FULL, seed)
+    if spec.kind == "attention":
+        _add(experiments, config, source, FULL, seed)
         needs.append(cell_name(source.name, FULL, seed))
-    _put(experiments, Experiment(source.name, recipe, seed, tuple(dict.fromkeys(needs))))
+    _put(experiments, Experiment(source.name, spec, seed, tuple(dict.fromkeys(needs))))
 
 
 def _put(experiments: dict[str, Experiment], cell: Experiment) -> str:

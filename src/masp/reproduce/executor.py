@@ -27,7 +27,7 @@ Reporter = Callable[[ExperimentResult, bool], None]
 PATIENCE = 120.0  # seconds in which a worker that was asked to stop writes its checkpoint
 LISTEN = 0.5  # seconds between looks at signals
 
-_RUNNERS: dict[Path, Any] = {}  # in a worker: what its cells share, by the folder of the job
+_RUNNERS: dict[Path, Any] = {}  # in a worker: what its cells share, by the folder of results
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Worker:
 
 
 def run_cells(
-    cells: Sequence[Experiment], job: ReproduceConfig, jobs: int, report: Reporter
+    cells: Sequence[Experiment], config: ReproduceConfig, jobs: int, report: Reporter
 ) -> dict[str, ExperimentResult]:
     """Runs every cell whose needs are met; one that fails does not stop the others.
 
     Args:
         cells: in an order in which each follows what it needs.
-        job: what is asked.
+        config: what is asked.
         jobs: how many run side by side; 1: in this process.
         report: is given every outcome.
 
@@ -59,10 +59,10 @@ def run_cells(
     if jobs < 1:
         raise UsageError(f"--jobs is {jobs}", "1 or more", "Correct it.")
     if jobs > 1:
-        return _Crowd(job, jobs, report).run(cells)
+        return _WorkerPool(config, jobs, report).run(cells)
     from masp.reproduce.runner import Runner
 
-    runner, outcomes = Runner(job), dict[str, ExperimentResult]()
+    runner, outcomes = Runner(config), dict[str, ExperimentResult]()
     for cell in cells:
         hindered = blocked(cell, outcomes)
         outcome, fresh = (hindered, False) if hindered is not None else runner.run(cell)
@@ -81,11 +81,11 @@ def blocked(cell: Experiment, outcomes: Mapping[str, ExperimentResult]) -> Exper
     return None
 
 
-class _Crowd:
+class _WorkerPool:
     """Workers, what each of them is doing, and what is done."""
 
-    def __init__(self, job: ReproduceConfig, jobs: int, report: Reporter) -> None:
-        self.job, self.jobs, self.report = job, jobs, report
+    def __init__(self, config: ReproduceConfig, jobs: int, report: Reporter) -> None:
+        self.config, self.jobs, self.report = config, jobs, report
         self.outcomes: dict[str, ExperimentResult] = {}
         self.busy: dict[Future[tuple[ExperimentResult, bool]], tuple[Experiment, Worker]] = {}
         self.idle: list[Worker] = []
@@ -124,16 +124,16 @@ class _Crowd:
         while self.idle:
             worker = self.idle.pop()
             try:
-                return worker.pool.submit(_work, self.job, cell), worker
+                return worker.pool.submit(_work, self.config, cell), worker
             except BrokenProcessPool:
                 log.warning("an idle worker died (exit code %s); another takes its place", worker.process.exitcode)
         before = set(multiprocessing.active_children())
-        logs = self.job.work / "logs" / f"worker{self.started}.log"
+        logs = self.config.work / "logs" / f"worker{self.started}.log"
         self.started += 1
         threads = max(1, (os.cpu_count() or 1) // self.jobs)
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(1, context, initializer=_prepare, initargs=(threads, logs))
-        future = pool.submit(_work, self.job, cell)  # starts the process
+        future = pool.submit(_work, self.config, cell)  # starts the process
         (process,) = set(multiprocessing.active_children()) - before
         return future, Worker(pool, process)
 
@@ -153,7 +153,7 @@ class _Crowd:
                 raise Interrupted("a worker was interrupted", "cells that go to their end", todo) from None
             error = f"its process died (exit code {code}); was there enough memory?"
             outcome, fresh = ExperimentResult(cell.name, "failed", {}, {}, {}, error=error), True
-            write_outcome(self.job.out, outcome)
+            write_outcome(self.config.out, outcome)
         else:
             self.idle.append(worker)
         self._finished(outcome, fresh)
@@ -176,7 +176,8 @@ class _Crowd:
 def _prepare(threads: int, logs: Path) -> None:
     """Sets up a worker: its own log, its share of the cores, and Ctrl-C ignored.
 
-    Ctrl-C reaches every process of the terminal: the first one passes it on, and a training hears it by itself.
+    Ctrl-C reaches every process of the terminal. The first process asks the workers to stop, so they ignore it
+    themselves; only a training, which installs its own handler, stops at it directly.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logs.parent.mkdir(parents=True, exist_ok=True)
@@ -198,10 +199,10 @@ def _exit_code(process: BaseProcess) -> int | None:
     return process.exitcode
 
 
-def _work(job: ReproduceConfig, cell: Experiment) -> tuple[ExperimentResult, bool]:
+def _work(config: ReproduceConfig, cell: Experiment) -> tuple[ExperimentResult, bool]:
     """Run a cell in a worker, with what its earlier cells loaded."""
     from masp.reproduce.runner import Runner
 
-    if job.out not in _RUNNERS:
-        _RUNNERS[job.out] = Runner(job)
-    return _RUNNERS[job.out].run(cell)
+    if config.out not in _RUNNERS:
+        _RUNNERS[config.out] = Runner(config)
+    return _RUNNERS[config.out].run(cell)

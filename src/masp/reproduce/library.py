@@ -176,14 +176,14 @@ class ReadSplits:
 class Library:
     """Holds what is expensive to make; one for each process.
 
-    Visual tokens are cached below the job's work folder, so that all processes and later calls find them.
+    Visual tokens are cached below the work folder, so that all processes and later calls find them.
 
     Args:
-        job: what is asked.
+        config: what is asked.
     """
 
-    def __init__(self, job: ReproduceConfig) -> None:
-        self.job = job
+    def __init__(self, config: ReproduceConfig) -> None:
+        self.config = config
         self._datasets: dict[str, Dataset] = {}
         self._memory: dict[str, VisualMemory] = {}
         self._stores: dict[tuple[str | int | None, ...], ReadSplits] = {}
@@ -195,13 +195,13 @@ class Library:
         Raises:
             BackboneError: it cannot be loaded.
         """
-        return load_backbone(self.job.config.backbone)
+        return load_backbone(self.config.settings.backbone)
 
     @property
     def cache_folder(self) -> Path | None:
         """Where visual tokens are kept; None where nothing is to be kept."""
-        settings = self.job.config.prompt
-        return None if settings.store == "none" else settings.store_dir or self.job.work / "store"
+        settings = self.config.settings.prompt
+        return None if settings.store == "none" else settings.store_dir or self.config.work / "store"
 
     def dataset(self, name: str) -> Dataset:
         """A data set, opened once.
@@ -210,7 +210,7 @@ class Library:
             DataError: it cannot be read.
         """
         if name not in self._datasets:
-            self._datasets[name] = open_dataset(self.job.source(name).data)
+            self._datasets[name] = open_dataset(self.config.source(name).data)
         return self._datasets[name]
 
     def memory(self, name: str) -> VisualMemory:
@@ -250,7 +250,7 @@ class Library:
 
     def shrunk(self, name: str) -> int:
         """How many images of the test split have a longer side than rows with a trained part read."""
-        side = self.job.side_of(name, alone=False)
+        side = self.config.side_of(name, alone=False)
         return sum(_exceeds(record, side) for record in self.dataset(name).split("test") if record.label)
 
     def training_data(self, name: str, out: Path, seed: int, stop: StopRequest) -> TrainingData:
@@ -265,7 +265,7 @@ class Library:
 
     def _side(self, name: str, records: Sequence[Record], alone: bool) -> int | None:
         """The side that images are shrunk to; where it makes no difference, the one that is read anyway."""
-        usual, wanted = self.job.side_of(name, alone=False), self.job.side_of(name, alone)
+        usual, wanted = self.config.side_of(name, alone=False), self.config.side_of(name, alone)
         if wanted == usual or any(_exceeds(record, usual) for record in records):
             return wanted
         return usual
@@ -279,12 +279,12 @@ class Library:
         if key in self._stores:
             return self._stores[key]
         labelled = [(split, record) for split, records in splits.items() for record in records if record.label]
-        settings, data = self.job.config.prompt, self.job.source(name).data
+        settings, data = self.config.settings.prompt, self.config.source(name).data
         disk_cache = (
             None if self.cache_folder is None else DiskCache(self.cache_folder, int(settings.store_disk_gb * GIGA))
         )
         budget = 0 if disk_cache is None else disk_cache.budget
-        reading = ImageReading(side, data.workers, budget, settings.strict, rounding=self.job.rounding)
+        reading = ImageReading(side, data.workers, budget, settings.strict, rounding=self.config.rounding)
         paths = [record.path for _, record in labelled]
         store = FeatureCache(self.backbone, paths, reading, memory, disk_cache)
         account = store.fill(stop)

@@ -16,7 +16,7 @@ from masp.report.schema import duration
 from masp.reproduce.config import ReproduceConfig
 from masp.reproduce.dag import Experiment, ExperimentResult, plan_cells, result_file
 from masp.reproduce.executor import run_cells
-from masp.reproduce.specs import all_recipes, load_paper
+from masp.reproduce.specs import all_specs, load_paper
 from masp.reproduce.tables import Results
 from masp.reproduce.writers import write_all
 
@@ -33,12 +33,12 @@ class Reproduced:
 
 
 def reproduce(
-    job: ReproduceConfig, jobs: int = 1, command: str = "masp reproduce", console: Console | None = None
+    config: ReproduceConfig, jobs: int = 1, command: str = "masp reproduce", console: Console | None = None
 ) -> Reproduced:
     """Runs what is missing, and writes all tables and figures that were asked for.
 
     Args:
-        job: what is asked.
+        config: what is asked.
         jobs: cells that run side by side.
         command: how it was asked, for the record.
         console: where progress is told; None for standard error.
@@ -49,34 +49,34 @@ def reproduce(
         OSError: the disk is full or cannot be written.
     """
     paper = load_paper()
-    job.work.mkdir(parents=True, exist_ok=True)
-    write_file(job.work / ".gitignore", IGNORE.encode())
-    planned = plan_cells(job, paper, all_recipes())
+    config.work.mkdir(parents=True, exist_ok=True)
+    write_file(config.work / ".gitignore", IGNORE.encode())
+    planned = plan_cells(config, paper, all_specs())
     reporter = ProgressReporter(planned.cells, jobs, console)
-    reporter.plan(sum(result_file(job.out, cell.name).is_file() for cell in planned.cells))
-    if any(cell.recipe.kind != "parameters" for cell in planned.cells):
-        _draw(job)
+    reporter.plan(sum(result_file(config.out, cell.name).is_file() for cell in planned.cells))
+    if any(cell.spec.kind != "parameters" for cell in planned.cells):
+        _draw(config)
     with ExitStack() as stack:
         if jobs == 1:
             stack.enter_context(quiet())  # each cell has a bar of its own
         else:
             reporter.bar = stack.enter_context(Bar("cells", reporter.total, console=reporter.console))
-        outcomes = run_cells(planned.cells, job, jobs, reporter.done)
-    written = write_all(Results(job, paper, outcomes, planned.skipped), command)
+        outcomes = run_cells(planned.cells, config, jobs, reporter.done)
+    written = write_all(Results(config, paper, outcomes, planned.skipped), command)
     failed = tuple(outcome for outcome in outcomes.values() if outcome.state != "done")
     return Reproduced(tuple(written), failed, len(planned.cells))
 
 
-def _draw(job: ReproduceConfig) -> None:
+def _draw(config: ReproduceConfig) -> None:
     """The drawn data set, unless it is there already."""
-    if job.drawn is None:
+    if config.drawn is None:
         return
-    folder = job.sources[0].data.path
+    folder = config.sources[0].data.path
     assert folder is not None
-    if is_drawn(folder, job.drawn):
+    if is_drawn(folder, config.drawn):
         return
-    with Bar("drawing", sum(job.drawn.splits().values())) as bar:
-        draw_dataset(folder, job.drawn, bar.advance)
+    with Bar("drawing", sum(config.drawn.splits().values())) as bar:
+        draw_dataset(folder, config.drawn, bar.advance)
 
 
 class ProgressReporter:

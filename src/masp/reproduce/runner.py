@@ -46,7 +46,7 @@ from masp.reproduce.library import Library
 from masp.reproduce.specs import (
     FULL,
     STAGE1,
-    all_recipes,
+    all_specs,
     alone,
     budget_of,
     budget_settings,
@@ -70,11 +70,11 @@ class Runner:
     """Runs cells one after the other, with what they share in one library.
 
     Args:
-        job: what is asked.
+        config: what is asked.
     """
 
-    def __init__(self, job: ReproduceConfig) -> None:
-        self.job, self.library = job, Library(job)
+    def __init__(self, config: ReproduceConfig) -> None:
+        self.config, self.library = config, Library(config)
 
     def run(self, cell: Experiment) -> tuple[ExperimentResult, bool]:
         """The outcome of a cell: read where the same cell has been run before, otherwise made and written.
@@ -107,92 +107,92 @@ class Runner:
             log.debug("%s failed", cell.name, exc_info=True)
             seconds = round(time.perf_counter() - started, 1)
             outcome = ExperimentResult(cell.name, "failed", {}, known, {}, seconds, _reason(error))
-        write_outcome(self.job.out, outcome)
+        write_outcome(self.config.out, outcome)
         return outcome, True
 
     # --- what decides the figures -----------------------------------------------------------------------------------
 
     def identity(self, cell: Experiment) -> dict[str, Any]:
         """Everything that decides the figures of a cell, as JSON values."""
-        job, recipe, backbone, config = self.job, cell.recipe, self.library.backbone, self.config(cell)
+        config, spec, backbone, settings = self.config, cell.spec, self.library.backbone, self.settings(cell)
         table: dict[str, Any] = {
-            "kind": recipe.kind,
-            "system": recipe.name,
-            "aspects": list(recipe.aspects),
+            "kind": spec.kind,
+            "system": spec.name,
+            "aspects": list(spec.aspects),
             "backbone": backbone.fingerprint(),
             "backbone.dtype": backbone.weight_dtype,
             "backbone.image_transform": backbone.image_transform,
             **reading(backbone),
         }
-        if recipe.kind == "parameters":
-            return json.loads(json.dumps(table | {"method": config.method.resolved().model_dump(mode="json")}))
+        if spec.kind == "parameters":
+            return json.loads(json.dumps(table | {"method": settings.method.resolved().model_dump(mode="json")}))
         dataset = self.library.dataset(cell.dataset)
-        side = job.side_of(cell.dataset, alone(recipe))
-        table |= {"data": dataset.fingerprint(), "longest_side": side, "rounding": job.rounding}
-        if recipe.kind == "data":
+        side = config.side_of(cell.dataset, alone(spec))
+        table |= {"data": dataset.fingerprint(), "longest_side": side, "rounding": config.rounding}
+        if spec.kind == "data":
             return table
-        if recipe.kind == "aspects":
-            return table | identity_of(config, config.aspects, "aspects", dataset, backbone)
-        if recipe.kind == "masp" and recipe.prompt == "trained":
-            table |= identity_of(config, config.prompt, "prompt", dataset, backbone)
-        elif recipe.kind == "masp":
-            table |= self._untrained_identity(cell, config)
-        if recipe.kind == "masp" and job.reading != "score":
-            table["reading"] = job.reading  # of other systems it is one of their settings
-        if recipe.aspects:
+        if spec.kind == "aspects":
+            return table | identity_of(settings, settings.aspects, "aspects", dataset, backbone)
+        if spec.kind == "masp" and spec.prompt == "trained":
+            table |= identity_of(settings, settings.prompt, "prompt", dataset, backbone)
+        elif spec.kind == "masp":
+            table |= self._untrained_identity(cell, settings)
+        if spec.kind == "masp" and config.reading != "score":
+            table["reading"] = config.reading  # of other systems it is one of their settings
+        if spec.aspects:
             table["stage 1"] = self._stage1_identity(cell)
-        if recipe.kind != "masp" or recipe.prompt == "random":
+        if spec.kind != "masp" or spec.prompt == "random":
             table["seed"] = self._seed(cell)
-        if recipe.kind == "baseline":
-            settings = resolved(recipe.name, self._changes(cell))
-            table |= {"questions": load_questions(config.questions).fingerprint()}
-            table |= {f"settings.{key}": value for key, value in settings.items()}
-        read = Experiment(cell.dataset, FULL, cell.seed) if recipe.kind == "attention" else base_of(job, cell)
-        if read is not None and read.recipe.kind == "masp":
+        if spec.kind == "baseline":
+            chosen = resolved(spec.name, self._changes(cell))
+            table |= {"questions": load_questions(settings.questions).fingerprint()}
+            table |= {f"settings.{key}": value for key, value in chosen.items()}
+        read = Experiment(cell.dataset, FULL, cell.seed) if spec.kind == "attention" else base_of(config, cell)
+        if read is not None and read.spec.kind == "masp":
             table["prompt"] = hash_of(self._trained_by(read))
         return json.loads(json.dumps(table))
 
-    def _untrained_identity(self, cell: Experiment, config: RunConfig) -> dict[str, Any]:
+    def _untrained_identity(self, cell: Experiment, settings: RunConfig) -> dict[str, Any]:
         """For a backbone with aspects, an untrained prompt, or neither: the question, and where everything stands.
 
         Settings of training, and of a prompt that is not there, have no part in it; aspects from elsewhere bring their
         own method.
         """
-        asked, method = config.method.resolved(), self._method(cell, config)
+        asked, method = settings.method.resolved(), self._method(cell, settings)
         table = {
-            "questions": load_questions(config.questions).fingerprint(),
+            "questions": load_questions(settings.questions).fingerprint(),
             "method.label_list": asked.label_list,
             "method.positions": method.positions,
         }
-        if cell.recipe.prompt == "none":
+        if cell.spec.prompt == "none":
             return table
         own = {"method.prompt_length": asked.prompt_length, "method.prompt_places": method.prompt_places}
-        return table | own | flat("prompt.init", config.prompt.init)
+        return table | own | flat("prompt.init", settings.prompt.init)
 
-    def config(self, cell: Experiment) -> RunConfig:
+    def settings(self, cell: Experiment) -> RunConfig:
         """The settings of a cell: its seed, its data set, its aspects and length, and the cache of visual tokens."""
-        config, recipe = with_seed(self.job.config, cell.seed), cell.recipe
+        settings, spec = with_seed(self.config.settings, cell.seed), cell.spec
         stages = {
-            stage: getattr(config, stage).model_copy(update={"store_dir": self.library.cache_folder})
+            stage: getattr(settings, stage).model_copy(update={"store_dir": self.library.cache_folder})
             for stage in ("aspects", "prompt")
         }
-        if recipe.kind == "masp":
-            stages["prompt"] = stages["prompt"].model_copy(update={"aspects": recipe.aspects})
-            length = config.method.prompt_length if recipe.length is None else recipe.length
-            stages["method"] = config.method.model_copy(update={"prompt_length": length})
-        return config.model_copy(update={"data": self.job.source(cell.dataset).data, **stages})
+        if spec.kind == "masp":
+            stages["prompt"] = stages["prompt"].model_copy(update={"aspects": spec.aspects})
+            length = settings.method.prompt_length if spec.length is None else spec.length
+            stages["method"] = settings.method.model_copy(update={"prompt_length": length})
+        return settings.model_copy(update={"data": self.config.source(cell.dataset).data, **stages})
 
     def _changes(self, cell: Experiment) -> tuple[str, ...]:
         """Settings of another system: what the rule of the budget says, then what was set."""
-        stage, examples = self.job.config.prompt, len(self.library.learned_from(cell.dataset))
+        stage, examples = self.config.settings.prompt, len(self.library.learned_from(cell.dataset))
         ruled: tuple[str, ...] = ()
         if examples:
             ruled = budget_settings(stage, budget_of(stage, examples), self.library.backbone.dim)
-        return changes_of(cell.recipe.name, (*ruled, *self.job.others))
+        return changes_of(cell.spec.name, (*ruled, *self.config.others))
 
     def folder(self, cell: Experiment) -> Path:
         """The folder of a cell's run; what is trained otherwise, or read otherwise, has another folder."""
-        return self.job.work / "runs" / f"{cell.name}-{fingerprint(self._trained_by(cell))[:10]}"
+        return self.config.work / "runs" / f"{cell.name}-{fingerprint(self._trained_by(cell))[:10]}"
 
     def _trained_by(self, cell: Experiment) -> dict[str, Any]:
         """What decides the training of a cell: all but how answers are read afterwards."""
@@ -202,21 +202,21 @@ class Runner:
 
     @cached_property
     def _planned(self) -> tuple[Experiment, ...]:
-        return plan_cells(self.job, load_paper(), all_recipes()).cells
+        return plan_cells(self.config, load_paper(), all_specs()).cells
 
     def _before(self, cell: Experiment, known: Mapping[str, Any]) -> ExperimentResult | None:
         """What an earlier run of the same cell left; None where it has to be run."""
-        before = read_outcome(self.job.out, cell.name)
+        before = read_outcome(self.config.out, cell.name)
         if before is None or before.state != "done" or not alike(before.identity, known):
             return None
-        trained = cell.recipe.kind == "aspects" or (cell.recipe.kind == "masp" and cell.recipe.prompt == "trained")
+        trained = cell.spec.kind == "aspects" or (cell.spec.kind == "masp" and cell.spec.prompt == "trained")
         gone = trained and not (RunFolder(self.folder(cell)).adapter / "adapter.json").is_file()
         return None if gone and self._is_read(cell) else before
 
     def _is_read(self, cell: Experiment) -> bool:
         """Whether a cell that has to be run reads the adapter of this one."""
         readers = [one for one in self._planned if cell.name in one.needs]
-        return any(self._is_missing(one) for one in readers if one.recipe.kind not in ("data", "aspects"))
+        return any(self._is_missing(one) for one in readers if one.spec.kind not in ("data", "aspects"))
 
     def _is_missing(self, cell: Experiment) -> bool:
         try:
@@ -233,9 +233,9 @@ class Runner:
             "masp": self._masp,
             "baseline": self._baseline,
             "attention": self._attention,
-            "parameters": lambda _: (parameters(self.library.backbone, self.config(cell).method), {}),
+            "parameters": lambda _: (parameters(self.library.backbone, self.settings(cell).method), {}),
         }
-        return kinds[cell.recipe.kind](cell)
+        return kinds[cell.spec.kind](cell)
 
     def _data(self, cell: Experiment) -> Found:
         with StopRequest() as stop:
@@ -249,29 +249,29 @@ class Runner:
 
     def _aspects(self, cell: Experiment) -> Found:
         dataset, memory = self.library.dataset(cell.dataset), self.library.memory(cell.dataset)
-        trained = train_aspects(self.config(cell), dataset, self.library.backbone, self.folder(cell), memory)
+        trained = train_aspects(self.settings(cell), dataset, self.library.backbone, self.folder(cell), memory)
         made = {"adapter": {"aspects_sha256": read_info(self.folder(cell)).aspects_sha256}}
         return {"validation": trained.metrics}, made | _training(trained)
 
     def _masp(self, cell: Experiment) -> Found:
-        if cell.recipe.prompt != "trained":
-            return self._measured(cell, self._system(cell, None, self.job.reading), {})
-        aspects = self._stage1(cell) if cell.recipe.aspects else None
+        if cell.spec.prompt != "trained":
+            return self._measured(cell, self._system(cell, None, self.config.reading), {})
+        aspects = self._stage1(cell) if cell.spec.aspects else None
         common = (self.library.dataset(cell.dataset), self.library.backbone, aspects, self.folder(cell))
         memory = self.library.memory(cell.dataset)
-        trained = train_prompt(self.config(cell), *common, include_aspects=False, memory=memory)
-        return self._measured(cell, self._system(cell, self.folder(cell), self.job.reading), _training(trained))
+        trained = train_prompt(self.settings(cell), *common, include_aspects=False, memory=memory)
+        return self._measured(cell, self._system(cell, self.folder(cell), self.config.reading), _training(trained))
 
     def _system(self, cell: Experiment, prompt: Path | None, reading: Reading = "score") -> Prompted:
-        """The backbone with the parts of the method that a recipe names, asked as stage 2 asks.
+        """The backbone with the parts of the method that a spec names, asked as stage 2 asks.
 
         Args:
             cell: of kind `masp`.
-            prompt: the folder of stage 2; None where the recipe has no trained prompt.
+            prompt: the folder of stage 2; None where the spec has no trained prompt.
             reading: how its answers are read.
         """
-        recipe, config, backbone = cell.recipe, self.config(cell), self.library.backbone
-        aspects = self._stage1(cell) if recipe.aspects else None
+        spec, settings, backbone = cell.spec, self.settings(cell), self.library.backbone
+        aspects = self._stage1(cell) if spec.aspects else None
         vectors, modules, routing, seed = None, None, None, self._seed(cell)
         info: AdapterInfo | None = None
         if prompt is not None:
@@ -280,19 +280,19 @@ class Runner:
         elif aspects is not None:
             loaded = load_adapter(aspects, backbone)
             modules, info = loaded.aspects, loaded.info
-        if recipe.prompt == "random":
-            vectors = random_prompt(backbone, config.method.prompt_length, cell.seed, config.prompt.init)
-        method = config.method.resolved() if info is None else info.method
-        questions, labels = load_questions(config.questions), self.library.dataset(cell.dataset).labels
+        if spec.prompt == "random":
+            vectors = random_prompt(backbone, settings.method.prompt_length, cell.seed, settings.prompt.init)
+        method = settings.method.resolved() if info is None else info.method
+        questions, labels = load_questions(settings.questions), self.library.dataset(cell.dataset).labels
         model = MaspModel(backbone, method, modules, vectors, questions, routing=routing)
-        use = ActiveParts(recipe.aspects, recipe.prompt != "none")
-        question = questions.ask_emotion(render_labels(labels, config.method.resolved().label_list or "comma"))
+        use = ActiveParts(spec.aspects, spec.prompt != "none")
+        question = questions.ask_emotion(render_labels(labels, settings.method.resolved().label_list or "comma"))
 
         def facts() -> dict[str, Any]:
             bare = modules is None and vectors is None
             counted = 0 if modules is None else sum(numbers(modules.module(name)) for name in use.aspects)
             return {
-                "system": recipe.name,
+                "system": spec.name,
                 "aspects": list(use.aspects),
                 "prompt": 0 if vectors is None else vectors.length,
                 "numbers": {"prompt": 0 if vectors is None else numbers(vectors), "aspects": counted},
@@ -300,16 +300,16 @@ class Runner:
                 "question": question,
                 "reading": reading,
                 "seed": seed,
-                "adapter": None if bare else trained_facts(recipe.name, model, use, info),
+                "adapter": None if bare else trained_facts(spec.name, model, use, info),
             }
 
         return Prompted(model, labels, question, facts, use, reading)
 
     def _baseline(self, cell: Experiment) -> Found:
-        system, base = self._other(cell), base_of(self.job, cell)
-        if CATALOGUE[cell.recipe.name].learns:
+        system, base = self._other(cell), base_of(self.config, cell)
+        if CATALOGUE[cell.spec.name].learns:
             folder = self.folder(cell)
-            if base is not None and base.recipe.kind == "baseline":
+            if base is not None and base.spec.kind == "baseline":
                 self._borrow(base, folder / "tuned")
             with StopRequest() as stop:
                 examples = self.library.training_data(cell.dataset, folder, cell.seed, stop)
@@ -318,13 +318,13 @@ class Runner:
 
     def _other(self, cell: Experiment) -> System:
         """Another system, ready to learn; adapters that it reads are those of the cells it needs."""
-        name, changes = cell.recipe.name, self._changes(cell)
+        name, changes = cell.spec.name, self._changes(cell)
         labels = self.library.dataset(cell.dataset).labels
-        if not cell.recipe.aspects:
-            questions = load_questions(self.job.config.questions)
+        if not cell.spec.aspects:
+            questions = load_questions(self.config.settings.questions)
             return make_system(name, self.library.backbone, labels, changes, cell.seed, questions)
-        read = self._system(Experiment(cell.dataset, masp(cell.recipe.aspects, "none"), cell.seed), None)
-        base = base_of(self.job, cell)
+        read = self._system(Experiment(cell.dataset, masp(cell.spec.aspects, "none"), cell.seed), None)
+        base = base_of(self.config, cell)
         over = None if base is None else self._system(base, self.folder(base))
         return ConceptBottleneck(read.model, labels, over, checked(name, dict(map(parsed_override, changes))))
 
@@ -345,64 +345,64 @@ class Runner:
     def _measured(self, cell: Experiment, system: System, about: Mapping[str, Any]) -> Found:
         dataset = self.library.dataset(cell.dataset)
         with StopRequest() as stop:
-            images = self.library.images(cell.dataset, "test", stop, alone(cell.recipe))
+            images = self.library.images(cell.dataset, "test", stop, alone(cell.spec))
             predictions = measure.answers(system, images, stop, cell.name)
             if not predictions.answers:
                 raise DataError("no image of the test split has a label and can be read", "some", "Check the data set.")
             held = self._held(cell, system, stop)
         known = self._depended(cell, system, predictions.seconds)
-        evaluation = evaluation_of(cell.recipe.name, system.labels, dataset, "test", predictions, known, held or None)
-        write_result(result_folder(self.job, cell.name), evaluation)
+        evaluation = evaluation_of(cell.spec.name, system.labels, dataset, "test", predictions, known, held or None)
+        write_result(result_folder(self.config, cell.name), evaluation)
         return measure.figures(evaluation), {**evaluation.provenance, **about}
 
     def _held(self, cell: Experiment, system: System, stop: StopRequest) -> list[Any]:
         """What it says about the validation split, to fit a temperature on; nothing where there is none."""
         if not any(record.label for record in self.library.dataset(cell.dataset).splits.get("val", ())):
             return []
-        images = self.library.images(cell.dataset, "val", stop, alone(cell.recipe))
+        images = self.library.images(cell.dataset, "val", stop, alone(cell.spec))
         return list(measure.answers(system, images, stop, f"{cell.name}, val").answers)
 
     def _depended(self, cell: Experiment, system: System, seconds: float) -> dict[str, Any]:
         """What the answers of a system on the test split depend on, as `masp evaluate` says it."""
-        side = self.job.side_of(cell.dataset, alone(cell.recipe))
-        batching = Batching(longest_side=side, rounding=self.job.rounding)
+        side = self.config.side_of(cell.dataset, alone(cell.spec))
+        batching = Batching(longest_side=side, rounding=self.config.rounding)
         return dated(of_system(system, self.library.dataset(cell.dataset), "test", batching), seconds)
 
     def _about(self, cell: Experiment, seconds: float) -> dict[str, Any]:
         """What every cell depends on, whether it asks a system or not."""
-        dataset = None if cell.recipe.kind == "parameters" else self.library.dataset(cell.dataset)
+        dataset = None if cell.spec.kind == "parameters" else self.library.dataset(cell.dataset)
         return {**surroundings(self.library.backbone, dataset), "seed": self._seed(cell), **when(seconds)}
 
     # --- what it stands on ------------------------------------------------------------------------------------------
 
     def _stage1(self, cell: Experiment) -> Path:
         """The folder of the aspects that a cell stands on."""
-        return self.job.adapter or self.folder(self._stage1_cell(cell))
+        return self.config.adapter or self.folder(self._stage1_cell(cell))
 
     def _stage1_cell(self, cell: Experiment) -> Experiment:
-        teacher = self.job.aspects_from(cell.dataset)
+        teacher = self.config.aspects_from(cell.dataset)
         assert teacher is not None
         return Experiment(teacher.name, STAGE1, cell.seed)
 
-    def _method(self, cell: Experiment, config: RunConfig) -> MethodConfig:
+    def _method(self, cell: Experiment, settings: RunConfig) -> MethodConfig:
         """The method of a model without a trained prompt: aspects from elsewhere bring theirs."""
-        foreign = self.job.adapter if cell.recipe.aspects else None
-        return config.method.resolved() if foreign is None else read_info(foreign).method.resolved()
+        foreign = self.config.adapter if cell.spec.aspects else None
+        return settings.method.resolved() if foreign is None else read_info(foreign).method.resolved()
 
     def _stage1_identity(self, cell: Experiment) -> str:
-        if self.job.adapter is None:
+        if self.config.adapter is None:
             return hash_of(self.identity(self._stage1_cell(cell)))
-        aspects = load_adapter(self.job.adapter, self.library.backbone).aspects
+        aspects = load_adapter(self.config.adapter, self.library.backbone).aspects
         return "" if aspects is None else tensors_sha256(aspects.state_dict())
 
     def _seed(self, cell: Experiment) -> int | None:
         """The seed of a cell; None where nothing in it depends on one."""
-        return cell.seed if depends_on_seed(self.job, cell.recipe) else None
+        return cell.seed if depends_on_seed(self.config, cell.spec) else None
 
 
-def result_folder(job: ReproduceConfig, cell: str) -> Path:
+def result_folder(config: ReproduceConfig, cell: str) -> Path:
     """Where the whole result of a cell lies, with every answer; `masp report` and `masp compare` read it."""
-    return job.work / "results" / cell
+    return config.work / "results" / cell
 
 
 def parameters(backbone: Backbone, method: MethodConfig) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def of_length(length: int, usual: int) -> Spec:
     return FULL if length == usual else masp(ASPECTS, "trained", length)
 
 
-def recipes(experiment: str, usual_length: int, baselines: tuple[Spec, ...]) -> tuple[Spec, ...]:
+def specs_of(experiment: str, usual_length: int, baselines: tuple[Spec, ...]) -> tuple[Spec, ...]:
     """The systems that an experiment measures on a data set; steps that they need are not among them.
 
     Args:
@@ -88,7 +88,7 @@ def recipes(experiment: str, usual_length: int, baselines: tuple[Spec, ...]) -> 
         "table2": TABLE2,
         "table3": tuple(of_length(length, usual_length) for length in LENGTHS),
         "table4": (PARAMETERS,),
-        "figure3": (*single, *(recipe for recipe in low if recipe not in single), PLAIN, FULL),
+        "figure3": (*single, *(spec for spec in low if spec not in single), PLAIN, FULL),
         "figure4": (ATTENTION,),
     }
     return table[experiment]
@@ -185,16 +185,16 @@ QUICKLY: tuple[str, ...] = (
 """As few steps as possible."""
 
 
-def recipe_of(name: str) -> Spec:
-    """The recipe of a system."""
+def spec_of(name: str) -> Spec:
+    """The spec of a system."""
     other = OTHERS[name]
     seeded = CATALOGUE[name].seeded or other.prompt is not None
     return Spec(name, "baseline", other.aspects, seeded=seeded)
 
 
-def all_recipes() -> tuple[Spec, ...]:
-    """The recipes of all systems, in the order of the table."""
-    return tuple(recipe_of(name) for name in OTHERS)
+def all_specs() -> tuple[Spec, ...]:
+    """The specs of all systems, in the order of the table."""
+    return tuple(spec_of(name) for name in OTHERS)
 
 
 def read_by(reading: Reading) -> tuple[str, ...]:
@@ -204,9 +204,9 @@ def read_by(reading: Reading) -> tuple[str, ...]:
     return tuple(f"{name}.reading={reading}" for name in OTHERS if "reading" in settings_of(name))
 
 
-def alone(recipe: Spec) -> bool:
+def alone(spec: Spec) -> bool:
     """Whether the backbone answers as it was released, with nothing trained beside it."""
-    return recipe == PLAIN or (recipe.kind == "baseline" and CATALOGUE[recipe.name].alone)
+    return spec == PLAIN or (spec.kind == "baseline" and CATALOGUE[spec.name].alone)
 
 
 def over_of(name: str, changes: Sequence[str]) -> str:

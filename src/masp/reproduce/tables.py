@@ -31,7 +31,7 @@ from masp.reproduce.specs import (
     budget_of,
     masp,
     of_length,
-    recipe_of,
+    spec_of,
     zero_shot_row,
 )
 
@@ -137,11 +137,11 @@ class ResultTable:
 
 @dataclass(frozen=True)
 class Line:
-    """Which recipe a row shows; None for a row of the paper that nothing is run for, with the reason."""
+    """Which spec a row shows; None for a row of the paper that nothing is run for, with the reason."""
 
     name: str
     meaning: str
-    recipe: Spec | None
+    spec: Spec | None
     printed: str = ""
     reason: str = ""
 
@@ -150,7 +150,7 @@ class Line:
 class Results:
     """All that tables are made of."""
 
-    job: ReproduceConfig
+    config: ReproduceConfig
     paper: Paper
     outcomes: Mapping[str, ExperimentResult]
     skipped: tuple[SkippedDataset, ...]
@@ -158,8 +158,8 @@ class Results:
 
 def accuracy_table(results: Results, experiment: str) -> ResultTable:
     """One of Table 1, 2, 3 and Figure 3."""
-    job, printed = results.job, results.paper.tables[experiment]
-    datasets = tuple(source.name for source in job.sources if takes_part(experiment, source.name, results.paper))
+    config, printed = results.config, results.paper.tables[experiment]
+    datasets = tuple(source.name for source in config.sources if takes_part(experiment, source.name, results.paper))
     lines = _lines(results, experiment)
     rows = tuple(
         TableRow(
@@ -167,7 +167,7 @@ def accuracy_table(results: Results, experiment: str) -> ResultTable:
         )
         for line in lines
     )
-    notes = (*_notes(results, experiment, datasets), *_once(job, lines, rows))
+    notes = (*_notes(results, experiment, datasets), *_once(config, lines, rows))
     if experiment == "figure3":
         rows = (*rows, _mean_row(results, rows, datasets))
     beside = {}
@@ -180,27 +180,27 @@ def accuracy_table(results: Results, experiment: str) -> ResultTable:
     return ResultTable(experiment, title, datasets, rows, beside, notes)
 
 
-def seed_values(results: Results, recipe: Spec, dataset: str) -> tuple[list[ExperimentResult], str]:
-    """The outcomes of a recipe that are done, one for each seed; and why others are missing."""
+def seed_values(results: Results, spec: Spec, dataset: str) -> tuple[list[ExperimentResult], str]:
+    """The outcomes of a spec that are done, one for each seed; and why others are missing."""
     outcomes, reason = [], ""
-    for seed in seeds_of(results.job, recipe):
-        outcome = results.outcomes.get(cell_name(dataset, recipe, seed))
+    for seed in seeds_of(results.config, spec):
+        outcome = results.outcomes.get(cell_name(dataset, spec, seed))
         if outcome is not None and outcome.state == "done":
             outcomes.append(outcome)
         elif outcome is not None and not reason:
             reason = f"seed {seed}: {outcome.error}"
     if not outcomes and not reason:
-        fits = (s for s in results.skipped if s.dataset in ("", dataset) and s.system in ("", recipe.name))
+        fits = (s for s in results.skipped if s.dataset in ("", dataset) and s.system in ("", spec.name))
         reason = next((s.reason for s in fits), "not part of this run")
     return outcomes, reason
 
 
 def _lines(results: Results, experiment: str) -> list[Line]:
-    length = results.job.config.method.prompt_length
+    length = results.config.settings.method.prompt_length
     if experiment == "table1":
         return _table1(results)
     if experiment == "table2":
-        return [Line(recipe.name, MEANINGS[recipe.name], recipe, recipe.name) for recipe in TABLE2]
+        return [Line(spec.name, MEANINGS[spec.name], spec, spec.name) for spec in TABLE2]
     if experiment == "table3":
         return [Line(str(one), "vectors in the soft prompt", of_length(one, length), str(one)) for one in LENGTHS]
     single = [Line(name, "this aspect alone, P trained for it", masp((name,), "trained"), name) for name in ASPECTS]
@@ -215,8 +215,9 @@ def _lines(results: Results, experiment: str) -> list[Line]:
 
 
 def _table1(results: Results) -> list[Line]:
-    own = zero_shot_row(results.job.config.backbone.id) or ""
-    lines = [Line(f"zero-shot ({own or portable(results.job.config.backbone.id)})", "the backbone alone", PLAIN, own)]
+    backbone = results.config.settings.backbone.id
+    own = zero_shot_row(backbone) or ""
+    lines = [Line(f"zero-shot ({own or portable(backbone)})", "the backbone alone", PLAIN, own)]
     lines += [
         Line(f"zero-shot ({name})", "another backbone", None, name, OTHER_BACKBONE) for name in BACKBONES if name != own
     ]
@@ -224,7 +225,7 @@ def _table1(results: Results) -> list[Line]:
     for name, other in OTHERS.items():
         if name in behind:
             continue
-        lines.append(Line(name, CATALOGUE[name].meaning, recipe_of(name), other.paper))
+        lines.append(Line(name, CATALOGUE[name].meaning, spec_of(name), other.paper))
     lines.append(Line("Emotion-LLaMA", "several encoders, LoRA", None, "Emotion-LLaMA", PREDICTIONS))
     taken = {line.printed for line in lines}
     lines += [
@@ -235,15 +236,15 @@ def _table1(results: Results) -> list[Line]:
     lines.append(Line("soft prompt (V+S)", "a soft prompt, no aspects", SOFT))
     lines.append(Line("MASP", "aspects and soft prompt", FULL, "MASP"))
     read = "annotated words read from the aspect tokens, added up beside the scores of V+S; a variant, not in the paper"
-    lines += [Line(BOTTLENECK, read, recipe_of(name)) for name in behind]
+    lines += [Line(BOTTLENECK, read, spec_of(name)) for name in behind]
     return lines
 
 
 def _entry(results: Results, experiment: str, line: Line, dataset: str) -> TableCell:
     paper = results.paper.tables[experiment].number(line.printed, dataset)
-    if line.recipe is None:
+    if line.spec is None:
         return TableCell(paper=paper, reason=line.reason)
-    outcomes, reason = seed_values(results, line.recipe, dataset)
+    outcomes, reason = seed_values(results, line.spec, dataset)
     values = tuple(_accuracy(outcome.figures) for outcome in outcomes)
     scaled = [outcome.figures.get("calibration_error_scaled") for outcome in outcomes]
     calibration = mean(one["value"] for one in scaled if one) if scaled and all(scaled) else None
@@ -289,28 +290,28 @@ def _mean_row(results: Results, rows: Sequence[TableRow], datasets: Sequence[str
 
 def facts_of(results: Results, dataset: str) -> Mapping[str, object]:
     """What its own cell says about a data set; empty where that failed."""
-    outcome = results.outcomes.get(cell_name(dataset, DATA, results.job.seeds[0]))
+    outcome = results.outcomes.get(cell_name(dataset, DATA, results.config.seeds[0]))
     return outcome.figures if outcome is not None and outcome.state == "done" else {}
 
 
 def _notes(results: Results, experiment: str, datasets: Sequence[str]) -> tuple[str, ...]:
-    job, notes = results.job, []
-    seeds = ", ".join(map(str, job.seeds))
+    config, notes = results.config, []
+    seeds = ", ".join(map(str, config.seeds))
     notes.append(
-        f"Backbone {portable(job.config.backbone.id)}. Mean ± standard deviation over the training seeds {seeds}."
+        f"Backbone {portable(config.settings.backbone.id)}. Mean ± standard deviation over the training seeds {seeds}."
     )
     notes.append("Brackets: 95 % interval (Wilson) for the number of test images; it says nothing about seeds.")
     notes.append("ECE, scaled: expected calibration error after temperature scaling on the validation split.")
-    if job.reading == "generate":
+    if config.reading == "generate":
         notes.append(GENERATED)
     if experiment == "table1":
         result = budgets(results, datasets)
-        notes += [budget_note(result, job.config.aspects, job.others)] if result else []
+        notes += [budget_note(result, config.settings.aspects, config.others)] if result else []
     for name in datasets:
         facts = facts_of(results, name)
         if facts:
             notes.append(_facts_note(name, facts))
-            notes += _size_note(job, name, facts)
+            notes += _size_note(config, name, facts)
     notes += [
         f"{skipped.dataset}: {skipped.reason}."
         for skipped in results.skipped
@@ -319,16 +320,16 @@ def _notes(results: Results, experiment: str, datasets: Sequence[str]) -> tuple[
     return tuple(notes)
 
 
-def _once(job: ReproduceConfig, lines: Sequence[Line], rows: Sequence[TableRow]) -> list[str]:
+def _once(config: ReproduceConfig, lines: Sequence[Line], rows: Sequence[TableRow]) -> list[str]:
     """Which rows have one value because no seed can give them another, where the others have several."""
     names = [
         line.name
         for line, row in zip(lines, rows, strict=True)
-        if line.recipe is not None
-        and not depends_on_seed(job, line.recipe)
+        if line.spec is not None
+        and not depends_on_seed(config, line.spec)
         and any(entry.values for entry in row.entries.values())
     ]
-    if len(job.seeds) == 1 or not names:
+    if len(config.seeds) == 1 or not names:
         return []
     return [f"Run once, since nothing in them depends on a seed: {', '.join(names)}."]
 
@@ -341,14 +342,14 @@ def budgets(results: Results, datasets: Sequence[str]) -> dict[str, StepBudget]:
         splits = facts.get("splits")
         examples = facts.get("learned_from", splits.get("train") if isinstance(splits, Mapping) else None)
         if isinstance(examples, int) and examples:
-            result[name] = budget_of(results.job.config.prompt, examples)
+            result[name] = budget_of(results.config.settings.prompt, examples)
     return result
 
 
-def _size_note(job: ReproduceConfig, name: str, facts: Mapping[str, object]) -> list[str]:
+def _size_note(config: ReproduceConfig, name: str, facts: Mapping[str, object]) -> list[str]:
     """Which images the rows of a table read in different sizes; nothing where there are none."""
-    shrunk, side = facts.get("shrunk"), job.side_of(name, alone=False)
-    if not shrunk or job.side_of(name, alone=True) == side:
+    shrunk, side = facts.get("shrunk"), config.side_of(name, alone=False)
+    if not shrunk or config.side_of(name, alone=True) == side:
         return []
     return [
         f"{name}: {shrunk} test images have a side of more than {side} pixels. Rows of the backbone alone read them as "

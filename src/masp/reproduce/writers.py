@@ -1,4 +1,4 @@
-"""The files of a run: every sheet as Markdown, CSV and LaTeX, charts, one JSON of everything, and a page about it."""
+"""The files of a run: every table as Markdown, CSV and LaTeX, charts, one JSON of everything, and a page about it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,10 @@ from masp.core.aspects import ASPECTS
 from masp.core.atomic_io import fingerprint, write_file
 from masp.core.prompts import load_questions
 from masp.report.plots import ACCENT, INK, MID, MUTED, RULE, SOFT, Kind, Panel
-from masp.reproduce import sheets as more_sheets
+from masp.reproduce import render
 from masp.reproduce.config import ReproduceConfig
 from masp.reproduce.dag import cell_name
-from masp.reproduce.sheets import Sheet, comma_separated, latex, markdown, sheet_of
+from masp.reproduce.render import RenderedTable, comma_separated, latex, markdown, render_table
 from masp.reproduce.specs import ATTENTION, DATA
 from masp.reproduce.tables import (
     Results,
@@ -31,7 +31,7 @@ from masp.reproduce.tables import (
 )
 
 Entry = Mapping[str, Any]
-"""A table as `reproduce.json` holds it: a sheet, and what it was made with."""
+"""A table as `reproduce.json` holds it: rendered, and what it was made with."""
 
 MADE_WITH = {
     "backbone": "another backbone",
@@ -73,70 +73,70 @@ def write_all(results: Results, command: str) -> list[Path]:
     Raises:
         OSError: the disk is full or cannot be written.
     """
-    out, written, sheets = results.job.out, list[Path](), list[Sheet]()
+    out, written, rendered_tables = results.config.out, list[Path](), list[RenderedTable]()
     out.mkdir(parents=True, exist_ok=True)
     before, now = read_before(out / SUMMARY), made_with(results, command)
-    kept, left_out = _divided(before.tables, results.job, now)
-    for experiment in results.job.experiments:
-        result = _sheets(results, experiment)
-        if more_sheets.unanswered(results, experiment):
+    kept, left_out = _divided(before.tables, results.config, now)
+    for experiment in results.config.experiments:
+        result = _rendered_tables(results, experiment)
+        if render.unanswered(results, experiment):
             result, old = _with_old_differences(results, experiment, result, before)
             kept += old
-        for sheet in result:
-            written += _write_sheet(out, sheet)
-        sheets += result
+        for rendered in result:
+            written += _write_table(out, rendered)
+        rendered_tables += result
         for name, image in _charts(results, experiment).items():
             written += _write_chart(out, name, image)
-    tables = [*kept, *(_entry(results, sheet, now) for sheet in sheets)]
+    tables = [*kept, *(_entry(results, rendered, now) for rendered in rendered_tables)]
     content = _summary(results, now, tables, before) | {"left_out": left_out}
     write_file(out / SUMMARY, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
     write_file(out / PAGE, _page(content).encode())
     return [out / PAGE, *written, out / SUMMARY]
 
 
-def _entry(results: Results, sheet: Sheet, now: Mapping[str, Any]) -> dict[str, Any]:
-    """A sheet for the summary, with what it was made with."""
-    experiment = sheet.name.removesuffix("-differences")
-    cells = {} if sheet.name == experiment else {"cells": more_sheets.compared(results, experiment)}
-    return {**asdict(sheet), **now, **cells}
+def _entry(results: Results, rendered: RenderedTable, now: Mapping[str, Any]) -> dict[str, Any]:
+    """A table for the summary, with what it was made with."""
+    experiment = rendered.name.removesuffix("-differences")
+    cells = {} if rendered.name == experiment else {"cells": render.compared(results, experiment)}
+    return {**asdict(rendered), **now, **cells}
 
 
 def _with_old_differences(
-    results: Results, experiment: str, sheets: Sequence[Sheet], before: Before
-) -> tuple[list[Sheet], list[Entry]]:
-    """Sheets of an experiment whose answers are gone: with the paired differences of before if the cells are the same.
+    results: Results, experiment: str, rendered_tables: Sequence[RenderedTable], before: Before
+) -> tuple[list[RenderedTable], list[Entry]]:
+    """Tables of an experiment whose answers are gone: with the paired differences of before if the cells are the same.
 
     Returns:
-        The sheets to write, and the earlier one if it stays as it is.
+        The tables to write, and the earlier one if it stays as it is.
     """
-    name, cells = more_sheets.differences_of(experiment), more_sheets.compared(results, experiment)
+    name, cells = render.differences_of(experiment), render.compared(results, experiment)
     old = [one for one in before.tables if one["name"] == name and one.get("cells") == cells]
     if old:
-        return [sheet for sheet in sheets if sheet.name != name], old
-    first, *rest = sheets
+        return [rendered for rendered in rendered_tables if rendered.name != name], old
+    first, *rest = rendered_tables
     return [replace(first, notes=(*first.notes, GONE)), *rest], []
 
 
-def _sheets(results: Results, experiment: str) -> list[Sheet]:
+def _rendered_tables(results: Results, experiment: str) -> list[RenderedTable]:
     if experiment == "table4":
-        return [more_sheets.parameters(results)]
+        return [render.parameters(results)]
     if experiment == "figure4":
-        sheet = more_sheets.attention(results)
-        return [] if sheet is None else [sheet]
+        rendered = render.attention(results)
+        return [] if rendered is None else [rendered]
     table = accuracy_table(results, experiment)
     if not table.datasets:
         rows = tuple((skipped.dataset, skipped.reason) for skipped in results.skipped if not skipped.system)
-        return [Sheet(table.name, f"{TITLES[experiment]}: not run", ("data set", "why not"), rows)]
-    sheets = [replace(sheet_of(table), title=TITLES[experiment])]
-    pairs = more_sheets.differences(results, experiment)
-    return sheets if pairs is None else [*sheets, pairs]
+        return [RenderedTable(table.name, f"{TITLES[experiment]}: not run", ("data set", "why not"), rows)]
+    rendered_tables = [replace(render_table(table), title=TITLES[experiment])]
+    pairs = render.differences(results, experiment)
+    return rendered_tables if pairs is None else [*rendered_tables, pairs]
 
 
-def _write_sheet(out: Path, sheet: Sheet) -> list[Path]:
-    files = {".md": markdown(sheet), ".csv": comma_separated(sheet), ".tex": latex(sheet)}
+def _write_table(out: Path, rendered: RenderedTable) -> list[Path]:
+    files = {".md": markdown(rendered), ".csv": comma_separated(rendered), ".tex": latex(rendered)}
     for suffix, text in files.items():
-        write_file(out / f"{sheet.name}{suffix}", text.encode())
-    return [out / f"{sheet.name}{suffix}" for suffix in files]
+        write_file(out / f"{rendered.name}{suffix}", text.encode())
+    return [out / f"{rendered.name}{suffix}" for suffix in files]
 
 
 def _write_chart(out: Path, name: str, image: Panel) -> list[Path]:
@@ -172,7 +172,7 @@ def _chart(results: Results, table: ResultTable, dataset: str) -> Panel:
 
 def _attention(results: Results) -> dict[str, Panel]:
     result: dict[str, Panel] = {}
-    sources = results.job.sources
+    sources = results.config.sources
     for source in sources:
         outcomes, _ = seed_values(results, ATTENTION, source.name)
         if not outcomes:
@@ -191,7 +191,7 @@ def _attention(results: Results) -> dict[str, Panel]:
 
 
 def _summary(results: Results, now: Mapping[str, Any], tables: Sequence[Entry], before: Before) -> dict[str, Any]:
-    job, outcomes = results.job, results.outcomes.values()
+    config, outcomes = results.config, results.outcomes.values()
     machines = {json.dumps(outcome.about["machine"], sort_keys=True) for outcome in outcomes if outcome.about}
     return {
         "command": now["command"],
@@ -204,8 +204,8 @@ def _summary(results: Results, now: Mapping[str, Any], tables: Sequence[Entry], 
         "failed": {outcome.cell: outcome.error for outcome in outcomes if outcome.state != "done"},
         "seconds": round(sum(outcome.seconds for outcome in outcomes), 1),
         "cells": {outcome.cell: outcome.seconds for outcome in outcomes if outcome.state == "done"},
-        "settings": _settings(job),
-        "budgets": {name: asdict(one) for name, one in budgets(results, [one.name for one in job.sources]).items()},
+        "settings": _settings(config),
+        "budgets": {name: asdict(one) for name, one in budgets(results, [one.name for one in config.sources]).items()},
         "machines": [json.loads(machine) for machine in sorted(machines)],
         "versions": library_versions(),
     }
@@ -215,18 +215,20 @@ def _datasets(results: Results, tables: Sequence[Entry], before: Before) -> dict
     """What is known about each data set; what this call did not look at (Table 4 needs no data) is that of before."""
     stays = any(table["name"] in {one["name"] for one in before.tables} for table in tables)
     known = before.datasets if stays and before.datasets is not None else {}
-    return {source.name: facts_of(results, source.name) or known.get(source.name, {}) for source in results.job.sources}
+    return {
+        source.name: facts_of(results, source.name) or known.get(source.name, {}) for source in results.config.sources
+    }
 
 
-def _read(table: Mapping[str, Any]) -> Sheet:
-    """A sheet out of the summary, for a page; what is for machines stays there."""
+def _read(table: Mapping[str, Any]) -> RenderedTable:
+    """A table out of the summary, for a page; what is for machines stays there."""
     rows = tuple(tuple(row) for row in table["rows"])
-    return Sheet(table["name"], table["title"], tuple(table["head"]), rows, tuple(table["notes"]))
+    return RenderedTable(table["name"], table["title"], tuple(table["head"]), rows, tuple(table["notes"]))
 
 
 def _page(content: Mapping[str, Any]) -> str:
     """All tables on one page, each with the command that wrote it."""
-    sheets = [f"{markdown(_read(table)).strip()}\n\nWritten by `{table['command']}`." for table in content["tables"]]
+    texts = [f"{markdown(_read(table)).strip()}\n\nWritten by `{table['command']}`." for table in content["tables"]]
     failed = [f"- {cell}: {error}" for cell, error in content["failed"].items()]
     left_out = [
         f"- {one['name']}, written by `{one['command']}`: {one['why']}. Its files are still there."
@@ -236,7 +238,7 @@ def _page(content: Mapping[str, Any]) -> str:
         "# The tables and figures of the paper, measured with masp",
         f"Each table is also there as `.csv` and `.tex`; `{SUMMARY}` holds all of it with what it depended on, "
         "`cells/` the result of every single run.",
-        *sheets,
+        *texts,
         *(["## Left out\n\n" + "\n".join(left_out)] if left_out else []),
         *(["## Failed\n\n" + "\n".join(failed)] if failed else []),
     ]
@@ -248,19 +250,21 @@ def _page(content: Mapping[str, Any]) -> str:
 
 def made_with(results: Results, command: str) -> dict[str, Any]:
     """What the tables of this call are made with. Settings of other systems are in the command only."""
-    job, data = results.job, dict[str, str]()
-    for source in job.sources:
-        outcome = results.outcomes.get(cell_name(source.name, DATA, job.seeds[0]))
+    config, data = results.config, dict[str, str]()
+    for source in config.sources:
+        outcome = results.outcomes.get(cell_name(source.name, DATA, config.seeds[0]))
         data[source.name] = "" if outcome is None else outcome.identity.get("data", "")
     return {
         "command": command,
-        "backbone": portable(job.config.backbone.id),
-        "seeds": list(job.seeds),
-        "settings": fingerprint(_settings(job)),
+        "backbone": portable(config.settings.backbone.id),
+        "seeds": list(config.seeds),
+        "settings": fingerprint(_settings(config)),
         "data": data,
-        "reading": fingerprint([load_questions(job.config.questions).fingerprint(), job.config.data.longest_side]),
-        "answers": job.reading,
-        "aspects": "" if job.adapter is None else fingerprint(dict(read_info(job.adapter).aspects_sha256 or {})),
+        "reading": fingerprint(
+            [load_questions(config.settings.questions).fingerprint(), config.settings.data.longest_side]
+        ),
+        "answers": config.reading,
+        "aspects": "" if config.adapter is None else fingerprint(dict(read_info(config.adapter).aspects_sha256 or {})),
     }
 
 
@@ -276,11 +280,11 @@ def read_before(file: Path) -> Before:
         return Before()
 
 
-def _divided(tables: Sequence[Entry], job: ReproduceConfig, now: Entry) -> tuple[list[Entry], list[dict[str, str]]]:
+def _divided(tables: Sequence[Entry], config: ReproduceConfig, now: Entry) -> tuple[list[Entry], list[dict[str, str]]]:
     """The earlier tables of other experiments that are kept, and those that are left out, each with the reason."""
     kept, left_out = list[Entry](), list[dict[str, str]]()
     for table in tables:
-        if table["name"].split("-")[0] in job.experiments:
+        if table["name"].split("-")[0] in config.experiments:
             continue
         why = " and ".join(words for key, words in MADE_WITH.items() if not _agree(key, table, now))
         if why:
@@ -300,9 +304,9 @@ def _agree(key: str, table: Entry, now: Entry) -> bool:
     )
 
 
-def _settings(job: ReproduceConfig) -> dict[str, Any]:
+def _settings(config: ReproduceConfig) -> dict[str, Any]:
     """The settings of the method and both stages; no place on this machine."""
-    content = job.config.model_dump(mode="json")
+    content = config.settings.model_dump(mode="json")
     for stage in ("aspects", "prompt"):
         del content[stage]["store_dir"]
     return {name: content[name] for name in ("method", "aspects", "prompt")}

@@ -151,7 +151,7 @@ class Service:
         self.check_ready()
         try:
             async with asyncio.timeout_at(deadline), self.reader.read(request) as asked:
-                request.state.told = {"images": len(asked.uploads), "explain": asked.options.explain}
+                request.state.log_fields = {"images": len(asked.uploads), "explain": asked.options.explain}
                 options = asked.options
                 dark = options.heatmaps and options.explain == "full"
                 how = False if options.explain == "none" else options.attribution or self.settings.attribution
@@ -384,9 +384,9 @@ def _report(service: Service, asked: Asked, answered: Sequence[Answered]) -> str
 def _task(name: str, masp: Masp, default: bool) -> dict[str, Any]:
     task = masp.task
     aspects = list(masp.model.active_aspects(task.use))
-    told = {"name": name, "labels": list(task.labels), "question": task.question, "aspects": aspects}
+    facts = {"name": name, "labels": list(task.labels), "question": task.question, "aspects": aspects}
     metrics = {} if masp.info is None else dict(masp.info.metrics)
-    return told | {"adapter": without_place(masp.adapter), "metrics": metrics, "default": default}
+    return facts | {"adapter": without_place(masp.adapter), "metrics": metrics, "default": default}
 
 
 def _info(service: Service) -> dict[str, Any]:
@@ -454,13 +454,13 @@ async def _api_error(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-    told = invalid(code, {404: "there is nothing here", 405: "not by this method"}.get(error.status_code, "refused"))
-    return JSONResponse(told.body, error.status_code, error.headers)
+    failure = invalid(code, {404: "there is nothing here", 405: "not by this method"}.get(error.status_code, "refused"))
+    return JSONResponse(failure.body, error.status_code, error.headers)
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:
-    told = invalid("invalid_request", "the request is not as the OpenAPI document says")
-    return JSONResponse(told.body, 400)
+    failure = invalid("invalid_request", "the request is not as the OpenAPI document says")
+    return JSONResponse(failure.body, 400)
 
 
 async def _client_left(request: Request, error: Exception) -> Response:

@@ -243,7 +243,7 @@ class Batcher:
             job.image = None
 
     async def _run(self) -> None:
-        """Takes batches for ever. While one is in the model the next is preprocessed, once there is a full one."""
+        """Computes batches until it is cancelled; while one is in the model the next, once full, is preprocessed."""
         while True:
             await self._until_ready()
             jobs = self._take()

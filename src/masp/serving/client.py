@@ -220,9 +220,9 @@ def _content(answer: httpx.Response | Exception) -> dict[str, Any]:
         content = {}
     if answer.is_success and isinstance(content, dict):
         return content
-    told = content.get("error", {}) if isinstance(content, dict) else {}
-    message = told.get("message", "no message") if isinstance(told, dict) else "no message"
-    code = told.get("code", "") if isinstance(told, dict) else ""
+    body = content.get("error", {}) if isinstance(content, dict) else {}
+    message = body.get("message", "no message") if isinstance(body, dict) else "no message"
+    code = body.get("code", "") if isinstance(body, dict) else ""
     raise ServiceError(f"the service answered {answer.status_code}: {message}", answer.status_code, code, identity)
 
 

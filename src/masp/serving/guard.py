@@ -1,4 +1,4 @@
-"""What every request passes first and last: its id, who may ask, its line in the log, its place in the figures."""
+"""Middleware around every request: gives it an id, checks who may ask, logs it, and counts it."""
 
 import hashlib
 import hmac
@@ -108,7 +108,7 @@ class Guard:
         self._metrics.requests.labels(name, str(status)).inc()
         self._metrics.seconds.labels(name).observe(seconds)
         fields = {"id": scope["state"]["id"], "method": scope["method"], "route": name, "status": status}
-        fields |= {"ms": round(1000 * seconds, 1), **scope["state"].get("told", {})}
+        fields |= {"ms": round(1000 * seconds, 1), **scope["state"].get("log_fields", {})}
         log.info("request", extra={"fields": fields})
 
 

@@ -182,8 +182,8 @@ class VllmClient:
             with urllib.request.urlopen(request, timeout=self._timeout) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
-            said = error.read(400).decode(errors="replace")
-            raise EngineError(f"{self._url} answered {error.code}: {said}", "200") from None
+            text = error.read(400).decode(errors="replace")
+            raise EngineError(f"{self._url} answered {error.code}: {text}", "200") from None
         except (OSError, ValueError) as error:
             raise EngineError(f"{self._url} does not answer: {error}", "a running vLLM server") from None
 

@@ -176,7 +176,7 @@ class Processes:
         return gathered
 
     def _leave(self) -> None:
-        """Wait until the process that speaks has said what there is to say; then all may end."""
+        """Wait until the main process has written and printed everything; then all may end."""
         try:
             distributed.barrier()
         except RuntimeError as error:

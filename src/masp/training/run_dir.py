@@ -180,7 +180,7 @@ def reading(backbone: Backbone) -> dict[str, str]:
 
 def alike(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether two identities are the same; how images and texts are read counts where both say it."""
-    return not _changed(before, now)
+    return not differences(before, now)
 
 
 def hash_of(identity: Mapping[str, Any]) -> str:
@@ -189,8 +189,8 @@ def hash_of(identity: Mapping[str, Any]) -> str:
     return fingerprint(content)
 
 
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The keys whose values differ."""
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys of two identities whose values differ, in order; how images and texts are read counts as in `alike`."""
     common = before.keys() & now.keys()
     keys = [key for key in sorted(before.keys() | now.keys()) if key in common or key not in _READING.values()]
     return [key for key in keys if before.get(key) != now.get(key)]
@@ -202,7 +202,7 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> Non
     Raises:
         UsageError: they differ; it names each difference.
     """
-    changed = _changed(before, now)
+    changed = differences(before, now)
     changes = [f"{key}: {before.get(key)} there, {now.get(key)} now" for key in changed]
     accept = ",".join(name for name, key in _READING.items() if key in changed)
     if changes:

@@ -16,7 +16,6 @@ from accelerate.tracking import get_available_trackers
 
 from masp.adapters import AdapterInfo, BackboneRecord, DataRecord, TrainingRecord, save_adapter
 from masp.backbones.base import Again, Backbone
-from masp.core.atomic_io import write_file
 from masp.core.config import MethodConfig, PromptInit, RunConfig
 from masp.core.errors import ConfigError
 from masp.core.flops import images_at_once
@@ -24,7 +23,7 @@ from masp.core.prompts import EMOTION, Questions, load_questions
 from masp.core.setting_types import FREE, Settings
 from masp.core.settings import AspectTraining, PromptTraining, TrainConfig
 from masp.data.images import Rounding, image_area
-from masp.data.records import BadFiles, Dataset, Record, account_lines
+from masp.data.records import BadFiles, Dataset, Record, write_account
 from masp.data.splits import write_split
 from masp.model.aspect_attention import AspectModules, AspectRouting
 from masp.model.masp_model import ActiveParts, MaspModel
@@ -133,7 +132,7 @@ class Run:
 
     def _write(self, account: BadFiles) -> None:
         with writing(self.folder.quarantine):
-            write_file(self.folder.quarantine, account_lines(account))
+            write_account(self.folder.quarantine, account)
 
     def _reading(self) -> ImageReading:
         wanted, data = self.before or self.settings.store, self.config.data

@@ -5,8 +5,8 @@ import io
 
 import pytest
 
+from masp.reproduce.render import RenderedTable, comma_separated, escaped, latex, markdown, render_table
 from masp.reproduce.runner import paper_parameters
-from masp.reproduce.sheets import Sheet, comma_separated, escaped, latex, markdown, sheet_of
 from masp.reproduce.specs import load_paper, zero_shot_row
 from masp.reproduce.tables import ResultTable, TableCell, TableRow
 
@@ -36,7 +36,7 @@ def test_mean_spread_interval_and_difference() -> None:
 
 
 def test_one_data_set_has_a_column_for_each_figure() -> None:
-    text = markdown(sheet_of(table("Emotion6")))
+    text = markdown(render_table(table("Emotion6")))
     assert (
         "| V+A+S | all & everything | 60.0 | 10.0 | 50.0 · 60.0 · 70.0 | [50.2, 69.1] | 0.021 | 74.75 | −14.8 |" in text
     )
@@ -45,35 +45,35 @@ def test_one_data_set_has_a_column_for_each_figure() -> None:
 
 
 def test_several_data_sets_have_a_column_each() -> None:
-    sheet = sheet_of(table("FI", "Emotion6"))
-    assert sheet.head == ("system", "FI", "Emotion6")
-    assert sheet.rows[0][1] == "60.0 ± 10.0 [50.2, 69.1]; paper 74.75 (−14.8)"
-    assert sheet.rows[1][2] == "–; paper 57.81"
-    assert "EmoVIT_2 on FI, EmoVIT_2 on Emotion6" in sheet.notes[-1]
+    rendered = render_table(table("FI", "Emotion6"))
+    assert rendered.head == ("system", "FI", "Emotion6")
+    assert rendered.rows[0][1] == "60.0 ± 10.0 [50.2, 69.1]; paper 74.75 (−14.8)"
+    assert rendered.rows[1][2] == "–; paper 57.81"
+    assert "EmoVIT_2 on FI, EmoVIT_2 on Emotion6" in rendered.notes[-1]
 
 
 def test_csv_holds_what_is_not_rounded() -> None:
-    rows = list(csv.DictReader(io.StringIO(comma_separated(sheet_of(table("FI", "Emotion6"))))))
+    rows = list(csv.DictReader(io.StringIO(comma_separated(render_table(table("FI", "Emotion6"))))))
     assert len(rows) == 4
     assert rows[0]["accuracy"] == "60.0"
     assert rows[0]["difference"] == "-14.75"
     assert (rows[2]["accuracy"], rows[2]["paper"], rows[2]["reason"]) == ("", "57.81", "no data at ROOT/FI")
-    plain = Sheet("a", "A", ("x", "y"), (("1", "2"),))
+    plain = RenderedTable("a", "A", ("x", "y"), (("1", "2"),))
     assert comma_separated(plain) == "x,y\n1,2\n"
 
 
 @pytest.mark.parametrize("datasets", [("Emotion6",), ("FI", "Emotion6")])
 def test_latex_is_balanced(datasets: tuple[str, ...]) -> None:
-    sheet = sheet_of(table(*datasets))
-    text = latex(sheet)
+    rendered = render_table(table(*datasets))
+    text = latex(rendered)
     plain = text.replace(r"\{", "").replace(r"\}", "")
     assert plain.count("{") == plain.count("}")
     for environment in ("table", "tabular"):
         assert text.count(rf"\begin{{{environment}}}") == text.count(rf"\end{{{environment}}}") == 1
     lines = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert len(lines) == 1 + len(sheet.rows)
+    assert len(lines) == 1 + len(rendered.rows)
     for line in lines:
-        assert line.replace(r"\&", "").count("&") == len(sheet.head) - 1
+        assert line.replace(r"\&", "").count("&") == len(rendered.head) - 1
         assert line.count("$") % 2 == 0
     assert r"EmoVIT\_2" in text
     assert text.isascii() or set(filter(lambda sign: not sign.isascii(), text)) <= {"–", "·"}

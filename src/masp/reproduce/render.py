@@ -16,7 +16,7 @@ from masp.evaluation.metrics import PairedComparison, spread_of
 from masp.evaluation.result import PREDICTIONS, read_predictions
 from masp.reproduce.dag import cell_name, seeds_of, takes_part
 from masp.reproduce.runner import paper_parameters, result_folder
-from masp.reproduce.specs import ATTENTION, FULL, PARAMETERS, PLAIN, SOFT, TABLE2, Spec, recipe_of
+from masp.reproduce.specs import ATTENTION, FULL, PARAMETERS, PLAIN, SOFT, TABLE2, Spec, spec_of
 from masp.reproduce.tables import Results, ResultTable, TableCell, TableRow, Texts, seed_values
 
 _TEX = {
@@ -40,7 +40,7 @@ _TEX = {
 
 
 @dataclass(frozen=True)
-class Sheet:
+class RenderedTable:
     """A table as people read it, and the same as machines read it."""
 
     name: str  # of its files
@@ -52,40 +52,40 @@ class Sheet:
     lines: tuple[Mapping[str, Any], ...] = field(default=())
 
 
-def sheet_of(table: ResultTable) -> Sheet:
+def render_table(table: ResultTable) -> RenderedTable:
     """A table of accuracies: with a column for each figure where there is one data set, else one for each data set."""
     head, rows = _narrow(table) if len(table.datasets) == 1 else _wide(table)
     lines = [_line(table, row, dataset) for row in table.rows for dataset in table.datasets]
-    return Sheet(table.name, table.title, head, rows, (*table.notes, *_reasons(table)), tuple(lines))
+    return RenderedTable(table.name, table.title, head, rows, (*table.notes, *_reasons(table)), tuple(lines))
 
 
-def markdown(sheet: Sheet) -> str:
-    """The sheet as Markdown: heading, table, notes."""
-    lines = [sheet.head, tuple("---" for _ in sheet.head), *sheet.rows]
+def markdown(rendered: RenderedTable) -> str:
+    """The table as Markdown: heading, table, notes."""
+    lines = [rendered.head, tuple("---" for _ in rendered.head), *rendered.rows]
     body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    notes = "\n".join(f"- {note}" for note in sheet.notes)
-    return f"## {sheet.title}\n\n{body}\n" + (f"\n{notes}\n" if notes else "")
+    notes = "\n".join(f"- {note}" for note in rendered.notes)
+    return f"## {rendered.title}\n\n{body}\n" + (f"\n{notes}\n" if notes else "")
 
 
-def comma_separated(sheet: Sheet) -> str:
-    """The numbers of the sheet as CSV, one on a line; nothing is rounded."""
+def comma_separated(rendered: RenderedTable) -> str:
+    """The numbers of the table as CSV, one on a line; nothing is rounded."""
     buffer = io.StringIO()
-    columns = list(sheet.lines[0]) if sheet.lines else list(sheet.head)
+    columns = list(rendered.lines[0]) if rendered.lines else list(rendered.head)
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
-    rows = sheet.lines or [dict(zip(sheet.head, row, strict=True)) for row in sheet.rows]
+    rows = rendered.lines or [dict(zip(rendered.head, row, strict=True)) for row in rendered.rows]
     writer.writerows(rows)
     return buffer.getvalue()
 
 
-def latex(sheet: Sheet) -> str:
-    """The sheet as a LaTeX table that needs no package."""
-    columns = "l" + "r" * (len(sheet.head) - 1)
-    rows = "\n".join("  " + " & ".join(map(escaped, row)) + r" \\" for row in sheet.rows)
-    head = " & ".join(map(escaped, sheet.head)) + r" \\"
+def latex(rendered: RenderedTable) -> str:
+    """The table as LaTeX that needs no package."""
+    columns = "l" + "r" * (len(rendered.head) - 1)
+    rows = "\n".join("  " + " & ".join(map(escaped, row)) + r" \\" for row in rendered.rows)
+    head = " & ".join(map(escaped, rendered.head)) + r" \\"
     return (
         "\\begin{table}\n  \\centering\n"
-        f"  \\caption{{{escaped(sheet.title)}}}\n  \\label{{tab:{sheet.name}}}\n"
+        f"  \\caption{{{escaped(rendered.title)}}}\n  \\label{{tab:{rendered.name}}}\n"
         f"  \\begin{{tabular}}{{{columns}}}\n  \\hline\n  {head}\n  \\hline\n{rows}\n  \\hline\n"
         "  \\end{tabular}\n\\end{table}\n"
     )
@@ -203,8 +203,8 @@ def _reasons(table: ResultTable) -> list[str]:
 
 
 PAIRS: Mapping[str, tuple[tuple[Spec, Spec], ...]] = {
-    "table1": tuple((base, recipe_of("concepts")) for base in (SOFT, FULL)),
-    "table2": tuple((base, recipe) for base in (PLAIN, SOFT) for recipe in TABLE2[TABLE2.index(base) + 1 :]),
+    "table1": tuple((base, spec_of("concepts")) for base in (SOFT, FULL)),
+    "table2": tuple((base, spec) for base in (PLAIN, SOFT) for spec in TABLE2[TABLE2.index(base) + 1 :]),
 }
 """Experiment → rows that are compared: what the bottleneck adds; what every part of MASP adds to V and to V+S."""
 
@@ -221,19 +221,19 @@ class DifferenceRow:
 
 
 def differences_of(experiment: str) -> str:
-    """The name of the sheet with the paired differences of an experiment."""
+    """The name of the table with the paired differences of an experiment."""
     return f"{experiment}-differences"
 
 
-def differences(results: Results, experiment: str) -> Sheet | None:
+def differences(results: Results, experiment: str) -> RenderedTable | None:
     """Paired differences between rows, on the same images with the same seed; None where there are none."""
     rows, lines = [], []
-    for dataset, base, recipe in _pairs(results, experiment):
-        row = paired(results, dataset, base, recipe)
+    for dataset, base, spec in _pairs(results, experiment):
+        row = paired(results, dataset, base, spec)
         if row is not None:
-            rows.append(_difference_row(dataset, base, recipe, row))
+            rows.append(_difference_row(dataset, base, spec, row))
             seeds = [("all", row.whole), *zip(row.seeds, row.each, strict=True)]
-            lines += [_difference_line(dataset, base, recipe, seed, one) for seed, one in seeds]
+            lines += [_difference_line(dataset, base, spec, seed, one) for seed, one in seeds]
     if not rows:
         return None
     head = ("data set", "difference", "points", "± sd", "each seed", "95 % interval over images, all seeds", "p")
@@ -243,19 +243,19 @@ def differences(results: Results, experiment: str) -> Sheet | None:
         "anything about seeds that were not trained."
     )
     title = f"Paired differences: {COMPARED[experiment]}"
-    return Sheet(differences_of(experiment), title, head, tuple(rows), (note,), tuple(lines))
+    return RenderedTable(differences_of(experiment), title, head, tuple(rows), (note,), tuple(lines))
 
 
-def paired(results: Results, dataset: str, base: Spec, recipe: Spec) -> DifferenceRow | None:
-    """How much more of the same images `recipe` gets right than `base`; None where the answers are not there."""
+def paired(results: Results, dataset: str, base: Spec, spec: Spec) -> DifferenceRow | None:
+    """How much more of the same images `spec` gets right than `base`; None where the answers are not there."""
     seeds, targets, predictions = (
         list[int](),
         list[tuple[str, str]](),
         list[tuple[list[str | None], list[str | None]]](),
     )
-    for seed, names in _cells(results, dataset, base, recipe):
+    for seed, names in _cells(results, dataset, base, spec):
         try:
-            first, second = (read_predictions(result_folder(results.job, name) / PREDICTIONS) for name in names)
+            first, second = (read_predictions(result_folder(results.config, name) / PREDICTIONS) for name in names)
         except DataError:
             continue  # the work folder is gone; the accuracies are still there
         targets = targets or [(one.image, one.truth) for one in first]
@@ -280,23 +280,25 @@ def compared(results: Results, experiment: str) -> dict[str, str]:
 
 def unanswered(results: Results, experiment: str) -> bool:
     """Whether the answers of a cell that is done are gone, so that its differences cannot be computed any more."""
-    return any(not (result_folder(results.job, name) / PREDICTIONS).is_file() for name in compared(results, experiment))
+    return any(
+        not (result_folder(results.config, name) / PREDICTIONS).is_file() for name in compared(results, experiment)
+    )
 
 
 def _pairs(results: Results, experiment: str) -> list[tuple[str, Spec, Spec]]:
     """Data set, and two rows that are compared."""
     pairs = PAIRS.get(experiment, ())
-    sources = [one.name for one in results.job.sources if pairs and takes_part(experiment, one.name, results.paper)]
+    sources = [one.name for one in results.config.sources if pairs and takes_part(experiment, one.name, results.paper)]
     return [(name, *pair) for name in sources for pair in pairs]
 
 
-def _cells(results: Results, dataset: str, base: Spec, recipe: Spec) -> list[tuple[int, tuple[str, str]]]:
+def _cells(results: Results, dataset: str, base: Spec, spec: Spec) -> list[tuple[int, tuple[str, str]]]:
     """Each seed with which both rows are done, and their cells; what is run once stands beside every seed."""
-    job, both = results.job, (base, recipe)
-    once = all(len(seeds_of(job, one)) == 1 for one in both)
+    config, both = results.config, (base, spec)
+    once = all(len(seeds_of(config, one)) == 1 for one in both)
     result = []
-    for seed in job.seeds[:1] if once else job.seeds:
-        seeds = (seed if seed in seeds_of(job, one) else seeds_of(job, one)[0] for one in both)
+    for seed in config.seeds[:1] if once else config.seeds:
+        seeds = (seed if seed in seeds_of(config, one) else seeds_of(config, one)[0] for one in both)
         first, second = (cell_name(dataset, one, own) for one, own in zip(both, seeds, strict=True))
         outcomes = [results.outcomes.get(name) for name in (first, second)]
         if all(outcome is not None and outcome.state == "done" for outcome in outcomes):
@@ -304,9 +306,9 @@ def _cells(results: Results, dataset: str, base: Spec, recipe: Spec) -> list[tup
     return result
 
 
-def parameters(results: Results) -> Sheet:
+def parameters(results: Results) -> RenderedTable:
     """Table 4: what is trained, on the paper's backbone by arithmetic and on this one."""
-    ours, _ = seed_values(results, PARAMETERS, results.job.sources[0].name)
+    ours, _ = seed_values(results, PARAMETERS, results.config.sources[0].name)
     here = ours[0].figures if ours else {}
     printed, rows, lines = results.paper.parameters, [], []
     counted = paper_parameters()
@@ -326,19 +328,19 @@ def parameters(results: Results) -> Sheet:
         "trained",
         "Qwen2-VL-7B, counted",
         "Qwen2-VL-7B, printed in the paper",
-        portable(results.job.config.backbone.id),
+        portable(results.config.settings.backbone.id),
     )
     notes = (
         "The paper prints no number for stage 1, which is trained once for each backbone, not for each task.",
         "Soft prompt: number of vectors times the width of the language model.",
     )
-    return Sheet("table4", "Table 4: trainable parameters", head, tuple(rows), notes, tuple(lines))
+    return RenderedTable("table4", "Table 4: trainable parameters", head, tuple(rows), notes, tuple(lines))
 
 
-def attention(results: Results) -> Sheet | None:
+def attention(results: Results) -> RenderedTable | None:
     """Figure 4 as numbers: mean over the test images and the seeds; None where nothing was measured."""
     rows, lines, notes = [], [], []
-    for source in results.job.sources:
+    for source in results.config.sources:
         if not takes_part("figure4", source.name, results.paper):
             continue
         outcomes, reason = seed_values(results, ATTENTION, source.name)
@@ -368,7 +370,7 @@ def attention(results: Results) -> Sheet | None:
         "Final layer, mean over heads and prompt tokens, summed over an aspect's tokens; share: of all aspects.",
         "Attention shows what was read, not what decided.",
     ]
-    return Sheet(
+    return RenderedTable(
         "figure4",
         "Figure 4: attention from the soft prompt to each aspect",
         head,
@@ -378,19 +380,19 @@ def attention(results: Results) -> Sheet | None:
     )
 
 
-def _difference_row(dataset: str, base: Spec, recipe: Spec, row: DifferenceRow) -> tuple[str, ...]:
+def _difference_row(dataset: str, base: Spec, spec: Spec, row: DifferenceRow) -> tuple[str, ...]:
     points, whole = spread_of([100 * one.difference for one in row.each]), row.whole
     spread = "" if points.deviation is None else f"{points.deviation:.1f}"
     each = " · ".join(f"{value:+.1f}" for value in points.values)
     interval = f"[{100 * whole.low:+.1f}, {100 * whole.high:+.1f}]"
-    name = f"{recipe.name} − {base.name}"
+    name = f"{spec.name} − {base.name}"
     return (dataset, name, f"{100 * whole.difference:+.1f}", spread, each, interval, f"{whole.p_value:.2g}")
 
 
-def _difference_line(dataset: str, base: Spec, recipe: Spec, seed: int | str, one: PairedComparison) -> dict[str, Any]:
+def _difference_line(dataset: str, base: Spec, spec: Spec, seed: int | str, one: PairedComparison) -> dict[str, Any]:
     return {
         "dataset": dataset,
-        "system": recipe.name,
+        "system": spec.name,
         "minus": base.name,
         "seed": seed,
         "difference": one.difference,
