@@ -46,7 +46,7 @@ demo: $(READY) ## the whole method on the embedded backbone, with an HTML report
 bench: $(READY) ## what training and prediction cost, against a plain baseline (an hour on two cores)
 	$(BIN)/masp bench --json $(BENCH_OUT)
 
-test: $(READY) ## the default tests (seven minutes on two cores)
+test: $(READY) ## the default tests (five minutes on two quiet cores)
 	$(PYTEST) $(PYTEST_ARGS)
 
 # Vector units as of 2008, and bfloat16 units where this machine has none, or none where it has them.

@@ -13,6 +13,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import HTTPOptions
 
+from masp.core.runtime import keep_freed_memory
 from masp.predictor import Masp
 from masp.serving.app import create_app
 from masp.serving.settings import ServerSettings
@@ -38,6 +39,7 @@ def application(
     options = deployment_options(settings, replicas, gpus)
 
     def build() -> FastAPI:
+        keep_freed_memory()  # a replica is a process of its own
         return create_app(load, settings)
 
     @serve.deployment(**options)
