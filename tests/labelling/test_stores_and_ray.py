@@ -22,7 +22,7 @@ from fixtures.adapters import write_adapter
 from fixtures.labelling import Store, job_of, kill_one, label_all, parts, ray_run, rows, write_images
 from masp.cli import main
 from masp.labelling import manifest, run
-from masp.labelling.manifest import Place, write_manifest
+from masp.labelling.manifest import StorePath, write_manifest
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason='needs pip install "masp[ray]"')
 
@@ -80,7 +80,7 @@ def write_bucket(bucket: str, local: Path) -> None:
     listed = [f"{bucket}/images/{name}" for name in (NAMES[0], NAMES[1], "none.png")]
     (local / "list.txt").write_text("\n".join(listed))
     for file in local.rglob("*.*"):
-        (Place.of(bucket) / str(file.relative_to(local))).write(file.read_bytes())
+        (StorePath.of(bucket) / str(file.relative_to(local))).write(file.read_bytes())
 
 
 @pytest.mark.long
@@ -100,7 +100,7 @@ def test_an_object_store_is_read_and_written(tmp_path, adapter, bucket, capsys):
     assert "10 images in 1 files" in masp("plan", *sources, "--out", f"{bucket}/job", "--chunk", "4")
     job = job_of(f"{bucket}/job", adapter)
     label_all(job)
-    home = Place.of(bucket)
+    home = StorePath.of(bucket)
     part = home / "job/labels/shard-000000/part-000001.parquet"
     before = part.sha256()
     home.files.delete_file(part.path)

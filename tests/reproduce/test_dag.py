@@ -31,11 +31,11 @@ from masp.reproduce.specs import (
     STAGE1,
     StepBudget,
     all_specs,
-    budget_of,
     budget_settings,
     changes_of,
     divided,
     load_paper,
+    step_budget,
 )
 from masp.reproduce.tables import Results, accuracy_table, budgets
 from masp.training.run_stage import loop_settings
@@ -254,7 +254,7 @@ def test_table_1_says_the_budget_that_all_systems_share(tmp_path: Path) -> None:
 def test_the_budget_is_what_the_soft_prompt_learns_from(
     stage: TrainConfig, examples: int, expected: StepBudget
 ) -> None:
-    assert budget_of(stage, examples) == expected
+    assert step_budget(stage, examples) == expected
     order = Batches(examples, stage.batch_size, 0)
     assert loop_settings(stage, order, "").steps == expected.steps, "as the loop counts"
 
@@ -262,7 +262,7 @@ def test_the_budget_is_what_the_soft_prompt_learns_from(
 def test_the_rule_gives_every_system_the_steps_of_the_soft_prompt() -> None:
     """182 images: ten epochs of a distilled head would be 60 steps, so that it gets more of them."""
     stage = TrainConfig(max_steps=300, batch_size=8, epochs=100)
-    ruled = budget_settings(stage, budget_of(stage, 182), 256)
+    ruled = budget_settings(stage, step_budget(stage, 182), 256)
     for name in ("qlora", "instruction"):
         found = checked(name, dict(map(parsed_override, changes_of(name, ruled))))
         assert (found.max_steps, found.batch_size, found.schedule, found.warmup) == (300, 8, "cosine", 0.03)
@@ -274,7 +274,7 @@ def test_the_rule_gives_every_system_the_steps_of_the_soft_prompt() -> None:
     epochs = (heads.teacher_epochs, heads.head_epochs, heads.gate_epochs)
     assert epochs == (53, 53, 53)
     assert 53 * -(-182 // heads.batch_size) >= 300
-    many = changes_of("distilled", budget_settings(stage, budget_of(stage, 100_000), 256))
+    many = changes_of("distilled", budget_settings(stage, step_budget(stage, 100_000), 256))
     assert {"teacher_epochs=10", "head_epochs=5", "gate_epochs=10", "over.max_steps=300"} <= set(many)
 
 

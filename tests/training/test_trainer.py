@@ -20,7 +20,7 @@ from masp.data.splits import Batches
 from masp.training.checkpoints import CheckpointStore
 from masp.training.run_stage import loop_settings, tell_reach
 from masp.training.signals import Interrupted, StopRequest
-from masp.training.trainer import RateScale, Trainer, TrainingLength, budget_of, rate_factor, reach
+from masp.training.trainer import RateScale, Trainer, TrainingLength, rate_factor, reach, training_length
 
 
 def whole(tmp_path: Path) -> tuple[list[float], list[tuple[int, tuple[int, ...]]]]:
@@ -125,13 +125,13 @@ def test_patience_is_counted_in_epochs_however_often_is_measured():
 
 
 def test_what_was_given_holds_and_what_was_not_follows_from_the_data():
-    given = budget_of(TrainConfig(learning_rate=0.3, epochs=2, min_steps=100), per_epoch=5, scale=0.1)
+    given = training_length(TrainConfig(learning_rate=0.3, epochs=2, min_steps=100), per_epoch=5, scale=0.1)
     assert given == TrainingLength(0.3, 10, 5)
     free = TrainConfig(learning_rate_scale=0.5, min_steps=100)
-    assert budget_of(free, per_epoch=5, scale=0.1) == TrainingLength(0.05, 100, 10)  # measured every second epoch
-    assert budget_of(free, per_epoch=40, scale=2.0) == TrainingLength(1.0, 120, 40)  # three epochs are more
-    assert budget_of(free.model_copy(update={"max_steps": 30}), per_epoch=5, scale=1.0).steps == 30
-    assert budget_of(free.model_copy(update={"evaluate_every": 0}), per_epoch=5, scale=1.0).validate_every == 0
+    assert training_length(free, per_epoch=5, scale=0.1) == TrainingLength(0.05, 100, 10)  # measured every second epoch
+    assert training_length(free, per_epoch=40, scale=2.0) == TrainingLength(1.0, 120, 40)  # three epochs are more
+    assert training_length(free.model_copy(update={"max_steps": 30}), per_epoch=5, scale=1.0).steps == 30
+    assert training_length(free.model_copy(update={"evaluate_every": 0}), per_epoch=5, scale=1.0).validate_every == 0
 
 
 @pytest.mark.parametrize(("changes", "kept"), [({"per_epoch": 6}, False), ({"scale": 2.0}, False), ({}, True)])
@@ -151,7 +151,7 @@ def test_another_length_or_rate_is_another_run_for_a_checkpoint(changes, kept):
 def test_how_far_a_number_can_move_is_said_and_too_little_is_a_warning(caplog, rate, schedule, level):
     """69 steps at 1e-4 (cosine) are 0.0035 beside a spread of 0.116."""
     settings = TrainConfig(learning_rate=rate, epochs=1, schedule=schedule)
-    budget = budget_of(settings, 69, 1.0)
+    budget = training_length(settings, 69, 1.0)
     with caplog.at_level("INFO"):
         tell_reach(settings, budget, RateScale(0.116, 0.116, "the embeddings"))
     assert [record.levelname for record in caplog.records] == [level]

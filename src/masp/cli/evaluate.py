@@ -123,7 +123,7 @@ def compare(
     if len(evaluations) < 2:
         raise UsageError("one result", "two or more to compare", "Name another one.")
     pairs = [(evaluations[0].system, other.system, compare_results(evaluations[0], other)) for other in evaluations[1:]]
-    results().print(_standings(evaluations))
+    results().print(_leaderboard_table(evaluations))
     results().print(differences(pairs))
 
 
@@ -138,7 +138,7 @@ def differences(pairs: "Sequence[tuple[str, str, PairedComparison]]") -> Table:
     return table
 
 
-def _standings(evaluations: "Sequence[Evaluation]") -> Table:
+def _leaderboard_table(evaluations: "Sequence[Evaluation]") -> Table:
     table = plain_table("system", ">accuracy", ">macro F1", ">images")
     for one in evaluations:
         table.add_row(Text(printable(one.system)), one.accuracy.percent(), one.macro_f1.percent(), str(one.used))
@@ -247,7 +247,7 @@ def evaluate(
     settings = _settings(changes or [], data)
     other = _result(against)
     if predictions is not None:
-        evaluation = _outside(predictions, settings, split, allow_missing, calibrate, out)
+        evaluation = _external(predictions, settings, split, allow_missing, calibrate, out)
     elif adapter is None:
         raise UsageError("nothing to measure is named", "--adapter DIR, or --predictions FILE", "Name one.")
     else:
@@ -338,7 +338,7 @@ def _check_size(settings: "DataConfig", home: Path, task: str | None) -> None:
         raise UsageError(got, expected, "Leave it out, or train with another size.")
 
 
-def _outside(
+def _external(
     predictions: Path, settings: "DataConfig", split: str, allow_missing: bool, calibrate: bool, out: Path | None
 ) -> "Evaluation":
     """What another system said, on a split; nothing of a model is loaded."""

@@ -19,7 +19,7 @@ from masp.core.errors import OutageError, UsageError
 from masp.core.runtime import keep_freed_memory
 from masp.data.prefetch import prepared
 from masp.labelling.decode import CRASHED, STATUSES, UNREADABLE, Decoded, Decoder, Limits
-from masp.labelling.manifest import Place, read_chunk, shard_name
+from masp.labelling.manifest import StorePath, read_chunk, shard_name
 from masp.model.prediction import Task, predict_visual
 from masp.model.scoring import describe_aspects
 from masp.predictor import Masp
@@ -151,7 +151,7 @@ class Labeller:
         """
         try:
             content, counts = self.labelled(read_chunk(self._job.folder, shard, chunk))
-            part_place(self._job.folder, shard, chunk).write(content)
+            part_path(self._job.folder, shard, chunk).write(content)
         except OSError as error:
             raise OutageError(f"a chunk of {self._job.folder} cannot be read or written ({error})") from None
         return counts
@@ -261,6 +261,6 @@ class Labeller:
         return pa.schema([*fields, ("adapter", pa.string()), ("manifest", pa.string())])
 
 
-def part_place(folder: str, shard: int, chunk: int) -> Place:
+def part_path(folder: str, shard: int, chunk: int) -> StorePath:
     """Where the labels of a chunk go."""
-    return Place.of(folder) / LABELS / shard_name(shard) / f"part-{chunk:06}.parquet"
+    return StorePath.of(folder) / LABELS / shard_name(shard) / f"part-{chunk:06}.parquet"

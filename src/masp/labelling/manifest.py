@@ -57,7 +57,7 @@ def remote(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 @dataclass(frozen=True)
-class Place:
+class StorePath:
     """A folder on this machine or in an object store.
 
     Attributes:
@@ -71,7 +71,7 @@ class Place:
     local: bool
 
     @staticmethod
-    def of(place: str | Path) -> "Place":
+    def of(place: str | Path) -> "StorePath":
         """The folder that a path or an address names.
 
         Raises:
@@ -83,11 +83,11 @@ class Place:
             if "?" in text:
                 todo = "Say them in the environment: AWS_ENDPOINT_URL, AWS_REGION …"
                 raise UsageError(f"{text} has options", "an address without ?…", todo)
-            return Place(*remote(text), False)
-        return Place(fs.LocalFileSystem(), str(Path(text).absolute()), True)
+            return StorePath(*remote(text), False)
+        return StorePath(fs.LocalFileSystem(), str(Path(text).absolute()), True)
 
-    def __truediv__(self, name: str) -> "Place":
-        return Place(self.files, f"{self.path.rstrip('/')}/{name}", self.local)
+    def __truediv__(self, name: str) -> "StorePath":
+        return StorePath(self.files, f"{self.path.rstrip('/')}/{name}", self.local)
 
     def write(self, content: bytes) -> None:
         """Put a file here, whole or not at all.
@@ -192,7 +192,7 @@ def write_manifest(sources: Sequence[str], out: str | Path, chunk: int = CHUNK, 
     """
     if chunk < 1 or shard < chunk or shard % chunk:
         raise UsageError(f"chunks of {chunk} and shards of {shard} images", "shards that are a multiple of the chunks")
-    place = Place.of(out)
+    place = StorePath.of(out)
     if place.files.get_file_info((place / NOTE).path).type != fs.FileType.NotFound:
         raise UsageError(f"{out} holds a manifest already", "a new folder", "Name another --out, or label this one.")
     rows = (row for source in sources for row in images_in(source))
@@ -215,7 +215,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         DataError: there is none, or a damaged one.
     """
     try:
-        content: dict[str, Any] = json.loads((Place.of(folder) / NOTE).read())
+        content: dict[str, Any] = json.loads((StorePath.of(folder) / NOTE).read())
         known = content.pop("format") == FORMAT
         shards, hashes, sources = (tuple(content.pop(name)) for name in ("shards", "hashes", "sources"))
         if not known:
@@ -232,7 +232,7 @@ def read_chunk(folder: str | Path, shard: int, chunk: int) -> pa.Table:
     Raises:
         DataError: the file is missing or damaged.
     """
-    place = Place.of(folder) / MANIFEST / f"{shard_name(shard)}.parquet"
+    place = StorePath.of(folder) / MANIFEST / f"{shard_name(shard)}.parquet"
     try:
         with place.files.open_input_file(place.path) as source:
             return parquet.ParquetFile(source).read_row_group(chunk)
@@ -246,7 +246,7 @@ def check_shard(folder: str | Path, manifest: Manifest, shard: int) -> None:
     Raises:
         DataError: it is missing or has changed.
     """
-    place = Place.of(folder) / MANIFEST / f"{shard_name(shard)}.parquet"
+    place = StorePath.of(folder) / MANIFEST / f"{shard_name(shard)}.parquet"
     try:
         sha256 = place.sha256()
     except OSError as error:
@@ -256,7 +256,7 @@ def check_shard(folder: str | Path, manifest: Manifest, shard: int) -> None:
 
 
 def _write_shard(
-    rows: Iterator[Row], place: Place, shard: int, first: int, sizes: tuple[int, int]
+    rows: Iterator[Row], place: StorePath, shard: int, first: int, sizes: tuple[int, int]
 ) -> tuple[int, str] | None:
     """The next images as a file, a row group for each chunk: how many there were, and its hash; None without any."""
     chunk, chunks = sizes
@@ -280,7 +280,7 @@ def images_in(source: str) -> Iterator[Row]:
     Raises:
         DataError: it cannot be read, or is a table without a column of paths.
     """
-    place = Place.of(source)
+    place = StorePath.of(source)
     info = place.files.get_file_info(place.path)
     suffix = Path(place.path).suffix.lower()
     try:
@@ -300,7 +300,7 @@ def images_in(source: str) -> Iterator[Row]:
         raise DataError(f"{source} cannot be read ({error})") from None
 
 
-def _in_folder(place: Place, scheme: str) -> Iterator[Row]:
+def _in_folder(place: StorePath, scheme: str) -> Iterator[Row]:
     inner: list[str] = []
     for info in place.listing():
         if info.type == fs.FileType.Directory:
@@ -311,7 +311,7 @@ def _in_folder(place: Place, scheme: str) -> Iterator[Row]:
         yield from _in_folder(place / name, scheme)
 
 
-def _in_tar(place: Place, source: str) -> Iterator[Row]:
+def _in_tar(place: StorePath, source: str) -> Iterator[Row]:
     uri = place.path if place.local else source
     with place.files.open_input_file(place.path) as opened, tarfile.open(fileobj=opened, mode="r:") as archive:
         for member in archive:
@@ -319,7 +319,7 @@ def _in_tar(place: Place, source: str) -> Iterator[Row]:
                 yield uri, member.offset_data, member.size, int(member.mtime) * 1_000_000_000
 
 
-def _listed(place: Place, suffix: str) -> Iterator[str]:
+def _listed(place: StorePath, suffix: str) -> Iterator[str]:
     """The paths in a list or a table; empty ones are passed over."""
     if suffix == ".parquet":
         with place.files.open_input_file(place.path) as source:

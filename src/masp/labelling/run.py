@@ -19,8 +19,8 @@ from pyarrow import fs, parquet
 from masp.adapters import library_versions
 from masp.core.atomic_io import lock
 from masp.core.errors import DataError, OutageError, UsageError
-from masp.labelling.labeller import COUNTS, LABELS, Job, Labeller, part_place
-from masp.labelling.manifest import Manifest, Place, check_shard, read_chunk, read_manifest, shard_name
+from masp.labelling.labeller import COUNTS, LABELS, Job, Labeller, part_path
+from masp.labelling.manifest import Manifest, StorePath, check_shard, read_chunk, read_manifest, shard_name
 from masp.training.run_dir import differences
 
 RUN, LOCK = "run.json", "run.lock"
@@ -68,10 +68,10 @@ class Status:
 def missing(folder: str, manifest: Manifest) -> Iterator[tuple[int, int]]:
     """The chunks without a file, as (shard, chunk)."""
     for shard in range(len(manifest.shards)):
-        place = Place.of(folder) / LABELS / shard_name(shard)
+        place = StorePath.of(folder) / LABELS / shard_name(shard)
         there = {info.base_name for info in place.listing()}
         for chunk in range(manifest.chunks(shard)):
-            if part_place(folder, shard, chunk).path.rpartition("/")[2] not in there:
+            if part_path(folder, shard, chunk).path.rpartition("/")[2] not in there:
                 yield shard, chunk
 
 
@@ -177,7 +177,7 @@ def _alone(folder: str) -> Iterator[None]:
     Raises:
         UsageError: another one is.
     """
-    place = Place.of(folder) / LOCK
+    place = StorePath.of(folder) / LOCK
     if not place.local:
         yield
         return
@@ -195,7 +195,7 @@ def _check_identity(job: Job) -> None:
     """
     with Labeller(job) as labeller:
         identity = labeller.identity
-    place = Place.of(job.folder) / RUN
+    place = StorePath.of(job.folder) / RUN
     try:
         before = json.loads(place.read())["identity"]
     except FileNotFoundError:
@@ -218,8 +218,8 @@ def status(folder: str) -> Status:
     counts, times = Counter[str](), []
     chunks = 0
     for shard in range(len(manifest.shards)):
-        for info in (Place.of(folder) / LABELS / shard_name(shard)).listing():
-            counts.update(_counts(Place.of(folder), info))
+        for info in (StorePath.of(folder) / LABELS / shard_name(shard)).listing():
+            counts.update(_counts(StorePath.of(folder), info))
             times.append((info.mtime_ns or 0) / 1e9)
             chunks += 1
     span = max(times) - min(times) if times else 0.0
@@ -229,7 +229,7 @@ def status(folder: str) -> Status:
     return Status(manifest.images, dict(counts), chunks, every, rate)
 
 
-def _counts(home: Place, info: fs.FileInfo) -> dict[str, int]:
+def _counts(home: StorePath, info: fs.FileInfo) -> dict[str, int]:
     with home.files.open_input_file(info.path) as source:
         described = parquet.read_metadata(source).metadata or {}
     return json.loads(described.get(COUNTS, b"{}"))
@@ -249,7 +249,7 @@ def merge(folder: str, out: str, partial: bool = False) -> int:
     Raises:
         UsageError: chunks are missing, or the folder is not empty.
     """
-    manifest, place = read_manifest(folder), Place.of(out)
+    manifest, place = read_manifest(folder), StorePath.of(out)
     left = sum(1 for _ in missing(folder, manifest))
     if left and not partial:
         todo = "Finish it with masp label run, or merge what is there with --partial."
@@ -258,10 +258,10 @@ def merge(folder: str, out: str, partial: bool = False) -> int:
         raise UsageError(f"{out} is not empty", "a new folder", "Name another.")
     total = 0
     for shard in range(len(manifest.shards)):
-        parts = (Place.of(folder) / LABELS / shard_name(shard)).listing()
+        parts = (StorePath.of(folder) / LABELS / shard_name(shard)).listing()
         if not parts:
             continue
-        tables = (_rows(Place.of(folder), info) for info in parts)
+        tables = (_rows(StorePath.of(folder), info) for info in parts)
         first = next(tables)
         with (
             (place / f"{shard_name(shard)}.parquet").writing() as out,
@@ -273,7 +273,7 @@ def merge(folder: str, out: str, partial: bool = False) -> int:
     return total
 
 
-def _rows(home: Place, info: fs.FileInfo) -> pa.Table:
+def _rows(home: StorePath, info: fs.FileInfo) -> pa.Table:
     """The labels in a finished file."""
     with home.files.open_input_file(info.path) as source:
         return parquet.read_table(source).replace_schema_metadata(None)

@@ -158,8 +158,8 @@ class SequenceBuilder:
             UsageError: these rows do not begin with what is kept.
         """
         p = 0 if prompt is None else len(prompt)
-        spliced = [SequenceParts(image, len(cached.aspects), queries, p) for image in cached.images]
-        rows = self._rows(questions, answers, spliced)
+        parts = [SequenceParts(image, len(cached.aspects), queries, p) for image in cached.images]
+        rows = self._rows(questions, answers, parts)
         inside = all(bool(np.isin(row.kind[row.prefix :], (TEXT, PROMPT)).all()) for row in rows)
         if not inside or tuple(row.prefix_hash for row in rows) != cached.prefix_hashes:
             raise UsageError("these questions do not continue the prefixes that were kept", "the same layout and image")
@@ -170,21 +170,21 @@ class SequenceBuilder:
         return tuple(row.prefix_hash for row in self._rows(questions, None, images))
 
     def _rows(
-        self, questions: Sequence[str], answers: Sequence[str] | None, spliced: Sequence[SequenceParts]
+        self, questions: Sequence[str], answers: Sequence[str] | None, parts: Sequence[SequenceParts]
     ) -> list[SequenceLayout]:
         texts = [None] * len(questions) if answers is None else answers
-        return [self._plan(*parts) for parts in zip(questions, texts, spliced, strict=True)]
+        return [self._plan(*row) for row in zip(questions, texts, parts, strict=True)]
 
-    def _plan(self, question: str, answer: str | None, spliced: SequenceParts) -> SequenceLayout:
+    def _plan(self, question: str, answer: str | None, parts: SequenceParts) -> SequenceLayout:
         """The plan of a row, kept from before or made."""
-        key = (self.layout, question, answer, spliced)
-        return self.backbone.plans.get(key, lambda: self._plan_row(question, answer, spliced))
+        key = (self.layout, question, answer, parts)
+        return self.backbone.plans.get(key, lambda: self._plan_row(question, answer, parts))
 
-    def _plan_row(self, question: str, answer: str | None, spliced: SequenceParts) -> SequenceLayout:
-        template, image = self.backbone.template(question, spliced.image), spliced.image
+    def _plan_row(self, question: str, answer: str | None, parts: SequenceParts) -> SequenceLayout:
+        template, image = self.backbone.template(question, parts.image), parts.image
         ends = self.layout.supervised == "answer_end"
         answer_ids = [] if answer is None else self.backbone.answer_ids(answer, end=ends)
-        kind, value = self._columns(template, answer_ids, spliced)
+        kind, value = self._columns(template, answer_ids, parts)
         visual_start = int(np.argmax(kind == VISUAL)) if image.count else 0
         positions = self.backbone.positions(len(kind), visual_start, image, self.layout.native)
         targets = np.full(len(kind), IGNORED, dtype=np.int64)
@@ -197,11 +197,11 @@ class SequenceBuilder:
             supervised += 1
         if supervised:
             targets[-supervised:] = value[-supervised:]
-        trainable = kind == (PROMPT if spliced.prompt else ASPECT)
-        if self.layout.routed and spliced.aspects:
+        trainable = kind == (PROMPT if parts.prompt else ASPECT)
+        if self.layout.routed and parts.aspects:
             trainable = trainable | (kind == ASPECT)
-        fallback = template.vision_close + spliced.aspects * spliced.queries
-        begins = spliced.prompt or not image.count or (self.layout.routed and spliced.aspects)
+        fallback = template.vision_close + parts.aspects * parts.queries
+        begins = parts.prompt or not image.count or (self.layout.routed and parts.aspects)
         prefix = int(np.argmax(trainable)) if begins else fallback
         sign = self._sign(question, kind[:prefix], value[:prefix], positions.numpy()[:, :prefix])
         return SequenceLayout(kind, value, positions.numpy(), targets, prefix, sign, image)
@@ -214,24 +214,24 @@ class SequenceBuilder:
         return digest.digest()
 
     def _columns(
-        self, template: Template, answer_ids: list[int], spliced: SequenceParts
+        self, template: Template, answer_ids: list[int], parts: SequenceParts
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Kind and value of every column."""
-        first = spliced.prompt if self.layout.prompt_places == "both" else 0
+        first = parts.prompt if self.layout.prompt_places == "both" else 0
         ids = template.ids
-        parts = [
+        columns = [
             (TEXT, ids[: template.vision_open]),
             (PROMPT, range(first)),
             (TEXT, ids[template.vision_open : template.visual_start]),
-            (ASPECT, range(spliced.aspects * spliced.queries)),
+            (ASPECT, range(parts.aspects * parts.queries)),
             *_image_parts(template),
             (TEXT, ids[template.visual_stop : template.vision_close]),
-            (PROMPT, range(spliced.prompt)),
+            (PROMPT, range(parts.prompt)),
             (TEXT, ids[template.vision_close :]),
             (TEXT, answer_ids),
         ]
-        kind = np.concatenate([np.full(len(values), kind, dtype=np.int64) for kind, values in parts])
-        value = np.concatenate([np.asarray(values, dtype=np.int64) for _, values in parts])
+        kind = np.concatenate([np.full(len(values), kind, dtype=np.int64) for kind, values in columns])
+        value = np.concatenate([np.asarray(values, dtype=np.int64) for _, values in columns])
         return kind, value
 
     def _gather(

@@ -48,11 +48,11 @@ from masp.reproduce.specs import (
     STAGE1,
     all_specs,
     alone,
-    budget_of,
     budget_settings,
     changes_of,
     load_paper,
     masp,
+    step_budget,
 )
 from masp.training.run_dir import RunFolder, TrainResult, alike, hash_of, reading
 from masp.training.run_stage import flat, identity_of
@@ -187,7 +187,7 @@ class Runner:
         stage, examples = self.config.settings.prompt, len(self.library.learned_from(cell.dataset))
         ruled: tuple[str, ...] = ()
         if examples:
-            ruled = budget_settings(stage, budget_of(stage, examples), self.library.backbone.dim)
+            ruled = budget_settings(stage, step_budget(stage, examples), self.library.backbone.dim)
         return changes_of(cell.spec.name, (*ruled, *self.config.others))
 
     def folder(self, cell: Experiment) -> Path:

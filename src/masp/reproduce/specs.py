@@ -271,14 +271,14 @@ class StepBudget:
         return -(-self.steps * batch_size // self.examples)
 
 
-def budget_of(stage: TrainConfig, examples: int) -> StepBudget:
+def step_budget(stage: TrainConfig, examples: int) -> StepBudget:
     """The budget of one data set.
 
     Args:
         stage: budget_settings of stage 2.
         examples: labelled training images, 1 or more.
     """
-    steps = trainer.budget_of(stage, -(-examples // stage.batch_size), 1.0).steps  # the rate does not matter here
+    steps = trainer.training_length(stage, -(-examples // stage.batch_size), 1.0).steps  # the rate does not matter here
     return StepBudget(examples, steps, stage.batch_size)
 
 

@@ -28,10 +28,10 @@ from masp.reproduce.specs import (
     Spec,
     StepBudget,
     budget_note,
-    budget_of,
     masp,
     of_length,
     spec_of,
+    step_budget,
     zero_shot_row,
 )
 
@@ -342,7 +342,7 @@ def budgets(results: Results, datasets: Sequence[str]) -> dict[str, StepBudget]:
         splits = facts.get("splits")
         examples = facts.get("learned_from", splits.get("train") if isinstance(splits, Mapping) else None)
         if isinstance(examples, int) and examples:
-            result[name] = budget_of(results.config.settings.prompt, examples)
+            result[name] = step_budget(results.config.settings.prompt, examples)
     return result
 
 

@@ -260,8 +260,10 @@ def _prediction_routes(service: Service) -> APIRouter:
             assert isinstance(first, Failure)
             raise invalid("unreadable_image", f"no image can be used; the first: {first.error[:300]}", "images")
         drawn = options.heatmaps and options.explain == "full"
-        make = [_as_json(one, options, drawn) for one in answered] if not drawn else None
-        bodies = make if make is not None else await asyncio.to_thread(_all_as_json, answered, options)
+        if drawn:  # heatmaps take long enough to be drawn beside the event loop
+            bodies = await asyncio.to_thread(lambda: [_as_json(one, options, drawn) for one in answered])
+        else:
+            bodies = [_as_json(one, options, drawn) for one in answered]
         return JSONResponse({"id": request.state.id, "predictions": bodies})
 
     @router.post(
@@ -342,10 +344,6 @@ def _page_routes() -> APIRouter:
 
 
 # --- answers -------------------------------------------------------------------------------------------------------
-
-
-def _all_as_json(answered: Sequence[Answered], options: schemas.Options) -> list[dict[str, Any]]:
-    return [_as_json(one, options, True) for one in answered]
 
 
 def _as_json(one: Answered, options: schemas.Options, drawn: bool) -> dict[str, Any]:

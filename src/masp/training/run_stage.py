@@ -42,8 +42,8 @@ from masp.training.trainer import (
     Trainer,
     TrainingLength,
     TrainTask,
-    budget_of,
     reach,
+    training_length,
 )
 
 log = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ class Run:
         prefixes, before, settings = None, self.before, self.settings
         if model is not None and any(store.usable):
             candidate = PrefixCache(model, store, use or ActiveParts(), questions, endless)
-            steps = budget_of(settings, -(-images // settings.batch_size), 1.0).steps
+            steps = training_length(settings, -(-images // settings.batch_size), 1.0).steps
             again = steps * settings.batch_size > images
             room = partial(self._room, store, candidate)
             prefixes = candidate if choose(candidate, before or settings.store, room, again) else None
@@ -384,7 +384,7 @@ def loop_settings(settings: TrainConfig, order: Order, identity: str, scale: flo
         identity: hash of all that decides its result; rate and steps join it here.
         scale: what `learning_rate_scale` is multiplied with (see `RateScale`).
     """
-    budget = budget_of(settings, order.per_epoch, scale)
+    budget = training_length(settings, order.per_epoch, scale)
     return LoopSettings(
         steps=budget.steps,
         steps_per_epoch=order.per_epoch,

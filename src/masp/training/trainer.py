@@ -73,7 +73,7 @@ class TrainingLength:
     validate_every: int
 
 
-def budget_of(settings: TrainConfig, per_epoch: int, scale: float) -> TrainingLength:
+def training_length(settings: TrainConfig, per_epoch: int, scale: float) -> TrainingLength:
     """Rate and steps of a run: what was given, else what trains on any backbone and however few images there are.
 
     Args:
