@@ -32,6 +32,7 @@ from masp.backbones.chat import QUESTION_HERE
 from masp.core.aspects import ASPECTS
 from masp.core.labels import LABEL_SETS, parse
 from masp.model.masp_model import ActiveParts, MaspModel
+from masp.model.scoring import label_loss
 
 DTYPES = ("float32", "bfloat16")
 FAMILIES = pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -100,7 +101,7 @@ def test_4_padding_changes_nothing(family: str) -> None:
 
 @FAMILIES
 @DTYPE
-@pytest.mark.parametrize("stage", ["aspects", "prompt"])
+@pytest.mark.parametrize("stage", ["aspects", "prompt", "labels"])
 def test_5_a_step_changes_only_what_is_trained(family: str, dtype: str, stage: str) -> None:
     model = full_model.__wrapped__(family, dtype)  # one of its own
     network = model.backbone._model  # pyright: ignore[reportAttributeAccessIssue]
@@ -111,6 +112,9 @@ def test_5_a_step_changes_only_what_is_trained(family: str, dtype: str, stage: s
     if stage == "aspects":
         loss = model.aspect_loss(visual, torch.tensor([2, 4, 2]), QUESTIONS, ["beach", "low", "mountain"])
         trained = {name for name in modules if ".scene." in name or ".brightness." in name}
+    elif stage == "labels":
+        answers = ["awe", "fear", "sadness"]
+        loss, trained = label_loss(model, visual, QUESTIONS, answers, (*answers, "joy")), {"prompt.vectors"}
     else:
         loss, trained = model.prompt_loss(visual, QUESTIONS, ["awe", "fear", "sadness"]), {"prompt.vectors"}
     loss.sum().backward()

@@ -66,6 +66,9 @@ def test_loss_over_the_labels_is_what_they_are_ranked_by(variant: str) -> None:
     assert relative(found, expected) <= 1e-5
     assert relative(gradient, wanted) <= 1e-5
     assert wanted.norm() > 1e-3
+    model.again = nullcontext
+    again = torch.autograd.grad(label_loss(model, visual, QUESTIONS, ANSWERS, labels).sum(), parts(model)[1].vectors)
+    assert torch.equal(gradient, again[0])
     ranked = torch.cat([score(model, visual.select([i]), QUESTIONS[i], labels) for i in range(3)])
     assert relative(found, -ranked[range(3), targets]) <= 1e-5
 

@@ -16,7 +16,7 @@ from masp.core.types import AspectTokens, VisualTokens
 from masp.model.aspect_attention import AspectModules, AspectRouting
 from masp.model.cost_estimate import numbers
 from masp.model.masp_model import ActiveParts, MaspModel, init_soft_prompt
-from masp.model.scoring import score
+from masp.model.scoring import label_loss, score
 from masp.predictor import Masp
 from masp.training import train_aspects, train_prompt
 
@@ -83,11 +83,17 @@ def test_a_closed_gate_leaves_the_mean_visual_token_and_gates_depend_on_the_othe
     assert alone.shape == (2, 1)
 
 
-def test_a_loss_reaches_the_gates_exactly_and_nothing_of_the_aspects():
+@pytest.mark.parametrize("over", ["answer", "labels"])
+def test_a_loss_reaches_the_gates_exactly_and_nothing_of_the_aspects(over):
     one = opened(model())
-    visual, asked = pictures(one.backbone), ["which?", "which one?"]
-    loss = one.prompt_loss(visual, asked, ["joy", "fear"]).sum()
-    loss.backward()
+    visual, asked, answers = pictures(one.backbone), ["which?", "which one?"], ["joy", "fear"]
+
+    def loss():
+        if over == "labels":
+            return label_loss(one, visual, asked, answers, ("fear", "joy", "sad")).double().sum()
+        return one.prompt_loss(visual, asked, answers).double().sum()
+
+    loss().backward()
     assert all(parameter.grad is None for parameter in one.aspects.parameters())
     assert all(parameter.grad is not None for parameter in (one.prompt.vectors, *one.routing.parameters()))
     weight, found, step = one.routing.gate_weight, [], 0.05
@@ -95,7 +101,7 @@ def test_a_loss_reaches_the_gates_exactly_and_nothing_of_the_aspects():
     with torch.no_grad():
         for sign in (1, -1):
             weight += sign * step * direction
-            found.append(float(one.prompt_loss(visual, asked, ["joy", "fear"]).double().sum()))
+            found.append(float(loss()))
             weight -= sign * step * direction
     slope = (found[0] - found[1]) / (2 * step)
     assert slope == pytest.approx(float(weight.grad.norm()), rel=0.05)

@@ -339,17 +339,31 @@ def test_balanced_weights_change_what_is_learned(tmp_path, dataset):
 
 
 def test_the_loss_over_the_labels_is_learned_and_recorded(tmp_path, dataset):
-    """The first step begins at the same prompt, so the logged losses are those of one model under two measures."""
-    losses = {}
+    """The logged loss of a step that moves nothing is minus the likelihood that validation on the same images gives."""
+    texts = {**{name: ["What is it?"] for name in ASPECTS}, "emotion": ["Which emotion is it? One of: {}."]}
+    (tmp_path / "questions.json").write_text(json.dumps(texts))
+    still = ("prompt.max_steps=1", "prompt.learning_rate=1e-12", "prompt.batch_size=64", "prompt.log_every=1")
+    still = (*still, f"questions={tmp_path / 'questions.json'}")
+    divided = replace(dataset, splits={**dataset.splits, "val": dataset.split("train")})
     for loss in ("answer", "labels"):
-        config = small.config(*PROMPT, f"prompt.loss={loss}", "prompt.log_every=1")
-        result = train_prompt(config, dataset, tiny.backbone(), None, tmp_path / loss)
-        record = read_info(result.adapter).training["prompt"]
+        config = small.config(*PROMPT, *still, f"prompt.loss={loss}")
+        result = train_prompt(config, divided, tiny.backbone(), None, tmp_path / loss)
         lines = [json.loads(line) for line in (tmp_path / loss / "metrics.jsonl").read_text().splitlines()]
-        losses[record.loss] = next(line["loss"] for line in lines if line["event"] == "step")
-    assert set(losses) == {"answer", "labels"}
-    assert losses["answer"] != pytest.approx(losses["labels"], rel=1e-3)
-    assert "loss over the probabilities of all labels" in (tmp_path / "labels" / "adapter" / "README.md").read_text()
+        step, validation = (next(line for line in lines if line["event"] == name) for name in ("step", "validation"))
+        assert (step["loss"] == pytest.approx(-validation["log_likelihood"], rel=1e-4)) is (loss == "labels")
+        record = read_info(result.adapter).training["prompt"]
+        assert record.loss == (None if loss == "answer" else "labels")
+        assert ("loss" in record.model_dump(mode="json")) is (loss == "labels")
+        card = (tmp_path / loss / "adapter" / "README.md").read_text()
+        assert ("loss over the probabilities of all labels" in card) is (loss == "labels")
+
+
+def test_a_run_from_before_there_was_a_choice_of_loss_is_known(tmp_path, dataset):
+    config = small.config(*PROMPT)
+    train_prompt(config, dataset, tiny.backbone(), None, tmp_path / "run")
+    assert "prompt.loss" not in json.loads((tmp_path / "run" / "run.json").read_text())["identity"]
+    with pytest.raises(UsageError, match=r"prompt\.loss"):
+        train_prompt(small.config(*PROMPT, "prompt.loss=labels"), dataset, tiny.backbone(), None, tmp_path / "run")
 
 
 def test_a_finished_run_is_not_trained_again(aspects, dataset, monkeypatch, caplog):

@@ -17,6 +17,7 @@ from masp.core.aspects import ASPECTS
 from masp.core.config import MethodConfig, PromptInit
 from masp.core.errors import AdapterError, UsageError, did_you_mean
 from masp.core.prompts import EMOTION, Questions
+from masp.core.settings import PromptLoss
 
 FORMAT = 4
 READ = (1, 2, 3, 4)
@@ -97,9 +98,10 @@ class TrainingRecord(_Record):
     )
     dtype: str = Field(description="Number format of the frozen backbone; what is trained is float32.")
     prompt_start: PromptInit | None = Field(default=None, description="How the soft prompt started; stage 2 only.")
-    loss: str | None = Field(
+    loss: PromptLoss | None = Field(
         default=None,
-        description="What stage 2 lowered: answer (the tokens of the right label) or labels (probabilities of all).",
+        exclude_if=lambda loss: loss is None,  # descriptions from before it existed keep their hashes
+        description="`labels` where stage 2 learned by the probabilities of all labels; absent: by the right answer.",
     )
     attention_rate: float | None = Field(
         default=None,

@@ -14,6 +14,9 @@ from masp.core.errors import did_you_mean, shown
 FREE = {"may_change_on_resume": True}
 """Mark of a setting that changes neither the result nor the state of a run: a resumed run may have another value."""
 
+ADDED = {"left_out_at_default": True}
+"""Mark of a setting that came when there were runs already: at its default it is no part of a run's identity."""
+
 _LONGEST_PATTERN = 500
 
 Text = Annotated[str, Strict()]

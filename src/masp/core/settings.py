@@ -11,6 +11,7 @@ from masp.core.aspects import ASPECTS
 from masp.core.errors import ConfigError
 from masp.core.labels import Taxonomy
 from masp.core.setting_types import (
+    ADDED,
     FREE,
     AspectNames,
     Count,
@@ -325,8 +326,9 @@ class PromptTraining(TrainConfig):
     init: PromptInit = Field(default_factory=PromptInit, description="How the soft prompt starts.")
     loss: PromptLoss = Field(
         default="answer",
-        description="answer: the mean over the tokens of the right label, as in the paper; labels: over the "
-        "probabilities by which labels are ranked, which teaches a small language model sooner.",
+        description="answer: the mean over the tokens of the right label, as in the paper, those that "
+        "method.supervised names; labels: cross-entropy over the probabilities by which labels are ranked.",
+        json_schema_extra={**ADDED},
     )
     bucketed: Switch = Field(
         default=True, description="Images of about the same size share a batch, which saves padding."

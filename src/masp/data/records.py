@@ -132,7 +132,7 @@ class BadFiles:
         return f"{self.read} read = {self.used} used + {len(self.rejected)} quarantined{why}"
 
 
-def account_lines(account: BadFiles) -> bytes:
+def _account_lines(account: BadFiles) -> bytes:
     """The lines of quarantine.jsonl: one per bad file, and the sum at the end."""
     rows: list[dict[str, object]] = [{"path": str(bad.path), "reason": bad.reason} for bad in account.rejected]
     rows.append({"read": account.read, "used": account.used, "quarantined": len(account.rejected)})
@@ -145,7 +145,7 @@ def write_account(path: Path, account: BadFiles) -> None:
     Raises:
         OSError: the disk refuses to be written.
     """
-    write_file(path, account_lines(account))
+    write_file(path, _account_lines(account))
 
 
 def read_account(path: Path) -> dict[str, str] | None:

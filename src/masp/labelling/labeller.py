@@ -204,7 +204,7 @@ class Labeller:
     def _predicted(self, batch: Sequence[Decoded]) -> list[dict[str, Any]]:
         """A row for each image of a batch: its status, and the labels of those that can be used."""
         rows: list[dict[str, Any]] = [{"status": one.status, "error": one.error} for one in batch]
-        places = [place for place, one in enumerate(batch) if one.image is not None]
+        indices = [index for index, one in enumerate(batch) if one.image is not None]
         images = [one.image for one in batch if one.image is not None]
         try:
             scored = self._scored(images)
@@ -212,8 +212,8 @@ class Labeller:
             if len(images) > 1:
                 return [row for one in batch for row in self._predicted([one])]
             scored = [{"status": CRASHED, "error": str(error)[:300]}]
-        for place, row in zip(places, scored, strict=True):
-            rows[place] |= row
+        for index, row in zip(indices, scored, strict=True):
+            rows[index] |= row
         return rows
 
     def _scored(self, images: Sequence[Image.Image]) -> list[dict[str, Any]]:
@@ -223,11 +223,11 @@ class Labeller:
         masp = self._masp
         pixels, unfit = prepared(list(images), masp.backbone.preprocess)
         rows: list[dict[str, Any]] = [{} for _ in images]
-        for place, why in unfit.items():
-            rows[place] = {"status": UNREADABLE, "error": why[:300]}
+        for index, why in unfit.items():
+            rows[index] = {"status": UNREADABLE, "error": why[:300]}
         if pixels is None:
             return rows
-        fit = [row for place, row in enumerate(rows) if place not in unfit]
+        fit = [row for index, row in enumerate(rows) if index not in unfit]
         visual = masp.visual_tokens(pixels)
         handles = [masp.handle(name) for name in self._names]
         for row, predictions in zip(fit, predict_visual(handles, visual, [""] * len(fit), explain=False), strict=True):

@@ -175,9 +175,10 @@ def label_loss(
 ) -> Float[Tensor, " batch"]:
     """Stage 2 with `prompt.loss=labels`: cross-entropy over the probabilities that `score` gives the labels.
 
-    Every label counts alike, however many tokens it has, and no step is spent on words that are no label. This is the
-    loss L_LN of T-Few (Liu et al., 2022) without its division by length. Gradients are those of `MaspModel.loss`: the
-    prefix is computed without a graph.
+    Scores of labels are sums over their tokens, so the token that tells labels apart has its full weight, where the
+    mean over an answer gives it one of k for k tokens; words that are no label have no part. This is the loss L_LN of
+    T-Few (Liu et al., 2022) without its division by length. The prefix is computed without a graph, as in
+    `MaspModel.loss`; the logits of all labels' tokens are kept for the backward pass.
 
     Args:
         model: with the soft prompt to train.

@@ -263,9 +263,9 @@ def config_of(request: Request) -> ReproduceConfig:
     if request.data is None:
         small = others.QUICKLY if request.quick else ()
         plan, source = QUICK if request.quick else SCENES, drawn_source(request.out / "scratch", config.data)
-        settings = (*small, *read, *own)
+        overrides = (*small, *read, *own)
         where = (request.out, None, adapter)
-        return ReproduceConfig(experiments, config, (source,), (), seeds, *where, settings, plan, request.reading)
+        return ReproduceConfig(experiments, config, (source,), (), seeds, *where, overrides, plan, request.reading)
     paper = load_paper()
     sources, missing = find_sources(request.data, request.datasets, config.data, paper)
     teacher = find_teacher(request.data, config.data, sources, paper)

@@ -275,7 +275,7 @@ def step_budget(stage: TrainConfig, examples: int) -> StepBudget:
     """The budget of one data set.
 
     Args:
-        stage: budget_settings of stage 2.
+        stage: settings of stage 2.
         examples: labelled training images, 1 or more.
     """
     steps = trainer.training_length(stage, -(-examples // stage.batch_size), 1.0).steps  # the rate does not matter here
@@ -286,7 +286,7 @@ def budget_settings(stage: TrainConfig, budget: StepBudget, width: int) -> tuple
     """What the rule sets, as "system.key=value"; what a person sets stands behind it and wins.
 
     Args:
-        stage: budget_settings of stage 2.
+        stage: settings of stage 2.
         budget: of the data set.
         width: of the language model, which decides the rate of LoRA layers.
     """
@@ -311,7 +311,7 @@ def budget_note(budgets: Mapping[str, StepBudget], stage1: TrainConfig, changes:
 
     Args:
         budgets: by data set.
-        stage1: budget_settings of stage 1.
+        stage1: settings of stage 1.
         changes: what was set otherwise, as "system.key=value".
     """
     lengths = "; ".join(

@@ -309,6 +309,8 @@ def _settings(config: ReproduceConfig) -> dict[str, Any]:
     content = config.settings.model_dump(mode="json")
     for stage in ("aspects", "prompt"):
         del content[stage]["store_dir"]
+    if config.settings.prompt.loss == "answer":  # tables that were made before there was a choice are still known
+        del content["prompt"]["loss"]
     return {name: content[name] for name in ("method", "aspects", "prompt")}
 
 

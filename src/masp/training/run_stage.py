@@ -20,7 +20,7 @@ from masp.core.config import MethodConfig, PromptInit, RunConfig
 from masp.core.errors import ConfigError
 from masp.core.flops import images_at_once
 from masp.core.prompts import EMOTION, Questions, load_questions
-from masp.core.setting_types import FREE, Settings
+from masp.core.setting_types import ADDED, FREE, Settings
 from masp.core.settings import AspectTraining, PromptTraining, TrainConfig
 from masp.data.images import Rounding, image_area
 from masp.data.records import BadFiles, Dataset, Record, write_account
@@ -318,7 +318,7 @@ def flat(prefix: str, settings: Settings) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
-        if field.json_schema_extra == FREE:
+        if field.json_schema_extra == FREE or (field.json_schema_extra == ADDED and value == field.default):
             continue
         table |= flat(f"{prefix}.{name}", value) if isinstance(value, Settings) else {f"{prefix}.{name}": value}
     return table
@@ -339,7 +339,7 @@ def training_record(
         max_grad_norm=settings.max_grad_norm,
         dtype=backbone.weight_dtype,
         prompt_start=start,
-        loss=settings.loss if isinstance(settings, PromptTraining) else None,
+        loss="labels" if isinstance(settings, PromptTraining) and settings.loss == "labels" else None,
         attention_rate=settings.attention_rate if isinstance(settings, AspectTraining) else None,
     )
 
