@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fixtures.reproduction import small_job
+from fixtures.reproduction import small_config
 from masp.evaluation.result import PREDICTIONS, LabelledPrediction, write_predictions
 from masp.reproduce import writers as writing
 from masp.reproduce.dag import ExperimentResult, plan_cells
@@ -37,16 +37,16 @@ def results(
     out: Path, *experiments: str, seeds: int = 2, changes: tuple[str, ...] = (), data: str = "d", accuracy: float = 0.5
 ) -> Results:
     """Results of cells that nobody ran."""
-    job = small_job(out, *experiments, seeds=seeds, changes=changes)
+    config = small_config(out, *experiments, seeds=seeds, changes=changes)
     figures: dict[str, Any] = {**FIGURES, "accuracy": {"value": accuracy}}
     found = {
         cell.name: ExperimentResult(
             cell.name, "done", FACTS if cell.spec.kind == "data" else figures, {"data": data}, {}
         )
-        for cell in plan_cells(job, PAPER, all_specs()).cells
+        for cell in plan_cells(config, PAPER, all_specs()).cells
         if cell.spec.kind != "parameters"
     }
-    return Results(job, PAPER, found, ())
+    return Results(config, PAPER, found, ())
 
 
 def summary(out: Path) -> dict[str, Any]:

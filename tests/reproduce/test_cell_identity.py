@@ -9,7 +9,7 @@ import pytest
 
 from fixtures import tiny
 from fixtures.adapters import write_adapter, write_questions
-from fixtures.reproduction import PLAN, small_job
+from fixtures.reproduction import PLAN, small_config
 from masp.baselines import registry as catalogue
 from masp.core.aspects import ASPECTS
 from masp.core.prompts import load_questions
@@ -42,9 +42,9 @@ def _loaded_before(monkeypatch: pytest.MonkeyPatch) -> None:
 def identity(out: Path, spec: Spec, *changes: str, seed: int = 0, adapter: bool = False) -> dict[str, Any]:
     """The identity of a cell under changed settings; those of other systems begin with the system's name."""
     own, others = divided([change.replace("OWN", str(out / "own.json")) for change in changes])
-    job = small_job(out, "table1", changes=tuple(own))
-    job = replace(job, others=(*job.others, *others), adapter=out / "adapter" if adapter else None)
-    return Runner(job).identity(Experiment("emoji-scenes", spec, seed))
+    config = small_config(out, "table1", changes=tuple(own))
+    config = replace(config, others=(*config.others, *others), adapter=out / "adapter" if adapter else None)
+    return Runner(config).identity(Experiment("emoji-scenes", spec, seed))
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
@@ -159,9 +159,9 @@ def test_what_stands_on_a_training_follows_it(out: Path) -> None:
     ],
 )
 def test_the_reading_is_in_the_identity_of_what_can_be_asked_for_a_text(out: Path, spec: Spec, keys: set[str]) -> None:
-    job, cell = small_job(out, "table1"), Experiment("emoji-scenes", spec, 0)
-    other = replace(job, others=(*job.others, *read_by("generate")), reading="generate")
-    scored, generated = Runner(job), Runner(other)
+    config, cell = small_config(out, "table1"), Experiment("emoji-scenes", spec, 0)
+    other = replace(config, others=(*config.others, *read_by("generate")), reading="generate")
+    scored, generated = Runner(config), Runner(other)
     assert differences(scored.identity(cell), generated.identity(cell)) == keys
     trained_again = "settings.over.reading" in keys
     assert (scored.folder(cell) == generated.folder(cell)) == (not trained_again)
@@ -195,8 +195,8 @@ def test_the_backbone_alone_reads_images_as_its_own_processor_says(
 
 def test_packed_weights_are_others(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A backbone in 4 bits has the same fingerprint and computes in the same format."""
-    workshop = Runner(small_job(out, "table1"))
+    runner = Runner(small_config(out, "table1"))
     cell = Experiment("emoji-scenes", PLAIN, 0)
-    before = workshop.identity(cell)
-    monkeypatch.setattr(workshop.library.backbone, "weight_dtype", "nf4/float32")
-    assert differences(before, workshop.identity(cell)) == {"backbone.dtype"}
+    before = runner.identity(cell)
+    monkeypatch.setattr(runner.library.backbone, "weight_dtype", "nf4/float32")
+    assert differences(before, runner.identity(cell)) == {"backbone.dtype"}

@@ -7,7 +7,7 @@ import pytest
 
 from fixtures import tiny
 from fixtures.pictures import put
-from fixtures.reproduction import small_job
+from fixtures.reproduction import small_config
 from masp.adapters import portable
 from masp.baselines.registry import checked
 from masp.core.aspects import ASPECTS
@@ -58,7 +58,7 @@ def named(plan: ExperimentGraph, name: str) -> Experiment:
 
 
 def test_every_cell_is_there_once_and_behind_its_needs(tmp_path: Path) -> None:
-    cells = plan_cells(small_job(tmp_path, *ALL), PAPER, all_specs()).cells
+    cells = plan_cells(small_config(tmp_path, *ALL), PAPER, all_specs()).cells
     names = [cell.name for cell in cells]
     assert len(set(names)) == len(names)
     for place, cell in enumerate(cells):
@@ -70,18 +70,18 @@ def test_every_cell_is_there_once_and_behind_its_needs(tmp_path: Path) -> None:
 
 def test_trainings_are_shared_between_tables(tmp_path: Path) -> None:
     """The usual length (3 here) is V+A+S; where the usual length is 32, Table 3 trains four prompts and borrows one."""
-    usual = small_job(tmp_path, "table2", "table3", seeds=1, changes=("method.prompt_length=32",))
+    usual = small_config(tmp_path, "table2", "table3", seeds=1, changes=("method.prompt_length=32",))
     lengths = [
         cell.spec.length for cell in plan_cells(usual, PAPER, all_specs()).cells if cell.spec.name[:5] == "V+A+S"
     ]
     assert lengths == [None, 8, 16, 64, 128]
-    other = small_job(tmp_path, "table3", seeds=1)
+    other = small_config(tmp_path, "table3", seeds=1)
     own = [cell.spec.length for cell in plan_cells(other, PAPER, all_specs()).cells if cell.spec.kind == "masp"]
     assert own == list(LENGTHS)
 
 
 def test_a_system_over_another_waits_for_it(tmp_path: Path) -> None:
-    plan = plan_cells(small_job(tmp_path, "table1"), PAPER, all_specs())
+    plan = plan_cells(small_config(tmp_path, "table1"), PAPER, all_specs())
     assert "emoji-scenes/qlora/seed1" in named(plan, "emoji-scenes/distilled/seed1").needs
     assert changes_of("distilled", ("qlora.max_steps=7", "distilled.hidden=5")) == (
         "hidden=5",
@@ -91,10 +91,10 @@ def test_a_system_over_another_waits_for_it(tmp_path: Path) -> None:
 
 
 def test_the_concept_bottleneck_waits_for_the_prompt_and_the_aspects_it_reads(tmp_path: Path) -> None:
-    plan = plan_cells(small_job(tmp_path, "table1"), PAPER, all_specs())
+    plan = plan_cells(small_config(tmp_path, "table1"), PAPER, all_specs())
     needs = named(plan, "emoji-scenes/concepts/seed1").needs
     assert {"emoji-scenes/V+S/seed1", "emoji-scenes/stage-1/seed1"} <= set(needs)
-    given = replace(small_job(tmp_path, "table1"), adapter=tmp_path)
+    given = replace(small_config(tmp_path, "table1"), adapter=tmp_path)
     needs = named(plan_cells(given, PAPER, all_specs()), "emoji-scenes/concepts/seed1").needs
     assert "emoji-scenes/V+S/seed1" in needs
     assert "emoji-scenes/stage-1/seed1" not in needs
@@ -102,9 +102,9 @@ def test_the_concept_bottleneck_waits_for_the_prompt_and_the_aspects_it_reads(tm
 
 def test_the_concept_bottleneck_needs_words(tmp_path: Path) -> None:
     """Aspects from elsewhere do: MASP is measured. The bottleneck is not, since it learns the words of these images."""
-    job = small_job(tmp_path, "table1", seeds=1)
-    bare = tuple(replace(source, annotated=False) for source in job.sources)
-    plan = plan_cells(replace(job, sources=bare, adapter=tmp_path), PAPER, all_specs())
+    config = small_config(tmp_path, "table1", seeds=1)
+    bare = tuple(replace(source, annotated=False) for source in config.sources)
+    plan = plan_cells(replace(config, sources=bare, adapter=tmp_path), PAPER, all_specs())
     assert named(plan, "emoji-scenes/V+A+S/seed0")
     assert [(one.system, one.reason) for one in plan.skipped] == [("concepts", NO_WORDS)]
 
@@ -121,22 +121,22 @@ def test_the_former_name_of_a_system_still_sets_it(caplog: pytest.LogCaptureFixt
 
 
 def test_what_no_seed_changes_is_run_once_and_a_table_says_so(tmp_path: Path) -> None:
-    job = small_job(tmp_path, "table1", seeds=3)
-    cells = plan_cells(job, PAPER, all_specs()).cells
+    config = small_config(tmp_path, "table1", seeds=3)
+    cells = plan_cells(config, PAPER, all_specs()).cells
     assert [cell.seed for cell in cells if cell.spec.name == "probe"] == [0]
     assert [cell.seed for cell in cells if cell.spec.name == "qlora"] == [0, 1, 2]
     measured = {"accuracy": {"value": 0.5}, "images": 8}
     outcomes = {
         cell.name: ExperimentResult(cell.name, "done", measured, {}, {}) for cell in cells if cell.spec.kind != "data"
     }
-    table = accuracy_table(Results(job, PAPER, outcomes, ()), "table1")
+    table = accuracy_table(Results(config, PAPER, outcomes, ()), "table1")
     entries = {row.name: row.entries["emoji-scenes"] for row in table.rows}
     assert (entries["probe"].values, entries["probe"].spread, entries["probe"].reason) == ((0.5,), None, "")
     assert entries["qlora"].values == (0.5, 0.5, 0.5)
     (note,) = [note for note in table.notes if note.startswith("Run once")]
-    own = f"zero-shot ({portable(job.settings.backbone.id)})"
+    own = f"zero-shot ({portable(config.settings.backbone.id)})"
     assert note == f"Run once, since nothing in them depends on a seed: {own}, zero-shot-letters, sepm, probe."
-    single = accuracy_table(Results(replace(job, seeds=(0,)), PAPER, outcomes, ()), "table1")
+    single = accuracy_table(Results(replace(config, seeds=(0,)), PAPER, outcomes, ()), "table1")
     assert not [note for note in single.notes if note.startswith("Run once")], "there, everything was run once"
 
 
@@ -169,13 +169,13 @@ def test_without_annotations_rows_with_aspects_are_not_run(tmp_path: Path) -> No
     pictures(tmp_path / "FI", "folders")
     found, missing = find_sources(tmp_path, None, DataConfig(), PAPER)
     assert find_teacher(tmp_path, DataConfig(), found, PAPER) is None
-    job = replace(small_job(tmp_path, "table2"), sources=found, missing=missing, drawn=None)
-    plan = plan_cells(job, PAPER, all_specs())
+    config = replace(small_config(tmp_path, "table2"), sources=found, missing=missing, drawn=None)
+    plan = plan_cells(config, PAPER, all_specs())
     assert {cell.spec.name for cell in plan.cells} == {"data", "V", "V+S"}
     reasons = {skipped.system: skipped.reason for skipped in plan.skipped if skipped.dataset == "FI"}
     assert set(reasons) == {"V+A", "V+A+rS", "V+A+S"}
     assert "--aspects ADAPTER" in reasons["V+A+S"]
-    given = plan_cells(replace(job, adapter=tmp_path), PAPER, all_specs())
+    given = plan_cells(replace(config, adapter=tmp_path), PAPER, all_specs())
     names = [cell.name for cell in given.cells]
     assert "FI/V+A+S/seed1" in names
     assert not any("stage-1" in name for name in names)
@@ -190,15 +190,15 @@ def test_a_folder_of_aspects_teaches_them_where_emoset_is_missing(tmp_path: Path
     found, _ = find_sources(tmp_path, None, DataConfig(), PAPER)
     teacher = find_teacher(tmp_path, DataConfig(), found, PAPER)
     assert (teacher.name, teacher.annotated, [source.name for source in found]) == ("aspects", True, ["FI"])
-    job = replace(small_job(tmp_path, "table2", seeds=1), sources=found, teacher=teacher, drawn=None)
-    assert "aspects/stage-1/seed0" in named(plan_cells(job, PAPER, all_specs()), "FI/V+A+S/seed0").needs
+    config = replace(small_config(tmp_path, "table2", seeds=1), sources=found, teacher=teacher, drawn=None)
+    assert "aspects/stage-1/seed0" in named(plan_cells(config, PAPER, all_specs()), "FI/V+A+S/seed0").needs
 
 
 def test_emoset_teaches_the_aspects_of_all(tmp_path: Path) -> None:
     teacher = DatasetSource("EmoSet", DataConfig(path=tmp_path / "EmoSet"), annotated=True)
     fi = DatasetSource("FI", DataConfig(path=tmp_path / "FI"), annotated=False)
-    job: ReproduceConfig = replace(small_job(tmp_path, "table2", seeds=1), sources=(fi,), teacher=teacher)
-    plan = plan_cells(job, PAPER, all_specs())
+    config: ReproduceConfig = replace(small_config(tmp_path, "table2", seeds=1), sources=(fi,), teacher=teacher)
+    plan = plan_cells(config, PAPER, all_specs())
     assert "EmoSet/stage-1/seed0" in named(plan, "FI/V+A+S/seed0").needs
     assert "EmoSet/data/seed0" not in {cell.name for cell in plan.cells}, "its test images are not needed"
     assert {cell.dataset for cell in plan.cells if cell.spec.kind == "masp"} == {"FI"}
@@ -230,12 +230,12 @@ def test_the_record_of_a_command_names_no_place(tmp_path: Path) -> None:
 
 
 def test_table_1_says_the_budget_that_all_systems_share(tmp_path: Path) -> None:
-    job = replace(small_job(tmp_path, "table1"), others=("qlora.rank=4", "sepm.dropped=0.3"))
-    config = job.settings.model_copy(update={"prompt": TrainConfig(max_steps=110, batch_size=64, epochs=100)})
-    job = replace(job, settings=config)
+    config = replace(small_config(tmp_path, "table1"), others=("qlora.rank=4", "sepm.dropped=0.3"))
+    settings = config.settings.model_copy(update={"prompt": TrainConfig(max_steps=110, batch_size=64, epochs=100)})
+    config = replace(config, settings=settings)
     facts = {"splits": {"train": 5000, "test": 8}, "split_by": "published", "majority": {"value": 0.5}, "guess": 0.5}
     data = ExperimentResult("emoji-scenes/data/seed0", "done", facts, {}, {})
-    results = Results(job, PAPER, {data.cell: data}, ())
+    results = Results(config, PAPER, {data.cell: data}, ())
     assert budgets(results, ["emoji-scenes"]) == {"emoji-scenes": StepBudget(5000, 110, 64)}
     (note,) = [note for note in accuracy_table(results, "table1").notes if note.startswith("One budget")]
     assert "110 steps of 64 (1.4 × its 5,000 training images)" in note
@@ -280,9 +280,9 @@ def test_the_rule_gives_every_system_the_steps_of_the_soft_prompt() -> None:
 
 def test_the_reading_is_a_setting_of_all_systems_that_generate(tmp_path: Path) -> None:
     request = Request("table1", tmp_path, reading="generate", changes=("sepm.reading=score",))
-    job = config_of(request)
-    assert job.reading == "generate"
-    own = {name: changes_of(name, job.others) for name in OTHERS}
+    config = config_of(request)
+    assert config.reading == "generate"
+    own = {name: changes_of(name, config.others) for name in OTHERS}
     assert own["qlora"] == own["instruction"] == own["zero-shot-letters"] == ("reading=generate",)
     assert own["sepm"] == ("reading=generate", "reading=score"), "the last one wins"
     assert own["distilled"] == ("over=qlora", "over.reading=generate")
@@ -293,23 +293,23 @@ def test_the_reading_is_a_setting_of_all_systems_that_generate(tmp_path: Path) -
 
 def test_settings_of_reading_hold_for_the_drawn_pictures_too(tmp_path: Path) -> None:
     """Training has them from the budget_settings, testing from the data set."""
-    job = config_of(Request("table2", tmp_path, changes=("data.longest_side=84",)))
-    (source,) = job.sources
-    assert (job.settings.data.longest_side, source.data.longest_side) == (84, 84)
+    config = config_of(Request("table2", tmp_path, changes=("data.longest_side=84",)))
+    (source,) = config.sources
+    assert (config.settings.data.longest_side, source.data.longest_side) == (84, 84)
     assert (source.data.path, source.data.layout) == (tmp_path / "scratch" / "data" / "emoji-scenes", "emoset")
 
 
 def test_a_mean_of_aspects_takes_the_seeds_that_all_of_them_have(tmp_path: Path) -> None:
     """Each aspect lacks one seed: another one for each half, so that only seed 2 is in all of them."""
-    job = small_job(tmp_path, "figure3", seeds=3)
+    config = small_config(tmp_path, "figure3", seeds=3)
     missing = {f"emoji-scenes/V+{name}+S/seed{place % 2}" for place, name in enumerate(ASPECTS)}
     outcomes = {}
-    for cell in plan_cells(job, PAPER, all_specs()).cells:
+    for cell in plan_cells(config, PAPER, all_specs()).cells:
         figures = {"accuracy": {"value": 0.1 * (cell.seed + 1)}, "images": 8}
         state = "failed" if cell.name in missing else "done"
         if cell.spec.kind != "data":
             outcomes[cell.name] = ExperimentResult(cell.name, state, figures, {}, {}, error="no memory")
-    table = accuracy_table(Results(job, PAPER, outcomes, ()), "figure3")
+    table = accuracy_table(Results(config, PAPER, outcomes, ()), "figure3")
     rows = {row.name: row.entries["emoji-scenes"] for row in table.rows}
     assert (rows[ASPECTS[0]].seeds, rows[ASPECTS[1]].seeds) == ((1, 2), (0, 2))
     mean = rows["mean of single aspects"]

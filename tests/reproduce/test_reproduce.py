@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from fixtures import ending, tiny
-from fixtures.reproduction import PLAN, small_job
+from fixtures.reproduction import PLAN, small_config
 from masp.adapters import load_adapter, tensors_sha256
 from masp.backbones.loading import load_backbone
 from masp.baselines import prompted as variants
@@ -33,7 +33,7 @@ from masp.evaluation.runner import evaluate
 from masp.predictor import Masp
 from masp.report.load_results import read_sources, trials
 from masp.reproduce import executor as pool
-from masp.reproduce import runner as workshop
+from masp.reproduce import runner
 from masp.reproduce.config import DatasetSource, ReproduceConfig
 from masp.reproduce.dag import Experiment, ExperimentResult, plan_cells, read_outcome, result_file
 from masp.reproduce.executor import blocked, run_cells
@@ -46,10 +46,10 @@ from masp.training.signals import Interrupted, StopRequest
 RUN = ("table2", "table4", "figure4")
 
 
-def quietly(job: ReproduceConfig, jobs: int = 1) -> tuple[Reproduced, str]:
+def quietly(config: ReproduceConfig, jobs: int = 1) -> tuple[Reproduced, str]:
     """A run, and what a person sees of it."""
     seen = io.StringIO()
-    return reproduce(job, jobs, "masp reproduce", Console(file=seen, width=200)), seen.getvalue()
+    return reproduce(config, jobs, "masp reproduce", Console(file=seen, width=200)), seen.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def first(out: Path) -> tuple[Reproduced, str]:
-    return quietly(small_job(out, *RUN))
+    return quietly(small_config(out, *RUN))
 
 
 def outcome(out: Path, name: str) -> ExperimentResult:
@@ -80,8 +80,8 @@ def test_every_cell_is_done_and_told(first: tuple[Reproduced, str], out: Path) -
 
 def test_tables_hold_what_the_cells_say(first: tuple[Reproduced, str], out: Path) -> None:
     names = {path.name for path in first[0].written}
-    for sheet in ("table2", "table2-differences", "table4", "figure4"):
-        assert {f"{sheet}.md", f"{sheet}.csv", f"{sheet}.tex"} <= names
+    for table in ("table2", "table2-differences", "table4", "figure4"):
+        assert {f"{table}.md", f"{table}.csv", f"{table}.tex"} <= names
     page = (out / "README.md").read_text(encoding="utf-8")
     values = [outcome(out, f"emoji-scenes/V+A+S/seed{seed}").figures["accuracy"]["value"] for seed in (0, 1)]
     (row,) = re.findall(r"^\| V\+A\+S \|.*$", (out / "table2.md").read_text(encoding="utf-8"), re.MULTILINE)
@@ -119,8 +119,8 @@ def test_a_result_says_what_masp_evaluate_says(first: tuple[Reproduced, str], ou
     assert {key: about[key] for key in known} == known
     runs = out / "scratch" / "runs" / "emoji-scenes"
     ((prompt,), (aspects,)) = ((runs / part).glob("seed1-*") for part in ("V+A+S", "stage-1"))
-    job = small_job(out, *RUN)
-    dataset, backbone = open_dataset(job.sources[0].data), load_backbone(job.settings.backbone)
+    config = small_config(out, *RUN)
+    dataset, backbone = open_dataset(config.sources[0].data), load_backbone(config.settings.backbone)
     measured = evaluate(Masp.from_pretrained(prompt, backbone, aspects=aspects), dataset)
     theirs = measured.provenance
     assert known.keys() == theirs.keys()
@@ -149,10 +149,10 @@ def test_every_cell_says_where_it_was_run(first: tuple[Reproduced, str], out: Pa
 def test_pictures_that_are_left_out_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "scratch" / "data" / "emoji-scenes"
     pictures.draw_dataset(folder, PLAN, lambda _: None)
-    job = small_job(tmp_path, "table2", seeds=1)
-    record = open_dataset(job.sources[0].data).split("test")[2]
+    config = small_config(tmp_path, "table2", seeds=1)
+    record = open_dataset(config.sources[0].data).split("test")[2]
     record.path.write_bytes(b"no image")
-    bench = workshop.Runner(job)
+    bench = runner.Runner(config)
     assert bench.run(Experiment("emoji-scenes", DATA, 0))[0].figures["unreadable"] == 1
     assert bench.run(Experiment("emoji-scenes", PLAIN, 0))[0].state == "done"
     found = read_result(tmp_path / "scratch" / "results" / "emoji-scenes" / "V" / "seed0")
@@ -163,10 +163,10 @@ def test_pictures_that_are_left_out_are_named(tmp_path: Path) -> None:
 def test_large_pictures_are_shrunk_for_what_is_trained_only(tmp_path: Path) -> None:
     """One test image of 1,400 pixels: V reads it whole, on every family that works above 1,024 pixels."""
     pictures.draw_dataset(tmp_path / "scratch" / "data" / "emoji-scenes", PLAN, lambda _: None)
-    job = small_job(tmp_path, "table2", seeds=1)
-    records = open_dataset(job.sources[0].data).split("test")
+    config = small_config(tmp_path, "table2", seeds=1)
+    records = open_dataset(config.sources[0].data).split("test")
     tiny.picture(1400, 56).save(records[1].path, format="PNG")
-    bench = workshop.Runner(job)
+    bench = runner.Runner(config)
     backbone = bench.library.backbone
     for alone, side in ((False, 1024), (True, None)):
         with StopRequest() as stop:
@@ -174,19 +174,19 @@ def test_large_pictures_are_shrunk_for_what_is_trained_only(tmp_path: Path) -> N
         by_hand = backbone.visual_tokens(backbone.preprocess([open_image(records[1].path, side)]))
         assert torch.equal(found.images.visual([found.numbers[1]]).tokens, by_hand.tokens)
     assert not torch.equal(by_hand.tokens, bench.library.images("emoji-scenes", "test", stop).images.visual([1]).tokens)
-    (data,) = [cell for cell in plan_cells(job, load_paper(), ()).cells if cell.spec == DATA]
+    (data,) = [cell for cell in plan_cells(config, load_paper(), ()).cells if cell.spec == DATA]
     assert bench.run(data)[0].figures["shrunk"] == 1
     plain = bench.run(Experiment("emoji-scenes", PLAIN, 0))[0]
     assert (plain.about["longest_side"], plain.identity["longest_side"]) == (None, None)
-    (note,) = [note for note in accuracy_table(results_of(job), "table2").notes if "1 test images" in note]
+    (note,) = [note for note in accuracy_table(results_of(config), "table2").notes if "1 test images" in note]
     assert "1024 pixels" in note
 
 
-def results_of(job: ReproduceConfig) -> Results:
-    """What the cells of a job left so far."""
-    cells = plan_cells(job, load_paper(), all_specs()).cells
-    found = {cell.name: read_outcome(job.out, cell.name) for cell in cells}
-    return Results(job, load_paper(), {name: one for name, one in found.items() if one is not None}, ())
+def results_of(config: ReproduceConfig) -> Results:
+    """What the cells left so far."""
+    cells = plan_cells(config, load_paper(), all_specs()).cells
+    found = {cell.name: read_outcome(config.out, cell.name) for cell in cells}
+    return Results(config, load_paper(), {name: one for name, one in found.items() if one is not None}, ())
 
 
 def test_generated_texts_are_counted_exactly_and_beside_it_leniently(
@@ -194,17 +194,17 @@ def test_generated_texts_are_counted_exactly_and_beside_it_leniently(
 ) -> None:
     """The other reading of the same trainings: measured again, trained not at all, and another identity."""
     names = [f"emoji-scenes/{spec}/seed0" for spec in ("V", "V+S", "V+A", "V+A+S")]
-    quietly(small_job(tmp_path, "table2", seeds=1))
+    quietly(small_config(tmp_path, "table2", seeds=1))
     before = [outcome(tmp_path, name).identity for name in names]
-    right = [record.label or "" for record in open_dataset(small_job(tmp_path).sources[0].data).split("test")]
+    right = [record.label or "" for record in open_dataset(small_config(tmp_path).sources[0].data).split("test")]
     wrong = ["no idea"] * len(right)
     said = iter([right[0], f" {right[1]} ", f"{right[2].capitalize()}.", *wrong[3:]] * 20)
     monkeypatch.setattr(variants, "generate", lambda _, visual, *__: [next(said) for _ in range(len(visual))])
     for training in ("train_aspects", "train_prompt"):
-        real = getattr(workshop, training)
-        monkeypatch.setattr(workshop, training, partial(only_loaded, real, tmp_path))
-    monkeypatch.setattr(workshop.Runner, "_held", lambda *_: [])
-    found, seen = quietly(replace(small_job(tmp_path, "table2", seeds=1), reading="generate"))
+        real = getattr(runner, training)
+        monkeypatch.setattr(runner, training, partial(only_loaded, real, tmp_path))
+    monkeypatch.setattr(runner.Runner, "_held", lambda *_: [])
+    found, seen = quietly(replace(small_config(tmp_path, "table2", seeds=1), reading="generate"))
     assert not found.failed
     assert seen.count("there already") == 2, "the data set and stage 1"
     for name, known in zip(names, before, strict=True):
@@ -236,9 +236,9 @@ def test_a_second_run_does_nothing_twice(
     before = {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*.json")}
     page = (out / "README.md").read_bytes()
     for name in ("train_aspects", "train_prompt"):
-        monkeypatch.setattr(workshop, name, lambda *_, **__: pytest.fail("trained again"))
+        monkeypatch.setattr(runner, name, lambda *_, **__: pytest.fail("trained again"))
     monkeypatch.setattr(pictures, "draw_dataset", lambda *_: pytest.fail("drawn again"))
-    found, seen = quietly(small_job(out, *RUN))
+    found, seen = quietly(small_config(out, *RUN))
     assert not found.failed
     assert seen.count("there already") == 15
     assert {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*.json")} == before
@@ -247,33 +247,33 @@ def test_a_second_run_does_nothing_twice(
 
 def test_another_setting_is_another_run(first: tuple[Reproduced, str], out: Path) -> None:
     """V, which no training has a part in, is taken as it is; what is trained otherwise is run again."""
-    job = small_job(out, "table2", seeds=1, changes=("prompt.learning_rate=0.5",))
-    _, seen = quietly(job)
+    config = small_config(out, "table2", seeds=1, changes=("prompt.learning_rate=0.5",))
+    _, seen = quietly(config)
     again = {line.split()[2] for line in seen.splitlines()[1:] if "there already" not in line}
     assert again == {"emoji-scenes/V+S/seed0", "emoji-scenes/V+A+S/seed0"}
-    quietly(small_job(out, *RUN))  # and back, for the other tests
+    quietly(small_config(out, *RUN))  # and back, for the other tests
 
 
 def test_trainings_that_are_gone_are_made_again_where_they_are_read(tmp_path: Path) -> None:
     """Results of cells are kept, their work folder is not: a new table trains what it stands on, and nothing else."""
-    quietly(small_job(tmp_path, "table2", seeds=1))
+    quietly(small_config(tmp_path, "table2", seeds=1))
     shutil.rmtree(tmp_path / "scratch")
-    _, seen = quietly(small_job(tmp_path, "table2", seeds=1))
+    _, seen = quietly(small_config(tmp_path, "table2", seeds=1))
     assert seen.count("there already") == 7, "nothing has to be run, so nothing that is gone is read"
-    found, seen = quietly(small_job(tmp_path, "table2", "figure4", seeds=1))
+    found, seen = quietly(small_config(tmp_path, "table2", "figure4", seeds=1))
     assert not found.failed
     run = {line.split()[2] for line in seen.splitlines()[1:] if "there already" not in line}
     assert run == {f"emoji-scenes/{name}/seed0" for name in ("stage-1", "V+A+S", "attention")}
 
 
 def test_a_failing_cell_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = workshop.train_aspects
+    real = runner.train_aspects
 
     def broken(*_: object, **__: object) -> None:
         raise UsageError("the disk of | this made-up machine is odd", "a round one")
 
-    monkeypatch.setattr(workshop, "train_aspects", broken)
-    found, seen = quietly(small_job(tmp_path, "table2", seeds=1))
+    monkeypatch.setattr(runner, "train_aspects", broken)
+    found, seen = quietly(small_config(tmp_path, "table2", seeds=1))
     states = {one.cell.split("/")[1]: one.state for one in found.failed}
     assert states == {"stage-1": "failed", "V+A": "waiting", "V+A+rS": "waiting", "V+A+S": "waiting"}
     assert "✗ " in seen
@@ -281,15 +281,15 @@ def test_a_failing_cell_stops_no_other(tmp_path: Path, monkeypatch: pytest.Monke
     assert "Not run: V+A, V+A+rS, V+A+S (seed 0: it needs emoji-scenes/stage-1/seed0, which failed)." in table
     assert "made-up machine is odd; expected a round one" in (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "| V+S | with a soft prompt trained without aspects | " in table
-    monkeypatch.setattr(workshop, "train_aspects", real)
-    again, seen = quietly(small_job(tmp_path, "table2", seeds=1))
+    monkeypatch.setattr(runner, "train_aspects", real)
+    again, seen = quietly(small_config(tmp_path, "table2", seeds=1))
     assert not again.failed
     assert seen.count("there already") == 3  # data, V, V+S
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    real = workshop.train_prompt
+    real = runner.train_prompt
 
     def once(config: object, dataset: object, backbone: object, aspects: object, out: Path, **rest: object) -> object:
         calls.append(out.parent.name)
@@ -297,14 +297,14 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             raise Interrupted("the run was interrupted by SIGTERM", "a run that goes to its end", "Again.")
         return real(config, dataset, backbone, aspects, out, **rest)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(workshop, "train_prompt", once)
-    job = small_job(tmp_path, "table2", seeds=1)
+    monkeypatch.setattr(runner, "train_prompt", once)
+    config = small_config(tmp_path, "table2", seeds=1)
     with pytest.raises(Interrupted):
-        quietly(job)
+        quietly(config)
     assert calls == ["V+S", "V+A+S"]
     assert result_file(tmp_path, "emoji-scenes/V+S/seed0").is_file()
     assert not result_file(tmp_path, "emoji-scenes/V+A+S/seed0").exists()
-    assert not quietly(job)[0].failed
+    assert not quietly(config)[0].failed
     assert calls == ["V+S", "V+A+S", "V+A+S"], "what was finished is not trained again"
 
 
@@ -321,8 +321,8 @@ def test_a_cell_waits_for_nothing_that_is_done() -> None:
 def test_workers_run_cells_side_by_side(tmp_path: Path) -> None:
     """Two processes: one cell is done, one fails, one is left out; and a damaged data set does not end the run."""
     missing = DatasetSource("gone", DataConfig(path=tmp_path / "gone"), annotated=False)
-    job = replace(small_job(tmp_path, "table4", seeds=1), drawn=None)
-    job = replace(job, sources=(missing, *job.sources))
+    config = replace(small_config(tmp_path, "table4", seeds=1), drawn=None)
+    config = replace(config, sources=(missing, *config.sources))
     pictures.draw_dataset(tmp_path / "scratch" / "data" / "emoji-scenes", PLAN, lambda _: None)
     cells = (
         Experiment("gone", DATA, 0),
@@ -330,7 +330,7 @@ def test_workers_run_cells_side_by_side(tmp_path: Path) -> None:
         Experiment("gone", PLAIN, 0, ("gone/data/seed0",)),
     )
     told: list[str] = []
-    found = run_cells(cells, job, 2, lambda outcome, fresh: told.append(f"{outcome.cell} {outcome.state} {fresh}"))
+    found = run_cells(cells, config, 2, lambda outcome, fresh: told.append(f"{outcome.cell} {outcome.state} {fresh}"))
     assert found["emoji-scenes/parameters/seed0"].figures["prompt"] == 3 * tiny.backbone().dim
     assert "gone" in found["gone/data/seed0"].error
     assert sorted(told) == [
@@ -339,27 +339,30 @@ def test_workers_run_cells_side_by_side(tmp_path: Path) -> None:
         "gone/data/seed0 failed True",
     ]
     with pytest.raises(UsageError, match="--jobs is 0"):
-        run_cells(cells, job, 0, lambda *_: None)
+        run_cells(cells, config, 0, lambda *_: None)
 
 
 def test_a_worker_that_is_asked_to_stop_has_not_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "_work", ending.asked_to_stop)
     with pytest.raises(Interrupted, match="a worker was interrupted"):
         run_cells(
-            (Experiment("emoji-scenes", PARAMETERS, 0),), small_job(tmp_path, "table4", seeds=1), 2, lambda *_: None
+            (Experiment("emoji-scenes", PARAMETERS, 0),), small_config(tmp_path, "table4", seeds=1), 2, lambda *_: None
         )
     assert not result_file(tmp_path, "emoji-scenes/parameters/seed0").exists()
 
 
 def test_a_worker_that_dies_has_failed_its_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "_work", ending.broken)
-    job = small_job(tmp_path, "table4", seeds=1)
-    found = run_cells((Experiment("emoji-scenes", PARAMETERS, 0),), job, 2, lambda *_: None)
+    config = small_config(tmp_path, "table4", seeds=1)
+    found = run_cells((Experiment("emoji-scenes", PARAMETERS, 0),), config, 2, lambda *_: None)
     assert "its process died" in found["emoji-scenes/parameters/seed0"].error
 
 
 def test_a_worker_that_died_while_it_waited_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    workers, cell = pool._WorkerPool(small_job(tmp_path, "table4"), 2, lambda *_: None), Experiment("d", PARAMETERS, 0)
+    workers, cell = (
+        pool._WorkerPool(small_config(tmp_path, "table4"), 2, lambda *_: None),
+        Experiment("d", PARAMETERS, 0),
+    )
     monkeypatch.setattr(pool, "_work", ending.broken)
     future, dead = workers._given(cell)
     with pytest.raises(BrokenProcessPool):
@@ -377,7 +380,7 @@ def test_a_copy_that_was_cut_short_is_made_again(tmp_path: Path, monkeypatch: py
     (learned / "checkpoints").mkdir(parents=True)
     (learned / "run.json").write_text("{}")
     (learned / "checkpoints" / "last").write_text("weights")
-    bench = workshop.Runner(small_job(tmp_path, "table1"))
+    bench = runner.Runner(small_config(tmp_path, "table1"))
     monkeypatch.setattr(bench, "folder", lambda _: learned)
     real = shutil.copytree
 
@@ -417,7 +420,7 @@ def test_the_command_ends_with_1_where_a_cell_failed(
         place = tmp_path / "data" / "mine" / ("train", "test")[number % 2] / ("fear", "joy")[number // 2 % 2]
         place.mkdir(parents=True, exist_ok=True)
         tiny.picture(56, 56, seed=number).save(place / f"{number}.png")
-    monkeypatch.setattr(workshop, "train_prompt", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(runner, "train_prompt", lambda *_, **__: 1 / 0)
     words = ["--data", str(tmp_path / "data"), "--backbone", str(tiny.checkpoint()), "--datasets", "mine"]
     place = tmp_path / "out"
     code, said = run(["reproduce", "table2", *words, "--seeds", "1", "--out", str(place)], capsys)
@@ -428,10 +431,10 @@ def test_the_command_ends_with_1_where_a_cell_failed(
 
 
 def test_the_concept_bottleneck_reads_the_aspects_and_the_prompt_of_its_own_seed(tmp_path: Path) -> None:
-    job = small_job(tmp_path / "out", "table1")
+    config = small_config(tmp_path / "out", "table1")
     pictures.draw_dataset(tmp_path / "out" / "scratch" / "data" / "emoji-scenes", PLAN, lambda _: None)
-    bench = workshop.Runner(job)
-    cells = {cell.name: cell for cell in plan_cells(job, load_paper(), all_specs()).cells}
+    bench = runner.Runner(config)
+    cells = {cell.name: cell for cell in plan_cells(config, load_paper(), all_specs()).cells}
     for seed in (0, 1):
         cell = cells[f"emoji-scenes/concepts/seed{seed}"]
         done = {name: bench.run(cells[name])[0] for name in (*cell.needs, cell.name)}
@@ -441,6 +444,6 @@ def test_the_concept_bottleneck_reads_the_aspects_and_the_prompt_of_its_own_seed
         assert about["system"]["tuned"]["adapter"]["tensors_sha256"] == prompt["adapter"]["tensors_sha256"]
         modules = load_adapter(bench.folder(cells[f"emoji-scenes/stage-1/seed{seed}"]), bench.library.backbone)
         assert about["system"]["aspects_sha256"] == tensors_sha256(modules.aspects.state_dict())
-    places = [str(workshop.result_folder(job, f"emoji-scenes/concepts/seed{seed}")) for seed in (0, 1)]
+    places = [str(runner.result_folder(config, f"emoji-scenes/concepts/seed{seed}")) for seed in (0, 1)]
     (trial,) = trials(read_sources(places)[0])
     assert [len(system.sources) for system in trial.systems] == [2], "two seeds of one system"
