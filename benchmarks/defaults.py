@@ -60,6 +60,7 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "steps / 2": ("max_steps=150",),
     "steps × 2": ("epochs=1000", "max_steps=600", "evaluate_every=6"),
     "start: vocabulary": ("init.kind=vocabulary",),
+    "loss: labels": ("loss=labels",),
     "rate 1e-4, batch 8, 3 epochs": ("learning_rate=1e-4", "batch_size=8", "epochs=3"),
 }
 """What a row of the sweep changes in the settings of stage 2."""
