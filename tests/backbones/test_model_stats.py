@@ -175,7 +175,7 @@ def of_kind(kind, vision, language):
     [
         (instructblip("t5"), "Flan-T5"),
         (instructblip("llama") | {"image_token_index": None}, "names no image token"),
-        (of_kind("llava", "pixtral", "mistral"), "sees through 'pixtral'"),
+        (of_kind("llava", "pixtral", "mistral"), "has the vision tower 'pixtral'"),
         (of_kind("paligemma", "siglip_vision_model", "gemma"), "of the family 'paligemma'"),
     ],
 )

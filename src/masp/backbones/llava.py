@@ -42,16 +42,18 @@ def refuse(name: str, content: Mapping[str, Any]) -> None:
     """
     tower = section(content, "vision_config").get("model_type")
     if tower not in TOWERS:
-        raise BackboneError(f"the LLaVA checkpoint {name} sees through '{tower}'", f"one of {', '.join(TOWERS)}")
+        raise BackboneError(
+            f"the LLaVA checkpoint {name} has the vision tower '{tower}'", f"one of {', '.join(TOWERS)}"
+        )
 
 
 def visual_count(config: Any, settings: Mapping[str, Any], width: int, height: int) -> int | None:
     """Visual tokens of an image: always those of one crop; None for a tower that is not served."""
-    seen = config.vision_config
-    if seen.model_type not in TOWERS:
+    tower = config.vision_config
+    if tower.model_type not in TOWERS:
         return None
-    first = config.vision_feature_select_strategy == "default"  # drops the first feature, whatever it is
-    return (seen.image_size // seen.patch_size) ** 2 + TOWERS[seen.model_type] - first
+    dropped = int(config.vision_feature_select_strategy == "default")  # the first feature, whatever it is
+    return (tower.image_size // tower.patch_size) ** 2 + TOWERS[tower.model_type] - dropped
 
 
 def llava_parts(model: Any, tokenizer: Any, vision: Any) -> FamilyParts:

@@ -53,47 +53,47 @@ class Guard:
             await send({"type": "websocket.close", "code": 1003})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun, headers = time.perf_counter(), Headers(scope=scope)
+        started, headers = time.perf_counter(), Headers(scope=scope)
         given = headers.get("x-request-id", "")
         scope.setdefault("state", {})
         state = scope["state"]
         state["id"] = given if _ID.fullmatch(given) else uuid.uuid4().hex
         status = 0
 
-        async def sent(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                own = MutableHeaders(scope=message)
-                own["X-Request-ID"] = state["id"]
+                answer = MutableHeaders(scope=message)
+                answer["X-Request-ID"] = state["id"]
                 for name, value in _SAFE.items():
-                    own.setdefault(name, value)
+                    answer.setdefault(name, value)
             await send(message)
 
         try:
             self._check(scope["path"], headers)
-            await self._app(scope, receive, sent)
+            await self._app(scope, receive, send_with_headers)
         except ApiError as error:
-            await JSONResponse(error.body, error.status, error.headers)(scope, receive, sent)
+            await JSONResponse(error.body, error.status, error.headers)(scope, receive, send_with_headers)
         except Exception as error:
             log.error("unexpected %s", type(error).__name__, exc_info=True, extra={"fields": {"id": state["id"]}})
             if not status:
                 failed = ApiError(500, "server_error", "internal_error", "the server failed; its log has this id")
-                await JSONResponse(failed.body, failed.status)(scope, receive, sent)
+                await JSONResponse(failed.body, failed.status)(scope, receive, send_with_headers)
         finally:
-            self._account(scope, status, time.perf_counter() - begun)
+            self._record(scope, status, time.perf_counter() - started)
 
     def _check(self, path: str, headers: Headers) -> None:
         """Whether this request is from somebody who may ask.
 
         Raises:
-            ApiError: no valid token (401), or a web page of another place sent it (403).
+            ApiError: no valid token (401), or a web page of another origin sent it (403).
         """
         host, origin = headers.get("host", ""), headers.get("origin")
         if self._settings.hosts is not None and _name(host) not in self._settings.hosts:
             raise invalid("unknown_host", "this server is not addressed by that name", "host", 403)
         if origin is not None and origin.partition("://")[2].casefold() != host.casefold():
-            raise invalid("cross_origin", "web pages of other places may not use this server", "origin", 403)
+            raise invalid("cross_origin", "web pages of other origins may not use this server", "origin", 403)
         if self._tokens and path.startswith(PROTECTED) and not self._known(_token(headers)):
             raise unauthorized()
 
@@ -102,7 +102,8 @@ class Guard:
         digest = _digest(token)
         return any([hmac.compare_digest(digest, own) for own in self._tokens])  # noqa: C419  (all of them, always)
 
-    def _account(self, scope: Scope, status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count a request and log it; a route may have put `log_fields` into the state."""
         route: Any = scope.get("route")
         name = getattr(route, "path", "other") if status != 404 else "other"
         self._metrics.requests.labels(name, str(status)).inc()
