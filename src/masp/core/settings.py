@@ -327,7 +327,8 @@ class PromptTraining(TrainConfig):
     loss: PromptLoss = Field(
         default="answer",
         description="answer: the mean over the tokens of the right label, as in the paper, those that "
-        "method.supervised names; labels: cross-entropy over the probabilities by which labels are ranked.",
+        "method.supervised names; labels: cross-entropy over the probabilities by which labels are ranked, "
+        "so answers have to be read by score: generated text need not be a label then.",
         json_schema_extra={**ADDED},
     )
     bucketed: Switch = Field(
