@@ -24,7 +24,7 @@ from masp.reproduce.config import (
     find_sources,
     find_teacher,
 )
-from masp.reproduce.dag import NO_WORDS, Experiment, ExperimentGraph, ExperimentResult, plan_cells
+from masp.reproduce.dag import NO_ANNOTATIONS, Experiment, ExperimentGraph, ExperimentResult, plan_cells
 from masp.reproduce.specs import (
     LENGTHS,
     OTHERS,
@@ -100,13 +100,16 @@ def test_the_concept_bottleneck_waits_for_the_prompt_and_the_aspects_it_reads(tm
     assert "emoji-scenes/stage-1/seed1" not in needs
 
 
-def test_the_concept_bottleneck_needs_words(tmp_path: Path) -> None:
-    """Aspects from elsewhere do: MASP is measured. The bottleneck is not, since it learns the words of these images."""
+def test_systems_that_learn_annotations_need_them(tmp_path: Path) -> None:
+    """Aspects from elsewhere let MASP be measured. The bottleneck learns the words of these images, and instruction
+    tuning without annotations would be a second `qlora`."""
     config = small_config(tmp_path, "table1", seeds=1)
     bare = tuple(replace(source, annotated=False) for source in config.sources)
     plan = plan_cells(replace(config, sources=bare, adapter=tmp_path), PAPER, all_specs())
     assert named(plan, "emoji-scenes/V+A+S/seed0")
-    assert [(one.system, one.reason) for one in plan.skipped] == [("concepts", NO_WORDS)]
+    skipped = [(one.system, one.reason) for one in plan.skipped]
+    assert skipped == [("instruction", NO_ANNOTATIONS), ("concepts", NO_ANNOTATIONS)]
+    assert "qlora" in {cell.spec.name for cell in plan.cells}
 
 
 @pytest.mark.parametrize("setting", ["aspects", "prompt"])

@@ -95,7 +95,7 @@ SCOPE: Mapping[str, tuple[str, ...] | None] = {
 """Experiment → the data sets of the paper that it is run on; None: all of them. Other data sets take part in all."""
 
 NO_ASPECTS = "stage 1 needs annotated aspects: EmoSet at ROOT/EmoSet, annotations of its own, or --aspects ADAPTER"
-NO_WORDS = "its images have no annotated aspects, whose words it learns: masp data annotate writes them"
+NO_ANNOTATIONS = "its images have no annotated aspects, which it learns: masp data annotate writes them"
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,8 @@ def _lacking(config: ReproduceConfig, source: DatasetSource, spec: Spec) -> str:
     """Why a spec cannot be run on a data set; "" where it can."""
     if spec.aspects and config.adapter is None and config.aspects_from(source.name) is None:
         return NO_ASPECTS
-    if spec.aspects and spec.kind == "baseline" and not source.annotated:
-        return NO_WORDS
+    if spec.kind == "baseline" and OTHERS[spec.name].annotated and not source.annotated:
+        return NO_ANNOTATIONS
     return ""
 
 

@@ -156,6 +156,7 @@ class OtherSystem:
     over: str = ""  # the system of this table that it stands on, which is then learned once for both
     aspects: tuple[str, ...] = ()  # the aspects of stage 1 that it reads
     prompt: Spec | None = None  # the row whose soft prompt it reads, which is then trained once for both; None for none
+    annotated: bool = False  # whether it learns the images' annotated aspects, so that without them it is nothing new
 
 
 OTHERS: Mapping[str, OtherSystem] = {
@@ -163,9 +164,9 @@ OTHERS: Mapping[str, OtherSystem] = {
     "sepm": OtherSystem("SEPM"),
     "probe": OtherSystem(),
     "qlora": OtherSystem(),
-    "instruction": OtherSystem("EmoVIT"),
+    "instruction": OtherSystem("EmoVIT", annotated=True),
     "distilled": OtherSystem("EmoVLM-KD", over="qlora"),
-    "concepts": OtherSystem(aspects=ASPECTS, prompt=SOFT),
+    "concepts": OtherSystem(aspects=ASPECTS, prompt=SOFT, annotated=True),
 }
 """Name in the catalogue → what it is here, in the order of the table; a system comes after the one it stands on."""
 
