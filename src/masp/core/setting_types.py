@@ -116,6 +116,13 @@ class Settings(BaseModel):
         sections = {name for name, field in cls.model_fields.items() if is_section(field.annotation)}
         return {key: value for key, value in content.items() if value is not None or key not in sections}
 
+    def added_at_default(self) -> set[str]:
+        """Settings marked `ADDED` that have their default: no identity names them."""
+        fields = type(self).model_fields.items()
+        return {
+            name for name, field in fields if field.json_schema_extra == ADDED and getattr(self, name) == field.default
+        }
+
 
 def is_section(annotation: object) -> bool:
     """Whether a setting is a group of settings."""

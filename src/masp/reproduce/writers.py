@@ -308,9 +308,8 @@ def _settings(config: ReproduceConfig) -> dict[str, Any]:
     """The settings of the method and both stages; no place on this machine."""
     content = config.settings.model_dump(mode="json")
     for stage in ("aspects", "prompt"):
-        del content[stage]["store_dir"]
-    if config.settings.prompt.loss == "answer":  # tables that were made before there was a choice are still known
-        del content["prompt"]["loss"]
+        for name in ("store_dir", *getattr(config.settings, stage).added_at_default()):
+            del content[stage][name]
     return {name: content[name] for name in ("method", "aspects", "prompt")}
 
 

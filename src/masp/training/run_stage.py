@@ -20,7 +20,7 @@ from masp.core.config import MethodConfig, PromptInit, RunConfig
 from masp.core.errors import ConfigError
 from masp.core.flops import images_at_once
 from masp.core.prompts import EMOTION, Questions, load_questions
-from masp.core.setting_types import ADDED, FREE, Settings
+from masp.core.setting_types import FREE, Settings
 from masp.core.settings import AspectTraining, PromptTraining, TrainConfig
 from masp.data.images import Rounding, image_area
 from masp.data.records import BadFiles, Dataset, Record, write_account
@@ -315,10 +315,10 @@ def identity_of(
 
 def flat(prefix: str, settings: Settings) -> dict[str, Any]:
     """Settings that decide the result, each under its dotted name."""
-    table: dict[str, Any] = {}
+    table, added = dict[str, Any](), settings.added_at_default()
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
-        if field.json_schema_extra == FREE or (field.json_schema_extra == ADDED and value == field.default):
+        if field.json_schema_extra == FREE or name in added:
             continue
         table |= flat(f"{prefix}.{name}", value) if isinstance(value, Settings) else {f"{prefix}.{name}": value}
     return table
