@@ -139,7 +139,8 @@ def test_each_aspect_is_measured_where_it_is_annotated(tmp_path, monkeypatch):
         heard.append(use)
         return ["beach"] * len(visual)
 
-    def describe(model, visual, questions, max_new_tokens=16):
+    def describe(model, visual, questions, max_new_tokens, wanted):
+        assert all({"object", "scene"} >= set(names) for names in wanted), "nothing is asked that has no annotation"
         return [{"object": "cup, cat", "scene": f"beach{number}"} for number in range(len(visual))]
 
     monkeypatch.setattr(quality, "generate", say)

@@ -232,6 +232,17 @@ def test_an_answer_that_was_cut_is_marked() -> None:
     assert reading.answer == aspect_answers(model, visual, questions)[0]["scene"].text + "…"
 
 
+def test_only_the_aspects_that_are_wanted_are_asked() -> None:
+    model = full_model()
+    visual, questions = visual_tokens(model), load_questions()
+    every = describe_aspects(model, visual, questions, 3)
+    wanted = [("scene",), (), ("human_action", "object")]
+    assert describe_aspects(model, visual, questions, 3, wanted) == [
+        {name: whole[name] for name in ASPECTS if name in names} for whole, names in zip(every, wanted, strict=True)
+    ]
+    assert describe_aspects(model, visual, questions, 3, [()] * 3) == [{}, {}, {}]
+
+
 def test_descriptions_come_from_the_aspect_tokens_alone() -> None:
     model = full_model()
     visual, questions = visual_tokens(model), load_questions()

@@ -255,11 +255,11 @@ def test_an_untrained_subset_of_aspects_is_not_in_the_adapter(dataset, tmp_path)
 
 
 def test_each_aspect_learns_from_so_many_images_at_most(tmp_path, dataset):
-    few = stage1_aspects._annotated(dataset.split("train"), ASPECTS, 3)
+    few = stage1_aspects.annotated_records(dataset.split("train"), ASPECTS, 3)
     assert Counter(name for record in few for name in record.annotations) == dict.fromkeys(ASPECTS, 3)
     whole = {record.path: record.annotations for record in dataset.split("train")}
     assert all(record.annotations.items() <= whole[record.path].items() for record in few)
-    mixed = stage1_aspects._annotated(dataset.split("train"), ASPECTS, {"scene": 2, "object": 1})
+    mixed = stage1_aspects.annotated_records(dataset.split("train"), ASPECTS, {"scene": 2, "object": 1})
     counts = Counter(name for record in mixed for name in record.annotations)
     every = Counter(name for record in dataset.split("train") for name in record.annotations)
     assert counts == Counter({**every, "scene": 2, "object": 1})

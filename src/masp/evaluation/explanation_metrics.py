@@ -214,7 +214,7 @@ def aspect_quality(
     plain: dict[str, list[str]] = {name: [] for name in names}
     account = BadFiles(total=len(annotated))
     for batch, visual in visual_batches(model.backbone, annotated, batching or Batching(), account):
-        read = describe_aspects(model, visual, questions, LONGEST)
+        read = describe_aspects(model, visual, questions, LONGEST, [record.annotations for record in batch])
         for name in names:
             known = [index for index, record in enumerate(batch) if name in record.annotations]
             if not known:

@@ -1,7 +1,7 @@
 """Reading answers: the probability of every label, or greedy text (paper, Algorithm 1)."""
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Container, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -142,26 +142,53 @@ def generate_ids(
 
 @torch.no_grad()
 def aspect_answers(
-    model: MaspModel, visual: VisualTokens, questions: Questions, max_new_tokens: int = LONGEST
+    model: MaspModel,
+    visual: VisualTokens,
+    questions: Questions,
+    max_new_tokens: int = LONGEST,
+    wanted: Sequence[Container[str]] | None = None,
 ) -> list[dict[str, Answer]]:
     """What each aspect module has read from each image, in words.
 
     This is the greedy answer to the aspect's first question from the aspect's tokens alone, as in stage 1. All aspects
     of all images are one batch.
+
+    Args:
+        model: with aspect modules.
+        visual: the images.
+        questions: texts to ask.
+        max_new_tokens: of an answer.
+        wanted: the aspects to ask about each image; None: all of the model's about every one.
     """
     texts = [questions.aspect(name)[0] for name in model.aspect_module().aspects]
     read = model.aspect_tokens(visual, questions=texts)
-    rows = read.tokens.flatten(0, 1)[:, None]  # (b·a, 1, n, d)
-    answers = iter(_greedy(model, model.sequence_builder(texts * len(visual), aspects=rows), max_new_tokens))
-    return [{name: answer_of(model.backbone, next(answers)) for name in read.aspects} for _ in range(len(visual))]
+    asked = [
+        (image, place)
+        for image in range(len(visual))
+        for place, name in enumerate(read.aspects)
+        if wanted is None or name in wanted[image]
+    ]
+    result: list[dict[str, Answer]] = [{} for _ in range(len(visual))]
+    if not asked:
+        return result
+    images, places = (list(numbers) for numbers in zip(*asked, strict=True))
+    rows = read.tokens[images, places][:, None]  # (pairs, 1, n, d)
+    assembled = model.sequence_builder([texts[place] for place in places], aspects=rows)
+    for (image, place), ids in zip(asked, _greedy(model, assembled, max_new_tokens), strict=True):
+        result[image][read.aspects[place]] = answer_of(model.backbone, ids)
+    return result
 
 
 @torch.no_grad()
 def describe_aspects(
-    model: MaspModel, visual: VisualTokens, questions: Questions, max_new_tokens: int = 16
+    model: MaspModel,
+    visual: VisualTokens,
+    questions: Questions,
+    max_new_tokens: int = 16,
+    wanted: Sequence[Container[str]] | None = None,
 ) -> list[dict[str, str]]:
     """The texts of `aspect_answers`, as far as they were generated."""
-    answers = aspect_answers(model, visual, questions, max_new_tokens)
+    answers = aspect_answers(model, visual, questions, max_new_tokens, wanted)
     return [{name: answer.text for name, answer in one.items()} for one in answers]
 
 

@@ -148,7 +148,8 @@ class AspectStage:
         def ask(group: Sequence[tuple[int, Record]]) -> list[tuple[str, str, str]]:
             _, visual = next(read)
             assert visual is not None
-            answered = describe_aspects(self.model, visual, self.questions)
+            wanted = [record.annotations for _, record in group]
+            answered = describe_aspects(self.model, visual, self.questions, wanted=wanted)
             return [
                 (name, answers[name], record.annotations[name])
                 for answers, (_, record) in zip(answered, group, strict=True)
@@ -201,8 +202,8 @@ def _prepare(run: Run) -> Outcome:
     generator = torch.Generator().manual_seed(settings.seed)
     modules = AspectModules(width, names, method.queries, method.attention, generator, settings.query_std)
     questions = load_questions(run.config.questions)
-    train = _annotated(run.dataset.split("train"), names, settings.max_per_aspect)
-    held = _annotated(run.dataset.splits.get("val", ()), names)
+    train = annotated_records(run.dataset.split("train"), names, settings.max_per_aspect)
+    held = annotated_records(run.dataset.splits.get("val", ()), names)
     _check_annotated(train, names, run.dataset)
     store, indexed = run.store({"train": train, "val": spread(held, VALIDATED)})
     examples = [
@@ -231,7 +232,7 @@ def _prepare(run: Run) -> Outcome:
     )
 
 
-def _annotated(
+def annotated_records(
     records: Sequence[Record], names: Sequence[str], most: int | Mapping[str, int] | None = None
 ) -> list[Record]:
     """The records that are annotated with one of these aspects; at most so many keep the answer of each."""
