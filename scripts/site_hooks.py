@@ -16,7 +16,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLES = tuple(f"{folder}/*.{kind}" for folder in ("results", "results/photographs") for kind in ("md", "png", "csv"))
+FOLDERS = ("results", "results/photographs", "results/photographs/*")
+TABLES = tuple(f"{folder}/*.{kind}" for folder in FOLDERS for kind in ("md", "png", "csv"))
 BESIDE = ("README.md", "CHANGELOG.md", *TABLES, "benchmarks/results/*.json")
 MOVED = {"CONTRIBUTING.md": "docs/contributing.md", "docs/decisions": "docs/decisions/README.md"}
 LINK = re.compile(r"(?P<begin>!?\[(?P<text>[^\]]*)\]\()(?P<target>[^)#\s]+)(?P<end>(?:#[^)]*)?\))")

@@ -11,7 +11,7 @@ from fixtures.reproduction import small_config
 from masp.adapters import portable
 from masp.baselines.registry import checked
 from masp.core.aspects import ASPECTS
-from masp.core.config import DataConfig, TrainConfig, parsed_override
+from masp.core.config import DataConfig, PromptTraining, RunConfig, TrainConfig, parsed_override
 from masp.core.errors import ConfigError, UsageError
 from masp.data.readers.open_dataset import open_dataset
 from masp.data.splits import Batches
@@ -232,10 +232,15 @@ def test_the_record_of_a_command_names_no_place(tmp_path: Path) -> None:
     )
 
 
+def settings_with(config: ReproduceConfig, prompt: PromptTraining) -> RunConfig:
+    """The settings of a call with another stage 2."""
+    return config.settings.model_copy(update={"prompt": prompt})
+
+
 def test_table_1_says_the_budget_that_all_systems_share(tmp_path: Path) -> None:
     config = replace(small_config(tmp_path, "table1"), others=("qlora.rank=4", "sepm.dropped=0.3"))
-    settings = config.settings.model_copy(update={"prompt": TrainConfig(max_steps=110, batch_size=64, epochs=100)})
-    config = replace(config, settings=settings)
+    prompt = PromptTraining(max_steps=110, batch_size=64, epochs=100)
+    config = replace(config, settings=settings_with(config, prompt))
     facts = {"splits": {"train": 5000, "test": 8}, "split_by": "published", "majority": {"value": 0.5}, "guess": 0.5}
     data = ExperimentResult("emoji-scenes/data/seed0", "done", facts, {}, {})
     results = Results(config, PAPER, {data.cell: data}, ())
@@ -243,6 +248,11 @@ def test_table_1_says_the_budget_that_all_systems_share(tmp_path: Path) -> None:
     (note,) = [note for note in accuracy_table(results, "table1").notes if note.startswith("One budget")]
     assert "110 steps of 64 (1.4 × its 5,000 training images)" in note
     assert note.endswith("Set otherwise: qlora.rank=4.")
+    assert "prompt.loss" not in note
+    other = prompt.model_copy(update={"loss": "labels"})
+    results = replace(results, config=replace(config, settings=settings_with(config, other)))
+    (note,) = [note for note in accuracy_table(results, "table1").notes if note.startswith("One budget")]
+    assert "The soft prompts learn which label is the most probable (prompt.loss=labels)" in note
     assert not [note for note in accuracy_table(results, "table2").notes if note.startswith("One budget")]
 
 

@@ -10,6 +10,7 @@ from masp.baselines.base import Reading
 from masp.baselines.lora_layers import natural_rate
 from masp.baselines.registry import CATALOGUE, current_name, settings_of
 from masp.core.aspects import ASPECTS
+from masp.core.config import RunConfig
 from masp.core.errors import UsageError
 from masp.core.settings import TrainConfig
 from masp.training import trainer
@@ -307,12 +308,12 @@ def budget_settings(stage: TrainConfig, budget: StepBudget, width: int) -> tuple
     return (*asking, *(f"distilled.{key}={value}" for key, value in parts.items()))
 
 
-def budget_note(budgets: Mapping[str, StepBudget], stage1: TrainConfig, changes: Sequence[str]) -> str:
+def budget_note(budgets: Mapping[str, StepBudget], settings: RunConfig, changes: Sequence[str]) -> str:
     """The rule in words, for the tables.
 
     Args:
         budgets: by data set.
-        stage1: settings of stage 1.
+        settings: of both stages.
         changes: what was set otherwise, as "system.key=value".
     """
     lengths = "; ".join(
@@ -324,6 +325,7 @@ def budget_note(budgets: Mapping[str, StepBudget], stage1: TrainConfig, changes:
     share = (
         "as many emotion questions, its questions about aspects besides" if counted else "most of them about aspects"
     )
+    stage1 = settings.aspects
     longer = f", {stage1.max_steps} steps of {stage1.batch_size} pairs" if stage1.max_steps else ""
     text = (
         f"One budget for all that ask the language model the emotion question, the soft prompts and qlora: {lengths}. "
@@ -331,6 +333,11 @@ def budget_note(budgets: Mapping[str, StepBudget], stage1: TrainConfig, changes:
         f"{longer}. The parts of distilled have its own epochs, but at least as many steps; probe and concept "
         "bottleneck are fitted to their optimum."
     )
+    if settings.prompt.loss == "labels":
+        text += (
+            " The soft prompts learn which label is the most probable (prompt.loss=labels), the other systems that ask "
+            "the language model the tokens of the right answer."
+        )
     learns = (*ASKING, "distilled", "probe", "concepts")
     set_here = [one for one in changes if one.partition(".")[0] in learns and ".reading=" not in one]
     return text + (f" Set otherwise: {', '.join(set_here)}." if set_here else "")
