@@ -4,11 +4,13 @@ import csv
 import io
 
 import pytest
+from matplotlib.figure import Figure
 
 from masp.reproduce.render import RenderedTable, comma_separated, escaped, latex, markdown, render_table
 from masp.reproduce.runner import paper_parameters
 from masp.reproduce.specs import load_paper, zero_shot_row
 from masp.reproduce.tables import ResultTable, TableCell, TableRow
+from masp.reproduce.writers import bar_chart
 
 
 def table(*datasets: str) -> ResultTable:
@@ -50,6 +52,18 @@ def test_several_data_sets_have_a_column_each() -> None:
     assert rendered.rows[0][1] == "60.0 ± 10.0 [50.2, 69.1]; paper 74.75 (−14.8)"
     assert rendered.rows[1][2] == "–; paper 57.81"
     assert "EmoVIT_2 on FI, EmoVIT_2 on Emotion6" in rendered.notes[-1]
+
+
+def test_the_axis_of_a_chart_names_the_marks_that_are_drawn() -> None:
+    def label(cell: TableCell, paper: bool) -> str:
+        rows = (TableRow("V+S", "", "V+S", {"FI": cell}),)
+        axes = Figure().add_subplot()
+        bar_chart(ResultTable("table2", "", ("FI",), rows, {}, ()), "FI", {"guess": 0.125}, paper).draw(axes)
+        return axes.get_xlabel()
+
+    assert label(TableCell((0.5,), 100, 74.75), paper=False) == "accuracy, %; lines: 95 % intervals"
+    assert label(TableCell((0.5, 0.6), 100), paper=True).endswith("intervals; dots: seeds")
+    assert label(TableCell((0.5, 0.6), 100, 74.75), paper=True).endswith("dots: seeds; diamonds: the paper")
 
 
 def test_csv_holds_what_is_not_rounded() -> None:

@@ -334,7 +334,11 @@ def bar_chart(table: ResultTable, dataset: str, references: Mapping[str, float],
             position = (100 * share, 1.02)
             text = f"{name} {100 * share:.1f}"
             axes.text(*position, text, transform=axes.get_xaxis_transform(), color=MUTED, ha="center", fontsize=8)
-        axes.set_xlabel("accuracy, %; lines: 95 % intervals; dots: seeds")
+        entries = [row.entries[dataset] for row in rows]
+        marks = ["accuracy, %", "lines: 95 % intervals"]
+        marks += ["dots: seeds"] if any(len(entry.values) > 1 for entry in entries) else []
+        marks += ["diamonds: the paper"] if paper and any(entry.paper is not None for entry in entries) else []
+        axes.set_xlabel("; ".join(marks))
         axes.set_title(dataset, fontsize=9.5, color=MUTED, pad=18)
 
     return Panel((6.2, 1.2 + TALL * max(1, len(rows))), draw)
