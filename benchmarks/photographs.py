@@ -65,11 +65,11 @@ class Figures:
 
 @dataclass
 class Bench:
-    """Backbone, aspects and the annotated images, read once."""
+    """Backbone, aspects and the annotated images, each read once."""
 
     backbone: Backbone
     aspects: Path
-    words: TrainingData | None = None
+    words: TrainingData | None = None  # needed by the systems, not by `aspects_alone`
 
     def model(self) -> MaspModel:
         """The aspects on the backbone, without a soft prompt."""
@@ -199,8 +199,8 @@ def write(out: Path, bench: Bench, content: dict[str, Any]) -> None:
     out.write_text(json.dumps(content | about, indent=1) + "\n")
 
 
-def of_folds(result: dict[str, Any]) -> dict[str, Any]:
-    """The result file of the folds."""
+def folds_content(result: dict[str, Any]) -> dict[str, Any]:
+    """What the result file of the folds says."""
     return {
         "command": "python benchmarks/photographs.py WORK --data Emotion6=DIR FI=DIR --aspects ADAPTER --words DIR",
         "title": "Photographs, five folds over all images at hand",
@@ -218,7 +218,9 @@ def main(args: argparse.Namespace) -> None:
     """Measure the aspects, and the systems on every data set that is named."""
     backbone, annotated = load_backbone("photo"), open_dataset(args.words)
     bench = Bench(backbone, args.aspects)
-    write(args.out / "photo_aspects.json", bench, aspects_alone(bench, annotated, args.most))
+    args.out.mkdir(parents=True, exist_ok=True)
+    if "val" in annotated.splits:
+        write(args.out / "photo_aspects.json", bench, aspects_alone(bench, annotated, args.most))
     if not args.data:
         return
     bench.words = make_annotated_data(backbone, annotated, args.work / "words")
@@ -230,7 +232,7 @@ def main(args: argparse.Namespace) -> None:
         largest = majority_accuracy([one.label for one in data.train]).value
         about = {"images": len(data.train), "labels": len(labels), "fingerprint": fingerprint, "majority": largest}
         result[title] = about | {"systems": systems}
-    write(args.out / "photographs.json", bench, of_folds(result))
+    write(args.out / "photographs.json", bench, folds_content(result))
 
 
 if __name__ == "__main__":
@@ -241,5 +243,5 @@ if __name__ == "__main__":
     parser.add_argument("--words", type=Path, required=True, help="data set with annotated aspects")
     parser.add_argument("--systems", nargs="+", default=[PROBE, WORDS, RESIDUAL, ZERO])
     parser.add_argument("--most", type=int, default=300, help="validation images of each aspect")
-    parser.add_argument("--out", type=Path, default=HOME / "results")
+    parser.add_argument("--out", type=Path, default=HOME / "results", help="folder of the result files")
     main(parser.parse_args())

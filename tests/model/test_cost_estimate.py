@@ -113,9 +113,9 @@ def test_the_counts_are_those_of_a_real_run(tmp_path, monkeypatch):
     for module, name in ((stage1_aspects, "describe_aspects"), (stage2_prompt, "score")):
         asked = getattr(module, name)
 
-        def counts(model, visual, *given, name=name, asked=asked):
+        def counts(model, visual, *given, name=name, asked=asked, **options):
             counted[name] += len(visual)
-            return asked(model, visual, *given)
+            return asked(model, visual, *given, **options)
 
         monkeypatch.setattr(module, name, counts)
     for batch in (5, 10):

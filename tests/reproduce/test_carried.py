@@ -135,6 +135,19 @@ def test_an_interval_belongs_to_the_mean_of_all_seeds(tmp_path: Path) -> None:
     assert [line["seed"] for line in rendered.lines] == ["all", 0, 1]
 
 
+def test_table_1_sets_the_soft_prompt_and_masp_beside_other_systems(tmp_path: Path) -> None:
+    found = results(tmp_path, "table1", seeds=1)
+    for spec, predicted in {"qlora": "abbb", "V+S": "aabb", "V+A+S": "aaab", "concepts": "aaaa"}.items():
+        say(tmp_path, f"emoji-scenes/{spec}/seed0", predicted)
+    rendered = differences(found, "table1")
+    assert [row[1:3] for row in rendered.rows] == [
+        ("V+S − qlora", "+25.0"),
+        ("V+A+S − qlora", "+50.0"),
+        ("concepts − V+S", "+50.0"),
+        ("concepts − V+A+S", "+25.0"),
+    ]
+
+
 def test_differences_outlive_the_answers_they_were_made_of(tmp_path: Path) -> None:
     for spec in ("V+A", "V+S", "V+A+rS", "V+A+S"):
         for seed in (0, 1):
@@ -147,6 +160,11 @@ def test_differences_outlive_the_answers_they_were_made_of(tmp_path: Path) -> No
     write_all(results(tmp_path, "table2"), "second")
     first, second = summary(tmp_path)["tables"]
     assert (first["command"], second) == ("second", before)
-    write_all(results(tmp_path, "table2", accuracy=0.25), "third")
+    content = summary(tmp_path)
+    content["tables"][1]["cells"].popitem()
+    (tmp_path / "reproduce.json").write_text(json.dumps(content), encoding="utf-8")
+    write_all(results(tmp_path, "table2"), "third")
+    assert names(tmp_path) == ["table2", "table2-differences"], "an older version compared fewer rows"
+    write_all(results(tmp_path, "table2", accuracy=0.25), "fourth")
     assert names(tmp_path) == ["table2"], "the cells are others now"
     assert "Paired differences need the answers of every cell" in (tmp_path / "table2.md").read_text(encoding="utf-8")

@@ -82,7 +82,7 @@ CATALOGUE: Mapping[str, BaselineEntry] = MappingProxyType(
             alone=True,
         ),
         "probe": BaselineEntry(
-            "logistic regression on the mean visual token, no language model",
+            "logistic regression on features of the whole image, no language model",
             "masp.baselines.probe:Probe",
             "masp.baselines.probe:ProbeSettings",
             learns=True,

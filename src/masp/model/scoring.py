@@ -150,8 +150,8 @@ def aspect_answers(
 ) -> list[dict[str, Answer]]:
     """What each aspect module has read from each image, in words.
 
-    This is the greedy answer to the aspect's first question from the aspect's tokens alone, as in stage 1. All aspects
-    of all images are one batch.
+    This is the greedy answer to the aspect's first question from the aspect's tokens alone, as in stage 1. All
+    questions about all images are one batch.
 
     Args:
         model: with aspect modules.
@@ -163,19 +163,19 @@ def aspect_answers(
     texts = [questions.aspect(name)[0] for name in model.aspect_module().aspects]
     read = model.aspect_tokens(visual, questions=texts)
     asked = [
-        (image, place)
+        (image, aspect)
         for image in range(len(visual))
-        for place, name in enumerate(read.aspects)
+        for aspect, name in enumerate(read.aspects)
         if wanted is None or name in wanted[image]
     ]
     result: list[dict[str, Answer]] = [{} for _ in range(len(visual))]
     if not asked:
         return result
-    images, places = (list(numbers) for numbers in zip(*asked, strict=True))
-    rows = read.tokens[images, places][:, None]  # (pairs, 1, n, d)
-    assembled = model.sequence_builder([texts[place] for place in places], aspects=rows)
-    for (image, place), ids in zip(asked, _greedy(model, assembled, max_new_tokens), strict=True):
-        result[image][read.aspects[place]] = answer_of(model.backbone, ids)
+    images, aspects = (list(indices) for indices in zip(*asked, strict=True))
+    rows = read.tokens[images, aspects][:, None]  # (pairs, 1, n, d)
+    assembled = model.sequence_builder([texts[aspect] for aspect in aspects], aspects=rows)
+    for (image, aspect), ids in zip(asked, _greedy(model, assembled, max_new_tokens), strict=True):
+        result[image][read.aspects[aspect]] = answer_of(model.backbone, ids)
     return result
 
 

@@ -95,7 +95,7 @@ SCOPE: Mapping[str, tuple[str, ...] | None] = {
 """Experiment → the data sets of the paper that it is run on; None: all of them. Other data sets take part in all."""
 
 NO_ASPECTS = "stage 1 needs annotated aspects: EmoSet at ROOT/EmoSet, annotations of its own, or --aspects ADAPTER"
-NO_ANNOTATIONS = "its images have no annotated aspects, which it learns: masp data annotate writes them"
+NO_ANNOTATIONS = "the data set has no annotated aspects to learn from: masp data annotate writes them"
 
 
 @dataclass(frozen=True)

@@ -204,15 +204,15 @@ def _reasons(table: ResultTable) -> list[str]:
 
 PAIRS: Mapping[str, tuple[tuple[Spec, Spec], ...]] = {
     "table1": (
-        *((base, FULL) for base in all_specs() if base != spec_of("concepts")),
+        *((base, own) for own in (SOFT, FULL) for base in all_specs() if base != spec_of("concepts")),
         *((base, spec_of("concepts")) for base in (SOFT, FULL)),
     ),
     "table2": tuple((base, spec) for base in (PLAIN, SOFT) for spec in TABLE2[TABLE2.index(base) + 1 :]),
 }
-"""Experiment → rows that are compared: MASP with every other system, and what the bottleneck adds to it; what every
-part of MASP adds to V and to V+S."""
+"""Experiment → rows that are compared: V+S and MASP with the other systems, and what the bottleneck adds to both; what
+every part of MASP adds to V and to V+S."""
 
-COMPARED = {"table1": "MASP beside other systems", "table2": "rows of Table 2"}
+COMPARED = {"table1": "the soft prompt and MASP beside other systems", "table2": "rows of Table 2"}
 
 
 @dataclass(frozen=True)

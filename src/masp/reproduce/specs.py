@@ -157,7 +157,7 @@ class OtherSystem:
     over: str = ""  # the system of this table that it stands on, which is then learned once for both
     aspects: tuple[str, ...] = ()  # the aspects of stage 1 that it reads
     prompt: Spec | None = None  # the row whose soft prompt it reads, which is then trained once for both; None for none
-    annotated: bool = False  # whether it learns the images' annotated aspects, so that without them it is nothing new
+    annotated: bool = False  # whether it learns annotated aspects of the data set
 
 
 OTHERS: Mapping[str, OtherSystem] = {
@@ -335,8 +335,8 @@ def budget_note(budgets: Mapping[str, StepBudget], settings: RunConfig, changes:
     )
     if settings.prompt.loss == "labels":
         text += (
-            " The soft prompts learn which label is the most probable (prompt.loss=labels), the other systems that ask "
-            "the language model the tokens of the right answer."
+            " The soft prompts learn which label is the most probable (prompt.loss=labels), qlora and "
+            "instruction the tokens of the right answer."
         )
     learns = (*ASKING, "distilled", "probe", "concepts")
     set_here = [one for one in changes if one.partition(".")[0] in learns and ".reading=" not in one]

@@ -104,17 +104,22 @@ def _entry(results: Results, rendered: RenderedTable, now: Mapping[str, Any]) ->
 def _with_old_differences(
     results: Results, experiment: str, rendered_tables: Sequence[RenderedTable], before: Before
 ) -> tuple[list[RenderedTable], list[Entry]]:
-    """Tables of an experiment whose answers are gone: with the paired differences of before if the cells are the same.
+    """Tables of an experiment whose answers are gone: with the old paired differences if their cells are as they were.
 
     Returns:
         The tables to write, and the earlier one if it stays as it is.
     """
     name, cells = render.differences_of(experiment), render.compared(results, experiment)
-    old = [one for one in before.tables if one["name"] == name and one.get("cells") == cells]
+    old = [one for one in before.tables if one["name"] == name and _still(one.get("cells", {}), cells)]
     if old:
         return [rendered for rendered in rendered_tables if rendered.name != name], old
     first, *rest = rendered_tables
     return [replace(first, notes=(*first.notes, GONE)), *rest], []
+
+
+def _still(old: Mapping[str, str], cells: Mapping[str, str]) -> bool:
+    """Whether all cells of an earlier table are as they were; tables of an older version may compare fewer of them."""
+    return bool(old) and old.items() <= cells.items()
 
 
 def _rendered_tables(results: Results, experiment: str) -> list[RenderedTable]:
