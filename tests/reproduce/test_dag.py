@@ -253,6 +253,10 @@ def test_table_1_says_the_budget_that_all_systems_share(tmp_path: Path) -> None:
     results = replace(results, config=replace(config, settings=settings_with(config, other)))
     (note,) = [note for note in accuracy_table(results, "table1").notes if note.startswith("One budget")]
     assert "The soft prompts learn which label is the most probable (prompt.loss=labels)" in note
+    assert note.count("instruction") == 2
+    bare = replace(config, sources=tuple(replace(source, annotated=False) for source in config.sources))
+    notes = accuracy_table(replace(results, config=bare), "table1").notes
+    assert [note.count("instruction") for note in notes if note.startswith("One budget")] == [0]
     assert not [note for note in accuracy_table(results, "table2").notes if note.startswith("One budget")]
 
 

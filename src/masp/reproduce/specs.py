@@ -308,13 +308,16 @@ def budget_settings(stage: TrainConfig, budget: StepBudget, width: int) -> tuple
     return (*asking, *(f"distilled.{key}={value}" for key, value in parts.items()))
 
 
-def budget_note(budgets: Mapping[str, StepBudget], settings: RunConfig, changes: Sequence[str]) -> str:
+def budget_note(
+    budgets: Mapping[str, StepBudget], settings: RunConfig, changes: Sequence[str], instructed: bool
+) -> str:
     """The rule in words, for the tables.
 
     Args:
         budgets: by data set.
         settings: of both stages.
         changes: what was set otherwise, as "system.key=value".
+        instructed: whether `instruction` is run on one of the data sets.
     """
     lengths = "; ".join(
         f"{name}: {one.steps} steps of {one.batch_size} ({one.questions / one.examples:.1f} × its "
@@ -323,20 +326,23 @@ def budget_note(budgets: Mapping[str, StepBudget], settings: RunConfig, changes:
     )
     counted = "instruction.counted=emotion" in changes
     share = (
-        "as many emotion questions, its questions about aspects besides" if counted else "most of them about aspects"
+        "as many emotion questions, its questions about aspects besides"
+        if counted
+        else "as many questions, most of them about aspects"
     )
+    instruction = f"instruction has {share}; " if instructed else ""
     stage1 = settings.aspects
     longer = f", {stage1.max_steps} steps of {stage1.batch_size} pairs" if stage1.max_steps else ""
     text = (
         f"One budget for all that ask the language model the emotion question, the soft prompts and qlora: {lengths}. "
-        f"instruction has {'' if counted else 'as many questions, '}{share}; MASP learned aspects before, in stage 1"
-        f"{longer}. The parts of distilled have its own epochs, but at least as many steps; probe and concept "
-        "bottleneck are fitted to their optimum."
+        f"{instruction}MASP learned aspects before, in stage 1{longer}. The parts of distilled have its own epochs, but "
+        "at least as many steps; probe and concept bottleneck are fitted to their optimum."
     )
     if settings.prompt.loss == "labels":
+        others = "qlora and instruction" if instructed else "qlora"
         text += (
-            " The soft prompts learn which label is the most probable (prompt.loss=labels), qlora and "
-            "instruction the tokens of the right answer."
+            f" The soft prompts learn which label is the most probable (prompt.loss=labels), {others} the tokens of "
+            "the right answer."
         )
     learns = (*ASKING, "distilled", "probe", "concepts")
     set_here = [one for one in changes if one.partition(".")[0] in learns and ".reading=" not in one]

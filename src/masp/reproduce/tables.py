@@ -306,7 +306,8 @@ def _notes(results: Results, experiment: str, datasets: Sequence[str]) -> tuple[
         notes.append(GENERATED)
     if experiment == "table1":
         result = budgets(results, datasets)
-        notes += [budget_note(result, config.settings, config.others)] if result else []
+        instructed = any(config.source(name).annotated for name in result)
+        notes += [budget_note(result, config.settings, config.others, instructed)] if result else []
     for name in datasets:
         facts = facts_of(results, name)
         if facts:
