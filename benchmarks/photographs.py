@@ -4,12 +4,12 @@ Four systems on one backbone, in five folds. Settings that a system chooses, and
 the training images of each fold, never from the fold itself; what learns is then fitted to all training images of the
 fold.
 
+    python benchmarks/photographs.py WORK --aspects ADAPTER --words ANNOTATED
     python benchmarks/photographs.py WORK --data Emotion6=DIR FI=DIR --aspects ADAPTER --words ANNOTATED
 """
 
 import argparse
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from machine import machine
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
-from masp.adapters import library_versions, load_adapter
+from masp.adapters import library_versions, load_adapter, read_info
 from masp.backbones.base import Backbone
 from masp.backbones.loading import load_backbone
 from masp.baselines.base import Example, System, TrainingData
@@ -47,7 +47,8 @@ from masp.model.masp_model import MaspModel
 from masp.training.stage1 import annotated_records
 
 HOME = Path(__file__).parent
-FOLDS, HELD, TOGETHER = 5, 0.15, 32
+FOLDS, VALIDATION, BATCH = 5, 0.15, 32  # folds, share of a fold's training images, images at a time
+STRENGTHS, TOKEN_SCALE = (1e-4, 2e-4, 3e-4, 6e-4, 1e-3, 3e-3, 1e-2), 0.3  # as in scripts/photo/adapter.py
 ZERO, PROBE, WORDS, RESIDUAL = "V (zero-shot)", "probe", "concept bottleneck", "concept bottleneck with residual"
 
 
@@ -65,7 +66,7 @@ class Figures:
 
 @dataclass
 class Bench:
-    """Backbone, aspects and the annotated images, each read once."""
+    """What all measurements share: the backbone, the aspects and, for systems that learn words, annotated images."""
 
     backbone: Backbone
     aspects: Path
@@ -92,9 +93,6 @@ class Bench:
         return ConceptBottleneck(self.model(), labels, None, settings, annotated=self.words)
 
 
-STRENGTHS, TOKEN_SCALE = (1e-4, 2e-4, 3e-4, 6e-4, 1e-3, 3e-3, 1e-2), 0.3
-
-
 def everything(backbone: Backbone, folder: Path, work: Path) -> tuple[TrainingData, tuple[str, ...], str]:
     """All labelled images of a data set as images to learn from, its labels and its fingerprint."""
     whole = open_dataset(folder)
@@ -105,8 +103,8 @@ def everything(backbone: Backbone, folder: Path, work: Path) -> tuple[TrainingDa
 def logs_of(system: System, data: TrainingData, examples: Sequence[Example]) -> np.ndarray:
     """Log-probabilities of the labels for each example."""
     rows = []
-    for start in range(0, len(examples), TOGETHER):
-        visual = data.images.visual([one.image for one in examples[start : start + TOGETHER]])
+    for start in range(0, len(examples), BATCH):
+        visual = data.images.visual([one.image for one in examples[start : start + BATCH]])
         for one in system.predict(visual):
             assert one.log_probabilities is not None
             rows.append([one.log_probabilities[label] for label in system.labels])
@@ -137,7 +135,7 @@ def measured(bench: Bench, name: str, data: TrainingData, labels: tuple[str, ...
     kept = logs_of(bench.system(name, labels), data, every) if name == ZERO else None
     work = work / name
     for fold, (rest, test) in enumerate(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(every, truth)):
-        train, val = train_test_split(rest, test_size=HELD, stratify=truth[rest], random_state=fold)
+        train, val = train_test_split(rest, test_size=VALIDATION, stratify=truth[rest], random_state=fold)
         if kept is not None:
             logs[test], temperature = kept[test], fit_temperature(kept[val], truth[val])
         else:
@@ -160,14 +158,14 @@ def measured(bench: Bench, name: str, data: TrainingData, labels: tuple[str, ...
     )
 
 
-def cells(name: str, found: dict[str, Any]) -> list[list[str]]:
+def cells(name: str, result: dict[str, Any]) -> list[list[str]]:
     """Rows of the table for people."""
     rows = []
-    for system, one in found["systems"].items():
+    for system, one in result["systems"].items():
         accuracy = Interval(**one["accuracy"]).percent()
         figures = [f"{100 * one['macro_f1']:.1f} %", f"{one['calibration_error']:.3f}"]
         figures += [f"{one['calibration_error_scaled']:.3f}", f"{one['auroc']:.2f}"]
-        rows.append([f"{name}, {found['images']:,} images, {found['labels']} labels", system, accuracy, *figures])
+        rows.append([f"{name}, {result['images']:,} images, {result['labels']} labels", system, accuracy, *figures])
     return rows
 
 
@@ -180,22 +178,28 @@ def aspects_alone(bench: Bench, annotated: Dataset, most: int) -> dict[str, Any]
         most: images of each aspect at most, spread over the split.
     """
     records = annotated_records(annotated.split("val"), ASPECTS, most)
-    found = aspect_quality(bench.model(), records, load_questions(), Batching(TOGETHER))
-    images = Counter(name for record in records for name in record.annotations)
-    rows = [[one.aspect, str(images[one.aspect]), one.exact.percent(), one.backbone_exact.percent()] for one in found]
+    result = aspect_quality(bench.model(), records, load_questions(), Batching(BATCH))
+    rows = [[one.aspect, str(one.images), one.exact.percent(), one.backbone_exact.percent()] for one in result]
     return {
         "command": "python benchmarks/photographs.py WORK --aspects ADAPTER --words DIR",
         "title": "Photographs, what each aspect reads",
-        "note": "Validation images annotated with the aspect; answers are generated, and right where they are the "
-        "annotation word for word. The backbone sees all visual tokens and no adapter.",
+        "note": f"Up to {most} images of the split val for each aspect; answers are generated, and right where they "
+        "are the annotation, apart from case and punctuation at the ends. The backbone sees all visual tokens and no "
+        "adapter; it is asked the same open question without the list of words, so another name for the same thing "
+        "counts as wrong.",
         "table": {"head": ["Aspect", "Images", "From its tokens", "The backbone by itself"], "rows": rows},
-        "aspects": {one.aspect: asdict(one) for one in found},
+        "aspects": {one.aspect: asdict(one) for one in result},
     }
 
 
-def write(out: Path, bench: Bench, content: dict[str, Any]) -> None:
+def write(out: Path, bench: Bench, annotated: Dataset, content: dict[str, Any]) -> None:
     """A result with what it was made with."""
-    about = {"machine": machine(dtype=bench.backbone.weight_dtype), "versions": library_versions()}
+    about = {
+        "aspects_sha256": dict(read_info(bench.aspects).aspects_sha256),
+        "annotated": annotated.fingerprint(),
+        "machine": machine(dtype=bench.backbone.weight_dtype),
+        "versions": library_versions(),
+    }
     out.write_text(json.dumps(content | about, indent=1) + "\n")
 
 
@@ -215,30 +219,28 @@ def folds_content(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Measure the aspects, and the systems on every data set that is named."""
+    """Measure the systems on every data set that is named, or where none is, the aspects by themselves."""
     backbone, annotated = load_backbone("photo"), open_dataset(args.words)
     bench = Bench(backbone, args.aspects)
     args.out.mkdir(parents=True, exist_ok=True)
-    if "val" in annotated.splits:
-        write(args.out / "photo_aspects.json", bench, aspects_alone(bench, annotated, args.most))
     if not args.data:
-        return
+        return write(args.out / "photo_aspects.json", bench, annotated, aspects_alone(bench, annotated, args.most))
     bench.words = make_annotated_data(backbone, annotated, args.work / "words")
     result: dict[str, Any] = {}
     for named in args.data:
-        title, _, place = named.partition("=")
-        data, labels, fingerprint = everything(backbone, Path(place), args.work / title)
+        title, _, folder = named.partition("=")
+        data, labels, fingerprint = everything(backbone, Path(folder), args.work / title)
         systems = {one: asdict(measured(bench, one, data, labels, args.work / title)) for one in args.systems}
         largest = majority_accuracy([one.label for one in data.train]).value
         about = {"images": len(data.train), "labels": len(labels), "fingerprint": fingerprint, "majority": largest}
         result[title] = about | {"systems": systems}
-    write(args.out / "photographs.json", bench, folds_content(result))
+    return write(args.out / "photographs.json", bench, annotated, folds_content(result))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--data", nargs="+", default=[], metavar="NAME=DIR", help="default: only the aspects")
+    parser.add_argument("--data", nargs="+", default=[], metavar="NAME=DIR", help="default: the aspects by themselves")
     parser.add_argument("--aspects", type=Path, required=True, help="aspects adapter")
     parser.add_argument("--words", type=Path, required=True, help="data set with annotated aspects")
     parser.add_argument("--systems", nargs="+", default=[PROBE, WORDS, RESIDUAL, ZERO])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ from masp.core.config import load_config
 from masp.predictor import Masp
 
 ROOT = Path(__file__).resolve().parents[1]
+PHOTOGRAPHS = "benchmarks/photographs.py"
 
 
 def test_the_shapes_are_what_their_results_say():
@@ -50,6 +52,13 @@ def test_a_random_checkpoint_is_an_ordinary_one(tmp_path):
     visual = backbone.visual_tokens(backbone.preprocess([tiny.picture(90, 90), tiny.picture(500, 500)]))
     assert visual.mask.sum(1).tolist() == [64, 64]
     assert torch.isfinite(visual.tokens.float()).all()
+
+
+def test_the_adapter_of_photographs_is_learned_as_its_figures_were():
+    """Both are scripts, so each says its settings."""
+    script, bench = (runpy.run_path(str(ROOT / file)) for file in ("scripts/photo/adapter.py", PHOTOGRAPHS))
+    for name in ("STRENGTHS", "TOKEN_SCALE", "VALIDATION"):
+        assert script[name] == bench[name]
 
 
 def test_a_timed_command_gives_its_lines_and_memory():

@@ -22,8 +22,8 @@ from masp.baselines.learning import make_annotated_data, make_training_data
 from masp.data.readers.open_dataset import open_dataset
 from masp.model.masp_model import MaspModel
 
-HELD = 0.15
-STRENGTHS, TOKEN_SCALE = (1e-4, 2e-4, 3e-4, 6e-4, 1e-3, 3e-3, 1e-2), 0.3
+VALIDATION = 0.15
+STRENGTHS, TOKEN_SCALE = (1e-4, 2e-4, 3e-4, 6e-4, 1e-3, 3e-3, 1e-2), 0.3  # as in benchmarks/photographs.py
 SOURCES = Path(__file__).with_name("adapter_card.md")
 
 
@@ -43,7 +43,7 @@ def learn(backbone: Backbone, aspects: Path, words: TrainingData, data: Path, wo
     every = tuple(record for records in whole.splits.values() for record in records)
     read = make_training_data(backbone, replace(whole, splits={"train": every}), whole.labels, work)
     train, val = train_test_split(
-        read.train, test_size=HELD, stratify=[one.label for one in read.train], random_state=0
+        read.train, test_size=VALIDATION, stratify=[one.label for one in read.train], random_state=0
     )
     info = adapter.info.model_copy(update={"license": "apache-2.0"})
     model = MaspModel(backbone, info.method, adapter.aspects, None, info.asked())

@@ -453,7 +453,7 @@ def test_other_projections_can_be_named_and_unknown_ones_not():
 def test_lessons_must_teach_the_labels(tmp_path):
     backbone = tiny.backbone()
     system, given = lora_system(backbone, LABELS, FEW), lessons(backbone, tmp_path)
-    with pytest.raises(UsageError, match="Call learn first"):
+    with pytest.raises(UsageError, match="Call fit first"):
         system.predict(tokens(backbone, 1))
     with pytest.raises(DataError, match="no labelled image to learn from"):
         system.fit(replace(given, train=()))

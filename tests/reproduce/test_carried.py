@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from masp.evaluation.result import PREDICTIONS, LabelledPrediction, write_predic
 from masp.reproduce import writers as writing
 from masp.reproduce.dag import ExperimentResult, plan_cells
 from masp.reproduce.render import differences, paired
-from masp.reproduce.specs import TABLE2, all_specs, load_paper
+from masp.reproduce.specs import PLAIN, SOFT, TABLE2, all_specs, load_paper
 from masp.reproduce.tables import Results
 from masp.reproduce.writers import write_all
 
@@ -34,14 +35,26 @@ def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def results(
-    out: Path, *experiments: str, seeds: int = 2, changes: tuple[str, ...] = (), data: str = "d", accuracy: float = 0.5
+    out: Path,
+    *experiments: str,
+    seeds: int = 2,
+    changes: tuple[str, ...] = (),
+    data: str = "d",
+    accuracy: float = 0.5,
+    right: str = "",
 ) -> Results:
-    """Results of cells that nobody ran."""
+    """Results of cells that nobody ran; `right` is what all of them say about their answers."""
     config = small_config(out, *experiments, seeds=seeds, changes=changes)
     figures: dict[str, Any] = {**FIGURES, "accuracy": {"value": accuracy}}
     found = {
         cell.name: ExperimentResult(
-            cell.name, "done", FACTS if cell.spec.kind == "data" else figures, {"data": data}, {}
+            cell.name,
+            "done",
+            FACTS if cell.spec.kind == "data" else figures,
+            {"data": data},
+            {},
+            right="" if cell.spec.kind == "data" else right,
+            asked="four images",
         )
         for cell in plan_cells(config, PAPER, all_specs()).cells
         if cell.spec.kind != "parameters"
@@ -137,12 +150,15 @@ def test_an_interval_belongs_to_the_mean_of_all_seeds(tmp_path: Path) -> None:
 
 def test_table_1_sets_the_soft_prompt_and_masp_beside_other_systems(tmp_path: Path) -> None:
     found = results(tmp_path, "table1", seeds=1)
-    for spec, predicted in {"qlora": "abbb", "V+S": "aabb", "V+A+S": "aaab", "concepts": "aaaa"}.items():
+    for spec, predicted in {"V": "bbbb", "qlora": "abbb", "V+S": "aabb", "V+A+S": "aaab", "concepts": "aaaa"}.items():
         say(tmp_path, f"emoji-scenes/{spec}/seed0", predicted)
     rendered = differences(found, "table1")
     assert [row[1:3] for row in rendered.rows] == [
+        ("V+S − V", "+50.0"),
         ("V+S − qlora", "+25.0"),
+        ("V+A+S − V", "+75.0"),
         ("V+A+S − qlora", "+50.0"),
+        ("V+A+S − V+S", "+25.0"),
         ("concepts − V+S", "+50.0"),
         ("concepts − V+A+S", "+25.0"),
     ]
@@ -168,3 +184,32 @@ def test_differences_outlive_the_answers_they_were_made_of(tmp_path: Path) -> No
     write_all(results(tmp_path, "table2", accuracy=0.25), "fourth")
     assert names(tmp_path) == ["table2"], "the cells are others now"
     assert "Paired differences need the answers of every cell" in (tmp_path / "table2.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("other", "kept"), [({"seeds": 3}, False), ({"data": "e"}, False), ({}, True)])
+def test_old_differences_belong_to_their_seeds_and_data(tmp_path: Path, other: dict[str, Any], kept: bool) -> None:
+    for spec in ("V", "V+A", "V+S", "V+A+rS", "V+A+S"):
+        for seed in (0, 1):
+            say(tmp_path, f"emoji-scenes/{spec}/seed{seed}", "abbb")
+    write_all(results(tmp_path, "table2"), "first")
+    shutil.rmtree(tmp_path / "scratch")
+    write_all(results(tmp_path, "table2", **other), "second")
+    assert ("table2-differences" in names(tmp_path)) is kept
+
+
+def test_differences_are_made_of_what_each_cell_says_about_its_answers(tmp_path: Path) -> None:
+    found = results(tmp_path, "table2", seeds=1, right="0011")
+    better = replace(found.outcomes["emoji-scenes/V+S/seed0"], right="0111")
+    found = replace(found, outcomes={**found.outcomes, better.cell: better})
+    write_all(found, "without a work folder")
+    rows = {row[1]: row[2] for row in summary(tmp_path)["tables"][1]["rows"]}
+    assert rows == {
+        "V+A − V": "+0.0",
+        "V+A+rS − V": "+0.0",
+        "V+S − V": "+25.0",
+        "V+A+S − V": "+0.0",
+        "V+A+rS − V+S": "-25.0",
+        "V+A+S − V+S": "-25.0",
+    }
+    others = replace(better, asked="other images")
+    assert paired(replace(found, outcomes={**found.outcomes, others.cell: others}), "emoji-scenes", PLAIN, SOFT) is None

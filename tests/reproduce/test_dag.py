@@ -253,10 +253,17 @@ def test_table_1_says_the_budget_that_all_systems_share(tmp_path: Path) -> None:
     results = replace(results, config=replace(config, settings=settings_with(config, other)))
     (note,) = [note for note in accuracy_table(results, "table1").notes if note.startswith("One budget")]
     assert "The soft prompts learn which label is the most probable (prompt.loss=labels)" in note
-    assert note.count("instruction") == 2
-    bare = replace(config, sources=tuple(replace(source, annotated=False) for source in config.sources))
+    assert "instruction has as many questions" in note
+    assert "qlora and instruction the tokens of the right answer" in note
+    set_here = ("qlora.rank=4", "instruction.rank=4", "concepts.strength=0.5")
+    bare = replace(
+        config, others=set_here, sources=tuple(replace(source, annotated=False) for source in config.sources)
+    )
     notes = accuracy_table(replace(results, config=bare), "table1").notes
-    assert [note.count("instruction") for note in notes if note.startswith("One budget")] == [0]
+    (note,) = [note for note in notes if note.startswith("One budget")]
+    assert "instruction" not in note
+    assert "concept" not in note
+    assert note.endswith("Set otherwise: qlora.rank=4.")
     assert not [note for note in accuracy_table(results, "table2").notes if note.startswith("One budget")]
 
 

@@ -348,7 +348,7 @@ def once(folder: Path, make: Callable[[], Checkpoint]) -> Checkpoint:
 
 def unlearned(name: str) -> UsageError:
     """The error of a system that is asked before it has learned."""
-    return UsageError(f"the system {name} was asked before it learned", "", "Call learn first.")
+    return UsageError(f"the system {name} was asked before it learned", "", "Call fit first.")
 
 
 def read_with(backbone: Backbone, visual: VisualTokens, question: str) -> VisualTokens:

@@ -278,7 +278,7 @@ class LoraFinetuned:
             UsageError: it has learned nothing yet.
         """
         if self._learned is None:
-            raise UsageError(f"the system {self.name} has not learned yet", "", "Call learn first.")
+            raise UsageError(f"the system {self.name} has not learned yet", "", "Call fit first.")
         if self.settings.reading == "generate":
             limit = longest_answer(self.backbone, self.labels)
             with self.layers.inside():

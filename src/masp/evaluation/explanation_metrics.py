@@ -189,7 +189,8 @@ class AspectQuality:
     """How well one aspect is named, over the images where it is annotated."""
 
     aspect: str  # its name
-    exact: Interval  # share of answers that are the annotation, word for word, from the aspect's own tokens
+    images: int  # how many were read
+    exact: Interval  # share of answers that are the annotation (see `normalise_answer`), from the aspect's own tokens
     things: SetScore  # the same answers as sets; a list in another order is right here
     backbone_exact: Interval  # as `exact`, for the frozen backbone that sees all visual tokens and no adapter
     backbone_things: SetScore  # as `things`, for the frozen backbone
@@ -227,9 +228,8 @@ def aspect_quality(
 
 
 def _quality(name: str, targets: Sequence[str], ours: Sequence[str], plain: Sequence[str]) -> AspectQuality:
-    return AspectQuality(
-        name, _exact(targets, ours), set_score(targets, ours), _exact(targets, plain), set_score(targets, plain)
-    )
+    scores = (_exact(targets, ours), set_score(targets, ours), _exact(targets, plain), set_score(targets, plain))
+    return AspectQuality(name, len(targets), *scores)
 
 
 def _exact(targets: Sequence[str], answers: Sequence[str]) -> Interval:

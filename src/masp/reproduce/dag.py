@@ -42,6 +42,8 @@ class ExperimentResult:
     about: Mapping[str, Any]  # its provenance as `masp evaluate` writes it, and how its training went
     seconds: float = 0.0  # that it took when it was run
     error: str = ""  # why it failed, on one line
+    right: str = ""  # for each test image in order "1" where its label was named, else "0"; "" where none is named
+    asked: str = ""  # hash of these images and their labels
 
 
 def cell_name(dataset: str, spec: Spec, seed: int) -> str:
@@ -121,7 +123,7 @@ def plan_cells(config: ReproduceConfig, paper: Paper, baselines: tuple[Spec, ...
         wanted.append((config.sources[0], PARAMETERS))
     for seed in config.seeds:
         for source, spec in wanted:
-            reason = _lacking(config, source, spec)
+            reason = lacking(config, source, spec)
             if reason:
                 if seed == config.seeds[0]:
                     skipped.append(SkippedDataset(source.name, spec.name, reason))
@@ -167,7 +169,7 @@ def _specs(config: ReproduceConfig, source: DatasetSource, paper: Paper, baselin
     return list(dict.fromkeys(spec for name in chosen for spec in specs_of(name, length, baselines)))
 
 
-def _lacking(config: ReproduceConfig, source: DatasetSource, spec: Spec) -> str:
+def lacking(config: ReproduceConfig, source: DatasetSource, spec: Spec) -> str:
     """Why a spec cannot be run on a data set; "" where it can."""
     if spec.aspects and config.adapter is None and config.aspects_from(source.name) is None:
         return NO_ASPECTS

@@ -10,12 +10,10 @@ from typing import Any
 from masp.adapters import portable
 from masp.core.aspects import ASPECTS
 from masp.core.atomic_io import fingerprint
-from masp.core.errors import DataError
 from masp.evaluation import metrics
 from masp.evaluation.metrics import PairedComparison, spread_of
-from masp.evaluation.result import PREDICTIONS, read_predictions
 from masp.reproduce.dag import cell_name, seeds_of, takes_part
-from masp.reproduce.runner import paper_parameters, result_folder
+from masp.reproduce.runner import answered, paper_parameters
 from masp.reproduce.specs import ATTENTION, FULL, PARAMETERS, PLAIN, SOFT, TABLE2, Spec, all_specs, spec_of
 from masp.reproduce.tables import Results, ResultTable, TableCell, TableRow, Texts, seed_values
 
@@ -202,15 +200,17 @@ def _reasons(table: ResultTable) -> list[str]:
     return [f"{what[0].upper()}{what[1:]}: {', '.join(names)} ({why})." for (what, why), names in rows.items()]
 
 
+_BASES = (PLAIN, *(base for base in all_specs() if base != spec_of("concepts")))
 PAIRS: Mapping[str, tuple[tuple[Spec, Spec], ...]] = {
     "table1": (
-        *((base, own) for own in (SOFT, FULL) for base in all_specs() if base != spec_of("concepts")),
+        *((base, SOFT) for base in _BASES),
+        *((base, FULL) for base in (*_BASES, SOFT)),
         *((base, spec_of("concepts")) for base in (SOFT, FULL)),
     ),
     "table2": tuple((base, spec) for base in (PLAIN, SOFT) for spec in TABLE2[TABLE2.index(base) + 1 :]),
 }
-"""Experiment → rows that are compared: V+S and MASP with the other systems, and what the bottleneck adds to both; what
-every part of MASP adds to V and to V+S."""
+"""Experiment → rows that are compared: V+S and MASP with the backbone alone, the other systems and each other, and what
+the bottleneck adds to both; what every part of MASP adds to V and to V+S."""
 
 COMPARED = {"table1": "the soft prompt and MASP beside other systems", "table2": "rows of Table 2"}
 
@@ -252,26 +252,28 @@ def differences(results: Results, experiment: str) -> RenderedTable | None:
 
 def paired(results: Results, dataset: str, base: Spec, spec: Spec) -> DifferenceRow | None:
     """How much more of the same images `spec` gets right than `base`; None where the answers are not there."""
-    seeds, targets, predictions = (
-        list[int](),
-        list[tuple[str, str]](),
-        list[tuple[list[str | None], list[str | None]]](),
-    )
+    seeds, right, asked = list[int](), list[tuple[str, str]](), ""
     for seed, names in _cells(results, dataset, base, spec):
-        try:
-            first, second = (read_predictions(result_folder(results.config, name) / PREDICTIONS) for name in names)
-        except DataError:
-            continue  # the work folder is gone; the accuracies are still there
-        targets = targets or [(one.image, one.truth) for one in first]
-        if all([(one.image, one.truth) for one in answers] == targets for answers in (first, second)):
+        (first, images), (second, others) = (_answered(results, name) for name in names)
+        asked = asked or images
+        if first and second and images == others == asked:
             seeds.append(seed)
-            predictions.append(([one.counted for one in first], [one.counted for one in second]))
+            right.append((first, second))
     if not seeds:
         return None
-    labels = [label for _, label in targets]
-    each = tuple(metrics.compare(labels, *both, seed) for seed, both in zip(seeds, predictions, strict=True))
-    whole = metrics.compare_seeds(labels, [one for one, _ in predictions], [one for _, one in predictions])
+    sure = "1" * len(right[0][0])
+    each = tuple(metrics.compare(sure, *both, seed) for seed, both in zip(seeds, right, strict=True))
+    whole = metrics.compare_seeds(sure, [one for one, _ in right], [one for _, one in right])
     return DifferenceRow(tuple(seeds), each, whole)
+
+
+def _answered(results: Results, name: str) -> tuple[str, str]:
+    """Which images a cell named rightly, and a hash of them; cells of an older version have both in their work folder.
+
+    "" and "" where that is gone; the accuracies are still there.
+    """
+    outcome = results.outcomes[name]
+    return (outcome.right, outcome.asked) if outcome.right else answered(results.config, name)
 
 
 def compared(results: Results, experiment: str) -> dict[str, str]:
@@ -284,9 +286,7 @@ def compared(results: Results, experiment: str) -> dict[str, str]:
 
 def unanswered(results: Results, experiment: str) -> bool:
     """Whether the answers of a cell that is done are gone, so that its differences cannot be computed any more."""
-    return any(
-        not (result_folder(results.config, name) / PREDICTIONS).is_file() for name in compared(results, experiment)
-    )
+    return any(not _answered(results, name)[0] for name in compared(results, experiment))
 
 
 def _pairs(results: Results, experiment: str) -> list[tuple[str, Spec, Spec]]:

@@ -27,7 +27,7 @@ from masp.core.labels import render_labels
 from masp.core.prompts import load_questions
 from masp.core.settings import Variant
 from masp.evaluation.predict_split import Batching
-from masp.evaluation.result import dated, when, write_result
+from masp.evaluation.result import PREDICTIONS, dated, read_predictions, when, write_result
 from masp.evaluation.runner import evaluation_of, of_system, surroundings
 from masp.model.cost_estimate import numbers, trained_size
 from masp.model.masp_model import ActiveParts, MaspModel
@@ -100,7 +100,8 @@ class Runner:
             seconds = round(time.perf_counter() - started, 1)
             about = self._about(cell, seconds) | about
             about["processor_seconds"] = round(time.process_time() - worked, 1)
-            outcome = ExperimentResult(cell.name, "done", result, known, about, seconds)
+            right, asked = answered(self.config, cell.name)
+            outcome = ExperimentResult(cell.name, "done", result, known, about, seconds, right=right, asked=asked)
         except Interrupted:
             raise
         except Exception as error:
@@ -403,6 +404,16 @@ class Runner:
 def result_folder(config: ReproduceConfig, cell: str) -> Path:
     """Where the whole result of a cell lies, with every answer; `masp report` and `masp compare` read it."""
     return config.work / "results" / cell
+
+
+def answered(config: ReproduceConfig, cell: str) -> tuple[str, str]:
+    """Which test images a cell named rightly, as "1" and "0", and a hash of the images; "" for both without answers."""
+    try:
+        answers = read_predictions(result_folder(config, cell) / PREDICTIONS)
+    except DataError:
+        return "", ""
+    right = "".join("1" if one.counted == one.truth else "0" for one in answers)
+    return right, fingerprint([[one.image, one.truth] for one in answers])
 
 
 def parameters(backbone: Backbone, method: MethodConfig) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What is measured in which table: systems, the paper's numbers, and how long other systems learn."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Literal
@@ -309,7 +309,7 @@ def budget_settings(stage: TrainConfig, budget: StepBudget, width: int) -> tuple
 
 
 def budget_note(
-    budgets: Mapping[str, StepBudget], settings: RunConfig, changes: Sequence[str], instructed: bool
+    budgets: Mapping[str, StepBudget], settings: RunConfig, changes: Sequence[str], left_out: Collection[str] = ()
 ) -> str:
     """The rule in words, for the tables.
 
@@ -317,7 +317,7 @@ def budget_note(
         budgets: by data set.
         settings: of both stages.
         changes: what was set otherwise, as "system.key=value".
-        instructed: whether `instruction` is run on one of the data sets.
+        left_out: systems that none of the data sets has what they need for.
     """
     lengths = "; ".join(
         f"{name}: {one.steps} steps of {one.batch_size} ({one.questions / one.examples:.1f} × its "
@@ -330,20 +330,21 @@ def budget_note(
         if counted
         else "as many questions, most of them about aspects"
     )
-    instruction = f"instruction has {share}; " if instructed else ""
+    instruction = "" if "instruction" in left_out else f"instruction has {share}; "
+    fitted = "probe is" if "concepts" in left_out else "probe and concept bottleneck are"
     stage1 = settings.aspects
     longer = f", {stage1.max_steps} steps of {stage1.batch_size} pairs" if stage1.max_steps else ""
     text = (
         f"One budget for all that ask the language model the emotion question, the soft prompts and qlora: {lengths}. "
-        f"{instruction}MASP learned aspects before, in stage 1{longer}. The parts of distilled have its own epochs, but "
-        "at least as many steps; probe and concept bottleneck are fitted to their optimum."
+        f"{instruction}MASP learned aspects before, in stage 1{longer}. The parts of distilled have its own epochs, "
+        f"but at least as many steps; {fitted} fitted to the optimum."
     )
     if settings.prompt.loss == "labels":
-        others = "qlora and instruction" if instructed else "qlora"
+        others = " and ".join(name for name in ("qlora", "instruction") if name not in left_out)
         text += (
             f" The soft prompts learn which label is the most probable (prompt.loss=labels), {others} the tokens of "
             "the right answer."
         )
-    learns = (*ASKING, "distilled", "probe", "concepts")
+    learns = [name for name in (*ASKING, "distilled", "probe", "concepts") if name not in left_out]
     set_here = [one for one in changes if one.partition(".")[0] in learns and ".reading=" not in one]
     return text + (f" Set otherwise: {', '.join(set_here)}." if set_here else "")

@@ -12,7 +12,7 @@ from masp.core.aspects import ASPECTS
 from masp.evaluation import metrics
 from masp.evaluation.metrics import Interval, SeedStats, spread_of
 from masp.reproduce.config import ReproduceConfig, SkippedDataset
-from masp.reproduce.dag import ExperimentResult, cell_name, depends_on_seed, seeds_of, takes_part
+from masp.reproduce.dag import ExperimentResult, cell_name, depends_on_seed, lacking, seeds_of, takes_part
 from masp.reproduce.specs import (
     BACKBONES,
     DATA,
@@ -306,8 +306,8 @@ def _notes(results: Results, experiment: str, datasets: Sequence[str]) -> tuple[
         notes.append(GENERATED)
     if experiment == "table1":
         result = budgets(results, datasets)
-        instructed = any(config.source(name).annotated for name in result)
-        notes += [budget_note(result, config.settings, config.others, instructed)] if result else []
+        left_out = [one for one in OTHERS if all(lacking(config, config.source(name), spec_of(one)) for name in result)]
+        notes += [budget_note(result, config.settings, config.others, left_out)] if result else []
     for name in datasets:
         facts = facts_of(results, name)
         if facts:

@@ -80,7 +80,7 @@ def write_all(results: Results, command: str) -> list[Path]:
     for experiment in results.config.experiments:
         result = _rendered_tables(results, experiment)
         if render.unanswered(results, experiment):
-            result, old = _with_old_differences(results, experiment, result, before)
+            result, old = _with_old_differences(results, experiment, result, before.tables, now)
             kept += old
         for rendered in result:
             written += _write_table(out, rendered)
@@ -102,7 +102,7 @@ def _entry(results: Results, rendered: RenderedTable, now: Mapping[str, Any]) ->
 
 
 def _with_old_differences(
-    results: Results, experiment: str, rendered_tables: Sequence[RenderedTable], before: Before
+    results: Results, experiment: str, rendered_tables: Sequence[RenderedTable], before: Sequence[Entry], now: Entry
 ) -> tuple[list[RenderedTable], list[Entry]]:
     """Tables of an experiment whose answers are gone: with the old paired differences if their cells are as they were.
 
@@ -110,16 +110,20 @@ def _with_old_differences(
         The tables to write, and the earlier one if it stays as it is.
     """
     name, cells = render.differences_of(experiment), render.compared(results, experiment)
-    old = [one for one in before.tables if one["name"] == name and _still(one.get("cells", {}), cells)]
+    old = [one for one in before if one["name"] == name and _still_holds(one, cells, now)]
     if old:
         return [rendered for rendered in rendered_tables if rendered.name != name], old
     first, *rest = rendered_tables
     return [replace(first, notes=(*first.notes, GONE)), *rest], []
 
 
-def _still(old: Mapping[str, str], cells: Mapping[str, str]) -> bool:
-    """Whether all cells of an earlier table are as they were; tables of an older version may compare fewer of them."""
-    return bool(old) and old.items() <= cells.items()
+def _still_holds(old: Entry, cells: Mapping[str, str], now: Entry) -> bool:
+    """Whether the cells, seeds and data of an earlier table are as they were.
+
+    Tables of an older version may compare fewer rows.
+    """
+    same = all(_agree(key, old, now) for key in ("seeds", "data"))
+    return same and bool(old.get("cells")) and old["cells"].items() <= cells.items()
 
 
 def _rendered_tables(results: Results, experiment: str) -> list[RenderedTable]:
