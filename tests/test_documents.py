@@ -129,3 +129,8 @@ def test_the_picture_of_the_readme_follows_the_site() -> None:
 def test_decisions_are_numbered_without_gaps() -> None:
     numbers = [int(path.name[:4]) for path in sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))]
     assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_the_card_of_the_adapter_for_photographs_ends_with_its_sources() -> None:
+    card = (ROOT / "src" / "masp" / "backbones" / "photo_adapter" / "README.md").read_text(encoding="utf-8")
+    assert card.endswith((ROOT / "scripts" / "photo" / "adapter_card.md").read_text(encoding="utf-8"))
