@@ -41,9 +41,9 @@ def results(
     changes: tuple[str, ...] = (),
     data: str = "d",
     accuracy: float = 0.5,
-    right: str = "",
+    correct: str = "",
 ) -> Results:
-    """Results of cells that nobody ran; `right` is what all of them say about their answers."""
+    """Results of cells that nobody ran; `correct` is what all of them say about their answers."""
     config = small_config(out, *experiments, seeds=seeds, changes=changes)
     figures: dict[str, Any] = {**FIGURES, "accuracy": {"value": accuracy}}
     found = {
@@ -53,8 +53,8 @@ def results(
             FACTS if cell.spec.kind == "data" else figures,
             {"data": data},
             {},
-            right="" if cell.spec.kind == "data" else right,
-            asked="four images",
+            correct="" if cell.spec.kind == "data" else correct,
+            targets_hash="of four images",
         )
         for cell in plan_cells(config, PAPER, all_specs()).cells
         if cell.spec.kind != "parameters"
@@ -198,8 +198,8 @@ def test_old_differences_belong_to_their_seeds_and_data(tmp_path: Path, other: d
 
 
 def test_differences_are_made_of_what_each_cell_says_about_its_answers(tmp_path: Path) -> None:
-    found = results(tmp_path, "table2", seeds=1, right="0011")
-    better = replace(found.outcomes["emoji-scenes/V+S/seed0"], right="0111")
+    found = results(tmp_path, "table2", seeds=1, correct="0011")
+    better = replace(found.outcomes["emoji-scenes/V+S/seed0"], correct="0111")
     found = replace(found, outcomes={**found.outcomes, better.cell: better})
     write_all(found, "without a work folder")
     rows = {row[1]: row[2] for row in summary(tmp_path)["tables"][1]["rows"]}
@@ -211,5 +211,5 @@ def test_differences_are_made_of_what_each_cell_says_about_its_answers(tmp_path:
         "V+A+rS − V+S": "-25.0",
         "V+A+S − V+S": "-25.0",
     }
-    others = replace(better, asked="other images")
+    others = replace(better, targets_hash="of other images")
     assert paired(replace(found, outcomes={**found.outcomes, others.cell: others}), "emoji-scenes", PLAIN, SOFT) is None

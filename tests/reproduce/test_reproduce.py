@@ -109,7 +109,7 @@ def test_a_result_says_what_it_depended_on(first: tuple[Reproduced, str], out: P
     whole = read_result(out / "scratch" / "results" / found.cell)
     assert whole.accuracy.value == found.figures["accuracy"]["value"]
     assert whole.used == PLAN.test
-    assert (len(found.right), found.right.count("1") / PLAN.test) == (PLAN.test, whole.accuracy.value)
+    assert (len(found.correct), found.correct.count("1") / PLAN.test) == (PLAN.test, whole.accuracy.value)
     assert whole.chances.calibrated is not None, "a temperature is fitted on the split val"
 
 

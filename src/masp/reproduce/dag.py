@@ -42,8 +42,10 @@ class ExperimentResult:
     about: Mapping[str, Any]  # its provenance as `masp evaluate` writes it, and how its training went
     seconds: float = 0.0  # that it took when it was run
     error: str = ""  # why it failed, on one line
-    right: str = ""  # for each test image in order "1" where its label was named, else "0"; "" where none is named
-    asked: str = ""  # hash of these images and their labels
+    correct: str = (
+        ""  # for each test image in order "1" where its label was predicted, else "0"; "" without predictions
+    )
+    targets_hash: str = ""  # of these images and their labels
 
 
 def cell_name(dataset: str, spec: Spec, seed: int) -> str:

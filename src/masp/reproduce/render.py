@@ -13,7 +13,7 @@ from masp.core.atomic_io import fingerprint
 from masp.evaluation import metrics
 from masp.evaluation.metrics import PairedComparison, spread_of
 from masp.reproduce.dag import cell_name, seeds_of, takes_part
-from masp.reproduce.runner import answered, paper_parameters
+from masp.reproduce.runner import correctness, paper_parameters
 from masp.reproduce.specs import ATTENTION, FULL, PARAMETERS, PLAIN, SOFT, TABLE2, Spec, all_specs, spec_of
 from masp.reproduce.tables import Results, ResultTable, TableCell, TableRow, Texts, seed_values
 
@@ -252,28 +252,25 @@ def differences(results: Results, experiment: str) -> RenderedTable | None:
 
 def paired(results: Results, dataset: str, base: Spec, spec: Spec) -> DifferenceRow | None:
     """How much more of the same images `spec` gets right than `base`; None where the answers are not there."""
-    seeds, right, asked = list[int](), list[tuple[str, str]](), ""
+    seeds, correct, targets = list[int](), list[tuple[str, str]](), ""
     for seed, names in _cells(results, dataset, base, spec):
-        (first, images), (second, others) = (_answered(results, name) for name in names)
-        asked = asked or images
-        if first and second and images == others == asked:
+        (first, own), (second, other) = (_correctness(results, name) for name in names)
+        targets = targets or own
+        if first and second and own == other == targets:
             seeds.append(seed)
-            right.append((first, second))
+            correct.append((first, second))
     if not seeds:
         return None
-    sure = "1" * len(right[0][0])
-    each = tuple(metrics.compare(sure, *both, seed) for seed, both in zip(seeds, right, strict=True))
-    whole = metrics.compare_seeds(sure, [one for one, _ in right], [one for _, one in right])
+    every = "1" * len(correct[0][0])
+    each = tuple(metrics.compare(every, *both, seed) for seed, both in zip(seeds, correct, strict=True))
+    whole = metrics.compare_seeds(every, [one for one, _ in correct], [one for _, one in correct])
     return DifferenceRow(tuple(seeds), each, whole)
 
 
-def _answered(results: Results, name: str) -> tuple[str, str]:
-    """Which images a cell named rightly, and a hash of them; cells of an older version have both in their work folder.
-
-    "" and "" where that is gone; the accuracies are still there.
-    """
+def _correctness(results: Results, name: str) -> tuple[str, str]:
+    """As `correctness`; where a cell of an older version does not say it, from the work folder."""
     outcome = results.outcomes[name]
-    return (outcome.right, outcome.asked) if outcome.right else answered(results.config, name)
+    return (outcome.correct, outcome.targets_hash) if outcome.correct else correctness(results.config, name)
 
 
 def compared(results: Results, experiment: str) -> dict[str, str]:
@@ -286,7 +283,7 @@ def compared(results: Results, experiment: str) -> dict[str, str]:
 
 def unanswered(results: Results, experiment: str) -> bool:
     """Whether the answers of a cell that is done are gone, so that its differences cannot be computed any more."""
-    return any(not _answered(results, name)[0] for name in compared(results, experiment))
+    return any(not _correctness(results, name)[0] for name in compared(results, experiment))
 
 
 def _pairs(results: Results, experiment: str) -> list[tuple[str, Spec, Spec]]:

@@ -100,8 +100,8 @@ class Runner:
             seconds = round(time.perf_counter() - started, 1)
             about = self._about(cell, seconds) | about
             about["processor_seconds"] = round(time.process_time() - worked, 1)
-            right, asked = answered(self.config, cell.name)
-            outcome = ExperimentResult(cell.name, "done", result, known, about, seconds, right=right, asked=asked)
+            correct, targets = correctness(self.config, cell.name)
+            outcome = ExperimentResult(cell.name, "done", result, known, about, seconds, "", correct, targets)
         except Interrupted:
             raise
         except Exception as error:
@@ -406,14 +406,14 @@ def result_folder(config: ReproduceConfig, cell: str) -> Path:
     return config.work / "results" / cell
 
 
-def answered(config: ReproduceConfig, cell: str) -> tuple[str, str]:
-    """Which test images a cell named rightly, as "1" and "0", and a hash of the images; "" for both without answers."""
+def correctness(config: ReproduceConfig, cell: str) -> tuple[str, str]:
+    """Which test images a cell got right, as "1" and "0", and a hash of images and labels; "" without answers."""
     try:
         answers = read_predictions(result_folder(config, cell) / PREDICTIONS)
     except DataError:
         return "", ""
-    right = "".join("1" if one.counted == one.truth else "0" for one in answers)
-    return right, fingerprint([[one.image, one.truth] for one in answers])
+    correct = "".join("1" if one.counted == one.truth else "0" for one in answers)
+    return correct, fingerprint([[one.image, one.truth] for one in answers])
 
 
 def parameters(backbone: Backbone, method: MethodConfig) -> dict[str, Any]:
