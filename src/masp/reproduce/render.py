@@ -281,9 +281,9 @@ def compared(results: Results, experiment: str) -> dict[str, str]:
     }
 
 
-def unanswered(results: Results, experiment: str) -> bool:
-    """Whether the answers of a cell that is done are gone, so that its differences cannot be computed any more."""
-    return any(not _correctness(results, name)[0] for name in compared(results, experiment))
+def unanswered(results: Results, experiment: str) -> list[str]:
+    """The cells whose answers are gone, so that their differences cannot be computed any more."""
+    return [name for name in compared(results, experiment) if not _correctness(results, name)[0]]
 
 
 def _pairs(results: Results, experiment: str) -> list[tuple[str, Spec, Spec]]:

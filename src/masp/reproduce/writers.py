@@ -54,8 +54,8 @@ KINDS: tuple[Kind, ...] = ("png", "pdf")
 SUMMARY = "reproduce.json"
 PAGE = "README.md"
 GONE = (
-    "Paired differences need the answers of every cell, which lay in `scratch` and are gone. They are there again once "
-    "the cells of this table are removed from `cells` and run again."
+    "Paired differences leave out {systems}: which images they got right was in `scratch`, which is gone. Remove "
+    "their files from `cells` and give the command again."
 )
 
 
@@ -79,8 +79,9 @@ def write_all(results: Results, command: str) -> list[Path]:
     kept, left_out = _divided(before.tables, results.config, now)
     for experiment in results.config.experiments:
         result = _rendered_tables(results, experiment)
-        if render.unanswered(results, experiment):
-            result, old = _with_old_differences(results, experiment, result, before.tables, now)
+        gone = render.unanswered(results, experiment)
+        if gone:
+            result, old = _with_old_differences(results, experiment, gone, result, before.tables, now)
             kept += old
         for rendered in result:
             written += _write_table(out, rendered)
@@ -102,9 +103,14 @@ def _entry(results: Results, rendered: RenderedTable, now: Mapping[str, Any]) ->
 
 
 def _with_old_differences(
-    results: Results, experiment: str, rendered_tables: Sequence[RenderedTable], before: Sequence[Entry], now: Entry
+    results: Results,
+    experiment: str,
+    gone: Sequence[str],
+    rendered_tables: Sequence[RenderedTable],
+    before: Sequence[Entry],
+    now: Entry,
 ) -> tuple[list[RenderedTable], list[Entry]]:
-    """Tables of an experiment whose answers are gone: with the old paired differences if their cells are as they were.
+    """Tables of an experiment with cells whose answers are gone: the old paired differences, if they still hold.
 
     Returns:
         The tables to write, and the earlier one if it stays as it is.
@@ -114,7 +120,8 @@ def _with_old_differences(
     if old:
         return [rendered for rendered in rendered_tables if rendered.name != name], old
     first, *rest = rendered_tables
-    return [replace(first, notes=(*first.notes, GONE)), *rest], []
+    systems = ", ".join(sorted({cell.split("/")[1] for cell in gone}))
+    return [replace(first, notes=(*first.notes, GONE.format(systems=systems))), *rest], []
 
 
 def _still_holds(old: Entry, cells: Mapping[str, str], now: Entry) -> bool:
