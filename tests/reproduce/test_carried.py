@@ -142,7 +142,7 @@ def test_an_interval_belongs_to_the_mean_of_all_seeds(tmp_path: Path) -> None:
     assert one.whole.low <= 0.5 <= one.whole.high
     # gains 2, 1, 1, 0 of two seeds: all signs alike in 2 of 2³ cases
     assert one.whole.p_value == pytest.approx(0.25)
-    rendered = differences(found, "table2")
+    rendered, _ = differences(found, "table2")
     assert rendered.head[5] == "95 % interval over images, all seeds"
     assert rendered.rows[0][1:5] == ("V+A − V", "+50.0", "35.4", "+25.0 · +75.0")
     assert [line["seed"] for line in rendered.lines] == ["all", 0, 1]
@@ -152,7 +152,7 @@ def test_table_1_sets_the_soft_prompt_and_masp_beside_other_systems(tmp_path: Pa
     found = results(tmp_path, "table1", seeds=1)
     for spec, predicted in {"V": "bbbb", "qlora": "abbb", "V+S": "aabb", "V+A+S": "aaab", "concepts": "aaaa"}.items():
         say(tmp_path, f"emoji-scenes/{spec}/seed0", predicted)
-    rendered = differences(found, "table1")
+    rendered, _ = differences(found, "table1")
     assert [row[1:3] for row in rendered.rows] == [
         ("V+S − V", "+50.0"),
         ("V+S − qlora", "+25.0"),
@@ -164,39 +164,69 @@ def test_table_1_sets_the_soft_prompt_and_masp_beside_other_systems(tmp_path: Pa
     ]
 
 
-def test_differences_outlive_the_answers_they_were_made_of(tmp_path: Path) -> None:
-    for spec in ("V+A", "V+S", "V+A+rS", "V+A+S"):
+def answered_by_all(out: Path) -> None:
+    for spec in ("V", "V+A", "V+S", "V+A+rS", "V+A+S"):
         for seed in (0, 1):
-            say(tmp_path, f"emoji-scenes/{spec}/seed{seed}", "abbb")
-    say(tmp_path, "emoji-scenes/V/seed0", "bbbb")
+            say(out, f"emoji-scenes/{spec}/seed{seed}", "bbbb" if spec == "V" else "abbb")
+
+
+def test_differences_outlive_the_answers_they_were_made_of(tmp_path: Path) -> None:
+    answered_by_all(tmp_path)
     write_all(results(tmp_path, "table2"), "first")
     assert names(tmp_path) == ["table2", "table2-differences"]
     before = summary(tmp_path)["tables"][1]
+    assert {row[1]: row[2] for row in before["rows"]}["V+S − V"] == "+25.0"
     shutil.rmtree(tmp_path / "scratch")
     write_all(results(tmp_path, "table2"), "second")
-    first, second = summary(tmp_path)["tables"]
-    assert (first["command"], second) == ("second", before)
+    after = summary(tmp_path)["tables"][1]
+    assert {**after, "command": "first"} == before
     content = summary(tmp_path)
-    content["tables"][1]["cells"].popitem()
+    del content["tables"][1]["cells"]["emoji-scenes/V+S/seed1"]
     (tmp_path / "reproduce.json").write_text(json.dumps(content), encoding="utf-8")
     write_all(results(tmp_path, "table2"), "third")
-    assert names(tmp_path) == ["table2", "table2-differences"], "an older version compared fewer rows"
-    write_all(results(tmp_path, "table2", accuracy=0.25), "fourth")
-    assert names(tmp_path) == ["table2"], "the cells are others now"
-    assert "Paired differences leave out V, V+A, V+A+S, V+A+rS, V+S: which images" in (
-        tmp_path / "table2.md"
-    ).read_text(encoding="utf-8")
+    first, table = summary(tmp_path)["tables"]
+    assert table["rows"] == [row for row in before["rows"] if "V+S " not in f"{row[1]} "]
+    assert {(line["system"], line["minus"]) for line in table["lines"]} == {
+        (spec, "V") for spec in ("V+A", "V+A+rS", "V+A+S")
+    }
+    assert "Paired differences leave out V, V+A+S, V+A+rS, V+S: which images" in first["notes"][-1]
 
 
-@pytest.mark.parametrize(("other", "kept"), [({"seeds": 3}, False), ({"data": "e"}, False), ({}, True)])
-def test_old_differences_belong_to_their_seeds_and_data(tmp_path: Path, other: dict[str, Any], kept: bool) -> None:
-    for spec in ("V", "V+A", "V+S", "V+A+rS", "V+A+S"):
-        for seed in (0, 1):
-            say(tmp_path, f"emoji-scenes/{spec}/seed{seed}", "abbb")
+@pytest.mark.parametrize("other", [{"seeds": 1}, {"seeds": 3}, {"accuracy": 0.25}])
+def test_old_differences_are_dropped_where_their_seeds_or_cells_are_others(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
+    answered_by_all(tmp_path)
     write_all(results(tmp_path, "table2"), "first")
     shutil.rmtree(tmp_path / "scratch")
     write_all(results(tmp_path, "table2", **other), "second")
-    assert ("table2-differences" in names(tmp_path)) is kept
+    (table,) = summary(tmp_path)["tables"]
+    assert "Paired differences leave out V, V+A, V+A+S, V+A+rS, V+S: which images" in table["notes"][-1]
+
+
+def test_old_rows_stand_beside_new_ones(tmp_path: Path) -> None:
+    """Two systems were run again; the answers of the others are gone, and what is known of them stays."""
+    answered_by_all(tmp_path)
+    write_all(results(tmp_path, "table2"), "first")
+    before = {row[1]: row for row in summary(tmp_path)["tables"][1]["rows"]}
+    shutil.rmtree(tmp_path / "scratch")
+    for spec in ("V", "V+S"):
+        for seed in (0, 1):
+            say(tmp_path, f"emoji-scenes/{spec}/seed{seed}", "bbbb" if spec == "V" else "aaaa")
+    write_all(results(tmp_path, "table2"), "second")
+    after = {row[1]: row for row in summary(tmp_path)["tables"][1]["rows"]}
+    assert after.keys() == before.keys()
+    assert {name for name in after if after[name] != before[name]} == {"V+S − V"}
+    assert after["V+S − V"][2] == "+100.0"
+
+
+def test_a_seed_without_answers_leaves_its_row_out(tmp_path: Path) -> None:
+    answered_by_all(tmp_path)
+    shutil.rmtree(tmp_path / "scratch" / "results" / "emoji-scenes" / "V+S" / "seed1")
+    write_all(results(tmp_path, "table2"), "first")
+    first, table = summary(tmp_path)["tables"]
+    assert [row[1] for row in table["rows"]] == ["V+A − V", "V+A+rS − V", "V+A+S − V"]
+    assert "Paired differences leave out V+S: which images" in first["notes"][-1]
 
 
 def test_differences_are_made_of_what_each_cell_says_about_its_answers(tmp_path: Path) -> None:

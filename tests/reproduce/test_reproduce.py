@@ -212,6 +212,7 @@ def test_generated_texts_are_counted_exactly_and_beside_it_leniently(
         one = outcome(tmp_path, name)
         assert one.identity == {**known, "reading": "generate"}
         assert one.figures["exact"]["accuracy"]["value"] == 2 / PLAN.test
+        assert one.correct.count("1") == 2, "as the paper counts"
         assert one.figures["exact"]["unparsed"] == PLAN.test - 2
         assert (one.figures["accuracy"]["value"], one.figures["unparsed"]) == (3 / PLAN.test, PLAN.test - 3)
     content = json.loads((tmp_path / "reproduce.json").read_text())

@@ -42,9 +42,7 @@ class ExperimentResult:
     about: Mapping[str, Any]  # its provenance as `masp evaluate` writes it, and how its training went
     seconds: float = 0.0  # that it took when it was run
     error: str = ""  # why it failed, on one line
-    correct: str = (
-        ""  # for each test image in order "1" where its label was predicted, else "0"; "" without predictions
-    )
+    correct: str = ""  # "1" or "0" for each test image in order: whether its label was predicted; "" without answers
     targets_hash: str = ""  # of these images and their labels
 
 

@@ -229,17 +229,36 @@ def differences_of(experiment: str) -> str:
     return f"{experiment}-differences"
 
 
-def differences(results: Results, experiment: str) -> RenderedTable | None:
-    """Paired differences between rows, on the same images with the same seed; None where there are none."""
-    rows, lines = [], []
+def differences(
+    results: Results, experiment: str, before: Mapping[str, Any] | None = None
+) -> tuple[RenderedTable | None, list[str]]:
+    """Paired differences between rows, on the same images with the same seed.
+
+    Args:
+        results: the cells.
+        experiment: "table1" or "table2"; others have none.
+        before: the table that an earlier call left, as `reproduce.json` holds it. A row whose answers are gone is taken
+            from it, if it was made of the same cells.
+
+    Returns:
+        The table, None where no two rows are there; and the systems whose answers it lacks.
+    """
+    rows, lines, gone = list[tuple[str, ...]](), list[Mapping[str, Any]](), set[str]()
     for dataset, base, spec in _pairs(results, experiment):
+        names = [name for _, both in _cells(results, dataset, base, spec) for name in both]
         row = paired(results, dataset, base, spec)
         if row is not None:
             rows.append(_difference_row(dataset, base, spec, row))
             seeds = [("all", row.whole), *zip(row.seeds, row.each, strict=True)]
             lines += [_difference_line(dataset, base, spec, seed, one) for seed, one in seeds]
+        elif names and before is not None and _still_holds(results, names, before):
+            rows += [tuple(one) for one in before["rows"] if one[:2] == [dataset, _difference_name(base, spec)]]
+            key = {"dataset": dataset, "system": spec.name, "minus": base.name}
+            lines += [one for one in before["lines"] if key.items() <= one.items()]
+        else:
+            gone |= {name.split("/")[1] for name in names if not _correctness(results, name)[0]}
     if not rows:
-        return None
+        return None, sorted(gone)
     head = ("data set", "difference", "points", "± sd", "each seed", "95 % interval over images, all seeds", "p")
     note = (
         "Points of accuracy on the same images; an image counts with the share of the seeds that got it right. "
@@ -247,24 +266,31 @@ def differences(results: Results, experiment: str) -> RenderedTable | None:
         "anything about seeds that were not trained."
     )
     title = f"Paired differences: {COMPARED[experiment]}"
-    return RenderedTable(differences_of(experiment), title, head, tuple(rows), (note,), tuple(lines))
+    return RenderedTable(differences_of(experiment), title, head, tuple(rows), (note,), tuple(lines)), sorted(gone)
 
 
 def paired(results: Results, dataset: str, base: Spec, spec: Spec) -> DifferenceRow | None:
-    """How much more of the same images `spec` gets right than `base`; None where the answers are not there."""
-    seeds, correct, targets = list[int](), list[tuple[str, str]](), ""
+    """How much more of the same images `spec` gets right than `base`; None where answers of a seed are not there."""
+    seeds, correct, hashes = list[int](), list[tuple[str, str]](), set[str]()
     for seed, names in _cells(results, dataset, base, spec):
-        (first, own), (second, other) = (_correctness(results, name) for name in names)
-        targets = targets or own
-        if first and second and own == other == targets:
-            seeds.append(seed)
-            correct.append((first, second))
-    if not seeds:
+        (first, first_hash), (second, second_hash) = (_correctness(results, name) for name in names)
+        seeds.append(seed)
+        correct.append((first, second))
+        hashes |= {first_hash, second_hash}
+    if len(hashes) != 1 or "" in hashes:
         return None
-    every = "1" * len(correct[0][0])
-    each = tuple(metrics.compare(every, *both, seed) for seed, both in zip(seeds, correct, strict=True))
-    whole = metrics.compare_seeds(every, [one for one, _ in correct], [one for _, one in correct])
+    targets = "1" * len(correct[0][0])
+    each = tuple(metrics.compare(targets, *both, seed) for seed, both in zip(seeds, correct, strict=True))
+    whole = metrics.compare_seeds(targets, [one for one, _ in correct], [one for _, one in correct])
     return DifferenceRow(tuple(seeds), each, whole)
+
+
+def _still_holds(results: Results, names: Sequence[str], before: Mapping[str, Any]) -> bool:
+    """Whether the cells of a row, and the seeds of its table, are those of an earlier table."""
+    cells = before.get("cells", {})
+    return before["seeds"] == list(results.config.seeds) and all(
+        cells.get(name) == _cell_hash(results, name) for name in names
+    )
 
 
 def _correctness(results: Results, name: str) -> tuple[str, str]:
@@ -276,14 +302,11 @@ def _correctness(results: Results, name: str) -> tuple[str, str]:
 def compared(results: Results, experiment: str) -> dict[str, str]:
     """The cells that paired differences are made of: name → hash of what decided the figures, and of these."""
     names = {name for pair in _pairs(results, experiment) for _, both in _cells(results, *pair) for name in both}
-    return {
-        name: fingerprint([results.outcomes[name].identity, results.outcomes[name].figures]) for name in sorted(names)
-    }
+    return {name: _cell_hash(results, name) for name in sorted(names)}
 
 
-def unanswered(results: Results, experiment: str) -> list[str]:
-    """The cells whose answers are gone, so that their differences cannot be computed any more."""
-    return [name for name in compared(results, experiment) if not _correctness(results, name)[0]]
+def _cell_hash(results: Results, name: str) -> str:
+    return fingerprint([results.outcomes[name].identity, results.outcomes[name].figures])
 
 
 def _pairs(results: Results, experiment: str) -> list[tuple[str, Spec, Spec]]:
@@ -386,8 +409,12 @@ def _difference_row(dataset: str, base: Spec, spec: Spec, row: DifferenceRow) ->
     spread = "" if points.deviation is None else f"{points.deviation:.1f}"
     each = " · ".join(f"{value:+.1f}" for value in points.values)
     interval = f"[{100 * whole.low:+.1f}, {100 * whole.high:+.1f}]"
-    name = f"{spec.name} − {base.name}"
+    name = _difference_name(base, spec)
     return (dataset, name, f"{100 * whole.difference:+.1f}", spread, each, interval, f"{whole.p_value:.2g}")
+
+
+def _difference_name(base: Spec, spec: Spec) -> str:
+    return f"{spec.name} − {base.name}"
 
 
 def _difference_line(dataset: str, base: Spec, spec: Spec, seed: int | str, one: PairedComparison) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -95,13 +95,15 @@ class Runner:
             known = self.identity(cell)
             before = self._before(cell, known)
             if before is not None:
-                return before, False
+                return self._with_correctness(before), False
             result, about = self._made(cell)
             seconds = round(time.perf_counter() - started, 1)
             about = self._about(cell, seconds) | about
             about["processor_seconds"] = round(time.process_time() - worked, 1)
             correct, targets = correctness(self.config, cell.name)
-            outcome = ExperimentResult(cell.name, "done", result, known, about, seconds, "", correct, targets)
+            outcome = ExperimentResult(
+                cell.name, "done", result, known, about, seconds, correct=correct, targets_hash=targets
+            )
         except Interrupted:
             raise
         except Exception as error:
@@ -213,6 +215,14 @@ class Runner:
         trained = cell.spec.kind == "aspects" or (cell.spec.kind == "masp" and cell.spec.prompt == "trained")
         gone = trained and not (RunFolder(self.folder(cell)).adapter / "adapter.json").is_file()
         return None if gone and self._is_read(cell) else before
+
+    def _with_correctness(self, before: ExperimentResult) -> ExperimentResult:
+        """A cell of an older version says which images it got right, while its answers are there."""
+        correct, targets = ("", "") if before.correct else correctness(self.config, before.cell)
+        if correct:
+            before = replace(before, correct=correct, targets_hash=targets)
+            write_outcome(self.config.out, before)
+        return before
 
     def _is_read(self, cell: Experiment) -> bool:
         """Whether a cell that has to be run reads the adapter of this one."""

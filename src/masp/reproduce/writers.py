@@ -78,11 +78,7 @@ def write_all(results: Results, command: str) -> list[Path]:
     before, now = read_before(out / SUMMARY), made_with(results, command)
     kept, left_out = _divided(before.tables, results.config, now)
     for experiment in results.config.experiments:
-        result = _rendered_tables(results, experiment)
-        gone = render.unanswered(results, experiment)
-        if gone:
-            result, old = _with_old_differences(results, experiment, gone, result, before.tables, now)
-            kept += old
+        result = _rendered_tables(results, experiment, before.tables)
         for rendered in result:
             written += _write_table(out, rendered)
         rendered_tables += result
@@ -102,38 +98,7 @@ def _entry(results: Results, rendered: RenderedTable, now: Mapping[str, Any]) ->
     return {**asdict(rendered), **now, **cells}
 
 
-def _with_old_differences(
-    results: Results,
-    experiment: str,
-    gone: Sequence[str],
-    rendered_tables: Sequence[RenderedTable],
-    before: Sequence[Entry],
-    now: Entry,
-) -> tuple[list[RenderedTable], list[Entry]]:
-    """Tables of an experiment with cells whose answers are gone: the old paired differences, if they still hold.
-
-    Returns:
-        The tables to write, and the earlier one if it stays as it is.
-    """
-    name, cells = render.differences_of(experiment), render.compared(results, experiment)
-    old = [one for one in before if one["name"] == name and _still_holds(one, cells, now)]
-    if old:
-        return [rendered for rendered in rendered_tables if rendered.name != name], old
-    first, *rest = rendered_tables
-    systems = ", ".join(sorted({cell.split("/")[1] for cell in gone}))
-    return [replace(first, notes=(*first.notes, GONE.format(systems=systems))), *rest], []
-
-
-def _still_holds(old: Entry, cells: Mapping[str, str], now: Entry) -> bool:
-    """Whether the cells, seeds and data of an earlier table are as they were.
-
-    Tables of an older version may compare fewer rows.
-    """
-    same = all(_agree(key, old, now) for key in ("seeds", "data"))
-    return same and bool(old.get("cells")) and old["cells"].items() <= cells.items()
-
-
-def _rendered_tables(results: Results, experiment: str) -> list[RenderedTable]:
+def _rendered_tables(results: Results, experiment: str, before: Sequence[Entry]) -> list[RenderedTable]:
     if experiment == "table4":
         return [render.parameters(results)]
     if experiment == "figure4":
@@ -143,9 +108,12 @@ def _rendered_tables(results: Results, experiment: str) -> list[RenderedTable]:
     if not table.datasets:
         rows = tuple((skipped.dataset, skipped.reason) for skipped in results.skipped if not skipped.system)
         return [RenderedTable(table.name, f"{TITLES[experiment]}: not run", ("data set", "why not"), rows)]
-    rendered_tables = [replace(render_table(table), title=TITLES[experiment])]
-    pairs = render.differences(results, experiment)
-    return rendered_tables if pairs is None else [*rendered_tables, pairs]
+    earlier = next((one for one in before if one["name"] == render.differences_of(experiment)), None)
+    pairs, gone = render.differences(results, experiment, earlier)
+    rendered = replace(render_table(table), title=TITLES[experiment])
+    if gone:
+        rendered = replace(rendered, notes=(*rendered.notes, GONE.format(systems=", ".join(gone))))
+    return [rendered] if pairs is None else [rendered, pairs]
 
 
 def _write_table(out: Path, rendered: RenderedTable) -> list[Path]:
