@@ -48,7 +48,13 @@ from masp.training.stage1 import annotated_records
 
 HOME = Path(__file__).parent
 FOLDS, VALIDATION, BATCH = 5, 0.15, 32  # folds, share of a fold's training images, images at a time
-STRENGTHS, TOKEN_SCALE = (1e-4, 2e-4, 3e-4, 6e-4, 1e-3, 3e-3, 1e-2), 0.3  # as in scripts/photo/adapter.py
+SETTINGS = ConceptBottleneckSettings(  # as in scripts/photo/adapter.py
+    residual=True,
+    token_scale=0.3,
+    refit=True,
+    strengths=(1e-4, 2e-4, 3e-4, 6e-4, 1e-3, 3e-3, 1e-2),
+    absent=("facial_expression",),
+)
 ZERO, PROBE, WORDS, RESIDUAL = "V (zero-shot)", "probe", "concept bottleneck", "concept bottleneck with residual"
 
 
@@ -83,13 +89,7 @@ class Bench:
             return zero_shot_system(self.backbone, labels)
         if name == PROBE:
             return Probe(self.backbone, labels)
-        settings = ConceptBottleneckSettings(
-            residual=name == RESIDUAL,
-            token_scale=TOKEN_SCALE,
-            refit=True,
-            strengths=STRENGTHS,
-            absent=("facial_expression",),
-        )
+        settings = replace(SETTINGS, residual=name == RESIDUAL)
         return ConceptBottleneck(self.model(), labels, None, settings, annotated=self.words)
 
 
@@ -120,8 +120,8 @@ def fit(bench: Bench, name: str, labels: tuple[str, ...], data: TrainingData, wo
         return system, float(system.learned.state["labels"].pop("temperature"))
     assert isinstance(system, Probe)
     assert system.learned is not None
-    truth = np.array([labels.index(one.label) for one in data.val])
-    temperature = fit_temperature(logs_of(system, data, data.val), truth)
+    targets = np.array([labels.index(one.label) for one in data.val])
+    temperature = fit_temperature(logs_of(system, data, data.val), targets)
     again = Probe(bench.backbone, labels, ProbeSettings(without_val=system.learned.state["C"]))
     again.fit(replace(data, train=data.train + data.val, val=(), out=work / "again"))
     return again, temperature
@@ -130,31 +130,31 @@ def fit(bench: Bench, name: str, labels: tuple[str, ...], data: TrainingData, wo
 def measured(bench: Bench, name: str, data: TrainingData, labels: tuple[str, ...], work: Path) -> Figures:
     """All folds of one system."""
     every = list(data.train)
-    truth = np.array([labels.index(one.label) for one in every])
-    logs, divided, right = np.zeros((len(every), len(labels))), np.zeros((len(every), len(labels))), []
-    kept = logs_of(bench.system(name, labels), data, every) if name == ZERO else None
+    targets = np.array([labels.index(one.label) for one in every])
+    logs, scaled_logs, accuracies = np.zeros((len(every), len(labels))), np.zeros((len(every), len(labels))), []
+    cached = logs_of(bench.system(name, labels), data, every) if name == ZERO else None
     work = work / name
-    for fold, (rest, test) in enumerate(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(every, truth)):
-        train, val = train_test_split(rest, test_size=VALIDATION, stratify=truth[rest], random_state=fold)
-        if kept is not None:
-            logs[test], temperature = kept[test], fit_temperature(kept[val], truth[val])
+    for fold, (rest, test) in enumerate(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(every, targets)):
+        train, val = train_test_split(rest, test_size=VALIDATION, stratify=targets[rest], random_state=fold)
+        if cached is not None:
+            logs[test], temperature = cached[test], fit_temperature(cached[val], targets[val])
         else:
             own = replace(data, train=tuple(every[i] for i in train), val=tuple(every[i] for i in val))
             learned, temperature = fit(bench, name, labels, own, work / f"fold{fold}")
             logs[test] = logs_of(learned, data, [every[index] for index in test])
-        divided[test] = scaled(logs[test], temperature)
-        right.append(float((logs[test].argmax(1) == truth[test]).mean()))
-        print(f"{name}, fold {fold}: {100 * right[-1]:.1f} %", flush=True)
+        scaled_logs[test] = scaled(logs[test], temperature)
+        accuracies.append(float((logs[test].argmax(1) == targets[test]).mean()))
+        print(f"{name}, fold {fold}: {100 * accuracies[-1]:.1f} %", flush=True)
     best = logs.argmax(1)
-    hits = best == truth
-    raw, divided_error = (calibration_error(np.exp(one.max(1)), hits) for one in (logs, divided))
+    hits = best == targets
+    raw, scaled_error = (calibration_error(np.exp(one.max(1)), hits) for one in (logs, scaled_logs))
     return Figures(
         asdict(share(int(hits.sum()), len(hits))),
-        macro_f1([labels[index] for index in truth], [labels[index] for index in best], labels),
+        macro_f1([labels[index] for index in targets], [labels[index] for index in best], labels),
         raw,
-        divided_error,
-        float(roc_auc_score(hits, divided.max(1))),
-        right,
+        scaled_error,
+        float(roc_auc_score(hits, scaled_logs.max(1))),
+        accuracies,
     )
 
 

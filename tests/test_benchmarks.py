@@ -28,7 +28,6 @@ from masp.core.config import load_config
 from masp.predictor import Masp
 
 ROOT = Path(__file__).resolve().parents[1]
-PHOTOGRAPHS = "benchmarks/photographs.py"
 
 
 def test_the_shapes_are_what_their_results_say():
@@ -56,8 +55,9 @@ def test_a_random_checkpoint_is_an_ordinary_one(tmp_path):
 
 def test_the_adapter_of_photographs_is_learned_as_its_figures_were():
     """Both are scripts, so each says its settings."""
-    script, bench = (runpy.run_path(str(ROOT / file)) for file in ("scripts/photo/adapter.py", PHOTOGRAPHS))
-    for name in ("STRENGTHS", "TOKEN_SCALE", "VALIDATION"):
+    files = ("scripts/photo/adapter.py", "benchmarks/photographs.py")
+    script, bench = (runpy.run_path(str(ROOT / file)) for file in files)
+    for name in ("SETTINGS", "VALIDATION"):
         assert script[name] == bench[name]
 
 

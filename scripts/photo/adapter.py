@@ -23,17 +23,23 @@ from masp.data.readers.open_dataset import open_dataset
 from masp.model.masp_model import MaspModel
 
 VALIDATION = 0.15
-STRENGTHS, TOKEN_SCALE = (1e-4, 2e-4, 3e-4, 6e-4, 1e-3, 3e-3, 1e-2), 0.3  # as in benchmarks/photographs.py
+SETTINGS = ConceptBottleneckSettings(  # as in benchmarks/photographs.py
+    residual=True,
+    token_scale=0.3,
+    refit=True,
+    strengths=(1e-4, 2e-4, 3e-4, 6e-4, 1e-3, 3e-3, 1e-2),
+    absent=("facial_expression",),
+)
 SOURCES = Path(__file__).with_name("adapter_card.md")
 
 
 def rounded(backbone: Backbone, aspects: Path, out: Path) -> Path:
     """The aspects with every number as bfloat16 has it, so that what is learned on them fits what ships."""
-    found = load_adapter(aspects, backbone)
-    assert found.aspects is not None
-    for one in found.aspects.parameters():
+    adapter = load_adapter(aspects, backbone)
+    assert adapter.aspects is not None
+    for one in adapter.aspects.parameters():
         one.data = one.data.bfloat16().float()
-    save_adapter(out, found.info, found.aspects)
+    save_adapter(out, adapter.info, adapter.aspects)
     return out
 
 
@@ -47,10 +53,7 @@ def learn(backbone: Backbone, aspects: Path, words: TrainingData, data: Path, wo
     )
     info = adapter.info.model_copy(update={"license": "apache-2.0"})
     model = MaspModel(backbone, info.method, adapter.aspects, None, info.asked())
-    settings = ConceptBottleneckSettings(
-        residual=True, token_scale=TOKEN_SCALE, refit=True, strengths=STRENGTHS, absent=("facial_expression",)
-    )
-    system = ConceptBottleneck(model, whole.labels, None, settings, info, words)
+    system = ConceptBottleneck(model, whole.labels, None, SETTINGS, info, words)
     system.fit(replace(read, train=tuple(train), val=tuple(val)))
     return work / "adapter"
 
@@ -65,8 +68,8 @@ def main(args: argparse.Namespace) -> None:
         name, _, data = task.partition("=")
         parts.append(f"{name}={learn(backbone, aspects, words, Path(data), args.work / name)}")
     combine(args.work / "all", parts)
-    found = load_adapter(args.work / "all", backbone)
-    save_adapter(args.out, found.info, found.aspects, aspects_dtype=torch.bfloat16, bottlenecks=found.bottlenecks)
+    adapter = load_adapter(args.work / "all", backbone)
+    save_adapter(args.out, adapter.info, adapter.aspects, aspects_dtype=torch.bfloat16, bottlenecks=adapter.bottlenecks)
     card = args.out / "README.md"
     card.write_text(card.read_text() + "\n" + SOURCES.read_text())
     print(f"{sum(file.stat().st_size for file in args.out.iterdir()) / 1e6:.1f} MB")

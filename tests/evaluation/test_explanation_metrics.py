@@ -150,6 +150,9 @@ def test_each_aspect_is_measured_where_it_is_annotated(tmp_path, monkeypatch):
     monkeypatch.setattr(quality, "describe_aspects", describe)
     found = quality.aspect_quality(masp.model, records, load_questions(), Batching(4))
     assert [one.aspect for one in found] == ["object", "scene"]
+    assert [one.images for one in found] == [
+        sum(name in one.annotations for one in records) for name in ("object", "scene")
+    ]
     assert asked == [record.annotations for record in records if record.annotations], "only what is annotated is asked"
     objects, scene = found
     assert objects.exact.value == 0.0  # another order is not the same text
