@@ -227,6 +227,9 @@ def test_a_seed_without_answers_leaves_its_row_out(tmp_path: Path) -> None:
     first, table = summary(tmp_path)["tables"]
     assert [row[1] for row in table["rows"]] == ["V+A − V", "V+A+rS − V", "V+A+S − V"]
     assert "Paired differences leave out V+S: which images" in first["notes"][-1]
+    write_all(results(tmp_path, "table2"), "second")
+    again, after = summary(tmp_path)["tables"]
+    assert (again["notes"], after["rows"]) == (first["notes"], table["rows"]), "an earlier table that left it out"
 
 
 def test_differences_are_made_of_what_each_cell_says_about_its_answers(tmp_path: Path) -> None:

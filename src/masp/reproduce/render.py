@@ -251,11 +251,10 @@ def differences(
             rows.append(_difference_row(dataset, base, spec, row))
             seeds = [("all", row.whole), *zip(row.seeds, row.each, strict=True)]
             lines += [_difference_line(dataset, base, spec, seed, one) for seed, one in seeds]
-        elif names and before is not None and _still_holds(results, names, before):
-            rows += [tuple(one) for one in before["rows"] if one[:2] == [dataset, _difference_name(base, spec)]]
-            key = {"dataset": dataset, "system": spec.name, "minus": base.name}
-            lines += [one for one in before["lines"] if key.items() <= one.items()]
-        else:
+            continue
+        kept, known = _row_before(results, dataset, base, spec, names, before)
+        rows, lines = rows + kept, lines + known
+        if not kept:
             gone |= {name.split("/")[1] for name in names if not _correctness(results, name)[0]}
     if not rows:
         return None, sorted(gone)
@@ -285,12 +284,18 @@ def paired(results: Results, dataset: str, base: Spec, spec: Spec) -> Difference
     return DifferenceRow(tuple(seeds), each, whole)
 
 
-def _still_holds(results: Results, names: Sequence[str], before: Mapping[str, Any]) -> bool:
-    """Whether the cells of a row, and the seeds of its table, are those of an earlier table."""
+def _row_before(
+    results: Results, dataset: str, base: Spec, spec: Spec, names: Sequence[str], before: Mapping[str, Any] | None
+) -> tuple[list[tuple[str, ...]], list[Mapping[str, Any]]]:
+    """The row of an earlier table with its lines, if its cells and the seeds of the table are as they were."""
+    if not names or before is None or before["seeds"] != list(results.config.seeds):
+        return [], []
     cells = before.get("cells", {})
-    return before["seeds"] == list(results.config.seeds) and all(
-        cells.get(name) == _cell_hash(results, name) for name in names
-    )
+    if any(cells.get(name) != _cell_hash(results, name) for name in names):
+        return [], []
+    rows = [tuple(one) for one in before["rows"] if one[:2] == [dataset, _difference_name(base, spec)]]
+    key = {"dataset": dataset, "system": spec.name, "minus": base.name}
+    return rows, [one for one in before["lines"] if key.items() <= one.items()]
 
 
 def _correctness(results: Results, name: str) -> tuple[str, str]:
