@@ -227,7 +227,7 @@ def main(args: argparse.Namespace) -> None:
     backbone, annotated = load_backbone("photo"), open_dataset(args.words)
     bench = Bench(backbone, args.aspects)
     args.out.mkdir(parents=True, exist_ok=True)
-    if not args.data:
+    if not (args.data or args.votes):
         return write(args.out / "photo_aspects.json", bench, annotated, aspects_alone(bench, annotated, args.most))
     bench.words = make_annotated_data(backbone, annotated, args.work / "words")
     result: dict[str, Any] = {}
